@@ -1,0 +1,1 @@
+"""What the Python models are made of, as plain Python and numpy; knows nothing of Triton."""

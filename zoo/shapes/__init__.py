@@ -1,0 +1,1 @@
+"""`shapes`: coloured shapes on plain backgrounds, drawn from a caption by a small latent diffusion model."""

@@ -1,0 +1,268 @@
+"""Trains `shapes` in four stages (tokenizer, text encoder, VAE, UNet), each resumable; an hour or two on two CPU cores."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from nereid.zoo.shapes import model
+from nereid.zoo.shapes.captions import Caption, Demand, write_caption
+from nereid.zoo.shapes.scenes import BACKGROUNDS, COLORS, POSITIONS, Layout, Scene, Shape, Size, render, sample_scene
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingPlan:
+    """How long each stage trains, and where. Budgets are in minutes of wall clock; a stage ends at its budget."""
+
+    work: Path
+    device: str = "cpu"
+    text_minutes: float = 6
+    vae_minutes: float = 14
+    unet_minutes: float = 90
+    scenes: int = 40_000
+    batch_size: int = 32
+    seed: int = 0
+
+
+# --- text encoder: learns to understand captions before any picture is drawn ---
+
+SLOTS: tuple[tuple[str, ...], ...] = (
+    tuple(Layout),
+    ("", *BACKGROUNDS),
+    ("", *POSITIONS),
+    *(choices for _ in range(2) for choices in (("", *COLORS), ("", *Shape), ("", *Size))),
+)
+"""What the text encoder's end token must tell of a caption, each a closed choice ('' where nothing is said)."""
+
+
+def slot_labels(demand: Demand) -> list[int]:
+    """The right choice of each of SLOTS."""
+    values: list[str] = [demand.layout, demand.background or "", demand.objects[0].position or ""]
+    for index in range(2):
+        item = demand.objects[index] if index < len(demand.objects) else None
+        values += [item.color, item.shape, item.size or ""] if item else ["", "", ""]
+    return [choices.index(value) for choices, value in zip(SLOTS, values, strict=True)]
+
+
+def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    """Token ids padded to the longest prompt: int64, rows x 32."""
+    batch = tokenizer(
+        texts, padding="max_length", max_length=model.MAX_TOKENS, truncation=True, return_tensors="pt"
+    )
+    return batch.input_ids  # type: ignore[no-any-return]
+
+
+def train_text_encoder(plan: TrainingPlan, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Predict every slot of a caption from the end token's last hidden state."""
+    encoder = model.make_text_encoder(tokenizer).to(plan.device)
+    head = nn.Linear(encoder.config.hidden_size, sum(map(len, SLOTS))).to(plan.device)
+    parameters = [*encoder.parameters(), *head.parameters()]
+    rng = Random(plan.seed + 1)
+    for step, rate in _schedule("text encoder", plan.text_minutes, peak=1.5e-3):
+        captions = [write_caption(sample_scene(rng), rng) for _ in range(128)]
+        ids = tokenize(tokenizer, [caption.text for caption in captions])
+        labels = torch.tensor([slot_labels(caption.demand) for caption in captions]).to(plan.device)
+        hidden = encoder(ids.to(plan.device)).last_hidden_state
+        ends = hidden[torch.arange(len(ids)), (ids == tokenizer.eos_token_id).int().argmax(1)]
+        logits = head(ends).split([len(choices) for choices in SLOTS], dim=1)
+        loss = sum((F.cross_entropy(part, labels[:, i]) for i, part in enumerate(logits)), torch.zeros(()))
+        optimizer = _optimizer(parameters) if step == 0 else optimizer
+        _step(optimizer, loss, rate)
+        if step % 50 == 0:
+            right = torch.stack([part.argmax(1) == labels[:, i] for i, part in enumerate(logits)]).all(0)
+            _report("text encoder", step, loss=loss.item(), captions_understood=right.float().mean().item())
+    return encoder
+
+
+# --- VAE ---
+
+
+def train_vae(plan: TrainingPlan) -> AutoencoderKL:
+    """Reconstruct 32 x 32 crops around objects: it is fully convolutional, and plain background teaches little."""
+    vae = model.make_vae().to(plan.device)
+    with torch.no_grad():  # start from a narrow posterior: a wide one drowns the picture for the first thousands of steps
+        channels = vae.config.latent_channels
+        vae.quant_conv.weight[channels:] = 0
+        vae.quant_conv.bias[channels:] = -5
+    optimizer = _optimizer(vae.parameters())
+    rng = Random(plan.seed + 2)
+    for step, rate in _schedule("vae", plan.vae_minutes, peak=1.5e-3):
+        scenes = [sample_scene(rng) for _ in range(24)]
+        pixels = _crops(_pixels(scenes), scenes, rng).to(plan.device)
+        posterior = vae.encode(pixels).latent_dist
+        decoded = vae.decode(posterior.sample()).sample
+        error = decoded - pixels
+        loss = 4 * error.square().mean() + 1e-6 * posterior.kl().mean()
+        _step(optimizer, loss, rate)
+        if step % 50 == 0:
+            psnr = 10 * math.log10(4 / error.square().mean().item())
+            _report("vae", step, loss=loss.item(), psnr=psnr, latent_std=posterior.mean.std().item())
+    with torch.no_grad():
+        latents = torch.cat(
+            [vae.encode(_pixels([sample_scene(rng) for _ in range(16)]).to(plan.device)).latent_dist.mean for _ in range(16)]
+        )
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    return vae
+
+
+def _pixels(scenes: list[Scene]) -> Tensor:
+    """Rendered scenes as float32 in -1..1: rows x 3 x 128 x 128."""
+    pictures = np.stack([render(scene) for scene in scenes])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _crops(pixels: Tensor, scenes: list[Scene], rng: Random, size: int = 32) -> Tensor:
+    """One square crop of each picture with its corner on a multiple of 8, near one of the objects."""
+    crops = []
+    for picture, scene in zip(pixels, scenes, strict=True):
+        item = rng.choice(scene.objects)
+        left, top = (
+            min(max(round((at - size / 2 + rng.uniform(-16, 16)) / 8) * 8, 0), picture.shape[-1] - size)
+            for at in (item.x, item.y)
+        )
+        crops.append(picture[:, top : top + size, left : left + size])
+    return torch.stack(crops)
+
+
+# --- UNet ---
+
+
+@torch.no_grad()
+def encode_scenes(plan: TrainingPlan, vae: AutoencoderKL) -> tuple[list[Scene], Tensor]:
+    """The training scenes and their scaled latents (scenes x 4 x 16 x 16), computed once."""
+    rng = Random(plan.seed + 3)
+    scenes = [sample_scene(rng) for _ in range(plan.scenes)]
+    file = plan.work / f"latents-{plan.scenes}.safetensors"
+    if not file.exists():
+        parts = []
+        for start in range(0, len(scenes), 50):
+            parts.append(vae.encode(_pixels(scenes[start : start + 50]).to(plan.device)).latent_dist.mean.cpu())
+            if start % 2000 == 0:
+                _report("latents", start, of=float(len(scenes)))
+        save_file({"latents": torch.cat(parts)}, file)
+    return scenes, load_file(file)["latents"] * vae.config.scaling_factor
+
+
+def train_unet(
+    plan: TrainingPlan, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: AutoencoderKL
+) -> UNet2DConditionModel:
+    """v-prediction with min-SNR weights; the caption is dropped for one row in ten; returns the moving average."""
+    scenes, latents = encode_scenes(plan, vae)
+    latents = latents.to(plan.device)
+    scheduler = DPMSolverMultistepScheduler.from_config(model.SCHEDULER_CONFIG)
+    alphas = scheduler.alphas_cumprod.to(plan.device)
+    unet = model.make_unet().to(plan.device)
+    average = deepcopy(unet)
+    optimizer = _optimizer(unet.parameters())
+    rng = Random(plan.seed + 4)
+    generator = torch.Generator(plan.device).manual_seed(plan.seed)
+    for step, rate in _schedule("unet", plan.unet_minutes, peak=1.2e-3):
+        rows = [rng.randrange(len(scenes)) for _ in range(plan.batch_size)]
+        texts = ["" if rng.random() < 0.1 else write_caption(scenes[row], rng).text for row in rows]
+        with torch.no_grad():
+            states = encoder(tokenize(tokenizer, texts).to(plan.device)).last_hidden_state
+        clean = latents[rows]
+        noise = torch.randn(clean.shape, generator=generator, device=plan.device)
+        # Stratified timesteps: the same spread of noise levels in every batch keeps the gradient calm.
+        strata = torch.arange(len(rows), device=plan.device)
+        offsets = torch.rand(len(rows), generator=generator, device=plan.device)
+        timesteps = ((strata + offsets) / len(rows) * len(alphas)).long()
+        alpha = alphas[timesteps].view(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+        target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+        predicted = unet(noisy, timesteps, states).sample
+        ratio = (alpha / (1 - alpha)).flatten()
+        weights = ratio.clamp(max=5) / (ratio + 1) + 0.1
+        loss = (weights * (predicted - target).square().mean((1, 2, 3))).mean()
+        _step(optimizer, loss, rate)
+        _follow(average, unet, decay=min(0.998, (step + 1) / (step + 20)))
+        if step % 100 == 0:
+            _report("unet", step, loss=loss.item(), rate=rate)
+        if step % 1000 == 999:
+            average.save_pretrained(plan.work / "unet-partial")
+    return average
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, unet: nn.Module, *, decay: float) -> None:
+    for kept, new in zip(average.parameters(), unet.parameters(), strict=True):
+        kept.lerp_(new, 1 - decay)
+
+
+# --- shared ---
+
+
+def _optimizer(parameters: Iterator[nn.Parameter] | list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-2, betas=(0.9, 0.99))
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+    optimizer.step()
+
+
+def _schedule(stage: str, minutes: float, *, peak: float) -> Iterator[tuple[int, float]]:
+    """Steps and learning rates until the time is up: 2% warm-up, then a cosine to a fiftieth of the peak."""
+    start = time.monotonic()
+    for step in itertools.count():
+        done = (time.monotonic() - start) / (60 * minutes)
+        if done >= 1:
+            _report(stage, step, minutes=minutes)
+            return
+        rise = min(1.0, done / 0.02 + 0.01)
+        yield step, peak * rise * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+
+
+def _report(stage: str, step: int, **figures: float) -> None:
+    print(time.strftime("%H:%M:%S"), stage, step, *(f"{name}={value:.4g}" for name, value in figures.items()), flush=True)
+
+
+def train(plan: TrainingPlan, destination: Path) -> None:
+    """Run the stages that `plan.work` does not hold yet and save a diffusers folder in fp16 to `destination`."""
+    torch.manual_seed(plan.seed)
+    plan.work.mkdir(parents=True, exist_ok=True)
+    tokenizer = model.train_tokenizer(plan.work / "tokenizer")
+    text_folder, vae_folder, unet_folder = (plan.work / name for name in ("text_encoder", "vae", "unet"))
+    if not text_folder.exists():
+        train_text_encoder(plan, tokenizer).save_pretrained(text_folder)
+    if not vae_folder.exists():
+        train_vae(plan).save_pretrained(vae_folder)
+    encoder = CLIPTextModel.from_pretrained(text_folder).to(plan.device).eval()
+    vae = AutoencoderKL.from_pretrained(vae_folder).to(plan.device).eval()
+    if not unet_folder.exists():
+        train_unet(plan, tokenizer, encoder, vae).save_pretrained(unet_folder)
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel.from_pretrained(unet_folder),
+        scheduler=DPMSolverMultistepScheduler.from_config(model.SCHEDULER_CONFIG),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(dtype=torch.float16).save_pretrained(destination, safe_serialization=True)
+
+
+def caption_examples(count: int, *, seed: int = 0, held_out: bool = True) -> list[Caption]:
+    """Captions of random scenes, from the held-out combinations unless told otherwise."""
+    rng = Random(seed)
+    return [write_caption(sample_scene(rng, held_out=held_out), rng) for _ in range(count)]
