@@ -31,9 +31,9 @@ class TrainingPlan:
     work: Path
     device: str = "cpu"
     text_minutes: float = 6
-    vae_minutes: float = 14
+    vae_minutes: float = 20
     unet_minutes: float = 90
-    scenes: int = 40_000
+    scenes: int = 24_000
     batch_size: int = 32
     seed: int = 0
 
@@ -92,31 +92,39 @@ def train_text_encoder(plan: TrainingPlan, tokenizer: CLIPTokenizer) -> CLIPText
 
 
 def train_vae(plan: TrainingPlan) -> AutoencoderKL:
-    """Reconstruct 32 x 32 crops around objects: it is fully convolutional, and plain background teaches little."""
+    """Reconstruct crops around objects (plain background teaches little), then whole pictures.
+
+    The second phase cannot be left out: the statistics of group normalisation are those of the whole input.
+    """
     vae = model.make_vae().to(plan.device)
     with torch.no_grad():  # start from a narrow posterior: a wide one drowns the picture for the first thousands of steps
         channels = vae.config.latent_channels
         vae.quant_conv.weight[channels:] = 0
         vae.quant_conv.bias[channels:] = -5
-    optimizer = _optimizer(vae.parameters())
     rng = Random(plan.seed + 2)
-    for step, rate in _schedule("vae", plan.vae_minutes, peak=1.5e-3):
-        scenes = [sample_scene(rng) for _ in range(24)]
-        pixels = _crops(_pixels(scenes), scenes, rng).to(plan.device)
+    reconstruct(plan, vae, rng, minutes=plan.vae_minutes * 0.55, crops=True)
+    reconstruct(plan, vae, rng, minutes=plan.vae_minutes * 0.45, crops=False)
+    with torch.no_grad():
+        batches = [_pixels([sample_scene(rng) for _ in range(16)]).to(plan.device) for _ in range(16)]
+        latents = torch.cat([vae.encode(pixels).latent_dist.mean for pixels in batches])
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    return vae
+
+
+def reconstruct(plan: TrainingPlan, vae: AutoencoderKL, rng: Random, *, minutes: float, crops: bool) -> None:
+    """One phase of the VAE's training: on 24 crops of 32 x 32 pixels a step, or on 6 whole pictures."""
+    optimizer = _optimizer(vae.parameters())
+    stage = "vae on crops" if crops else "vae on pictures"
+    for step, rate in _schedule(stage, minutes, peak=1.5e-3 if crops else 8e-4):
+        scenes = [sample_scene(rng) for _ in range(24 if crops else 6)]
+        pixels = (_crops(_pixels(scenes), scenes, rng) if crops else _pixels(scenes)).to(plan.device)
         posterior = vae.encode(pixels).latent_dist
-        decoded = vae.decode(posterior.sample()).sample
-        error = decoded - pixels
-        loss = 4 * error.square().mean() + 1e-6 * posterior.kl().mean()
+        error = vae.decode(posterior.sample()).sample - pixels
+        loss = 4 * error.square().mean() + 0.3 * error.abs().mean() + 1e-6 * posterior.kl().mean()
         _step(optimizer, loss, rate)
         if step % 50 == 0:
             psnr = 10 * math.log10(4 / error.square().mean().item())
-            _report("vae", step, loss=loss.item(), psnr=psnr, latent_std=posterior.mean.std().item())
-    with torch.no_grad():
-        latents = torch.cat(
-            [vae.encode(_pixels([sample_scene(rng) for _ in range(16)]).to(plan.device)).latent_dist.mean for _ in range(16)]
-        )
-    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
-    return vae
+            _report(stage, step, loss=loss.item(), psnr=psnr, latent_std=posterior.mean.std().item())
 
 
 def _pixels(scenes: list[Scene]) -> Tensor:

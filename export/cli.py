@@ -1,0 +1,94 @@
+"""`nereid export`: the command line of this room."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from nereid.export.errors import ExportError
+from nereid.export.onnx_engine import Precision
+from nereid.export.diffusion import Device, Engine, ExportOptions, export_diffusion
+
+app = typer.Typer(help="Turn a checkpoint into engines inside a deployable Triton model repository.", no_args_is_help=True)
+console = Console(stderr=True)
+
+
+class Bar:
+    """Progress on stderr: what is being done, how far, since when."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: TaskID = progress.add_task("starting", total=None)
+
+    def total(self, steps: int) -> None:
+        self._progress.update(self._task, total=steps)
+        self._done = -1
+
+    def step(self, text: str) -> None:
+        self._done += 1
+        self._progress.update(self._task, description=text, completed=self._done)
+        if not self._progress.console.is_terminal:
+            self._progress.console.print(text)
+
+    def waiting(self, text: str) -> None:
+        self._progress.console.print(text)
+
+
+@app.callback()
+def export() -> None:
+    """Turn a checkpoint into engines inside a deployable Triton model repository."""
+
+
+@app.command()
+def diffusion(
+    path: Annotated[Path, typer.Argument(help="A local diffusers folder (Stable Diffusion 1.x, 2.x or XL family).")],
+    engine: Annotated[Engine, typer.Option(help="What runs the networks.")] = Engine.ONNXRUNTIME,
+    precision: Annotated[Precision, typer.Option(help="Arithmetic of the engines.")] = Precision.FP32,
+    device: Annotated[Device, typer.Option(help="Where the engines will run.")] = Device.CPU,
+    max_batch_size: Annotated[int, typer.Option(help="Images in one request, and half the UNet's rows.")] = 8,
+    name: Annotated[str, typer.Option(help="Prefix of the models' names, for several pipelines in one repository.")] = "",
+    out: Annotated[Path, typer.Option(help="The repository to write; other pipelines in it are kept.")] = Path("build/repository"),
+    max_side: Annotated[int, typer.Option(help="Largest picture side in pixels that a TensorRT plan is built for.")] = 1024,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Export a diffusion pipeline: text encoder(s), UNet, VAE decoder and encoder, each checked against PyTorch.
+
+    Nothing appears at OUT until everything is built and checked; an interrupted export resumes where it stopped.
+    """
+    options = ExportOptions(
+        checkpoint=path,
+        out=out,
+        engine=engine,
+        precision=precision,
+        device=device,
+        max_batch_size=max_batch_size,
+        name=name,
+        max_side=max_side,
+    )
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=console, transient=True) as progress:
+            manifest = export_diffusion(options, Bar(progress))
+    except ExportError as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        print(json.dumps(manifest))
+    else:
+        _show(manifest, out)
+
+
+def _show(manifest: dict[str, Any], out: Path) -> None:
+    table = Table(title=f"{manifest['source']['name']} -> {out}")
+    for column in ("engine", "precision", "largest relative error", "bound", "seconds"):
+        table.add_column(column, justify="left" if column in ("engine", "precision") else "right")
+    for name, engine in manifest["engines"].items():
+        worst = max(check["relative_error"] for check in engine["checks"])
+        table.add_row(name, engine["precision"], f"{worst:.1e}", f"{engine['error_bound']:g}", f"{engine['seconds']:.1f}")
+    Console().print(table)

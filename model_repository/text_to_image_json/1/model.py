@@ -1,0 +1,28 @@
+"""Triton's side of `text_to_image_json`: the ensemble behind a face without batches."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from nereid.backends import bridge
+from nereid.runtime.json_face import generate_json
+
+
+class TritonPythonModel:
+    """Adapts nereid.runtime.json_face."""
+
+    def initialize(self, args):
+        model = bridge.ModelArguments.parse(args)
+        self._target = model.parameters["text_to_image_model"]
+        self._workers = ThreadPoolExecutor(int(model.parameters["max_calls"]), "call")
+
+    def execute(self, requests):
+        for request in requests:
+            self._workers.submit(self._serve, bridge.read_inputs(request), bridge.late_reply(request))
+
+    def _serve(self, inputs, reply):
+        try:
+            reply(generate_json(inputs, self._target, bridge.call_model), None)
+        except Exception as error:
+            reply(None, error)
+
+    def finalize(self):
+        self._workers.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,120 @@
+"""Tiny checkpoints with random weights, of every family that export knows, made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    LCMScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from nereid.zoo.shapes.model import train_tokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+LENGTH, WIDTH = 16, 32
+SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+}
+
+
+def _unet(**changes: Any) -> UNet2DConditionModel:
+    settings: dict[str, Any] = {
+        "sample_size": 8,
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": 2,
+        "cross_attention_dim": WIDTH,
+        "norm_num_groups": 8,
+    }
+    return UNet2DConditionModel(**{**settings, **changes})
+
+
+def _vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 16, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+
+
+def _text_config(tokenizer: Any, width: int = WIDTH) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=LENGTH,
+        projection_dim=24,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def make_sd(folder: Path, *, scheduler: Any = None, **unet: Any) -> Path:
+    """A Stable Diffusion 1.x or 2.x style checkpoint; returns its folder."""
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(folder / "bpe")
+    tokenizer.model_max_length = LENGTH
+    pipeline = StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_text_config(tokenizer)),
+        tokenizer=tokenizer,
+        unet=_unet(**unet),
+        scheduler=scheduler or PNDMScheduler(**SCHEDULER, skip_prk_steps=True),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder / "checkpoint")
+    return folder / "checkpoint"
+
+
+def make_lcm(folder: Path) -> Path:
+    """A guidance-distilled latent consistency model."""
+    return make_sd(folder, scheduler=LCMScheduler(**SCHEDULER), time_cond_proj_dim=32)
+
+
+def make_v_prediction(folder: Path) -> Path:
+    return make_sd(folder, scheduler=PNDMScheduler(**SCHEDULER, skip_prk_steps=True, prediction_type="v_prediction"))
+
+
+def make_sdxl(folder: Path) -> Path:
+    """A Stable Diffusion XL style checkpoint: two text encoders, pooled embeddings, time ids."""
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(folder / "bpe")
+    tokenizer.model_max_length = LENGTH
+    unet = _unet(
+        cross_attention_dim=WIDTH + 24,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24 + 6 * 8,
+        transformer_layers_per_block=(1, 2),
+    )
+    pipeline = StableDiffusionXLPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_text_config(tokenizer)),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, 24)),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=unet,
+        scheduler=PNDMScheduler(**SCHEDULER, skip_prk_steps=True),
+        force_zeros_for_empty_prompt=True,
+    )
+    pipeline.save_pretrained(folder / "checkpoint")
+    return folder / "checkpoint"
