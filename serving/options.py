@@ -1,0 +1,84 @@
+"""What `nereid serve` is asked for, checked before anything starts."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from nereid.serving.errors import ServingError
+from nereid.serving.installation import Installation, Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """Where to serve what. `health_port` answers /ready and /live honestly, which Triton's own readiness does not."""
+
+    repository: Path
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    health_port: int = 8003
+    triton: Source = Source.AUTO
+    start_timeout: float = 600.0
+    log_file: Path | None = None
+    verbose: bool = False
+
+    @property
+    def ports(self) -> dict[str, int]:
+        return {
+            "--http-port": self.http_port,
+            "--grpc-port": self.grpc_port,
+            "--metrics-port": self.metrics_port,
+            "--health-port": self.health_port,
+        }
+
+    def check(self, installation: Installation) -> None:
+        """Raise ServingError for a repository that is none, a busy port, or a host this Triton must not bind to."""
+        if not self.repository.is_dir() or not any(self.repository.glob("*/config.pbtxt")):
+            raise ServingError(
+                f"--repository: {self.repository} is not a model repository; write one with `nereid export diffusion PATH`"
+            )
+        if installation.loopback_only and not _is_loopback(self.host):
+            raise ServingError(
+                f"--host: {self.host} is not allowed with the Triton that pip installs (24.10), whose HTTP server has known "
+                "security holes (CVE-2025-23310 and others); it must be a loopback address such as 127.0.0.1. "
+                "To serve other machines use the container: `make docker-up`"
+            )
+        if len(set(self.ports.values())) < len(self.ports):
+            raise ServingError(f"ports: {', '.join(map(str, self.ports.values()))} are not allowed; all must differ")
+        for option, port in self.ports.items():
+            _require_free(option, self.host, port)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _require_free(option: str, host: str, port: int) -> None:
+    if not 1 <= port <= 65535:
+        raise ServingError(f"{option}: {port} is not allowed; it must be 1 to 65535")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServingError(f"{option}: port {port} on {host} cannot be used ({error.strerror})") from None
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on just now, for tests and demos."""
+    probes = [socket.socket() for _ in range(count)]
+    for probe in probes:
+        probe.bind(("127.0.0.1", 0))
+    ports = [int(probe.getsockname()[1]) for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
