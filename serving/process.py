@@ -24,7 +24,8 @@ STUB = "triton_python_backend_stub"
 ADMIN_HEADER = "nereid-admin"
 RESTRICTED = "model-repository,shared-memory,trace,logging"
 SHARED_MEMORY = Path("/dev/shm")
-EXIT_SECONDS = 5
+EXIT_SECONDS = 2
+"""How long Triton may finish what is in flight when it is asked to stop."""
 MAX_MESSAGE = 2**31 - 1
 
 
@@ -147,7 +148,7 @@ class TritonProcess:
             if self._process.poll() is None:
                 self._process.terminate()
                 try:
-                    self._process.wait(EXIT_SECONDS + 10)
+                    self._process.wait(EXIT_SECONDS + 1)
                 except subprocess.TimeoutExpired:
                     self._process.kill()
             for process in family:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 from tritonclient.utils import InferenceServerException
 
 from nereid.serving.errors import ServingError
@@ -108,7 +110,7 @@ class Supervisor:
             alive = self._triton.stubs()
             dead = [model for model, count in self._expected.items() if alive[model] < count]
             if dead:
-                self._reload(dead)
+                self._heal(dead)
 
     def _restart(self) -> None:
         self._ready = False
@@ -118,7 +120,8 @@ class Supervisor:
             self._restarts.popleft()
         if len(self._restarts) > MAX_RESTARTS:
             raise ServingError(f"Triton died {MAX_RESTARTS + 1} times within {RESTART_WINDOW_SECONDS:g} s; giving up")
-        log.warning("Triton died (exit code %s); starting it again", self._triton.returncode)
+        if not self._triton.is_running():
+            log.warning("Triton died (exit code %s); starting it again", self._triton.returncode)
         self._triton.stop()
         self._triton = TritonProcess(self._triton.installation, self.options)
         try:
@@ -126,28 +129,33 @@ class Supervisor:
         except ServingError as error:
             log.error("%s", error)
 
-    def _reload(self, models: list[str]) -> None:
-        """Unload, then load: `load` alone does nothing for a model that Triton believes to be healthy."""
+    def _heal(self, models: list[str]) -> None:
+        """Bring models whose Python process died back: by a reload, or, for a model whose config.pbtxt says
+        `restart_on_death`, by a restart of the server (nothing else answers requests that such a process held).
+        """
         self._unwell |= set(models)
-        for model in models:
-            log.warning("the Python process of %s died; reloading it", model)
-            try:
-                self._triton.unload(model)
-                self._wait_unloaded(model)
-                self._triton.load(model)
-                self._load_dependents()
-            except InferenceServerException as error:
-                log.error("%s cannot be reloaded (%s); restarting Triton", model, error.message())
-                self._restart()
-                break
+        if any(self._needs_restart(model) for model in models):
+            log.warning("the Python process of %s died with requests inside; restarting Triton", ", ".join(models))
+            self._restart()
+        else:
+            for model in models:
+                log.warning("the Python process of %s died; reloading it", model)
+                self._reload(model)
         self._unwell.clear()
 
-    def _wait_unloaded(self, model: str) -> None:
-        deadline = time.monotonic() + 5
-        while time.monotonic() < deadline and not self._stopping.is_set():
-            if self._triton.model_states().get(model) not in ("READY", "UNLOADING"):
-                return
-            time.sleep(0.05)
+    def _needs_restart(self, model: str) -> bool:
+        config = text_format.Parse((self.options.repository / model / "config.pbtxt").read_text(), ModelConfig())
+        return bool(config.parameters["restart_on_death"].string_value == "true")
+
+    def _reload(self, model: str) -> None:
+        """Unload, then load: `load` alone does nothing for a model that Triton believes to be healthy."""
+        try:
+            self._triton.unload(model)
+            self._triton.load(model)
+            self._load_dependents()
+        except InferenceServerException as error:
+            log.error("%s cannot be reloaded (%s); restarting Triton", model, error.message())
+            self._restart()
 
     def _load_dependents(self) -> None:
         """Ensembles that went down with a model of theirs."""

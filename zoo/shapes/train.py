@@ -161,7 +161,7 @@ def encode_scenes(plan: TrainingPlan, vae: AutoencoderKL) -> tuple[list[Scene], 
             parts.append(vae.encode(_pixels(scenes[start : start + 50]).to(plan.device)).latent_dist.mean.cpu())
             if start % 2000 == 0:
                 _report("latents", start, of=float(len(scenes)))
-        save_file({"latents": torch.cat(parts)}, file)
+        save_file({"latents": torch.cat(parts).contiguous()}, file)
     return scenes, load_file(file)["latents"] * vae.config.scaling_factor
 
 
