@@ -1,0 +1,42 @@
+"""The SDK: typed image requests to a Nereid server over gRPC or HTTP, sync or async, with progress.
+
+    from nereid.client import Client
+
+    with Client("127.0.0.1:8001") as client:
+        result = client.generate_image("a red circle above a blue square", seed=7)
+        result.image.save("out.png")
+"""
+
+from nereid.client.async_client import AsyncClient
+from nereid.client.client import Client, PendingImage
+from nereid.client.errors import (
+    CancelledError,
+    ConnectionLostError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    NereidError,
+    ServerError,
+    UnavailableError,
+    UnsupportedError,
+)
+from nereid.client.images import ImageProgress, ImageRequest, ImageResult
+from nereid.client.options import Protocol, Tls
+
+__all__ = [
+    "AsyncClient",
+    "CancelledError",
+    "Client",
+    "ConnectionLostError",
+    "DeadlineExceededError",
+    "ImageProgress",
+    "ImageRequest",
+    "ImageResult",
+    "InvalidRequestError",
+    "NereidError",
+    "PendingImage",
+    "Protocol",
+    "ServerError",
+    "Tls",
+    "UnavailableError",
+    "UnsupportedError",
+]

@@ -15,7 +15,7 @@ from nereid.export.errors import ExportError
 from nereid.export.onnx_engine import Precision
 from nereid.export.diffusion import Device, Engine, ExportOptions, export_diffusion
 
-app = typer.Typer(help="Turn a checkpoint into engines inside a deployable Triton model repository.", no_args_is_help=True)
+app = typer.Typer(help="Turn a checkpoint into engines inside a deployable Triton model repository.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True)
 
 

@@ -80,21 +80,14 @@ class ImageStream:
                 raise CancelledError("the request was cancelled")
             if end >= steps:
                 break
-            send(
-                {
-                    "step": np.array([end], dtype=np.int32),
-                    "num_inference_steps": np.array([steps], dtype=np.int32),
-                    "preview": preview(state["latents"][0], self.pipeline.latents_to_rgb),
-                }
-            )
+            send({**_progress(end, steps), **_picture("preview", preview(state["latents"][0], self.pipeline.latents_to_rgb))})
             begin = end
         image = self.call(self.siblings.vae_decoder, {"latents": state["latents"]}, ["image"])
         pixels = self.call(self.siblings.image_output, image, ["generated_image"])["generated_image"]
         send(
             {
-                "step": np.array([steps], dtype=np.int32),
-                "num_inference_steps": np.array([steps], dtype=np.int32),
-                "generated_image": pixels[0],
+                **_progress(steps, steps),
+                **_picture("generated_image", pixels[0]),
                 "image_seed": state["image_seed"][0],
                 "warnings": state["warnings"][0],
                 "timings": total[0],
@@ -137,3 +130,11 @@ class ImageStream:
                 if suffix:
                     conditions[f"pooled_{half}prompt_embeds"] = made["pooled_prompt_embeds"]
         return conditions
+
+
+def _progress(step: int, steps: int) -> dict[str, np.ndarray]:
+    return {"step": np.array([step], dtype=np.int32), "num_inference_steps": np.array([steps], dtype=np.int32)}
+
+
+def _picture(name: str, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: pixels, "picture_shape": np.array(pixels.shape, dtype=np.int32)}

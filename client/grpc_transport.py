@@ -1,0 +1,169 @@
+"""Tensors to a model and back over gRPC, sync and async."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as grpcclient
+import tritonclient.grpc.aio as grpcclient_aio
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from nereid.client.errors import from_triton
+from nereid.client.images import Tensors
+from nereid.client.options import ConnectionOptions
+
+Cancel = Callable[[], None]
+
+_KEEPALIVE = grpcclient.KeepAliveOptions(keepalive_time_ms=30_000, keepalive_timeout_ms=10_000)
+
+
+def _inputs(tensors: Tensors) -> list[Any]:
+    made = []
+    for name, value in tensors.items():
+        tensor = grpcclient.InferInput(name, value.shape, np_to_triton_dtype(value.dtype))
+        tensor.set_data_from_numpy(value)
+        made.append(tensor)
+    return made
+
+
+def _outputs(result: Any, names: Sequence[str]) -> Tensors:
+    values: dict[str, np.ndarray | None] = {name: result.as_numpy(name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _arguments(options: ConnectionOptions) -> dict[str, Any]:
+    tls = options.tls
+    paths = {} if tls is None else {
+        "root_certificates": tls.root_certificates,
+        "private_key": tls.private_key,
+        "certificate_chain": tls.certificate_chain,
+    }
+    return {
+        "url": options.url,
+        "ssl": tls is not None,
+        "keepalive_options": _KEEPALIVE,
+        **{name: str(path) for name, path in paths.items() if path is not None},
+    }
+
+
+class GrpcTransport:
+    """One channel; calls may come from any thread."""
+
+    def __init__(self, options: ConnectionOptions) -> None:
+        self._options = options
+        self._client = grpcclient.InferenceServerClient(**_arguments(options))
+
+    def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
+        """Call and wait; raises NereidError."""
+        try:
+            result = self._client.infer(
+                model, _inputs(tensors), headers=dict(self._options.headers), client_timeout=timeout
+            )
+        except InferenceServerException as error:
+            raise from_triton(error) from None
+        return _outputs(result, outputs)
+
+    def submit(
+        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+    ) -> tuple[Future[Tensors], Cancel]:
+        """Call without waiting; the second value cancels the call."""
+        future: Future[Tensors] = Future()
+
+        def finish(result: Any, error: InferenceServerException | None) -> None:
+            if error is not None:
+                future.set_exception(from_triton(error))
+            else:
+                future.set_result(_outputs(result, outputs))
+
+        call = self._client.async_infer(
+            model, _inputs(tensors), finish, headers=dict(self._options.headers), client_timeout=timeout
+        )
+        return future, call.cancel
+
+    def stream(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Iterator[Tensors]:
+        """Answers of a decoupled model as they come; leaving the loop cancels the rest."""
+        answers: queue.SimpleQueue[tuple[Any, InferenceServerException | None]] = queue.SimpleQueue()
+        client = grpcclient.InferenceServerClient(**_arguments(self._options))
+        client.start_stream(
+            lambda result, error: answers.put((result, error)),
+            stream_timeout=timeout,
+            headers=dict(self._options.headers),
+        )
+        finished = False
+        try:
+            client.async_stream_infer(model, _inputs(tensors), enable_empty_final_response=True)
+            while True:
+                result, error = answers.get()
+                if error is not None:
+                    finished = True
+                    raise from_triton(error)
+                response = result.get_response()
+                if response.outputs:
+                    yield _outputs(result, outputs)
+                if response.parameters["triton_final_response"].bool_param:
+                    finished = True
+                    return
+        finally:
+            client.stop_stream(cancel_requests=not finished)
+            client.close()
+
+    def is_ready(self, model: str) -> bool:
+        try:
+            return bool(self._client.is_model_ready(model, headers=dict(self._options.headers), client_timeout=5))
+        except InferenceServerException:
+            return False
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class AsyncGrpcTransport:
+    """The same on asyncio; cancelling the awaiting task cancels the call."""
+
+    def __init__(self, options: ConnectionOptions) -> None:
+        self._options = options
+        self._client = grpcclient_aio.InferenceServerClient(**_arguments(options))
+
+    async def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
+        try:
+            result = await self._client.infer(
+                model, _inputs(tensors), headers=dict(self._options.headers), client_timeout=timeout
+            )
+        except InferenceServerException as error:
+            raise from_triton(error) from None
+        return _outputs(result, outputs)
+
+    async def stream(
+        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
+    ) -> AsyncIterator[Tensors]:
+        done = asyncio.Event()
+
+        async def requests() -> AsyncIterator[dict[str, Any]]:
+            yield {"model_name": model, "inputs": _inputs(tensors), "enable_empty_final_response": True}
+            await done.wait()
+
+        answers = self._client.stream_infer(
+            requests(), stream_timeout=timeout, headers=dict(self._options.headers)
+        )
+        try:
+            async for result, error in answers:
+                if error is not None:
+                    raise from_triton(error)
+                response = result.get_response()
+                if response.outputs:
+                    yield _outputs(result, outputs)
+                if response.parameters["triton_final_response"].bool_param:
+                    return
+        except InferenceServerException as error:
+            raise from_triton(error) from None
+        finally:
+            done.set()
+            answers.cancel()
+
+    async def close(self) -> None:
+        await self._client.close()
