@@ -53,7 +53,7 @@ class Task(Protocol):
 T = TypeVar("T", bound=Task)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Ticket(Generic[T]):
     """A task's place in the queue or among the active ones."""
 
@@ -62,6 +62,8 @@ class Ticket(Generic[T]):
     deadline: float | None
     admitted: float | None = None
     cancelled: bool = False
+    finished: bool = False
+    in_use: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Observer(Protocol):
@@ -76,7 +78,7 @@ class Observer(Protocol):
     def finished(self, outcome: str, seconds: float) -> None: ...
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class InFlightBatcher(Generic[T]):
     """Keeps up to `max_inflight` rows active and `max_queue` requests waiting; everything else is refused at once.
 
@@ -87,7 +89,7 @@ class InFlightBatcher(Generic[T]):
     observer: Observer
     max_inflight: int
     max_queue: int
-    poll_seconds: float = 0.01
+    poll_seconds: float = 0.02
     name: str = "batcher"
     _queue: deque[Ticket[T]] = field(default_factory=deque, init=False)
     _active: list[Ticket[T]] = field(default_factory=list, init=False)
@@ -134,24 +136,36 @@ class InFlightBatcher(Generic[T]):
     # --- the tick thread ---
 
     def _tick_forever(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._stopping or self._queue or self._active):
-                    self._changed.wait()
-                if self._stopping:
-                    dropped = [*self._active, *self._queue]
-                    self._active.clear()
-                    self._queue.clear()
-                    break
-                self._drop_lost()
-                self._admit()
-                active = list(self._active)
-            if active:
-                self._tick(active)
-            with self._changed:
-                self.observer.occupancy(len(self._active), len(self._queue))
+        while not self._stopping:
+            try:
+                self._tick_once()
+            except Exception:
+                # A mistake in the bookkeeping must not leave requests waiting for a thread that is gone.
+                log.exception("the batcher has failed; everything in flight is given up")
+                self._give_up(EngineError("internal error in the batcher; see the server's log"))
+        self._give_up(StoppingError("the model is being unloaded"))
+
+    def _tick_once(self) -> None:
+        with self._changed:
+            while not (self._stopping or self._queue or self._active):
+                self._changed.wait()
+            if self._stopping:
+                return
+            self._drop_lost()
+            self._admit()
+            active = list(self._active)
+        if active:
+            self._tick(active)
+        with self._changed:
+            self.observer.occupancy(len(self._active), len(self._queue))
+
+    def _give_up(self, error: RequestError) -> None:
+        with self._changed:
+            dropped = [*self._active, *self._queue]
+            self._active.clear()
+            self._queue.clear()
         for ticket in dropped:
-            self._finish(ticket, StoppingError("the model is being unloaded"))
+            self._finish(ticket, error)
 
     def _drop_lost(self) -> None:
         """Let go of cancelled and overdue tasks, waiting or active."""
@@ -197,12 +211,14 @@ class InFlightBatcher(Generic[T]):
     def _finish(self, ticket: Ticket[T], error: RequestError | None) -> None:
         outcome = "success" if error is None else error.outcome
         self.observer.finished(outcome, time.monotonic() - ticket.submitted)
-        self._finisher.submit(self._finish_safely, ticket.task, error)
+        self._finisher.submit(self._finish_safely, ticket, error)
 
     @staticmethod
-    def _finish_safely(task: T, error: RequestError | None) -> None:
+    def _finish_safely(ticket: Ticket[T], error: RequestError | None) -> None:
+        with ticket.in_use:  # an answered request must not be asked whether it was cancelled: Triton has freed it
+            ticket.finished = True
         try:
-            task.finish(error)
+            ticket.task.finish(error)
         except Exception:
             log.exception("a finished request could not be answered")
 
@@ -217,6 +233,7 @@ class InFlightBatcher(Generic[T]):
                     return
                 tickets = [*self._active, *self._queue]
             for ticket in tickets:
-                if not ticket.cancelled and ticket.task.is_cancelled():
-                    ticket.cancelled = True
+                with ticket.in_use:
+                    if not ticket.finished and not ticket.cancelled:
+                        ticket.cancelled = ticket.task.is_cancelled()
             time.sleep(self.poll_seconds)

@@ -25,7 +25,7 @@ Encode = Callable[[NDArray[np.uint8]], tuple[Array, Array]]
 """The VAE encoder: uint8 H x W x 3 to mean and standard deviation of its scaled latents, float32 C x H x W."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ImageRun:
     """One image being made: where it stands."""
 
@@ -43,7 +43,7 @@ class ImageRun:
         return self.step - self.row.origin
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ImageTask:
     """A request in the batcher; `answer` is told the outcome once, with None for success."""
 

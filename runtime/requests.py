@@ -24,7 +24,7 @@ MAX_IMAGES_PER_PROMPT = 64
 MEMORY_ARRAYS = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Conditioning:
     """What the UNet is told besides the latents, for one half of the guidance.
 
@@ -35,7 +35,7 @@ class Conditioning:
     extra: Mapping[str, NDArray[np.float32]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageRow:
     """One image to make, every option resolved. `begin` and `end` are absolute steps of the run."""
 
@@ -53,7 +53,7 @@ class ImageRow:
     image: NDArray[np.uint8] | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageRequest:
     """All rows of one request."""
 

@@ -20,7 +20,7 @@ from nereid.runtime.solvers.schedule import PredictionType, ScheduleError, Sched
 from nereid.runtime.solvers.terms import Combination, Step, Term
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SolverTable:
     """Everything a run needs, step by step; all arrays have one row a step.
 

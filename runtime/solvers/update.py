@@ -14,7 +14,7 @@ from nereid.runtime.solvers.terms import HISTORY, Term
 Latents = NDArray[np.float32]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class SolverState:
     """Where one run stands: what it will feed the UNet next, and what its solver remembers.
 

@@ -1,0 +1,115 @@
+"""Fixtures of the end-to-end tests: tiny checkpoints, one repository with several pipelines, one real Triton for them all."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+for folder in (Path(__file__).parent, Path(__file__).parent / "e2e"):
+    sys.path.insert(0, str(folder))
+
+
+class Silent:
+    """Export progress that nobody watches."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def total(self, steps: int) -> None: ...
+
+    def step(self, text: str) -> None:
+        self.said.append(text)
+
+    def waiting(self, text: str) -> None:
+        self.said.append(text)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server and what it serves."""
+
+    repository: Path
+    http: int
+    grpc: int
+    metrics: int
+    health: int
+    supervisor: object
+    checkpoints: dict[str, Path]
+
+    @property
+    def grpc_url(self) -> str:
+        return f"127.0.0.1:{self.grpc}"
+
+    @property
+    def http_url(self) -> str:
+        return f"127.0.0.1:{self.http}"
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of tiny checkpoints with random weights, by family."""
+    pytest.importorskip("torch")
+    import checkpoints as make
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {
+        "sd": make.make_sd(root / "sd"),
+        "lcm": make.make_lcm(root / "lcm"),
+        "sdxl": make.make_sdxl(root / "sdxl"),
+        "v": make.make_v_prediction(root / "v"),
+    }
+
+
+def export(checkpoint: Path, out: Path, **options: object) -> None:
+    from nereid.export.diffusion import ExportOptions, export_diffusion
+
+    export_diffusion(ExportOptions(checkpoint=checkpoint, out=out, **options), Silent())  # type: ignore[arg-type]
+
+
+def set_parameters(repository: Path, model: str, **parameters: object) -> None:
+    """Change parameters of a published model's config."""
+    from nereid.export.configs import read_config, write_config
+
+    config = read_config(repository / model / "config.pbtxt")
+    for key, value in parameters.items():
+        config.parameters[key].string_value = str(value)
+    write_config(config, repository / model)
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> Path:
+    """Pipelines '' (epsilon), 'v', 'xl', 'lcm', and 'tight' with narrow limits, in one repository."""
+    out = tmp_path_factory.mktemp("build") / "repository"
+    for name, family in (("", "sd"), ("v", "v"), ("xl", "sdxl"), ("lcm", "lcm"), ("tight", "sd")):
+        export(checkpoints[family], out, name=name)
+    set_parameters(out, "tight_denoise", max_inflight=2, max_queue=1, max_pixels=64 * 64, max_steps=1000)
+    return out
+
+
+def serving(repository: Path, folder: Path, checkpoints: dict[str, Path]) -> Iterator[Served]:
+    from nereid.serving.options import ServeOptions, free_ports
+    from nereid.serving.supervisor import Supervisor
+
+    http, grpc, metrics, health = free_ports(4)
+    options = ServeOptions(
+        repository=repository,
+        http_port=http,
+        grpc_port=grpc,
+        metrics_port=metrics,
+        health_port=health,
+        log_file=folder / "triton.log",
+    )
+    with Supervisor(options) as supervisor:
+        yield Served(repository, http, grpc, metrics, health, supervisor, checkpoints)
+
+
+@pytest.fixture(scope="session")
+def served(
+    repository: Path, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """The server that most end-to-end tests share."""
+    yield from serving(repository, tmp_path_factory.mktemp("served"), checkpoints)
