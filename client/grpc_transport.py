@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+import grpc
 import numpy as np
 import tritonclient.grpc as grpcclient
 import tritonclient.grpc.aio as grpcclient_aio
@@ -141,28 +141,19 @@ class AsyncGrpcTransport:
     async def stream(
         self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
     ) -> AsyncIterator[Tensors]:
-        done = asyncio.Event()
-
         async def requests() -> AsyncIterator[dict[str, Any]]:
-            yield {"model_name": model, "inputs": _inputs(tensors), "enable_empty_final_response": True}
-            await done.wait()
+            yield {"model_name": model, "inputs": _inputs(tensors)}  # its end tells the server to end the stream, too
 
-        answers = self._client.stream_infer(
-            requests(), stream_timeout=timeout, headers=dict(self._options.headers)
-        )
+        answers = self._client.stream_infer(requests(), stream_timeout=timeout, headers=dict(self._options.headers))
         try:
             async for result, error in answers:
                 if error is not None:
                     raise from_triton(error)
-                response = result.get_response()
-                if response.outputs:
+                if result.get_response().outputs:
                     yield _outputs(result, outputs)
-                if response.parameters["triton_final_response"].bool_param:
-                    return
-        except InferenceServerException as error:
-            raise from_triton(error) from None
+        except grpc.RpcError as error:
+            raise from_triton(InferenceServerException(error.details() or "", str(error.code()))) from None
         finally:
-            done.set()
             answers.cancel()
 
     async def close(self) -> None:

@@ -143,3 +143,7 @@ for _verb in OTHER_ROOMS:
 def run() -> None:
     """Entry point."""
     app()
+
+
+if __name__ == "__main__":
+    run()

@@ -55,6 +55,10 @@ class DenoiseService:
         except RequestError as error:
             self._refuse(error, reply)
             return
+        except Exception:
+            log.exception("a request could not be read")
+            self._refuse(EngineError("internal error while reading the request; see the server's log"), reply)
+            return
 
         def answer(task: ImageTask, error: RequestError | None) -> None:
             if error is None:

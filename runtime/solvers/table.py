@@ -55,7 +55,12 @@ def build_table(name: SchedulerName, config: SchedulerConfig, steps: int, begin:
         raise ScheduleError(f"num_inference_steps: {steps} is not allowed; it must be 1 to {config.num_train_timesteps}")
     if not 0 <= begin < steps:
         raise ScheduleError(f"first step: {begin} is not allowed; it must be 0 to {steps - 1}")
-    levels = visited_levels(name, config, steps).since(begin)
+    levels = visited_levels(name, config, steps)
+    if (np.diff(levels.sigmas) >= 0).any():
+        raise ScheduleError(
+            f"num_inference_steps: {steps} is not allowed; {name} would visit a noise level twice, it must be fewer"
+        )
+    levels = levels.since(begin)
     made = _SOLVERS[name.family](levels, config)
     return SolverTable(
         timesteps=levels.timesteps.astype(np.float32),

@@ -198,7 +198,7 @@ def test_settings_that_cannot_be_honoured_are_refused_by_name(config: dict[str, 
         SchedulerConfig.from_diffusers(config)
 
 
-@pytest.mark.parametrize(("name", "steps"), [("lcm", 51), ("ddim", 1001), ("euler", 0)])
+@pytest.mark.parametrize(("name", "steps"), [("lcm", 51), ("ddim", 1001), ("euler", 0), ("dpmpp_2m", 1000)])
 def test_step_counts_out_of_range_are_refused(name: str, steps: int) -> None:
     with pytest.raises(ScheduleError, match="num_inference_steps"):
         build_table(SchedulerName(name), SchedulerConfig(), steps)

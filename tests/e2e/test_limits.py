@@ -1,0 +1,213 @@
+"""Limits, cancellation, warnings, metrics: what one server does under pressure, looked at through its metrics."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpcclient
+from conftest import Served
+from nereid.client import (
+    CancelledError,
+    Client,
+    DeadlineExceededError,
+    InvalidRequestError,
+    UnavailableError,
+)
+from nereid.runtime.metrics import IMAGE_METRICS
+from PIL import Image
+from raw import column, embeddings, infer, make_input, metric, text
+
+pytestmark = pytest.mark.triton
+
+
+def wait_until(condition: object, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def active(served: Served, model: str) -> float:
+    return metric(served.metrics, "nereid_image_active_requests", model=model)
+
+
+@pytest.fixture
+def tight(served: Served) -> Client:
+    return Client(served.grpc_url, name="tight", retries=0, timeout=60)
+
+
+def test_full_queue_refuses_at_once_and_keeps_serving(served: Served, tight: Client) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        jobs = [pool.submit(tight.generate_image, "a box", num_inference_steps=300) for _ in range(6)]
+        errors = [job.exception() for job in jobs]
+    refused = [error for error in errors if error is not None]
+    assert len(refused) == 3  # two run, one waits
+    assert all(isinstance(error, UnavailableError) and "queue" in str(error) for error in refused)
+    assert tight.generate_image("a box", num_inference_steps=2).pixels.size
+
+
+def test_unavailable_server_is_tried_again(served: Served) -> None:
+    patient = Client(served.grpc_url, name="tight", retries=8, backoff=0.2)
+    with ThreadPoolExecutor(6) as pool:
+        jobs = [pool.submit(patient.generate_image, "a box", num_inference_steps=40) for _ in range(6)]
+        assert all(job.result().pixels.size for job in jobs)
+
+
+def test_picture_above_the_limit_is_refused_by_its_size(tight: Client) -> None:
+    with pytest.raises(InvalidRequestError, match="68 x 64.*4096 pixels"):
+        tight.generate_image("a box", width=68, height=64)
+
+
+def test_deadline_ends_a_running_request(tight: Client) -> None:
+    start = time.monotonic()
+    with pytest.raises(DeadlineExceededError, match="timeout_seconds.*running"):
+        tight.generate_image("a box", num_inference_steps=900, timeout=0.3)
+    assert time.monotonic() - start < 5
+
+
+def test_deadline_ends_a_waiting_request(served: Served, tight: Client) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(tight.generate_image, "a box", num_inference_steps=400) for _ in range(2)]
+        wait_until(lambda: active(served, "tight_denoise") == 2)
+        with pytest.raises(DeadlineExceededError, match="timeout_seconds.*waiting"):
+            tight.generate_image("a box", timeout=0.2)
+        assert all(job.result() for job in jobs)
+
+
+def test_request_cancelled_on_denoise_frees_its_place(served: Served) -> None:
+    inputs = {**embeddings(served.grpc_url, "a box", "tight_"), "num_inference_steps": column(np.int32, 900)}
+    cancelled = metric(served.metrics, "nereid_image_requests_total", model="tight_denoise", outcome="cancelled")
+    with grpcclient.InferenceServerClient(served.grpc_url) as client:
+        answers: list[object] = []
+        tensors = [make_input(name, value) for name, value in inputs.items()]
+        call = client.async_infer("tight_denoise", tensors, lambda result, error: answers.append(error))
+        wait_until(lambda: active(served, "tight_denoise") == 1)
+        call.cancel()
+        wait_until(lambda: active(served, "tight_denoise") == 0, seconds=1)
+    now = metric(served.metrics, "nereid_image_requests_total", model="tight_denoise", outcome="cancelled")
+    assert now == cancelled + 1
+
+
+@pytest.mark.parametrize("protocol", ["sync", "async"])
+def test_stream_left_early_frees_its_place_within_a_segment(served: Served, protocol: str) -> None:
+    steps = metric(served.metrics, "nv_inference_count", model="tight_unet")
+    if protocol == "sync":
+        with Client(served.grpc_url, name="tight") as client:
+            for _ in client.stream_image("a box", num_inference_steps=900, preview_interval=5):
+                break
+    else:
+        import asyncio
+
+        from nereid.client import AsyncClient
+
+        async def leave() -> None:
+            async with AsyncClient(served.grpc_url, name="tight") as client:
+                async for _ in client.stream_image("a box", num_inference_steps=900, preview_interval=5):
+                    return
+
+        asyncio.run(leave())
+    wait_until(lambda: active(served, "tight_denoise") == 0, seconds=3)
+    time.sleep(0.5)
+    assert active(served, "tight_denoise") == 0
+    taken = (metric(served.metrics, "nv_inference_count", model="tight_unet") - steps) / 2
+    assert taken < 500
+
+
+def test_cancelled_submission_raises_here(served: Served) -> None:
+    with Client(served.grpc_url) as client:
+        pending = client.submit_image("a box", num_inference_steps=200)
+        threading.Timer(0.1, pending.cancel).start()
+        with pytest.raises(CancelledError):
+            pending.result(30)
+
+
+def test_long_prompt_is_cut_and_says_so(served: Served) -> None:
+    with Client(served.grpc_url) as client:
+        result = client.generate_image("a small red circle " * 10, num_inference_steps=2)
+        assert any("prompt" in warning and "cut to 16" in warning for warning in result.warnings)
+        assert client.generate_image("a circle", num_inference_steps=2).warnings == ()
+
+
+@pytest.mark.parametrize("prompt", ["", " ", "красный круг", "圆", "a 🐙 on a 🏳️‍🌈", "\x00", "é" * 10])
+def test_any_text_is_a_prompt(served: Served, prompt: str) -> None:
+    with Client(served.grpc_url) as client:
+        assert client.generate_image(prompt, num_inference_steps=1).pixels.shape == (1, 32, 32, 3)
+
+
+def test_few_step_model_has_its_own_defaults(served: Served) -> None:
+    before = metric(served.metrics, "nv_inference_count", model="lcm_unet")
+    with Client(served.grpc_url, name="lcm") as client:
+        assert client.generate_image("a box").warnings == ()
+    assert metric(served.metrics, "nv_inference_count", model="lcm_unet") - before == 4
+
+
+def test_prompts_of_one_batch_take_parameters_of_their_own(served: Served) -> None:
+    batch = infer(
+        served.grpc_url,
+        "text_to_image",
+        {
+            "prompt": text("a box", "a cross"),
+            "num_inference_steps": column(np.int32, 3, 6),
+            "seed": column(np.int64, 1, 2),
+            "scheduler": text("ddim", "unipc"),
+        },
+        ["generated_image", "image_seed"],
+    )
+    with Client(served.grpc_url) as client:
+        first = client.generate_image("a box", num_inference_steps=3, seed=1, scheduler="ddim")
+        second = client.generate_image("a cross", num_inference_steps=6, seed=2, scheduler="unipc")
+    assert batch["image_seed"].ravel().tolist() == [1, 2]
+    assert np.array_equal(batch["generated_image"], np.concatenate([first.pixels, second.pixels]))
+
+
+@pytest.mark.parametrize(("width", "height"), [(36, 44), (64, 32), (20, 100)])
+def test_any_size_that_fits_the_vae(served: Served, width: int, height: int) -> None:
+    with Client(served.grpc_url) as client:
+        result = client.generate_image("a box", num_inference_steps=2, width=width, height=height)
+    assert result.image.size == (width, height)
+
+
+def test_json_face_gives_the_same_picture_as_base64(served: Served) -> None:
+    body = {"prompt": "a box", "num_inference_steps": 3, "seed": 4}
+    request = urllib.request.Request(
+        f"http://{served.http_url}/v2/models/text_to_image_json/generate",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        made = json.load(answer)
+    picture = Image.open(io.BytesIO(base64.b64decode(made["generated_image"])))
+    with Client(served.grpc_url) as client:
+        expected = client.generate_image("a box", num_inference_steps=3, seed=4)
+    assert made["image_seed"] == 4
+    assert np.array_equal(np.asarray(picture), expected.pixels[0])
+
+
+def test_metrics_are_exported_and_count(served: Served) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{served.metrics}/metrics", timeout=10) as page:
+        families = {line.split()[2] for line in page.read().decode().splitlines() if line.startswith("# TYPE")}
+    assert {entry.name for entry in IMAGE_METRICS} <= families
+    labels = {"model": "denoise"}
+    before = metric(served.metrics, "nereid_images_total", **labels)
+    succeeded = metric(served.metrics, "nereid_image_requests_total", outcome="success", **labels)
+    with Client(served.grpc_url) as client:
+        client.generate_image("a box", num_inference_steps=2, num_images_per_prompt=3)
+    wait_until(lambda: metric(served.metrics, "nereid_images_total", **labels) == before + 3)
+    assert metric(served.metrics, "nereid_image_requests_total", outcome="success", **labels) == succeeded + 1
+
+
+def test_model_control_needs_the_supervisors_key(served: Served) -> None:
+    for path in ("/v2/repository/models/unet/unload", "/v2/systemsharedmemory/region/x/register", "/v2/logging"):
+        request = urllib.request.Request(f"http://{served.http_url}{path}", b"{}")
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, timeout=10)
+        assert caught.value.code == 403
