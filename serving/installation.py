@@ -88,3 +88,27 @@ def find_triton(source: Source = Source.AUTO) -> Installation:
         libraries=package.parent / "nvidia_pytriton.libs",
         loopback_only=True,
     )
+
+
+def perf_analyzer_command() -> tuple[Path, dict[str, str]]:
+    """perf_analyzer and the environment it needs; raises ServingError where it is not installed.
+
+    The one that tritonclient ships wants two libraries that nvidia-pytriton has under other names; they are linked.
+    """
+    beside = Path(sys.executable).parent / "perf_analyzer"
+    found = str(beside) if beside.is_file() else shutil.which("perf_analyzer")
+    if found is None:
+        raise ServingError("perf_analyzer is not installed; install it with `pip install 'nereid[serve]'`")
+    environment = dict(os.environ)
+    installation = find_triton(Source.AUTO)
+    if installation.libraries is not None:
+        links = Path(sys.prefix) / "lib" / "perf_analyzer_libs"
+        links.mkdir(parents=True, exist_ok=True)
+        for wanted, pattern in (("libb64.so.0d", "libb64-*.so.0d"), ("libcudart.so.12", "libcudart-*.so.12*")):
+            target = next(iter(sorted(installation.libraries.glob(pattern))), None)
+            if target is not None and not (links / wanted).exists():
+                (links / wanted).symlink_to(target)
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(
+            part for part in (str(links), str(installation.libraries), environment.get("LD_LIBRARY_PATH")) if part
+        )
+    return Path(found), environment

@@ -1,0 +1,148 @@
+"""`nereid bench`: the command line of this room."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from nereid.benchmarks.compare import Plan, compare
+from nereid.benchmarks.peers import PeerSettings
+from nereid.benchmarks.perf import perf
+from nereid.export.errors import ExportError
+from nereid.serving.errors import ServingError
+from nereid.zoo.shapes.score import CHECKPOINT
+
+app = typer.Typer(
+    help="Measure, peers side by side.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+console = Console(stderr=True)
+REPOSITORY = Path("build/repository")
+
+
+@app.command("compare")
+def compare_command(
+    checkpoint: Annotated[Path, typer.Option(help="The diffusers folder that REPOSITORY was exported from.")] = CHECKPOINT,
+    repository: Annotated[Path, typer.Option(help="The exported repository.")] = REPOSITORY,
+    jobs: Annotated[int, typer.Option(help="Requests per load.")] = 64,
+    steps: Annotated[str, typer.Option(help="Step counts to draw from.")] = "10,20,30",
+    loads: Annotated[str, typer.Option(help="Arrival rates, as multiples of diffusers' capacity.")] = "0.7,1.2",
+    side: Annotated[int, typer.Option(help="Width and height of the pictures.")] = 128,
+    threads: Annotated[int, typer.Option(help="Threads of every peer; 0 for all cores.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/compare.json"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
+) -> None:
+    """Nereid against diffusers and against batching servers, under the same Poisson load."""
+    _compare(checkpoint, repository, jobs, _numbers(steps, int), _numbers(loads, float), side, threads, out, as_json)
+
+
+@app.command("sd15")
+def sd15_command(
+    work: Annotated[Path, typer.Option(help="Where checkpoint and repository are kept (about 9 GB).")] = Path("build/sd15"),
+    jobs: Annotated[int, typer.Option(help="Requests per load.")] = 10,
+    steps: Annotated[str, typer.Option(help="Step counts to draw from.")] = "2,3,4",
+    loads: Annotated[str, typer.Option(help="Arrival rates, as multiples of diffusers' capacity.")] = "1.2",
+    threads: Annotated[int, typer.Option(help="Threads of every peer; 0 for all cores.")] = 0,
+    out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/sd15.json"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
+) -> None:
+    """The same comparison at Stable Diffusion 1.5's real sizes, 256 x 256, random weights."""
+    from nereid.benchmarks.random_checkpoint import make_sd15
+    from nereid.export.cli import Bar
+    from nereid.export.diffusion import ExportOptions, export_diffusion
+
+    checkpoint, repository = work / "checkpoint", work / "repository"
+    if not (checkpoint / "model_index.json").is_file():
+        console.print("writing a random checkpoint")
+        make_sd15(checkpoint, CHECKPOINT / "tokenizer")
+    if not repository.is_dir():
+        from rich.progress import Progress
+
+        with Progress(console=console, transient=True) as progress:
+            try:
+                export_diffusion(ExportOptions(checkpoint=checkpoint, out=repository), Bar(progress))
+            except ExportError as error:
+                _fail(error)
+    _compare(checkpoint, repository, jobs, _numbers(steps, int), _numbers(loads, float), 256, threads, out, as_json)
+
+
+@app.command("perf")
+def perf_command(
+    repository: Annotated[Path, typer.Option(help="The exported repository.")] = REPOSITORY,
+    concurrencies: Annotated[str, typer.Option(help="Requests under way at once.")] = "1,2,4,8,16",
+    steps: Annotated[int, typer.Option(help="Denoising steps of an image.")] = 10,
+    seconds: Annotated[float, typer.Option(help="One measurement window.")] = 5.0,
+    out: Annotated[Path, typer.Option(help="Where CSV, JSON and plot go.")] = Path("build/perf"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
+) -> None:
+    """perf_analyzer against `text_to_image` and `unet` over a range of concurrencies."""
+    try:
+        report = perf(repository, out, _numbers(concurrencies, int), steps, seconds, _say)
+    except ServingError as error:
+        _fail(error)
+    if not as_json:
+        for model, rows in report["models"].items():
+            _print_rows(f"{model} ({out / 'perf.png'})", rows)
+    print(json.dumps(report))
+
+
+def _compare(
+    checkpoint: Path,
+    repository: Path,
+    jobs: int,
+    steps: tuple[int, ...],
+    loads: tuple[float, ...],
+    side: int,
+    threads: int,
+    out: Path,
+    as_json: bool,
+) -> None:
+    settings = PeerSettings(checkpoint=checkpoint, repository=repository, threads=threads or os.cpu_count() or 1, side=side)
+    plan = Plan(settings=settings, jobs=jobs, steps=steps, loads=loads)
+    try:
+        report = compare(plan, _say)
+    except ServingError as error:
+        _fail(error)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"plan": asdict(plan), **report}, indent=1, default=str))
+    if not as_json:
+        _print_rows(f"{jobs} requests, steps {steps}, {side} x {side}, {settings.threads} threads", report["rows"])
+        lone = report["lone_request"]
+        Console().print(
+            f"one lone request of {lone['steps']} steps: {lone['seconds']:.3f} s, its engines {lone['engines']:.3f} s, "
+            f"everything else {100 * lone['overhead']:.1f}%"
+        )
+    print(json.dumps(report))
+
+
+def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
+    table = Table(title=title)
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), justify="left" if column == "peer" else "right")
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else f"{value:.3g}" for value in row.values()))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _numbers(text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 1,2,4") from None
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False)
+
+
+def _fail(error: Exception) -> NoReturn:
+    console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+    raise typer.Exit(1) from None

@@ -1,0 +1,114 @@
+"""Runs the real perf_analyzer over a range of concurrencies and plots throughput and latency."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nereid.benchmarks.compare import serving
+from nereid.serving.errors import ServingError
+from nereid.serving.installation import perf_analyzer_command
+
+PERCENTILES = ("p50", "p90", "p95", "p99")
+
+
+def perf(
+    repository: Path, out: Path, concurrencies: tuple[int, ...], steps: int, seconds: float, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measure `text_to_image` and `unet`; writes CSV, JSON and a plot to `out` and returns the JSON."""
+    out.mkdir(parents=True, exist_ok=True)
+    report: dict[str, Any] = {"steps": steps, "models": {}}
+    with serving(repository) as (_, options):
+        for model, arguments in _cases(repository, steps).items():
+            rows = []
+            for concurrency in concurrencies:
+                say(f"perf_analyzer: {model}, concurrency {concurrency}")
+                rows.append(_measure(model, f"127.0.0.1:{options.grpc_port}", concurrency, seconds, arguments, out))
+            report["models"][model] = rows
+    (out / "perf.json").write_text(json.dumps(report, indent=1))
+    _plot(report, out / "perf.png")
+    return report
+
+
+def _cases(repository: Path, steps: int) -> dict[str, tuple[dict[str, Any], list[str]]]:
+    """Input data and further arguments of each model."""
+    facts = json.loads((repository / "denoise" / "1" / "pipeline.json").read_text())
+    side = facts["default_width"] // facts["vae_scale_factor"]
+    tokens = 32
+    config = (repository / "text_encoder" / "config.pbtxt").read_text()
+    for line in config.split("input {")[1].splitlines():
+        if "dims:" in line:
+            tokens = int(line.split(":")[1])
+            break
+    image = {
+        "prompt": ["a red circle above a blue square"],
+        "num_inference_steps": [steps],
+        "guidance_scale": [5.0],
+        "seed": [7],
+    }
+    shapes = [f"--shape=sample:{facts['latent_channels']},{side},{side}"]
+    shapes.append(f"--shape=encoder_hidden_states:{tokens},{_width(repository)}")
+    return {"text_to_image": (image, []), "unet": ({}, ["--input-data=random", *shapes])}
+
+
+def _width(repository: Path) -> int:
+    config = (repository / "unet" / "config.pbtxt").read_text()
+    block = next(part for part in config.split("input {") if '"encoder_hidden_states"' in part)
+    return int([line.split(":")[1] for line in block.splitlines() if "dims:" in line][-1])
+
+
+def _measure(
+    model: str, url: str, concurrency: int, seconds: float, case: tuple[dict[str, Any], list[str]], out: Path
+) -> dict[str, float]:
+    data, arguments = case
+    binary, environment = perf_analyzer_command()
+    table = out / f"{model}-{concurrency}.csv"
+    with tempfile.TemporaryDirectory() as folder:
+        if data:
+            file = Path(folder) / "input.json"
+            file.write_text(json.dumps({"data": [data]}))
+            arguments = [*arguments, f"--input-data={file}"]
+        command = [
+            *(str(binary), "-m", model, "-u", url, "-i", "grpc", "--async", "-b", "1"),
+            f"--concurrency-range={concurrency}",
+            "--measurement-mode=time_windows",
+            f"--measurement-interval={int(seconds * 1000)}",
+            "--max-trials=3",
+            "--stability-percentage=50",
+            "-f",
+            str(table),
+            *arguments,
+        ]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60 + 20 * seconds)
+    if done.returncode != 0 or not table.is_file():
+        raise ServingError(f"perf_analyzer failed on {model}: {(done.stderr or done.stdout).strip()[-400:]}")
+    with table.open() as opened:
+        row = next(csv.DictReader(opened))
+    latencies = {name: float(row[f"{name} latency"]) / 1e6 for name in PERCENTILES}
+    return {"concurrency": concurrency, "throughput": float(row["Inferences/Second"]), **latencies}
+
+
+def _plot(report: dict[str, Any], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(len(report["models"]), 2, figsize=(9, 6), squeeze=False, layout="constrained")
+    for (model, rows), (left, right) in zip(report["models"].items(), axes, strict=True):
+        concurrency = [row["concurrency"] for row in rows]
+        left.plot(concurrency, [row["throughput"] for row in rows], marker="o")
+        left.set(title=model, xlabel="concurrency", ylabel="inferences/s", ylim=(0, None))
+        for name in ("p50", "p95"):
+            right.plot(concurrency, [1000 * row[name] for row in rows], marker="o", label=name)
+        right.set(title=model, xlabel="concurrency", ylabel="latency, ms", ylim=(0, None))
+        right.legend()
+        for axis in (left, right):
+            axis.grid(alpha=0.3)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
