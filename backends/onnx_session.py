@@ -127,9 +127,7 @@ def session_options(config: Mapping[str, Any], parameters: Mapping[str, str]) ->
                 options.inter_op_num_threads = int(value)
             case "execution_mode":
                 parallel = int(value) == 1
-                options.execution_mode = (
-                    ort.ExecutionMode.ORT_PARALLEL if parallel else ort.ExecutionMode.ORT_SEQUENTIAL
-                )
+                options.execution_mode = ort.ExecutionMode.ORT_PARALLEL if parallel else ort.ExecutionMode.ORT_SEQUENTIAL
             case "enable_mem_arena":
                 options.enable_cpu_mem_arena = bool(int(value))
             case "enable_mem_pattern":

@@ -1,1 +1,1 @@
-"""Measurements: peers side by side in one run, perf_analyzer, reports with plots. Every figure in the documents is printed here."""
+"""Measurements: peers side by side in one run, perf_analyzer, plots. Every figure in the documents is printed here."""

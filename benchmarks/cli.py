@@ -21,9 +21,7 @@ from nereid.export.errors import ExportError
 from nereid.serving.errors import ServingError
 from nereid.zoo.shapes.score import CHECKPOINT
 
-app = typer.Typer(
-    help="Measure, peers side by side.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
-)
+app = typer.Typer(help="Measure, peers side by side.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True)
 REPOSITORY = Path("build/repository")
 

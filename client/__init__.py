@@ -1,10 +1,10 @@
 """The SDK: typed image requests to a Nereid server over gRPC or HTTP, sync or async, with progress.
 
-    from nereid.client import Client
+from nereid.client import Client
 
-    with Client("127.0.0.1:8001") as client:
-        result = client.generate_image("a red circle above a blue square", seed=7)
-        result.image.save("out.png")
+with Client("127.0.0.1:8001") as client:
+    result = client.generate_image("a red circle above a blue square", seed=7)
+    result.image.save("out.png")
 """
 
 from nereid.client.async_client import AsyncClient

@@ -44,9 +44,7 @@ class AsyncClient:
         model = f"{self._prefix}text_to_image"
         for pause in self._options.pauses():
             try:
-                return ImageResult.from_tensors(
-                    await self._transport.infer(model, tensors, IMAGE_OUTPUTS, patience(limit))
-                )
+                return ImageResult.from_tensors(await self._transport.infer(model, tensors, IMAGE_OUTPUTS, patience(limit)))
             except UnavailableError:
                 await asyncio.sleep(pause)
         return ImageResult.from_tensors(await self._transport.infer(model, tensors, IMAGE_OUTPUTS, patience(limit)))
@@ -67,7 +65,5 @@ class AsyncClient:
     async def __aenter__(self) -> AsyncClient:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()

@@ -34,9 +34,7 @@ class Transport(TypingProtocol):
         self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
     ) -> tuple[Future[Tensors], Cancel]: ...
 
-    def stream(
-        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
-    ) -> Iterator[Tensors]: ...
+    def stream(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Iterator[Tensors]: ...
 
     def is_ready(self, model: str) -> bool: ...
 
@@ -110,9 +108,7 @@ class Client:
         tensors = request.tensors(timeout=limit, batched=True)
         return PendingImage(*self._transport.submit(self._model("text_to_image"), tensors, IMAGE_OUTPUTS, patience(limit)))
 
-    def stream_image(
-        self, prompt: str, *, timeout: float | None = None, **options: Any
-    ) -> Iterator[ImageProgress | ImageResult]:
+    def stream_image(self, prompt: str, *, timeout: float | None = None, **options: Any) -> Iterator[ImageProgress | ImageResult]:
         """Draw `prompt`, yielding progress with previews, then the result; leaving the loop cancels the request."""
         request = ImageRequest.of(prompt=prompt, **options)
         limit = timeout if timeout is not None else self._timeout
@@ -131,10 +127,10 @@ class Client:
     def _retry(self, call: Any) -> Tensors:
         for pause in self._options.pauses():
             try:
-                return call()  # type: ignore[no-any-return]
+                return call()
             except UnavailableError:
                 time.sleep(pause)
-        return call()  # type: ignore[no-any-return]
+        return call()
 
     def close(self) -> None:
         self._transport.close()
@@ -142,9 +138,7 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
 

@@ -1,13 +1,13 @@
 """What a request to a server can end with.
 
-    NereidError
-    ├── InvalidRequestError     a field is not allowed to have its value; trying again will not help
-    ├── UnavailableError        the server cannot take it now; retried with backoff before it is raised
-    │   └── ConnectionLostError nobody answers at the address, or the connection broke
-    ├── DeadlineExceededError   the time given to the request ran out
-    ├── CancelledError          it was cancelled from here
-    ├── UnsupportedError        the chosen protocol cannot do this
-    └── ServerError             anything else that went wrong over there
+NereidError
+├── InvalidRequestError     a field is not allowed to have its value; trying again will not help
+├── UnavailableError        the server cannot take it now; retried with backoff before it is raised
+│   └── ConnectionLostError nobody answers at the address, or the connection broke
+├── DeadlineExceededError   the time given to the request ran out
+├── CancelledError          it was cancelled from here
+├── UnsupportedError        the chosen protocol cannot do this
+└── ServerError             anything else that went wrong over there
 """
 
 from __future__ import annotations

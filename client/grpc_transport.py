@@ -38,11 +38,15 @@ def _outputs(result: Any, names: Sequence[str]) -> Tensors:
 
 def _arguments(options: ConnectionOptions) -> dict[str, Any]:
     tls = options.tls
-    paths = {} if tls is None else {
-        "root_certificates": tls.root_certificates,
-        "private_key": tls.private_key,
-        "certificate_chain": tls.certificate_chain,
-    }
+    paths = (
+        {}
+        if tls is None
+        else {
+            "root_certificates": tls.root_certificates,
+            "private_key": tls.private_key,
+            "certificate_chain": tls.certificate_chain,
+        }
+    )
     return {
         "url": options.url,
         "ssl": tls is not None,
@@ -61,9 +65,7 @@ class GrpcTransport:
     def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
         """Call and wait; raises NereidError."""
         try:
-            result = self._client.infer(
-                model, _inputs(tensors), headers=dict(self._options.headers), client_timeout=timeout
-            )
+            result = self._client.infer(model, _inputs(tensors), headers=dict(self._options.headers), client_timeout=timeout)
         except InferenceServerException as error:
             raise from_triton(error) from None
         return _outputs(result, outputs)
@@ -138,9 +140,7 @@ class AsyncGrpcTransport:
             raise from_triton(error) from None
         return _outputs(result, outputs)
 
-    async def stream(
-        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
-    ) -> AsyncIterator[Tensors]:
+    async def stream(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> AsyncIterator[Tensors]:
         async def requests() -> AsyncIterator[dict[str, Any]]:
             yield {"model_name": model, "inputs": _inputs(tensors)}  # its end tells the server to end the stream, too
 

@@ -60,9 +60,7 @@ class HttpTransport:
     def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
         """Call and wait; raises NereidError."""
         try:
-            result = self._client.infer(
-                model, _inputs(tensors), outputs=_requested(outputs), headers=dict(self._options.headers)
-            )
+            result = self._client.infer(model, _inputs(tensors), outputs=_requested(outputs), headers=dict(self._options.headers))
         except InferenceServerException as error:
             raise from_triton(error) from None
         except TimeoutError as error:
@@ -158,9 +156,7 @@ class AsyncHttpTransport:
             raise ConnectionLostError(f"no server answers at {self._options.url} ({error})") from None
         return _values(result, outputs)
 
-    async def stream(
-        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
-    ) -> AsyncIterator[Tensors]:
+    async def stream(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> AsyncIterator[Tensors]:
         raise UnsupportedError("AsyncClient streams over gRPC only; use Client for a stream over HTTP")
         yield {}
 

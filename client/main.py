@@ -102,7 +102,12 @@ def _open_picture(file: Path) -> Any:
 
 
 def _draw(client: Client, prompt: str, options: dict[str, Any]) -> ImageResult:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("drawing", total=None)
         for answer in client.stream_image(prompt, **options):

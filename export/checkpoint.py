@@ -119,7 +119,8 @@ class Checkpoint:
         if unet.get("in_channels") != vae.get("latent_channels", 4) or unet.get("out_channels") != unet.get("in_channels"):
             raise ExportError(
                 f"{self.folder / 'unet'}: in_channels {unet.get('in_channels')} and out_channels {unet.get('out_channels')} "
-                f"do not fit the VAE's {vae.get('latent_channels', 4)} latent channels; inpainting and depth models are not supported"
+                f"do not fit the VAE's {vae.get('latent_channels', 4)} latent channels; "
+                "inpainting and depth models are not supported"
             )
         wanted = "text_time" if self.family == "sdxl" else None
         if unet.get("addition_embed_type") != wanted or unet.get("class_embed_type") is not None:

@@ -11,11 +11,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from nereid.export.diffusion import Device, Engine, ExportOptions, export_diffusion
 from nereid.export.errors import ExportError
 from nereid.export.onnx_engine import Precision
-from nereid.export.diffusion import Device, Engine, ExportOptions, export_diffusion
 
-app = typer.Typer(help="Turn a checkpoint into engines inside a deployable Triton model repository.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help="Turn a checkpoint into engines inside a deployable Triton model repository.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 console = Console(stderr=True)
 
 
@@ -53,7 +58,9 @@ def diffusion(
     device: Annotated[Device, typer.Option(help="Where the engines will run.")] = Device.CPU,
     max_batch_size: Annotated[int, typer.Option(help="Images in one request, and half the UNet's rows.")] = 8,
     name: Annotated[str, typer.Option(help="Prefix of the models' names, for several pipelines in one repository.")] = "",
-    out: Annotated[Path, typer.Option(help="The repository to write; other pipelines in it are kept.")] = Path("build/repository"),
+    out: Annotated[Path, typer.Option(help="The repository to write; other pipelines in it are kept.")] = Path(
+        "build/repository"
+    ),
     max_side: Annotated[int, typer.Option(help="Largest picture side in pixels that a TensorRT plan is built for.")] = 1024,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:

@@ -68,12 +68,12 @@ class TextEncoder(nn.Module):
 class Unet(nn.Module):
     """The UNet with one timestep a row."""
 
-    def __init__(self, unet: nn.Module, extra: tuple[str, ...]) -> None:
+    def __init__(self, unet: Any, extra: tuple[str, ...]) -> None:
         super().__init__()
         self.unet, self.extra = unet, extra
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *extra: Tensor) -> Tensor:
-        dtype = self.unet.dtype
+        dtype: torch.dtype = self.unet.dtype
         given = dict(zip(self.extra, extra, strict=True))
         arguments: dict[str, Any] = {}
         if "text_embeds" in given:
@@ -83,9 +83,7 @@ class Unet(nn.Module):
             }
         if "timestep_cond" in given:
             arguments["timestep_cond"] = given["timestep_cond"].to(dtype)
-        made = self.unet(
-            sample.to(dtype), timestep[:, 0], encoder_hidden_states.to(dtype), return_dict=False, **arguments
-        )
+        made = self.unet(sample.to(dtype), timestep[:, 0], encoder_hidden_states.to(dtype), return_dict=False, **arguments)
         return made[0].float()
 
 

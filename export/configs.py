@@ -60,9 +60,7 @@ def _dims(spec: TensorSpec) -> list[int]:
     return [-1 if isinstance(dim, str) else dim for dim in spec.dims]
 
 
-def pipeline_configs(
-    *, prefix: str, family: str, channels: int, max_batch_size: int, force_zeros: bool
-) -> dict[str, Any]:
+def pipeline_configs(*, prefix: str, family: str, channels: int, max_batch_size: int, force_zeros: bool) -> dict[str, Any]:
     """The configs of all Python models and the ensemble, by their unprefixed names."""
     configs = {name: read_config(SOURCE / name / "config.pbtxt") for name in _PIPELINE_MODELS}
     for config in configs.values():

@@ -163,9 +163,7 @@ def _build_tensorrt(
 ) -> list[Check]:
     facts = pipeline_facts(checkpoint, [])
     rows = _engine_rows(component, options.max_batch_size)
-    profile = tensorrt_engine.profile_range(
-        component, rows, facts["default_width"], options.max_side, facts["vae_scale_factor"]
-    )
+    profile = tensorrt_engine.profile_range(component, rows, facts["default_width"], options.max_side, facts["vae_scale_factor"])
     plan = graph.with_name("model.plan")
     tensorrt_engine.build_plan(component, graph, plan, options.precision, profile)
     checks = onnx_engine.compare(references, lambda inputs, outputs: tensorrt_engine.run_plan(plan, inputs, outputs))
@@ -180,7 +178,11 @@ def _engine_rows(component: Component, max_batch_size: int) -> int:
 
 
 def _versions() -> dict[str, str]:
-    return {"nereid": version("nereid"), "python": platform.python_version(), **{name: version(name) for name in VERSIONED}}
+    return {
+        "nereid": version("nereid"),
+        "python": platform.python_version(),
+        **{name: version(name) for name in VERSIONED},
+    }
 
 
 def _assemble(
@@ -269,9 +271,7 @@ def _manifest(
         "engines": {
             configs.prefixed(engine.component.name, options.name): {
                 "precision": str(Precision.FP32 if engine.component.keep_fp32 else options.precision),
-                "error_bound": onnx_engine.ERROR_BOUNDS[
-                    Precision.FP32 if engine.component.keep_fp32 else options.precision
-                ],
+                "error_bound": onnx_engine.ERROR_BOUNDS[Precision.FP32 if engine.component.keep_fp32 else options.precision],
                 "checks": [asdict(check) for check in engine.checks],
                 "seconds": engine.seconds,
             }
@@ -279,8 +279,6 @@ def _manifest(
         },
         "models": sorted(folder.name for folder in repository.iterdir()),
         "files": {
-            str(file.relative_to(repository)): file_digest(file)
-            for file in sorted(repository.rglob("*"))
-            if file.is_file()
+            str(file.relative_to(repository)): file_digest(file) for file in sorted(repository.rglob("*")) if file.is_file()
         },
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 from nereid.export.checkpoint import Checkpoint
 from nereid.export.errors import ExportError
-from nereid.runtime.solvers import SchedulerConfig, ScheduleError, default_scheduler
+from nereid.runtime.solvers import ScheduleError, SchedulerConfig, default_scheduler
 
 _FEW_STEP_CLASSES = ("LCMScheduler", "TCDScheduler")
 

@@ -49,8 +49,7 @@ def require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed + HEADROOM_BYTES:
         raise ExportError(
-            f"{folder}: the export needs about {(needed + HEADROOM_BYTES) / 2**20:,.0f} MiB, "
-            f"{free / 2**20:,.0f} MiB are free"
+            f"{folder}: the export needs about {(needed + HEADROOM_BYTES) / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free"
         )
 
 
@@ -67,8 +66,6 @@ def readable_failures(out: Path) -> Iterator[None]:
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise ExportError(f"{out} cannot be written: a file stands in its way") from None
         raise
-
-
 
 
 def publish(new: Path, out: Path) -> None:

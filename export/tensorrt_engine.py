@@ -47,7 +47,9 @@ def profile_range(component: Component, max_batch_size: int, default_side: int, 
 
     smallest = min(default_side, 8 * scale)
     return ProfileRange(
-        sizes(smallest, 1), sizes(default_side, max(1, max_batch_size // 2)), sizes(max(max_side, default_side), max_batch_size)
+        sizes(smallest, 1),
+        sizes(default_side, max(1, max_batch_size // 2)),
+        sizes(max(max_side, default_side), max_batch_size),
     )
 
 

@@ -1,12 +1,12 @@
 """The errors a request can end with, each with the Triton status it answers with; knows nothing of Triton itself.
 
-    RequestError
-    ├── InvalidRequestError    INVALID_ARG   a field's value is not allowed
-    ├── QueueFullError         UNAVAILABLE   too many requests wait already
-    ├── DeadlineError          UNAVAILABLE   the request's own time ran out
-    ├── CancelledError         CANCELLED     the caller went away
-    ├── StoppingError          UNAVAILABLE   the model is being unloaded
-    └── EngineError            INTERNAL      a model this one calls has failed
+RequestError
+├── InvalidRequestError    INVALID_ARG   a field's value is not allowed
+├── QueueFullError         UNAVAILABLE   too many requests wait already
+├── DeadlineError          UNAVAILABLE   the request's own time ran out
+├── CancelledError         CANCELLED     the caller went away
+├── StoppingError          UNAVAILABLE   the model is being unloaded
+└── EngineError            INTERNAL      a model this one calls has failed
 """
 
 from __future__ import annotations

@@ -34,9 +34,7 @@ class Metric:
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 REQUESTS = Metric("nereid_image_requests_total", Kind.COUNTER, "Image requests by outcome")
-REQUEST_SECONDS = Metric(
-    "nereid_image_request_seconds", Kind.HISTOGRAM, "Time from arrival at denoise to its answer", _SECONDS
-)
+REQUEST_SECONDS = Metric("nereid_image_request_seconds", Kind.HISTOGRAM, "Time from arrival at denoise to its answer", _SECONDS)
 QUEUE_SECONDS = Metric("nereid_image_queue_seconds", Kind.HISTOGRAM, "Time an image request waited to join", _SECONDS)
 STEP_SECONDS = Metric("nereid_image_step_seconds", Kind.HISTOGRAM, "Time of one tick of the denoising loop", _SECONDS)
 ROWS_PER_TICK = Metric(

@@ -47,7 +47,7 @@ class ImageRow:
     guidance_scale: float
     positive: Conditioning
     negative: Conditioning | None
-    latent_shape: tuple[int, int, int]
+    latent_shape: tuple[int, ...]
     latents: NDArray[np.float32] | None
     memory: NDArray[np.float32] | None
     image: NDArray[np.uint8] | None
@@ -141,9 +141,7 @@ class _RowParser:
             raise InvalidRequestError.of("step_begin", begin, f"at least {origin} and below step_end ({end})")
         return begin, end
 
-    def _state(
-        self, prompt: int, image: int, resumes: bool
-    ) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
+    def _state(self, prompt: int, image: int, resumes: bool) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
         """Latents (and, for a resumed run, the solver's memory) of one image; they come one row an image."""
         channels, scale = self.pipeline.latent_channels, self.pipeline.vae_scale_factor
         shape = (channels, *(side // scale for side in self.size))
@@ -173,9 +171,7 @@ class _RowParser:
         made = self._conditioning("negative_", prompt, guidance)
         if not zeroed:
             return made
-        extra = {
-            name: np.zeros_like(value) if name == "text_embeds" else value for name, value in made.extra.items()
-        }
+        extra = {name: np.zeros_like(value) if name == "text_embeds" else value for name, value in made.extra.items()}
         return Conditioning(states=np.zeros_like(made.states), extra=extra)
 
     def _conditioning(self, prefix: str, prompt: int, guidance: float) -> Conditioning:
@@ -210,9 +206,13 @@ def guidance_embedding(guidance_scale: float, width: int) -> NDArray[np.float32]
 def _size(fields: _Fields, pipeline: Pipeline, limits: Limits) -> tuple[int, int]:
     """(width, height) of all images of a request."""
     picture = fields.array("init_image", np.uint8, 4)
-    default_height, default_width = picture.shape[1:3] if picture is not None else (
-        pipeline.default_height,
-        pipeline.default_width,
+    default_height, default_width = (
+        picture.shape[1:3]
+        if picture is not None
+        else (
+            pipeline.default_height,
+            pipeline.default_width,
+        )
     )
     sides = []
     for field, default in (("width", default_width), ("height", default_height)):

@@ -80,7 +80,12 @@ class ImageStream:
                 raise CancelledError("the request was cancelled")
             if end >= steps:
                 break
-            send({**_progress(end, steps), **_picture("preview", preview(state["latents"][0], self.pipeline.latents_to_rgb))})
+            send(
+                {
+                    **_progress(end, steps),
+                    **_picture("preview", preview(state["latents"][0], self.pipeline.latents_to_rgb)),
+                }
+            )
             begin = end
         image = self.call(self.siblings.vae_decoder, {"latents": state["latents"]}, ["image"])
         pixels = self.call(self.siblings.image_output, image, ["generated_image"])["generated_image"]

@@ -166,7 +166,7 @@ class Supervisor:
 
 def _health_server(supervisor: Supervisor) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 - the name http.server calls
+        def do_GET(self) -> None:
             if self.path not in ("/ready", "/live"):
                 self.send_error(404)
                 return

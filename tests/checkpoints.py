@@ -14,8 +14,9 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from nereid.zoo.shapes.model import train_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from nereid.zoo.shapes.model import train_tokenizer
 
 LENGTH, WIDTH = 16, 32
 SCHEDULER = {

@@ -108,8 +108,6 @@ def serving(repository: Path, folder: Path, checkpoints: dict[str, Path]) -> Ite
 
 
 @pytest.fixture(scope="session")
-def served(
-    repository: Path, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Served]:
+def served(repository: Path, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The server that most end-to-end tests share."""
     yield from serving(repository, tmp_path_factory.mktemp("served"), checkpoints)

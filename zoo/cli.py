@@ -43,9 +43,7 @@ def train_command(
     from nereid.zoo.shapes.train import TrainingPlan, train
 
     share = minutes / 95
-    plan = TrainingPlan(
-        work=work, device=device, text_minutes=6 * share, vae_minutes=21 * share, unet_minutes=68 * share
-    )
+    plan = TrainingPlan(work=work, device=device, text_minutes=6 * share, vae_minutes=21 * share, unet_minutes=68 * share)
     train(plan, out)
     console.print(f"{checkpoint}: written to {out}")
 
@@ -88,7 +86,12 @@ def score_command(
 
 
 def _score_with_bar(name: str, draw: Draw, count: int) -> Score:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(name, total=count)
         return score(draw, held_out_captions(count), lambda done: bar.update(task, completed=done))

@@ -17,7 +17,4 @@ class TritonPythonModel:
 
     def execute(self, requests):
         results = self._model.run([bridge.read_inputs(request) for request in requests])
-        return [
-            bridge.error_response(result) if isinstance(result, Exception) else bridge.response(result)
-            for result in results
-        ]
+        return [bridge.error_response(result) if isinstance(result, Exception) else bridge.response(result) for result in results]

@@ -169,10 +169,8 @@ def _unipc_predictor(i: int, order: int, levels: Levels, config: SchedulerConfig
     h = _lambda(end) - _lambda(start)
     ratios = [(_lambda(levels.sigmas[i - k]) - _lambda(start)) / h for k in range(1, order)]
     matrix, vector, b_h = _unipc_weights(h, [*ratios, 1.0], config)
-    if order == 2:
-        weights = [0.5]  # the paper's simplification for order 2
-    else:
-        weights = list(np.linalg.solve(np.array(matrix)[:-1, :-1], np.array(vector)[:-1]))
+    # the paper's simplification for order 2
+    weights = [0.5] if order == 2 else list(np.linalg.solve(np.array(matrix)[:-1, :-1], np.array(vector)[:-1]))
     for term, ratio, weight in zip(HISTORY, ratios, weights, strict=False):
         terms[term] = -signal * b_h * weight / ratio
         terms[Term.CLEAN] += signal * b_h * weight / ratio

@@ -73,9 +73,7 @@ class SchedulerConfig:
                 raise ScheduleError(
                     f"scheduler setting {name}: {config[name]!r} is not supported; it must be one of {', '.join(allowed)}"
                 )
-        known: dict[str, Any] = {
-            name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None
-        }
+        known: dict[str, Any] = {name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None}
         if "trained_betas" in known:
             known["trained_betas"] = tuple(float(beta) for beta in known["trained_betas"])
         if "timestep_spacing" in known:

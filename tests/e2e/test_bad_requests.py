@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import Served
-from nereid.client import Client
-from raw import column, embeddings, infer, text
 from tritonclient.utils import InferenceServerException
+
+from nereid.client import Client
+
+from conftest import Served
+from raw import column, embeddings, infer, text
 
 pytestmark = pytest.mark.triton
 
@@ -38,7 +40,11 @@ PIPELINE = [
     ("scheduler empty", {"scheduler": text("")}, ["scheduler"]),
     ("scheduler undecodable", {"scheduler": text(b"\xff\xfe")}, ["scheduler", "UTF-8"]),
     ("scheduler as number", {"scheduler": column(I32, 3)}, ["scheduler"]),
-    ("lcm with 51 steps", {"scheduler": text("lcm"), "num_inference_steps": column(I32, 51)}, ["num_inference_steps", "51"]),
+    (
+        "lcm with 51 steps",
+        {"scheduler": text("lcm"), "num_inference_steps": column(I32, 51)},
+        ["num_inference_steps", "51"],
+    ),
     ("seed negative", {"seed": column(I64, -1)}, ["seed", "-1"]),
     ("seed as INT32", {"seed": column(I32, 5)}, ["seed", "INT64"]),
     ("seed two rows", {"seed": column(I64, 1, 2)}, ["batch size"]),

@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import Served
+
 from nereid.client import AsyncClient, Client, ImageProgress, ImageResult
+
+from conftest import Served
 
 pytestmark = pytest.mark.triton
 
@@ -15,8 +17,23 @@ REQUEST = {"seed": 41, "num_inference_steps": 12, "guidance_scale": 6.0, "schedu
 OTHERS = [
     {"seed": i, "num_inference_steps": 5 + 2 * i, "guidance_scale": [1.0, 3.0, 7.5][i % 3], "scheduler": name}
     for i, name in enumerate(
-        ["ddpm", "ddim", "euler", "euler_karras", "euler_a", "dpmpp_2s", "dpmpp_2m", "dpmpp_3m", "unipc"]
-        + ["dpmpp_2m_sde", "lcm", "dpmpp_2m_karras", "unipc_karras", "dpmpp_3m_karras", "ddim"]
+        [
+            "ddpm",
+            "ddim",
+            "euler",
+            "euler_karras",
+            "euler_a",
+            "dpmpp_2s",
+            "dpmpp_2m",
+            "dpmpp_3m",
+            "unipc",
+            "dpmpp_2m_sde",
+            "lcm",
+            "dpmpp_2m_karras",
+            "unipc_karras",
+            "dpmpp_3m_karras",
+            "ddim",
+        ]
     )
 ]
 

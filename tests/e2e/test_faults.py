@@ -16,17 +16,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import Served, export, serving
+
 from nereid.client import Client, NereidError
 from nereid.serving.options import free_ports
+
+from conftest import Served, export, serving
 
 pytestmark = pytest.mark.triton
 
 
 @pytest.fixture(scope="module")
-def own(
-    checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Served]:
+def own(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server of one pipeline that these tests may hurt."""
     folder = tmp_path_factory.mktemp("own")
     export(checkpoints["sd"], folder / "repository")

@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
-from conftest import Served
+from PIL import Image
+
 from nereid.client import (
     CancelledError,
     Client,
@@ -23,7 +24,8 @@ from nereid.client import (
     UnavailableError,
 )
 from nereid.runtime.metrics import IMAGE_METRICS
-from PIL import Image
+
+from conftest import Served
 from raw import column, embeddings, infer, make_input, metric, text
 
 pytestmark = pytest.mark.triton
@@ -63,13 +65,13 @@ def test_unavailable_server_is_tried_again(served: Served) -> None:
 
 
 def test_picture_above_the_limit_is_refused_by_its_size(tight: Client) -> None:
-    with pytest.raises(InvalidRequestError, match="68 x 64.*4096 pixels"):
+    with pytest.raises(InvalidRequestError, match=r"68 x 64.*4096 pixels"):
         tight.generate_image("a box", width=68, height=64)
 
 
 def test_deadline_ends_a_running_request(tight: Client) -> None:
     start = time.monotonic()
-    with pytest.raises(DeadlineExceededError, match="timeout_seconds.*running"):
+    with pytest.raises(DeadlineExceededError, match=r"timeout_seconds.*running"):
         tight.generate_image("a box", num_inference_steps=900, timeout=0.3)
     assert time.monotonic() - start < 5
 
@@ -78,7 +80,7 @@ def test_deadline_ends_a_waiting_request(served: Served, tight: Client) -> None:
     with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(tight.generate_image, "a box", num_inference_steps=400) for _ in range(2)]
         wait_until(lambda: active(served, "tight_denoise") == 2)
-        with pytest.raises(DeadlineExceededError, match="timeout_seconds.*waiting"):
+        with pytest.raises(DeadlineExceededError, match=r"timeout_seconds.*waiting"):
             tight.generate_image("a box", timeout=0.2)
         assert all(job.result() for job in jobs)
 

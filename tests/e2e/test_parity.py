@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Served
+
 from nereid.client import Client
 
+from conftest import Served
+
 torch = pytest.importorskip("torch")
-import diffusers  # noqa: E402
+import diffusers
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 

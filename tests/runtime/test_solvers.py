@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+
 from nereid.runtime.solvers import (
     SCHEDULERS,
     ScheduleError,
@@ -159,7 +160,9 @@ def test_rows_of_different_runs_advance_as_if_alone() -> None:
     samples = rng.standard_normal((len(names), 4, 6, 5)).astype(np.float32)
     memory = rng.standard_normal((len(names), 4, 4, 6, 5)).astype(np.float32)
     clean = rng.standard_normal(samples.shape).astype(np.float32)
-    noises = [noise_at(i)[0] if needs_noise(table, step) else None for i, (table, step) in enumerate(zip(tables, steps))]
+    noises = [
+        noise_at(i)[0] if needs_noise(table, step) else None for i, (table, step) in enumerate(zip(tables, steps, strict=True))
+    ]
     together = [SolverState(samples[i].copy(), memory[i].copy()) for i in range(len(names))]
     advance(tables, steps, together, clean, noises)
     for i in range(len(names)):

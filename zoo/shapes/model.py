@@ -49,8 +49,8 @@ def train_tokenizer(folder: Path) -> CLIPTokenizer:
     )
     merges = json.loads(bpe.to_str())["model"]["merges"]
     pairs = [tuple(merge.split()) if isinstance(merge, str) else tuple(merge) for merge in merges]
-    symbols = alphabet + [f"{letter}</w>" for letter in alphabet]
-    vocabulary = list(dict.fromkeys([*symbols, *("".join(pair) for pair in pairs)])) + [BEGIN, END]
+    symbols = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
+    vocabulary = [*dict.fromkeys([*symbols, *("".join(pair) for pair in pairs)]), BEGIN, END]
     folder.mkdir(parents=True, exist_ok=True)
     table = {token: index for index, token in enumerate(vocabulary)}
     (folder / "vocab.json").write_text(json.dumps(table, ensure_ascii=False))

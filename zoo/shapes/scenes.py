@@ -156,9 +156,7 @@ def coverage(shape: Shape, x: float, y: float, radius: float, size: int = IMAGE_
     return np.clip(inside + 0.5, 0.0, 1.0)
 
 
-def _signed_distance(
-    shape: Shape, dx: NDArray[np.float32], dy: NDArray[np.float32], radius: float
-) -> NDArray[np.float32]:
+def _signed_distance(shape: Shape, dx: NDArray[np.float32], dy: NDArray[np.float32], radius: float) -> NDArray[np.float32]:
     ax, ay = np.abs(dx), np.abs(dy)
     match shape:
         case Shape.CIRCLE:

@@ -60,10 +60,8 @@ def slot_labels(demand: Demand) -> list[int]:
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     """Token ids padded to the longest prompt: int64, rows x 32."""
-    batch = tokenizer(
-        texts, padding="max_length", max_length=model.MAX_TOKENS, truncation=True, return_tensors="pt"
-    )
-    return batch.input_ids  # type: ignore[no-any-return]
+    batch = tokenizer(texts, padding="max_length", max_length=model.MAX_TOKENS, truncation=True, return_tensors="pt")
+    return batch.input_ids
 
 
 def train_text_encoder(plan: TrainingPlan, tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -71,6 +69,7 @@ def train_text_encoder(plan: TrainingPlan, tokenizer: CLIPTokenizer) -> CLIPText
     encoder = model.make_text_encoder(tokenizer).to(plan.device)
     head = nn.Linear(encoder.config.hidden_size, sum(map(len, SLOTS))).to(plan.device)
     parameters = [*encoder.parameters(), *head.parameters()]
+    optimizer = _optimizer(parameters)
     rng = Random(plan.seed + 1)
     for step, rate in _schedule("text encoder", plan.text_minutes, peak=1.5e-3):
         captions = [write_caption(sample_scene(rng), rng) for _ in range(128)]
@@ -80,7 +79,6 @@ def train_text_encoder(plan: TrainingPlan, tokenizer: CLIPTokenizer) -> CLIPText
         ends = hidden[torch.arange(len(ids)), (ids == tokenizer.eos_token_id).int().argmax(1)]
         logits = head(ends).split([len(choices) for choices in SLOTS], dim=1)
         loss = sum((F.cross_entropy(part, labels[:, i]) for i, part in enumerate(logits)), torch.zeros(()))
-        optimizer = _optimizer(parameters) if step == 0 else optimizer
         _step(optimizer, loss, rate)
         if step % 50 == 0:
             right = torch.stack([part.argmax(1) == labels[:, i] for i, part in enumerate(logits)]).all(0)
@@ -165,9 +163,7 @@ def encode_scenes(plan: TrainingPlan, vae: AutoencoderKL) -> tuple[list[Scene], 
     return scenes, load_file(file)["latents"] * vae.config.scaling_factor
 
 
-def train_unet(
-    plan: TrainingPlan, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: AutoencoderKL
-) -> UNet2DConditionModel:
+def train_unet(plan: TrainingPlan, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: AutoencoderKL) -> UNet2DConditionModel:
     """v-prediction with min-SNR weights (Hang et al., 2023), in two phases; returns the moving average.
 
     The first phase drops the caption from one row in ten, the second from four in ten of the less noisy half, where the

@@ -1,0 +1,67 @@
+# The verbs. Each one sets up what it needs; `nereid --help` has the rest.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CHECKPOINT ?= zoo/shapes/checkpoint
+REPOSITORY ?= build/repository
+ENGINE ?= onnxruntime
+ARGS ?=
+
+.PHONY: help setup demo export serve test lint bench bench-sd15 perf docker-build docker-up docker-export clean
+
+help: ## Show this list
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+$(STAMP): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing; install Python 3.11 with venv (Debian: apt-get install python3.11 python3.11-venv)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { echo "error: $(PYTHON) must be Python 3.11 with venv (Debian: apt-get install python3.11 python3.11-venv)"; exit 1; }
+	@echo "making the virtual environment in $(VENV) (a few minutes, most of it downloads)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar on torch==2.13.0 $(TORCH_INDEX)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar on -e '.[serve,export,bench,dev]'
+	@touch $@
+
+setup: $(STAMP) ## Make the virtual environment and install everything
+
+demo: setup ## Export the shipped model, start Triton, draw six pictures
+	@$(BIN)/nereid demo --repository $(REPOSITORY) $(ARGS)
+
+export: setup ## Export CHECKPOINT to REPOSITORY (ENGINE=onnxruntime|tensorrt)
+	@$(BIN)/nereid export diffusion $(CHECKPOINT) --engine $(ENGINE) --out $(REPOSITORY) $(ARGS)
+
+serve: setup ## Serve REPOSITORY
+	@$(BIN)/nereid serve --repository $(REPOSITORY) $(ARGS)
+
+test: setup ## All tests, those with a real Triton included
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup ## What a change must pass: ruff (lint, format) and mypy (strict)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@rm -rf build/mypy && mkdir -p build/mypy/nereid
+	@for room in backends benchmarks client export runtime serving zoo; do ln -s ../../../$$room build/mypy/nereid/$$room; done
+	@MYPYPATH=build/mypy $(BIN)/mypy -p nereid
+
+bench: setup export ## Nereid against diffusers and batching servers, under load
+	@$(BIN)/nereid bench compare --repository $(REPOSITORY) $(ARGS)
+
+bench-sd15: setup ## The same at Stable Diffusion 1.5's sizes, random weights
+	@$(BIN)/nereid bench sd15 $(ARGS)
+
+perf: setup export ## perf_analyzer over a range of concurrencies
+	@$(BIN)/nereid bench perf --repository $(REPOSITORY) $(ARGS)
+
+docker-build: ## Build the container
+	docker compose -f docker/compose.yaml build
+
+docker-up: ## Triton, Prometheus and Grafana (GPU=1 for compose.gpu.yaml)
+	docker compose -f docker/compose.yaml $(if $(GPU),-f docker/compose.gpu.yaml) up
+
+docker-export: ## Export inside the container (ENGINE=tensorrt CHECKPOINT=... REPOSITORY=...)
+	docker build -f docker/Dockerfile --target export -t nereid-export:0.1.0 .
+	docker run --rm --gpus all -v $(abspath $(CHECKPOINT)):/checkpoint:ro -v $(abspath $(dir $(REPOSITORY))):/out nereid-export:0.1.0 \
+	  export diffusion /checkpoint --engine $(ENGINE) --device cuda --precision fp16 --out /out/$(notdir $(REPOSITORY)) $(ARGS)
+
+clean: ## Remove everything that was built
+	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,147 @@
+"""What can be checked of the container without a Docker engine."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from conftest import Served
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+TEXTS = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+
+# The part of the Compose Specification that the files here use, with its types; anything else is a mistake.
+SERVICE: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {
+        "build": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["context"],
+            "properties": {name: {"type": "string"} for name in ("context", "dockerfile", "target")},
+        },
+        "image": {"type": "string"},
+        "restart": {"enum": ["no", "always", "on-failure", "unless-stopped"]},
+        "init": {"type": "boolean"},
+        "read_only": {"type": "boolean"},
+        "tmpfs": TEXTS,
+        "shm_size": {"type": "string", "pattern": "^[0-9]+(b|kb|mb|gb)$"},
+        "security_opt": TEXTS,
+        "cap_drop": TEXTS,
+        "volumes": TEXTS,
+        "ports": {**TEXTS, "items": {"type": "string", "pattern": r"^127\.0\.0\.1:[0-9]+:[0-9]+$"}},
+        "depends_on": TEXTS,
+        "environment": {"type": "object", "additionalProperties": {"type": ["string", "number", "null"]}},
+        "deploy": {
+            "type": "object",
+            "properties": {
+                "resources": {
+                    "type": "object",
+                    "properties": {
+                        "reservations": {
+                            "type": "object",
+                            "properties": {
+                                "devices": {
+                                    "type": "array",
+                                    "items": {
+                                        "type": "object",
+                                        "required": ["capabilities"],
+                                        "properties": {
+                                            "driver": {"type": "string"},
+                                            "count": {"anyOf": [{"const": "all"}, {"type": "integer"}]},
+                                            "capabilities": TEXTS,
+                                        },
+                                    },
+                                }
+                            },
+                        }
+                    },
+                }
+            },
+        },
+    },
+}
+COMPOSE = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["services"],
+    "properties": {
+        "name": {"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]*$"},
+        "services": {"type": "object", "additionalProperties": SERVICE},
+        "volumes": {"type": "object"},
+    },
+}
+
+
+@pytest.mark.parametrize("file", ["compose.yaml", "compose.gpu.yaml"])
+def test_compose_files_obey_the_specification(file: str) -> None:
+    jsonschema.validate(yaml.safe_load((DOCKER / file).read_text()), COMPOSE)
+
+
+def test_everything_compose_mounts_from_here_exists() -> None:
+    compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+    sources = [entry.split(":")[0] for service in compose["services"].values() for entry in service.get("volumes", [])]
+    local = [source for source in sources if source.startswith("./")]
+    assert local
+    assert all((DOCKER / source).exists() for source in local)
+    named = [source for source in sources if not source.startswith(("./", "$"))]
+    assert set(named) == set(compose["volumes"])
+    assert (
+        DOCKER / compose["services"]["triton"]["build"]["context"] / compose["services"]["triton"]["build"]["dockerfile"]
+    ).is_file()
+
+
+def test_every_copied_source_exists_and_is_not_ignored() -> None:
+    lines = (DOCKER / "Dockerfile").read_text().splitlines()
+    sources = [source for line in lines if line.startswith("COPY ") for source in line.split()[1:-1]]
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert len(sources) >= 8
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert source in allowed, source
+
+
+def test_image_is_recent_and_does_not_run_as_root() -> None:
+    text = (DOCKER / "Dockerfile").read_text()
+    year, month = map(int, re.search(r"ARG TRITON=(\d+)\.(\d+)", text).groups())  # type: ignore[union-attr]
+    assert (year, month) >= (26, 7)
+    users = re.findall(r"^USER (\w+)$", text, re.MULTILINE)
+    assert users[0] == users[-1] == "nereid"
+    assert "HEALTHCHECK" in text
+
+
+def dashboard_metrics() -> set[str]:
+    board = json.loads((DOCKER / "grafana" / "dashboards" / "nereid.json").read_text())
+    queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    assert len(queries) >= 12
+    return {name for query in queries for name in re.findall(r"\b(?:nereid|nv)_\w+", query)}
+
+
+@pytest.mark.triton
+def test_dashboard_asks_for_metrics_that_the_server_exports(served: Served) -> None:
+    import urllib.request
+
+    from nereid.client import Client
+
+    with Client(served.grpc_url) as client:
+        client.generate_image("a box", num_inference_steps=1)
+    with urllib.request.urlopen(f"http://127.0.0.1:{served.metrics}/metrics", timeout=10) as page:
+        text = page.read().decode()
+    exported = set(re.findall(r"^([a-zA-Z_:][\w:]*)(?:\{| )", text, re.MULTILINE))
+    assert dashboard_metrics() <= exported
+
+
+def test_grafana_finds_its_dashboard_and_its_data_source() -> None:
+    board = json.loads((DOCKER / "grafana" / "dashboards" / "nereid.json").read_text())
+    source = yaml.safe_load((DOCKER / "grafana/provisioning/datasources/prometheus.yaml").read_text())["datasources"][0]
+    assert {panel["datasource"]["uid"] for panel in board["panels"]} == {source["uid"]}
+    scrape = yaml.safe_load((DOCKER / "prometheus.yaml").read_text())["scrape_configs"][0]["static_configs"][0]["targets"]
+    assert scrape == ["triton:8002"]

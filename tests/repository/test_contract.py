@@ -1,0 +1,109 @@
+"""Configs obey their contract, as sources and as exported: names, ensemble maps, engines, parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "model_repository"
+
+
+def configs(folder: Path) -> dict[str, pb.ModelConfig]:
+    return {file.parent.name: text_format.Parse(file.read_text(), pb.ModelConfig()) for file in folder.glob("*/config.pbtxt")}
+
+
+@pytest.fixture(params=["source", "exported"])
+def models(request: pytest.FixtureRequest) -> tuple[Path, dict[str, pb.ModelConfig]]:
+    folder = SOURCE if request.param == "source" else request.getfixturevalue("repository")
+    return folder, configs(folder)
+
+
+def test_nothing_but_models_stands_in_the_repository(models: tuple[Path, dict[str, pb.ModelConfig]]) -> None:
+    folder, known = models
+    assert known
+    assert {path.name for path in folder.iterdir()} == set(known)
+
+
+def test_names_are_folders_and_versions_exist(models: tuple[Path, dict[str, pb.ModelConfig]]) -> None:
+    folder, known = models
+    for name, config in known.items():
+        assert config.name == name
+        assert (folder / name / "1").is_dir()
+        if config.backend == "python":
+            assert (folder / name / "1" / "model.py").is_file()
+
+
+def test_ensemble_maps_join_equal_types_and_shapes(models: tuple[Path, dict[str, pb.ModelConfig]]) -> None:
+    _, known = models
+    for name, ensemble in known.items():
+        if ensemble.platform != "ensemble":
+            continue
+        written = {tensor.name: tensor for tensor in ensemble.input}
+        for step in ensemble.ensemble_scheduling.step:
+            inner = known[step.model_name]
+            inputs = {tensor.name: tensor for tensor in inner.input}
+            outputs = {tensor.name: tensor for tensor in inner.output}
+            assert set(step.input_map) <= set(inputs), (name, step.model_name)
+            needed = {tensor.name for tensor in inner.input if not tensor.optional}
+            assert needed <= set(step.input_map), (name, step.model_name)
+            for key, value in step.output_map.items():
+                assert value not in written, f"{name}: {value} is written twice"
+                written[value] = outputs[key]
+        for step in ensemble.ensemble_scheduling.step:
+            inputs = {tensor.name: tensor for tensor in known[step.model_name].input}
+            for key, value in step.input_map.items():
+                here, there = written[value], inputs[key]
+                assert here.data_type == there.data_type, (name, value)
+                assert len(here.dims) == len(there.dims), (name, value)
+                assert all(-1 in (a, b) or a == b for a, b in zip(here.dims, there.dims, strict=True)), (name, value)
+        for tensor in ensemble.output:
+            assert written[tensor.name].data_type == tensor.data_type
+
+
+def test_engines_batch_and_graphs_hold_what_configs_say(repository: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    engines = {name: config for name, config in configs(repository).items() if config.backend == "onnxruntime"}
+    assert len(engines) >= 20
+    for name, config in engines.items():
+        assert config.HasField("dynamic_batching")
+        assert config.max_batch_size > 0
+        assert not any(tensor.optional for tensor in config.input)
+        graph = onnx.load(str(repository / name / "1" / "model.onnx"), load_external_data=False).graph
+        assert {tensor.name for tensor in config.input} == {value.name for value in graph.input}
+        assert {tensor.name for tensor in config.output} == {value.name for value in graph.output}
+
+
+def test_every_parameter_is_read_by_somebody() -> None:
+    code = "\n".join(
+        file.read_text()
+        for room in ("runtime", "backends", "serving", "model_repository")
+        for file in (ROOT / room).rglob("*.py")
+    )
+    for name, config in configs(SOURCE).items():
+        for key in config.parameters:
+            known = (
+                f'"{key}"' in code or f" {key}:" in code or (key.endswith("_model") and f" {key.removesuffix('_model')}:" in code)
+            )
+            assert known, f"{name}: nobody reads {key}"
+
+
+def test_model_files_only_adapt() -> None:
+    for file in [*SOURCE.rglob("model.py"), *(ROOT / "backends").rglob("model.py")]:
+        lines = file.read_text().splitlines()
+        assert len(lines) <= 60, file
+        assert lines[0].startswith('"""'), file
+
+
+def test_only_the_bridge_imports_tritons_python_module() -> None:
+    rooms = ("runtime", "backends", "client", "export", "serving", "zoo", "benchmarks", "model_repository")
+    users = [
+        str(file.relative_to(ROOT))
+        for room in rooms
+        for file in (ROOT / room).rglob("*.py")
+        if "import triton_python_backend_utils" in file.read_text()
+    ]
+    assert users == ["backends/bridge.py"]
