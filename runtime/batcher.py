@@ -117,6 +117,7 @@ class InFlightBatcher(Generic[T]):
             if len(self._queue) >= self.max_queue and not self._fits(task):
                 raise QueueFullError(f"queue: {len(self._queue)} requests wait already; at most {self.max_queue} may")
             self._queue.append(ticket)
+            self._admit()  # at once where there is room, so that only those who must wait count as waiting
             self._changed.notify_all()
 
     def stop(self) -> None:
