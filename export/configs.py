@@ -14,6 +14,9 @@ from nereid.export.components import Component, TensorSpec
 SOURCE = Path(__file__).resolve().parent.parent / "model_repository"
 """Where the sources of all models lie, in a checkout."""
 
+CPU_ROWS_PER_TICK = "2"
+"""On CPUs a UNet row costs about the same in any batch; see the figures in README.md."""
+
 _DTYPES = {torch.float32: pb.TYPE_FP32, torch.int32: pb.TYPE_INT32}
 _ENSEMBLE = "text_to_image"
 _PIPELINE_MODELS = ("tokenizer", "denoise", "image_output", "text_to_image_stream", "text_to_image_json", _ENSEMBLE)
@@ -60,7 +63,9 @@ def _dims(spec: TensorSpec) -> list[int]:
     return [-1 if isinstance(dim, str) else dim for dim in spec.dims]
 
 
-def pipeline_configs(*, prefix: str, family: str, channels: int, max_batch_size: int, force_zeros: bool) -> dict[str, Any]:
+def pipeline_configs(
+    *, prefix: str, family: str, channels: int, max_batch_size: int, force_zeros: bool, device: str
+) -> dict[str, Any]:
     """The configs of all Python models and the ensemble, by their unprefixed names."""
     configs = {name: read_config(SOURCE / name / "config.pbtxt") for name in _PIPELINE_MODELS}
     for config in configs.values():
@@ -72,6 +77,8 @@ def pipeline_configs(*, prefix: str, family: str, channels: int, max_batch_size:
     _set_parameter(denoise, "unet_max_batch_size", str(2 * max_batch_size))
     inflight = max(max_batch_size, int(denoise.parameters["max_inflight"].string_value))
     _set_parameter(denoise, "max_inflight", str(inflight))
+    if device == "cpu":
+        _set_parameter(denoise, "rows_per_tick", CPU_ROWS_PER_TICK)
     if family == "sdxl":
         _add_second_encoder(configs)
     if force_zeros:

@@ -38,7 +38,7 @@ class DenoiseService:
 
     def __post_init__(self) -> None:
         self._observer = ImageObserver(self.recorder)
-        self._denoiser = Denoiser(self.predict, self.encode, self.limits.unet_max_batch_size)
+        self._denoiser = Denoiser(self.predict, self.encode, self.limits.unet_max_batch_size, self.limits.rows_per_tick)
         self._batcher = InFlightBatcher(
             self._denoiser.advance,
             self._observer,

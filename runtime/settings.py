@@ -48,6 +48,9 @@ class Pipeline:
         return cls.from_json((folder / PIPELINE_FILE).read_text())
 
 
+_MAY_BE_ZERO = ("max_queue", "rows_per_tick")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What one `denoise` instance takes on. Every field is a parameter of its config.pbtxt, spelled the same."""
@@ -59,6 +62,7 @@ class Limits:
     max_guidance: float = 50.0
     default_timeout_seconds: float = 600.0
     unet_max_batch_size: int = 8
+    rows_per_tick: int = 0
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> Limits:
@@ -73,7 +77,7 @@ class Limits:
                 value = kind(text)
             except ValueError:
                 raise ValueError(f"parameter {field.name}: {text!r} is not a number") from None
-            if not value > 0 and not (field.name == "max_queue" and value == 0):
+            if not value > 0 and not (field.name in _MAY_BE_ZERO and value == 0):
                 raise ValueError(f"parameter {field.name}: {text} is not allowed; it must be above 0")
             known[field.name] = value
         return cls(**known)

@@ -113,6 +113,28 @@ def test_pictures_of_different_sizes_do_not_share_a_call() -> None:
     assert sorted(call["sample"] for call in unet.calls) == [(2, 4, 8, 8), (2, 4, 8, 16)]
 
 
+def test_fewest_steps_left_go_first_where_ticks_are_narrow_and_none_starves() -> None:
+    """A long request against a stream of short ones: the first short one passes it, and still it gets its turns."""
+    denoiser = Denoiser(Unet(), lambda image: None, 16, rows_per_tick=1)  # type: ignore[arg-type, return-value]
+
+    def task(steps: int) -> ImageTask:
+        parsed = parse_image_request(request(num_inference_steps=whole(steps)), pipeline(), Limits())
+        made = ImageTask(parsed, lambda task, error: None, lambda: False)
+        denoiser.prepare(made)
+        return made
+
+    long, first = task(20), task(3)
+    for _ in range(3):
+        denoiser.advance([long, first])
+    assert first.done
+    assert long.runs[0].step == 0
+    short = task(3)
+    for _ in range(200):
+        short = task(3) if short.done else short
+        denoiser.advance([long, short])
+    assert long.runs[0].step > 5
+
+
 @pytest.mark.parametrize("limit", [1, 2, 3, 5])
 def test_no_call_exceeds_the_engines_batch(limit: int) -> None:
     unet = Unet()
