@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from copy import deepcopy
@@ -287,3 +288,5 @@ def train(plan: TrainingPlan, destination: Path) -> None:
         requires_safety_checker=False,
     )
     pipeline.to(dtype=torch.float16).save_pretrained(destination, safe_serialization=True)
+    for name in ("vocab.json", "merges.txt"):  # for readers that know nothing of tokenizer.json
+        shutil.copy(plan.work / "tokenizer" / name, destination / "tokenizer" / name)
