@@ -34,12 +34,11 @@ def compare_command(
     steps: Annotated[str, typer.Option(help="Step counts to draw from.")] = "10,20,30",
     loads: Annotated[str, typer.Option(help="Arrival rates, as multiples of diffusers' capacity.")] = "0.7,1.2",
     side: Annotated[int, typer.Option(help="Width and height of the pictures.")] = 128,
-    threads: Annotated[int, typer.Option(help="Threads of every peer; 0 for all cores.")] = 0,
     out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/compare.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
 ) -> None:
     """Nereid against diffusers and against batching servers, under the same Poisson load."""
-    _compare(checkpoint, repository, jobs, _numbers(steps, int), _numbers(loads, float), side, threads, out, as_json)
+    _compare(checkpoint, repository, jobs, _numbers(steps, int), _numbers(loads, float), side, out, as_json)
 
 
 @app.command("sd15")
@@ -48,7 +47,6 @@ def sd15_command(
     jobs: Annotated[int, typer.Option(help="Requests per load.")] = 10,
     steps: Annotated[str, typer.Option(help="Step counts to draw from.")] = "2,3,4",
     loads: Annotated[str, typer.Option(help="Arrival rates, as multiples of diffusers' capacity.")] = "1.2",
-    threads: Annotated[int, typer.Option(help="Threads of every peer; 0 for all cores.")] = 0,
     out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/sd15.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
 ) -> None:
@@ -69,7 +67,7 @@ def sd15_command(
                 export_diffusion(ExportOptions(checkpoint=checkpoint, out=repository), Bar(progress))
             except ExportError as error:
                 _fail(error)
-    _compare(checkpoint, repository, jobs, _numbers(steps, int), _numbers(loads, float), 256, threads, out, as_json)
+    _compare(checkpoint, repository, jobs, _numbers(steps, int), _numbers(loads, float), 256, out, as_json)
 
 
 @app.command("perf")
@@ -99,11 +97,10 @@ def _compare(
     steps: tuple[int, ...],
     loads: tuple[float, ...],
     side: int,
-    threads: int,
     out: Path,
     as_json: bool,
 ) -> None:
-    settings = PeerSettings(checkpoint=checkpoint, repository=repository, threads=threads or os.cpu_count() or 1, side=side)
+    settings = PeerSettings(checkpoint=checkpoint, repository=repository, threads=os.cpu_count() or 1, side=side)
     plan = Plan(settings=settings, jobs=jobs, steps=steps, loads=loads)
     try:
         report = compare(plan, _say)

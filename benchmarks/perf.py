@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
 from nereid.benchmarks.compare import serving
 from nereid.serving.errors import ServingError
 from nereid.serving.installation import perf_analyzer_command
@@ -39,27 +42,24 @@ def _cases(repository: Path, steps: int) -> dict[str, tuple[dict[str, Any], list
     """Input data and further arguments of each model."""
     facts = json.loads((repository / "denoise" / "1" / "pipeline.json").read_text())
     side = facts["default_width"] // facts["vae_scale_factor"]
-    tokens = 32
-    config = (repository / "text_encoder" / "config.pbtxt").read_text()
-    for line in config.split("input {")[1].splitlines():
-        if "dims:" in line:
-            tokens = int(line.split(":")[1])
-            break
+    tokens = _dims(repository, "text_encoder", "input_ids")[0]
+    width = _dims(repository, "unet", "encoder_hidden_states")[-1]
     image = {
         "prompt": ["a red circle above a blue square"],
         "num_inference_steps": [steps],
         "guidance_scale": [5.0],
         "seed": [7],
     }
-    shapes = [f"--shape=sample:{facts['latent_channels']},{side},{side}"]
-    shapes.append(f"--shape=encoder_hidden_states:{tokens},{_width(repository)}")
+    shapes = [
+        f"--shape=sample:{facts['latent_channels']},{side},{side}",
+        f"--shape=encoder_hidden_states:{tokens},{width}",
+    ]
     return {"text_to_image": (image, []), "unet": ({}, ["--input-data=random", *shapes])}
 
 
-def _width(repository: Path) -> int:
-    config = (repository / "unet" / "config.pbtxt").read_text()
-    block = next(part for part in config.split("input {") if '"encoder_hidden_states"' in part)
-    return int([line.split(":")[1] for line in block.splitlines() if "dims:" in line][-1])
+def _dims(repository: Path, model: str, tensor: str) -> list[int]:
+    config = text_format.Parse((repository / model / "config.pbtxt").read_text(), ModelConfig())
+    return next(list(item.dims) for item in config.input if item.name == tensor)
 
 
 def _measure(
@@ -86,7 +86,7 @@ def _measure(
         ]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60 + 20 * seconds)
     if done.returncode != 0 or not table.is_file():
-        raise ServingError(f"perf_analyzer failed on {model}: {(done.stderr or done.stdout).strip()[-400:]}")
+        raise ServingError(f"perf_analyzer failed on {model}: {' '.join((done.stderr or done.stdout).split())[:400]}")
     with table.open() as opened:
         row = next(csv.DictReader(opened))
     latencies = {name: float(row[f"{name} latency"]) / 1e6 for name in PERCENTILES}

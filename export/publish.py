@@ -59,7 +59,7 @@ def readable_failures(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
             raise ExportError(f"{out} cannot be written: {os.strerror(error.errno).lower()}") from None
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ExportError(f"{out}: the disk is full; nothing was published") from None

@@ -54,5 +54,5 @@ def test_mistakes_are_one_sentence_and_no_traceback(command: list[str], tmp_path
         [sys.executable, "-m", "nereid.client.main", *command], capture_output=True, text=True, timeout=60, cwd=tmp_path
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("error:")
+    assert done.stderr.strip().startswith("error:")
     assert "Traceback" not in done.stderr

@@ -20,7 +20,7 @@ import pytest
 from nereid.client import Client, NereidError
 from nereid.serving.options import free_ports
 
-from conftest import Served, export, serving
+from conftest import Served, export, serving, set_parameters
 
 pytestmark = pytest.mark.triton
 
@@ -30,6 +30,7 @@ def own(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     """A server of one pipeline that these tests may hurt."""
     folder = tmp_path_factory.mktemp("own")
     export(checkpoints["sd"], folder / "repository")
+    set_parameters(folder / "repository", "denoise", max_steps=900)
     yield from serving(folder / "repository", folder, checkpoints)
 
 
@@ -67,7 +68,10 @@ def test_killed_stub_fails_only_what_is_inside_and_serves_again(own: Served, mod
     """How soon is measured, not asserted, beyond a bound that tells healing from not healing."""
     assert health(own)[0] == 200
     with Client(own.grpc_url, retries=0, timeout=60) as client, ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(client.generate_image, "a box", num_inference_steps=200) for _ in range(4)]
+        jobs = [
+            pool.submit(client.generate_image, "a box", num_inference_steps=700 if model in ("unet", "denoise") else 200)
+            for _ in range(4)
+        ]
         time.sleep(0.3)
         stub_of(own, model).kill()
         deadline = time.monotonic() + 5
