@@ -79,7 +79,7 @@ def _measure(
             "--measurement-mode=time_windows",
             f"--measurement-interval={int(seconds * 1000)}",
             "--max-trials=3",
-            "--stability-percentage=50",
+            "--stability-percentage=999",
             "-f",
             str(table),
             *arguments,

@@ -112,7 +112,8 @@ class Denoiser:
     def advance(self, tasks: Sequence[ImageTask]) -> None:
         """One tick. A failed UNet call fails the tasks whose rows were in it, and no other."""
         groups: dict[object, list[tuple[ImageTask, ImageRun]]] = defaultdict(list)
-        for task, run in self._choose([(task, run) for task in tasks for run in task.runs if not run.done]):
+        waiting = [(owner, run) for owner in tasks for run in owner.runs if not run.done]
+        for task, run in self._choose(waiting):
             task.started = task.started if task.started is not None else time.monotonic()
             groups[_shape_of(run)].append((task, run))
         for group in groups.values():
