@@ -14,7 +14,7 @@ from typing import Any
 from nereid.benchmarks.peers import Peer, PeerProcess, PeerSettings, engine_seconds
 from nereid.benchmarks.workload import GUIDANCE, Job, Outcome, drive, make_jobs
 from nereid.client import Client
-from nereid.serving.options import ServeOptions, free_ports
+from nereid.serving.options import ServeOptions
 from nereid.serving.supervisor import Supervisor
 
 SLACK = 2.0
@@ -125,15 +125,7 @@ def running(peer: Peer, settings: PeerSettings) -> Iterator[DrawJob]:
 @contextmanager
 def serving(repository: Path) -> Iterator[tuple[Client, ServeOptions]]:
     """Nereid on free ports."""
-    http, grpc, metrics, health = free_ports(4)
     with tempfile.TemporaryDirectory() as folder:
-        options = ServeOptions(
-            repository=repository,
-            http_port=http,
-            grpc_port=grpc,
-            metrics_port=metrics,
-            health_port=health,
-            log_file=Path(folder) / "triton.log",
-        )
-        with Supervisor(options), Client(f"127.0.0.1:{grpc}") as client:
+        options = ServeOptions.on_free_ports(repository, Path(folder) / "triton.log")
+        with Supervisor(options), Client(f"127.0.0.1:{options.grpc_port}") as client:
             yield client, options

@@ -17,7 +17,7 @@ from nereid.export.cli import Bar
 from nereid.export.diffusion import ExportOptions, export_diffusion
 from nereid.export.errors import ExportError
 from nereid.serving.errors import ServingError
-from nereid.serving.options import ServeOptions, free_ports
+from nereid.serving.options import ServeOptions
 from nereid.serving.supervisor import Supervisor
 from nereid.zoo.shapes.score import CHECKPOINT
 
@@ -82,18 +82,10 @@ def _export(repository: Path) -> None:
 
 def _draw_all(repository: Path, out: Path, steps: int) -> list[tuple[Path, ImageResult, str]]:
     out.mkdir(parents=True, exist_ok=True)
-    http, grpc, metrics, health = free_ports(4)
-    options = ServeOptions(
-        repository=repository,
-        http_port=http,
-        grpc_port=grpc,
-        metrics_port=metrics,
-        health_port=health,
-        log_file=out / "triton.log",
-    )
+    options = ServeOptions.on_free_ports(repository, out / "triton.log")
     drawn = []
     start = time.monotonic()
-    with console.status("starting Triton"), Supervisor(options), Client(f"127.0.0.1:{grpc}") as client:
+    with console.status("starting Triton"), Supervisor(options), Client(f"127.0.0.1:{options.grpc_port}") as client:
         console.print(f"Triton is ready after {time.monotonic() - start:.1f} s")
         for number, prompt in enumerate(PROMPTS):
             for answer in client.stream_image(prompt, seed=number, num_inference_steps=steps, guidance_scale=5.0):

@@ -26,6 +26,19 @@ class ServeOptions:
     log_file: Path | None = None
     verbose: bool = False
 
+    @classmethod
+    def on_free_ports(cls, repository: Path, log_file: Path) -> ServeOptions:
+        """For tests, demos and measurements: beside whatever else runs on this machine."""
+        http, grpc, metrics, health = free_ports(4)
+        return cls(
+            repository=repository,
+            http_port=http,
+            grpc_port=grpc,
+            metrics_port=metrics,
+            health_port=health,
+            log_file=log_file,
+        )
+
     @property
     def ports(self) -> dict[str, int]:
         return {

@@ -91,20 +91,20 @@ def repository(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, 
 
 
 def serving(repository: Path, folder: Path, checkpoints: dict[str, Path]) -> Iterator[Served]:
-    from nereid.serving.options import ServeOptions, free_ports
+    from nereid.serving.options import ServeOptions
     from nereid.serving.supervisor import Supervisor
 
-    http, grpc, metrics, health = free_ports(4)
-    options = ServeOptions(
-        repository=repository,
-        http_port=http,
-        grpc_port=grpc,
-        metrics_port=metrics,
-        health_port=health,
-        log_file=folder / "triton.log",
-    )
+    options = ServeOptions.on_free_ports(repository, folder / "triton.log")
     with Supervisor(options) as supervisor:
-        yield Served(repository, http, grpc, metrics, health, supervisor, checkpoints)
+        yield Served(
+            repository,
+            options.http_port,
+            options.grpc_port,
+            options.metrics_port,
+            options.health_port,
+            supervisor,
+            checkpoints,
+        )
 
 
 @pytest.fixture(scope="session")

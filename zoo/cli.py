@@ -102,18 +102,10 @@ def _maybe_serving(repository: Path | None) -> Iterator[Client | None]:
     if repository is None:
         yield None
         return
-    from nereid.serving.options import ServeOptions, free_ports
+    from nereid.serving.options import ServeOptions
     from nereid.serving.supervisor import Supervisor
 
-    http, grpc, metrics, health = free_ports(4)
     with tempfile.TemporaryDirectory() as folder:
-        options = ServeOptions(
-            repository=repository,
-            http_port=http,
-            grpc_port=grpc,
-            metrics_port=metrics,
-            health_port=health,
-            log_file=Path(folder) / "triton.log",
-        )
-        with Supervisor(options), Client(f"127.0.0.1:{grpc}") as client:
+        options = ServeOptions.on_free_ports(repository, Path(folder) / "triton.log")
+        with Supervisor(options), Client(f"127.0.0.1:{options.grpc_port}") as client:
             yield client
