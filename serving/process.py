@@ -26,7 +26,6 @@ RESTRICTED = "model-repository,shared-memory,trace,logging"
 SHARED_MEMORY = Path("/dev/shm")
 EXIT_SECONDS = 2
 """How long Triton may finish what is in flight when it is asked to stop."""
-MAX_MESSAGE = 2**31 - 1
 
 
 @dataclass(slots=True)
