@@ -36,6 +36,14 @@ def _outputs(result: Any, names: Sequence[str]) -> Tensors:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def _reason(answers: queue.SimpleQueue[tuple[Any, InferenceServerException | None]]) -> InferenceServerException | None:
+    """Why a stream was over before its request was written: its callback is told that, possibly a moment later."""
+    try:
+        return answers.get(timeout=1)[1]
+    except queue.Empty:
+        return None
+
+
 def _arguments(options: ConnectionOptions) -> dict[str, Any]:
     tls = options.tls
     paths = (
@@ -98,7 +106,11 @@ class GrpcTransport:
         )
         finished = False
         try:
-            client.async_stream_infer(model, _inputs(tensors), enable_empty_final_response=True)
+            try:
+                client.async_stream_infer(model, _inputs(tensors), enable_empty_final_response=True)
+            except InferenceServerException as error:
+                finished = True
+                raise from_triton(_reason(answers) or error) from None
             while True:
                 result, error = answers.get()
                 if error is not None:

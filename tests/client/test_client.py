@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 import nereid.client as sdk
-from nereid.client import Client, ImageRequest, InvalidRequestError, NereidError, UnavailableError
+from nereid.client import Client, ConnectionLostError, ImageRequest, InvalidRequestError, NereidError, UnavailableError
 from nereid.client.errors import from_triton
 
 
@@ -50,6 +52,18 @@ def test_unavailable_is_tried_again_with_growing_pauses(monkeypatch: pytest.Monk
     result = Client(transport=transport, retries=3, backoff=1.0).generate_image("a box")
     assert result.seeds == (5, 6)
     assert [0.5 * 2**i <= pause <= 1.5 * 2**i for i, pause in enumerate(pauses)] == [True] * 3
+
+
+def test_a_stream_refused_before_its_request_is_written_says_who_did_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = grpcclient.InferenceServerClient.start_stream
+
+    def start_and_linger(self: Any, callback: Any, **options: Any) -> None:
+        start(self, callback, **options)
+        time.sleep(0.5)  # long enough for the refusal to arrive first
+
+    monkeypatch.setattr(grpcclient.InferenceServerClient, "start_stream", start_and_linger)
+    with Client("127.0.0.1:1", retries=0) as client, pytest.raises(ConnectionLostError, match="127.0.0.1:1"):
+        next(iter(client.stream_image("a box")))
 
 
 def test_retries_end(monkeypatch: pytest.MonkeyPatch) -> None:
