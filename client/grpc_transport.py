@@ -108,9 +108,9 @@ class GrpcTransport:
         try:
             try:
                 client.async_stream_infer(model, _inputs(tensors), enable_empty_final_response=True)
-            except InferenceServerException as error:
+            except InferenceServerException as refusal:
                 finished = True
-                raise from_triton(_reason(answers) or error) from None
+                raise from_triton(_reason(answers) or refusal) from None
             while True:
                 result, error = answers.get()
                 if error is not None:

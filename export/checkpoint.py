@@ -133,7 +133,7 @@ class Checkpoint:
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file; raises ExportError where there is none."""
     try:
-        value = json.loads(file.read_text())
+        value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ExportError(f"{file} is missing") from None
     except (ValueError, UnicodeDecodeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from nereid.export.diffusion import Device, Engine, ExportOptions, export_diffusion
+from nereid.export.diffusion import Engine, ExportOptions, export_diffusion
 from nereid.export.errors import ExportError
+from nereid.export.frame import Device
+from nereid.export.llm import LlmExportOptions, LlmPrecision, export_llm
 from nereid.export.onnx_engine import Precision
 
 app = typer.Typer(
@@ -78,17 +81,78 @@ def diffusion(
         name=name,
         max_side=max_side,
     )
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    try:
-        with Progress(*columns, console=console, transient=True) as progress:
-            manifest = export_diffusion(options, Bar(progress))
-    except ExportError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
+    manifest = _with_bar(lambda bar: export_diffusion(options, bar))
     if as_json:
         print(json.dumps(manifest))
     else:
         _show(manifest, out)
+
+
+@app.command()
+def llm(
+    path: Annotated[Path, typer.Argument(help="A local transformers folder (Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma).")],
+    precision: Annotated[LlmPrecision, typer.Option(help="Of the matrices; int4 and int8 are block-wise.")] = LlmPrecision.INT4,
+    block_size: Annotated[int, typer.Option(help="Weights that share a scale: 16, 32, 64, 128 or 256.")] = 32,
+    symmetric: Annotated[bool, typer.Option("--symmetric/--asymmetric", help="Without or with a zero point a block.")] = True,
+    eight_bit_share: Annotated[
+        float, typer.Option(help="Share of an int4 engine's weights kept in 8 bits: the matrices of largest measured error.")
+    ] = 0.15,
+    device: Annotated[Device, typer.Option(help="Where the engine will run.")] = Device.CPU,
+    name: Annotated[str, typer.Option(help="Prefix of the model's name, for several in one repository.")] = "",
+    out: Annotated[Path, typer.Option(help="The repository to write; other models in it are kept.")] = Path("build/repository"),
+    sample_text: Annotated[
+        Path | None, typer.Option(help="Text that errors and perplexity are measured on; random tokens where absent.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Export a language model: one engine with its KV cache in place, checked against PyTorch.
+
+    Nothing appears at OUT until everything is built and checked; an interrupted export resumes where it stopped.
+    """
+    options = LlmExportOptions(
+        checkpoint=path,
+        out=out,
+        precision=precision,
+        block_size=block_size,
+        symmetric=symmetric,
+        eight_bit_share=eight_bit_share,
+        device=device,
+        name=name,
+        sample_text=sample_text,
+    )
+    manifest = _with_bar(lambda bar: export_llm(options, bar))
+    if as_json:
+        print(json.dumps(manifest))
+    else:
+        _show_llm(manifest, out)
+
+
+def _with_bar(work: Callable[[Bar], dict[str, Any]]) -> dict[str, Any]:
+    """Run an export under a progress bar; its refusals are one sentence and exit status 1."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=console, transient=True) as progress:
+            return work(Bar(progress))
+    except ExportError as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def _show_llm(manifest: dict[str, Any], out: Path) -> None:
+    engine = manifest["engine"]
+    table = Table(title=f"{manifest['source']['name']} -> {out}")
+    for column in ("precision", "MB", "compression", "logits error", "next-token agreement", "perplexity (fp32)", "in 8 bits"):
+        table.add_column(column, justify="right")
+    table.add_row(
+        manifest["arguments"]["precision"],
+        f"{engine['engine_bytes'] / 1e6:.1f}",
+        f"{engine['compression']:.2f}x",
+        f"{engine['logits_error']:.1e}",
+        f"{100 * engine['next_token_agreement']:.1f}%",
+        f"{engine['perplexity']:.3f} ({engine['perplexity_fp32']:.3f})",
+        f"{len(engine['eight_bit'])} of {len(engine['matrices'])}",
+    )
+    Console().print(table)
 
 
 def _show(manifest: dict[str, Any], out: Path) -> None:

@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from nereid.export import configs, onnx_engine, tensorrt_engine
-from nereid.export.checkpoint import Checkpoint, file_digest
+from nereid.export.checkpoint import Checkpoint
 from nereid.export.components import Component, components_of, quiet
 from nereid.export.errors import ExportError
 from nereid.export.facts import pipeline_facts
+from nereid.export.frame import MANIFEST, Device, Progress, check_name, file_digests, models_of, versions
 from nereid.export.onnx_engine import Check, Precision
 from nereid.export.preview import fit_latents_to_rgb
 from nereid.export.publish import adopt, locked, publish, readable_failures, require_space, staging_folder
 from nereid.runtime.prompts import SETTINGS_FILE
 from nereid.runtime.settings import PIPELINE_FILE
 
-MANIFEST = "manifest.json"
 VERSIONED = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "numpy")
 
 
 class Engine(StrEnum):
     ONNXRUNTIME = "onnxruntime"
     TENSORRT = "tensorrt"
-
-
-class Device(StrEnum):
-    CPU = "cpu"
-    CUDA = "cuda"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +42,6 @@ class ExportOptions:
     max_batch_size: int = 8
     name: str = ""
     max_side: int = 1024
-
-
-class Progress(Protocol):
-    """Told what is being done, step by step."""
-
-    def total(self, steps: int) -> None: ...
-    def step(self, text: str) -> None: ...
-    def waiting(self, text: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -74,8 +59,7 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
     """Export and publish; returns the manifest. Raises ExportError, after which `out` is as it was before."""
     if not 1 <= options.max_batch_size <= 256:
         raise ExportError(f"--max-batch-size: {options.max_batch_size} is not allowed; it must be 1 to 256")
-    if options.name and not options.name.replace("_", "").replace("-", "").isalnum():
-        raise ExportError(f"--name: {options.name!r} is not allowed; it must be letters, digits, '-' and '_'")
+    check_name(options.name)
     checkpoint = Checkpoint.open(options.checkpoint)
     if options.engine is Engine.TENSORRT:
         tensorrt_engine.import_tensorrt()
@@ -124,7 +108,7 @@ def _build(
         "precision": options.precision,
         "max_batch_size": options.max_batch_size,
         "max_side": options.max_side,
-        "versions": _versions(),
+        "versions": versions(VERSIONED),
     }
     if record.is_file():
         done = json.loads(record.read_text())
@@ -177,14 +161,6 @@ def _engine_rows(component: Component, max_batch_size: int) -> int:
     return 2 * max_batch_size if component.name == "unet" or component.name.startswith("text_encoder") else max_batch_size
 
 
-def _versions() -> dict[str, str]:
-    return {
-        "nereid": version("nereid"),
-        "python": platform.python_version(),
-        **{name: version(name) for name in VERSIONED},
-    }
-
-
 def _assemble(
     checkpoint: Checkpoint,
     digest: str,
@@ -230,14 +206,8 @@ def _assemble(
     home = repository / configs.prefixed("text_to_image", options.name)
     manifest = _manifest(checkpoint, digest, options, built, repository)
     (home / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    adopt(options.out, repository, ours | _models_of(options.out, options.name))
+    adopt(options.out, repository, ours | models_of(options.out, configs.prefixed("text_to_image", options.name)))
     return manifest
-
-
-def _models_of(out: Path, name: str) -> set[str]:
-    """Models that an earlier export under this name has left in `out`."""
-    manifest = out / configs.prefixed("text_to_image", name) / MANIFEST
-    return set(json.loads(manifest.read_text())["models"]) if manifest.is_file() else set()
 
 
 def _copy_tokenizers(checkpoint: Checkpoint, folder: Path) -> None:
@@ -268,7 +238,7 @@ def _manifest(
             "architecture": checkpoint.index["_class_name"],
         },
         "arguments": arguments,
-        "versions": _versions(),
+        "versions": versions(VERSIONED),
         "engines": {
             configs.prefixed(engine.component.name, options.name): {
                 "precision": str(Precision.FP32 if engine.component.keep_fp32 else options.precision),
@@ -279,7 +249,5 @@ def _manifest(
             for engine in built
         },
         "models": sorted(folder.name for folder in repository.iterdir()),
-        "files": {
-            str(file.relative_to(repository)): file_digest(file) for file in sorted(repository.rglob("*")) if file.is_file()
-        },
+        "files": file_digests(repository),
     }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from nereid.runtime.parameters import read_parameters
 from nereid.runtime.solvers import SchedulerConfig, SchedulerName
 
 PIPELINE_FILE = "pipeline.json"
@@ -48,9 +48,6 @@ class Pipeline:
         return cls.from_json((folder / PIPELINE_FILE).read_text())
 
 
-_MAY_BE_ZERO = ("max_queue", "rows_per_tick")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """What one `denoise` instance takes on. Every field is a parameter of its config.pbtxt, spelled the same."""
@@ -67,17 +64,4 @@ class Limits:
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> Limits:
         """Read config.pbtxt parameters; raises ValueError naming the one that does not parse or is not positive."""
-        known: dict[str, Any] = {}
-        for field in fields(cls):
-            if field.name not in parameters:
-                continue
-            kind = float if field.type == "float" else int
-            text = parameters[field.name]
-            try:
-                value = kind(text)
-            except ValueError:
-                raise ValueError(f"parameter {field.name}: {text!r} is not a number") from None
-            if not value > 0 and not (field.name in _MAY_BE_ZERO and value == 0):
-                raise ValueError(f"parameter {field.name}: {text} is not allowed; it must be above 0")
-            known[field.name] = value
-        return cls(**known)
+        return read_parameters(cls, parameters, may_be_zero=("max_queue", "rows_per_tick"))

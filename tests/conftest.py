@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-for folder in (Path(__file__).parent, Path(__file__).parent / "e2e"):
+for folder in (Path(__file__).parent, Path(__file__).parent / "e2e", Path(__file__).parent / "runtime" / "llm"):
     sys.path.insert(0, str(folder))
 
 

@@ -62,7 +62,7 @@ def test_a_stream_refused_before_its_request_is_written_says_who_did_not_answer(
         time.sleep(0.5)  # long enough for the refusal to arrive first
 
     monkeypatch.setattr(grpcclient.InferenceServerClient, "start_stream", start_and_linger)
-    with Client("127.0.0.1:1", retries=0) as client, pytest.raises(ConnectionLostError, match="127.0.0.1:1"):
+    with Client("127.0.0.1:1", retries=0) as client, pytest.raises(ConnectionLostError, match=r"127\.0\.0\.1:1"):
         next(iter(client.stream_image("a box")))
 
 

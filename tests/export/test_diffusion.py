@@ -69,7 +69,7 @@ def test_fp16_engines_are_close_and_smaller(checkpoints: dict[str, Path], reposi
 
 
 def test_cuda_export_asks_for_gpus_in_tritons_own_terms(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    from nereid.export.diffusion import Device
+    from nereid.export.frame import Device
 
     export(checkpoints["sd"], tmp_path / "out", device=Device.CUDA)
     unet = read_config(tmp_path / "out" / "unet" / "config.pbtxt")

@@ -1,0 +1,188 @@
+"""A decoder-only ONNX engine with its KV memory: prefill by chunks, decode of many rows, all in place; knows no requests.
+
+The graph is what `nereid export llm` makes of onnxruntime-genai's: `input_ids`, `attention_mask`, `logits_to_keep`, and
+`past_key_values.N.{key,value}` that are read and, as `present.N.{key,value}`, written in the same buffers.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+_ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+@dataclass(slots=True, eq=False)
+class OnnxCausalEngine:
+    """One session and a fixed number of KV places, arranged as rows of equal capacity.
+
+    `tokens` places are divided into `rows` rows of `capacity`; `arrange` changes the division, the memory stays the same.
+
+    Matrix kernels round a single row differently from several. So the memory begins with a scratch row, which keeps a lone
+    row company, and a single appended token is followed by a padding one: a row's logits are the same bits in any batch, and
+    a prompt's the same bits in any chunks. (Attention of one new token is rounded differently from that of several: logits
+    of `decode` and of `extend` agree to rounding only.)
+    """
+
+    session: ort.InferenceSession
+    tokens: int
+    layers: int
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    dtype: type
+    rows: int = 0
+    capacity: int = 0
+    _flat: list[NDArray] = field(default_factory=list)
+    _views: list[NDArray] = field(default_factory=list)
+    _names: list[str] = field(default_factory=list)
+    _mask: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+    _decoding: dict[int, _Binding] = field(default_factory=dict)
+    _extending: dict[int, _Binding] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, file: Path, *, tokens: int, threads: int = 0) -> OnnxCausalEngine:
+        """Open the engine and reserve its KV memory; `threads` 0 lets ONNX Runtime choose."""
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        # Threads that spin between two ticks would take the processor from the tokenizer, the sampler and the server.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        inputs = {item.name: item for item in session.get_inputs()}
+        past = [name for name in inputs if re.fullmatch(r"past_key_values\.\d+\.(key|value)", name)]
+        missing = {"input_ids", "attention_mask", "logits_to_keep"} - set(inputs)
+        if missing or not past:
+            raise ValueError(f"{file}: the graph lacks {', '.join(sorted(missing)) or 'past_key_values'}")
+        sample = inputs[past[0]]
+        logits = next(item for item in session.get_outputs() if item.name == "logits")
+        engine = cls(
+            session=session,
+            tokens=tokens,
+            layers=len(past) // 2,
+            kv_heads=sample.shape[1],
+            head_size=_head_size(file, sample.shape[3]),
+            vocabulary=logits.shape[2],
+            dtype=_ELEMENTS[sample.type],
+        )
+        engine._names = past
+        engine._flat = [np.zeros(tokens * engine.kv_heads * engine.head_size, engine.dtype) for _ in past]
+        return engine
+
+    @property
+    def bytes_per_token(self) -> int:
+        """KV memory of one place."""
+        return 2 * self.layers * self.kv_heads * self.head_size * np.dtype(self.dtype).itemsize
+
+    def arrange(self, rows: int, capacity: int, lengths: Sequence[int] = ()) -> None:
+        """Divide the memory anew; the first `lengths[i]` places of row i keep their contents."""
+        if (rows + 1) * capacity > self.tokens:
+            raise ValueError(f"{rows + 1} rows of {capacity} places are more than the {self.tokens} there are")
+        longest = max(lengths, default=0)
+        made = []
+        for flat, old in zip(self._flat, self._views or self._flat, strict=True):
+            kept = old[1 : 1 + len(lengths), :, :longest].copy() if lengths else None
+            shape = (rows + 1, self.kv_heads, capacity, self.head_size)
+            view = flat[: math.prod(shape)].reshape(shape)
+            if kept is not None:
+                view[1 : 1 + len(lengths), :, :longest] = kept
+            made.append(view)
+        self._views, self.rows, self.capacity = made, rows, capacity
+        self._mask = np.zeros((rows + 1, capacity), np.int64)
+        self._decoding.clear()
+        self._extending.clear()
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copy a row's first `length` places over another row's."""
+        for view in self._views:
+            view[target + 1, :, :length] = view[source + 1, :, :length]
+
+    def read(self, row: int, start: int, end: int) -> NDArray:
+        """The KV of places start to end: (2 x layers) x heads x places x head size, a copy."""
+        return np.stack([view[row + 1, :, start:end] for view in self._views])
+
+    def write(self, row: int, start: int, block: NDArray) -> None:
+        """Put back what `read` gave."""
+        for view, values in zip(self._views, block, strict=True):
+            view[row + 1, :, start : start + values.shape[1]] = values
+
+    def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
+        """One token for each of the first rows, at place `lengths[i]`; logits: rows x vocabulary, valid until the next call."""
+        count = len(tokens)
+        first = 1 if count > 1 else 0
+        if count not in self._decoding:
+            self._decoding[count] = self._bind(slice(first, count + 1), 1, 1)
+        bound = self._decoding[count]
+        bound.input_ids[1 - first :, 0] = tokens
+        for row, length in enumerate(lengths):
+            self._fill(row + 1, length + 1)
+        self._fill(0, 1)
+        self.session.run_with_iobinding(bound.binding)
+        return bound.logits[1 - first :, 0]
+
+    def extend(self, row: int, start: int, tokens: Sequence[int], keep: int = 1) -> NDArray[np.float32]:
+        """Append tokens to a row that holds `start`; logits of the last `keep` of them: keep x vocabulary.
+
+        The place after the last token is overwritten, so `capacity` must leave one free.
+        """
+        padding = 1 if len(tokens) == 1 else 0
+        count, kept = len(tokens) + padding, max(2, keep)
+        bound = self._extending.get(row)
+        if bound is None or bound.input_ids.shape[1] != count or bound.logits.shape[1] != kept:
+            bound = self._extending[row] = self._bind(slice(row + 1, row + 2), count, kept)
+        bound.input_ids[0, : len(tokens)] = tokens
+        self._fill(row + 1, start + count)
+        self.session.run_with_iobinding(bound.binding)
+        return bound.logits[0, kept - padding - keep : kept - padding]
+
+    def _fill(self, row: int, length: int) -> None:
+        """Make the row's mask hold exactly `length` ones: mostly one more than before."""
+        mask = self._mask[row]
+        if length and mask[length - 1] and not mask[length:].any():
+            return
+        mask[:length] = 1
+        mask[length:] = 0
+
+    def _bind(self, rows: slice, tokens: int, keep: int) -> _Binding:
+        count = rows.stop - rows.start
+        binding = self.session.io_binding()
+        input_ids = np.zeros((count, tokens), np.int64)
+        logits = np.zeros((count, keep, self.vocabulary), np.float32)
+        keeping = np.arange(tokens - keep, tokens)
+        feeds = {"input_ids": input_ids, "attention_mask": self._mask[rows], "logits_to_keep": keeping}
+        values = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in feeds.items()}
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        out = ort.OrtValue.ortvalue_from_numpy(logits)
+        binding.bind_ortvalue_output("logits", out)
+        shared = [ort.OrtValue.ortvalue_from_numpy(view[rows]) for view in self._views]
+        for name, value in zip(self._names, shared, strict=True):
+            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
+        return _Binding(binding, input_ids, logits, (*values.values(), out, *shared, keeping))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Binding:
+    """A bound call; `alive` keeps the memory that the binding points to."""
+
+    binding: ort.IOBinding
+    input_ids: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    alive: tuple[object, ...]
+
+
+def _head_size(file: Path, declared: object) -> int:
+    """The cache's last dimension, from llm.json where the graph leaves it open."""
+    if isinstance(declared, int):
+        return declared
+    import json
+
+    return int(json.loads((file.parent / "llm.json").read_text())["head_size"])

@@ -1,0 +1,80 @@
+"""KV of token blocks seen before, found by content: least recently used out first, within a budget of bytes.
+
+A block's key is the hash of its parent's key and of its own tokens, so a key stands for the whole prefix (the idea of
+vLLM's automatic prefix caching). SHA-256 makes collisions practically impossible; the tokens are compared all the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 16
+"""Tokens in a block."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """One block's tokens and their KV (the places are the last axis but one)."""
+
+    tokens: tuple[int, ...]
+    values: NDArray
+
+
+def block_keys(tokens: Sequence[int]) -> Iterator[tuple[bytes, tuple[int, ...]]]:
+    """Key and tokens of every full block, in order."""
+    key = b""
+    for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
+        own = tuple(tokens[start : start + BLOCK])
+        key = hashlib.sha256(key + np.asarray(own, np.int64).tobytes()).digest()
+        yield key, own
+
+
+@dataclass(slots=True)
+class PrefixCache:
+    """`budget` 0 switches it off. Used by one thread."""
+
+    budget: int
+    used: int = 0
+    queried_tokens: int = 0
+    hit_tokens: int = 0
+    _blocks: OrderedDict[bytes, Block] = field(default_factory=OrderedDict)
+
+    def match(self, tokens: Sequence[int]) -> list[Block]:
+        """The longest run of leading blocks that is kept; never all of `tokens`: one must be left to compute logits from."""
+        found: list[Block] = []
+        if not self.budget:
+            return found
+        for key, own in block_keys(tokens[:-1]):
+            block = self._blocks.get(key)
+            if block is None or block.tokens != own:
+                break
+            self._blocks.move_to_end(key)
+            found.append(block)
+        self.queried_tokens += len(tokens)
+        self.hit_tokens += BLOCK * len(found)
+        return found
+
+    def insert(self, tokens: Sequence[int], read: Callable[[int, int], NDArray]) -> None:
+        """Keep the full blocks of `tokens`; `read(start, end)` is asked for those that are new."""
+        if not self.budget:
+            return
+        for number, (key, own) in enumerate(block_keys(tokens)):
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
+                continue
+            block = Block(own, read(number * BLOCK, (number + 1) * BLOCK))
+            if block.values.nbytes > self.budget:
+                return
+            self._blocks[key] = block
+            self.used += block.values.nbytes
+            while self.used > self.budget:
+                self.used -= self._blocks.popitem(last=False)[1].values.nbytes
+
+    def __len__(self) -> int:
+        return len(self._blocks)

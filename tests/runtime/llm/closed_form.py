@@ -1,0 +1,76 @@
+"""A language model whose logits are a known function of the tokens it has really seen: KV memory holds the tokens themselves."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def logits_after(tokens: Sequence[int], vocabulary: int) -> NDArray[np.float32]:
+    """Logits that depend on every token and its place. After a repeated run the old continuation is likely, as in real text."""
+    digest = hashlib.blake2b(np.asarray(tokens, np.int64).tobytes(), digest_size=8).digest()
+    values = np.random.default_rng(int.from_bytes(digest, "little")).standard_normal(vocabulary).astype(np.float32)
+    tail = list(tokens[-2:])
+    for start in range(len(tokens) - 3, 0, -1):
+        if len(tail) == 2 and list(tokens[start - 1 : start + 1]) == tail:
+            values[tokens[start + 1]] += 2.5
+            break
+    return values
+
+
+@dataclass(slots=True, eq=False)
+class ClosedFormEngine:
+    """Honours the whole interface of CausalEngine; rows that overlap or shift by mistake change the answers."""
+
+    tokens: int
+    vocabulary: int = 50
+    rows: int = 0
+    capacity: int = 0
+    memory: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 1, 0, 1), np.int64))
+    calls: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def bytes_per_token(self) -> int:
+        return 8
+
+    def arrange(self, rows: int, capacity: int, lengths: Sequence[int] = ()) -> None:
+        assert (rows + 1) * capacity <= self.tokens
+        fresh = np.full((rows, 1, capacity, 1), -1, np.int64)
+        for row, length in enumerate(lengths):
+            fresh[row, :, :length] = self.memory[row, :, :length]
+        self.memory, self.rows, self.capacity = fresh, rows, capacity
+        self.calls.append(("arrange", rows))
+
+    def move(self, source: int, target: int, length: int) -> None:
+        self.memory[target, :, :length] = self.memory[source, :, :length]
+        self.memory[source] = -1
+
+    def read(self, row: int, start: int, end: int) -> NDArray:
+        return self.memory[row, :, start:end].copy()
+
+    def write(self, row: int, start: int, block: NDArray) -> None:
+        self.memory[row, :, start : start + block.shape[1]] = block
+
+    def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
+        self.calls.append(("decode", len(tokens)))
+        return np.stack(
+            [self._append(row, length, [token])[0] for row, (token, length) in enumerate(zip(tokens, lengths, strict=True))]
+        )
+
+    def extend(self, row: int, start: int, tokens: Sequence[int], keep: int = 1) -> NDArray[np.float32]:
+        self.calls.append(("extend", len(tokens)))
+        assert start + len(tokens) + 1 <= self.capacity, "one place more must be free"
+        return np.stack(self._append(row, start, tokens)[-keep:])
+
+    def _append(self, row: int, start: int, tokens: Sequence[int]) -> list[NDArray[np.float32]]:
+        made = []
+        for place, token in enumerate(tokens, start):
+            self.memory[row, 0, place, 0] = token
+            seen = self.memory[row, 0, : place + 1, 0]
+            assert (seen >= 0).all(), "a place that nobody has written"
+            made.append(logits_after(seen.tolist(), self.vocabulary))
+        return made

@@ -1,0 +1,139 @@
+"""What a request to a language model may say: bad values are one sentence that names the field. Table-driven."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from nereid.runtime.errors import InvalidRequestError
+from nereid.runtime.llm.requests import LlmRequest, parse_llm_request
+from nereid.runtime.llm.settings import LlmFacts, LlmLimits
+
+FACTS = LlmFacts(
+    architecture="LlamaForCausalLM",
+    precision="fp32",
+    context_length=128,
+    vocabulary=50,
+    eos_token_ids=(49,),
+    head_size=8,
+    weight_bytes=1,
+    flops_per_token=1,
+    kv_bytes_per_token=1,
+)
+LIMITS = LlmLimits(max_input_bytes=2000)
+WORDS = Tokenizer(models.WordLevel({f"w{i}": i for i in range(50)}, unk_token="w0"))
+WORDS.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+
+
+def text(value: str | bytes) -> np.ndarray:
+    return np.array([value.encode() if isinstance(value, str) else value], np.object_)
+
+
+def parse(**inputs: np.ndarray) -> LlmRequest:
+    given = {"text_input": text("w1 w2 w3"), **inputs}
+    return parse_llm_request({k: v for k, v in given.items() if v is not None}, WORDS, FACTS, LIMITS, FACTS.context_length)
+
+
+BAD_PARAMETERS: list[tuple[dict[str, Any], list[str]]] = [
+    ({"temperature": -0.1}, ["temperature", "-0.1", "greater than or equal to 0"]),
+    ({"temperature": float("nan")}, ["temperature", "nan"]),
+    ({"temperature": "warm"}, ["temperature", "warm"]),
+    ({"temperature": True}, ["temperature", "True"]),
+    ({"temperature": 1e9}, ["temperature"]),
+    ({"top_k": -2}, ["top_k", "-2"]),
+    ({"top_k": 2.5}, ["top_k", "2.5"]),
+    ({"top_p": 0}, ["top_p", "0"]),
+    ({"top_p": 1.01}, ["top_p", "1.01"]),
+    ({"min_p": -1}, ["min_p", "-1"]),
+    ({"min_p": 2}, ["min_p", "2"]),
+    ({"repetition_penalty": 0}, ["repetition_penalty", "0"]),
+    ({"presence_penalty": 3}, ["presence_penalty", "3"]),
+    ({"frequency_penalty": -2.5}, ["frequency_penalty", "-2.5"]),
+    ({"n": 0}, ["n:", "0"]),
+    ({"n": 17}, ["n:", "17", "16"]),
+    ({"seed": -1}, ["seed", "-1"]),
+    ({"seed": 2**63}, ["seed"]),
+    ({"max_tokens": 0}, ["max_tokens", "0"]),
+    ({"max_tokens": -5}, ["max_tokens", "-5"]),
+    ({"max_tokens": 126}, ["max_tokens", "126", "1 to 125"]),
+    ({"max_tokens": "many"}, ["max_tokens", "many"]),
+    ({"min_tokens": -1}, ["min_tokens", "-1"]),
+    ({"min_tokens": 20}, ["min_tokens", "20", "max_tokens, 16"]),
+    ({"stop": [""]}, ["stop", "1 to 256 characters"]),
+    ({"stop": ["x" * 257]}, ["stop"]),
+    ({"stop": ["x"] * 17}, ["stop", "16"]),
+    ({"stop": [1]}, ["stop.0", "1", "string"]),
+    ({"stop_token_ids": [50]}, ["stop_token_ids", "50", "0 to 49"]),
+    ({"stop_token_ids": [-1]}, ["stop_token_ids", "-1"]),
+    ({"stop_token_ids": "49"}, ["stop_token_ids", "49"]),
+    ({"logprobs": 21}, ["logprobs", "21", "20"]),
+    ({"logprobs": -1}, ["logprobs", "-1"]),
+    ({"logit_bias": {"50": 1}}, ["logit_bias", "50", "0 to 49"]),
+    ({"logit_bias": {"x": 1}}, ["logit_bias", "x"]),
+    ({"logit_bias": {"3": 101}}, ["logit_bias.3", "101", "-100 to 100"]),
+    ({"ignore_eos": "yes"}, ["ignore_eos", "yes"]),
+    ({"speculation": "magic"}, ["speculation", "magic", "ngram"]),
+    ({"best_of": 3}, ["best_of", "3", "known are", "temperature"]),
+    ({"structured_outputs": {}}, ["structured_outputs", "exactly one"]),
+    ({"structured_outputs": {"json": {}, "regex": "a"}}, ["structured_outputs", "json, regex", "exactly one"]),
+    ({"structured_outputs": {"choice": []}}, ["structured_outputs.choice"]),
+    ({"structured_outputs": {"xml": "a"}}, ["structured_outputs.xml", "absent"]),
+]
+
+
+@pytest.mark.parametrize(("parameters", "words"), BAD_PARAMETERS, ids=lambda value: json.dumps(value)[:40])
+def test_bad_sampling_parameters_are_named(parameters: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse(sampling_parameters=text(json.dumps(parameters)))
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+BAD_INPUTS: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("no prompt", {"text_input": None}, ["text_input", "neither"]),
+    ("two prompts", {"input_ids": np.array([1], np.int32)}, ["both", "exactly one"]),
+    ("empty text", {"text_input": text("")}, ["text_input", "at least one token"]),
+    ("undecodable", {"text_input": text(b"\xff\xfe")}, ["text_input", "UTF-8"]),
+    ("too many bytes", {"text_input": text("w1 " * 700)}, ["text_input", "2100 bytes", "2000"]),
+    ("too many tokens", {"text_input": text("w1 " * 128)}, ["text_input", "128 tokens", "at most 127"]),
+    ("two texts", {"text_input": np.array([b"a", b"b"], np.object_)}, ["text_input", "2 values"]),
+    ("no ids", {"text_input": None, "input_ids": np.array([], np.int32)}, ["input_ids", "at least one"]),
+    ("id too large", {"text_input": None, "input_ids": np.array([1, 50], np.int32)}, ["input_ids", "50", "0 to 49"]),
+    ("id negative", {"text_input": None, "input_ids": np.array([-1], np.int32)}, ["input_ids", "-1"]),
+    (
+        "stream with input",
+        {"stream": np.array([True]), "exclude_input_in_output": np.array([False])},
+        ["exclude_input_in_output"],
+    ),
+    ("not JSON", {"sampling_parameters": text("{temperature: 1}")}, ["sampling_parameters", "JSON object"]),
+    ("JSON list", {"sampling_parameters": text("[1]")}, ["sampling_parameters", "JSON object"]),
+    ("deep JSON", {"sampling_parameters": text('{"stop":' * 300)}, ["sampling_parameters"]),
+    ("timeout 0", {"timeout_seconds": np.array([0], np.float32)}, ["timeout_seconds", "above 0"]),
+    ("timeout NaN", {"timeout_seconds": np.array([np.nan], np.float32)}, ["timeout_seconds", "nan"]),
+    ("max_tokens input 0", {"max_tokens": np.array([0], np.int32)}, ["max_tokens", "0"]),
+    ("max_tokens input too large", {"max_tokens": np.array([999], np.int32)}, ["max_tokens", "999", "125"]),
+]
+
+
+@pytest.mark.parametrize(("inputs", "words"), [case[1:] for case in BAD_INPUTS], ids=[case[0] for case in BAD_INPUTS])
+def test_bad_inputs_are_named(inputs: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse(**inputs)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_defaults_are_vllms_and_everything_is_resolved() -> None:
+    request = parse(sampling_parameters=text('{"top_k": -1, "seed": 3, "n": 2, "stop": "x"}'))
+    assert (request.max_tokens, request.stream, request.exclude_input, request.speculation) == (16, False, False, "none")
+    assert [sampling.top_k for sampling in request.samplings] == [0, 0]
+    assert request.samplings[0].seed == 3
+    assert request.samplings[1].seed != 3
+    assert request.parameters.stop == ["x"]
+    assert request.stop_ids == {49}
+    assert parse(sampling_parameters=text('{"max_tokens": null}')).max_tokens == 125
+    assert parse(sampling_parameters=text('{"ignore_eos": true, "stop_token_ids": [4]}')).stop_ids == {4}
