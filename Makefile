@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml
 	@echo "making the virtual environment in $(VENV) (a few minutes, most of it downloads)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar on torch==2.13.0 $(TORCH_INDEX)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar on -e '.[serve,export,bench,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar on -e '.[serve,gateway,export,bench,dev]'
 	@touch $@
 
 setup: $(STAMP) ## Make the virtual environment and install everything

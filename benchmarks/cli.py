@@ -32,7 +32,7 @@ def compare_command(
     repository: Annotated[Path, typer.Option(help="The exported repository.")] = REPOSITORY,
     jobs: Annotated[int, typer.Option(help="Requests per load.")] = 64,
     steps: Annotated[str, typer.Option(help="Step counts to draw from.")] = "10,20,30",
-    loads: Annotated[str, typer.Option(help="Arrival rates, as multiples of diffusers' capacity.")] = "0.7,1.2",
+    loads: Annotated[str, typer.Option(help="Arrival rates, as multiples of diffusers' capacity.")] = "0.7,1.2,4",
     side: Annotated[int, typer.Option(help="Width and height of the pictures.")] = 128,
     out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/compare.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
@@ -101,7 +101,8 @@ def _compare(
     as_json: bool,
 ) -> None:
     settings = PeerSettings(checkpoint=checkpoint, repository=repository, threads=os.cpu_count() or 1, side=side)
-    plan = Plan(settings=settings, jobs=jobs, steps=steps, loads=loads)
+    rounds = 15 if side <= 128 else 3
+    plan = Plan(settings=settings, jobs=jobs, steps=steps, loads=loads, overhead_rounds=rounds)
     try:
         report = compare(plan, _say)
     except ServingError as error:

@@ -193,27 +193,45 @@ def engine_session(settings: PeerSettings, model: str) -> Any:
     return ort.InferenceSession(str(folder / "1" / "model.onnx"), options, providers=["CPUExecutionProvider"])
 
 
-def engine_seconds(settings: PeerSettings, steps: int, repeats: int = 7) -> float:
-    """What the engines alone take for one lone request: the calls it makes, in their order, in a process of their own."""
-    with mp.get_context("spawn").Pool(1) as pool:
-        return float(pool.apply(_time_engines, (settings, steps, repeats)))
+@dataclass(slots=True)
+class LoneEngines:
+    """The engines of one lone request, called in its order, in a process of their own without Triton."""
+
+    settings: PeerSettings
+    _pool: Any = None
+
+    def __enter__(self) -> LoneEngines:
+        self._pool = mp.get_context("spawn").Pool(1, _open_engines, (self.settings,))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.terminate()
+        self._pool.join()
+
+    def seconds(self, steps: int) -> float:
+        """Time of one request's engine calls."""
+        return float(self._pool.apply(_run_engines, (self.settings.side, steps)))
 
 
-def _time_engines(settings: PeerSettings, steps: int, repeats: int) -> float:
-    text, unet, vae = (engine_session(settings, name) for name in ("text_encoder", "unet", "vae_decoder"))
+_engines: dict[str, Any] = {}
+
+
+def _open_engines(settings: PeerSettings) -> None:
+    for name in ("text_encoder", "unet", "vae_decoder"):
+        _engines[name] = engine_session(settings, name)
+
+
+def _run_engines(side: int, steps: int) -> float:
+    text, unet, vae = (_engines[name] for name in ("text_encoder", "unet", "vae_decoder"))
     shapes = {item.name: item.shape for item in unet.get_inputs()}
     tokens, width = text.get_inputs()[0].shape[1], shapes["encoder_hidden_states"][2]
-    channels, side = shapes["sample"][1], settings.side // 8
     random = np.random.default_rng(0)
-    latents = random.standard_normal((2, channels, side, side), np.float32)
-    states = random.standard_normal((2, tokens, width), np.float32)
-    taken = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        text.run(None, {"input_ids": np.ones((2, tokens), np.int32)})
-        for step in range(steps):
-            timestep = np.full((2, 1), 999 - step, np.float32)
-            unet.run(None, {"sample": latents, "timestep": timestep, "encoder_hidden_states": states})
-        vae.run(None, {"latents": latents[:1]})
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken[1:]))
+    latents = random.standard_normal((2, shapes["sample"][1], side // 8, side // 8), np.float32)
+    states = random.standard_normal((2, tokens if isinstance(tokens, int) else 77, width), np.float32)
+    start = time.perf_counter()
+    text.run(None, {"input_ids": np.ones((2, states.shape[1]), np.int32)})
+    for step in range(steps):
+        timestep = np.full((2, 1), 999 - step, np.float32)
+        unet.run(None, {"sample": latents, "timestep": timestep, "encoder_hidden_states": states})
+    vae.run(None, {"latents": latents[:1]})
+    return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""The SDK: typed image requests to a Nereid server over gRPC or HTTP, sync or async, with progress.
+"""The SDK: typed image and text requests to a Nereid server over gRPC or HTTP, sync or async, with progress.
 
 from nereid.client import Client
 
@@ -21,6 +21,7 @@ from nereid.client.errors import (
 )
 from nereid.client.images import ImageProgress, ImageRequest, ImageResult
 from nereid.client.options import Protocol, Tls
+from nereid.client.texts import TextChoice, TextDelta, TextResult
 
 __all__ = [
     "AsyncClient",
@@ -36,6 +37,9 @@ __all__ = [
     "PendingImage",
     "Protocol",
     "ServerError",
+    "TextChoice",
+    "TextDelta",
+    "TextResult",
     "Tls",
     "UnavailableError",
     "UnsupportedError",

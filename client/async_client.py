@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from nereid.client.client import connection_options, patience
-from nereid.client.errors import UnavailableError
+from nereid.client.errors import ServerError, UnavailableError
 from nereid.client.grpc_transport import AsyncGrpcTransport
 from nereid.client.http_transport import AsyncHttpTransport
-from nereid.client.images import IMAGE_OUTPUTS, STREAM_OUTPUTS, ImageProgress, ImageRequest, ImageResult, from_stream
+from nereid.client.images import IMAGE_OUTPUTS, STREAM_OUTPUTS, ImageProgress, ImageRequest, ImageResult, Tensors, from_stream
 from nereid.client.options import Protocol, Tls
+from nereid.client.texts import TEXT_OUTPUTS, TextDelta, TextResult, text_tensors
 
 
 class AsyncClient:
@@ -58,6 +59,42 @@ class AsyncClient:
         model = f"{self._prefix}text_to_image_stream"
         async for outputs in self._transport.stream(model, tensors, STREAM_OUTPUTS, patience(limit)):
             yield from_stream(outputs)
+
+    async def generate_text(self, prompt: str | Sequence[int], *, timeout: float | None = None, **sampling: Any) -> TextResult:
+        """Continue a text, or token ids; `sampling` has the names of vLLM's SamplingParams. Raises NereidError."""
+        limit = timeout if timeout is not None else self._timeout
+        tensors = text_tensors(prompt, sampling, stream=False, timeout=limit)
+        for pause in self._options.pauses():
+            try:
+                return await self._only_answer(tensors, limit)
+            except UnavailableError:
+                await asyncio.sleep(pause)
+        return await self._only_answer(tensors, limit)
+
+    async def stream_text(
+        self, prompt: str | Sequence[int], *, timeout: float | None = None, **sampling: Any
+    ) -> AsyncIterator[TextDelta]:
+        """Continue a text, yielding it as it is written (gRPC only); closing the iterator cancels the request."""
+        limit = timeout if timeout is not None else self._timeout
+        tensors = text_tensors(prompt, sampling, stream=True, timeout=limit)
+        answers = self._transport.stream(f"{self._prefix}llm", tensors, TEXT_OUTPUTS, patience(limit))
+        try:
+            async for outputs in answers:
+                yield TextDelta.from_tensors(outputs)
+        finally:
+            await answers.aclose()
+
+    async def _only_answer(self, tensors: Tensors, limit: float | None) -> TextResult:
+        answers = [
+            outputs async for outputs in self._transport.stream(f"{self._prefix}llm", tensors, TEXT_OUTPUTS, patience(limit))
+        ]
+        if len(answers) != 1:
+            raise ServerError(f"the server gave {len(answers)} answers where one was asked for")
+        return TextResult.from_tensors(answers[0])
+
+    async def is_live(self) -> bool:
+        """Whether the server answers (gRPC only)."""
+        return bool(await self._transport.is_live())
 
     async def close(self) -> None:
         await self._transport.close()

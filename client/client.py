@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 from typing import Protocol as TypingProtocol
 
-from nereid.client.errors import UnavailableError
+from nereid.client.errors import ServerError, UnavailableError
 from nereid.client.grpc_transport import Cancel, GrpcTransport
 from nereid.client.http_transport import HttpTransport
 from nereid.client.images import (
@@ -23,6 +23,7 @@ from nereid.client.images import (
     from_stream,
 )
 from nereid.client.options import DEFAULT_PORTS, GRACE_SECONDS, ConnectionOptions, Protocol, Tls
+from nereid.client.texts import TEXT_OUTPUTS, TextDelta, TextResult, text_tensors
 
 
 class Transport(TypingProtocol):
@@ -117,8 +118,27 @@ class Client:
         for outputs in self._transport.stream(model, tensors, STREAM_OUTPUTS, patience(limit)):
             yield from_stream(outputs)
 
+    def generate_text(self, prompt: str | Sequence[int], *, timeout: float | None = None, **sampling: Any) -> TextResult:
+        """Continue a text, or token ids, and wait; `sampling` has the names of vLLM's SamplingParams. Raises NereidError."""
+        limit = timeout if timeout is not None else self._timeout
+        tensors = text_tensors(prompt, sampling, stream=False, timeout=limit)
+        return TextResult.from_tensors(self._retry(lambda: self._only_answer(tensors, limit)))
+
+    def stream_text(self, prompt: str | Sequence[int], *, timeout: float | None = None, **sampling: Any) -> Iterator[TextDelta]:
+        """Continue a text, yielding it as it is written; leaving the loop cancels the request."""
+        limit = timeout if timeout is not None else self._timeout
+        tensors = text_tensors(prompt, sampling, stream=True, timeout=limit)
+        for outputs in self._transport.stream(self._model("llm"), tensors, TEXT_OUTPUTS, patience(limit)):
+            yield TextDelta.from_tensors(outputs)
+
+    def _only_answer(self, tensors: Tensors, limit: float | None) -> Tensors:
+        answers = list(self._transport.stream(self._model("llm"), tensors, TEXT_OUTPUTS, patience(limit)))
+        if len(answers) != 1:
+            raise ServerError(f"the server gave {len(answers)} answers where one was asked for")
+        return answers[0]
+
     def is_ready(self) -> bool:
-        """Whether the pipeline's models are loaded."""
+        """Whether the image pipeline's models are loaded."""
         return all(self._transport.is_ready(self._model(name)) for name in ("text_to_image", "denoise", "unet"))
 
     def _model(self, name: str) -> str:

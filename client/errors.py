@@ -59,6 +59,12 @@ _BY_STATUS: dict[str, type[NereidError]] = {
     "499": CancelledError,
     "CANCELLED": CancelledError,
 }
+_BY_WORDS: tuple[tuple[str, type[NereidError]], ...] = (
+    ("is not allowed; it must be", InvalidRequestError),
+    ("requests wait already", UnavailableError),
+    ("is being unloaded", UnavailableError),
+    ("deadline", DeadlineExceededError),
+)
 _SERVER_DEADLINE = "timeout_seconds: the request was still"
 _CONNECTION_WORDS = ("failed to connect", "connection", "socket", "stream removed", "goaway")
 
@@ -72,6 +78,6 @@ def from_triton(error: InferenceServerException) -> NereidError:
     kind = _BY_STATUS.get(status, ServerError)
     if kind is UnavailableError and any(word in message.lower() for word in _CONNECTION_WORDS):
         kind = ConnectionLostError
-    if kind is ServerError and not status and "deadline" in message.lower():
-        kind = DeadlineExceededError
+    if kind is ServerError and not status:  # streams carry the sentence alone
+        kind = next((found for words, found in _BY_WORDS if words in message.lower()), kind)
     return kind(message)

@@ -168,5 +168,11 @@ class AsyncGrpcTransport:
         finally:
             answers.cancel()
 
+    async def is_live(self) -> bool:
+        try:
+            return bool(await self._client.is_server_live(headers=dict(self._options.headers), client_timeout=5))
+        except InferenceServerException:
+            return False
+
     async def close(self) -> None:
         await self._client.close()

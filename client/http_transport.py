@@ -19,7 +19,14 @@ from nereid.client.grpc_transport import Cancel
 from nereid.client.images import Tensors
 from nereid.client.options import ConnectionOptions, Tls
 
-_STREAM_DTYPES = {"preview": np.uint8, "generated_image": np.uint8, "image_seed": np.int64, "timings": np.float32}
+_STREAM_DTYPES: dict[str, type] = {
+    "preview": np.uint8,
+    "generated_image": np.uint8,
+    "image_seed": np.int64,
+    "timings": np.float32,
+    "cumulative_logprob": np.float32,
+}
+_NOT_TENSORS = ("model_name", "model_version", "id")
 
 
 def _inputs(tensors: Tensors) -> list[Any]:
@@ -113,20 +120,23 @@ class HttpTransport:
 
 
 def _json_value(value: np.ndarray) -> Any:
-    first = value.reshape(-1)[0]
-    return first.decode() if isinstance(first, bytes) else first.item()
+    values = [item.decode() if isinstance(item, bytes) else item.item() for item in value.reshape(-1)]
+    return values[0] if len(values) == 1 else values
 
 
 def _event(event: dict[str, Any]) -> Tensors:
     """One server-sent event as tensors; arrays come flat, pictures get their shape back."""
     if "error" in event:
-        raise from_triton(InferenceServerException(event["error"], "400" if "is not allowed" in event["error"] else None))
+        raise from_triton(InferenceServerException(event["error"]))
     made: Tensors = {}
     for name, value in event.items():
-        if name == "warnings":
-            made[name] = np.array([value.encode()], dtype=np.object_)
-        elif not isinstance(value, str):
-            made[name] = np.atleast_1d(np.array(value, dtype=_STREAM_DTYPES.get(name, np.int32)))
+        values = value if isinstance(value, list) else [value]
+        if name in _NOT_TENSORS or value is None:
+            continue
+        if values and isinstance(values[0], str):
+            made[name] = np.array([item.encode() for item in values], dtype=np.object_)
+        else:
+            made[name] = np.array(values, dtype=_STREAM_DTYPES.get(name, np.int32))
     for name in ("preview", "generated_image"):
         if name in made:
             made[name] = made[name].reshape(made["picture_shape"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from nereid.client.chat import Chat
 from nereid.client.client import Client
 from nereid.client.errors import NereidError
 from nereid.client.images import ImageProgress, ImageResult
@@ -29,7 +31,7 @@ OTHER_ROOMS = {
 
 
 app = typer.Typer(
-    help="Diffusion models on Triton: export, serve, generate, measure.",
+    help="Generative models on Triton: export, serve, generate, chat, measure.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -38,7 +40,7 @@ app = typer.Typer(
 
 @app.callback()
 def nereid() -> None:
-    """Diffusion models on Triton: export, serve, generate, measure."""
+    """Generative models on Triton: export, serve, generate, chat, measure."""
 
 
 @app.command()
@@ -93,6 +95,53 @@ def generate(
         print(json.dumps(facts))
     else:
         console.print(f"{output}  seed {result.seed}  {result.denoise_seconds:.2f} s", highlight=False)
+
+
+@app.command()
+def chat(
+    message: Annotated[str | None, typer.Argument(help="One message; without it, a conversation until Ctrl-D.")] = None,
+    url: Annotated[str, typer.Option(help="host:port of `nereid serve --openai-port`.")] = "127.0.0.1:8080",
+    model: Annotated[str, typer.Option(help="The model's name, as `/v1/models` lists it.")] = "llm",
+    system: Annotated[str | None, typer.Option(help="A system message before the first turn.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of one answer.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For the same answer again.")] = None,
+) -> None:
+    """Talk with a served language model; answers appear as they are written, Ctrl-C stops one. The key is NEREID_API_KEY."""
+    options = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+    talk = Chat(
+        url,
+        model,
+        os.environ.get("NEREID_API_KEY", ""),
+        {name: value for name, value in options.items() if value is not None},
+        messages=[{"role": "system", "content": system}] if system else [],
+    )
+    if message is not None:
+        if not _answer(talk, message):
+            raise typer.Exit(1)
+        return
+    while True:
+        try:
+            said = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if said.strip():
+            _answer(talk, said)
+
+
+def _answer(talk: Chat, said: str) -> bool:
+    """Print one answer; False where it failed."""
+    try:
+        for piece in talk.say(said):
+            print(piece, end="", flush=True)
+        print()
+    except KeyboardInterrupt:
+        print(" (stopped)")
+    except NereidError as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        return False
+    return True
 
 
 def _open_picture(file: Path) -> Any:

@@ -289,6 +289,7 @@ def _assemble(
         "weight_bytes": figures["engine_bytes"],
         "flops_per_token": 2 * _active_parameters(checkpoint),
         "kv_bytes_per_token": 2 * layers * heads * checkpoint.head_size * element,
+        **_chat_tokens(checkpoint),
     }
     (folder / "1" / LLM_FILE).write_text(json.dumps(facts, indent=1))
     manifest = {
@@ -310,6 +311,21 @@ def _active_parameters(checkpoint: LlmCheckpoint) -> int:
     """Weights that one token is multiplied with: all but the embedding table, which is only looked up (unless it is the head)."""
     table = checkpoint.config["vocab_size"] * checkpoint.config["hidden_size"]
     return checkpoint.parameters() - (0 if checkpoint.config.get("tie_word_embeddings") else table)
+
+
+def _chat_tokens(checkpoint: LlmCheckpoint) -> dict[str, str]:
+    """What chat templates call `bos_token` and `eos_token`; the first is empty where the tokenizer adds it by itself."""
+    from tokenizers import Tokenizer
+
+    settings = checkpoint.folder / "tokenizer_config.json"
+    known = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+
+    def text(name: str) -> str:
+        value = known.get(name) or ""
+        return str(value.get("content", "")) if isinstance(value, dict) else str(value)
+
+    adds_bos = bool(Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json")).encode("").ids)
+    return {"bos_token": "" if adds_bos else text("bos_token"), "eos_token": text("eos_token")}
 
 
 def _chat_template(checkpoint: LlmCheckpoint) -> str | None:

@@ -54,7 +54,7 @@ class ServeOptions:
             raise ServingError(
                 f"--repository: {self.repository} is not a model repository; write one with `nereid export diffusion PATH`"
             )
-        if installation.loopback_only and not _is_loopback(self.host):
+        if installation.loopback_only and not is_loopback(self.host):
             raise ServingError(
                 f"--host: {self.host} is not allowed with the Triton that pip installs (24.10), whose HTTP server has known "
                 "security holes (CVE-2025-23310 and others); it must be a loopback address such as 127.0.0.1. "
@@ -63,10 +63,10 @@ class ServeOptions:
         if len(set(self.ports.values())) < len(self.ports):
             raise ServingError(f"ports: {', '.join(map(str, self.ports.values()))} are not allowed; all must differ")
         for option, port in self.ports.items():
-            _require_free(option, self.host, port)
+            require_free(option, self.host, port)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
@@ -75,7 +75,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _require_free(option: str, host: str, port: int) -> None:
+def require_free(option: str, host: str, port: int) -> None:
     if not 1 <= port <= 65535:
         raise ServingError(f"{option}: {port} is not allowed; it must be 1 to 65535")
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:

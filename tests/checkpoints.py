@@ -119,3 +119,54 @@ def make_sdxl(folder: Path) -> Path:
     )
     pipeline.save_pretrained(folder / "checkpoint")
     return folder / "checkpoint"
+
+
+def make_llm(folder: Path, family: str) -> Path:
+    """A transformers folder of a tiny decoder with random weights and a byte-level tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        MistralConfig,
+        MistralForCausalLM,
+        Phi3Config,
+        Phi3ForCausalLM,
+        PreTrainedTokenizerFast,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        Qwen3Config,
+        Qwen3ForCausalLM,
+    )
+
+    sizes = {
+        "vocab_size": 320,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "bos_token_id": None,
+        "eos_token_id": 257,
+        "pad_token_id": 256,
+    }
+    kinds = {
+        "llama": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": True}),
+        "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": 16}),
+        "phi3": (Phi3Config, Phi3ForCausalLM, {}),
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+        "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16}),
+    }
+    config, kind, extra = kinds[family]
+    torch.manual_seed(0)
+    model = kind(config(**sizes, **extra))
+    with torch.no_grad():
+        for parameter in model.parameters():  # larger than a fresh model's, biases too, so that mistakes show
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(folder, safe_serialization=True)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>").save_pretrained(folder)
+    return folder

@@ -13,6 +13,9 @@ for folder in (Path(__file__).parent, Path(__file__).parent / "e2e", Path(__file
     sys.path.insert(0, str(folder))
 
 
+ZOO = Path(__file__).parents[1] / "zoo"
+
+
 class Silent:
     """Export progress that nobody watches."""
 
@@ -70,6 +73,14 @@ def export(checkpoint: Path, out: Path, **options: object) -> None:
     export_diffusion(ExportOptions(checkpoint=checkpoint, out=out, **options), Silent())  # type: ignore[arg-type]
 
 
+def export_llm(checkpoint: Path, out: Path, precision: str = "int4", **options: object) -> dict[str, object]:
+    from nereid.export.llm import LlmExportOptions, LlmPrecision
+    from nereid.export.llm import export_llm as export
+
+    chosen = LlmExportOptions(checkpoint=checkpoint, out=out, precision=LlmPrecision(precision), **options)  # type: ignore[arg-type]
+    return export(chosen, Silent())
+
+
 def set_parameters(repository: Path, model: str, **parameters: object) -> None:
     """Change parameters of a published model's config."""
     from nereid.export.configs import read_config, write_config
@@ -86,6 +97,10 @@ def repository(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, 
     out = tmp_path_factory.mktemp("build") / "repository"
     for name, family in (("", "sd"), ("v", "v"), ("xl", "sdxl"), ("lcm", "lcm"), ("tight", "sd")):
         export(checkpoints[family], out, name=name)
+    export_llm(ZOO / "sections" / "checkpoint", out)
+    export_llm(ZOO / "sections" / "checkpoint", out, name="exact", precision="fp32")
+    for model in ("llm", "exact_llm"):
+        set_parameters(out, model, kv_tokens=16384)
     set_parameters(out, "tight_denoise", max_inflight=2, max_queue=1, max_pixels=64 * 64, max_steps=1000)
     return out
 

@@ -247,7 +247,7 @@ class LlmService:
             try:
                 structure = self.structures.compile(kind, value)
             except ValueError as error:
-                raise InvalidRequestError(f"structured_outputs.{kind}: {error}") from None
+                raise InvalidRequestError.of(f"structured_outputs.{kind}", value, f"a grammar that compiles: {error}") from None
         guessing = request.speculation == "ngram" and structure is None
         return GeneratedSequence(
             prompt=list(request.prompt),

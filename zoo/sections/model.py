@@ -9,26 +9,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nereid.zoo.sections.briefs import sample_brief
+from nereid.zoo.sections.chat import CHAT_TEMPLATE, END, PAD, START
 from nereid.zoo.sections.html import write_section
 
 CONTEXT = 512
 """Tokens of a whole conversation the model was trained on; the longest brief with the longest section takes about 330."""
-
-START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] | trim + '<|im_end|>\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""ChatML, as Qwen and others use it."""
-
-
-def conversation(brief: str, section: str = "") -> str:
-    """What the chat template makes of one brief, with or without its answer."""
-    opening = f"{START}user\n{brief.strip()}{END}\n{START}assistant\n"
-    return opening + (f"{section}{END}\n" if section else "")
 
 
 def train_tokenizer(folder: Path, size: int = 2048) -> PreTrainedTokenizerFast:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from nereid.client import Client
 from nereid.zoo.sections.briefs import Brief, sample_brief
+from nereid.zoo.sections.chat import conversation
 from nereid.zoo.sections.html import mistakes
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
@@ -70,5 +72,19 @@ def torch_writer(checkpoint: Path, *, batch: int = 32) -> Write:
                 pad_token_id=tokenizer.pad_token_id,
             )
             yield from tokenizer.batch_decode(made[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+
+    return write
+
+
+def served_writer(client: Client, *, at_once: int = 8) -> Write:
+    """Write through a running server, several requests in flight."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def one(text: str) -> str:
+        return client.generate_text(conversation(text), temperature=0, max_tokens=MAX_NEW_TOKENS).text
+
+    def write(texts: list[str]) -> Iterator[str]:
+        with ThreadPoolExecutor(at_once) as pool:
+            yield from pool.map(one, texts)
 
     return write

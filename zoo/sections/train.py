@@ -16,8 +16,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nereid.zoo.sections import model
 from nereid.zoo.sections.briefs import sample_brief
+from nereid.zoo.sections.chat import conversation
 from nereid.zoo.sections.html import write_section
-from nereid.zoo.sections.model import conversation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

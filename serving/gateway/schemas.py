@@ -1,0 +1,148 @@
+"""Bodies of OpenAI's API as far as they can be honoured; whatever else is sent is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class _Body(BaseModel):
+    """`user`, `metadata` and `store` say who calls and why: accepted and not used."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool = False
+
+
+class JsonSchema(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    name: str = "answer"
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class SamplingBody(_Body):
+    """What both text endpoints share; the second half are vLLM's extensions."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int = 1
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[int] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    speculation: str | None = None
+
+    def sampling(self) -> dict[str, Any]:
+        """The fields that go to `llm` under the same names."""
+        names = (
+            "temperature top_p n seed stop presence_penalty frequency_penalty logit_bias top_k min_p "
+            "repetition_penalty min_tokens ignore_eos stop_token_ids structured_outputs speculation"
+        )
+        return {name: value for name in names.split() if (value := getattr(self, name)) is not None}
+
+
+class ContentPart(BaseModel):
+    """Text only: the models here see no pictures."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[ContentPart]
+    name: str | None = None
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ChatBody(SamplingBody):
+    messages: list[Message] = Field(min_length=1, max_length=1000)
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+
+    @field_validator("n")
+    @classmethod
+    def _positive(cls, value: int) -> int:
+        if value < 1:
+            raise ValueError("must be at least 1")
+        return value
+
+
+class CompletionBody(SamplingBody):
+    prompt: str | list[int] | list[str] | list[list[int]]
+    max_tokens: int | None = 16
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+    echo: bool = False
+
+
+class ImageBody(_Body):
+    """`num_inference_steps` and below are extensions with diffusers' names."""
+
+    prompt: str = Field(min_length=1)
+    n: int = Field(default=1, ge=1, le=16)
+    size: str | None = None
+    response_format: Literal["b64_json"] = "b64_json"
+    output_format: Literal["png", "jpeg", "webp"] = "png"
+    stream: bool = False
+    partial_images: int = Field(default=0, ge=0, le=3)
+    negative_prompt: str | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    scheduler: str | None = None
+    seed: int | None = None
+
+    @field_validator("size")
+    @classmethod
+    def _two_numbers(cls, value: str | None) -> str | None:
+        if value is not None and value != "auto":
+            parts = value.split("x")
+            if len(parts) != 2 or not all(part.isdecimal() and len(part) < 6 for part in parts):
+                raise ValueError("must be WIDTHxHEIGHT, such as 512x512, or auto")
+        return value
+
+    @property
+    def sides(self) -> tuple[int | None, int | None]:
+        if self.size in (None, "auto"):
+            return None, None
+        width, height = str(self.size).split("x")
+        return int(width), int(height)

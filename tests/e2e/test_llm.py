@@ -1,0 +1,157 @@
+"""The served language model through the SDK: exactness, streams, limits, faults."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from nereid.client import AsyncClient, Client, InvalidRequestError
+from nereid.zoo.sections.chat import conversation
+from nereid.zoo.sections.score import CHECKPOINT, held_out_briefs
+
+from conftest import Served
+from raw import metric
+
+pytestmark = pytest.mark.triton
+
+PROMPTS = [conversation(brief.text) for brief in held_out_briefs(12, seed=3)]
+WHOLE = {"temperature": 0, "max_tokens": 120}
+
+
+@pytest.fixture
+def exact(server: Served) -> Client:
+    """The float32 engine."""
+    return Client(server.grpc_url, name="exact", timeout=60)
+
+
+@pytest.fixture
+def int4(server: Served) -> Client:
+    return Client(server.grpc_url, timeout=60)
+
+
+@pytest.mark.torch
+def test_greedy_tokens_are_transformers_own(exact: Client) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+    for prompt in PROMPTS[:4]:
+        inputs = tokenizer(prompt, return_tensors="pt")
+        made = model.generate(
+            input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, do_sample=False, max_new_tokens=120
+        )
+        expected = made[0, inputs.input_ids.shape[1] :].tolist()
+        result = exact.generate_text(prompt, **WHOLE)
+        assert list(result.choices[0].token_ids) == expected
+        assert result.num_input_tokens == inputs.input_ids.shape[1]
+
+
+@pytest.mark.parametrize("settings", [WHOLE, {"temperature": 1.0, "top_p": 0.9, "seed": 11, "max_tokens": 120}])
+def test_tokens_alone_and_in_a_batch_are_the_same(int4: Client, settings: dict[str, float]) -> None:
+    alone = [int4.generate_text(prompt, **settings).choices[0].token_ids for prompt in PROMPTS]
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(lambda prompt: int4.generate_text(prompt, **settings).choices[0].token_ids, PROMPTS))
+    assert together == alone
+
+
+def test_a_prefix_hit_gives_the_same_tokens(server: Served, int4: Client) -> None:
+    prompt = conversation("Make a features section for a museum called Quiet Harbor, 4 cards")
+    before = metric(server.metrics, "nereid_llm_prefix_cache_hit_tokens_total", model="llm")
+    first, second = (int4.generate_text(prompt, **WHOLE) for _ in range(2))
+    assert second.num_cached_tokens >= 16
+    assert second.choices[0].token_ids == first.choices[0].token_ids
+    time.sleep(2.5)  # Triton's metrics are written every two seconds
+    assert metric(server.metrics, "nereid_llm_prefix_cache_hit_tokens_total", model="llm") > before
+
+
+def test_guessing_does_not_change_the_answer(exact: Client) -> None:
+    for prompt in PROMPTS[:4]:
+        plain, guessed = (exact.generate_text(prompt, speculation=mode, **WHOLE) for mode in ("none", "ngram"))
+        assert guessed.choices[0].token_ids == plain.choices[0].token_ids
+
+
+def test_a_stream_adds_up_over_grpc_and_http(server: Served, int4: Client) -> None:
+    whole = int4.generate_text(PROMPTS[0], **WHOLE)
+    with Client(server.http_url, protocol="http", timeout=60) as http:
+        for client in (int4, http):
+            deltas = list(client.stream_text(PROMPTS[0], **WHOLE))
+            assert "".join(delta.text for delta in deltas) == whole.text
+            assert [delta.finish_reason for delta in deltas[:-1]] == [None] * (len(deltas) - 1)
+            assert deltas[-1].finish_reason == whole.choices[0].finish_reason
+        assert http.generate_text(PROMPTS[0], **WHOLE).text == whole.text
+
+
+def test_the_async_client_streams_several_at_once(server: Served, int4: Client) -> None:
+    async def ask(client: AsyncClient, prompt: str) -> str:
+        return "".join([delta.text async for delta in client.stream_text(prompt, **WHOLE)])
+
+    async def all_of_them() -> list[str]:
+        async with AsyncClient(server.grpc_url, timeout=60) as client:
+            return list(await asyncio.gather(*(ask(client, prompt) for prompt in PROMPTS[:5])))
+
+    assert asyncio.run(all_of_them()) == [int4.generate_text(prompt, **WHOLE).text for prompt in PROMPTS[:5]]
+
+
+def test_generate_endpoint_speaks_like_the_vllm_backend(server: Served) -> None:
+    body = {
+        "text_input": PROMPTS[1],
+        "sampling_parameters": json.dumps({"temperature": 0, "max_tokens": 8}),
+        "exclude_input_in_output": True,
+        "return_num_output_tokens": True,
+        "return_finish_reason": True,
+    }
+    request = urllib.request.Request(f"http://{server.http_url}/v2/models/llm/generate", json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        made = json.load(answer)
+    assert made["text_output"].startswith("<")
+    assert (made["num_output_tokens"], made["finish_reason"]) == (8, "length")
+    assert "cumulative_logprob" not in made
+
+
+def test_answers_keep_to_a_schema_and_to_a_choice(int4: Client) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+    made = int4.generate_text("n", structured_outputs={"json": schema}, max_tokens=200, temperature=1, seed=2)
+    if made.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(made.text)["n"], int)
+    assert int4.generate_text("x", structured_outputs={"choice": ["red", "blue"]}, max_tokens=20).text in ("red", "blue")
+    with pytest.raises(InvalidRequestError, match=r"structured_outputs\.regex"):
+        int4.generate_text("x", structured_outputs={"regex": "[a"})
+
+
+def test_leaving_a_stream_frees_its_row(server: Served, int4: Client) -> None:
+    stream = int4.stream_text(PROMPTS[0], ignore_eos=True, temperature=0, max_tokens=1500)
+    next(iter(stream))
+    stream.close()  # type: ignore[attr-defined]
+    deadline = time.monotonic() + 10
+    while metric(server.metrics, "nereid_llm_requests_total", model="llm", outcome="cancelled") == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    while metric(server.metrics, "nereid_llm_requests_running", model="llm") != 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_bad_requests_are_sentences_and_the_server_keeps_serving(int4: Client) -> None:
+    for settings, words in (
+        ({"temperature": -1}, "temperature: -1 is not allowed"),
+        ({"max_tokens": 5000}, "max_tokens: 5000 is not allowed"),
+        ({"best_of": 2}, "best_of: 2 is not allowed"),
+        ({"stop": [""]}, "stop: '' is not allowed"),
+    ):
+        with pytest.raises(InvalidRequestError, match=words):
+            int4.generate_text("a", **settings)
+    with pytest.raises(InvalidRequestError, match="input_ids"):
+        int4.generate_text([5, 99_999])
+    assert int4.generate_text("a", max_tokens=2).num_output_tokens >= 1
+
+
+def test_token_ids_may_go_in(int4: Client) -> None:
+    ids = int4.generate_text("<section", max_tokens=1, temperature=0)
+    assert ids.num_input_tokens >= 1
+    assert int4.generate_text([5, 6, 7], max_tokens=3, temperature=0).num_input_tokens == 3

@@ -1,0 +1,200 @@
+"""Export of language models: families, precisions, figures of the manifest, refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nereid.backends.onnx_causal import OnnxCausalEngine
+from nereid.export.errors import ExportError
+from nereid.export.llm import LlmExportOptions, LlmPrecision
+from nereid.export.llm import export_llm as run_export
+from nereid.export.llm_quantize import Scheme, round_trip
+from nereid.runtime.llm.settings import LlmFacts
+
+import checkpoints as make
+from conftest import Silent, export_llm
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make.make_llm(tmp_path_factory.mktemp("llm") / "llama", "llama")
+
+
+def engine_of(repository: Path, name: str = "llm") -> OnnxCausalEngine:
+    made = OnnxCausalEngine.load(repository / name / "1" / "model.onnx", tokens=2048, threads=1)
+    made.arrange(5, 128)
+    return made
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral", "phi3"])
+def test_each_family_computes_what_transformers_does(tmp_path: Path, family: str) -> None:
+    """Biases (Qwen2), norms of queries and keys (Qwen3), a window shorter than the text (Mistral), fused weights (Phi-3)."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = make.make_llm(tmp_path / family, family)
+    manifest = export_llm(checkpoint, tmp_path / "out", precision="fp32")
+    assert manifest["engine"]["unquantised_error"] <= 1e-4  # type: ignore[index]
+    ids = np.random.default_rng(0).integers(3, 250, 60).tolist()
+    with torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+        expected = model(torch.tensor([ids])).logits[0].numpy()
+    engine = engine_of(tmp_path / "out")
+    for start in range(0, 40, 8):
+        engine.extend(0, start, ids[start : start + 8])
+    made = [engine.decode([ids[place]], [place])[0].copy() for place in range(40, 60)]
+    assert np.allclose(np.stack(made), expected[40:], atol=2e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4", "int8"])
+def test_rows_and_chunks_do_not_change_a_bit(tmp_path: Path, tiny: Path, precision: str) -> None:
+    export_llm(tiny, tmp_path / "out", precision=precision)
+    engine = engine_of(tmp_path / "out")
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(3, 250, length).tolist() for length in (60, 17, 33, 2)]
+
+    def fill(row: int, ids: list[int], chunk: int) -> np.ndarray:
+        for start in range(0, len(ids), chunk):
+            logits = engine.extend(row, start, ids[start : start + chunk])
+        return logits[0].copy()
+
+    whole = [fill(0, ids, 64) for ids in prompts]
+    for chunk in (1, 7, 16):
+        assert all(np.array_equal(fill(3, ids, chunk), expected) for ids, expected in zip(prompts, whole, strict=True))
+    for row, ids in enumerate(prompts):
+        fill(row, ids, 64)
+    together = engine.decode([5, 6, 7, 8], [len(ids) for ids in prompts]).copy()
+    engine.arrange(2, 256)
+    for row, ids in enumerate(prompts):
+        fill(0, ids, 64)
+        assert np.array_equal(engine.decode([5 + row], [len(ids)])[0], together[row])
+
+
+def test_int4_is_small_and_its_manifest_says_what_it_costs(tmp_path: Path, tiny: Path) -> None:
+    manifest: Any = export_llm(tiny, tmp_path / "out", eight_bit_share=0.3)
+    engine = manifest["engine"]
+    errors = [item["output_error"] for item in engine["matrices"]]
+    assert errors == sorted(errors, reverse=True)
+    assert engine["eight_bit"]
+    worst_left = next(item for item in engine["matrices"] if item["matrix"] not in engine["eight_bit"])
+    assert engine["matrices"][0]["matrix"] in engine["eight_bit"] or worst_left is engine["matrices"][0]
+    assert 0 < engine["logits_error"] < 0.6
+    assert 0 <= engine["next_token_agreement"] <= 1
+    assert engine["perplexity"] > 1
+    facts = LlmFacts.read(tmp_path / "out" / "llm" / "1")
+    assert (facts.precision, facts.weight_bytes) == ("int4", engine["engine_bytes"])
+    lean: Any = export_llm(tiny, tmp_path / "lean", eight_bit_share=0.0)
+    assert lean["engine"]["eight_bit"] == []
+    assert lean["engine"]["engine_bytes"] < engine["engine_bytes"]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_measured_rounding_is_the_kernels(bits: int, symmetric: bool) -> None:
+    """`round_trip` against what a MatMulNBits of the same weights multiplies with."""
+    import onnx
+    import onnxruntime as ort
+    from onnx import helper, numpy_helper
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    weight = np.random.default_rng(3).standard_normal((64, 32)).astype(np.float32)
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", size]) for name, size in (("x", 64), ("y", 32)))
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="m")], "g", [x], [y], [numpy_helper.from_array(weight, "w")]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    quantizer = MatMulNBitsQuantizer(model, bits=bits, block_size=32, is_symmetric=symmetric, accuracy_level=0)
+    quantizer.process()
+    session = ort.InferenceSession(quantizer.model.model.SerializeToString(), providers=["CPUExecutionProvider"])
+    used = session.run(None, {"x": np.eye(64, dtype=np.float32)})[0]
+    assert np.allclose(round_trip(weight, Scheme(bits=bits, block_size=32, symmetric=symmetric)), used, atol=1e-5)
+
+
+def test_a_name_keeps_several_models_in_one_repository(tmp_path: Path, tiny: Path) -> None:
+    export_llm(tiny, tmp_path / "out", precision="fp32")
+    export_llm(tiny, tmp_path / "out", precision="fp32", name="other")
+    assert {folder.name for folder in (tmp_path / "out").iterdir()} == {"llm", "other_llm"}
+    assert 'name: "other_llm"' in (tmp_path / "out" / "other_llm" / "config.pbtxt").read_text()
+
+
+def test_an_interrupted_export_resumes(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nereid.export.llm.publish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            export_llm(tiny, tmp_path / "out", precision="fp32")
+    assert not (tmp_path / "out").exists()
+    watcher = Silent()
+    run_export(LlmExportOptions(checkpoint=tiny, out=tmp_path / "out", precision=LlmPrecision.FP32), watcher)
+    assert "built before" in watcher.said
+    assert (tmp_path / "out" / "llm" / "1" / "model.onnx").is_file()
+
+
+def spoil(folder: Path, what: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    weights = folder / "model.safetensors"
+    match what:
+        case "pickle":
+            weights.unlink()
+            (folder / "pytorch_model.bin").write_bytes(b"x")
+        case "truncated":
+            weights.write_bytes(weights.read_bytes()[:1000])
+        case "no weights":
+            weights.unlink()
+        case "architecture":
+            (folder / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
+        case "quantised":
+            (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
+        case "tokenizer":
+            (folder / "tokenizer.json").unlink()
+        case "not JSON":
+            (folder / "config.json").write_text("{")
+        case "shard":
+            (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-2.safetensors"}}')
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("pickle", "is a pickle"),
+        ("truncated", "truncated or corrupt"),
+        ("no weights", "has no \\*.safetensors"),
+        ("architecture", "'BertModel' is not supported"),
+        ("quantised", "quantised already"),
+        ("tokenizer", "no tokenizer.json"),
+        ("not JSON", "not valid JSON"),
+        ("shard", "lacks model-2.safetensors"),
+    ],
+)
+def test_unfit_checkpoints_are_refused_in_a_sentence(tmp_path: Path, tiny: Path, what: str, words: str) -> None:
+    folder = tmp_path / "spoilt"
+    shutil.copytree(tiny, folder)
+    spoil(folder, what)
+    with pytest.raises(ExportError, match=words):
+        export_llm(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"block_size": 48}, "--block-size: 48"),
+        ({"eight_bit_share": 1.5}, "--eight-bit-share: 1.5"),
+        ({"precision": "fp16"}, "fp16 needs --device cuda"),
+        ({"name": "../x"}, "--name"),
+        ({"sample_text": Path("/nowhere")}, "--sample-text"),
+    ],
+)
+def test_options_out_of_range_are_refused(tmp_path: Path, tiny: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ExportError, match=words):
+        export_llm(tiny, tmp_path / "out", **options)
