@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CHECKPOINT ?= zoo/shapes/checkpoint
+LLM ?= zoo/sections/checkpoint
 REPOSITORY ?= build/repository
 ENGINE ?= onnxruntime
 ARGS ?=
 
-.PHONY: help setup demo export serve test lint bench bench-sd15 perf docker-build docker-up docker-export clean
+.PHONY: help setup demo export export-llm serve test lint bench bench-sd15 bench-llm perf docker-build docker-up docker-export clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -24,11 +25,14 @@ $(STAMP): pyproject.toml
 
 setup: $(STAMP) ## Make the virtual environment and install everything
 
-demo: setup ## Export the shipped model, start Triton, draw six pictures
+demo: setup ## Export the shipped models, start Triton, draw six pictures, write a section
 	@$(BIN)/nereid demo --repository $(REPOSITORY) $(ARGS)
 
 export: setup ## Export CHECKPOINT to REPOSITORY (ENGINE=onnxruntime|tensorrt)
 	@$(BIN)/nereid export diffusion $(CHECKPOINT) --engine $(ENGINE) --out $(REPOSITORY) $(ARGS)
+
+export-llm: setup ## Export the language model LLM to REPOSITORY (ARGS='--precision int8')
+	@$(BIN)/nereid export llm $(LLM) --out $(REPOSITORY) $(ARGS)
 
 serve: setup ## Serve REPOSITORY
 	@$(BIN)/nereid serve --repository $(REPOSITORY) $(ARGS)
@@ -48,6 +52,9 @@ bench: setup export ## Nereid against diffusers and batching servers, under load
 
 bench-sd15: setup ## The same at Stable Diffusion 1.5's sizes, random weights
 	@$(BIN)/nereid bench sd15 $(ARGS)
+
+bench-llm: setup ## The language model against onnxruntime-genai and transformers; batching, prefix cache, guesses
+	@$(BIN)/nereid bench llm $(ARGS)
 
 perf: setup export ## perf_analyzer over a range of concurrencies
 	@$(BIN)/nereid bench perf --repository $(REPOSITORY) $(ARGS)

@@ -19,6 +19,7 @@ from nereid.benchmarks.peers import PeerSettings
 from nereid.benchmarks.perf import perf
 from nereid.export.errors import ExportError
 from nereid.serving.errors import ServingError
+from nereid.zoo.sections.score import CHECKPOINT as SECTIONS
 from nereid.zoo.shapes.score import CHECKPOINT
 
 app = typer.Typer(help="Measure, peers side by side.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -68,6 +69,44 @@ def sd15_command(
             except ExportError as error:
                 _fail(error)
     _compare(checkpoint, repository, jobs, _numbers(steps, int), _numbers(loads, float), 256, out, as_json)
+
+
+@app.command("llm")
+def llm_command(
+    checkpoint: Annotated[Path, typer.Option(help="The transformers folder of the small model.")] = SECTIONS,
+    work: Annotated[Path, typer.Option(help="Where engines are kept (about 2 GB).")] = Path("build/bench-llm"),
+    batches: Annotated[str, typer.Option(help="Rows decoded at once.")] = "1,2,4,8,16",
+    tokens: Annotated[int, typer.Option(help="Tokens decoded in one measurement of an engine.")] = 48,
+    requests: Annotated[int, typer.Option(help="Requests of the served workloads.")] = 32,
+    out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/llm.json"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
+) -> None:
+    """The language model: engines side by side, served against bare, in-flight against static batches, features on and off."""
+    from nereid.benchmarks.llm import LlmPlan, measure
+
+    plan = LlmPlan(
+        work=work,
+        checkpoint=checkpoint,
+        threads=os.cpu_count() or 1,
+        batches=_numbers(batches, int),
+        tokens=tokens,
+        requests=requests,
+    )
+    try:
+        report = measure(plan, _say)
+    except (ExportError, ServingError) as error:
+        _fail(error)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1))
+    if not as_json:
+        _print_rows(f"decode, {plan.threads} threads", report["decode"])
+        _print_rows("sampler", report["sampler"])
+        _print_rows("8 streams", [report["served"]])
+        rows = [{"peer": name, **row} for name, row in report["batching"]["rows"].items()]
+        _print_rows(f"{report['batching']['requests']} requests, Poisson", rows)
+        _print_rows("prefix cache", [report["prefix"]])
+        _print_rows("guesses", [{"workload": name, **row} for name, row in report["speculation"].items()])
+    print(json.dumps(report))
 
 
 @app.command("perf")
@@ -122,7 +161,7 @@ def _compare(
 def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
     table = Table(title=title)
     for column in rows[0]:
-        table.add_column(column.replace("_", " "), justify="left" if column == "peer" else "right")
+        table.add_column(column.replace("_", " "), justify="left" if isinstance(rows[0][column], str) else "right")
     for row in rows:
         table.add_row(*(value if isinstance(value, str) else f"{value:.3g}" for value in row.values()))
     Console(width=None if sys.stdout.isatty() else 140).print(table)

@@ -1,11 +1,11 @@
-"""`nereid demo`: export the shipped checkpoint, start Triton, draw a handful of pictures through gRPC, stop."""
+"""`nereid demo`: export the shipped checkpoints, start Triton, draw pictures and write a section through gRPC, stop."""
 
 from __future__ import annotations
 
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from PIL import Image, ImageDraw
@@ -13,12 +13,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from nereid.client import Client, ImageProgress, ImageResult, NereidError
+from nereid.export.checkpoint import Checkpoint
 from nereid.export.cli import Bar
 from nereid.export.diffusion import ExportOptions, export_diffusion
 from nereid.export.errors import ExportError
+from nereid.export.frame import MANIFEST
+from nereid.export.llm import LlmExportOptions, export_llm
+from nereid.export.llm_checkpoint import LlmCheckpoint
 from nereid.serving.errors import ServingError
 from nereid.serving.options import ServeOptions
 from nereid.serving.supervisor import Supervisor
+from nereid.zoo.sections import score as sections
+from nereid.zoo.sections.chat import conversation
 from nereid.zoo.shapes.score import CHECKPOINT
 
 PROMPTS = (
@@ -29,6 +35,7 @@ PROMPTS = (
     "a big blue cross below a tiny red diamond",
     "a green square in the center on beige",
 )
+BRIEF = 'pricing section for a bakery called Golden Lane, three tiers, a "Order now" button'
 ZOOM = 2
 console = Console(stderr=True)
 
@@ -39,10 +46,10 @@ def demo(
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was drawn as JSON.")] = False,
 ) -> None:
-    """Export the shipped checkpoint (unless done before), serve it with Triton, draw six pictures and a contact sheet."""
+    """Export the shipped checkpoints (unless done before), serve them, draw six pictures, write a section."""
     try:
         _export(repository)
-        drawn = _draw_all(repository, out, steps)
+        drawn, section = _run_all(repository, out, steps, not as_json)
     except (ExportError, ServingError, NereidError) as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
@@ -59,28 +66,39 @@ def demo(
         for file, result, prompt in drawn
     ]
     if as_json:
-        print(json.dumps({"contact_sheet": str(sheet), "pictures": rows}))
+        print(json.dumps({"contact_sheet": str(sheet), "pictures": rows, "section": section}))
         return
+    console.print(
+        f"\n\n{section['file']}  {section['tokens']} tokens, the first after {section['milliseconds_to_first_token']} ms, "
+        f"{section['tokens_per_second']} a second",
+        highlight=False,
+    )
     for row in rows:
         console.print(f"{row['file']}  {row['milliseconds_a_step']} ms a step  {row['prompt']}", highlight=False)
     console.print(f"all of them: {sheet}", highlight=False)
 
 
 def _export(repository: Path) -> None:
-    options = ExportOptions(checkpoint=CHECKPOINT, out=repository)
-    manifest = repository / "text_to_image" / "manifest.json"
-    if manifest.is_file():
-        from nereid.export.checkpoint import Checkpoint
-
-        if json.loads(manifest.read_text())["source"]["sha256"] == Checkpoint.open(CHECKPOINT).digest():
-            console.print(f"{repository} is there already", highlight=False)
-            return
+    """Both shipped checkpoints, unless they stand there already."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        export_diffusion(options, Bar(progress))
+    if _is_exported(repository / "text_to_image", Checkpoint.open(CHECKPOINT).digest()):
+        console.print(f"{repository} has the image pipeline already", highlight=False)
+    else:
+        with Progress(*columns, console=console, transient=True) as progress:
+            export_diffusion(ExportOptions(checkpoint=CHECKPOINT, out=repository), Bar(progress))
+    if _is_exported(repository / "llm", LlmCheckpoint.open(sections.CHECKPOINT).digest()):
+        console.print(f"{repository} has the language model already", highlight=False)
+    else:
+        with Progress(*columns, console=console, transient=True) as progress:
+            export_llm(LlmExportOptions(checkpoint=sections.CHECKPOINT, out=repository), Bar(progress))
 
 
-def _draw_all(repository: Path, out: Path, steps: int) -> list[tuple[Path, ImageResult, str]]:
+def _is_exported(home: Path, digest: str) -> bool:
+    manifest = home / MANIFEST
+    return manifest.is_file() and bool(json.loads(manifest.read_text())["source"]["sha256"] == digest)
+
+
+def _run_all(repository: Path, out: Path, steps: int, show: bool) -> tuple[list[tuple[Path, ImageResult, str]], dict[str, Any]]:
     out.mkdir(parents=True, exist_ok=True)
     options = ServeOptions.on_free_ports(repository, out / "triton.log")
     drawn = []
@@ -94,7 +112,30 @@ def _draw_all(repository: Path, out: Path, steps: int) -> list[tuple[Path, Image
                 file = out / f"{number + 1}.png"
                 answer.image.save(file)
                 drawn.append((file, answer, prompt))
-    return drawn
+        section = _write_section(client, out / "section.html", show)
+    return drawn, section
+
+
+def _write_section(client: Client, file: Path, show: bool) -> dict[str, Any]:
+    """Stream a web-page section for BRIEF to the terminal and to a file."""
+    if show:
+        console.print(f"\n{BRIEF}", style="bold", highlight=False)
+    start, first, tokens, written = time.monotonic(), 0.0, 0, ""
+    for delta in client.stream_text(conversation(BRIEF), temperature=0, max_tokens=400):
+        first = first or time.monotonic() - start
+        tokens += len(delta.token_ids)
+        written += delta.text
+        if show:
+            console.print(delta.text, end="", highlight=False, markup=False)
+    seconds = time.monotonic() - start
+    file.write_text(written + "\n")
+    return {
+        "file": str(file),
+        "brief": BRIEF,
+        "tokens": tokens,
+        "milliseconds_to_first_token": round(1000 * first, 1),
+        "tokens_per_second": round(tokens / seconds, 1),
+    }
 
 
 def _contact_sheet(results: list[ImageResult], file: Path) -> None:

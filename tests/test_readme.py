@@ -32,7 +32,7 @@ def test_files_the_documents_point_to_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", sorted(set(re.findall(r"nereid ((?:export|zoo|bench) [a-z0-9]+|generate|serve|demo)", README)))
+    "command", sorted(set(re.findall(r"nereid ((?:export|zoo|bench) [a-z0-9]+|generate|serve|demo|chat)", README)))
 )
 def test_commands_of_the_readme_have_help_that_lists_their_options(command: str) -> None:
     done = subprocess.run(

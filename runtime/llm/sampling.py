@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-_WIDE = 64
-"""Logits are searched for the largest ones in this many interleaved parts."""
+_SPLIT = 8
+_LAST = np.int64(2**63 - 1)
+"""Sorts behind every token."""
 _NUCLEUS = 256
 """How many of the most likely tokens a top-p row looks at first; nearly every nucleus is smaller."""
 
@@ -131,36 +132,47 @@ def _uniform_of(rows: Sequence[Row]) -> NDArray[np.float64]:
 def largest(logits: Floats, count: int) -> tuple[NDArray[np.int64], Floats]:
     """Tokens and logits of (at least) the `count` largest of every row, largest first; ties go to the smaller token.
 
-    Rows are padded with token 0 at minus infinity. One pass finds the largest of each of many interleaved parts; at least
-    `count` logits are not below the `count`-th of these, and only the parts that reach it are looked at again.
+    Rows are padded with minus infinity. The maxima of interleaved eighths, and of eighths of these, bound the `count`-th
+    largest logit from below in one pass over memory; only what reaches the bound is looked at again.
     """
     rows, vocabulary = logits.shape
-    parts = vocabulary // _WIDE
+    parts = vocabulary // _SPLIT**2
     if count >= parts:
         order = np.argsort(-logits, axis=1, kind="stable")[:, :count]
         return order, np.take_along_axis(logits, order, axis=1)
-    whole = logits[:, : parts * _WIDE].reshape(rows, _WIDE, parts)
+    width = parts * _SPLIT
+    whole = logits[:, : width * _SPLIT].reshape(rows, _SPLIT, width)
     peaks = whole.max(axis=1)
-    least = np.partition(peaks, parts - count, axis=1)[:, parts - count]
-    at, part = np.nonzero(peaks >= least[:, None])
-    found = whole[at, :, part]
-    picked, place = np.nonzero(found >= least[at, None])
-    where, tokens = at[picked], part[picked] + place * parts
-    values = found[picked, place]
-    if rest := vocabulary - parts * _WIDE:
+    summits = peaks.reshape(rows, _SPLIT, parts).max(axis=1)
+    least = np.partition(summits, parts - count, axis=1)[:, parts - count]
+    where, part = np.divmod(np.flatnonzero(peaks >= least[:, None]), width)
+    found = whole[where, :, part]
+    tokens = part[:, None] + np.arange(0, width * _SPLIT, width)
+    keys = np.where(found >= least[where, None], _sort_keys(found, tokens), _LAST)
+    if rest := vocabulary - width * _SPLIT:
         tail = logits[:, -rest:]
-        extra, offset = np.nonzero(tail >= least[:, None])
-        where = np.concatenate([where, extra])
-        tokens = np.concatenate([tokens, offset + parts * _WIDE])
-        values = np.concatenate([values, tail[extra, offset]])
-    order = np.lexsort((tokens, -values, where))
-    where, tokens, values = where[order], tokens[order], values[order]
+        reach, offset = np.divmod(np.flatnonzero(tail >= least[:, None]), rest)
+        extra = np.full((len(reach), _SPLIT), _LAST)
+        extra[:, 0] = _sort_keys(tail[reach, offset], offset + width * _SPLIT)
+        order = np.argsort(np.concatenate([where, reach]), kind="stable")
+        where, keys = np.concatenate([where, reach])[order], np.concatenate([keys, extra])[order]
     sizes = np.bincount(where, minlength=rows)
     columns = np.arange(len(where)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    kept_tokens = np.zeros((rows, int(sizes.max())), np.int64)
-    kept_values = np.full(kept_tokens.shape, -np.inf, np.float32)
-    kept_tokens[where, columns], kept_values[where, columns] = tokens, values
-    return kept_tokens, kept_values
+    padded = np.full((rows, int(sizes.max()), _SPLIT), _LAST)
+    padded[where, columns] = keys
+    ranked = np.sort(padded.reshape(rows, -1), axis=1)
+    ranked = ranked[:, : max(count, int((ranked != _LAST).sum(axis=1).max()))]
+    chosen = ranked & 0xFFFFFFFF
+    values = np.take_along_axis(logits, np.minimum(chosen, vocabulary - 1), axis=1)
+    real = ranked != _LAST
+    return np.where(real, chosen, 0), np.where(real, values, np.float32(-np.inf))
+
+
+def _sort_keys(values: Floats, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Whole numbers that sort as (falling logit, rising token): the float's bits, made monotone, over the token's."""
+    bits = values.view(np.int32) if values.flags.c_contiguous else np.ascontiguousarray(values).view(np.int32)
+    rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (~rising).astype(np.int64) << 32 | tokens
 
 
 def _sample_top_k(logits: Floats, rows: Sequence[Row]) -> NDArray[np.int64]:

@@ -59,8 +59,13 @@ class LlmScheduler:
 
     @property
     def longest(self) -> int:
-        """Tokens a sequence can have at most: what the model allows and what fits into memory beside the scratch row."""
-        return min(self.context_length, self.engine.tokens // 2 - 2)
+        """Tokens a sequence can have at most: two fewer than a row has places, for what an engine appends as padding."""
+        return self._largest_capacity - 2
+
+    @property
+    def _largest_capacity(self) -> int:
+        """A row is never longer than the model's context, and there is always room for one beside the scratch row."""
+        return min(self.context_length, self.engine.tokens // 2)
 
     @property
     def used_tokens(self) -> int:
@@ -116,7 +121,7 @@ class LlmScheduler:
         capacity = self.engine.capacity if self._held() else SMALLEST_CAPACITY
         while capacity < places:
             capacity *= 2
-        capacity = min(capacity, self.engine.tokens // 2)
+        capacity = min(capacity, self._largest_capacity)
         fitting = min(self.max_rows, self.engine.tokens // capacity - 1)
         if rows > fitting:
             return False

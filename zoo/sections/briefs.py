@@ -98,8 +98,8 @@ def is_held_out(kind: Kind, topic: Topic) -> bool:
     return hashlib.sha256(f"{kind}/{topic.name}".encode()).digest()[0] % 8 == 0
 
 
-def sample_brief(rng: Random, *, held_out: bool = False) -> Brief:
-    """A random brief whose pair of kind and topic is held out, or is not."""
+def sample_brief(rng: Random, *, held_out: bool = False, name_chance: float = 0.4) -> Brief:
+    """A random brief whose pair of kind and topic is held out, or is not; `name_chance` is how often it gives a name."""
     while True:
         kind, topic = rng.choice(tuple(Kind)), rng.choice(TOPICS)
         if is_held_out(kind, topic) is held_out:
@@ -113,7 +113,7 @@ def sample_brief(rng: Random, *, held_out: bool = False) -> Brief:
         count=rng.choice(COUNTS[kind]) if kind in COUNTS and rng.random() < 0.85 else None,
         buttons=tuple(rng.sample(BUTTON_LABELS, wanted)) if named else (),
         any_button=wanted == 1 and not named,
-        name=f"{rng.choice(NAME_FIRST)} {rng.choice(NAME_SECOND)}" if rng.random() < 0.4 else None,
+        name=f"{rng.choice(NAME_FIRST)} {rng.choice(NAME_SECOND)}" if rng.random() < name_chance else None,
     )
     return Brief(text=write_brief(demand, rng), demand=demand)
 

@@ -72,7 +72,7 @@ def _batch(plan: TrainingPlan, tokenizer: PreTrainedTokenizerFast, rng: Random) 
     """Token ids and loss weights, rows x longest; of twice as many conversations those of similar length are taken."""
     drawn = []
     for _ in range(plan.batch_size * 4):
-        brief = sample_brief(rng)
+        brief = sample_brief(rng, name_chance=0.8)  # copying a name is the hardest part
         section = write_section(brief.demand, rng)
         drawn.append((conversation(brief.text), conversation(brief.text, section)))
     drawn.sort(key=lambda pair: len(pair[1]))

@@ -172,6 +172,16 @@ def test_an_answer_ends_at_its_stop_token_or_its_length() -> None:
     assert (long.finish_reason, len(long.written)) == (FinishReason.LENGTH, 5)
 
 
+def test_a_sequence_may_fill_the_context_but_for_two_places() -> None:
+    scheduler, _ = make(tokens=1024)
+    assert scheduler.longest == 510
+    wanted = sequence([1, 2, 3], scheduler.longest - 3, seed=8)
+    wanted.stop_ids = frozenset()
+    run(scheduler, [(0, wanted)])
+    assert len(wanted.tokens) == 510
+    assert scheduler.engine.capacity == 512
+
+
 def test_min_tokens_keeps_the_stop_token_away() -> None:
     wanted = sequence([5], 12, logit_bias={EOS: 100.0})
     wanted.min_tokens = 7

@@ -1,0 +1,325 @@
+"""The language model measured: engines side by side, the served path against the bare engine, and what each feature brings."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nereid.backends.onnx_causal import OnnxCausalEngine
+from nereid.benchmarks.compare import serving
+from nereid.benchmarks.llm_peers import Engine, Weights, decode_speed
+from nereid.client import Client
+from nereid.runtime.llm.sampling import Row, Sampling, sample
+from nereid.runtime.llm.settings import LlmFacts
+from nereid.zoo.sections.chat import conversation
+from nereid.zoo.sections.score import held_out_briefs
+
+Say = Callable[[str], None]
+
+LLAMA_200M = {
+    "vocab_size": 32_000,
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2048,
+}
+"""200 million parameters, random: what weights do not change can be measured on them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlmPlan:
+    """What to measure, and where engines and checkpoints are kept."""
+
+    work: Path
+    checkpoint: Path
+    threads: int
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16)
+    tokens: int = 48
+    requests: int = 32
+
+
+def measure(plan: LlmPlan, say: Say) -> dict[str, Any]:
+    """Everything, as one report."""
+    zoo = prepare(plan.checkpoint, plan.work / "sections", say)
+    large = prepare(random_llama(plan.work / "llama-200m" / "checkpoint", plan.checkpoint), plan.work / "llama-200m", say)
+    report: dict[str, Any] = {"threads": plan.threads, "decode": []}
+    for name, weights in (("200 M random", large), ("sections", zoo)):
+        for rows in plan.batches:
+            for engine in Engine:
+                say(f"{name}: {engine}, {rows} rows")
+                speed = decode_speed(engine, weights, rows, plan.tokens, plan.threads)
+                report["decode"].append({"model": name, "engine": str(engine), "rows": rows, "tokens_per_second": speed})
+    say("sampler")
+    report["sampler"] = [{"rows": rows, "microseconds_a_row": sampler_cost(rows)} for rows in (1, 8, 16)]
+    repository = zoo.engine.parent.parent
+    for title, work in (
+        ("served", served_against_bare),
+        ("batching", in_flight_against_static),
+        ("prefix", prefix_cache),
+        ("speculation", speculation),
+    ):
+        say(title)
+        report[title] = work(repository, plan)
+    return report
+
+
+def prepare(checkpoint: Path, work: Path, say: Say) -> Weights:
+    """Our int4 export and onnxruntime-genai's own, both without 8-bit matrices, unless they are there."""
+    from nereid.export.cli import Bar
+    from nereid.export.llm import LlmExportOptions, export_llm
+
+    repository, genai = work / "repository", work / "genai"
+    if not (repository / "llm").is_dir():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        say(f"exporting {checkpoint}")
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            export_llm(LlmExportOptions(checkpoint=checkpoint, out=repository, eight_bit_share=0.0), Bar(progress))
+    if not (genai / "genai_config.json").is_file():
+        say(f"building {checkpoint} for onnxruntime-genai")
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint), "-o", str(genai)]
+        command += ["-p", "int4", "-e", "cpu", "-c", str(work / "cache"), "--extra_options", "block_size=32", "accuracy_level=4"]
+        subprocess.run(command, check=True, capture_output=True)
+    facts = LlmFacts.read(repository / "llm" / "1")
+    return Weights(engine=repository / "llm" / "1", genai=genai, checkpoint=checkpoint, vocabulary=facts.vocabulary)
+
+
+def random_llama(folder: Path, tokenizer_from: Path) -> Path:
+    """Write the 200 M Llama with random weights; its tokenizer is borrowed and never used."""
+    if not (folder / "config.json").is_file():
+        import torch
+        from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        LlamaForCausalLM(LlamaConfig(**LLAMA_200M, bos_token_id=None, eos_token_id=2, pad_token_id=0)).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(tokenizer_from).save_pretrained(folder)
+    return folder
+
+
+def sampler_cost(rows: int, vocabulary: int = 32_000, repeats: int = 200) -> float:
+    """Microseconds a row with top-k 40 and top-p 0.9, the median."""
+    logits = np.random.default_rng(0).standard_normal((rows, vocabulary)).astype(np.float32) * 3
+    settings = [Row(Sampling(top_k=40, top_p=0.9, seed=row), 5) for row in range(rows)]
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        sample(logits, settings)
+        taken.append(time.perf_counter() - start)
+    return 1e6 * statistics.median(taken) / rows
+
+
+def _bare(repository: Path, plan: LlmPlan) -> OnnxCausalEngine:
+    engine = OnnxCausalEngine.load(repository / "llm" / "1" / "model.onnx", tokens=32_768, threads=plan.threads)
+    engine.arrange(16, 1024)
+    return engine
+
+
+def served_against_bare(repository: Path, plan: LlmPlan, streams: int = 8, tokens: int = 200) -> dict[str, float]:
+    """Tokens a second of eight streams through Triton, and of the bare engine decoding eight rows, in turn."""
+    prompt = conversation("features section for a museum")
+    served, bare = [], []
+    with serving(repository) as (client, _):
+
+        def stream(seed: int) -> int:
+            options = {"max_tokens": tokens, "ignore_eos": True, "seed": seed}
+            return sum(len(delta.token_ids) for delta in client.stream_text(prompt, **options))
+
+        with ThreadPoolExecutor(streams) as pool:
+            list(pool.map(stream, range(streams)))
+            for _ in range(5):
+                start = time.perf_counter()
+                total = sum(pool.map(stream, range(streams)))
+                served.append(total / (time.perf_counter() - start))
+                bare.append(_bare_in_process(repository, plan, streams, tokens))
+    whole, part = statistics.median(bare), statistics.median(served)
+    return {"streams": streams, "served": part, "bare": whole, "lost": 1 - part / whole}
+
+
+def _bare_in_process(repository: Path, plan: LlmPlan, rows: int, tokens: int) -> float:
+    weights = Weights(engine=repository / "llm" / "1", genai=Path(), checkpoint=Path(), vocabulary=2000)
+    return decode_speed(Engine.NEREID, weights, rows, tokens, plan.threads, repeats=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextJob:
+    """One request: when it arrives, its prompt, how many tokens it wants."""
+
+    arrival: float
+    prompt: tuple[int, ...]
+    tokens: int
+
+
+@dataclass(slots=True)
+class TextOutcome:
+    """Seconds from arrival to the first and the last token, and between tokens."""
+
+    first: float
+    last: float
+    gaps: list[float] = field(default_factory=list)
+
+
+def text_jobs(count: int, rate: float, vocabulary: int, seed: int = 0) -> list[TextJob]:
+    """Poisson arrivals; prompts of 10 to 200 tokens, answers of 10 to 200."""
+    rng, now, jobs = random.Random(seed), 0.0, []
+    for _ in range(count):
+        now += rng.expovariate(rate)
+        prompt = tuple(rng.randrange(3, vocabulary) for _ in range(rng.randint(10, 200)))
+        jobs.append(TextJob(arrival=now, prompt=prompt, tokens=rng.choice((10, 25, 50, 100, 200))))
+    return jobs
+
+
+def in_flight_against_static(repository: Path, plan: LlmPlan) -> dict[str, Any]:
+    """The same arrivals, fast enough to fill both: through Triton, and to a static batcher of 8 or 100 ms around the engine."""
+    facts = LlmFacts.read(repository / "llm" / "1")
+    jobs = text_jobs(plan.requests * 2, 60.0, facts.vocabulary)
+    with serving(repository) as (client, _):
+        in_flight = _drive(jobs, lambda job, told: _stream(client, job, told))
+    static = StaticBatcher(_bare(repository, plan))
+    made = _drive(jobs, static.ask)
+    static.stop()
+    rows = {"in-flight, served": _summary(jobs, *in_flight), "static batches of 8 or 100 ms": _summary(jobs, *made)}
+    both = [row["tokens_per_second"] for row in rows.values()]
+    return {"requests": len(jobs), "rows": rows, "throughput_ratio": both[0] / both[1]}
+
+
+def _stream(client: Client, job: TextJob, told: Callable[[], None]) -> None:
+    for delta in client.stream_text(list(job.prompt), max_tokens=job.tokens, ignore_eos=True, seed=1):
+        for _ in delta.token_ids:
+            told()
+
+
+class StaticBatcher:
+    """What people build around an engine: collect up to 8 requests or 100 ms, answer all when the longest is done."""
+
+    def __init__(self, engine: OnnxCausalEngine) -> None:
+        self._engine = engine
+        self._waiting: list[tuple[TextJob, threading.Event]] = []
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def ask(self, job: TextJob, told: Callable[[], None]) -> None:
+        done = threading.Event()
+        with self._changed:
+            self._waiting.append((job, done))
+            self._changed.notify()
+        done.wait()
+        for _ in range(job.tokens):
+            told()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._stopping):
+                    self._changed.wait()
+                if self._stopping:
+                    return
+            time.sleep(0.1)
+            with self._changed:
+                batch, self._waiting = self._waiting[:8], self._waiting[8:]
+            self._answer([job for job, _ in batch])
+            for _, done in batch:
+                done.set()
+
+    def _answer(self, jobs: Sequence[TextJob]) -> None:
+        last = []
+        for row, job in enumerate(jobs):
+            last.append(int(self._engine.extend(row, 0, job.prompt)[0].argmax()))
+        for place in range(max(job.tokens for job in jobs)):
+            last = self._engine.decode(last, [len(job.prompt) + place for job in jobs]).argmax(axis=1).tolist()
+
+
+def _drive(jobs: Sequence[TextJob], ask: Callable[[TextJob, Callable[[], None]], None]) -> tuple[list[TextOutcome], float]:
+    """Send each job at its time; outcomes, and the seconds from the first arrival to the last answer."""
+    start = time.perf_counter() + 0.1
+    outcomes = [TextOutcome(0, 0) for _ in jobs]
+
+    def one(index: int) -> None:
+        job, times = jobs[index], []
+        time.sleep(max(0.0, start + job.arrival - time.perf_counter()))
+        ask(job, lambda: times.append(time.perf_counter() - start - job.arrival))
+        outcomes[index] = TextOutcome(times[0], times[-1], [b - a for a, b in itertools.pairwise(times)])
+
+    threads = [threading.Thread(target=one, args=(index,)) for index in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcomes, time.perf_counter() - start - jobs[0].arrival
+
+
+def _summary(jobs: Sequence[TextJob], outcomes: Sequence[TextOutcome], seconds: float) -> dict[str, float]:
+    """`goodput`: first token within half a second and the answer within 20 ms a token beyond it."""
+    firsts = [outcome.first for outcome in outcomes]
+    gaps = [gap for outcome in outcomes for gap in outcome.gaps]
+    good = [o.first <= 0.5 and o.last <= 0.5 + 0.02 * job.tokens for job, o in zip(jobs, outcomes, strict=True)]
+    return {
+        "tokens_per_second": sum(job.tokens for job in jobs) / seconds,
+        "ttft_p50": float(np.percentile(firsts, 50)),
+        "ttft_p95": float(np.percentile(firsts, 95)),
+        "itl_p50": float(np.percentile(gaps, 50)),
+        "itl_p95": float(np.percentile(gaps, 95)),
+        "goodput": sum(good) / len(good),
+    }
+
+
+def prefix_cache(repository: Path, plan: LlmPlan) -> dict[str, float]:
+    """Questions under one long system prompt: share of prompt tokens found, and time to the first token, cold and warm."""
+    system = " ".join(brief.text for brief in held_out_briefs(40, seed=5))
+    questions = [brief.text for brief in held_out_briefs(plan.requests, seed=6)]
+    firsts, cached, total = [], 0, 0
+    with serving(repository) as (client, _):
+        list(client.stream_text("warm up", max_tokens=2))
+        for question in questions:
+            start = time.perf_counter()
+            stream = client.stream_text(f"<|im_start|>system\n{system}<|im_end|>\n{conversation(question)}", max_tokens=4)
+            delta = next(stream)
+            firsts.append(time.perf_counter() - start)
+            cached, total = cached + delta.num_cached_tokens, total + delta.num_input_tokens
+            list(stream)
+    cold, warm = firsts[0], statistics.median(firsts[1:])
+    return {"hit_rate": cached / total, "ttft_cold": cold, "ttft_warm": warm, "ratio": cold / warm}
+
+
+def speculation(repository: Path, plan: LlmPlan) -> dict[str, Any]:
+    """Tokens a second with and without guesses, one request at a time: repetitive sections, and noise at a high temperature."""
+    copying = [conversation(f"features section for a {topic}, six cards") for topic in ("gym", "museum", "hotel", "bakery")]
+    workloads = {
+        "repetitive": (copying, {"temperature": 0, "max_tokens": 400}),
+        "hostile": (copying, {"temperature": 3.0, "max_tokens": 200, "ignore_eos": True, "seed": 4}),
+    }
+    found: dict[str, Any] = {}
+    with serving(repository) as (client, _):
+        for name, (prompts, options) in workloads.items():
+            speeds: dict[str, list[float]] = {"none": [], "ngram": []}
+            for _ in range(4):
+                for prompt in prompts:
+                    for mode, kept in speeds.items():
+                        start = time.perf_counter()
+                        result = client.generate_text(prompt, speculation=mode, **options)
+                        kept.append(result.num_output_tokens / (time.perf_counter() - start))
+            plain, guessed = (statistics.median(speeds[mode]) for mode in ("none", "ngram"))
+            found[name] = {"plain": plain, "guessing": guessed, "ratio": guessed / plain}
+    return found

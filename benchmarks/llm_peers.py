@@ -1,0 +1,116 @@
+"""Decode loops of the peers, each in a process of its own: tokens a second at a batch size, same weights and threads."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PROMPT_TOKENS = 32
+
+
+class Engine(StrEnum):
+    NEREID = "Nereid's engine, int4"
+    GENAI = "onnxruntime-genai, int4"
+    TRANSFORMERS = "transformers, fp32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """One model in the forms that the peers read: ours (a repository's `llm/1`), genai's folder, the checkpoint."""
+
+    engine: Path
+    genai: Path
+    checkpoint: Path
+    vocabulary: int
+
+
+Step = Callable[[int, int], float]
+"""Prefills `rows` prompts and decodes so many tokens of each; seconds of the decoding alone."""
+
+
+def decode_speed(engine: Engine, weights: Weights, rows: int, tokens: int, threads: int, repeats: int = 3) -> float:
+    """Median tokens a second of all rows together, in a fresh process."""
+    with mp.get_context("spawn").Pool(1, _set_threads, (threads,)) as pool:
+        return float(pool.apply(_measure, (engine, weights, rows, tokens, threads, repeats)))
+
+
+def _set_threads(threads: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def _measure(engine: Engine, weights: Weights, rows: int, tokens: int, threads: int, repeats: int) -> float:
+    makers = {Engine.NEREID: _nereid, Engine.GENAI: _genai, Engine.TRANSFORMERS: _transformers}
+    step = makers[engine](weights, threads)
+    step(rows, 4)
+    return rows * tokens / statistics.median(step(rows, tokens) for _ in range(repeats))
+
+
+def _prompts(weights: Weights, rows: int) -> Any:
+    return np.random.default_rng(0).integers(3, weights.vocabulary - 1, (rows, PROMPT_TOKENS))
+
+
+def _nereid(weights: Weights, threads: int) -> Step:
+    from nereid.backends.onnx_causal import OnnxCausalEngine
+
+    engine = OnnxCausalEngine.load(weights.engine / "model.onnx", tokens=17 * 256, threads=threads)
+
+    def step(rows: int, tokens: int) -> float:
+        engine.arrange(16, 256)
+        prompts = _prompts(weights, rows)
+        last = [int(engine.extend(row, 0, prompts[row].tolist())[0].argmax()) for row in range(rows)]
+        start = time.perf_counter()
+        for place in range(PROMPT_TOKENS, PROMPT_TOKENS + tokens):
+            last = engine.decode(last, [place] * rows).argmax(axis=1).tolist()
+        return time.perf_counter() - start
+
+    return step
+
+
+def _genai(weights: Weights, threads: int) -> Step:
+    import onnxruntime_genai as og
+
+    config = og.Config(str(weights.genai))
+    config.overlay(f'{{"model": {{"decoder": {{"session_options": {{"intra_op_num_threads": {threads}}}}}}}}}')
+    model = og.Model(config)
+
+    def step(rows: int, tokens: int) -> float:
+        parameters = og.GeneratorParams(model)
+        longest = PROMPT_TOKENS + tokens + 2
+        parameters.set_search_options(do_sample=False, max_length=longest, min_length=longest, batch_size=rows)
+        generator = og.Generator(model, parameters)
+        generator.append_tokens(_prompts(weights, rows).astype(np.int32))
+        generator.generate_next_token()
+        start = time.perf_counter()
+        for _ in range(tokens):
+            generator.generate_next_token()
+        return time.perf_counter() - start
+
+    return step
+
+
+def _transformers(weights: Weights, threads: int) -> Step:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(threads)
+    model = AutoModelForCausalLM.from_pretrained(weights.checkpoint, dtype=torch.float32).eval()
+
+    def step(rows: int, tokens: int) -> float:
+        with torch.no_grad():
+            made = model(torch.from_numpy(_prompts(weights, rows)), use_cache=True)
+            start = time.perf_counter()
+            for _ in range(tokens):
+                last = made.logits[:, -1].argmax(-1, keepdim=True)
+                made = model(last, past_key_values=made.past_key_values, use_cache=True)
+            return time.perf_counter() - start
+
+    return step

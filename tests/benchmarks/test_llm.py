@@ -1,0 +1,42 @@
+"""What the language model's benchmark feeds and computes; its figures are never asserted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nereid.benchmarks.llm import TextJob, TextOutcome, _summary, sampler_cost, text_jobs
+from nereid.benchmarks.llm_peers import Engine, Weights, decode_speed
+
+import checkpoints as make
+from conftest import export_llm
+
+
+def test_arrivals_are_the_same_every_time_and_within_bounds() -> None:
+    jobs = text_jobs(200, 20.0, 500)
+    assert jobs == text_jobs(200, 20.0, 500)
+    assert all(10 <= len(job.prompt) <= 200 and 10 <= job.tokens <= 200 for job in jobs)
+    assert 200 / jobs[-1].arrival == pytest.approx(20.0, rel=0.25)
+
+
+def test_summary_counts_what_came_in_time() -> None:
+    jobs = [TextJob(arrival=0.0, prompt=(5,), tokens=10)] * 2
+    outcomes = [TextOutcome(0.1, 0.6, [0.05] * 9), TextOutcome(0.6, 0.65, [0.01] * 9)]
+    made = _summary(jobs, outcomes, 2.0)
+    assert made["tokens_per_second"] == 10
+    assert made["goodput"] == 0.5
+    assert made["itl_p50"] == pytest.approx(0.03)
+
+
+@pytest.mark.torch
+def test_peers_decode_the_same_checkpoint(tmp_path: Path) -> None:
+    checkpoint = make.make_llm(tmp_path / "checkpoint", "llama")
+    export_llm(checkpoint, tmp_path / "out")
+    weights = Weights(engine=tmp_path / "out" / "llm" / "1", genai=Path(), checkpoint=checkpoint, vocabulary=320)
+    for engine in (Engine.NEREID, Engine.TRANSFORMERS):
+        assert decode_speed(engine, weights, 2, 4, 1, repeats=1) > 0
+
+
+def test_sampler_cost_is_a_time() -> None:
+    assert 0 < sampler_cost(2, 2000, repeats=3) < 1e6
