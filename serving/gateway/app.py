@@ -212,26 +212,27 @@ class Guard:
         if not length.isdigit() or int(length) > self._most:
             await self._refuse_size(scope, receive, send)
             return
-        seen, answered = 0, False
+        seen, too_large, answered = 0, False, False
 
         async def counted() -> Message:
-            nonlocal seen
+            nonlocal seen, too_large
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > self._most:
-                raise ApiError(413, f"the body is larger than {self._most} bytes")
+                too_large = True
+                return {"type": "http.request", "body": b"", "more_body": False}
             return message
 
         async def watched(message: Message) -> None:
             nonlocal answered
+            if too_large and not answered:
+                return  # whatever the route made of half a body
             answered = True
             await send(message)
 
-        try:
-            await self._app(scope, counted, watched)
-        except ApiError as error:
-            if not answered:
-                await _error(error)(scope, receive, send)
+        await self._app(scope, counted, watched)
+        if too_large and not answered:
+            await self._refuse_size(scope, receive, send)
 
     def _allowed(self, header: bytes) -> bool:
         return hmac.compare_digest(header, f"Bearer {self._key}".encode())

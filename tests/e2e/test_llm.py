@@ -24,14 +24,14 @@ WHOLE = {"temperature": 0, "max_tokens": 120}
 
 
 @pytest.fixture
-def exact(server: Served) -> Client:
+def exact(served: Served) -> Client:
     """The float32 engine."""
-    return Client(server.grpc_url, name="exact", timeout=60)
+    return Client(served.grpc_url, name="exact", timeout=60)
 
 
 @pytest.fixture
-def int4(server: Served) -> Client:
-    return Client(server.grpc_url, timeout=60)
+def int4(served: Served) -> Client:
+    return Client(served.grpc_url, timeout=60)
 
 
 @pytest.mark.torch
@@ -60,14 +60,14 @@ def test_tokens_alone_and_in_a_batch_are_the_same(int4: Client, settings: dict[s
     assert together == alone
 
 
-def test_a_prefix_hit_gives_the_same_tokens(server: Served, int4: Client) -> None:
+def test_a_prefix_hit_gives_the_same_tokens(served: Served, int4: Client) -> None:
     prompt = conversation("Make a features section for a museum called Quiet Harbor, 4 cards")
-    before = metric(server.metrics, "nereid_llm_prefix_cache_hit_tokens_total", model="llm")
+    before = metric(served.metrics, "nereid_llm_prefix_cache_hit_tokens_total", model="llm")
     first, second = (int4.generate_text(prompt, **WHOLE) for _ in range(2))
     assert second.num_cached_tokens >= 16
     assert second.choices[0].token_ids == first.choices[0].token_ids
     time.sleep(2.5)  # Triton's metrics are written every two seconds
-    assert metric(server.metrics, "nereid_llm_prefix_cache_hit_tokens_total", model="llm") > before
+    assert metric(served.metrics, "nereid_llm_prefix_cache_hit_tokens_total", model="llm") > before
 
 
 def test_guessing_does_not_change_the_answer(exact: Client) -> None:
@@ -76,9 +76,9 @@ def test_guessing_does_not_change_the_answer(exact: Client) -> None:
         assert guessed.choices[0].token_ids == plain.choices[0].token_ids
 
 
-def test_a_stream_adds_up_over_grpc_and_http(server: Served, int4: Client) -> None:
+def test_a_stream_adds_up_over_grpc_and_http(served: Served, int4: Client) -> None:
     whole = int4.generate_text(PROMPTS[0], **WHOLE)
-    with Client(server.http_url, protocol="http", timeout=60) as http:
+    with Client(served.http_url, protocol="http", timeout=60) as http:
         for client in (int4, http):
             deltas = list(client.stream_text(PROMPTS[0], **WHOLE))
             assert "".join(delta.text for delta in deltas) == whole.text
@@ -87,18 +87,18 @@ def test_a_stream_adds_up_over_grpc_and_http(server: Served, int4: Client) -> No
         assert http.generate_text(PROMPTS[0], **WHOLE).text == whole.text
 
 
-def test_the_async_client_streams_several_at_once(server: Served, int4: Client) -> None:
+def test_the_async_client_streams_several_at_once(served: Served, int4: Client) -> None:
     async def ask(client: AsyncClient, prompt: str) -> str:
         return "".join([delta.text async for delta in client.stream_text(prompt, **WHOLE)])
 
     async def all_of_them() -> list[str]:
-        async with AsyncClient(server.grpc_url, timeout=60) as client:
+        async with AsyncClient(served.grpc_url, timeout=60) as client:
             return list(await asyncio.gather(*(ask(client, prompt) for prompt in PROMPTS[:5])))
 
     assert asyncio.run(all_of_them()) == [int4.generate_text(prompt, **WHOLE).text for prompt in PROMPTS[:5]]
 
 
-def test_generate_endpoint_speaks_like_the_vllm_backend(server: Served) -> None:
+def test_generate_endpoint_speaks_like_the_vllm_backend(served: Served) -> None:
     body = {
         "text_input": PROMPTS[1],
         "sampling_parameters": json.dumps({"temperature": 0, "max_tokens": 8}),
@@ -106,7 +106,7 @@ def test_generate_endpoint_speaks_like_the_vllm_backend(server: Served) -> None:
         "return_num_output_tokens": True,
         "return_finish_reason": True,
     }
-    request = urllib.request.Request(f"http://{server.http_url}/v2/models/llm/generate", json.dumps(body).encode())
+    request = urllib.request.Request(f"http://{served.http_url}/v2/models/llm/generate", json.dumps(body).encode())
     with urllib.request.urlopen(request, timeout=30) as answer:
         made = json.load(answer)
     assert made["text_output"].startswith("<")
@@ -124,15 +124,15 @@ def test_answers_keep_to_a_schema_and_to_a_choice(int4: Client) -> None:
         int4.generate_text("x", structured_outputs={"regex": "[a"})
 
 
-def test_leaving_a_stream_frees_its_row(server: Served, int4: Client) -> None:
+def test_leaving_a_stream_frees_its_row(served: Served, int4: Client) -> None:
     stream = int4.stream_text(PROMPTS[0], ignore_eos=True, temperature=0, max_tokens=1500)
     next(iter(stream))
     stream.close()  # type: ignore[attr-defined]
     deadline = time.monotonic() + 10
-    while metric(server.metrics, "nereid_llm_requests_total", model="llm", outcome="cancelled") == 0:
+    while metric(served.metrics, "nereid_llm_requests_total", model="llm", outcome="cancelled") == 0:
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    while metric(server.metrics, "nereid_llm_requests_running", model="llm") != 0:
+    while metric(served.metrics, "nereid_llm_requests_running", model="llm") != 0:
         assert time.monotonic() < deadline
         time.sleep(0.2)
 

@@ -32,12 +32,12 @@ MESSAGES = [{"role": "user", "content": BRIEF}]
 
 
 @pytest.fixture(scope="module")
-def url(server: Served) -> Iterator[str]:
+def url(served: Served) -> Iterator[str]:
     (port,) = free_ports(1)
     settings = GatewaySettings(
-        repository=server.repository,
-        grpc_url=server.grpc_url,
-        metrics_url=f"http://127.0.0.1:{server.metrics}/metrics",
+        repository=served.repository,
+        grpc_url=served.grpc_url,
+        metrics_url=f"http://127.0.0.1:{served.metrics}/metrics",
         api_key=KEY,
         max_body_bytes=100_000,
     )
@@ -56,9 +56,9 @@ def test_models_are_those_of_the_repository(api: openai.OpenAI) -> None:
     assert api.models.retrieve("llm").id == "llm"
 
 
-def test_a_chat_goes_through_the_chat_template(server: Served, api: openai.OpenAI) -> None:
+def test_a_chat_goes_through_the_chat_template(served: Served, api: openai.OpenAI) -> None:
     made = api.chat.completions.create(model="llm", messages=MESSAGES, temperature=0, max_tokens=200)  # type: ignore[arg-type]
-    with Client(server.grpc_url, timeout=60) as client:
+    with Client(served.grpc_url, timeout=60) as client:
         expected = client.generate_text(conversation(BRIEF), temperature=0, max_tokens=200)
     assert made.choices[0].message.content == expected.text
     assert made.choices[0].finish_reason == expected.choices[0].finish_reason
@@ -209,8 +209,8 @@ def test_health_and_metrics_answer_without_a_key(url: str) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_caller_that_hangs_up_cancels_its_request(server: Served, url: str, stream: bool) -> None:
-    before = metric(server.metrics, "nereid_llm_requests_total", model="exact_llm", outcome="cancelled")
+def test_a_caller_that_hangs_up_cancels_its_request(served: Served, url: str, stream: bool) -> None:
+    before = metric(served.metrics, "nereid_llm_requests_total", model="exact_llm", outcome="cancelled")
     body = {"model": "exact_llm", "messages": MESSAGES, "ignore_eos": True, "max_tokens": 1900, "stream": stream}
     if stream:
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=_bearer()) as answer:
@@ -219,6 +219,6 @@ def test_a_caller_that_hangs_up_cancels_its_request(server: Served, url: str, st
         with pytest.raises(httpx.TimeoutException):
             httpx.post(f"{url}/v1/chat/completions", json=body, headers=_bearer(), timeout=0.5)
     deadline = time.monotonic() + 15
-    while metric(server.metrics, "nereid_llm_requests_total", model="exact_llm", outcome="cancelled") <= before:
+    while metric(served.metrics, "nereid_llm_requests_total", model="exact_llm", outcome="cancelled") <= before:
         assert time.monotonic() < deadline
         time.sleep(0.3)

@@ -67,7 +67,7 @@ def test_the_shipped_weights_answer_held_out_briefs() -> None:
 
 
 @pytest.mark.triton
-def test_the_served_int4_engine_answers_as_well(server: Served) -> None:
-    with Client(server.grpc_url, timeout=120) as client:
+def test_the_served_int4_engine_answers_as_well(served: Served) -> None:
+    with Client(served.grpc_url, timeout=120) as client:
         made = score(served_writer(client), held_out_briefs(40))
     assert made.percent >= 90, made.wrong
