@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,10 +27,11 @@ pytestmark = pytest.mark.triton
 
 
 @pytest.fixture(scope="module")
-def own(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server of one pipeline that these tests may hurt."""
+def own(checkpoints: dict[str, Path], repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server of one pipeline and one language model that these tests may hurt."""
     folder = tmp_path_factory.mktemp("own")
     export(checkpoints["sd"], folder / "repository")
+    shutil.copytree(repository / "llm", folder / "repository" / "llm")
     set_parameters(folder / "repository", "denoise", max_steps=900)
     yield from serving(folder / "repository", folder, checkpoints)
 
@@ -101,6 +103,21 @@ def test_killed_bystander_does_not_touch_other_requests(own: Served, model: str)
         seconds_until_served(own)
         if model == "text_to_image_stream":
             assert list(client.stream_image("a box", num_inference_steps=2))
+
+
+def test_killed_language_model_ends_its_answers_with_an_error_and_serves_again(own: Served) -> None:
+    def ask() -> str:
+        with Client(own.grpc_url, retries=0, timeout=60) as client:
+            return "".join(delta.text for delta in client.stream_text("<section", ignore_eos=True, max_tokens=1900))
+
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(ask) for _ in range(3)]
+        time.sleep(0.5)
+        stub_of(own, "llm").kill()
+        assert all(isinstance(job.exception(timeout=60), NereidError) for job in jobs)
+    seconds_until_served(own)
+    with Client(own.grpc_url, retries=0, timeout=60) as client:
+        assert client.generate_text("<section", max_tokens=3, temperature=0).num_output_tokens == 3
 
 
 def test_killed_server_is_started_again(own: Served) -> None:

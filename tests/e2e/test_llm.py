@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -24,14 +25,16 @@ WHOLE = {"temperature": 0, "max_tokens": 120}
 
 
 @pytest.fixture
-def exact(served: Served) -> Client:
+def exact(served: Served) -> Iterator[Client]:
     """The float32 engine."""
-    return Client(served.grpc_url, name="exact", timeout=60)
+    with Client(served.grpc_url, name="exact", timeout=60) as client:
+        yield client
 
 
 @pytest.fixture
-def int4(served: Served) -> Client:
-    return Client(served.grpc_url, timeout=60)
+def int4(served: Served) -> Iterator[Client]:
+    with Client(served.grpc_url, timeout=60) as client:
+        yield client
 
 
 @pytest.mark.torch
