@@ -76,11 +76,6 @@ class OnnxCausalEngine:
         engine._flat = [np.zeros(tokens * engine.kv_heads * engine.head_size, engine.dtype) for _ in past]
         return engine
 
-    @property
-    def bytes_per_token(self) -> int:
-        """KV memory of one place."""
-        return 2 * self.layers * self.kv_heads * self.head_size * np.dtype(self.dtype).itemsize
-
     def arrange(self, rows: int, capacity: int, lengths: Sequence[int] = ()) -> None:
         """Divide the memory anew; the first `lengths[i]` places of row i keep their contents."""
         if (rows + 1) * capacity > self.tokens:

@@ -35,7 +35,7 @@ PROMPTS = (
     "a big blue cross below a tiny red diamond",
     "a green square in the center on beige",
 )
-BRIEF = 'pricing section for a bakery called Golden Lane, three tiers, a "Order now" button'
+BRIEF = 'pricing section for a bakery, three tiers, a "Order now" button'
 ZOOM = 2
 console = Console(stderr=True)
 

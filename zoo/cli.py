@@ -54,7 +54,7 @@ def train_sections(
     out: Annotated[Path, typer.Option(help="The transformers folder to write.")] = sections.CHECKPOINT,
     work: Annotated[Path, typer.Option(help="Where the tokenizer is kept.")] = Path("build/zoo/sections"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    minutes: Annotated[float, typer.Option(help="30 is what the shipped one took on two cores.")] = 30,
+    minutes: Annotated[float, typer.Option(help="52 is what the shipped one took on two cores.")] = 52,
 ) -> None:
     """Train the writer of web-page sections from nothing."""
     from nereid.zoo.sections.train import TrainingPlan, train

@@ -24,9 +24,6 @@ class CausalEngine(Protocol):
     @property
     def vocabulary(self) -> int: ...
 
-    @property
-    def bytes_per_token(self) -> int: ...
-
     def arrange(self, rows: int, capacity: int, lengths: Sequence[int] = ()) -> None:
         """Divide the memory anew, with a scratch row beside; the first `lengths[i]` places of row i keep their contents."""
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nereid.runtime.llm.engine import CausalEngine
 from nereid.runtime.llm.settings import LlmFacts
 from nereid.runtime.metrics import Kind, Metric, Recorder
 
@@ -82,13 +81,12 @@ class LlmObserver:
     recorder: Recorder
     peak: Peak = field(default_factory=Peak.measure)
     _facts: LlmFacts | None = None
-    _kv_bytes: int = 0
     _cache_seen: tuple[int, int] = (0, 0)
     _occupancy: tuple[int, int] = (0, 0)
     _sampled: dict[Metric, float] = field(default_factory=dict)
 
-    def start(self, facts: LlmFacts, engine: CausalEngine) -> None:
-        self._facts, self._kv_bytes = facts, engine.bytes_per_token
+    def start(self, facts: LlmFacts) -> None:
+        self._facts = facts
 
     def stop(self) -> None:
         self.recorder.stop()
@@ -155,7 +153,7 @@ class LlmObserver:
         self.recorder.record(KV_USAGE, used / scheduler.engine.tokens)
         if tick.decoded_rows and self._facts is not None:
             self._sample(BATCH_SIZE, tick.decoded_rows)
-            read = self._facts.weight_bytes + used * self._kv_bytes
+            read = self._facts.weight_bytes + used * self._facts.kv_bytes_per_token
             self.recorder.record(BANDWIDTH_UTILISATION, read / tick.decode_seconds / self.peak.bytes_per_second)
             work = self._facts.flops_per_token * tick.decoded_rows
             self.recorder.record(FLOP_UTILISATION, work / tick.decode_seconds / self.peak.flops)

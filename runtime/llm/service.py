@@ -199,7 +199,7 @@ class LlmService:
     _preparing: ThreadPoolExecutor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.observer.start(self.facts, self.engine)
+        self.observer.start(self.facts)
         cache = PrefixCache(self.limits.prefix_cache_megabytes * 2**20)
         self._scheduler = LlmScheduler(
             self.engine,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer
@@ -69,8 +68,3 @@ class TextStream:
     def _show(self, end: int) -> str:
         shown, self._shown = self.text[self._shown : end], max(self._shown, end)
         return shown
-
-
-def stop_token_ids(tokenizer: Tokenizer, tokens: Sequence[str]) -> tuple[int, ...]:
-    """Ids of special tokens by their text; unknown ones are left out."""
-    return tuple(found for token in tokens if (found := tokenizer.token_to_id(token)) is not None)

@@ -26,7 +26,7 @@ class TrainingPlan:
 
     work: Path
     device: str = "cpu"
-    minutes: float = 40
+    minutes: float = 52
     batch_size: int = 24
     peak: float = 2.5e-3
     seed: int = 0

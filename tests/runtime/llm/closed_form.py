@@ -33,10 +33,6 @@ class ClosedFormEngine:
     memory: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 1, 0, 1), np.int64))
     calls: list[tuple[str, int]] = field(default_factory=list)
 
-    @property
-    def bytes_per_token(self) -> int:
-        return 8
-
     def arrange(self, rows: int, capacity: int, lengths: Sequence[int] = ()) -> None:
         assert (rows + 1) * capacity <= self.tokens
         fresh = np.full((rows, 1, capacity, 1), -1, np.int64)
