@@ -25,10 +25,10 @@ class OnnxCausalEngine:
 
     `tokens` places are divided into `rows` rows of `capacity`; `arrange` changes the division, the memory stays the same.
 
-    Matrix kernels round a single row differently from several. So the memory begins with a scratch row, which keeps a lone
-    row company, and a single appended token is followed by a padding one: a row's logits are the same bits in any batch, and
-    a prompt's the same bits in any chunks. (Attention of one new token is rounded differently from that of several: logits
-    of `decode` and of `extend` agree to rounding only.)
+    Kernels take 32 rows at a time and round a single row differently from several. So the memory begins with a scratch row,
+    which keeps a lone row company, and a lone appended token is followed by a padding one: a row's logits are the same bits
+    in any batch, and a prompt's the same bits in any chunks. (Attention of one new token is rounded differently from that of
+    several: logits of `decode` and of `extend` agree to rounding only.)
     """
 
     session: ort.InferenceSession
@@ -111,7 +111,7 @@ class OnnxCausalEngine:
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
         """One token for each of the first rows, at place `lengths[i]`; logits: rows x vocabulary, valid until the next call."""
         count = len(tokens)
-        first = 1 if count > 1 else 0
+        first = 0 if _leaves_one(count) else 1
         if count not in self._decoding:
             self._decoding[count] = self._bind(slice(first, count + 1), 1, 1)
         bound = self._decoding[count]
@@ -127,7 +127,7 @@ class OnnxCausalEngine:
 
         The place after the last token is overwritten, so `capacity` must leave one free.
         """
-        padding = 1 if len(tokens) == 1 else 0
+        padding = 1 if _leaves_one(len(tokens)) else 0
         count, kept = len(tokens) + padding, max(2, keep)
         bound = self._extending.get(row)
         if bound is None or bound.input_ids.shape[1] != count or bound.logits.shape[1] != kept:
@@ -162,6 +162,11 @@ class OnnxCausalEngine:
             binding.bind_ortvalue_input(name, value)
             binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
         return _Binding(binding, input_ids, logits, (*values.values(), out, *shared, keeping))
+
+
+def _leaves_one(rows: int) -> bool:
+    """Whether the kernels, which take 32 rows at a time, would compute one row alone."""
+    return rows % 32 == 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -152,8 +152,8 @@ def make_llm(folder: Path, family: str) -> Path:
     }
     kinds = {
         "llama": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": True}),
-        "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": 16}),
-        "phi3": (Phi3Config, Phi3ForCausalLM, {}),
+        "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
+        "phi3": (Phi3Config, Phi3ForCausalLM, {"original_max_position_embeddings": 256}),
         "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
         "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16}),
     }

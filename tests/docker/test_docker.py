@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,8 @@ def test_dashboard_asks_for_metrics_that_the_server_exports(served: Served) -> N
 
     with Client(served.grpc_url) as client:
         client.generate_image("a box", num_inference_steps=1)
+        client.generate_text("a", max_tokens=1)
+    time.sleep(1)  # metrics are gathered for a tenth of a second
     with urllib.request.urlopen(f"http://127.0.0.1:{served.metrics}/metrics", timeout=10) as page:
         text = page.read().decode()
     exported = set(re.findall(r"^([a-zA-Z_:][\w:]*)(?:\{| )", text, re.MULTILINE))

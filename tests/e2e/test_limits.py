@@ -199,6 +199,7 @@ def test_metrics_are_exported_and_count(served: Served) -> None:
         families = {line.split()[2] for line in page.read().decode().splitlines() if line.startswith("# TYPE")}
     assert {entry.name for entry in IMAGE_METRICS} <= families
     labels = {"model": "denoise"}
+    time.sleep(1)  # what earlier requests counted is written a tenth of a second later
     before = metric(served.metrics, "nereid_images_total", **labels)
     succeeded = metric(served.metrics, "nereid_image_requests_total", outcome="success", **labels)
     with Client(served.grpc_url) as client:

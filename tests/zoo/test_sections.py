@@ -16,7 +16,6 @@ from nereid.zoo.sections.topics import TOPICS
 
 from conftest import Served
 
-
 AT_LEAST = 45
 """Far above what an untrained or a broken model reaches; the score itself is in README."""
 
