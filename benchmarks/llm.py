@@ -306,7 +306,7 @@ def prefix_cache(repository: Path, plan: LlmPlan) -> dict[str, float]:
 def speculation(repository: Path, plan: LlmPlan) -> dict[str, Any]:
     """Tokens a second with and without guesses, one request at a time: repetitive sections, and noise at a high temperature."""
     copying = [conversation(f"features section for a {topic}, six cards") for topic in ("gym", "museum", "hotel", "bakery")]
-    workloads = {
+    workloads: dict[str, tuple[list[str], dict[str, Any]]] = {
         "repetitive": (copying, {"temperature": 0, "max_tokens": 400}),
         "hostile": (copying, {"temperature": 3.0, "max_tokens": 200, "ignore_eos": True, "seed": 4}),
     }
