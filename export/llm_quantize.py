@@ -23,7 +23,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from nereid.export.llm_graph import matrices
 
 ACCURACY_LEVEL = 4
-"""Activations are rounded to 8 bits a block, too, which makes the kernels quick: 0.16 ms against 0.73 ms at 1024 x 4096."""
+"""Activations are rounded to 8 bits a block, too, which is what makes the kernels quick."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
