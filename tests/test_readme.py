@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -48,10 +49,25 @@ def test_commands_of_the_readme_have_help_that_lists_their_options(command: str)
             assert set(re.findall(r"--[a-z][a-z-]+", line)) <= shown, line
 
 
-@pytest.mark.parametrize("command", [["generate", "a box", "--url", "127.0.0.1:1"], ["serve", "--repository", "/nowhere"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "a box", "--url", "127.0.0.1:1"],
+        ["chat", "hello", "--url", "127.0.0.1:1"],
+        ["serve", "--repository", "/nowhere"],
+        ["serve", "--repository", "model_repository", "--openai-port", "8089", "--openai-host", "0.0.0.0"],
+    ],
+)
 def test_mistakes_are_one_sentence_and_no_traceback(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "model_repository").symlink_to(ROOT / "model_repository")
+    environment = {name: value for name, value in os.environ.items() if name != "NEREID_API_KEY"}
     done = subprocess.run(
-        [sys.executable, "-m", "nereid.client.main", *command], capture_output=True, text=True, timeout=60, cwd=tmp_path
+        [sys.executable, "-m", "nereid.client.main", *command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=environment,
     )
     assert done.returncode == 1
     assert done.stderr.strip().startswith("error:")
