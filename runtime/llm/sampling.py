@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nereid.runtime.llm import kernels
+
 Floats = NDArray[np.float32]
 
-_SPLIT = 8
-_LAST = np.int64(2**63 - 1)
-"""Sorts behind every token."""
 _NUCLEUS = 256
 """How many of the most likely tokens a top-p row looks at first; nearly every nucleus is smaller."""
+_GOLDEN = 0x9E3779B97F4A7C15
+"""SplitMix64's increment."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How one row's tokens are drawn. `top_k` 0, `top_p` 1 and `min_p` 0 switch those filters off; `temperature` 0 is greedy."""
 
@@ -42,6 +44,16 @@ class Sampling:
     @property
     def penalised(self) -> bool:
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+
+    @cached_property
+    def adjusts(self) -> bool:
+        """Whether logits are changed before anything is drawn."""
+        return self.penalised or bool(self.logit_bias)
+
+    @cached_property
+    def numbers(self) -> tuple[float, float, float]:
+        """What a draw needs as an array: 1 / temperature, top-p, min-p."""
+        return 1 / self.temperature, self.top_p, self.min_p
 
 
 @dataclass(slots=True)
@@ -75,20 +87,25 @@ class Row:
 
 def sample(logits: Floats, rows: Sequence[Row]) -> NDArray[np.int64]:
     """One token a row from `logits` (float32, rows x vocabulary), which are changed where a row's settings ask for it."""
-    for values, row in zip(logits, rows, strict=True):
-        adjust(values, row)
+    vocabulary = logits.shape[1]
+    greedy, limited, whole = [], [], []
+    for i, row in enumerate(rows):
+        sampling = row.sampling
+        if sampling.adjusts or row.banned or row.allowed is not None:
+            adjust(logits[i], row)
+        if sampling.temperature == 0:
+            greedy.append(i)
+        elif 0 < sampling.top_k < vocabulary:
+            limited.append(i)
+        else:
+            whole.append(i)
     tokens = np.empty(len(rows), np.int64)
-    greedy = [i for i, row in enumerate(rows) if row.sampling.greedy]
     if greedy:
         tokens[greedy] = (logits if len(greedy) == len(rows) else logits[greedy]).argmax(axis=1)
-    limited = [i for i, row in enumerate(rows) if not row.sampling.greedy and 0 < row.sampling.top_k < logits.shape[1]]
     if limited:
-        chosen = logits if len(limited) == len(rows) else logits[limited]
-        tokens[limited] = _sample_top_k(chosen, [rows[i] for i in limited])
-    taken = {*greedy, *limited}
-    for i, row in enumerate(rows):
-        if i not in taken:
-            tokens[i] = _sample_whole(logits[i], row)
+        tokens[limited] = _sample_top_k(logits if len(limited) == len(rows) else logits[limited], [rows[i] for i in limited])
+    for i in whole:
+        tokens[i] = _sample_whole(logits[i], rows[i])
     return tokens
 
 
@@ -113,9 +130,8 @@ def adjust(values: Floats, row: Row) -> None:
 
 def uniform(seeds: NDArray[np.uint64], positions: NDArray[np.uint64]) -> NDArray[np.float64]:
     """One number in [0, 1) for each seed and position: SplitMix64 (Steele et al., 2014), seeded by its own first output."""
-    with np.errstate(over="ignore"):
-        state = _mix(seeds + np.uint64(0x9E3779B97F4A7C15)) + positions * np.uint64(0x9E3779B97F4A7C15)
-        return (_mix(state + np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    state = _mix(seeds + np.uint64(_GOLDEN)) + (positions + np.uint64(1)) * np.uint64(_GOLDEN)
+    return (_mix(state) >> np.uint64(11)) * 2.0**-53
 
 
 def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -125,99 +141,40 @@ def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _uniform_of(rows: Sequence[Row]) -> NDArray[np.float64]:
-    seeds = np.array([row.sampling.seed & (2**64 - 1) for row in rows], np.uint64)
-    return uniform(seeds, np.array([row.position for row in rows], np.uint64))
+    pairs = np.array([(row.sampling.seed & (2**64 - 1), row.position) for row in rows], np.uint64)
+    return uniform(pairs[:, 0], pairs[:, 1])
 
 
-def largest(logits: Floats, count: int) -> tuple[NDArray[np.int64], Floats]:
-    """Tokens and logits of (at least) the `count` largest of every row, largest first; ties go to the smaller token.
-
-    Rows are padded with minus infinity. The maxima of interleaved eighths, and of eighths of these, bound the `count`-th
-    largest logit from below in one pass over memory; only what reaches the bound is looked at again.
-    """
-    rows, vocabulary = logits.shape
-    parts = vocabulary // _SPLIT**2
-    if count >= parts:
-        order = np.argsort(-logits, axis=1, kind="stable")[:, :count]
-        return order, np.take_along_axis(logits, order, axis=1)
-    width = parts * _SPLIT
-    whole = logits[:, : width * _SPLIT].reshape(rows, _SPLIT, width)
-    peaks = whole.max(axis=1)
-    summits = peaks.reshape(rows, _SPLIT, parts).max(axis=1)
-    least = np.partition(summits, parts - count, axis=1)[:, parts - count]
-    where, part = np.divmod(np.flatnonzero(peaks >= least[:, None]), width)
-    found = whole[where, :, part]
-    tokens = part[:, None] + np.arange(0, width * _SPLIT, width)
-    keys = np.where(found >= least[where, None], _sort_keys(found, tokens), _LAST)
-    if rest := vocabulary - width * _SPLIT:
-        tail = logits[:, -rest:]
-        reach, offset = np.divmod(np.flatnonzero(tail >= least[:, None]), rest)
-        extra = np.full((len(reach), _SPLIT), _LAST)
-        extra[:, 0] = _sort_keys(tail[reach, offset], offset + width * _SPLIT)
-        order = np.argsort(np.concatenate([where, reach]), kind="stable")
-        where, keys = np.concatenate([where, reach])[order], np.concatenate([keys, extra])[order]
-    sizes = np.bincount(where, minlength=rows)
-    columns = np.arange(len(where)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    padded = np.full((rows, int(sizes.max()), _SPLIT), _LAST)
-    padded[where, columns] = keys
-    ranked = np.sort(padded.reshape(rows, -1), axis=1)
-    ranked = ranked[:, : max(count, int((ranked != _LAST).sum(axis=1).max()))]
-    chosen = ranked & 0xFFFFFFFF
-    values = np.take_along_axis(logits, np.minimum(chosen, vocabulary - 1), axis=1)
-    real = ranked != _LAST
-    return np.where(real, chosen, 0), np.where(real, values, np.float32(-np.inf))
-
-
-def _sort_keys(values: Floats, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Whole numbers that sort as (falling logit, rising token): the float's bits, made monotone, over the token's."""
-    bits = values.view(np.int32) if values.flags.c_contiguous else np.ascontiguousarray(values).view(np.int32)
-    rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (~rising).astype(np.int64) << 32 | tokens
+def largest(values: Floats, count: int) -> tuple[NDArray[np.int64], Floats]:
+    """Tokens and logits of one row's `count` largest, largest first; ties go to the smaller token, minus infinity to none."""
+    tokens, chosen = np.empty(count, np.int64), np.empty(count, np.float32)
+    found = kernels.likeliest(values, count, tokens, chosen)
+    return tokens[:found], chosen[:found]
 
 
 def _sample_top_k(logits: Floats, rows: Sequence[Row]) -> NDArray[np.int64]:
-    tops = np.array([row.sampling.top_k for row in rows])
-    tokens, values = largest(logits, int(tops.max()))
-    values = np.where(np.arange(values.shape[1]) < tops[:, None], values, np.float32(-np.inf))
-    return _draw(tokens, values, rows, None)
+    tokens = np.empty(len(rows), np.int64)
+    top_k = np.array([row.sampling.top_k for row in rows])
+    numbers = np.array([row.sampling.numbers for row in rows])
+    kernels.draw_limited(np.ascontiguousarray(logits), top_k, numbers, _uniform_of(rows), tokens)
+    return tokens
 
 
 def _sample_whole(values: Floats, row: Row) -> int:
     """A row without top-k: a nucleus is looked for among the likeliest tokens first, then among all."""
     sampling = row.sampling
+    uniform = _uniform_of([row])[0]
     scaled = values.astype(np.float64) / sampling.temperature
-    peak = scaled.max()
-    weights = np.exp(scaled - peak)
-    total = weights.sum()
-    if sampling.top_p < 1:
-        tokens, likely = largest(values[None], _NUCLEUS)
-        mass = np.exp(likely[0].astype(np.float64) / sampling.temperature - peak).sum()
-        if mass >= sampling.top_p * total:
-            return int(_draw(tokens, likely, [row], np.array([total]))[0])
-    elif sampling.min_p == 0:
+    weights = np.exp(scaled - scaled.max())
+    if sampling.top_p == 1 and sampling.min_p == 0:
         steps = np.cumsum(weights)
-        return int(np.searchsorted(steps, _uniform_of([row])[0] * steps[-1], side="right"))
-    order = np.argsort(-values, kind="stable")
-    return int(_draw(order[None], values[order][None], [row], np.array([total]))[0])
-
-
-def _draw(
-    tokens: NDArray[np.int64], values: Floats, rows: Sequence[Row], totals: NDArray[np.float64] | None
-) -> NDArray[np.int64]:
-    """Draw from candidates sorted by falling logit; `totals` are the rows' whole weights where these are not all tokens."""
-    temperature = np.array([row.sampling.temperature for row in rows])[:, None]
-    top_p = np.array([row.sampling.top_p for row in rows])[:, None]
-    min_p = np.array([row.sampling.min_p for row in rows])[:, None]
-    scaled = values.astype(np.float64) / temperature
-    weights = np.exp(scaled - scaled[:, :1])
-    before = np.cumsum(weights, axis=1) - weights
-    whole = weights.sum(axis=1, keepdims=True) if totals is None else totals[:, None]
-    kept = (before < top_p * whole) & (weights >= min_p)
-    kept[:, 0] = True  # the likeliest token always stays
-    steps = np.cumsum(np.where(kept, weights, 0), axis=1)
-    target = _uniform_of(rows)[:, None] * steps[:, -1:]
-    at = (steps <= target).sum(axis=1)
-    return tokens[np.arange(len(rows)), at]
+        return int(np.searchsorted(steps, uniform * steps[-1], side="right"))
+    total = weights.sum()
+    tokens, likely = largest(values, min(_NUCLEUS, len(values)))
+    if weights[tokens].sum() < sampling.top_p * total and weights[tokens[-1]] >= sampling.min_p:
+        tokens = np.argsort(-values, kind="stable")
+        likely = values[tokens]
+    return int(kernels.draw(tokens, likely, len(tokens), np.array(sampling.numbers), total, uniform))
 
 
 def log_softmax(values: Floats) -> Floats:
