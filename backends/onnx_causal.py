@@ -11,10 +11,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
+
+from nereid.backends.kv_memory import DeviceMemory, HostMemory
 
 _ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
@@ -38,24 +41,29 @@ class OnnxCausalEngine:
     head_size: int
     vocabulary: int
     dtype: type
+    logits_dtype: type
+    memory: HostMemory | DeviceMemory
     rows: int = 0
     capacity: int = 0
-    _flat: list[NDArray] = field(default_factory=list)
-    _views: list[NDArray] = field(default_factory=list)
+    _flat: list[Any] = field(default_factory=list)
+    _views: list[Any] = field(default_factory=list)
     _names: list[str] = field(default_factory=list)
     _mask: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
     _decoding: dict[int, _Binding] = field(default_factory=dict)
     _extending: dict[int, _Binding] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, file: Path, *, tokens: int, threads: int = 0) -> OnnxCausalEngine:
-        """Open the engine and reserve its KV memory; `threads` 0 lets ONNX Runtime choose."""
+    def load(cls, file: Path, *, tokens: int, threads: int = 0, gpu: int | None = None) -> OnnxCausalEngine:
+        """Open the engine and reserve its KV memory, on graphics card `gpu` where one is given.
+
+        `threads` 0 lets ONNX Runtime choose. Raises ValueError where the graph is not one of ours, or there is no such card.
+        """
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
         # Threads that spin between two ticks would take the processor from the tokenizer, the sampler and the server.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(file), options, providers=_providers(gpu))
         inputs = {item.name: item for item in session.get_inputs()}
         past = [name for name in inputs if re.fullmatch(r"past_key_values\.\d+\.(key|value)", name)]
         missing = {"input_ids", "attention_mask", "logits_to_keep"} - set(inputs)
@@ -71,9 +79,11 @@ class OnnxCausalEngine:
             head_size=_head_size(file, sample.shape[3]),
             vocabulary=logits.shape[2],
             dtype=_ELEMENTS[sample.type],
+            logits_dtype=_ELEMENTS[logits.type],
+            memory=HostMemory() if gpu is None else DeviceMemory("cuda", gpu),
         )
         engine._names = past
-        engine._flat = [np.zeros(tokens * engine.kv_heads * engine.head_size, engine.dtype) for _ in past]
+        engine._flat = [engine.memory.zeros(tokens * engine.kv_heads * engine.head_size, engine.dtype) for _ in past]
         return engine
 
     def arrange(self, rows: int, capacity: int, lengths: Sequence[int] = ()) -> None:
@@ -83,7 +93,7 @@ class OnnxCausalEngine:
         longest = max(lengths, default=0)
         made = []
         for flat, old in zip(self._flat, self._views or self._flat, strict=True):
-            kept = old[1 : 1 + len(lengths), :, :longest].copy() if lengths else None
+            kept = self.memory.copy(old[1 : 1 + len(lengths), :, :longest]) if lengths else None
             shape = (rows + 1, self.kv_heads, capacity, self.head_size)
             view = flat[: math.prod(shape)].reshape(shape)
             if kept is not None:
@@ -101,12 +111,12 @@ class OnnxCausalEngine:
 
     def read(self, row: int, start: int, end: int) -> NDArray:
         """The KV of places start to end: (2 x layers) x heads x places x head size, a copy."""
-        return np.stack([view[row + 1, :, start:end] for view in self._views])
+        return self.memory.read([view[row + 1, :, start:end] for view in self._views])
 
     def write(self, row: int, start: int, block: NDArray) -> None:
         """Put back what `read` gave."""
         for view, values in zip(self._views, block, strict=True):
-            view[row + 1, :, start : start + values.shape[1]] = values
+            self.memory.write(view[row + 1, :, start : start + values.shape[1]], values)
 
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
         """One token for each of the first rows, at place `lengths[i]`; logits: rows x vocabulary, valid until the next call."""
@@ -119,8 +129,7 @@ class OnnxCausalEngine:
         for row, length in enumerate(lengths):
             self._fill(row + 1, length + 1)
         self._fill(0, 1)
-        self.session.run_with_iobinding(bound.binding)
-        return bound.logits[1 - first :, 0]
+        return self._run(bound)[1 - first :, 0]
 
     def extend(self, row: int, start: int, tokens: Sequence[int], keep: int = 1) -> NDArray[np.float32]:
         """Append tokens to a row that holds `start`; logits of the last `keep` of them: keep x vocabulary.
@@ -134,8 +143,14 @@ class OnnxCausalEngine:
             bound = self._extending[row] = self._bind(slice(row + 1, row + 2), count, kept)
         bound.input_ids[0, : len(tokens)] = tokens
         self._fill(row + 1, start + count)
+        return self._run(bound)[0, kept - padding - keep : kept - padding]
+
+    def _run(self, bound: _Binding) -> NDArray[np.float32]:
+        if self.memory.device != "cpu":  # what is bound from here goes to the card when it is bound, not when it is used
+            for name, value in bound.inputs.items():
+                bound.binding.bind_ortvalue_input(name, value)
         self.session.run_with_iobinding(bound.binding)
-        return bound.logits[0, kept - padding - keep : kept - padding]
+        return bound.logits.astype(np.float32, copy=False)
 
     def _fill(self, row: int, length: int) -> None:
         """Make the row's mask hold exactly `length` ones: mostly one more than before."""
@@ -149,19 +164,28 @@ class OnnxCausalEngine:
         count = rows.stop - rows.start
         binding = self.session.io_binding()
         input_ids = np.zeros((count, tokens), np.int64)
-        logits = np.zeros((count, keep, self.vocabulary), np.float32)
+        logits: NDArray = np.zeros((count, keep, self.vocabulary), self.logits_dtype)
         keeping = np.arange(tokens - keep, tokens)
         feeds = {"input_ids": input_ids, "attention_mask": self._mask[rows], "logits_to_keep": keeping}
-        values = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in feeds.items()}
-        for name, value in values.items():
+        inputs = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in feeds.items()}
+        for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
         out = ort.OrtValue.ortvalue_from_numpy(logits)
         binding.bind_ortvalue_output("logits", out)
-        shared = [ort.OrtValue.ortvalue_from_numpy(view[rows]) for view in self._views]
-        for name, value in zip(self._names, shared, strict=True):
-            binding.bind_ortvalue_input(name, value)
-            binding.bind_ortvalue_output(name.replace("past_key_values", "present"), value)
-        return _Binding(binding, input_ids, logits, (*values.values(), out, *shared, keeping))
+        for name, view in zip(self._names, self._views, strict=True):
+            part = view[rows]
+            place = (self.memory.device, self.memory.index, self.dtype, list(part.shape), self.memory.address(part))
+            binding.bind_input(name, *place)
+            binding.bind_output(name.replace("past_key_values", "present"), *place)
+        return _Binding(binding, inputs, input_ids, logits, (out, keeping))
+
+
+def _providers(gpu: int | None) -> list[Any]:
+    if gpu is None:
+        return ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise ValueError("instance_group: KIND_GPU needs the package onnxruntime-gpu and a CUDA device")
+    return [("CUDAExecutionProvider", {"device_id": gpu}), "CPUExecutionProvider"]
 
 
 def _leaves_one(rows: int) -> bool:
@@ -174,8 +198,9 @@ class _Binding:
     """A bound call; `alive` keeps the memory that the binding points to."""
 
     binding: ort.IOBinding
+    inputs: dict[str, ort.OrtValue]
     input_ids: NDArray[np.int64]
-    logits: NDArray[np.float32]
+    logits: NDArray
     alive: tuple[object, ...]
 
 

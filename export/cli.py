@@ -100,6 +100,10 @@ def llm(
     device: Annotated[Device, typer.Option(help="Where the engine will run.")] = Device.CPU,
     name: Annotated[str, typer.Option(help="Prefix of the model's name, for several in one repository.")] = "",
     out: Annotated[Path, typer.Option(help="The repository to write; other models in it are kept.")] = Path("build/repository"),
+    draft: Annotated[
+        Path | None,
+        typer.Option(help="A smaller checkpoint with the same tokenizer, exported along to guess for it (speculation: draft)."),
+    ] = None,
     sample_text: Annotated[
         Path | None, typer.Option(help="Text that errors and perplexity are measured on; random tokens where absent.")
     ] = None,
@@ -119,6 +123,7 @@ def llm(
         device=device,
         name=name,
         sample_text=sample_text,
+        draft=draft,
     )
     manifest = _with_bar(lambda bar: export_llm(options, bar))
     if as_json:

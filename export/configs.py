@@ -52,11 +52,16 @@ def engine_config(component: Component, *, prefix: str, max_batch_size: int, eng
     for spec in component.outputs:
         config.output.add(name=spec.name, data_type=_DTYPES[spec.dtype], dims=_dims(spec))
     if device == "cuda" or engine == "tensorrt":
-        del config.instance_group[:]
-        config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU, gpus=[0])
+        place_on_gpu(config)
         if engine == "onnxruntime":
             config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="cuda")
     return config
+
+
+def place_on_gpu(config: Any) -> None:
+    """One instance on the first graphics card."""
+    del config.instance_group[:]
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU, gpus=[0])
 
 
 def _dims(spec: TensorSpec) -> list[int]:

@@ -22,10 +22,10 @@ from nereid.export import configs
 from nereid.export.errors import ExportError
 from nereid.export.frame import MANIFEST, Device, Progress, check_name, file_digests, models_of, versions
 from nereid.export.llm_checkpoint import LlmCheckpoint
-from nereid.export.llm_graph import fix_cache_size, keep_some_logits, save
+from nereid.export.llm_graph import fix_cache_size, keep_some_logits, save, set_window
 from nereid.export.llm_quantize import MatrixError, Scheme, measure, most_sensitive, quantize
 from nereid.export.publish import adopt, locked, publish, readable_failures, require_space, staging_folder
-from nereid.runtime.llm.settings import LLM_FILE
+from nereid.runtime.llm.settings import DRAFT_FOLDER, LLM_FILE
 
 VERSIONED = ("torch", "transformers", "onnx", "onnxruntime", "onnxruntime-genai", "tokenizers", "numpy")
 HOME = "llm"
@@ -44,7 +44,11 @@ class LlmPrecision(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlmExportOptions:
-    """What `nereid export llm` was asked for. `eight_bit_share` is the share of the weights kept in 8 bits in an int4 engine."""
+    """What `nereid export llm` was asked for.
+
+    `eight_bit_share` is the share of the weights kept in 8 bits in an int4 engine; `draft` is the checkpoint of a smaller model
+    with the same tokens, which guesses for this one.
+    """
 
     checkpoint: Path
     out: Path
@@ -55,6 +59,7 @@ class LlmExportOptions:
     device: Device = Device.CPU
     name: str = ""
     sample_text: Path | None = None
+    draft: Path | None = None
 
 
 def export_llm(options: LlmExportOptions, progress: Progress) -> dict[str, Any]:
@@ -69,21 +74,34 @@ def export_llm(options: LlmExportOptions, progress: Progress) -> dict[str, Any]:
     if options.precision is LlmPrecision.FP16 and options.device is Device.CPU:
         raise ExportError("--precision: fp16 needs --device cuda; ONNX Runtime's processor kernels take fp32, int8 and int4")
     checkpoint = LlmCheckpoint.open(options.checkpoint)
+    draft = _open_draft(checkpoint, options.draft) if options.draft is not None else None
     sample = _sample_ids(checkpoint, options.sample_text)
-    progress.total(6)
+    progress.total(6 if draft is None else 10)
     progress.step("reading the checkpoint")
-    digest = checkpoint.digest()
     with locked(options.out, lambda: progress.waiting(f"another export writes to {options.out}; waiting for it")):
         staging = staging_folder(options.out)
         with readable_failures(options.out):
-            require_space(options.out.parent, 2 * 4 * checkpoint.parameters())
+            parameters = checkpoint.parameters() + (0 if draft is None else draft.parameters())
+            require_space(options.out.parent, 2 * 4 * parameters)
             staging.mkdir(exist_ok=True)
-            built = _build(checkpoint, digest, options, sample, staging / "llm", progress)
+            parts = {HOME: checkpoint} if draft is None else {HOME: checkpoint, DRAFT_FOLDER: draft}
+            built = {part: _build(of, options, sample, staging / part, progress) for part, of in parts.items()}
             progress.step("publishing the repository")
-            manifest = _assemble(checkpoint, digest, options, built, staging / "repository")
+            manifest = _assemble(checkpoint, draft, options, built, staging / "repository")
             publish(staging / "repository", options.out)
             shutil.rmtree(staging)
     return manifest
+
+
+def _open_draft(checkpoint: LlmCheckpoint, folder: Path) -> LlmCheckpoint:
+    """The draft model's checkpoint, whose tokens must be the large one's."""
+    from tokenizers import Tokenizer
+
+    draft = LlmCheckpoint.open(folder)
+    large, small = (Tokenizer.from_file(str(of.folder / "tokenizer.json")).get_vocab() for of in (checkpoint, draft))
+    if large != small:
+        raise ExportError(f"--draft: {folder} has other tokens than {checkpoint.folder}; a draft model must share its tokenizer")
+    return draft
 
 
 def _sample_ids(checkpoint: LlmCheckpoint, file: Path | None) -> list[int]:
@@ -103,15 +121,20 @@ def _sample_ids(checkpoint: LlmCheckpoint, file: Path | None) -> list[int]:
 
 
 def _build(
-    checkpoint: LlmCheckpoint, digest: str, options: LlmExportOptions, sample: list[int], folder: Path, progress: Progress
+    checkpoint: LlmCheckpoint, options: LlmExportOptions, sample: list[int], folder: Path, progress: Progress
 ) -> dict[str, Any]:
     """The engine and its figures in `folder`, unless an interrupted export has left them there."""
     record = folder / "done.json"
+    source = {
+        "name": checkpoint.folder.resolve().name,
+        "sha256": checkpoint.digest(),
+        "architecture": checkpoint.config["architectures"][0],
+    }
     key = {
-        "source": digest,
+        "source": source,
         "sample": sample,
         "versions": versions(VERSIONED),
-        **{name: str(value) for name, value in asdict(options).items() if name not in ("checkpoint", "out", "name")},
+        **{name: str(value) for name, value in asdict(options).items() if name not in ("checkpoint", "out", "name", "draft")},
     }
     if record.is_file() and (done := json.loads(record.read_text()))["key"] == key:
         for what in ("built", "quantised", "checked", "compared"):
@@ -132,6 +155,7 @@ def _build(
     progress.step("comparing with fp32")
     engine_bytes = sum(file.stat().st_size for file in folder.glob("model.onnx*"))
     figures |= {
+        "source": source,
         "engine_bytes": engine_bytes,
         "compression": 4 * checkpoint.parameters() / engine_bytes,
         "eight_bit": eight_bit,
@@ -148,11 +172,17 @@ def _run_builder(checkpoint: LlmCheckpoint, target: Path, cache: Path, precision
     """onnxruntime-genai's model builder, in a process of its own: it prints, and keeps memory."""
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint.folder), "-o", str(target)]
     command += ["-p", precision, "-e", str(device), "-c", str(cache)]
+    # Sliding windows over whole caches: a cache of the window alone would have places of its own, apart from the mask's.
+    command += ["--extra_options", "windowed_kv_cache=false"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
         raise ExportError(f"{checkpoint.folder}: onnxruntime-genai's builder has failed: {last}")
+    if (window := checkpoint.unlisted_window) is not None:  # the builder heeds `layer_types` alone
+        model = onnx.load(str(target / "model.onnx"), load_external_data=False)
+        set_window(model, window)
+        onnx.save_model(model, str(target / "model.onnx"))
 
 
 def _write_engine(
@@ -259,20 +289,28 @@ def _perplexity(logits: NDArray[np.float32], ids: Sequence[int]) -> float:
 
 
 def _assemble(
-    checkpoint: LlmCheckpoint, digest: str, options: LlmExportOptions, figures: dict[str, Any], repository: Path
+    checkpoint: LlmCheckpoint,
+    draft: LlmCheckpoint | None,
+    options: LlmExportOptions,
+    built: dict[str, dict[str, Any]],
+    repository: Path,
 ) -> dict[str, Any]:
     """Lay the whole repository out in `repository`, other models of `out` included."""
+    figures = built[HOME]
     shutil.rmtree(repository, ignore_errors=True)
     repository.mkdir()
     config = configs.read_config(configs.SOURCE / HOME / "config.pbtxt")
     config.name = configs.prefixed(HOME, options.name)
-    context = int(checkpoint.config["max_position_embeddings"])
+    if options.device is Device.CUDA:
+        configs.place_on_gpu(config)
+    context = min(int(of.config["max_position_embeddings"]) for of in (checkpoint, draft) if of is not None)
     folder = repository / config.name
     configs.write_config(config, folder)
     shutil.copytree(configs.SOURCE / HOME / "1", folder / "1", ignore=shutil.ignore_patterns("__pycache__"))
-    staged = repository.parent / "llm"
-    for file in sorted(staged.glob("model.onnx*")):
-        (folder / "1" / file.name).hardlink_to(file)
+    for part, target in ((HOME, folder / "1"), (DRAFT_FOLDER, folder / "1" / DRAFT_FOLDER)):
+        for file in sorted((repository.parent / part).glob("model.onnx*")) if part in built else ():
+            target.mkdir(exist_ok=True)
+            (target / file.name).hardlink_to(file)
     (folder / "1" / "tokenizer.json").write_bytes((checkpoint.folder / "tokenizer.json").read_bytes())
     template = _chat_template(checkpoint)
     if template is not None:
@@ -280,7 +318,7 @@ def _assemble(
     layers, heads = checkpoint.config["num_hidden_layers"], checkpoint.config["num_key_value_heads"]
     element = 2 if options.device is Device.CUDA and options.precision is not LlmPrecision.FP32 else 4
     facts = {
-        "architecture": checkpoint.config["architectures"][0],
+        "architecture": figures["source"]["architecture"],
         "precision": str(options.precision),
         "context_length": context,
         "vocabulary": checkpoint.config["vocab_size"],
@@ -293,12 +331,13 @@ def _assemble(
     }
     (folder / "1" / LLM_FILE).write_text(json.dumps(facts, indent=1))
     manifest = {
-        "source": {"name": options.checkpoint.resolve().name, "sha256": digest, "architecture": facts["architecture"]},
+        "source": figures["source"],
         "arguments": {
-            key: str(value) for key, value in asdict(options).items() if key not in ("checkpoint", "out", "sample_text")
+            key: str(value) for key, value in asdict(options).items() if key not in ("checkpoint", "out", "sample_text", "draft")
         },
         "versions": versions(VERSIONED),
         "engine": figures,
+        **({} if draft is None else {"draft": built[DRAFT_FOLDER]}),
         "models": [config.name],
         "files": file_digests(repository),
     }

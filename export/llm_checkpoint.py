@@ -95,6 +95,12 @@ class LlmCheckpoint:
     def head_size(self) -> int:
         return int(self.config.get("head_dim") or self.config["hidden_size"] // self.config["num_attention_heads"])
 
+    @property
+    def unlisted_window(self) -> int | None:
+        """How far every layer's attention sees back, where config.json does not list it layer by layer (`layer_types`)."""
+        listed = "layer_types" in self.config or self.config["architectures"][0] not in ("MistralForCausalLM", "Phi3ForCausalLM")
+        return None if listed else self.config.get("sliding_window")
+
     def digest(self) -> str:
         """SHA-256 over the files that an export reads, names included."""
         total = hashlib.sha256()

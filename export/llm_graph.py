@@ -40,6 +40,13 @@ def fix_cache_size(model: Any, head_size: int) -> None:
             value.type.tensor_type.shape.dim[3].dim_value = head_size
 
 
+def set_window(model: Any, window: int) -> None:
+    """Let the attention of every layer see its last `window` tokens, itself included."""
+    for node in model.graph.node:
+        if node.op_type == "GroupQueryAttention":
+            next(attribute for attribute in node.attribute if attribute.name == "local_window_size").i = window
+
+
 def matrices(model: Any) -> dict[str, Any]:
     """The products with constant matrices, by node name: what can be quantised."""
     constants = {item.name for item in model.graph.initializer}

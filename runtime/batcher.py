@@ -82,7 +82,8 @@ class Observer(Protocol):
 class InFlightBatcher(Generic[T]):
     """Keeps up to `max_inflight` rows active and `max_queue` requests waiting; everything else is refused at once.
 
-    `submit` raises QueueFullError or StoppingError; every accepted task is finished exactly once, whatever happens.
+    `submit` raises QueueFullError or StoppingError; every accepted task is finished exactly once, whatever happens. While
+    nothing is in flight `rest` is called after each last tick until it returns False: a tick's worth of work that can wait.
     """
 
     advance: Callable[[Sequence[T]], None]
@@ -91,6 +92,8 @@ class InFlightBatcher(Generic[T]):
     max_queue: int
     poll_seconds: float = 0.02
     name: str = "batcher"
+    rest: Callable[[], bool] = lambda: False
+    _resting: bool = field(default=False, init=False)
     _queue: deque[Ticket[T]] = field(default_factory=deque, init=False)
     _active: list[Ticket[T]] = field(default_factory=list, init=False)
     _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
@@ -148,7 +151,7 @@ class InFlightBatcher(Generic[T]):
 
     def _tick_once(self) -> None:
         with self._changed:
-            while not (self._stopping or self._queue or self._active):
+            while not (self._stopping or self._queue or self._active or self._resting):
                 self._changed.wait()
             if self._stopping:
                 return
@@ -157,8 +160,18 @@ class InFlightBatcher(Generic[T]):
             active = list(self._active)
         if active:
             self._tick(active)
+            self._resting = True
+        elif self._resting:
+            self._rest()
         with self._changed:
             self.observer.occupancy(len(self._active), len(self._queue))
+
+    def _rest(self) -> None:
+        try:
+            self._resting = self.rest()
+        except Exception:
+            log.exception("the work between requests has failed")
+            self._resting = False
 
     def _give_up(self, error: RequestError) -> None:
         with self._changed:

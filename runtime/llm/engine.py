@@ -41,3 +41,8 @@ class CausalEngine(Protocol):
 
     def extend(self, row: int, start: int, tokens: Sequence[int], keep: int = 1) -> NDArray[np.float32]:
         """Append tokens to a row that holds `start`; logits of the last `keep` of them. One place more must be free."""
+
+
+def longest_row(context_length: int, tokens: int) -> int:
+    """Places of the longest row that is ever needed: no more than the context, and one fits in beside the scratch row."""
+    return min(context_length, tokens // 2)

@@ -45,7 +45,7 @@ class PrefixCache:
     hit_tokens: int = 0
     _blocks: OrderedDict[bytes, Block] = field(default_factory=OrderedDict)
 
-    def match(self, tokens: Sequence[int]) -> list[Block]:
+    def match(self, tokens: Sequence[int], *, counted: bool = True) -> list[Block]:
         """The longest run of leading blocks that is kept; never all of `tokens`: one must be left to compute logits from."""
         found: list[Block] = []
         if not self.budget:
@@ -56,8 +56,9 @@ class PrefixCache:
                 break
             self._blocks.move_to_end(key)
             found.append(block)
-        self.queried_tokens += len(tokens)
-        self.hit_tokens += BLOCK * len(found)
+        if counted:
+            self.queried_tokens += len(tokens)
+            self.hit_tokens += BLOCK * len(found)
         return found
 
     def insert(self, tokens: Sequence[int], read: Callable[[int, int], NDArray]) -> None:

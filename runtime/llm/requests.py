@@ -81,7 +81,7 @@ class SamplingParameters(BaseModel):
     logprobs: Whole | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     skip_special_tokens: bool = True
     structured_outputs: StructuredOutputs | None = None
-    speculation: Literal["none", "ngram"] | None = None
+    speculation: Literal["none", "ngram", "draft"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +113,9 @@ RETURN_FLAGS = {
 """Inputs that ask for more outputs than the text, and the outputs."""
 
 
-def parse_llm_request(inputs: Inputs, tokenizer: Tokenizer, facts: LlmFacts, limits: LlmLimits, longest: int) -> LlmRequest:
+def parse_llm_request(
+    inputs: Inputs, tokenizer: Tokenizer, facts: LlmFacts, limits: LlmLimits, longest: int, *, has_draft: bool = False
+) -> LlmRequest:
     """Raises InvalidRequestError naming the field, its value and what is allowed; `longest` is prompt and answer together."""
     stream = _flag(inputs, "stream", False)
     exclude = _flag(inputs, "exclude_input_in_output", stream)
@@ -143,6 +145,8 @@ def parse_llm_request(inputs: Inputs, tokenizer: Tokenizer, facts: LlmFacts, lim
     for stop in parameters.stop:
         if not 1 <= len(stop) <= MAX_STOP_LENGTH:
             raise InvalidRequestError.of("stop", stop, f"strings of 1 to {MAX_STOP_LENGTH} characters")
+    if parameters.speculation == "draft" and not has_draft:
+        raise InvalidRequestError.of("speculation", "draft", "none or ngram: this model was exported without a draft model")
     asked = [name for flag, names in RETURN_FLAGS.items() if _flag(inputs, flag, False) for name in names]
     eos = () if parameters.ignore_eos else facts.eos_token_ids
     return LlmRequest(

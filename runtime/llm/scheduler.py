@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from nereid.runtime.llm.engine import CausalEngine
+from nereid.runtime.llm.engine import CausalEngine, longest_row
 from nereid.runtime.llm.prefix_cache import BLOCK, PrefixCache
 from nereid.runtime.llm.sampling import sample
 from nereid.runtime.llm.sequences import GeneratedSequence
 
 SMALLEST_CAPACITY = 256
+REMEMBERED_ANSWERS = 8
+"""How many of the newest answers wait to be read again for the prefix cache."""
 EXPECTED_TOKENS = 128
 """Admission looks this far ahead; a longer answer makes the rows grow while it is written."""
 
@@ -35,6 +37,14 @@ class Tick:
     accepted_tokens: int = 0
     preempted: int = 0
     decode_seconds: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Rereading:
+    """A finished answer, with its prompt, whose KV is being computed again in row 0."""
+
+    tokens: list[int]
+    computed: int
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +66,8 @@ class LlmScheduler:
     _decoding: list[GeneratedSequence] = field(default_factory=list)
     _filling: GeneratedSequence | None = None
     _tick: Tick = field(default_factory=Tick)
+    _answers: deque[list[int]] = field(default_factory=lambda: deque(maxlen=REMEMBERED_ANSWERS))
+    _rereading: _Rereading | None = None
 
     @property
     def longest(self) -> int:
@@ -64,8 +76,7 @@ class LlmScheduler:
 
     @property
     def _largest_capacity(self) -> int:
-        """A row is never longer than the model's context, and there is always room for one beside the scratch row."""
-        return min(self.context_length, self.engine.tokens // 2)
+        return longest_row(self.context_length, self.engine.tokens)
 
     @property
     def used_tokens(self) -> int:
@@ -79,11 +90,8 @@ class LlmScheduler:
     def advance(self, sequences: Sequence[GeneratedSequence]) -> None:
         """One tick for the unfinished of `sequences`; those that are missing since the last tick are let go of."""
         self._tick = Tick()
-        alive = {id(sequence) for sequence in sequences}
-        self._waiting = deque(sequence for sequence in self._waiting if id(sequence) in alive)
-        for sequence in self._held():
-            if id(sequence) not in alive or sequence.finished:
-                self._release(sequence)
+        self._stop_rereading()
+        self._let_go({id(sequence) for sequence in sequences})
         known = {id(sequence) for sequence in (*self._waiting, *self._held())}
         self._waiting.extend(s for s in sequences if id(s) not in known and not s.finished)
         self._fill_rows()
@@ -91,7 +99,47 @@ class LlmScheduler:
             self._decode_all()
         for sequence in [s for s in self._decoding if s.finished]:
             self._release(sequence)
+            if self.cache.budget and len(sequence.tokens) // BLOCK > len(sequence.prompt) // BLOCK:
+                self._answers.append(list(sequence.tokens))
         self.ticked(self._tick)
+
+    def _let_go(self, alive: set[int]) -> None:
+        """Drop the sequences that are not among `alive` (by identity)."""
+        self._waiting = deque(sequence for sequence in self._waiting if id(sequence) in alive)
+        for sequence in self._held():
+            if id(sequence) not in alive or sequence.finished:
+                self._release(sequence)
+
+    # --- answers, once there is nothing else to do ---
+
+    def rest(self) -> bool:
+        """Compute a chunk of a finished answer's KV again, for the next turn of its conversation; False if none is left.
+
+        The KV that was computed token by token is rounded differently from a prompt's: only what was computed like a prompt
+        lets a hit of the prefix cache give the very tokens that a miss gives.
+        """
+        self._let_go(set())
+        if self._rereading is None and self._answers:
+            tokens = self._answers.pop()
+            self._make_room(len(tokens) + 2, 1)
+            self._rereading = _Rereading(tokens, self._restore(0, tokens, counted=False))
+        reading = self._rereading
+        if reading is None:
+            return False
+        chunk = reading.tokens[reading.computed : reading.computed + self.prefill_chunk]
+        self.engine.extend(0, reading.computed, chunk)
+        reading.computed += len(chunk)
+        if reading.computed == len(reading.tokens):
+            self._stop_rereading()
+        return True
+
+    def _stop_rereading(self) -> None:
+        """Keep what is computed; what is left of the answer waits for the next rest."""
+        reading, self._rereading = self._rereading, None
+        if reading is not None:
+            self._remember(0, reading.tokens[: reading.computed])
+            if reading.computed < len(reading.tokens):
+                self._answers.append(reading.tokens)
 
     # --- memory ---
 
@@ -109,10 +157,8 @@ class LlmScheduler:
             return
         self._waiting.popleft()
         self._filling = sequence
-        sequence.row, sequence.computed = len(self._decoding), 0
-        for block in self.cache.match(sequence.tokens[: sequence.to_compute]):
-            self.engine.write(sequence.row, sequence.computed, block.values)
-            sequence.computed += BLOCK
+        sequence.row = len(self._decoding)
+        sequence.computed = self._restore(sequence.row, sequence.tokens[: sequence.to_compute])
         if not sequence.written:
             sequence.cached_tokens = sequence.computed
 
@@ -177,7 +223,7 @@ class LlmScheduler:
             self._tick.prompt_tokens += len(chunk)
             if sequence.computed < sequence.to_compute:
                 continue
-            self._remember(sequence, sequence.prompt)
+            self._remember(sequence.row, sequence.prompt)
             self._filling = None
             self._decoding.append(sequence)
             if not sequence.written:
@@ -185,28 +231,31 @@ class LlmScheduler:
                 if sequence.finished:
                     self._release(sequence)
 
-    def _remember(self, sequence: GeneratedSequence, tokens: Sequence[int]) -> None:
-        row = sequence.row
+    def _restore(self, row: int, tokens: Sequence[int], *, counted: bool = True) -> int:
+        """Fill the row with what the prefix cache has of `tokens`; how many places that are."""
+        blocks = self.cache.match(tokens, counted=counted)
+        for number, block in enumerate(blocks):
+            self.engine.write(row, number * BLOCK, block.values)
+        return len(blocks) * BLOCK
+
+    def _remember(self, row: int, tokens: Sequence[int]) -> None:
         self.cache.insert(tokens, lambda start, end: self.engine.read(row, start, end))
 
     # --- answers ---
 
     def _decode_all(self) -> None:
+        guessing = self._may_guess()
         for sequence in self._decoding:
-            sequence.lookahead = 0
-        guessing = len(self._decoding) <= self.guess_rows and all(s.lookup is not None for s in self._decoding)
-        if guessing:
-            for sequence in self._decoding:
-                sequence.lookahead = sequence.meter.most if sequence.meter else 0
+            sequence.lookahead = sequence.meter.most if guessing and sequence.meter else 0
         self._grow()
         rows = list(self._decoding)
         if not rows:
             return
         start = time.perf_counter()
         self._tick.decoded_rows = len(rows)
-        if guessing:
-            for sequence in rows:
-                self._guess(sequence)
+        guesses = [self._guess(sequence) for sequence in rows] if guessing else []
+        if any(guesses):
+            taken = [self._check(sequence, guess) for sequence, guess in zip(rows, guesses, strict=True)]
         else:
             logits = self.engine.decode([s.tokens[-1] for s in rows], [s.computed for s in rows])
             for sequence in rows:
@@ -215,15 +264,25 @@ class LlmScheduler:
             tokens = sample(logits, [sequence.next_row() for sequence in rows])
             for sequence, token in zip(rows, tokens, strict=True):
                 self._take(sequence, int(token))
-        self._tick.decode_seconds = time.perf_counter() - start
+            taken = [0] * len(rows)
+        self._tick.decode_seconds = seconds = time.perf_counter() - start
+        for sequence, count in zip(rows, taken, strict=True):
+            if sequence.meter is not None:
+                sequence.meter.guessed(count, seconds) if count else sequence.meter.plain(seconds)
 
-    def _guess(self, sequence: GeneratedSequence) -> None:
-        """One step of one sequence, with a guess where that pays."""
-        assert sequence.lookup is not None
+    def _may_guess(self) -> bool:
+        """Several tokens of one row cost a call of their own, so guesses pay for few rows only."""
+        few = len(self._decoding) <= self.guess_rows
+        return few and all(s.meter is not None for s in self._decoding) and any(s.meter.allowed() for s in self._decoding)  # type: ignore[union-attr]
+
+    def _guess(self, sequence: GeneratedSequence) -> list[int]:
+        assert sequence.guesser is not None
         assert sequence.meter is not None
-        start = time.perf_counter()
         most = min(sequence.meter.allowed(), sequence.remaining - 1)
-        guess = sequence.lookup.propose(most) if most > 0 else []
+        return sequence.guesser.propose(most, sequence.next_row()) if most > 0 else []
+
+    def _check(self, sequence: GeneratedSequence, guess: list[int]) -> int:
+        """One call for a row and its guess; how many tokens it gave."""
         logits = self.engine.extend(sequence.row, sequence.computed, [sequence.tokens[-1], *guess], keep=1 + len(guess))
         taken = 0
         for place, guessed in enumerate([*guess, -1]):
@@ -234,11 +293,7 @@ class LlmScheduler:
         sequence.computed += taken
         self._tick.guessed_tokens += len(guess)
         self._tick.accepted_tokens += taken - 1
-        seconds = time.perf_counter() - start
-        if guess:
-            sequence.meter.guessed(taken, seconds)
-        else:
-            sequence.meter.plain(seconds)
+        return taken
 
     def _accept(self, sequence: GeneratedSequence, logits: NDArray[np.float32]) -> int:
         self._set_aside([sequence], logits)

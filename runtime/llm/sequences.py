@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nereid.runtime.llm.sampling import Row, Sampling, TokenCounts, log_softmax
-from nereid.runtime.llm.speculation import PromptLookup, SpeculationMeter
+from nereid.runtime.llm.speculation import Guesser, SpeculationMeter
 from nereid.runtime.llm.structure import Structure
 from nereid.runtime.llm.text import TextStream
 
@@ -57,7 +57,7 @@ class GeneratedSequence:
     min_tokens: int = 0
     logprobs: int | None = None
     structure: Structure | None = None
-    lookup: PromptLookup | None = None
+    guesser: Guesser | None = None
     meter: SpeculationMeter | None = None
 
     written: list[int] = field(default_factory=list)
@@ -77,8 +77,8 @@ class GeneratedSequence:
         self.tokens = list(self.prompt)
         if self.sampling.penalised:
             self._counts = TokenCounts.of(self.prompt)
-        if self.lookup is not None:
-            self.lookup.extend(self.prompt)
+        if self.guesser is not None:
+            self.guesser.extend(self.prompt)
 
     @property
     def finished(self) -> bool:
@@ -110,8 +110,8 @@ class GeneratedSequence:
         self.written.append(token)
         if self._counts is not None:
             self._counts.add(token)
-        if self.lookup is not None:
-            self.lookup.extend([token])
+        if self.guesser is not None:
+            self.guesser.extend([token])
         logprobs = (self._logprob(token),) if self.raw_logits is not None else ()
         ends = token in self.stop_ids
         if self.structure is not None and not ends:

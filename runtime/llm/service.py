@@ -24,7 +24,7 @@ from nereid.runtime.llm.requests import Inputs, LlmRequest, parse_llm_request
 from nereid.runtime.llm.scheduler import LlmScheduler
 from nereid.runtime.llm.sequences import Delta, GeneratedSequence, TokenLogprob
 from nereid.runtime.llm.settings import LlmFacts, LlmLimits
-from nereid.runtime.llm.speculation import PromptLookup, SpeculationMeter
+from nereid.runtime.llm.speculation import DraftGuesser, DraftModel, Guesser, PromptLookup, SpeculationMeter
 from nereid.runtime.llm.structure import StructureFactory
 from nereid.runtime.llm.text import TextStream
 
@@ -193,6 +193,8 @@ class LlmService:
     tokenizer: Tokenizer
     structures: StructureFactory
     observer: LlmObserver
+    draft_engine: CausalEngine | None = None
+    _draft: DraftModel | None = None
     _scheduler: LlmScheduler = field(init=False)
     _batcher: InFlightBatcher[LlmTask] = field(init=False)
     _senders: ThreadPoolExecutor = field(init=False)
@@ -211,6 +213,12 @@ class LlmService:
             self.limits.speculation_rows,
             lambda tick: self.observer.tick(tick, self._scheduler),
         )
+        if self.draft_engine is not None:
+            rows = self.limits.speculation_rows
+            capacity = self.draft_engine.tokens // (rows + 1)
+            self._draft = DraftModel(self.draft_engine, rows, capacity, self.facts.vocabulary, self.limits.prefill_chunk)
+        elif self.limits.speculation == "draft":
+            raise ValueError("parameter speculation: draft needs a model that was exported with --draft")
         self._senders = ThreadPoolExecutor(max_workers=4, thread_name_prefix="llm-send")
         self._preparing = ThreadPoolExecutor(max_workers=2, thread_name_prefix="llm-prepare")
         self._batcher = InFlightBatcher(
@@ -219,6 +227,7 @@ class LlmService:
             max_inflight=self.limits.max_rows,
             max_queue=self.limits.max_queue,
             name="llm",
+            rest=self._scheduler.rest,
         )
 
     def handle(self, inputs: Inputs, reply: Reply) -> None:
@@ -228,7 +237,9 @@ class LlmService:
     def _prepare(self, inputs: Inputs, reply: Reply) -> None:
         try:
             longest = self._scheduler.longest
-            request = parse_llm_request(inputs, self.tokenizer, self.facts, self.limits, longest)
+            request = parse_llm_request(
+                inputs, self.tokenizer, self.facts, self.limits, longest, has_draft=self._draft is not None
+            )
             task = LlmTask(request, reply, self._senders, self.observer, self.tokenizer)
             task.sequences = [self._sequence(task, index) for index in range(len(request.samplings))]
             self._batcher.submit(task, timeout_seconds=request.timeout_seconds)
@@ -248,7 +259,7 @@ class LlmService:
                 structure = self.structures.compile(kind, value)
             except ValueError as error:
                 raise InvalidRequestError.of(f"structured_outputs.{kind}", value, f"a grammar that compiles: {error}") from None
-        guessing = request.speculation == "ngram" and structure is None
+        guesser = self._guesser(request.speculation) if structure is None else None
         return GeneratedSequence(
             prompt=list(request.prompt),
             sampling=request.samplings[index],
@@ -264,9 +275,15 @@ class LlmService:
             min_tokens=parameters.min_tokens,
             logprobs=parameters.logprobs,
             structure=structure,
-            lookup=PromptLookup() if guessing else None,
-            meter=SpeculationMeter(self.limits.speculation_tokens) if guessing else None,
+            guesser=guesser,
+            meter=SpeculationMeter(self.limits.speculation_tokens) if guesser is not None else None,
         )
+
+    def _guesser(self, speculation: str) -> Guesser | None:
+        if speculation == "draft":
+            assert self._draft is not None
+            return DraftGuesser(self._draft)
+        return PromptLookup() if speculation == "ngram" else None
 
     def _advance(self, tasks: Sequence[LlmTask]) -> None:
         self._scheduler.advance([sequence for task in tasks for sequence in task.sequences if not sequence.finished])

@@ -7,10 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from nereid.runtime.llm.engine import longest_row
 from nereid.runtime.parameters import read_parameters
 
 LLM_FILE = "llm.json"
 """Where export leaves a model's facts, in its version folder beside tokenizer.json and the engine."""
+
+
+DRAFT_FOLDER = "draft"
+"""Where export leaves a draft model's engine, in the version folder."""
+
+SPECULATIONS = ("none", "ngram", "draft")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +63,10 @@ class LlmLimits:
     def from_parameters(cls, parameters: Mapping[str, str]) -> LlmLimits:
         """Read config.pbtxt parameters; raises ValueError naming the one that does not parse or is out of range."""
         limits = read_parameters(cls, parameters, may_be_zero=("max_queue", "prefix_cache_megabytes", "threads"))
-        if limits.speculation not in ("none", "ngram"):
-            raise ValueError(f"parameter speculation: {limits.speculation!r} is not allowed; it must be none or ngram")
+        if limits.speculation not in SPECULATIONS:
+            raise ValueError(f"parameter speculation: {limits.speculation!r} is not allowed; it must be none, ngram or draft")
         return limits
+
+    def draft_tokens(self, facts: LlmFacts) -> int:
+        """Places of a draft model's KV memory: a row as long as any for each sequence that may guess, and the scratch row."""
+        return (self.speculation_rows + 1) * longest_row(facts.context_length, self.kv_tokens)

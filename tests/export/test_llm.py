@@ -8,19 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
+from nereid.backends.kv_memory import DeviceMemory
 from nereid.backends.onnx_causal import OnnxCausalEngine
 from nereid.export.errors import ExportError
+from nereid.export.frame import Device
 from nereid.export.llm import LlmExportOptions, LlmPrecision
 from nereid.export.llm import export_llm as run_export
 from nereid.export.llm_quantize import Scheme, round_trip
 from nereid.runtime.llm.settings import LlmFacts
 
 import checkpoints as make
-from conftest import Silent, export_llm
+from conftest import ZOO, Silent, export_llm
 
 pytestmark = pytest.mark.torch
+
+SECTIONS = ZOO / "sections" / "checkpoint"
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +39,34 @@ def engine_of(repository: Path, name: str = "llm") -> OnnxCausalEngine:
     return made
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "mistral", "phi3"])
-def test_each_family_computes_what_transformers_does(tmp_path: Path, family: str) -> None:
-    """Biases (Qwen2), norms of queries and keys (Qwen3), fused weights (Phi-3)."""
+def with_settings(checkpoint: Path, settings: dict[str, object]) -> Path:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, **settings}))
+    return checkpoint
+
+
+WINDOW = {"sliding_window": 16}
+EVERY_OTHER = {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True, "max_window_layers": 1}
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("qwen2", {}),
+        ("qwen2", {**WINDOW, **EVERY_OTHER}),
+        ("qwen3", {}),
+        ("mistral", {}),
+        ("mistral", WINDOW),
+        ("phi3", {}),
+        ("phi3", WINDOW),
+    ],
+)
+def test_each_family_computes_what_transformers_does(tmp_path: Path, family: str, settings: dict[str, object]) -> None:
+    """Biases (Qwen2), norms of queries and keys (Qwen3), fused weights (Phi-3); sliding windows, of all layers or of some."""
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
 
-    checkpoint = make.make_llm(tmp_path / family, family)
+    checkpoint = with_settings(make.make_llm(tmp_path / family, family), settings)
     manifest = export_llm(checkpoint, tmp_path / "out", precision="fp32")
     assert manifest["engine"]["unquantised_error"] <= 1e-4  # type: ignore[index]
     ids = np.random.default_rng(0).integers(3, 250, 60).tolist()
@@ -120,14 +146,65 @@ def test_measured_rounding_is_the_kernels(bits: int, symmetric: bool) -> None:
     assert np.linalg.norm(made - used) < 0.1 * np.linalg.norm(used - weight) + 0.1
 
 
-def test_a_graph_that_is_not_pytorchs_is_not_published(tmp_path: Path) -> None:
-    """The builder's sliding window is not transformers' (seen with onnxruntime-genai 0.18): the check must notice."""
-    checkpoint = make.make_llm(tmp_path / "mistral", "mistral")
-    config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps({**config, "sliding_window": 16}))
+def test_a_graph_that_is_not_pytorchs_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = with_settings(make.make_llm(tmp_path / "mistral", "mistral"), WINDOW)
+    monkeypatch.setattr("nereid.export.llm.set_window", lambda model, window: None)
     with pytest.raises(ExportError, match=r"relative error .* nothing was published"):
         export_llm(checkpoint, tmp_path / "out", precision="fp32")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_draft_model_comes_with_the_large_one(tmp_path: Path, tiny: Path) -> None:
+    other = make.make_llm(tmp_path / "qwen3", "qwen3")
+    manifest: Any = export_llm(tiny, tmp_path / "out", precision="fp32", draft=other)
+    folder = tmp_path / "out" / "llm" / "1"
+    assert manifest["engine"]["source"]["architecture"] == "LlamaForCausalLM"
+    assert manifest["draft"]["source"]["architecture"] == "Qwen3ForCausalLM"
+    large, small = (OnnxCausalEngine.load(place / "model.onnx", tokens=256, threads=1) for place in (folder, folder / "draft"))
+    assert (large.vocabulary, large.layers) == (small.vocabulary, small.layers)
+    for engine in (large, small):
+        engine.arrange(1, 64)
+    assert not np.array_equal(large.extend(0, 0, [5, 6, 7]), small.extend(0, 0, [5, 6, 7]))
+    assert {f"llm/1/draft/{file.name}" for file in (folder / "draft").iterdir()} <= set(manifest["files"])
+
+
+def test_a_draft_model_with_other_tokens_is_refused(tmp_path: Path, tiny: Path) -> None:
+    with pytest.raises(ExportError, match=r"--draft: .* has other tokens"):
+        export_llm(tiny, tmp_path / "out", draft=SECTIONS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_memory_in_torch_tensors_is_memory_in_arrays(tmp_path: Path, tiny: Path) -> None:
+    """What a graphics card's memory is handled with, on the processor."""
+    export_llm(tiny, tmp_path / "out", precision="fp32")
+    host, device = engine_of(tmp_path / "out"), engine_of(tmp_path / "out")
+    device.memory = DeviceMemory("cpu")
+    device._flat = [device.memory.zeros(len(flat), device.dtype) for flat in device._flat]
+    device._views.clear()
+    device.arrange(5, 128)
+    made = []
+    for engine in (host, device):
+        logits = [engine.extend(row, 0, range(5, 25 + row))[0].copy() for row in range(3)]
+        engine.move(2, 1, 22)
+        block = engine.read(1, 0, 16)
+        engine.arrange(3, 256, [20, 22])
+        engine.write(2, 0, block)
+        logits += list(engine.decode([7, 8, 9], [20, 22, 16]).copy())
+        made.append((np.stack(logits), block))
+    assert np.array_equal(made[0][0], made[1][0])
+    assert np.array_equal(made[0][1], made[1][1])
+
+
+def test_an_engine_for_a_graphics_card_is_placed_there(tmp_path: Path, tiny: Path) -> None:
+    try:
+        export_llm(tiny, tmp_path / "out", precision="fp16", device=Device.CUDA)
+    except ExportError as error:
+        pytest.skip(str(error))
+    config = (tmp_path / "out" / "llm" / "config.pbtxt").read_text()
+    assert "KIND_GPU" in config
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        with pytest.raises(ValueError, match="KIND_GPU needs the package onnxruntime-gpu"):
+            OnnxCausalEngine.load(tmp_path / "out" / "llm" / "1" / "model.onnx", tokens=256, gpu=0)
 
 
 def test_a_name_keeps_several_models_in_one_repository(tmp_path: Path, tiny: Path) -> None:

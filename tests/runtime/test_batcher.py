@@ -224,3 +224,40 @@ def test_every_task_is_answered_exactly_once_under_churn() -> None:
             task.wait()
         time.sleep(0.05)
     assert all(len(task.outcome) == 1 for task in tasks)
+
+
+def test_what_can_wait_is_done_between_requests_and_stops_for_them() -> None:
+    log, rests, gate = Log(), [], threading.Event()
+
+    def rest() -> bool:
+        rests.append(len(log.outcomes))
+        gate.wait(0.01)
+        return len(rests) < 20
+
+    made = InFlightBatcher(step, log, max_inflight=1, max_queue=4, rest=rest)
+    first, second = Count(1), Count(1)
+    made.submit(first)
+    until(lambda: len(rests) >= 3)
+    made.submit(second)
+    assert second.wait() is None
+    until(lambda: len(rests) == 20)
+    gate.set()
+    assert rests[0] == 1
+    assert rests[-1] == 2
+    assert rests.index(2) < 19  # the second did not wait for the rest of the rest
+    time.sleep(0.05)
+    assert len(rests) == 20
+    made.stop()
+
+
+def test_a_mistake_at_rest_stops_nothing() -> None:
+    def rest() -> bool:
+        raise RuntimeError("broken")
+
+    made = InFlightBatcher(step, Log(), max_inflight=1, max_queue=4, rest=rest)
+    for _ in range(3):
+        task = Count(1)
+        made.submit(task)
+        assert task.wait() is None
+        time.sleep(0.02)
+    made.stop()

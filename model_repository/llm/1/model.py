@@ -6,7 +6,7 @@ from nereid.backends import bridge
 from nereid.backends.onnx_causal import OnnxCausalEngine
 from nereid.runtime.llm.observer import LLM_METRICS, LlmObserver
 from nereid.runtime.llm.service import LlmService
-from nereid.runtime.llm.settings import LlmFacts, LlmLimits
+from nereid.runtime.llm.settings import DRAFT_FOLDER, LlmFacts, LlmLimits
 from nereid.runtime.llm.structure import StructureFactory
 from nereid.runtime.metrics import Recorder
 
@@ -18,11 +18,16 @@ class TritonPythonModel:
         model = bridge.ModelArguments.parse(args)
         folder = model.version_folder
         facts, limits = LlmFacts.read(folder), LlmLimits.from_parameters(model.parameters)
-        tokenizer_file = folder / "tokenizer.json"
+        tokenizer_file, draft_file = folder / "tokenizer.json", folder / DRAFT_FOLDER / "model.onnx"
+        gpu = model.device_id if model.instance_kind == "GPU" else None
+        options = {"threads": limits.threads, "gpu": gpu}
         self._service = LlmService(
             facts=facts,
             limits=limits,
-            engine=OnnxCausalEngine.load(folder / "model.onnx", tokens=limits.kv_tokens, threads=limits.threads),
+            engine=OnnxCausalEngine.load(folder / "model.onnx", tokens=limits.kv_tokens, **options),
+            draft_engine=(
+                OnnxCausalEngine.load(draft_file, tokens=limits.draft_tokens(facts), **options) if draft_file.is_file() else None
+            ),
             tokenizer=Tokenizer.from_file(str(tokenizer_file)),
             structures=StructureFactory.of(tokenizer_file, facts.vocabulary, facts.eos_token_ids),
             observer=LlmObserver(Recorder(bridge.metric_sink(LLM_METRICS, model.name))),

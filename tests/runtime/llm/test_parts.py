@@ -12,9 +12,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from nereid.runtime.llm import prefix_cache
 from nereid.runtime.llm.prefix_cache import BLOCK, PrefixCache
-from nereid.runtime.llm.speculation import PromptLookup, SpeculationMeter
+from nereid.runtime.llm.sampling import Row, Sampling
+from nereid.runtime.llm.speculation import DraftGuesser, DraftModel, PromptLookup, SpeculationMeter
 from nereid.runtime.llm.structure import StructureFactory
 from nereid.runtime.llm.text import TextStream
+
+from closed_form import ClosedFormEngine, logits_after
 
 
 def values(start: int, end: int) -> np.ndarray:
@@ -103,24 +106,69 @@ def test_a_beginning_that_is_no_stop_string_is_shown_after_all() -> None:
     assert shown + stream.finish() == "thrift th"
 
 
+ROW = Row(Sampling(temperature=0), 0)
+
+
 def test_lookup_proposes_what_followed_the_last_occurrence() -> None:
     lookup = PromptLookup()
     lookup.extend([1, 2, 3, 4, 5, 9, 1, 2, 3])
-    assert lookup.propose(4) == [4, 5, 9, 1]
+    assert lookup.propose(4, ROW) == [4, 5, 9, 1]
     lookup.extend([4, 6, 1, 2, 3])
-    assert lookup.propose(2) == [4, 6]
+    assert lookup.propose(2, ROW) == [4, 6]
     lookup.extend([40])
-    assert lookup.propose(2) == []
+    assert lookup.propose(2, ROW) == []
+
+
+def greedy_after(tokens: list[int], count: int) -> list[int]:
+    made = list(tokens)
+    for _ in range(count):
+        made.append(int(logits_after(made, 50).argmax()))
+    return made[len(tokens) :]
+
+
+def test_a_draft_model_guesses_what_it_would_write() -> None:
+    """Over wrong guesses, over a prompt longer than a chunk, and over the loss of its row to another sequence."""
+    model = DraftModel(ClosedFormEngine(3 * 256), rows=2, capacity=256, vocabulary=50, chunk=16)
+    one, two, three = (DraftGuesser(model) for _ in range(3))
+    one.extend(list(range(40)))
+    assert [one.propose(4, ROW) for _ in range(3)] == [[], [], greedy_after(one.tokens, 4)]
+    right = greedy_after(one.tokens, 4)
+    one.extend([*right[:2], (right[2] + 1) % 50])
+    for guesser, start in ((two, 3), (three, 7)):
+        guesser.extend([start, start + 1])
+        assert guesser.propose(5, ROW) == greedy_after(guesser.tokens, 5)
+    assert [one.propose(3, ROW) for _ in range(3)] == [[], [], greedy_after(one.tokens, 3)]
+    model.engine.calls.clear()  # type: ignore[attr-defined]
+    one.extend(greedy_after(one.tokens, 3))
+    one.propose(1, ROW)
+    assert model.engine.calls == [("extend", 1)]  # type: ignore[attr-defined]
+
+
+def test_a_draft_model_never_guesses_past_its_memory_or_the_vocabulary() -> None:
+    model = DraftModel(ClosedFormEngine(2 * 32), rows=1, capacity=32, vocabulary=20, chunk=64)
+    guesser = DraftGuesser(model)
+    guesser.extend(list(range(20)))
+    guess = guesser.propose(50, ROW)
+    assert len(guess) == 10
+    assert max(guess) < 20
+    guesser.extend([*guess, 1, 1])
+    assert guesser.propose(1, ROW) == []
 
 
 def test_guessing_pauses_where_it_is_slower() -> None:
-    meter = SpeculationMeter(4, pause=3)
-    meter.plain(0.010)
-    meter.guessed(1, 0.030)
-    assert [meter.allowed() for _ in range(5)] == [0, 0, 0, 4, 4]
-    meter.guessed(5, 0.012)
-    meter.guessed(5, 0.012)
+    meter = SpeculationMeter(4, pause=2)
+    for _ in range(4):
+        assert meter.allowed() == 0
+        meter.plain(0.010)
     assert meter.allowed() == 4
+    for pause in (2, 4):
+        meter.guessed(1, 0.030)
+        for _ in range(pause):
+            assert meter.allowed() == 0
+            meter.plain(0.010)
+    for _ in range(3):
+        assert meter.allowed() == 4
+        meter.guessed(5, 0.012)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from nereid.runtime.llm.prefix_cache import BLOCK, PrefixCache
 from nereid.runtime.llm.sampling import Row, Sampling, sample
 from nereid.runtime.llm.scheduler import LlmScheduler, Tick
 from nereid.runtime.llm.sequences import Delta, FinishReason, GeneratedSequence
-from nereid.runtime.llm.speculation import PromptLookup, SpeculationMeter
+from nereid.runtime.llm.speculation import DraftGuesser, DraftModel, PromptLookup, SpeculationMeter
 from nereid.runtime.llm.text import TextStream
 
 from closed_form import ClosedFormEngine, logits_after
@@ -29,7 +30,9 @@ def tokenizer() -> Tokenizer:
 TOKENIZER = tokenizer()
 
 
-def sequence(prompt: list[int], max_tokens: int = 20, *, guesses: int = 0, **settings: object) -> GeneratedSequence:
+def sequence(
+    prompt: list[int], max_tokens: int = 20, *, guesses: int = 0, draft: DraftGuesser | None = None, **settings: object
+) -> GeneratedSequence:
     deltas: list[Delta] = []
     return GeneratedSequence(
         prompt=prompt,
@@ -38,7 +41,7 @@ def sequence(prompt: list[int], max_tokens: int = 20, *, guesses: int = 0, **set
         stop_ids=frozenset([EOS]),
         text=TextStream(TOKENIZER),
         emit=deltas.append,
-        lookup=PromptLookup() if guesses else None,
+        guesser=(draft or PromptLookup()) if guesses else None,
         meter=SpeculationMeter(guesses) if guesses else None,
     )
 
@@ -126,18 +129,60 @@ def test_a_known_prefix_is_not_computed_again_and_changes_nothing() -> None:
     assert sum(tick.prompt_tokens for tick in ticks) == 122 + 5 * (122 - 112)
 
 
+class Mistaken(ClosedFormEngine):
+    """Agrees with the model in closed form after most tokens."""
+
+    def _append(self, row: int, start: int, tokens: Sequence[int]) -> list[np.ndarray]:
+        made = super()._append(row, start, tokens)
+        return [np.roll(logits, 1) if token % 7 == 0 else logits for logits, token in zip(made, tokens, strict=True)]
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_guesses_do_not_change_the_answer(temperature: float) -> None:
-    accepted = 0
+@pytest.mark.parametrize("kind", ["ngram", "draft"])
+def test_guesses_do_not_change_the_answer(temperature: float, kind: str) -> None:
+    draft = DraftModel(Mistaken(3 * 1024), rows=2, capacity=1024, vocabulary=50, chunk=64)
+    accepted = guessed_tokens = 0
     for seed in range(12):
         prompt = prompts(1, seed)[0] * 2
-        plain, guessed = (sequence(prompt, 80, seed=seed, temperature=temperature, guesses=n) for n in (0, 5))
+        guesser = DraftGuesser(draft) if kind == "draft" else None
+        plain = sequence(prompt, 80, seed=seed, temperature=temperature)
+        guessed = sequence(prompt, 80, seed=seed, temperature=temperature, guesses=5, draft=guesser)
         for wanted in (plain, guessed):
             scheduler, ticks = make()
             run(scheduler, [(0, wanted)])
         assert guessed.written == plain.written == alone(plain)
         accepted += sum(tick.accepted_tokens for tick in ticks)
-    assert accepted > 0
+        guessed_tokens += sum(tick.guessed_tokens for tick in ticks)
+    assert 0 < accepted < guessed_tokens
+
+
+def test_an_answer_is_read_again_for_the_next_turn_when_nothing_else_waits() -> None:
+    """A conversation's second prompt holds its first answer; what interrupts the reading loses nothing."""
+    first = sequence([3, 1, 4, 1, 5] * 4, 100, seed=3)
+    first.stop_ids = frozenset()
+    scheduler, ticks = make(cache=2**20, prefill_chunk=16)
+    run(scheduler, [(0, first)])
+    assert scheduler.rest()
+    assert scheduler.rest()
+    between = sequence([9, 9, 9], 5, seed=4)
+    run(scheduler, [(0, between)])
+    rests = 0
+    while scheduler.rest():
+        rests += 1
+    assert 0 < rests < 8
+    second = sequence([*first.tokens, 8, 8], 20, seed=5)
+    ticks.clear()
+    run(scheduler, [(0, second)])
+    assert second.cached_tokens == len(first.tokens) // BLOCK * BLOCK == 112
+    assert second.written == alone(second)
+    assert between.written == alone(between)
+
+
+def test_nothing_is_read_again_without_a_prefix_cache() -> None:
+    wanted = sequence([3, 1, 4], 60, seed=3)
+    scheduler, _ = make()
+    run(scheduler, [(0, wanted)])
+    assert not scheduler.rest()
 
 
 def test_guessing_ends_where_there_are_many_rows() -> None:
