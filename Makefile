@@ -56,7 +56,7 @@ bench-sd15: setup ## The same at Stable Diffusion 1.5's sizes, random weights
 bench-llm: setup ## The language model against onnxruntime-genai and transformers; batching, prefix cache, guesses
 	@$(BIN)/nereid bench llm $(ARGS)
 
-perf: setup export ## perf_analyzer over a range of concurrencies
+perf: setup export export-llm ## perf_analyzer over a range of concurrencies
 	@$(BIN)/nereid bench perf --repository $(REPOSITORY) $(ARGS)
 
 docker-build: ## Build the container

@@ -118,7 +118,7 @@ def perf_command(
     out: Annotated[Path, typer.Option(help="Where CSV, JSON and plot go.")] = Path("build/perf"),
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
 ) -> None:
-    """perf_analyzer against `text_to_image` and `unet` over a range of concurrencies."""
+    """perf_analyzer against `text_to_image`, `unet` and `llm` (32 tokens an answer) over a range of concurrencies."""
     try:
         report = perf(repository, out, _numbers(concurrencies, int), steps, seconds, _say)
     except ServingError as error:

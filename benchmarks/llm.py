@@ -19,7 +19,8 @@ import numpy as np
 
 from nereid.backends.onnx_causal import OnnxCausalEngine
 from nereid.benchmarks.compare import serving
-from nereid.benchmarks.llm_peers import Engine, Weights, decode_speed
+from nereid.benchmarks.gguf_file import write_gguf
+from nereid.benchmarks.llm_peers import Engine, Weights, decode_speed, installed
 from nereid.client import Client
 from nereid.runtime.llm.sampling import Row, Sampling, sample
 from nereid.runtime.llm.settings import LlmFacts
@@ -59,7 +60,7 @@ def measure(plan: LlmPlan, say: Say) -> dict[str, Any]:
     report: dict[str, Any] = {"threads": plan.threads, "decode": []}
     for name, weights in (("200 M random", large), ("sections", zoo)):
         for rows in plan.batches:
-            for engine in Engine:
+            for engine in installed():
                 say(f"{name}: {engine}, {rows} rows")
                 speed = decode_speed(engine, weights, rows, plan.tokens, plan.threads)
                 report["decode"].append({"model": name, "engine": str(engine), "rows": rows, "tokens_per_second": speed})
@@ -95,8 +96,11 @@ def prepare(checkpoint: Path, work: Path, say: Say) -> Weights:
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint), "-o", str(genai)]
         command += ["-p", "int4", "-e", "cpu", "-c", str(work / "cache"), "--extra_options", "block_size=32", "accuracy_level=4"]
         subprocess.run(command, check=True, capture_output=True)
+    gguf = work / "model-q4_0.gguf"
+    if Engine.LLAMA_CPP in installed() and not gguf.is_file():
+        write_gguf(checkpoint, gguf)
     facts = LlmFacts.read(repository / "llm" / "1")
-    return Weights(engine=repository / "llm" / "1", genai=genai, checkpoint=checkpoint, vocabulary=facts.vocabulary)
+    return Weights(engine=repository / "llm" / "1", genai=genai, gguf=gguf, checkpoint=checkpoint, vocabulary=facts.vocabulary)
 
 
 def random_llama(folder: Path, tokenizer_from: Path) -> Path:
@@ -151,7 +155,7 @@ def served_against_bare(repository: Path, plan: LlmPlan, streams: int = 8, token
 
 
 def _bare_in_process(repository: Path, plan: LlmPlan, rows: int, tokens: int) -> float:
-    weights = Weights(engine=repository / "llm" / "1", genai=Path(), checkpoint=Path(), vocabulary=2000)
+    weights = Weights(engine=repository / "llm" / "1", genai=Path(), gguf=Path(), checkpoint=Path(), vocabulary=2000)
     return decode_speed(Engine.NEREID, weights, rows, tokens, plan.threads, repeats=1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing as mp
 import os
 import statistics
@@ -20,17 +21,25 @@ PROMPT_TOKENS = 32
 class Engine(StrEnum):
     NEREID = "Nereid's engine, int4"
     GENAI = "onnxruntime-genai, int4"
+    LLAMA_CPP = "llama.cpp, Q4_0"
     TRANSFORMERS = "transformers, fp32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """One model in the forms that the peers read: ours (a repository's `llm/1`), genai's folder, the checkpoint."""
+    """One model as its peers read it: ours (a repository's `llm/1`), genai's folder, llama.cpp's file, the checkpoint."""
 
     engine: Path
     genai: Path
+    gguf: Path
     checkpoint: Path
     vocabulary: int
+
+
+def installed() -> list[Engine]:
+    """llama.cpp is built from source when it is installed, so it is a peer only where somebody did so."""
+    found = all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf"))
+    return [engine for engine in Engine if found or engine is not Engine.LLAMA_CPP]
 
 
 Step = Callable[[int, int], float]
@@ -48,7 +57,12 @@ def _set_threads(threads: int) -> None:
 
 
 def _measure(engine: Engine, weights: Weights, rows: int, tokens: int, threads: int, repeats: int) -> float:
-    makers = {Engine.NEREID: _nereid, Engine.GENAI: _genai, Engine.TRANSFORMERS: _transformers}
+    makers = {
+        Engine.NEREID: _nereid,
+        Engine.GENAI: _genai,
+        Engine.LLAMA_CPP: _llama_cpp,
+        Engine.TRANSFORMERS: _transformers,
+    }
     step = makers[engine](weights, threads)
     step(rows, 4)
     return rows * tokens / statistics.median(step(rows, tokens) for _ in range(repeats))
@@ -94,6 +108,47 @@ def _genai(weights: Weights, threads: int) -> Step:
             generator.generate_next_token()
         return time.perf_counter() - start
 
+    return step
+
+
+def _llama_cpp(weights: Weights, threads: int) -> Step:
+    import ctypes
+
+    import llama_cpp as lc
+
+    silent = lc.llama_log_callback(lambda level, text, data: None)
+    lc.llama_log_set(silent, ctypes.c_void_p(0))
+    model = lc.llama_model_load_from_file(str(weights.gguf).encode(), lc.llama_model_default_params())
+    most = 16
+    batch = lc.llama_batch_init(PROMPT_TOKENS, 0, 1)
+
+    def run(context: Any, tokens: list[tuple[int, int, int]], wanted: int) -> list[int]:
+        """Decode (token, place, row)s; the likeliest next tokens of the last `wanted`."""
+        batch.n_tokens = len(tokens)
+        for i, (token, place, row) in enumerate(tokens):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0] = token, place, 1, row
+            batch.logits[i] = i >= len(tokens) - wanted
+        if lc.llama_decode(context, batch):
+            raise RuntimeError("llama.cpp could not decode")
+        logits = (lc.llama_get_logits_ith(context, i) for i in range(len(tokens) - wanted, len(tokens)))
+        return [int(np.ctypeslib.as_array(values, (weights.vocabulary,)).argmax()) for values in logits]
+
+    def step(rows: int, tokens: int) -> float:
+        options = lc.llama_context_default_params()
+        options.n_ctx, options.n_seq_max, options.n_batch = most * 256, rows, 512
+        options.n_threads = options.n_threads_batch = threads
+        context = lc.llama_init_from_model(model, options)
+        prompts, last = _prompts(weights, rows).tolist(), []
+        for row, prompt in enumerate(prompts):
+            last += run(context, [(token, place, row) for place, token in enumerate(prompt)], 1)
+        start = time.perf_counter()
+        for place in range(PROMPT_TOKENS, PROMPT_TOKENS + tokens):
+            last = run(context, [(token, place, row) for row, token in enumerate(last)], rows)
+        taken = time.perf_counter() - start
+        lc.llama_free(context)
+        return taken
+
+    step.keep = silent  # type: ignore[attr-defined]
     return step
 
 

@@ -16,18 +16,24 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from nereid.benchmarks.compare import serving
 from nereid.serving.errors import ServingError
 from nereid.serving.installation import perf_analyzer_command
+from nereid.zoo.sections.chat import conversation
 
+NEW_TOKENS = 32
+"""Tokens of each answer of `llm`."""
 PERCENTILES = ("p50", "p90", "p95", "p99")
 
 
 def perf(
     repository: Path, out: Path, concurrencies: tuple[int, ...], steps: int, seconds: float, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Measure `text_to_image` and `unet`; writes CSV, JSON and a plot to `out` and returns the JSON."""
+    """Measure `text_to_image`, `unet` and `llm`, whichever are there; CSV, JSON and a plot go to `out`, the JSON is returned."""
+    cases = _cases(repository, steps)
+    if not cases:
+        raise ServingError(f"{repository} has neither text_to_image nor llm; `make export export-llm` puts both there")
     out.mkdir(parents=True, exist_ok=True)
-    report: dict[str, Any] = {"steps": steps, "models": {}}
+    report: dict[str, Any] = {"steps": steps, "new_tokens": NEW_TOKENS, "models": {}}
     with serving(repository) as (_, options):
-        for model, arguments in _cases(repository, steps).items():
+        for model, arguments in cases.items():
             rows = []
             for concurrency in concurrencies:
                 say(f"perf_analyzer: {model}, concurrency {concurrency}")
@@ -39,7 +45,23 @@ def perf(
 
 
 def _cases(repository: Path, steps: int) -> dict[str, tuple[dict[str, Any], list[str]]]:
-    """Input data and further arguments of each model."""
+    """Input data and further arguments of each model that is there."""
+    images = _image_cases(repository, steps) if (repository / "text_to_image").is_dir() else {}
+    return {**images, **(_text_case() if (repository / "llm").is_dir() else {})}
+
+
+def _text_case() -> dict[str, tuple[dict[str, Any], list[str]]]:
+    """A request for a fixed number of tokens, streamed: perf_analyzer's latency is then the last token's."""
+    parameters = {"max_tokens": NEW_TOKENS, "ignore_eos": True, "temperature": 0}
+    request = {
+        "text_input": [conversation("features section for a museum, four cards")],
+        "stream": [True],
+        "sampling_parameters": [json.dumps(parameters)],
+    }
+    return {"llm": (request, ["--streaming"])}
+
+
+def _image_cases(repository: Path, steps: int) -> dict[str, tuple[dict[str, Any], list[str]]]:
     facts = json.loads((repository / "denoise" / "1" / "pipeline.json").read_text())
     side = facts["default_width"] // facts["vae_scale_factor"]
     tokens = _dims(repository, "text_encoder", "input_ids")[0]
@@ -99,7 +121,7 @@ def _plot(report: dict[str, Any], file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(report["models"]), 2, figsize=(9, 6), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(report["models"]), 2, figsize=(9, 3 * len(report["models"])), squeeze=False, layout="constrained")
     for (model, rows), (left, right) in zip(report["models"].items(), axes, strict=True):
         concurrency = [row["concurrency"] for row in rows]
         left.plot(concurrency, [row["throughput"] for row in rows], marker="o")

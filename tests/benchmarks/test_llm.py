@@ -33,7 +33,7 @@ def test_summary_counts_what_came_in_time() -> None:
 def test_peers_decode_the_same_checkpoint(tmp_path: Path) -> None:
     checkpoint = make.make_llm(tmp_path / "checkpoint", "llama")
     export_llm(checkpoint, tmp_path / "out")
-    weights = Weights(engine=tmp_path / "out" / "llm" / "1", genai=Path(), checkpoint=checkpoint, vocabulary=320)
+    weights = Weights(engine=tmp_path / "out" / "llm" / "1", genai=Path(), gguf=Path(), checkpoint=checkpoint, vocabulary=320)
     for engine in (Engine.NEREID, Engine.TRANSFORMERS):
         assert decode_speed(engine, weights, 2, 4, 1, repeats=1) > 0
 
