@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nereid.benchmarks.compare import Plan, compare
+from nereid.benchmarks.llm import PARTS, LlmPlan, measure
 from nereid.benchmarks.peers import PeerSettings
 from nereid.benchmarks.perf import perf
 from nereid.export.errors import ExportError
@@ -78,12 +79,11 @@ def llm_command(
     batches: Annotated[str, typer.Option(help="Rows decoded at once.")] = "1,2,4,8,16",
     tokens: Annotated[int, typer.Option(help="Tokens decoded in one measurement of an engine.")] = 48,
     requests: Annotated[int, typer.Option(help="Requests of the served workloads.")] = 32,
+    only: Annotated[str, typer.Option(help=f"Parts to run, of {', '.join(PARTS)}; all where absent.")] = "",
     out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/llm.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
 ) -> None:
     """The language model: engines side by side, served against bare, in-flight against static batches, features on and off."""
-    from nereid.benchmarks.llm import LlmPlan, measure
-
     plan = LlmPlan(
         work=work,
         checkpoint=checkpoint,
@@ -91,6 +91,7 @@ def llm_command(
         batches=_numbers(batches, int),
         tokens=tokens,
         requests=requests,
+        parts=_parts(only),
     )
     try:
         report = measure(plan, _say)
@@ -99,14 +100,26 @@ def llm_command(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=1))
     if not as_json:
-        _print_rows(f"decode, {plan.threads} threads", report["decode"])
-        _print_rows("sampler", report["sampler"])
-        _print_rows("8 streams", [report["served"]])
-        rows = [{"peer": name, **row} for name, row in report["batching"]["rows"].items()]
-        _print_rows(f"{report['batching']['requests']} requests, Poisson", rows)
-        _print_rows("prefix cache", [report["prefix"]])
-        _print_rows("guesses", [{"workload": name, **row} for name, row in report["speculation"].items()])
+        for part in plan.parts:
+            _print_rows(f"{part}, {plan.threads} threads", _llm_rows(report[part]))
     print(json.dumps(report))
+
+
+def _llm_rows(found: Any) -> list[dict[str, Any]]:
+    """One part of the report as rows of a table: it is a list of rows, rows by name, or one row."""
+    if isinstance(found, list):
+        return found
+    rows = found.get("rows", found)
+    if all(isinstance(row, dict) for row in rows.values()):
+        return [{"": name, **row} for name, row in rows.items()]
+    return [rows]
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    chosen = tuple(part.strip() for part in text.split(",")) if text else PARTS
+    if unknown := [part for part in chosen if part not in PARTS]:
+        raise typer.BadParameter(f"{unknown[0]!r} is not a part; it must be one of {', '.join(PARTS)}", param_hint="--only")
+    return chosen
 
 
 @app.command("perf")

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,6 +27,9 @@ from nereid.runtime.llm.sampling import Row, Sampling, sample
 from nereid.runtime.llm.settings import LlmFacts
 from nereid.zoo.sections.chat import conversation
 from nereid.zoo.sections.score import held_out_briefs
+
+if TYPE_CHECKING:
+    from nereid.export.llm import LlmExportOptions
 
 Say = Callable[[str], None]
 
@@ -41,6 +45,9 @@ LLAMA_200M = {
 """200 million parameters, random: what weights do not change can be measured on them."""
 
 
+PARTS = ("decode", "sampler", "served", "batching", "prefix", "speculation", "draft")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlmPlan:
     """What to measure, and where engines and checkpoints are kept."""
@@ -51,46 +58,50 @@ class LlmPlan:
     batches: tuple[int, ...] = (1, 2, 4, 8, 16)
     tokens: int = 48
     requests: int = 32
+    parts: tuple[str, ...] = PARTS
 
 
 def measure(plan: LlmPlan, say: Say) -> dict[str, Any]:
-    """Everything, as one report."""
+    """The parts asked for, as one report."""
     zoo = prepare(plan.checkpoint, plan.work / "sections", say)
     large = prepare(random_llama(plan.work / "llama-200m" / "checkpoint", plan.checkpoint), plan.work / "llama-200m", say)
-    report: dict[str, Any] = {"threads": plan.threads, "decode": []}
-    for name, weights in (("200 M random", large), ("sections", zoo)):
+    report: dict[str, Any] = {"threads": plan.threads}
+    repository = zoo.engine.parent.parent
+    work: dict[str, Callable[[], Any]] = {
+        "decode": lambda: decode_speeds({"200 M random": large, "sections": zoo}, plan, say),
+        "sampler": lambda: [{"rows": rows, "microseconds_a_row": sampler_cost(rows)} for rows in (1, 8, 16)],
+        "served": lambda: served_against_bare(repository, plan),
+        "batching": lambda: in_flight_against_static(repository, plan),
+        "prefix": lambda: prefix_cache(repository, plan),
+        "speculation": lambda: speculation(repository, plan),
+        "draft": lambda: draft_speculation(plan, say),
+    }
+    for part in plan.parts:
+        say(part)
+        report[part] = work[part]()
+    return report
+
+
+def decode_speeds(models: Mapping[str, Weights], plan: LlmPlan, say: Say) -> list[dict[str, Any]]:
+    """Tokens a second of every engine at every batch size, all rows together; the engines take turns at each."""
+    found: dict[tuple[str, Engine], dict[str, Any]] = {}
+    for name, weights in models.items():
         for rows in plan.batches:
             for engine in installed():
                 say(f"{name}: {engine}, {rows} rows")
-                speed = decode_speed(engine, weights, rows, plan.tokens, plan.threads)
-                report["decode"].append({"model": name, "engine": str(engine), "rows": rows, "tokens_per_second": speed})
-    say("sampler")
-    report["sampler"] = [{"rows": rows, "microseconds_a_row": sampler_cost(rows)} for rows in (1, 8, 16)]
-    repository = zoo.engine.parent.parent
-    for title, work in (
-        ("served", served_against_bare),
-        ("batching", in_flight_against_static),
-        ("prefix", prefix_cache),
-        ("speculation", speculation),
-    ):
-        say(title)
-        report[title] = work(repository, plan)
-    return report
+                row = found.setdefault((name, engine), {"model": name, "engine": str(engine)})
+                row[f"batch {rows}"] = decode_speed(engine, weights, rows, plan.tokens, plan.threads)
+    return list(found.values())
 
 
 def prepare(checkpoint: Path, work: Path, say: Say) -> Weights:
     """Our int4 export and onnxruntime-genai's own, both without 8-bit matrices, unless they are there."""
-    from nereid.export.cli import Bar
-    from nereid.export.llm import LlmExportOptions, export_llm
+    from nereid.export.llm import LlmExportOptions
 
     repository, genai = work / "repository", work / "genai"
     if not (repository / "llm").is_dir():
-        from rich.console import Console
-        from rich.progress import Progress
-
         say(f"exporting {checkpoint}")
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            export_llm(LlmExportOptions(checkpoint=checkpoint, out=repository, eight_bit_share=0.0), Bar(progress))
+        _export(LlmExportOptions(checkpoint=checkpoint, out=repository, eight_bit_share=0.0))
     if not (genai / "genai_config.json").is_file():
         say(f"building {checkpoint} for onnxruntime-genai")
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint), "-o", str(genai)]
@@ -101,6 +112,17 @@ def prepare(checkpoint: Path, work: Path, say: Say) -> Weights:
         write_gguf(checkpoint, gguf)
     facts = LlmFacts.read(repository / "llm" / "1")
     return Weights(engine=repository / "llm" / "1", genai=genai, gguf=gguf, checkpoint=checkpoint, vocabulary=facts.vocabulary)
+
+
+def _export(options: LlmExportOptions) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from nereid.export.cli import Bar
+    from nereid.export.llm import export_llm
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        export_llm(options, Bar(progress))
 
 
 def random_llama(folder: Path, tokenizer_from: Path) -> Path:
@@ -308,22 +330,79 @@ def prefix_cache(repository: Path, plan: LlmPlan) -> dict[str, float]:
 
 
 def speculation(repository: Path, plan: LlmPlan) -> dict[str, Any]:
-    """Tokens a second with and without guesses, one request at a time: repetitive sections, and noise at a high temperature."""
-    copying = [conversation(f"features section for a {topic}, six cards") for topic in ("gym", "museum", "hotel", "bakery")]
-    workloads: dict[str, tuple[list[str], dict[str, Any]]] = {
-        "repetitive": (copying, {"temperature": 0, "max_tokens": 400}),
-        "hostile": (copying, {"temperature": 3.0, "max_tokens": 200, "ignore_eos": True, "seed": 4}),
-    }
-    found: dict[str, Any] = {}
-    with serving(repository) as (client, _):
-        for name, (prompts, options) in workloads.items():
-            speeds: dict[str, list[float]] = {"none": [], "ngram": []}
+    """Tokens a second with and without prompt lookup: repetitive sections, and noise at a high temperature."""
+    return _guessing(repository, "ngram", _PROMPTS, {**_REPETITIVE, **_HOSTILE})
+
+
+_PROMPTS = tuple(conversation(f"features section for a {topic}, six cards") for topic in ("gym", "museum", "hotel", "bakery"))
+_REPETITIVE = {"repetitive": {"temperature": 0, "max_tokens": 400}}
+_HOSTILE = {"hostile": {"temperature": 3.0, "max_tokens": 200, "ignore_eos": True, "seed": 4}}
+_SAMPLED = {"sampled": {"temperature": 0.8, "max_tokens": 400, "seed": 4}}
+
+
+def draft_speculation(plan: LlmPlan, say: Say) -> dict[str, Any]:
+    """The zoo's model guesses for one ten times as deep that mostly agrees with it (see deepened)."""
+    from nereid.export.llm import LlmExportOptions
+
+    work = plan.work / "deep"
+    repository = work / "repository"
+    if not (repository / "llm").is_dir():
+        say("exporting the deep model with its draft")
+        checkpoint = deepened(plan.checkpoint, work / "checkpoint")
+        _export(LlmExportOptions(checkpoint=checkpoint, out=repository, draft=plan.checkpoint, eight_bit_share=0.0))
+    return _guessing(repository, "draft", _PROMPTS, {**_REPETITIVE, **_SAMPLED, **_HOSTILE})
+
+
+def deepened(checkpoint: Path, folder: Path, layers: int = 60, noise: float = 0.1) -> Path:
+    """Write the model with random layers behind its own, whose share of the residual stream is small: as slow as a large
+    model, and mostly of the small one's opinion."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not (folder / "config.json").is_file():
+        torch.manual_seed(0)
+        small = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+        config = type(small.config)(**{**small.config.to_dict(), "num_hidden_layers": layers})
+        large = type(small)(config)
+        large.load_state_dict(small.state_dict(), strict=False)
+        with torch.no_grad():
+            for layer in large.model.layers[small.config.num_hidden_layers :]:
+                for matrix in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                    matrix.weight *= noise
+        large.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder)
+    return folder
+
+
+def _guessing(
+    repository: Path, mode: str, prompts: Sequence[str], workloads: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, float]]:
+    """Tokens a second of one request at a time, with and without guesses in turn, and the share of guesses that were right."""
+    found: dict[str, dict[str, float]] = {}
+    with serving(repository) as (client, options):
+        for name, settings in workloads.items():
+            speeds: dict[str, list[float]] = {"none": [], mode: []}
+            before = _guess_counts(options.metrics_port)
             for _ in range(4):
                 for prompt in prompts:
-                    for mode, kept in speeds.items():
+                    for kind, kept in speeds.items():
                         start = time.perf_counter()
-                        result = client.generate_text(prompt, speculation=mode, **options)
+                        result = client.generate_text(prompt, speculation=kind, **settings)
                         kept.append(result.num_output_tokens / (time.perf_counter() - start))
-            plain, guessed = (statistics.median(speeds[mode]) for mode in ("none", "ngram"))
-            found[name] = {"plain": plain, "guessing": guessed, "ratio": guessed / plain}
+            time.sleep(1)  # metrics are written in strides
+            guessed, accepted = (after - old for after, old in zip(_guess_counts(options.metrics_port), before, strict=True))
+            plain, quick = (statistics.median(speeds[kind]) for kind in ("none", mode))
+            accepted_share = accepted / guessed if guessed else 0.0
+            found[name] = {"plain": plain, "guessing": quick, "ratio": quick / plain, "accepted": accepted_share}
     return found
+
+
+def _guess_counts(port: int) -> tuple[float, float]:
+    """Tokens guessed, and of these accepted, since the server's start."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+
+    def value(name: str) -> float:
+        return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+
+    return value("nereid_llm_draft_tokens_total"), value("nereid_llm_accepted_draft_tokens_total")

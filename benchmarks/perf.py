@@ -121,7 +121,9 @@ def _plot(report: dict[str, Any], file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(report["models"]), 2, figsize=(9, 3 * len(report["models"])), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        len(report["models"]), 2, figsize=(9, 3 * len(report["models"])), squeeze=False, layout="constrained"
+    )
     for (model, rows), (left, right) in zip(report["models"].items(), axes, strict=True):
         concurrency = [row["concurrency"] for row in rows]
         left.plot(concurrency, [row["throughput"] for row in rows], marker="o")

@@ -97,8 +97,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, 
     out = tmp_path_factory.mktemp("build") / "repository"
     for name, family in (("", "sd"), ("v", "v"), ("xl", "sdxl"), ("lcm", "lcm"), ("tight", "sd")):
         export(checkpoints[family], out, name=name)
-    export_llm(ZOO / "sections" / "checkpoint", out)
-    export_llm(ZOO / "sections" / "checkpoint", out, name="exact", precision="fp32")
+    sections = ZOO / "sections" / "checkpoint"
+    export_llm(sections, out)
+    export_llm(sections, out, name="exact", precision="fp32", draft=sections)
     for model in ("llm", "exact_llm"):
         set_parameters(out, model, kv_tokens=16384)
     set_parameters(out, "tight_denoise", max_inflight=2, max_queue=1, max_pixels=64 * 64, max_steps=1000)

@@ -52,11 +52,13 @@ def train_shapes(
 @_train.command("sections")
 def train_sections(
     out: Annotated[Path, typer.Option(help="The transformers folder to write.")] = sections.CHECKPOINT,
-    work: Annotated[Path, typer.Option(help="Where the tokenizer is kept.")] = Path("build/zoo/sections"),
+    work: Annotated[Path, typer.Option(help="Where the tokenizer and finished phases are kept, to resume from.")] = Path(
+        "build/zoo/sections"
+    ),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    minutes: Annotated[float, typer.Option(help="52 is what the shipped one took on two cores.")] = 52,
+    minutes: Annotated[float, typer.Option(help="All phases together; 112.5 is what the shipped one took on two cores.")] = 112.5,
 ) -> None:
-    """Train the writer of web-page sections from nothing."""
+    """Train the writer of web-page sections from nothing. Each finished phase is kept in WORK."""
     from nereid.zoo.sections.train import TrainingPlan, train
 
     train(TrainingPlan(work=work, device=device, minutes=minutes), out)

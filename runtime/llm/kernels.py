@@ -13,6 +13,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _BLOCK = 64
 """Logits whose maximum is taken at once."""
+_NOTHING = np.int32(~0x7F800000)
+"""The key of minus infinity."""
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""SplitMix64's increment."""
 
 
 def _compiled(*signatures: str, **options: Any) -> Callable[[Function], Function]:
@@ -27,12 +31,24 @@ def _compiled(*signatures: str, **options: Any) -> Callable[[Function], Function
     return compile_it
 
 
-@_compiled("float32(float32[::1])", fastmath={"nnan", "nsz"})
-def _peak(values: NDArray[np.float32]) -> np.float32:
-    peak = values[0]
-    for value in values:
-        peak = max(peak, value)
-    return peak
+@_compiled()
+def _mix(state: np.uint64) -> np.uint64:
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+@_compiled("float64(uint64, uint64)")
+def uniform(seed: np.uint64, position: np.uint64) -> float:
+    """A number in [0, 1) for each seed and position: SplitMix64 (Steele et al., 2014), seeded by its own first output."""
+    state = _mix(seed + _GOLDEN) + (position + np.uint64(1)) * _GOLDEN
+    return (_mix(state) >> np.uint64(11)) * 2.0**-53
+
+
+@_compiled()
+def _key(bits: np.int32) -> np.int32:
+    """A whole number that grows with the float of these bits; comparing them is quicker, for there is no NaN to mind."""
+    return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
 @_compiled("int64(float32[::1], int64, int64[::1], float32[::1])")
@@ -42,29 +58,40 @@ def likeliest(logits: NDArray[np.float32], count: int, tokens: NDArray[np.int64]
     There are fewer where the rest is minus infinity. The maxima of blocks bound the `count`-th largest from below, so most
     blocks need no second look.
     """
-    vocabulary = len(logits)
-    blocks = -(-vocabulary // _BLOCK)
-    peaks = np.empty(blocks, np.float32)
-    for block in range(blocks):
-        peaks[block] = _peak(logits[block * _BLOCK : min((block + 1) * _BLOCK, vocabulary)])
-    least = np.float32(-np.inf)
-    if count <= blocks:
-        least = np.partition(peaks, blocks - count)[blocks - count]
+    bits, chosen = logits.view(np.int32), values.view(np.int32)
+    vocabulary = len(bits)
+    full = vocabulary // _BLOCK
+    peaks = np.empty(full + 1, np.int32)
+    for block in range(full):
+        start = block * _BLOCK
+        peak = _NOTHING
+        for place in range(_BLOCK):
+            key = _key(bits[start + place])
+            peak = key if key > peak else peak  # max() is compiled to something slower
+        peaks[block] = peak
+    peaks[full] = _NOTHING
+    for token in range(full * _BLOCK, vocabulary):
+        peaks[full] = max(peaks[full], _key(bits[token]))
+    least = _NOTHING
+    if count <= full:
+        least = np.partition(peaks, full + 1 - count)[full + 1 - count]
+    least = max(least, np.int32(_NOTHING + 1))
     found = 0
-    for block in range(blocks):
+    for block in range(full + 1):
         if peaks[block] < least:
             continue
         for token in range(block * _BLOCK, min((block + 1) * _BLOCK, vocabulary)):
-            value = logits[token]
-            if value < least or value == -np.inf or (found == count and value <= values[found - 1]):
+            key = _key(bits[token])
+            if key < least or (found == count and key <= chosen[found - 1]):
                 continue
             place = found if found < count else found - 1
-            while place > 0 and values[place - 1] < value:
-                if place < count:
-                    values[place], tokens[place] = values[place - 1], tokens[place - 1]
+            while place > 0 and chosen[place - 1] < key:
+                chosen[place], tokens[place] = chosen[place - 1], tokens[place - 1]
                 place -= 1
-            values[place], tokens[place] = value, token
+            chosen[place], tokens[place] = key, token
             found = min(found + 1, count)
+    for place in range(found):
+        chosen[place] = _key(chosen[place])  # its own inverse
     return found
 
 
@@ -101,17 +128,18 @@ def draw(
     return tokens[kept - 1]
 
 
-@_compiled("void(float32[:,::1], int64[::1], float64[:,::1], float64[::1], int64[::1])")
+@_compiled("void(float32[:,::1], int64[::1], float64[:,::1], uint64[:,::1], int64[::1])")
 def draw_limited(
     logits: NDArray[np.float32],
     top_k: NDArray[np.int64],
     numbers: NDArray[np.float64],
-    uniforms: NDArray[np.float64],
+    draws: NDArray[np.uint64],
     out: NDArray[np.int64],
 ) -> None:
-    """A token for each row that has a top-k; a row without any finite logit gets token 0."""
+    """A token for each row that has a top-k; `draws` are seed and position. A row without any finite logit gets token 0."""
     most = top_k.max()
     tokens, values = np.zeros(most, np.int64), np.empty(most, np.float32)
     for row in range(len(out)):
         found = likeliest(logits[row], top_k[row], tokens, values)
-        out[row] = draw(tokens, values, found, numbers[row], 0.0, uniforms[row]) if found else 0
+        chance = uniform(draws[row, 0], draws[row, 1])
+        out[row] = draw(tokens, values, found, numbers[row], 0.0, chance) if found else 0

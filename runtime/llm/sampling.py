@@ -17,10 +17,9 @@ from nereid.runtime.llm import kernels
 
 Floats = NDArray[np.float32]
 
+_SEED_BITS = 2**64 - 1
 _NUCLEUS = 256
 """How many of the most likely tokens a top-p row looks at first; nearly every nucleus is smaller."""
-_GOLDEN = 0x9E3779B97F4A7C15
-"""SplitMix64's increment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,23 +127,6 @@ def adjust(values: Floats, row: Row) -> None:
         values[token] = -np.inf
 
 
-def uniform(seeds: NDArray[np.uint64], positions: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """One number in [0, 1) for each seed and position: SplitMix64 (Steele et al., 2014), seeded by its own first output."""
-    state = _mix(seeds + np.uint64(_GOLDEN)) + (positions + np.uint64(1)) * np.uint64(_GOLDEN)
-    return (_mix(state) >> np.uint64(11)) * 2.0**-53
-
-
-def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
-
-
-def _uniform_of(rows: Sequence[Row]) -> NDArray[np.float64]:
-    pairs = np.array([(row.sampling.seed & (2**64 - 1), row.position) for row in rows], np.uint64)
-    return uniform(pairs[:, 0], pairs[:, 1])
-
-
 def largest(values: Floats, count: int) -> tuple[NDArray[np.int64], Floats]:
     """Tokens and logits of one row's `count` largest, largest first; ties go to the smaller token, minus infinity to none."""
     tokens, chosen = np.empty(count, np.int64), np.empty(count, np.float32)
@@ -156,14 +138,15 @@ def _sample_top_k(logits: Floats, rows: Sequence[Row]) -> NDArray[np.int64]:
     tokens = np.empty(len(rows), np.int64)
     top_k = np.array([row.sampling.top_k for row in rows])
     numbers = np.array([row.sampling.numbers for row in rows])
-    kernels.draw_limited(np.ascontiguousarray(logits), top_k, numbers, _uniform_of(rows), tokens)
+    draws = np.array([(row.sampling.seed & _SEED_BITS, row.position) for row in rows], np.uint64)
+    kernels.draw_limited(np.ascontiguousarray(logits), top_k, numbers, draws, tokens)
     return tokens
 
 
 def _sample_whole(values: Floats, row: Row) -> int:
     """A row without top-k: a nucleus is looked for among the likeliest tokens first, then among all."""
     sampling = row.sampling
-    uniform = _uniform_of([row])[0]
+    uniform = kernels.uniform(np.uint64(sampling.seed & _SEED_BITS), np.uint64(row.position))
     scaled = values.astype(np.float64) / sampling.temperature
     weights = np.exp(scaled - scaled.max())
     if sampling.top_p == 1 and sampling.min_p == 0:

@@ -98,8 +98,12 @@ def is_held_out(kind: Kind, topic: Topic) -> bool:
     return hashlib.sha256(f"{kind}/{topic.name}".encode()).digest()[0] % 8 == 0
 
 
-def sample_brief(rng: Random, *, held_out: bool = False, name_chance: float = 0.4) -> Brief:
-    """A random brief whose pair of kind and topic is held out, or is not; `name_chance` is how often it gives a name."""
+def sample_brief(rng: Random, *, held_out: bool = False, name_chance: float = 0.4, invented: float = 0.0) -> Brief:
+    """A random brief whose pair of kind and topic is held out, or is not.
+
+    `name_chance` is how often it gives a business name, `invented` how often that name, or a button's label, is of made-up
+    words instead of the usual ones: whoever has seen those must copy, for there is nothing to guess.
+    """
     while True:
         kind, topic = rng.choice(tuple(Kind)), rng.choice(TOPICS)
         if is_held_out(kind, topic) is held_out:
@@ -107,15 +111,31 @@ def sample_brief(rng: Random, *, held_out: bool = False, name_chance: float = 0.
     most = MOST_BUTTONS.get(kind, 1)
     wanted = rng.choice((0, 1, 1, most)) if most else 0
     named = wanted > 0 and rng.random() < 0.7
+    count = rng.choice(COUNTS[kind]) if kind in COUNTS and rng.random() < 0.85 else None
+    buttons = tuple(rng.sample(BUTTON_LABELS, wanted)) if named else ()
+    name = f"{rng.choice(NAME_FIRST)} {rng.choice(NAME_SECOND)}" if rng.random() < name_chance else None
+    if invented and name and rng.random() < invented:
+        name = invent_name(rng)
+    if invented and buttons and rng.random() < invented:
+        buttons = tuple(invent_name(rng).capitalize() for _ in buttons)
     demand = Demand(
         kind=kind,
         topic=topic,
-        count=rng.choice(COUNTS[kind]) if kind in COUNTS and rng.random() < 0.85 else None,
-        buttons=tuple(rng.sample(BUTTON_LABELS, wanted)) if named else (),
+        count=count,
+        buttons=buttons,
         any_button=wanted == 1 and not named,
-        name=f"{rng.choice(NAME_FIRST)} {rng.choice(NAME_SECOND)}" if rng.random() < name_chance else None,
+        name=name,
     )
     return Brief(text=write_brief(demand, rng), demand=demand)
+
+
+def invent_name(rng: Random) -> str:
+    """One to three capitalised words of two syllables that mean nothing."""
+
+    def syllable() -> str:
+        return rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") + rng.choice(("", "", "n", "r", "l", "s"))
+
+    return " ".join((syllable() + syllable()).capitalize() for _ in range(rng.randint(1, 3)))
 
 
 def write_brief(demand: Demand, rng: Random) -> str:

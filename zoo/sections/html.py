@@ -56,8 +56,8 @@ def _heading(demand: Demand, rng: Random) -> list[str]:
         Kind.NEWSLETTER: "News by mail",
     }[demand.kind]
     tag = "h1" if demand.kind is Kind.HERO else "h2"
-    whose = f"{demand.name}, " if demand.name else "Your "
-    return [f"<{tag}>{title}</{tag}>", f"<p>{whose}{rng.choice(ADJECTIVES)} {topic.name}</p>"]
+    whose = f"Welcome to {demand.name}, your" if demand.name else "Your"
+    return [f"<{tag}>{title}</{tag}>", f"<p>{whose} {rng.choice(ADJECTIVES)} {topic.name}</p>"]
 
 
 def _button(label: str) -> str:

@@ -1,4 +1,4 @@
-"""Trains `sections` on briefs and sections made on the way; resumable between its snapshots."""
+"""Trains `sections` on briefs and sections made on the way; resumable between its phases."""
 
 from __future__ import annotations
 
@@ -15,47 +15,82 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nereid.zoo.sections import model
-from nereid.zoo.sections.briefs import sample_brief
+from nereid.zoo.sections.briefs import invent_name, sample_brief
 from nereid.zoo.sections.chat import conversation
 from nereid.zoo.sections.html import write_section
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan:
-    """How long, and where. `batch_size` counts conversations."""
+    """How long, and where."""
 
     work: Path
     device: str = "cpu"
-    minutes: float = 52
-    batch_size: int = 24
-    peak: float = 2.5e-3
+    minutes: float = 112.5
     seed: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """One stretch of training: its minutes on two cores, conversations in a batch, and the highest learning rate.
+
+    `invented` is the share of names and labels of made-up words, `openings` cuts the sections after their heading, `drills`
+    is the share of conversations that merely repeat some words, and `copied` weighs the tokens of a repeated name.
+    """
+
+    name: str
+    minutes: float
+    batch_size: int
+    peak: float
+    invented: float = 0.0
+    openings: bool = False
+    drills: float = 0.0
+    copied: float = 1.0
+
+
+PHASES = (
+    Phase(name="sections", minutes=52, batch_size=24, peak=2.5e-3),
+    Phase(name="names", minutes=12.5, batch_size=48, peak=1.5e-3, invented=0.6, openings=True, copied=5.0),
+    Phase(name="drills", minutes=16, batch_size=16, peak=1.5e-3, invented=0.6, openings=True, copied=5.0, drills=0.3),
+    Phase(name="together", minutes=32, batch_size=24, peak=1.5e-3, invented=0.4, copied=3.0, drills=0.1),
+)
+"""Names are two tokens in two hundred, which whole sections leave unlearned; so two phases teach nothing but to copy them into
+the heading. Made-up names cannot be guessed from the words seen so far: only copying lowers the loss."""
+
+
 def train(plan: TrainingPlan, destination: Path) -> None:
-    """Train within the budget and save an ordinary transformers folder (fp16) to `destination`."""
+    """Train within the budget and save an ordinary transformers folder (fp16) to `destination`.
+
+    Finished phases are kept in the work folder, and skipped when run again.
+    """
     torch.manual_seed(plan.seed)
     plan.work.mkdir(parents=True, exist_ok=True)
     tokenizer = model.train_tokenizer(plan.work / "tokenizer")
-    llama = model.make_model(tokenizer).to(plan.device)
-    fit(plan, tokenizer, llama)
+    llama = model.make_model(tokenizer)
+    for number, phase in enumerate(PHASES, 1):
+        finished = plan.work / f"{number}-{phase.name}"
+        if finished.exists():
+            llama = LlamaForCausalLM.from_pretrained(finished, dtype=torch.float32)
+            continue
+        fit(plan, phase, tokenizer, llama.to(plan.device), Random(plan.seed + number))
+        llama.save_pretrained(finished, safe_serialization=True)
     llama.half().save_pretrained(destination, safe_serialization=True)
     tokenizer.save_pretrained(destination)
 
 
-def fit(plan: TrainingPlan, tokenizer: PreTrainedTokenizerFast, llama: LlamaForCausalLM) -> None:
+def fit(plan: TrainingPlan, phase: Phase, tokenizer: PreTrainedTokenizerFast, llama: LlamaForCausalLM, rng: Random) -> None:
     """Next-token loss on the answers; the briefs count for a tenth, which teaches their wording."""
-    optimizer = torch.optim.AdamW(llama.parameters(), lr=plan.peak, weight_decay=0.05, betas=(0.9, 0.95))
-    rng = Random(plan.seed + 1)
+    llama.train()
+    optimizer = torch.optim.AdamW(llama.parameters(), lr=phase.peak, weight_decay=0.05, betas=(0.9, 0.95))
     start = time.monotonic()
     for step in itertools.count():
-        done = (time.monotonic() - start) / (60 * plan.minutes)
+        done = (time.monotonic() - start) / (60 * phase.minutes * plan.minutes / sum(phase.minutes for phase in PHASES))
         if done >= 1:
             return
-        rate = plan.peak * min(1.0, done / 0.02 + 0.02) * (0.01 + 0.495 * (1 + math.cos(math.pi * done)))
+        rate = phase.peak * min(1.0, done / 0.02 + 0.02) * (0.01 + 0.495 * (1 + math.cos(math.pi * done)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        ids, weights = _batch(plan, tokenizer, rng)
+        ids, weights, names = (tensor.to(plan.device) for tensor in _batch(phase, tokenizer, rng))
         logits = llama(input_ids=ids[:, :-1]).logits
         losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         kept = weights[:, 1:].flatten()
@@ -65,26 +100,43 @@ def fit(plan: TrainingPlan, tokenizer: PreTrainedTokenizerFast, llama: LlamaForC
         torch.nn.utils.clip_grad_norm_(llama.parameters(), 1.0)
         optimizer.step()
         if step % 50 == 0:
-            print(time.strftime("%H:%M:%S"), "sections", step, f"loss={loss.item():.4f} rate={rate:.2e}", flush=True)
+            copied = (logits.argmax(-1) == ids[:, 1:])[names[:, 1:]].float().mean()
+            report = f"loss={loss.item():.4f} names={copied.item():.2f} rate={rate:.2e}"
+            print(time.strftime("%H:%M:%S"), phase.name, step, report, flush=True)
 
 
-def _batch(plan: TrainingPlan, tokenizer: PreTrainedTokenizerFast, rng: Random) -> tuple[Tensor, Tensor]:
-    """Token ids and loss weights, rows x longest; of twice as many conversations those of similar length are taken."""
+def _batch(phase: Phase, tokenizer: PreTrainedTokenizerFast, rng: Random) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, loss weights, and which tokens copy a name, each rows x longest.
+
+    Four times as many conversations are drawn, and neighbours in length taken: little of the batch is padding.
+    """
     drawn = []
-    for _ in range(plan.batch_size * 4):
-        brief = sample_brief(rng, name_chance=0.8)  # copying a name is the hardest part
+    for _ in range(phase.batch_size * 4):
+        if rng.random() < phase.drills:
+            words = " ".join(invent_name(rng) for _ in range(rng.randint(1, 4)))
+            opening, whole = conversation(words), conversation(words, words)
+            drawn.append((whole, len(opening), len(opening), len(opening) + len(words)))
+            continue
+        brief = sample_brief(rng, name_chance=0.8, invented=phase.invented)  # copying a name is the hardest part
         section = write_section(brief.demand, rng)
-        drawn.append((conversation(brief.text), conversation(brief.text, section)))
-    drawn.sort(key=lambda pair: len(pair[1]))
-    first = rng.randrange(0, len(drawn), plan.batch_size)
-    rows = drawn[first : first + plan.batch_size]
-    opened = [len(tokenizer(opening).input_ids) for opening, _ in rows]
-    whole = [tokenizer(text).input_ids for _, text in rows]
-    longest = max(map(len, whole))
+        opening, whole = conversation(brief.text), conversation(brief.text, section)
+        if phase.openings:
+            whole = opening + "".join(section.splitlines(keepends=True)[:3])
+        at = whole.index(brief.demand.name, len(opening)) if brief.demand.name else 0
+        drawn.append((whole, len(opening), at, at + len(brief.demand.name or "")))
+    drawn.sort(key=lambda conversation: len(conversation[0]))
+    first = rng.randrange(0, len(drawn), phase.batch_size)
+    rows = drawn[first : first + phase.batch_size]
+    encoded = [tokenizer(whole, return_offsets_mapping=True) for whole, *_ in rows]
+    longest = max(len(made.input_ids) for made in encoded)
     ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
     weights = torch.zeros(len(rows), longest)
-    for row, (tokens, answer) in enumerate(zip(whole, opened, strict=True)):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        weights[row, :answer] = 0.1
-        weights[row, answer : len(tokens)] = 1.0
-    return ids.to(plan.device), weights.to(plan.device)
+    names = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for row, (made, (_, opened, start, end)) in enumerate(zip(encoded, rows, strict=True)):
+        offsets = torch.tensor(made.offset_mapping)
+        length = len(offsets)
+        ids[row, :length] = torch.tensor(made.input_ids)
+        names[row, :length] = (offsets[:, 0] < end) & (offsets[:, 1] > start)
+        weights[row, :length] = torch.where(offsets[:, 0] < opened, 0.1, 1.0)
+    weights[names] *= phase.copied
+    return ids, weights, names

@@ -13,6 +13,8 @@ from nereid.runtime.errors import InvalidRequestError
 from nereid.runtime.llm.requests import LlmRequest, parse_llm_request
 from nereid.runtime.llm.settings import LlmFacts, LlmLimits
 
+from bad_texts import bad_parameters
+
 FACTS = LlmFacts(
     architecture="LlamaForCausalLM",
     precision="fp32",
@@ -38,60 +40,19 @@ def parse(**inputs: np.ndarray) -> LlmRequest:
     return parse_llm_request({k: v for k, v in given.items() if v is not None}, WORDS, FACTS, LIMITS, FACTS.context_length)
 
 
-BAD_PARAMETERS: list[tuple[dict[str, Any], list[str]]] = [
-    ({"temperature": -0.1}, ["temperature", "-0.1", "greater than or equal to 0"]),
-    ({"temperature": float("nan")}, ["temperature", "nan"]),
-    ({"temperature": "warm"}, ["temperature", "warm"]),
-    ({"temperature": True}, ["temperature", "True"]),
-    ({"temperature": 1e9}, ["temperature"]),
-    ({"top_k": -2}, ["top_k", "-2"]),
-    ({"top_k": 2.5}, ["top_k", "2.5"]),
-    ({"top_p": 0}, ["top_p", "0"]),
-    ({"top_p": 1.01}, ["top_p", "1.01"]),
-    ({"min_p": -1}, ["min_p", "-1"]),
-    ({"min_p": 2}, ["min_p", "2"]),
-    ({"repetition_penalty": 0}, ["repetition_penalty", "0"]),
-    ({"presence_penalty": 3}, ["presence_penalty", "3"]),
-    ({"frequency_penalty": -2.5}, ["frequency_penalty", "-2.5"]),
-    ({"n": 0}, ["n:", "0"]),
-    ({"n": 17}, ["n:", "17", "16"]),
-    ({"seed": -1}, ["seed", "-1"]),
-    ({"seed": 2**63}, ["seed"]),
-    ({"max_tokens": 0}, ["max_tokens", "0"]),
-    ({"max_tokens": -5}, ["max_tokens", "-5"]),
-    ({"max_tokens": 126}, ["max_tokens", "126", "1 to 125"]),
-    ({"max_tokens": "many"}, ["max_tokens", "many"]),
-    ({"min_tokens": -1}, ["min_tokens", "-1"]),
-    ({"min_tokens": 20}, ["min_tokens", "20", "max_tokens, 16"]),
-    ({"stop": [""]}, ["stop", "1 to 256 characters"]),
-    ({"stop": ["x" * 257]}, ["stop"]),
-    ({"stop": ["x"] * 17}, ["stop", "16"]),
-    ({"stop": [1]}, ["stop.0", "1", "string"]),
-    ({"stop_token_ids": [50]}, ["stop_token_ids", "50", "0 to 49"]),
-    ({"stop_token_ids": [-1]}, ["stop_token_ids", "-1"]),
-    ({"stop_token_ids": "49"}, ["stop_token_ids", "49"]),
-    ({"logprobs": 21}, ["logprobs", "21", "20"]),
-    ({"logprobs": -1}, ["logprobs", "-1"]),
-    ({"logit_bias": {"50": 1}}, ["logit_bias", "50", "0 to 49"]),
-    ({"logit_bias": {"x": 1}}, ["logit_bias", "x"]),
-    ({"logit_bias": {"3": 101}}, ["logit_bias.3", "101", "-100 to 100"]),
-    ({"ignore_eos": "yes"}, ["ignore_eos", "yes"]),
-    ({"speculation": "magic"}, ["speculation", "magic", "ngram"]),
-    ({"best_of": 3}, ["best_of", "3", "known are", "temperature"]),
-    ({"structured_outputs": {}}, ["structured_outputs", "exactly one"]),
-    ({"structured_outputs": {"json": {}, "regex": "a"}}, ["structured_outputs", "json, regex", "exactly one"]),
-    ({"structured_outputs": {"choice": []}}, ["structured_outputs.choice"]),
-    ({"structured_outputs": {"xml": "a"}}, ["structured_outputs.xml", "absent"]),
-]
-
-
-@pytest.mark.parametrize(("parameters", "words"), BAD_PARAMETERS, ids=lambda value: json.dumps(value)[:40])
+@pytest.mark.parametrize(("parameters", "words"), bad_parameters(FACTS.vocabulary), ids=lambda value: json.dumps(value)[:40])
 def test_bad_sampling_parameters_are_named(parameters: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         parse(sampling_parameters=text(json.dumps(parameters)))
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
+
+
+def test_an_answer_that_does_not_fit_is_told_the_room() -> None:
+    with pytest.raises(InvalidRequestError, match=r"max_tokens: 126 .*1 to 125"):
+        parse(sampling_parameters=text('{"max_tokens": 126}'))
+    assert parse(sampling_parameters=text('{"max_tokens": 125}')).max_tokens == 125
 
 
 BAD_INPUTS: list[tuple[str, dict[str, Any], list[str]]] = [

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nereid.runtime.llm.sampling import Row, Sampling, TokenCounts, adjust, largest, log_softmax, sample, uniform
+from nereid.runtime.llm.kernels import uniform
+from nereid.runtime.llm.sampling import Row, Sampling, TokenCounts, adjust, largest, log_softmax, sample
 
 rng = np.random.default_rng(0)
 
@@ -105,7 +106,7 @@ def test_seed_and_position_decide_the_draw() -> None:
 
 def test_uniform_numbers_are_uniform_and_unrelated() -> None:
     seeds, positions = np.meshgrid(np.arange(300, dtype=np.uint64), np.arange(300, dtype=np.uint64))
-    values = uniform(seeds.ravel(), positions.ravel())
+    values = np.array([uniform(seed, position) for seed, position in zip(seeds.ravel(), positions.ravel(), strict=True)])
     assert values.min() >= 0
     assert values.max() < 1
     counts = np.histogram(values, 100, (0, 1))[0]
