@@ -61,8 +61,8 @@ class OnnxCausalEngine:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = threads
-        # Threads that spin between two ticks would take the processor from the tokenizer, the sampler and the server.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Threads wait for one another spinning within a call, but not between two: the sampler and the server need them then.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         session = ort.InferenceSession(str(file), options, providers=_providers(gpu))
         inputs = {item.name: item for item in session.get_inputs()}
         past = [name for name in inputs if re.fullmatch(r"past_key_values\.\d+\.(key|value)", name)]

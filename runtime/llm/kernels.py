@@ -42,7 +42,7 @@ def _mix(state: np.uint64) -> np.uint64:
 def uniform(seed: np.uint64, position: np.uint64) -> float:
     """A number in [0, 1) for each seed and position: SplitMix64 (Steele et al., 2014), seeded by its own first output."""
     state = _mix(seed + _GOLDEN) + (position + np.uint64(1)) * _GOLDEN
-    return (_mix(state) >> np.uint64(11)) * 2.0**-53
+    return float((_mix(state) >> np.uint64(11)) * 2.0**-53)
 
 
 @_compiled()

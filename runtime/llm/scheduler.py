@@ -20,6 +20,8 @@ from nereid.runtime.llm.sampling import sample
 from nereid.runtime.llm.sequences import GeneratedSequence
 
 SMALLEST_CAPACITY = 256
+REST_CHUNK = 2 * BLOCK
+"""Tokens that are read again in one call: a new request waits for that call."""
 REMEMBERED_ANSWERS = 8
 """How many of the newest answers wait to be read again for the prefix cache."""
 EXPECTED_TOKENS = 128
@@ -126,7 +128,7 @@ class LlmScheduler:
         reading = self._rereading
         if reading is None:
             return False
-        chunk = reading.tokens[reading.computed : reading.computed + self.prefill_chunk]
+        chunk = reading.tokens[reading.computed : reading.computed + REST_CHUNK]
         self.engine.extend(0, reading.computed, chunk)
         reading.computed += len(chunk)
         if reading.computed == len(reading.tokens):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -45,17 +46,23 @@ class Reply(Protocol):
 
 @dataclass(slots=True, eq=False)
 class LlmTask:
-    """One request in flight: `n` sequences and what is still to be sent of them."""
+    """One request in flight: `n` sequences and what is still to be sent of them.
+
+    Tokens that come within `interval` seconds of the last answer of a stream are sent together.
+    """
 
     request: LlmRequest
     reply: Reply
     senders: ThreadPoolExecutor
     observer: LlmObserver
     tokenizer: Tokenizer
+    interval: float = 0.0
     sequences: list[GeneratedSequence] = field(default_factory=list)
     error: RequestError | None = None
     arrived: float = field(default_factory=time.monotonic)
     _last_token: float = 0.0
+    _last_sent: float = -math.inf
+    _ended: threading.Event = field(default_factory=threading.Event)
     _pending: deque[tuple[int, Delta]] = field(default_factory=deque)
     _sending: threading.Lock = field(default_factory=threading.Lock)
     _scheduled: bool = False
@@ -85,12 +92,13 @@ class LlmTask:
         with self._state:
             self._pending.append((index, delta))
             if self._scheduled:
-                return  # a slow reader gets several tokens in one answer
+                return  # they go with the answer that is being prepared; so a slow reader gets several tokens at once
             self._scheduled = True
-        self.senders.submit(self._send_pending)
+        self.senders.submit(self._send_soon)
 
     def finish(self, error: RequestError | None) -> None:
         """The last answer; deltas that are still pending go first."""
+        self._ended.set()
         if self.request.stream:
             self._send_pending()
         with self._sending:
@@ -101,9 +109,14 @@ class LlmTask:
                 self.observer.answered(time.monotonic() - self.arrived, len(self.request.prompt), written)
             self._safely(lambda: self.reply.close(error))
 
+    def _send_soon(self) -> None:
+        self._ended.wait(max(0.0, self._last_sent + self.interval - time.monotonic()))
+        self._send_pending()
+
     def _send_pending(self) -> None:
         with self._sending:
             with self._state:
+                self._last_sent = time.monotonic()
                 pending, self._pending = list(self._pending), deque()
                 self._scheduled = False
             for index in range(len(self.sequences)):
@@ -219,7 +232,7 @@ class LlmService:
             self._draft = DraftModel(self.draft_engine, rows, capacity, self.facts.vocabulary, self.limits.prefill_chunk)
         elif self.limits.speculation == "draft":
             raise ValueError("parameter speculation: draft needs a model that was exported with --draft")
-        self._senders = ThreadPoolExecutor(max_workers=4, thread_name_prefix="llm-send")
+        self._senders = ThreadPoolExecutor(max_workers=self.limits.max_rows, thread_name_prefix="llm-send")
         self._preparing = ThreadPoolExecutor(max_workers=2, thread_name_prefix="llm-prepare")
         self._batcher = InFlightBatcher(
             self._advance,
@@ -240,7 +253,8 @@ class LlmService:
             request = parse_llm_request(
                 inputs, self.tokenizer, self.facts, self.limits, longest, has_draft=self._draft is not None
             )
-            task = LlmTask(request, reply, self._senders, self.observer, self.tokenizer)
+            interval = self.limits.stream_interval_seconds
+            task = LlmTask(request, reply, self._senders, self.observer, self.tokenizer, interval)
             task.sequences = [self._sequence(task, index) for index in range(len(request.samplings))]
             self._batcher.submit(task, timeout_seconds=request.timeout_seconds)
         except RequestError as error:

@@ -17,6 +17,8 @@ LLM_FILE = "llm.json"
 DRAFT_FOLDER = "draft"
 """Where export leaves a draft model's engine, in the version folder."""
 
+MAY_BE_ZERO = ("max_queue", "prefix_cache_megabytes", "stream_interval_seconds", "threads")
+
 SPECULATIONS = ("none", "ngram", "draft")
 
 
@@ -54,6 +56,7 @@ class LlmLimits:
     prefix_cache_megabytes: int = 256
     max_input_bytes: int = 1_000_000
     default_timeout_seconds: float = 600.0
+    stream_interval_seconds: float = 0.01
     speculation: str = "none"
     speculation_tokens: int = 6
     speculation_rows: int = 2
@@ -62,7 +65,7 @@ class LlmLimits:
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> LlmLimits:
         """Read config.pbtxt parameters; raises ValueError naming the one that does not parse or is out of range."""
-        limits = read_parameters(cls, parameters, may_be_zero=("max_queue", "prefix_cache_megabytes", "threads"))
+        limits = read_parameters(cls, parameters, may_be_zero=MAY_BE_ZERO)
         if limits.speculation not in SPECULATIONS:
             raise ValueError(f"parameter speculation: {limits.speculation!r} is not allowed; it must be none, ngram or draft")
         return limits

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +68,13 @@ Ask = Callable[..., Collected]
 
 @pytest.fixture
 def ask() -> Iterator[Ask]:
+    with answering(LlmLimits(max_rows=4, max_queue=4)) as made:
+        yield made
+
+
+@contextmanager
+def answering(limits: LlmLimits) -> Iterator[Ask]:
+    """A service over the model in closed form."""
     recorded: list[tuple[str, float]] = []
 
     def sink(metric: Metric, value: float, labels: Mapping[str, str]) -> None:
@@ -75,7 +83,7 @@ def ask() -> Iterator[Ask]:
     facts = LlmFacts(**{**{name: getattr(FACTS, name) for name in LlmFacts.__slots__}, "context_length": 2000})
     service = LlmService(
         facts=facts,
-        limits=LlmLimits(max_rows=4, max_queue=4),
+        limits=limits,
         engine=SlowEngine(16_384),
         tokenizer=WORDS,
         structures=None,  # type: ignore[arg-type]
@@ -121,6 +129,16 @@ def test_a_stream_adds_up_to_the_whole_answer(ask: Ask) -> None:
     assert ids.tolist() == whole.answers[0]["output_ids"].tolist()
     reasons = [answer["finish_reason"][0] for answer in stream.answers]
     assert reasons == [b""] * (len(reasons) - 1) + [b"length"]
+
+
+def test_tokens_that_come_at_once_are_sent_together_but_the_first_is_not_kept_waiting() -> None:
+    with answering(LlmLimits(max_rows=4, max_queue=4, stream_interval_seconds=60.0)) as ask:
+        whole, stream = ask(max_tokens=100).wait(), ask(max_tokens=100, stream=True).wait()
+    assert stream.text == whole.text
+    sizes = [int(answer["num_output_tokens"][0]) for answer in stream.answers]
+    assert sum(sizes) == 100
+    assert sizes[0] < 50
+    assert len(sizes) == 2
 
 
 def test_several_answers_differ_and_are_told_apart(ask: Ask) -> None:
