@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from nereid.backends.kv_memory import DeviceMemory, HostMemory
 
+_WIDTH_STEP = 32
 _ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -31,7 +32,8 @@ class OnnxCausalEngine:
     Kernels take 32 rows at a time and round a single row differently from several. So the memory begins with a scratch row,
     which keeps a lone row company, and a lone appended token is followed by a padding one: a row's logits are the same bits
     in any batch, and a prompt's the same bits in any chunks. (Attention of one new token is rounded differently from that of
-    several: logits of `decode` and of `extend` agree to rounding only.)
+    several: logits of `decode` and of `extend` agree to rounding only.) Without `batch_invariant` the company is saved: a lone
+    row is quicker, and rounded in its own way.
     """
 
     session: ort.InferenceSession
@@ -43,17 +45,19 @@ class OnnxCausalEngine:
     dtype: type
     logits_dtype: type
     memory: HostMemory | DeviceMemory
+    batch_invariant: bool = True
     rows: int = 0
     capacity: int = 0
     _flat: list[Any] = field(default_factory=list)
     _views: list[Any] = field(default_factory=list)
     _names: list[str] = field(default_factory=list)
-    _mask: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 0), np.int64))
     _decoding: dict[int, _Binding] = field(default_factory=dict)
     _extending: dict[int, _Binding] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, file: Path, *, tokens: int, threads: int = 0, gpu: int | None = None) -> OnnxCausalEngine:
+    def load(
+        cls, file: Path, *, tokens: int, threads: int = 0, gpu: int | None = None, batch_invariant: bool = True
+    ) -> OnnxCausalEngine:
         """Open the engine and reserve its KV memory, on graphics card `gpu` where one is given.
 
         `threads` 0 lets ONNX Runtime choose. Raises ValueError where the graph is not one of ours, or there is no such card.
@@ -81,6 +85,7 @@ class OnnxCausalEngine:
             dtype=_ELEMENTS[sample.type],
             logits_dtype=_ELEMENTS[logits.type],
             memory=HostMemory() if gpu is None else DeviceMemory("cuda", gpu),
+            batch_invariant=batch_invariant,
         )
         engine._names = past
         engine._flat = [engine.memory.zeros(tokens * engine.kv_heads * engine.head_size, engine.dtype) for _ in past]
@@ -100,7 +105,6 @@ class OnnxCausalEngine:
                 view[1 : 1 + len(lengths), :, :longest] = kept
             made.append(view)
         self._views, self.rows, self.capacity = made, rows, capacity
-        self._mask = np.zeros((rows + 1, capacity), np.int64)
         self._decoding.clear()
         self._extending.clear()
 
@@ -121,14 +125,16 @@ class OnnxCausalEngine:
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
         """One token for each of the first rows, at place `lengths[i]`; logits: rows x vocabulary, valid until the next call."""
         count = len(tokens)
-        first = 0 if _leaves_one(count) else 1
-        if count not in self._decoding:
-            self._decoding[count] = self._bind(slice(first, count + 1), 1, 1)
-        bound = self._decoding[count]
+        first = 0 if self._leaves_one(count) else 1
+        width = self._width(max(lengths) + 1)
+        bound = self._decoding.get(count)
+        if bound is None or bound.width != width:
+            bound = self._decoding[count] = self._bind(slice(first, count + 1), 1, 1, width)
         bound.input_ids[1 - first :, 0] = tokens
-        for row, length in enumerate(lengths):
-            self._fill(row + 1, length + 1)
-        self._fill(0, 1)
+        for row, length in enumerate(lengths, 1 - first):
+            bound.fill(row, length + 1)
+        if first == 0:
+            bound.fill(0, 1)
         return self._run(bound)[1 - first :, 0]
 
     def extend(self, row: int, start: int, tokens: Sequence[int], keep: int = 1) -> NDArray[np.float32]:
@@ -136,14 +142,25 @@ class OnnxCausalEngine:
 
         The place after the last token is overwritten, so `capacity` must leave one free.
         """
-        padding = 1 if _leaves_one(len(tokens)) else 0
-        count, kept = len(tokens) + padding, max(2, keep)
+        padding = 1 if self._leaves_one(len(tokens)) else 0
+        count, kept = len(tokens) + padding, max(1 + padding, keep)
+        if self.batch_invariant:
+            kept = max(2, keep)
+        width = self._width(start + count)
         bound = self._extending.get(row)
-        if bound is None or bound.input_ids.shape[1] != count or bound.logits.shape[1] != kept:
-            bound = self._extending[row] = self._bind(slice(row + 1, row + 2), count, kept)
+        if bound is None or (bound.input_ids.shape[1], bound.logits.shape[1], bound.width) != (count, kept, width):
+            bound = self._extending[row] = self._bind(slice(row + 1, row + 2), count, kept, width)
         bound.input_ids[0, : len(tokens)] = tokens
-        self._fill(row + 1, start + count)
+        bound.fill(0, start + count)
         return self._run(bound)[0, kept - padding - keep : kept - padding]
+
+    def _width(self, length: int) -> int:
+        """Places that a call's attention is told of: a little more than the longest row has, for buffers grow with them."""
+        return min(-(-length // _WIDTH_STEP) * _WIDTH_STEP, self.capacity)
+
+    def _leaves_one(self, rows: int) -> bool:
+        """Whether the kernels would compute one row alone that must be computed as others are."""
+        return self.batch_invariant and rows % 32 == 1
 
     def _run(self, bound: _Binding) -> NDArray[np.float32]:
         if self.memory.device != "cpu":  # what is bound from here goes to the card when it is bound, not when it is used
@@ -152,21 +169,14 @@ class OnnxCausalEngine:
         self.session.run_with_iobinding(bound.binding)
         return bound.logits.astype(np.float32, copy=False)
 
-    def _fill(self, row: int, length: int) -> None:
-        """Make the row's mask hold exactly `length` ones: mostly one more than before."""
-        mask = self._mask[row]
-        if length and mask[length - 1] and not mask[length:].any():
-            return
-        mask[:length] = 1
-        mask[length:] = 0
-
-    def _bind(self, rows: slice, tokens: int, keep: int) -> _Binding:
+    def _bind(self, rows: slice, tokens: int, keep: int, width: int) -> _Binding:
         count = rows.stop - rows.start
         binding = self.session.io_binding()
         input_ids = np.zeros((count, tokens), np.int64)
         logits: NDArray = np.zeros((count, keep, self.vocabulary), self.logits_dtype)
         keeping = np.arange(tokens - keep, tokens)
-        feeds = {"input_ids": input_ids, "attention_mask": self._mask[rows], "logits_to_keep": keeping}
+        mask = np.zeros((count, width), np.int64)
+        feeds = {"input_ids": input_ids, "attention_mask": mask, "logits_to_keep": keeping}
         inputs = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in feeds.items()}
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
@@ -177,7 +187,7 @@ class OnnxCausalEngine:
             place = (self.memory.device, self.memory.index, self.dtype, list(part.shape), self.memory.address(part))
             binding.bind_input(name, *place)
             binding.bind_output(name.replace("past_key_values", "present"), *place)
-        return _Binding(binding, inputs, input_ids, logits, (out, keeping))
+        return _Binding(binding, inputs, input_ids, mask, [0] * count, logits, (out, keeping))
 
 
 def _providers(gpu: int | None) -> list[Any]:
@@ -188,11 +198,6 @@ def _providers(gpu: int | None) -> list[Any]:
     return [("CUDAExecutionProvider", {"device_id": gpu}), "CPUExecutionProvider"]
 
 
-def _leaves_one(rows: int) -> bool:
-    """Whether the kernels, which take 32 rows at a time, would compute one row alone."""
-    return rows % 32 == 1
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Binding:
     """A bound call; `alive` keeps the memory that the binding points to."""
@@ -200,8 +205,23 @@ class _Binding:
     binding: ort.IOBinding
     inputs: dict[str, ort.OrtValue]
     input_ids: NDArray[np.int64]
+    mask: NDArray[np.int64]
+    filled: list[int]
     logits: NDArray
     alive: tuple[object, ...]
+
+    @property
+    def width(self) -> int:
+        return int(self.mask.shape[1])
+
+    def fill(self, row: int, length: int) -> None:
+        """Make the row's mask hold exactly `length` ones: mostly one more than before."""
+        before = self.filled[row]
+        if length > before:
+            self.mask[row, before:length] = 1
+        elif length < before:
+            self.mask[row, length:before] = 0
+        self.filled[row] = length
 
 
 def _head_size(file: Path, declared: object) -> int:

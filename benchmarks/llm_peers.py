@@ -8,8 +8,10 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ PROMPT_TOKENS = 32
 
 class Engine(StrEnum):
     NEREID = "Nereid's engine, int4"
+    NEREID_VARIANT = "Nereid's engine, int4, not batch-invariant"
     GENAI = "onnxruntime-genai, int4"
     LLAMA_CPP = "llama.cpp, Q4_0"
     TRANSFORMERS = "transformers, fp32"
@@ -48,8 +51,8 @@ Step = Callable[[int, int], float]
 
 def decode_speed(engine: Engine, weights: Weights, rows: int, tokens: int, threads: int, repeats: int = 3) -> float:
     """Median tokens a second of all rows together, in a fresh process."""
-    with mp.get_context("spawn").Pool(1, _set_threads, (threads,)) as pool:
-        return float(pool.apply(_measure, (engine, weights, rows, tokens, threads, repeats)))
+    with ProcessPoolExecutor(1, mp.get_context("spawn"), _set_threads, (threads,)) as pool:
+        return pool.submit(_measure, engine, weights, rows, tokens, threads, repeats).result()
 
 
 def _set_threads(threads: int) -> None:
@@ -59,6 +62,7 @@ def _set_threads(threads: int) -> None:
 def _measure(engine: Engine, weights: Weights, rows: int, tokens: int, threads: int, repeats: int) -> float:
     makers = {
         Engine.NEREID: _nereid,
+        Engine.NEREID_VARIANT: partial(_nereid, batch_invariant=False),
         Engine.GENAI: _genai,
         Engine.LLAMA_CPP: _llama_cpp,
         Engine.TRANSFORMERS: _transformers,
@@ -72,10 +76,12 @@ def _prompts(weights: Weights, rows: int) -> Any:
     return np.random.default_rng(0).integers(3, weights.vocabulary - 1, (rows, PROMPT_TOKENS))
 
 
-def _nereid(weights: Weights, threads: int) -> Step:
+def _nereid(weights: Weights, threads: int, batch_invariant: bool = True) -> Step:
     from nereid.backends.onnx_causal import OnnxCausalEngine
 
-    engine = OnnxCausalEngine.load(weights.engine / "model.onnx", tokens=17 * 256, threads=threads)
+    engine = OnnxCausalEngine.load(
+        weights.engine / "model.onnx", tokens=17 * 256, threads=threads, batch_invariant=batch_invariant
+    )
 
     def step(rows: int, tokens: int) -> float:
         engine.arrange(16, 256)

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def read_parameters(cls: type[T], parameters: Mapping[str, str], *, may_be_zero: Collection[str]) -> T:
-    """An instance of `cls` with every field that `parameters` names; its fields are int, float or str.
+    """An instance of `cls` with every field that `parameters` names; its fields are int, float, bool or str.
 
     Raises ValueError naming the parameter that does not parse or is not positive.
     """
@@ -21,6 +21,11 @@ def read_parameters(cls: type[T], parameters: Mapping[str, str], *, may_be_zero:
         text = parameters[field.name]
         if field.type == "str":
             known[field.name] = text
+            continue
+        if field.type == "bool":
+            if text not in ("true", "false"):
+                raise ValueError(f"parameter {field.name}: {text!r} is not allowed; it must be true or false")
+            known[field.name] = text == "true"
             continue
         try:
             value = float(text) if field.type == "float" else int(text)

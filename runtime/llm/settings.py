@@ -61,6 +61,7 @@ class LlmLimits:
     speculation_tokens: int = 6
     speculation_rows: int = 2
     threads: int = 0
+    batch_invariant: bool = True
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> LlmLimits:

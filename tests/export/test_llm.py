@@ -104,6 +104,25 @@ def test_rows_and_chunks_do_not_change_a_bit(tmp_path: Path, tiny: Path, precisi
         assert np.array_equal(engine.decode([5 + row], [len(ids)])[0], together[row])
 
 
+def test_a_lone_row_may_be_rounded_in_its_own_way(tmp_path: Path, tiny: Path) -> None:
+    export_llm(tiny, tmp_path / "out", precision="int4")
+    file, ids = tmp_path / "out" / "llm" / "1" / "model.onnx", list(range(5, 30))
+    made = []
+    for invariant in (True, False):
+        engine = OnnxCausalEngine.load(file, tokens=2048, threads=1, batch_invariant=invariant)
+        engine.arrange(5, 128)
+        for row in range(2):
+            engine.extend(row, 0, ids)
+        made.append(
+            (engine.decode([7], [25])[0].copy(), engine.decode([7, 7], [25, 25]).copy(), engine.extend(0, 26, [9])[0].copy())
+        )
+    (alone, pair, appended), (quick_alone, quick_pair, quick_appended) = made
+    assert np.array_equal(alone, pair[0])
+    assert np.array_equal(pair, quick_pair)
+    assert np.linalg.norm(quick_alone - alone) < 0.1 * np.linalg.norm(alone)
+    assert np.linalg.norm(quick_appended - appended) < 0.1 * np.linalg.norm(appended)
+
+
 def test_int4_is_small_and_its_manifest_says_what_it_costs(tmp_path: Path, tiny: Path) -> None:
     manifest: Any = export_llm(tiny, tmp_path / "out", eight_bit_share=0.3)
     engine = manifest["engine"]

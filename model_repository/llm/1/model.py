@@ -20,7 +20,7 @@ class TritonPythonModel:
         facts, limits = LlmFacts.read(folder), LlmLimits.from_parameters(model.parameters)
         tokenizer_file, draft_file = folder / "tokenizer.json", folder / DRAFT_FOLDER / "model.onnx"
         gpu = model.device_id if model.instance_kind == "GPU" else None
-        options = {"threads": limits.threads, "gpu": gpu}
+        options = {"threads": limits.threads, "gpu": gpu, "batch_invariant": limits.batch_invariant}
         self._service = LlmService(
             facts=facts,
             limits=limits,

@@ -98,3 +98,15 @@ def test_defaults_are_vllms_and_everything_is_resolved() -> None:
     assert request.stop_ids == {49}
     assert parse(sampling_parameters=text('{"max_tokens": null}')).max_tokens == 125
     assert parse(sampling_parameters=text('{"ignore_eos": true, "stop_token_ids": [4]}')).stop_ids == {4}
+
+
+def test_limits_name_the_parameter_that_is_wrong() -> None:
+    assert not LlmLimits.from_parameters({"batch_invariant": "false"}).batch_invariant
+    assert LlmLimits.from_parameters({"stream_interval_seconds": "0"}).stream_interval_seconds == 0
+    for parameters, words in (
+        ({"batch_invariant": "yes"}, "batch_invariant: 'yes' is not allowed; it must be true or false"),
+        ({"speculation": "magic"}, "speculation: 'magic' is not allowed"),
+        ({"kv_tokens": "0"}, "kv_tokens: 0 is not allowed"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            LlmLimits.from_parameters(parameters)
