@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from nereid.backends.onnx_causal import OnnxCausalEngine
 from nereid.benchmarks.compare import serving
 from nereid.benchmarks.gguf_file import write_gguf
-from nereid.benchmarks.llm_peers import Engine, Weights, decode_speed, installed
+from nereid.benchmarks.llm_peers import Engine, Weights, bare_speed, decode_speed, installed
 from nereid.client import Client
 from nereid.runtime.llm.sampling import Row, Sampling, sample
 from nereid.runtime.llm.settings import LlmFacts
@@ -70,7 +71,7 @@ def measure(plan: LlmPlan, say: Say) -> dict[str, Any]:
     work: dict[str, Callable[[], Any]] = {
         "decode": lambda: decode_speeds({"200 M random": large, "sections": zoo}, plan, say),
         "sampler": lambda: [{"rows": rows, "microseconds_a_row": sampler_cost(rows)} for rows in (1, 8, 16)],
-        "served": lambda: served_against_bare(repository, plan),
+        "served": lambda: served_against_bare({"200 M random": large, "sections": zoo}, plan),
         "batching": lambda: in_flight_against_static(repository, plan),
         "prefix": lambda: prefix_cache(repository, plan),
         "speculation": lambda: speculation(repository, plan),
@@ -155,30 +156,32 @@ def _bare(repository: Path, plan: LlmPlan) -> OnnxCausalEngine:
     return engine
 
 
-def served_against_bare(repository: Path, plan: LlmPlan, streams: int = 8, tokens: int = 200) -> dict[str, float]:
-    """Tokens a second of eight streams through Triton, and of the bare engine decoding eight rows, in turn."""
+def served_against_bare(
+    models: Mapping[str, Weights], plan: LlmPlan, streams: int = 8, tokens: int = 128
+) -> list[dict[str, Any]]:
+    """Tokens a second of eight streams through Triton, and of the bare engine reading the same prompts and decoding
+    eight rows greedily, in turn."""
     prompt = conversation("features section for a museum")
-    served, bare = [], []
-    with serving(repository) as (client, _):
+    rows = []
+    for name, weights in models.items():
+        ids = Tokenizer.from_file(str(weights.engine / "tokenizer.json")).encode(prompt).ids
+        served, bare = [], []
+        with serving(weights.engine.parent.parent) as (client, _):
+            options = {"max_tokens": tokens, "ignore_eos": True, "temperature": 0.8, "top_k": 40}
 
-        def stream(seed: int) -> int:
-            options = {"max_tokens": tokens, "ignore_eos": True, "seed": seed}
-            return sum(len(delta.token_ids) for delta in client.stream_text(prompt, **options))
+            def stream(seed: int, client: Client = client, options: dict[str, Any] = options) -> int:
+                return sum(len(delta.token_ids) for delta in client.stream_text(prompt, seed=seed, **options))
 
-        with ThreadPoolExecutor(streams) as pool:
-            list(pool.map(stream, range(streams)))
-            for _ in range(5):
-                start = time.perf_counter()
-                total = sum(pool.map(stream, range(streams)))
-                served.append(total / (time.perf_counter() - start))
-                bare.append(_bare_in_process(repository, plan, streams, tokens))
-    whole, part = statistics.median(bare), statistics.median(served)
-    return {"streams": streams, "served": part, "bare": whole, "lost": 1 - part / whole}
-
-
-def _bare_in_process(repository: Path, plan: LlmPlan, rows: int, tokens: int) -> float:
-    weights = Weights(engine=repository / "llm" / "1", genai=Path(), gguf=Path(), checkpoint=Path(), vocabulary=2000)
-    return decode_speed(Engine.NEREID, weights, rows, tokens, plan.threads, repeats=1)
+            with ThreadPoolExecutor(streams) as pool:
+                list(pool.map(stream, range(streams)))
+                for _ in range(3):
+                    start = time.perf_counter()
+                    total = sum(pool.map(stream, range(streams)))
+                    served.append(total / (time.perf_counter() - start))
+                    bare.append(bare_speed(weights, ids, streams, tokens, plan.threads))
+        whole, part = statistics.median(bare), statistics.median(served)
+        rows.append({"model": name, "streams": streams, "served": part, "bare": whole, "lost": 1 - part / whole})
+    return rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,13 +23,9 @@ TEXT_OUTPUTS = (
     "output_ids",
     "index",
 )
-_FLAGS = (
-    "return_finish_reason",
-    "return_cumulative_logprob",
-    "return_num_input_tokens",
-    "return_num_output_tokens",
-    "return_token_ids",
-)
+_STREAM_FLAGS = ("return_finish_reason", "return_num_input_tokens", "return_token_ids")
+"""A stream has an answer for every token or two, so it asks for no more than a TextDelta holds."""
+_FLAGS = (*_STREAM_FLAGS, "return_cumulative_logprob", "return_num_output_tokens")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +121,7 @@ def text_tensors(prompt: str | Sequence[int], sampling: Mapping[str, Any], *, st
         "stream": np.array([stream]),
         "exclude_input_in_output": np.array([True]),
         "sampling_parameters": np.array([parameters.encode()], np.object_),
-        **{name: np.array([True]) for name in _FLAGS},
+        **{name: np.array([True]) for name in (_STREAM_FLAGS if stream else _FLAGS)},
     }
     if sampling.get("logprobs") is not None:
         tensors["return_logprobs"] = np.array([True])

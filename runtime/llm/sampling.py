@@ -17,6 +17,8 @@ from nereid.runtime.llm import kernels
 
 Floats = NDArray[np.float32]
 
+_SUMMED = 256
+"""Weights that are summed at once."""
 _SEED_BITS = 2**64 - 1
 _NUCLEUS = 256
 """How many of the most likely tokens a top-p row looks at first; nearly every nucleus is smaller."""
@@ -147,17 +149,29 @@ def _sample_whole(values: Floats, row: Row) -> int:
     """A row without top-k: a nucleus is looked for among the likeliest tokens first, then among all."""
     sampling = row.sampling
     uniform = kernels.uniform(np.uint64(sampling.seed & _SEED_BITS), np.uint64(row.position))
-    scaled = values.astype(np.float64) / sampling.temperature
-    weights = np.exp(scaled - scaled.max())
+    weights = np.exp((values - values.max()) * np.float32(1 / sampling.temperature))
     if sampling.top_p == 1 and sampling.min_p == 0:
-        steps = np.cumsum(weights)
-        return int(np.searchsorted(steps, uniform * steps[-1], side="right"))
-    total = weights.sum()
+        return _draw_weighted(weights, uniform)
+    total = weights.sum(dtype=np.float64)
     tokens, likely = largest(values, min(_NUCLEUS, len(values)))
-    if weights[tokens].sum() < sampling.top_p * total and weights[tokens[-1]] >= sampling.min_p:
-        tokens = np.argsort(-values, kind="stable")
+    if weights[tokens].sum(dtype=np.float64) < sampling.top_p * total and weights[tokens[-1]] >= sampling.min_p:
+        # Tokens below the mean share of what top-p leaves out cannot belong to the nucleus; the others are sorted.
+        least = max((1 - sampling.top_p) * total / len(values), sampling.min_p)
+        tokens = np.flatnonzero(weights >= least)
+        tokens = tokens[np.argsort(-values[tokens], kind="stable")]
         likely = values[tokens]
     return int(kernels.draw(tokens, likely, len(tokens), np.array(sampling.numbers), total, uniform))
+
+
+def _draw_weighted(weights: Floats, uniform: float) -> int:
+    """The token at which the running sum passes `uniform` of the whole: its block first, then its place there."""
+    starts = np.arange(0, len(weights), _SUMMED)
+    ends = np.add.reduceat(weights, starts).cumsum(dtype=np.float64)
+    target = uniform * ends[-1]
+    block = min(int(ends.searchsorted(target, side="right")), len(starts) - 1)
+    within = weights[starts[block] : starts[block] + _SUMMED].cumsum(dtype=np.float64)
+    rest = min(target - (ends[block - 1] if block else 0.0), np.nextafter(within[-1], 0))  # rounding must not step out
+    return int(starts[block] + within.searchsorted(rest, side="right"))
 
 
 def log_softmax(values: Floats) -> Floats:

@@ -56,7 +56,7 @@ class LlmLimits:
     prefix_cache_megabytes: int = 256
     max_input_bytes: int = 1_000_000
     default_timeout_seconds: float = 600.0
-    stream_interval_seconds: float = 0.01
+    stream_interval_seconds: float = 0.04
     speculation: str = "none"
     speculation_tokens: int = 6
     speculation_rows: int = 2
