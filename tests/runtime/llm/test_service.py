@@ -68,7 +68,7 @@ Ask = Callable[..., Collected]
 
 @pytest.fixture
 def ask() -> Iterator[Ask]:
-    with answering(LlmLimits(max_rows=4, max_queue=4)) as made:
+    with answering(LlmLimits(max_rows=4, max_queue=4, stream_interval_seconds=0.0)) as made:
         yield made
 
 
