@@ -56,8 +56,8 @@ PHASES = (
     Phase(name="polish", minutes=20, batch_size=16, peak=1e-3, invented=0.2, copied=2.0),
 )
 """Names are two tokens in two hundred, which whole sections leave unlearned; so two phases teach nothing but to copy them into
-the heading. Made-up names cannot be guessed from the words seen so far: only copying lowers the loss. The shipped weights went through the
-first two phases when headings still began with the name itself; all else is as it stands here."""
+the heading. Made-up names cannot be guessed from the words seen so far: only copying lowers the loss. The shipped
+weights went through the first two phases when headings still began with the name itself; all else is as it stands here."""
 
 
 def train(plan: TrainingPlan, destination: Path) -> None:
