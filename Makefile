@@ -53,7 +53,7 @@ bench: setup export ## Nereid against diffusers and batching servers, under load
 bench-sd15: setup ## The same at Stable Diffusion 1.5's sizes, random weights
 	@$(BIN)/nereid bench sd15 $(ARGS)
 
-bench-llm: setup ## The language model against onnxruntime-genai and transformers; batching, prefix cache, guesses
+bench-llm: setup ## The language model against onnxruntime-genai, transformers, llama.cpp; batching, prefix cache, guesses
 	@$(BIN)/nereid bench llm $(ARGS)
 
 perf: setup export export-llm ## perf_analyzer over a range of concurrencies

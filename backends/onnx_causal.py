@@ -143,9 +143,7 @@ class OnnxCausalEngine:
         The place after the last token is overwritten, so `capacity` must leave one free.
         """
         padding = 1 if self._leaves_one(len(tokens)) else 0
-        count, kept = len(tokens) + padding, max(1 + padding, keep)
-        if self.batch_invariant:
-            kept = max(2, keep)
+        count, kept = len(tokens) + padding, max(2 if self.batch_invariant else 1, keep + padding)
         width = self._width(start + count)
         bound = self._extending.get(row)
         if bound is None or (bound.input_ids.shape[1], bound.logits.shape[1], bound.width) != (count, kept, width):

@@ -102,6 +102,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, 
     export_llm(sections, out, name="exact", precision="fp32", draft=sections)
     for model in ("llm", "exact_llm"):
         set_parameters(out, model, kv_tokens=16384)
+    set_parameters(out, "llm", stream_interval_seconds=0)  # streams are as fine as they can be
     set_parameters(out, "tight_denoise", max_inflight=2, max_queue=1, max_pixels=64 * 64, max_steps=1000)
     return out
 

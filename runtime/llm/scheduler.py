@@ -274,8 +274,8 @@ class LlmScheduler:
 
     def _may_guess(self) -> bool:
         """Several tokens of one row cost a call of their own, so guesses pay for few rows only."""
-        few = len(self._decoding) <= self.guess_rows
-        return few and all(s.meter is not None for s in self._decoding) and any(s.meter.allowed() for s in self._decoding)  # type: ignore[union-attr]
+        meters = [sequence.meter for sequence in self._decoding if sequence.meter is not None]
+        return len(meters) == len(self._decoding) <= self.guess_rows and any(meter.allowed() for meter in meters)
 
     def _guess(self, sequence: GeneratedSequence) -> list[int]:
         assert sequence.guesser is not None

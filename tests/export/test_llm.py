@@ -123,6 +123,15 @@ def test_a_lone_row_may_be_rounded_in_its_own_way(tmp_path: Path, tiny: Path) ->
     assert np.linalg.norm(quick_appended - appended) < 0.1 * np.linalg.norm(appended)
 
 
+def test_all_logits_of_a_chunk_that_needs_padding_can_be_kept(tmp_path: Path, tiny: Path) -> None:
+    export_llm(tiny, tmp_path / "out", precision="fp32")
+    engine, ids = engine_of(tmp_path / "out"), list(range(5, 38))
+    kept = engine.extend(0, 0, ids, keep=33).copy()
+    assert kept.shape[0] == 33
+    assert np.allclose(kept[-5:], engine.extend(1, 0, ids, keep=5), atol=1e-5)
+    assert np.allclose(kept[:32], engine.extend(2, 0, ids[:32], keep=32), atol=1e-5)
+
+
 def test_int4_is_small_and_its_manifest_says_what_it_costs(tmp_path: Path, tiny: Path) -> None:
     manifest: Any = export_llm(tiny, tmp_path / "out", eight_bit_share=0.3)
     engine = manifest["engine"]

@@ -83,7 +83,7 @@ def test_a_streamed_chat_adds_up_and_tells_its_usage(api: openai.OpenAI) -> None
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
     assert chunks[-1].usage == whole.usage or chunks[-1].usage is not None
-    assert len(chunks) > 2
+    assert len(chunks) > 10
 
 
 def test_choices_stops_logprobs_and_schemas(api: openai.OpenAI) -> None:
