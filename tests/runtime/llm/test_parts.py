@@ -144,6 +144,14 @@ def test_a_draft_model_guesses_what_it_would_write() -> None:
     assert model.engine.calls == [("extend", 1)]  # type: ignore[attr-defined]
 
 
+def test_a_draft_model_forgets_its_wrong_guesses() -> None:
+    guesser = DraftGuesser(DraftModel(ClosedFormEngine(2 * 256), rows=1, capacity=256, vocabulary=50, chunk=16))
+    guesser.extend([3, 4])
+    guess = guesser.propose(5, ROW)
+    guesser.extend([*guess[:2], (guess[2] + 1) % 50])
+    assert guesser.propose(5, ROW) == greedy_after(guesser.tokens, 5)
+
+
 def test_a_draft_model_never_guesses_past_its_memory_or_the_vocabulary() -> None:
     model = DraftModel(ClosedFormEngine(2 * 32), rows=1, capacity=32, vocabulary=20, chunk=64)
     guesser = DraftGuesser(model)
