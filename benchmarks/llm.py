@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +27,12 @@ from tokenizers import Tokenizer
 from nereid.backends.onnx_causal import OnnxCausalEngine
 from nereid.benchmarks.compare import serving
 from nereid.benchmarks.gguf_file import write_gguf
-from nereid.benchmarks.llm_peers import Engine, Weights, bare_speed, decode_speed, installed
+from nereid.benchmarks.llm_peers import Engine, Weights, bare_speed, installed, loaded
 from nereid.client import Client
+from nereid.export.configs import read_config, write_config
 from nereid.runtime.llm.sampling import Row, Sampling, sample
 from nereid.runtime.llm.settings import LlmFacts
+from nereid.serving.options import ServeOptions
 from nereid.zoo.sections.chat import conversation
 from nereid.zoo.sections.score import held_out_briefs
 
@@ -83,16 +90,22 @@ def measure(plan: LlmPlan, say: Say) -> dict[str, Any]:
     return report
 
 
-def decode_speeds(models: Mapping[str, Weights], plan: LlmPlan, say: Say) -> list[dict[str, Any]]:
-    """Tokens a second of every engine at every batch size, all rows together; the engines take turns at each."""
-    found: dict[tuple[str, Engine], dict[str, Any]] = {}
+def decode_speeds(models: Mapping[str, Weights], plan: LlmPlan, say: Say, rounds: int = 5) -> list[dict[str, Any]]:
+    """Tokens a second of every engine at every batch size, all rows together: medians of rounds in which engines take turns."""
+    found: list[dict[str, Any]] = []
     for name, weights in models.items():
-        for rows in plan.batches:
-            for engine in installed():
-                say(f"{name}: {engine}, {rows} rows")
-                row = found.setdefault((name, engine), {"model": name, "engine": str(engine)})
-                row[f"batch {rows}"] = decode_speed(engine, weights, rows, plan.tokens, plan.threads)
-    return list(found.values())
+        with ExitStack() as stack:
+            engines = {engine: stack.enter_context(loaded(engine, weights, plan.threads)) for engine in installed()}
+            rows_of = {engine: {"model": name, "engine": str(engine)} for engine in engines}
+            for rows in plan.batches:
+                say(f"{name}: {rows} rows")
+                for speed in engines.values():
+                    speed(rows, 4)  # to warm up
+                taken = [{engine: speed(rows, plan.tokens) for engine, speed in engines.items()} for _ in range(rounds)]
+                for engine, row in rows_of.items():
+                    row[f"batch {rows}"] = statistics.median(speeds[engine] for speeds in taken)
+            found += rows_of.values()
+    return found
 
 
 def prepare(checkpoint: Path, work: Path, say: Say) -> Weights:
@@ -150,23 +163,33 @@ def sampler_cost(rows: int, vocabulary: int = 32_000, repeats: int = 200) -> flo
     return 1e6 * statistics.median(taken) / rows
 
 
-def _bare(repository: Path, plan: LlmPlan) -> OnnxCausalEngine:
-    engine = OnnxCausalEngine.load(repository / "llm" / "1" / "model.onnx", tokens=32_768, threads=plan.threads)
-    engine.arrange(16, 1024)
-    return engine
+@contextmanager
+def serving_with(repository: Path, **parameters: object) -> Iterator[tuple[Client, ServeOptions]]:
+    """The repository served with other parameters of `llm`; its engines are linked, not copied."""
+    with tempfile.TemporaryDirectory(dir=repository.parent) as folder:
+        linked = Path(folder) / "repository"
+        shutil.copytree(repository, linked, copy_function=os.link)
+        file = linked / "llm" / "config.pbtxt"
+        config = read_config(file)
+        file.unlink()  # the link, not the original
+        for name, value in parameters.items():
+            config.parameters[name].string_value = str(value)
+        write_config(config, file.parent)
+        with serving(linked) as served:
+            yield served
 
 
 def served_against_bare(
     models: Mapping[str, Weights], plan: LlmPlan, streams: int = 8, tokens: int = 128
 ) -> list[dict[str, Any]]:
     """Tokens a second of eight streams through Triton, and of the bare engine reading the same prompts and decoding
-    eight rows greedily, in turn."""
+    eight rows greedily, in turn; with the engine on all cores, and on half of them."""
     prompt = conversation("features section for a museum")
     rows = []
-    for name, weights in models.items():
+    for (name, weights), threads in itertools.product(models.items(), sorted({plan.threads, max(1, plan.threads // 2)})):
         ids = Tokenizer.from_file(str(weights.engine / "tokenizer.json")).encode(prompt).ids
         served, bare = [], []
-        with serving(weights.engine.parent.parent) as (client, _):
+        with serving_with(weights.engine.parent.parent, threads=threads) as (client, _):
             options = {"max_tokens": tokens, "ignore_eos": True, "temperature": 0.8, "top_k": 40}
 
             def stream(seed: int, client: Client = client, options: dict[str, Any] = options) -> int:
@@ -174,13 +197,13 @@ def served_against_bare(
 
             with ThreadPoolExecutor(streams) as pool:
                 list(pool.map(stream, range(streams)))
-                for _ in range(3):
+                for _ in range(5):
                     start = time.perf_counter()
                     total = sum(pool.map(stream, range(streams)))
                     served.append(total / (time.perf_counter() - start))
-                    bare.append(bare_speed(weights, ids, streams, tokens, plan.threads))
+                    bare.append(bare_speed(weights, ids, streams, tokens, threads))
         whole, part = statistics.median(bare), statistics.median(served)
-        rows.append({"model": name, "streams": streams, "served": part, "bare": whole, "lost": 1 - part / whole})
+        rows.append({"model": name, "engine threads": threads, "served": part, "bare": whole, "lost": 1 - part / whole})
     return rows
 
 
@@ -212,18 +235,22 @@ def text_jobs(count: int, rate: float, vocabulary: int, seed: int = 0) -> list[T
     return jobs
 
 
-def in_flight_against_static(repository: Path, plan: LlmPlan) -> dict[str, Any]:
-    """The same arrivals, fast enough to fill both: through Triton, and to a static batcher of 8 or 100 ms around the engine."""
+def in_flight_against_static(repository: Path, plan: LlmPlan) -> list[dict[str, Any]]:
+    """The same arrivals, fast enough to fill both: through Triton, and to a static batcher of 8 or 100 ms around the engine;
+    with the engine on all cores, and on half of them."""
     facts = LlmFacts.read(repository / "llm" / "1")
-    jobs = text_jobs(plan.requests * 2, 60.0, facts.vocabulary)
-    with serving(repository) as (client, _):
-        in_flight = _drive(jobs, lambda job, told: _stream(client, job, told))
-    static = StaticBatcher(_bare(repository, plan))
-    made = _drive(jobs, static.ask)
-    static.stop()
-    rows = {"in-flight, served": _summary(jobs, *in_flight), "static batches of 8 or 100 ms": _summary(jobs, *made)}
-    both = [row["tokens_per_second"] for row in rows.values()]
-    return {"requests": len(jobs), "rows": rows, "throughput_ratio": both[0] / both[1]}
+    jobs = text_jobs(plan.requests * 4, 100.0, facts.vocabulary)
+    rows: list[dict[str, Any]] = []
+    for threads in sorted({plan.threads, max(1, plan.threads // 2)}):
+        with serving_with(repository, threads=threads) as (client, _):
+            in_flight = _drive(jobs, partial(_stream, client))
+        engine = OnnxCausalEngine.load(repository / "llm" / "1" / "model.onnx", tokens=32_768, threads=threads)
+        static = StaticBatcher(engine)
+        made = _drive(jobs, static.ask)
+        static.stop()
+        both = {"in flight, served": _summary(jobs, *in_flight), "static batches of 8 or 100 ms": _summary(jobs, *made)}
+        rows += [{"batching": name, "engine threads": threads, **row} for name, row in both.items()]
+    return rows
 
 
 def _stream(client: Client, job: TextJob, told: Callable[[], None]) -> None:
@@ -237,6 +264,7 @@ class StaticBatcher:
 
     def __init__(self, engine: OnnxCausalEngine) -> None:
         self._engine = engine
+        engine.arrange(8, 512)
         self._waiting: list[tuple[TextJob, threading.Event]] = []
         self._changed = threading.Condition()
         self._stopping = False

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing as mp
 import os
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -49,10 +49,19 @@ Step = Callable[[int, int], float]
 """Prefills `rows` prompts and decodes so many tokens of each; seconds of the decoding alone."""
 
 
-def decode_speed(engine: Engine, weights: Weights, rows: int, tokens: int, threads: int, repeats: int = 3) -> float:
-    """Median tokens a second of all rows together, in a fresh process."""
-    with ProcessPoolExecutor(1, mp.get_context("spawn"), _set_threads, (threads,)) as pool:
-        return pool.submit(_measure, engine, weights, rows, tokens, threads, repeats).result()
+DecodeSpeed = Callable[[int, int], float]
+"""Tokens a second of all rows together, given the rows and how many tokens each decodes."""
+
+
+@contextmanager
+def loaded(engine: Engine, weights: Weights, threads: int) -> Iterator[DecodeSpeed]:
+    """The engine in a process of its own, which uses no processor time between two calls."""
+    with ProcessPoolExecutor(1, mp.get_context("spawn"), _load, (engine, weights, threads)) as pool:
+
+        def speed(rows: int, tokens: int) -> float:
+            return rows * tokens / pool.submit(_decode, rows, tokens).result()
+
+        yield speed
 
 
 def bare_speed(weights: Weights, prompt: list[int], rows: int, tokens: int, threads: int) -> float:
@@ -80,7 +89,12 @@ def _set_threads(threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
-def _measure(engine: Engine, weights: Weights, rows: int, tokens: int, threads: int, repeats: int) -> float:
+_loaded: list[Step] = []
+"""In an engine's own process: the engine."""
+
+
+def _load(engine: Engine, weights: Weights, threads: int) -> None:
+    _set_threads(threads)
     makers: dict[Engine, Callable[[Weights, int], Step]] = {
         Engine.NEREID: _nereid,
         Engine.NEREID_VARIANT: partial(_nereid, batch_invariant=False),
@@ -88,9 +102,11 @@ def _measure(engine: Engine, weights: Weights, rows: int, tokens: int, threads: 
         Engine.LLAMA_CPP: _llama_cpp,
         Engine.TRANSFORMERS: _transformers,
     }
-    step = makers[engine](weights, threads)
-    step(rows, 4)
-    return rows * tokens / statistics.median(step(rows, tokens) for _ in range(repeats))
+    _loaded.append(makers[engine](weights, threads))
+
+
+def _decode(rows: int, tokens: int) -> float:
+    return _loaded[0](rows, tokens)
 
 
 def _prompts(weights: Weights, rows: int) -> Any:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from nereid.export.checkpoint import Checkpoint
 from nereid.export.errors import ExportError
+from nereid.export.silence import quiet
 
 # Odd on purpose: a UNet traced at sizes that its levels divide evenly fails at all others.
 TRACE_HEIGHT, TRACE_WIDTH = 37, 29
@@ -224,20 +224,3 @@ def _quiet_load(checkpoint: Checkpoint, component: str, load: Callable[[str], An
             return load(str(checkpoint.folder / component)).eval()
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise ExportError(f"{checkpoint.folder / component} cannot be loaded: {str(error).splitlines()[0]}") from None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the libraries' own progress bars and notices; this project has its own."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(levels[0])
-        transformers_logging.set_verbosity(levels[1])

@@ -12,13 +12,14 @@ from typing import Any
 
 from nereid.export import configs, onnx_engine, tensorrt_engine
 from nereid.export.checkpoint import Checkpoint
-from nereid.export.components import Component, components_of, quiet
+from nereid.export.components import Component, components_of
 from nereid.export.errors import ExportError
 from nereid.export.facts import pipeline_facts
 from nereid.export.frame import MANIFEST, Device, Progress, check_name, file_digests, models_of, versions
 from nereid.export.onnx_engine import Check, Precision
 from nereid.export.preview import fit_latents_to_rgb
 from nereid.export.publish import adopt, locked, publish, readable_failures, require_space, staging_folder
+from nereid.export.silence import quiet
 from nereid.runtime.prompts import SETTINGS_FILE
 from nereid.runtime.settings import PIPELINE_FILE
 

@@ -25,6 +25,7 @@ from nereid.export.llm_checkpoint import LlmCheckpoint
 from nereid.export.llm_graph import fix_cache_size, keep_some_logits, save, set_window
 from nereid.export.llm_quantize import MatrixError, Scheme, measure, most_sensitive, quantize
 from nereid.export.publish import adopt, locked, publish, readable_failures, require_space, staging_folder
+from nereid.export.silence import quiet
 from nereid.runtime.llm.settings import DRAFT_FOLDER, LLM_FILE
 
 VERSIONED = ("torch", "transformers", "onnx", "onnxruntime", "onnxruntime-genai", "tokenizers", "numpy")
@@ -224,8 +225,6 @@ def _torch_logits(checkpoint: LlmCheckpoint, ids: Sequence[int]) -> NDArray[np.f
     """What transformers makes of the sample in float32: tokens x vocabulary."""
     import torch
     from transformers import AutoModelForCausalLM
-
-    from nereid.export.components import quiet
 
     with quiet(), torch.no_grad():
         model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32, use_safetensors=True).eval()

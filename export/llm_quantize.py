@@ -5,10 +5,7 @@ Round to nearest in blocks along the input dimension, by ONNX Runtime's MatMulNB
 
 from __future__ import annotations
 
-import io
-import logging
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from nereid.export.llm_graph import matrices
+from nereid.export.silence import quiet
 
 ACCURACY_LEVEL = 4
 """Activations are rounded to 8 bits a block, too, which is what makes the kernels quick."""
@@ -107,7 +105,8 @@ def quantize(model: Any, scheme: Scheme, eight_bit: Sequence[str]) -> Any:
             accuracy_level=ACCURACY_LEVEL,
             nodes_to_exclude=sorted(excluded),
         )
-        _quietly(quantizer.process)
+        with quiet(printing=True):
+            quantizer.process()
         model = quantizer.model.model
     _share_embedding(model, scheme)
     used = {name for node in model.graph.node for name in node.input}
@@ -115,15 +114,6 @@ def quantize(model: Any, scheme: Scheme, eight_bit: Sequence[str]) -> Any:
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
     return model
-
-
-def _quietly(work: Any) -> None:
-    logger = logging.getLogger("onnxruntime.quantization.matmul_nbits_quantizer")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with redirect_stdout(io.StringIO()):
-        work()
-    logger.setLevel(level)
 
 
 def _share_embedding(model: Any, scheme: Scheme) -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +15,7 @@ from torch import Tensor, nn
 
 from nereid.export.components import Component, TensorSpec
 from nereid.export.errors import ExportError
+from nereid.export.silence import quiet
 
 OPSET = 18
 SMALL_MODEL_BYTES = 1_500_000_000
@@ -53,7 +50,7 @@ def export_onnx(component: Component, module: nn.Module, file: Path, precision: 
     if precision is Precision.FP16 and not component.keep_fp32:
         module = module.half()
     size = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
-    with torch.no_grad(), _silence():
+    with torch.no_grad(), quiet(printing=True):
         if size < SMALL_MODEL_BYTES:
             # The tracing exporter takes a second where the newer one takes half a minute, with equal graphs.
             axes = {
@@ -178,17 +175,3 @@ def refuse_above_bound(component: Component, checks: list[Check], precision: Pre
                 f"{component.name}: relative error {check.relative_error:.2g} of {check.output} against PyTorch is above "
                 f"the bound of {bound:g} for {precision}; nothing was published"
             )
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """The exporters report each step on stdout, stderr and through warnings; failures still raise."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -36,12 +36,15 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one token, or several, added to an answer; `finish_reason` comes with the last."""
+    """What one token, or several, added to an answer; `finish_reason` comes with the last.
 
-    text: str
+    `text` is None where no stop string had to be looked for: whoever shows the delta makes it, `GeneratedSequence.show`.
+    """
+
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
+    text: str | None = None
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -116,15 +119,34 @@ class GeneratedSequence:
         ends = token in self.stop_ids
         if self.structure is not None and not ends:
             ends = self.structure.take(token)
-        shown = "" if token in self.stop_ids else self.text.push(token)
-        if ends or self.text.stopped_by is not None:
+        shown = None
+        if self.text.stops:
+            shown = "" if token in self.stop_ids else self.text.push(token)
+            ends = ends or self.text.stopped_by is not None
+        if ends:
             self.finish_reason = FinishReason.STOP
         elif self.remaining <= 0:
             self.finish_reason = FinishReason.LENGTH
-        if self.finished:
+        if shown is not None and self.finished:
             shown += self.text.finish()
         self.all_logprobs.extend(logprobs)
-        self.emit(Delta(shown, (token,), logprobs, self.finish_reason))
+        self.emit(Delta((token,), logprobs, self.finish_reason, shown))
+
+    def show(self, delta: Delta) -> str:
+        """A delta's text, made here and now where it was not needed before; in order, on one thread at a time."""
+        if delta.text is not None:
+            return delta.text
+        tokens = self._visible(delta.tokens)
+        return self.text.finish(tokens) if delta.finish_reason else "".join(map(self.text.push, tokens))
+
+    def show_all(self) -> str:
+        """The text of a finished answer of which no delta has been shown."""
+        if not self.text.stops:
+            self.text.finish(self._visible(self.written))
+        return self.text.text
+
+    def _visible(self, tokens: Sequence[int]) -> list[int]:
+        return [token for token in tokens if token not in self.stop_ids]
 
     def _logprob(self, token: int) -> TokenLogprob:
         assert self.raw_logits is not None

@@ -139,7 +139,7 @@ class LlmTask:
         sequence = self.sequences[index]
         return {
             **self._common(),
-            "text_output": _texts([delta.text]),
+            "text_output": _texts([sequence.show(delta)]),
             "output_ids": np.array(delta.tokens, np.int32),
             "finish_reason": _texts([delta.finish_reason or ""]),
             "cumulative_logprob": np.array([sequence.cumulative_logprob], np.float32),
@@ -156,7 +156,7 @@ class LlmTask:
             row[: len(sequence.written)] = sequence.written
         return {
             **self._common(),
-            "text_output": _texts([lead + sequence.text.text for sequence in self.sequences]),
+            "text_output": _texts([lead + sequence.show_all() for sequence in self.sequences]),
             "output_ids": ids.reshape(-1),
             "finish_reason": _texts([str(sequence.finish_reason) for sequence in self.sequences]),
             "cumulative_logprob": np.array([s.cumulative_logprob for s in self.sequences], np.float32),
@@ -185,10 +185,10 @@ class LlmTask:
 
 def _merge(deltas: list[Delta]) -> Delta:
     return Delta(
-        "".join(delta.text for delta in deltas),
         tuple(token for delta in deltas for token in delta.tokens),
         tuple(logprob for delta in deltas for logprob in delta.logprobs),
         deltas[-1].finish_reason,
+        None if deltas[0].text is None else "".join(delta.text or "" for delta in deltas),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer
@@ -37,13 +38,17 @@ class TextStream:
             return self._show(len(self.text))
         return self._show(len(self.text) - self._held_back())
 
-    def finish(self) -> str:
-        """The rest: what was held back, and bytes that never became a whole character as U+FFFD."""
+    def finish(self, unread: Sequence[int] = ()) -> str:
+        """The rest, the `unread` last tokens with it: what was held back, and bytes that never became a character as U+FFFD."""
+        if not (self._ids or self.stops):
+            self._ids.extend(unread)  # a whole answer is decoded at once
+            unread = ()
+        shown = "".join(map(self.push, unread))
         if self.stopped_by is None:
             whole = self.tokenizer.decode(self._ids, skip_special_tokens=self.skip_special_tokens)
             if whole.startswith(self.text):
                 self.text = whole
-        return self._show(len(self.text))
+        return shown + self._show(len(self.text))
 
     def _cut(self, before: int) -> bool:
         """Look for the earliest stop string that ends in the new piece."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nereid.benchmarks.llm import TextJob, TextOutcome, _summary, sampler_cost, text_jobs
-from nereid.benchmarks.llm_peers import Engine, Weights, decode_speed
+from nereid.benchmarks.llm_peers import Engine, Weights, loaded
 
 import checkpoints as make
 from conftest import export_llm
@@ -35,7 +35,9 @@ def test_peers_decode_the_same_checkpoint(tmp_path: Path) -> None:
     export_llm(checkpoint, tmp_path / "out")
     weights = Weights(engine=tmp_path / "out" / "llm" / "1", genai=Path(), gguf=Path(), checkpoint=checkpoint, vocabulary=320)
     for engine in (Engine.NEREID, Engine.TRANSFORMERS):
-        assert decode_speed(engine, weights, 2, 4, 1, repeats=1) > 0
+        with loaded(engine, weights, 1) as speed:
+            assert speed(2, 4) > 0
+            assert speed(1, 2) > 0
 
 
 def test_sampler_cost_is_a_time() -> None:

@@ -98,14 +98,21 @@ def is_held_out(kind: Kind, topic: Topic) -> bool:
     return hashlib.sha256(f"{kind}/{topic.name}".encode()).digest()[0] % 8 == 0
 
 
-def sample_brief(rng: Random, *, held_out: bool = False, name_chance: float = 0.4, invented: float = 0.0) -> Brief:
-    """A random brief whose pair of kind and topic is held out, or is not.
+def sample_brief(
+    rng: Random,
+    *,
+    held_out: bool = False,
+    kinds: tuple[Kind, ...] = tuple(Kind),
+    name_chance: float = 0.4,
+    invented: float = 0.0,
+) -> Brief:
+    """A random brief for one of `kinds` whose pair of kind and topic is held out, or is not.
 
     `name_chance` is how often it gives a business name, `invented` how often that name, or a button's label, is of made-up
     words instead of the usual ones: whoever has seen those must copy, for there is nothing to guess.
     """
     while True:
-        kind, topic = rng.choice(tuple(Kind)), rng.choice(TOPICS)
+        kind, topic = rng.choice(kinds), rng.choice(TOPICS)
         if is_held_out(kind, topic) is held_out:
             break
     most = MOST_BUTTONS.get(kind, 1)

@@ -86,6 +86,13 @@ def test_bytes_that_never_become_a_character_are_shown_at_the_end() -> None:
     assert "\ufffd" in shown
 
 
+@pytest.mark.parametrize("pushed", [0, 3, 10])
+def test_the_last_tokens_may_come_with_the_end(pushed: int) -> None:
+    stream, ids = TextStream(BYTES), BYTES.encode("naïve 🦊 fox").ids
+    shown = "".join(stream.push(token) for token in ids[:pushed])
+    assert shown + stream.finish(ids[pushed:]) == stream.text == "naïve 🦊 fox"
+
+
 @pytest.mark.parametrize(("include", "expected"), [(False, "one two "), (True, "one two three")])
 def test_stop_strings_are_found_across_tokens_and_never_shown_in_part(include: bool, expected: str) -> None:
     stream = TextStream(BYTES, ("three", "thrall"), include)

@@ -213,7 +213,7 @@ def test_an_answer_ends_at_its_stop_token_or_its_length() -> None:
     long = sequence([5], 5, logit_bias={EOS: -100.0})
     scheduler, _ = make()
     run(scheduler, [(0, ended), (0, long)])
-    assert (ended.finish_reason, ended.written, ended.text.text) == (FinishReason.STOP, [EOS], "")
+    assert (ended.finish_reason, ended.written, ended.show_all()) == (FinishReason.STOP, [EOS], "")
     assert (long.finish_reason, len(long.written)) == (FinishReason.LENGTH, 5)
 
 
