@@ -73,10 +73,13 @@ def bare_speed(weights: Weights, prompt: list[int], rows: int, tokens: int, thre
 def _measure_bare(weights: Weights, prompt: list[int], rows: int, tokens: int, threads: int) -> float:
     from nereid.backends.onnx_causal import OnnxCausalEngine
 
-    engine = OnnxCausalEngine.load(weights.engine / "model.onnx", tokens=17 * 256, threads=threads)
+    capacity = 256
+    while capacity < len(prompt) + tokens + 2:  # as the scheduler's rows grow
+        capacity *= 2
+    engine = OnnxCausalEngine.load(weights.engine / "model.onnx", tokens=17 * capacity, threads=threads)
     taken = []
     for _ in range(2):  # the first is to warm up
-        engine.arrange(16, 256)
+        engine.arrange(16, capacity)
         start = time.perf_counter()
         last = [int(engine.extend(row, 0, prompt)[0].argmax()) for row in range(rows)]
         for place in range(len(prompt), len(prompt) + tokens - 1):

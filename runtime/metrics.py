@@ -22,9 +22,9 @@ class Kind(StrEnum):
     HISTOGRAM = "histogram"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Metric:
-    """One metric family; histograms have bucket bounds, `labelled` ones have no series without labels."""
+    """One metric family, itself and no copy; histograms have bucket bounds, `labelled` ones have no series without labels."""
 
     name: str
     kind: Kind

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-_BLOCK = 64
-"""Logits whose maximum is taken at once."""
+_BLOCK, _SMALL_BLOCK = 64, 16
+"""Logits whose maximum is taken at once, in a large vocabulary and in one too small for blocks of that size to bound much."""
+_SMALL = 16_384
 _NOTHING = np.int32(~0x7F800000)
 """The key of minus infinity."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -24,9 +25,9 @@ def _compiled(*signatures: str, **options: Any) -> Callable[[Function], Function
 
     def compile_it(function: Function) -> Function:
         try:
-            return numba.njit(list(signatures) or None, nogil=True, cache=True, **options)(function)
+            return numba.njit(list(signatures) or None, cache=True, **options)(function)
         except RuntimeError:  # neither beside this file nor in the user's cache folder may be written
-            return numba.njit(list(signatures) or None, nogil=True, **options)(function)
+            return numba.njit(list(signatures) or None, **options)(function)
 
     return compile_it
 
@@ -51,6 +52,24 @@ def _key(bits: np.int32) -> np.int32:
     return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
+def _peaks(size: int) -> Any:
+    """Compile the maxima of blocks for one size: the loop over a block is vectorised where its length is a constant."""
+
+    def peaks_of(bits: NDArray[np.int32], full: int, peaks: NDArray[np.int32]) -> None:
+        for block in range(full):
+            start = block * size
+            peak = _NOTHING
+            for place in range(size):
+                key = _key(bits[start + place])
+                peak = key if key > peak else peak  # max() is compiled to something slower
+            peaks[block] = peak
+
+    return _compiled()(peaks_of)
+
+
+_peaks_of_small, _peaks_of_large = _peaks(_SMALL_BLOCK), _peaks(_BLOCK)
+
+
 @_compiled("int64(float32[::1], int64, int64[::1], float32[::1])")
 def likeliest(logits: NDArray[np.float32], count: int, tokens: NDArray[np.int64], values: NDArray[np.float32]) -> int:
     """Write the `count` largest logits and their tokens, largest first, ties to the smaller token; returns how many.
@@ -60,17 +79,15 @@ def likeliest(logits: NDArray[np.float32], count: int, tokens: NDArray[np.int64]
     """
     bits, chosen = logits.view(np.int32), values.view(np.int32)
     vocabulary = len(bits)
-    full = vocabulary // _BLOCK
+    size = _SMALL_BLOCK if vocabulary < _SMALL else _BLOCK
+    full = vocabulary // size
     peaks = np.empty(full + 1, np.int32)
-    for block in range(full):
-        start = block * _BLOCK
-        peak = _NOTHING
-        for place in range(_BLOCK):
-            key = _key(bits[start + place])
-            peak = key if key > peak else peak  # max() is compiled to something slower
-        peaks[block] = peak
+    if size == _SMALL_BLOCK:
+        _peaks_of_small(bits, full, peaks)
+    else:
+        _peaks_of_large(bits, full, peaks)
     peaks[full] = _NOTHING
-    for token in range(full * _BLOCK, vocabulary):
+    for token in range(full * size, vocabulary):
         peaks[full] = max(peaks[full], _key(bits[token]))
     least = _NOTHING
     if count <= full:
@@ -80,7 +97,7 @@ def likeliest(logits: NDArray[np.float32], count: int, tokens: NDArray[np.int64]
     for block in range(full + 1):
         if peaks[block] < least:
             continue
-        for token in range(block * _BLOCK, min((block + 1) * _BLOCK, vocabulary)):
+        for token in range(block * size, min((block + 1) * size, vocabulary)):
             key = _key(bits[token])
             if key < least or (found == count and key <= chosen[found - 1]):
                 continue

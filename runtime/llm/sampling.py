@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,8 +73,7 @@ class TokenCounts:
         self.written[token] = self.written.get(token, 0) + 1
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One distribution to draw from: `position` counts the tokens drawn before with the same seed.
 
     `banned` tokens are never drawn; `allowed` (bool, vocabulary), where given, is all that may be.

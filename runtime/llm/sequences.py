@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +35,7 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(NamedTuple):
     """What one token, or several, added to an answer; `finish_reason` comes with the last.
 
     `text` is None where no stop string had to be looked for: whoever shows the delta makes it, `GeneratedSequence.show`.
@@ -121,7 +121,7 @@ class GeneratedSequence:
             ends = self.structure.take(token)
         shown = None
         if self.text.stops:
-            shown = "" if token in self.stop_ids else self.text.push(token)
+            shown = "" if token in self.stop_ids else self.text.push([token])
             ends = ends or self.text.stopped_by is not None
         if ends:
             self.finish_reason = FinishReason.STOP
@@ -137,7 +137,7 @@ class GeneratedSequence:
         if delta.text is not None:
             return delta.text
         tokens = self._visible(delta.tokens)
-        return self.text.finish(tokens) if delta.finish_reason else "".join(map(self.text.push, tokens))
+        return self.text.finish(tokens) if delta.finish_reason else self.text.push(tokens)
 
     def show_all(self) -> str:
         """The text of a finished answer of which no delta has been shown."""

@@ -26,10 +26,13 @@ class TextStream:
     def __post_init__(self) -> None:
         self._stream = DecodeStream(skip_special_tokens=self.skip_special_tokens)
 
-    def push(self, token: int) -> str:
-        """Take one token; `stopped_by` is set once a stop string is complete, and `text` ends there."""
-        self._ids.append(token)
-        piece = self._stream.step(self.tokenizer, token)
+    def push(self, tokens: Sequence[int]) -> str:
+        """Take tokens: one at a time where there are stop strings, for all text that comes with a stop string is cut.
+
+        `stopped_by` is set once a stop string is complete, and `text` ends there.
+        """
+        self._ids.extend(tokens)
+        piece = self._stream.step(self.tokenizer, list(tokens))
         if not piece:
             return ""
         before = len(self.text)
@@ -43,7 +46,7 @@ class TextStream:
         if not (self._ids or self.stops):
             self._ids.extend(unread)  # a whole answer is decoded at once
             unread = ()
-        shown = "".join(map(self.push, unread))
+        shown = self.push(unread) if unread else ""
         if self.stopped_by is None:
             whole = self.tokenizer.decode(self._ids, skip_special_tokens=self.skip_special_tokens)
             if whole.startswith(self.text):

@@ -71,17 +71,19 @@ def byte_level() -> Tokenizer:
 BYTES = byte_level()
 
 
-def test_text_never_shows_half_a_character() -> None:
+@pytest.mark.parametrize("together", [1, 2, 3, 50])
+def test_text_never_shows_half_a_character(together: int) -> None:
     text = "naïve 🦊 fox, 中文, e\u0301 and 👩‍👩‍👧 end"
     stream = TextStream(BYTES)
-    pieces = [stream.push(token) for token in BYTES.encode(text).ids]
+    ids = BYTES.encode(text).ids
+    pieces = [stream.push(ids[start : start + together]) for start in range(0, len(ids), together)]
     assert all("\ufffd" not in piece for piece in pieces)
     assert "".join(pieces) + stream.finish() == text
 
 
 def test_bytes_that_never_become_a_character_are_shown_at_the_end() -> None:
     stream = TextStream(BYTES)
-    shown = "".join(stream.push(token) for token in BYTES.encode("ab🦊").ids[:-1]) + stream.finish()
+    shown = "".join(stream.push([token]) for token in BYTES.encode("ab🦊").ids[:-1]) + stream.finish()
     assert shown.startswith("ab")
     assert "\ufffd" in shown
 
@@ -89,7 +91,7 @@ def test_bytes_that_never_become_a_character_are_shown_at_the_end() -> None:
 @pytest.mark.parametrize("pushed", [0, 3, 10])
 def test_the_last_tokens_may_come_with_the_end(pushed: int) -> None:
     stream, ids = TextStream(BYTES), BYTES.encode("naïve 🦊 fox").ids
-    shown = "".join(stream.push(token) for token in ids[:pushed])
+    shown = "".join(stream.push([token]) for token in ids[:pushed])
     assert shown + stream.finish(ids[pushed:]) == stream.text == "naïve 🦊 fox"
 
 
@@ -98,7 +100,7 @@ def test_stop_strings_are_found_across_tokens_and_never_shown_in_part(include: b
     stream = TextStream(BYTES, ("three", "thrall"), include)
     shown = ""
     for token in BYTES.encode("one two three four").ids:
-        shown += stream.push(token)
+        shown += stream.push([token])
         assert expected.startswith(shown)
         if stream.stopped_by:
             break
@@ -108,7 +110,7 @@ def test_stop_strings_are_found_across_tokens_and_never_shown_in_part(include: b
 
 def test_a_beginning_that_is_no_stop_string_is_shown_after_all() -> None:
     stream = TextStream(BYTES, ("three",))
-    shown = "".join(stream.push(token) for token in BYTES.encode("thrift th").ids)
+    shown = "".join(stream.push([token]) for token in BYTES.encode("thrift th").ids)
     assert shown == "thrift "
     assert shown + stream.finish() == "thrift th"
 
