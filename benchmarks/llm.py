@@ -29,9 +29,14 @@ from nereid.benchmarks.compare import serving
 from nereid.benchmarks.gguf_file import write_gguf
 from nereid.benchmarks.llm_peers import Engine, Weights, bare_speed, installed, loaded
 from nereid.client import Client
+from nereid.client.texts import text_tensors
 from nereid.export.configs import read_config, write_config
+from nereid.runtime.llm.observer import LlmObserver
 from nereid.runtime.llm.sampling import Row, Sampling, sample
-from nereid.runtime.llm.settings import LlmFacts
+from nereid.runtime.llm.service import LlmService
+from nereid.runtime.llm.settings import LlmFacts, LlmLimits
+from nereid.runtime.llm.structure import StructureFactory
+from nereid.runtime.metrics import Recorder
 from nereid.serving.options import ServeOptions
 from nereid.zoo.sections.chat import conversation
 from nereid.zoo.sections.score import held_out_briefs
@@ -227,38 +232,93 @@ class TextOutcome:
     gaps: list[float] = field(default_factory=list)
 
 
-def text_jobs(count: int, rate: float, vocabulary: int, seed: int = 0) -> list[TextJob]:
-    """Poisson arrivals; prompts of 10 to 200 tokens, answers of 10 to 200."""
+SHORT_ANSWERS = (10, 25, 50, 100, 200)
+LONG_ANSWERS = (20, 50, 100, 200, 400)
+
+
+def text_jobs(count: int, rate: float, vocabulary: int, answers: Sequence[int] = SHORT_ANSWERS, seed: int = 0) -> list[TextJob]:
+    """Poisson arrivals; prompts of 10 to 200 tokens, answers of the lengths given."""
     rng, now, jobs = random.Random(seed), 0.0, []
     for _ in range(count):
         now += rng.expovariate(rate)
         prompt = tuple(rng.randrange(3, vocabulary) for _ in range(rng.randint(10, 200)))
-        jobs.append(TextJob(arrival=now, prompt=prompt, tokens=rng.choice((10, 25, 50, 100, 200))))
+        jobs.append(TextJob(arrival=now, prompt=prompt, tokens=rng.choice(answers)))
     return jobs
 
 
 def in_flight_against_static(repository: Path, plan: LlmPlan) -> list[dict[str, Any]]:
-    """The same arrivals, fast enough to fill both: through Triton, and to a static batcher of 8 or 100 ms around the engine;
-    with the engine on all cores, and on half of them."""
-    facts = LlmFacts.read(repository / "llm" / "1")
-    jobs = text_jobs(plan.requests * 4, 100.0, facts.vocabulary)
+    """The same arrivals, fast enough to fill all, answered greedily: in flight through Triton, in flight without Triton, and by
+    static batches of 8 or 100 ms around the bare engine."""
+    folder = repository / "llm" / "1"
+    vocabulary = LlmFacts.read(folder).vocabulary
     rows: list[dict[str, Any]] = []
-    for threads in sorted({plan.threads, max(1, plan.threads // 2)}):
-        with serving_with(repository, threads=threads) as (client, _):
-            in_flight = _drive(jobs, partial(_stream, client))
-        engine = OnnxCausalEngine.load(repository / "llm" / "1" / "model.onnx", tokens=32_768, threads=threads)
-        static = StaticBatcher(engine)
-        made = _drive(jobs, static.ask)
+    for name, lengths in {"10 to 200": SHORT_ANSWERS, "20 to 400": LONG_ANSWERS}.items():
+        jobs = text_jobs(plan.requests * 3, 100.0, vocabulary, lengths)
+        made = {}
+        with serving_with(repository, threads=plan.threads, prefix_cache_megabytes=0) as (client, _):
+            made["in flight, served"] = _drive(jobs, partial(_stream, client))
+        with in_process(folder, plan.threads) as ask:
+            made["in flight, no Triton"] = _drive(jobs, ask)
+        static = StaticBatcher(OnnxCausalEngine.load(folder / "model.onnx", tokens=32_768, threads=plan.threads))
+        made["static batches"] = _drive(jobs, static.ask)
         static.stop()
-        both = {"in flight, served": _summary(jobs, *in_flight), "static batches of 8 or 100 ms": _summary(jobs, *made)}
-        rows += [{"batching": name, "engine threads": threads, **row} for name, row in both.items()]
+        rows += [{"answers": name, "batching": kind, **_summary(jobs, *outcomes)} for kind, outcomes in made.items()]
     return rows
 
 
+Ask = Callable[[TextJob, Callable[[], None]], None]
+"""Answers a job, and tells of each token; returns when all are there."""
+
+
+def _sampling(job: TextJob) -> dict[str, Any]:
+    return {"max_tokens": job.tokens, "ignore_eos": True, "temperature": 0}
+
+
 def _stream(client: Client, job: TextJob, told: Callable[[], None]) -> None:
-    for delta in client.stream_text(list(job.prompt), max_tokens=job.tokens, ignore_eos=True, seed=1):
+    for delta in client.stream_text(list(job.prompt), **_sampling(job)):
         for _ in delta.token_ids:
             told()
+
+
+@dataclass(slots=True, eq=False)
+class _Caller:
+    """One request's way back where there is no Triton."""
+
+    told: Callable[[], None]
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def send(self, outputs: Mapping[str, np.ndarray]) -> None:
+        for _ in outputs["output_ids"]:
+            self.told()
+
+    def close(self, error: Exception | None = None) -> None:
+        self.done.set()
+
+    def is_cancelled(self) -> bool:
+        return False
+
+
+@contextmanager
+def in_process(folder: Path, threads: int) -> Iterator[Ask]:
+    """The `llm` service of an engine's folder, in this process."""
+    facts, tokenizer = LlmFacts.read(folder), folder / "tokenizer.json"
+    limits = LlmLimits(prefix_cache_megabytes=0)
+    service = LlmService(
+        facts=facts,
+        limits=limits,
+        engine=OnnxCausalEngine.load(folder / "model.onnx", tokens=limits.kv_tokens, threads=threads),
+        tokenizer=Tokenizer.from_file(str(tokenizer)),
+        structures=StructureFactory.of(tokenizer, facts.vocabulary, facts.eos_token_ids),
+        observer=LlmObserver(Recorder(lambda metric, value, labels: None)),
+    )
+
+    def ask(job: TextJob, told: Callable[[], None]) -> None:
+        caller = _Caller(told)
+        service.handle(text_tensors(job.prompt, _sampling(job), stream=True, timeout=None), caller)
+        caller.done.wait()
+
+    yield ask
+    service.stop()
 
 
 class StaticBatcher:
@@ -266,7 +326,7 @@ class StaticBatcher:
 
     def __init__(self, engine: OnnxCausalEngine) -> None:
         self._engine = engine
-        engine.arrange(8, 512)
+        engine.arrange(8, 1024)
         self._waiting: list[tuple[TextJob, threading.Event]] = []
         self._changed = threading.Condition()
         self._stopping = False

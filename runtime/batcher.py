@@ -27,6 +27,9 @@ from nereid.runtime.errors import (
 
 log = logging.getLogger(__name__)
 
+_WAITING_ASKED = 4
+"""How many of those that wait are asked in a turn whether they were cancelled."""
+
 
 class Task(Protocol):
     """One request in flight."""
@@ -84,6 +87,9 @@ class InFlightBatcher(Generic[T]):
 
     `submit` raises QueueFullError or StoppingError; every accepted task is finished exactly once, whatever happens. While
     nothing is in flight `rest` is called after each last tick until it returns False: a tick's worth of work that can wait.
+    Active tasks are asked in turn whether they were cancelled, each of them every `poll_seconds`, but no more than one every
+    `question_seconds`: in Triton a question goes to another process and back, and a hundred of them keep a core busy. Of
+    those in the queue a few are asked in each turn.
     """
 
     advance: Callable[[Sequence[T]], None]
@@ -91,6 +97,7 @@ class InFlightBatcher(Generic[T]):
     max_inflight: int
     max_queue: int
     poll_seconds: float = 0.02
+    question_seconds: float = 0.005
     name: str = "batcher"
     rest: Callable[[], bool] = lambda: False
     _resting: bool = field(default=False, init=False)
@@ -239,15 +246,21 @@ class InFlightBatcher(Generic[T]):
     # --- the watching thread: cancellation and deadlines of tasks, off the tick thread ---
 
     def _watch_forever(self) -> None:
+        first = 0
         while True:
             with self._changed:
                 while not (self._stopping or self._queue or self._active):
                     self._changed.wait()
+                waiting = list(self._queue)
+                first = (first + _WAITING_ASKED) % max(len(waiting), 1)
+                tickets = [*self._active, *waiting[first : first + _WAITING_ASKED]]
+            pause = max(self.poll_seconds / max(len(tickets), 1), self.question_seconds)
+            for ticket in tickets:
                 if self._stopping:
                     return
-                tickets = [*self._active, *self._queue]
-            for ticket in tickets:
                 with ticket.in_use:
                     if not ticket.finished and not ticket.cancelled:
                         ticket.cancelled = ticket.task.is_cancelled()
-            time.sleep(self.poll_seconds)
+                time.sleep(pause)
+            if self._stopping:
+                return

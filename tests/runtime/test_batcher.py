@@ -31,6 +31,7 @@ class Count:
     error: RequestError | None = None
     cancelled: bool = False
     seen: int = 0
+    asked: int = 0
     outcome: list[RequestError | None] = field(default_factory=list)
     answered: threading.Event = field(default_factory=threading.Event)
 
@@ -40,6 +41,7 @@ class Count:
 
     def is_cancelled(self) -> bool:
         assert not self.answered.is_set(), "an answered request was asked whether it was cancelled"
+        self.asked += 1
         return self.cancelled
 
     def finish(self, error: RequestError | None) -> None:
@@ -160,6 +162,19 @@ def test_cancelled_task_leaves_within_a_tick_and_others_go_on() -> None:
         assert isinstance(lost.wait(), CancelledError)
         assert kept.wait() is None
     assert sorted(log.outcomes) == ["cancelled", "success"]
+
+
+def test_a_hundred_waiting_tasks_are_asked_no_more_often_than_a_few_and_yet_let_go() -> None:
+    with batcher(step, inflight=1, queue=100) as (made, _):
+        tasks = [Count(10**9) for _ in range(100)]
+        start = time.monotonic()
+        for task in tasks:
+            made.submit(task)
+        until(lambda: sum(task.asked for task in tasks) >= 60)
+        assert sum(task.asked for task in tasks) <= 1 + (time.monotonic() - start) / made.question_seconds
+        assert tasks[0].asked >= 10
+        tasks[-1].cancelled = True
+        assert isinstance(tasks[-1].wait(), CancelledError)
 
 
 def test_deadline_ends_running_and_waiting_tasks_by_name() -> None:

@@ -16,7 +16,7 @@ from nereid.zoo.sections.topics import TOPICS
 
 from conftest import Served
 
-AT_LEAST = 80
+AT_LEAST = 85
 """Far above what an untrained or a broken model reaches; the score itself is in README."""
 
 
@@ -53,6 +53,12 @@ def test_held_out_pairs_are_never_trained_on() -> None:
     rng = Random(3)
     assert not any(is_held_out(brief.demand.kind, brief.demand.topic) for brief in (sample_brief(rng) for _ in range(500)))
     assert all(is_held_out(brief.demand.kind, brief.demand.topic) for brief in held_out_briefs(100))
+
+
+def test_briefs_are_of_the_kinds_asked_for() -> None:
+    rng = Random(4)
+    kinds = {sample_brief(rng, kinds=(Kind.GALLERY, Kind.PRICING)).demand.kind for _ in range(50)}
+    assert kinds == {Kind.GALLERY, Kind.PRICING}
 
 
 @pytest.mark.torch
