@@ -8,6 +8,8 @@ LLM ?= zoo/sections/checkpoint
 REPOSITORY ?= build/repository
 ENGINE ?= onnxruntime
 ARGS ?=
+EXPORT = $(BIN)/nereid export diffusion $(CHECKPOINT) --engine $(ENGINE) --out $(REPOSITORY)
+EXPORT_LLM = $(BIN)/nereid export llm $(LLM) --out $(REPOSITORY)
 
 .PHONY: help setup demo export export-llm serve test lint bench bench-sd15 bench-llm perf docker-build docker-up docker-export clean
 
@@ -29,10 +31,10 @@ demo: setup ## Export the shipped models, start Triton, draw six pictures, write
 	@$(BIN)/nereid demo --repository $(REPOSITORY) $(ARGS)
 
 export: setup ## Export CHECKPOINT to REPOSITORY (ENGINE=onnxruntime|tensorrt)
-	@$(BIN)/nereid export diffusion $(CHECKPOINT) --engine $(ENGINE) --out $(REPOSITORY) $(ARGS)
+	@$(EXPORT) $(ARGS)
 
 export-llm: setup ## Export the language model LLM to REPOSITORY (ARGS='--precision int8')
-	@$(BIN)/nereid export llm $(LLM) --out $(REPOSITORY) $(ARGS)
+	@$(EXPORT_LLM) $(ARGS)
 
 serve: setup ## Serve REPOSITORY
 	@$(BIN)/nereid serve --repository $(REPOSITORY) $(ARGS)
@@ -47,7 +49,8 @@ lint: setup ## What a change must pass: ruff (lint, format) and mypy (strict)
 	@for room in backends benchmarks client export runtime serving zoo; do ln -s ../../../$$room build/mypy/nereid/$$room; done
 	@MYPYPATH=build/mypy $(BIN)/mypy -p nereid
 
-bench: setup export ## Nereid against diffusers and batching servers, under load
+bench: setup ## Nereid against diffusers and batching servers, under load
+	@$(EXPORT)
 	@$(BIN)/nereid bench compare --repository $(REPOSITORY) $(ARGS)
 
 bench-sd15: setup ## The same at Stable Diffusion 1.5's sizes, random weights
@@ -56,7 +59,9 @@ bench-sd15: setup ## The same at Stable Diffusion 1.5's sizes, random weights
 bench-llm: setup ## The language model against onnxruntime-genai, transformers, llama.cpp; batching, prefix cache, guesses
 	@$(BIN)/nereid bench llm $(ARGS)
 
-perf: setup export export-llm ## perf_analyzer over a range of concurrencies
+perf: setup ## perf_analyzer over a range of concurrencies
+	@$(EXPORT)
+	@$(EXPORT_LLM)
 	@$(BIN)/nereid bench perf --repository $(REPOSITORY) $(ARGS)
 
 docker-build: ## Build the container
