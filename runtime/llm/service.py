@@ -99,19 +99,32 @@ class LlmTask:
     def finish(self, error: RequestError | None) -> None:
         """The last answer; deltas that are still pending go first."""
         self._ended.set()
-        if self.request.stream:
-            self._send_pending()
+        try:
+            if self.request.stream:
+                self._send_pending()
+            elif error is None:
+                with self._sending:
+                    self._send(self._whole())
+        except Exception:
+            error = self._failed()
+        error = error or self.error
         with self._sending:
             if error is None:
-                if not self.request.stream:
-                    self._send(self._whole())
                 written = sum(len(sequence.written) for sequence in self.sequences)
                 self.observer.answered(time.monotonic() - self.arrived, len(self.request.prompt), written)
             self._safely(lambda: self.reply.close(error))
 
     def _send_soon(self) -> None:
         self._ended.wait(max(0.0, self._last_sent + self.interval - time.monotonic()))
-        self._send_pending()
+        try:
+            self._send_pending()
+        except Exception:
+            self.error = self._failed()
+
+    @staticmethod
+    def _failed() -> RequestError:
+        log.exception("an answer could not be made")
+        return EngineError("internal error while writing the answer; see the server's log")
 
     def _send_pending(self) -> None:
         with self._sending:

@@ -32,7 +32,11 @@ class TextStream:
         `stopped_by` is set once a stop string is complete, and `text` ends there.
         """
         self._ids.extend(tokens)
-        piece = self._stream.step(self.tokenizer, list(tokens))
+        try:
+            piece = self._stream.step(self.tokenizer, list(tokens))
+        except Exception:  # some decoders change, by what follows, text that they have given before
+            self._stream = DecodeStream(skip_special_tokens=self.skip_special_tokens)
+            piece = self._stream.step(self.tokenizer, list(tokens))
         if not piece:
             return ""
         before = len(self.text)

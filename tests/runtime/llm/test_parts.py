@@ -88,6 +88,17 @@ def test_bytes_that_never_become_a_character_are_shown_at_the_end() -> None:
     assert "\ufffd" in shown
 
 
+def test_a_decoder_that_loses_its_way_begins_anew() -> None:
+    class Lost:
+        def step(self, *_: object) -> str:
+            raise ValueError("Invalid prefix encountered while decoding stream")
+
+    stream = TextStream(BYTES)
+    first = stream.push(BYTES.encode("one ").ids)
+    stream._stream = Lost()  # type: ignore[assignment]
+    assert first + stream.push(BYTES.encode("two").ids) + stream.finish() == "one two"
+
+
 @pytest.mark.parametrize("pushed", [0, 3, 10])
 def test_the_last_tokens_may_come_with_the_end(pushed: int) -> None:
     stream, ids = TextStream(BYTES), BYTES.encode("naïve 🦊 fox").ids

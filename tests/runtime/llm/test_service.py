@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from test_requests import FACTS, WORDS, text
 
-from nereid.runtime.errors import CancelledError, DeadlineError, InvalidRequestError, QueueFullError
+from nereid.runtime.errors import CancelledError, DeadlineError, EngineError, InvalidRequestError, QueueFullError
 from nereid.runtime.llm.observer import LlmObserver, Peak
 from nereid.runtime.llm.service import LlmService
 from nereid.runtime.llm.settings import LlmFacts, LlmLimits
+from nereid.runtime.llm.text import TextStream
 from nereid.runtime.metrics import Metric, Recorder
 
 from closed_form import ClosedFormEngine
@@ -157,6 +158,20 @@ def test_logprobs_are_those_of_the_drawn_tokens(ask: Ask) -> None:
     for item in found:
         assert item["top"][0]["token_id"] == item["token_id"]
         assert item["top"][0]["logprob"] >= item["top"][1]["logprob"]
+
+
+@pytest.mark.parametrize(("stream", "method"), [(True, "push"), (True, "finish"), (False, "finish")])
+def test_text_that_cannot_be_made_fails_its_request_alone(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, stream: bool, method: str
+) -> None:
+    def fail(*_: object) -> str:
+        raise RuntimeError("no text")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextStream, method, fail)
+        failed = ask(max_tokens=100, stream=stream).wait()
+    assert isinstance(failed.error, EngineError)
+    assert ask(max_tokens=10, stream=stream).wait().error is None
 
 
 def test_a_slow_reader_slows_nobody_and_loses_nothing(ask: Ask) -> None:
