@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -99,16 +100,12 @@ class LlmTask:
     def finish(self, error: RequestError | None) -> None:
         """The last answer; deltas that are still pending go first."""
         self._ended.set()
-        try:
-            if self.request.stream:
-                self._send_pending()
-            elif error is None:
-                with self._sending:
-                    self._send(self._whole())
-        except Exception:
-            error = self._failed()
-        error = error or self.error
+        if self.request.stream:
+            self._send_pending()
         with self._sending:
+            if error is None and not self.request.stream:
+                self._make(lambda: self._send(self._whole()))
+            error = error or self.error
             if error is None:
                 written = sum(len(sequence.written) for sequence in self.sequences)
                 self.observer.answered(time.monotonic() - self.arrived, len(self.request.prompt), written)
@@ -116,15 +113,7 @@ class LlmTask:
 
     def _send_soon(self) -> None:
         self._ended.wait(max(0.0, self._last_sent + self.interval - time.monotonic()))
-        try:
-            self._send_pending()
-        except Exception:
-            self.error = self._failed()
-
-    @staticmethod
-    def _failed() -> RequestError:
-        log.exception("an answer could not be made")
-        return EngineError("internal error while writing the answer; see the server's log")
+        self._send_pending()
 
     def _send_pending(self) -> None:
         with self._sending:
@@ -135,7 +124,18 @@ class LlmTask:
             for index in range(len(self.sequences)):
                 deltas = [delta for owner, delta in pending if owner == index]
                 if deltas:
-                    self._send(self._piece(index, _merge(deltas)))
+                    self._make(partial(self._send_piece, index, deltas))
+
+    def _send_piece(self, index: int, deltas: list[Delta]) -> None:
+        self._send(self._piece(index, _merge(deltas)))
+
+    def _make(self, answer: Callable[[], None]) -> None:
+        """Make and send an answer; where it cannot be made, for its text cannot, the request ends with an error."""
+        try:
+            answer()
+        except Exception:
+            log.exception("an answer could not be made")
+            self.error = EngineError("internal error while writing the answer; see the server's log")
 
     def _send(self, outputs: Outputs) -> None:
         wanted = {name: value for name, value in outputs.items() if name in self.request.outputs}
