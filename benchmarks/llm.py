@@ -190,7 +190,8 @@ def served_against_bare(
     """Tokens a second of eight streams through Triton, and of the bare engine reading the same prompts and decoding
     eight rows greedily, in turn; with the engine on all cores, and on half of them.
 
-    Without the prefix cache: it would spare the served prompts, and read answers again while the bare engine is measured."""
+    Without the prefix cache: it would spare the served prompts, and read answers again while the bare engine is measured.
+    """
     prompt = conversation("features section for a museum")
     rows = []
     for (name, weights), threads in itertools.product(models.items(), sorted({plan.threads, max(1, plan.threads // 2)})):

@@ -104,7 +104,7 @@ class LlmTask:
             self._send_pending()
         with self._sending:
             if error is None and not self.request.stream:
-                self._make(lambda: self._send(self._whole()))
+                self._send(self._whole)
             error = error or self.error
             if error is None:
                 written = sum(len(sequence.written) for sequence in self.sequences)
@@ -124,21 +124,16 @@ class LlmTask:
             for index in range(len(self.sequences)):
                 deltas = [delta for owner, delta in pending if owner == index]
                 if deltas:
-                    self._make(partial(self._send_piece, index, deltas))
+                    self._send(partial(self._piece, index, _merge(deltas)))
 
-    def _send_piece(self, index: int, deltas: list[Delta]) -> None:
-        self._send(self._piece(index, _merge(deltas)))
-
-    def _make(self, answer: Callable[[], None]) -> None:
+    def _send(self, make: Callable[[], Outputs]) -> None:
         """Make and send an answer; where it cannot be made, for its text cannot, the request ends with an error."""
         try:
-            answer()
+            wanted = {name: value for name, value in make().items() if name in self.request.outputs}
         except Exception:
             log.exception("an answer could not be made")
             self.error = EngineError("internal error while writing the answer; see the server's log")
-
-    def _send(self, outputs: Outputs) -> None:
-        wanted = {name: value for name, value in outputs.items() if name in self.request.outputs}
+            return
         self._safely(lambda: self.reply.send(wanted))
 
     @staticmethod
