@@ -16,13 +16,13 @@ EXPORT_LLM = $(BIN)/nereid export llm $(LLM) --out $(REPOSITORY)
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml client/pyproject.toml export/pyproject.toml zoo/pyproject.toml benchmarks/pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing; install Python 3.11 with venv (Debian: apt-get install python3.11 python3.11-venv)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { echo "error: $(PYTHON) must be Python 3.11 with venv (Debian: apt-get install python3.11 python3.11-venv)"; exit 1; }
 	@echo "making the virtual environment in $(VENV) (a few minutes, most of it downloads)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar on torch==2.13.0 $(TORCH_INDEX)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar on -e '.[serve,gateway,export,bench,dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar on -e client -e '.[serve,gateway,dev]' -e export -e zoo -e benchmarks
 	@touch $@
 
 setup: $(STAMP) ## Make the virtual environment and install everything
@@ -42,12 +42,11 @@ serve: setup ## Serve REPOSITORY
 test: setup ## All tests, those with a real Triton included
 	@$(BIN)/python -m pytest $(ARGS)
 
-lint: setup ## What a change must pass: ruff (lint, format) and mypy (strict)
+lint: setup ## What a change must pass: ruff (lint, format), mypy (strict), pyright (imports)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@rm -rf build/mypy && mkdir -p build/mypy/nereid
-	@for room in backends benchmarks client export runtime serving zoo; do ln -s ../../../$$room build/mypy/nereid/$$room; done
-	@MYPYPATH=build/mypy $(BIN)/mypy -p nereid
+	@$(BIN)/mypy
+	@$(BIN)/pyright
 
 bench: setup ## Nereid against diffusers and batching servers, under load
 	@$(EXPORT)

@@ -16,7 +16,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from nereid.zoo.shapes.model import train_tokenizer
+from nereid_zoo.shapes.model import train_tokenizer
 
 LENGTH, WIDTH = 16, 32
 SCHEDULER = {

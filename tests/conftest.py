@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-for folder in (Path(__file__).parent, Path(__file__).parent / "e2e", Path(__file__).parent / "runtime" / "llm"):
+for folder in (Path(__file__).parent, Path(__file__).parent / "e2e", Path(__file__).parent / "llm"):
     sys.path.insert(0, str(folder))
 
 
@@ -68,14 +68,14 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def export(checkpoint: Path, out: Path, **options: object) -> None:
-    from nereid.export.diffusion import ExportOptions, export_diffusion
+    from nereid_export.diffusion import ExportOptions, export_diffusion
 
     export_diffusion(ExportOptions(checkpoint=checkpoint, out=out, **options), Silent())  # type: ignore[arg-type]
 
 
 def export_llm(checkpoint: Path, out: Path, precision: str = "int4", **options: object) -> dict[str, object]:
-    from nereid.export.llm import LlmExportOptions, LlmPrecision
-    from nereid.export.llm import export_llm as export
+    from nereid_export.llm import LlmExportOptions, LlmPrecision
+    from nereid_export.llm import export_llm as export
 
     chosen = LlmExportOptions(checkpoint=checkpoint, out=out, precision=LlmPrecision(precision), **options)  # type: ignore[arg-type]
     return export(chosen, Silent())
@@ -83,7 +83,7 @@ def export_llm(checkpoint: Path, out: Path, precision: str = "int4", **options: 
 
 def set_parameters(repository: Path, model: str, **parameters: object) -> None:
     """Change parameters of a published model's config."""
-    from nereid.export.configs import read_config, write_config
+    from nereid_export.configs import read_config, write_config
 
     config = read_config(repository / model / "config.pbtxt")
     for key, value in parameters.items():

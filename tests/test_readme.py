@@ -37,7 +37,7 @@ def test_files_the_documents_point_to_exist() -> None:
 )
 def test_commands_of_the_readme_have_help_that_lists_their_options(command: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "nereid.client.main", *command.split(), "--help"],
+        [sys.executable, "-m", "nereid_client.main", *command.split(), "--help"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -62,7 +62,7 @@ def test_mistakes_are_one_sentence_and_no_traceback(command: list[str], tmp_path
     (tmp_path / "model_repository").symlink_to(ROOT / "model_repository")
     environment = {name: value for name, value in os.environ.items() if name != "NEREID_API_KEY"}
     done = subprocess.run(
-        [sys.executable, "-m", "nereid.client.main", *command],
+        [sys.executable, "-m", "nereid_client.main", *command],
         capture_output=True,
         text=True,
         timeout=60,

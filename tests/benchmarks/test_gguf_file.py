@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from nereid.benchmarks.gguf_file import write_gguf
+from nereid_bench.gguf_file import write_gguf
 
 import checkpoints as make
 

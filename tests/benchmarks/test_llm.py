@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nereid.benchmarks.llm import TextJob, TextOutcome, _summary, sampler_cost, text_jobs
-from nereid.benchmarks.llm_peers import Engine, Weights, loaded
+from nereid_bench.llm import TextJob, TextOutcome, _summary, sampler_cost, text_jobs
+from nereid_bench.llm_peers import Engine, Weights, loaded
 
 import checkpoints as make
 from conftest import export_llm

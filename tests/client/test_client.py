@@ -13,9 +13,9 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-import nereid.client as sdk
-from nereid.client import Client, ConnectionLostError, ImageRequest, InvalidRequestError, NereidError, UnavailableError
-from nereid.client.errors import from_triton
+import nereid_client as sdk
+from nereid_client import Client, ConnectionLostError, ImageRequest, InvalidRequestError, NereidError, UnavailableError
+from nereid_client.errors import from_triton
 
 
 class Scripted:
@@ -47,7 +47,7 @@ ANSWER = {
 
 def test_unavailable_is_tried_again_with_growing_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("nereid.client.client.time.sleep", pauses.append)
+    monkeypatch.setattr("nereid_client.client.time.sleep", pauses.append)
     transport = Scripted(UnavailableError("x"), UnavailableError("x"), UnavailableError("x"), ANSWER)
     result = Client(transport=transport, retries=3, backoff=1.0).generate_image("a box")
     assert result.seeds == (5, 6)
@@ -67,7 +67,7 @@ def test_a_stream_refused_before_its_request_is_written_says_who_did_not_answer(
 
 
 def test_retries_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nereid.client.client.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("nereid_client.client.time.sleep", lambda seconds: None)
     transport = Scripted(*[UnavailableError(str(i)) for i in range(3)])
     with pytest.raises(UnavailableError, match="2"):
         Client(transport=transport, retries=2).generate_image("a box")
@@ -144,7 +144,7 @@ def test_nobody_at_the_address_is_one_clear_error() -> None:
 
 def test_client_and_command_line_need_no_heavy_packages() -> None:
     code = (
-        "import sys; import nereid.client, nereid.client.main;"
+        "import sys; import nereid_client, nereid_client.main;"
         "heavy = {'torch', 'onnxruntime', 'onnx', 'diffusers', 'transformers', 'pytriton'} & set(sys.modules);"
         "assert not heavy, heavy"
     )

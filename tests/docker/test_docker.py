@@ -130,7 +130,7 @@ def dashboard_metrics() -> set[str]:
 def test_dashboard_asks_for_metrics_that_the_server_exports(served: Served) -> None:
     import urllib.request
 
-    from nereid.client import Client
+    from nereid_client import Client
 
     with Client(served.grpc_url) as client:
         client.generate_image("a box", num_inference_steps=1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from nereid.client import Client
+from nereid_client import Client
 
 from conftest import Served
 from raw import column, embeddings, infer, text
@@ -137,7 +137,7 @@ def test_server_still_serves_after_all_of_them(served: Served) -> None:
 def test_one_bad_row_fails_only_its_own_request(served: Served) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    from nereid.client import InvalidRequestError
+    from nereid_client import InvalidRequestError
 
     with Client(served.grpc_url) as client, ThreadPoolExecutor(8) as pool:
         steps = [3, 0, 3, 999, 3, -1, 3, 3]

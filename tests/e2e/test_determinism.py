@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from nereid.client import AsyncClient, Client, ImageProgress, ImageResult
+from nereid_client import AsyncClient, Client, ImageProgress, ImageResult
 
 from conftest import Served
 

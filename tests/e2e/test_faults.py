@@ -18,8 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nereid.client import Client, NereidError
 from nereid.serving.options import free_ports
+from nereid_client import Client, NereidError
 
 from conftest import Served, export, serving, set_parameters
 
@@ -133,7 +133,7 @@ def test_killed_server_is_started_again(own: Served) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_stops_everything_and_leaves_nothing(own: Served, number: signal.Signals, tmp_path: Path) -> None:
     http, grpc, metrics, port = free_ports(4)
-    command = [sys.executable, "-m", "nereid.client.main", "serve", "--repository", str(own.repository)]
+    command = [sys.executable, "-m", "nereid_client.main", "serve", "--repository", str(own.repository)]
     ports = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics, "--health-port", port]
     regions = set(Path("/dev/shm").glob("triton_python_backend_shm_region_*"))
     folders = set(Path("/tmp").glob("nereid-serve-*"))

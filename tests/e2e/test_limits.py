@@ -16,14 +16,14 @@ import pytest
 import tritonclient.grpc as grpcclient
 from PIL import Image
 
-from nereid.client import (
+from nereid.flow.metrics import IMAGE_METRICS
+from nereid_client import (
     CancelledError,
     Client,
     DeadlineExceededError,
     InvalidRequestError,
     UnavailableError,
 )
-from nereid.runtime.metrics import IMAGE_METRICS
 
 from conftest import Served
 from raw import column, embeddings, infer, make_input, metric, text
@@ -109,7 +109,7 @@ def test_stream_left_early_frees_its_place_within_a_segment(served: Served, prot
     else:
         import asyncio
 
-        from nereid.client import AsyncClient
+        from nereid_client import AsyncClient
 
         async def leave() -> None:
             async with AsyncClient(served.grpc_url, name="tight") as client:

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from tokenizers import Tokenizer
 
-from nereid.client import AsyncClient, Client, InvalidRequestError
-from nereid.zoo.sections.chat import conversation
-from nereid.zoo.sections.score import CHECKPOINT, held_out_briefs
+from nereid_client import AsyncClient, Client, InvalidRequestError
+from nereid_zoo.sections.chat import conversation
+from nereid_zoo.sections.score import CHECKPOINT, held_out_briefs
 
 from bad_texts import bad_parameters
 from conftest import Served

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nereid.client import Client
+from nereid_client import Client
 
 from conftest import Served
 
@@ -126,7 +126,7 @@ def test_guidance_distilled_model_equals_diffusers(served: Served) -> None:
 
 def test_image_to_image_equals_diffusers(served: Served) -> None:
     """The posterior's noise and the starting noise are the server's, handed to diffusers."""
-    from nereid.runtime.noise import Purpose, normal
+    from nereid.flow.noise import Purpose, normal
 
     picture = np.random.default_rng(5).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     pipeline = load(diffusers.StableDiffusionImg2ImgPipeline, served.checkpoints["sd"])

@@ -20,13 +20,13 @@ import pytest
 from conftest import Silent, export
 
 torch = pytest.importorskip("torch")
-from nereid.export import onnx_engine
-from nereid.export.checkpoint import file_digest
-from nereid.export.configs import read_config
-from nereid.export.diffusion import Engine, ExportOptions, export_diffusion
-from nereid.export.errors import ExportError
-from nereid.export.facts import is_few_step
-from nereid.export.publish import staging_folder
+from nereid_export import onnx_engine
+from nereid_export.checkpoint import file_digest
+from nereid_export.configs import read_config
+from nereid_export.diffusion import Engine, ExportOptions, export_diffusion
+from nereid_export.errors import ExportError
+from nereid_export.facts import is_few_step
+from nereid_export.publish import staging_folder
 
 pytestmark = pytest.mark.torch
 
@@ -69,7 +69,7 @@ def test_fp16_engines_are_close_and_smaller(checkpoints: dict[str, Path], reposi
 
 
 def test_cuda_export_asks_for_gpus_in_tritons_own_terms(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    from nereid.export.frame import Device
+    from nereid_export.frame import Device
 
     export(checkpoints["sd"], tmp_path / "out", device=Device.CUDA)
     unet = read_config(tmp_path / "out" / "unet" / "config.pbtxt")
@@ -189,7 +189,7 @@ def test_disk_that_fills_up_on_the_way_publishes_nothing(
     checkpoint: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (small_disk / "filler").write_bytes(b"\0" * (79 * 2**20))
-    monkeypatch.setattr("nereid.export.diffusion.require_space", lambda folder, needed: None)
+    monkeypatch.setattr("nereid_export.diffusion.require_space", lambda folder, needed: None)
     with pytest.raises((ExportError, RuntimeError, OSError)):
         export(checkpoint, small_disk / "out")
     assert not (small_disk / "out").exists()
@@ -216,7 +216,7 @@ def test_failed_export_leaves_the_published_repository_as_it_was(
 
 def test_export_killed_on_the_way_resumes_and_leaves_nothing_half_made(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "nereid.client.main", "export", "diffusion", str(checkpoint), "--out", str(out)]
+    command = [sys.executable, "-m", "nereid_client.main", "export", "diffusion", str(checkpoint), "--out", str(out)]
     first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     record = staging_folder(out) / "engines" / "text_encoder" / "done.json"
     deadline = time.monotonic() + 60
@@ -262,9 +262,9 @@ def test_tensorrt_without_tensorrt_says_what_to_do(checkpoint: Path, tmp_path: P
 
 
 def test_tensorrt_profiles_cover_the_sizes_that_are_served(checkpoints: dict[str, Path]) -> None:
-    from nereid.export.checkpoint import Checkpoint
-    from nereid.export.components import components_of
-    from nereid.export.tensorrt_engine import input_shape, profile_range
+    from nereid_export.checkpoint import Checkpoint
+    from nereid_export.components import components_of
+    from nereid_export.tensorrt_engine import input_shape, profile_range
 
     parts = {part.name: part for part in components_of(Checkpoint.open(checkpoints["sd"]))}
     profile = profile_range(parts["unet"], 16, default_side=32, max_side=64, scale=4)
@@ -289,7 +289,7 @@ def test_few_step_models_are_recognised_by_their_scheduler(scheduler: dict[str, 
 
 @pytest.mark.parametrize(("option", "value"), [("--max-batch-size", "0"), ("--name", "../x")])
 def test_bad_options_are_one_sentence_on_the_command_line(option: str, value: str, checkpoint: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "nereid.client.main", "export", "diffusion", str(checkpoint)]
+    command = [sys.executable, "-m", "nereid_client.main", "export", "diffusion", str(checkpoint)]
     done = subprocess.run([*command, "--out", str(tmp_path / "o"), option, value], capture_output=True, text=True)
     assert done.returncode == 1
     assert option in done.stderr

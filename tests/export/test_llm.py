@@ -11,14 +11,14 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from nereid.backends.kv_memory import DeviceMemory
-from nereid.backends.onnx_causal import OnnxCausalEngine
-from nereid.export.errors import ExportError
-from nereid.export.frame import Device
-from nereid.export.llm import LlmExportOptions, LlmPrecision
-from nereid.export.llm import export_llm as run_export
-from nereid.export.llm_quantize import Scheme, round_trip
-from nereid.runtime.llm.settings import LlmFacts
+from nereid.engines.kv_memory import DeviceMemory
+from nereid.engines.onnx_causal import OnnxCausalEngine
+from nereid.llm.settings import LlmFacts
+from nereid_export.errors import ExportError
+from nereid_export.frame import Device
+from nereid_export.llm import LlmExportOptions, LlmPrecision
+from nereid_export.llm import export_llm as run_export
+from nereid_export.llm_quantize import Scheme, round_trip
 
 import checkpoints as make
 from conftest import ZOO, Silent, export_llm
@@ -176,7 +176,7 @@ def test_measured_rounding_is_the_kernels(bits: int, symmetric: bool) -> None:
 
 def test_a_graph_that_is_not_pytorchs_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = with_settings(make.make_llm(tmp_path / "mistral", "mistral"), WINDOW)
-    monkeypatch.setattr("nereid.export.llm.set_window", lambda model, window: None)
+    monkeypatch.setattr("nereid_export.llm.set_window", lambda model, window: None)
     with pytest.raises(ExportError, match=r"relative error .* nothing was published"):
         export_llm(checkpoint, tmp_path / "out", precision="fp32")
     assert not (tmp_path / "out").exists()
@@ -247,7 +247,7 @@ def test_an_interrupted_export_resumes(tmp_path: Path, tiny: Path, monkeypatch: 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("nereid.export.llm.publish", interrupt)
+        patch.setattr("nereid_export.llm.publish", interrupt)
         with pytest.raises(KeyboardInterrupt):
             export_llm(tiny, tmp_path / "out", precision="fp32")
     assert not (tmp_path / "out").exists()

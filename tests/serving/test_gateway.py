@@ -15,11 +15,11 @@ import openai
 import pytest
 from PIL import Image
 
-from nereid.client import Client
 from nereid.serving.gateway.app import GatewaySettings
 from nereid.serving.gateway.server import Gateway
 from nereid.serving.options import free_ports
-from nereid.zoo.sections.chat import conversation
+from nereid_client import Client
+from nereid_zoo.sections.chat import conversation
 
 from conftest import Served
 from raw import metric

@@ -102,7 +102,7 @@ def test_model_that_cannot_load_is_told_in_one_sentence(tmp_path: Path) -> None:
     (model / "config.pbtxt").write_text('name: "broken" backend: "onnxruntime" max_batch_size: 1\n')
     http, grpc, metrics, health = free_ports(4)
     ports = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics, "--health-port", health]
-    command = [sys.executable, "-m", "nereid.client.main", "serve", "--repository", str(tmp_path / "repository")]
+    command = [sys.executable, "-m", "nereid_client.main", "serve", "--repository", str(tmp_path / "repository")]
     done = subprocess.run(
         [*command, *map(str, ports), "--log-file", str(tmp_path / "log")], capture_output=True, text=True, timeout=90
     )

@@ -7,12 +7,12 @@ from random import Random
 
 import pytest
 
-from nereid.client import Client
-from nereid.zoo.sections.briefs import Kind, is_held_out, sample_brief
-from nereid.zoo.sections.chat import CHAT_TEMPLATE, conversation
-from nereid.zoo.sections.html import mistakes, write_section
-from nereid.zoo.sections.score import CHECKPOINT, held_out_briefs, score, served_writer, torch_writer
-from nereid.zoo.sections.topics import TOPICS
+from nereid_client import Client
+from nereid_zoo.sections.briefs import Kind, is_held_out, sample_brief
+from nereid_zoo.sections.chat import CHAT_TEMPLATE, conversation
+from nereid_zoo.sections.html import mistakes, write_section
+from nereid_zoo.sections.score import CHECKPOINT, held_out_briefs, score, served_writer, torch_writer
+from nereid_zoo.sections.topics import TOPICS
 
 from conftest import Served
 

@@ -9,11 +9,11 @@ from random import Random
 import numpy as np
 import pytest
 
-from nereid.client import Client
-from nereid.zoo.shapes.analyse import analyse, mistakes
-from nereid.zoo.shapes.captions import write_caption
-from nereid.zoo.shapes.scenes import Layout, Scene, SceneObject, Shape, Size, render, sample_scene
-from nereid.zoo.shapes.score import CHECKPOINT, held_out_captions, score, served_drawer, torch_drawer
+from nereid_client import Client
+from nereid_zoo.shapes.analyse import analyse, mistakes
+from nereid_zoo.shapes.captions import write_caption
+from nereid_zoo.shapes.scenes import Layout, Scene, SceneObject, Shape, Size, render, sample_scene
+from nereid_zoo.shapes.score import CHECKPOINT, held_out_captions, score, served_drawer, torch_drawer
 
 from conftest import Served, export, serving
 
@@ -97,7 +97,7 @@ def test_image_to_image_keeps_the_scene_at_low_strength(shapes: Served) -> None:
 
 @pytest.mark.triton
 def test_previews_show_the_picture_small(shapes: Served) -> None:
-    from nereid.client import ImageProgress, ImageResult
+    from nereid_client import ImageProgress, ImageResult
 
     with Client(shapes.grpc_url, timeout=300) as client:
         answers = list(client.stream_image("a large red circle on a white background", seed=1, num_inference_steps=10))

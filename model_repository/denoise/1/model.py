@@ -1,14 +1,14 @@
 """Triton's side of `denoise`: many requests in flight, answered late."""
 
-from nereid.backends import bridge
-from nereid.runtime.denoise_service import DenoiseService
-from nereid.runtime.images import from_pixels
-from nereid.runtime.metrics import IMAGE_METRICS, Recorder
-from nereid.runtime.settings import Limits, Pipeline
+from nereid.diffusion.images import from_pixels
+from nereid.diffusion.service import DenoiseService
+from nereid.diffusion.settings import Limits, Pipeline
+from nereid.flow.metrics import IMAGE_METRICS, Recorder
+from nereid.triton import bridge
 
 
 class TritonPythonModel:
-    """Adapts nereid.runtime.denoise_service."""
+    """Adapts nereid.diffusion.service."""
 
     def initialize(self, args):
         model = bridge.ModelArguments.parse(args)

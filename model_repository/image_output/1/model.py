@@ -1,11 +1,11 @@
 """Triton's side of `image_output`: floats to pixels."""
 
-from nereid.backends import bridge
-from nereid.runtime.images import to_pixels
+from nereid.diffusion.images import to_pixels
+from nereid.triton import bridge
 
 
 class TritonPythonModel:
-    """Adapts nereid.runtime.images."""
+    """Adapts nereid.diffusion.images."""
 
     def execute(self, requests):
         return bridge.answer_each(requests, lambda inputs: {"generated_image": to_pixels(inputs["image"])})

@@ -2,17 +2,17 @@
 
 from tokenizers import Tokenizer
 
-from nereid.backends import bridge
-from nereid.backends.onnx_causal import OnnxCausalEngine
-from nereid.runtime.llm.observer import LLM_METRICS, LlmObserver
-from nereid.runtime.llm.service import LlmService
-from nereid.runtime.llm.settings import DRAFT_FOLDER, LlmFacts, LlmLimits
-from nereid.runtime.llm.structure import StructureFactory
-from nereid.runtime.metrics import Recorder
+from nereid.engines.onnx_causal import OnnxCausalEngine
+from nereid.flow.metrics import Recorder
+from nereid.llm.observer import LLM_METRICS, LlmObserver
+from nereid.llm.service import LlmService
+from nereid.llm.settings import DRAFT_FOLDER, LlmFacts, LlmLimits
+from nereid.llm.structure import StructureFactory
+from nereid.triton import bridge
 
 
 class TritonPythonModel:
-    """Adapts nereid.runtime.llm.service."""
+    """Adapts nereid.llm.service."""
 
     def initialize(self, args):
         model = bridge.ModelArguments.parse(args)

@@ -2,12 +2,12 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from nereid.backends import bridge
-from nereid.runtime.json_face import generate_json
+from nereid.diffusion.json_face import generate_json
+from nereid.triton import bridge
 
 
 class TritonPythonModel:
-    """Adapts nereid.runtime.json_face."""
+    """Adapts nereid.diffusion.json_face."""
 
     def initialize(self, args):
         model = bridge.ModelArguments.parse(args)

@@ -2,13 +2,13 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from nereid.backends import bridge
-from nereid.runtime.settings import Pipeline
-from nereid.runtime.streaming import ImageStream, Siblings
+from nereid.diffusion.settings import Pipeline
+from nereid.diffusion.streaming import ImageStream, Siblings
+from nereid.triton import bridge
 
 
 class TritonPythonModel:
-    """Adapts nereid.runtime.streaming."""
+    """Adapts nereid.diffusion.streaming."""
 
     def initialize(self, args):
         model = bridge.ModelArguments.parse(args)

@@ -1,11 +1,11 @@
 """Triton's side of `tokenizer`: texts to token ids."""
 
-from nereid.backends import bridge
-from nereid.runtime.prompts import PromptService
+from nereid.diffusion.prompts import PromptService
+from nereid.triton import bridge
 
 
 class TritonPythonModel:
-    """Adapts nereid.runtime.prompts."""
+    """Adapts nereid.diffusion.prompts."""
 
     def initialize(self, args):
         self._service = PromptService.read(bridge.ModelArguments.parse(args).version_folder)

@@ -1,0 +1,197 @@
+"""The command `nereid`: the client's verbs, and those of the other rooms where they are installed."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from nereid_client.chat import Chat
+from nereid_client.client import Client
+from nereid_client.errors import NereidError
+from nereid_client.images import ImageProgress, ImageResult
+from nereid_client.options import Protocol
+from nereid_client.terminal import console, fail, say_error
+
+# Verbs of other rooms: imported when used, because they need packages that a client does without.
+OTHER_ROOMS = {
+    "export": ("nereid_export.cli", "app", "Turn a checkpoint into a deployable Triton model repository.", "nereid-export"),
+    "serve": ("nereid.serving.cli", "serve", "Serve a model repository with Triton.", "nereid[serve,gateway]"),
+    "zoo": ("nereid_zoo.cli", "app", "Train and score this project's own small checkpoints.", "nereid-zoo"),
+    "bench": ("nereid_bench.cli", "app", "Measure, peers side by side.", "nereid-bench"),
+    "demo": ("nereid_bench.demo", "demo", "Export, serve and draw a handful of images.", "nereid-bench nereid[serve]"),
+}
+
+
+app = typer.Typer(
+    help="Generative models on Triton: export, serve, generate, chat, measure.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def nereid() -> None:
+    """Generative models on Triton: export, serve, generate, chat, measure."""
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes (.png, .jpg, ...).")] = Path("out.png"),
+    url: Annotated[str | None, typer.Option(help="host:port of the server.")] = None,
+    protocol: Annotated[Protocol, typer.Option(help="How to reach it.")] = Protocol.GRPC,
+    name: Annotated[str, typer.Option(help="Prefix of the pipeline's models.")] = "",
+    negative_prompt: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 or less switches it off.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For the same picture again.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpmpp_2m, unipc, ...")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    init_image: Annotated[Path | None, typer.Option(help="Start from this picture.", exists=True, dir_okay=False)] = None,
+    strength: Annotated[float | None, typer.Option(help="How much of it is replaced, 0 to 1.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds until the request is given up.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print seed, timings and warnings as JSON.")] = False,
+) -> None:
+    """Draw a picture on a running server, with a progress bar."""
+    options: dict[str, Any] = {
+        "negative_prompt": negative_prompt,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "seed": seed,
+        "scheduler": scheduler,
+        "width": width,
+        "height": height,
+        "strength": strength,
+    }
+    try:
+        if init_image is not None:
+            options["init_image"] = _open_picture(init_image)
+        with Client(url, protocol=protocol, name=name, timeout=timeout) as client:
+            result = _draw(client, prompt, options)
+        result.image.save(output)
+    except (NereidError, OSError, ValueError) as error:
+        fail(error)
+    for warning in result.warnings:
+        console.print(f"[yellow]warning:[/yellow] {warning}", highlight=False, soft_wrap=True)
+    if as_json:
+        facts = {
+            "output": str(output),
+            "seed": result.seed,
+            "queue_seconds": result.queue_seconds,
+            "denoise_seconds": result.denoise_seconds,
+            "warnings": result.warnings,
+        }
+        print(json.dumps(facts))
+    else:
+        console.print(f"{output}  seed {result.seed}  {result.denoise_seconds:.2f} s", highlight=False)
+
+
+@app.command()
+def chat(
+    message: Annotated[str | None, typer.Argument(help="One message; without it, a conversation until Ctrl-D.")] = None,
+    url: Annotated[str, typer.Option(help="host:port of `nereid serve --openai-port`.")] = "127.0.0.1:8080",
+    model: Annotated[str, typer.Option(help="The model's name, as `/v1/models` lists it.")] = "llm",
+    system: Annotated[str | None, typer.Option(help="A system message before the first turn.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of one answer.")] = None,
+    seed: Annotated[int | None, typer.Option(help="For the same answer again.")] = None,
+) -> None:
+    """Talk with a served language model; answers appear as they are written, Ctrl-C stops one. The key is NEREID_API_KEY."""
+    options = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+    talk = Chat(
+        url,
+        model,
+        os.environ.get("NEREID_API_KEY", ""),
+        {name: value for name, value in options.items() if value is not None},
+        messages=[{"role": "system", "content": system}] if system else [],
+    )
+    if message is not None:
+        if not _answer(talk, message):
+            raise typer.Exit(1)
+        return
+    while True:
+        try:
+            said = input("> ")
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if said.strip():
+            _answer(talk, said)
+
+
+def _answer(talk: Chat, said: str) -> bool:
+    """Print one answer; False where it failed."""
+    try:
+        for piece in talk.say(said):
+            print(piece, end="", flush=True)
+        print()
+    except KeyboardInterrupt:
+        print(" (stopped)")
+    except NereidError as error:
+        say_error(error)
+        return False
+    return True
+
+
+def _open_picture(file: Path) -> Any:
+    from PIL import Image
+
+    return Image.open(file).convert("RGB")
+
+
+def _draw(client: Client, prompt: str, options: dict[str, Any]) -> ImageResult:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("drawing", total=None)
+        for answer in client.stream_image(prompt, **options):
+            if isinstance(answer, ImageProgress):
+                bar.update(task, completed=answer.step, total=answer.num_inference_steps)
+            else:
+                return answer
+    raise NereidError("the stream ended without an image")
+
+
+def _forward(verb: str) -> None:
+    """Register a verb that hands all its arguments to another room, imported only then."""
+    module, attribute, summary, distributions = OTHER_ROOMS[verb]
+
+    def forward(context: typer.Context) -> None:
+        try:
+            found: Any = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            text = f'`nereid {verb}` needs {error.name}; install {distributions} (README, "Install")'
+            fail(text)
+        if not isinstance(found, typer.Typer):
+            single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            single.command()(found)
+            found = single
+        found(context.args, prog_name=f"nereid {verb}")
+
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    app.command(verb, help=summary, context_settings=settings)(forward)
+
+
+for _verb in OTHER_ROOMS:
+    _forward(_verb)
+
+
+def run() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,22 @@
+"""What every command line here says in the same way: errors as one sentence on stderr, with nothing read as markup."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+console = Console(stderr=True)
+
+
+def say_error(error: object) -> None:
+    """One line that begins with `error:`."""
+    console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+
+
+def fail(error: object) -> NoReturn:
+    """Say the error and end the command with status 1."""
+    say_error(error)
+    raise typer.Exit(1) from None

@@ -1,0 +1,159 @@
+"""Opens a local diffusers folder: which family it is, whether every file is whole and safe to read; loads its parts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from nereid_export.errors import ExportError
+
+PIPELINES = {
+    "StableDiffusionPipeline": "sd",
+    "StableDiffusionImg2ImgPipeline": "sd",
+    "LatentConsistencyModelPipeline": "sd",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionXLImg2ImgPipeline": "sdxl",
+}
+"""diffusers pipelines that can be exported, and the family each belongs to."""
+
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+COMPONENTS = {
+    "sd": ("text_encoder", "tokenizer", "unet", "vae", "scheduler"),
+    "sdxl": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae", "scheduler"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A folder that has been looked through and found exportable."""
+
+    folder: Path
+    family: str
+    index: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Look the folder through without loading weights; raises ExportError with what is wrong."""
+        if not folder.is_dir():
+            hint = " (a single-file checkpoint; save it with diffusers' save_pretrained first)" if folder.is_file() else ""
+            raise ExportError(f"{folder} is not a folder{hint}; it must be a local diffusers folder")
+        index_file = folder / "model_index.json"
+        if not index_file.is_file():
+            raise ExportError(f"{folder} has no model_index.json; it must be a local diffusers folder")
+        index = read_json(index_file)
+        name = index.get("_class_name")
+        if name not in PIPELINES:
+            raise ExportError(f"{index_file}: architecture {name!r} is not supported; it must be one of {', '.join(PIPELINES)}")
+        if index.get("requires_aesthetics_score"):
+            raise ExportError(f"{index_file}: the XL refiner is not supported; export the base model")
+        checkpoint = cls(folder, PIPELINES[name], index)
+        for component in COMPONENTS[checkpoint.family]:
+            checkpoint._check_component(component)
+        checkpoint._check_architecture()
+        return checkpoint
+
+    def config(self, component: str) -> dict[str, Any]:
+        """The component's own settings, parsed."""
+        names = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
+        return read_json(self.folder / component / names.get(component.removesuffix("_2"), "config.json"))
+
+    def weights(self, component: str) -> list[Path]:
+        """The component's safetensors files; fp16 variants only where nothing else is there."""
+        files = sorted((self.folder / component).glob("*.safetensors"))
+        plain = [file for file in files if ".fp16." not in file.name]
+        return plain or files
+
+    def weight_bytes(self) -> int:
+        """Size of all weights on disk."""
+        parts = [name for name in COMPONENTS[self.family] if not name.startswith(("tokenizer", "scheduler"))]
+        return sum(file.stat().st_size for part in parts for file in self.weights(part))
+
+    def digest(self) -> str:
+        """SHA-256 over every component's files, names included: what an engine was made from."""
+        total = hashlib.sha256()
+        for file in self._files():
+            total.update(f"{file.relative_to(self.folder)}\0".encode())
+            total.update(file_digest(file).encode())
+        return total.hexdigest()
+
+    def _files(self) -> Iterator[Path]:
+        yield self.folder / "model_index.json"
+        for component in COMPONENTS[self.family]:
+            yield from sorted(path for path in (self.folder / component).iterdir() if path.is_file())
+
+    def _check_component(self, component: str) -> None:
+        folder = self.folder / component
+        if not folder.is_dir():
+            raise ExportError(f"{self.folder} has no {component}/, which a {self.index['_class_name']} needs")
+        self.config(component)
+        if component.startswith(("tokenizer", "scheduler")):
+            return
+        if not self.weights(component):
+            pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLE_SUFFIXES]
+            if pickles:
+                raise ExportError(
+                    f"{folder / pickles[0]} is a pickle, which can run code when read, and is refused; "
+                    "convert it to safetensors first"
+                )
+            raise ExportError(f"{folder} has no *.safetensors file")
+        for file in self.weights(component):
+            check_safetensors(file)
+
+    def _check_architecture(self) -> None:
+        unet, vae = self.config("unet"), self.config("vae")
+        for component, config, expected in (
+            ("unet", unet, "UNet2DConditionModel"),
+            ("vae", vae, "AutoencoderKL"),
+        ):
+            if config.get("_class_name") != expected:
+                raise ExportError(
+                    f"{self.folder / component}: architecture {config.get('_class_name')!r} is not supported; "
+                    f"it must be {expected}"
+                )
+        if unet.get("in_channels") != vae.get("latent_channels", 4) or unet.get("out_channels") != unet.get("in_channels"):
+            raise ExportError(
+                f"{self.folder / 'unet'}: in_channels {unet.get('in_channels')} and out_channels {unet.get('out_channels')} "
+                f"do not fit the VAE's {vae.get('latent_channels', 4)} latent channels; "
+                "inpainting and depth models are not supported"
+            )
+        wanted = "text_time" if self.family == "sdxl" else None
+        if unet.get("addition_embed_type") != wanted or unet.get("class_embed_type") is not None:
+            raise ExportError(
+                f"{self.folder / 'unet'}: addition_embed_type {unet.get('addition_embed_type')!r} is not supported "
+                f"for this family; it must be {wanted!r}"
+            )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises ExportError where there is none."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ExportError(f"{file} is missing") from None
+    except (ValueError, UnicodeDecodeError):
+        raise ExportError(f"{file} is not valid JSON") from None
+    if not isinstance(value, dict):
+        raise ExportError(f"{file} must hold a JSON object")
+    return value
+
+
+def check_safetensors(file: Path) -> None:
+    """Open the file and read its table of contents; raises ExportError for truncated or corrupt ones."""
+    try:
+        with safe_open(file, framework="np") as opened:
+            if not list(opened.keys()):
+                raise ExportError(f"{file} holds no tensors")
+    except SafetensorError as error:
+        raise ExportError(f"{file} is truncated or corrupt ({error})") from None
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file in hex."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,226 @@
+"""The parts of a pipeline as torch modules with the inputs and outputs that the engines have; knows nothing of ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nereid_export.checkpoint import Checkpoint
+from nereid_export.errors import ExportError
+from nereid_export.silence import quiet
+
+# Odd on purpose: a UNet traced at sizes that its levels divide evenly fails at all others.
+TRACE_HEIGHT, TRACE_WIDTH = 37, 29
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One input or output of an engine, without its batch dimension. Dimensions are sizes, or names where they vary.
+
+    `scale` and `high` say what random test data looks like: normal with this scale, or whole numbers below `high`.
+    """
+
+    name: str
+    dims: tuple[int | str, ...]
+    dtype: torch.dtype = torch.float32
+    scale: float = 1.0
+    high: int = 0
+
+    def random(self, rows: int, sizes: dict[str, int], generator: torch.Generator) -> Tensor:
+        shape = [rows, *(sizes[dim] if isinstance(dim, str) else dim for dim in self.dims)]
+        if self.high:
+            whole = torch.randint(0, self.high, shape, generator=generator)
+            return whole.to(self.dtype)
+        return torch.randn(shape, generator=generator) * self.scale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Component:
+    """A part to export: `name` is its Triton model's, `load` gives the module in float32."""
+
+    name: str
+    source: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    load: Callable[[], nn.Module]
+    keep_fp32: bool = False
+    example: dict[str, int]
+    checks: tuple[tuple[int, dict[str, int]], ...]
+
+
+class TextEncoder(nn.Module):
+    """Token ids to the hidden states that the UNet attends to, and, for XL's second encoder, the pooled embedding."""
+
+    def __init__(self, encoder: nn.Module, layer: int | None, pooled: bool) -> None:
+        super().__init__()
+        self.encoder, self.layer, self.pooled = encoder, layer, pooled
+
+    def forward(self, input_ids: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        made = self.encoder(input_ids.long(), output_hidden_states=self.layer is not None)
+        states = made.last_hidden_state if self.layer is None else made.hidden_states[self.layer]
+        return (states.float(), made.text_embeds.float()) if self.pooled else states.float()
+
+
+class Unet(nn.Module):
+    """The UNet with one timestep a row."""
+
+    def __init__(self, unet: Any, extra: tuple[str, ...]) -> None:
+        super().__init__()
+        self.unet, self.extra = unet, extra
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *extra: Tensor) -> Tensor:
+        dtype: torch.dtype = self.unet.dtype
+        given = dict(zip(self.extra, extra, strict=True))
+        arguments: dict[str, Any] = {}
+        if "text_embeds" in given:
+            arguments["added_cond_kwargs"] = {
+                "text_embeds": given["text_embeds"].to(dtype),
+                "time_ids": given["time_ids"].to(dtype),
+            }
+        if "timestep_cond" in given:
+            arguments["timestep_cond"] = given["timestep_cond"].to(dtype)
+        made = self.unet(sample.to(dtype), timestep[:, 0], encoder_hidden_states.to(dtype), return_dict=False, **arguments)
+        return made[0].float()
+
+
+class VaeDecoder(nn.Module):
+    """Latents as the denoising loop keeps them to an image in -1..1."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae, self.scale, self.shift = vae, vae.config.scaling_factor, vae.config.shift_factor or 0.0
+
+    def forward(self, latents: Tensor) -> Tensor:
+        unscaled = latents / self.scale + self.shift
+        return self.vae.decode(unscaled.to(self.vae.dtype), return_dict=False)[0].float()
+
+
+class VaeEncoder(nn.Module):
+    """An image in -1..1 to mean and standard deviation of its latents, scaled as the denoising loop keeps them."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae, self.scale, self.shift = vae, vae.config.scaling_factor, vae.config.shift_factor or 0.0
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = self.vae.encode(image.to(self.vae.dtype)).latent_dist
+        mean = (posterior.mean.float() - self.shift) * self.scale
+        return mean, posterior.std.float() * self.scale
+
+
+def components_of(checkpoint: Checkpoint) -> tuple[Component, ...]:
+    """Every part of the checkpoint that becomes an engine."""
+    encoders = ["text_encoder"] + (["text_encoder_2"] if checkpoint.family == "sdxl" else [])
+    vae = checkpoint.config("vae")
+    channels = int(vae.get("latent_channels", 4))
+    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    sizes = {"height": TRACE_HEIGHT, "width": TRACE_WIDTH}
+    pixels = {"height": 12 * scale, "width": 10 * scale}
+    latents = TensorSpec(name="latents", dims=(channels, "latent_height", "latent_width"))
+    image = TensorSpec(name="image", dims=(3, "height", "width"), scale=0.5)
+    small = {"latent_height": 12, "latent_width": 10}
+    return (
+        *(_text_encoder(checkpoint, name) for name in encoders),
+        _unet(checkpoint, sizes),
+        Component(
+            name="vae_decoder",
+            source="vae",
+            inputs=(latents,),
+            outputs=(image,),
+            load=lambda: VaeDecoder(_load_vae(checkpoint)),
+            keep_fp32=bool(vae.get("force_upcast", False)),
+            example=small,
+            checks=((1, small), (3, {"latent_height": 9, "latent_width": 16})),
+        ),
+        Component(
+            name="vae_encoder",
+            source="vae",
+            inputs=(image,),
+            outputs=tuple(
+                TensorSpec(name=name, dims=(channels, "latent_height", "latent_width"))
+                for name in ("latents_mean", "latents_std")
+            ),
+            load=lambda: VaeEncoder(_load_vae(checkpoint)),
+            keep_fp32=bool(vae.get("force_upcast", False)),
+            example=pixels,
+            checks=((1, pixels), (2, {"height": 9 * scale, "width": 16 * scale})),
+        ),
+    )
+
+
+def _text_encoder(checkpoint: Checkpoint, name: str) -> Component:
+    config = checkpoint.config(name)
+    width, length = int(config["hidden_size"]), int(config["max_position_embeddings"])
+    pooled = name == "text_encoder_2"
+    outputs = [TensorSpec(name="prompt_embeds", dims=(length, width))]
+    if pooled:
+        outputs.append(TensorSpec(name="pooled_prompt_embeds", dims=(int(config["projection_dim"]),)))
+    ids = TensorSpec(name="input_ids", dims=(length,), dtype=torch.int32, high=int(config["vocab_size"]))
+
+    def load() -> nn.Module:
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+        kind = CLIPTextModelWithProjection if pooled else CLIPTextModel
+        # Attention as plain matrix products: the other kernels of transformers do not trace at every batch size.
+        encoder = _quiet_load(checkpoint, name, lambda path: kind.from_pretrained(path, attn_implementation="eager"))
+        return TextEncoder(encoder.float(), -2 if checkpoint.family == "sdxl" else None, pooled)
+
+    return Component(
+        name=name, source=name, inputs=(ids,), outputs=tuple(outputs), load=load, example={}, checks=((1, {}), (3, {}))
+    )
+
+
+def _unet(checkpoint: Checkpoint, sizes: dict[str, int]) -> Component:
+    config = checkpoint.config("unet")
+    channels = int(config["in_channels"])
+    spatial = (channels, "height", "width")
+    inputs = [
+        TensorSpec(name="sample", dims=spatial),
+        TensorSpec(name="timestep", dims=(1,), high=1000),
+        TensorSpec(name="encoder_hidden_states", dims=("tokens", int(config["cross_attention_dim"]))),
+    ]
+    if checkpoint.family == "sdxl":
+        pooled = int(checkpoint.config("text_encoder_2")["projection_dim"])
+        inputs.append(TensorSpec(name="text_embeds", dims=(pooled,)))
+        inputs.append(TensorSpec(name="time_ids", dims=(6,), high=1024))
+    if config.get("time_cond_proj_dim"):
+        inputs.append(TensorSpec(name="timestep_cond", dims=(int(config["time_cond_proj_dim"]),)))
+    length = int(checkpoint.config("text_encoder")["max_position_embeddings"])
+
+    def load() -> nn.Module:
+        from diffusers import UNet2DConditionModel
+
+        unet = _quiet_load(checkpoint, "unet", UNet2DConditionModel.from_pretrained)
+        return Unet(unet.float(), tuple(spec.name for spec in inputs[3:]))
+
+    return Component(
+        name="unet",
+        source="unet",
+        inputs=tuple(inputs),
+        outputs=(TensorSpec(name="out_sample", dims=spatial),),
+        load=load,
+        example={**sizes, "tokens": length},
+        checks=(
+            (1, {"height": 16, "width": 16, "tokens": length}),
+            (3, {"height": 13, "width": 18, "tokens": length}),
+        ),
+    )
+
+
+def _load_vae(checkpoint: Checkpoint) -> Any:
+    from diffusers import AutoencoderKL
+
+    return _quiet_load(checkpoint, "vae", AutoencoderKL.from_pretrained).float()
+
+
+def _quiet_load(checkpoint: Checkpoint, component: str, load: Callable[[str], Any]) -> Any:
+    """Load a component's safetensors; raises ExportError where its weights do not fit its config."""
+    try:
+        with quiet():
+            return load(str(checkpoint.folder / component)).eval()
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise ExportError(f"{checkpoint.folder / component} cannot be loaded: {str(error).splitlines()[0]}") from None

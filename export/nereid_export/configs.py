@@ -1,0 +1,140 @@
+"""The repository's config.pbtxt files, edited as Triton's own ModelConfig protobuf for one checkpoint's sizes and names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from nereid_export.components import Component, TensorSpec
+
+SOURCE = Path(__file__).resolve().parents[2] / "model_repository"
+"""Where the sources of all models lie, in a checkout."""
+
+CPU_ROWS_PER_TICK = "2"
+"""On CPUs a UNet row costs about the same in any batch; see the figures in README.md."""
+
+_DTYPES = {torch.float32: pb.TYPE_FP32, torch.int32: pb.TYPE_INT32}
+_ENSEMBLE = "text_to_image"
+_PIPELINE_MODELS = ("tokenizer", "denoise", "image_output", "text_to_image_stream", "text_to_image_json", _ENSEMBLE)
+
+
+def read_config(file: Path) -> Any:
+    """Parse a config.pbtxt."""
+    return text_format.Parse(file.read_text(), pb.ModelConfig())
+
+
+def write_config(config: Any, folder: Path) -> None:
+    """Write a model's config.pbtxt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
+
+
+def prefixed(name: str, prefix: str) -> str:
+    """A model's name in a repository of several pipelines."""
+    return f"{prefix}_{name}" if prefix else name
+
+
+def engine_config(component: Component, *, prefix: str, max_batch_size: int, engine: str, device: str) -> Any:
+    """The config of one engine model: real sizes, backend, place."""
+    source = "text_encoder" if component.name.startswith("text_encoder") else component.name
+    config = read_config(SOURCE / source / "config.pbtxt")
+    config.name = prefixed(component.name, prefix)
+    config.max_batch_size = max_batch_size
+    if engine == "tensorrt":
+        config.backend, config.default_model_filename = "tensorrt", "model.plan"
+    del config.input[:], config.output[:]
+    for spec in component.inputs:
+        config.input.add(name=spec.name, data_type=_DTYPES[spec.dtype], dims=_dims(spec))
+    for spec in component.outputs:
+        config.output.add(name=spec.name, data_type=_DTYPES[spec.dtype], dims=_dims(spec))
+    if device == "cuda" or engine == "tensorrt":
+        place_on_gpu(config)
+        if engine == "onnxruntime":
+            config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="cuda")
+    return config
+
+
+def place_on_gpu(config: Any) -> None:
+    """One instance on the first graphics card."""
+    del config.instance_group[:]
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU, gpus=[0])
+
+
+def _dims(spec: TensorSpec) -> list[int]:
+    return [-1 if isinstance(dim, str) else dim for dim in spec.dims]
+
+
+def pipeline_configs(
+    *, prefix: str, family: str, channels: int, max_batch_size: int, force_zeros: bool, device: str
+) -> dict[str, Any]:
+    """The configs of all Python models and the ensemble, by their unprefixed names."""
+    configs = {name: read_config(SOURCE / name / "config.pbtxt") for name in _PIPELINE_MODELS}
+    for config in configs.values():
+        if config.max_batch_size:
+            config.max_batch_size = max_batch_size
+        for tensor in (*config.input, *config.output):
+            _set_channels(tensor, channels)
+    denoise = configs["denoise"]
+    _set_parameter(denoise, "unet_max_batch_size", str(2 * max_batch_size))
+    inflight = max(max_batch_size, int(denoise.parameters["max_inflight"].string_value))
+    _set_parameter(denoise, "max_inflight", str(inflight))
+    if device == "cpu":
+        _set_parameter(denoise, "rows_per_tick", CPU_ROWS_PER_TICK)
+    if family == "sdxl":
+        _add_second_encoder(configs)
+    if force_zeros:
+        denoise.input.add(name="negative_prompt", data_type=pb.TYPE_STRING, dims=[1], optional=True)
+        _step(configs[_ENSEMBLE], "denoise").input_map["negative_prompt"] = "negative_prompt"
+    for config in configs.values():
+        _prefix(config, prefix)
+    return configs
+
+
+def _set_channels(tensor: Any, channels: int) -> None:
+    """The sources say 4 latent channels, first of three dimensions or second of four; make that the checkpoint's number."""
+    if tensor.name in ("latents", "solver_memory"):
+        tensor.dims[-3] = channels
+
+
+def _set_parameter(config: Any, key: str, value: str) -> None:
+    config.parameters[key].string_value = value
+
+
+def _step(ensemble: Any, model: str) -> Any:
+    return next(step for step in ensemble.ensemble_scheduling.step if step.model_name == model)
+
+
+def _add_second_encoder(configs: dict[str, Any]) -> None:
+    """XL: a second tokenizer and text encoder, whose embeddings and pooled embedding go to `denoise` too."""
+    tokenizer, denoise, ensemble = configs["tokenizer"], configs["denoise"], configs[_ENSEMBLE]
+    steps = ensemble.ensemble_scheduling.step
+    for half in ("", "negative_"):
+        ids = f"{half}input_ids_2"
+        tokenizer.output.add(name=ids, data_type=pb.TYPE_INT32, dims=[-1])
+        _step(ensemble, "tokenizer").output_map[ids] = ids
+        embeds, pooled = f"{half}prompt_embeds_2", f"pooled_{half}prompt_embeds"
+        denoise.input.add(name=embeds, data_type=pb.TYPE_FP32, dims=[-1, -1], optional=bool(half))
+        denoise.input.add(name=pooled, data_type=pb.TYPE_FP32, dims=[-1], optional=bool(half))
+        for name in (embeds, pooled):
+            _step(ensemble, "denoise").input_map[name] = name
+        steps.add(
+            model_name="text_encoder_2",
+            model_version=-1,
+            input_map={"input_ids": ids},
+            output_map={"prompt_embeds": embeds, "pooled_prompt_embeds": pooled},
+        )
+    _set_parameter(configs["text_to_image_stream"], "text_encoder_2_model", "text_encoder_2")
+
+
+def _prefix(config: Any, prefix: str) -> None:
+    """Rename the model and everything it calls."""
+    config.name = prefixed(config.name, prefix)
+    for key in config.parameters:
+        if key.endswith("_model"):
+            _set_parameter(config, key, prefixed(config.parameters[key].string_value, prefix))
+    for step in config.ensemble_scheduling.step:
+        step.model_name = prefixed(step.model_name, prefix)

@@ -1,0 +1,52 @@
+"""What the served pipeline must know of its checkpoint besides the engines: sizes, defaults, scheduler settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nereid.diffusion.solvers import ScheduleError, SchedulerConfig, default_scheduler
+from nereid_export.checkpoint import Checkpoint
+from nereid_export.errors import ExportError
+
+_FEW_STEP_CLASSES = ("LCMScheduler", "TCDScheduler")
+
+
+def pipeline_facts(checkpoint: Checkpoint, latents_to_rgb: list[list[float]]) -> dict[str, Any]:
+    """The contents of pipeline.json (nereid.diffusion.settings.Pipeline reads it); raises ExportError for bad settings."""
+    scheduler = checkpoint.config("scheduler")
+    try:
+        SchedulerConfig.from_diffusers(scheduler)
+    except (ScheduleError, ValueError, TypeError) as error:
+        raise ExportError(f"{checkpoint.folder / 'scheduler'}: {error}") from None
+    unet, vae = checkpoint.config("unet"), checkpoint.config("vae")
+    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    sample_size = unet.get("sample_size") or 64
+    height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+    few_step = is_few_step(scheduler)
+    embedded = unet.get("time_cond_proj_dim")
+    return {
+        "family": checkpoint.family,
+        "latent_channels": int(unet["in_channels"]),
+        "vae_scale_factor": scale,
+        "size_multiple": scale,
+        "default_width": width * scale,
+        "default_height": height * scale,
+        "default_scheduler": default_scheduler(scheduler),
+        "default_steps": 4 if few_step else 20,
+        "default_guidance": (8.5 if embedded else 1.0) if few_step else (5.0 if checkpoint.family == "sdxl" else 7.5),
+        "few_step": few_step,
+        "force_zeros_for_empty_prompt": bool(checkpoint.index.get("force_zeros_for_empty_prompt", False)),
+        "time_cond_proj_dim": int(embedded) if embedded else None,
+        "latents_to_rgb": latents_to_rgb,
+        "scheduler": scheduler,
+    }
+
+
+def is_few_step(scheduler: dict[str, Any]) -> bool:
+    """Whether the checkpoint was distilled for a few steps: LCM, TCD, or trailing timesteps without zero terminal SNR.
+
+    Turbo and Lightning models ship trailing timesteps; so do models trained with zero terminal SNR, which take many steps.
+    """
+    if scheduler.get("_class_name") in _FEW_STEP_CLASSES:
+        return True
+    return scheduler.get("timestep_spacing") == "trailing" and not scheduler.get("rescale_betas_zero_snr")

@@ -1,0 +1,109 @@
+"""Opens a local transformers folder of a language model: is every file whole, safe to read, and of a known family?"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nereid_export.checkpoint import PICKLE_SUFFIXES, check_safetensors, file_digest, read_json
+from nereid_export.errors import ExportError
+
+ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Phi3ForCausalLM",
+    "GemmaForCausalLM",
+    "Gemma2ForCausalLM",
+)
+"""Families that are exported. Others that onnxruntime-genai's builder knows have not been tried here."""
+
+
+@dataclass(frozen=True, slots=True)
+class LlmCheckpoint:
+    """A folder that has been looked through and found exportable."""
+
+    folder: Path
+    config: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> LlmCheckpoint:
+        """Look the folder through without loading weights; raises ExportError with what is wrong."""
+        if not folder.is_dir():
+            raise ExportError(f"{folder} is not a folder; it must be a local transformers folder")
+        config = read_json(folder / "config.json")
+        names = config.get("architectures") or []
+        if len(names) != 1 or names[0] not in ARCHITECTURES:
+            shown = ", ".join(map(repr, names)) or "none"
+            raise ExportError(
+                f"{folder / 'config.json'}: architecture {shown} is not supported; it must be one of {', '.join(ARCHITECTURES)}"
+            )
+        if config.get("quantization_config"):
+            raise ExportError(f"{folder / 'config.json'}: the checkpoint is quantised already; export the original")
+        checkpoint = cls(folder, config)
+        if not checkpoint.weights:
+            pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLE_SUFFIXES]
+            if pickles:
+                raise ExportError(
+                    f"{folder / pickles[0]} is a pickle, which can run code when read, and is refused; "
+                    "convert it to safetensors first"
+                )
+            raise ExportError(f"{folder} has no *.safetensors file")
+        for file in checkpoint.weights:
+            check_safetensors(file)
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            missing = {name for name in read_json(index).get("weight_map", {}).values() if not (folder / name).is_file()}
+            if missing:
+                raise ExportError(f"{folder} lacks {', '.join(sorted(missing))}, which {index.name} names")
+        if not (folder / "tokenizer.json").is_file():
+            raise ExportError(f"{folder} has no tokenizer.json; save the tokenizer with transformers' fast tokenizer first")
+        read_json(folder / "tokenizer.json")
+        return checkpoint
+
+    @property
+    def weights(self) -> list[Path]:
+        return sorted(self.folder.glob("*.safetensors"))
+
+    def weight_bytes(self) -> int:
+        """Size of all weights on disk."""
+        return sum(file.stat().st_size for file in self.weights)
+
+    def parameters(self) -> int:
+        """Number of weights, counted in the files."""
+        from math import prod
+
+        from safetensors import safe_open
+
+        total = 0
+        for file in self.weights:
+            with safe_open(file, framework="np") as opened:
+                total += sum(prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+        return total
+
+    def eos_token_ids(self) -> list[int]:
+        """From the generation settings where there are any, else from the model's."""
+        settings = self.folder / "generation_config.json"
+        found = read_json(settings).get("eos_token_id") if settings.is_file() else None
+        found = self.config.get("eos_token_id") if found is None else found
+        return [] if found is None else [found] if isinstance(found, int) else list(found)
+
+    @property
+    def head_size(self) -> int:
+        return int(self.config.get("head_dim") or self.config["hidden_size"] // self.config["num_attention_heads"])
+
+    @property
+    def unlisted_window(self) -> int | None:
+        """How far every layer's attention sees back, where config.json does not list it layer by layer (`layer_types`)."""
+        listed = "layer_types" in self.config or self.config["architectures"][0] not in ("MistralForCausalLM", "Phi3ForCausalLM")
+        return None if listed else self.config.get("sliding_window")
+
+    def digest(self) -> str:
+        """SHA-256 over the files that an export reads, names included."""
+        total = hashlib.sha256()
+        for file in (*self.weights, *sorted(self.folder.glob("*.json")), *sorted(self.folder.glob("*.jinja"))):
+            total.update(f"{file.name}\0{file_digest(file)}".encode())
+        return total.hexdigest()

@@ -1,0 +1,108 @@
+"""Atomic publication: a repository is built beside its place under a lock, then exchanged with what stands there."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from nereid_export.errors import ExportError
+
+HEADROOM_BYTES = 64 * 2**20
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+
+
+@contextmanager
+def locked(out: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Only one export writes to `out` at a time; `waiting` is called once where another one is at it."""
+    with readable_failures(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out.parent / f".{out.name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            waiting()
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def staging_folder(out: Path) -> Path:
+    """Where the export of `out` is built; on the same file system, so that renaming is enough."""
+    return out.parent / f".{out.name}.staging"
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise ExportError where the file system has less than `needed` bytes and some headroom free."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    if free < needed + HEADROOM_BYTES:
+        raise ExportError(
+            f"{folder}: the export needs about {(needed + HEADROOM_BYTES) / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free"
+        )
+
+
+@contextmanager
+def readable_failures(out: Path) -> Iterator[None]:
+    """Turn what the file system refuses into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
+            raise ExportError(f"{out} cannot be written: {os.strerror(error.errno).lower()}") from None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ExportError(f"{out}: the disk is full; nothing was published") from None
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise ExportError(f"{out} cannot be written: a file stands in its way") from None
+        raise
+
+
+def publish(new: Path, out: Path) -> None:
+    """Put `new` in the place of `out` in one step; what stood there is removed afterwards."""
+    if not out.exists():
+        new.rename(out)
+        return
+    if not out.is_dir():
+        raise ExportError(f"{out} cannot be written: a file stands in its way")
+    _exchange(new, out)
+    shutil.rmtree(new)
+
+
+def _exchange(first: Path, second: Path) -> None:
+    """Swap two folders atomically (renameat2 of Linux); in two steps where the file system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    arguments = (_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+    if hasattr(libc, "renameat2") and libc.renameat2(*arguments) == 0:
+        return
+    aside = second.with_name(f".{second.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    second.rename(aside)
+    first.rename(second)
+    aside.rename(first)
+
+
+def adopt(existing: Path, new: Path, replaced: set[str]) -> None:
+    """Carry the other pipelines' models of a published repository over into its successor, by hard links."""
+    if not existing.is_dir():
+        return
+    for model in sorted(existing.iterdir()):
+        if model.is_dir() and model.name not in replaced and not (new / model.name).exists():
+            shutil.copytree(model, new / model.name, copy_function=_link_or_copy)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,83 @@
+"""Prompts to token ids, with the checkpoint's own tokenizers; knows nothing of Triton or torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from nereid.flow.errors import InvalidRequestError
+
+TOKENIZER_FILE = "tokenizer.json"
+SETTINGS_FILE = "tokenizer_settings.json"
+MAX_PROMPT_CHARACTERS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTokenizer:
+    """One text encoder's tokenizer; pads every prompt to the encoder's full length, as diffusers does."""
+
+    tokenizer: Tokenizer
+    max_length: int
+    pad_token_id: int
+
+    @classmethod
+    def read(cls, folder: Path) -> PromptTokenizer:
+        """Read `tokenizer.json` and `tokenizer_settings.json` (model_max_length, pad_token_id), as export wrote them."""
+        settings = json.loads((folder / SETTINGS_FILE).read_text())
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return cls(tokenizer, int(settings["model_max_length"]), int(settings["pad_token_id"]))
+
+    def encode(self, texts: Sequence[str], field: str) -> tuple[NDArray[np.int32], list[str]]:
+        """Ids (int32, texts x max_length) and one warning a text, '' where nothing was cut.
+
+        Raises InvalidRequestError for a text that is absurdly long.
+        """
+        rows, warnings = [], []
+        for text in texts:
+            if len(text) > MAX_PROMPT_CHARACTERS:
+                raise InvalidRequestError.of(f"characters in {field}", len(text), f"at most {MAX_PROMPT_CHARACTERS}")
+            ids = self.tokenizer.encode(text).ids
+            warning = ""
+            if len(ids) > self.max_length:
+                lost = self.tokenizer.decode(ids[self.max_length - 1 : -1])
+                warning = f"{field}: {len(ids)} tokens were cut to {self.max_length}; ignored: {lost[:200]!r}"
+                ids = [*ids[: self.max_length - 1], ids[-1]]
+            rows.append(ids + [self.pad_token_id] * (self.max_length - len(ids)))
+            warnings.append(warning)
+        return np.array(rows, dtype=np.int32), warnings
+
+
+@dataclass(frozen=True, slots=True)
+class PromptService:
+    """The `tokenizer` model as plain Python: one tokenizer a text encoder."""
+
+    tokenizers: tuple[PromptTokenizer, ...]
+
+    @classmethod
+    def read(cls, folder: Path) -> PromptService:
+        """`tokenizer/` and, for XL, `tokenizer_2/` below a version folder."""
+        names = [name for name in ("tokenizer", "tokenizer_2") if (folder / name).is_dir()]
+        return cls(tuple(PromptTokenizer.read(folder / name) for name in names))
+
+    def encode(self, prompts: Sequence[str], negative_prompts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The outputs of `tokenizer`: ids for prompts and negative prompts, and warnings, a row a prompt."""
+        outputs: dict[str, np.ndarray] = {}
+        notes: list[list[str]] = [[] for _ in prompts]
+        for index, tokenizer in enumerate(self.tokenizers):
+            suffix = "" if index == 0 else f"_{index + 1}"
+            for field, texts in (("prompt", prompts), ("negative_prompt", negative_prompts)):
+                ids, warnings = tokenizer.encode(texts, field)
+                outputs[f"{'negative_' if field != 'prompt' else ''}input_ids{suffix}"] = ids
+                for row, warning in enumerate(warnings):
+                    if warning and index == 0:
+                        notes[row].append(warning)
+        outputs["tokenizer_warnings"] = np.array([["\n".join(note).encode()] for note in notes], dtype=np.object_)
+        return outputs

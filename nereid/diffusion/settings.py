@@ -1,0 +1,67 @@
+"""What one exported pipeline is, and the limits it is served with; read once, resolved, frozen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nereid.diffusion.solvers import SchedulerConfig, SchedulerName
+from nereid.flow.parameters import read_parameters
+
+PIPELINE_FILE = "pipeline.json"
+"""Where export leaves a pipeline's facts, in the version folders of the models that need them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """Facts of a checkpoint that its engines' shapes do not tell."""
+
+    family: str
+    latent_channels: int
+    vae_scale_factor: int
+    size_multiple: int
+    default_width: int
+    default_height: int
+    default_scheduler: SchedulerName
+    default_steps: int
+    default_guidance: float
+    few_step: bool
+    force_zeros_for_empty_prompt: bool
+    time_cond_proj_dim: int | None
+    latents_to_rgb: tuple[tuple[float, ...], ...]
+    scheduler: SchedulerConfig
+
+    @classmethod
+    def from_json(cls, text: str) -> Pipeline:
+        """Parse what `to_json` wrote; `scheduler` is the checkpoint's own scheduler_config.json."""
+        raw = json.loads(text)
+        raw["default_scheduler"] = SchedulerName(raw["default_scheduler"])
+        raw["latents_to_rgb"] = tuple(tuple(row) for row in raw["latents_to_rgb"])
+        raw["scheduler"] = SchedulerConfig.from_diffusers(raw["scheduler"])
+        return cls(**raw)
+
+    @classmethod
+    def read(cls, folder: Path) -> Pipeline:
+        """The pipeline that a model's version folder belongs to."""
+        return cls.from_json((folder / PIPELINE_FILE).read_text())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one `denoise` instance takes on. Every field is a parameter of its config.pbtxt, spelled the same."""
+
+    max_inflight: int = 16
+    max_queue: int = 64
+    max_steps: int = 200
+    max_pixels: int = 1024 * 1024
+    max_guidance: float = 50.0
+    default_timeout_seconds: float = 600.0
+    unet_max_batch_size: int = 8
+    rows_per_tick: int = 0
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, str]) -> Limits:
+        """Read config.pbtxt parameters; raises ValueError naming the one that does not parse or is not positive."""
+        return read_parameters(cls, parameters, may_be_zero=("max_queue", "rows_per_tick"))

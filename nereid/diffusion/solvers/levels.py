@@ -1,0 +1,129 @@
+"""Which noise levels a run visits, for each family of solvers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nereid.diffusion.solvers import schedule
+from nereid.diffusion.solvers.names import SchedulerName
+from nereid.diffusion.solvers.schedule import Array, PredictionType, ScheduleError, SchedulerConfig, Spacing
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """Step i takes a sample at noise-to-signal ratio `sigmas[i]` (which the UNet knows as `timesteps[i]`) to `targets[i]`.
+
+    `skipped` counts the steps of the whole run before the first one here.
+    """
+
+    timesteps: Array
+    sigmas: Array
+    targets: Array
+    initial_scale: float = 1.0
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+    def since(self, begin: int) -> Levels:
+        """The same run from step `begin` on."""
+        return Levels(self.timesteps[begin:], self.sigmas[begin:], self.targets[begin:], self.initial_scale, begin)
+
+
+def alpha(sigmas: Array) -> Array:
+    """Signal's amplitude at a noise-to-signal ratio, variance kept at 1."""
+    return 1 / np.sqrt(sigmas**2 + 1)
+
+
+def noise(sigmas: Array) -> Array:
+    """Noise's amplitude at a noise-to-signal ratio, variance kept at 1."""
+    return sigmas / np.sqrt(sigmas**2 + 1)
+
+
+def visited_levels(name: SchedulerName, config: SchedulerConfig, steps: int) -> Levels:
+    """The levels of a whole run; raises ScheduleError when the scheduler cannot take that many steps."""
+    match name.family:
+        case SchedulerName.DDPM | SchedulerName.DDIM:
+            return _point_levels(name, config, steps)
+        case SchedulerName.EULER | SchedulerName.EULER_A:
+            return _euler_levels(name, config, steps)
+        case SchedulerName.LCM:
+            return _lcm_levels(config, steps)
+        case _:
+            return _interval_levels(name, config, steps)
+
+
+def _training_sigmas(config: SchedulerConfig) -> Array:
+    return schedule.sigmas_of(schedule.alphas_cumprod(config), zero_snr=config.rescale_betas_zero_snr)
+
+
+def _last_sigma(config: SchedulerConfig) -> float:
+    return 0.0 if config.final_sigmas_type == "zero" else float(_training_sigmas(config)[0])
+
+
+def _interval_levels(name: SchedulerName, config: SchedulerConfig, steps: int) -> Levels:
+    """DPM-Solver and UniPC: integer timesteps that split the range into `steps` intervals, or Karras sigmas."""
+    training = _training_sigmas(config)
+    last = _last_sigma(config)
+    if name.karras:
+        low = config.sigma_min if config.sigma_min is not None else float(training[0])
+        high = config.sigma_max if config.sigma_max is not None else float(training[-1])
+        sigmas = schedule.karras_sigmas(low, high, steps)
+        timesteps = schedule.timesteps_of_sigmas(sigmas, training).round()
+        if name.family is SchedulerName.UNIPC and last > 0:
+            last = float(sigmas[-1])
+    else:
+        singlestep = name.family is SchedulerName.DPMPP_2S
+        spacing = Spacing.LINSPACE if singlestep else config.timestep_spacing or Spacing.LINSPACE
+        timesteps = schedule.spaced_timesteps(config, steps, spacing, intervals=True).round()
+        sigmas = np.interp(timesteps, np.arange(len(training)), training)
+    return Levels(timesteps, sigmas, np.append(sigmas[1:], last))
+
+
+def _euler_levels(name: SchedulerName, config: SchedulerConfig, steps: int) -> Levels:
+    training = _training_sigmas(config)
+    spacing = config.timestep_spacing or Spacing.LINSPACE
+    timesteps = schedule.spaced_timesteps(config, steps, spacing, intervals=False)
+    sigmas = np.interp(timesteps, np.arange(len(training)), training)
+    if name.karras:
+        low = config.sigma_min if config.sigma_min is not None else float(sigmas[-1])
+        high = config.sigma_max if config.sigma_max is not None else float(sigmas[0])
+        sigmas = schedule.karras_sigmas(low, high, steps)
+        timesteps = schedule.timesteps_of_sigmas(sigmas, training)
+    last = _last_sigma(config) if name.family is SchedulerName.EULER else 0.0
+    # Euler starts from noise as large as its largest sigma, which the input's scaling brings just below 1.
+    scale = 1.0 if spacing is Spacing.LEADING else float(noise(sigmas[:1])[0])
+    return Levels(timesteps, sigmas, np.append(sigmas[1:], last), scale)
+
+
+def _point_levels(name: SchedulerName, config: SchedulerConfig, steps: int) -> Levels:
+    """DDPM and DDIM: `steps` points of the training range. DDPM goes to the next one, DDIM down by a whole ratio."""
+    alphas = schedule.alphas_cumprod(config)
+    spacing = config.timestep_spacing or Spacing.LEADING
+    timesteps = schedule.spaced_timesteps(config, steps, spacing, intervals=False).round()
+    points = timesteps.astype(int)
+    if name is SchedulerName.DDIM:
+        below = points - config.num_train_timesteps // steps
+        final = 1.0 if config.set_alpha_to_one else alphas[0]
+        targets = np.where(below >= 0, alphas[np.maximum(below, 0)], final)
+    else:
+        targets = np.append(alphas[points[1:]], 1.0)
+    if alphas[points[0]] <= 0 and config.prediction_type is PredictionType.EPSILON:
+        raise ScheduleError("rescale_betas_zero_snr: a model that predicts noise cannot start from zero signal")
+    visited = np.maximum(alphas[points], 1e-30)
+    return Levels(timesteps, np.sqrt((1 - visited) / visited), np.sqrt((1 - targets) / targets))
+
+
+def _lcm_levels(config: SchedulerConfig, steps: int) -> Levels:
+    """Luo et al. (2023): a subset of the timesteps that the model was distilled on."""
+    original = config.original_inference_steps
+    if steps > original:
+        raise ScheduleError(f"num_inference_steps: {steps} is not allowed; lcm takes 1 to {original}")
+    distilled = (np.arange(1, original + 1) * (config.num_train_timesteps // original) - 1)[::-1]
+    chosen = np.floor(np.linspace(0, len(distilled), steps, endpoint=False)).astype(int)
+    timesteps = distilled[chosen].astype(np.float64)
+    alphas = schedule.alphas_cumprod(config)[timesteps.astype(int)]
+    sigmas = np.sqrt((1 - alphas) / alphas)
+    return Levels(timesteps, sigmas, np.append(sigmas[1:], 0.0))

@@ -1,0 +1,75 @@
+"""Solvers without memory: DDIM, Euler, DDPM, ancestral Euler, LCM."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nereid.diffusion.solvers.levels import Levels, alpha, noise
+from nereid.diffusion.solvers.schedule import SchedulerConfig
+from nereid.diffusion.solvers.terms import Step, Term
+
+
+def first_order(start: float, end: float) -> tuple[float, float]:
+    """(sample, clean) weights of the exact step between two noise-to-signal ratios for a constant clean prediction.
+
+    DDIM (Song et al., 2021), Euler (Karras et al., 2022) and DPM++ of order 1 (Lu et al., 2022) are all this step.
+    """
+    ends = np.array([start, end])
+    alphas, sigmas = alpha(ends), noise(ends)
+    keep = sigmas[1] / sigmas[0]
+    return float(keep), float(alphas[1] - keep * alphas[0])
+
+
+def deterministic(levels: Levels, config: SchedulerConfig) -> list[Step]:
+    steps = []
+    for start, end in zip(levels.sigmas, levels.targets, strict=True):
+        keep, clean = first_order(start, end)
+        steps.append(Step({Term.SAMPLE: keep, Term.CLEAN: clean}))
+    return steps
+
+
+def ddpm(levels: Levels, config: SchedulerConfig) -> list[Step]:
+    """Ho et al. (2020), eq. 7, between the points visited."""
+    steps = []
+    for timestep, start, end in zip(levels.timesteps, levels.sigmas, levels.targets, strict=True):
+        now, after = 1 / (start**2 + 1), 1 / (end**2 + 1)
+        ratio = now / after
+        terms = {
+            Term.SAMPLE: np.sqrt(ratio) * (1 - after) / (1 - now),
+            Term.CLEAN: np.sqrt(after) * (1 - ratio) / (1 - now),
+        }
+        if timestep > 0:
+            shrink = 1.0 if config.variance_type == "fixed_large" else (1 - after) / (1 - now)
+            terms[Term.NOISE] = np.sqrt(max(shrink * (1 - ratio), 1e-20))
+        steps.append(Step(terms))
+    return steps
+
+
+def euler_ancestral(levels: Levels, config: SchedulerConfig) -> list[Step]:
+    """The ancestral step in noise-to-signal units (Karras et al., 2022, notation), rescaled to keep the variance."""
+    steps = []
+    for start, end in zip(levels.sigmas, levels.targets, strict=True):
+        up = np.sqrt(end**2 * (start**2 - end**2) / start**2)
+        down = np.sqrt(max(end**2 - up**2, 0.0))
+        scales = alpha(np.array([start, end]))
+        steps.append(
+            Step(
+                {
+                    Term.SAMPLE: scales[1] * down / start / scales[0],
+                    Term.CLEAN: scales[1] * (1 - down / start),
+                    Term.NOISE: scales[1] * up,
+                }
+            )
+        )
+    return steps
+
+
+def lcm(levels: Levels, config: SchedulerConfig) -> list[Step]:
+    """Luo et al. (2023): the boundary condition, then noise again up to the next level."""
+    signals, noises = alpha(levels.targets), noise(levels.targets)
+    steps = []
+    for timestep, signal, level in zip(levels.timesteps, signals, noises, strict=True):
+        scaled = timestep * config.timestep_scaling
+        skip, out = 0.25 / (scaled**2 + 0.25), scaled / np.sqrt(scaled**2 + 0.25)
+        steps.append(Step({Term.SAMPLE: signal * skip, Term.CLEAN: signal * out, Term.NOISE: level}))
+    return steps

@@ -1,0 +1,79 @@
+"""The vectorised update: moves rows of different runs, each by its own table row, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nereid.diffusion.solvers.table import SolverTable
+from nereid.diffusion.solvers.terms import HISTORY, Term
+
+Latents = NDArray[np.float32]
+
+
+@dataclass(slots=True, eq=False)
+class SolverState:
+    """Where one run stands: what it will feed the UNet next, and what its solver remembers.
+
+    `sample` is float32 C x H x W; `memory` is float32 4 x C x H x W: BASE, then earlier clean predictions, latest first.
+    """
+
+    sample: Latents
+    memory: Latents
+
+    @classmethod
+    def start(cls, sample: Latents) -> SolverState:
+        return cls(sample, np.zeros((1 + len(HISTORY), *sample.shape), dtype=np.float32))
+
+
+def predict_clean(tables: Sequence[SolverTable], steps: Sequence[int], samples: Latents, outputs: Latents) -> Latents:
+    """What each row's image is now predicted to be: float32 rows x C x H x W, from samples and model outputs of that shape."""
+    weights = np.stack([table.clean[step] for table, step in zip(tables, steps, strict=True)])[:, :, None, None, None]
+    return weights[:, 0] * samples + weights[:, 1] * outputs
+
+
+def advance(
+    tables: Sequence[SolverTable],
+    steps: Sequence[int],
+    states: Sequence[SolverState],
+    clean: Latents,
+    noises: Sequence[Latents | None],
+) -> None:
+    """Move every row one step on, in place: `clean` is float32 rows x C x H x W, `noises` one array (or None) a row."""
+    to_sample = np.stack([table.next_sample[step] for table, step in zip(tables, steps, strict=True)])
+    to_base = np.stack([table.next_base[step] for table, step in zip(tables, steps, strict=True)])
+    samples = np.stack([state.sample for state in states])
+    memory = np.stack([state.memory for state in states])
+    fresh = None
+    if any(noise is not None for noise in noises):
+        nothing = np.zeros_like(samples[0])
+        fresh = np.stack([nothing if noise is None else noise for noise in noises])
+    values: dict[Term, Latents | None] = {
+        Term.SAMPLE: samples,
+        Term.BASE: memory[:, 0],
+        Term.CLEAN: clean,
+        Term.NOISE: fresh,
+        **{term: memory[:, 1 + i] for i, term in enumerate(HISTORY)},
+    }
+    moved, base = _combine(to_sample, values, samples), _combine(to_base, values, samples)
+    for row, state in enumerate(states):
+        state.sample = moved[row]
+        state.memory = np.concatenate([base[row : row + 1], clean[row : row + 1], memory[row, 1:-1]])
+
+
+def needs_noise(table: SolverTable, step: int) -> bool:
+    """Whether this step of the table takes fresh noise."""
+    return bool(table.next_sample[step, Term.NOISE] != 0)
+
+
+def _combine(weights: NDArray[np.float32], values: dict[Term, Latents | None], like: Latents) -> Latents:
+    total = np.zeros_like(like)
+    for term, value in values.items():
+        column = weights[:, term]
+        if value is not None and column.any():
+            # A row whose weight is zero must stay exactly as it would be alone.
+            total += np.where(column[:, None, None, None] != 0, column[:, None, None, None] * value, np.float32(0))
+    return total

@@ -1,0 +1,178 @@
+"""An ONNX model behind a config.pbtxt: session options from the config, batches of requests to one run."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime as ort
+
+from nereid.flow.errors import EngineError, InvalidRequestError
+
+Tensors = Mapping[str, np.ndarray]
+
+_TYPES = {
+    "tensor(float)": "TYPE_FP32",
+    "tensor(float16)": "TYPE_FP16",
+    "tensor(double)": "TYPE_FP64",
+    "tensor(int64)": "TYPE_INT64",
+    "tensor(int32)": "TYPE_INT32",
+    "tensor(uint8)": "TYPE_UINT8",
+    "tensor(int8)": "TYPE_INT8",
+    "tensor(bool)": "TYPE_BOOL",
+}
+_ACCELERATORS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+
+class Arguments(Protocol):
+    """The part of a model's start arguments that is read here."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version_folder(self) -> Path: ...
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+    @property
+    def parameters(self) -> Mapping[str, str]: ...
+    @property
+    def instance_kind(self) -> str: ...
+    @property
+    def device_id(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxModel:
+    """A session and the names it takes and gives."""
+
+    name: str
+    session: ort.InferenceSession
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    batched: bool
+
+    @classmethod
+    def load(cls, arguments: Arguments) -> OnnxModel:
+        """Build the session; raises ValueError naming what in the config and the graph do not fit."""
+        config = arguments.config
+        path = arguments.version_folder / (config.get("default_model_filename") or "model.onnx")
+        session = ort.InferenceSession(str(path), session_options(config, arguments.parameters), _providers(arguments))
+        _check_signature(arguments.name, config, session)
+        return cls(
+            name=arguments.name,
+            session=session,
+            inputs=tuple(item["name"] for item in config["input"]),
+            outputs=tuple(item["name"] for item in config["output"]),
+            batched=int(config.get("max_batch_size", 0)) > 0,
+        )
+
+    def run(self, requests: Sequence[Tensors]) -> list[dict[str, np.ndarray] | Exception]:
+        """One result or one error a request; requests of equal row shapes share a run."""
+        results: list[dict[str, np.ndarray] | Exception] = [EngineError("not run")] * len(requests)
+        groups: dict[object, list[int]] = defaultdict(list)
+        for index, tensors in enumerate(requests):
+            groups[self._shape_key(tensors, index)].append(index)
+        for members in groups.values():
+            try:
+                for index, outputs in zip(members, self._run([requests[i] for i in members]), strict=True):
+                    results[index] = outputs
+            except Exception as error:
+                for index in members:
+                    results[index] = _as_request_error(self.name, error)
+        return results
+
+    def _shape_key(self, tensors: Tensors, index: int) -> object:
+        if not self.batched:
+            return index
+        return tuple(tensors[name].shape[1:] for name in self.inputs if name in tensors)
+
+    def _run(self, members: Sequence[Tensors]) -> list[dict[str, np.ndarray]]:
+        if len(members) == 1:
+            return [dict(zip(self.outputs, self.session.run(self.outputs, dict(members[0])), strict=True))]
+        feeds = {name: np.concatenate([member[name] for member in members]) for name in self.inputs}
+        produced = self.session.run(self.outputs, feeds)
+        ends = np.cumsum([len(member[self.inputs[0]]) for member in members])[:-1]
+        parts = [np.split(value, ends) for value in produced]
+        return [dict(zip(self.outputs, row, strict=True)) for row in zip(*parts, strict=True)]
+
+
+def _as_request_error(name: str, error: Exception) -> Exception:
+    """The session refuses bad shapes as InvalidArgument; anything else is the engine's own failure."""
+    first = str(error).splitlines()[0]
+    if type(error).__name__ in ("InvalidArgument", "ValueError"):
+        return InvalidRequestError(f"{name}: {first}")
+    return EngineError(f"{name}: {first}")
+
+
+def session_options(config: Mapping[str, Any], parameters: Mapping[str, str]) -> ort.SessionOptions:
+    """What the config asks of the session, in the terms of Triton's own backend."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
+    options.graph_optimization_level = {
+        -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+        0: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+        1: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+        2: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    }.get(level, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    for key, value in parameters.items():
+        match key:
+            case "intra_op_thread_count":
+                options.intra_op_num_threads = int(value)
+            case "inter_op_thread_count":
+                options.inter_op_num_threads = int(value)
+            case "execution_mode":
+                parallel = int(value) == 1
+                options.execution_mode = ort.ExecutionMode.ORT_PARALLEL if parallel else ort.ExecutionMode.ORT_SEQUENTIAL
+            case "enable_mem_arena":
+                options.enable_cpu_mem_arena = bool(int(value))
+            case "enable_mem_pattern":
+                options.enable_mem_pattern = bool(int(value))
+            case _ if key.startswith("session."):
+                options.add_session_config_entry(key, value)
+    return options
+
+
+def _providers(arguments: Arguments) -> list[Any]:
+    accelerators = arguments.config.get("optimization", {}).get("execution_accelerators", {})
+    wanted: list[Any] = []
+    for item in accelerators.get("gpu_execution_accelerator", []):
+        if item["name"] not in _ACCELERATORS:
+            raise ValueError(
+                f"gpu_execution_accelerator: {item['name']!r} is not allowed; it must be one of {', '.join(_ACCELERATORS)}"
+            )
+        wanted.append((_ACCELERATORS[item["name"]], {"device_id": arguments.device_id}))
+    for item in accelerators.get("cpu_execution_accelerator", []):
+        raise ValueError(f"cpu_execution_accelerator: {item['name']!r} is not allowed; this backend has none")
+    if arguments.instance_kind == "GPU":
+        if "CUDAExecutionProvider" not in ort.get_available_providers():
+            raise ValueError("instance_group: KIND_GPU needs the package onnxruntime-gpu and a CUDA device")
+        if not any(provider == "CUDAExecutionProvider" for provider, _ in wanted):
+            wanted.append(("CUDAExecutionProvider", {"device_id": arguments.device_id}))
+    return [*wanted, "CPUExecutionProvider"]
+
+
+def _check_signature(name: str, config: Mapping[str, Any], session: ort.InferenceSession) -> None:
+    """Config and graph must name the same tensors, with the same types and ranks."""
+    batched = int(config.get("max_batch_size", 0)) > 0
+    for kind, declared, real in (
+        ("input", config["input"], session.get_inputs()),
+        ("output", config["output"], session.get_outputs()),
+    ):
+        graph = {item.name: item for item in real}
+        names = {item["name"] for item in declared}
+        if (kind == "input" and names != set(graph)) or not names <= set(graph):
+            raise ValueError(f"{name}: the config's {kind}s {sorted(names)} are not the graph's {sorted(graph)}")
+        for item in declared:
+            if batched and item.get("optional"):
+                raise ValueError(f"{name}: input {item['name']} cannot be optional with max_batch_size > 0")
+            found = graph[item["name"]]
+            if _TYPES.get(found.type) != item["data_type"]:
+                raise ValueError(f"{name}: {kind} {item['name']} is {found.type} in the graph, {item['data_type']} in config")
+            rank = len(item["dims"]) + batched
+            if found.shape and len(found.shape) != rank:
+                raise ValueError(f"{name}: {kind} {item['name']} has rank {len(found.shape)} in the graph, {rank} in config")

@@ -1,0 +1,223 @@
+"""Text answers in OpenAI's forms: chat completions and completions, whole and streamed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.schemas import ChatBody, CompletionBody
+from nereid_client import AsyncClient
+from nereid_client.texts import TextChoice, TextDelta, TextResult
+
+Prompt = str | list[int]
+
+
+def chat_sampling(body: ChatBody) -> dict[str, Any]:
+    """A chat body as sampling parameters of `llm`; without a limit an answer may fill the context."""
+    sampling = body.sampling()
+    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError(400, "top_logprobs: needs logprobs to be true", param="top_logprobs")
+    if body.logprobs:
+        sampling["logprobs"] = body.top_logprobs or 0
+    structure = _structure(body)
+    if structure is not None:
+        sampling["structured_outputs"] = structure
+    return {**sampling, **_limit(limit)}
+
+
+def completion_sampling(body: CompletionBody) -> dict[str, Any]:
+    """A completion body as sampling parameters of `llm`."""
+    logprobs = {} if body.logprobs is None else {"logprobs": body.logprobs}
+    return {**body.sampling(), **logprobs, **_limit(body.max_tokens)}
+
+
+def _limit(tokens: int | None) -> dict[str, Any]:
+    """None is no limit but the context's."""
+    return {"max_tokens": tokens}
+
+
+def _structure(body: ChatBody) -> dict[str, Any] | None:
+    wanted = body.response_format
+    if wanted is None or wanted.type == "text":
+        return None
+    if body.structured_outputs is not None:
+        raise ApiError(400, "response_format: structured_outputs is given, too; send one of them", param="response_format")
+    if wanted.type == "json_object":
+        return {"json": {"type": "object"}}
+    if wanted.json_schema is None:
+        raise ApiError(400, "response_format.json_schema: is missing", param="response_format.json_schema")
+    return {"json": wanted.json_schema.schema_}
+
+
+def prompts_of(body: CompletionBody) -> list[Prompt]:
+    """`prompt` in its four forms as a list of texts or token ids."""
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt or len(prompt) > 1_000_000:
+        raise ApiError(400, "prompt: must be a text, token ids, or a list of one of them", param="prompt")
+    if isinstance(prompt[0], int):
+        return [prompt]
+    if len(prompt) > 64:
+        raise ApiError(400, f"prompt: {len(prompt)} prompts; at most 64 are allowed", param="prompt")
+    return list(prompt)
+
+
+class Answer(Protocol):
+    """How one endpoint words its chunks."""
+
+    def opening(self, index: int, prompt: Prompt) -> dict[str, Any] | None: ...
+
+    def chunk(self, delta: TextDelta) -> dict[str, Any]: ...
+
+    def usage(self, input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]: ...
+
+
+async def stream(
+    client: AsyncClient, prompt: Prompt, sampling: dict[str, Any], answer: Answer, n: int, usage: bool
+) -> AsyncIterator[tuple[str | None, dict[str, Any]]]:
+    """Chunks as (event name, body); closing the iterator cancels the request."""
+    opened: set[int] = set()
+    input_tokens = cached = written = 0
+    deltas = client.stream_text(prompt, **sampling)
+    try:
+        async for delta in deltas:
+            if delta.index not in opened:
+                opened.add(delta.index)
+                if (first := answer.opening(delta.index, prompt)) is not None:
+                    yield None, first
+            input_tokens, cached = delta.num_input_tokens, delta.num_cached_tokens
+            written += len(delta.token_ids)
+            if delta.text or delta.finish_reason or delta.logprobs:
+                yield None, answer.chunk(delta)
+        if usage:
+            yield None, answer.usage(input_tokens, cached, written)
+    finally:
+        await deltas.aclose()  # type: ignore[attr-defined]
+
+
+def _usage(input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": input_tokens,
+        "completion_tokens": output_tokens,
+        "total_tokens": input_tokens + output_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class ChatAnswer:
+    """/v1/chat/completions."""
+
+    id: str
+    created: int
+    model: str
+
+    def whole(self, result: TextResult) -> dict[str, Any]:
+        return {
+            **self._head("chat.completion"),
+            "choices": [
+                {
+                    "index": choice.index,
+                    "message": {"role": "assistant", "content": choice.text},
+                    "logprobs": self._logprobs(choice.logprobs),
+                    "finish_reason": choice.finish_reason,
+                }
+                for choice in result.choices
+            ],
+            "usage": _usage(result.num_input_tokens, result.num_cached_tokens, result.num_output_tokens),
+        }
+
+    def opening(self, index: int, prompt: Prompt) -> dict[str, Any] | None:
+        return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
+
+    def chunk(self, delta: TextDelta) -> dict[str, Any]:
+        return self._chunk(delta.index, {"content": delta.text}, delta.logprobs, delta.finish_reason)
+
+    def usage(self, input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:
+        usage = _usage(input_tokens, cached, output_tokens)
+        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage}
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], logprobs: list[dict[str, Any]] | None, reason: str | None
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": self._logprobs(logprobs), "finish_reason": reason}
+        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    @staticmethod
+    def _logprobs(found: list[dict[str, Any]] | None) -> dict[str, Any] | None:
+        if found is None:
+            return None
+
+        def entry(item: dict[str, Any]) -> dict[str, Any]:
+            return {"token": item["token"], "logprob": item["logprob"], "bytes": list(item["token"].encode())}
+
+        return {"content": [{**entry(item), "top_logprobs": [entry(other) for other in item["top"]]} for item in found]}
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionAnswer:
+    """/v1/completions."""
+
+    id: str
+    created: int
+    model: str
+    echo: bool
+
+    def whole_of(self, prompts: Sequence[Prompt], results: Sequence[TextResult]) -> dict[str, Any]:
+        """All choices of all prompts, numbered through."""
+        choices: list[dict[str, Any]] = []
+        for prompt, result in zip(prompts, results, strict=True):
+            lead = prompt if self.echo and isinstance(prompt, str) else ""
+            choices += [self._choice(len(choices) + i, choice, lead) for i, choice in enumerate(result.choices)]
+        usage = _usage(
+            sum(result.num_input_tokens for result in results),
+            sum(result.num_cached_tokens for result in results),
+            sum(result.num_output_tokens for result in results),
+        )
+        return {**self._head(), "choices": choices, "usage": usage}
+
+    def _choice(self, index: int, choice: TextChoice, lead: str) -> dict[str, Any]:
+        return {
+            "index": index,
+            "text": lead + choice.text,
+            "logprobs": self._logprobs(choice.logprobs),
+            "finish_reason": choice.finish_reason,
+        }
+
+    def opening(self, index: int, prompt: Prompt) -> dict[str, Any] | None:
+        if not (self.echo and isinstance(prompt, str)):
+            return None
+        return {**self._head(), "choices": [{"index": index, "text": prompt, "logprobs": None, "finish_reason": None}]}
+
+    def chunk(self, delta: TextDelta) -> dict[str, Any]:
+        choice = {
+            "index": delta.index,
+            "text": delta.text,
+            "logprobs": self._logprobs(delta.logprobs),
+            "finish_reason": delta.finish_reason,
+        }
+        return {**self._head(), "choices": [choice]}
+
+    def usage(self, input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:
+        return {**self._head(), "choices": [], "usage": _usage(input_tokens, cached, output_tokens)}
+
+    def _head(self) -> dict[str, Any]:
+        return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
+
+    @staticmethod
+    def _logprobs(found: list[dict[str, Any]] | None) -> dict[str, Any] | None:
+        if found is None:
+            return None
+        return {
+            "tokens": [item["token"] for item in found],
+            "token_logprobs": [item["logprob"] for item in found],
+            "top_logprobs": [{other["token"]: other["logprob"] for other in item["top"]} for item in found],
+            "text_offset": [],
+        }

@@ -1,0 +1,20 @@
+"""A stand-in for Triton's C++ ONNX Runtime backend: the same config.pbtxt, the same demands on it, served from Python.
+
+Honours `default_model_filename`, `optimization.graph.level`, CUDA and TensorRT execution accelerators, instance kinds, and
+the parameters `intra_op_thread_count`, `inter_op_thread_count`, `execution_mode`, `enable_mem_arena`, `enable_mem_pattern`
+and `session.*`. Requests that the dynamic batcher delivers together run as one batch.
+"""
+
+from nereid.engines.onnx_session import OnnxModel
+from nereid.triton import bridge
+
+
+class TritonPythonModel:
+    """Serves any model whose config says `backend: "onnxruntime"`."""
+
+    def initialize(self, args):
+        self._model = OnnxModel.load(bridge.ModelArguments.parse(args))
+
+    def execute(self, requests):
+        results = self._model.run([bridge.read_inputs(request) for request in requests])
+        return [bridge.error_response(result) if isinstance(result, Exception) else bridge.response(result) for result in results]

@@ -1,0 +1,185 @@
+"""The one module that speaks `triton_python_backend_utils`: tensors, answers, calls to sibling models, metrics.
+
+Importable only inside a Python backend stub. Everything it hands on is numpy and plain Python.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
+
+from nereid.flow.errors import EngineError, InvalidRequestError, RequestError
+from nereid.flow.metrics import Kind, Metric, Record
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelArguments:
+    """What Triton tells a Python model at its start, parsed."""
+
+    name: str
+    version_folder: Path
+    config: Mapping[str, Any]
+    parameters: Mapping[str, str]
+    instance_kind: str
+    device_id: int
+
+    @classmethod
+    def parse(cls, args: Mapping[str, str]) -> ModelArguments:
+        """Read the `args` of `initialize`; also sends this process's log to Triton's."""
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+        config = json.loads(args["model_config"])
+        parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        return cls(
+            name=args["model_name"],
+            version_folder=Path(args["model_repository"]) / args["model_version"],
+            config=config,
+            parameters=parameters,
+            instance_kind=args["model_instance_kind"],
+            device_id=int(args["model_instance_device_id"] or 0),
+        )
+
+    @property
+    def max_batch_size(self) -> int:
+        return int(self.config.get("max_batch_size", 0))
+
+
+def read_inputs(request: Any) -> dict[str, np.ndarray]:
+    """A request's inputs by name, copied: Triton takes its memory back before a late answer is sent."""
+    return {tensor.name(): np.array(tensor.as_numpy()) for tensor in request.inputs()}
+
+
+def read_texts(inputs: Mapping[str, np.ndarray], name: str, default: Sequence[str]) -> list[str]:
+    """A BYTES input as text, one a row; raises InvalidRequestError where it is not UTF-8."""
+    from nereid.diffusion.requests import decode_text
+
+    if name not in inputs:
+        return list(default)
+    return [decode_text(name, value) for value in inputs[name].reshape(-1)]
+
+
+def response(outputs: Mapping[str, np.ndarray], wanted: Iterable[str] | None = None) -> Any:
+    """An answer with these outputs, or with those of them that the caller asked for."""
+    names = set(outputs) if wanted is None else set(wanted)
+    tensors = [pb_utils.Tensor(name, value) for name, value in outputs.items() if name in names]
+    return pb_utils.InferenceResponse(output_tensors=tensors)
+
+
+def error_response(error: Exception) -> Any:
+    """The one place where exceptions become Triton's errors; internals go to the log, not to the caller."""
+    if not isinstance(error, RequestError):
+        log.error("a request has failed", exc_info=error)
+        error = EngineError("internal error; see the server's log")
+    code = getattr(pb_utils.TritonError, error.status.value)
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(str(error), code))
+
+
+def answer_each(requests: Sequence[Any], answer: Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]) -> list[Any]:
+    """One answer a request; a bad request never fails its neighbours."""
+    responses = []
+    for request in requests:
+        try:
+            responses.append(response(answer(read_inputs(request)), request.requested_output_names()))
+        except Exception as error:
+            responses.append(error_response(error))
+    return responses
+
+
+def late_reply(request: Any) -> Callable[[Mapping[str, np.ndarray] | None, RequestError | None], None]:
+    """An answer to give later, once, from any thread."""
+    sender = request.get_response_sender()
+    wanted = list(request.requested_output_names())
+
+    def reply(outputs: Mapping[str, np.ndarray] | None, error: RequestError | None) -> None:
+        answer = response(outputs or {}, wanted) if error is None else error_response(error)
+        sender.send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    return reply
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A decoupled request's answers."""
+
+    sender: Any
+
+    @classmethod
+    def of(cls, request: Any) -> Stream:
+        return cls(request.get_response_sender())
+
+    def send(self, outputs: Mapping[str, np.ndarray]) -> None:
+        self.sender.send(response(outputs))
+
+    def close(self, error: Exception | None = None) -> None:
+        final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        if error is None:
+            self.sender.send(flags=final)
+        else:
+            self.sender.send(error_response(error), flags=final)
+
+    def is_cancelled(self) -> bool:
+        return bool(self.sender.is_cancelled())
+
+
+def call_model(name: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+    """Call a sibling model and wait; raises EngineError (or InvalidRequestError, where it says so) with its message."""
+    request = pb_utils.InferenceRequest(
+        model_name=name,
+        requested_output_names=list(outputs),
+        inputs=[pb_utils.Tensor(key, np.ascontiguousarray(value)) for key, value in inputs.items()],
+        preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
+    )
+    answer = request.exec()
+    if answer.has_error():
+        problem = answer.error()
+        if problem.code() == pb_utils.TritonError.INVALID_ARG:
+            raise InvalidRequestError(problem.message())
+        raise EngineError(f"{name}: {problem.message()}")
+    return {key: pb_utils.get_output_tensor_by_name(answer, key).as_numpy() for key in outputs}
+
+
+def metric_sink(metrics: Iterable[Metric], model: str) -> Record:
+    """Registers the families with Triton, so that they appear on its metrics port, each labelled with the model's name."""
+    kinds = {
+        Kind.COUNTER: pb_utils.MetricFamily.COUNTER,
+        Kind.GAUGE: pb_utils.MetricFamily.GAUGE,
+        Kind.HISTOGRAM: pb_utils.MetricFamily.HISTOGRAM,
+    }
+    families = {
+        metric: pb_utils.MetricFamily(name=metric.name, description=metric.description, kind=kinds[metric.kind])
+        for metric in metrics
+    }
+    series: dict[tuple[Metric, tuple[tuple[str, str], ...]], Any] = {}
+
+    def find(metric: Metric, labels: Mapping[str, str]) -> Any:
+        key = (metric, tuple(sorted(labels.items())))
+        if key not in series:
+            arguments: dict[str, Any] = {"labels": {"model": model, **labels}}
+            if metric.kind is Kind.HISTOGRAM:
+                arguments["buckets"] = list(metric.buckets)
+            series[key] = families[metric].Metric(**arguments)
+        return series[key]
+
+    def record(metric: Metric, value: float, labels: Mapping[str, str]) -> None:
+        found = find(metric, labels)
+        match metric.kind:
+            case Kind.COUNTER:
+                found.increment(value)
+            case Kind.GAUGE:
+                found.set(value)
+            case Kind.HISTOGRAM:
+                found.observe(value)
+
+    for metric in metrics:  # label-free series stand at zero from the start, so that rates have a first point
+        if not metric.labelled:
+            find(metric, {})
+    return record

@@ -1,0 +1,216 @@
+"""The loop with UNets whose answers are known in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nereid.diffusion.denoising import Denoiser, ImageTask
+from nereid.diffusion.requests import first_step, guidance_embedding, parse_image_request
+from nereid.diffusion.settings import Limits, Pipeline
+from nereid.diffusion.solvers import SchedulerConfig, SchedulerName
+from nereid.flow.errors import EngineError, InvalidRequestError
+from nereid.flow.noise import MAX_SEED, Purpose, derived_seed, normal
+
+Array = np.ndarray
+
+
+def pipeline(**changes: Any) -> Pipeline:
+    facts: dict[str, Any] = {
+        "family": "sd",
+        "latent_channels": 4,
+        "vae_scale_factor": 8,
+        "size_multiple": 8,
+        "default_width": 64,
+        "default_height": 64,
+        "default_scheduler": SchedulerName.DDIM,
+        "default_steps": 5,
+        "default_guidance": 7.5,
+        "few_step": False,
+        "force_zeros_for_empty_prompt": False,
+        "time_cond_proj_dim": None,
+        "latents_to_rgb": (),
+        "scheduler": SchedulerConfig(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1),
+    }
+    return Pipeline(**{**facts, **changes})
+
+
+def request(**inputs: Array) -> dict[str, Array]:
+    embeds = np.ones((1, 3, 2), np.float32)
+    return {"prompt_embeds": embeds, "negative_prompt_embeds": -embeds, "seed": np.array([[3]]), **inputs}
+
+
+class Unet:
+    """Notes its calls; `answer` makes the output from the inputs."""
+
+    def __init__(self, answer: Any = lambda inputs: np.zeros_like(inputs["sample"])) -> None:
+        self.answer, self.calls = answer, []
+
+    def __call__(self, inputs: Mapping[str, Array]) -> Array:
+        self.calls.append({name: value.shape for name, value in inputs.items()})
+        return self.answer(inputs)
+
+
+def run(unet: Unet, *requests: dict[str, Array], max_batch_size: int = 16, facts: Pipeline | None = None) -> list[ImageTask]:
+    denoiser = Denoiser(unet, lambda image: (np.zeros((4, 8, 8), np.float32), np.ones((4, 8, 8), np.float32)), max_batch_size)
+    limits = Limits(unet_max_batch_size=max_batch_size)
+    parsed = [parse_image_request(inputs, facts or pipeline(), limits) for inputs in requests]
+    tasks = [ImageTask(one, lambda task, error: None, lambda: False) for one in parsed]
+    for task in tasks:
+        denoiser.prepare(task)
+    while waiting := [task for task in tasks if not task.done and task.error is None]:
+        denoiser.advance(waiting)
+    return tasks
+
+
+def whole(value: int) -> Array:
+    return np.array([[value]], np.int32)
+
+
+def test_unet_that_predicts_no_noise_scales_the_sample_by_the_signal() -> None:
+    """With zero noise predicted, DDIM's sample / sqrt(alpha) never changes, so the end is the start over sqrt(alpha)."""
+    (task,) = run(Unet(), request(scheduler=np.array([[b"ddim"]], object)))
+    table = task.request.rows[0].table
+    start = normal(3, Purpose.INITIAL_LATENTS, (4, 8, 8))
+    end = task.runs[0].state.sample
+    ratio = end / start
+    assert np.allclose(ratio, ratio.mean(), rtol=1e-4)
+    assert ratio.mean() == pytest.approx(1 / table.signal, rel=1e-3)
+
+
+def test_guidance_pushes_away_from_the_negative_prompt() -> None:
+    """Outputs are the mean of the embeddings: 1 and -1, so guidance 4 makes -1 + 4 * 2 = 7."""
+    seen = []
+
+    def answer(inputs: Mapping[str, Array]) -> Array:
+        return np.broadcast_to(inputs["encoder_hidden_states"].mean((1, 2))[:, None, None, None], inputs["sample"].shape)
+
+    denoiser = Denoiser(Unet(answer), lambda image: None, 16)  # type: ignore[arg-type, return-value]
+    parsed = parse_image_request(request(guidance_scale=np.array([[4.0]], np.float32)), pipeline(), Limits())
+    task = ImageTask(parsed, lambda task, error: None, lambda: False)
+    denoiser.prepare(task)
+    seen.append(denoiser._guided_outputs(task.runs, np.stack([run.state.sample for run in task.runs])))
+    assert np.allclose(seen[0], 7.0)
+
+
+def test_requests_with_anything_different_but_their_shape_share_a_call() -> None:
+    unet = Unet()
+    run(
+        unet,
+        request(num_inference_steps=whole(4), scheduler=np.array([[b"unipc"]], object)),
+        request(num_inference_steps=whole(4), guidance_scale=np.array([[1.0]], np.float32)),
+        request(num_inference_steps=whole(4), seed=np.array([[9]]), scheduler=np.array([[b"ddpm"]], object)),
+    )
+    assert [call["sample"][0] for call in unet.calls] == [5, 5, 5, 5]  # 2 + 1 + 2 rows, once a step
+
+
+def test_pictures_of_different_sizes_do_not_share_a_call() -> None:
+    unet = Unet()
+    run(unet, request(num_inference_steps=whole(1)), request(num_inference_steps=whole(1), width=whole(128)))
+    assert sorted(call["sample"] for call in unet.calls) == [(2, 4, 8, 8), (2, 4, 8, 16)]
+
+
+def test_fewest_steps_left_go_first_where_ticks_are_narrow_and_none_starves() -> None:
+    """A long request against a stream of short ones: the first short one passes it, and still it gets its turns."""
+    denoiser = Denoiser(Unet(), lambda image: None, 16, rows_per_tick=1)  # type: ignore[arg-type, return-value]
+
+    def task(steps: int) -> ImageTask:
+        parsed = parse_image_request(request(num_inference_steps=whole(steps)), pipeline(), Limits())
+        made = ImageTask(parsed, lambda task, error: None, lambda: False)
+        denoiser.prepare(made)
+        return made
+
+    long, first = task(20), task(3)
+    for _ in range(3):
+        denoiser.advance([long, first])
+    assert first.done
+    assert long.runs[0].step == 0
+    short = task(3)
+    for _ in range(200):
+        short = task(3) if short.done else short
+        denoiser.advance([long, short])
+    assert long.runs[0].step > 5
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5])
+def test_no_call_exceeds_the_engines_batch(limit: int) -> None:
+    unet = Unet()
+    run(unet, *(request(num_inference_steps=whole(2), seed=np.array([[i]])) for i in range(5)), max_batch_size=limit)
+    assert max(call["sample"][0] for call in unet.calls) <= limit
+    assert sum(call["sample"][0] for call in unet.calls) == 5 * 2 * 2
+
+
+def test_failed_call_fails_only_the_requests_in_it() -> None:
+    def answer(inputs: Mapping[str, Array]) -> Array:
+        if inputs["sample"].shape[-1] == 16:
+            raise EngineError("unet: broken")
+        return np.zeros_like(inputs["sample"])
+
+    good, bad = run(Unet(answer), request(), request(width=whole(128)))
+    assert good.done
+    assert str(bad.error) == "unet: broken"
+
+
+def test_few_step_model_warns_of_guidance() -> None:
+    facts = pipeline(few_step=True, default_guidance=1.0, default_steps=4)
+    limits = Limits()
+    assert parse_image_request(request(), facts, limits).warnings == ()
+    guided = parse_image_request(request(guidance_scale=np.array([[7.0]], np.float32)), facts, limits)
+    assert "guidance_scale: 7 is unsuitable" in guided.warnings[0]
+
+
+def test_guidance_distilled_model_is_told_its_guidance_and_runs_no_unconditional_half() -> None:
+    unet = Unet()
+    run(unet, request(num_inference_steps=whole(2)), facts=pipeline(time_cond_proj_dim=8))
+    assert unet.calls[0]["timestep_cond"] == (1, 8)
+
+
+def test_guidance_embedding_equals_diffusers() -> None:
+    torch = pytest.importorskip("torch")
+    from diffusers import LatentConsistencyModelPipeline
+
+    theirs = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, torch.tensor([6.5]), 32)
+    assert np.allclose(guidance_embedding(7.5, 32), theirs.numpy()[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(("steps", "strength", "first"), [(20, 0.7, 6), (20, 1.0, 0), (10, 0.3, 7), (50, 0.8, 10)])
+def test_strength_as_float32_takes_no_step_away(steps: int, strength: float, first: int) -> None:
+    assert first_step(steps, float(np.float32(strength))) == first
+
+
+def test_noise_is_a_pure_function_of_seed_purpose_and_step() -> None:
+    first = normal(5, Purpose.SOLVER_STEP, (3, 4), step=2)
+    assert np.array_equal(first, normal(5, Purpose.SOLVER_STEP, (3, 4), step=2))
+    others = [normal(6, Purpose.SOLVER_STEP, (3, 4), step=2), normal(5, Purpose.SOLVER_STEP, (3, 4), step=3)]
+    others.append(normal(5, Purpose.INITIAL_LATENTS, (3, 4), step=2))
+    assert not any(np.array_equal(first, other) for other in others)
+
+
+def test_noise_is_standard_normal_across_seeds() -> None:
+    """Mean and variance of 400,000 numbers, each within five standard errors."""
+    values = np.concatenate([normal(seed, Purpose.INITIAL_LATENTS, (1000,)) for seed in range(400)])
+    assert abs(values.mean()) < 5 / np.sqrt(values.size)
+    assert abs(values.var() - 1) < 5 * np.sqrt(2 / values.size)
+
+
+def test_derived_seeds_differ_and_stay_in_range() -> None:
+    seeds = {derived_seed(seed, index) for seed in (0, 1, MAX_SEED) for index in range(50)}
+    assert len(seeds) == 150
+    assert all(0 <= seed <= MAX_SEED for seed in seeds)
+    assert derived_seed(77, 0) == 77
+
+
+def test_limits_name_the_parameter_that_is_wrong() -> None:
+    with pytest.raises(ValueError, match=r"max_inflight.*'many'"):
+        Limits.from_parameters({"max_inflight": "many"})
+    with pytest.raises(ValueError, match=r"max_pixels.*above 0"):
+        Limits.from_parameters({"max_pixels": "0"})
+    assert Limits.from_parameters({"max_queue": "0"}).max_queue == 0
+
+
+def test_prompt_embeddings_are_required() -> None:
+    with pytest.raises(InvalidRequestError, match="prompt_embeds"):
+        parse_image_request({}, pipeline(), Limits())

@@ -1,0 +1,207 @@
+"""Every scheduler against diffusers' own, driven with the same model outputs and the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from nereid.diffusion.solvers import (
+    SCHEDULERS,
+    ScheduleError,
+    SchedulerConfig,
+    SchedulerName,
+    SolverState,
+    advance,
+    build_table,
+    default_scheduler,
+    needs_noise,
+    predict_clean,
+)
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.torch
+
+SD15 = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "clip_sample": False,
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+}
+SHAPE = (1, 4, 6, 5)
+
+
+def reference(name: SchedulerName, config: dict[str, Any]) -> Any:
+    """The diffusers scheduler that `name` stands for."""
+    classes = {
+        "ddpm": (diffusers.DDPMScheduler, {}),
+        "ddim": (diffusers.DDIMScheduler, {}),
+        "euler": (diffusers.EulerDiscreteScheduler, {}),
+        "euler_a": (diffusers.EulerAncestralDiscreteScheduler, {}),
+        "dpmpp_2s": (diffusers.DPMSolverSinglestepScheduler, {"lower_order_final": True}),
+        "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, {}),
+        "dpmpp_3m": (diffusers.DPMSolverMultistepScheduler, {"solver_order": 3}),
+        "dpmpp_2m_sde": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+        "lcm": (diffusers.LCMScheduler, {}),
+        "unipc": (diffusers.UniPCMultistepScheduler, {}),
+    }
+    kind, extra = classes[name.family]
+    if name.karras:
+        extra = {**extra, "use_karras_sigmas": True}
+    return kind.from_config({**config, **extra})
+
+
+def model(sample: np.ndarray, timestep: float) -> np.ndarray:
+    """A stand-in UNet: smooth, nonlinear, different at every timestep, the same for both sides."""
+    return np.sin(0.8 * sample + timestep / 300).astype(np.float32)
+
+
+def noise_at(step: int) -> np.ndarray:
+    return np.random.default_rng(step + 1).standard_normal(SHAPE).astype(np.float32)
+
+
+def run_diffusers(scheduler: Any, steps: int, begin: int = 0, image: np.ndarray | None = None) -> np.ndarray:
+    scheduler.set_timesteps(steps)
+    scheduler.set_begin_index(begin) if hasattr(scheduler, "set_begin_index") else None
+    timesteps = scheduler.timesteps[begin:]
+    noise = torch.from_numpy(noise_at(-1))
+    sample = noise * scheduler.init_noise_sigma
+    if image is not None:
+        sample = scheduler.add_noise(torch.from_numpy(image), noise, timesteps[:1])
+    drawn: Iterator[int] = iter(range(10_000))
+    step_now = {"i": 0}
+
+    def drawing(shape: Any, **_: Any) -> Any:
+        next(drawn)
+        return torch.from_numpy(noise_at(step_now["i"]))
+
+    with patch(f"{type(scheduler).__module__}.randn_tensor", drawing, create=True):
+        for i, timestep in enumerate(timesteps):
+            step_now["i"] = begin + i
+            scaled = scheduler.scale_model_input(sample, timestep)
+            output = torch.from_numpy(model(scaled.numpy(), float(timestep)))
+            sample = scheduler.step(output, timestep, sample, return_dict=False)[0]
+    return sample.numpy()
+
+
+def run_ours(
+    name: SchedulerName, config: dict[str, Any], steps: int, begin: int = 0, image: np.ndarray | None = None
+) -> np.ndarray:
+    table = build_table(name, SchedulerConfig.from_diffusers(config), steps, begin)
+    start = noise_at(-1)[0] * np.float32(table.initial_scale)
+    if image is not None:
+        start = np.float32(table.signal) * image[0] + np.float32(table.noise) * noise_at(-1)[0]
+    state = SolverState.start(start)
+    for step in range(len(table)):
+        output = model(state.sample[None], float(table.timesteps[step]))
+        clean = predict_clean([table], [step], state.sample[None], output)
+        noise = noise_at(begin + step)[0] if needs_noise(table, step) else None
+        advance([table], [step], [state], clean, [noise])
+    return state.sample[None]
+
+
+def assert_close(ours: np.ndarray, theirs: np.ndarray) -> None:
+    assert np.linalg.norm(ours - theirs) / np.linalg.norm(theirs) < 1e-5
+
+
+@pytest.mark.parametrize("steps", [1, 4, 20, 50])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_whole_run_equals_diffusers(name: SchedulerName, prediction: str, steps: int) -> None:
+    config = {**SD15, "prediction_type": prediction}
+    assert_close(run_ours(name, config, steps), run_diffusers(reference(name, config), steps))
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name is not SchedulerName.LCM])
+def test_every_timestep_spacing_equals_diffusers(name: SchedulerName, spacing: str) -> None:
+    config = {**SD15, "timestep_spacing": spacing}
+    assert_close(run_ours(name, config, 13), run_diffusers(reference(name, config), 13))
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_run_from_an_image_equals_diffusers(name: SchedulerName) -> None:
+    image = np.random.default_rng(7).standard_normal(SHAPE).astype(np.float32)
+    theirs = run_diffusers(reference(name, SD15), 20, 8, image)
+    assert_close(run_ours(name, SD15, 20, 8, image), theirs)
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "euler_a", "dpmpp_2m", "unipc"])
+def test_zero_terminal_snr_equals_diffusers(name: str) -> None:
+    config = {
+        **SD15,
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    }
+    assert_close(run_ours(SchedulerName(name), config, 20), run_diffusers(reference(SchedulerName(name), config), 20))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "euler", "dpmpp_3m"])
+def test_other_beta_schedules_equal_diffusers(name: str, schedule: str) -> None:
+    config = {"beta_schedule": schedule, "clip_sample": False}
+    assert_close(run_ours(SchedulerName(name), config, 20), run_diffusers(reference(SchedulerName(name), config), 20))
+
+
+def test_rows_of_different_runs_advance_as_if_alone() -> None:
+    config = SchedulerConfig.from_diffusers(SD15)
+    names = list(SCHEDULERS)
+    tables = [build_table(name, config, 5 + i) for i, name in enumerate(names)]
+    steps = [min(i, len(table) - 1) for i, table in enumerate(tables)]
+    rng = np.random.default_rng(0)
+    samples = rng.standard_normal((len(names), 4, 6, 5)).astype(np.float32)
+    memory = rng.standard_normal((len(names), 4, 4, 6, 5)).astype(np.float32)
+    clean = rng.standard_normal(samples.shape).astype(np.float32)
+    noises = [
+        noise_at(i)[0] if needs_noise(table, step) else None for i, (table, step) in enumerate(zip(tables, steps, strict=True))
+    ]
+    together = [SolverState(samples[i].copy(), memory[i].copy()) for i in range(len(names))]
+    advance(tables, steps, together, clean, noises)
+    for i in range(len(names)):
+        alone = SolverState(samples[i].copy(), memory[i].copy())
+        advance([tables[i]], [steps[i]], [alone], clean[i : i + 1], [noises[i]])
+        assert np.array_equal(alone.sample, together[i].sample)
+        assert np.array_equal(alone.memory, together[i].memory)
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({"_class_name": "PNDMScheduler"}, "dpmpp_2m"),
+        ({"_class_name": "DDIMScheduler"}, "ddim"),
+        ({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True}, "euler_karras"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}, "dpmpp_2m_sde"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "dpmpp_3m"),
+        ({"_class_name": "LCMScheduler"}, "lcm"),
+    ],
+)
+def test_checkpoint_scheduler_is_recognised(config: dict[str, Any], name: str) -> None:
+    assert default_scheduler(config) == name
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"clip_sample": True}, "clip_sample"),
+        ({"beta_schedule": "sigmoid"}, "beta_schedule"),
+        ({"prediction_type": "flow_prediction"}, "prediction_type"),
+        ({"variance_type": "learned_range"}, "variance_type"),
+    ],
+)
+def test_settings_that_cannot_be_honoured_are_refused_by_name(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(ScheduleError, match=words):
+        SchedulerConfig.from_diffusers(config)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("lcm", 51), ("ddim", 1001), ("euler", 0), ("dpmpp_2m", 1000)])
+def test_step_counts_out_of_range_are_refused(name: str, steps: int) -> None:
+    with pytest.raises(ScheduleError, match="num_inference_steps"):
+        build_table(SchedulerName(name), SchedulerConfig(), steps)

@@ -1,0 +1,112 @@
+"""What a request to a language model may say: bad values are one sentence that names the field. Table-driven."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from nereid.flow.errors import InvalidRequestError
+from nereid.llm.requests import LlmRequest, parse_llm_request
+from nereid.llm.settings import LlmFacts, LlmLimits
+
+from bad_texts import bad_parameters
+
+FACTS = LlmFacts(
+    architecture="LlamaForCausalLM",
+    precision="fp32",
+    context_length=128,
+    vocabulary=50,
+    eos_token_ids=(49,),
+    head_size=8,
+    weight_bytes=1,
+    flops_per_token=1,
+    kv_bytes_per_token=1,
+)
+LIMITS = LlmLimits(max_input_bytes=2000)
+WORDS = Tokenizer(models.WordLevel({f"w{i}": i for i in range(50)}, unk_token="w0"))
+WORDS.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+
+
+def text(value: str | bytes) -> np.ndarray:
+    return np.array([value.encode() if isinstance(value, str) else value], np.object_)
+
+
+def parse(**inputs: np.ndarray) -> LlmRequest:
+    given = {"text_input": text("w1 w2 w3"), **inputs}
+    return parse_llm_request({k: v for k, v in given.items() if v is not None}, WORDS, FACTS, LIMITS, FACTS.context_length)
+
+
+@pytest.mark.parametrize(("parameters", "words"), bad_parameters(FACTS.vocabulary), ids=lambda value: json.dumps(value)[:40])
+def test_bad_sampling_parameters_are_named(parameters: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse(sampling_parameters=text(json.dumps(parameters)))
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+def test_an_answer_that_does_not_fit_is_told_the_room() -> None:
+    with pytest.raises(InvalidRequestError, match=r"max_tokens: 126 .*1 to 125"):
+        parse(sampling_parameters=text('{"max_tokens": 126}'))
+    assert parse(sampling_parameters=text('{"max_tokens": 125}')).max_tokens == 125
+
+
+BAD_INPUTS: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("no prompt", {"text_input": None}, ["text_input", "neither"]),
+    ("two prompts", {"input_ids": np.array([1], np.int32)}, ["both", "exactly one"]),
+    ("empty text", {"text_input": text("")}, ["text_input", "at least one token"]),
+    ("undecodable", {"text_input": text(b"\xff\xfe")}, ["text_input", "UTF-8"]),
+    ("too many bytes", {"text_input": text("w1 " * 700)}, ["text_input", "2100 bytes", "2000"]),
+    ("too many tokens", {"text_input": text("w1 " * 128)}, ["text_input", "128 tokens", "at most 127"]),
+    ("two texts", {"text_input": np.array([b"a", b"b"], np.object_)}, ["text_input", "2 values"]),
+    ("no ids", {"text_input": None, "input_ids": np.array([], np.int32)}, ["input_ids", "at least one"]),
+    ("id too large", {"text_input": None, "input_ids": np.array([1, 50], np.int32)}, ["input_ids", "50", "0 to 49"]),
+    ("id negative", {"text_input": None, "input_ids": np.array([-1], np.int32)}, ["input_ids", "-1"]),
+    (
+        "stream with input",
+        {"stream": np.array([True]), "exclude_input_in_output": np.array([False])},
+        ["exclude_input_in_output"],
+    ),
+    ("not JSON", {"sampling_parameters": text("{temperature: 1}")}, ["sampling_parameters", "JSON object"]),
+    ("JSON list", {"sampling_parameters": text("[1]")}, ["sampling_parameters", "JSON object"]),
+    ("deep JSON", {"sampling_parameters": text('{"stop":' * 300)}, ["sampling_parameters"]),
+    ("timeout 0", {"timeout_seconds": np.array([0], np.float32)}, ["timeout_seconds", "above 0"]),
+    ("timeout NaN", {"timeout_seconds": np.array([np.nan], np.float32)}, ["timeout_seconds", "nan"]),
+    ("max_tokens input 0", {"max_tokens": np.array([0], np.int32)}, ["max_tokens", "0"]),
+    ("max_tokens input too large", {"max_tokens": np.array([999], np.int32)}, ["max_tokens", "999", "125"]),
+]
+
+
+@pytest.mark.parametrize(("inputs", "words"), [case[1:] for case in BAD_INPUTS], ids=[case[0] for case in BAD_INPUTS])
+def test_bad_inputs_are_named(inputs: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse(**inputs)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_defaults_are_vllms_and_everything_is_resolved() -> None:
+    request = parse(sampling_parameters=text('{"top_k": -1, "seed": 3, "n": 2, "stop": "x"}'))
+    assert (request.max_tokens, request.stream, request.exclude_input, request.speculation) == (16, False, False, "none")
+    assert [sampling.top_k for sampling in request.samplings] == [0, 0]
+    assert request.samplings[0].seed == 3
+    assert request.samplings[1].seed != 3
+    assert request.parameters.stop == ["x"]
+    assert request.stop_ids == {49}
+    assert parse(sampling_parameters=text('{"max_tokens": null}')).max_tokens == 125
+    assert parse(sampling_parameters=text('{"ignore_eos": true, "stop_token_ids": [4]}')).stop_ids == {4}
+
+
+def test_limits_name_the_parameter_that_is_wrong() -> None:
+    assert not LlmLimits.from_parameters({"batch_invariant": "false"}).batch_invariant
+    assert LlmLimits.from_parameters({"stream_interval_seconds": "0"}).stream_interval_seconds == 0
+    for parameters, words in (
+        ({"batch_invariant": "yes"}, "batch_invariant: 'yes' is not allowed; it must be true or false"),
+        ({"speculation": "magic"}, "speculation: 'magic' is not allowed"),
+        ({"kv_tokens": "0"}, "kv_tokens: 0 is not allowed"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            LlmLimits.from_parameters(parameters)

@@ -1,0 +1,237 @@
+"""The loop over an engine in closed form: whatever happens around a sequence, it gets the tokens that it gets alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models
+
+from nereid.llm.prefix_cache import BLOCK, PrefixCache
+from nereid.llm.sampling import Row, Sampling, sample
+from nereid.llm.scheduler import LlmScheduler, Tick
+from nereid.llm.sequences import Delta, FinishReason, GeneratedSequence
+from nereid.llm.speculation import DraftGuesser, DraftModel, PromptLookup, SpeculationMeter
+from nereid.llm.text import TextStream
+
+from closed_form import ClosedFormEngine, logits_after
+
+EOS = 49
+
+
+def tokenizer() -> Tokenizer:
+    made = Tokenizer(models.WordLevel({f"w{i}": i for i in range(50)}, unk_token="w0"))
+    made.decoder = decoders.Fuse()
+    return made
+
+
+TOKENIZER = tokenizer()
+
+
+def sequence(
+    prompt: list[int], max_tokens: int = 20, *, guesses: int = 0, draft: DraftGuesser | None = None, **settings: object
+) -> GeneratedSequence:
+    deltas: list[Delta] = []
+    return GeneratedSequence(
+        prompt=prompt,
+        sampling=Sampling(**{"temperature": 1.0, **settings}),  # type: ignore[arg-type]
+        max_tokens=max_tokens,
+        stop_ids=frozenset([EOS]),
+        text=TextStream(TOKENIZER),
+        emit=deltas.append,
+        guesser=(draft or PromptLookup()) if guesses else None,
+        meter=SpeculationMeter(guesses) if guesses else None,
+    )
+
+
+def alone(wanted: GeneratedSequence) -> list[int]:
+    """What the model in closed form answers, without any scheduler."""
+    tokens, written = list(wanted.prompt), []
+    while len(written) < wanted.max_tokens:
+        token = int(sample(logits_after(tokens, 50)[None], [Row(wanted.sampling, len(written))])[0])
+        tokens.append(token)
+        written.append(token)
+        if token == EOS:
+            break
+    return written
+
+
+def run(scheduler: LlmScheduler, arrivals: list[tuple[int, GeneratedSequence]], ticks: int = 3000) -> None:
+    """Tick until all are finished; each sequence joins at its tick."""
+    for tick in range(ticks):
+        active = [s for at, s in arrivals if at <= tick and not s.finished]
+        scheduler.advance(active)
+        if all(s.finished for _, s in arrivals):
+            return
+    raise AssertionError("some sequences never ended")
+
+
+def make(tokens: int = 8192, rows: int = 8, *, cache: int = 0, **options: object) -> tuple[LlmScheduler, list[Tick]]:
+    ticks: list[Tick] = []
+    engine = ClosedFormEngine(tokens)
+    scheduler = LlmScheduler(engine, PrefixCache(cache), rows, 4096, ticked=ticks.append, **options)  # type: ignore[arg-type]
+    return scheduler, ticks
+
+
+def prompts(count: int, seed: int, longest: int = 200) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(49) for _ in range(rng.randrange(1, longest))] for _ in range(count)]
+
+
+def test_tokens_alone_and_among_others_are_the_same() -> None:
+    rng = random.Random(1)
+    arrivals = [
+        (rng.randrange(60), sequence(prompt, rng.randrange(1, 60), seed=i, top_k=rng.choice([0, 5])))
+        for i, prompt in enumerate(prompts(30, 1))
+    ]
+    scheduler, ticks = make()
+    run(scheduler, arrivals)
+    assert [s.written for _, s in arrivals] == [alone(s) for _, s in arrivals]
+    assert max(tick.decoded_rows for tick in ticks) == 8
+    assert scheduler.idle
+
+
+def test_memory_that_runs_out_delays_but_changes_nothing() -> None:
+    """Room for two long rows: eight sequences that grow past 256 places must give way to one another."""
+    arrivals = [(0, sequence(prompt, 500, seed=i)) for i, prompt in enumerate(prompts(8, 2, 100))]
+    for _, wanted in arrivals:
+        wanted.stop_ids = frozenset()
+    scheduler, ticks = make(tokens=1100 * 3, rows=8)
+    run(scheduler, arrivals, 20_000)
+    for _, wanted in arrivals:
+        wanted.stop_ids = frozenset([EOS])
+    assert sum(tick.preempted for tick in ticks) > 0
+    for _, wanted in arrivals:
+        assert len(wanted.written) == 500
+        expected = alone(wanted)
+        assert wanted.written[: len(expected)] == expected
+
+
+def test_a_long_prompt_stalls_the_others_by_one_chunk_at_most() -> None:
+    short, long = sequence([1, 2, 3], 100, seed=1), sequence(list(np.arange(2000) % 49), 3, seed=2)
+    short.stop_ids = frozenset()
+    scheduler, ticks = make(prefill_chunk=64)
+    run(scheduler, [(0, short), (5, long)])
+    during = [tick for tick in ticks if tick.prompt_tokens and tick.decoded_rows]
+    assert len(during) >= 2000 // 64
+    assert max(tick.prompt_tokens for tick in during) <= 64
+
+
+def test_a_known_prefix_is_not_computed_again_and_changes_nothing() -> None:
+    system = [7, 8, 9] * 40
+    arrivals = [(8 * i, sequence([*system, i, i + 1], 10, seed=i)) for i in range(6)]
+    scheduler, ticks = make(cache=2**20)
+    run(scheduler, arrivals)
+    assert [s.written for _, s in arrivals] == [alone(s) for _, s in arrivals]
+    assert [s.cached_tokens for _, s in arrivals] == [0, *[len(system) // BLOCK * BLOCK] * 5]
+    assert sum(tick.prompt_tokens for tick in ticks) == 122 + 5 * (122 - 112)
+
+
+class Mistaken(ClosedFormEngine):
+    """Agrees with the model in closed form after most tokens."""
+
+    def _append(self, row: int, start: int, tokens: Sequence[int]) -> list[np.ndarray]:
+        made = super()._append(row, start, tokens)
+        return [np.roll(logits, 1) if token % 7 == 0 else logits for logits, token in zip(made, tokens, strict=True)]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("kind", ["ngram", "draft"])
+def test_guesses_do_not_change_the_answer(temperature: float, kind: str) -> None:
+    draft = DraftModel(Mistaken(3 * 1024), rows=2, capacity=1024, vocabulary=50, chunk=64)
+    accepted = guessed_tokens = 0
+    for seed in range(12):
+        prompt = prompts(1, seed)[0] * 2
+        guesser = DraftGuesser(draft) if kind == "draft" else None
+        plain = sequence(prompt, 80, seed=seed, temperature=temperature)
+        guessed = sequence(prompt, 80, seed=seed, temperature=temperature, guesses=5, draft=guesser)
+        for wanted in (plain, guessed):
+            scheduler, ticks = make()
+            run(scheduler, [(0, wanted)])
+        assert guessed.written == plain.written == alone(plain)
+        accepted += sum(tick.accepted_tokens for tick in ticks)
+        guessed_tokens += sum(tick.guessed_tokens for tick in ticks)
+    assert 0 < accepted < guessed_tokens
+
+
+def test_an_answer_is_read_again_for_the_next_turn_when_nothing_else_waits() -> None:
+    """A conversation's second prompt holds its first answer; what interrupts the reading loses nothing."""
+    first = sequence([3, 1, 4, 1, 5] * 4, 100, seed=3)
+    first.stop_ids = frozenset()
+    scheduler, ticks = make(cache=2**20)
+    run(scheduler, [(0, first)])
+    assert scheduler.rest()
+    assert scheduler.rest()
+    between = sequence([9, 9, 9], 5, seed=4)
+    run(scheduler, [(0, between)])
+    rests = 0
+    while scheduler.rest():
+        rests += 1
+    assert 0 < rests < 5
+    second = sequence([*first.tokens, 8, 8], 20, seed=5)
+    ticks.clear()
+    run(scheduler, [(0, second)])
+    assert second.cached_tokens == len(first.tokens) // BLOCK * BLOCK == 112
+    assert second.written == alone(second)
+    assert between.written == alone(between)
+
+
+def test_nothing_is_read_again_without_a_prefix_cache() -> None:
+    wanted = sequence([3, 1, 4], 60, seed=3)
+    scheduler, _ = make()
+    run(scheduler, [(0, wanted)])
+    assert not scheduler.rest()
+
+
+def test_guessing_ends_where_there_are_many_rows() -> None:
+    arrivals = [(0, sequence(prompt * 2, 30, guesses=4, seed=i)) for i, prompt in enumerate(prompts(6, 9))]
+    scheduler, ticks = make(guess_rows=2)
+    run(scheduler, arrivals)
+    assert [s.written for _, s in arrivals] == [alone(s) for _, s in arrivals]
+    assert all(not tick.guessed_tokens for tick in ticks if tick.decoded_rows > 2)
+
+
+def test_a_sequence_that_is_let_go_frees_its_row_at_the_next_tick() -> None:
+    kept, lost = sequence([1, 2], 50, seed=1), sequence([3, 4], 50, seed=2)
+    kept.stop_ids = lost.stop_ids = frozenset()
+    scheduler, ticks = make()
+    for _ in range(5):
+        scheduler.advance([lost, kept])
+    scheduler.advance([kept])
+    assert ticks[-1].decoded_rows == 1
+    while not kept.finished:
+        scheduler.advance([kept])
+    expected = sequence([1, 2], 50, seed=1)
+    reference = alone(expected)
+    assert kept.written[: len(reference)] == reference
+
+
+def test_an_answer_ends_at_its_stop_token_or_its_length() -> None:
+    ended = sequence([5], 5, logit_bias={EOS: 100.0})
+    long = sequence([5], 5, logit_bias={EOS: -100.0})
+    scheduler, _ = make()
+    run(scheduler, [(0, ended), (0, long)])
+    assert (ended.finish_reason, ended.written, ended.show_all()) == (FinishReason.STOP, [EOS], "")
+    assert (long.finish_reason, len(long.written)) == (FinishReason.LENGTH, 5)
+
+
+def test_a_sequence_may_fill_the_context_but_for_two_places() -> None:
+    scheduler, _ = make(tokens=1024)
+    assert scheduler.longest == 510
+    wanted = sequence([1, 2, 3], scheduler.longest - 3, seed=8)
+    wanted.stop_ids = frozenset()
+    run(scheduler, [(0, wanted)])
+    assert len(wanted.tokens) == 510
+    assert scheduler.engine.capacity == 512
+
+
+def test_min_tokens_keeps_the_stop_token_away() -> None:
+    wanted = sequence([5], 12, logit_bias={EOS: 100.0})
+    wanted.min_tokens = 7
+    scheduler, _ = make()
+    run(scheduler, [(0, wanted)])
+    assert len(wanted.written) == 8
+    assert wanted.written[-1] == EOS
+    assert EOS not in wanted.written[:-1]

@@ -1,0 +1,212 @@
+"""`llm` without Triton: answers, streams, refusals, readers that are slow or gone."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from test_requests import FACTS, WORDS, text
+
+from nereid.flow.errors import CancelledError, DeadlineError, EngineError, InvalidRequestError, QueueFullError
+from nereid.flow.metrics import Metric, Recorder
+from nereid.llm.observer import LlmObserver, Peak
+from nereid.llm.service import LlmService
+from nereid.llm.settings import LlmFacts, LlmLimits
+from nereid.llm.text import TextStream
+
+from closed_form import ClosedFormEngine
+
+
+@dataclass
+class Collected:
+    """A caller that keeps what it gets; `pause` makes it a slow reader, `gone` one that went away."""
+
+    pause: float = 0.0
+    gone: bool = False
+    answers: list[Mapping[str, np.ndarray]] = field(default_factory=list)
+    error: Exception | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def send(self, outputs: Mapping[str, np.ndarray]) -> None:
+        assert not self.done.is_set()
+        time.sleep(self.pause)
+        self.answers.append(outputs)
+
+    def close(self, error: Exception | None = None) -> None:
+        assert not self.done.is_set()
+        self.error = error
+        self.done.set()
+
+    def is_cancelled(self) -> bool:
+        return self.gone
+
+    def wait(self) -> Collected:
+        assert self.done.wait(20)
+        return self
+
+    @property
+    def text(self) -> str:
+        return b"".join(answer["text_output"][0] for answer in self.answers).decode()
+
+
+class SlowEngine(ClosedFormEngine):
+    """Two milliseconds a call, so that there is time to interfere."""
+
+    def decode(self, *arguments: Any) -> Any:
+        time.sleep(0.002)
+        return super().decode(*arguments)
+
+
+Ask = Callable[..., Collected]
+
+
+@pytest.fixture
+def ask() -> Iterator[Ask]:
+    with answering(LlmLimits(max_rows=4, max_queue=4, stream_interval_seconds=0.0)) as made:
+        yield made
+
+
+@contextmanager
+def answering(limits: LlmLimits) -> Iterator[Ask]:
+    """A service over the model in closed form."""
+    recorded: list[tuple[str, float]] = []
+
+    def sink(metric: Metric, value: float, labels: Mapping[str, str]) -> None:
+        recorded.append((metric.name, value))
+
+    facts = LlmFacts(**{**{name: getattr(FACTS, name) for name in LlmFacts.__slots__}, "context_length": 2000})
+    service = LlmService(
+        facts=facts,
+        limits=limits,
+        engine=SlowEngine(16_384),
+        tokenizer=WORDS,
+        structures=None,  # type: ignore[arg-type]
+        observer=LlmObserver(Recorder(sink), Peak(1e9, 1e9)),
+    )
+
+    def submit(
+        reply: Collected | None = None,
+        *,
+        prompt: str = "w1 w2",
+        stream: bool = False,
+        timeout_seconds: float = 60.0,
+        **parameters: object,
+    ) -> Collected:
+        caller = reply or Collected()
+        inputs = {
+            "text_input": text(prompt),
+            "stream": np.array([stream]),
+            "exclude_input_in_output": np.array([True]),
+            "sampling_parameters": text(json.dumps({"ignore_eos": True, "seed": 1, **parameters})),
+            "timeout_seconds": np.array([timeout_seconds], np.float32),
+            "return_finish_reason": np.array([True]),
+            "return_token_ids": np.array([True]),
+            "return_num_output_tokens": np.array([True]),
+            "return_logprobs": np.array([True]),
+        }
+        service.handle(inputs, caller)
+        return caller
+
+    yield submit
+    service.stop()
+    names = {name for name, _ in recorded}
+    assert "nereid_llm_requests_total" in names
+
+
+def test_a_stream_adds_up_to_the_whole_answer(ask: Ask) -> None:
+    whole, stream = ask(max_tokens=40).wait(), ask(max_tokens=40, stream=True).wait()
+    assert whole.error is stream.error is None
+    assert len(whole.answers) == 1
+    assert len(stream.answers) > 5
+    assert stream.text == whole.text
+    ids = np.concatenate([answer["output_ids"] for answer in stream.answers])
+    assert ids.tolist() == whole.answers[0]["output_ids"].tolist()
+    reasons = [answer["finish_reason"][0] for answer in stream.answers]
+    assert reasons == [b""] * (len(reasons) - 1) + [b"length"]
+
+
+def test_tokens_that_come_at_once_are_sent_together_but_the_first_is_not_kept_waiting() -> None:
+    with answering(LlmLimits(max_rows=4, max_queue=4, stream_interval_seconds=60.0)) as ask:
+        whole, stream = ask(max_tokens=100).wait(), ask(max_tokens=100, stream=True).wait()
+    assert stream.text == whole.text
+    sizes = [int(answer["num_output_tokens"][0]) for answer in stream.answers]
+    assert sum(sizes) == 100
+    assert sizes[0] < 50
+    assert len(sizes) == 2
+
+
+def test_several_answers_differ_and_are_told_apart(ask: Ask) -> None:
+    whole = ask(n=3, max_tokens=10).wait().answers[0]
+    assert len({bytes(value) for value in whole["text_output"]}) == 3
+    streamed = ask(n=3, max_tokens=10, stream=True).wait().answers
+    for index in range(3):
+        joined = b"".join(a["text_output"][0] for a in streamed if a["index"][0] == index)
+        assert joined == whole["text_output"][index]
+
+
+def test_logprobs_are_those_of_the_drawn_tokens(ask: Ask) -> None:
+    answer = ask(max_tokens=5, temperature=0, logprobs=2).wait().answers[0]
+    found = json.loads(answer["logprobs"][0])
+    assert [item["token_id"] for item in found] == answer["output_ids"].tolist()
+    for item in found:
+        assert item["top"][0]["token_id"] == item["token_id"]
+        assert item["top"][0]["logprob"] >= item["top"][1]["logprob"]
+
+
+@pytest.mark.parametrize(("stream", "method"), [(True, "push"), (True, "finish"), (False, "finish")])
+def test_text_that_cannot_be_made_fails_its_request_alone(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, stream: bool, method: str
+) -> None:
+    def fail(*_: object) -> str:
+        raise RuntimeError("no text")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextStream, method, fail)
+        failed = ask(max_tokens=100, stream=stream).wait()
+    assert isinstance(failed.error, EngineError)
+    assert ask(max_tokens=10, stream=stream).wait().error is None
+
+
+def test_a_slow_reader_slows_nobody_and_loses_nothing(ask: Ask) -> None:
+    slow = ask(Collected(pause=0.15), max_tokens=100, stream=True, seed=5)
+    start = time.monotonic()
+    quick = ask(max_tokens=100, stream=True, seed=5).wait()
+    assert time.monotonic() - start < 5
+    assert not slow.done.is_set() or len(slow.answers) < 60
+    slow.wait()
+    assert slow.text == quick.text
+    assert len(slow.answers) < len(quick.answers)
+
+
+def test_a_caller_that_goes_away_frees_its_row(ask: Ask) -> None:
+    gone = [ask(max_tokens=1900, stream=True) for _ in range(4)]
+    time.sleep(0.1)
+    waiting = ask(max_tokens=2)
+    time.sleep(0.1)
+    assert not waiting.done.is_set()
+    for caller in gone:
+        caller.gone = True
+    assert waiting.wait().error is None
+    assert all(isinstance(caller.wait().error, CancelledError) for caller in gone)
+
+
+def test_a_full_queue_and_a_missed_deadline_are_their_own_errors(ask: Ask) -> None:
+    long = [ask(max_tokens=1900) for _ in range(8)]
+    time.sleep(0.2)
+    assert isinstance(ask().wait().error, QueueFullError)
+    for caller in long:
+        caller.gone = True
+    assert all(isinstance(caller.wait().error, CancelledError) for caller in long)
+    assert isinstance(ask(max_tokens=1900, timeout_seconds=0.2).wait().error, DeadlineError)
+
+
+def test_a_bad_request_is_refused_and_the_next_one_served(ask: Ask) -> None:
+    assert isinstance(ask(temperature=-1).wait().error, InvalidRequestError)
+    assert ask(max_tokens=2).wait().error is None

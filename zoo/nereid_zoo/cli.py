@@ -1,0 +1,164 @@
+"""`nereid zoo`: the command line of this room."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from nereid_client import Client
+from nereid_zoo.sections import score as sections
+from nereid_zoo.shapes.score import CHECKPOINT, held_out_captions, score, served_drawer, torch_drawer
+
+app = typer.Typer(
+    help="Train and score this project's own small checkpoints.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(stderr=True)
+
+
+_score = typer.Typer(help="Score a checkpoint on what it was never trained on.", no_args_is_help=True)
+_train = typer.Typer(help="Train a checkpoint from nothing; its data is made on the way.", no_args_is_help=True)
+app.add_typer(_score, name="score")
+app.add_typer(_train, name="train")
+
+
+@_train.command("shapes")
+def train_shapes(
+    out: Annotated[Path, typer.Option(help="The diffusers folder to write.")] = CHECKPOINT,
+    work: Annotated[Path, typer.Option(help="Where finished stages are kept, to resume from.")] = Path("build/zoo/shapes"),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    minutes: Annotated[float, typer.Option(help="All stages together; 123 is what the shipped one took on two cores.")] = 123,
+) -> None:
+    """Train the painter of shapes from nothing. Each finished stage is kept in WORK."""
+    from nereid_zoo.shapes.train import TrainingPlan, train
+
+    share = minutes / 123
+    plan = TrainingPlan(work=work, device=device, text_minutes=6 * share, vae_minutes=21 * share, unet_minutes=96 * share)
+    train(plan, out)
+    console.print(f"shapes: written to {out}")
+
+
+@_train.command("sections")
+def train_sections(
+    out: Annotated[Path, typer.Option(help="The transformers folder to write.")] = sections.CHECKPOINT,
+    work: Annotated[Path, typer.Option(help="Where the tokenizer and finished phases are kept, to resume from.")] = Path(
+        "build/zoo/sections"
+    ),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    minutes: Annotated[float, typer.Option(help="All phases together; 164.5 is what the shipped one took on two cores.")] = 164.5,
+) -> None:
+    """Train the writer of web-page sections from nothing. Each finished phase is kept in WORK."""
+    from nereid_zoo.sections.train import TrainingPlan, train
+
+    train(TrainingPlan(work=work, device=device, minutes=minutes), out)
+    console.print(f"sections: written to {out}")
+
+
+@_score.command("sections")
+def score_sections(
+    count: Annotated[int, typer.Option(help="Held-out briefs to answer.")] = 200,
+    path: Annotated[Path, typer.Option(help="The transformers folder.")] = sections.CHECKPOINT,
+    repository: Annotated[
+        Path | None, typer.Option(help="An exported repository to score as well; a server is started for it.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Prefix of the model in REPOSITORY.")] = "",
+    show_wrong: Annotated[bool, typer.Option(help="List the sections that were wrong, and why.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Share of held-out briefs answered right, greedily, by PyTorch and, with --repository, by the served engine."""
+    rows = []
+    with _maybe_serving(repository, name) as client:
+        writers = {"PyTorch": sections.torch_writer(path)}
+        if client is not None:
+            writers["served"] = sections.served_writer(client)
+        for engine, write in writers.items():
+            with _bar(engine, count) as done:
+                made = sections.score(write, sections.held_out_briefs(count), done)
+            rows.append({"engine": engine, "written": made.written, "percent": made.percent})
+            if show_wrong:
+                for text, found in made.wrong:
+                    console.print(f"  {text}: {'; '.join(found)}", highlight=False)
+    if as_json:
+        print(json.dumps({"checkpoint": "sections", "scores": rows}))
+        return
+    table = Table(title="sections: held-out briefs answered right, greedily")
+    for column in ("engine", "written", "right"):
+        table.add_column(column, justify="left" if column == "engine" else "right")
+    for row in rows:
+        table.add_row(str(row["engine"]), str(row["written"]), f"{row['percent']:.1f}%")
+    Console().print(table)
+
+
+@_score.command("shapes")
+def score_shapes(
+    count: Annotated[int, typer.Option(help="Held-out captions to draw.")] = 200,
+    steps: Annotated[int, typer.Option(help="DPM++ 2M steps.")] = 20,
+    guidance: Annotated[list[float], typer.Option(help="Guidance scales, each scored.")] = [3.0, 5.0, 7.5],  # noqa: B006
+    path: Annotated[Path, typer.Option(help="The diffusers folder.")] = CHECKPOINT,
+    repository: Annotated[
+        Path | None, typer.Option(help="An exported repository to score as well; a server is started for it.")
+    ] = None,
+    show_wrong: Annotated[bool, typer.Option(help="List the drawings that were wrong, and why.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Share of held-out captions drawn right, by PyTorch and, with --repository, by the served engines."""
+    rows = []
+    with _maybe_serving(repository) as client:
+        for scale in guidance:
+            drawers = {"PyTorch": torch_drawer(path, steps=steps, guidance=scale)}
+            if client is not None:
+                drawers["served"] = served_drawer(client, steps=steps, guidance=scale)
+            for name, draw in drawers.items():
+                with _bar(f"{name}, guidance {scale:g}", count) as done:
+                    made = score(draw, held_out_captions(count), done)
+                rows.append({"engine": name, "guidance": scale, "drawn": made.drawn, "percent": made.percent})
+                if show_wrong:
+                    for text, found in made.wrong:
+                        console.print(f"  {text}: {'; '.join(found)}", highlight=False)
+    if as_json:
+        print(json.dumps({"checkpoint": "shapes", "steps": steps, "scores": rows}))
+        return
+    table = Table(title=f"shapes: held-out captions drawn right, {steps} steps of DPM++ 2M")
+    for column in ("engine", "guidance", "drawn", "right"):
+        table.add_column(column, justify="left" if column == "engine" else "right")
+    for row in rows:
+        table.add_row(str(row["engine"]), f"{row['guidance']:g}", str(row["drawn"]), f"{row['percent']:.1f}%")
+    Console().print(table)
+
+
+@contextmanager
+def _bar(name: str, count: int) -> Iterator[Callable[[int], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(name, total=count)
+        yield lambda done: bar.update(task, completed=done)
+
+
+@contextmanager
+def _maybe_serving(repository: Path | None, name: str = "") -> Iterator[Client | None]:
+    if repository is None:
+        yield None
+        return
+    from nereid.serving.options import ServeOptions
+    from nereid.serving.supervisor import Supervisor
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = ServeOptions.on_free_ports(repository, Path(folder) / "triton.log")
+        with Supervisor(options), Client(f"127.0.0.1:{options.grpc_port}", name=name) as client:
+            yield client

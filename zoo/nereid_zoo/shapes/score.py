@@ -1,0 +1,96 @@
+"""Scores drawings of held-out captions: by the PyTorch pipeline, and by served engines, with the same starting noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nereid.flow.noise import Purpose, normal
+from nereid_client import Client
+from nereid_zoo.shapes.analyse import analyse, mistakes
+from nereid_zoo.shapes.captions import Caption, write_caption
+from nereid_zoo.shapes.scenes import IMAGE_SIZE, sample_scene
+
+CHECKPOINT = Path(__file__).resolve().parents[2] / Path(__file__).parent.name / "checkpoint"
+"""The trained checkpoint, an ordinary diffusers folder."""
+
+Draw = Callable[[list[str], list[int]], Iterator[NDArray[np.uint8]]]
+"""Pictures (uint8 128 x 128 x 3) for captions and seeds, in order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """How many drawings were right; `wrong` holds a caption and its mistakes each."""
+
+    drawn: int
+    right: int
+    wrong: tuple[tuple[str, list[str]], ...]
+
+    @property
+    def percent(self) -> float:
+        return 100 * self.right / self.drawn
+
+
+def held_out_captions(count: int, seed: int = 0) -> list[Caption]:
+    """Captions of scenes whose combination of objects training has never seen."""
+    rng = Random(seed)
+    return [write_caption(sample_scene(rng, held_out=True), rng) for _ in range(count)]
+
+
+def score(draw: Draw, captions: list[Caption], progress: Callable[[int], None] = lambda done: None) -> Score:
+    """Draw every caption once, seeded by its number, and compare."""
+    wrong = []
+    texts = [caption.text for caption in captions]
+    for done, (picture, caption) in enumerate(zip(draw(texts, list(range(len(texts)))), captions, strict=True), 1):
+        if found := mistakes(analyse(picture), caption.demand):
+            wrong.append((caption.text, found))
+        progress(done)
+    return Score(drawn=len(captions), right=len(captions) - len(wrong), wrong=tuple(wrong))
+
+
+def torch_drawer(checkpoint: Path, *, steps: int, guidance: float, batch: int = 16) -> Draw:
+    """Draw with diffusers' own StableDiffusionPipeline in float32 and DPM++ 2M."""
+    import torch
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    shape = (4, IMAGE_SIZE // 8, IMAGE_SIZE // 8)
+
+    def draw(texts: list[str], seeds: list[int]) -> Iterator[NDArray[np.uint8]]:
+        for start in range(0, len(texts), batch):
+            chosen = slice(start, start + batch)
+            noise = np.stack([normal(seed, Purpose.INITIAL_LATENTS, shape) for seed in seeds[chosen]])
+            made = pipeline(
+                texts[chosen],
+                latents=torch.from_numpy(noise),
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                output_type="np",
+            )
+            yield from np.rint(made.images * 255).astype(np.uint8)
+
+    return draw
+
+
+def served_drawer(client: Client, *, steps: int, guidance: float, at_once: int = 8) -> Draw:
+    """Draw through a running server, several requests in flight."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def draw(texts: list[str], seeds: list[int]) -> Iterator[NDArray[np.uint8]]:
+        def one(text: str, seed: int) -> NDArray[np.uint8]:
+            result = client.generate_image(
+                text, seed=seed, num_inference_steps=steps, guidance_scale=guidance, scheduler="dpmpp_2m"
+            )
+            return result.pixels[0]
+
+        with ThreadPoolExecutor(at_once) as pool:
+            yield from pool.map(one, texts, seeds)
+
+    return draw
