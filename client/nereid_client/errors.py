@@ -3,6 +3,7 @@
 NereidError
 ├── InvalidRequestError     a field is not allowed to have its value; trying again will not help
 ├── UnavailableError        the server cannot take it now; retried with backoff before it is raised
+│   ├── LostError           what computed it has died
 │   └── ConnectionLostError nobody answers at the address, or the connection broke
 ├── DeadlineExceededError   the time given to the request ran out
 ├── CancelledError          it was cancelled from here
@@ -14,9 +15,15 @@ from __future__ import annotations
 
 from tritonclient.utils import InferenceServerException
 
+from nereid_protocol.errors import ErrorKind, WireError
+
 
 class NereidError(Exception):
-    """Base of all errors of this SDK; the message is the server's sentence."""
+    """Base of all errors of this SDK: the server's sentence, and the request's field that it names, where it names one."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class InvalidRequestError(NereidError):
@@ -28,6 +35,10 @@ class UnavailableError(NereidError):
 
 
 class ConnectionLostError(UnavailableError):
+    pass
+
+
+class LostError(UnavailableError):
     pass
 
 
@@ -59,13 +70,18 @@ _BY_STATUS: dict[str, type[NereidError]] = {
     "499": CancelledError,
     "CANCELLED": CancelledError,
 }
-_BY_WORDS: tuple[tuple[str, type[NereidError]], ...] = (
-    ("is not allowed; it must be", InvalidRequestError),
-    ("requests wait already", UnavailableError),
-    ("is being unloaded", UnavailableError),
-    ("deadline", DeadlineExceededError),
-)
-_SERVER_DEADLINE = "timeout_seconds: the request was still"
+_BY_KIND: dict[ErrorKind, type[NereidError]] = {
+    ErrorKind.INVALID: InvalidRequestError,
+    ErrorKind.POISONOUS: InvalidRequestError,
+    ErrorKind.QUEUE_FULL: UnavailableError,
+    ErrorKind.STOPPING: UnavailableError,
+    ErrorKind.DEADLINE: DeadlineExceededError,
+    ErrorKind.CANCELLED: CancelledError,
+    ErrorKind.LOST: LostError,
+    ErrorKind.ENGINE: ServerError,
+}
+_DEAD_WORDS = ("is not healthy",)
+"""Triton's own words, which come without a code, for a model whose process has died."""
 _CONNECTION_WORDS = ("failed to connect", "connection", "socket", "stream removed", "goaway")
 
 
@@ -73,11 +89,12 @@ def from_triton(error: InferenceServerException) -> NereidError:
     """The typed error for what tritonclient raised."""
     message = error.message() or str(error)
     status = (error.status() or "").removeprefix("StatusCode.")
-    if _SERVER_DEADLINE in message:
-        return DeadlineExceededError(message)
+    sent = WireError.parse(message)
+    if sent is not None:
+        return _BY_KIND[sent.kind](sent.sentence, sent.field)
     kind = _BY_STATUS.get(status, ServerError)
     if kind is UnavailableError and any(word in message.lower() for word in _CONNECTION_WORDS):
         kind = ConnectionLostError
-    if kind is ServerError and not status:  # streams carry the sentence alone
-        kind = next((found for words, found in _BY_WORDS if words in message.lower()), kind)
+    if kind is ServerError and any(words in message.lower() for words in _DEAD_WORDS):
+        kind = LostError
     return kind(message)

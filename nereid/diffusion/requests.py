@@ -96,7 +96,7 @@ class _RowParser:
         strength = fields.real("strength", 0.8, low=0.0, high=1.0)[prompt]
         picture = fields.array("init_image", np.uint8, 4)
         if picture is None and "strength" in fields.inputs:
-            raise InvalidRequestError("strength: it has no meaning without init_image")
+            raise InvalidRequestError("strength: it has no meaning without init_image", "strength")
         origin = 0 if picture is None else first_step(steps, strength)
         if origin == steps:
             raise InvalidRequestError.of("strength", strength, f"at least 1/num_inference_steps ({1 / steps:.3g})")
@@ -104,7 +104,7 @@ class _RowParser:
         try:
             table = build_table(name, pipeline.scheduler, steps, origin)
         except ScheduleError as error:
-            raise InvalidRequestError(str(error)) from None
+            raise InvalidRequestError(str(error), "num_inference_steps") from None
         embedded = pipeline.time_cond_proj_dim is not None
         guided = guidance > 1 and not embedded
         if pipeline.few_step and guided:
@@ -149,7 +149,7 @@ class _RowParser:
         memory = self.fields.array("solver_memory", np.float32, 5)
         if resumes and (latents is None or memory is None):
             missing = "latents" if latents is None else "solver_memory"
-            raise InvalidRequestError(f"{missing}: nothing is not allowed; a run resumed at step_begin > 0 needs it")
+            raise InvalidRequestError(f"{missing}: nothing is not allowed; a run resumed at step_begin > 0 needs it", missing)
         for field, value, expected in (("latents", latents, shape), ("solver_memory", memory, (MEMORY_ARRAYS, *shape))):
             if value is None:
                 continue
@@ -291,7 +291,7 @@ class _Fields:
     def embeds(self, field: str, rank: int) -> NDArray[np.float32]:
         value = self.array(field, np.float32, rank)
         if value is None:
-            raise InvalidRequestError(f"{field}: nothing is not allowed; this model needs it")
+            raise InvalidRequestError(f"{field}: nothing is not allowed; this model needs it", field)
         if value.shape[0] != self.batch_size or 0 in value.shape:
             raise InvalidRequestError.of(f"shape of {field}", value.shape, f"{self.batch_size} non-empty rows")
         if not np.isfinite(value).all():

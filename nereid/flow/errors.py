@@ -1,9 +1,11 @@
-"""The errors a request can end with, each with the Triton status it answers with; knows nothing of Triton itself.
+"""The errors a request can end with, each with the kind it travels as; knows nothing of Triton itself.
 
 RequestError
 ├── InvalidRequestError    INVALID_ARG   a field's value is not allowed
+├── PoisonousRequestError  INVALID_ARG   what computed it died twice, and it was alone inside
 ├── QueueFullError         UNAVAILABLE   too many requests wait already
 ├── DeadlineError          UNAVAILABLE   the request's own time ran out
+├── LostError              UNAVAILABLE   what computed it has died
 ├── CancelledError         CANCELLED     the caller went away
 ├── StoppingError          UNAVAILABLE   the model is being unloaded
 └── EngineError            INTERNAL      a model this one calls has failed
@@ -11,29 +13,38 @@ RequestError
 
 from __future__ import annotations
 
-from enum import StrEnum
-
-
-class Status(StrEnum):
-    """Names of Triton's error codes (TRITONSERVER_ERROR_*)."""
-
-    INVALID_ARG = "INVALID_ARG"
-    UNAVAILABLE = "UNAVAILABLE"
-    CANCELLED = "CANCELLED"
-    INTERNAL = "INTERNAL"
+from nereid_protocol.errors import ErrorKind, Status, WireError
 
 
 class RequestError(Exception):
-    """One request has failed; `outcome` is its label in the metrics."""
+    """One request has failed: a sentence, and the request's field that is to blame, where one is."""
 
-    status = Status.INTERNAL
+    kind = ErrorKind.ENGINE
     outcome = "error"
+    """The label in the metrics."""
+
+    def __init__(self, sentence: str, field: str | None = None) -> None:
+        super().__init__(sentence)
+        self.field = field
+
+    @property
+    def status(self) -> Status:
+        return self.kind.status
+
+    def wire(self) -> str:
+        """The form in which it crosses Triton."""
+        return str(WireError(str(self), self.kind, self.field))
+
+    @staticmethod
+    def of_wire(error: WireError) -> RequestError:
+        """The same error on the calling side."""
+        return _BY_KIND[error.kind](error.sentence, error.field)
 
 
 class InvalidRequestError(RequestError):
     """A field of the request is not allowed to have its value."""
 
-    status = Status.INVALID_ARG
+    kind = ErrorKind.INVALID
     outcome = "invalid"
 
     @classmethod
@@ -42,29 +53,54 @@ class InvalidRequestError(RequestError):
         shown = repr(value)
         if len(shown) > 80:
             shown = shown[:77] + "..."
-        return cls(f"{field}: {shown} is not allowed; it must be {allowed}")
+        # "shape of latents", "characters in prompt": the field is the last word; "width x height" has two and names neither.
+        name = field.rpartition(" ")[2]
+        named = name if " x " not in field and name.replace("_", "").replace(".", "").isalnum() else None
+        return cls(f"{field}: {shown} is not allowed; it must be {allowed}", named)
+
+
+class PoisonousRequestError(RequestError):
+    kind = ErrorKind.POISONOUS
+    outcome = "poisonous"
 
 
 class QueueFullError(RequestError):
-    status = Status.UNAVAILABLE
+    kind = ErrorKind.QUEUE_FULL
     outcome = "rejected"
 
 
 class DeadlineError(RequestError):
-    status = Status.UNAVAILABLE
+    kind = ErrorKind.DEADLINE
     outcome = "timeout"
 
 
+class LostError(RequestError):
+    kind = ErrorKind.LOST
+    outcome = "lost"
+
+
 class CancelledError(RequestError):
-    status = Status.CANCELLED
+    kind = ErrorKind.CANCELLED
     outcome = "cancelled"
 
 
 class StoppingError(RequestError):
-    status = Status.UNAVAILABLE
+    kind = ErrorKind.STOPPING
     outcome = "rejected"
 
 
 class EngineError(RequestError):
-    status = Status.INTERNAL
+    kind = ErrorKind.ENGINE
     outcome = "error"
+
+
+_BY_KIND: dict[ErrorKind, type[RequestError]] = {
+    ErrorKind.INVALID: InvalidRequestError,
+    ErrorKind.POISONOUS: PoisonousRequestError,
+    ErrorKind.QUEUE_FULL: QueueFullError,
+    ErrorKind.DEADLINE: DeadlineError,
+    ErrorKind.LOST: LostError,
+    ErrorKind.CANCELLED: CancelledError,
+    ErrorKind.STOPPING: StoppingError,
+    ErrorKind.ENGINE: EngineError,
+}

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
 
-from nereid.flow.errors import EngineError, InvalidRequestError, RequestError
+from nereid.flow.errors import CancelledError, EngineError, InvalidRequestError, LostError, RequestError
 from nereid.flow.metrics import Kind, Metric, Record
+from nereid_protocol.errors import WireError
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def error_response(error: Exception) -> Any:
         log.error("a request has failed", exc_info=error)
         error = EngineError("internal error; see the server's log")
     code = getattr(pb_utils.TritonError, error.status.value)
-    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(str(error), code))
+    return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(error.wire(), code))
 
 
 def answer_each(requests: Sequence[Any], answer: Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]) -> list[Any]:
@@ -140,11 +141,28 @@ def call_model(name: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[st
     )
     answer = request.exec()
     if answer.has_error():
-        problem = answer.error()
-        if problem.code() == pb_utils.TritonError.INVALID_ARG:
-            raise InvalidRequestError(problem.message())
-        raise EngineError(f"{name}: {problem.message()}")
+        raise _sibling_error(name, answer.error())
     return {key: pb_utils.get_output_tensor_by_name(answer, key).as_numpy() for key in outputs}
+
+
+_UNHEALTHY = ("is not healthy", "failed to load", "is not ready", "is not found", "unknown model", "has no available versions")
+"""Triton's words for a model that is down: its stub died, or it is being reloaded. Triton 24.10 gives no code of their own."""
+
+
+def _sibling_error(name: str, problem: Any) -> RequestError:
+    """The error of a called model, as its own type: what was refused stays refused, what died can be tried again."""
+    message = problem.message()
+    error = WireError.parse(message)
+    if error is not None:
+        return RequestError.of_wire(error)
+    code = problem.code()
+    if code == pb_utils.TritonError.INVALID_ARG:
+        return InvalidRequestError(f"{name}: {message}")
+    if code == pb_utils.TritonError.UNAVAILABLE or any(words in message.lower() for words in _UNHEALTHY):
+        return LostError(f"{name}: {message}")
+    if code == pb_utils.TritonError.CANCELLED:
+        return CancelledError(f"{name}: {message}")
+    return EngineError(f"{name}: {message}")
 
 
 def metric_sink(metrics: Iterable[Metric], model: str) -> Record:

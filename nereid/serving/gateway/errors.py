@@ -41,8 +41,7 @@ def from_nereid(error: NereidError) -> ApiError:
     message = str(error)
     for kind, status, name in _STATUS:
         if isinstance(error, kind):
-            field = message.split(":", 1)[0]
-            return ApiError(status, message, name, field if status == 400 and field.replace("_", "").isalnum() else None)
+            return ApiError(status, message, name, error.field if status == 400 else None)
     return ApiError(500, message, "server_error")
 
 
