@@ -1,0 +1,223 @@
+"""A process that the supervisor starts, watches, restarts and ends; knows nothing of what the process does.
+
+It runs under a keeper (`keeper.py`): if the process dies, its descendants end with it; if the supervisor dies, all of them do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from nereid.serving.errors import ServingError
+
+log = logging.getLogger("nereid.serve")
+
+KEEPER = Path(__file__).with_name("keeper.py")
+SERVE_ID = "NEREID_SERVE_ID"
+"""Environment variable that every process of one `serve` inherits: what escapes its keeper is still found by it."""
+STATE_DIR = "NEREID_STATE_DIR"
+"""Environment variable: a private folder of one `serve` that outlives restarts of its processes."""
+
+
+@dataclass(slots=True)
+class Backoff:
+    """How long to wait before the next restart: not at all at first, then longer with each death in a row."""
+
+    first: float = 0.5
+    longest: float = 30.0
+    well_after: float = 60.0
+    """Seconds of life after which a death counts as the first again."""
+    deaths: int = 0
+
+    def after_death(self, lived: float) -> float:
+        self.deaths = 1 if lived >= self.well_after else self.deaths + 1
+        return 0.0 if self.deaths == 1 else min(self.longest, self.first * 2.0 ** (self.deaths - 2))
+
+
+@dataclass(slots=True)
+class Child:
+    """One process under a keeper."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    folder: Path | None = None
+    """Removed by the keeper when the supervisor has died."""
+    output: IO[bytes] | None = None
+    pass_fds: Sequence[int] = ()
+    _keeper: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _lifeline: socket.socket | None = field(default=None, init=False)
+    _pid: int | None = field(default=None, init=False)
+    started: float = field(default=0.0, init=False)
+
+    def start(self) -> None:
+        """Launch; returns once the process exists. Raises ServingError where it cannot be started."""
+        self._lifeline, theirs = socket.socketpair()
+        with theirs:
+            os.set_inheritable(theirs.fileno(), True)
+            folder = "" if self.folder is None else str(self.folder)
+            try:
+                self._keeper = subprocess.Popen(
+                    [sys.executable, "-I", "-S", str(KEEPER), str(theirs.fileno()), folder, *self.command],
+                    env=dict(self.environment),
+                    stdin=subprocess.DEVNULL,
+                    stdout=self.output,
+                    stderr=subprocess.STDOUT if self.output else None,
+                    pass_fds=(theirs.fileno(), *self.pass_fds),
+                    # Of its own: a Ctrl-C at the terminal reaches the supervisor alone, which then stops everything in order.
+                    start_new_session=True,
+                )
+            except OSError as error:
+                self._lifeline.close()
+                raise ServingError(f"{self.command[0]} cannot be started: {error.strerror}") from None
+        self._lifeline.settimeout(60)
+        with contextlib.suppress(OSError, ValueError):
+            self._pid = int(self._lifeline.recv(32))
+        self.started = time.monotonic()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process itself, not of its keeper; it may have ended."""
+        return self._pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._keeper.poll() if self._keeper else None
+
+    def is_running(self) -> bool:
+        return self._keeper is not None and self._keeper.poll() is None
+
+    def is_stopped(self) -> bool:
+        """Whether a signal (SIGSTOP) holds the process."""
+        try:
+            return self._pid is not None and psutil.Process(self._pid).status() == psutil.STATUS_STOPPED
+        except psutil.Error:
+            return False
+
+    def kill(self) -> None:
+        """End it at once, as its death would: the keeper then ends its descendants."""
+        if self._pid is not None and self.is_running():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+
+    def terminate(self) -> None:
+        """Ask the process to end; the keeper passes it on."""
+        if self._keeper is not None and self._keeper.poll() is None:
+            self._keeper.terminate()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it has ended, with everything below it, within that time."""
+        if self._keeper is None:
+            return True
+        try:
+            self._keeper.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def stop(self, grace_seconds: float) -> None:
+        """Ask it to end, then make it; nothing below it stays."""
+        self.terminate()
+        ended = self.wait(grace_seconds)
+        if self._lifeline is not None:
+            if not ended:
+                self.kill()
+                ended = self.wait(5)
+            self._lifeline.close()
+        if self._keeper is not None and not ended and not self.wait(5):
+            self._keeper.kill()
+            self._keeper.wait()
+
+
+@dataclass(slots=True)
+class KeptService:
+    """A child that is to run always: `tend` is called every round, and starts it again, later with each death in a row."""
+
+    name: str
+    make: Callable[[], Child]
+    is_listening: Callable[[], bool]
+    """Asked until it says yes after each start; cheap, and not blocking for long."""
+    start_seconds: float = 60.0
+    backoff: Backoff = field(default_factory=Backoff)
+    _child: Child | None = field(default=None, init=False)
+    _listening: bool = field(default=False, init=False)
+    _next_start: float = field(default=0.0, init=False)
+
+    def start(self) -> None:
+        """Start it and wait until it listens; raises ServingError where it does not."""
+        self._child = self.make()
+        self._child.start()
+        deadline = time.monotonic() + self.start_seconds
+        while not self.is_listening():
+            if not self._child.is_running():
+                raise ServingError(f"{self.name} stopped while starting (exit code {self._child.returncode})")
+            if time.monotonic() > deadline:
+                raise ServingError(f"{self.name} did not listen within {self.start_seconds:g} s")
+            time.sleep(0.05)
+        self._listening = True
+
+    def tend(self) -> None:
+        """Start it again if it has died or was stopped by a signal; returns at once."""
+        if self._child is None:
+            if time.monotonic() >= self._next_start:
+                self._child = self.make()
+                self._child.start()
+            return
+        if self._child.is_stopped():
+            log.warning("%s was stopped by a signal; ending it", self.name)
+            self._child.kill()
+        if self._child.is_running():
+            self._listening = self._listening or self.is_listening()
+            return
+        self._listening = False
+        delay = self.backoff.after_death(time.monotonic() - self._child.started)
+        again = "now" if delay == 0 else f"in {delay:g} s (death {self.backoff.deaths} in a row)"
+        log.warning("%s died (%s); starting it again %s", self.name, said_of_exit(self._child.returncode), again)
+        self._child.stop(0)
+        self._child = None
+        self._next_start = time.monotonic() + delay
+
+    def is_well(self) -> bool:
+        return self._child is not None and self._listening and self._child.is_running()
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child else None
+
+    def terminate(self) -> None:
+        """Ask it to end, without waiting: it drains while others do."""
+        if self._child is not None:
+            self._child.terminate()
+
+    def stop(self, grace_seconds: float) -> None:
+        if self._child is not None:
+            self._child.stop(grace_seconds)
+            self._child = None
+
+
+def said_of_exit(code: int | None) -> str:
+    """An exit code in words: the keeper gives 128 and the signal's number for a process that a signal ended."""
+    if code is not None and code > 128:
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(code - 128).name}"
+    return f"exit code {code}"
+
+
+def listens(host: str, port: int) -> bool:
+    """Whether something accepts connections there."""
+    try:
+        with socket.create_connection((host, port), timeout=1):
+            return True
+    except OSError:
+        return False
