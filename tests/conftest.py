@@ -83,12 +83,14 @@ def export_llm(checkpoint: Path, out: Path, precision: str = "int4", **options: 
 
 def set_parameters(repository: Path, model: str, **parameters: object) -> None:
     """Change parameters of a published model's config."""
+    from nereid.engines.digests import sign
     from nereid_export.configs import read_config, write_config
 
     config = read_config(repository / model / "config.pbtxt")
     for key, value in parameters.items():
         config.parameters[key].string_value = str(value)
     write_config(config, repository / model)
+    sign(repository)
 
 
 @pytest.fixture(scope="session")

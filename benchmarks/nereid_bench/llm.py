@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from nereid.engines.digests import sign
 from nereid.engines.onnx_causal import OnnxCausalEngine
 from nereid.flow.metrics import Recorder
 from nereid.llm.observer import LlmObserver
@@ -180,6 +181,7 @@ def serving_with(repository: Path, **parameters: object) -> Iterator[tuple[Clien
         for name, value in parameters.items():
             config.parameters[name].string_value = str(value)
         write_config(config, file.parent)
+        sign(linked)
         with serving(linked) as served:
             yield served
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from nereid.engines import digests
 from nereid_client.terminal import console, fail
 from nereid_export.diffusion import Engine, ExportOptions, export_diffusion
 from nereid_export.errors import ExportError
@@ -130,6 +131,23 @@ def llm(
         print(json.dumps(manifest))
     else:
         _show_llm(manifest, out)
+
+
+@app.command()
+def sign(
+    repository: Annotated[Path, typer.Argument(help="A repository whose files were changed on purpose.")] = Path(
+        "build/repository"
+    ),
+) -> None:
+    """Accept a repository's files as they are now: after a change of a config.pbtxt by hand, for example.
+
+    Nothing is served whose files differ from the digests that its export wrote; this writes them anew.
+    """
+    try:
+        changed = digests.sign(repository)
+    except (digests.DigestError, OSError) as error:
+        fail(error)
+    console.print(f"signed: {', '.join(changed)}" if changed else "nothing was changed", highlight=False)
 
 
 def _with_bar(work: Callable[[Bar], dict[str, Any]]) -> dict[str, Any]:

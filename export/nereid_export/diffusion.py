@@ -17,7 +17,7 @@ from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import Component, components_of
 from nereid_export.errors import ExportError
 from nereid_export.facts import pipeline_facts
-from nereid_export.frame import MANIFEST, Device, Progress, check_name, file_digests, models_of, versions
+from nereid_export.frame import MANIFEST, MANIFEST_VERSION, Device, Progress, check_name, file_digests, models_of, versions
 from nereid_export.onnx_engine import Check, Precision
 from nereid_export.preview import fit_latents_to_rgb
 from nereid_export.publish import adopt, locked, publish, readable_failures, require_space, staging_folder
@@ -233,6 +233,7 @@ def _manifest(
 ) -> dict[str, Any]:
     arguments = {key: str(value) for key, value in asdict(options).items() if key not in ("checkpoint", "out")}
     return {
+        "version": MANIFEST_VERSION,
         "source": {
             "name": options.checkpoint.resolve().name,
             "sha256": digest,

@@ -10,10 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
+from nereid.engines.digests import MANIFEST as MANIFEST
+from nereid.engines.digests import MANIFEST_VERSION as MANIFEST_VERSION
 from nereid_export.checkpoint import file_digest
 from nereid_export.errors import ExportError
-
-MANIFEST = "manifest.json"
 
 
 class Device(StrEnum):
@@ -47,5 +47,9 @@ def models_of(out: Path, home: str) -> set[str]:
 
 
 def file_digests(repository: Path) -> dict[str, str]:
-    """SHA-256 of every file."""
-    return {str(file.relative_to(repository)): file_digest(file) for file in sorted(repository.rglob("*")) if file.is_file()}
+    """SHA-256 of every file that is served."""
+    return {
+        str(file.relative_to(repository)): file_digest(file)
+        for file in sorted(repository.rglob("*"))
+        if file.is_file() and file.name != ".gitkeep"
+    }

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from nereid.llm.settings import DRAFT_FOLDER, LLM_FILE
 from nereid_export import configs
 from nereid_export.errors import ExportError
-from nereid_export.frame import MANIFEST, Device, Progress, check_name, file_digests, models_of, versions
+from nereid_export.frame import MANIFEST, MANIFEST_VERSION, Device, Progress, check_name, file_digests, models_of, versions
 from nereid_export.llm_checkpoint import LlmCheckpoint
 from nereid_export.llm_graph import fix_cache_size, keep_some_logits, save, set_window
 from nereid_export.llm_quantize import MatrixError, Scheme, measure, most_sensitive, quantize
@@ -330,6 +330,7 @@ def _assemble(
     }
     (folder / "1" / LLM_FILE).write_text(json.dumps(facts, indent=1))
     manifest = {
+        "version": MANIFEST_VERSION,
         "source": figures["source"],
         "arguments": {
             key: str(value) for key, value in asdict(options).items() if key not in ("checkpoint", "out", "sample_text", "draft")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -35,6 +36,9 @@ def serve(
     triton: Annotated[Source, typer.Option(help="Which Triton: on PATH (as in the container), or from pip.")] = Source.AUTO,
     log_file: Annotated[Path | None, typer.Option(help="Write Triton's log here instead of to the terminal.")] = None,
     start_timeout: Annotated[float, typer.Option(help="Seconds until all models must be ready.")] = 600.0,
+    drain_seconds: Annotated[
+        float, typer.Option(help="Seconds that requests in flight may take to finish once the end is asked for.")
+    ] = 10.0,
     verbose: Annotated[bool, typer.Option(help="Triton's verbose log.")] = False,
 ) -> None:
     """Serve a model repository with Triton, keep it healthy, stop it cleanly on Ctrl-C."""
@@ -49,6 +53,7 @@ def serve(
         triton=triton,
         log_file=log_file,
         start_timeout=start_timeout,
+        drain_seconds=drain_seconds,
         verbose=verbose,
     )
     try:
@@ -78,26 +83,30 @@ def _gateway(options: ServeOptions, host: str, port: int) -> AbstractContextMana
     require_free("--openai-port", host, port)
     settings = GatewaySettings(
         repository=options.repository,
-        grpc_url=f"{options.host}:{options.grpc_port}",
-        metrics_url=f"http://{options.host}:{options.metrics_port}/metrics",
+        grpc_url=options.grpc_url,
+        metrics_url=options.metrics_url,
         api_key=key,
     )
     return Gateway(settings, host, port)
 
 
 def _run(options: ServeOptions, gateway: AbstractContextManager[object] | None) -> None:
+    hurry: list[Callable[[], None]] = []
+
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise _StopRequestedError
+        """The first signal drains, the next one does not wait for what is in flight."""
+        if hurry:
+            hurry[0]()
+        else:
+            hurry.append(lambda: supervisor.hurry())
+            raise _StopRequestedError
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     with console.status("starting Triton") as status:
 
-        def show(states: dict[str, str]) -> None:
-            ready = sum(state == "READY" for state in states.values())
-            status.update(f"starting Triton: {ready} of {len(states)} models ready")
+        def show(processes: int, models: int) -> None:
+            status.update(f"starting Triton: {models} models, {processes} Python processes run")
 
         supervisor = Supervisor(options, show)
         try:
@@ -105,9 +114,10 @@ def _run(options: ServeOptions, gateway: AbstractContextManager[object] | None) 
         except _StopRequestedError:
             console.print("stopped")
             return
+    address = options.address
     console.print(
-        f"ready: HTTP {options.host}:{options.http_port}, gRPC {options.host}:{options.grpc_port}, "
-        f"metrics {options.host}:{options.metrics_port}/metrics, health {options.host}:{options.health_port}/ready",
+        f"ready: HTTP {address}:{options.http_port}, gRPC {options.grpc_url}, "
+        f"metrics {address}:{options.metrics_port}/metrics, health {address}:{options.health_port}/ready",
         highlight=False,
         soft_wrap=True,
     )

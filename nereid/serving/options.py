@@ -23,6 +23,7 @@ class ServeOptions:
     health_port: int = 8003
     triton: Source = Source.AUTO
     start_timeout: float = 600.0
+    drain_seconds: float = 10.0
     log_file: Path | None = None
     verbose: bool = False
 
@@ -36,6 +37,7 @@ class ServeOptions:
             grpc_port=grpc,
             metrics_port=metrics,
             health_port=health,
+            drain_seconds=2.0,
             log_file=log_file,
         )
 
@@ -62,8 +64,23 @@ class ServeOptions:
             )
         if len(set(self.ports.values())) < len(self.ports):
             raise ServingError(f"ports: {', '.join(map(str, self.ports.values()))} are not allowed; all must differ")
+        if not 0 <= self.drain_seconds <= 3600:
+            raise ServingError(f"--drain-seconds: {self.drain_seconds:g} is not allowed; it must be 0 to 3600")
         for option, port in self.ports.items():
             require_free(option, self.host, port)
+
+    @property
+    def address(self) -> str:
+        """The host as URLs want it: an IPv6 address in brackets."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    @property
+    def grpc_url(self) -> str:
+        return f"{self.address}:{self.grpc_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{self.address}:{self.metrics_port}/metrics"
 
 
 def is_loopback(host: str) -> bool:

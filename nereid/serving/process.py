@@ -1,83 +1,97 @@
-"""One Triton process: started, spoken to through its model-control interface, stopped without remains."""
+"""One Triton process: started, watched, asked for models through its control model, stopped without remains."""
 
 from __future__ import annotations
 
-import secrets
-import shutil
-import subprocess
-import tempfile
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any
 
 import psutil
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
+from nereid.serving.child import Child, said_of_exit
+from nereid.serving.control import CONTROL_MODEL, CONTROL_SOCKET, ModelControl, write_control_repository
 from nereid.serving.errors import ServingError
 from nereid.serving.installation import Installation
+from nereid.serving.models import ServedModels
 from nereid.serving.options import ServeOptions
+from nereid.serving.remains import ServeFolder, end_marked
 
 STUB = "triton_python_backend_stub"
-ADMIN_HEADER = "nereid-admin"
-RESTRICTED = "model-repository,shared-memory,trace,logging"
-SHARED_MEMORY = Path("/dev/shm")
+UNSENDABLE = "nereid\n\x01"
+"""Name and value of a header that no client can send, since it holds a line feed: what wants it is closed to everybody."""
+RESTRICTED = f"model-repository,shared-memory,trace,logging:{UNSENDABLE}={UNSENDABLE}"
 EXIT_SECONDS = 2
 """How long Triton may finish what is in flight when it is asked to stop."""
 
 
 @dataclass(slots=True)
 class TritonProcess:
-    """A running tritonserver with its stubs. Its model control answers only to a key made here."""
+    """A running tritonserver with its stubs. Models are loaded and unloaded by its control model, for this process alone."""
 
     installation: Installation
     options: ServeOptions
-    _key: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
-    _process: subprocess.Popen[bytes] | None = None
-    _folder: Path | None = None
-    _log: IO[bytes] | None = None
-    _regions: set[str] = field(default_factory=set)
-    _client: Any = None
+    folder: ServeFolder
+    models: ServedModels
+    stopping: threading.Event = field(default_factory=threading.Event)
+    control: ModelControl = field(init=False)
+    _child: Child | None = field(default=None, init=False)
+    _log: IO[bytes] | None = field(default=None, init=False)
+    _log_start: int = field(default=0, init=False)
+    _client: Any = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.control = ModelControl(self.folder.path / "control", self.stopping, self.options.start_timeout)
 
     def start(self) -> None:
-        """Launch; returns at once, see `ready_models`."""
-        self._folder = Path(tempfile.mkdtemp(prefix="nereid-serve-"))
-        backends = self._folder / "backends"
-        self.installation.lay_out_backends(backends)
-        if self.options.log_file is not None:
-            self.options.log_file.parent.mkdir(parents=True, exist_ok=True)
-            self._log = self.options.log_file.open("ab")
-        self._process = subprocess.Popen(
-            [str(self.installation.server), *self._arguments(backends)],
-            env=self.installation.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=subprocess.STDOUT if self._log else None,
-            # Of its own: a Ctrl-C at the terminal reaches the supervisor alone, which then stops everything in order.
-            start_new_session=True,
+        """Launch; returns at once, see `wait_until_ready`. Raises ServingError where that is not possible."""
+        try:
+            if not (self.folder.path / "backends").is_dir():
+                self.installation.lay_out_backends(self.folder.path / "backends")
+                write_control_repository(self.folder.path / "models")
+        except OSError as error:
+            raise ServingError(f"{self.folder.path} cannot be written: {error.strerror}") from None
+        self._open_log()
+        environment = {**self.installation.environment(), **self.folder.environment("triton")}
+        environment[CONTROL_SOCKET] = str(self.control.path)
+        self._child = Child(
+            [str(self.installation.server), *self._arguments()], environment, folder=self.folder.path, output=self._log
         )
-        address = self.options.host if ":" not in self.options.host else f"[{self.options.host}]"
-        self._client = grpcclient.InferenceServerClient(f"{address}:{self.options.grpc_port}")
+        self._child.start()
+        self._client = grpcclient.InferenceServerClient(self.options.grpc_url)
 
-    def _arguments(self, backends: Path) -> list[str]:
+    def _open_log(self) -> None:
+        file = self.options.log_file
+        if file is None:
+            return
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._log = file.open("ab")
+        except OSError as error:
+            raise ServingError(f"--log-file: {file} cannot be written: {error.strerror}") from None
+        self._log_start = self._log.tell()
+
+    def _arguments(self) -> list[str]:
         options = self.options
-        restricted = f"{RESTRICTED}:{ADMIN_HEADER}={self._key}"
         return [
             f"--model-repository={options.repository.resolve()}",
-            f"--backend-directory={backends}",
+            f"--model-repository={self.folder.path / 'models'}",
+            f"--backend-directory={self.folder.path / 'backends'}",
             "--model-control-mode=explicit",
             "--load-model=*",
             "--disable-auto-complete-config",
             f"--http-address={options.host}",
-            f"--grpc-address={options.host}",
+            f"--grpc-address={options.address}",
             f"--metrics-address={options.host}",
             f"--http-port={options.http_port}",
             f"--grpc-port={options.grpc_port}",
             f"--metrics-port={options.metrics_port}",
-            f"--http-restricted-api={restricted}",
-            f"--grpc-restricted-protocol={restricted}",
+            f"--http-restricted-api={RESTRICTED}",
+            f"--grpc-restricted-protocol={RESTRICTED}",
             f"--exit-timeout-secs={EXIT_SECONDS}",
             "--backend-config=python,shm-default-byte-size=16777216",
             "--backend-config=python,shm-growth-byte-size=16777216",
@@ -87,111 +101,116 @@ class TritonProcess:
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process else None
+        return self._child.pid if self._child else None
 
     def is_running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._child is not None and self._child.is_running()
 
     @property
-    def returncode(self) -> int | None:
-        return self._process.poll() if self._process else None
+    def lived(self) -> float:
+        """Seconds since it was started."""
+        return time.monotonic() - self._child.started if self._child else 0.0
 
-    # --- model control ---
+    @property
+    def ending(self) -> str:
+        """How it ended, in words."""
+        return said_of_exit(self._child.returncode if self._child else None)
 
-    def _headers(self) -> dict[str, str]:
-        return {f"triton-grpc-protocol-{ADMIN_HEADER}": self._key}
+    def is_stopped(self) -> bool:
+        """Whether a signal holds it."""
+        return self._child is not None and self._child.is_stopped()
 
-    def model_states(self) -> dict[str, str]:
-        """Every model of the repository and its state (READY, LOADING, ...); {} while the server does not answer."""
-        try:
-            index = self._client.get_model_repository_index(headers=self._headers(), client_timeout=5)
-        except InferenceServerException:
-            return {}
-        return {model.name: model.state for model in index.models}
+    def kill(self) -> None:
+        if self._child is not None:
+            self._child.kill()
 
-    def load(self, model: str) -> None:
-        self._client.load_model(model, headers=self._headers(), client_timeout=self.options.start_timeout)
-
-    def unload(self, model: str) -> None:
-        self._client.unload_model(model, headers=self._headers(), client_timeout=60)
+    def unready_models(self) -> list[str]:
+        """Models that Triton does not call ready; all of them while it does not answer."""
+        unready = []
+        for model in self.models.configs:
+            try:
+                if not self._client.is_model_ready(model, client_timeout=5):
+                    unready.append(model)
+            except InferenceServerException:
+                return list(self.models.configs)
+        return unready
 
     # --- stubs ---
 
-    def stubs(self) -> Counter[str]:
-        """How many live Python stubs each model has; remembers their shared memory, to remove what a crash leaves."""
-        count: Counter[str] = Counter()
-        if self.pid is None:
-            return count
-        try:
-            children = psutil.Process(self.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            return count
-        for child in children:
+    def stubs(self) -> dict[int, str]:
+        """Model of each living Python stub, by pid; a stub that a signal holds is ended. Remembers their shared memory."""
+        alive: dict[int, str] = {}
+        regions = set()
+        for child in self._family():
             try:
                 if child.status() == psutil.STATUS_ZOMBIE:
                     continue
                 arguments = child.cmdline()
+                if len(arguments) < 5 or not arguments[0].endswith(STUB):
+                    continue
+                regions.add(arguments[2])
+                if child.status() == psutil.STATUS_STOPPED:
+                    child.kill()
+                    continue
             except psutil.Error:
                 continue
-            if len(arguments) > 4 and arguments[0].endswith(STUB):
-                self._regions.add(arguments[2])
-                # The last but one argument is the instance's name: model, group and number, joined by underscores.
-                count[arguments[-2].rsplit("_", 2)[0]] += 1
-        return count
+            # The last but one argument is the instance's name.
+            instance = arguments[-2]
+            model = CONTROL_MODEL if instance.startswith(f"{CONTROL_MODEL}_") else self.models.of_instance(instance)
+            if model is not None:
+                alive[child.pid] = model
+        self.folder.note_regions(regions)
+        return alive
 
-    def stop(self) -> None:
-        """Ask the server to exit, then make it; no process, shared memory or temporary file stays."""
-        if self._process is not None:
-            self.stubs()
-            family = _family(self._process.pid)
-            if self._process.poll() is None:
-                self._process.terminate()
-                try:
-                    self._process.wait(EXIT_SECONDS + 1)
-                except subprocess.TimeoutExpired:
-                    self._process.kill()
-            for process in family:
-                if process.is_running():
-                    process.kill()
-            psutil.wait_procs(family, timeout=5)
-            self._process.wait()
-        for region in self._regions:
-            for file in SHARED_MEMORY.glob(f"{region}*"):
-                file.unlink(missing_ok=True)
-        self._regions.clear()
+    def count_stubs(self) -> Counter[str]:
+        """How many living stubs each model has."""
+        return Counter(self.stubs().values())
+
+    def _family(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self.pid).children(recursive=True) if self.pid is not None else []
+        except psutil.NoSuchProcess:
+            return []
+
+    def stop(self, grace_seconds: float = EXIT_SECONDS + 1) -> None:
+        """Ask the server to exit, then make it; no process or shared memory stays."""
+        if self._child is not None:
+            if self._child.is_running():
+                self.stubs()
+            self._child.stop(grace_seconds)
+            end_marked(self.folder.mark("triton"))
+        self.folder.remove_regions()
         if self._client is not None:
             self._client.close()
+            self._client = None
         if self._log is not None:
             self._log.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._log = None
 
-    def wait_until_ready(self, on_progress: Any = None) -> None:
-        """Block until every model is READY; raises ServingError when the server exits or time runs out."""
+    def wait_until_ready(self, on_wait: Callable[[int], None]) -> None:
+        """Block until every model is ready; raises ServingError when the server exits, time runs out, or the end is asked for.
+
+        `on_wait` is called again and again with the number of Python processes that run already.
+        """
         deadline = time.monotonic() + self.options.start_timeout
         while time.monotonic() < deadline:
+            if self.stopping.is_set():
+                raise ServingError("stopped while Triton was starting")
             if not self.is_running():
-                raise ServingError(f"Triton stopped while loading (exit code {self.returncode}){self._last_error()}")
-            states = self.model_states()
-            if on_progress is not None:
-                on_progress(states)
-            if states and all(state == "READY" for state in states.values()):
-                self.stubs()
+                raise ServingError(f"Triton stopped while loading ({self.ending}){self._last_error()}")
+            on_wait(len(self.stubs()))
+            if not self.unready_models():
                 return
             time.sleep(0.1)
         raise ServingError(f"Triton was not ready within {self.options.start_timeout:g} s{self._last_error()}")
 
     def _last_error(self) -> str:
-        """The first thing that went wrong, if the log is a file."""
-        if self.options.log_file is None or not self.options.log_file.is_file():
+        """The first thing that went wrong in this run, if the log is a file."""
+        file = self.options.log_file
+        if file is None or not file.is_file():
             return "; see its messages above"
-        lines = self.options.log_file.read_text(errors="replace").splitlines()
+        with file.open("rb") as log:
+            log.seek(self._log_start)
+            lines = log.read().decode(errors="replace").splitlines()
         wrong = [line for line in lines if line.startswith("E") and "failed to load" in line]
-        return f": {wrong[0].split('] ', 1)[1]}" if wrong else f"; see {self.options.log_file}"
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+        return f": {wrong[0].split('] ', 1)[-1]}" if wrong else f"; see {file}"

@@ -2,55 +2,81 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig
-from tritonclient.utils import InferenceServerException
-
+from nereid.engines.digests import DigestError, Verifier
+from nereid.serving.activity import is_idle
+from nereid.serving.child import Backoff, KeptService
+from nereid.serving.control import CONTROL_MODEL, ControlError
 from nereid.serving.errors import ServingError
+from nereid.serving.health import HealthServer
 from nereid.serving.installation import find_triton
+from nereid.serving.models import ServedModels
 from nereid.serving.options import ServeOptions
 from nereid.serving.process import TritonProcess
+from nereid.serving.remains import ServeFolder, reclaim
 
 log = logging.getLogger("nereid.serve")
 
 WATCH_SECONDS = 0.25
-MAX_RESTARTS = 5
-RESTART_WINDOW_SECONDS = 120.0
+PROBE_SECONDS = 2.0
+"""How often Triton is asked whether every model is ready, besides the look at its processes."""
+RESTART_WITHIN_SECONDS = 60.0
+"""How long a restart that ends unanswerable requests waits for other pipelines to be idle."""
+
+Progress = Callable[[int, int], None]
+"""Told how many Python processes run and how many models there are."""
 
 
 @dataclass(slots=True)
 class Supervisor:
-    """A context manager around a served repository; `watch` (or a thread of it) does the healing."""
+    """A context manager around a served repository; `watch` (or a thread of it) does the healing.
+
+    `services` are other processes of this serve, such as a gateway: started once Triton is ready, kept up, drained first.
+    """
 
     options: ServeOptions
-    on_progress: Callable[[dict[str, str]], None] | None = None
+    on_progress: Progress | None = None
+    services: list[KeptService] = field(default_factory=list)
+    folder: ServeFolder = field(init=False)
     _triton: TritonProcess = field(init=False)
+    _health: HealthServer = field(init=False)
+    _models: ServedModels = field(init=False)
+    _verifier: Verifier = field(init=False)
     _expected: dict[str, int] = field(default_factory=dict, init=False)
     _unwell: set[str] = field(default_factory=set, init=False)
+    _unready: list[str] = field(default_factory=list, init=False)
     _ready: bool = field(default=False, init=False)
-    _restarts: deque[float] = field(default_factory=deque, init=False)
+    _draining: bool = field(default=False, init=False)
+    _backoff: Backoff = field(default_factory=Backoff, init=False)
+    _next_start: float | None = field(default=None, init=False)
+    _next_probe: float = field(default=0.0, init=False)
+    _restart_by: float | None = field(default=None, init=False)
+    _restart_for: set[str] = field(default_factory=set, init=False)
     _stopping: threading.Event = field(default_factory=threading.Event, init=False)
-    _health: ThreadingHTTPServer | None = field(default=None, init=False)
+    _hurried: threading.Event = field(default_factory=threading.Event, init=False)
     _watcher: threading.Thread | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         installation = find_triton(self.options.triton)
+        for sentence in reclaim():
+            log.warning("%s", sentence)
         self.options.check(installation)
-        self._triton = TritonProcess(installation, self.options)
+        self._models = ServedModels.read(self.options.repository)
+        self._verifier = Verifier(self.options.repository)
+        self.folder = ServeFolder.create()
+        self._triton = TritonProcess(installation, self.options, self.folder, self._models, self._stopping)
+        self._health = HealthServer(self.options.host, self.options.health_port, self.readiness)
 
     def __enter__(self) -> Supervisor:
         self.start()
-        self._watcher = threading.Thread(target=self._watch_quietly, name="supervisor", daemon=True)
+        self._watcher = threading.Thread(target=self.watch, name="supervisor", daemon=True)
         self._watcher.start()
         return self
 
@@ -59,31 +85,34 @@ class Supervisor:
 
     def start(self) -> None:
         """Start Triton and wait until every model is ready; raises ServingError (with nothing left running)."""
-        self._health = _health_server(self)
-        threading.Thread(target=self._health.serve_forever, name="health", daemon=True).start()
         try:
+            self._health.start()
             self._start_triton()
+            for service in self.services:
+                service.start()
         except BaseException:
             self.stop()
             raise
 
     def _start_triton(self) -> None:
+        try:
+            self._verifier.verify(self._models.configs)
+        except DigestError as error:
+            raise ServingError(str(error)) from None
+        self._verifier.share(self.folder.state)
         self._triton.start()
-        self._triton.wait_until_ready(self.on_progress)
-        self._expected = dict(self._triton.stubs())
+        self._triton.wait_until_ready(self._while_starting)
+        self._expected = dict(self._triton.count_stubs())
+        self._unwell.clear()
+        self._unready = []
+        self._restart_by = None
         self._ready = True
 
-    def stop(self) -> None:
-        """Stop healing, then Triton, then the health port."""
-        self._stopping.set()
-        self._ready = False
-        if self._watcher is not None:
-            self._watcher.join()
-        self._triton.stop()
-        if self._health is not None:
-            self._health.shutdown()
-            self._health.server_close()
-            self._health = None
+    def _while_starting(self, processes: int) -> None:
+        if self.on_progress is not None:
+            self.on_progress(processes, len(self._models.configs))
+        if self._expected:  # this is a restart: the others go on meanwhile
+            self._tend_services()
 
     @property
     def triton_pid(self) -> int | None:
@@ -92,93 +121,156 @@ class Supervisor:
     def readiness(self) -> tuple[bool, dict[str, Any]]:
         """Whether requests can be served now, and what is amiss."""
         running = self._triton.is_running()
-        ready = running and self._ready and not self._unwell
-        return ready, {"ready": ready, "server_running": running, "models_reloading": sorted(self._unwell)}
+        down = [service.name for service in self.services if not service.is_well()]
+        ready = running and self._ready and not (self._draining or self._unwell or self._unready or down)
+        return ready, {
+            "ready": ready,
+            "server_running": running,
+            "models_reloading": sorted(self._unwell),
+            "models_not_ready": sorted(self._unready) if self._ready else [],
+            "services_down": down,
+            "draining": self._draining,
+        }
 
-    def _watch_quietly(self) -> None:
-        try:
-            self.watch()
-        except ServingError:
-            log.exception("supervision has ended")
+    # --- the end ---
+
+    def hurry(self) -> None:
+        """Do not wait for requests in flight any longer."""
+        self._hurried.set()
+
+    def stop(self) -> None:
+        """Say so on /ready, let what is in flight end within `drain_seconds`, then stop everything."""
+        self._draining = True
+        self._stopping.set()
+        if self._watcher is not None:
+            self._watcher.join()
+        deadline = time.monotonic() + self.options.drain_seconds
+        for service in self.services:
+            service.terminate()
+        if self._ready and self._triton.is_running():
+            self._drain(deadline)
+        for service in self.services:
+            service.stop(max(0.1, deadline - time.monotonic()))
+        self._triton.stop()
+        self.folder.remove()
+        with contextlib.suppress(RuntimeError):
+            self._health.stop()
+
+    def _drain(self, deadline: float) -> None:
+        """Refuse new requests where Triton can, and wait until those inside have been answered."""
+        control = replace(self._triton.control, stopping=self._hurried, timeout=self.options.drain_seconds)
+        for model in self._models.entries:
+            with contextlib.suppress(ControlError):
+                control.unload(model)
+        idle = 0
+        while idle < 2 and time.monotonic() < deadline and self._triton.is_running():
+            # Twice in a row: gauges are a tenth of a second behind.
+            idle = idle + 1 if is_idle(self.options.metrics_url) else 0
+            if self._hurried.wait(0.15 if idle else 0.05):
+                return
+
+    # --- healing ---
 
     def watch(self) -> None:
-        """Heal until stopped; raises ServingError when the server keeps dying."""
+        """Heal until stopped, whatever happens in a round."""
         while not self._stopping.wait(WATCH_SECONDS):
-            if not self._triton.is_running():
-                self._restart()
-                continue
-            alive = self._triton.stubs()
-            dead = [model for model, count in self._expected.items() if alive[model] < count]
-            if dead:
-                self._heal(dead)
+            try:
+                self._round()
+            except Exception:
+                log.exception("a round of supervision has failed; supervision goes on")
 
-    def _restart(self) -> None:
-        self._ready = False
-        now = time.monotonic()
-        self._restarts.append(now)
-        while now - self._restarts[0] > RESTART_WINDOW_SECONDS:
-            self._restarts.popleft()
-        if len(self._restarts) > MAX_RESTARTS:
-            raise ServingError(f"Triton died {MAX_RESTARTS + 1} times within {RESTART_WINDOW_SECONDS:g} s; giving up")
+    def _round(self) -> None:
+        self._tend_services()
         if not self._triton.is_running():
-            log.warning("Triton died (exit code %s); starting it again", self._triton.returncode)
-        self._triton.stop()
-        self._triton = TritonProcess(self._triton.installation, self.options)
+            self._revive()
+        elif self._triton.is_stopped():
+            log.warning("Triton was stopped by a signal; ending it")
+            self._triton.kill()
+        else:
+            alive = self._triton.count_stubs()
+            dead = [model for model, count in self._expected.items() if alive[model] < count]
+            if dead and self._triton.is_running():
+                self._heal(dead)
+            self._probe()
+            self._restart_if_due()
+
+    def _tend_services(self) -> None:
+        for service in self.services:
+            try:
+                service.tend()
+            except ServingError as error:
+                log.error("%s", error)
+
+    def _probe(self) -> None:
+        """Readiness as Triton sees it: a server that hangs, or a model that was unloaded, is not ready."""
+        if time.monotonic() >= self._next_probe:
+            self._unready = self._triton.unready_models()
+            self._next_probe = time.monotonic() + PROBE_SECONDS
+
+    def _revive(self) -> None:
+        """Start Triton again: at once, later after each death in a row, for ever."""
+        if self._next_start is None:
+            self._ready = False
+            delay = self._backoff.after_death(self._triton.lived)
+            again = "now" if delay == 0 else f"in {delay:g} s (death {self._backoff.deaths} in a row)"
+            log.warning("Triton died (%s); starting it again %s", self._triton.ending, again)
+            self._triton.stop(0)
+            self._next_start = time.monotonic() + delay
+        if time.monotonic() >= self._next_start:
+            self._next_start = None
+            self._restart()
+
+    def _restart(self, grace_seconds: float = 0.0) -> None:
+        self._ready = False
+        self._triton.stop(grace_seconds)
         try:
             self._start_triton()
         except ServingError as error:
-            log.error("%s", error)
+            if not self._stopping.is_set():
+                log.error("%s", error)
+                self._triton.stop(0)
 
-    def _heal(self, models: list[str]) -> None:
-        """Bring models whose Python process died back: by a reload, or, for a model whose config.pbtxt says
-        `restart_on_death`, by a restart of the server (nothing else answers requests that such a process held).
+    def _heal(self, models: Sequence[str]) -> None:
+        """Bring models whose Python process died back beside those that serve on.
+
+        Requests that such a process had taken on to answer later are never answered by Triton: for these models (their config
+        says `restart_on_death`) the server is restarted too, once no other pipeline has requests inside, or after a minute.
         """
         self._unwell |= set(models)
-        if any(self._needs_restart(model) for model in models):
-            log.warning("the Python process of %s died with requests inside; restarting Triton", ", ".join(models))
-            self._restart()
-        else:
-            for model in models:
-                log.warning("the Python process of %s died; reloading it", model)
-                self._reload(model)
-        self._unwell.clear()
-
-    def _needs_restart(self, model: str) -> bool:
-        config = text_format.Parse((self.options.repository / model / "config.pbtxt").read_text(), ModelConfig())
-        return bool(config.parameters["restart_on_death"].string_value == "true")
-
-    def _reload(self, model: str) -> None:
-        """Unload, then load: `load` alone does nothing for a model that Triton believes to be healthy."""
+        log.warning("the Python process of %s died; loading it anew", ", ".join(models))
         try:
-            self._triton.unload(model)
-            self._triton.load(model)
-            self._load_dependents()
-        except InferenceServerException as error:
-            log.error("%s cannot be reloaded (%s); restarting Triton", model, error.message())
-            self._restart()
+            if CONTROL_MODEL in models:
+                raise ControlError("the control model's own process died")
+            self._verifier.verify(models)
+            self._verifier.share(self.folder.state)
+            for model in models:
+                self._triton.control.swap(model, self._models.configs[model])
+        except (ControlError, DigestError) as error:
+            if not self._stopping.is_set():
+                log.error("%s; restarting Triton", error)
+                self._restart()
+            return
+        self._unwell.clear()
+        self._next_probe = 0.0
+        late = [model for model in models if self._models.answers_late(model)]
+        if late:
+            self._restart_later(late)
 
-    def _load_dependents(self) -> None:
-        """Ensembles that went down with a model of theirs."""
-        for model, state in self._triton.model_states().items():
-            if state != "READY":
-                self._triton.load(model)
+    def _restart_later(self, models: Collection[str]) -> None:
+        if self._restart_by is None:
+            self._restart_by = time.monotonic() + RESTART_WITHIN_SECONDS
+            self._restart_for = set()
+        self._restart_for |= self._models.pipeline_of(models)
+        log.warning(
+            "requests inside %s will never be answered: Triton is restarted when other pipelines are idle, or in %g s",
+            ", ".join(models),
+            self._restart_by - time.monotonic(),
+        )
 
-
-def _health_server(supervisor: Supervisor) -> ThreadingHTTPServer:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if self.path not in ("/ready", "/live"):
-                self.send_error(404)
-                return
-            ready, details = supervisor.readiness()
-            body = json.dumps(details).encode()
-            self.send_response(200 if ready or self.path == "/live" else 503)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Health checks come every few seconds; they are not worth a line each."""
-
-    return ThreadingHTTPServer((supervisor.options.host, supervisor.options.health_port), Handler)
+    def _restart_if_due(self) -> None:
+        if self._restart_by is None:
+            return
+        overdue = time.monotonic() >= self._restart_by
+        if overdue or is_idle(self.options.metrics_url, besides=self._restart_for):
+            log.warning("restarting Triton, to end requests that are never answered")
+            self._restart(grace_seconds=3.0 if overdue else 0.0)

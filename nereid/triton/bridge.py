@@ -16,11 +16,20 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
 
+from nereid.engines.digests import verify_model
 from nereid.flow.errors import CancelledError, EngineError, InvalidRequestError, LostError, RequestError
 from nereid.flow.metrics import Kind, Metric, Record
 from nereid_protocol.errors import WireError
 
 log = logging.getLogger(__name__)
+
+MODEL_CONTROL: Mapping[str, Callable[..., object]] = {
+    "load_model": lambda **arguments: pb_utils.load_model(**arguments),  # not there yet while this module is imported
+    "unload_model": lambda **arguments: pb_utils.unload_model(**arguments),
+}
+"""Triton's verbs for loading models, which work from inside whatever its interfaces to the outside refuse."""
+_RELOAD_PARAMETER = "nereid.reload"
+"""Set by the supervisor so that a config differs from the one before; no model's business."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,8 @@ class ModelArguments:
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        parameters.pop(_RELOAD_PARAMETER, None)
+        verify_model(Path(args["model_repository"]))
         return cls(
             name=args["model_name"],
             version_folder=Path(args["model_repository"]) / args["model_version"],

@@ -1,0 +1,156 @@
+"""Holds a repository's files against the digests that its export wrote; knows nothing of what the files are.
+
+Engines are programs: only what was exported is loaded. Every file of an exported model must be in a manifest, unchanged.
+A model folder that no manifest knows is somebody's own, and is let be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+MANIFEST_VERSION = 2
+_CACHE = "digests.json"
+_STATE_DIR = "NEREID_STATE_DIR"
+_CHUNK_BYTES = 4 * 2**20
+_SAY_AFTER_SECONDS = 2.0
+_NOT_SERVED = {MANIFEST, ".gitkeep"}
+
+
+class DigestError(Exception):
+    """A file is not what was exported; the message names it and says what to do."""
+
+
+@dataclass(slots=True)
+class Verifier:
+    """Verifies models of one repository; a file that stands as it stood is read once."""
+
+    repository: Path
+    seen: dict[str, str] = field(default_factory=dict)
+    """Digests by path, size, time of change and inode."""
+    _said: float = field(default_factory=time.monotonic)
+
+    def verify(self, models: Iterable[str]) -> None:
+        """Raise DigestError naming the first file that was changed, added or lost."""
+        self._said = time.monotonic()
+        expected = _digests_of(self.repository)
+        for model in models:
+            if model in expected:
+                self._verify_model(model, expected[model])
+
+    def _verify_model(self, model: str, expected: Mapping[str, str]) -> None:
+        found = _files(self.repository / model)
+        for name in sorted(expected.keys() | found.keys()):
+            path = self.repository / model / name
+            if name not in found:
+                raise DigestError(f"{path} is missing; export the model again")
+            if name not in expected:
+                raise DigestError(f"{path} was not exported; remove it, or accept it with `nereid export sign {self.repository}`")
+            if self._digest(path) != expected[name]:
+                raise DigestError(
+                    f"{path} was changed after its export; export the model again, "
+                    f"or accept the change with `nereid export sign {self.repository}`"
+                )
+
+    def _digest(self, path: Path) -> str:
+        try:
+            stat = path.stat()
+            key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ino}"
+            if key not in self.seen:
+                self.seen[key] = self._read(path)
+        except OSError as error:
+            raise DigestError(f"{path} cannot be read: {error.strerror}") from None
+        return self.seen[key]
+
+    def _read(self, path: Path) -> str:
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                if time.monotonic() - self._said > _SAY_AFTER_SECONDS:
+                    self._said = time.monotonic()
+                    log.info("verifying digests: %s, %.0f of %.0f MB", path, file.tell() / 1e6, path.stat().st_size / 1e6)
+        return digest.hexdigest()
+
+    def share(self, folder: Path) -> None:
+        """Leave what was read for the processes that will load the models."""
+        new = folder / f"{_CACHE}.new"
+        with contextlib.suppress(OSError):  # they read the files themselves then
+            new.write_text(json.dumps(self.seen))
+            new.rename(folder / _CACHE)
+
+
+def verify_model(folder: Path) -> None:
+    """Verify the model in `folder` before it is loaded; what the supervisor has just read is not read again."""
+    verifier = Verifier(folder.parent)
+    state = os.environ.get(_STATE_DIR)
+    if state:
+        with contextlib.suppress(OSError, ValueError):
+            verifier.seen.update(json.loads((Path(state) / _CACHE).read_text()))
+    verifier.verify([folder.name])
+
+
+def sign(repository: Path) -> list[str]:
+    """Write the digests of the files as they now are into the manifests; returns the models whose files had changed."""
+    changed = []
+    for file, manifest in _manifests(repository):
+        before = manifest["files"]
+        after = {
+            f"{model}/{name}": Verifier(repository)._digest(path)
+            for model in manifest["models"]
+            for name, path in _files(repository / model).items()
+        }
+        names = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+        if names:
+            changed += sorted({name.split("/", 1)[0] for name in names})
+            new = file.with_suffix(".new")
+            new.write_text(json.dumps({**manifest, "files": after}, indent=1))
+            new.rename(file)
+    return changed
+
+
+def _digests_of(repository: Path) -> dict[str, dict[str, str]]:
+    """By model: digests by the file's path inside the model."""
+    digests: dict[str, dict[str, str]] = {}
+    for _, manifest in _manifests(repository):
+        digests.update({model: {} for model in manifest["models"]})
+        for path, digest in manifest["files"].items():
+            model, _, name = path.partition("/")
+            digests.setdefault(model, {})[name] = digest
+    return digests
+
+
+def _manifests(repository: Path) -> list[tuple[Path, dict[str, Any]]]:
+    found = []
+    for file in sorted(repository.glob(f"*/{MANIFEST}")):
+        try:
+            manifest = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DigestError(f"{file} cannot be read: {error}") from None
+        version = manifest.get("version") if isinstance(manifest, dict) else None
+        if version != MANIFEST_VERSION or not isinstance(manifest.get("files"), dict):
+            raise DigestError(
+                f"{file} is of version {version or '0.1'}, this Nereid reads version {MANIFEST_VERSION}; export the model again"
+            )
+        found.append((file, manifest))
+    return found
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """What of a model's folder matters, by path inside it."""
+    return {
+        str(path.relative_to(folder)): path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in _NOT_SERVED and "__pycache__" not in path.parts
+    }
