@@ -27,6 +27,8 @@ log = logging.getLogger("nereid.serve")
 KEEPER = Path(__file__).with_name("keeper.py")
 SERVE_ID = "NEREID_SERVE_ID"
 """Environment variable that every process of one `serve` inherits: what escapes its keeper is still found by it."""
+_KEEPER_SECONDS = 5.0
+"""How long a keeper may take to end what a dead process has left."""
 STATE_DIR = "NEREID_STATE_DIR"
 """Environment variable: a private folder of one `serve` that outlives restarts of its processes."""
 
@@ -96,7 +98,8 @@ class Child:
         return self._keeper.poll() if self._keeper else None
 
     def is_running(self) -> bool:
-        return self._keeper is not None and self._keeper.poll() is None
+        """False from the moment of its death; the keeper may still be ending its descendants, see `wait`."""
+        return self._keeper is not None and self._keeper.poll() is None and (self._pid is None or psutil.pid_exists(self._pid))
 
     def is_stopped(self) -> bool:
         """Whether a signal (SIGSTOP) holds the process."""
@@ -107,13 +110,13 @@ class Child:
 
     def kill(self) -> None:
         """End it at once, as its death would: the keeper then ends its descendants."""
-        if self._pid is not None and self.is_running():
+        if self._pid is not None and self._keeper is not None and self._keeper.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
 
     def terminate(self) -> None:
         """Ask the process to end; the keeper passes it on."""
-        if self._keeper is not None and self._keeper.poll() is None:
+        if self._keeper is not None and self.is_running():
             self._keeper.terminate()
 
     def wait(self, seconds: float) -> bool:
@@ -181,10 +184,10 @@ class KeptService:
             self._listening = self._listening or self.is_listening()
             return
         self._listening = False
+        self._child.stop(_KEEPER_SECONDS)
         delay = self.backoff.after_death(time.monotonic() - self._child.started)
         again = "now" if delay == 0 else f"in {delay:g} s (death {self.backoff.deaths} in a row)"
         log.warning("%s died (%s); starting it again %s", self.name, said_of_exit(self._child.returncode), again)
-        self._child.stop(0)
         self._child = None
         self._next_start = time.monotonic() + delay
 

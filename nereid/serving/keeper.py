@@ -147,4 +147,5 @@ def remove_shared_memory(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), sys.argv[2], sys.argv[3:]))
+    # At once: while Python takes itself down, a late SIGTERM would have the last word on the exit code.
+    os._exit(main(int(sys.argv[1]), sys.argv[2], sys.argv[3:]))

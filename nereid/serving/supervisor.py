@@ -211,10 +211,10 @@ class Supervisor:
         """Start Triton again: at once, later after each death in a row, for ever."""
         if self._next_start is None:
             self._ready = False
+            self._triton.stop()
             delay = self._backoff.after_death(self._triton.lived)
             again = "now" if delay == 0 else f"in {delay:g} s (death {self._backoff.deaths} in a row)"
             log.warning("Triton died (%s); starting it again %s", self._triton.ending, again)
-            self._triton.stop(0)
             self._next_start = time.monotonic() + delay
         if time.monotonic() >= self._next_start:
             self._next_start = None

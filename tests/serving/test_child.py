@@ -64,6 +64,7 @@ def test_descendants_end_with_a_killed_child(tmp_path: Path) -> None:
     assert child.pid == known[0]
     os.kill(known[0], signal.SIGKILL)
     until(lambda: not child.is_running())
+    assert child.wait(60)
     assert not any(is_alive(pid) for pid in known)
     assert said_of_exit(child.returncode) == "killed by SIGKILL"
     child.stop(0)
@@ -118,7 +119,7 @@ def test_stopped_child_is_seen_and_can_be_ended(tmp_path: Path) -> None:
 def test_command_that_is_none_ends_with_a_status(tmp_path: Path) -> None:
     child = Child([str(tmp_path / "nothing")], os.environ)
     child.start()
-    until(lambda: not child.is_running())
+    assert child.wait(60)
     assert child.returncode == 127
     child.stop(0)
 
