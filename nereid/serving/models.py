@@ -44,7 +44,7 @@ class ServedModels:
         """
         group = instance.rpartition("_")[0]
         for name, config in self.configs.items():
-            if any(item.name == group for item in config.instance_group):
+            if any(item.name and item.name == group for item in config.instance_group):
                 return name
         model, _, number = group.rpartition("_")
         return model if model in self.configs and number.isdigit() else None
