@@ -14,8 +14,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-HOME = "FAKE_TRITON_HOME"
-
 
 def install(folder: Path) -> Path:
     """An installation whose `tritonserver` this is; returns the folder for PATH."""
@@ -23,9 +21,8 @@ def install(folder: Path) -> Path:
     (folder / "backends" / "python").mkdir(parents=True)
     server = folder / "bin" / "tritonserver"
     here = Path(__file__).resolve()
-    server.write_text(
-        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(here.parent)!r})\nimport fake_triton\nfake_triton.main()\n"
-    )
+    path = f"import sys\nsys.path.insert(0, {str(here.parent)!r})\n"
+    server.write_text(f"#!{sys.executable}\n{path}import fake_triton\nfake_triton.main()\n")
     server.chmod(0o755)
     behave(folder)
     return server.parent
@@ -44,9 +41,8 @@ def starts(folder: Path) -> int:
 def write_models(repository: Path, *names: str, more: str = "") -> Path:
     for name in names:
         (repository / name / "1").mkdir(parents=True)
-        (repository / name / "config.pbtxt").write_text(
-            f'name: "{name}" backend: "python" instance_group [ {{ count: 1 }} ] {more}'
-        )
+        config = f'name: "{name}" backend: "python" instance_group [ {{ count: 1 }} ] {more}'
+        (repository / name / "config.pbtxt").write_text(config)
     return repository
 
 
@@ -120,6 +116,7 @@ class _Server:
     def load(self, model_name: str, config: str) -> None:
         if self.behaviour.get("load_fails"):
             raise RuntimeError("failed to load")
+        time.sleep(float(self.behaviour.get("load_seconds", 0)))
         with (self.home / "loads").open("a") as file:
             file.write(f"{model_name}\n")
         self.stubs[model_name].kill()

@@ -65,6 +65,14 @@ def stub_of(supervisor: Supervisor, model: str) -> psutil.Process:
     return next(psutil.Process(pid) for pid, name in supervisor._triton.stubs().items() if name == model)
 
 
+def has_stub(supervisor: Supervisor, model: str) -> bool:
+    return model in supervisor._triton.stubs().values()
+
+
+def is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED)
+
+
 def answers(options: ServeOptions, *models: str) -> bool:
     """Asked on a connection of its own: gRPC waits longer and longer before it connects again."""
     with grpcclient.InferenceServerClient(options.grpc_url) as own, contextlib.suppress(InferenceServerException):
@@ -80,12 +88,10 @@ def test_killed_or_stopped_step_is_replaced_beside_the_others(
     with ThreadPoolExecutor() as pool:
         untouched = pool.submit(ask, client, "other", 3000)
         stub.send_signal(number)
-        until(lambda: not supervisor.readiness()[0])
-        until(lambda: supervisor.readiness()[0])
+        until(lambda: not is_alive(stub) and has_stub(supervisor, "echo") and supervisor.readiness()[0])
         assert answers(options, "echo", "both")
         assert untouched.result() == 3000
     assert supervisor.triton_pid == server
-    assert not stub.is_running() or stub.status() == psutil.STATUS_ZOMBIE
 
 
 def test_model_that_answers_late_serves_again_at_once_and_the_server_restarts_when_others_are_idle(
@@ -96,9 +102,9 @@ def test_model_that_answers_late_serves_again_at_once_and_the_server_restarts_wh
         untouched = pool.submit(ask, client, "other", 5000)
         held = pool.submit(ask, client, "both", 600_000, 600)
         until(lambda: '_requests{model="late"} 1' in _metrics(options) and '_requests{model="other"} 1' in _metrics(options))
-        stub_of(supervisor, "late").kill()
-        until(lambda: not supervisor.readiness()[0])
-        until(lambda: supervisor.readiness()[0])
+        stub = stub_of(supervisor, "late")
+        stub.kill()
+        until(lambda: not is_alive(stub) and has_stub(supervisor, "late") and supervisor.readiness()[0])
         if not untouched.done():  # on a busy machine it may be over
             assert supervisor.triton_pid == server
         assert untouched.result() == 5000

@@ -72,20 +72,24 @@ def family(supervisor: Supervisor) -> list[psutil.Process]:
     return [server, *server.children(recursive=True)]
 
 
-def test_dead_stub_is_loaded_anew_and_readiness_tells(home: Path, supervisor: Supervisor) -> None:
-    server, stub = supervisor.triton_pid, stub_of(supervisor, "second_0")
-    stub.kill()
-    until(lambda: not is_ready(supervisor))
-    until(lambda: is_ready(supervisor))
-    assert (home / "loads").read_text() == "second_0\n"
-    assert supervisor.triton_pid == server
+def test_dead_stub_is_loaded_anew_and_readiness_tells(home: Path, options: ServeOptions) -> None:
+    fake_triton.behave(home, load_seconds=1)
+    with Supervisor(options) as supervisor:
+        server = supervisor.triton_pid
+        stub_of(supervisor, "second_0").kill()
+        until(lambda: not is_ready(supervisor))
+        assert supervisor.readiness()[1]["models_reloading"] == ["second_0"]
+        until(lambda: is_ready(supervisor))
+        assert (home / "loads").read_text() == "second_0\n"
+        assert supervisor.triton_pid == server
 
 
-def test_load_that_fails_is_followed_by_a_restart(home: Path, options: ServeOptions, supervisor: Supervisor) -> None:
-    fake_triton.behave(home)
-    server = supervisor.triton_pid
-    stub_of(supervisor, "nereid_control").kill()
-    until(lambda: supervisor.triton_pid != server and is_ready(supervisor))
+def test_load_that_fails_is_followed_by_a_restart(home: Path, options: ServeOptions) -> None:
+    fake_triton.behave(home, load_fails=True)
+    with Supervisor(options) as supervisor:
+        server = supervisor.triton_pid
+        stub_of(supervisor, "first").kill()
+        until(lambda: supervisor.triton_pid != server and is_ready(supervisor))
 
 
 def test_server_that_dies_again_and_again_is_started_again_and_again(
@@ -215,12 +219,11 @@ def test_requests_inside_are_read_from_metrics() -> None:
     assert requests_inside(page) == {"denoise": 3, "llm": 0, "unet": 3}
 
 
-def test_restart_that_ends_unanswerable_requests_waits_for_other_pipelines(
-    home: Path, tmp_path: Path, options: ServeOptions
-) -> None:
-    fake_triton.write_models(
-        options.repository, "late", more='parameters { key: "restart_on_death" value: { string_value: "true" } }'
-    )
+LATE = 'parameters { key: "restart_on_death" value: { string_value: "true" } }'
+
+
+def test_restart_that_ends_unanswerable_requests_waits_for_other_pipelines(home: Path, options: ServeOptions) -> None:
+    fake_triton.write_models(options.repository, "late", more=LATE)
     fake_triton.behave(home, metrics='nereid_x_active_requests{model="first"} 1\n')
     with Supervisor(options) as supervisor:
         server = supervisor.triton_pid
