@@ -57,6 +57,7 @@ class TritonProcess:
             raise ServingError(f"{self.folder.path} cannot be written: {error.strerror}") from None
         self._open_log()
         environment = {**self.installation.environment(), **self.folder.environment("triton")}
+        environment.pop("NEREID_API_KEY", None)  # the gateway's alone
         environment[CONTROL_SOCKET] = str(self.control.path)
         self._child = Child(
             [str(self.installation.server), *self._arguments()], environment, folder=self.folder.path, output=self._log

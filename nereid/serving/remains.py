@@ -12,7 +12,6 @@ import os
 import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +24,6 @@ from nereid.serving.keeper import REGIONS, remove_shared_memory
 
 PREFIX = "nereid-serve-"
 _LOCK = "lock"
-_ABANDONED_SECONDS = 60.0
-"""A folder without a lock is being made just now, unless it is older than this."""
 
 
 @dataclass(slots=True)
@@ -86,6 +83,7 @@ class ServeFolder:
         shutil.rmtree(self.path, ignore_errors=True)
         with contextlib.suppress(OSError):
             os.close(self._lock)
+        self._lock = -1
 
 
 def end_marked(mark: str, seconds: float = 5.0) -> int:
@@ -122,9 +120,7 @@ def reclaim() -> list[str]:
 def _reclaim(folder: Path) -> str | None:
     try:
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        if time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS:
-            shutil.rmtree(folder, ignore_errors=True)
+    except FileNotFoundError:  # being made just now, or of an earlier version, which may be alive
         return None
     try:
         try:

@@ -129,6 +129,7 @@ class Supervisor:
             "models_reloading": sorted(self._unwell),
             "models_not_ready": sorted(self._unready) if self._ready else [],
             "services_down": down,
+            "restart_pending": self._restart_by is not None,
             "draining": self._draining,
         }
 

@@ -52,6 +52,14 @@ def health(served: Served) -> tuple[int, dict[str, object]]:
         return error.code, json.load(error)
 
 
+def wait_until_settled(served: Served) -> None:
+    """Ready, and no restart to come that ends requests inside a dead process."""
+    deadline = time.monotonic() + 120
+    while not (health(served)[0] == 200 and not health(served)[1]["restart_pending"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def seconds_until_served(served: Served) -> float:
     start = time.monotonic()
     while time.monotonic() - start < 60:
@@ -68,7 +76,7 @@ def seconds_until_served(served: Served) -> float:
 @pytest.mark.parametrize("model", ["tokenizer", "text_encoder", "unet", "denoise", "vae_decoder", "image_output"])
 def test_killed_stub_fails_only_what_is_inside_and_serves_again(own: Served, model: str) -> None:
     """How soon is measured, not asserted, beyond a bound that tells healing from not healing."""
-    assert health(own)[0] == 200
+    wait_until_settled(own)
     with Client(own.grpc_url, retries=0, timeout=60) as client, ThreadPoolExecutor(4) as pool:
         jobs = [
             pool.submit(client.generate_image, "a box", num_inference_steps=700 if model in ("unet", "denoise") else 200)
@@ -95,12 +103,14 @@ def test_killed_stub_fails_only_what_is_inside_and_serves_again(own: Served, mod
 
 @pytest.mark.parametrize("model", ["text_to_image_stream", "text_to_image_json", "vae_encoder"])
 def test_killed_bystander_does_not_touch_other_requests(own: Served, model: str) -> None:
+    wait_until_settled(own)
     with Client(own.grpc_url, retries=0, timeout=60) as client, ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(client.generate_image, "a box", num_inference_steps=100) for _ in range(4)]
         time.sleep(0.3)
         stub_of(own, model).kill()
         assert all(job.result(timeout=60).pixels.size for job in jobs)
         seconds_until_served(own)
+        wait_until_settled(own)
         if model == "text_to_image_stream":
             assert list(client.stream_image("a box", num_inference_steps=2))
 
@@ -110,17 +120,19 @@ def test_killed_language_model_ends_its_answers_with_an_error_and_serves_again(o
         with Client(own.grpc_url, retries=0, timeout=60) as client:
             return "".join(delta.text for delta in client.stream_text("<section", ignore_eos=True, max_tokens=1900))
 
+    wait_until_settled(own)
     with ThreadPoolExecutor(3) as pool:
         jobs = [pool.submit(ask) for _ in range(3)]
         time.sleep(0.5)
         stub_of(own, "llm").kill()
         assert all(isinstance(job.exception(timeout=60), NereidError) for job in jobs)
-    seconds_until_served(own)
+    wait_until_settled(own)
     with Client(own.grpc_url, retries=0, timeout=60) as client:
         assert client.generate_text("<section", max_tokens=3, temperature=0).num_output_tokens == 3
 
 
 def test_killed_server_is_started_again(own: Served) -> None:
+    wait_until_settled(own)
     pid = own.supervisor.triton_pid  # type: ignore[attr-defined]
     os.kill(pid, signal.SIGKILL)
     time.sleep(0.5)

@@ -208,7 +208,7 @@ def test_metrics_are_exported_and_count(served: Served) -> None:
     assert metric(served.metrics, "nereid_image_requests_total", outcome="success", **labels) == succeeded + 1
 
 
-def test_model_control_needs_the_supervisors_key(served: Served) -> None:
+def test_model_control_is_closed_to_everybody(served: Served) -> None:
     for path in ("/v2/repository/models/unet/unload", "/v2/systemsharedmemory/region/x/register", "/v2/logging"):
         request = urllib.request.Request(f"http://{served.http_url}{path}", b"{}")
         with pytest.raises(urllib.error.HTTPError) as caught:

@@ -192,6 +192,7 @@ def test_temporary_folder_that_takes_nothing_is_one_sentence(options: ServeOptio
 
 
 def test_what_a_dead_serve_left_is_removed_and_a_living_one_is_let_be(home: Path, tmp_path: Path) -> None:
+    unlocked = Path(tempfile.mkdtemp(prefix="nereid-serve-"))
     living = ServeFolder.create()
     dead = ServeFolder.create()
     left = psutil.Process(subprocess.Popen(["sleep", "600"], env={**os.environ, **dead.environment("triton")}).pid)
@@ -206,6 +207,7 @@ def test_what_a_dead_serve_left_is_removed_and_a_living_one_is_let_be(home: Path
     assert not region.exists()
     assert not dead.path.exists()
     assert living.path.is_dir()
+    assert unlocked.is_dir()
     living.remove()
     assert reclaim() == []
 
