@@ -27,6 +27,8 @@ log = logging.getLogger("nereid.serve")
 WATCH_SECONDS = 0.25
 PROBE_SECONDS = 2.0
 """How often Triton is asked whether every model is ready, besides the look at its processes."""
+REFUSED_SECONDS = 10.0
+"""How long until a model whose files were changed is looked at again."""
 RESTART_WITHIN_SECONDS = 60.0
 """How long a restart that ends unanswerable requests waits for other pipelines to be idle."""
 
@@ -57,6 +59,7 @@ class Supervisor:
     _backoff: Backoff = field(default_factory=Backoff, init=False)
     _next_start: float | None = field(default=None, init=False)
     _next_probe: float = field(default=0.0, init=False)
+    _refused: dict[str, float] = field(default_factory=dict, init=False)
     _restart_by: float | None = field(default=None, init=False)
     _restart_for: set[str] = field(default_factory=set, init=False)
     _stopping: threading.Event = field(default_factory=threading.Event, init=False)
@@ -191,7 +194,7 @@ class Supervisor:
             alive = self._triton.count_stubs()
             dead = [model for model, count in self._expected.items() if alive[model] < count]
             if dead and self._triton.is_running():
-                self._heal(dead)
+                self._heal(self._allowed(dead))
             self._probe()
             self._restart_if_due()
 
@@ -231,27 +234,43 @@ class Supervisor:
                 log.error("%s", error)
                 self._triton.stop(0)
 
+    def _allowed(self, dead: Sequence[str]) -> list[str]:
+        """Those whose files are what was exported. The others stay down, and are looked at again after a while."""
+        allowed = []
+        now = time.monotonic()
+        for model in dead:
+            try:
+                if now >= self._refused.get(model, 0.0):
+                    self._verifier.verify([model])
+                    allowed.append(model)
+            except DigestError as error:
+                log.error("%s is not loaded again: %s", model, error)
+                self._unwell.add(model)
+                self._refused[model] = now + REFUSED_SECONDS
+        return allowed
+
     def _heal(self, models: Sequence[str]) -> None:
         """Bring models whose Python process died back beside those that serve on.
 
         Requests that such a process had taken on to answer later are never answered by Triton: for these models (their config
         says `restart_on_death`) the server is restarted too, once no other pipeline has requests inside, or after a minute.
         """
+        if not models:
+            return
         self._unwell |= set(models)
         log.warning("the Python process of %s died; loading it anew", ", ".join(models))
         try:
             if CONTROL_MODEL in models:
                 raise ControlError("the control model's own process died")
-            self._verifier.verify(models)
             self._verifier.share(self.folder.state)
             for model in models:
                 self._triton.control.swap(model, self._models.configs[model])
-        except (ControlError, DigestError) as error:
+        except ControlError as error:
             if not self._stopping.is_set():
                 log.error("%s; restarting Triton", error)
                 self._restart()
             return
-        self._unwell.clear()
+        self._unwell -= set(models)
         self._next_probe = 0.0
         late = [model for model in models if self._models.answers_late(model)]
         if late:

@@ -94,7 +94,7 @@ def test_killed_stub_fails_only_what_is_inside_and_serves_again(own: Served, mod
         assert all(isinstance(error, NereidError) for error in errors)
     elif model == "unet":  # those whose rows were in its call; the others may have waited for a tick until it was back
         assert any(errors)
-        assert all(error is None or model in str(error) for error in errors)
+        assert all(error is None or model in str(error) for error in errors), errors
     elif model in ("tokenizer", "text_encoder"):
         assert errors == [None] * 4  # they were past it
     else:  # whether they came to it before it was back is a matter of time

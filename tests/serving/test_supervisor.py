@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +18,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nereid.engines.digests import MANIFEST_VERSION, sign
+from nereid.serving import supervisor as supervision
 from nereid.serving.activity import requests_inside
 from nereid.serving.errors import ServingError
+from nereid.serving.health import MAX_CONNECTIONS, HealthServer
 from nereid.serving.installation import Source
 from nereid.serving.models import ServedModels
 from nereid.serving.options import ServeOptions
@@ -90,6 +96,26 @@ def test_load_that_fails_is_followed_by_a_restart(home: Path, options: ServeOpti
         server = supervisor.triton_pid
         stub_of(supervisor, "first").kill()
         until(lambda: supervisor.triton_pid != server and is_ready(supervisor))
+
+
+def test_model_whose_files_were_changed_stays_down_alone_until_they_are_accepted(
+    home: Path, options: ServeOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervision, "REFUSED_SECONDS", 0.5)
+    manifest = {"version": MANIFEST_VERSION, "models": ["first"], "files": {}}
+    (options.repository / "first" / "manifest.json").write_text(json.dumps(manifest))
+    sign(options.repository)
+    with Supervisor(options) as supervisor:
+        server = supervisor.triton_pid
+        (options.repository / "first" / "1" / "model.py").write_text("changed")
+        stub_of(supervisor, "first").kill()
+        stub_of(supervisor, "second_0").kill()
+        until(lambda: (home / "loads").is_file() and "first is not loaded again" in caplog.text)
+        assert "first/1/model.py was not exported" in caplog.text
+        until(lambda: supervisor.readiness()[1]["models_reloading"] == ["first"])
+        sign(options.repository)
+        until(lambda: is_ready(supervisor))
+        assert supervisor.triton_pid == server
 
 
 def test_server_that_dies_again_and_again_is_started_again_and_again(
@@ -238,6 +264,29 @@ def test_restart_that_ends_unanswerable_requests_waits_for_other_pipelines(home:
         until(lambda: supervisor.triton_pid != server and is_ready(supervisor))
 
 
+def test_health_port_drops_the_oldest_connection_for_a_new_one(options: ServeOptions) -> None:
+    server = HealthServer("127.0.0.1", options.health_port, lambda: (True, {}))
+    server.start()
+    idle = [socket.create_connection(("127.0.0.1", options.health_port)) for _ in range(MAX_CONNECTIONS + 20)]
+    most = 0
+
+    def first_is_closed() -> bool:
+        nonlocal most
+        most = max(most, len(server._connections))
+        idle[0].setblocking(False)
+        try:
+            return idle[0].recv(1) == b""
+        except BlockingIOError:
+            return False
+
+    until(first_is_closed)
+    until(lambda: not server._connections)  # none is kept longer than it may take
+    assert most <= MAX_CONNECTIONS
+    server.stop()
+    for connection in idle:
+        connection.close()
+
+
 HEALTH = """
 import resource, sys, time
 from nereid.serving.health import HealthServer
@@ -249,9 +298,6 @@ time.sleep(600)
 
 
 def test_health_port_outlives_connections_that_say_nothing_and_a_lack_of_descriptors(options: ServeOptions) -> None:
-    import socket
-    import urllib.request
-
     process = subprocess.Popen([sys.executable, "-c", HEALTH, str(options.health_port)], stderr=subprocess.DEVNULL)
 
     def ready() -> bool:
