@@ -164,7 +164,8 @@ class KeptService:
         deadline = time.monotonic() + self.start_seconds
         while not self.is_listening():
             if not self._child.is_running():
-                raise ServingError(f"{self.name} stopped while starting (exit code {self._child.returncode})")
+                self._child.wait(_KEEPER_SECONDS)
+                raise ServingError(f"{self.name} stopped while starting ({said_of_exit(self._child.returncode)})")
             if time.monotonic() > deadline:
                 raise ServingError(f"{self.name} did not listen within {self.start_seconds:g} s")
             time.sleep(0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import threading
 import time
@@ -19,8 +20,9 @@ CONTROL_SOCKET = "NEREID_CONTROL_SOCKET"
 RELOAD_PARAMETER = "nereid.reload"
 """Differs with each reload: Triton does not load a model again whose config is what it was. Models do not see it."""
 
+_MODEL = Path(__file__).resolve().parent.parent / "triton" / "control_model.py"
 _CONFIG = f"""name: "{CONTROL_MODEL}"
-backend: "{CONTROL_MODEL}"
+backend: "python"
 max_batch_size: 0
 output [ {{ name: "nothing" data_type: TYPE_INT32 dims: [ 1 ] }} ]
 instance_group [ {{ count: 1 kind: KIND_CPU }} ]
@@ -33,7 +35,9 @@ class ControlError(Exception):
 
 def write_control_repository(folder: Path) -> None:
     """A second model repository that holds the control model alone."""
-    (folder / CONTROL_MODEL / "1").mkdir(parents=True, exist_ok=True)
+    version = folder / CONTROL_MODEL / "1"
+    version.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(_MODEL, version / "model.py")
     (folder / CONTROL_MODEL / "config.pbtxt").write_text(_CONFIG)
 
 

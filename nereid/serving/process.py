@@ -114,8 +114,11 @@ class TritonProcess:
 
     @property
     def ending(self) -> str:
-        """How it ended, in words."""
-        return said_of_exit(self._child.returncode if self._child else None)
+        """How it ended, in words; waits for its keeper, which knows."""
+        if self._child is None:
+            return said_of_exit(None)
+        self._child.wait(5)
+        return said_of_exit(self._child.returncode)
 
     def is_stopped(self) -> bool:
         """Whether a signal holds it."""

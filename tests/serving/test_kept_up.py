@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -160,6 +161,23 @@ def test_no_key_of_model_control_can_be_read_anywhere(supervisor: Supervisor) ->
     assert (folder / "control").stat().st_mode & 0o777 == 0o600
     with pytest.raises(ValueError, match="Invalid header"):
         urllib.request.urlopen(urllib.request.Request("http://127.0.0.1:1", headers={UNSENDABLE: UNSENDABLE}))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_another_user_cannot_reach_the_control_socket_or_read_an_environment(supervisor: Supervisor) -> None:
+    attempts = f"""
+import os, socket
+os.setgid(65534), os.setuid(65534)
+for attempt in (lambda: socket.socket(socket.AF_UNIX).connect({str(supervisor.folder.path / "control")!r}),
+                lambda: os.listdir({str(supervisor.folder.path)!r}),
+                lambda: open("/proc/{supervisor.triton_pid}/environ").read()):
+    try:
+        attempt()
+    except PermissionError:
+        continue
+    raise SystemExit("allowed")
+"""
+    assert subprocess.run(["/usr/bin/env", "python3", "-c", attempts], timeout=60).returncode == 0
 
 
 REFUSED_OVER_HTTP = [
