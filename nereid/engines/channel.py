@@ -6,6 +6,7 @@ message in a queue; a thread of the channel's own writes, so that a full socket 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import queue
 import socket
@@ -95,10 +96,8 @@ class Channel:
     def close(self) -> None:
         """Close both ways; whoever waits in `receive` returns."""
         self._outgoing.put(None)
-        try:
+        with contextlib.suppress(OSError):  # it is closed already
             self.end.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self._writer.join()
         self.end.close()
 

@@ -225,7 +225,11 @@ class Worker:
 
 def python_executable() -> str:
     """The interpreter whose packages these are: inside Triton's stub `sys.executable` is not it."""
-    for place in (Path(sys.executable or "/nowhere"), Path(sys.prefix) / "bin" / "python3", Path(sys.exec_prefix) / "bin" / "python"):
+    for place in (
+        Path(sys.executable or "/nowhere"),
+        Path(sys.prefix) / "bin" / "python3",
+        Path(sys.exec_prefix) / "bin" / "python",
+    ):
         if place.name.startswith("python") and os.access(place, os.X_OK):
             return str(place)
     raise ValueError(f"no Python interpreter is found in {sys.prefix}/bin, which a worker process needs")
