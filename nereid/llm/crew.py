@@ -110,7 +110,8 @@ class Crew:
     def message(self, message: Message) -> None:
         body = message.body
         if message.kind == TOKENS:
-            if any([self._take(*entry) for entry in body["deltas"]]):
+            looked_at = [self._take(*entry) for entry in body["deltas"]]
+            if True in looked_at:
                 self.poke()
         elif message.kind == REFUSED:
             task = self._inside.get(int(body["task"]))

@@ -100,6 +100,7 @@ class LlmLoop:
         while True:
             self.seat.busy = bool(self._tasks) or resting
             changed = self._take_orders(wait=not self.seat.busy) or changed
+            self.seat.busy = True  # a first tick may hang like any other
             if self._tasks:
                 self._scheduler.advance([s for sequences in self._tasks.values() for s in sequences if not s.finished])
                 self._send_events()

@@ -46,7 +46,7 @@ class Collected:
         return self.gone
 
     def wait(self) -> Collected:
-        assert self.done.wait(20)
+        assert self.done.wait(120)
         return self
 
     @property
