@@ -40,6 +40,7 @@ class Crew:
     _inside: dict[int, LlmTask] = field(default_factory=dict)
     _up: bool = False
     _news: bool = False
+    _blamed: bool = False
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
     def __post_init__(self) -> None:
@@ -98,10 +99,11 @@ class Crew:
         with self._changed:
             self._up = False
             lost, self._inside = list(self._inside.values()), {}
+            blamed, self._blamed = self._blamed, False
             for task in lost:
-                task.deaths += 1
+                task.deaths += 0 if blamed else 1
                 task.rewind()
-            if len(lost) == 1 and lost[0].deaths >= 2:
+            if not blamed and len(lost) == 1 and lost[0].deaths >= 2:
                 lost[0].error = PoisonousRequestError(
                     f"the request has ended its worker process twice, the last time alone ({reason}); it is not tried again"
                 )
@@ -116,8 +118,11 @@ class Crew:
         elif message.kind == REFUSED:
             task = self._inside.get(int(body["task"]))
             wire = WireError.parse(body["error"])
+            self._blamed = self._blamed or bool(body["ends"])
             if task is not None and wire is not None:
                 task.error = RequestError.of_wire(wire)
+                with self._changed:
+                    self._inside.pop(task.number, None)
                 self.poke()
         elif message.kind == METRIC:
             self.observer.recorder.record(_METRICS[body["name"]], body["value"], **body["labels"])

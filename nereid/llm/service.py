@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer
 from nereid.engines.worker import WorkerOptions
 from nereid.flow.batcher import InFlightBatcher
 from nereid.flow.errors import EngineError, PoisonousRequestError, RequestError
-from nereid.flow.flight_record import FlightRecord, digest_of
+from nereid.flow.flight_record import STATE_FOLDER, FlightRecord, digest_of
 from nereid.llm.answers import Answer
 from nereid.llm.crew import Crew
 from nereid.llm.engine import longest_row
@@ -77,7 +78,16 @@ class LlmModel:
             settings=self.settings,
             watchdog_seconds=self.limits.watchdog_seconds,
             grows_bytes=2 * memory + _GROWTH_BYTES,
+            environment=_kernel_cache(),
         )
+
+
+def _kernel_cache() -> dict[str, str]:
+    """Where compiled kernels are kept if not beside their source: to compile them again takes longer than all else of a start."""
+    state = os.environ.get(STATE_FOLDER)
+    if state is None or os.access(Path(__file__).parent, os.W_OK) or "NUMBA_CACHE_DIR" in os.environ:
+        return {}
+    return {"NUMBA_CACHE_DIR": str(Path(state) / "kernels")}
 
 
 @dataclass(slots=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
+import threading
+import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,6 +34,7 @@ from nereid.llm.text import TextStream
 log = logging.getLogger(__name__)
 
 _COMPILED = "compiled"
+_RUNAWAY_EXIT = 7
 
 
 def run(seat: Seat) -> None:
@@ -64,6 +68,7 @@ class LlmLoop:
     tokenizer: Tokenizer
     structures: StructureFactory | None
     draft_engine: CausalEngine | None = None
+    grammar_seconds: float = 5.0
     _draft: DraftModel | None = None
     _scheduler: LlmScheduler = field(init=False)
     _inbox: queue.SimpleQueue[Message] = field(default_factory=queue.SimpleQueue)
@@ -178,19 +183,39 @@ class LlmLoop:
     # --- grammars ---
 
     def _compile(self, task: int, order: Order) -> None:
+        """Compile a grammar and find its first tokens; one that comes to no end costs this process, and nobody else anything.
+
+        Native code cannot be interrupted, and a runaway grammar takes ever more memory: so the request is refused by name, and
+        the process ends; the others' answers go on in the next one.
+        """
         assert order.structure is not None
         assert self.structures is not None
         kind, value = order.structure
+        allowed = f"a grammar that is compiled, and its first tokens found, within {self.grammar_seconds:g} s"
+        timer = threading.Timer(self.grammar_seconds, self._run_away, (task, f"structured_outputs.{kind}", value, allowed))
+        timer.daemon = True
+        timer.start()
         try:
-            self._compiled.put((task, order, self.structures.compile(kind, value)))
+            structure = self.structures.compile(kind, value)
+            structure.copy().allowed()
+            self._compiled.put((task, order, structure))
             self._inbox.put(Message(_COMPILED, {"task": task}))
         except ValueError as error:
-            fault = InvalidRequestError.of(f"structured_outputs.{kind}", value, f"a grammar that compiles: {error}")
-            self.seat.channel.send(Message(REFUSED, {"task": task, "error": fault.wire()}))
+            self._refuse(task, InvalidRequestError.of(f"structured_outputs.{kind}", value, f"a grammar that compiles: {error}"))
         except Exception:
             log.exception("a grammar could not be compiled")
-            fault = InvalidRequestError.of(f"structured_outputs.{kind}", value, "a grammar that compiles")
-            self.seat.channel.send(Message(REFUSED, {"task": task, "error": fault.wire()}))
+            self._refuse(task, InvalidRequestError.of(f"structured_outputs.{kind}", value, "a grammar that compiles"))
+        finally:
+            timer.cancel()
+
+    def _run_away(self, task: int, field: str, value: object, allowed: str) -> None:
+        self._refuse(task, InvalidRequestError.of(field, value, allowed), ends=True)
+        time.sleep(0.2)  # the writer's last message
+        os._exit(_RUNAWAY_EXIT)
+
+    def _refuse(self, task: int, error: InvalidRequestError, *, ends: bool = False) -> None:
+        """Refuse a request; `ends`: and this process ends by it, so that no other is to blame."""
+        self.seat.channel.send(Message(REFUSED, {"task": task, "error": error.wire(), "ends": ends}))
 
     def _begin_compiled(self) -> None:
         task, order, structure = self._compiled.get()

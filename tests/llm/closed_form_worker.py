@@ -31,6 +31,13 @@ class SlowEngine(ClosedFormEngine):
         return super().decode(*arguments)
 
 
+class RunawayGrammars:
+    """Stands for a compiler in native code that comes to no end."""
+
+    def compile(self, kind: str, value: object) -> Any:
+        time.sleep(600)
+
+
 def run(seat: Seat) -> None:
     facts = LlmFacts(**{**{name: getattr(FACTS, name) for name in LlmFacts.__slots__}, "context_length": 2000})
     LlmLoop(
@@ -39,5 +46,6 @@ def run(seat: Seat) -> None:
         limits=LlmLimits(**seat.settings["limits"]),
         engine=SlowEngine(16_384),
         tokenizer=WORDS,
-        structures=None,
+        structures=RunawayGrammars(),  # type: ignore[arg-type]
+        grammar_seconds=1.0,
     ).run()

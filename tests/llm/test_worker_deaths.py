@@ -76,6 +76,18 @@ def test_a_worker_that_hangs_or_dies_by_a_request_takes_no_others_along() -> Non
                 assert tokens(caller) == expected
 
 
+def test_a_runaway_grammar_is_refused_by_name_and_stops_nobody() -> None:
+    with answering(LIMITS) as ask:
+        expected = tokens(ask(max_tokens=900, seed=3).wait())
+        innocent = ask(max_tokens=900, seed=3, stream=True)
+        until(lambda: bool(innocent.answers))
+        guilty = ask(structured_outputs={"grammar": "start: /a*/ start"})
+        assert isinstance(guilty.wait().error, InvalidRequestError)
+        assert "structured_outputs.grammar" in str(guilty.error)
+        assert innocent.wait().error is None
+        assert tokens(innocent) == expected
+
+
 def test_a_stopped_worker_is_replaced() -> None:
     with answering(LIMITS) as ask:
         expected = tokens(ask(max_tokens=100, seed=3).wait())
