@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from test_requests import text
 from test_service import Ask, Collected, answering
 
 from nereid.flow.errors import CancelledError, EngineError, InvalidRequestError, PoisonousRequestError
+from nereid.flow.flight_record import FlightRecord
 from nereid.llm.answers import Answer
 from nereid.llm.sequences import Delta, FinishReason
 from nereid.llm.settings import LlmLimits
@@ -152,3 +154,15 @@ def test_a_token_that_differs_after_a_death_is_an_error() -> None:
     with pytest.raises(EngineError):
         answer.receive(Delta((6,), finish_reason=FinishReason.STOP), 0)
     assert np.array(answer.written).tolist() == [5, 6]
+
+
+def test_requests_stand_in_the_flight_record_while_they_are_inside_and_no_longer(tmp_path: Path) -> None:
+    record = FlightRecord.at(tmp_path / "llm.flight")
+    with answering(LIMITS, record) as ask:
+        run = ask(max_tokens=1900, stream=True)
+        until(lambda: bool(run.answers))
+        (tmp_path / "seen.flight").write_bytes((tmp_path / "llm.flight").read_bytes())
+        assert len(FlightRecord.at(tmp_path / "seen.flight").suspects) == 1
+        run.gone = True
+        run.wait()
+    assert not FlightRecord.at(tmp_path / "llm.flight").suspects
