@@ -29,9 +29,8 @@ from nereid.engines.onnx_causal import OnnxCausalEngine
 from nereid.flow.metrics import Recorder
 from nereid.llm.observer import LlmObserver
 from nereid.llm.sampling import Row, Sampling, sample
-from nereid.llm.service import LlmService
+from nereid.llm.service import LlmModel, LlmService
 from nereid.llm.settings import LlmFacts, LlmLimits
-from nereid.llm.structure import StructureFactory
 from nereid.serving.options import ServeOptions
 from nereid_bench.compare import serving
 from nereid_bench.gguf_file import write_gguf
@@ -303,17 +302,10 @@ class _Caller:
 
 @contextmanager
 def in_process(folder: Path, threads: int) -> Iterator[Ask]:
-    """The `llm` service of an engine's folder, in this process."""
-    facts, tokenizer = LlmFacts.read(folder), folder / "tokenizer.json"
-    limits = LlmLimits(prefix_cache_megabytes=0)
-    service = LlmService(
-        facts=facts,
-        limits=limits,
-        engine=OnnxCausalEngine.load(folder / "model.onnx", tokens=limits.kv_tokens, threads=threads),
-        tokenizer=Tokenizer.from_file(str(tokenizer)),
-        structures=StructureFactory.of(tokenizer, facts.vocabulary, facts.eos_token_ids),
-        observer=LlmObserver(Recorder(lambda metric, value, labels: None)),
-    )
+    """The `llm` service of an engine's folder, without Triton: in this process, its engine in the worker it starts."""
+    limits = LlmLimits(prefix_cache_megabytes=0, threads=threads)
+    observer = LlmObserver(Recorder(lambda metric, value, labels: None))
+    service = LlmService(LlmModel.read("llm", folder, limits, None), observer)
 
     def ask(job: TextJob, told: Callable[[], None]) -> None:
         caller = _Caller(told)

@@ -40,6 +40,8 @@ PREFIX_HITS = Metric("nereid_llm_prefix_cache_hit_tokens_total", Kind.COUNTER, "
 DRAFT_TOKENS = Metric("nereid_llm_draft_tokens_total", Kind.COUNTER, "Tokens guessed")
 ACCEPTED_TOKENS = Metric("nereid_llm_accepted_draft_tokens_total", Kind.COUNTER, "Guessed tokens that were right")
 PREEMPTIONS = Metric("nereid_llm_preemptions_total", Kind.COUNTER, "Sequences sent back to the queue for lack of memory")
+WORKER_DEATHS = Metric("nereid_llm_worker_deaths_total", Kind.COUNTER, "Worker processes that died and were replaced")
+REPLAYS = Metric("nereid_llm_replayed_requests_total", Kind.COUNTER, "Requests given to a new worker after a death")
 BANDWIDTH_UTILISATION = Metric(
     "nereid_llm_model_bandwidth_utilization_ratio", Kind.GAUGE, "Bytes read in a decode call against the measured peak"
 )

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from nereid.diffusion.requests import decode_text
 from nereid.flow.errors import InvalidRequestError
 from nereid.flow.noise import MAX_SEED, derived_seed
+from nereid.llm.runs import read_id
 from nereid.llm.sampling import Sampling
 from nereid.llm.settings import LlmFacts, LlmLimits
 
@@ -100,6 +101,7 @@ class LlmRequest:
     speculation: str
     timeout_seconds: float
     outputs: frozenset[str]
+    run_id: str | None = None
 
 
 RETURN_FLAGS = {
@@ -162,6 +164,7 @@ def parse_llm_request(
         speculation=parameters.speculation or limits.speculation,
         timeout_seconds=_timeout(inputs, limits),
         outputs=frozenset(("text_output", "index", *asked)),
+        run_id=read_id(inputs, "run_id"),
     )
 
 

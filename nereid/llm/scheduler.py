@@ -1,7 +1,7 @@
 """What runs next in a language model's loop: admission, chunks of prompts, one decode call for all rows; knows no requests.
 
 Rows 0 to n-1 of the engine decode, row n is being prefilled. When memory runs out the youngest sequence goes back to the
-queue and is computed again later.
+queue and is computed again later, by the same calls as before.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class LlmScheduler:
         self._waiting.popleft()
         self._filling = sequence
         sequence.row = len(self._decoding)
-        sequence.computed = self._restore(sequence.row, sequence.tokens[: sequence.to_compute])
+        sequence.computed = self._restore(sequence.row, sequence.prompt)
         if not sequence.written:
             sequence.cached_tokens = sequence.computed
 
@@ -218,12 +218,12 @@ class LlmScheduler:
             sequence = self._filling
             if sequence is None:
                 return
-            chunk = sequence.tokens[sequence.computed : min(sequence.to_compute, sequence.computed + budget)]
+            chunk = sequence.prompt[sequence.computed : sequence.computed + budget]
             logits = self.engine.extend(sequence.row, sequence.computed, chunk)
             sequence.computed += len(chunk)
             budget -= len(chunk)
             self._tick.prompt_tokens += len(chunk)
-            if sequence.computed < sequence.to_compute:
+            if sequence.computed < len(sequence.prompt):
                 continue
             self._remember(sequence.row, sequence.prompt)
             self._filling = None
@@ -246,7 +246,7 @@ class LlmScheduler:
     # --- answers ---
 
     def _decode_all(self) -> None:
-        guessing = self._may_guess()
+        guessing = self._may_guess() and not any(sequence.behind for sequence in self._decoding)
         for sequence in self._decoding:
             sequence.lookahead = sequence.meter.most if guessing and sequence.meter else 0
         self._grow()
@@ -259,18 +259,30 @@ class LlmScheduler:
         if any(guesses):
             taken = [self._check(sequence, guess) for sequence, guess in zip(rows, guesses, strict=True)]
         else:
-            logits = self.engine.decode([s.tokens[-1] for s in rows], [s.computed for s in rows])
-            for sequence in rows:
-                sequence.computed += 1
-            self._set_aside(rows, logits)
-            tokens = sample(logits, [sequence.next_row() for sequence in rows])
-            for sequence, token in zip(rows, tokens, strict=True):
-                self._take(sequence, int(token))
+            self._decode(rows)
             taken = [0] * len(rows)
         self._tick.decode_seconds = seconds = time.perf_counter() - start
         for sequence, count in zip(rows, taken, strict=True):
             if sequence.meter is not None:
                 sequence.meter.guessed(count, seconds) if count else sequence.meter.plain(seconds)
+
+    def _decode(self, rows: Sequence[GeneratedSequence]) -> None:
+        """One token for every row: its next one, or, after a preemption, one it has written already.
+
+        An answer's KV is computed again as it was the first time, token by token: read like a prompt it would be rounded
+        differently, and the tokens after it could be others.
+        """
+        logits = self.engine.decode([s.tokens[s.computed] for s in rows], [s.computed for s in rows])
+        drawing = [place for place, sequence in enumerate(rows) if not sequence.behind]
+        for sequence in rows:
+            sequence.computed += 1
+        if len(drawing) < len(rows):
+            rows, logits = [rows[place] for place in drawing], logits[drawing]
+        if not rows:
+            return
+        self._set_aside(rows, logits)
+        for sequence, token in zip(rows, sample(logits, [s.next_row() for s in rows]), strict=True):
+            self._take(sequence, int(token))
 
     def _may_guess(self) -> bool:
         """Several tokens of one row cost a call of their own, so guesses pay for few rows only."""

@@ -1,9 +1,9 @@
-"""One answer being written: its tokens, its text, why it ended; knows neither engines nor Triton."""
+"""One answer being drawn: its tokens, why it ends, its place in the KV memory; knows neither engines nor Triton."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -38,7 +38,7 @@ class TokenLogprob:
 class Delta(NamedTuple):
     """What one token, or several, added to an answer; `finish_reason` comes with the last.
 
-    `text` is None where no stop string had to be looked for: whoever shows the delta makes it, `GeneratedSequence.show`.
+    `text` is None where no stop string had to be looked for: whoever shows the delta makes it, `Answer.show`.
     """
 
     tokens: tuple[int, ...]
@@ -65,8 +65,6 @@ class GeneratedSequence:
 
     written: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
-    cumulative_logprob: float = 0.0
-    all_logprobs: list[TokenLogprob] = field(default_factory=list)
     cached_tokens: int = 0
     raw_logits: NDArray[np.float32] | None = None
     row: int = -1
@@ -93,9 +91,12 @@ class GeneratedSequence:
         return self.max_tokens - len(self.written)
 
     @property
-    def to_compute(self) -> int:
-        """Tokens whose KV is needed before the next one can be drawn: all, or (once one was drawn) all but the last."""
-        return len(self.tokens) - (1 if self.written else 0)
+    def behind(self) -> bool:
+        """Whether tokens it has written must be computed again before the next one can be drawn.
+
+        The newest token is computed by the very call that gives the next one's logits: it is no part of what is behind.
+        """
+        return self.computed < len(self.tokens) - 1
 
     def next_row(self) -> Row:
         """How the next token is to be drawn."""
@@ -129,31 +130,13 @@ class GeneratedSequence:
             self.finish_reason = FinishReason.LENGTH
         if shown is not None and self.finished:
             shown += self.text.finish()
-        self.all_logprobs.extend(logprobs)
         self.emit(Delta((token,), logprobs, self.finish_reason, shown))
-
-    def show(self, delta: Delta) -> str:
-        """A delta's text, made here and now where it was not needed before; in order, on one thread at a time."""
-        if delta.text is not None:
-            return delta.text
-        tokens = self._visible(delta.tokens)
-        return self.text.finish(tokens) if delta.finish_reason else self.text.push(tokens)
-
-    def show_all(self) -> str:
-        """The text of a finished answer of which no delta has been shown."""
-        if not self.text.stops:
-            self.text.finish(self._visible(self.written))
-        return self.text.text
-
-    def _visible(self, tokens: Sequence[int]) -> list[int]:
-        return [token for token in tokens if token not in self.stop_ids]
 
     def _logprob(self, token: int) -> TokenLogprob:
         assert self.raw_logits is not None
         values = log_softmax(self.raw_logits)
         self.raw_logits = None
         own = float(values[token])
-        self.cumulative_logprob += own
         count = min(self.logprobs or 0, len(values))
         best = np.argpartition(-values, count - 1)[:count] if count else np.empty(0, np.int64)
         order = best[np.lexsort((best, -values[best]))]

@@ -1,322 +1,264 @@
-"""`llm` as plain Python: raw inputs in, streams of named output arrays out, many requests in flight."""
+"""`llm` as plain Python: raw inputs in, streams of named output arrays out; the engine and its loop are in a worker process."""
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Protocol
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
+from nereid.engines.worker import WorkerOptions
 from nereid.flow.batcher import InFlightBatcher
-from nereid.flow.errors import EngineError, InvalidRequestError, RequestError
-from nereid.llm.engine import CausalEngine
+from nereid.flow.errors import EngineError, PoisonousRequestError, RequestError
+from nereid.flow.flight_record import STATE_FOLDER, FlightRecord, digest_of
+from nereid.llm.answers import Answer
+from nereid.llm.crew import Crew
+from nereid.llm.engine import longest_row
+from nereid.llm.fingerprint import system_fingerprint
 from nereid.llm.observer import LlmObserver
-from nereid.llm.prefix_cache import PrefixCache
 from nereid.llm.requests import Inputs, LlmRequest, parse_llm_request
-from nereid.llm.scheduler import LlmScheduler
-from nereid.llm.sequences import Delta, GeneratedSequence, TokenLogprob
-from nereid.llm.settings import LlmFacts, LlmLimits
-from nereid.llm.speculation import DraftGuesser, DraftModel, Guesser, PromptLookup, SpeculationMeter
-from nereid.llm.structure import StructureFactory
+from nereid.llm.runs import Runs, read_id
+from nereid.llm.settings import DRAFT_FOLDER, LlmFacts, LlmLimits
+from nereid.llm.tasks import LlmTask, Reply
 from nereid.llm.text import TextStream
 
 log = logging.getLogger(__name__)
 
-Outputs = Mapping[str, np.ndarray]
+_GROWTH_BYTES = 2 * 2**30
+"""What a worker may take beside its KV memory and its prefix cache before it is taken for a runaway."""
+_UNREAD = 64
+"""Threads for answers whose requests have ended while their readers are slow, beside one for each that is in flight."""
+_SAME_REQUEST = ("text_input", "input_ids", "sampling_parameters", "max_tokens")
+"""Inputs that say what is asked for: a request that is tried again has the same."""
 
 
-class Reply(Protocol):
-    """One request's way back; called from one thread at a time, never from the tick thread."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlmModel:
+    """One exported model, ready to be served: `function` is what its worker process runs."""
 
-    def send(self, outputs: Outputs) -> None: ...
-
-    def close(self, error: Exception | None = None) -> None: ...
-
-    def is_cancelled(self) -> bool: ...
-
-
-@dataclass(slots=True, eq=False)
-class LlmTask:
-    """One request in flight: `n` sequences and what is still to be sent of them.
-
-    Tokens that come within `interval` seconds of the last answer of a stream are sent together.
-    """
-
-    request: LlmRequest
-    reply: Reply
-    senders: ThreadPoolExecutor
-    observer: LlmObserver
+    name: str
+    facts: LlmFacts
+    limits: LlmLimits
     tokenizer: Tokenizer
-    interval: float = 0.0
-    sequences: list[GeneratedSequence] = field(default_factory=list)
-    error: RequestError | None = None
-    arrived: float = field(default_factory=time.monotonic)
-    _last_token: float = 0.0
-    _last_sent: float = -math.inf
-    _ended: threading.Event = field(default_factory=threading.Event)
-    _pending: deque[tuple[int, Delta]] = field(default_factory=deque)
-    _sending: threading.Lock = field(default_factory=threading.Lock)
-    _scheduled: bool = False
-    _state: threading.Lock = field(default_factory=threading.Lock)
+    settings: dict[str, object]
+    fingerprint: str
+    has_draft: bool = False
+    function: str = "nereid.llm.worker:run"
+
+    @classmethod
+    def read(cls, name: str, folder: Path, limits: LlmLimits, gpu: int | None) -> LlmModel:
+        """Raises ValueError where the limits ask for what was not exported."""
+        has_draft = (folder / DRAFT_FOLDER / "model.onnx").is_file()
+        if limits.speculation == "draft" and not has_draft:
+            raise ValueError("parameter speculation: draft needs a model that was exported with --draft")
+        return cls(
+            name=name,
+            facts=LlmFacts.read(folder),
+            limits=limits,
+            tokenizer=Tokenizer.from_file(str(folder / "tokenizer.json")),
+            settings={"folder": str(folder), "limits": asdict(limits), "gpu": gpu},
+            fingerprint=system_fingerprint(folder, limits, gpu=gpu),
+            has_draft=has_draft,
+        )
 
     @property
-    def rows(self) -> int:
-        return len(self.sequences)
+    def longest(self) -> int:
+        """Tokens of prompt and answer together: two fewer than a row has places, for what an engine appends as padding."""
+        return longest_row(self.facts.context_length, self.limits.kv_tokens) - 2
+
+    def worker_options(self) -> WorkerOptions:
+        memory = self.limits.kv_tokens * self.facts.kv_bytes_per_token + self.limits.prefix_cache_megabytes * 2**20
+        return WorkerOptions(
+            function=self.function,
+            name=self.name,
+            settings=self.settings,
+            watchdog_seconds=self.limits.watchdog_seconds,
+            grows_bytes=2 * memory + _GROWTH_BYTES,
+            environment=_kernel_cache(),
+        )
+
+
+def _kernel_cache() -> dict[str, str]:
+    """Where compiled kernels are kept if not beside their source: to compile them again takes longer than all else of a start."""
+    state = os.environ.get(STATE_FOLDER)
+    if state is None or os.access(Path(__file__).parent, os.W_OK) or "NUMBA_CACHE_DIR" in os.environ:
+        return {}
+    return {"NUMBA_CACHE_DIR": str(Path(state) / "kernels")}
+
+
+@dataclass(slots=True)
+class _Events:
+    """The batcher's events as metrics; outcomes are counted when answers are sent, ticks where they happen."""
+
+    observer: LlmObserver
+
+    def admitted(self, queue_seconds: float) -> None:
+        self.observer.admitted(queue_seconds)
+
+    def ticked(self, seconds: float, rows: int) -> None: ...
+
+    def occupancy(self, active: int, queued: int) -> None:
+        self.observer.occupancy(active, queued)
+
+    def finished(self, outcome: str, seconds: float) -> None: ...
+
+
+@dataclass(slots=True)
+class _Flight:
+    """One request's part in the flight record, where there is one; each step counts once."""
+
+    record: FlightRecord | None
+    digest: bytes
+    inside: bool = False
 
     @property
-    def done(self) -> bool:
-        return all(sequence.finished for sequence in self.sequences)
+    def deaths(self) -> int:
+        """1 for one that was inside when this process died before: it runs alone."""
+        return int(self.record is not None and self.record.is_suspect(self.digest))
 
-    def is_cancelled(self) -> bool:
-        return self.reply.is_cancelled()
-
-    def emit(self, index: int, delta: Delta) -> None:
-        """From the tick thread: note the token's time, and leave the sending to another thread."""
-        now = time.monotonic()
-        if self._last_token:
-            self.observer.token(now - self._last_token)
-        else:
-            self.observer.first_token(now - self.arrived)
-        self._last_token = now
-        if not self.request.stream:
+    def enter(self) -> None:
+        """Raises PoisonousRequestError for a request that has ended this process before, twice."""
+        if self.record is None or self.inside:
             return
-        with self._state:
-            self._pending.append((index, delta))
-            if self._scheduled:
-                return  # they go with the answer that is being prepared; so a slow reader gets several tokens at once
-            self._scheduled = True
-        self.senders.submit(self._send_soon)
+        if self.record.is_refused(self.digest):
+            raise PoisonousRequestError("the request has ended the model's process twice; it is not tried again")
+        self.record.enter(self.digest)
+        self.inside = True
 
-    def finish(self, error: RequestError | None) -> None:
-        """The last answer; deltas that are still pending go first."""
-        self._ended.set()
-        if self.request.stream:
-            self._send_pending()
-        with self._sending:
-            if error is None and not self.request.stream:
-                self._send(self._whole)
-            error = error or self.error
-            if error is None:
-                written = sum(len(sequence.written) for sequence in self.sequences)
-                self.observer.answered(time.monotonic() - self.arrived, len(self.request.prompt), written)
-            self._safely(lambda: self.reply.close(error))
+    def wait(self) -> None:
+        if self.record is not None and self.inside:
+            self.record.wait(self.digest)
+        self.inside = False
 
-    def _send_soon(self) -> None:
-        self._ended.wait(max(0.0, self._last_sent + self.interval - time.monotonic()))
-        self._send_pending()
-
-    def _send_pending(self) -> None:
-        with self._sending:
-            with self._state:
-                self._last_sent = time.monotonic()
-                pending, self._pending = list(self._pending), deque()
-                self._scheduled = False
-            for index in range(len(self.sequences)):
-                deltas = [delta for owner, delta in pending if owner == index]
-                if deltas:
-                    self._send(partial(self._piece, index, _merge(deltas)))
-
-    def _send(self, make: Callable[[], Outputs]) -> None:
-        """Make and send an answer; where it cannot be made, for its text cannot, the request ends with an error."""
-        try:
-            wanted = {name: value for name, value in make().items() if name in self.request.outputs}
-        except Exception:
-            log.exception("an answer could not be made")
-            self.error = EngineError("internal error while writing the answer; see the server's log")
-            return
-        self._safely(lambda: self.reply.send(wanted))
-
-    @staticmethod
-    def _safely(call: Callable[[], None]) -> None:
-        try:
-            call()
-        except Exception:
-            log.info("an answer could not be sent; its caller is gone")
-
-    def _piece(self, index: int, delta: Delta) -> Outputs:
-        sequence = self.sequences[index]
-        return {
-            **self._common(),
-            "text_output": _texts([sequence.show(delta)]),
-            "output_ids": np.array(delta.tokens, np.int32),
-            "finish_reason": _texts([delta.finish_reason or ""]),
-            "cumulative_logprob": np.array([sequence.cumulative_logprob], np.float32),
-            "logprobs": _texts([self._logprobs(delta.logprobs)]),
-            "num_output_tokens": np.array([len(delta.tokens)], np.uint32),
-            "index": np.array([index], np.int32),
-        }
-
-    def _whole(self) -> Outputs:
-        lead = "" if self.request.exclude_input else self.request.prompt_text
-        longest = max(len(sequence.written) for sequence in self.sequences)
-        ids = np.full((len(self.sequences), longest), -1, np.int32)
-        for row, sequence in zip(ids, self.sequences, strict=True):
-            row[: len(sequence.written)] = sequence.written
-        return {
-            **self._common(),
-            "text_output": _texts([lead + sequence.show_all() for sequence in self.sequences]),
-            "output_ids": ids.reshape(-1),
-            "finish_reason": _texts([str(sequence.finish_reason) for sequence in self.sequences]),
-            "cumulative_logprob": np.array([s.cumulative_logprob for s in self.sequences], np.float32),
-            "logprobs": _texts([self._logprobs(tuple(s.all_logprobs)) for s in self.sequences]),
-            "num_output_tokens": np.array([len(s.written) for s in self.sequences], np.uint32),
-            "index": np.arange(len(self.sequences), dtype=np.int32),
-        }
-
-    def _common(self) -> dict[str, np.ndarray]:
-        return {
-            "num_input_tokens": np.array([len(self.request.prompt)], np.uint32),
-            "num_cached_tokens": np.array([self.sequences[0].cached_tokens], np.uint32),
-        }
-
-    def _logprobs(self, found: Sequence[TokenLogprob]) -> str:
-        """As JSON: for each token its text, id and probability, and the likeliest others."""
-        if self.request.parameters.logprobs is None:
-            return "null"
-
-        def entry(token: int, logprob: float) -> dict[str, object]:
-            text = self.tokenizer.decode([token], skip_special_tokens=False)
-            return {"token_id": token, "token": text, "logprob": round(logprob, 6)}
-
-        return json.dumps([{**entry(i.token, i.logprob), "top": [entry(*other) for other in i.top]} for i in found])
-
-
-def _merge(deltas: list[Delta]) -> Delta:
-    return Delta(
-        tuple(token for delta in deltas for token in delta.tokens),
-        tuple(logprob for delta in deltas for logprob in delta.logprobs),
-        deltas[-1].finish_reason,
-        None if deltas[0].text is None else "".join(delta.text or "" for delta in deltas),
-    )
-
-
-def _texts(values: list[str]) -> np.ndarray:
-    return np.array([value.encode() for value in values], np.object_)
+    def leave(self) -> None:
+        if self.record is not None and self.inside:
+            self.record.leave(self.digest)
+        self.inside = False
 
 
 @dataclass(slots=True, eq=False)
 class LlmService:
-    """Owns the batcher and the loop of one `llm` instance."""
+    """Owns the queue, the answering and the worker of one `llm` instance; raises ValueError where no worker can start."""
 
-    facts: LlmFacts
-    limits: LlmLimits
-    engine: CausalEngine
-    tokenizer: Tokenizer
-    structures: StructureFactory
+    model: LlmModel
     observer: LlmObserver
-    draft_engine: CausalEngine | None = None
-    _draft: DraftModel | None = None
-    _scheduler: LlmScheduler = field(init=False)
+    record: FlightRecord | None = None
+    _runs: Runs = field(default_factory=Runs)
+    _crew: Crew = field(init=False)
     _batcher: InFlightBatcher[LlmTask] = field(init=False)
     _senders: ThreadPoolExecutor = field(init=False)
     _preparing: ThreadPoolExecutor = field(init=False)
+    _asking: ThreadPoolExecutor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.observer.start(self.facts)
-        cache = PrefixCache(self.limits.prefix_cache_megabytes * 2**20)
-        self._scheduler = LlmScheduler(
-            self.engine,
-            cache,
-            self.limits.max_rows,
-            self.facts.context_length,
-            self.limits.prefill_chunk,
-            self.limits.idle_prefill_chunk,
-            self.limits.speculation_rows,
-            lambda tick: self.observer.tick(tick, self._scheduler),
-        )
-        if self.draft_engine is not None:
-            rows = self.limits.speculation_rows
-            capacity = self.draft_engine.tokens // (rows + 1)
-            self._draft = DraftModel(self.draft_engine, rows, capacity, self.facts.vocabulary, self.limits.prefill_chunk)
-        elif self.limits.speculation == "draft":
-            raise ValueError("parameter speculation: draft needs a model that was exported with --draft")
-        self._senders = ThreadPoolExecutor(max_workers=self.limits.max_rows, thread_name_prefix="llm-send")
+        limits = self.model.limits
+        self.observer.start(self.model.facts)
+        self._crew = Crew(self.model.worker_options(), self.observer, self._runs)
+        try:
+            self._crew.worker.wait_ready()
+        except ValueError:
+            self._crew.stop()
+            raise
+        threads = limits.max_rows + limits.max_queue + _UNREAD
+        self._senders = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="llm-send")
         self._preparing = ThreadPoolExecutor(max_workers=2, thread_name_prefix="llm-prepare")
+        self._asking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llm-watch")
         self._batcher = InFlightBatcher(
-            self._advance,
-            self.observer,
-            max_inflight=self.limits.max_rows,
-            max_queue=self.limits.max_queue,
+            self._crew.advance,
+            _Events(self.observer),
+            max_inflight=limits.max_rows,
+            max_queue=limits.max_queue,
             name="llm",
-            rest=self._scheduler.rest,
         )
 
     def handle(self, inputs: Inputs, reply: Reply) -> None:
         """Take one request; returns at once, `reply` follows."""
-        self._preparing.submit(self._prepare, inputs, reply)
+        if "watch" in inputs or "cancel" in inputs:
+            self._asking.submit(self._answer_question, inputs, reply)
+        else:
+            self._preparing.submit(self._prepare, inputs, reply)
+
+    @property
+    def worker_pid(self) -> int | None:
+        return self._crew.worker.pid
+
+    def _answer_question(self, inputs: Inputs, reply: Reply) -> None:
+        """What has become of a run, or its cancellation."""
+        try:
+            cancel, watch = read_id(inputs, "cancel"), read_id(inputs, "watch")
+            state = self._runs.cancel(cancel) if cancel is not None else self._runs.state(str(watch))
+            said = {"run_state": str(state), "system_fingerprint": self.model.fingerprint}
+            reply.send({name: np.array([value.encode()], np.object_) for name, value in said.items()})
+            reply.close()
+        except RequestError as error:
+            reply.close(error)
+        except Exception:
+            log.info("a question could not be answered; its caller is gone")
 
     def _prepare(self, inputs: Inputs, reply: Reply) -> None:
+        digest = digest_of(np.asarray(inputs[name]).astype(np.bytes_).tobytes() for name in _SAME_REQUEST if name in inputs)
+        flight = _Flight(self.record, digest)
         try:
-            longest = self._scheduler.longest
-            request = parse_llm_request(
-                inputs, self.tokenizer, self.facts, self.limits, longest, has_draft=self._draft is not None
-            )
-            interval = self.limits.stream_interval_seconds
-            task = LlmTask(request, reply, self._senders, self.observer, self.tokenizer, interval)
-            task.sequences = [self._sequence(task, index) for index in range(len(request.samplings))]
-            self._batcher.submit(task, timeout_seconds=request.timeout_seconds)
+            flight.enter()
+            request = self._parse(inputs)
+            task = self._task(request, reply)
+            task.deaths = flight.deaths
+            task.entered, task.ended = flight.enter, lambda error: self._end(task, flight, error)
+            flight.wait()
+            if request.run_id is not None:
+                self._runs.begin(request.run_id, task)
+            try:
+                self._batcher.submit(task, timeout_seconds=request.timeout_seconds)
+            except RequestError as error:
+                self._end(task, flight, error)
+                raise
+            self._crew.poke()
         except RequestError as error:
+            flight.leave()
             self._refuse(error, reply)
         except Exception:
             log.exception("a request could not be read")
+            flight.leave()
             self._refuse(EngineError("internal error while reading the request; see the server's log"), reply)
 
-    def _sequence(self, task: LlmTask, index: int) -> GeneratedSequence:
-        request = task.request
-        parameters = request.parameters
-        structure = None
-        if request.structure is not None:
-            kind, value = request.structure
-            try:
-                structure = self.structures.compile(kind, value)
-            except ValueError as error:
-                raise InvalidRequestError.of(f"structured_outputs.{kind}", value, f"a grammar that compiles: {error}") from None
-        guesser = self._guesser(request.speculation) if structure is None else None
-        return GeneratedSequence(
-            prompt=list(request.prompt),
-            sampling=request.samplings[index],
-            max_tokens=request.max_tokens,
-            stop_ids=request.stop_ids,
-            text=TextStream(
-                self.tokenizer,
-                tuple(parameters.stop),
-                parameters.include_stop_str_in_output,
-                parameters.skip_special_tokens,
-            ),
-            emit=lambda delta: task.emit(index, delta),
-            min_tokens=parameters.min_tokens,
-            logprobs=parameters.logprobs,
-            structure=structure,
-            guesser=guesser,
-            meter=SpeculationMeter(self.limits.speculation_tokens) if guesser is not None else None,
+    def _parse(self, inputs: Inputs) -> LlmRequest:
+        model = self.model
+        return parse_llm_request(inputs, model.tokenizer, model.facts, model.limits, model.longest, has_draft=model.has_draft)
+
+    def _task(self, request: LlmRequest, reply: Reply) -> LlmTask:
+        model, parameters = self.model, request.parameters
+        answers = [
+            Answer(
+                text=TextStream(model.tokenizer, skip_special_tokens=parameters.skip_special_tokens),
+                stop_ids=request.stop_ids,
+            )
+            for _ in request.samplings
+        ]
+        interval = model.limits.stream_interval_seconds
+        return LlmTask(
+            request, reply, self._senders, self.observer, model.tokenizer, interval, answers, fingerprint=model.fingerprint
         )
 
-    def _guesser(self, speculation: str) -> Guesser | None:
-        if speculation == "draft":
-            assert self._draft is not None
-            return DraftGuesser(self._draft)
-        return PromptLookup() if speculation == "ngram" else None
-
-    def _advance(self, tasks: Sequence[LlmTask]) -> None:
-        self._scheduler.advance([sequence for task in tasks for sequence in task.sequences if not sequence.finished])
+    def _end(self, task: LlmTask, flight: _Flight, error: RequestError | None) -> None:
+        flight.leave()
+        if task.request.run_id is not None:
+            self._runs.end(task.request.run_id, task, failed=error is not None)
 
     def _refuse(self, error: RequestError, reply: Reply) -> None:
         self.observer.refused(error.outcome)
         reply.close(error)
 
     def stop(self) -> None:
-        """Fail what is in flight and release the threads."""
+        """Fail what is in flight, end the worker, and release the threads."""
         self._preparing.shutdown(wait=True)
         self._batcher.stop()
+        self._crew.stop()
         self._senders.shutdown(wait=True)
+        self._asking.shutdown(wait=True)
         self.observer.stop()
+        if self.record is not None:
+            self.record.close()

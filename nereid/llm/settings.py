@@ -62,6 +62,7 @@ class LlmLimits:
     speculation_rows: int = 2
     threads: int = 0
     batch_invariant: bool = True
+    watchdog_seconds: float = 10.0
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> LlmLimits:

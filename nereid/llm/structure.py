@@ -20,6 +20,10 @@ class Structure:
     matcher: LLMatcher
     vocabulary: int
 
+    def copy(self) -> Structure:
+        """The same place in the same compiled grammar, to go on from alone."""
+        return Structure(self.matcher.deep_copy(), self.vocabulary)
+
     def allowed(self) -> NDArray[np.bool_]:
         """Which tokens may come next: bool, vocabulary."""
         bits = allocate_token_bitmask(1, self.vocabulary)

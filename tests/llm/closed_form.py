@@ -1,4 +1,8 @@
-"""A language model whose logits are a known function of the tokens it has really seen: KV memory holds the tokens themselves."""
+"""A language model whose logits are a known function of the tokens it has really seen: KV memory holds the tokens themselves.
+
+With `rounds` it tells decode from extend, as real engines do: a token that was decoded leaves another KV than one that was read
+like a prompt, and logits depend on it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+DECODED = 1 << 20
+"""What is added to a token in the KV memory of an engine that rounds, where it was decoded."""
+
 
 def logits_after(tokens: Sequence[int], vocabulary: int) -> NDArray[np.float32]:
     """Logits that depend on every token and its place. After a repeated run the old continuation is likely, as in real text."""
@@ -17,7 +24,7 @@ def logits_after(tokens: Sequence[int], vocabulary: int) -> NDArray[np.float32]:
     tail = list(tokens[-2:])
     for start in range(len(tokens) - 3, 0, -1):
         if len(tail) == 2 and list(tokens[start - 1 : start + 1]) == tail:
-            values[tokens[start + 1]] += 2.5
+            values[tokens[start + 1] % DECODED] += 2.5
             break
     return values
 
@@ -31,6 +38,7 @@ class ClosedFormEngine:
     rows: int = 0
     capacity: int = 0
     memory: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 1, 0, 1), np.int64))
+    rounds: bool = False
     calls: list[tuple[str, int]] = field(default_factory=list)
 
     def arrange(self, rows: int, capacity: int, lengths: Sequence[int] = ()) -> None:
@@ -54,7 +62,10 @@ class ClosedFormEngine:
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
         self.calls.append(("decode", len(tokens)))
         return np.stack(
-            [self._append(row, length, [token])[0] for row, (token, length) in enumerate(zip(tokens, lengths, strict=True))]
+            [
+                self._append(row, length, [token], decoded=self.rounds)[0]
+                for row, (token, length) in enumerate(zip(tokens, lengths, strict=True))
+            ]
         )
 
     def extend(self, row: int, start: int, tokens: Sequence[int], keep: int = 1) -> NDArray[np.float32]:
@@ -62,10 +73,10 @@ class ClosedFormEngine:
         assert start + len(tokens) + 1 <= self.capacity, "one place more must be free"
         return np.stack(self._append(row, start, tokens)[-keep:])
 
-    def _append(self, row: int, start: int, tokens: Sequence[int]) -> list[NDArray[np.float32]]:
+    def _append(self, row: int, start: int, tokens: Sequence[int], *, decoded: bool = False) -> list[NDArray[np.float32]]:
         made = []
         for place, token in enumerate(tokens, start):
-            self.memory[row, 0, place, 0] = token
+            self.memory[row, 0, place, 0] = token + (DECODED if decoded else 0)
             seen = self.memory[row, 0, : place + 1, 0]
             assert (seen >= 0).all(), "a place that nobody has written"
             made.append(logits_after(seen.tolist(), self.vocabulary))

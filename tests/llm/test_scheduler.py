@@ -68,9 +68,11 @@ def run(scheduler: LlmScheduler, arrivals: list[tuple[int, GeneratedSequence]], 
     raise AssertionError("some sequences never ended")
 
 
-def make(tokens: int = 8192, rows: int = 8, *, cache: int = 0, **options: object) -> tuple[LlmScheduler, list[Tick]]:
+def make(
+    tokens: int = 8192, rows: int = 8, *, cache: int = 0, rounds: bool = False, **options: object
+) -> tuple[LlmScheduler, list[Tick]]:
     ticks: list[Tick] = []
-    engine = ClosedFormEngine(tokens)
+    engine = ClosedFormEngine(tokens, rounds=rounds)
     scheduler = LlmScheduler(engine, PrefixCache(cache), rows, 4096, ticked=ticks.append, **options)  # type: ignore[arg-type]
     return scheduler, ticks
 
@@ -109,6 +111,22 @@ def test_memory_that_runs_out_delays_but_changes_nothing() -> None:
         assert wanted.written[: len(expected)] == expected
 
 
+@pytest.mark.parametrize("cache", [0, 2**20])
+def test_a_preempted_answer_is_computed_again_by_the_calls_that_computed_it_first(cache: int) -> None:
+    """The engine tells decode from extend: an answer read again like a prompt would go on with other tokens."""
+    made = []
+    for tokens, rows in ((1100 * 3, 8), (8192 * 4, 8)):
+        arrivals = [(0, sequence(prompt, 500, seed=i)) for i, prompt in enumerate(prompts(8, 2, 100))]
+        for _, wanted in arrivals:
+            wanted.stop_ids = frozenset()
+        scheduler, ticks = make(tokens=tokens, rows=rows, rounds=True, cache=cache)
+        run(scheduler, arrivals, 20_000)
+        made.append(([s.written for _, s in arrivals], sum(tick.preempted for tick in ticks)))
+    assert made[0][1] >= 2
+    assert made[1][1] == 0
+    assert made[0][0] == made[1][0]
+
+
 def test_a_long_prompt_stalls_the_others_by_one_chunk_at_most() -> None:
     short, long = sequence([1, 2, 3], 100, seed=1), sequence(list(np.arange(2000) % 49), 3, seed=2)
     short.stop_ids = frozenset()
@@ -132,8 +150,8 @@ def test_a_known_prefix_is_not_computed_again_and_changes_nothing() -> None:
 class Mistaken(ClosedFormEngine):
     """Agrees with the model in closed form after most tokens."""
 
-    def _append(self, row: int, start: int, tokens: Sequence[int]) -> list[np.ndarray]:
-        made = super()._append(row, start, tokens)
+    def _append(self, row: int, start: int, tokens: Sequence[int], *, decoded: bool = False) -> list[np.ndarray]:
+        made = super()._append(row, start, tokens, decoded=decoded)
         return [np.roll(logits, 1) if token % 7 == 0 else logits for logits, token in zip(made, tokens, strict=True)]
 
 
@@ -213,7 +231,7 @@ def test_an_answer_ends_at_its_stop_token_or_its_length() -> None:
     long = sequence([5], 5, logit_bias={EOS: -100.0})
     scheduler, _ = make()
     run(scheduler, [(0, ended), (0, long)])
-    assert (ended.finish_reason, ended.written, ended.show_all()) == (FinishReason.STOP, [EOS], "")
+    assert (ended.finish_reason, ended.written) == (FinishReason.STOP, [EOS])
     assert (long.finish_reason, len(long.written)) == (FinishReason.LENGTH, 5)
 
 

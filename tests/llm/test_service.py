@@ -7,21 +7,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pytest
 from test_requests import FACTS, WORDS, text
 
 from nereid.flow.errors import CancelledError, DeadlineError, EngineError, InvalidRequestError, QueueFullError
+from nereid.flow.flight_record import FlightRecord
 from nereid.flow.metrics import Metric, Recorder
 from nereid.llm.observer import LlmObserver, Peak
-from nereid.llm.service import LlmService
+from nereid.llm.service import LlmModel, LlmService
 from nereid.llm.settings import LlmFacts, LlmLimits
 from nereid.llm.text import TextStream
-
-from closed_form import ClosedFormEngine
 
 
 @dataclass
@@ -48,20 +46,12 @@ class Collected:
         return self.gone
 
     def wait(self) -> Collected:
-        assert self.done.wait(20)
+        assert self.done.wait(120)
         return self
 
     @property
     def text(self) -> str:
         return b"".join(answer["text_output"][0] for answer in self.answers).decode()
-
-
-class SlowEngine(ClosedFormEngine):
-    """Two milliseconds a call, so that there is time to interfere."""
-
-    def decode(self, *arguments: Any) -> Any:
-        time.sleep(0.002)
-        return super().decode(*arguments)
 
 
 Ask = Callable[..., Collected]
@@ -74,7 +64,7 @@ def ask() -> Iterator[Ask]:
 
 
 @contextmanager
-def answering(limits: LlmLimits) -> Iterator[Ask]:
+def answering(limits: LlmLimits, record: FlightRecord | None = None) -> Iterator[Ask]:
     """A service over the model in closed form."""
     recorded: list[tuple[str, float]] = []
 
@@ -82,14 +72,16 @@ def answering(limits: LlmLimits) -> Iterator[Ask]:
         recorded.append((metric.name, value))
 
     facts = LlmFacts(**{**{name: getattr(FACTS, name) for name in LlmFacts.__slots__}, "context_length": 2000})
-    service = LlmService(
+    model = LlmModel(
+        name="llm",
         facts=facts,
         limits=limits,
-        engine=SlowEngine(16_384),
         tokenizer=WORDS,
-        structures=None,  # type: ignore[arg-type]
-        observer=LlmObserver(Recorder(sink), Peak(1e9, 1e9)),
+        settings={"limits": asdict(limits)},
+        fingerprint="closed-form",
+        function="closed_form_worker:run",
     )
+    service = LlmService(model, LlmObserver(Recorder(sink), Peak(1e9, 1e9)), record)
 
     def submit(
         reply: Collected | None = None,
@@ -97,6 +89,7 @@ def answering(limits: LlmLimits) -> Iterator[Ask]:
         prompt: str = "w1 w2",
         stream: bool = False,
         timeout_seconds: float = 60.0,
+        run_id: str | None = None,
         **parameters: object,
     ) -> Collected:
         caller = reply or Collected()
@@ -111,9 +104,12 @@ def answering(limits: LlmLimits) -> Iterator[Ask]:
             "return_num_output_tokens": np.array([True]),
             "return_logprobs": np.array([True]),
         }
+        if run_id is not None:
+            inputs["run_id"] = text(run_id)
         service.handle(inputs, caller)
         return caller
 
+    submit.service = service  # type: ignore[attr-defined]
     yield submit
     service.stop()
     names = {name for name, _ in recorded}

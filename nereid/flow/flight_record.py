@@ -1,0 +1,156 @@
+"""Which requests were inside a process when it died: a small file that outlives it; knows nothing of what a request asks.
+
+A request is known by a digest of what it asks for, so that its second try is the same request. `enter` when work on it begins,
+`wait` when it waits its turn, `leave` when it has been answered. The next process that opens the file finds who was inside:
+these are suspects and are to be run one at a time; one that was inside alone, at its second death, is refused from then on.
+
+The file is a row of slots in shared memory (mmap): what is written there is kept when the process dies, at whatever moment, for
+the kernel keeps the pages; only the machine's own death may lose them. A slot's digest is written before its state, and the
+state with the count of deaths as one word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import struct
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+STATE_FOLDER = "NEREID_STATE_DIR"
+"""The environment variable that names the folder for state that outlives a process; without it none is kept."""
+
+DIGEST_BYTES = 16
+SLOTS = 1024
+_SLOT = struct.Struct(f"{DIGEST_BYTES}sHB5x")
+_FREE, _SUSPECT, _INSIDE, _REFUSED = range(4)
+
+
+def digest_of(parts: Iterable[bytes]) -> bytes:
+    """The digest of a request from what it asks for, in a fixed order; not from its id, its deadline or its time."""
+    total = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for part in parts:
+        total.update(len(part).to_bytes(8, "little") + part)
+    return total.digest()
+
+
+@dataclass(slots=True)
+class _Entry:
+    slot: int
+    inside: int = 0
+    deaths: int = 0
+    refused: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class FlightRecord:
+    """One model's record. Safe to use from several threads of one process; one process at a time has it open.
+
+    More than 1,024 digests at once are not noted: they run like any other, and are no suspects later.
+    """
+
+    _memory: mmap.mmap
+    _entries: dict[bytes, _Entry] = field(default_factory=dict)
+    _free: list[int] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def open(cls, model: str) -> FlightRecord | None:
+        """The record of this model in the state folder; None where there is no such folder."""
+        folder = os.environ.get(STATE_FOLDER)
+        return None if not folder else cls.at(Path(folder) / f"{model}.flight")
+
+    @classmethod
+    def at(cls, file: Path) -> FlightRecord:
+        """Open the file or make it, and judge those who were inside when the last process died."""
+        size = SLOTS * _SLOT.size
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(handle).st_size != size:
+                os.ftruncate(handle, 0)
+                os.ftruncate(handle, size)
+            record = cls(mmap.mmap(handle, size))
+        finally:
+            os.close(handle)
+        record._judge()
+        return record
+
+    @property
+    def suspects(self) -> frozenset[bytes]:
+        """Those who were inside at a death and have not been answered since: to be run one at a time."""
+        with self._lock:
+            return frozenset(digest for digest, entry in self._entries.items() if entry.deaths and not entry.refused)
+
+    def is_suspect(self, digest: bytes) -> bool:
+        with self._lock:
+            entry = self._entries.get(digest)
+            return entry is not None and entry.deaths > 0 and not entry.refused
+
+    def is_refused(self, digest: bytes) -> bool:
+        """Whether it was alone inside at its second death."""
+        with self._lock:
+            entry = self._entries.get(digest)
+            return entry is not None and entry.refused
+
+    def enter(self, digest: bytes) -> None:
+        """Work on it begins. The same request may be inside several times."""
+        with self._lock:
+            entry = self._entries.get(digest)
+            if entry is None:
+                if not self._free:
+                    return
+                entry = self._entries[digest] = _Entry(self._free.pop())
+            entry.inside += 1
+            self._write(digest, entry)
+
+    def wait(self, digest: bytes) -> None:
+        """Nothing is done for it for a while: a death is none of its doing; whether it is a suspect is kept."""
+        with self._lock:
+            entry = self._entries.get(digest)
+            if entry is None or entry.refused:
+                return
+            entry.inside = max(0, entry.inside - 1)
+            if entry.inside or entry.deaths:
+                self._write(digest, entry)
+            else:
+                self._forget(digest, entry)
+
+    def leave(self, digest: bytes) -> None:
+        """It has been answered, well or not: it has killed nobody, and is no suspect any more."""
+        with self._lock:
+            entry = self._entries.get(digest)
+            if entry is None or entry.refused:
+                return
+            entry.inside = max(0, entry.inside - 1)
+            if not entry.inside:
+                self._forget(digest, entry)
+
+    def close(self) -> None:
+        self._memory.close()
+
+    def _forget(self, digest: bytes, entry: _Entry) -> None:
+        self._memory[entry.slot * _SLOT.size + DIGEST_BYTES + 2] = _FREE
+        self._free.append(entry.slot)
+        del self._entries[digest]
+
+    def _judge(self) -> None:
+        found = [_SLOT.unpack_from(self._memory, slot * _SLOT.size) for slot in range(SLOTS)]
+        self._free = [slot for slot, (_, _, state) in enumerate(found) if state not in (_SUSPECT, _INSIDE, _REFUSED)]
+        inside = sum(state == _INSIDE for _, _, state in found)
+        for slot, (digest, deaths, state) in enumerate(found):
+            if state not in (_SUSPECT, _INSIDE, _REFUSED):
+                continue
+            died = min(deaths + (state == _INSIDE), 2**16 - 1)
+            refused = state == _REFUSED or (state == _INSIDE and inside == 1 and died >= 2)
+            entry = self._entries[digest] = _Entry(slot, 0, died, refused)
+            self._write(digest, entry)
+
+    def _write(self, digest: bytes, entry: _Entry) -> None:
+        state = _REFUSED if entry.refused else _INSIDE if entry.inside else _SUSPECT
+        place = entry.slot * _SLOT.size
+        self._memory[place : place + DIGEST_BYTES] = digest
+        word = slice(place + DIGEST_BYTES, place + DIGEST_BYTES + 4)  # one aligned word: written whole or not at all
+        self._memory[word] = _SLOT.pack(digest, entry.deaths, state)[DIGEST_BYTES : DIGEST_BYTES + 4]

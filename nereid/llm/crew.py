@@ -1,0 +1,141 @@
+"""Who is inside the worker: hands requests to it, takes their tokens, and gives them to its successor when it has died.
+
+After a death those that were inside run one at a time, each alone, before anybody else: so a request that ends workers is known
+by its second death, and takes no others along. Knows neither text nor Triton.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nereid.engines.channel import Message
+from nereid.engines.worker import Worker, WorkerOptions
+from nereid.flow.errors import PoisonousRequestError, RequestError
+from nereid.llm.observer import KV_USAGE, LLM_METRICS, REPLAYS, WORKER_DEATHS, LlmObserver
+from nereid.llm.orders import METRIC, REFUSED, TOKENS, Order, drop, read_delta
+from nereid.llm.runs import Runs
+from nereid.llm.tasks import LlmTask
+from nereid_protocol.errors import WireError
+
+log = logging.getLogger(__name__)
+
+_WAIT_SECONDS = 0.02
+"""A tick of the batcher lasts no longer, though nothing happens: deadlines and cancellations are looked at between two."""
+
+_METRICS = {metric.name: metric for metric in LLM_METRICS}
+
+
+@dataclass(slots=True, eq=False)
+class Crew:
+    """One worker and the tasks inside it. `advance` is the batcher's tick; the other methods are the worker's keeper's."""
+
+    options: WorkerOptions
+    observer: LlmObserver
+    runs: Runs
+    worker: Worker = field(init=False)
+    _inside: dict[int, LlmTask] = field(default_factory=dict)
+    _up: bool = False
+    _news: bool = False
+    _blamed: bool = False
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def __post_init__(self) -> None:
+        self.worker = Worker(self.options, self)
+
+    def advance(self, tasks: Sequence[LlmTask]) -> None:
+        """Send those that may go in, call back those that were let go of, and wait until something has happened."""
+        with self._changed:
+            alive = {task.number for task in tasks}
+            for number in [number for number in self._inside if number not in alive]:
+                del self._inside[number]
+                self.worker.send(drop(number))
+            if self._up:
+                for task in self._admitted(tasks):
+                    self._send(task)
+            self._changed.wait_for(lambda: self._news, _WAIT_SECONDS)
+            self._news = False
+
+    def poke(self) -> None:
+        """Something new is to be looked at."""
+        with self._changed:
+            self._news = True
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        self.worker.stop()
+
+    def _admitted(self, tasks: Sequence[LlmTask]) -> list[LlmTask]:
+        waiting = [task for task in tasks if task.number not in self._inside and not task.done and task.error is None]
+        suspects = [task for task in waiting if task.suspect]
+        if any(task.suspect for task in self._inside.values()):
+            return []  # it is alone, and stays so
+        if suspects:
+            return [] if self._inside else suspects[:1]
+        return waiting
+
+    def _send(self, task: LlmTask) -> None:
+        task.entered()
+        self._inside[task.number] = task
+        self.worker.send(Order.of(task.request).message(task.number))
+        if task.request.run_id is not None:
+            self.runs.started(task.request.run_id, task)
+        if task.deaths:
+            self.observer.recorder.record(REPLAYS, 1)
+
+    # --- the worker's keeper tells ---
+
+    def ready(self, facts: Mapping[str, Any]) -> None:
+        with self._changed:
+            self._up = True
+        self.poke()
+
+    def died(self, reason: str) -> None:
+        self.observer.recorder.record(WORKER_DEATHS, 1)
+        self.observer.recorder.record(KV_USAGE, 0)
+        with self._changed:
+            self._up = False
+            lost, self._inside = list(self._inside.values()), {}
+            blamed, self._blamed = self._blamed, False
+            for task in lost:
+                task.deaths += 0 if blamed else 1
+                task.rewind()
+            if not blamed and len(lost) == 1 and lost[0].deaths >= 2:
+                lost[0].error = PoisonousRequestError(
+                    f"the request has ended its worker process twice, the last time alone ({reason}); it is not tried again"
+                )
+        self.poke()
+
+    def message(self, message: Message) -> None:
+        body = message.body
+        if message.kind == TOKENS:
+            looked_at = [self._take(*entry) for entry in body["deltas"]]
+            if True in looked_at:
+                self.poke()
+        elif message.kind == REFUSED:
+            task = self._inside.get(int(body["task"]))
+            wire = WireError.parse(body["error"])
+            self._blamed = self._blamed or bool(body["ends"])
+            if task is not None and wire is not None:
+                task.error = RequestError.of_wire(wire)
+                with self._changed:
+                    self._inside.pop(task.number, None)
+                self.poke()
+        elif message.kind == METRIC:
+            self.observer.recorder.record(_METRICS[body["name"]], body["value"], **body["labels"])
+
+    def _take(self, number: int, index: int, cached_tokens: int, raw: list[Any]) -> bool:
+        """Give a delta to its task; True where the batcher should look at the task."""
+        task = self._inside.get(number)
+        if task is None or task.error is not None:
+            return False
+        task.receive(index, read_delta(raw), cached_tokens)
+        if not task.done and task.error is None:
+            return False
+        if task.done and task.error is None:
+            with self._changed:
+                self._inside.pop(number, None)
+        return True

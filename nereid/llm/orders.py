@@ -1,0 +1,85 @@
+"""What crosses between a language model's answering side and its worker: orders there, deltas back; knows neither side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from nereid.engines.channel import Message
+from nereid.llm.requests import LlmRequest
+from nereid.llm.sampling import Sampling
+from nereid.llm.sequences import Delta, FinishReason, TokenLogprob
+
+START, DROP = "start", "drop"
+TOKENS, REFUSED, METRIC = "tokens", "refused", "metric"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """All that decides which tokens are drawn, concrete: one request's prompt, and how each of its answers is drawn."""
+
+    prompt: tuple[int, ...]
+    samplings: tuple[Sampling, ...]
+    max_tokens: int
+    min_tokens: int
+    stop_ids: tuple[int, ...]
+    logprobs: int | None
+    stop: tuple[str, ...]
+    include_stop: bool
+    skip_special_tokens: bool
+    structure: tuple[str, Any] | None
+    speculation: str
+
+    @classmethod
+    def of(cls, request: LlmRequest) -> Order:
+        parameters = request.parameters
+        return cls(
+            prompt=request.prompt,
+            samplings=request.samplings,
+            max_tokens=request.max_tokens,
+            min_tokens=parameters.min_tokens,
+            stop_ids=tuple(sorted(request.stop_ids)),
+            logprobs=parameters.logprobs,
+            stop=tuple(parameters.stop),
+            include_stop=parameters.include_stop_str_in_output,
+            skip_special_tokens=parameters.skip_special_tokens,
+            structure=request.structure,
+            speculation=request.speculation,
+        )
+
+    def message(self, task: int) -> Message:
+        """The order to begin, under a number that deltas will name."""
+        plain = {name: getattr(self, name) for name in self.__slots__ if name not in ("prompt", "samplings")}
+        samplings = [{**asdict(s), "logit_bias": list(s.logit_bias.items())} for s in self.samplings]
+        return Message(START, {"task": task, "samplings": samplings, **plain}, {"prompt": np.array(self.prompt, np.int32)})
+
+    @classmethod
+    def read(cls, message: Message) -> Order:
+        body = {name: message.body[name] for name in cls.__slots__ if name != "prompt"}
+        body["samplings"] = tuple(Sampling(**{**s, "logit_bias": dict(s["logit_bias"])}) for s in body["samplings"])
+        for name in ("stop_ids", "stop"):
+            body[name] = tuple(body[name])
+        body["structure"] = None if body["structure"] is None else tuple(body["structure"])
+        return cls(prompt=tuple(message.arrays["prompt"].tolist()), **body)
+
+
+def pack_delta(delta: Delta) -> list[Any]:
+    logprobs = [(item.token, item.logprob, item.top) for item in delta.logprobs]
+    return [delta.tokens, logprobs, delta.finish_reason, delta.text]
+
+
+def read_delta(raw: list[Any]) -> Delta:
+    tokens, logprobs, reason, text = raw
+    read = (TokenLogprob(token, own, tuple((int(i), float(v)) for i, v in top)) for token, own, top in logprobs)
+    return Delta(tuple(tokens), tuple(read), None if reason is None else FinishReason(reason), text)
+
+
+def drop(task: int) -> Message:
+    return Message(DROP, {"task": task})
+
+
+def metric(name: str, value: float, labels: Mapping[str, str]) -> Message:
+    return Message(METRIC, {"name": name, "value": value, "labels": dict(labels)})

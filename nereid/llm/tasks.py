@@ -1,0 +1,234 @@
+"""One request to a language model in flight, on the answering side: what is still to be sent of it, and its sending."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from nereid.flow.errors import EngineError, RequestError
+from nereid.llm.answers import Answer
+from nereid.llm.observer import LlmObserver
+from nereid.llm.requests import LlmRequest
+from nereid.llm.sequences import Delta, TokenLogprob
+
+log = logging.getLogger(__name__)
+
+_numbers = itertools.count(1)
+
+Outputs = Mapping[str, np.ndarray]
+
+
+class Reply(Protocol):
+    """One request's way back; called from one thread at a time, never from the tick thread."""
+
+    def send(self, outputs: Outputs) -> None: ...
+
+    def close(self, error: Exception | None = None) -> None: ...
+
+    def is_cancelled(self) -> bool: ...
+
+
+@dataclass(slots=True, eq=False)
+class LlmTask:
+    """One request in flight: `n` answers and what is still to be sent of them.
+
+    Tokens that come within `interval` seconds of the last answer of a stream are sent together. All sending is done by the
+    threads of `senders`, at most one for a task at a time: a slow reader holds up nobody who finishes or ticks.
+    """
+
+    request: LlmRequest
+    reply: Reply
+    senders: ThreadPoolExecutor
+    observer: LlmObserver
+    tokenizer: Tokenizer
+    interval: float = 0.0
+    answers: list[Answer] = field(default_factory=list)
+    fingerprint: str = ""
+    entered: Callable[[], None] = lambda: None
+    ended: Callable[[RequestError | None], None] = lambda error: None
+    error: RequestError | None = None
+    number: int = field(default_factory=lambda: next(_numbers))
+    deaths: int = 0
+    cancelled: bool = False
+    arrived: float = field(default_factory=time.monotonic)
+    _last_token: float = 0.0
+    _last_sent: float = -math.inf
+    _ended: threading.Event = field(default_factory=threading.Event)
+    _pending: deque[tuple[int, Delta]] = field(default_factory=deque)
+    _sending: threading.Lock = field(default_factory=threading.Lock)
+    _scheduled: bool = False
+    _state: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def rows(self) -> int:
+        return len(self.answers)
+
+    @property
+    def done(self) -> bool:
+        return all(answer.finished for answer in self.answers)
+
+    def is_cancelled(self) -> bool:
+        return self.cancelled or self.reply.is_cancelled()
+
+    @property
+    def suspect(self) -> bool:
+        """Whether its worker has died with it: it runs alone until it is answered."""
+        return self.deaths > 0
+
+    def rewind(self) -> None:
+        """Its tokens will arrive again from the first on."""
+        for answer in self.answers:
+            answer.rewind()
+
+    def receive(self, index: int, delta: Delta, cached_tokens: int) -> None:
+        """Take a delta of the answer `index`; one that differs from what was sent before fails the task."""
+        try:
+            fresh = self.answers[index].receive(delta, cached_tokens)
+        except RequestError as error:
+            self.error = error
+            return
+        if fresh is not None:
+            self.emit(index, fresh)
+
+    def emit(self, index: int, delta: Delta) -> None:
+        """Note the token's time, and leave the sending to another thread."""
+        now = time.monotonic()
+        if self._last_token:
+            self.observer.token(now - self._last_token)
+        else:
+            self.observer.first_token(now - self.arrived)
+        self._last_token = now
+        if not self.request.stream:
+            return
+        with self._state:
+            self._pending.append((index, delta))
+            if self._scheduled:
+                return  # they go with the answer that is being prepared; so a slow reader gets several tokens at once
+            self._scheduled = True
+        self.senders.submit(self._send_soon)
+
+    def finish(self, error: RequestError | None) -> None:
+        """Have the last answer sent; deltas that are still pending go first. Returns at once."""
+        self._ended.set()
+        self.senders.submit(self._send_last, error)
+
+    def _send_last(self, error: RequestError | None) -> None:
+        if self.request.stream:
+            self._send_pending()
+        with self._sending:
+            if error is None and not self.request.stream:
+                self._send(self._whole)
+            error = error or self.error
+            if error is None:
+                written = sum(len(answer.written) for answer in self.answers)
+                self.observer.answered(time.monotonic() - self.arrived, len(self.request.prompt), written)
+            self.observer.finished("success" if error is None else error.outcome, time.monotonic() - self.arrived)
+            self.ended(error)
+            self._safely(lambda: self.reply.close(error))
+
+    def _send_soon(self) -> None:
+        self._ended.wait(max(0.0, self._last_sent + self.interval - time.monotonic()))
+        self._send_pending()
+
+    def _send_pending(self) -> None:
+        with self._sending:
+            with self._state:
+                self._last_sent = time.monotonic()
+                pending, self._pending = list(self._pending), deque()
+                self._scheduled = False
+            for index in range(len(self.answers)):
+                deltas = [delta for owner, delta in pending if owner == index]
+                if deltas:
+                    self._send(partial(self._piece, index, _merge(deltas)))
+
+    def _send(self, make: Callable[[], Outputs]) -> None:
+        """Make and send an answer; where it cannot be made, for its text cannot, the request ends with an error."""
+        try:
+            wanted = {name: value for name, value in make().items() if name in self.request.outputs}
+        except Exception:
+            log.exception("an answer could not be made")
+            self.error = EngineError("internal error while writing the answer; see the server's log")
+            return
+        if self.fingerprint:  # with the first answer only: it is the same for all
+            wanted["system_fingerprint"], self.fingerprint = _texts([self.fingerprint]), ""
+        self._safely(lambda: self.reply.send(wanted))
+
+    @staticmethod
+    def _safely(call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception:
+            log.info("an answer could not be sent; its caller is gone")
+
+    def _piece(self, index: int, delta: Delta) -> Outputs:
+        answer = self.answers[index]
+        return {
+            **self._common(),
+            "text_output": _texts([answer.show(delta)]),
+            "output_ids": np.array(delta.tokens, np.int32),
+            "finish_reason": _texts([delta.finish_reason or ""]),
+            "cumulative_logprob": np.array([answer.cumulative_logprob], np.float32),
+            "logprobs": _texts([self._logprobs(delta.logprobs)]),
+            "num_output_tokens": np.array([len(delta.tokens)], np.uint32),
+            "index": np.array([index], np.int32),
+        }
+
+    def _whole(self) -> Outputs:
+        lead = "" if self.request.exclude_input else self.request.prompt_text
+        longest = max(len(answer.written) for answer in self.answers)
+        ids = np.full((len(self.answers), longest), -1, np.int32)
+        for row, answer in zip(ids, self.answers, strict=True):
+            row[: len(answer.written)] = answer.written
+        return {
+            **self._common(),
+            "text_output": _texts([lead + answer.show_all() for answer in self.answers]),
+            "output_ids": ids.reshape(-1),
+            "finish_reason": _texts([str(answer.finish_reason) for answer in self.answers]),
+            "cumulative_logprob": np.array([s.cumulative_logprob for s in self.answers], np.float32),
+            "logprobs": _texts([self._logprobs(tuple(s.all_logprobs)) for s in self.answers]),
+            "num_output_tokens": np.array([len(s.written) for s in self.answers], np.uint32),
+            "index": np.arange(len(self.answers), dtype=np.int32),
+        }
+
+    def _common(self) -> dict[str, np.ndarray]:
+        return {
+            "num_input_tokens": np.array([len(self.request.prompt)], np.uint32),
+            "num_cached_tokens": np.array([self.answers[0].cached_tokens], np.uint32),
+        }
+
+    def _logprobs(self, found: Sequence[TokenLogprob]) -> str:
+        """As JSON: for each token its text, id and probability, and the likeliest others."""
+        if self.request.parameters.logprobs is None:
+            return "null"
+
+        def entry(token: int, logprob: float) -> dict[str, object]:
+            text = self.tokenizer.decode([token], skip_special_tokens=False)
+            return {"token_id": token, "token": text, "logprob": round(logprob, 6)}
+
+        return json.dumps([{**entry(i.token, i.logprob), "top": [entry(*other) for other in i.top]} for i in found])
+
+
+def _merge(deltas: list[Delta]) -> Delta:
+    return Delta(
+        tuple(token for delta in deltas for token in delta.tokens),
+        tuple(logprob for delta in deltas for logprob in delta.logprobs),
+        deltas[-1].finish_reason,
+        None if deltas[0].text is None else "".join(delta.text or "" for delta in deltas),
+    )
+
+
+def _texts(values: list[str]) -> np.ndarray:
+    return np.array([value.encode() for value in values], np.object_)

@@ -1,0 +1,224 @@
+"""A language model's worker process: its engine, its loop and its KV memory; takes orders, gives deltas, answers nobody."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from nereid.engines.channel import Message
+from nereid.engines.onnx_causal import OnnxCausalEngine
+from nereid.engines.worker_main import Seat
+from nereid.flow.errors import InvalidRequestError
+from nereid.flow.metrics import Metric, Recorder
+from nereid.llm.engine import CausalEngine
+from nereid.llm.observer import LlmObserver
+from nereid.llm.orders import DROP, REFUSED, START, TOKENS, Order, metric, pack_delta
+from nereid.llm.prefix_cache import PrefixCache
+from nereid.llm.scheduler import LlmScheduler
+from nereid.llm.sequences import Delta, GeneratedSequence
+from nereid.llm.settings import DRAFT_FOLDER, LlmFacts, LlmLimits
+from nereid.llm.speculation import DraftGuesser, DraftModel, Guesser, PromptLookup, SpeculationMeter
+from nereid.llm.structure import Structure, StructureFactory
+from nereid.llm.text import TextStream
+
+log = logging.getLogger(__name__)
+
+_COMPILED = "compiled"
+_RUNAWAY_EXIT = 7
+
+
+def run(seat: Seat) -> None:
+    """Serve the exported model of `settings["folder"]`."""
+    folder = Path(seat.settings["folder"])
+    facts, limits = LlmFacts.read(folder), LlmLimits(**seat.settings["limits"])
+    options = {"threads": limits.threads, "gpu": seat.settings["gpu"], "batch_invariant": limits.batch_invariant}
+    tokenizer_file, draft_file = folder / "tokenizer.json", folder / DRAFT_FOLDER / "model.onnx"
+    draft = None
+    if draft_file.is_file():
+        draft = OnnxCausalEngine.load(draft_file, tokens=limits.draft_tokens(facts), **options)
+    LlmLoop(
+        seat=seat,
+        facts=facts,
+        limits=limits,
+        engine=OnnxCausalEngine.load(folder / "model.onnx", tokens=limits.kv_tokens, **options),
+        draft_engine=draft,
+        tokenizer=Tokenizer.from_file(str(tokenizer_file)),
+        structures=StructureFactory.of(tokenizer_file, facts.vocabulary, facts.eos_token_ids),
+    ).run()
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class LlmLoop:
+    """Ticks while there are sequences; grammars are compiled on a thread beside it, once for all answers of a request."""
+
+    seat: Seat
+    facts: LlmFacts
+    limits: LlmLimits
+    engine: CausalEngine
+    tokenizer: Tokenizer
+    structures: StructureFactory | None
+    draft_engine: CausalEngine | None = None
+    grammar_seconds: float = 5.0
+    _draft: DraftModel | None = None
+    _scheduler: LlmScheduler = field(init=False)
+    _inbox: queue.SimpleQueue[Message] = field(default_factory=queue.SimpleQueue)
+    _compiled: queue.SimpleQueue[tuple[int, Order, Structure]] = field(default_factory=queue.SimpleQueue)
+    _compiling: set[int] = field(default_factory=set)
+    _compiler: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "compile"))
+    _tasks: dict[int, list[GeneratedSequence]] = field(default_factory=dict)
+    _events: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        observer = LlmObserver(Recorder(self._send_metric))
+        observer.start(self.facts)
+        limits = self.limits
+        self._scheduler = LlmScheduler(
+            self.engine,
+            PrefixCache(limits.prefix_cache_megabytes * 2**20),
+            limits.max_rows,
+            self.facts.context_length,
+            limits.prefill_chunk,
+            limits.idle_prefill_chunk,
+            limits.speculation_rows,
+            lambda tick: observer.tick(tick, self._scheduler),
+        )
+        if self.draft_engine is not None:
+            rows = limits.speculation_rows
+            capacity = self.draft_engine.tokens // (rows + 1)
+            self._draft = DraftModel(self.draft_engine, rows, capacity, self.facts.vocabulary, limits.prefill_chunk)
+
+    def run(self) -> None:
+        """Until the process ends, which it does when the answering side closes the pair."""
+        self.seat.take_into(self._inbox)
+        self.seat.ready()
+        resting = changed = False
+        while True:
+            self.seat.busy = bool(self._tasks) or resting
+            changed = self._take_orders(wait=not self.seat.busy) or changed
+            self.seat.busy = True  # a first tick may hang like any other
+            if self._tasks:
+                self._scheduler.advance([s for sequences in self._tasks.values() for s in sequences if not s.finished])
+                self._send_events()
+                resting, changed = True, False
+            elif changed:
+                self._scheduler.advance([])  # what was dropped gives its rows back, and the metrics tell
+                resting, changed = True, False
+            elif resting:
+                resting = self._scheduler.rest()
+            self.seat.ticks += 1
+
+    def _take_orders(self, *, wait: bool) -> bool:
+        """Begin and drop what was asked for; True where something was dropped."""
+        dropped = False
+        while wait or not self._inbox.empty():
+            message, wait = self._inbox.get(), False
+            task = int(message.body["task"])
+            match message.kind:
+                case kind if kind == START:
+                    order = Order.read(message)
+                    if order.structure is None:
+                        self._begin(task, order, None)
+                    else:
+                        self._compiling.add(task)
+                        self._compiler.submit(self._compile, task, order)
+                case kind if kind == DROP:
+                    self._compiling.discard(task)
+                    dropped = self._tasks.pop(task, None) is not None or dropped
+                case kind if kind == _COMPILED:
+                    self._begin_compiled()
+        return dropped
+
+    def _begin(self, task: int, order: Order, structure: Structure | None) -> None:
+        copies = [None if structure is None else structure.copy() for _ in order.samplings]
+        self._tasks[task] = [self._sequence(task, order, index, copies[index]) for index in range(len(order.samplings))]
+
+    def _sequence(self, task: int, order: Order, index: int, structure: Structure | None) -> GeneratedSequence:
+        guesser = self._guesser(order.speculation) if structure is None else None
+        made = GeneratedSequence(
+            prompt=list(order.prompt),
+            sampling=order.samplings[index],
+            max_tokens=order.max_tokens,
+            stop_ids=frozenset(order.stop_ids),
+            text=TextStream(self.tokenizer, order.stop, order.include_stop, order.skip_special_tokens),
+            emit=lambda delta: self._note(task, index, made, delta),
+            min_tokens=order.min_tokens,
+            logprobs=order.logprobs,
+            structure=structure,
+            guesser=guesser,
+            meter=SpeculationMeter(self.limits.speculation_tokens) if guesser is not None else None,
+        )
+        return made
+
+    def _guesser(self, speculation: str) -> Guesser | None:
+        if speculation == "draft":
+            assert self._draft is not None
+            return DraftGuesser(self._draft)
+        return PromptLookup() if speculation == "ngram" else None
+
+    # --- what goes back ---
+
+    def _note(self, task: int, index: int, sequence: GeneratedSequence, delta: Delta) -> None:
+        self._events.append((task, index, sequence.cached_tokens, pack_delta(delta)))
+
+    def _send_events(self) -> None:
+        if self._events:
+            self.seat.channel.send(Message(TOKENS, {"deltas": self._events}))
+            self._events = []
+        for task in [task for task, sequences in self._tasks.items() if all(s.finished for s in sequences)]:
+            del self._tasks[task]
+
+    def _send_metric(self, found: Metric, value: float, labels: Mapping[str, str]) -> None:
+        self.seat.channel.send(metric(found.name, value, labels))
+
+    # --- grammars ---
+
+    def _compile(self, task: int, order: Order) -> None:
+        """Compile a grammar and find its first tokens; one that comes to no end costs this process, and nobody else anything.
+
+        Native code cannot be interrupted, and a runaway grammar takes ever more memory: so the request is refused by name, and
+        the process ends; the others' answers go on in the next one.
+        """
+        assert order.structure is not None
+        assert self.structures is not None
+        kind, value = order.structure
+        allowed = f"a grammar that is compiled, and its first tokens found, within {self.grammar_seconds:g} s"
+        timer = threading.Timer(self.grammar_seconds, self._run_away, (task, f"structured_outputs.{kind}", value, allowed))
+        timer.daemon = True
+        timer.start()
+        try:
+            structure = self.structures.compile(kind, value)
+            structure.copy().allowed()
+            self._compiled.put((task, order, structure))
+            self._inbox.put(Message(_COMPILED, {"task": task}))
+        except ValueError as error:
+            self._refuse(task, InvalidRequestError.of(f"structured_outputs.{kind}", value, f"a grammar that compiles: {error}"))
+        except Exception:
+            log.exception("a grammar could not be compiled")
+            self._refuse(task, InvalidRequestError.of(f"structured_outputs.{kind}", value, "a grammar that compiles"))
+        finally:
+            timer.cancel()
+
+    def _run_away(self, task: int, field: str, value: object, allowed: str) -> None:
+        self._refuse(task, InvalidRequestError.of(field, value, allowed), ends=True)
+        time.sleep(0.2)  # the writer's last message
+        os._exit(_RUNAWAY_EXIT)
+
+    def _refuse(self, task: int, error: InvalidRequestError, *, ends: bool = False) -> None:
+        """Refuse a request; `ends`: and this process ends by it, so that no other is to blame."""
+        self.seat.channel.send(Message(REFUSED, {"task": task, "error": error.wire(), "ends": ends}))
+
+    def _begin_compiled(self) -> None:
+        task, order, structure = self._compiled.get()
+        if task in self._compiling:
+            self._compiling.discard(task)
+            self._begin(task, order, structure)

@@ -1,0 +1,51 @@
+"""A worker whose model is known in closed form; its settings make it slow, or deadly at a given token."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from test_requests import FACTS, WORDS
+
+from nereid.engines.worker_main import Seat
+from nereid.llm.settings import LlmFacts, LlmLimits
+from nereid.llm.worker import LlmLoop
+
+from closed_form import ClosedFormEngine
+
+POISON = 48
+"""A prompt that begins with this token ends the process at its first decode call; with 47, the loop hangs."""
+
+
+class SlowEngine(ClosedFormEngine):
+    """Two milliseconds a call, so that there is time to interfere."""
+
+    def decode(self, *arguments: Any) -> Any:
+        time.sleep(0.002)
+        firsts = [int(row[0, 0, 0]) for row in self.memory[: len(arguments[0])]]
+        if POISON in firsts:
+            os._exit(9)
+        if POISON - 1 in firsts:
+            time.sleep(600)
+        return super().decode(*arguments)
+
+
+class RunawayGrammars:
+    """Stands for a compiler in native code that comes to no end."""
+
+    def compile(self, kind: str, value: object) -> Any:
+        time.sleep(600)
+
+
+def run(seat: Seat) -> None:
+    facts = LlmFacts(**{**{name: getattr(FACTS, name) for name in LlmFacts.__slots__}, "context_length": 2000})
+    LlmLoop(
+        seat=seat,
+        facts=facts,
+        limits=LlmLimits(**seat.settings["limits"]),
+        engine=SlowEngine(16_384),
+        tokenizer=WORDS,
+        structures=RunawayGrammars(),  # type: ignore[arg-type]
+        grammar_seconds=1.0,
+    ).run()

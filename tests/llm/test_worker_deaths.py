@@ -1,0 +1,168 @@
+"""The worker of `llm` dies, hangs or is poisoned: what was asked is answered all the same, token for token."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_requests import text
+from test_service import Ask, Collected, answering
+
+from nereid.flow.errors import CancelledError, EngineError, InvalidRequestError, PoisonousRequestError
+from nereid.flow.flight_record import FlightRecord
+from nereid.llm.answers import Answer
+from nereid.llm.sequences import Delta, FinishReason
+from nereid.llm.settings import LlmLimits
+from nereid.llm.text import TextStream
+
+LIMITS = LlmLimits(max_rows=4, max_queue=16, stream_interval_seconds=0.0, watchdog_seconds=2.0)
+POISON, HANG = "w48 w1", "w47 w1"
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def tokens(caller: Collected) -> list[int]:
+    return [int(token) for answer in caller.answers for token in answer["output_ids"]]
+
+
+def question(ask: Ask, **inputs: str) -> str:
+    caller = Collected()
+    ask.service.handle({name: text(value) for name, value in inputs.items()}, caller)  # type: ignore[attr-defined]
+    caller.wait()
+    if caller.error is not None:
+        raise caller.error
+    return bytes(caller.answers[0]["run_state"][0]).decode()
+
+
+def test_streams_over_a_death_lose_nothing_and_repeat_nothing() -> None:
+    with answering(LIMITS) as ask:
+        undisturbed = [ask(max_tokens=150, stream=True, seed=i, logprobs=1).wait() for i in range(4)]
+        service: Any = ask.service  # type: ignore[attr-defined]
+        running = [ask(max_tokens=150, stream=True, seed=i, logprobs=1) for i in range(4)]
+        whole = ask(max_tokens=150, seed=2)
+        until(lambda: all(caller.answers for caller in running))
+        before = service.worker_pid
+        os.kill(before, signal.SIGKILL)
+        for caller, expected in zip(running, undisturbed, strict=True):
+            assert caller.wait().error is None
+            assert tokens(caller) == tokens(expected)
+            assert caller.text == expected.text
+            assert b"".join(a["finish_reason"][0] for a in caller.answers) == b"length"
+        assert whole.wait().error is None
+        assert tokens(whole) == tokens(undisturbed[2])
+        assert service.worker_pid not in (None, before)
+
+
+def test_a_worker_that_hangs_or_dies_by_a_request_takes_no_others_along() -> None:
+    with answering(LIMITS) as ask:
+        expected = tokens(ask(max_tokens=60, seed=3).wait())
+        for bad, words in ((POISON, "exit code 9"), (HANG, "did not tick")):
+            innocent = [ask(max_tokens=60, seed=3, stream=True) for _ in range(2)]
+            guilty = ask(prompt=bad, max_tokens=60)
+            late = ask(max_tokens=60, seed=3)
+            assert isinstance(guilty.wait().error, PoisonousRequestError)
+            assert words in str(guilty.error)
+            for caller in (*innocent, late):
+                assert caller.wait().error is None
+                assert tokens(caller) == expected
+
+
+def test_a_runaway_grammar_is_refused_by_name_and_stops_nobody() -> None:
+    with answering(LIMITS) as ask:
+        expected = tokens(ask(max_tokens=900, seed=3).wait())
+        innocent = ask(max_tokens=900, seed=3, stream=True)
+        until(lambda: bool(innocent.answers))
+        guilty = ask(structured_outputs={"grammar": "start: /a*/ start"})
+        assert isinstance(guilty.wait().error, InvalidRequestError)
+        assert "structured_outputs.grammar" in str(guilty.error)
+        assert innocent.wait().error is None
+        assert tokens(innocent) == expected
+
+
+def test_a_stopped_worker_is_replaced() -> None:
+    with answering(LIMITS) as ask:
+        expected = tokens(ask(max_tokens=100, seed=3).wait())
+        caller = ask(max_tokens=100, seed=3, stream=True)
+        until(lambda: bool(caller.answers))
+        os.kill(ask.service.worker_pid, signal.SIGSTOP)  # type: ignore[attr-defined]
+        assert caller.wait().error is None
+        assert tokens(caller) == expected
+
+
+def test_many_slow_senders_do_not_hold_up_a_quick_answer() -> None:
+    with answering(LIMITS) as ask:
+        slow = [ask(Collected(pause=3.0), max_tokens=3) for _ in range(12)]
+        start = time.monotonic()
+        assert ask(max_tokens=3).wait().error is None
+        assert time.monotonic() - start < 2.5
+        assert not all(caller.done.is_set() for caller in slow)
+
+
+def test_a_run_can_be_watched_and_cancelled_by_its_id() -> None:
+    with answering(LIMITS) as ask:
+        assert question(ask, watch="nobody") == "unknown"
+        run = ask(max_tokens=1900, run_id="mine-1", stream=True)
+        others = [ask(max_tokens=1900) for _ in range(3)]
+        waits = ask(max_tokens=1900, run_id="mine-2")
+        until(lambda: bool(run.answers))
+        until(lambda: question(ask, watch="mine-2") == "waiting")
+        assert question(ask, watch="mine-1") == "running"
+        assert question(ask, cancel="mine-1") == "running"
+        assert isinstance(run.wait().error, CancelledError)
+        assert question(ask, watch="mine-1") == "failed"
+        for caller in (*others, waits):
+            caller.gone = True
+        done = ask(max_tokens=3, run_id="mine-3").wait()
+        assert done.answers[0]["system_fingerprint"][0] == b"closed-form"
+        assert question(ask, watch="mine-3") == "done"
+        for name in ("no spaces", "", "x" * 65):
+            with pytest.raises(InvalidRequestError, match="watch"):
+                question(ask, watch=name)
+
+
+def test_asking_again_under_an_id_ends_the_older_run() -> None:
+    with answering(LIMITS) as ask:
+        older = ask(max_tokens=1900, run_id="same", stream=True)
+        until(lambda: bool(older.answers))
+        newer = ask(max_tokens=5, run_id="same")
+        assert newer.wait().error is None
+        assert isinstance(older.wait().error, CancelledError)
+        assert question(ask, watch="same") == "done"
+
+
+def test_a_token_that_differs_after_a_death_is_an_error() -> None:
+    answer = Answer(text=TextStream(None), stop_ids=frozenset())  # type: ignore[arg-type]
+    for token in (5, 6):
+        assert answer.receive(Delta((token,)), 0) is not None
+    answer.rewind()
+    assert answer.receive(Delta((5,)), 0) is None
+    with pytest.raises(EngineError, match="token 1 came out differently"):
+        answer.receive(Delta((7,)), 0)
+    answer.rewind()
+    assert answer.receive(Delta((5,)), 0) is None
+    with pytest.raises(EngineError):
+        answer.receive(Delta((6,), finish_reason=FinishReason.STOP), 0)
+    assert np.array(answer.written).tolist() == [5, 6]
+
+
+def test_requests_stand_in_the_flight_record_while_they_are_inside_and_no_longer(tmp_path: Path) -> None:
+    record = FlightRecord.at(tmp_path / "llm.flight")
+    with answering(LIMITS, record) as ask:
+        run = ask(max_tokens=1900, stream=True)
+        until(lambda: bool(run.answers))
+        (tmp_path / "seen.flight").write_bytes((tmp_path / "llm.flight").read_bytes())
+        assert len(FlightRecord.at(tmp_path / "seen.flight").suspects) == 1
+        run.gone = True
+        run.wait()
+    assert not FlightRecord.at(tmp_path / "llm.flight").suspects
