@@ -66,8 +66,12 @@ class Checkpoint:
     def weights(self, component: str) -> list[Path]:
         """The component's safetensors files; fp16 variants only where nothing else is there."""
         files = sorted((self.folder / component).glob("*.safetensors"))
-        plain = [file for file in files if ".fp16." not in file.name]
-        return plain or files
+        return [file for file in files if not is_fp16(file)] or files
+
+    def variant(self, component: str) -> str | None:
+        """What diffusers and transformers must be told to find the component's weights under their name."""
+        files = self.weights(component)
+        return "fp16" if files and is_fp16(files[0]) else None
 
     def weight_bytes(self) -> int:
         """Size of all weights on disk."""
@@ -128,6 +132,11 @@ class Checkpoint:
                 f"{self.folder / 'unet'}: addition_embed_type {unet.get('addition_embed_type')!r} is not supported "
                 f"for this family; it must be {wanted!r}"
             )
+
+
+def is_fp16(file: Path) -> bool:
+    """Whether a weights file is of the fp16 variant: model.fp16.safetensors, or one of its shards in either spelling."""
+    return ".fp16." in file.name or ".fp16-" in file.name
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -166,7 +166,9 @@ def _text_encoder(checkpoint: Checkpoint, name: str) -> Component:
 
         kind = CLIPTextModelWithProjection if pooled else CLIPTextModel
         # Attention as plain matrix products: the other kernels of transformers do not trace at every batch size.
-        encoder = _quiet_load(checkpoint, name, lambda path: kind.from_pretrained(path, attn_implementation="eager"))
+        encoder = _quiet_load(
+            checkpoint, name, lambda path, **how: kind.from_pretrained(path, attn_implementation="eager", **how)
+        )
         return TextEncoder(encoder.float(), -2 if checkpoint.family == "sdxl" else None, pooled)
 
     return Component(
@@ -217,10 +219,10 @@ def _load_vae(checkpoint: Checkpoint) -> Any:
     return _quiet_load(checkpoint, "vae", AutoencoderKL.from_pretrained).float()
 
 
-def _quiet_load(checkpoint: Checkpoint, component: str, load: Callable[[str], Any]) -> Any:
+def _quiet_load(checkpoint: Checkpoint, component: str, load: Callable[..., Any]) -> Any:
     """Load a component's safetensors; raises ExportError where its weights do not fit its config."""
     try:
         with quiet():
-            return load(str(checkpoint.folder / component)).eval()
+            return load(str(checkpoint.folder / component), variant=checkpoint.variant(component)).eval()
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise ExportError(f"{checkpoint.folder / component} cannot be loaded: {str(error).splitlines()[0]}") from None

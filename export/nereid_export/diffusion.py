@@ -107,6 +107,7 @@ def _build(
         "source": digest,
         "engine": options.engine,
         "precision": options.precision,
+        "device": options.device,  # a check made on one device says nothing of another
         "max_batch_size": options.max_batch_size,
         "max_side": options.max_side,
         "versions": versions(VERSIONED),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nereid.diffusion.solvers import ScheduleError, SchedulerConfig, default_scheduler
+from nereid.diffusion.solvers import ScheduleError, SchedulerConfig, build_table, default_scheduler
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.errors import ExportError
 
@@ -14,15 +14,17 @@ _FEW_STEP_CLASSES = ("LCMScheduler", "TCDScheduler")
 def pipeline_facts(checkpoint: Checkpoint, latents_to_rgb: list[list[float]]) -> dict[str, Any]:
     """The contents of pipeline.json (nereid.diffusion.settings.Pipeline reads it); raises ExportError for bad settings."""
     scheduler = checkpoint.config("scheduler")
+    few_step = is_few_step(scheduler)
+    steps = 4 if few_step else 20
     try:
-        SchedulerConfig.from_diffusers(scheduler)
+        # A request that names nothing must work, so its very table is made here once.
+        build_table(default_scheduler(scheduler), SchedulerConfig.from_diffusers(scheduler), steps)
     except (ScheduleError, ValueError, TypeError) as error:
         raise ExportError(f"{checkpoint.folder / 'scheduler'}: {error}") from None
     unet, vae = checkpoint.config("unet"), checkpoint.config("vae")
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
     sample_size = unet.get("sample_size") or 64
     height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
-    few_step = is_few_step(scheduler)
     embedded = unet.get("time_cond_proj_dim")
     return {
         "family": checkpoint.family,
@@ -32,7 +34,7 @@ def pipeline_facts(checkpoint: Checkpoint, latents_to_rgb: list[list[float]]) ->
         "default_width": width * scale,
         "default_height": height * scale,
         "default_scheduler": default_scheduler(scheduler),
-        "default_steps": 4 if few_step else 20,
+        "default_steps": steps,
         "default_guidance": (8.5 if embedded else 1.0) if few_step else (5.0 if checkpoint.family == "sdxl" else 7.5),
         "few_step": few_step,
         "force_zeros_for_empty_prompt": bool(checkpoint.index.get("force_zeros_for_empty_prompt", False)),

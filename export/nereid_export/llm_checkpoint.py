@@ -66,6 +66,13 @@ class LlmCheckpoint:
 
     @property
     def weights(self) -> list[Path]:
+        """The files that transformers would read; a second copy beside them (consolidated.safetensors) is left out."""
+        single, index = self.folder / "model.safetensors", self.folder / "model.safetensors.index.json"
+        if single.is_file():
+            return [single]
+        if index.is_file():
+            named = {str(name) for name in read_json(index).get("weight_map", {}).values()}
+            return sorted(file for file in self.folder.glob("*.safetensors") if file.name in named)
         return sorted(self.folder.glob("*.safetensors"))
 
     def weight_bytes(self) -> int:

@@ -12,11 +12,17 @@ from PIL import Image
 
 from nereid.flow.errors import EngineError
 
+LARGEST_COLOUR = 1e4
+"""A decoder's colours lie in -1..1 and stray a little; values as large as this come of an overflow, not of a picture."""
+
 
 def to_pixels(images: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """float32 N x 3 x H x W in -1..1 to uint8 N x H x W x 3; raises EngineError where an engine returned NaN."""
-    if np.isnan(images).any():
-        raise EngineError("vae_decoder: the image holds NaN; an fp16 VAE may have overflowed (export it with --precision fp32)")
+    """float32 N x 3 x H x W in -1..1 to uint8 N x H x W x 3; raises EngineError where the values are no picture's."""
+    if not (np.abs(images) <= LARGEST_COLOUR).all():  # so written, NaN fails too
+        raise EngineError(
+            f"vae_decoder: the image holds NaN or values beyond {LARGEST_COLOUR:g}; "
+            "an fp16 VAE may have overflowed (export it with --precision fp32)"
+        )
     scaled = np.clip(images * np.float32(0.5) + np.float32(0.5), 0, 1) * np.float32(255)
     return np.ascontiguousarray(np.rint(scaled).astype(np.uint8).transpose(0, 2, 3, 1))
 

@@ -44,10 +44,13 @@ class PromptTokenizer:
         for text in texts:
             if len(text) > MAX_PROMPT_CHARACTERS:
                 raise InvalidRequestError.of(f"characters in {field}", len(text), f"at most {MAX_PROMPT_CHARACTERS}")
-            ids = self.tokenizer.encode(text).ids
+            encoding = self.tokenizer.encode(text)
+            ids = encoding.ids
             warning = ""
             if len(ids) > self.max_length:
-                lost = self.tokenizer.decode(ids[self.max_length - 1 : -1])
+                # Offsets into the prompt give its own text back; decoding would show the vocabulary's spelling.
+                cut = encoding.offsets[self.max_length - 1 : -1]
+                lost = text[cut[0][0] : cut[-1][1]]
                 warning = f"{field}: {len(ids)} tokens were cut to {self.max_length}; ignored: {lost[:200]!r}"
                 ids = [*ids[: self.max_length - 1], ids[-1]]
             rows.append(ids + [self.pad_token_id] * (self.max_length - len(ids)))

@@ -205,3 +205,34 @@ def test_settings_that_cannot_be_honoured_are_refused_by_name(config: dict[str, 
 def test_step_counts_out_of_range_are_refused(name: str, steps: int) -> None:
     with pytest.raises(ScheduleError, match="num_inference_steps"):
         build_table(SchedulerName(name), SchedulerConfig(), steps)
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+@pytest.mark.parametrize("steps", [1, 4, 13])
+def test_lcm_from_zero_signal_equals_diffusers(prediction: str, steps: int) -> None:
+    config = {**SD15, "prediction_type": prediction, "rescale_betas_zero_snr": True}
+    ours = run_ours(SchedulerName.LCM, config, steps)
+    assert np.isfinite(ours).all()
+    assert_close(ours, run_diffusers(reference(SchedulerName.LCM, config), steps))
+
+
+def test_lcm_that_predicts_noise_cannot_start_from_zero_signal() -> None:
+    with pytest.raises(ScheduleError, match="rescale_betas_zero_snr"):
+        build_table(SchedulerName.LCM, SchedulerConfig.from_diffusers({**SD15, "rescale_betas_zero_snr": True}), 4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_lu_lambdas": True},
+        {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"},
+        {"_class_name": "DPMSolverMultistepScheduler", "solver_order": 1},
+        {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++", "solver_order": 3},
+        {"_class_name": "DPMSolverSinglestepScheduler", "solver_order": 3},
+        {"_class_name": "UniPCMultistepScheduler", "predict_x0": False},
+        {"_class_name": "UniPCMultistepScheduler", "disable_corrector": [0]},
+    ],
+)
+def test_settings_that_the_solver_does_not_do_are_refused_by_name(settings: dict[str, Any]) -> None:
+    with pytest.raises(ScheduleError, match=list(settings)[-1]):
+        SchedulerConfig.from_diffusers({**SD15, **settings})

@@ -110,10 +110,15 @@ def _point_levels(name: SchedulerName, config: SchedulerConfig, steps: int) -> L
         targets = np.where(below >= 0, alphas[np.maximum(below, 0)], final)
     else:
         targets = np.append(alphas[points[1:]], 1.0)
-    if alphas[points[0]] <= 0 and config.prediction_type is PredictionType.EPSILON:
+    return Levels(timesteps, _visited_sigmas(config, alphas[points]), np.sqrt((1 - targets) / targets))
+
+
+def _visited_sigmas(config: SchedulerConfig, alphas: Array) -> Array:
+    """Noise-to-signal ratios of levels that a run starts steps from; zero signal becomes a ratio large, but finite."""
+    if alphas.min() <= 0 and config.prediction_type is PredictionType.EPSILON:
         raise ScheduleError("rescale_betas_zero_snr: a model that predicts noise cannot start from zero signal")
-    visited = np.maximum(alphas[points], 1e-30)
-    return Levels(timesteps, np.sqrt((1 - visited) / visited), np.sqrt((1 - targets) / targets))
+    visited = np.maximum(alphas, 1e-30)
+    return np.sqrt((1 - visited) / visited)
 
 
 def _lcm_levels(config: SchedulerConfig, steps: int) -> Levels:
@@ -125,5 +130,5 @@ def _lcm_levels(config: SchedulerConfig, steps: int) -> Levels:
     chosen = np.floor(np.linspace(0, len(distilled), steps, endpoint=False)).astype(int)
     timesteps = distilled[chosen].astype(np.float64)
     alphas = schedule.alphas_cumprod(config)[timesteps.astype(int)]
-    sigmas = np.sqrt((1 - alphas) / alphas)
+    sigmas = _visited_sigmas(config, alphas)
     return Levels(timesteps, sigmas, np.append(sigmas[1:], 0.0))

@@ -11,7 +11,7 @@ import numpy as np
 
 from nereid.diffusion.solvers.levels import Levels, alpha, noise
 from nereid.diffusion.solvers.onestep import first_order
-from nereid.diffusion.solvers.schedule import SchedulerConfig
+from nereid.diffusion.solvers.schedule import ScheduleError, SchedulerConfig
 from nereid.diffusion.solvers.terms import HISTORY, Combination, Step, Term
 
 
@@ -84,6 +84,11 @@ def dpmpp_2m_sde(levels: Levels, config: SchedulerConfig) -> list[Step]:
     for i, (start, end) in enumerate(zip(levels.sigmas, levels.targets, strict=True)):
         signal, level = _amplitudes(end)
         h = _lambda(end) - _lambda(start)
+        if h < 1e-6:
+            raise ScheduleError(
+                f"scheduler setting final_sigmas_type: {config.final_sigmas_type!r} is not supported with these noise levels; "
+                "the last step would end where it began, it must be zero"
+            )
         rise = -math.expm1(-2 * h)
         terms = {
             Term.SAMPLE: level / _amplitudes(start)[1] * math.exp(-h),

@@ -65,7 +65,15 @@ class SchedulerConfig:
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> SchedulerConfig:
         """Read a `scheduler_config.json`; raises ScheduleError naming the first setting that cannot be honoured."""
-        for name in ("clip_sample", "thresholding", "use_flow_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
+        _refuse_what_the_class_would_do(config)
+        for name in (
+            "clip_sample",
+            "thresholding",
+            "use_flow_sigmas",
+            "use_exponential_sigmas",
+            "use_beta_sigmas",
+            "use_lu_lambdas",
+        ):
             if config.get(name):
                 raise ScheduleError(f"scheduler setting {name}: true is not supported; it must be false")
         for name, allowed in _CHOICES.items():
@@ -87,6 +95,23 @@ class SchedulerConfig:
         if known.get("unipc_order", 2) not in (1, 2, 3):
             raise ScheduleError(f"scheduler setting solver_order: {known['unipc_order']} is not supported; it must be 1 to 3")
         return cls(**known)
+
+
+def _refuse_what_the_class_would_do(config: Mapping[str, Any]) -> None:
+    """Settings that mean something only to one diffusers class, and that its solver here does not do."""
+    kind = config.get("_class_name")
+    sde = str(config.get("algorithm_type", "")).startswith("sde-")
+    choices: dict[str, tuple[Any, ...]] = {}
+    if kind in ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"):
+        both = kind == "DPMSolverMultistepScheduler"
+        choices["algorithm_type"] = ("dpmsolver++", "sde-dpmsolver++") if both else ("dpmsolver++",)
+        choices["solver_order"] = (2, 3) if both and not sde else (2,)
+    if kind == "UniPCMultistepScheduler":
+        choices.update(predict_x0=(True,), disable_corrector=([], ()), solver_p=(None,))
+    for name, allowed in choices.items():
+        if name in config and config[name] not in allowed:
+            spelled = ", ".join(map(str, allowed))
+            raise ScheduleError(f"scheduler setting {name}: {config[name]!r} is not supported with {kind}; allowed: {spelled}")
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {
