@@ -1,72 +1,29 @@
 """The in-flight batcher: requests join and leave between ticks of one thread; knows nothing of what a tick computes.
 
-Policy (who runs next) is first come, first served by free rows; bookkeeping (who waits, who runs) lives here; execution is
-the `advance` callable, which moves every active task one tick on.
+Bookkeeping (who waits, who runs) lies in nereid.flow.tickets; execution is the `advance` callable, which is given every
+active task and moves those on that it chooses.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol
 
-from nereid.flow.errors import (
-    CancelledError,
-    DeadlineError,
-    EngineError,
-    InvalidRequestError,
-    QueueFullError,
-    RequestError,
-    StoppingError,
-)
+from nereid.flow.errors import EngineError, RequestError, StoppingError
+from nereid.flow.tickets import RunState, T, Task, Ticket, Tickets
+
+__all__ = ["InFlightBatcher", "Observer", "RunState", "Task", "Ticket"]
 
 log = logging.getLogger(__name__)
 
 _WAITING_ASKED = 4
 """How many of those that wait are asked in a turn whether they were cancelled."""
-
-
-class Task(Protocol):
-    """One request in flight."""
-
-    @property
-    def rows(self) -> int:
-        """Places it takes while active."""
-
-    @property
-    def done(self) -> bool:
-        """True once `advance` has nothing left to do for it."""
-
-    @property
-    def error(self) -> RequestError | None:
-        """Set by `advance` when this task alone has failed."""
-
-    def is_cancelled(self) -> bool:
-        """Whether the caller went away; may be slow, never called on the tick thread."""
-
-    def finish(self, error: RequestError | None) -> None:
-        """Called exactly once, never on the tick thread."""
-
-
-T = TypeVar("T", bound=Task)
-
-
-@dataclass(slots=True, eq=False)
-class Ticket(Generic[T]):
-    """A task's place in the queue or among the active ones."""
-
-    task: T
-    submitted: float
-    deadline: float | None
-    admitted: float | None = None
-    cancelled: bool = False
-    finished: bool = False
-    in_use: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Observer(Protocol):
@@ -89,46 +46,107 @@ class InFlightBatcher(Generic[T]):
     nothing is in flight `rest` is called after each last tick until it returns False: a tick's worth of work that can wait.
     Active tasks are asked in turn whether they were cancelled, each of them every `poll_seconds`, but no more than one every
     `question_seconds`: in Triton a question goes to another process and back, and a hundred of them keep a core busy. Of
-    those in the queue a few are asked in each turn.
+    those in the queue a few are asked in each turn. Deadlines are looked at as often, and do not wait for a tick to end.
     """
 
     advance: Callable[[Sequence[T]], None]
     observer: Observer
     max_inflight: int
     max_queue: int
+    max_weight: float = math.inf
     poll_seconds: float = 0.02
     question_seconds: float = 0.005
     name: str = "batcher"
+    rows_name: str = "images in one request"
     rest: Callable[[], bool] = lambda: False
     _resting: bool = field(default=False, init=False)
-    _queue: deque[Ticket[T]] = field(default_factory=deque, init=False)
-    _active: list[Ticket[T]] = field(default_factory=list, init=False)
-    _changed: threading.Condition = field(default_factory=threading.Condition, init=False)
+    _tickets: Tickets[T] = field(init=False)
+    _changed: threading.Condition = field(default_factory=lambda: threading.Condition(threading.RLock()), init=False)
     _stopping: bool = field(default=False, init=False)
     _threads: list[threading.Thread] = field(default_factory=list, init=False)
     _finisher: ThreadPoolExecutor = field(init=False)
 
     def __post_init__(self) -> None:
+        self._tickets = Tickets(self.max_inflight, self.max_queue, self.max_weight, self.rows_name)
         self._finisher = ThreadPoolExecutor(max_workers=4, thread_name_prefix=f"{self.name}-finish")
         for work in (self._tick_forever, self._watch_forever):
             thread = threading.Thread(target=work, name=f"{self.name}-{work.__name__}", daemon=True)
             self._threads.append(thread)
             thread.start()
 
-    def submit(self, task: T, *, timeout_seconds: float | None = None) -> None:
-        """Queue a task; it is an InvalidRequestError to need more rows than there will ever be."""
-        if task.rows > self.max_inflight:
-            raise InvalidRequestError.of("images in one request", task.rows, f"at most {self.max_inflight}")
-        now = time.monotonic()
-        ticket = Ticket(task, now, None if timeout_seconds is None else now + timeout_seconds)
+    # --- what requests ask ---
+
+    def take_ticket(
+        self,
+        rows: int,
+        *,
+        timeout_seconds: float | None = None,
+        task: T | None = None,
+        run_id: str = "",
+        weight: float = 0.0,
+    ) -> Ticket[T]:
+        """A place in the queue for work that is not ready yet; raises RequestError where there is none.
+
+        With a `task`, that task is finished if the ticket is cancelled or overdue before it is redeemed.
+        """
         with self._changed:
             if self._stopping:
                 raise StoppingError("the model is being unloaded")
-            if len(self._queue) >= self.max_queue and not self._fits(task):
-                raise QueueFullError(f"queue: {len(self._queue)} requests wait already; at most {self.max_queue} may")
-            self._queue.append(ticket)
+            ticket = self._tickets.take(rows, timeout_seconds, task, run_id, weight)
+            self._changed.notify_all()
+            return ticket
+
+    def attach(self, ticket: Ticket[T], task: T) -> bool:
+        """Give a ticket that was taken in advance its task; False where it has expired."""
+        with self._changed:
+            if ticket not in self._tickets.queue:
+                return False
+            ticket.task, ticket.rows = task, task.rows
+            return True
+
+    def redeem(self, ticket: Ticket[T]) -> None:
+        """From now on the ticket's task may join; nothing happens where it has been given up meanwhile."""
+        with self._changed:
+            ticket.ready = True
             self._admit()  # at once where there is room, so that only those who must wait count as waiting
             self._changed.notify_all()
+
+    def submit(self, task: T, *, timeout_seconds: float | None = None, run_id: str = "") -> Ticket[T]:
+        """Queue a task that is ready; it is an InvalidRequestError to need more rows than there will ever be."""
+        with self._changed:
+            ticket = self.take_ticket(task.rows, timeout_seconds=timeout_seconds, task=task, run_id=run_id)
+            self.redeem(ticket)
+            return ticket
+
+    def give_back(self, ticket: Ticket[T], error: RequestError | None = None) -> None:
+        """End a ticket before it runs: silently, or its task with `error`."""
+        with self._changed:
+            if self._tickets.remove(ticket, error) and error is not None:
+                self._finish(ticket, error)
+
+    def find(self, run_id: str) -> Ticket[T] | None:
+        """The ticket of a run that waits or runs."""
+        with self._changed:
+            return self._tickets.find(run_id)
+
+    def state(self, run_id: str) -> RunState:
+        with self._changed:
+            return self._tickets.state(run_id)
+
+    def cancel(self, run_id: str) -> RunState:
+        """Cancel a run by its id; what it was until now."""
+        with self._changed:
+            state, ticket = self._tickets.state(run_id), self._tickets.find(run_id)
+            if ticket is not None:
+                ticket.cancelled = True
+                self._drop_lost()
+                self._changed.notify_all()
+            return state
+
+    def waiting(self) -> list[T]:
+        """The tasks in the queue that are ready, in order."""
+        with self._changed:
+            return [ticket.task for ticket in self._tickets.queue if ticket.ready and ticket.task is not None]
 
     def stop(self) -> None:
         """Refuse new tasks, fail the waiting and the active ones, and join the threads."""
@@ -138,11 +156,6 @@ class InFlightBatcher(Generic[T]):
         for thread in self._threads:
             thread.join()
         self._finisher.shutdown(wait=True)
-
-    def _fits(self, task: T) -> bool:
-        active = sum(ticket.task.rows for ticket in self._active)
-        waiting = sum(ticket.task.rows for ticket in self._queue)
-        return active + waiting + task.rows <= self.max_inflight
 
     # --- the tick thread ---
 
@@ -157,21 +170,25 @@ class InFlightBatcher(Generic[T]):
         self._give_up(StoppingError("the model is being unloaded"))
 
     def _tick_once(self) -> None:
+        tickets = self._tickets
         with self._changed:
-            while not (self._stopping or self._queue or self._active or self._resting):
+            while not (self._stopping or self._runnable() or self._resting):
                 self._changed.wait()
             if self._stopping:
                 return
             self._drop_lost()
             self._admit()
-            active = list(self._active)
+            active = list(tickets.active)
         if active:
             self._tick(active)
             self._resting = True
         elif self._resting:
             self._rest()
         with self._changed:
-            self.observer.occupancy(len(self._active), len(self._queue))
+            self.observer.occupancy(len(tickets.active), len(tickets.queue))
+
+    def _runnable(self) -> bool:
+        return bool(self._tickets.active) or any(ticket.ready for ticket in self._tickets.queue)
 
     def _rest(self) -> None:
         try:
@@ -182,85 +199,75 @@ class InFlightBatcher(Generic[T]):
 
     def _give_up(self, error: RequestError) -> None:
         with self._changed:
-            dropped = [*self._active, *self._queue]
-            self._active.clear()
-            self._queue.clear()
-        for ticket in dropped:
-            self._finish(ticket, error)
+            for ticket in [*self._tickets.active, *self._tickets.queue]:
+                self._tickets.remove(ticket, error)
+                self._finish(ticket, error)
 
     def _drop_lost(self) -> None:
-        """Let go of cancelled and overdue tasks, waiting or active."""
-        now = time.monotonic()
-        for place in (self._active, self._queue):
-            for ticket in list(place):
-                error: RequestError | None = None
-                if ticket.cancelled:
-                    error = CancelledError("the request was cancelled")
-                elif ticket.deadline is not None and now >= ticket.deadline:
-                    waited = ticket.deadline - ticket.submitted
-                    where = "waiting" if ticket.admitted is None else "running"
-                    error = DeadlineError(f"timeout_seconds: the request was still {where} after {waited:.3g} s")
-                if error is not None:
-                    place.remove(ticket)
-                    self._finish(ticket, error)
+        for ticket, error in self._tickets.drop_lost():
+            self._finish(ticket, error)
 
     def _admit(self) -> None:
-        free = self.max_inflight - sum(ticket.task.rows for ticket in self._active)
-        while self._queue and self._queue[0].task.rows <= free:
-            ticket = self._queue.popleft()
-            ticket.admitted = time.monotonic()
-            free -= ticket.task.rows
-            self._active.append(ticket)
-            self.observer.admitted(ticket.admitted - ticket.submitted)
+        self._tickets.admit(self.observer.admitted)
 
     def _tick(self, active: list[Ticket[T]]) -> None:
         start = time.perf_counter()
         crash: RequestError | None = None
+        tasks = [ticket.task for ticket in active if ticket.task is not None]
         try:
-            self.advance([ticket.task for ticket in active])
+            self.advance(tasks)
         except Exception:
             log.exception("a tick has failed")
             crash = EngineError("internal error in a step; see the server's log")
-        self.observer.ticked(time.perf_counter() - start, sum(ticket.task.rows for ticket in active))
-        for ticket in active:
-            error = crash or ticket.task.error
-            if error is not None or ticket.task.done:
-                with self._changed:
-                    self._active.remove(ticket)
-                self._finish(ticket, error)
+        self.observer.ticked(time.perf_counter() - start, sum(task.rows for task in tasks))
+        with self._changed:
+            for ticket in active:
+                assert ticket.task is not None
+                error = crash or ticket.task.error
+                if (error is not None or ticket.task.done) and self._tickets.remove(ticket, error):
+                    self._finish(ticket, error)
 
     def _finish(self, ticket: Ticket[T], error: RequestError | None) -> None:
+        if ticket.task is None:
+            return  # nobody waits for an answer yet
         outcome = "success" if error is None else error.outcome
         self.observer.finished(outcome, time.monotonic() - ticket.submitted)
-        self._finisher.submit(self._finish_safely, ticket, error)
+        self._finisher.submit(self._finish_safely, ticket, ticket.task, error)
 
     @staticmethod
-    def _finish_safely(ticket: Ticket[T], error: RequestError | None) -> None:
+    def _finish_safely(ticket: Ticket[T], task: T, error: RequestError | None) -> None:
         with ticket.in_use:  # an answered request must not be asked whether it was cancelled: Triton has freed it
             ticket.finished = True
         try:
-            ticket.task.finish(error)
+            task.finish(error)
         except Exception:
             log.exception("a finished request could not be answered")
 
-    # --- the watching thread: cancellation and deadlines of tasks, off the tick thread ---
+    # --- the watching thread: cancellation and deadlines, off the tick thread ---
 
     def _watch_forever(self) -> None:
         first = 0
         while True:
             with self._changed:
-                while not (self._stopping or self._queue or self._active):
+                tickets = self._tickets
+                while not (self._stopping or tickets.queue or tickets.active):
                     self._changed.wait()
-                waiting = list(self._queue)
+                waiting = list(tickets.queue)
                 first = (first + _WAITING_ASKED) % max(len(waiting), 1)
-                tickets = [*self._active, *waiting[first : first + _WAITING_ASKED]]
-            pause = max(self.poll_seconds / max(len(tickets), 1), self.question_seconds)
-            for ticket in tickets:
+                asked = [*tickets.active, *waiting[first : first + _WAITING_ASKED]]
+            pause = max(self.poll_seconds / max(len(asked), 1), self.question_seconds)
+            for ticket in asked:
                 if self._stopping:
                     return
-                with ticket.in_use:
-                    if not ticket.finished and not ticket.cancelled:
-                        ticket.cancelled = ticket.task.is_cancelled()
+                self._ask(ticket)
                 time.sleep(pause)
-            if self._stopping:
-                return
+            with self._changed:
+                if self._stopping:
+                    return
+                self._drop_lost()
+
+    @staticmethod
+    def _ask(ticket: Ticket[T]) -> None:
+        with ticket.in_use:
+            if ticket.task is not None and not ticket.finished and not ticket.cancelled:
+                ticket.cancelled = ticket.task.is_cancelled()

@@ -1,0 +1,255 @@
+"""The table of image request fields: each option is written here once, and read by everything that knows options.
+
+From it come the server's validation (nereid.flow.fields), the inputs of every config.pbtxt that carries a field (written at
+export), the SDK's and the gateway's request models, the options of `nereid generate`, and docs/reference.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+MAX_SEED = 2**63 - 1
+"""Seeds are 0 to this, the non-negative part of Triton's INT64."""
+
+
+class DType(StrEnum):
+    """Triton's names of tensor types."""
+
+    STRING = "STRING"
+    INT32 = "INT32"
+    INT64 = "INT64"
+    FP32 = "FP32"
+    UINT8 = "UINT8"
+
+
+class Model(StrEnum):
+    """The models that carry request fields, by the names of their folders in `model_repository/`."""
+
+    ENSEMBLE = "text_to_image"
+    STREAM = "text_to_image_stream"
+    JSON = "text_to_image_json"
+    TOKENIZER = "tokenizer"
+    DENOISE = "denoise"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """One request option.
+
+    Attributes:
+        shape: without the batch dimension; -1 is any length.
+        help: one line, for people.
+        default: in words, for the reference; a server resolves it.
+        low, high: bounds of every element, both allowed; a server may set narrower ones (`limit`).
+        limit: the parameter of `denoise` that bounds it from above.
+        per_request: one value for all prompts of a request; otherwise each prompt has its own.
+        models: who takes it as an input.
+        option: its name on the command line of `nereid generate`, where it has one.
+        gateway: whether /v1/images/generations takes it under this name.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...] = (1,)
+    help: str
+    default: str = ""
+    low: float | None = None
+    high: float | None = None
+    limit: str | None = None
+    per_request: bool = False
+    models: frozenset[Model]
+    option: str | None = None
+    gateway: bool = False
+
+    @property
+    def scalar(self) -> bool:
+        return self.shape == (1,)
+
+    @property
+    def client_side(self) -> bool:
+        """Whether a caller may give it as an option of a request."""
+        return Model.ENSEMBLE in self.models or Model.STREAM in self.models
+
+
+_ALL = frozenset(Model)
+_NO_PICTURES = frozenset({Model.ENSEMBLE, Model.STREAM, Model.DENOISE})
+_INT32_MAX = 2**31 - 1
+
+IMAGE_FIELDS: tuple[Field, ...] = (
+    Field(
+        name="prompt",
+        dtype=DType.STRING,
+        help="What to draw.",
+        models=_ALL - {Model.DENOISE},
+    ),
+    Field(
+        name="negative_prompt",
+        dtype=DType.STRING,
+        help="What not to draw; used where guidance_scale is above 1.",
+        default="an empty text",
+        models=_ALL - {Model.DENOISE},
+        option="--negative-prompt",
+        gateway=True,
+    ),
+    Field(
+        name="num_inference_steps",
+        dtype=DType.INT32,
+        help="Denoising steps.",
+        default="the checkpoint's",
+        low=1,
+        high=_INT32_MAX,
+        limit="max_steps",
+        models=_ALL,
+        option="--steps",
+        gateway=True,
+    ),
+    Field(
+        name="guidance_scale",
+        dtype=DType.FP32,
+        help="Classifier-free guidance; 1 or less switches it off.",
+        default="the checkpoint's",
+        low=0.0,
+        high=1e6,
+        limit="max_guidance",
+        models=_ALL,
+        option="--guidance",
+        gateway=True,
+    ),
+    Field(
+        name="guidance_interval",
+        dtype=DType.FP32,
+        shape=(2,),
+        help="Two fractions of the run, first and last; guidance is off before the first and from the last on.",
+        default="0 and 1",
+        low=0.0,
+        high=1.0,
+        models=_ALL,
+        option="--guidance-interval",
+        gateway=True,
+    ),
+    Field(
+        name="seed",
+        dtype=DType.INT64,
+        help="For the same picture again.",
+        default="random, and told in image_seed",
+        low=0,
+        high=MAX_SEED,
+        models=_ALL,
+        option="--seed",
+        gateway=True,
+    ),
+    Field(
+        name="scheduler",
+        dtype=DType.STRING,
+        help="ddim, euler, dpmpp_2m, unipc, ...; with Karras sigmas where `_karras` is appended.",
+        default="the checkpoint's",
+        models=_ALL,
+        option="--scheduler",
+        gateway=True,
+    ),
+    Field(
+        name="width",
+        dtype=DType.INT32,
+        help="Pixels.",
+        default="the checkpoint's, or init_image's",
+        low=1,
+        high=65_536,
+        per_request=True,
+        models=_ALL,
+        option="--width",
+    ),
+    Field(
+        name="height",
+        dtype=DType.INT32,
+        help="Pixels.",
+        default="the checkpoint's, or init_image's",
+        low=1,
+        high=65_536,
+        per_request=True,
+        models=_ALL,
+        option="--height",
+    ),
+    Field(
+        name="num_images_per_prompt",
+        dtype=DType.INT32,
+        help="Pictures of each prompt, each with a seed of its own.",
+        default="1",
+        low=1,
+        high=64,
+        per_request=True,
+        models=_ALL - {Model.STREAM},
+    ),
+    Field(
+        name="init_image",
+        dtype=DType.UINT8,
+        shape=(-1, -1, 3),
+        help="Start from this picture: height x width x 3.",
+        default="none",
+        models=_NO_PICTURES,
+    ),
+    Field(
+        name="strength",
+        dtype=DType.FP32,
+        help="How much of init_image is replaced, 0 to 1.",
+        default="0.8",
+        low=0.0,
+        high=1.0,
+        models=_NO_PICTURES,
+        option="--strength",
+    ),
+    Field(
+        name="latents",
+        dtype=DType.FP32,
+        shape=(-1, -1, -1),
+        help="Starting noise instead of the seed's own: channels x height/8 x width/8, standard normal.",
+        default="made from the seed",
+        models=frozenset({Model.ENSEMBLE, Model.DENOISE}),
+    ),
+    Field(
+        name="timeout_seconds",
+        dtype=DType.FP32,
+        help="Seconds until the request is given up, waiting included.",
+        default="the server's default_timeout_seconds",
+        low=1e-3,
+        high=86_400.0,
+        per_request=True,
+        models=_ALL,
+    ),
+    Field(
+        name="preview_interval",
+        dtype=DType.INT32,
+        help="Steps between two previews of a stream.",
+        default="1",
+        low=1,
+        high=10_000,
+        models=frozenset({Model.STREAM}),
+    ),
+    Field(
+        name="run_id",
+        dtype=DType.STRING,
+        help="A name for the run that nobody can guess, to watch or cancel it by: up to 64 of A-Z, a-z, 0-9, _ and -.",
+        default="none",
+        per_request=True,
+        models=_ALL,
+    ),
+)
+
+RUN_ID_FORM = r"[A-Za-z0-9_-]{1,64}"
+
+BY_NAME = {field.name: field for field in IMAGE_FIELDS}
+
+
+def carried_by(model: Model) -> tuple[Field, ...]:
+    """The fields that a model takes as inputs, in the table's order."""
+    return tuple(field for field in IMAGE_FIELDS if model in field.models)
+
+
+def passed_on(source: Model, target: Model) -> tuple[Field, ...]:
+    """The fields that both models carry: the one hands them to the other."""
+    return tuple(field for field in carried_by(source) if target in field.models)
+
+
+def names(fields: Iterable[Field]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields)

@@ -1,0 +1,90 @@
+"""Reads request fields by the table (nereid_protocol.fields): types, bounds, one value a prompt; knows no field by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nereid.flow.errors import InvalidRequestError
+from nereid_protocol.fields import BY_NAME, DType, Field
+
+Inputs = Mapping[str, np.ndarray]
+
+_NUMPY = {DType.INT32: np.int32, DType.INT64: np.int64, DType.FP32: np.float32, DType.UINT8: np.uint8}
+
+
+@dataclass(frozen=True, slots=True)
+class FieldReader:
+    """Typed reading of one request's inputs: a value for each of `batch_size` prompts; raises InvalidRequestError by name.
+
+    `limits` narrows upper bounds: the table's `limit` names one of its attributes.
+    """
+
+    inputs: Inputs
+    batch_size: int
+    limits: object = None
+
+    def given(self, name: str) -> bool:
+        return name in self.inputs
+
+    def values(self, name: str, default: Any) -> list[Any]:
+        """One value a prompt: int, float, str, or a tuple of numbers where the field has several; `default` where absent."""
+        field = BY_NAME[name]
+        raw = self.inputs.get(name)
+        if raw is None:
+            return [default] * self.batch_size
+        wanted = self.batch_size * int(np.prod(field.shape))
+        if raw.size != wanted:
+            each = "one value" if field.scalar else f"{field.shape[0]} values"
+            raise InvalidRequestError.of(f"shape of {name}", raw.shape, f"{each} for each of {self.batch_size} prompts")
+        values = [self._value(field, row) for row in raw.reshape(self.batch_size, -1)]
+        if field.per_request and len(set(values)) > 1:
+            raise InvalidRequestError.of(name, values, "the same for all prompts of a request")
+        return values
+
+    def value(self, name: str, default: Any) -> Any:
+        """The value of a field that is one for the whole request."""
+        return self.values(name, default)[0]
+
+    def array(self, name: str, dtype: Any, rank: int) -> np.ndarray | None:
+        """A tensor of any shape, its type and rank checked; None where absent."""
+        value = self.inputs.get(name)
+        if value is not None and (value.dtype != dtype or value.ndim != rank):
+            shown = f"{value.dtype} of rank {value.ndim}"
+            raise InvalidRequestError.of(f"type of {name}", shown, f"{np.dtype(dtype)} of rank {rank}")
+        return value
+
+    def _value(self, field: Field, row: np.ndarray) -> Any:
+        if field.dtype is DType.STRING:
+            return decode_text(field.name, row[0])
+        high = self._high(field)
+        for value in row:
+            if (field.low is not None and not value >= field.low) or (high is not None and not value <= high):  # true of NaN, too
+                raise InvalidRequestError.of(field.name, value.item(), f"{_shown(field.low)} to {_shown(high)}")
+        numbers = tuple(value.item() for value in row)
+        return numbers[0] if field.scalar else numbers
+
+    def _high(self, field: Field) -> float | None:
+        limit = getattr(self.limits, field.limit, None) if field.limit else None
+        if limit is None or field.high is None:
+            return field.high
+        return min(field.high, limit)
+
+
+def _shown(bound: float | None) -> str:
+    return f"{bound:g}" if isinstance(bound, float) else str(bound)
+
+
+def decode_text(field: str, value: object) -> str:
+    """Text of one BYTES element; raises InvalidRequestError when it is not UTF-8."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, bytes):
+        raise InvalidRequestError.of(field, value, "UTF-8 text")
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise InvalidRequestError.of(field, value, "UTF-8 text") from None

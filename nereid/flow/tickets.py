@@ -1,0 +1,186 @@
+"""Who waits, who runs, who is refused: the bookkeeping of one loop's tickets, without a thread; knows nothing of the work.
+
+A request has one ticket from arrival to answer: one deadline, one place in the queue, one cancellation flag. A ticket may be
+taken before the work is known (an ensemble's first step asks for one before anything is encoded) or before it is ready (an
+image is still being encoded); it keeps its place, and it is passed over until it can run.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Generic, Protocol, TypeVar
+
+from nereid.flow.errors import CancelledError, DeadlineError, InvalidRequestError, QueueFullError, RequestError
+
+UNUSED_SECONDS = 30.0
+"""How long a ticket without work is kept."""
+REMEMBERED = 1024
+"""How many ended runs are remembered, for those who ask about them."""
+
+
+class Task(Protocol):
+    """One request in flight."""
+
+    @property
+    def rows(self) -> int:
+        """Places it takes while active."""
+        ...
+
+    @property
+    def done(self) -> bool:
+        """True once `advance` has nothing left to do for it."""
+        ...
+
+    @property
+    def error(self) -> RequestError | None:
+        """Set by `advance` when this task alone has failed."""
+        ...
+
+    def is_cancelled(self) -> bool:
+        """Whether the caller went away; may be slow, never called on the tick thread."""
+        ...
+
+    def finish(self, error: RequestError | None) -> None:
+        """Called exactly once, never on the tick thread."""
+
+
+T = TypeVar("T", bound=Task)
+
+
+class RunState(StrEnum):
+    """What is known of a run id."""
+
+    UNKNOWN = "unknown"
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(slots=True, eq=False)
+class Ticket(Generic[T]):
+    """One request's place. `weight` is its share of `max_weight`: bytes, or whatever the loop's owner counts."""
+
+    rows: int
+    submitted: float
+    deadline: float = math.inf
+    run_id: str = ""
+    weight: float = 0.0
+    task: T | None = None
+    ready: bool = False
+    expires: float = math.inf
+    admitted: float | None = None
+    cancelled: bool = False
+    finished: bool = False
+    in_use: threading.Lock = field(default_factory=threading.Lock)
+
+    def lost(self, now: float) -> RequestError | None:
+        """Why it need not go on, if so."""
+        if self.cancelled:
+            return CancelledError("the request was cancelled")
+        if now >= self.deadline:
+            waited = self.deadline - self.submitted
+            where = "waiting" if self.admitted is None else "running"
+            return DeadlineError(f"timeout_seconds: the request was still {where} after {waited:.3g} s", "timeout_seconds")
+        if self.task is None and now >= self.expires:
+            return DeadlineError("ticket: it was not used in time")
+        return None
+
+
+@dataclass(slots=True, eq=False)
+class Tickets(Generic[T]):
+    """Up to `max_inflight` rows run, up to `max_queue` requests wait; everything else is refused at once.
+
+    Not safe between threads: the batcher holds its lock around every call.
+    """
+
+    max_inflight: int
+    max_queue: int
+    max_weight: float = math.inf
+    rows_name: str = "images in one request"
+    queue: deque[Ticket[T]] = field(default_factory=deque)
+    active: list[Ticket[T]] = field(default_factory=list)
+    _by_run: dict[str, Ticket[T]] = field(default_factory=dict)
+    _ended: OrderedDict[str, RunState] = field(default_factory=OrderedDict)
+
+    def take(
+        self, rows: int, timeout_seconds: float | None, task: T | None = None, run_id: str = "", weight: float = 0.0
+    ) -> Ticket[T]:
+        """A place in the queue; raises InvalidRequestError for more rows than there will ever be, QueueFullError for no place."""
+        if rows > self.max_inflight:
+            raise InvalidRequestError.of(self.rows_name, rows, f"at most {self.max_inflight}")
+        if weight > self.max_weight:
+            raise InvalidRequestError(f"size: the request needs {weight:.3g}; at most {self.max_weight:.3g} is allowed", "width")
+        if len(self.queue) >= self.max_queue and not self._fits(rows, weight):
+            raise QueueFullError(f"queue: {len(self.queue)} requests wait already; at most {self.max_queue} may")
+        now = time.monotonic()
+        deadline = math.inf if timeout_seconds is None else now + timeout_seconds
+        expires = math.inf if task is not None else now + UNUSED_SECONDS
+        ticket = Ticket(rows, now, deadline, run_id, weight, task, expires=expires)
+        if run_id:
+            if (before := self._by_run.get(run_id)) is not None:
+                before.cancelled = True  # its caller has given it up and asks again
+            self._by_run[run_id] = ticket
+            self._ended.pop(run_id, None)
+        self.queue.append(ticket)
+        return ticket
+
+    def find(self, run_id: str) -> Ticket[T] | None:
+        return self._by_run.get(run_id)
+
+    def state(self, run_id: str) -> RunState:
+        ticket = self._by_run.get(run_id)
+        if ticket is None:
+            return self._ended.get(run_id, RunState.UNKNOWN)
+        return RunState.WAITING if ticket.admitted is None else RunState.RUNNING
+
+    def admit(self, told: Callable[[float], None]) -> None:
+        """First come, first served, as rows and weight allow; who is not ready yet is passed over and keeps its place."""
+        rows, weight = self._in_use(self.active)
+        for ticket in list(self.queue):
+            if not ticket.ready:
+                continue
+            if rows + ticket.rows > self.max_inflight or (self.active and weight + ticket.weight > self.max_weight):
+                return
+            self.queue.remove(ticket)
+            ticket.admitted = time.monotonic()
+            rows, weight = rows + ticket.rows, weight + ticket.weight
+            self.active.append(ticket)
+            told(ticket.admitted - ticket.submitted)
+
+    def drop_lost(self) -> Iterator[tuple[Ticket[T], RequestError]]:
+        """Let go of cancelled, overdue and unused tickets, waiting or active."""
+        now = time.monotonic()
+        for ticket in [*self.active, *self.queue]:
+            if (error := ticket.lost(now)) is not None:
+                self.remove(ticket, error)
+                yield ticket, error
+
+    def remove(self, ticket: Ticket[T], error: RequestError | None) -> bool:
+        """Forget a ticket, but for how its run has ended; False where that has been done before."""
+        for place in (self.active, self.queue):
+            if ticket in place:
+                place.remove(ticket)
+                break
+        else:
+            return False
+        if ticket.run_id and self._by_run.get(ticket.run_id) is ticket:
+            del self._by_run[ticket.run_id]
+            self._ended[ticket.run_id] = RunState.DONE if error is None else RunState.FAILED
+            while len(self._ended) > REMEMBERED:
+                self._ended.popitem(last=False)
+        return True
+
+    def _fits(self, rows: int, weight: float) -> bool:
+        used, loaded = self._in_use([*self.active, *self.queue])
+        return used + rows <= self.max_inflight and loaded + weight <= self.max_weight
+
+    @staticmethod
+    def _in_use(tickets: list[Ticket[T]]) -> tuple[int, float]:
+        return sum(ticket.rows for ticket in tickets), sum(ticket.weight for ticket in tickets)
