@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-for folder in (Path(__file__).parent, Path(__file__).parent / "e2e", Path(__file__).parent / "llm"):
+for folder in (
+    Path(__file__).parent,
+    Path(__file__).parent / "e2e",
+    Path(__file__).parent / "llm",
+    Path(__file__).parent / "client",
+):
     sys.path.insert(0, str(folder))
 
 
