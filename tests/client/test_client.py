@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import signal
 import subprocess
 import sys
@@ -145,7 +146,7 @@ def test_an_interrupt_names_the_run_to_the_server() -> None:
         def start(self, call: Call, tell: Tell) -> Cancel:
             if call.model == "llm" and self.calls:
                 return super().start(call, tell)
-            threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+            threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
             return super().start(call, tell)
 
     transport = Interrupted(HANGS)
@@ -174,18 +175,11 @@ def test_closing_waits_for_cancellations_on_their_way() -> None:
 
 def test_a_lost_run_is_replayed_by_real_clocks_too() -> None:
     def transport() -> Instant:
-        return Instant(
-            HANGS, answers(image()), watch=lambda now: fails(UnhealthyError("Stub process")) if once() else state("unknown")
-        )
-
-    first = [True]
-
-    def once() -> bool:
-        return bool(first and first.pop())
+        dead = [fails(UnhealthyError("Stub process 'denoise_0_0' is not healthy."))]
+        return Instant(HANGS, answers(image()), watch=lambda now: dead.pop() if dead else state("unknown"))
 
     with Client(transport=transport(), backoff=0.01) as client:
         assert client.generate_image("a box").seeds == (5,)
-    first.append(True)
 
     async def ask() -> tuple[int, ...]:
         async with AsyncClient(transport=transport(), backoff=0.01) as client:
