@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -50,7 +50,7 @@ class AsyncClient(Session):
 
     async def stream_image(
         self, prompt: str, *, timeout: float | None = None, run_id: str | None = None, **options: Any
-    ) -> AsyncIterator[ImageProgress | ImageResult]:
+    ) -> AsyncGenerator[ImageProgress | ImageResult, None]:
         """Draw `prompt`, yielding progress with previews, then the result; closing the iterator cancels the request."""
         async with contextlib.aclosing(self._drive(*self._image_stream(prompt, options, timeout, run_id))) as answers:
             async for answer in answers:
@@ -64,7 +64,7 @@ class AsyncClient(Session):
 
     async def stream_text(
         self, prompt: str | Sequence[int], *, timeout: float | None = None, run_id: str | None = None, **sampling: Any
-    ) -> AsyncIterator[TextDelta]:
+    ) -> AsyncGenerator[TextDelta, None]:
         """Continue a text, yielding it as it is written; closing the iterator cancels the request."""
         async with contextlib.aclosing(self._drive(*self._text_stream(prompt, sampling, timeout, run_id))) as deltas:
             async for delta in deltas:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
@@ -69,7 +69,7 @@ class Client(Session):
 
     def stream_image(
         self, prompt: str, *, timeout: float | None = None, run_id: str | None = None, **options: Any
-    ) -> Iterator[ImageProgress | ImageResult]:
+    ) -> Generator[ImageProgress | ImageResult, None, None]:
         """Draw `prompt`, yielding progress with previews, then the result; leaving the loop cancels the request."""
         yield from self._drive(*self._image_stream(prompt, options, timeout, run_id))
 
@@ -81,7 +81,7 @@ class Client(Session):
 
     def stream_text(
         self, prompt: str | Sequence[int], *, timeout: float | None = None, run_id: str | None = None, **sampling: Any
-    ) -> Iterator[TextDelta]:
+    ) -> Generator[TextDelta, None, None]:
         """Continue a text, yielding it as it is written; leaving the loop cancels the request."""
         yield from self._drive(*self._text_stream(prompt, sampling, timeout, run_id))
 
@@ -98,7 +98,7 @@ class Client(Session):
         self._server.transport.probe(model, PROBE_SECONDS, events.put)
         return isinstance(events.get(), Ended)
 
-    def _drive(self, work: Work, reader: Reader[T], items: queue.SimpleQueue[Item] | None = None) -> Iterator[T]:
+    def _drive(self, work: Work, reader: Reader[T], items: queue.SimpleQueue[Item] | None = None) -> Generator[T, None, None]:
         """Give out a request's results, waiting between its steps; closing this cancels it."""
         mailbox: queue.SimpleQueue[Item] = items if items is not None else queue.SimpleQueue()
         steps = Run(work=work, server=self._server, reader=reader, post=mailbox.put).steps()

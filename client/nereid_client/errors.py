@@ -94,7 +94,23 @@ _BY_KIND: dict[ErrorKind, type[NereidError]] = {
     ErrorKind.LOST: LostError,
     ErrorKind.ENGINE: ServerError,
 }
-_CONNECTION_WORDS = ("failed to connect", "connection", "socket", "stream removed", "goaway")
+_CONNECTION_WORDS = (
+    *("failed to connect", "connection", "socket", "stream removed", "goaway", "cancelling all calls", "broken pipe"),
+    *(
+        "reset by peer",
+        "recvmsg",
+        "sendmsg",
+        "rst_stream",
+        "transport",
+        "endpoint",
+        "ping timeout",
+        "too_many_pings",
+        "keepalive",
+        "tcp",
+        "handshake",
+    ),
+)
+"""gRPC's sentences about a connection; their status is the one of servers that are busy."""
 _NEVER_SENT_WORDS = ("failed to connect", "connection refused", "name resolution", "dns")
 _TRITONS_OWN: tuple[tuple[str, type[NereidError]], ...] = (
     ("is not healthy", UnhealthyError),

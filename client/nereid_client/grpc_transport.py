@@ -11,7 +11,7 @@ import numpy as np
 from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
 from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
-from nereid_client.errors import CancelledError, NereidError, NotReadyError, typed
+from nereid_client.errors import CancelledError, ConnectionLostError, NereidError, NotReadyError, typed
 from nereid_client.options import ConnectionOptions, Tls
 from nereid_client.transport import Answered, Call, Cancel, Ended, Failed, Tell, Tensors
 
@@ -106,6 +106,8 @@ def _error(done: Any) -> NereidError | None:
 
 
 def _typed(error: Any) -> NereidError:
+    if error.code() is grpc.StatusCode.CANCELLED:  # not from here: those calls have nobody who reads this
+        return ConnectionLostError("the server ended the call before its answer", sent=True)
     return typed(error.details() or str(error.code()), str(error.code()))
 
 

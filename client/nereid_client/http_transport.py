@@ -8,6 +8,7 @@ import json
 import socket
 import ssl
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,7 +127,7 @@ class HttpTransport:
         response = exchange.ask("POST", f"{self._base}/v2/models/{call.model}/generate_stream", body, headers)
         if response.status != 200:
             raise _refusal(response, response.read())
-        for line in response:
+        for line in _lines(response):
             if line.startswith(b"data:"):
                 tell(Answered(_event(json.loads(line.removeprefix(b"data:")))))
 
@@ -166,6 +167,15 @@ class Exchange:
             self.connection.close()
 
 
+def _lines(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Lines as they come; unlike the response's own, they do not take a cut connection for the end."""
+    rest = b""
+    while piece := response.read1(1 << 16):
+        *whole, rest = (rest + piece).split(b"\n")
+        yield from whole
+    yield rest
+
+
 def _out_of_time(exchange: Exchange) -> NereidError:
     if exchange.sent:
         return DeadlineExceededError(f"timeout: no answer within {exchange.timeout or 0:g} s")
@@ -173,8 +183,8 @@ def _out_of_time(exchange: Exchange) -> NereidError:
 
 
 def _refusal(response: http.client.HTTPResponse, content: bytes) -> NereidError:
-    try:
-        message = str(json.loads(content)["error"])
+    try:  # a stream's refusal comes as its only event
+        message = str(json.loads(content.strip().removeprefix(b"data:"))["error"])
     except (ValueError, KeyError, TypeError):
         message = f"HTTP status {response.status} {response.reason}"
     return typed(message, str(response.status))

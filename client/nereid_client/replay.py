@@ -146,11 +146,17 @@ class Run(Generic[T]):
             elif isinstance(item[1], Answered):
                 watch.progressed()
                 self._compare_fingerprint(item[1].outputs)
-                value = self.reader.read(item[1].outputs)
+                value = self._read(item[1].outputs)
                 if value is not None:
                     yield Show(value)
             else:
                 return self._end(item[1])
+
+    def _read(self, outputs: Tensors) -> T | None:
+        try:
+            return self.reader.read(outputs)
+        except (KeyError, IndexError, ValueError) as error:
+            raise ServerError(f"the server's answer cannot be read ({error!r})") from None
 
     def _send(self) -> int:
         remaining = None if self._deadline is None else self._deadline - self.clock()

@@ -125,7 +125,7 @@ def test_leaving_an_async_stream_names_the_run_to_the_server() -> None:
         async with AsyncClient(transport=transport) as client:
             stream = client.stream_text("a", run_id="mine")
             await anext(stream)
-            await stream.aclose()  # type: ignore[attr-defined]
+            await stream.aclose()
 
     asyncio.run(ask())
     assert (len(transport.given_up), transport.cancelled) == (1, [b"mine"])
@@ -168,7 +168,7 @@ def test_closing_waits_for_cancellations_on_their_way() -> None:
     stream = client.stream_text("a")
     next(stream)
     transport.left = time.monotonic()
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     client.close()
     assert transport.closed_after >= 0.15
 
@@ -213,6 +213,10 @@ def test_wrong_types_and_unknown_options_are_refused_by_name(options: dict[str, 
         ("400", "width: 13", sdk.InvalidRequestError),
         ("StatusCode.UNAVAILABLE", "queue: 3 requests wait", sdk.UnavailableError),
         ("StatusCode.UNAVAILABLE", "failed to connect to all addresses", sdk.ConnectionLostError),
+        ("StatusCode.UNAVAILABLE", "Cancelling all calls", sdk.ConnectionLostError),
+        ("StatusCode.UNAVAILABLE", "Server is stopping, scheduler for model has stopped accepting", sdk.UnavailableError),
+        ("StatusCode.NOT_FOUND", "Request for unknown model: 'x' is not found", sdk.InvalidRequestError),
+        ("StatusCode.NOT_FOUND", "Request for unknown model: 'x' has no available versions", sdk.NotReadyError),
         ("StatusCode.UNAVAILABLE", "seed: late [nereid: UNAVAILABLE deadline seed]", sdk.DeadlineExceededError),
         ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", sdk.DeadlineExceededError),
         ("StatusCode.CANCELLED", "Locally cancelled", sdk.CancelledError),
