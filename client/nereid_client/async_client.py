@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
+from nereid_client.grpc_transport import AsyncGrpcTransport
 from nereid_client.images import ImageProgress, ImageResult
-from nereid_client.replay import Item, Reader, Run, Wait
+from nereid_client.replay import Run
 from nereid_client.server import Work
 from nereid_client.session import CLOSE_SECONDS, PROBE_SECONDS, Session
+from nereid_client.steps import Item, Reader, Wait
 from nereid_client.texts import TextDelta, TextResult
 from nereid_client.transport import Ended, Event
 
@@ -24,8 +27,11 @@ class Mailbox(asyncio.Queue[T]):
     def __init__(self) -> None:
         super().__init__()
         self._home = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
 
     def post(self, item: T) -> None:
+        if threading.get_ident() == self._thread:
+            return self.put_nowait(item)
         with contextlib.suppress(RuntimeError):
             self._home.call_soon_threadsafe(self.put_nowait, item)
 
@@ -41,6 +47,8 @@ class Mailbox(asyncio.Queue[T]):
 
 class AsyncClient(Session):
     """Client on asyncio, with the same arguments; cancelling a task cancels its request, here and on the server."""
+
+    _grpc = AsyncGrpcTransport
 
     async def generate_image(
         self, prompt: str, *, timeout: float | None = None, run_id: str | None = None, **options: Any
@@ -98,7 +106,9 @@ class AsyncClient(Session):
     async def close(self) -> None:
         """Let cancellations arrive, and close the connection."""
         await asyncio.to_thread(self._server.finish, CLOSE_SECONDS)
-        self._server.transport.close()
+        closing = self._server.transport.close()
+        if closing is not None:
+            await closing
 
     async def __aenter__(self) -> AsyncClient:
         return self

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
+from nereid_client.grpc_transport import GrpcTransport
 from nereid_client.images import ImageProgress, ImageResult
-from nereid_client.replay import CANCEL, Item, Reader, Run, Wait
+from nereid_client.replay import Run
 from nereid_client.server import Work
 from nereid_client.session import CLOSE_SECONDS, PROBE_SECONDS, Session
+from nereid_client.steps import CANCEL, Item, Reader, Wait
 from nereid_client.texts import TextDelta, TextResult
 from nereid_client.transport import Ended, Event
 
@@ -43,6 +45,8 @@ class PendingImage:
 
 class Client(Session):
     """Requests to one server, each waited for. A context manager; safe to share between threads."""
+
+    _grpc = GrpcTransport
 
     def generate_image(
         self, prompt: str, *, timeout: float | None = None, run_id: str | None = None, **options: Any

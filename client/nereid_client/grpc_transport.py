@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import grpc
@@ -13,7 +14,7 @@ from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
 from nereid_client.errors import CancelledError, ConnectionLostError, NereidError, NotReadyError, typed
 from nereid_client.options import ConnectionOptions, Tls
-from nereid_client.transport import Answered, Call, Cancel, Ended, Failed, Tell, Tensors
+from nereid_client.transport import Answered, Call, Cancel, Ended, Event, Failed, Tell, Tensors
 
 _CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", -1),  # pictures are larger than gRPC's 4 MB
@@ -32,13 +33,15 @@ class GrpcTransport:
     """One channel; calls may come from any thread."""
 
     def __init__(self, options: ConnectionOptions) -> None:
-        self._channel = _channel(options)
+        self._channel = _channel(grpc, options)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._metadata = tuple((name.lower(), value) for name, value in options.headers.items())
+        self._metadata = _metadata(options)
+        self._closed = False
 
     def start(self, call: Call, tell: Tell) -> Cancel:
         """See Transport; a decoupled model's answers are read on a thread of their own."""
         request = _request(call.model, call.tensors)
+        _check_open(self._closed)
         if call.decoupled:
             # The end of the requests' iterator tells the server to end the stream after the last answer.
             answers = self._stub.ModelStreamInfer(iter((request,)), timeout=call.timeout, metadata=self._metadata)
@@ -50,22 +53,90 @@ class GrpcTransport:
 
     def probe(self, model: str | None, timeout: float, tell: Tell) -> None:
         """See Transport."""
-        if model is None:
-            future = self._stub.ServerLive.future(service_pb2.ServerLiveRequest(), timeout=timeout, metadata=self._metadata)
-        else:
-            request = service_pb2.ModelReadyRequest(name=model)
-            future = self._stub.ModelReady.future(request, timeout=timeout, metadata=self._metadata)
+        _check_open(self._closed)
+        method, request = _probe(self._stub, model)
+        future = method.future(request, timeout=timeout, metadata=self._metadata)
 
         def finish(done: Any) -> None:
             error = _error(done)
-            if error is None and not (done.result().live if model is None else done.result().ready):
-                error = NotReadyError(f"{model or 'the server'} is not ready")
-            tell(Ended() if error is None else Failed(error))
+            tell(_readiness(model, done.result()) if error is None else Failed(error))
 
         future.add_done_callback(finish)
 
     def close(self) -> None:
+        self._closed = True
         self._channel.close()
+
+
+class AsyncGrpcTransport:
+    """The same for an event loop, where a thread for every stream would cost more than the answers; used from the loop alone."""
+
+    def __init__(self, options: ConnectionOptions) -> None:
+        self._options = options
+        self._metadata = _metadata(options)
+        self._channel: Any = None
+        self._stub: Any = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def start(self, call: Call, tell: Tell) -> Cancel:
+        """See Transport."""
+        request = _request(call.model, call.tensors)
+        _check_open(self._closed)
+        return self._begin(self._answers(request, call, tell), tell)
+
+    def probe(self, model: str | None, timeout: float, tell: Tell) -> None:
+        """See Transport."""
+        _check_open(self._closed)
+        self._begin(self._ask(model, timeout, tell), tell)
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._channel is not None:
+            await self._channel.close()
+
+    def _begin(self, work: Coroutine[Any, Any, None], tell: Tell) -> Cancel:
+        if self._channel is None:  # only now is there a loop for certain
+            self._channel = _channel(grpc.aio, self._options)
+            self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+        async def run() -> None:
+            try:
+                await work
+            except grpc.RpcError as error:
+                tell(Failed(_typed(error)))
+            except Exception as error:  # an answer that cannot be read: its caller must not wait for ever
+                tell(Failed(typed(f"an answer could not be read ({error})")))
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task.cancel
+
+    async def _answers(self, request: Any, call: Call, tell: Tell) -> None:
+        if not call.decoupled:
+            answer = await self._stub.ModelInfer(request, timeout=call.timeout, metadata=self._metadata)
+            tell(Answered(_outputs(answer)))
+            return tell(Ended())
+        answers = self._stub.ModelStreamInfer(iter((request,)), timeout=call.timeout, metadata=self._metadata)
+        try:
+            async for answer in answers:
+                if answer.error_message:
+                    return tell(Failed(typed(answer.error_message)))
+                if answer.infer_response.outputs:
+                    tell(Answered(_outputs(answer.infer_response)))
+            tell(Ended())
+        finally:
+            answers.cancel()
+
+    async def _ask(self, model: str | None, timeout: float, tell: Tell) -> None:
+        method, request = _probe(self._stub, model)
+        tell(_readiness(model, await method(request, timeout=timeout, metadata=self._metadata)))
+
+
+def _check_open(closed: bool) -> None:
+    if closed:
+        raise CancelledError("the client is closed")
 
 
 def _read(answers: Any, tell: Tell) -> None:
@@ -96,6 +167,18 @@ def _finish(done: Any, tell: Tell) -> None:
         return tell(Failed(typed(f"the answer could not be read ({unreadable})")))
     tell(Answered(outputs))
     tell(Ended())
+
+
+def _probe(stub: Any, model: str | None) -> tuple[Any, Any]:
+    """The method and the request that ask whether a model is loaded, or, None, the server up."""
+    if model is None:
+        return stub.ServerLive, service_pb2.ServerLiveRequest()
+    return stub.ModelReady, service_pb2.ModelReadyRequest(name=model)
+
+
+def _readiness(model: str | None, answer: Any) -> Event:
+    ready = answer.live if model is None else answer.ready
+    return Ended() if ready else Failed(NotReadyError(f"{model or 'the server'} is not ready"))
 
 
 def _error(done: Any) -> NereidError | None:
@@ -133,10 +216,15 @@ def _outputs(response: Any) -> Tensors:
     return {name: value for name, value in values if value is not None}
 
 
-def _channel(options: ConnectionOptions) -> Any:
+def _metadata(options: ConnectionOptions) -> tuple[tuple[str, str], ...]:
+    return tuple((name.lower(), value) for name, value in options.headers.items())
+
+
+def _channel(kind: Any, options: ConnectionOptions) -> Any:
+    """`kind` is grpc or grpc.aio."""
     if options.tls is None:
-        return grpc.insecure_channel(options.url, options=_CHANNEL_OPTIONS)
-    return grpc.secure_channel(options.url, _credentials(options.tls), options=_CHANNEL_OPTIONS)
+        return kind.insecure_channel(options.url, options=_CHANNEL_OPTIONS)
+    return kind.secure_channel(options.url, _credentials(options.tls), options=_CHANNEL_OPTIONS)
 
 
 def _credentials(tls: Tls) -> Any:

@@ -17,6 +17,7 @@ import tritonclient.http as httpclient
 from tritonclient.utils import np_to_triton_dtype
 
 from nereid_client.errors import (
+    CancelledError,
     ConnectionLostError,
     DeadlineExceededError,
     NereidError,
@@ -46,6 +47,8 @@ class HttpTransport:
         self._options = options
         self._host, _, path = options.url.partition("/")
         self._base = f"/{path.strip('/')}" if path.strip("/") else ""
+        self._exchanges: set[Exchange] = set()
+        self._closed = False
 
     def start(self, call: Call, tell: Tell) -> Cancel:
         """See Transport."""
@@ -67,10 +70,16 @@ class HttpTransport:
         self._on_thread(timeout, ask, tell)
 
     def close(self) -> None:
-        """Connections end with their calls."""
+        """End all calls."""
+        self._closed = True
+        for exchange in tuple(self._exchanges):
+            exchange.give_up()
 
     def _on_thread(self, timeout: float | None, work: Any, tell: Tell) -> Cancel:
+        if self._closed:
+            raise CancelledError("the client is closed")
         exchange = Exchange(self._connection(), timeout)
+        self._exchanges.add(exchange)
 
         def run() -> None:
             try:
@@ -90,6 +99,7 @@ class HttpTransport:
                 tell(Ended())
             finally:
                 exchange.close()
+                self._exchanges.discard(exchange)
 
         threading.Thread(target=run, name="nereid-http", daemon=True).start()
         return exchange.give_up
@@ -132,7 +142,7 @@ class HttpTransport:
                 tell(Answered(_event(json.loads(line.removeprefix(b"data:")))))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Exchange:
     """One request and its answer on a connection, which another thread may end at any time."""
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -30,7 +30,8 @@ from nereid_client.errors import (
     UnhealthyError,
 )
 from nereid_client.server import Server, Work
-from nereid_client.transport import Answered, Call, Cancel, Ended, Event, Failed, Tensors
+from nereid_client.steps import CANCEL, Item, Reader, Show, Steps, Wait
+from nereid_client.transport import Answered, Call, Cancel, Event, Failed, Tensors
 from nereid_client.watching import ANSWER_SECONDS, Finding, Watch
 
 GRACE_SECONDS = 1.0
@@ -39,41 +40,6 @@ _LONGEST_PAUSE = 1.0
 _SHORTEST_ATTEMPT = 0.01
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-Item = tuple[int, Event]
-"""What becomes of a call, and which call it was."""
-CANCEL: Item = (0, Ended())
-"""Put into a run's mailbox, it cancels the run."""
-
-
-class Reader(Protocol[T_co]):
-    """Makes results of answers."""
-
-    def read(self, outputs: Tensors) -> T_co | None:
-        """One answer's result; None where there is nothing new in it. Raises ServerError where a replay differs."""
-
-    def again(self) -> None:
-        """The answers will come from the beginning."""
-
-    def missing(self) -> str | None:
-        """What has not come yet, None where all is there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Send the next item of the mailbox; None once these seconds (None: for ever) have passed without one."""
-
-    seconds: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Show(Generic[T]):
-    """Give this to the caller."""
-
-    value: T
-
-
-Steps = Generator[Wait | Show[T], Item | None, None]
 
 
 class Verdict(Enum):

@@ -106,8 +106,6 @@ class Server:
 
     def say_aside(self, call: Call) -> None:
         """A call whose answer nobody waits for, except `finish`, a little."""
-        with self._said:
-            self._asides += 1
 
         def tell(event: Event) -> None:
             if isinstance(event, Ended | Failed):
@@ -115,7 +113,12 @@ class Server:
                     self._asides -= 1
                     self._said.notify_all()
 
-        self.transport.start(call, tell)
+        with self._said:
+            self._asides += 1
+        try:
+            self.transport.start(call, tell)
+        except NereidError as error:
+            tell(Failed(error))
 
     def finish(self, seconds: float) -> None:
         """Wait until what was said aside has arrived, at most so long."""

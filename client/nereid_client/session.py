@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from nereid_client.errors import InvalidRequestError
-from nereid_client.grpc_transport import GrpcTransport
 from nereid_client.http_transport import HttpTransport
 from nereid_client.images import ImageProgress, ImageRequest, ImageResult
 from nereid_client.options import DEFAULT_PORTS, ConnectionOptions, Protocol, Tls
 from nereid_client.reading import ImageStream, OnlyAnswer, TextStream
-from nereid_client.replay import Reader
 from nereid_client.server import ReplayPolicy, Server, Statistics, Work
+from nereid_client.steps import Reader
 from nereid_client.texts import TextDelta, TextResult, text_tensors
 from nereid_client.transport import Transport
 
@@ -35,10 +34,14 @@ class Session:
         tls, headers: for servers behind TLS or a proxy that wants a token.
         timeout: seconds a request may take with all its attempts, unless it says otherwise; None for the server's own limit.
         retries, backoff: further attempts when the server refuses a request, and the first pause in seconds.
-        replays: further attempts when the server, or one of its processes, died with the request inside.
+        replays: further attempts when the server, or one of its processes, died with the request inside. That is noticed by
+            asking for the run once a second; behind a balancer of several servers use gRPC, whose one connection stays with
+            the server that has the run.
         heal_seconds: how long it is waited for until it is back.
         transport: instead of a connection.
     """
+
+    _grpc: Callable[[ConnectionOptions], Transport]
 
     def __init__(
         self,
@@ -63,7 +66,7 @@ class Session:
             headers=dict(headers or {}),
         )
         if transport is None:
-            transport = GrpcTransport(options) if chosen is Protocol.GRPC else HttpTransport(options)
+            transport = self._grpc(options) if chosen is Protocol.GRPC else HttpTransport(options)
         policy = ReplayPolicy(retries=retries, backoff=backoff, replays=replays, heal_seconds=heal_seconds)
         self._server = Server(transport=transport, policy=policy)
         self._timeout = timeout

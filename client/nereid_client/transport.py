@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,7 +44,7 @@ class Failed:
 Event = Answered | Ended | Failed
 Tell = Callable[[Event], None]
 """Takes what became of a call; called from any thread, returns at once."""
-Cancel = Callable[[], None]
+Cancel = Callable[[], object]
 
 
 class Transport(Protocol):
@@ -59,4 +59,4 @@ class Transport(Protocol):
     def probe(self, model: str | None, timeout: float, tell: Tell) -> None:
         """Tell Ended if the model is loaded (None: if the server is up), else Failed."""
 
-    def close(self) -> None: ...
+    def close(self) -> Awaitable[None] | None: ...

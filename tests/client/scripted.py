@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from nereid_client.errors import NereidError, NotReadyError
-from nereid_client.replay import Reader, Run, Wait
+from nereid_client.replay import Run
 from nereid_client.server import ReplayPolicy, Server, Work
 from nereid_client.session import Session
+from nereid_client.steps import Reader, Wait
 from nereid_client.transport import Answered, Call, Cancel, Ended, Event, Failed, Tell
 
 Script = list[tuple[float, Event]]

@@ -19,6 +19,7 @@ import pytest
 
 from nereid_client import (
     AsyncClient,
+    CancelledError,
     Client,
     ConnectionLostError,
     DeadlineExceededError,
@@ -232,6 +233,26 @@ def test_large_pictures_pass_in_both_directions(protocol: str) -> None:
     with SERVERS[protocol]({"text_to_image": copies}) as (port, _), Client(url(port), protocol=protocol) as client:
         made = client.generate_image("a box with ümläuts", init_image=picture)
     np.testing.assert_array_equal(made.pixels[0], picture)
+
+
+@BOTH
+def test_closing_a_client_ends_its_requests(protocol: str) -> None:
+    asked = []
+
+    def notes(tensors: Tensors) -> Iterator[Tensors]:
+        asked.append(tensors)
+        yield from hangs(tensors)
+
+    with SERVERS[protocol]({"text_to_image": notes}) as (port, _):
+        client = Client(url(port), protocol=protocol)
+        pending = client.submit_image("a box")
+        while not asked:
+            time.sleep(0.01)
+        client.close()
+        with pytest.raises(NereidError):
+            pending.result(timeout=60)
+        with pytest.raises(CancelledError, match="closed"):
+            client.generate_image("a box")
 
 
 @BOTH
