@@ -14,6 +14,7 @@ for folder in (
     Path(__file__).parent / "e2e",
     Path(__file__).parent / "llm",
     Path(__file__).parent / "serving",
+    Path(__file__).parent / "client",
 ):
     sys.path.insert(0, str(folder))
 

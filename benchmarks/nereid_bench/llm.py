@@ -309,7 +309,7 @@ def in_process(folder: Path, threads: int) -> Iterator[Ask]:
 
     def ask(job: TextJob, told: Callable[[], None]) -> None:
         caller = _Caller(told)
-        service.handle(text_tensors(job.prompt, _sampling(job), stream=True, timeout=None), caller)
+        service.handle(text_tensors(job.prompt, _sampling(job), stream=True), caller)
         caller.done.wait()
 
     yield ask

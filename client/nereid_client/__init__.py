@@ -16,8 +16,10 @@ from nereid_client.errors import (
     InvalidRequestError,
     LostError,
     NereidError,
+    NotReadyError,
     ServerError,
     UnavailableError,
+    UnhealthyError,
     UnsupportedError,
 )
 from nereid_client.images import ImageProgress, ImageRequest, ImageResult
@@ -36,6 +38,7 @@ __all__ = [
     "InvalidRequestError",
     "LostError",
     "NereidError",
+    "NotReadyError",
     "PendingImage",
     "Protocol",
     "ServerError",
@@ -44,5 +47,6 @@ __all__ = [
     "TextResult",
     "Tls",
     "UnavailableError",
+    "UnhealthyError",
     "UnsupportedError",
 ]

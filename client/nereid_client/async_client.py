@@ -1,106 +1,124 @@
-"""The asyncio client."""
+"""The asyncio client: drives requests, waiting in the task that made them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+import contextlib
+import threading
+from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-from nereid_client.client import connection_options, patience
-from nereid_client.errors import ServerError, UnavailableError
 from nereid_client.grpc_transport import AsyncGrpcTransport
-from nereid_client.http_transport import AsyncHttpTransport
-from nereid_client.images import IMAGE_OUTPUTS, STREAM_OUTPUTS, ImageProgress, ImageRequest, ImageResult, Tensors, from_stream
-from nereid_client.options import Protocol, Tls
-from nereid_client.texts import TEXT_OUTPUTS, TextDelta, TextResult, text_tensors
+from nereid_client.images import ImageProgress, ImageResult
+from nereid_client.replay import Run
+from nereid_client.server import Work
+from nereid_client.session import CLOSE_SECONDS, PROBE_SECONDS, Session
+from nereid_client.steps import Item, Reader, Wait
+from nereid_client.texts import TextDelta, TextResult
+from nereid_client.transport import Ended, Event
+
+T = TypeVar("T")
 
 
-class AsyncClient:
-    """Client on asyncio, with the same arguments; cancelling a task cancels its request. Make it inside a running loop."""
+class Mailbox(asyncio.Queue[T]):
+    """A queue that other threads may put into; what they put after the loop's end is nobody's."""
 
-    def __init__(
-        self,
-        url: str | None = None,
-        *,
-        protocol: Protocol | str = Protocol.GRPC,
-        name: str = "",
-        tls: Tls | None = None,
-        headers: Mapping[str, str] | None = None,
-        timeout: float | None = None,
-        retries: int = 3,
-        backoff: float = 0.2,
-        transport: Any = None,
-    ) -> None:
-        self._options = connection_options(url, protocol, tls, headers, retries, backoff)
-        self._timeout = timeout
-        self._prefix = f"{name}_" if name else ""
-        make = AsyncGrpcTransport if self._options.protocol is Protocol.GRPC else AsyncHttpTransport
-        self._transport: Any = transport if transport is not None else make(self._options)
+    def __init__(self) -> None:
+        super().__init__()
+        self._home = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
 
-    async def generate_image(self, prompt: str, *, timeout: float | None = None, **options: Any) -> ImageResult:
+    def post(self, item: T) -> None:
+        if threading.get_ident() == self._thread:
+            return self.put_nowait(item)
+        with contextlib.suppress(RuntimeError):
+            self._home.call_soon_threadsafe(self.put_nowait, item)
+
+    async def take(self, seconds: float | None) -> T | None:
+        """The next item; None once the seconds have passed without one."""
+        with contextlib.suppress(asyncio.QueueEmpty):
+            return self.get_nowait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await self.get()
+        return None
+
+
+class AsyncClient(Session):
+    """Client on asyncio, with the same arguments; cancelling a task cancels its request, here and on the server."""
+
+    _grpc = AsyncGrpcTransport
+
+    async def generate_image(
+        self, prompt: str, *, timeout: float | None = None, run_id: str | None = None, **options: Any
+    ) -> ImageResult:
         """Draw `prompt`; `options` are the fields of ImageRequest. Raises NereidError."""
-        limit = timeout if timeout is not None else self._timeout
-        tensors = ImageRequest.of(prompt=prompt, **options).tensors(timeout=limit, batched=True)
-        model = f"{self._prefix}text_to_image"
-        for pause in self._options.pauses():
-            try:
-                return ImageResult.from_tensors(await self._transport.infer(model, tensors, IMAGE_OUTPUTS, patience(limit)))
-            except UnavailableError:
-                await asyncio.sleep(pause)
-        return ImageResult.from_tensors(await self._transport.infer(model, tensors, IMAGE_OUTPUTS, patience(limit)))
+        return await _only(self._drive(*self._image(prompt, options, timeout, run_id)))
 
     async def stream_image(
-        self, prompt: str, *, timeout: float | None = None, **options: Any
-    ) -> AsyncIterator[ImageProgress | ImageResult]:
-        """Draw `prompt`, yielding progress with previews, then the result (gRPC only)."""
-        limit = timeout if timeout is not None else self._timeout
-        tensors = ImageRequest.of(prompt=prompt, **options).tensors(timeout=limit, batched=False)
-        model = f"{self._prefix}text_to_image_stream"
-        async for outputs in self._transport.stream(model, tensors, STREAM_OUTPUTS, patience(limit)):
-            yield from_stream(outputs)
+        self, prompt: str, *, timeout: float | None = None, run_id: str | None = None, **options: Any
+    ) -> AsyncGenerator[ImageProgress | ImageResult, None]:
+        """Draw `prompt`, yielding progress with previews, then the result; closing the iterator cancels the request."""
+        async with contextlib.aclosing(self._drive(*self._image_stream(prompt, options, timeout, run_id))) as answers:
+            async for answer in answers:
+                yield answer
 
-    async def generate_text(self, prompt: str | Sequence[int], *, timeout: float | None = None, **sampling: Any) -> TextResult:
+    async def generate_text(
+        self, prompt: str | Sequence[int], *, timeout: float | None = None, run_id: str | None = None, **sampling: Any
+    ) -> TextResult:
         """Continue a text, or token ids; `sampling` has the names of vLLM's SamplingParams. Raises NereidError."""
-        limit = timeout if timeout is not None else self._timeout
-        tensors = text_tensors(prompt, sampling, stream=False, timeout=limit)
-        for pause in self._options.pauses():
-            try:
-                return await self._only_answer(tensors, limit)
-            except UnavailableError:
-                await asyncio.sleep(pause)
-        return await self._only_answer(tensors, limit)
+        return await _only(self._drive(*self._text(prompt, sampling, timeout, run_id)))
 
     async def stream_text(
-        self, prompt: str | Sequence[int], *, timeout: float | None = None, **sampling: Any
-    ) -> AsyncIterator[TextDelta]:
-        """Continue a text, yielding it as it is written (gRPC only); closing the iterator cancels the request."""
-        limit = timeout if timeout is not None else self._timeout
-        tensors = text_tensors(prompt, sampling, stream=True, timeout=limit)
-        answers = self._transport.stream(f"{self._prefix}llm", tensors, TEXT_OUTPUTS, patience(limit))
-        try:
-            async for outputs in answers:
-                yield TextDelta.from_tensors(outputs)
-        finally:
-            await answers.aclose()
-
-    async def _only_answer(self, tensors: Tensors, limit: float | None) -> TextResult:
-        answers = [
-            outputs async for outputs in self._transport.stream(f"{self._prefix}llm", tensors, TEXT_OUTPUTS, patience(limit))
-        ]
-        if len(answers) != 1:
-            raise ServerError(f"the server gave {len(answers)} answers where one was asked for")
-        return TextResult.from_tensors(answers[0])
+        self, prompt: str | Sequence[int], *, timeout: float | None = None, run_id: str | None = None, **sampling: Any
+    ) -> AsyncGenerator[TextDelta, None]:
+        """Continue a text, yielding it as it is written; closing the iterator cancels the request."""
+        async with contextlib.aclosing(self._drive(*self._text_stream(prompt, sampling, timeout, run_id))) as deltas:
+            async for delta in deltas:
+                yield delta
 
     async def is_live(self) -> bool:
-        """Whether the server answers (gRPC only)."""
-        return bool(await self._transport.is_live())
+        """Whether the server answers."""
+        events: Mailbox[Event] = Mailbox()
+        self._server.transport.probe(None, PROBE_SECONDS, events.post)
+        return isinstance(await events.get(), Ended)
+
+    async def _drive(self, work: Work, reader: Reader[T]) -> AsyncGenerator[T, None]:
+        """Give out a request's results, waiting between its steps; closing this cancels it."""
+        mailbox: Mailbox[Item] = Mailbox()
+        steps = Run(work=work, server=self._server, reader=reader, post=mailbox.post).steps()
+        item: Item | None = None
+        try:
+            while True:
+                try:
+                    step = steps.send(item)
+                except StopIteration:
+                    return
+                item = None
+                if isinstance(step, Wait):
+                    item = await mailbox.take(step.seconds)
+                else:
+                    yield step.value
+        finally:
+            steps.close()
 
     async def close(self) -> None:
-        await self._transport.close()
+        """Let cancellations arrive, and close the connection."""
+        await asyncio.to_thread(self._server.finish, CLOSE_SECONDS)
+        closing = self._server.transport.close()
+        if closing is not None:
+            await closing
 
     async def __aenter__(self) -> AsyncClient:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()
+
+
+async def _only(values: AsyncGenerator[T, None]) -> T:
+    """The one value of a request that gives one."""
+    async with contextlib.aclosing(values):
+        (value,) = [value async for value in values]
+    return value

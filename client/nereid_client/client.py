@@ -1,60 +1,41 @@
-"""The blocking client."""
+"""The blocking client: drives requests, waiting in the thread that made them."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
-from typing import Protocol as TypingProtocol
+from typing import Any, TypeVar
 
-from nereid_client.errors import ServerError, UnavailableError
-from nereid_client.grpc_transport import Cancel, GrpcTransport
-from nereid_client.http_transport import HttpTransport
-from nereid_client.images import (
-    IMAGE_OUTPUTS,
-    STREAM_OUTPUTS,
-    ImageProgress,
-    ImageRequest,
-    ImageResult,
-    Tensors,
-    from_stream,
-)
-from nereid_client.options import DEFAULT_PORTS, GRACE_SECONDS, ConnectionOptions, Protocol, Tls
-from nereid_client.texts import TEXT_OUTPUTS, TextDelta, TextResult, text_tensors
+from nereid_client.grpc_transport import GrpcTransport
+from nereid_client.images import ImageProgress, ImageResult
+from nereid_client.replay import Run
+from nereid_client.server import Work
+from nereid_client.session import CLOSE_SECONDS, PROBE_SECONDS, Session
+from nereid_client.steps import CANCEL, Item, Reader, Wait
+from nereid_client.texts import TextDelta, TextResult
+from nereid_client.transport import Ended, Event
 
-
-class Transport(TypingProtocol):
-    """What a client needs of a protocol; pass your own to `Client` to test without a server."""
-
-    def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors: ...
-
-    def submit(
-        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
-    ) -> tuple[Future[Tensors], Cancel]: ...
-
-    def stream(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Iterator[Tensors]: ...
-
-    def is_ready(self, model: str) -> bool: ...
-
-    def close(self) -> None: ...
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class PendingImage:
-    """A request under way. The ensemble hears of `cancel` between its steps; streams and `denoise` within one tick."""
+    """A request under way, on a thread of its own."""
 
-    _future: Future[Tensors]
-    _cancel: Cancel
+    run_id: str
+    _future: Future[ImageResult]
+    _cancel: Callable[[], None]
 
     def result(self, timeout: float | None = None) -> ImageResult:
         """Wait for the images; raises NereidError, or TimeoutError after `timeout` seconds of waiting here."""
-        return ImageResult.from_tensors(self._future.result(timeout))
+        return self._future.result(timeout)
 
     def cancel(self) -> None:
-        """Ask the server to stop; `result` then raises CancelledError."""
+        """Stop it, here and on the server; `result` then raises CancelledError."""
         self._cancel()
 
     @property
@@ -62,98 +43,91 @@ class PendingImage:
         return self._future.done()
 
 
-class Client:
-    """Requests to one server, each waited for. A context manager; safe to share between threads over gRPC.
+class Client(Session):
+    """Requests to one server, each waited for. A context manager; safe to share between threads."""
 
-    Args:
-        url: host:port; 127.0.0.1 and the protocol's usual port where absent.
-        protocol: `grpc` or `http`.
-        name: prefix of the pipeline's models, as given to `nereid export --name`.
-        tls, headers: for servers behind TLS or a proxy that wants a token.
-        timeout: seconds a request may take, unless it says otherwise; None for the server's own limit.
-        retries, backoff: further attempts when the server is unavailable, and the first pause in seconds.
-        transport: instead of a connection.
-    """
+    _grpc = GrpcTransport
 
-    def __init__(
-        self,
-        url: str | None = None,
-        *,
-        protocol: Protocol | str = Protocol.GRPC,
-        name: str = "",
-        tls: Tls | None = None,
-        headers: Mapping[str, str] | None = None,
-        timeout: float | None = None,
-        retries: int = 3,
-        backoff: float = 0.2,
-        transport: Transport | None = None,
-    ) -> None:
-        self._options = connection_options(url, protocol, tls, headers, retries, backoff)
-        self._timeout = timeout
-        self._prefix = f"{name}_" if name else ""
-        make = GrpcTransport if self._options.protocol is Protocol.GRPC else HttpTransport
-        self._transport: Transport = transport if transport is not None else make(self._options)
-
-    def generate_image(self, prompt: str, *, timeout: float | None = None, **options: Any) -> ImageResult:
+    def generate_image(
+        self, prompt: str, *, timeout: float | None = None, run_id: str | None = None, **options: Any
+    ) -> ImageResult:
         """Draw `prompt` and wait; `options` are the fields of ImageRequest. Raises NereidError."""
-        request = ImageRequest.of(prompt=prompt, **options)
-        limit = timeout if timeout is not None else self._timeout
-        tensors = request.tensors(timeout=limit, batched=True)
-        made = self._retry(lambda: self._transport.infer(self._model("text_to_image"), tensors, IMAGE_OUTPUTS, patience(limit)))
-        return ImageResult.from_tensors(made)
+        return _only(self._drive(*self._image(prompt, options, timeout, run_id)))
 
-    def submit_image(self, prompt: str, *, timeout: float | None = None, **options: Any) -> PendingImage:
-        """Draw `prompt` without waiting (gRPC only); not retried."""
-        request = ImageRequest.of(prompt=prompt, **options)
-        limit = timeout if timeout is not None else self._timeout
-        tensors = request.tensors(timeout=limit, batched=True)
-        return PendingImage(*self._transport.submit(self._model("text_to_image"), tensors, IMAGE_OUTPUTS, patience(limit)))
+    def submit_image(
+        self, prompt: str, *, timeout: float | None = None, run_id: str | None = None, **options: Any
+    ) -> PendingImage:
+        """Draw `prompt` without waiting."""
+        work, reader = self._image(prompt, options, timeout, run_id)
+        items: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        future: Future[ImageResult] = Future()
 
-    def stream_image(self, prompt: str, *, timeout: float | None = None, **options: Any) -> Iterator[ImageProgress | ImageResult]:
+        def draw() -> None:
+            try:
+                future.set_result(_only(self._drive(work, reader, items)))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=draw, name="nereid-image", daemon=True).start()
+        return PendingImage(work.run_id, future, lambda: items.put(CANCEL))
+
+    def stream_image(
+        self, prompt: str, *, timeout: float | None = None, run_id: str | None = None, **options: Any
+    ) -> Generator[ImageProgress | ImageResult, None, None]:
         """Draw `prompt`, yielding progress with previews, then the result; leaving the loop cancels the request."""
-        request = ImageRequest.of(prompt=prompt, **options)
-        limit = timeout if timeout is not None else self._timeout
-        tensors = request.tensors(timeout=limit, batched=False)
-        model = self._model("text_to_image_stream")
-        for outputs in self._transport.stream(model, tensors, STREAM_OUTPUTS, patience(limit)):
-            yield from_stream(outputs)
+        yield from self._drive(*self._image_stream(prompt, options, timeout, run_id))
 
-    def generate_text(self, prompt: str | Sequence[int], *, timeout: float | None = None, **sampling: Any) -> TextResult:
+    def generate_text(
+        self, prompt: str | Sequence[int], *, timeout: float | None = None, run_id: str | None = None, **sampling: Any
+    ) -> TextResult:
         """Continue a text, or token ids, and wait; `sampling` has the names of vLLM's SamplingParams. Raises NereidError."""
-        limit = timeout if timeout is not None else self._timeout
-        tensors = text_tensors(prompt, sampling, stream=False, timeout=limit)
-        return TextResult.from_tensors(self._retry(lambda: self._only_answer(tensors, limit)))
+        return _only(self._drive(*self._text(prompt, sampling, timeout, run_id)))
 
-    def stream_text(self, prompt: str | Sequence[int], *, timeout: float | None = None, **sampling: Any) -> Iterator[TextDelta]:
+    def stream_text(
+        self, prompt: str | Sequence[int], *, timeout: float | None = None, run_id: str | None = None, **sampling: Any
+    ) -> Generator[TextDelta, None, None]:
         """Continue a text, yielding it as it is written; leaving the loop cancels the request."""
-        limit = timeout if timeout is not None else self._timeout
-        tensors = text_tensors(prompt, sampling, stream=True, timeout=limit)
-        for outputs in self._transport.stream(self._model("llm"), tensors, TEXT_OUTPUTS, patience(limit)):
-            yield TextDelta.from_tensors(outputs)
-
-    def _only_answer(self, tensors: Tensors, limit: float | None) -> Tensors:
-        answers = list(self._transport.stream(self._model("llm"), tensors, TEXT_OUTPUTS, patience(limit)))
-        if len(answers) != 1:
-            raise ServerError(f"the server gave {len(answers)} answers where one was asked for")
-        return answers[0]
+        yield from self._drive(*self._text_stream(prompt, sampling, timeout, run_id))
 
     def is_ready(self) -> bool:
         """Whether the image pipeline's models are loaded."""
-        return all(self._transport.is_ready(self._model(name)) for name in ("text_to_image", "denoise", "unet"))
+        return all(self._probe(self._model(name)) for name in ("text_to_image", "denoise", "unet"))
 
-    def _model(self, name: str) -> str:
-        return f"{self._prefix}{name}"
+    def is_live(self) -> bool:
+        """Whether the server answers."""
+        return self._probe(None)
 
-    def _retry(self, call: Any) -> Tensors:
-        for pause in self._options.pauses():
-            try:
-                return call()
-            except UnavailableError:
-                time.sleep(pause)
-        return call()
+    def _probe(self, model: str | None) -> bool:
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._server.transport.probe(model, PROBE_SECONDS, events.put)
+        return isinstance(events.get(), Ended)
+
+    def _drive(self, work: Work, reader: Reader[T], items: queue.SimpleQueue[Item] | None = None) -> Generator[T, None, None]:
+        """Give out a request's results, waiting between its steps; closing this cancels it."""
+        mailbox: queue.SimpleQueue[Item] = items if items is not None else queue.SimpleQueue()
+        steps = Run(work=work, server=self._server, reader=reader, post=mailbox.put).steps()
+        item: Item | None = None
+        try:
+            while True:
+                try:
+                    step = steps.send(item)
+                except StopIteration:
+                    return
+                item = None
+                if isinstance(step, Wait):
+                    try:
+                        item = mailbox.get(timeout=step.seconds)
+                    except queue.Empty:
+                        continue
+                else:
+                    yield step.value
+        finally:
+            steps.close()
 
     def close(self) -> None:
-        self._transport.close()
+        """Let cancellations arrive, and close the connection."""
+        self._server.finish(CLOSE_SECONDS)
+        self._server.transport.close()
 
     def __enter__(self) -> Client:
         return self
@@ -162,25 +136,7 @@ class Client:
         self.close()
 
 
-def connection_options(
-    url: str | None,
-    protocol: Protocol | str,
-    tls: Tls | None,
-    headers: Mapping[str, str] | None,
-    retries: int,
-    backoff: float,
-) -> ConnectionOptions:
-    """Arguments of both clients, resolved."""
-    chosen = Protocol(protocol)
-    return ConnectionOptions(
-        url=url if url is not None else f"127.0.0.1:{DEFAULT_PORTS[chosen]}",
-        protocol=chosen,
-        tls=tls,
-        headers=dict(headers or {}),
-        retries=retries,
-        backoff=backoff,
-    )
-
-
-def patience(limit: float | None) -> float | None:
-    return None if limit is None else limit + GRACE_SECONDS
+def _only(values: Iterator[T]) -> T:
+    """The one value of a request that gives one."""
+    (value,) = values
+    return value

@@ -3,8 +3,10 @@
 NereidError
 ├── InvalidRequestError     a field is not allowed to have its value; trying again will not help
 ├── UnavailableError        the server cannot take it now; retried with backoff before it is raised
-│   ├── LostError           what computed it has died
-│   └── ConnectionLostError nobody answers at the address, or the connection broke
+│   ├── NotReadyError       a model that it needs is being loaded
+│   ├── LostError           what computed it has died; replayed before it is raised
+│   │   └── UnhealthyError  ... and has not been replaced yet
+│   └── ConnectionLostError nobody answers at the address, or (`sent`) the connection broke with the request under way
 ├── DeadlineExceededError   the time given to the request ran out
 ├── CancelledError          it was cancelled from here
 ├── UnsupportedError        the chosen protocol cannot do this
@@ -34,11 +36,23 @@ class UnavailableError(NereidError):
     pass
 
 
-class ConnectionLostError(UnavailableError):
+class NotReadyError(UnavailableError):
     pass
 
 
+class ConnectionLostError(UnavailableError):
+    """`sent`: the request may have reached the server, which may have begun with it."""
+
+    def __init__(self, message: str, field: str | None = None, *, sent: bool = False) -> None:
+        super().__init__(message, field)
+        self.sent = sent
+
+
 class LostError(UnavailableError):
+    pass
+
+
+class UnhealthyError(LostError):
     pass
 
 
@@ -80,21 +94,52 @@ _BY_KIND: dict[ErrorKind, type[NereidError]] = {
     ErrorKind.LOST: LostError,
     ErrorKind.ENGINE: ServerError,
 }
-_DEAD_WORDS = ("is not healthy",)
-"""Triton's own words, which come without a code, for a model whose process has died."""
-_CONNECTION_WORDS = ("failed to connect", "connection", "socket", "stream removed", "goaway")
+_CONNECTION_WORDS = (
+    *("failed to connect", "connection", "socket", "stream removed", "goaway", "cancelling all calls", "broken pipe"),
+    *(
+        "reset by peer",
+        "recvmsg",
+        "sendmsg",
+        "rst_stream",
+        "transport",
+        "endpoint",
+        "ping timeout",
+        "too_many_pings",
+        "keepalive",
+        "tcp",
+        "handshake",
+    ),
+)
+"""gRPC's sentences about a connection; their status is the one of servers that are busy."""
+_NEVER_SENT_WORDS = ("failed to connect", "connection refused", "name resolution", "dns")
+_TRITONS_OWN: tuple[tuple[str, type[NereidError]], ...] = (
+    ("is not healthy", UnhealthyError),
+    ("has no available versions", NotReadyError),
+    ("is not at ready state", NotReadyError),
+    ("Request for unknown model", InvalidRequestError),
+    ("unexpected inference input", InvalidRequestError),
+    ("inputs but got", InvalidRequestError),
+    ("unexpected shape for input", InvalidRequestError),
+    ("unexpected data-type", InvalidRequestError),
+)
+"""Sentences of Triton itself. In a stream they come without a status, and a model that is being loaded again is "not found"."""
 
 
 def from_triton(error: InferenceServerException) -> NereidError:
     """The typed error for what tritonclient raised."""
-    message = error.message() or str(error)
-    status = (error.status() or "").removeprefix("StatusCode.")
+    return typed(error.message() or str(error), error.status() or "")
+
+
+def typed(message: str, status: str = "") -> NereidError:
+    """The typed error for a sentence and a status (gRPC's name or HTTP's number); streams have sentences only."""
     sent = WireError.parse(message)
     if sent is not None:
         return _BY_KIND[sent.kind](sent.sentence, sent.field)
-    kind = _BY_STATUS.get(status, ServerError)
-    if kind is UnavailableError and any(word in message.lower() for word in _CONNECTION_WORDS):
-        kind = ConnectionLostError
-    if kind is ServerError and any(words in message.lower() for words in _DEAD_WORDS):
-        kind = LostError
+    for words, own in _TRITONS_OWN:
+        if words in message:
+            return own(message)
+    kind = _BY_STATUS.get(status.removeprefix("StatusCode."), ServerError)
+    lowered = message.lower()
+    if kind is UnavailableError and any(words in lowered for words in _CONNECTION_WORDS):
+        return ConnectionLostError(message, sent=not any(words in lowered for words in _NEVER_SENT_WORDS))
     return kind(message)

@@ -1,178 +1,232 @@
-"""Tensors to a model and back over gRPC, sync and async."""
+"""Calls over gRPC, one channel for all of them; knows Triton's messages and nothing of what is asked."""
 
 from __future__ import annotations
 
-import queue
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Future
+import asyncio
+import threading
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import grpc
 import numpy as np
-import tritonclient.grpc as grpcclient
-import tritonclient.grpc.aio as grpcclient_aio
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
+from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 
-from nereid_client.errors import from_triton
-from nereid_client.images import Tensors
-from nereid_client.options import ConnectionOptions
+from nereid_client.errors import CancelledError, ConnectionLostError, NereidError, NotReadyError, typed
+from nereid_client.options import ConnectionOptions, Tls
+from nereid_client.transport import Answered, Call, Cancel, Ended, Event, Failed, Tell, Tensors
 
-Cancel = Callable[[], None]
-
-_KEEPALIVE = grpcclient.KeepAliveOptions(keepalive_time_ms=30_000, keepalive_timeout_ms=10_000)
-
-
-def _inputs(tensors: Tensors) -> list[Any]:
-    made = []
-    for name, value in tensors.items():
-        tensor = grpcclient.InferInput(name, value.shape, np_to_triton_dtype(value.dtype))
-        tensor.set_data_from_numpy(value)
-        made.append(tensor)
-    return made
-
-
-def _outputs(result: Any, names: Sequence[str]) -> Tensors:
-    values: dict[str, np.ndarray | None] = {name: result.as_numpy(name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _reason(answers: queue.SimpleQueue[tuple[Any, InferenceServerException | None]]) -> InferenceServerException | None:
-    """Why a stream was over before its request was written: its callback is told that, possibly a moment later."""
-    try:
-        return answers.get(timeout=1)[1]
-    except queue.Empty:
-        return None
-
-
-def _arguments(options: ConnectionOptions) -> dict[str, Any]:
-    tls = options.tls
-    paths = (
-        {}
-        if tls is None
-        else {
-            "root_certificates": tls.root_certificates,
-            "private_key": tls.private_key,
-            "certificate_chain": tls.certificate_chain,
-        }
-    )
-    return {
-        "url": options.url,
-        "ssl": tls is not None,
-        "keepalive_options": _KEEPALIVE,
-        **{name: str(path) for name, path in paths.items() if path is not None},
-    }
+_CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", -1),  # pictures are larger than gRPC's 4 MB
+    ("grpc.max_receive_message_length", -1),
+    # Triton's server takes pings within 300 s of the last data for abuse, and ends the connection with all its calls.
+    ("grpc.keepalive_time_ms", 330_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # A server that is started again is found soon: gRPC's own pauses between attempts grow to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+]
 
 
 class GrpcTransport:
     """One channel; calls may come from any thread."""
 
     def __init__(self, options: ConnectionOptions) -> None:
-        self._options = options
-        self._client = grpcclient.InferenceServerClient(**_arguments(options))
+        self._channel = _channel(grpc, options)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._metadata = _metadata(options)
+        self._closed = False
 
-    def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
-        """Call and wait; raises NereidError."""
-        try:
-            result = self._client.infer(model, _inputs(tensors), headers=dict(self._options.headers), client_timeout=timeout)
-        except InferenceServerException as error:
-            raise from_triton(error) from None
-        return _outputs(result, outputs)
+    def start(self, call: Call, tell: Tell) -> Cancel:
+        """See Transport; a decoupled model's answers are read on a thread of their own."""
+        request = _request(call.model, call.tensors)
+        _check_open(self._closed)
+        if call.decoupled:
+            # The end of the requests' iterator tells the server to end the stream after the last answer.
+            answers = self._stub.ModelStreamInfer(iter((request,)), timeout=call.timeout, metadata=self._metadata)
+            threading.Thread(target=_read, args=(answers, tell), name="nereid-stream", daemon=True).start()
+            return answers.cancel
+        future = self._stub.ModelInfer.future(request, timeout=call.timeout, metadata=self._metadata)
+        future.add_done_callback(lambda done: _finish(done, tell))
+        return future.cancel
 
-    def submit(
-        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
-    ) -> tuple[Future[Tensors], Cancel]:
-        """Call without waiting; the second value cancels the call."""
-        future: Future[Tensors] = Future()
+    def probe(self, model: str | None, timeout: float, tell: Tell) -> None:
+        """See Transport."""
+        _check_open(self._closed)
+        method, request = _probe(self._stub, model)
+        future = method.future(request, timeout=timeout, metadata=self._metadata)
 
-        def finish(result: Any, error: InferenceServerException | None) -> None:
-            if error is not None:
-                future.set_exception(from_triton(error))
-            else:
-                future.set_result(_outputs(result, outputs))
+        def finish(done: Any) -> None:
+            error = _error(done)
+            tell(_readiness(model, done.result()) if error is None else Failed(error))
 
-        call = self._client.async_infer(
-            model, _inputs(tensors), finish, headers=dict(self._options.headers), client_timeout=timeout
-        )
-        return future, call.cancel
-
-    def stream(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Iterator[Tensors]:
-        """Answers of a decoupled model as they come; leaving the loop cancels the rest."""
-        answers: queue.SimpleQueue[tuple[Any, InferenceServerException | None]] = queue.SimpleQueue()
-        client = grpcclient.InferenceServerClient(**_arguments(self._options))
-        client.start_stream(
-            lambda result, error: answers.put((result, error)),
-            stream_timeout=timeout,
-            headers=dict(self._options.headers),
-        )
-        finished = False
-        try:
-            try:
-                client.async_stream_infer(model, _inputs(tensors), enable_empty_final_response=True)
-            except InferenceServerException as refusal:
-                finished = True
-                raise from_triton(_reason(answers) or refusal) from None
-            while True:
-                result, error = answers.get()
-                if error is not None:
-                    finished = True
-                    raise from_triton(error)
-                response = result.get_response()
-                if response.outputs:
-                    yield _outputs(result, outputs)
-                if response.parameters["triton_final_response"].bool_param:
-                    finished = True
-                    return
-        finally:
-            client.stop_stream(cancel_requests=not finished)
-            client.close()
-
-    def is_ready(self, model: str) -> bool:
-        try:
-            return bool(self._client.is_model_ready(model, headers=dict(self._options.headers), client_timeout=5))
-        except InferenceServerException:
-            return False
+        future.add_done_callback(finish)
 
     def close(self) -> None:
-        self._client.close()
+        self._closed = True
+        self._channel.close()
 
 
 class AsyncGrpcTransport:
-    """The same on asyncio; cancelling the awaiting task cancels the call."""
+    """The same for an event loop, where a thread for every stream would cost more than the answers; used from the loop alone."""
 
     def __init__(self, options: ConnectionOptions) -> None:
         self._options = options
-        self._client = grpcclient_aio.InferenceServerClient(**_arguments(options))
+        self._metadata = _metadata(options)
+        self._channel: Any = None
+        self._stub: Any = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
-    async def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
+    def start(self, call: Call, tell: Tell) -> Cancel:
+        """See Transport."""
+        request = _request(call.model, call.tensors)
+        _check_open(self._closed)
+        return self._begin(self._answers(request, call, tell), tell)
+
+    def probe(self, model: str | None, timeout: float, tell: Tell) -> None:
+        """See Transport."""
+        _check_open(self._closed)
+        self._begin(self._ask(model, timeout, tell), tell)
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._channel is not None:
+            await self._channel.close()
+
+    def _begin(self, work: Coroutine[Any, Any, None], tell: Tell) -> Cancel:
+        if self._channel is None:  # only now is there a loop for certain
+            self._channel = _channel(grpc.aio, self._options)
+            self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+        async def run() -> None:
+            try:
+                await work
+            except grpc.RpcError as error:
+                tell(Failed(_typed(error)))
+            except Exception as error:  # an answer that cannot be read: its caller must not wait for ever
+                tell(Failed(typed(f"an answer could not be read ({error})")))
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task.cancel
+
+    async def _answers(self, request: Any, call: Call, tell: Tell) -> None:
+        if not call.decoupled:
+            answer = await self._stub.ModelInfer(request, timeout=call.timeout, metadata=self._metadata)
+            tell(Answered(_outputs(answer)))
+            return tell(Ended())
+        answers = self._stub.ModelStreamInfer(iter((request,)), timeout=call.timeout, metadata=self._metadata)
         try:
-            result = await self._client.infer(
-                model, _inputs(tensors), headers=dict(self._options.headers), client_timeout=timeout
-            )
-        except InferenceServerException as error:
-            raise from_triton(error) from None
-        return _outputs(result, outputs)
-
-    async def stream(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> AsyncIterator[Tensors]:
-        async def requests() -> AsyncIterator[dict[str, Any]]:
-            yield {"model_name": model, "inputs": _inputs(tensors)}  # its end tells the server to end the stream, too
-
-        answers = self._client.stream_infer(requests(), stream_timeout=timeout, headers=dict(self._options.headers))
-        try:
-            async for result, error in answers:
-                if error is not None:
-                    raise from_triton(error)
-                if result.get_response().outputs:
-                    yield _outputs(result, outputs)
-        except grpc.RpcError as error:
-            raise from_triton(InferenceServerException(error.details() or "", str(error.code()))) from None
+            async for answer in answers:
+                if answer.error_message:
+                    return tell(Failed(typed(answer.error_message)))
+                if answer.infer_response.outputs:
+                    tell(Answered(_outputs(answer.infer_response)))
+            tell(Ended())
         finally:
             answers.cancel()
 
-    async def is_live(self) -> bool:
-        try:
-            return bool(await self._client.is_server_live(headers=dict(self._options.headers), client_timeout=5))
-        except InferenceServerException:
-            return False
+    async def _ask(self, model: str | None, timeout: float, tell: Tell) -> None:
+        method, request = _probe(self._stub, model)
+        tell(_readiness(model, await method(request, timeout=timeout, metadata=self._metadata)))
 
-    async def close(self) -> None:
-        await self._client.close()
+
+def _check_open(closed: bool) -> None:
+    if closed:
+        raise CancelledError("the client is closed")
+
+
+def _read(answers: Any, tell: Tell) -> None:
+    """Tell a stream's answers until its end."""
+    try:
+        for answer in answers:
+            if answer.error_message:
+                answers.cancel()
+                return tell(Failed(typed(answer.error_message)))
+            if answer.infer_response.outputs:
+                tell(Answered(_outputs(answer.infer_response)))
+        tell(Ended())
+    except grpc.RpcError as error:
+        tell(Failed(_typed(error)))
+    except Exception as error:  # an answer that cannot be read: its caller must not wait for ever
+        answers.cancel()
+        tell(Failed(typed(f"an answer could not be read ({error})")))
+
+
+def _finish(done: Any, tell: Tell) -> None:
+    """Tell the one answer of a call."""
+    error = _error(done)
+    if error is not None:
+        return tell(Failed(error))
+    try:
+        outputs = _outputs(done.result())
+    except Exception as unreadable:
+        return tell(Failed(typed(f"the answer could not be read ({unreadable})")))
+    tell(Answered(outputs))
+    tell(Ended())
+
+
+def _probe(stub: Any, model: str | None) -> tuple[Any, Any]:
+    """The method and the request that ask whether a model is loaded, or, None, the server up."""
+    if model is None:
+        return stub.ServerLive, service_pb2.ServerLiveRequest()
+    return stub.ModelReady, service_pb2.ModelReadyRequest(name=model)
+
+
+def _readiness(model: str | None, answer: Any) -> Event:
+    ready = answer.live if model is None else answer.ready
+    return Ended() if ready else Failed(NotReadyError(f"{model or 'the server'} is not ready"))
+
+
+def _error(done: Any) -> NereidError | None:
+    if done.cancelled():
+        return CancelledError("the request was cancelled from here")
+    error = done.exception()
+    return None if error is None else _typed(error)
+
+
+def _typed(error: Any) -> NereidError:
+    if error.code() is grpc.StatusCode.CANCELLED:  # not from here: those calls have nobody who reads this
+        return ConnectionLostError("the server ended the call before its answer", sent=True)
+    return typed(error.details() or str(error.code()), str(error.code()))
+
+
+def _request(model: str, tensors: Tensors) -> Any:
+    request = service_pb2.ModelInferRequest(model_name=model)
+    for name, value in tensors.items():
+        datatype = np_to_triton_dtype(value.dtype)
+        request.inputs.add(name=name, datatype=datatype, shape=value.shape)
+        request.raw_input_contents.append(_raw(value))
+    return request
+
+
+def _raw(value: np.ndarray) -> bytes:
+    if value.dtype == np.object_:
+        packed = serialize_byte_tensor(value)
+        return bytes(packed.item()) if packed.size else b""
+    return np.ascontiguousarray(value).tobytes()
+
+
+def _outputs(response: Any) -> Tensors:
+    result = InferResult(response)
+    values: Sequence[tuple[str, np.ndarray | None]] = [(output.name, result.as_numpy(output.name)) for output in response.outputs]
+    return {name: value for name, value in values if value is not None}
+
+
+def _metadata(options: ConnectionOptions) -> tuple[tuple[str, str], ...]:
+    return tuple((name.lower(), value) for name, value in options.headers.items())
+
+
+def _channel(kind: Any, options: ConnectionOptions) -> Any:
+    """`kind` is grpc or grpc.aio."""
+    if options.tls is None:
+        return kind.insecure_channel(options.url, options=_CHANNEL_OPTIONS)
+    return kind.secure_channel(options.url, _credentials(options.tls), options=_CHANNEL_OPTIONS)
+
+
+def _credentials(tls: Tls) -> Any:
+    files = (tls.root_certificates, tls.private_key, tls.certificate_chain)
+    return grpc.ssl_channel_credentials(*(None if file is None else file.read_bytes() for file in files))

@@ -1,24 +1,34 @@
-"""Tensors to a model and back over HTTP, sync and async. There is no cancelling: the server does not see a lost client."""
+"""Calls over HTTP, a connection and a thread for each. The server does not see a lost caller: a run is cancelled by its name."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import socket
 import ssl
-from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import Future
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import tritonclient.http as httpclient
-import tritonclient.http.aio as httpclient_aio
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import np_to_triton_dtype
 
-from nereid_client.errors import ConnectionLostError, DeadlineExceededError, UnsupportedError, from_triton
-from nereid_client.grpc_transport import Cancel
-from nereid_client.images import Tensors
+from nereid_client.errors import (
+    CancelledError,
+    ConnectionLostError,
+    DeadlineExceededError,
+    NereidError,
+    NotReadyError,
+    UnsupportedError,
+    typed,
+)
 from nereid_client.options import ConnectionOptions, Tls
+from nereid_client.transport import Answered, Call, Cancel, Ended, Failed, Tell, Tensors
 
+CONNECT_SECONDS = 10.0
 _STREAM_DTYPES: dict[str, type] = {
     "preview": np.uint8,
     "generated_image": np.uint8,
@@ -27,6 +37,174 @@ _STREAM_DTYPES: dict[str, type] = {
     "cumulative_logprob": np.float32,
 }
 _NOT_TENSORS = ("model_name", "model_version", "id")
+_HEADER_LENGTH = "Inference-Header-Content-Length"
+
+
+class HttpTransport:
+    """Calls may come from any thread."""
+
+    def __init__(self, options: ConnectionOptions) -> None:
+        self._options = options
+        self._host, _, path = options.url.partition("/")
+        self._base = f"/{path.strip('/')}" if path.strip("/") else ""
+        self._exchanges: set[Exchange] = set()
+        self._closed = False
+
+    def start(self, call: Call, tell: Tell) -> Cancel:
+        """See Transport."""
+        if call.decoupled and "init_image" in call.tensors:
+            raise UnsupportedError("init_image: HTTP streams carry no pictures to the server; use the gRPC protocol")
+        answer = self._generate if call.decoupled else self._infer
+        return self._on_thread(call.timeout, lambda exchange: answer(exchange, call, tell), tell)
+
+    def probe(self, model: str | None, timeout: float, tell: Tell) -> None:
+        """See Transport."""
+        path = "/v2/health/live" if model is None else f"/v2/models/{model}/ready"
+
+        def ask(exchange: Exchange) -> None:
+            response = exchange.ask("GET", self._base + path, b"", dict(self._options.headers))
+            response.read()
+            if response.status != 200:
+                raise NotReadyError(f"{model or 'the server'} is not ready")
+
+        self._on_thread(timeout, ask, tell)
+
+    def close(self) -> None:
+        """End all calls."""
+        self._closed = True
+        for exchange in tuple(self._exchanges):
+            exchange.give_up()
+
+    def _on_thread(self, timeout: float | None, work: Any, tell: Tell) -> Cancel:
+        if self._closed:
+            raise CancelledError("the client is closed")
+        exchange = Exchange(self._connection(), timeout)
+        self._exchanges.add(exchange)
+
+        def run() -> None:
+            try:
+                work(exchange)
+            except NereidError as error:
+                tell(Failed(error))
+            except TimeoutError:
+                tell(Failed(_out_of_time(exchange)))
+            except (OSError, http.client.HTTPException) as error:
+                what = "the connection to {} broke ({})" if exchange.sent else "no server answers at {} ({})"
+                tell(
+                    Failed(ConnectionLostError(what.format(self._options.url, error or type(error).__name__), sent=exchange.sent))
+                )
+            except Exception as error:  # an answer that cannot be read: its caller must not wait for ever
+                tell(Failed(typed(f"the answer could not be read ({error})")))
+            else:
+                tell(Ended())
+            finally:
+                exchange.close()
+                self._exchanges.discard(exchange)
+
+        threading.Thread(target=run, name="nereid-http", daemon=True).start()
+        return exchange.give_up
+
+    def _broken(self, error: Exception, *, sent: bool) -> NereidError:
+        why = str(error) or type(error).__name__
+        where = self._options.url
+        sentence = f"the connection to {where} broke ({why})" if sent else f"no server answers at {where} ({why})"
+        return ConnectionLostError(sentence, sent=sent)
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self._options.tls is None:
+            return http.client.HTTPConnection(self._host, timeout=CONNECT_SECONDS)
+        return http.client.HTTPSConnection(self._host, timeout=CONNECT_SECONDS, context=_ssl_context(self._options.tls))
+
+    def _infer(self, exchange: Exchange, call: Call, tell: Tell) -> None:
+        """One answer, its tensors as bytes behind a JSON header."""
+        body, length = httpclient.InferenceServerClient.generate_request_body(_inputs(call.tensors))
+        headers = {"Content-Type": "application/octet-stream", **self._options.headers}
+        if length is not None:
+            headers[_HEADER_LENGTH] = str(length)
+        response = exchange.ask("POST", f"{self._base}/v2/models/{call.model}/infer", body, headers)
+        content = response.read()
+        if response.status != 200:
+            raise _refusal(response, content)
+        header = response.getheader(_HEADER_LENGTH)
+        result = httpclient.InferenceServerClient.parse_response_body(content, header_length=int(header) if header else None)
+        names = [output["name"] for output in result.get_response()["outputs"]]
+        tell(Answered({name: result.as_numpy(name) for name in names}))
+
+    def _generate(self, exchange: Exchange, call: Call, tell: Tell) -> None:
+        """Answers of a decoupled model from its generate_stream endpoint, as server-sent events."""
+        body = json.dumps({name: _json_value(value) for name, value in call.tensors.items()}).encode()
+        headers = {"Content-Type": "application/json", **self._options.headers}
+        response = exchange.ask("POST", f"{self._base}/v2/models/{call.model}/generate_stream", body, headers)
+        if response.status != 200:
+            raise _refusal(response, response.read())
+        for line in _lines(response):
+            if line.startswith(b"data:"):
+                tell(Answered(_event(json.loads(line.removeprefix(b"data:")))))
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """One request and its answer on a connection, which another thread may end at any time."""
+
+    connection: http.client.HTTPConnection
+    timeout: float | None
+    sent: bool = False
+    _socket: socket.socket | None = None
+    _given_up: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def ask(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> http.client.HTTPResponse:
+        self.connection.connect()
+        with self._lock:
+            if self._given_up:
+                raise ConnectionAbortedError("given up")
+            self._socket = self.connection.sock
+            self._socket.settimeout(self.timeout)
+        self.sent = True
+        self.connection.request(method, path, body, headers)
+        return self.connection.getresponse()
+
+    def give_up(self) -> None:
+        with self._lock:
+            self._given_up = True
+            if self._socket is not None:
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads
+
+    def close(self) -> None:
+        with self._lock:
+            self._socket = None
+            self.connection.close()
+
+
+def _lines(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Lines as they come; unlike the response's own, they do not take a cut connection for the end."""
+    rest = b""
+    while piece := response.read1(1 << 16):
+        *whole, rest = (rest + piece).split(b"\n")
+        yield from whole
+    yield rest
+
+
+def _out_of_time(exchange: Exchange) -> NereidError:
+    if exchange.sent:
+        return DeadlineExceededError(f"timeout: no answer within {exchange.timeout or 0:g} s")
+    return ConnectionLostError(f"nobody answers at {exchange.connection.host} within {CONNECT_SECONDS:g} s")
+
+
+def _refusal(response: http.client.HTTPResponse, content: bytes) -> NereidError:
+    try:  # a stream's refusal comes as its only event
+        message = str(json.loads(content.strip().removeprefix(b"data:"))["error"])
+    except (ValueError, KeyError, TypeError):
+        message = f"HTTP status {response.status} {response.reason}"
+    return typed(message, str(response.status))
+
+
+def _ssl_context(tls: Tls) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=tls.root_certificates)
+    if tls.certificate_chain is not None:
+        context.load_cert_chain(tls.certificate_chain, tls.private_key)
+    return context
 
 
 def _inputs(tensors: Tensors) -> list[Any]:
@@ -38,87 +216,6 @@ def _inputs(tensors: Tensors) -> list[Any]:
     return made
 
 
-def _requested(outputs: Sequence[str]) -> list[Any]:
-    return [httpclient.InferRequestedOutput(name, binary_data=True) for name in outputs]
-
-
-def _values(result: Any, outputs: Sequence[str]) -> Tensors:
-    return {name: result.as_numpy(name) for name in outputs}
-
-
-def _ssl_context(tls: Tls) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=tls.root_certificates)
-    if tls.certificate_chain is not None:
-        context.load_cert_chain(tls.certificate_chain, tls.private_key)
-    return context
-
-
-class HttpTransport:
-    """A small pool of connections; use it from one thread."""
-
-    def __init__(self, options: ConnectionOptions, timeout: float = 600.0) -> None:
-        self._options = options
-        arguments: dict[str, Any] = {"network_timeout": timeout, "connection_timeout": 10.0}
-        if options.tls is not None:
-            tls = options.tls
-            arguments |= {"ssl": True, "ssl_context_factory": lambda: _ssl_context(tls)}
-        self._client = httpclient.InferenceServerClient(options.url, **arguments)
-
-    def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
-        """Call and wait; raises NereidError."""
-        try:
-            result = self._client.infer(model, _inputs(tensors), outputs=_requested(outputs), headers=dict(self._options.headers))
-        except InferenceServerException as error:
-            raise from_triton(error) from None
-        except TimeoutError as error:
-            raise DeadlineExceededError(f"no answer within the time given ({error})") from None
-        except OSError as error:
-            raise ConnectionLostError(f"no server answers at {self._options.url} ({error})") from None
-        return _values(result, outputs)
-
-    def submit(
-        self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None
-    ) -> tuple[Future[Tensors], Cancel]:
-        raise UnsupportedError("HTTP cannot cancel a request that is under way; use the gRPC protocol")
-
-    def stream(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Iterator[Tensors]:
-        """Answers of a decoupled model from its generate_stream endpoint, as server-sent events."""
-        if "init_image" in tensors:
-            raise UnsupportedError("init_image: HTTP streams carry no pictures to the server; use the gRPC protocol")
-        body = json.dumps({name: _json_value(value) for name, value in tensors.items()})
-        tls = self._options.tls
-        connection: http.client.HTTPConnection
-        if tls is not None:
-            connection = http.client.HTTPSConnection(self._options.url, timeout=timeout, context=_ssl_context(tls))
-        else:
-            connection = http.client.HTTPConnection(self._options.url, timeout=timeout)
-        headers = {"Content-Type": "application/json", **self._options.headers}
-        try:
-            connection.request("POST", f"/v2/models/{model}/generate_stream", body, headers)
-            response = connection.getresponse()
-            if response.status != 200:
-                message = json.loads(response.read() or b"{}").get("error", response.reason)
-                raise from_triton(InferenceServerException(message, str(response.status)))
-            for line in response:
-                if line.startswith(b"data:"):
-                    yield _event(json.loads(line.removeprefix(b"data:")))
-        except TimeoutError:
-            raise DeadlineExceededError(f"no answer within {timeout:g} s") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise ConnectionLostError(f"the connection to {self._options.url} broke ({error})") from None
-        finally:
-            connection.close()
-
-    def is_ready(self, model: str) -> bool:
-        try:
-            return bool(self._client.is_model_ready(model, headers=dict(self._options.headers)))
-        except (InferenceServerException, OSError):
-            return False
-
-    def close(self) -> None:
-        self._client.close()
-
-
 def _json_value(value: np.ndarray) -> Any:
     values = [item.decode() if isinstance(item, bytes) else item.item() for item in value.reshape(-1)]
     return values[0] if len(values) == 1 else values
@@ -127,7 +224,7 @@ def _json_value(value: np.ndarray) -> Any:
 def _event(event: dict[str, Any]) -> Tensors:
     """One server-sent event as tensors; arrays come flat, pictures get their shape back."""
     if "error" in event:
-        raise from_triton(InferenceServerException(event["error"]))
+        raise typed(str(event["error"]))
     made: Tensors = {}
     for name, value in event.items():
         values = value if isinstance(value, list) else [value]
@@ -141,34 +238,3 @@ def _event(event: dict[str, Any]) -> Tensors:
         if name in made:
             made[name] = made[name].reshape(made["picture_shape"])
     return made
-
-
-class AsyncHttpTransport:
-    """The same on asyncio, without streams."""
-
-    def __init__(self, options: ConnectionOptions) -> None:
-        self._options = options
-        arguments: dict[str, Any] = {}
-        if options.tls is not None:
-            arguments = {"ssl": True, "ssl_context": _ssl_context(options.tls)}
-        self._client = httpclient_aio.InferenceServerClient(options.url, conn_timeout=600.0, **arguments)
-
-    async def infer(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> Tensors:
-        try:
-            result = await self._client.infer(
-                model, _inputs(tensors), outputs=_requested(outputs), headers=dict(self._options.headers)
-            )
-        except InferenceServerException as error:
-            raise from_triton(error) from None
-        except TimeoutError:
-            raise DeadlineExceededError("no answer within the time given") from None
-        except OSError as error:
-            raise ConnectionLostError(f"no server answers at {self._options.url} ({error})") from None
-        return _values(result, outputs)
-
-    async def stream(self, model: str, tensors: Tensors, outputs: Sequence[str], timeout: float | None) -> AsyncIterator[Tensors]:
-        raise UnsupportedError("AsyncClient streams over gRPC only; use Client for a stream over HTTP")
-        yield {}
-
-    async def close(self) -> None:
-        await self._client.close()

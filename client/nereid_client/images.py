@@ -107,6 +107,7 @@ class ImageResult:
     warnings: tuple[str, ...]
     queue_seconds: float
     denoise_seconds: float
+    run_id: str = ""
 
     @property
     def image(self) -> Image.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,8 @@ OTHER_ROOMS = {
     "bench": ("nereid_bench.cli", "app", "Measure, peers side by side.", "nereid-bench"),
     "demo": ("nereid_bench.demo", "demo", "Export, serve and draw a handful of images.", "nereid-bench nereid[serve]"),
 }
-
+INTERRUPTED = 130
+"""The status of a command that Ctrl-C ended, as shells have it."""
 
 app = typer.Typer(
     help="Generative models on Triton: export, serve, generate, chat, measure.",
@@ -79,6 +81,9 @@ def generate(
         result.image.save(output)
     except (NereidError, OSError, ValueError) as error:
         fail(error)
+    except KeyboardInterrupt:
+        say_error("stopped; the server was told so")
+        raise typer.Exit(INTERRUPTED) from None
     for warning in result.warnings:
         console.print(f"[yellow]warning:[/yellow] {warning}", highlight=False, soft_wrap=True)
     if as_json:
@@ -156,11 +161,12 @@ def _draw(client: Client, prompt: str, options: dict[str, Any]) -> ImageResult:
     )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("drawing", total=None)
-        for answer in client.stream_image(prompt, **options):
-            if isinstance(answer, ImageProgress):
-                bar.update(task, completed=answer.step, total=answer.num_inference_steps)
-            else:
-                return answer
+        with closing(client.stream_image(prompt, **options)) as answers:  # whatever ends the loop, the server hears of it
+            for answer in answers:
+                if isinstance(answer, ImageProgress):
+                    bar.update(task, completed=answer.step, total=answer.num_inference_steps)
+                else:
+                    return answer
     raise NereidError("the stream ended without an image")
 
 

@@ -47,6 +47,8 @@ class TextResult:
     choices: tuple[TextChoice, ...]
     num_input_tokens: int
     num_cached_tokens: int
+    run_id: str = ""
+    system_fingerprint: str | None = None
 
     @property
     def text(self) -> str:
@@ -76,6 +78,7 @@ class TextResult:
             ),
             num_input_tokens=int(tensors["num_input_tokens"][0]),
             num_cached_tokens=int(tensors["num_cached_tokens"][0]),
+            system_fingerprint=fingerprint(tensors),
         )
 
 
@@ -90,6 +93,8 @@ class TextDelta:
     logprobs: list[dict[str, Any]] | None
     num_input_tokens: int
     num_cached_tokens: int
+    run_id: str = ""
+    system_fingerprint: str | None = None
 
     @classmethod
     def from_tensors(cls, tensors: Tensors) -> TextDelta:
@@ -101,14 +106,21 @@ class TextDelta:
             logprobs=_logprobs(tensors, 0),
             num_input_tokens=int(tensors["num_input_tokens"][0]),
             num_cached_tokens=int(tensors["num_cached_tokens"][0]),
+            system_fingerprint=fingerprint(tensors),
         )
+
+
+def fingerprint(tensors: Tensors) -> str | None:
+    """What changes with engine, weights and version; None where the server does not say."""
+    said = [value.decode() for value in tensors.get("system_fingerprint", np.empty(0, np.object_)).reshape(-1)]
+    return said[0] if said else None
 
 
 def _logprobs(tensors: Tensors, index: int) -> list[dict[str, Any]] | None:
     return json.loads(tensors["logprobs"][index]) if "logprobs" in tensors else None
 
 
-def text_tensors(prompt: str | Sequence[int], sampling: Mapping[str, Any], *, stream: bool, timeout: float | None) -> Tensors:
+def text_tensors(prompt: str | Sequence[int], sampling: Mapping[str, Any], *, stream: bool) -> Tensors:
     """Inputs of `llm`; `sampling` has the names of vLLM's SamplingParams and is checked by the server.
 
     `max_tokens=None` is no limit but the context's; where it is left out, the limit is vLLM's 16.
@@ -129,6 +141,4 @@ def text_tensors(prompt: str | Sequence[int], sampling: Mapping[str, Any], *, st
         tensors["text_input"] = np.array([prompt.encode()], np.object_)
     else:
         tensors["input_ids"] = np.asarray(prompt, np.int32)
-    if timeout is not None:
-        tensors["timeout_seconds"] = np.array([timeout], np.float32)
     return tensors

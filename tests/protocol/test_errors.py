@@ -64,7 +64,7 @@ def test_a_cancelled_stream_is_a_cancelled_error() -> None:
 
 def test_a_dead_stub_is_a_lost_request() -> None:
     message = "Stub process 'unet_0_0' is not healthy."
-    assert type(from_triton(InferenceServerException(message, "StatusCode.INTERNAL"))) is LostError
+    assert isinstance(from_triton(InferenceServerException(message, "StatusCode.INTERNAL")), LostError)
 
 
 @pytest.mark.parametrize(

@@ -66,4 +66,4 @@ async def stream(client: AsyncClient, body: ImageBody) -> AsyncIterator[tuple[st
                     {"type": kind, "b64_json": _encode(answer.pixels[0], body.output_format), "created_at": int(time.time())},
                 )
     finally:
-        await answers.aclose()  # type: ignore[attr-defined]
+        await answers.aclose()

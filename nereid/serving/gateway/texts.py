@@ -96,7 +96,7 @@ async def stream(
         if usage:
             yield None, answer.usage(input_tokens, cached, written)
     finally:
-        await deltas.aclose()  # type: ignore[attr-defined]
+        await deltas.aclose()
 
 
 def _usage(input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:

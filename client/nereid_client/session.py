@@ -1,0 +1,155 @@
+"""What both clients are: how they are made, and how their requests are prepared, so that every attempt sends the same."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from nereid_client.errors import InvalidRequestError
+from nereid_client.http_transport import HttpTransport
+from nereid_client.images import ImageProgress, ImageRequest, ImageResult
+from nereid_client.options import DEFAULT_PORTS, ConnectionOptions, Protocol, Tls
+from nereid_client.reading import ImageStream, OnlyAnswer, TextStream
+from nereid_client.server import ReplayPolicy, Server, Statistics, Work
+from nereid_client.steps import Reader
+from nereid_client.texts import TextDelta, TextResult, text_tensors
+from nereid_client.transport import Transport
+
+CLOSE_SECONDS = 2.0
+"""What `close` waits for cancellations that are still on their way."""
+PROBE_SECONDS = 5.0
+_RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class Session:
+    """Base of Client and AsyncClient.
+
+    Args:
+        url: host:port; 127.0.0.1 and the protocol's usual port where absent.
+        protocol: `grpc` or `http`.
+        name: prefix of the pipeline's models, as given to `nereid export --name`.
+        tls, headers: for servers behind TLS or a proxy that wants a token.
+        timeout: seconds a request may take with all its attempts, unless it says otherwise; None for the server's own limit.
+        retries, backoff: further attempts when the server refuses a request, and the first pause in seconds.
+        replays: further attempts when the server, or one of its processes, died with the request inside. That is noticed by
+            asking for the run once a second; behind a balancer of several servers use gRPC, whose one connection stays with
+            the server that has the run.
+        heal_seconds: how long it is waited for until it is back.
+        transport: instead of a connection.
+    """
+
+    _grpc: Callable[[ConnectionOptions], Transport]
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        protocol: Protocol | str = Protocol.GRPC,
+        name: str = "",
+        tls: Tls | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        retries: int = 3,
+        backoff: float = 0.2,
+        replays: int = 2,
+        heal_seconds: float = 30.0,
+        transport: Transport | None = None,
+    ) -> None:
+        chosen = Protocol(protocol)
+        options = ConnectionOptions(
+            url=url if url is not None else f"127.0.0.1:{DEFAULT_PORTS[chosen]}",
+            protocol=chosen,
+            tls=tls,
+            headers=dict(headers or {}),
+        )
+        if transport is None:
+            transport = self._grpc(options) if chosen is Protocol.GRPC else HttpTransport(options)
+        policy = ReplayPolicy(retries=retries, backoff=backoff, replays=replays, heal_seconds=heal_seconds)
+        self._server = Server(transport=transport, policy=policy)
+        self._timeout = timeout
+        self._prefix = f"{name}_" if name else ""
+
+    @property
+    def statistics(self) -> Statistics:
+        """Requests, retries, replays and losses of this client so far."""
+        return self._server.statistics
+
+    def _image(
+        self, prompt: str, options: Mapping[str, Any], timeout: float | None, run_id: str | None
+    ) -> tuple[Work, Reader[ImageResult]]:
+        work = self._image_work(prompt, options, timeout, run_id, stream=False)
+        return work, OnlyAnswer(lambda outputs: replace(ImageResult.from_tensors(outputs), run_id=work.run_id))
+
+    def _image_stream(
+        self, prompt: str, options: Mapping[str, Any], timeout: float | None, run_id: str | None
+    ) -> tuple[Work, Reader[ImageProgress | ImageResult]]:
+        work = self._image_work(prompt, options, timeout, run_id, stream=True)
+        return work, ImageStream(work.run_id)
+
+    def _text(
+        self, prompt: str | Sequence[int], sampling: Mapping[str, Any], timeout: float | None, run_id: str | None
+    ) -> tuple[Work, Reader[TextResult]]:
+        work = self._text_work(prompt, sampling, timeout, run_id, stream=False)
+        return work, OnlyAnswer(lambda outputs: replace(TextResult.from_tensors(outputs), run_id=work.run_id))
+
+    def _text_stream(
+        self, prompt: str | Sequence[int], sampling: Mapping[str, Any], timeout: float | None, run_id: str | None
+    ) -> tuple[Work, Reader[TextDelta]]:
+        work = self._text_work(prompt, sampling, timeout, run_id, stream=True)
+        count = sampling.get("n")
+        return work, TextStream(work.run_id, count if isinstance(count, int) else 1)
+
+    def _image_work(
+        self, prompt: str, options: Mapping[str, Any], timeout: float | None, run_id: str | None, *, stream: bool
+    ) -> Work:
+        request = ImageRequest.of(prompt=prompt, **_seeded(options))
+        return Work(
+            model=self._model("text_to_image_stream" if stream else "text_to_image"),
+            holder=self._model("denoise"),
+            run_id=_run_id(run_id),
+            tensors=request.tensors(timeout=None, batched=not stream),
+            decoupled=stream,
+            batched=not stream,
+            holder_decoupled=False,
+            timeout=self._limit(timeout),
+        )
+
+    def _text_work(
+        self, prompt: str | Sequence[int], sampling: Mapping[str, Any], timeout: float | None, run_id: str | None, *, stream: bool
+    ) -> Work:
+        return Work(
+            model=self._model("llm"),
+            holder=self._model("llm"),
+            run_id=_run_id(run_id),
+            tensors=text_tensors(prompt, _seeded(sampling), stream=stream),
+            decoupled=True,
+            batched=False,
+            holder_decoupled=True,
+            timeout=self._limit(timeout),
+        )
+
+    def _limit(self, timeout: float | None) -> float | None:
+        limit = timeout if timeout is not None else self._timeout
+        if limit is not None and not limit > 0:
+            raise InvalidRequestError(f"timeout: {limit:g} is not allowed; it must be more than 0 seconds", "timeout")
+        return limit
+
+    def _model(self, name: str) -> str:
+        return f"{self._prefix}{name}"
+
+
+def _seeded(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A seed drawn here is the same at every attempt; one drawn by the server would not be."""
+    seed = options.get("seed")
+    return {**options, "seed": secrets.randbits(53) if seed is None else seed}
+
+
+def _run_id(given: str | None) -> str:
+    if given is None:
+        return secrets.token_urlsafe(18)
+    if not isinstance(given, str) or not _RUN_ID.fullmatch(given):
+        raise InvalidRequestError(f"run_id: {given!r} is not allowed; it must be 1 to 64 characters of A-Z a-z 0-9 _ -", "run_id")
+    return given
