@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, create_model
 
 from nereid_client.errors import InvalidRequestError
+from nereid_protocol.fields import IMAGE_FIELDS, DType
+from nereid_protocol.fields import Field as RequestField
 
 Tensors = dict[str, np.ndarray]
 
-IMAGE_OUTPUTS = ("generated_image", "image_seed", "warnings", "timings")
+IMAGE_OUTPUTS = ("generated_image", "image_seed", "warnings", "timings", "system_fingerprint")
 STREAM_OUTPUTS = (
     "step",
     "num_inference_steps",
@@ -25,65 +27,76 @@ STREAM_OUTPUTS = (
     "image_seed",
     "warnings",
     "timings",
+    "system_fingerprint",
 )
-_INT64_MAX = 2**63 - 1
+_TYPES: dict[DType, Any] = {
+    DType.STRING: str,
+    DType.INT32: Annotated[int, Field(ge=-(2**31), lt=2**31)],
+    DType.INT64: Annotated[int, Field(ge=-(2**63), lt=2**63)],
+    DType.FP32: float,
+}
+_NUMPY = {DType.INT32: np.int32, DType.INT64: np.int64, DType.FP32: np.float32, DType.UINT8: np.uint8}
+_SAID_ELSEWHERE = ("prompt", "timeout_seconds", "run_id")
+"""Fields that a call has arguments of their own for."""
+
+OPTIONS = tuple(field for field in IMAGE_FIELDS if field.client_side and field.name not in _SAID_ELSEWHERE)
+"""The fields that `options` of an image request may name."""
 
 
-class ImageRequest(BaseModel):
-    """What to draw. Everything but the prompt may be left to the model's own defaults.
-
-    `init_image` is uint8, height x width x 3; `latents` is float32, channels x height/8 x width/8 (img2img and starting
-    noise). The server checks ranges against its own limits; only types are checked here.
-    """
-
+class _ImageRequest(BaseModel):
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True, strict=True)
 
     prompt: str
-    negative_prompt: str | None = None
-    num_inference_steps: int | None = Field(None, ge=-(2**31), lt=2**31)
-    guidance_scale: float | None = None
-    seed: int | None = Field(None, ge=-_INT64_MAX, le=_INT64_MAX)
-    scheduler: str | None = None
-    width: int | None = Field(None, ge=-(2**31), lt=2**31)
-    height: int | None = Field(None, ge=-(2**31), lt=2**31)
-    num_images_per_prompt: int | None = Field(None, ge=-(2**31), lt=2**31)
-    init_image: Any = None
-    strength: float | None = None
-    latents: Any = None
-    preview_interval: int | None = Field(None, ge=-(2**31), lt=2**31)
 
     @classmethod
-    def of(cls, **fields: Any) -> ImageRequest:
+    def of(cls, **fields: Any) -> Self:
         """Check types; raises InvalidRequestError naming the first field that is wrong."""
         try:
             return cls(**fields)
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
-            raise InvalidRequestError(f"{name}: {first['input']!r} is not allowed: {first['msg'].lower()}") from None
+            message = f"{name}: {first['input']!r} is not allowed: {first['msg'].lower()}"
+            raise InvalidRequestError(message, str(first["loc"][0])) from None
 
     def tensors(self, *, timeout: float | None, batched: bool) -> Tensors:
         """Inputs of the models by name; with a leading batch dimension of 1 where `batched`."""
         values: Tensors = {"prompt": _text(self.prompt)}
-        if self.negative_prompt is not None:
-            values["negative_prompt"] = _text(self.negative_prompt)
-        if self.scheduler is not None:
-            values["scheduler"] = _text(self.scheduler)
-        for names, dtype in ((_WHOLE, np.int32), (("seed",), np.int64), (_REAL, np.float32)):
-            for name in names:
-                if (value := getattr(self, name)) is not None:
-                    values[name] = np.array([value], dtype=dtype)
-        if self.init_image is not None:
-            values["init_image"] = np.asarray(_pixels(self.init_image))
-        if self.latents is not None:
-            values["latents"] = np.asarray(self.latents, dtype=np.float32)
+        for field in OPTIONS:
+            if (value := getattr(self, field.name)) is not None:
+                values[field.name] = _tensor(field, value)
         if timeout is not None:
             values["timeout_seconds"] = np.array([timeout], dtype=np.float32)
         return {name: value[None] for name, value in values.items()} if batched else values
 
 
-_WHOLE = ("num_inference_steps", "width", "height", "num_images_per_prompt", "preview_interval")
-_REAL = ("guidance_scale", "strength")
+def _annotation(field: RequestField) -> Any:
+    """A field's type in Python: numbers and texts are checked here, ranges by the server against its own limits."""
+    if -1 in field.shape:
+        return Any
+    kind = _TYPES[field.dtype]
+    if field.scalar:
+        return kind | None
+    several: Any = tuple.__class_getitem__((kind,) * field.shape[0])
+    return Annotated[several, Strict(False)] | None
+
+
+ImageRequest = create_model(
+    "ImageRequest",
+    __base__=_ImageRequest,
+    __doc__="What to draw. Everything but the prompt may be left to the model's own defaults; docs/reference.md has all fields.",
+    **{field.name: (_annotation(field), None) for field in OPTIONS},  # type: ignore[call-overload]
+)
+
+
+def _tensor(field: RequestField, value: Any) -> np.ndarray:
+    """A field's value without a batch dimension."""
+    if field.dtype is DType.STRING:
+        return _text(value)
+    if field.name == "init_image":
+        return np.asarray(_pixels(value))
+    dtype = _NUMPY[field.dtype]
+    return np.array([value], dtype) if field.scalar else np.asarray(value, dtype)
 
 
 def _text(value: str) -> np.ndarray:

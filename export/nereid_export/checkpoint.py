@@ -12,21 +12,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from nereid_export.errors import ExportError
-
-PIPELINES = {
-    "StableDiffusionPipeline": "sd",
-    "StableDiffusionImg2ImgPipeline": "sd",
-    "LatentConsistencyModelPipeline": "sd",
-    "StableDiffusionXLPipeline": "sdxl",
-    "StableDiffusionXLImg2ImgPipeline": "sdxl",
-}
-"""diffusers pipelines that can be exported, and the family each belongs to."""
+from nereid_export.families import PIPELINES, export_family
 
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-COMPONENTS = {
-    "sd": ("text_encoder", "tokenizer", "unet", "vae", "scheduler"),
-    "sdxl": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae", "scheduler"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +41,7 @@ class Checkpoint:
         if index.get("requires_aesthetics_score"):
             raise ExportError(f"{index_file}: the XL refiner is not supported; export the base model")
         checkpoint = cls(folder, PIPELINES[name], index)
-        for component in COMPONENTS[checkpoint.family]:
+        for component in export_family(checkpoint.family).components:
             checkpoint._check_component(component)
         checkpoint._check_architecture()
         return checkpoint
@@ -75,7 +63,7 @@ class Checkpoint:
 
     def weight_bytes(self) -> int:
         """Size of all weights on disk."""
-        parts = [name for name in COMPONENTS[self.family] if not name.startswith(("tokenizer", "scheduler"))]
+        parts = [name for name in export_family(self.family).components if not name.startswith(("tokenizer", "scheduler"))]
         return sum(file.stat().st_size for part in parts for file in self.weights(part))
 
     def digest(self) -> str:
@@ -88,7 +76,7 @@ class Checkpoint:
 
     def _files(self) -> Iterator[Path]:
         yield self.folder / "model_index.json"
-        for component in COMPONENTS[self.family]:
+        for component in export_family(self.family).components:
             yield from sorted(path for path in (self.folder / component).iterdir() if path.is_file())
 
     def _check_component(self, component: str) -> None:
@@ -126,7 +114,7 @@ class Checkpoint:
                 f"do not fit the VAE's {vae.get('latent_channels', 4)} latent channels; "
                 "inpainting and depth models are not supported"
             )
-        wanted = "text_time" if self.family == "sdxl" else None
+        wanted = export_family(self.family).addition_embed_type
         if unet.get("addition_embed_type") != wanted or unet.get("class_embed_type") is not None:
             raise ExportError(
                 f"{self.folder / 'unet'}: addition_embed_type {unet.get('addition_embed_type')!r} is not supported "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.errors import ExportError
+from nereid_export.families import export_family
 from nereid_export.silence import quiet
 
 # Odd on purpose: a UNet traced at sizes that its levels divide evenly fails at all others.
@@ -114,7 +115,7 @@ class VaeEncoder(nn.Module):
 
 def components_of(checkpoint: Checkpoint) -> tuple[Component, ...]:
     """Every part of the checkpoint that becomes an engine."""
-    encoders = ["text_encoder"] + (["text_encoder_2"] if checkpoint.family == "sdxl" else [])
+    encoders = export_family(checkpoint.family).serving.encoders
     vae = checkpoint.config("vae")
     channels = int(vae.get("latent_channels", 4))
     scale = 2 ** (len(vae["block_out_channels"]) - 1)
@@ -124,7 +125,7 @@ def components_of(checkpoint: Checkpoint) -> tuple[Component, ...]:
     image = TensorSpec(name="image", dims=(3, "height", "width"), scale=0.5)
     small = {"latent_height": 12, "latent_width": 10}
     return (
-        *(_text_encoder(checkpoint, name) for name in encoders),
+        *(_text_encoder(checkpoint, encoder.model, encoder.pooled) for encoder in encoders),
         _unet(checkpoint, sizes),
         Component(
             name="vae_decoder",
@@ -152,10 +153,9 @@ def components_of(checkpoint: Checkpoint) -> tuple[Component, ...]:
     )
 
 
-def _text_encoder(checkpoint: Checkpoint, name: str) -> Component:
+def _text_encoder(checkpoint: Checkpoint, name: str, pooled: bool) -> Component:
     config = checkpoint.config(name)
     width, length = int(config["hidden_size"]), int(config["max_position_embeddings"])
-    pooled = name == "text_encoder_2"
     outputs = [TensorSpec(name="prompt_embeds", dims=(length, width))]
     if pooled:
         outputs.append(TensorSpec(name="pooled_prompt_embeds", dims=(int(config["projection_dim"]),)))
@@ -169,7 +169,7 @@ def _text_encoder(checkpoint: Checkpoint, name: str) -> Component:
         encoder = _quiet_load(
             checkpoint, name, lambda path, **how: kind.from_pretrained(path, attn_implementation="eager", **how)
         )
-        return TextEncoder(encoder.float(), -2 if checkpoint.family == "sdxl" else None, pooled)
+        return TextEncoder(encoder.float(), export_family(checkpoint.family).text_layer, pooled)
 
     return Component(
         name=name, source=name, inputs=(ids,), outputs=tuple(outputs), load=load, example={}, checks=((1, {}), (3, {}))
@@ -185,10 +185,8 @@ def _unet(checkpoint: Checkpoint, sizes: dict[str, int]) -> Component:
         TensorSpec(name="timestep", dims=(1,), high=1000),
         TensorSpec(name="encoder_hidden_states", dims=("tokens", int(config["cross_attention_dim"]))),
     ]
-    if checkpoint.family == "sdxl":
-        pooled = int(checkpoint.config("text_encoder_2")["projection_dim"])
-        inputs.append(TensorSpec(name="text_embeds", dims=(pooled,)))
-        inputs.append(TensorSpec(name="time_ids", dims=(6,), high=1024))
+    for extra in export_family(checkpoint.family).extra_inputs(checkpoint.config):
+        inputs.append(TensorSpec(name=extra.name, dims=(extra.width,), high=extra.high))
     if config.get("time_cond_proj_dim"):
         inputs.append(TensorSpec(name="timestep_cond", dims=(int(config["time_cond_proj_dim"]),)))
     length = int(checkpoint.config("text_encoder")["max_position_embeddings"])

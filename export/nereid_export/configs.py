@@ -9,13 +9,13 @@ import torch
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from nereid.diffusion.families import TextEncoder, family_of
+from nereid.diffusion.families.base import HALVES
 from nereid_export.components import Component, TensorSpec
+from nereid_protocol.fields import Model, carried_by, passed_on
 
 SOURCE = Path(__file__).resolve().parents[2] / "model_repository"
 """Where the sources of all models lie, in a checkout."""
-
-CPU_ROWS_PER_TICK = "2"
-"""On CPUs a UNet row costs about the same in any batch; see the figures in README.md."""
 
 _DTYPES = {torch.float32: pb.TYPE_FP32, torch.int32: pb.TYPE_INT32}
 _ENSEMBLE = "text_to_image"
@@ -25,6 +25,21 @@ _PIPELINE_MODELS = ("tokenizer", "denoise", "image_output", "text_to_image_strea
 def read_config(file: Path) -> Any:
     """Parse a config.pbtxt."""
     return text_format.Parse(file.read_text(), pb.ModelConfig())
+
+
+def source_config(name: str) -> Any:
+    """A model's config.pbtxt as its source has it, with the request fields that the table says it carries."""
+    config = read_config(SOURCE / name / "config.pbtxt")
+    if name not in set(Model):
+        return config
+    for field in carried_by(Model(name)):
+        kind = getattr(pb, f"TYPE_{field.dtype}")
+        config.input.add(name=field.name, data_type=kind, dims=field.shape, optional=field.name != "prompt")
+    if name == Model.ENSEMBLE:
+        for target in (Model.TOKENIZER, Model.DENOISE):
+            for field in passed_on(Model.ENSEMBLE, target):
+                _step(config, target).input_map[field.name] = field.name
+    return config
 
 
 def write_config(config: Any, folder: Path) -> None:
@@ -72,7 +87,7 @@ def pipeline_configs(
     *, prefix: str, family: str, channels: int, max_batch_size: int, force_zeros: bool, device: str
 ) -> dict[str, Any]:
     """The configs of all Python models and the ensemble, by their unprefixed names."""
-    configs = {name: read_config(SOURCE / name / "config.pbtxt") for name in _PIPELINE_MODELS}
+    configs = {name: source_config(name) for name in _PIPELINE_MODELS}
     for config in configs.values():
         if config.max_batch_size:
             config.max_batch_size = max_batch_size
@@ -82,10 +97,8 @@ def pipeline_configs(
     _set_parameter(denoise, "unet_max_batch_size", str(2 * max_batch_size))
     inflight = max(max_batch_size, int(denoise.parameters["max_inflight"].string_value))
     _set_parameter(denoise, "max_inflight", str(inflight))
-    if device == "cpu":
-        _set_parameter(denoise, "rows_per_tick", CPU_ROWS_PER_TICK)
-    if family == "sdxl":
-        _add_second_encoder(configs)
+    for encoder in family_of(family).encoders[1:]:
+        _add_encoder(configs, encoder)
     if force_zeros:
         denoise.input.add(name="negative_prompt", data_type=pb.TYPE_STRING, dims=[1], optional=True)
         _step(configs[_ENSEMBLE], "denoise").input_map["negative_prompt"] = "negative_prompt"
@@ -108,26 +121,19 @@ def _step(ensemble: Any, model: str) -> Any:
     return next(step for step in ensemble.ensemble_scheduling.step if step.model_name == model)
 
 
-def _add_second_encoder(configs: dict[str, Any]) -> None:
-    """XL: a second tokenizer and text encoder, whose embeddings and pooled embedding go to `denoise` too."""
+def _add_encoder(configs: dict[str, Any], encoder: TextEncoder) -> None:
+    """A further tokenizer and text encoder, whose embeddings go to `denoise` too."""
     tokenizer, denoise, ensemble = configs["tokenizer"], configs["denoise"], configs[_ENSEMBLE]
     steps = ensemble.ensemble_scheduling.step
-    for half in ("", "negative_"):
-        ids = f"{half}input_ids_2"
+    for half in HALVES:
+        ids = encoder.ids(half)
         tokenizer.output.add(name=ids, data_type=pb.TYPE_INT32, dims=[-1])
         _step(ensemble, "tokenizer").output_map[ids] = ids
-        embeds, pooled = f"{half}prompt_embeds_2", f"pooled_{half}prompt_embeds"
-        denoise.input.add(name=embeds, data_type=pb.TYPE_FP32, dims=[-1, -1], optional=bool(half))
-        denoise.input.add(name=pooled, data_type=pb.TYPE_FP32, dims=[-1], optional=bool(half))
-        for name in (embeds, pooled):
-            _step(ensemble, "denoise").input_map[name] = name
-        steps.add(
-            model_name="text_encoder_2",
-            model_version=-1,
-            input_map={"input_ids": ids},
-            output_map={"prompt_embeds": embeds, "pooled_prompt_embeds": pooled},
-        )
-    _set_parameter(configs["text_to_image_stream"], "text_encoder_2_model", "text_encoder_2")
+        for theirs, ours in encoder.outputs(half).items():
+            dims = [-1] if theirs.startswith("pooled") else [-1, -1]
+            denoise.input.add(name=ours, data_type=pb.TYPE_FP32, dims=dims, optional=True)
+            _step(ensemble, "denoise").input_map[ours] = ours
+        steps.add(model_name=encoder.model, model_version=-1, input_map={"input_ids": ids}, output_map=encoder.outputs(half))
 
 
 def _prefix(config: Any, prefix: str) -> None:

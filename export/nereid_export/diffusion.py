@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from nereid.diffusion.families import family_of
 from nereid.diffusion.prompts import SETTINGS_FILE
 from nereid.diffusion.settings import PIPELINE_FILE
 from nereid_export import configs, onnx_engine, tensorrt_engine
@@ -201,7 +202,7 @@ def _assemble(
             # A link, so that an export interrupted from here on still finds its engine.
             (folder / "1" / file.name).hardlink_to(file)
     text = json.dumps(facts, indent=1)
-    for model in ("denoise", "text_to_image_stream"):
+    for model in ("denoise", "text_to_image_stream", "tokenizer"):
         (repository / configs.prefixed(model, options.name) / "1" / PIPELINE_FILE).write_text(text)
     _copy_tokenizers(checkpoint, repository / configs.prefixed("tokenizer", options.name) / "1")
     ours = {model.name for model in repository.iterdir()}
@@ -215,9 +216,7 @@ def _assemble(
 def _copy_tokenizers(checkpoint: Checkpoint, folder: Path) -> None:
     from transformers import CLIPTokenizerFast
 
-    for name in ("tokenizer", "tokenizer_2"):
-        if not (checkpoint.folder / name).is_dir():
-            continue
+    for name in (encoder.tokenizer for encoder in family_of(checkpoint.family).encoders):
         with quiet():
             tokenizer = CLIPTokenizerFast.from_pretrained(checkpoint.folder / name)
         target = folder / name

@@ -7,6 +7,7 @@ from typing import Any
 from nereid.diffusion.solvers import ScheduleError, SchedulerConfig, build_table, default_scheduler
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.errors import ExportError
+from nereid_export.families import export_family
 
 _FEW_STEP_CLASSES = ("LCMScheduler", "TCDScheduler")
 
@@ -35,7 +36,7 @@ def pipeline_facts(checkpoint: Checkpoint, latents_to_rgb: list[list[float]]) ->
         "default_height": height * scale,
         "default_scheduler": default_scheduler(scheduler),
         "default_steps": steps,
-        "default_guidance": (8.5 if embedded else 1.0) if few_step else (5.0 if checkpoint.family == "sdxl" else 7.5),
+        "default_guidance": (8.5 if embedded else 1.0) if few_step else export_family(checkpoint.family).default_guidance,
         "few_step": few_step,
         "force_zeros_for_empty_prompt": bool(checkpoint.index.get("force_zeros_for_empty_prompt", False)),
         "time_cond_proj_dim": int(embedded) if embedded else None,

@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from nereid.diffusion.families import TextEncoder, family_of
+from nereid.diffusion.families.base import HALVES
+from nereid.diffusion.settings import Pipeline
 from nereid.flow.errors import InvalidRequestError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -60,27 +63,29 @@ class PromptTokenizer:
 
 @dataclass(frozen=True, slots=True)
 class PromptService:
-    """The `tokenizer` model as plain Python: one tokenizer a text encoder."""
+    """The `tokenizer` model as plain Python: one tokenizer for each text encoder of the family."""
 
-    tokenizers: tuple[PromptTokenizer, ...]
+    tokenizers: tuple[tuple[TextEncoder, PromptTokenizer], ...]
 
     @classmethod
     def read(cls, folder: Path) -> PromptService:
-        """`tokenizer/` and, for XL, `tokenizer_2/` below a version folder."""
-        names = [name for name in ("tokenizer", "tokenizer_2") if (folder / name).is_dir()]
-        return cls(tuple(PromptTokenizer.read(folder / name) for name in names))
+        """`tokenizer/`, and further ones that the family has, below a version folder."""
+        encoders = family_of(Pipeline.read(folder).family).encoders
+        return cls(tuple((encoder, PromptTokenizer.read(folder / encoder.tokenizer)) for encoder in encoders))
 
     def encode(self, prompts: Sequence[str], negative_prompts: Sequence[str]) -> dict[str, np.ndarray]:
         """The outputs of `tokenizer`: ids for prompts and negative prompts, and warnings, a row a prompt."""
+        if len(negative_prompts) != len(prompts):
+            raise InvalidRequestError.of(
+                "shape of negative_prompt", len(negative_prompts), f"one for each of {len(prompts)} prompts"
+            )
         outputs: dict[str, np.ndarray] = {}
         notes: list[list[str]] = [[] for _ in prompts]
-        for index, tokenizer in enumerate(self.tokenizers):
-            suffix = "" if index == 0 else f"_{index + 1}"
-            for field, texts in (("prompt", prompts), ("negative_prompt", negative_prompts)):
-                ids, warnings = tokenizer.encode(texts, field)
-                outputs[f"{'negative_' if field != 'prompt' else ''}input_ids{suffix}"] = ids
+        for encoder, tokenizer in self.tokenizers:
+            for half, texts in zip(HALVES, (prompts, negative_prompts), strict=True):
+                outputs[encoder.ids(half)], warnings = tokenizer.encode(texts, f"{half}prompt")
                 for row, warning in enumerate(warnings):
-                    if warning and index == 0:
+                    if warning and encoder is self.tokenizers[0][0]:
                         notes[row].append(warning)
         outputs["tokenizer_warnings"] = np.array([["\n".join(note).encode()] for note in notes], dtype=np.object_)
         return outputs

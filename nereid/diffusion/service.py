@@ -3,96 +3,213 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from nereid.diffusion.denoising import Denoiser, Encode, ImageTask, Predict
-from nereid.diffusion.requests import Inputs, parse_image_request
+from nereid.diffusion.kept import KeptResults
+from nereid.diffusion.loop import DenoisingLoop, Predict, cost_key
+from nereid.diffusion.plan import engine_rows
+from nereid.diffusion.requests import parse_image_request, parse_reservation, read_id
 from nereid.diffusion.settings import Limits, Pipeline
+from nereid.diffusion.start import Encode, start_runs
+from nereid.diffusion.state import ImageTask
+from nereid.diffusion.watching import Watchers, state_outputs
+from nereid.engines.costs import StepCosts
 from nereid.flow.batcher import InFlightBatcher
-from nereid.flow.errors import EngineError, RequestError
+from nereid.flow.errors import EngineError, PoisonousRequestError, RequestError
+from nereid.flow.fields import FieldReader, Inputs
+from nereid.flow.flight_record import FlightRecord, digest_of
 from nereid.flow.metrics import ImageObserver, Recorder
+from nereid.flow.tickets import Ticket
 
 log = logging.getLogger(__name__)
 
 Reply = Callable[[Mapping[str, np.ndarray] | None, RequestError | None], None]
 """Called once for every request, with its outputs or its error, from any thread."""
 
+_SAVE_SECONDS = 30.0
+_NOT_ASKED_FOR = ("run_id", "ticket", "timeout_seconds")
+"""Inputs that say nothing of the picture: a request that is tried again has the same others."""
+
 
 @dataclass(slots=True)
 class DenoiseService:
-    """Owns the batcher and the loop of one `denoise` instance."""
+    """Owns the batcher and the loop of one `denoise` instance. `record` notes who is inside, `costs` what steps take."""
 
     pipeline: Pipeline
     limits: Limits
     predict: Predict
     encode: Encode
     recorder: Recorder
+    costs: StepCosts = field(default_factory=StepCosts)
+    record: FlightRecord | None = None
+    fingerprint: str = ""
     _observer: ImageObserver = field(init=False)
-    _denoiser: Denoiser = field(init=False)
+    _loop: DenoisingLoop = field(init=False)
     _batcher: InFlightBatcher[ImageTask] = field(init=False)
     _preparing: ThreadPoolExecutor = field(init=False)
+    _watchers: Watchers = field(init=False)
+    _reserved: dict[str, Ticket[ImageTask]] = field(default_factory=dict)
+    _kept: KeptResults = field(default_factory=KeptResults)
+    _saved: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self._observer = ImageObserver(self.recorder)
-        self._denoiser = Denoiser(self.predict, self.encode, self.limits.unet_max_batch_size, self.limits.rows_per_tick)
+        self._loop = DenoisingLoop(
+            self.predict,
+            self.limits.unet_max_batch_size,
+            self.costs,
+            self.limits.concurrent_calls,
+            stepped=lambda tasks, rows, seconds: self._observer.stepped(rows, seconds),
+        )
         self._batcher = InFlightBatcher(
-            self._denoiser.advance,
+            self._advance,
             self._observer,
             max_inflight=self.limits.max_inflight,
             max_queue=self.limits.max_queue,
             name="denoise",
         )
+        self._loop.waiting = self._batcher.waiting
         self._preparing = ThreadPoolExecutor(max_workers=2, thread_name_prefix="denoise-prepare")
+        self._watchers = Watchers(self._batcher.state, self._find, self.pipeline.latents_to_rgb)
 
     def handle(self, inputs: Inputs, reply: Reply, is_cancelled: Callable[[], bool]) -> None:
         """Take one request; returns at once, `reply` follows when it is done or refused."""
         try:
-            request = parse_image_request(inputs, self.pipeline, self.limits)
+            if "watch" in inputs:
+                self._watch(inputs, reply)
+            elif "cancel" in inputs:
+                run_id = read_id(FieldReader(inputs, 1), "cancel")
+                reply(state_outputs(self._batcher.cancel(run_id)), None)
+            elif "ticket" in inputs and "prompt_embeds" not in inputs:
+                self._reserve(inputs, reply)
+            else:
+                self._start(inputs, reply, is_cancelled)
         except RequestError as error:
             self._refuse(error, reply)
-            return
         except Exception:
             log.exception("a request could not be read")
             self._refuse(EngineError("internal error while reading the request; see the server's log"), reply)
-            return
-
-        def answer(task: ImageTask, error: RequestError | None) -> None:
-            if error is None:
-                self._observer.imaged(sum(run.row.end == run.row.origin + len(run.row.table) for run in task.runs))
-            reply(None if error else _outputs(task), error)
-
-        task = ImageTask(request, answer, is_cancelled)
-        if any(row.image is not None for row in request.rows):
-            self._preparing.submit(self._start, task, reply)
-        else:
-            self._start(task, reply)
-
-    def _start(self, task: ImageTask, reply: Reply) -> None:
-        try:
-            self._denoiser.prepare(task)
-            self._batcher.submit(task, timeout_seconds=task.request.timeout_seconds)
-        except RequestError as error:
-            self._refuse(error, reply)
-        except Exception:
-            log.exception("a request could not be started")
-            self._refuse(EngineError("internal error before the first step; see the server's log"), reply)
-
-    def _refuse(self, error: RequestError, reply: Reply) -> None:
-        self._observer.refused(error.outcome)
-        reply(None, error)
 
     def stop(self) -> None:
         """Fail what is in flight and release the threads."""
         self._preparing.shutdown(wait=True)
         self._batcher.stop()
+        self._watchers.stop()
+        self.costs.save()
         self.recorder.stop()
 
+    # --- those who ask about a run ---
 
-def _outputs(task: ImageTask) -> dict[str, np.ndarray]:
+    def _watch(self, inputs: Inputs, reply: Reply) -> None:
+        fields = FieldReader(inputs, 1)
+        run_id, after = read_id(fields, "watch"), fields.value("after_step", None)
+        self._watchers.ask(run_id, after, lambda outputs: reply(outputs, None))
+
+    def _find(self, run_id: str) -> ImageTask | None:
+        ticket = self._batcher.find(run_id)
+        return None if ticket is None else ticket.task
+
+    # --- requests ---
+
+    def _reserve(self, inputs: Inputs, reply: Reply) -> None:
+        """A place in the queue before anything is encoded: refused at once, or kept for a while."""
+        asked = parse_reservation(inputs, self.pipeline, self.limits)
+        ticket = self._batcher.take_ticket(asked.rows, timeout_seconds=asked.timeout_seconds, run_id=asked.run_id)
+        ticket.watched = asked.watched
+        self._reserved = {name: kept for name, kept in self._reserved.items() if not kept.finished and kept.task is None}
+        self._reserved[asked.ticket] = ticket
+        reply(state_outputs(self._batcher.state(asked.run_id)), None)
+
+    def _start(self, inputs: Inputs, reply: Reply, is_cancelled: Callable[[], bool]) -> None:
+        request = parse_image_request(inputs, self.pipeline, self.limits)
+        digest = _digest(inputs)
+        if self.record is not None and self.record.is_refused(digest):
+            raise PoisonousRequestError("the request was alone in `denoise` when it died, twice; it is not tried a third time")
+        if (known := self._kept.find(request.run_id, digest)) is not None:
+            reply(known, None)
+            return
+        task = ImageTask(request, self._answer_with(reply, digest), is_cancelled, digest=digest)
+        ticket = self._ticket(task)
+        if any(row.image is not None for row in request.rows):
+            self._preparing.submit(self._prepare, task, ticket)
+        else:
+            self._prepare(task, ticket)
+
+    def _ticket(self, task: ImageTask) -> Ticket[ImageTask]:
+        """The one that was taken in advance, or a new one."""
+        request = task.request
+        taken = self._reserved.pop(request.ticket, None) if request.ticket else None
+        if taken is not None and self._batcher.attach(taken, task):
+            task.submitted, task.watched = taken.submitted, taken.watched
+            return taken
+        return self._batcher.take_ticket(task.rows, timeout_seconds=request.timeout_seconds, task=task, run_id=request.run_id)
+
+    def _prepare(self, task: ImageTask, ticket: Ticket[ImageTask]) -> None:
+        """Fill in the starting latents, which may call the VAE encoder; then the ticket may join."""
+        try:
+            task.runs = start_runs(task.request, self.encode, lambda: ticket.finished)
+            task.due = self._due(task)
+            if self.record is not None and self.record.is_suspect(task.digest):
+                ticket.alone = True
+            self._batcher.redeem(ticket)
+        except RequestError as error:
+            self._batcher.give_back(ticket, error)
+        except Exception:
+            log.exception("a request could not be started")
+            self._batcher.give_back(ticket, EngineError("internal error before the first step; see the server's log"))
+
+    def _due(self, task: ImageTask) -> float:
+        """When it should be done to have taken no more than `latency_target` times as long as alone."""
+        lone = sum((run.row.end - run.step) * self.costs.predict(cost_key(run.lane), engine_rows(run)) for run in task.runs)
+        return math.inf if math.isnan(lone) else task.submitted + self.limits.latency_target * lone
+
+    def _advance(self, tasks: Sequence[ImageTask]) -> None:
+        if self.record is not None:
+            for task in tasks:
+                if task.started is None:
+                    self.record.enter(task.digest)
+        self._loop.advance(tasks)
+        self._watchers.notice()
+        if time.monotonic() - self._saved > _SAVE_SECONDS:
+            self._saved = time.monotonic()
+            self._preparing.submit(self.costs.save)
+
+    def _answer_with(self, reply: Reply, digest: bytes) -> Callable[[ImageTask, RequestError | None], None]:
+        def answer(task: ImageTask, error: RequestError | None) -> None:
+            if self.record is not None and task.started is not None:
+                self.record.leave(digest)
+            outputs = None
+            if error is None:
+                outputs = _outputs(task, self.fingerprint)
+                self._kept.keep(task.request.run_id, digest, outputs)
+                self._observer.imaged(sum(run.row.end == run.row.origin + len(run.row.table) for run in task.runs))
+            reply(outputs, error)
+            self._watchers.notice()
+
+        return answer
+
+    def _refuse(self, error: RequestError, reply: Reply) -> None:
+        self._observer.refused(error.outcome)
+        reply(None, error)
+
+
+def _digest(inputs: Inputs) -> bytes:
+    """Of what a request asks for."""
+    asked = [(name, inputs[name]) for name in sorted(inputs) if name not in _NOT_ASKED_FOR]
+    return digest_of(
+        part
+        for name, value in asked
+        for part in (name.encode(), repr(value.tolist()).encode() if value.dtype == np.object_ else value.tobytes())
+    )
+
+
+def _outputs(task: ImageTask, fingerprint: str) -> dict[str, np.ndarray]:
     count = len(task.runs)
     warnings = "\n".join(task.request.warnings).encode()
     return {
@@ -101,4 +218,5 @@ def _outputs(task: ImageTask) -> dict[str, np.ndarray]:
         "image_seed": np.array([[run.row.seed] for run in task.runs], dtype=np.int64),
         "warnings": np.array([[warnings]] * count, dtype=np.object_),
         "timings": np.array([task.timings] * count, dtype=np.float32),
+        "system_fingerprint": np.array([[fingerprint.encode()]] * count, dtype=np.object_),
     }

@@ -59,9 +59,10 @@ class Limits:
     max_guidance: float = 50.0
     default_timeout_seconds: float = 600.0
     unet_max_batch_size: int = 8
-    rows_per_tick: int = 0
+    concurrent_calls: int = 1
+    latency_target: float = 2.0
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> Limits:
         """Read config.pbtxt parameters; raises ValueError naming the one that does not parse or is not positive."""
-        return read_parameters(cls, parameters, may_be_zero=("max_queue", "rows_per_tick"))
+        return read_parameters(cls, parameters, may_be_zero=("max_queue",))

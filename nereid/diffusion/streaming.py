@@ -1,34 +1,45 @@
-"""One image as a stream: the pipeline run segment by segment, with previews; knows sibling models only as a callable."""
+"""One image as a stream: a run started once and watched to its end; knows sibling models only as a callable."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, fields
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 
-from nereid.diffusion.images import preview
-from nereid.diffusion.requests import Inputs, first_step
+from nereid.diffusion.admission import take_ticket
+from nereid.diffusion.families import family_of
+from nereid.diffusion.families.base import HALVES
+from nereid.diffusion.requests import DEFAULT_STRENGTH, first_step
 from nereid.diffusion.settings import Pipeline
-from nereid.flow.errors import CancelledError, InvalidRequestError
-
-CallModel = Callable[[str, Mapping[str, np.ndarray], Sequence[str]], dict[str, np.ndarray]]
-"""Calls a model by name with inputs and wanted outputs."""
+from nereid.diffusion.watching import HOLD_SECONDS
+from nereid.flow.errors import CancelledError, LostError
+from nereid.flow.fields import FieldReader, Inputs
+from nereid.flow.retry import call_again
+from nereid.flow.runs import RunState
+from nereid_protocol.fields import Model, names, passed_on
 
 Outputs = Mapping[str, np.ndarray]
 
-_PASSED_ON = (
-    "num_inference_steps",
-    "guidance_scale",
-    "scheduler",
-    "width",
-    "height",
-    "timeout_seconds",
-    "init_image",
-    "strength",
-)
-MAX_PREVIEW_INTERVAL = 10_000
+_PASSED_ON = names(passed_on(Model.STREAM, Model.DENOISE))
+_RESULTS = ("latents", "image_seed", "warnings", "timings", "system_fingerprint")
+_PATIENCE_SECONDS = HOLD_SECONDS + 3.0
+"""A watch that is not answered by then, though `denoise` answers each within HOLD_SECONDS, means that `denoise` has died."""
+
+
+class Calls(Protocol):
+    """Calls of sibling models."""
+
+    def submit(self, name: str, inputs: Outputs, outputs: Sequence[str]) -> Future[dict[str, np.ndarray]]: ...
+
+    def call(self, name: str, inputs: Outputs, outputs: Sequence[str], timeout: float | None = None) -> dict[str, np.ndarray]:
+        """Raises RequestError; a LostError after `timeout` seconds."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +51,10 @@ class Siblings:
     denoise: str
     vae_decoder: str
     image_output: str
-    text_encoder_2: str | None = None
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> Siblings:
-        names = {field.name: parameters.get(f"{field.name}_model") for field in fields(cls)}
-        return cls(**{field: name for field, name in names.items() if name is not None})
+        return cls(**{field.name: parameters[f"{field.name}_model"] for field in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,91 +63,94 @@ class ImageStream:
 
     pipeline: Pipeline
     siblings: Siblings
-    call: CallModel
+    calls: Calls
 
     def run(self, inputs: Inputs, send: Callable[[Outputs], None], is_cancelled: Callable[[], bool]) -> None:
-        """Send progress after every segment and the image at the end; raises RequestError."""
-        interval = int(inputs["preview_interval"].item()) if "preview_interval" in inputs else 1
-        if not 1 <= interval <= MAX_PREVIEW_INTERVAL:
-            raise InvalidRequestError.of("preview_interval", interval, f"1 to {MAX_PREVIEW_INTERVAL}")
-        steps = int(inputs["num_inference_steps"].item()) if "num_inference_steps" in inputs else None
-        steps = self.pipeline.default_steps if steps is None else steps
-        conditions = self._encode(inputs)
-        for name in _PASSED_ON:
-            if name in inputs:
-                conditions[name] = inputs[name][None]
-        seed = inputs["seed"] if "seed" in inputs else np.array([secrets.randbits(63)], dtype=np.int64)
-        conditions["seed"] = seed.reshape(1, 1)
-        begin = self._first_step(inputs, steps)
-        state: dict[str, np.ndarray] = {}
-        total = np.zeros((1, 2), dtype=np.float32)
-        while True:
-            end = min(begin + interval, steps) if steps > 0 else steps
-            state = self._segment(conditions, state, begin, end)
-            total += state["timings"]
-            if is_cancelled():
-                raise CancelledError("the request was cancelled")
-            if end >= steps:
-                break
+        """Send progress after every `preview_interval` steps and the image at the end; raises RequestError."""
+        given = {name: value[None] for name, value in inputs.items()}
+        reader = FieldReader(given, 1)
+        interval = reader.value("preview_interval", 1)
+        run_id = reader.value("run_id", "") or secrets.token_urlsafe(18)
+        given["run_id"] = _text(run_id)
+        denoise = self.siblings.denoise
+        ticket = take_ticket(given, 1, denoise, partial(self.calls.call, timeout=_PATIENCE_SECONDS), watched=True)
+        conditions = {**self._encode(given), **{name: given[name] for name in _PASSED_ON if name in given}, "ticket": ticket}
+        run = self.calls.submit(denoise, conditions, _RESULTS)
+        steps = int(reader.value("num_inference_steps", self.pipeline.default_steps))
+        begin = first_step(steps, reader.value("strength", DEFAULT_STRENGTH)) if "init_image" in given else 0
+        for watched in self._watch(run_id, begin, interval, run, is_cancelled):
             send(
                 {
-                    **_progress(end, steps),
-                    **_picture("preview", preview(state["latents"][0], self.pipeline.latents_to_rgb)),
+                    "step": watched["step"].reshape(1),
+                    "num_inference_steps": watched["num_inference_steps"].reshape(1),
+                    **_picture("preview", watched["preview"][0]),
                 }
             )
-            begin = end
-        image = self.call(self.siblings.vae_decoder, {"latents": state["latents"]}, ["image"])
-        pixels = self.call(self.siblings.image_output, image, ["generated_image"])["generated_image"]
+        try:
+            made = run.result(_PATIENCE_SECONDS)  # it has ended
+        except FutureTimeout:
+            raise LostError("denoise: the run's answer does not come") from None
+        image = self._again(self.siblings.vae_decoder, {"latents": made["latents"]}, ["image"], is_cancelled)
+        pixels = self._again(self.siblings.image_output, image, ["generated_image"], is_cancelled)["generated_image"]
         send(
             {
-                **_progress(steps, steps),
+                "step": np.array([steps], np.int32),
+                "num_inference_steps": np.array([steps], np.int32),
                 **_picture("generated_image", pixels[0]),
-                "image_seed": state["image_seed"][0],
-                "warnings": state["warnings"][0],
-                "timings": total[0],
+                **{name: made[name][0] for name in _RESULTS if name != "latents"},
             }
         )
 
-    def _first_step(self, inputs: Inputs, steps: int) -> int:
-        """img2img starts late, as far as `strength` says; an invalid strength is left for `denoise` to refuse."""
-        if "init_image" not in inputs:
-            return 0
-        strength = float(inputs["strength"].item()) if "strength" in inputs else 0.8
-        return first_step(steps, strength) if 0 < strength <= 1 else 0
+    def _watch(
+        self, run_id: str, begin: int, interval: int, run: Future[dict[str, np.ndarray]], is_cancelled: Callable[[], bool]
+    ) -> Iterator[Outputs]:
+        """The run's progress until it has ended; its cancellation is passed on."""
+        after = begin + interval - 1
+        while not run.done():
+            if is_cancelled():
+                self._ask({"cancel": _text(run_id)}, ["run_state"])
+                raise CancelledError("the request was cancelled")
+            asked = {"watch": _text(run_id), "after_step": np.array([[after]], np.int32)}
+            found = self._ask(asked, ["run_state", "step", "num_inference_steps", "preview"])
+            state = found["run_state"].item().decode()
+            if "preview" in found:
+                step, end = int(found["step"].item()), int(found["num_inference_steps"].item())
+                if step < end:
+                    yield found
+                after = step + interval - 1
+            elif state in (RunState.DONE, RunState.FAILED):
+                return
+            elif state == RunState.UNKNOWN and not run.done():
+                raise LostError("denoise: the run is gone")
 
-    def _segment(
-        self, conditions: Mapping[str, np.ndarray], state: Mapping[str, np.ndarray], begin: int, end: int
+    def _ask(self, asked: Outputs, outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        return self.calls.call(self.siblings.denoise, asked, outputs, timeout=_PATIENCE_SECONDS)
+
+    def _again(
+        self, model: str, inputs: Outputs, outputs: Sequence[str], is_cancelled: Callable[[], bool]
     ) -> dict[str, np.ndarray]:
-        segment = {"step_end": np.array([[end]], dtype=np.int32)}
-        if state:
-            segment["step_begin"] = np.array([[begin]], dtype=np.int32)
-            segment |= {name: state[name] for name in ("latents", "solver_memory")}
-        outputs = ["latents", "solver_memory", "image_seed", "warnings", "timings"]
-        return self.call(self.siblings.denoise, {**conditions, **segment}, outputs)
+        return call_again(lambda: self.calls.call(model, inputs, outputs), is_cancelled)
 
-    def _encode(self, inputs: Inputs) -> dict[str, np.ndarray]:
-        """Token ids, then embeddings, under the names that `denoise` takes."""
-        texts = {name: inputs[name][None] for name in ("prompt", "negative_prompt") if name in inputs}
-        encoders = [("", self.siblings.text_encoder)]
-        if self.siblings.text_encoder_2 is not None:
-            encoders.append(("_2", self.siblings.text_encoder_2))
-        wanted = [f"{half}input_ids{suffix}" for suffix, _ in encoders for half in ("", "negative_")]
-        tokens = self.call(self.siblings.tokenizer, texts, [*wanted, "tokenizer_warnings"])
+    def _encode(self, given: Inputs) -> dict[str, np.ndarray]:
+        """Prompt and negative prompt through the tokenizers and text encoders."""
+        encoders = family_of(self.pipeline.family).encoders
+        texts = {name: given[name] for name in ("prompt", "negative_prompt") if name in given}
+        wanted = [encoder.ids(half) for encoder in encoders for half in HALVES]
+        tokens = self._again(self.siblings.tokenizer, texts, [*wanted, "tokenizer_warnings"], lambda: False)
         conditions = {"tokenizer_warnings": tokens["tokenizer_warnings"]}
         if self.pipeline.force_zeros_for_empty_prompt and "negative_prompt" in texts:
             conditions["negative_prompt"] = texts["negative_prompt"]
-        for suffix, encoder in encoders:
-            names = ["prompt_embeds"] if not suffix else ["prompt_embeds", "pooled_prompt_embeds"]
-            for half in ("", "negative_"):
-                made = self.call(encoder, {"input_ids": tokens[f"{half}input_ids{suffix}"]}, names)
-                conditions[f"{half}prompt_embeds{suffix}"] = made["prompt_embeds"]
-                if suffix:
-                    conditions[f"pooled_{half}prompt_embeds"] = made["pooled_prompt_embeds"]
+        for encoder in encoders:
+            model = f"{self.siblings.text_encoder}{encoder.suffix}"
+            for half in HALVES:
+                names_of = encoder.outputs(half)
+                made = self._again(model, {"input_ids": tokens[encoder.ids(half)]}, list(names_of), lambda: False)
+                conditions.update({ours: made[theirs] for theirs, ours in names_of.items()})
         return conditions
 
 
-def _progress(step: int, steps: int) -> dict[str, np.ndarray]:
-    return {"step": np.array([step], dtype=np.int32), "num_inference_steps": np.array([steps], dtype=np.int32)}
+def _text(value: str) -> np.ndarray:
+    return np.array([[value.encode()]], np.object_)
 
 
 def _picture(name: str, pixels: np.ndarray) -> dict[str, np.ndarray]:

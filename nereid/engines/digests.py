@@ -10,19 +10,19 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nereid.flow.state_folder import state_file
+
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 2
 _CACHE = "digests.json"
-_STATE_DIR = "NEREID_STATE_DIR"
 _CHUNK_BYTES = 4 * 2**20
 _SAY_AFTER_SECONDS = 2.0
 _NOT_SERVED = {MANIFEST, ".gitkeep"}
@@ -94,11 +94,19 @@ class Verifier:
 def verify_model(folder: Path) -> None:
     """Verify the model in `folder` before it is loaded; what the supervisor has just read is not read again."""
     verifier = Verifier(folder.parent)
-    state = os.environ.get(_STATE_DIR)
-    if state:
+    cache = state_file(_CACHE)
+    if cache is not None:
         with contextlib.suppress(OSError, ValueError):
-            verifier.seen.update(json.loads((Path(state) / _CACHE).read_text()))
+            verifier.seen.update(json.loads(cache.read_text()))
     verifier.verify([folder.name])
+
+
+def fingerprint_of(folders: Iterable[Path], *facts: object) -> str:
+    """One short word for the exported files of these models (of one repository) and further facts that answers depend on."""
+    named = sorted(folders)
+    known = _digests_of(named[0].parent)
+    told = [[folder.name, sorted(known.get(folder.name, {}).items())] for folder in named]
+    return f"nereid-{hashlib.sha256(json.dumps([told, *map(str, facts)]).encode()).hexdigest()[:16]}"
 
 
 def sign(repository: Path) -> list[str]:

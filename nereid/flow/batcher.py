@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol
 
 from nereid.flow.errors import EngineError, RequestError, StoppingError
-from nereid.flow.tickets import RunState, T, Task, Ticket, Tickets
+from nereid.flow.runs import RunState
+from nereid.flow.tickets import T, Task, Ticket, Tickets
 
-__all__ = ["InFlightBatcher", "Observer", "RunState", "Task", "Ticket"]
+__all__ = ["InFlightBatcher", "Observer", "Task", "Ticket"]
 
 log = logging.getLogger(__name__)
 
@@ -126,22 +127,19 @@ class InFlightBatcher(Generic[T]):
 
     def find(self, run_id: str) -> Ticket[T] | None:
         """The ticket of a run that waits or runs."""
-        with self._changed:
-            return self._tickets.find(run_id)
+        found = self._tickets.runs.find(run_id)
+        return found if isinstance(found, Ticket) else None
 
     def state(self, run_id: str) -> RunState:
-        with self._changed:
-            return self._tickets.state(run_id)
+        return self._tickets.runs.state(run_id)
 
     def cancel(self, run_id: str) -> RunState:
         """Cancel a run by its id; what it was until now."""
+        state = self._tickets.runs.cancel(run_id)
         with self._changed:
-            state, ticket = self._tickets.state(run_id), self._tickets.find(run_id)
-            if ticket is not None:
-                ticket.cancelled = True
-                self._drop_lost()
-                self._changed.notify_all()
-            return state
+            self._drop_lost()
+            self._changed.notify_all()
+        return state
 
     def waiting(self) -> list[T]:
         """The tasks in the queue that are ready, in order."""

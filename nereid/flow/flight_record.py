@@ -20,8 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-STATE_FOLDER = "NEREID_STATE_DIR"
-"""The environment variable that names the folder for state that outlives a process; without it none is kept."""
+from nereid.flow.state_folder import state_file
 
 DIGEST_BYTES = 16
 SLOTS = 1024
@@ -60,8 +59,8 @@ class FlightRecord:
     @classmethod
     def open(cls, model: str) -> FlightRecord | None:
         """The record of this model in the state folder; None where there is no such folder."""
-        folder = os.environ.get(STATE_FOLDER)
-        return None if not folder else cls.at(Path(folder) / f"{model}.flight")
+        file = state_file(f"{model}.flight")
+        return None if file is None else cls.at(file)
 
     @classmethod
     def at(cls, file: Path) -> FlightRecord:

@@ -38,9 +38,9 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 REQUESTS = Metric("nereid_image_requests_total", Kind.COUNTER, "Image requests by outcome", labelled=True)
 REQUEST_SECONDS = Metric("nereid_image_request_seconds", Kind.HISTOGRAM, "Time from arrival at denoise to its answer", _SECONDS)
 QUEUE_SECONDS = Metric("nereid_image_queue_seconds", Kind.HISTOGRAM, "Time an image request waited to join", _SECONDS)
-STEP_SECONDS = Metric("nereid_image_step_seconds", Kind.HISTOGRAM, "Time of one tick of the denoising loop", _SECONDS)
+STEP_SECONDS = Metric("nereid_image_step_seconds", Kind.HISTOGRAM, "Time of one call of the UNet", _SECONDS)
 ROWS_PER_TICK = Metric(
-    "nereid_image_rows_per_tick", Kind.HISTOGRAM, "Images moved by one tick", (1, 2, 4, 6, 8, 12, 16, 24, 32, 64)
+    "nereid_image_rows_per_tick", Kind.HISTOGRAM, "Images moved by one call of the UNet", (1, 2, 4, 6, 8, 12, 16, 24, 32, 64)
 )
 ACTIVE_REQUESTS = Metric("nereid_image_active_requests", Kind.GAUGE, "Image requests being denoised")
 QUEUED_REQUESTS = Metric("nereid_image_queued_requests", Kind.GAUGE, "Image requests waiting to join")
@@ -124,6 +124,10 @@ class ImageObserver:
         self.recorder.record(QUEUE_SECONDS, queue_seconds)
 
     def ticked(self, seconds: float, rows: int) -> None:
+        """A tick may wait for a call that it did not send; what calls take is told by `stepped`."""
+
+    def stepped(self, rows: int, seconds: float) -> None:
+        """A call has moved so many images one step on."""
         self.recorder.record(STEP_SECONDS, seconds)
         self.recorder.record(ROWS_PER_TICK, rows)
 

@@ -7,8 +7,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_SEED = 2**63 - 1
-"""Seeds are 0 to this, the non-negative part of Triton's INT64."""
+from nereid_protocol.fields import MAX_SEED
 
 
 class Purpose(IntEnum):

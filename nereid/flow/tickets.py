@@ -10,18 +10,16 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Generic, Protocol, TypeVar
 
 from nereid.flow.errors import CancelledError, DeadlineError, InvalidRequestError, QueueFullError, RequestError
+from nereid.flow.runs import Runs
 
 UNUSED_SECONDS = 30.0
 """How long a ticket without work is kept."""
-REMEMBERED = 1024
-"""How many ended runs are remembered, for those who ask about them."""
 
 
 class Task(Protocol):
@@ -53,19 +51,12 @@ class Task(Protocol):
 T = TypeVar("T", bound=Task)
 
 
-class RunState(StrEnum):
-    """What is known of a run id."""
-
-    UNKNOWN = "unknown"
-    WAITING = "waiting"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-
-
 @dataclass(slots=True, eq=False)
 class Ticket(Generic[T]):
-    """One request's place. `weight` is its share of `max_weight`: bytes, or whatever the loop's owner counts."""
+    """One request's place. `weight` is its share of `max_weight`: bytes, or whatever the loop's owner counts.
+
+    `watched`: somebody will ask how it goes. `alone`: it was inside when a process died, and runs with nobody beside it.
+    """
 
     rows: int
     submitted: float
@@ -78,6 +69,8 @@ class Ticket(Generic[T]):
     admitted: float | None = None
     cancelled: bool = False
     finished: bool = False
+    watched: bool = False
+    alone: bool = False
     in_use: threading.Lock = field(default_factory=threading.Lock)
 
     def lost(self, now: float) -> RequestError | None:
@@ -106,8 +99,7 @@ class Tickets(Generic[T]):
     rows_name: str = "images in one request"
     queue: deque[Ticket[T]] = field(default_factory=deque)
     active: list[Ticket[T]] = field(default_factory=list)
-    _by_run: dict[str, Ticket[T]] = field(default_factory=dict)
-    _ended: OrderedDict[str, RunState] = field(default_factory=OrderedDict)
+    runs: Runs = field(default_factory=Runs)
 
     def take(
         self, rows: int, timeout_seconds: float | None, task: T | None = None, run_id: str = "", weight: float = 0.0
@@ -124,21 +116,9 @@ class Tickets(Generic[T]):
         expires = math.inf if task is not None else now + UNUSED_SECONDS
         ticket = Ticket(rows, now, deadline, run_id, weight, task, expires=expires)
         if run_id:
-            if (before := self._by_run.get(run_id)) is not None:
-                before.cancelled = True  # its caller has given it up and asks again
-            self._by_run[run_id] = ticket
-            self._ended.pop(run_id, None)
+            self.runs.begin(run_id, ticket)
         self.queue.append(ticket)
         return ticket
-
-    def find(self, run_id: str) -> Ticket[T] | None:
-        return self._by_run.get(run_id)
-
-    def state(self, run_id: str) -> RunState:
-        ticket = self._by_run.get(run_id)
-        if ticket is None:
-            return self._ended.get(run_id, RunState.UNKNOWN)
-        return RunState.WAITING if ticket.admitted is None else RunState.RUNNING
 
     def admit(self, told: Callable[[float], None]) -> None:
         """First come, first served, as rows and weight allow; who is not ready yet is passed over and keeps its place."""
@@ -148,8 +128,11 @@ class Tickets(Generic[T]):
                 continue
             if rows + ticket.rows > self.max_inflight or (self.active and weight + ticket.weight > self.max_weight):
                 return
+            if self.active and (ticket.alone or self.active[0].alone):
+                return
             self.queue.remove(ticket)
             ticket.admitted = time.monotonic()
+            self.runs.started(ticket.run_id, ticket)
             rows, weight = rows + ticket.rows, weight + ticket.weight
             self.active.append(ticket)
             told(ticket.admitted - ticket.submitted)
@@ -170,11 +153,7 @@ class Tickets(Generic[T]):
                 break
         else:
             return False
-        if ticket.run_id and self._by_run.get(ticket.run_id) is ticket:
-            del self._by_run[ticket.run_id]
-            self._ended[ticket.run_id] = RunState.DONE if error is None else RunState.FAILED
-            while len(self._ended) > REMEMBERED:
-                self._ended.popitem(last=False)
+        self.runs.end(ticket.run_id, ticket, failed=error is not None)
         return True
 
     def _fits(self, rows: int, weight: float) -> bool:

@@ -15,9 +15,9 @@ from typing import Any
 from nereid.engines.channel import Message
 from nereid.engines.worker import Worker, WorkerOptions
 from nereid.flow.errors import PoisonousRequestError, RequestError
+from nereid.flow.runs import Runs
 from nereid.llm.observer import KV_USAGE, LLM_METRICS, REPLAYS, WORKER_DEATHS, LlmObserver
 from nereid.llm.orders import METRIC, REFUSED, TOKENS, Order, drop, read_delta
-from nereid.llm.runs import Runs
 from nereid.llm.tasks import LlmTask
 from nereid_protocol.errors import WireError
 

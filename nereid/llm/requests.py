@@ -13,10 +13,10 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from tokenizers import Tokenizer
 
-from nereid.diffusion.requests import decode_text
 from nereid.flow.errors import InvalidRequestError
+from nereid.flow.fields import decode_text
 from nereid.flow.noise import MAX_SEED, derived_seed
-from nereid.llm.runs import read_id
+from nereid.flow.runs import read_id
 from nereid.llm.sampling import Sampling
 from nereid.llm.settings import LlmFacts, LlmLimits
 

@@ -14,14 +14,15 @@ from tokenizers import Tokenizer
 from nereid.engines.worker import WorkerOptions
 from nereid.flow.batcher import InFlightBatcher
 from nereid.flow.errors import EngineError, PoisonousRequestError, RequestError
-from nereid.flow.flight_record import STATE_FOLDER, FlightRecord, digest_of
+from nereid.flow.flight_record import FlightRecord, digest_of
+from nereid.flow.runs import Runs, read_id
+from nereid.flow.state_folder import state_file
 from nereid.llm.answers import Answer
 from nereid.llm.crew import Crew
 from nereid.llm.engine import longest_row
 from nereid.llm.fingerprint import system_fingerprint
 from nereid.llm.observer import LlmObserver
 from nereid.llm.requests import Inputs, LlmRequest, parse_llm_request
-from nereid.llm.runs import Runs, read_id
 from nereid.llm.settings import DRAFT_FOLDER, LlmFacts, LlmLimits
 from nereid.llm.tasks import LlmTask, Reply
 from nereid.llm.text import TextStream
@@ -84,10 +85,10 @@ class LlmModel:
 
 def _kernel_cache() -> dict[str, str]:
     """Where compiled kernels are kept if not beside their source: to compile them again takes longer than all else of a start."""
-    state = os.environ.get(STATE_FOLDER)
-    if state is None or os.access(Path(__file__).parent, os.W_OK) or "NUMBA_CACHE_DIR" in os.environ:
+    kernels = state_file("kernels")
+    if kernels is None or os.access(Path(__file__).parent, os.W_OK) or "NUMBA_CACHE_DIR" in os.environ:
         return {}
-    return {"NUMBA_CACHE_DIR": str(Path(state) / "kernels")}
+    return {"NUMBA_CACHE_DIR": str(kernels)}
 
 
 @dataclass(slots=True)

@@ -29,7 +29,6 @@ SERVE_ID = "NEREID_SERVE_ID"
 """Environment variable that every process of one `serve` inherits: what escapes its keeper is still found by it."""
 _KEEPER_SECONDS = 5.0
 """How long a keeper may take to end what a dead process has left."""
-STATE_DIR = "NEREID_STATE_DIR"
 """Environment variable: a private folder of one `serve` that outlives restarts of its processes."""
 
 

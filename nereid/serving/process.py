@@ -97,6 +97,8 @@ class TritonProcess:
             "--backend-config=python,shm-default-byte-size=16777216",
             "--backend-config=python,shm-growth-byte-size=16777216",
             "--backend-config=python,stub-timeout-seconds=300",
+            # Calls of siblings and late answers share these: a stream has two calls out (its run and a watch) for as long as it runs.
+            "--backend-config=python,thread-pool-size=128",
             f"--log-verbose={int(options.verbose)}",
         ]
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import psutil
 
-from nereid.serving.child import SERVE_ID, STATE_DIR
+from nereid.flow.state_folder import STATE_FOLDER
+from nereid.serving.child import SERVE_ID
 from nereid.serving.errors import ServingError
 from nereid.serving.keeper import REGIONS, remove_shared_memory
 
@@ -63,7 +64,7 @@ class ServeFolder:
 
     def environment(self, part: str) -> dict[str, str]:
         """The variables by which a part's processes are known and find their state."""
-        return {SERVE_ID: self.mark(part), STATE_DIR: str(self.state)}
+        return {SERVE_ID: self.mark(part), STATE_FOLDER: str(self.state)}
 
     def note_regions(self, prefixes: Iterable[str]) -> None:
         """Remember shared memory, on disk at once: who cleans up may be another process."""

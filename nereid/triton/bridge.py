@@ -9,6 +9,8 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingI
 
 from nereid.engines.digests import verify_model
 from nereid.flow.errors import CancelledError, EngineError, InvalidRequestError, LostError, RequestError
+from nereid.flow.fields import decode_text
 from nereid.flow.metrics import Kind, Metric, Record
 from nereid_protocol.errors import WireError
 
@@ -61,6 +64,14 @@ class ModelArguments:
         )
 
     @property
+    def folder(self) -> Path:
+        return self.version_folder.parent
+
+    def sibling(self, name: str) -> Path:
+        """Another model's folder in the same repository."""
+        return self.folder.parent / name
+
+    @property
     def max_batch_size(self) -> int:
         return int(self.config.get("max_batch_size", 0))
 
@@ -72,8 +83,6 @@ def read_inputs(request: Any) -> dict[str, np.ndarray]:
 
 def read_texts(inputs: Mapping[str, np.ndarray], name: str, default: Sequence[str]) -> list[str]:
     """A BYTES input as text, one a row; raises InvalidRequestError where it is not UTF-8."""
-    from nereid.diffusion.requests import decode_text
-
     if name not in inputs:
         return list(default)
     return [decode_text(name, value) for value in inputs[name].reshape(-1)]
@@ -143,7 +152,7 @@ class Stream:
 
 
 def call_model(name: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
-    """Call a sibling model and wait; raises EngineError (or InvalidRequestError, where it says so) with its message."""
+    """Call a sibling model and wait: the wanted outputs that it gave; raises its RequestError."""
     request = pb_utils.InferenceRequest(
         model_name=name,
         requested_output_names=list(outputs),
@@ -153,7 +162,33 @@ def call_model(name: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[st
     answer = request.exec()
     if answer.has_error():
         raise _sibling_error(name, answer.error())
-    return {key: pb_utils.get_output_tensor_by_name(answer, key).as_numpy() for key in outputs}
+    tensors = {key: pb_utils.get_output_tensor_by_name(answer, key) for key in outputs}
+    return {key: tensor.as_numpy() for key, tensor in tensors.items() if tensor is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Callers:
+    """Calls of sibling models on threads of their own: a future for each, and a clock beside it where a caller wants one."""
+
+    pool: ThreadPoolExecutor
+
+    @classmethod
+    def of(cls, count: int) -> Callers:
+        return cls(ThreadPoolExecutor(count, thread_name_prefix="call"))
+
+    def submit(self, name: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Future[dict[str, np.ndarray]]:
+        return self.pool.submit(call_model, name, inputs, outputs)
+
+    def call(
+        self, name: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], timeout: float | None = None
+    ) -> dict[str, np.ndarray]:
+        """Call and wait; raises LostError after `timeout`: the late answer of a process that died never comes."""
+        future = self.submit(name, inputs, outputs)
+        try:
+            return future.result(timeout)
+        except FutureTimeout:
+            future.cancel()
+            raise LostError(f"{name}: no answer within {timeout:g} s") from None
 
 
 _UNHEALTHY = ("is not healthy", "failed to load", "is not ready", "is not found", "unknown model", "has no available versions")

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nereid.diffusion.denoising import Denoiser, ImageTask
+from nereid.diffusion.loop import DenoisingLoop
+from nereid.diffusion.plan import commit, pack
 from nereid.diffusion.requests import first_step, guidance_embedding, parse_image_request
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.diffusion.solvers import SchedulerConfig, SchedulerName
-from nereid.flow.errors import EngineError, InvalidRequestError
-from nereid.flow.noise import MAX_SEED, Purpose, derived_seed, normal
+from nereid.diffusion.start import start_runs
+from nereid.diffusion.state import ImageTask
+from nereid.flow.errors import EngineError, InvalidRequestError, RequestError
+from nereid.flow.noise import Purpose, derived_seed, normal
+from nereid_protocol.fields import MAX_SEED
 
 Array = np.ndarray
 
@@ -49,21 +54,30 @@ class Unet:
     def __init__(self, answer: Any = lambda inputs: np.zeros_like(inputs["sample"])) -> None:
         self.answer, self.calls = answer, []
 
-    def __call__(self, inputs: Mapping[str, Array]) -> Array:
+    def __call__(self, inputs: Mapping[str, Array]) -> Future[Array]:
         self.calls.append({name: value.shape for name, value in inputs.items()})
-        return self.answer(inputs)
+        future: Future[Array] = Future()
+        try:
+            future.set_result(self.answer(inputs))
+        except RequestError as error:
+            future.set_exception(error)
+        return future
 
 
 def run(unet: Unet, *requests: dict[str, Array], max_batch_size: int = 16, facts: Pipeline | None = None) -> list[ImageTask]:
-    denoiser = Denoiser(unet, lambda image: (np.zeros((4, 8, 8), np.float32), np.ones((4, 8, 8), np.float32)), max_batch_size)
+    loop = DenoisingLoop(unet, max_batch_size)
     limits = Limits(unet_max_batch_size=max_batch_size)
-    parsed = [parse_image_request(inputs, facts or pipeline(), limits) for inputs in requests]
-    tasks = [ImageTask(one, lambda task, error: None, lambda: False) for one in parsed]
-    for task in tasks:
-        denoiser.prepare(task)
+    tasks = [begun(inputs, facts or pipeline(), limits) for inputs in requests]
     while waiting := [task for task in tasks if not task.done and task.error is None]:
-        denoiser.advance(waiting)
+        loop.advance(waiting)
     return tasks
+
+
+def begun(inputs: dict[str, Array], facts: Pipeline, limits: Limits) -> ImageTask:
+    """A task at its first step."""
+    task = ImageTask(parse_image_request(inputs, facts, limits), lambda task, error: None, lambda: False)
+    task.runs = start_runs(task.request, lambda image: (np.zeros((4, 8, 8), np.float32),) * 2, lambda: False)
+    return task
 
 
 def whole(value: int) -> Array:
@@ -83,17 +97,13 @@ def test_unet_that_predicts_no_noise_scales_the_sample_by_the_signal() -> None:
 
 def test_guidance_pushes_away_from_the_negative_prompt() -> None:
     """Outputs are the mean of the embeddings: 1 and -1, so guidance 4 makes -1 + 4 * 2 = 7."""
-    seen = []
-
-    def answer(inputs: Mapping[str, Array]) -> Array:
-        return np.broadcast_to(inputs["encoder_hidden_states"].mean((1, 2))[:, None, None, None], inputs["sample"].shape)
-
-    denoiser = Denoiser(Unet(answer), lambda image: None, 16)  # type: ignore[arg-type, return-value]
-    parsed = parse_image_request(request(guidance_scale=np.array([[4.0]], np.float32)), pipeline(), Limits())
-    task = ImageTask(parsed, lambda task, error: None, lambda: False)
-    denoiser.prepare(task)
-    seen.append(denoiser._guided_outputs(task.runs, np.stack([run.state.sample for run in task.runs])))
-    assert np.allclose(seen[0], 7.0)
+    task = begun(request(guidance_scale=np.array([[4.0]], np.float32)), pipeline(), Limits())
+    inputs = pack(task.runs)
+    mean = inputs["encoder_hidden_states"].mean((1, 2))[:, None, None, None]
+    commit(task.runs, inputs, np.broadcast_to(mean, inputs["sample"].shape))
+    clean = task.runs[0].state.memory[1]
+    weights = task.request.rows[0].table.clean[0]
+    assert np.allclose((clean - weights[0] * inputs["sample"][0]) / weights[1], 7.0, atol=1e-4)
 
 
 def test_requests_with_anything_different_but_their_shape_share_a_call() -> None:
@@ -111,28 +121,6 @@ def test_pictures_of_different_sizes_do_not_share_a_call() -> None:
     unet = Unet()
     run(unet, request(num_inference_steps=whole(1)), request(num_inference_steps=whole(1), width=whole(128)))
     assert sorted(call["sample"] for call in unet.calls) == [(2, 4, 8, 8), (2, 4, 8, 16)]
-
-
-def test_fewest_steps_left_go_first_where_ticks_are_narrow_and_none_starves() -> None:
-    """A long request against a stream of short ones: the first short one passes it, and still it gets its turns."""
-    denoiser = Denoiser(Unet(), lambda image: None, 16, rows_per_tick=1)  # type: ignore[arg-type, return-value]
-
-    def task(steps: int) -> ImageTask:
-        parsed = parse_image_request(request(num_inference_steps=whole(steps)), pipeline(), Limits())
-        made = ImageTask(parsed, lambda task, error: None, lambda: False)
-        denoiser.prepare(made)
-        return made
-
-    long, first = task(20), task(3)
-    for _ in range(3):
-        denoiser.advance([long, first])
-    assert first.done
-    assert long.runs[0].step == 0
-    short = task(3)
-    for _ in range(200):
-        short = task(3) if short.done else short
-        denoiser.advance([long, short])
-    assert long.runs[0].step > 5
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 5])

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nereid.flow.flight_record import SLOTS, STATE_FOLDER, FlightRecord, digest_of
+from nereid.flow.flight_record import SLOTS, FlightRecord, digest_of
+from nereid.flow.state_folder import STATE_FOLDER
 
 A, B, C = (digest_of([name]) for name in (b"a", b"b", b"c"))
 

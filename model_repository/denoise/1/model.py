@@ -3,7 +3,11 @@
 from nereid.diffusion.images import from_pixels
 from nereid.diffusion.service import DenoiseService
 from nereid.diffusion.settings import Limits, Pipeline
+from nereid.engines.costs import StepCosts
+from nereid.engines.digests import fingerprint_of
+from nereid.flow.flight_record import FlightRecord
 from nereid.flow.metrics import IMAGE_METRICS, Recorder
+from nereid.flow.state_folder import state_file
 from nereid.triton import bridge
 
 
@@ -13,9 +17,11 @@ class TritonPythonModel:
     def initialize(self, args):
         model = bridge.ModelArguments.parse(args)
         unet, vae_encoder = model.parameters["unet_model"], model.parameters["vae_encoder_model"]
+        limits = Limits.from_parameters(model.parameters)
+        callers = bridge.Callers.of(limits.concurrent_calls)
 
         def predict(inputs):
-            return bridge.call_model(unet, inputs, ["out_sample"])["out_sample"]
+            return callers.pool.submit(lambda: bridge.call_model(unet, inputs, ["out_sample"])["out_sample"])
 
         def encode(pixels):
             made = bridge.call_model(vae_encoder, {"image": from_pixels(pixels)[None]}, ["latents_mean", "latents_std"])
@@ -23,10 +29,13 @@ class TritonPythonModel:
 
         self._service = DenoiseService(
             pipeline=Pipeline.read(model.version_folder),
-            limits=Limits.from_parameters(model.parameters),
+            limits=limits,
             predict=predict,
             encode=encode,
             recorder=Recorder(bridge.metric_sink(IMAGE_METRICS, model.name)),
+            costs=StepCosts(state_file(f"{model.name}.costs.json")),
+            record=FlightRecord.open(model.name),
+            fingerprint=fingerprint_of([model.folder, model.sibling(unet), model.sibling(vae_encoder)]),
         )
 
     def execute(self, requests):

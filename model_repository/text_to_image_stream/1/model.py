@@ -12,9 +12,10 @@ class TritonPythonModel:
 
     def initialize(self, args):
         model = bridge.ModelArguments.parse(args)
-        siblings = Siblings.from_parameters(model.parameters)
-        self._stream = ImageStream(Pipeline.read(model.version_folder), siblings, bridge.call_model)
-        self._workers = ThreadPoolExecutor(int(model.parameters["max_streams"]), "stream")
+        siblings, streams = Siblings.from_parameters(model.parameters), int(model.parameters["max_streams"])
+        # Each stream has a run and a watch out at once.
+        self._stream = ImageStream(Pipeline.read(model.version_folder), siblings, bridge.Callers.of(3 * streams))
+        self._workers = ThreadPoolExecutor(streams, "stream")
 
     def execute(self, requests):
         for request in requests:

@@ -77,6 +77,12 @@ class Runs:
             while len(self._ended) > REMEMBERED:
                 self._ended.popitem(last=False)
 
+    def find(self, name: str) -> Run | None:
+        """The run of this id that has not ended."""
+        with self._lock:
+            found = self._open.get(name)
+            return None if found is None else found[0]
+
     def state(self, name: str) -> RunState:
         with self._lock:
             found = self._open.get(name)

@@ -1,0 +1,120 @@
+"""Where one image stands, and the request it belongs to; knows neither engines nor Triton."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nereid.diffusion.requests import ImageRequest, ImageRow
+from nereid.diffusion.solvers import SolverState
+from nereid.flow.errors import RequestError
+
+_SNAPSHOTS = 64
+"""Steps of a watched run that are kept for watchers who are slower than the run."""
+
+
+@dataclass(slots=True, eq=False)
+class ImageRun:
+    """One image being made. `busy` while a call for it is out; `deaths` counts engines that died with it inside."""
+
+    row: ImageRow
+    state: SolverState
+    step: int
+    passed_over: int = 0
+    busy: bool = False
+    deaths: int = 0
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.row.end
+
+    @property
+    def local_step(self) -> int:
+        """The step as its table counts (img2img tables begin at the first step taken)."""
+        return self.step - self.row.origin
+
+    @property
+    def guided(self) -> bool:
+        """Whether this step has an unconditional half."""
+        return self.row.negative is not None and self.step in self.row.guided
+
+    @property
+    def lane(self) -> tuple[object, ...]:
+        """What must be equal for two runs to share a call."""
+        return (self.row.latent_shape, *self.row.positive.shapes)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A watched run after a step: `step` is absolute, `sample` float32 C x H x W."""
+
+    step: int
+    sample: NDArray[np.float32]
+
+
+@dataclass(slots=True, eq=False)
+class ImageTask:
+    """A request in the batcher; `answer` is told the outcome once, with None for success."""
+
+    request: ImageRequest
+    answer: Callable[[ImageTask, RequestError | None], None]
+    cancelled: Callable[[], bool]
+    runs: list[ImageRun] = field(default_factory=list)
+    error: RequestError | None = None
+    submitted: float = field(default_factory=time.monotonic)
+    started: float | None = None
+    due: float = math.inf
+    watched: bool = False
+    digest: bytes = b""
+    _snapshots: deque[Snapshot] = field(default_factory=lambda: deque(maxlen=_SNAPSHOTS))
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def rows(self) -> int:
+        return len(self.request.rows)
+
+    @property
+    def done(self) -> bool:
+        return bool(self.runs) and all(run.done for run in self.runs)
+
+    @property
+    def step(self) -> int:
+        """Steps that all of its images are past."""
+        return min((run.step for run in self.runs), default=0)
+
+    @property
+    def end(self) -> int:
+        return max(row.end for row in self.request.rows)
+
+    def is_cancelled(self) -> bool:
+        return self.cancelled()
+
+    def finish(self, error: RequestError | None) -> None:
+        self.answer(self, error)
+
+    def note_step(self) -> None:
+        """After a step: keep it for watchers. Latents are replaced and never written over, so a reference is enough."""
+        if self.watched:
+            with self._lock:
+                if not self._snapshots or self._snapshots[-1].step < self.step:
+                    self._snapshots.append(Snapshot(self.step, self.runs[0].state.sample))
+
+    def snapshot_after(self, step: int) -> Snapshot | None:
+        """The earliest kept step beyond `step`."""
+        self.watched = True
+        with self._lock:
+            return next((snapshot for snapshot in self._snapshots if snapshot.step > step), None)
+
+    @property
+    def timings(self) -> tuple[float, float]:
+        """Seconds spent waiting, and seconds spent denoising until now."""
+        now = time.monotonic()
+        started = self.started if self.started is not None else now
+        return started - self.submitted, now - started
