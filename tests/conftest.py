@@ -15,6 +15,7 @@ for folder in (
     Path(__file__).parent / "llm",
     Path(__file__).parent / "serving",
     Path(__file__).parent / "client",
+    Path(__file__).parent / "diffusion",
 ):
     sys.path.insert(0, str(folder))
 

@@ -97,7 +97,7 @@ class TritonProcess:
             "--backend-config=python,shm-default-byte-size=16777216",
             "--backend-config=python,shm-growth-byte-size=16777216",
             "--backend-config=python,stub-timeout-seconds=300",
-            # Calls of siblings and late answers share these: a stream has two calls out (its run and a watch) for as long as it runs.
+            # Calls of siblings and late answers share these: a stream has two calls out, its run and a watch, while it runs.
             "--backend-config=python,thread-pool-size=128",
             f"--log-verbose={int(options.verbose)}",
         ]

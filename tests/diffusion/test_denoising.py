@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import Future
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,55 +11,12 @@ from nereid.diffusion.loop import DenoisingLoop
 from nereid.diffusion.plan import commit, pack
 from nereid.diffusion.requests import first_step, guidance_embedding, parse_image_request
 from nereid.diffusion.settings import Limits, Pipeline
-from nereid.diffusion.solvers import SchedulerConfig, SchedulerName
-from nereid.diffusion.start import start_runs
 from nereid.diffusion.state import ImageTask
-from nereid.flow.errors import EngineError, InvalidRequestError, RequestError
+from nereid.flow.errors import EngineError, InvalidRequestError
 from nereid.flow.noise import Purpose, derived_seed, normal
 from nereid_protocol.fields import MAX_SEED
 
-Array = np.ndarray
-
-
-def pipeline(**changes: Any) -> Pipeline:
-    facts: dict[str, Any] = {
-        "family": "sd",
-        "latent_channels": 4,
-        "vae_scale_factor": 8,
-        "size_multiple": 8,
-        "default_width": 64,
-        "default_height": 64,
-        "default_scheduler": SchedulerName.DDIM,
-        "default_steps": 5,
-        "default_guidance": 7.5,
-        "few_step": False,
-        "force_zeros_for_empty_prompt": False,
-        "time_cond_proj_dim": None,
-        "latents_to_rgb": (),
-        "scheduler": SchedulerConfig(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1),
-    }
-    return Pipeline(**{**facts, **changes})
-
-
-def request(**inputs: Array) -> dict[str, Array]:
-    embeds = np.ones((1, 3, 2), np.float32)
-    return {"prompt_embeds": embeds, "negative_prompt_embeds": -embeds, "seed": np.array([[3]]), **inputs}
-
-
-class Unet:
-    """Notes its calls; `answer` makes the output from the inputs."""
-
-    def __init__(self, answer: Any = lambda inputs: np.zeros_like(inputs["sample"])) -> None:
-        self.answer, self.calls = answer, []
-
-    def __call__(self, inputs: Mapping[str, Array]) -> Future[Array]:
-        self.calls.append({name: value.shape for name, value in inputs.items()})
-        future: Future[Array] = Future()
-        try:
-            future.set_result(self.answer(inputs))
-        except RequestError as error:
-            future.set_exception(error)
-        return future
+from image_forms import Array, Unet, begun, pipeline, request, whole
 
 
 def run(unet: Unet, *requests: dict[str, Array], max_batch_size: int = 16, facts: Pipeline | None = None) -> list[ImageTask]:
@@ -71,17 +26,6 @@ def run(unet: Unet, *requests: dict[str, Array], max_batch_size: int = 16, facts
     while waiting := [task for task in tasks if not task.done and task.error is None]:
         loop.advance(waiting)
     return tasks
-
-
-def begun(inputs: dict[str, Array], facts: Pipeline, limits: Limits) -> ImageTask:
-    """A task at its first step."""
-    task = ImageTask(parse_image_request(inputs, facts, limits), lambda task, error: None, lambda: False)
-    task.runs = start_runs(task.request, lambda image: (np.zeros((4, 8, 8), np.float32),) * 2, lambda: False)
-    return task
-
-
-def whole(value: int) -> Array:
-    return np.array([[value]], np.int32)
 
 
 def test_unet_that_predicts_no_noise_scales_the_sample_by_the_signal() -> None:

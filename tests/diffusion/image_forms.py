@@ -1,0 +1,119 @@
+"""Requests and UNets whose answers are known, for tests of the loop and the service."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from nereid.diffusion.requests import parse_image_request
+from nereid.diffusion.settings import Limits, Pipeline
+from nereid.diffusion.solvers import SchedulerConfig, SchedulerName
+from nereid.diffusion.start import start_runs
+from nereid.diffusion.state import ImageTask
+from nereid.flow.errors import LostError, RequestError
+
+Array = np.ndarray
+
+
+def pipeline(**changes: Any) -> Pipeline:
+    facts: dict[str, Any] = {
+        "family": "sd",
+        "latent_channels": 4,
+        "vae_scale_factor": 8,
+        "size_multiple": 8,
+        "default_width": 64,
+        "default_height": 64,
+        "default_scheduler": SchedulerName.DDIM,
+        "default_steps": 5,
+        "default_guidance": 7.5,
+        "few_step": False,
+        "force_zeros_for_empty_prompt": False,
+        "time_cond_proj_dim": None,
+        "latents_to_rgb": ((0.1, 0.2, 0.3),) * 5,
+        "scheduler": SchedulerConfig(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1),
+    }
+    return Pipeline(**{**facts, **changes})
+
+
+def request(**inputs: Array) -> dict[str, Array]:
+    embeds = np.ones((1, 3, 2), np.float32)
+    return {"prompt_embeds": embeds, "negative_prompt_embeds": -embeds, "seed": np.array([[3]]), **inputs}
+
+
+def whole(value: int) -> Array:
+    return np.array([[value]], np.int32)
+
+
+def text(value: str) -> Array:
+    return np.array([[value.encode()]], np.object_)
+
+
+class Unet:
+    """Notes its calls; `answer` makes the output from the inputs, at once."""
+
+    def __init__(self, answer: Callable[[Mapping[str, Array]], Array] = lambda inputs: np.zeros_like(inputs["sample"])) -> None:
+        self.answer = answer
+        self.calls: list[dict[str, tuple[int, ...]]] = []
+
+    def __call__(self, inputs: Mapping[str, Array]) -> Future[Array]:
+        self.calls.append({name: value.shape for name, value in inputs.items()})
+        future: Future[Array] = Future()
+        try:
+            future.set_result(self.answer(inputs))
+        except RequestError as error:
+            future.set_exception(error)
+        return future
+
+
+class SteppedUnet(Unet):
+    """Answers a call only after `allow`, so that a test holds a run where it wants it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._allowed = threading.Semaphore(0)
+        self._pool = ThreadPoolExecutor(4)
+
+    def allow(self, calls: int) -> None:
+        for _ in range(calls):
+            self._allowed.release()
+
+    def __call__(self, inputs: Mapping[str, Array]) -> Future[Array]:
+        made = super().__call__(inputs)
+
+        def wait() -> Array:
+            self._allowed.acquire()
+            return made.result()
+
+        return self._pool.submit(wait)
+
+
+class MortalUnet(Unet):
+    """Dies of a call when `deadly` says so, and stays away for the next `away` calls."""
+
+    def __init__(self, deadly: Callable[[Mapping[str, Array]], bool], away: int = 2, **options: Any) -> None:
+        super().__init__(**options)
+        self.deadly, self.away, self.deaths, self._absent = deadly, away, 0, 0
+
+    def __call__(self, inputs: Mapping[str, Array]) -> Future[Array]:
+        lost: Future[Array] = Future()
+        lost.set_exception(LostError("unet: Stub process 'unet_0_0' is not healthy."))
+        if self._absent:
+            self._absent -= 1
+            return lost
+        if self.deadly(inputs):
+            self.deaths += 1
+            self._absent = self.away
+            return lost
+        return super().__call__(inputs)
+
+
+def begun(inputs: dict[str, Array], facts: Pipeline | None = None, limits: Limits | None = None) -> ImageTask:
+    """A task at its first step."""
+    parsed = parse_image_request(inputs, facts or pipeline(), limits or Limits())
+    task = ImageTask(parsed, lambda task, error: None, lambda: False)
+    task.runs = start_runs(task.request, lambda image: (np.zeros((4, 8, 8), np.float32),) * 2, lambda: False)
+    return task

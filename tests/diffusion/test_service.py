@@ -1,0 +1,207 @@
+"""`denoise` below Triton: tickets, watches, cancellation by id, results kept for a replay, suspects."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nereid.diffusion.service import DenoiseService
+from nereid.diffusion.settings import Limits
+from nereid.flow.errors import (
+    CancelledError,
+    DeadlineError,
+    InvalidRequestError,
+    PoisonousRequestError,
+    QueueFullError,
+    RequestError,
+)
+from nereid.flow.flight_record import FlightRecord
+from nereid.flow.metrics import Recorder
+
+from image_forms import Array, SteppedUnet, Unet, pipeline, request, text, whole
+
+IMAGE = np.zeros((1, 64, 64, 3), np.uint8)
+
+
+class Answer:
+    """One request's reply."""
+
+    def __init__(self) -> None:
+        self.came = threading.Event()
+        self.outputs: Mapping[str, Array] | None = None
+        self.error: RequestError | None = None
+
+    def __call__(self, outputs: Mapping[str, Array] | None, error: RequestError | None) -> None:
+        assert not self.came.is_set(), "a request was answered twice"
+        self.outputs, self.error = outputs, error
+        self.came.set()
+
+    def wait(self) -> Answer:
+        assert self.came.wait(30)
+        return self
+
+    @property
+    def state(self) -> str:
+        self.wait()
+        assert self.error is None, self.error
+        assert self.outputs is not None
+        return str(self.outputs["run_state"].item().decode())
+
+
+@contextmanager
+def serving(unet: Any = None, encode: Any = None, record: FlightRecord | None = None, **limits: Any) -> Iterator[DenoiseService]:
+    service = DenoiseService(
+        pipeline=pipeline(),
+        limits=Limits(**limits),
+        predict=unet or Unet(),
+        encode=encode or (lambda pixels: (np.zeros((4, 8, 8), np.float32), np.ones((4, 8, 8), np.float32))),
+        recorder=Recorder(lambda metric, value, labels: None),
+        record=record,
+        fingerprint="one",
+    )
+    try:
+        yield service
+    finally:
+        if isinstance(unet, SteppedUnet):
+            unet.allow(10_000)
+        service.stop()
+
+
+def ask(service: DenoiseService, cancelled: bool = False, **inputs: Array) -> Answer:
+    answer = Answer()
+    service.handle(inputs, answer, lambda: cancelled)
+    return answer
+
+
+def draw(service: DenoiseService, cancelled: bool = False, **inputs: Array) -> Answer:
+    return ask(service, cancelled, **request(**inputs))
+
+
+def watch(service: DenoiseService, run: str, after: int | None = None) -> Answer:
+    extra = {} if after is None else {"after_step": whole(after)}
+    return ask(service, watch=text(run), **extra)
+
+
+def test_a_place_taken_in_advance_counts_and_is_used_by_the_request_that_names_it() -> None:
+    with serving(max_inflight=1, max_queue=1, unet=SteppedUnet()) as service:
+        assert ask(service, ticket=text("t1"), run_id=text("run")).state == "waiting"
+        draw(service)  # it overtakes the place that is not ready, and runs
+        refused = ask(service, ticket=text("t2")).wait()
+        assert isinstance(refused.error, QueueFullError)
+        late = draw(service, ticket=text("t1"), run_id=text("run"))
+        service.predict.allow(100)
+        assert late.wait().error is None
+
+
+def test_bad_options_are_refused_before_anything_is_encoded() -> None:
+    with serving() as service:
+        refused = ask(service, ticket=text("t"), num_inference_steps=whole(10_000)).wait().error
+        assert isinstance(refused, InvalidRequestError)
+        assert refused.field == "num_inference_steps"
+        assert isinstance(ask(service, ticket=text("no/id")).wait().error, InvalidRequestError)
+
+
+def test_a_watched_run_tells_every_step_and_its_end() -> None:
+    unet = SteppedUnet()
+    with serving(unet=unet) as service:
+        assert watch(service, "run").state == "unknown"
+        ask(service, ticket=text("t"), run_id=text("run"), after_step=whole(-1)).wait()
+        made = draw(service, ticket=text("t"), run_id=text("run"))
+        unet.allow(5)
+        made.wait()
+        assert watch(service, "run").state == "done"
+    unet = SteppedUnet()
+    with serving(unet=unet) as service:
+        ask(service, ticket=text("t"), run_id=text("run"), after_step=whole(-1)).wait()
+        draw(service, ticket=text("t"), run_id=text("run"))
+        unet.allow(4)
+        seen = []
+        for _ in range(4):
+            found = watch(service, "run", seen[-1] if seen else 0).wait().outputs
+            assert found is not None
+            assert found["preview"].shape == (1, 8, 8, 3)
+            assert found["num_inference_steps"].item() == 5
+            seen.append(int(found["step"].item()))
+        assert seen == [1, 2, 3, 4]
+
+
+def test_a_run_is_cancelled_by_its_id() -> None:
+    with serving(unet=SteppedUnet()) as service:
+        made = draw(service, run_id=text("run"))
+        while watch(service, "run").state != "running":
+            pass
+        assert ask(service, cancel=text("run")).state == "running"
+        assert isinstance(made.wait().error, CancelledError)
+        assert watch(service, "run").state == "failed"
+        assert ask(service, cancel=text("another")).state == "unknown"
+
+
+def test_a_request_keeps_its_deadline_while_a_call_is_out() -> None:
+    with serving(unet=SteppedUnet()) as service:
+        made = draw(service, timeout_seconds=np.array([[0.1]], np.float32))
+        assert isinstance(made.wait().error, DeadlineError)
+
+
+def test_images_that_are_being_encoded_wait_in_the_queue_like_others() -> None:
+    """The queue's limit, cancellation and deadline hold from arrival, not from when the picture is encoded."""
+    gate = threading.Event()
+
+    def encode(pixels: Array) -> tuple[Array, Array]:
+        gate.wait(30)
+        return np.zeros((4, 8, 8), np.float32), np.ones((4, 8, 8), np.float32)
+
+    unet = Unet()
+    with serving(unet=unet, encode=encode, max_inflight=1, max_queue=1) as service:
+        answers = [draw(service, cancelled=True, init_image=IMAGE) for _ in range(40)]
+        outcomes = [type(answer.wait().error) for answer in answers]
+        gate.set()
+        assert outcomes.count(QueueFullError) == 39
+        assert outcomes.count(CancelledError) == 1
+    assert not unet.calls
+
+
+def test_a_replay_of_a_finished_run_gets_the_kept_latents_and_draws_nothing() -> None:
+    unet = Unet()
+    with serving(unet=unet) as service:
+        first = draw(service, run_id=text("run")).wait().outputs
+        calls = len(unet.calls)
+        again = draw(service, run_id=text("run")).wait().outputs
+        assert first is not None
+        assert again is not None
+        assert np.array_equal(first["latents"], again["latents"])
+        assert len(unet.calls) == calls
+        other = draw(service, run_id=text("run"), seed=np.array([[4]])).wait().outputs
+        assert other is not None
+        assert not np.array_equal(first["latents"], other["latents"])
+        assert first["system_fingerprint"].item() == b"one"
+
+
+def test_one_that_was_alone_inside_at_two_deaths_of_this_process_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "denoise.flight"
+    for _ in range(2):
+        unet = SteppedUnet()
+        with serving(unet=unet, record=FlightRecord.at(file)) as service:
+            draw(service)
+            while not unet.calls:
+                pass
+            (tmp_path / "as it stood").write_bytes(file.read_bytes())  # what a kill -9 in this moment leaves
+        file.write_bytes((tmp_path / "as it stood").read_bytes())
+    with serving(record=FlightRecord.at(file)) as service:
+        assert isinstance(draw(service).wait().error, PoisonousRequestError)
+        assert draw(service, seed=np.array([[4]])).wait().error is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e38])
+def test_latents_that_no_run_can_start_from_are_refused(value: float) -> None:
+    with serving() as service:
+        latents = np.zeros((1, 4, 8, 8), np.float32)
+        latents[0, 0, 0, 0] = value
+        refused = draw(service, latents=latents).wait().error
+        assert isinstance(refused, InvalidRequestError)
+        assert refused.field == "latents"

@@ -1,0 +1,98 @@
+"""Places taken before the work is there: they count, they keep their order, they expire, and they can be cancelled by id."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from nereid.flow.errors import CancelledError, DeadlineError, InvalidRequestError, QueueFullError
+from nereid.flow.runs import RunState
+from nereid.flow.tickets import Tickets
+
+
+def admitted(tickets: Tickets, **_: object) -> list[str]:
+    tickets.admit(lambda seconds: None)
+    return [ticket.run_id for ticket in tickets.active]
+
+
+def take(tickets: Tickets, name: str, *, ready: bool = True, rows: int = 1, weight: float = 0.0) -> object:
+    ticket = tickets.take(rows, 60.0, run_id=name, weight=weight)
+    ticket.ready = ready
+    return ticket
+
+
+def test_an_unready_ticket_keeps_its_place_and_holds_nobody_up() -> None:
+    tickets: Tickets = Tickets(max_inflight=1, max_queue=5)
+    first = take(tickets, "first", ready=False)
+    take(tickets, "second")
+    take(tickets, "third")
+    assert admitted(tickets) == ["second"]
+    first.ready = True
+    tickets.remove(tickets.active[0], None)
+    assert admitted(tickets) == ["first"]
+
+
+def test_tickets_without_work_count_against_the_queue() -> None:
+    tickets: Tickets = Tickets(max_inflight=1, max_queue=2)
+    take(tickets, "a", ready=False)
+    take(tickets, "b", ready=False)
+    with pytest.raises(QueueFullError):
+        take(tickets, "c")
+
+
+def test_an_unused_ticket_expires_and_a_cancelled_or_overdue_one_is_let_go() -> None:
+    tickets: Tickets = Tickets(max_inflight=1, max_queue=5)
+    unused, _cancelled, overdue = (take(tickets, name, ready=False) for name in "abc")
+    unused.expires, overdue.deadline = time.monotonic(), time.monotonic()
+    tickets.runs.cancel("b")
+    errors = {ticket.run_id: type(error) for ticket, error in tickets.drop_lost()}
+    assert errors == {"a": DeadlineError, "b": CancelledError, "c": DeadlineError}
+    assert not tickets.queue
+
+
+def test_states_of_a_run() -> None:
+    tickets: Tickets = Tickets(max_inflight=1, max_queue=5)
+    assert tickets.runs.state("a") is RunState.UNKNOWN
+    ticket = take(tickets, "a")
+    assert tickets.runs.state("a") is RunState.WAITING
+    admitted(tickets)
+    assert tickets.runs.state("a") is RunState.RUNNING
+    tickets.remove(ticket, None)
+    assert tickets.runs.state("a") is RunState.DONE
+    again = take(tickets, "a")
+    assert tickets.runs.state("a") is RunState.WAITING
+    tickets.remove(again, CancelledError("gone"))
+    assert tickets.runs.state("a") is RunState.FAILED
+
+
+def test_asking_again_under_an_id_gives_the_older_run_up() -> None:
+    tickets: Tickets = Tickets(max_inflight=4, max_queue=5)
+    first = take(tickets, "a")
+    take(tickets, "a")
+    assert first.cancelled
+    assert [ticket for ticket, _ in tickets.drop_lost()] == [first]
+    assert tickets.runs.state("a") is RunState.WAITING
+
+
+def test_the_sum_of_weights_is_bounded_and_what_can_never_fit_is_refused() -> None:
+    tickets: Tickets = Tickets(max_inflight=8, max_queue=5, max_weight=10.0)
+    take(tickets, "a", weight=6.0)
+    take(tickets, "b", weight=6.0)
+    assert admitted(tickets) == ["a"]
+    tickets.remove(tickets.active[0], None)
+    assert admitted(tickets) == ["b"]
+    with pytest.raises(InvalidRequestError):
+        take(tickets, "c", weight=11.0)
+
+
+def test_a_suspect_runs_with_nobody_beside_it() -> None:
+    tickets: Tickets = Tickets(max_inflight=8, max_queue=9)
+    take(tickets, "a")
+    take(tickets, "suspect").alone = True
+    take(tickets, "b")
+    assert admitted(tickets) == ["a"]
+    tickets.remove(tickets.active[0], None)
+    assert admitted(tickets) == ["suspect"]
+    tickets.remove(tickets.active[0], None)
+    assert admitted(tickets) == ["b"]
