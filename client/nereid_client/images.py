@@ -70,7 +70,7 @@ class _ImageRequest(BaseModel):
         return {name: value[None] for name, value in values.items()} if batched else values
 
 
-def _annotation(field: RequestField) -> Any:
+def annotation(field: RequestField) -> Any:
     """A field's type in Python: numbers and texts are checked here, ranges by the server against its own limits."""
     if -1 in field.shape:
         return Any
@@ -85,7 +85,7 @@ ImageRequest = create_model(
     "ImageRequest",
     __base__=_ImageRequest,
     __doc__="What to draw. Everything but the prompt may be left to the model's own defaults; docs/reference.md has all fields.",
-    **{field.name: (_annotation(field), None) for field in OPTIONS},  # type: ignore[call-overload]
+    **{field.name: (annotation(field), None) for field in OPTIONS},  # type: ignore[call-overload]
 )
 
 

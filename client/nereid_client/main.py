@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from nereid_client.chat import Chat
 from nereid_client.client import Client
 from nereid_client.errors import NereidError
+from nereid_client.image_options import with_image_options
 from nereid_client.images import ImageProgress, ImageResult
 from nereid_client.options import Protocol
 from nereid_client.terminal import console, fail, say_error
@@ -44,40 +45,24 @@ def nereid() -> None:
 
 
 @app.command()
+@with_image_options
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes (.png, .jpg, ...).")] = Path("out.png"),
     url: Annotated[str | None, typer.Option(help="host:port of the server.")] = None,
     protocol: Annotated[Protocol, typer.Option(help="How to reach it.")] = Protocol.GRPC,
     name: Annotated[str, typer.Option(help="Prefix of the pipeline's models.")] = "",
-    negative_prompt: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale; 1 or less switches it off.")] = None,
-    seed: Annotated[int | None, typer.Option(help="For the same picture again.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="ddim, euler, dpmpp_2m, unipc, ...")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     init_image: Annotated[Path | None, typer.Option(help="Start from this picture.", exists=True, dir_okay=False)] = None,
-    strength: Annotated[float | None, typer.Option(help="How much of it is replaced, 0 to 1.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds until the request is given up.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print seed, timings and warnings as JSON.")] = False,
+    **fields: Any,
 ) -> None:
     """Draw a picture on a running server, with a progress bar."""
-    options: dict[str, Any] = {
-        "negative_prompt": negative_prompt,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
-        "seed": seed,
-        "scheduler": scheduler,
-        "width": width,
-        "height": height,
-        "strength": strength,
-    }
     try:
         if init_image is not None:
-            options["init_image"] = _open_picture(init_image)
+            fields["init_image"] = _open_picture(init_image)
         with Client(url, protocol=protocol, name=name, timeout=timeout) as client:
-            result = _draw(client, prompt, options)
+            result = _draw(client, prompt, fields)
         result.image.save(output)
     except (NereidError, OSError, ValueError) as error:
         fail(error)

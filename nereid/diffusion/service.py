@@ -175,6 +175,9 @@ class DenoiseService:
                 if task.started is None:
                     self.record.enter(task.digest)
         self._loop.advance(tasks)
+        for task in tasks:
+            if task.done:
+                self._watchers.ended(task)  # before the batcher forgets it
         self._watchers.notice()
         if time.monotonic() - self._saved > _SAVE_SECONDS:
             self._saved = time.monotonic()

@@ -106,21 +106,23 @@ class ImageStream:
     ) -> Iterator[Outputs]:
         """The run's progress until it has ended; its cancellation is passed on."""
         after = begin + interval - 1
-        while not run.done():
+        while not (run.done() and run.exception() is not None):
             if is_cancelled():
                 self._ask({"cancel": _text(run_id)}, ["run_state"])
                 raise CancelledError("the request was cancelled")
             asked = {"watch": _text(run_id), "after_step": np.array([[after]], np.int32)}
             found = self._ask(asked, ["run_state", "step", "num_inference_steps", "preview"])
-            state = found["run_state"].item().decode()
             if "preview" in found:
-                step, end = int(found["step"].item()), int(found["num_inference_steps"].item())
-                if step < end:
-                    yield found
+                step = int(found["step"].item())
+                if step >= int(found["num_inference_steps"].item()):
+                    return
+                yield found
                 after = step + interval - 1
-            elif state in (RunState.DONE, RunState.FAILED):
+                continue
+            state = found["run_state"].item().decode()
+            if state in (RunState.DONE, RunState.FAILED) or run.done():
                 return
-            elif state == RunState.UNKNOWN and not run.done():
+            if state == RunState.UNKNOWN:
                 raise LostError("denoise: the run is gone")
 
     def _ask(self, asked: Outputs, outputs: Sequence[str]) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ Outputs = Mapping[str, np.ndarray]
 
 HOLD_SECONDS = 2.0
 """A watch is answered by then, with or without news: whoever watches sees from it that this process lives."""
+_ENDED, _ENDED_SECONDS = 64, 10.0
+"""How many ended runs keep their last steps for watchers, and for how long."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +39,7 @@ class Watchers:
     find: Callable[[str], ImageTask | None]
     latents_to_rgb: Sequence[Sequence[float]]
     _open: list[_Watch] = field(default_factory=list)
+    _ended: OrderedDict[str, tuple[float, ImageTask]] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _news: threading.Event = field(default_factory=threading.Event)
     _stopping: bool = False
@@ -62,6 +66,16 @@ class Watchers:
         if self._open:
             self._news.set()
 
+    def ended(self, task: ImageTask) -> None:
+        """A run is over: its last steps are kept a while, for those who watch are told of each."""
+        now = time.monotonic()
+        if task.watched:
+            with self._lock:
+                self._ended[task.request.run_id] = (now, task)
+                while self._ended and (len(self._ended) > _ENDED or next(iter(self._ended.values()))[0] < now - _ENDED_SECONDS):
+                    self._ended.popitem(last=False)
+        self.notice()
+
     def stop(self) -> None:
         self._stopping = True
         self._news.set()
@@ -83,7 +97,7 @@ class Watchers:
     def _answer(self, watch: _Watch) -> bool:
         """True where there was something to say."""
         state = self.state(watch.run_id)
-        task = self.find(watch.run_id)
+        task = self.find(watch.run_id) or self._ended.get(watch.run_id, (0.0, None))[1]
         snapshot = task.snapshot_after(watch.after_step) if task is not None else None
         if task is not None and snapshot is not None:
             self._senders.submit(self._show, watch, state, task, snapshot)

@@ -15,10 +15,11 @@ from tokenizers import Tokenizer
 
 from nereid.flow.errors import InvalidRequestError
 from nereid.flow.fields import decode_text
-from nereid.flow.noise import MAX_SEED, derived_seed
+from nereid.flow.noise import derived_seed
 from nereid.flow.runs import read_id
 from nereid.llm.sampling import Sampling
 from nereid.llm.settings import LlmFacts, LlmLimits
+from nereid_protocol.fields import MAX_SEED
 
 Inputs = Mapping[str, np.ndarray]
 

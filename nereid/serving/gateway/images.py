@@ -15,19 +15,6 @@ from nereid.serving.gateway.schemas import ImageBody
 from nereid_client import AsyncClient, ImageProgress, ImageResult
 
 
-def _options(body: ImageBody) -> dict[str, Any]:
-    width, height = body.sides
-    return {
-        "negative_prompt": body.negative_prompt,
-        "num_inference_steps": body.num_inference_steps,
-        "guidance_scale": body.guidance_scale,
-        "scheduler": body.scheduler,
-        "seed": body.seed,
-        "width": width,
-        "height": height,
-    }
-
-
 def _encode(pixels: Any, kind: str) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind.upper())
@@ -42,14 +29,14 @@ def _enlarged(preview: Any) -> Any:
 
 async def whole(client: AsyncClient, body: ImageBody) -> dict[str, Any]:
     """All `n` images in one answer."""
-    result = await client.generate_image(body.prompt, num_images_per_prompt=body.n, **_options(body))
+    result = await client.generate_image(body.prompt, num_images_per_prompt=body.n, **body.options)
     return {"created": int(time.time()), "data": [{"b64_json": _encode(pixels, body.output_format)} for pixels in result.pixels]}
 
 
 async def stream(client: AsyncClient, body: ImageBody) -> AsyncIterator[tuple[str | None, dict[str, Any]]]:
     """`partial_images` previews on the way, spread evenly, then the image, as (event name, body)."""
     shown = 0
-    answers = client.stream_image(body.prompt, **_options(body))
+    answers = client.stream_image(body.prompt, **body.options)
     try:
         async for answer in answers:
             if isinstance(answer, ImageProgress):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
+
+from nereid_client.images import OPTIONS, annotation
 
 
 class _Body(BaseModel):
@@ -115,8 +117,12 @@ class CompletionBody(SamplingBody):
     echo: bool = False
 
 
-class ImageBody(_Body):
-    """`num_inference_steps` and below are extensions with diffusers' names."""
+IMAGE_EXTENSIONS = tuple(field for field in OPTIONS if field.gateway)
+"""Request fields that are taken beside OpenAI's own, under their own names."""
+
+
+class _ImageBody(_Body):
+    """What OpenAI's endpoint has."""
 
     prompt: str = Field(min_length=1)
     n: int = Field(default=1, ge=1, le=16)
@@ -125,11 +131,6 @@ class ImageBody(_Body):
     output_format: Literal["png", "jpeg", "webp"] = "png"
     stream: bool = False
     partial_images: int = Field(default=0, ge=0, le=3)
-    negative_prompt: str | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    scheduler: str | None = None
-    seed: int | None = None
 
     @field_validator("size")
     @classmethod
@@ -146,3 +147,17 @@ class ImageBody(_Body):
             return None, None
         width, height = str(self.size).split("x")
         return int(width), int(height)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The request's fields, by the SDK's names."""
+        width, height = self.sides
+        return {**{field.name: getattr(self, field.name) for field in IMAGE_EXTENSIONS}, "width": width, "height": height}
+
+
+ImageBody = create_model(
+    "ImageBody",
+    __base__=_ImageBody,
+    __doc__="What OpenAI's endpoint has, and the request fields that the table gives the gateway.",
+    **{field.name: (annotation(field), None) for field in IMAGE_EXTENSIONS},  # type: ignore[call-overload]
+)

@@ -1,0 +1,41 @@
+"""The image request fields as options of a command line, from the table of fields."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from nereid_client.images import OPTIONS
+from nereid_protocol.fields import DType, Field
+
+_TYPES: dict[DType, type] = {DType.STRING: str, DType.INT32: int, DType.INT64: int, DType.FP32: float}
+
+
+def with_image_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command, in place of its `**fields`, an option for each field that has one; absent ones are not passed on."""
+    own = inspect.signature(command, eval_str=True)
+    kept = [parameter for parameter in own.parameters.values() if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
+    made = {field.name: _parameter(field) for field in OPTIONS if field.option}
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        command(**{name: value for name, value in given.items() if name not in made or value is not None})
+
+    signature = own.replace(parameters=[*kept, *made.values()])
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    run.__annotations__ = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    del run.__wrapped__
+    return run
+
+
+def _parameter(field: Field) -> inspect.Parameter:
+    kind: Any = _TYPES[field.dtype]
+    if not field.scalar:
+        kind = tuple.__class_getitem__((kind,) * field.shape[0])
+    assert field.option is not None
+    annotation = Annotated[kind | None, typer.Option(field.option, help=field.help)]
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
