@@ -8,14 +8,33 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nereid_client.errors import ConnectionLostError, InvalidRequestError, NereidError, ServerError, UnavailableError
+from nereid_client.errors import (
+    CancelledError,
+    ConnectionLostError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    NereidError,
+    ServerError,
+    UnavailableError,
+)
 
 _STATUS: dict[int, type[NereidError]] = {
     400: InvalidRequestError,
     401: InvalidRequestError,
     404: InvalidRequestError,
+    413: InvalidRequestError,
+    429: UnavailableError,
+    499: CancelledError,
     503: UnavailableError,
+    504: DeadlineExceededError,
 }
+_BY_TYPE: dict[str, type[NereidError]] = {
+    "invalid_request_error": InvalidRequestError,
+    "service_unavailable_error": UnavailableError,
+    "timeout_error": DeadlineExceededError,
+    "cancelled_error": CancelledError,
+}
+"""What an error calls itself once a stream has begun, when there is no status any more."""
 
 
 @dataclass(slots=True)
@@ -37,27 +56,38 @@ class Chat:
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
         connection = http.client.HTTPConnection(self.url, timeout=self.timeout)
-        written = []
+        written, sent = [], False
         try:
+            connection.connect()
+            sent = True
             connection.request("POST", "/v1/chat/completions", body, headers)
             response = connection.getresponse()
             if response.status != 200:
                 raise _refusal(response.status, response.read())
-            for line in response:
-                if not line.startswith(b"data: {"):
-                    continue
-                event = json.loads(line.removeprefix(b"data: "))
-                if "error" in event:
-                    raise ServerError(event["error"]["message"])
+            for event in _events(response):
                 for choice in event["choices"]:
                     piece = choice["delta"].get("content") or ""
                     written.append(piece)
                     yield piece
         except (OSError, http.client.HTTPException) as error:
-            raise ConnectionLostError(f"no gateway answers at {self.url} ({error})") from None
+            sentence = "the connection to {} broke ({})" if sent else "no gateway answers at {} ({})"
+            raise ConnectionLostError(sentence.format(self.url, str(error) or type(error).__name__), sent=sent) from None
         finally:
             connection.close()
         self.messages = [*messages, {"role": "assistant", "content": "".join(written)}]
+
+
+def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    """The answer's events until its `[DONE]`; a stream without that was cut."""
+    for line in response:
+        if line.startswith(b"data: [DONE]"):
+            return
+        if line.startswith(b"data: {"):
+            event = json.loads(line.removeprefix(b"data: "))
+            if "error" in event:
+                raise _BY_TYPE.get(str(event["error"].get("type")), ServerError)(event["error"]["message"])
+            yield event
+    raise http.client.IncompleteRead(b"")
 
 
 def _refusal(status: int, body: bytes) -> NereidError:

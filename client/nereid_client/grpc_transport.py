@@ -15,6 +15,7 @@ from tritonclient.utils import np_to_triton_dtype, serialize_byte_tensor
 from nereid_client.errors import CancelledError, ConnectionLostError, NereidError, NotReadyError, typed
 from nereid_client.options import ConnectionOptions, Tls
 from nereid_client.transport import Answered, Call, Cancel, Ended, Event, Failed, Tell, Tensors
+from nereid_protocol.errors import WireError
 
 _CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", -1),  # pictures are larger than gRPC's 4 MB
@@ -189,7 +190,8 @@ def _error(done: Any) -> NereidError | None:
 
 
 def _typed(error: Any) -> NereidError:
-    if error.code() is grpc.StatusCode.CANCELLED:  # not from here: those calls have nobody who reads this
+    own = WireError.parse(error.details() or "")
+    if error.code() is grpc.StatusCode.CANCELLED and own is None:  # not from here: those calls have nobody who reads this
         return ConnectionLostError("the server ended the call before its answer", sent=True)
     return typed(error.details() or str(error.code()), str(error.code()))
 

@@ -93,6 +93,7 @@ class World:
         self.given_up: list[Call] = []
         self.cancelled: list[bytes] = []
         self.questions: list[float] = []
+        self.probed: list[str | None] = []
         self.closed = False
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -121,6 +122,7 @@ class World:
         return self.scripts.pop(0)
 
     def probe(self, model: str | None, timeout: float, tell: Tell) -> None:
+        self.probed.append(model)
         there = self.ready(self.now, model or "")
         self._later(0.0, lambda: tell(Ended() if there else Failed(NotReadyError(f"{model} is not ready"))))
 

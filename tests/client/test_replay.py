@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from nereid_client import (
 )
 from nereid_client.replay import GRACE_SECONDS
 from nereid_client.server import ReplayPolicy
+from nereid_client.transport import Answered
 
 from scripted import HANGS, Script, World, answers, delta, draw, draw_stream, fails, image, progress, state, texts, write_stream
 
@@ -140,6 +142,21 @@ def test_a_dead_process_that_is_met_again_before_it_is_replaced_has_not_died_aga
     assert len(world.calls) == 7
 
 
+def test_a_process_that_dies_long_after_the_first_has_died_anew() -> None:
+    dead = UnhealthyError("Stub process 'denoise_0_0' is not healthy.")
+    world = World(fails(dead), fails(dead, after=100.0), GOOD)
+    draw(world)
+    assert world.server.statistics.replays == 2
+    with pytest.raises(UnhealthyError):
+        draw(World(fails(dead), fails(dead, after=100.0)), ReplayPolicy(replays=1))
+
+
+def test_a_server_that_is_away_is_asked_at_growing_pauses() -> None:
+    world = World(fails(ConnectionLostError("reset", sent=True)), GOOD, back_at=25.0)
+    draw(world)
+    assert len(world.probed) < 2 * 60
+
+
 def test_a_full_queue_after_a_death_does_not_lose_the_request() -> None:
     world = World(fails(LostError("died")), *[fails(UnavailableError("queue: full"))] * 4, GOOD)
     assert draw(world, ReplayPolicy(retries=0)).seeds == (5,)
@@ -232,6 +249,30 @@ def test_a_run_that_never_arrives_is_replayed_but_never_given_up_for_that() -> N
     world = World(HANGS, HANGS, answers(image(), after=100.0), watch=lambda now: state("unknown"))
     draw(world, ReplayPolicy(replays=2))
     assert len(world.calls) == 3
+    first, second = np.diff([when for when, _ in world.calls])
+    assert second > 1.5 * first  # a server that is only slow is not given ever more to do
+
+
+def test_a_run_that_is_lost_at_its_last_attempt_is_said_to_be() -> None:
+    world = World(HANGS, watch=lambda now: state("running" if now < 4.0 else "unknown"))
+    with pytest.raises(LostError, match="gone from denoise"):
+        draw(world, ReplayPolicy(replays=0))
+
+
+def test_unknown_now_and_then_is_no_loss() -> None:
+    turns = itertools.cycle(["running", "unknown"])
+    world = World(answers(image(), after=20.0), watch=lambda now: state(next(turns)))
+    draw(world)
+    assert len(world.calls) == 1
+
+
+def test_a_stream_that_goes_on_needs_no_answers_about_its_run() -> None:
+    pieces: Script = [(float(i), Answered(delta([i], "a"))) for i in range(40)]
+    world = World(
+        [*pieces, *answers(delta([99], "b", "stop"), after=40.0)], watch=lambda now: fails(DeadlineExceededError("3 s"))
+    )
+    list(write_stream(world, ReplayPolicy(heal_seconds=10.0)))
+    assert len(world.calls) == 1
 
 
 def test_a_run_that_is_done_and_does_not_answer_is_replayed() -> None:
@@ -281,7 +322,7 @@ def test_a_server_without_run_ids_gets_the_request_without_one() -> None:
 
 
 def test_a_reader_who_pauses_is_not_a_silent_server() -> None:
-    pieces: Script = [(float(i), event) for i in range(4) for _, event in answers(delta([i], str(i)))[:1]]
+    pieces: Script = [(float(i), Answered(delta([i], str(i)))) for i in range(4)]
     world = World([*pieces, *answers(delta([9], "9", "stop"), after=4.0)])
     for _ in write_stream(world):
         world.now += 100.0
@@ -316,7 +357,7 @@ def test_another_server_is_noticed_before_anything_is_sent_to_it() -> None:
 
 
 def test_leaving_a_stream_cancels_the_call_and_names_the_run() -> None:
-    world = World([(0.0, event) for _, event in answers(progress(1, 9))[:1]])
+    world = World([(0.0, Answered(progress(1, 9)))])
     stream = draw_stream(world)
     next(stream)
     stream.close()  # type: ignore[attr-defined]
@@ -334,7 +375,7 @@ def test_a_request_that_has_ended_is_not_cancelled() -> None:
 
 
 def test_a_replay_that_differs_is_cancelled_on_the_server() -> None:
-    world = World(fails(LostError("died"), delta([1], "a")), [(0.0, event) for _, event in answers(delta([2], "a"))[:1]])
+    world = World(fails(LostError("died"), delta([1], "a")), [(0.0, Answered(delta([2], "a")))])
     with pytest.raises(ServerError, match="tokens"):
         list(write_stream(world))
     assert len(world.cancelled) == 1

@@ -222,6 +222,18 @@ def test_tritons_own_errors_are_typed_by_their_status(protocol: str, status: grp
         assert type(error.value) is kind
 
 
+@pytest.mark.parametrize(
+    ("sentence", "kind"), [("", ConnectionLostError), ("a run was cancelled [nereid: CANCELLED cancelled]", CancelledError)]
+)
+def test_a_call_that_the_server_cancels_is_lost_unless_somebody_asked_for_that(sentence: str, kind: type[NereidError]) -> None:
+    def ends(tensors: Tensors) -> Iterator[Tensors]:
+        raise RefusedError(sentence, grpc.StatusCode.CANCELLED)
+        yield {}
+
+    with grpc_server({"text_to_image": ends}) as (port, _), Client(url(port), replays=0) as client, pytest.raises(kind):
+        client.generate_image("a box")
+
+
 @BOTH
 def test_large_pictures_pass_in_both_directions(protocol: str) -> None:
     """Larger than the 4 MB that gRPC allows by itself."""

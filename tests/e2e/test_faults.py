@@ -64,7 +64,7 @@ def seconds_until_served(served: Served) -> float:
     start = time.monotonic()
     while time.monotonic() - start < 60:
         try:
-            with Client(served.grpc_url, retries=0, timeout=20) as client:
+            with Client(served.grpc_url, retries=0, replays=0, timeout=20) as client:
                 client.generate_image("a box", num_inference_steps=2)
             if health(served)[0] == 200:
                 return time.monotonic() - start
@@ -77,7 +77,7 @@ def seconds_until_served(served: Served) -> float:
 def test_killed_stub_fails_only_what_is_inside_and_serves_again(own: Served, model: str) -> None:
     """How soon is measured, not asserted, beyond a bound that tells healing from not healing."""
     wait_until_settled(own)
-    with Client(own.grpc_url, retries=0, timeout=60) as client, ThreadPoolExecutor(4) as pool:
+    with Client(own.grpc_url, retries=0, replays=0, timeout=60) as client, ThreadPoolExecutor(4) as pool:
         jobs = [
             pool.submit(client.generate_image, "a box", num_inference_steps=700 if model in ("unet", "denoise") else 200)
             for _ in range(4)
@@ -104,7 +104,7 @@ def test_killed_stub_fails_only_what_is_inside_and_serves_again(own: Served, mod
 @pytest.mark.parametrize("model", ["text_to_image_stream", "text_to_image_json", "vae_encoder"])
 def test_killed_bystander_does_not_touch_other_requests(own: Served, model: str) -> None:
     wait_until_settled(own)
-    with Client(own.grpc_url, retries=0, timeout=60) as client, ThreadPoolExecutor(4) as pool:
+    with Client(own.grpc_url, retries=0, replays=0, timeout=60) as client, ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(client.generate_image, "a box", num_inference_steps=100) for _ in range(4)]
         time.sleep(0.3)
         stub_of(own, model).kill()
@@ -117,7 +117,7 @@ def test_killed_bystander_does_not_touch_other_requests(own: Served, model: str)
 
 def test_killed_language_model_ends_its_answers_with_an_error_and_serves_again(own: Served) -> None:
     def ask() -> str:
-        with Client(own.grpc_url, retries=0, timeout=60) as client:
+        with Client(own.grpc_url, retries=0, replays=0, timeout=60) as client:
             return "".join(delta.text for delta in client.stream_text("<section", ignore_eos=True, max_tokens=1900))
 
     wait_until_settled(own)
@@ -127,7 +127,7 @@ def test_killed_language_model_ends_its_answers_with_an_error_and_serves_again(o
         stub_of(own, "llm").kill()
         assert all(isinstance(job.exception(timeout=60), NereidError) for job in jobs)
     wait_until_settled(own)
-    with Client(own.grpc_url, retries=0, timeout=60) as client:
+    with Client(own.grpc_url, retries=0, replays=0, timeout=60) as client:
         assert client.generate_text("<section", max_tokens=3, temperature=0).num_output_tokens == 3
 
 

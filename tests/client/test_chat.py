@@ -1,0 +1,93 @@
+"""`nereid chat` against a gateway that answers what it was told to."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from nereid_client import (
+    ConnectionLostError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    NereidError,
+    ServerError,
+    UnavailableError,
+)
+from nereid_client.chat import Chat
+
+
+@contextmanager
+def gateway(status: int, *lines: str) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write("".join(f"{line}\n\n" for line in lines).encode())
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def piece(text: str) -> str:
+    return f"data: {json.dumps({'choices': [{'delta': {'content': text}}]})}"
+
+
+def failure(**error: Any) -> str:
+    return json.dumps({"error": error})
+
+
+def test_an_answer_is_read_to_its_end_and_remembered() -> None:
+    with gateway(200, piece("a"), piece("b"), "data: [DONE]") as url:
+        talk = Chat(url)
+        assert list(talk.say("hello")) == ["a", "b"]
+    assert [message["content"] for message in talk.messages] == ["hello", "ab"]
+
+
+def test_an_answer_that_is_cut_is_no_answer() -> None:
+    with gateway(200, piece("a")) as url:
+        talk = Chat(url)
+        with pytest.raises(ConnectionLostError, match="broke"):
+            list(talk.say("hello"))
+    assert talk.messages == []
+
+
+def test_nobody_there_is_said_so() -> None:
+    with pytest.raises(ConnectionLostError, match=r"no gateway answers at 127\.0\.0\.1:1"):
+        list(Chat("127.0.0.1:1").say("hello"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("invalid_request_error", InvalidRequestError),
+        ("service_unavailable_error", UnavailableError),
+        ("timeout_error", DeadlineExceededError),
+        ("server_error", ServerError),
+    ],
+)
+def test_errors_inside_a_stream_are_typed(name: str, kind: type[NereidError]) -> None:
+    with (
+        gateway(200, piece("a"), f"data: {failure(message='a sentence', type=name)}") as url,
+        pytest.raises(kind, match="a sentence"),
+    ):
+        list(Chat(url).say("hello"))
+
+
+@pytest.mark.parametrize(("status", "kind"), [(400, InvalidRequestError), (503, UnavailableError), (504, DeadlineExceededError)])
+def test_errors_before_a_stream_are_typed(status: int, kind: type[NereidError]) -> None:
+    with gateway(status, failure(message="a sentence")) as url, pytest.raises(kind, match="a sentence"):
+        list(Chat(url).say("hello"))
