@@ -28,6 +28,14 @@ _SLOT = struct.Struct(f"{DIGEST_BYTES}sHB5x")
 _FREE, _SUSPECT, _INSIDE, _REFUSED = range(4)
 
 
+def forgive_all(folder: Path) -> None:
+    """For whoever has ended the processes whose records lie in this folder: none of the requests inside is to blame."""
+    for file in folder.glob("*.flight"):
+        record = FlightRecord.at(file, judge=False)
+        record.forgive()
+        record.close()
+
+
 def digest_of(parts: Iterable[bytes]) -> bytes:
     """The digest of a request from what it asks for, in a fixed order; not from its id, its deadline or its time."""
     total = hashlib.blake2b(digest_size=DIGEST_BYTES)
@@ -63,8 +71,8 @@ class FlightRecord:
         return None if file is None else cls.at(file)
 
     @classmethod
-    def at(cls, file: Path) -> FlightRecord:
-        """Open the file or make it, and judge those who were inside when the last process died."""
+    def at(cls, file: Path, *, judge: bool = True) -> FlightRecord:
+        """Open the file or make it, and (with `judge`) blame those who were inside when the last process died."""
         size = SLOTS * _SLOT.size
         handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -74,7 +82,7 @@ class FlightRecord:
             record = cls(mmap.mmap(handle, size))
         finally:
             os.close(handle)
-        record._judge()
+        record._read(judge)
         return record
 
     @property
@@ -127,6 +135,16 @@ class FlightRecord:
             if not entry.inside:
                 self._forget(digest, entry)
 
+    def forgive(self) -> None:
+        """Nobody is to blame for the next end of this process: it is ended from outside, with requests inside."""
+        with self._lock:
+            for digest, entry in list(self._entries.items()):
+                entry.inside = 0
+                if entry.refused or entry.deaths:
+                    self._write(digest, entry)
+                else:
+                    self._forget(digest, entry)
+
     def close(self) -> None:
         self._memory.close()
 
@@ -135,17 +153,18 @@ class FlightRecord:
         self._free.append(entry.slot)
         del self._entries[digest]
 
-    def _judge(self) -> None:
+    def _read(self, judge: bool) -> None:
         found = [_SLOT.unpack_from(self._memory, slot * _SLOT.size) for slot in range(SLOTS)]
         self._free = [slot for slot, (_, _, state) in enumerate(found) if state not in (_SUSPECT, _INSIDE, _REFUSED)]
         inside = sum(state == _INSIDE for _, _, state in found)
         for slot, (digest, deaths, state) in enumerate(found):
             if state not in (_SUSPECT, _INSIDE, _REFUSED):
                 continue
-            died = min(deaths + (state == _INSIDE), 2**16 - 1)
-            refused = state == _REFUSED or (state == _INSIDE and inside == 1 and died >= 2)
-            entry = self._entries[digest] = _Entry(slot, 0, died, refused)
-            self._write(digest, entry)
+            died = min(deaths + (state == _INSIDE and judge), 2**16 - 1)
+            refused = state == _REFUSED or (state == _INSIDE and judge and inside == 1 and died >= 2)
+            entry = self._entries[digest] = _Entry(slot, int(state == _INSIDE and not judge), died, refused)
+            if judge:
+                self._write(digest, entry)
 
     def _write(self, digest: bytes, entry: _Entry) -> None:
         state = _REFUSED if entry.refused else _INSIDE if entry.inside else _SUSPECT

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nereid.engines.digests import DigestError, Verifier
+from nereid.flow.flight_record import forgive_all
 from nereid.serving.activity import is_idle
 from nereid.serving.child import Backoff, KeptService
 from nereid.serving.control import CONTROL_MODEL, ControlError
@@ -222,11 +223,13 @@ class Supervisor:
             self._next_start = time.monotonic() + delay
         if time.monotonic() >= self._next_start:
             self._next_start = None
-            self._restart()
+            self._restart(died=True)
 
-    def _restart(self, grace_seconds: float = 0.0) -> None:
+    def _restart(self, grace_seconds: float = 0.0, *, died: bool = False) -> None:
         self._ready = False
         self._triton.stop(grace_seconds)
+        if not died:
+            forgive_all(self.folder.state)
         try:
             self._start_triton()
         except ServingError as error:

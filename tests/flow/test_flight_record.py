@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nereid.flow.flight_record import SLOTS, FlightRecord, digest_of
+from nereid.flow.flight_record import SLOTS, FlightRecord, digest_of, forgive_all
 from nereid.flow.state_folder import STATE_FOLDER
 
 A, B, C = (digest_of([name]) for name in (b"a", b"b", b"c"))
@@ -16,7 +16,7 @@ A, B, C = (digest_of([name]) for name in (b"a", b"b", b"c"))
 LIFE = """
 import os, signal, sys
 from pathlib import Path
-from nereid.flow.flight_record import FlightRecord, digest_of
+from nereid.flow.flight_record import FlightRecord, digest_of, forgive_all
 record = FlightRecord.at(Path(sys.argv[1]))
 for word in sys.argv[2:]:
     {"+": record.enter, "-": record.leave, "~": record.wait}[word[0]](digest_of([word[1:].encode()]))
@@ -103,3 +103,22 @@ def test_without_a_state_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv(STATE_FOLDER, str(tmp_path))
     assert FlightRecord.open("llm") is not None
     assert (tmp_path / "llm.flight").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_end_from_outside_is_nobodys_fault(tmp_path: Path) -> None:
+    file = tmp_path / "model.flight"
+    record = FlightRecord.at(file)
+    record.enter(digest_of([b"a"]))
+    record.close()
+    forgive_all(tmp_path)
+    assert not FlightRecord.at(file).suspects
+    record = FlightRecord.at(file)
+    record.enter(digest_of([b"b"]))
+    record.close()
+    suspect = FlightRecord.at(file)
+    suspect.enter(digest_of([b"b"]))
+    suspect.close()
+    forgive_all(tmp_path)
+    after = FlightRecord.at(file)
+    assert after.is_suspect(digest_of([b"b"]))
+    assert not after.is_refused(digest_of([b"b"]))
