@@ -40,6 +40,10 @@ def pipeline_facts(checkpoint: Checkpoint, latents_to_rgb: list[list[float]]) ->
         "few_step": few_step,
         "force_zeros_for_empty_prompt": bool(checkpoint.index.get("force_zeros_for_empty_prompt", False)),
         "time_cond_proj_dim": int(embedded) if embedded else None,
+        "embedding_widths": {
+            "encoder_hidden_states": int(unet["cross_attention_dim"]),
+            **{extra.name: extra.width for extra in export_family(checkpoint.family).extra_inputs(checkpoint.config)},
+        },
         "latents_to_rgb": latents_to_rgb,
         "scheduler": scheduler,
     }

@@ -258,6 +258,11 @@ class _RowParser:
             return self._embeds(name, rank)[prompt]
 
         made = family_of(self.pipeline.family).condition(embeds, half, self.size)
+        for name, value in (("encoder_hidden_states", made.states), *made.extra.items()):
+            width = self.pipeline.embedding_widths.get(name, value.shape[-1])
+            if value.shape[-1] != width:  # embeddings that the UNet cannot take would fail whoever shares the call
+                shown = f"{half}prompt_embeds"
+                raise InvalidRequestError.of(f"width of {shown}", value.shape[-1], f"{width}, as {name} of the UNet")
         if self.pipeline.time_cond_proj_dim is None:
             return made
         told = guidance_embedding(guidance, self.pipeline.time_cond_proj_dim)

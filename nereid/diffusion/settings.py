@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nereid.diffusion.solvers import SchedulerConfig, SchedulerName
@@ -16,7 +16,7 @@ PIPELINE_FILE = "pipeline.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
-    """Facts of a checkpoint that its engines' shapes do not tell."""
+    """Facts of a checkpoint; `embedding_widths` are those of the UNet's inputs that a request's embeddings become."""
 
     family: str
     latent_channels: int
@@ -30,6 +30,7 @@ class Pipeline:
     few_step: bool
     force_zeros_for_empty_prompt: bool
     time_cond_proj_dim: int | None
+    embedding_widths: Mapping[str, int] = field(default_factory=dict)
     latents_to_rgb: tuple[tuple[float, ...], ...]
     scheduler: SchedulerConfig
 

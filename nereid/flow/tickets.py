@@ -109,8 +109,9 @@ class Tickets(Generic[T]):
             raise InvalidRequestError.of(self.rows_name, rows, f"at most {self.max_inflight}")
         if weight > self.max_weight:
             raise InvalidRequestError(f"size: the request needs {weight:.3g}; at most {self.max_weight:.3g} is allowed", "width")
-        if len(self.queue) >= self.max_queue and not self._fits(rows, weight):
-            raise QueueFullError(f"queue: {len(self.queue)} requests wait already; at most {self.max_queue} may")
+        waiting = self._waiting()
+        if waiting >= self.max_queue and not self._fits(rows, weight):
+            raise QueueFullError(f"queue: {waiting} requests wait already; at most {self.max_queue} may")
         now = time.monotonic()
         deadline = math.inf if timeout_seconds is None else now + timeout_seconds
         expires = math.inf if task is not None else now + UNUSED_SECONDS
@@ -155,6 +156,15 @@ class Tickets(Generic[T]):
             return False
         self.runs.end(ticket.run_id, ticket, failed=error is not None)
         return True
+
+    def _waiting(self) -> int:
+        """Those in the queue for whom there is no room now; the others join as soon as they are ready."""
+        rows, weight = self._in_use(self.active)
+        waiting = 0
+        for ticket in self.queue:
+            rows, weight = rows + ticket.rows, weight + ticket.weight
+            waiting += rows > self.max_inflight or weight > self.max_weight
+        return waiting
 
     def _fits(self, rows: int, weight: float) -> bool:
         used, loaded = self._in_use([*self.active, *self.queue])

@@ -134,7 +134,8 @@ def test_a_stream_keeps_the_requests_deadline_whole(models: Any) -> None:
 
 def test_a_full_queue_refuses_a_stream_before_anything_is_encoded(models: Any) -> None:
     made = models(SteppedUnet(), max_inflight=1, max_queue=1)
-    made.pool.submit(made._denoise, {"ticket": text("one")}).result(30)
+    for name in ("one", "two"):
+        made.pool.submit(made._denoise, {"ticket": text(name)}).result(30)
     with pytest.raises(QueueFullError):
         stream(made)
     assert "text_encoder" not in made.called

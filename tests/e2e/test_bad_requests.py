@@ -92,7 +92,7 @@ DIRECT = [
     (
         "embeddings of another width",
         {"prompt_embeds": np.zeros((1, 16, 31), F32), "guidance_scale": column(F32, 1)},
-        ["encoder_hidden_states", "32"],
+        ["prompt_embeds", "31", "32"],
     ),
     ("steps beyond the noise levels", {"num_inference_steps": column(I32, 1001)}, ["num_inference_steps", "1001"]),
     ("resumed without latents", {"step_begin": column(I32, 2)}, ["latents", "step_begin"]),

@@ -34,9 +34,10 @@ def test_an_unready_ticket_keeps_its_place_and_holds_nobody_up() -> None:
 
 
 def test_tickets_without_work_count_against_the_queue() -> None:
+    """One joins, two wait: places that nobody has used yet are places all the same."""
     tickets: Tickets = Tickets(max_inflight=1, max_queue=2)
-    take(tickets, "a", ready=False)
-    take(tickets, "b", ready=False)
+    for name in ("joins", "a", "b"):
+        take(tickets, name, ready=False)
     with pytest.raises(QueueFullError):
         take(tickets, "c")
 

@@ -8,6 +8,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from nereid_protocol.fields import Model, carried_by, passed_on
+
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "model_repository"
 
@@ -18,7 +20,11 @@ def configs(folder: Path) -> dict[str, pb.ModelConfig]:
 
 @pytest.fixture(params=["source", "exported"])
 def models(request: pytest.FixtureRequest) -> tuple[Path, dict[str, pb.ModelConfig]]:
-    folder = SOURCE if request.param == "source" else request.getfixturevalue("repository")
+    if request.param == "source":
+        from nereid_export.configs import source_config
+
+        return SOURCE, {folder.name: source_config(folder.name) for folder in SOURCE.iterdir()}
+    folder = request.getfixturevalue("repository")
     return folder, configs(folder)
 
 
@@ -102,3 +108,25 @@ def test_only_the_bridge_imports_tritons_python_module() -> None:
         if "import triton_python_backend_utils" in file.read_text()
     ]
     assert users == ["nereid/triton/bridge.py"]
+
+
+def test_every_config_carries_the_fields_that_the_table_gives_it(models: tuple[Path, dict[str, pb.ModelConfig]]) -> None:
+    _, known = models
+    for model in Model:
+        carried = {field.name: field for field in carried_by(model)}
+        inputs = {tensor.name: tensor for tensor in known[model].input}
+        assert carried.keys() <= inputs.keys()
+        for name, field in carried.items():
+            assert inputs[name].data_type == getattr(pb, f"TYPE_{field.dtype}")
+            assert len(inputs[name].dims) == len(field.shape)
+            assert inputs[name].optional == (name != "prompt")
+
+
+def test_what_an_ensembles_steps_carry_reaches_them() -> None:
+    from nereid_export.configs import source_config
+
+    ensemble = source_config(Model.ENSEMBLE)
+    for step in ensemble.ensemble_scheduling.step:
+        if step.model_name in set(Model):
+            for field in passed_on(Model.ENSEMBLE, Model(step.model_name)):
+                assert step.input_map[field.name] == field.name
