@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 for folder in (
@@ -137,3 +139,12 @@ def serving(repository: Path, folder: Path, checkpoints: dict[str, Path]) -> Ite
 def served(repository: Path, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The server that most end-to-end tests share."""
     yield from serving(repository, tmp_path_factory.mktemp("served"), checkpoints)
+
+
+def stub_of(served: Served, model: str) -> psutil.Process:
+    """The Python process of a model's first instance."""
+    for child in psutil.Process(served.supervisor.triton_pid).children(recursive=True):  # type: ignore[attr-defined]
+        with contextlib.suppress(psutil.Error):  # it may end while it is looked at
+            if child.status() != psutil.STATUS_ZOMBIE and child.cmdline()[-2:-1] == [f"{model}_0_0"]:
+                return child
+    raise AssertionError(f"{model} has no process")

@@ -12,17 +12,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from nereid_client import AsyncClient, Client, ImageResult
 
-from conftest import Served, export, serving, set_parameters
+from conftest import Served, export, serving, set_parameters, stub_of
+from raw import metric
 
 pytestmark = pytest.mark.triton
 
 TEXT: dict[str, Any] = {"seed": 5, "max_tokens": 1500, "ignore_eos": True}
-IMAGE: dict[str, Any] = {"seed": 3, "num_inference_steps": 400}
+IMAGE: dict[str, Any] = {"seed": 3, "num_inference_steps": 850}
 TIMEOUT = 300
 
 
@@ -40,9 +40,12 @@ def kill(served: Served, victim: str) -> None:
     """The Python process of a model, or Triton itself."""
     pid = served.supervisor.triton_pid  # type: ignore[attr-defined]
     if victim != "tritonserver":
-        children = psutil.Process(pid).children(recursive=True)
-        (pid,) = (child.pid for child in children if child.is_running() and child.cmdline()[-2:-1] == [f"{victim}_0_0"])
+        pid = stub_of(served, victim).pid
     os.kill(pid, signal.SIGKILL)
+
+
+def inside(served: Served, gauge: str) -> float:
+    return metric(served.metrics, gauge)
 
 
 def image(client: Client) -> bytes:
@@ -70,7 +73,7 @@ async def async_text_stream(url: str, protocol: str) -> bytes:
         return "".join([delta.text async for delta in client.stream_text("<section", **TEXT)]).encode()
 
 
-@pytest.mark.parametrize("victim", ["llm", "denoise", "text_to_image_stream", "vae_decoder", "tritonserver"])
+@pytest.mark.parametrize("victim", ["llm", "denoise", "text_to_image_stream", "unet", "vae_decoder", "tokenizer", "tritonserver"])
 def test_nothing_is_lost_and_answers_are_those_of_an_undisturbed_run(own: Served, victim: str) -> None:
     urls = {"grpc": own.grpc_url, "http": own.http_url}
     with Client(own.grpc_url, timeout=TIMEOUT) as client:
@@ -84,8 +87,9 @@ def test_nothing_is_lost_and_answers_are_those_of_an_undisturbed_run(own: Served
         images = [pool.submit(ask, protocol, request) for protocol in urls for request in (image, image_stream)]
         texts = [pool.submit(ask, protocol, request) for protocol in urls for request in (text, text_stream)]
         texts += [pool.submit(asyncio.run, async_text_stream(urls[protocol], protocol)) for protocol in urls]
-        time.sleep(0.7)
-        assert not any(job.done() for job in [*images, *texts])
+        while not (inside(own, "nereid_image_active_requests") >= 4 and inside(own, "nereid_llm_requests_running") >= 4):
+            assert not all(job.done() for job in [*images, *texts]), "they ended before they could be disturbed"
+            time.sleep(0.01)
         kill(own, victim)
         assert [job.result(TIMEOUT) == drawn for job in images] == [True] * len(images)
         assert [job.result(TIMEOUT) == written for job in texts] == [True] * len(texts)
