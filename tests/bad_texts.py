@@ -8,7 +8,7 @@ from typing import Any
 def bad_parameters(vocabulary: int) -> list[tuple[dict[str, Any], list[str]]]:
     """For any model of so many tokens, whatever its context."""
     return [
-        ({"temperature": -0.1}, ["temperature", "-0.1", "greater than or equal to 0"]),
+        ({"temperature": -0.1}, ["temperature", "-0.1", "0 to 100"]),
         ({"temperature": float("nan")}, ["temperature", "nan"]),
         ({"temperature": "warm"}, ["temperature", "warm"]),
         ({"temperature": True}, ["temperature", "True"]),
@@ -19,6 +19,14 @@ def bad_parameters(vocabulary: int) -> list[tuple[dict[str, Any], list[str]]]:
         ({"top_p": 1.01}, ["top_p", "1.01"]),
         ({"min_p": -1}, ["min_p", "-1"]),
         ({"min_p": 2}, ["min_p", "2"]),
+        ({"temperature": 10**400}, ["temperature", "0 to 100"]),
+        ({"temperature": "nan"}, ["temperature", "nan"]),
+        ({"top_k": 2**31}, ["top_k", "2147483648"]),
+        ({"top_k": 10**40}, ["top_k"]),
+        ({"top_p": 1e-400}, ["top_p", "above 0"]),
+        ({"repetition_penalty": 1e-44}, ["repetition_penalty", "1e-44", "0.01 to 10"]),
+        ({"max_tokens": "8.5"}, ["max_tokens", "8.5", "integer"]),
+        ({"stop_token_ids": "[1, x]"}, ["stop_token_ids", "[1, x]"]),
         ({"repetition_penalty": 0}, ["repetition_penalty", "0"]),
         ({"presence_penalty": 3}, ["presence_penalty", "3"]),
         ({"frequency_penalty": -2.5}, ["frequency_penalty", "-2.5"]),
@@ -51,5 +59,8 @@ def bad_parameters(vocabulary: int) -> list[tuple[dict[str, Any], list[str]]]:
         ({"structured_outputs": {}}, ["structured_outputs", "exactly one"]),
         ({"structured_outputs": {"json": {}, "regex": "a"}}, ["structured_outputs", "json, regex", "exactly one"]),
         ({"structured_outputs": {"choice": []}}, ["structured_outputs.choice"]),
+        ({"structured_outputs": {"choice": ["x" * 9000] * 12}}, ["structured_outputs.choice", "108000 characters"]),
+        ({"structured_outputs": {"regex": "a", "whitespace_pattern": " "}}, ["structured_outputs.whitespace_pattern", "json"]),
+        ({"structured_outputs": {"regex": "a" * 10_001}}, ["structured_outputs.regex", "10001 characters"]),
         ({"structured_outputs": {"xml": "a"}}, ["structured_outputs.xml", "absent"]),
     ]

@@ -33,7 +33,28 @@ class Metric:
     labelled: bool = False
 
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_SECONDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    600.0,
+    1800.0,
+    3600.0,
+)
 
 REQUESTS = Metric("nereid_image_requests_total", Kind.COUNTER, "Image requests by outcome", labelled=True)
 REQUEST_SECONDS = Metric("nereid_image_request_seconds", Kind.HISTOGRAM, "Time from arrival at denoise to its answer", _SECONDS)

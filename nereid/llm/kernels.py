@@ -74,9 +74,12 @@ _peaks_of_small, _peaks_of_large = _peaks(_SMALL_BLOCK), _peaks(_BLOCK)
 def likeliest(logits: NDArray[np.float32], count: int, tokens: NDArray[np.int64], values: NDArray[np.float32]) -> int:
     """Write the `count` largest logits and their tokens, largest first, ties to the smaller token; returns how many.
 
-    There are fewer where the rest is minus infinity. The maxima of blocks bound the `count`-th largest from below, so most
-    blocks need no second look.
+    There are fewer where the rest is minus infinity. Neither array is left, whatever the logits. The maxima of blocks bound
+    the `count`-th largest from below, so most blocks need no second look.
     """
+    count = min(count, len(tokens), len(values))
+    if count < 1:
+        return 0
     bits, chosen = logits.view(np.int32), values.view(np.int32)
     vocabulary = len(bits)
     size = _SMALL_BLOCK if vocabulary < _SMALL else _BLOCK
@@ -124,8 +127,10 @@ def draw(
     """One of the candidates, which are sorted by falling logit.
 
     `numbers` are 1 / temperature, top-p and min-p; `total` is the weight of all tokens against the likeliest's, or 0 where
-    the candidates are all there are. Every filter keeps a leading part of the candidates.
+    the candidates are all there are. Every filter keeps a leading part of the candidates. -1 where there is none.
     """
+    if found < 1 or found > len(tokens) or found > len(values):
+        return -1
     sharpness, top_p, min_p = numbers
     weights = np.empty(found, np.float64)
     whole = 0.0
@@ -153,10 +158,10 @@ def draw_limited(
     draws: NDArray[np.uint64],
     out: NDArray[np.int64],
 ) -> None:
-    """A token for each row that has a top-k; `draws` are seed and position. A row without any finite logit gets token 0."""
-    most = top_k.max()
+    """A token for each row that has a top-k; `draws` are seed and position. A row without any finite logit gets -1."""
+    most = min(top_k.max(), logits.shape[1])
     tokens, values = np.zeros(most, np.int64), np.empty(most, np.float32)
     for row in range(len(out)):
         found = likeliest(logits[row], top_k[row], tokens, values)
         chance = uniform(draws[row, 0], draws[row, 1])
-        out[row] = draw(tokens, values, found, numbers[row], 0.0, chance) if found else 0
+        out[row] = draw(tokens, values, found, numbers[row], 0.0, chance)

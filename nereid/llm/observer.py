@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,28 @@ from nereid.llm.settings import LlmFacts
 if TYPE_CHECKING:
     from nereid.llm.scheduler import LlmScheduler, Tick
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_SECONDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    600.0,
+    1800.0,
+    3600.0,
+)
 
 REQUESTS = Metric("nereid_llm_requests_total", Kind.COUNTER, "Requests by outcome", labelled=True)
 TIME_TO_FIRST_TOKEN = Metric("nereid_llm_time_to_first_token_seconds", Kind.HISTOGRAM, "Arrival to first token", _SECONDS)
@@ -22,7 +44,7 @@ INTER_TOKEN_LATENCY = Metric(
     "nereid_llm_inter_token_latency_seconds", Kind.HISTOGRAM, "Between two tokens of a request (sampled)", _SECONDS
 )
 TIME_PER_OUTPUT_TOKEN = Metric(
-    "nereid_llm_time_per_output_token_seconds", Kind.HISTOGRAM, "Mean time of a request's tokens", _SECONDS
+    "nereid_llm_time_per_output_token_seconds", Kind.HISTOGRAM, "Mean time between an answer's tokens", _SECONDS
 )
 E2E_LATENCY = Metric("nereid_llm_e2e_request_latency_seconds", Kind.HISTOGRAM, "Arrival to last token", _SECONDS)
 QUEUE_SECONDS = Metric("nereid_llm_request_queue_seconds", Kind.HISTOGRAM, "Time a request waited to join", _SECONDS)
@@ -129,9 +151,10 @@ class LlmObserver:
     def token(self, seconds: float) -> None:
         self._sample(INTER_TOKEN_LATENCY, seconds)
 
-    def answered(self, seconds: float, prompt_tokens: int, written: int) -> None:
+    def answered(self, seconds: float, seconds_per_token: Sequence[float]) -> None:
         self.recorder.record(E2E_LATENCY, seconds)
-        self.recorder.record(TIME_PER_OUTPUT_TOKEN, seconds / max(written, 1))
+        for value in seconds_per_token:
+            self.recorder.record(TIME_PER_OUTPUT_TOKEN, value)
 
     # --- what the scheduler tells ---
 

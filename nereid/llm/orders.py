@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nereid.engines.channel import Message
-from nereid.llm.requests import LlmRequest
+from nereid.llm.requests import LlmRequest, StructureRequest
 from nereid.llm.sampling import Sampling
 from nereid.llm.sequences import Delta, FinishReason, TokenLogprob
 
@@ -26,26 +26,27 @@ class Order:
     max_tokens: int
     min_tokens: int
     stop_ids: tuple[int, ...]
-    logprobs: int | None
+    scored: bool
+    top_logprobs: int
     stop: tuple[str, ...]
     include_stop: bool
     skip_special_tokens: bool
-    structure: tuple[str, Any] | None
+    structure: StructureRequest | None
     speculation: str
 
     @classmethod
     def of(cls, request: LlmRequest) -> Order:
-        parameters = request.parameters
         return cls(
             prompt=request.prompt,
             samplings=request.samplings,
             max_tokens=request.max_tokens,
-            min_tokens=parameters.min_tokens,
+            min_tokens=request.min_tokens,
             stop_ids=tuple(sorted(request.stop_ids)),
-            logprobs=parameters.logprobs,
-            stop=tuple(parameters.stop),
-            include_stop=parameters.include_stop_str_in_output,
-            skip_special_tokens=parameters.skip_special_tokens,
+            scored=request.scored,
+            top_logprobs=request.top_logprobs,
+            stop=request.stop,
+            include_stop=request.include_stop,
+            skip_special_tokens=request.skip_special_tokens,
             structure=request.structure,
             speculation=request.speculation,
         )
@@ -53,6 +54,7 @@ class Order:
     def message(self, task: int) -> Message:
         """The order to begin, under a number that deltas will name."""
         plain = {name: getattr(self, name) for name in self.__slots__ if name not in ("prompt", "samplings")}
+        plain["structure"] = None if self.structure is None else asdict(self.structure)
         samplings = [{**asdict(s), "logit_bias": list(s.logit_bias.items())} for s in self.samplings]
         return Message(START, {"task": task, "samplings": samplings, **plain}, {"prompt": np.array(self.prompt, np.int32)})
 
@@ -62,7 +64,7 @@ class Order:
         body["samplings"] = tuple(Sampling(**{**s, "logit_bias": dict(s["logit_bias"])}) for s in body["samplings"])
         for name in ("stop_ids", "stop"):
             body[name] = tuple(body[name])
-        body["structure"] = None if body["structure"] is None else tuple(body["structure"])
+        body["structure"] = None if body["structure"] is None else StructureRequest(**body["structure"])
         return cls(prompt=tuple(message.arrays["prompt"].tolist()), **body)
 
 

@@ -1,14 +1,15 @@
 """KV of token blocks seen before, found by content: least recently used out first, within a budget of bytes.
 
-A block's key is the hash of its parent's key and of its own tokens, so a key stands for the whole prefix (the idea of
-vLLM's automatic prefix caching). SHA-256 makes collisions practically impossible; the tokens are compared all the same.
+Of one prefix the last block goes first: the others are found without it, and it is not found without them. A block's key is
+the hash of its parent's key and of its own tokens, so a key stands for the whole prefix (the idea of vLLM's automatic prefix
+caching). SHA-256 makes collisions practically impossible; the tokens are compared all the same.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,35 +48,44 @@ class PrefixCache:
 
     def match(self, tokens: Sequence[int], *, counted: bool = True) -> list[Block]:
         """The longest run of leading blocks that is kept; never all of `tokens`: one must be left to compute logits from."""
-        found: list[Block] = []
+        found: dict[bytes, Block] = {}
         if not self.budget:
-            return found
+            return []
         for key, own in block_keys(tokens[:-1]):
             block = self._blocks.get(key)
             if block is None or block.tokens != own:
                 break
-            self._blocks.move_to_end(key)
-            found.append(block)
+            found[key] = block
+        self._use(found)
         if counted:
             self.queried_tokens += len(tokens)
             self.hit_tokens += BLOCK * len(found)
-        return found
+        return list(found.values())
 
     def insert(self, tokens: Sequence[int], read: Callable[[int, int], NDArray]) -> None:
-        """Keep the full blocks of `tokens`; `read(start, end)` is asked for those that are new."""
-        if not self.budget:
-            return
-        for number, (key, own) in enumerate(block_keys(tokens)):
+        """Keep the full blocks of `tokens`, the first as far as the budget goes; `read(start, end)` is asked for new ones."""
+        chain = list(block_keys(tokens)) if self.budget else []
+        for key, _ in chain:
             if key in self._blocks:
-                self._blocks.move_to_end(key)
-                continue
-            block = Block(own, read(number * BLOCK, (number + 1) * BLOCK))
-            if block.values.nbytes > self.budget:
-                return
-            self._blocks[key] = block
-            self.used += block.values.nbytes
-            while self.used > self.budget:
-                self.used -= self._blocks.popitem(last=False)[1].values.nbytes
+                self._blocks.move_to_end(key)  # what is dropped below is another's
+        held, kept = 0, []
+        for number, (key, own) in enumerate(chain):
+            block = self._blocks.get(key) or Block(own, read(number * BLOCK, (number + 1) * BLOCK))
+            held += block.values.nbytes
+            if held > self.budget:
+                break
+            kept.append(key)
+            if key not in self._blocks:
+                self._blocks[key] = block
+                self.used += block.values.nbytes
+                while self.used > self.budget:
+                    self.used -= self._blocks.popitem(last=False)[1].values.nbytes
+        self._use(kept)
+
+    def _use(self, chain: Iterable[bytes]) -> None:
+        """Note a use of a prefix, its last block first: so a block is dropped after those that need it."""
+        for key in reversed(list(chain)):
+            self._blocks.move_to_end(key)
 
     def __len__(self) -> int:
         return len(self._blocks)

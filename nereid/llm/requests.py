@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from tokenizers import Tokenizer
 
 from nereid.flow.errors import InvalidRequestError
@@ -19,86 +18,67 @@ from nereid.flow.noise import derived_seed
 from nereid.flow.runs import read_id
 from nereid.llm.sampling import Sampling
 from nereid.llm.settings import LlmFacts, LlmLimits
-from nereid_protocol.fields import MAX_SEED
+from nereid_protocol.sampling import GREEDY_BELOW, SAMPLING_FIELDS, STRUCTURES, SamplingError, read_fields
 
 Inputs = Mapping[str, np.ndarray]
 
-MAX_SEQUENCES = 16
-MAX_STOPS = 16
-MAX_STOP_LENGTH = 256
-MAX_LOGPROBS = 20
-MAX_BIASES = 1024
+MAX_CHOICE_CHARACTERS = 100_000
+ANY_WHITESPACE = r"[ \n\r\t]*"
+REQUEST_PARAMETERS = "request_parameters"
+"""Under this name the bridge hands on what a request brings beside its tensors: a JSON object."""
+
+_PROBE_MARGIN = 64
+"""Tokens by which a text's beginning may be cut into more than the whole text is."""
+_CHARACTERS = 4
+"""Characters of a token in usual text."""
 
 
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else [] if value is None else value
+@dataclass(frozen=True, slots=True)
+class SentSampling:
+    """Sampling parameters as they were sent: each checked by the table of fields, its default where it was not sent."""
+
+    values: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
 
 
-def _no_booleans(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("a number, not true or false")
-    return value
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StructureRequest:
+    """What binds an answer's form; `whitespace` is a regular expression of what may stand between the parts of JSON."""
 
+    kind: str
+    value: Any
+    whitespace: str | None = None
 
-Number = Annotated[float, BeforeValidator(_no_booleans)]
-Whole = Annotated[int, BeforeValidator(_no_booleans)]
-
-
-class StructuredOutputs(BaseModel):
-    """vLLM's names; exactly one is given."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    json_schema: dict[str, Any] | str | None = Field(default=None, alias="json")
-    regex: str | None = Field(default=None, max_length=10_000)
-    choice: list[str] | None = Field(default=None, min_length=1, max_length=1000)
-    grammar: str | None = Field(default=None, max_length=100_000)
-
-    def given(self) -> list[tuple[str, Any]]:
-        found = {"json": self.json_schema, "regex": self.regex, "choice": self.choice, "grammar": self.grammar}
-        return [(kind, value) for kind, value in found.items() if value is not None]
-
-
-class SamplingParameters(BaseModel):
-    """`sampling_parameters` as JSON, with the names and defaults of vLLM's SamplingParams."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    n: Whole = Field(default=1, ge=1, le=MAX_SEQUENCES)
-    temperature: Number = Field(default=1.0, ge=0, le=100)
-    top_k: Whole = Field(default=0, ge=-1)
-    top_p: Number = Field(default=1.0, gt=0, le=1)
-    min_p: Number = Field(default=0.0, ge=0, le=1)
-    repetition_penalty: Number = Field(default=1.0, gt=0, le=10)
-    presence_penalty: Number = Field(default=0.0, ge=-2, le=2)
-    frequency_penalty: Number = Field(default=0.0, ge=-2, le=2)
-    logit_bias: dict[str, Number] | None = Field(default=None, max_length=MAX_BIASES)
-    seed: Whole | None = Field(default=None, ge=0, le=MAX_SEED)
-    stop: Annotated[list[str], BeforeValidator(_as_list)] = Field(default_factory=list, max_length=MAX_STOPS)
-    stop_token_ids: list[Whole] | None = Field(default=None, max_length=MAX_STOPS)
-    include_stop_str_in_output: bool = False
-    ignore_eos: bool = False
-    max_tokens: Whole | None = Field(default=16, ge=1)
-    min_tokens: Whole = Field(default=0, ge=0)
-    logprobs: Whole | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
-    skip_special_tokens: bool = True
-    structured_outputs: StructuredOutputs | None = None
-    speculation: Literal["none", "ngram", "draft"] | None = None
+    @property
+    def field(self) -> str:
+        return f"structured_outputs.{self.kind}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlmRequest:
-    """One request, every option resolved; `samplings` has one entry for each of `n` answers."""
+    """One request, every option concrete; `samplings` has one entry for each of `n` answers.
+
+    `scored`: whether the drawn tokens' log probabilities are computed; `logprobs`: whether they are told, with `top_logprobs`
+    of the likeliest tokens at each place.
+    """
 
     prompt: tuple[int, ...]
     prompt_text: str
     stream: bool
     exclude_input: bool
     samplings: tuple[Sampling, ...]
-    parameters: SamplingParameters
     max_tokens: int
+    min_tokens: int
     stop_ids: frozenset[int]
-    structure: tuple[str, Any] | None
+    stop: tuple[str, ...]
+    include_stop: bool
+    skip_special_tokens: bool
+    scored: bool
+    logprobs: bool
+    top_logprobs: int
+    structure: StructureRequest | None
     speculation: str
     timeout_seconds: float
     outputs: frozenset[str]
@@ -124,128 +104,170 @@ def parse_llm_request(
     exclude = _flag(inputs, "exclude_input_in_output", stream)
     if stream and not exclude:
         raise InvalidRequestError.of("exclude_input_in_output", False, "true, or absent, where stream is true")
-    parameters = parse_sampling_parameters(_text(inputs, "sampling_parameters", limits.max_input_bytes) or "{}")
-    text, prompt = _prompt(inputs, tokenizer, facts, limits)
-    if len(prompt) >= longest:
-        raise InvalidRequestError.of(
-            "text_input" if "text_input" in inputs else "input_ids",
-            f"{len(prompt)} tokens",
-            f"at most {longest - 1} tokens: the context holds {longest} with the answer",
-        )
-    room = longest - len(prompt)
-    wanted = _one(inputs, "max_tokens")
-    if wanted is not None:
-        if wanted < 1:
-            raise InvalidRequestError.of("max_tokens", int(wanted), f"1 to {room}")
-        max_tokens = int(wanted)
-    else:
-        max_tokens = room if parameters.max_tokens is None else parameters.max_tokens
-    if max_tokens > room:
-        raise InvalidRequestError.of("max_tokens", max_tokens, f"1 to {room}: the prompt has {len(prompt)} tokens of {longest}")
-    if parameters.min_tokens > max_tokens:
-        raise InvalidRequestError.of("min_tokens", parameters.min_tokens, f"at most max_tokens, {max_tokens}")
-    _check_tokens("stop_token_ids", parameters.stop_token_ids or [], facts)
-    for stop in parameters.stop:
-        if not 1 <= len(stop) <= MAX_STOP_LENGTH:
-            raise InvalidRequestError.of("stop", stop, f"strings of 1 to {MAX_STOP_LENGTH} characters")
-    if parameters.speculation == "draft" and not has_draft:
-        raise InvalidRequestError.of("speculation", "draft", "none or ngram: this model was exported without a draft model")
+    sent = read_sampling(inputs, limits)
+    _check_sampling(sent, facts, limits, has_draft)
     asked = [name for flag, names in RETURN_FLAGS.items() if _flag(inputs, flag, False) for name in names]
-    eos = () if parameters.ignore_eos else facts.eos_token_ids
+    run_id, timeout = read_id(inputs, "run_id"), _timeout(inputs, limits)
+    text, prompt = _prompt(inputs, tokenizer, facts, limits, longest)  # the one dear part, after all that is cheap to refuse
+    max_tokens = _max_tokens(inputs, sent, len(prompt), longest)
+    if sent["min_tokens"] > max_tokens:
+        raise InvalidRequestError.of("min_tokens", sent["min_tokens"], f"at most max_tokens, {max_tokens}")
+    eos = () if sent["ignore_eos"] else facts.eos_token_ids
     return LlmRequest(
         prompt=tuple(prompt),
         prompt_text=text,
         stream=stream,
         exclude_input=exclude,
-        samplings=_samplings(parameters, facts),
-        parameters=parameters,
+        samplings=_samplings(sent, facts),
         max_tokens=max_tokens,
-        stop_ids=frozenset((*eos, *(parameters.stop_token_ids or ()))),
-        structure=_structure(parameters),
-        speculation=parameters.speculation or limits.speculation,
-        timeout_seconds=_timeout(inputs, limits),
+        min_tokens=sent["min_tokens"],
+        stop_ids=frozenset((*eos, *sent["stop_token_ids"])),
+        stop=tuple(sent["stop"]),
+        include_stop=sent["include_stop_str_in_output"],
+        skip_special_tokens=sent["skip_special_tokens"],
+        scored=sent["logprobs"] is not None or "cumulative_logprob" in asked,
+        logprobs=sent["logprobs"] is not None,
+        top_logprobs=sent["logprobs"] or 0,
+        structure=_structure(sent),
+        speculation=sent["speculation"] or limits.speculation,
+        timeout_seconds=timeout,
         outputs=frozenset(("text_output", "index", *asked)),
-        run_id=read_id(inputs, "run_id"),
+        run_id=run_id,
     )
 
 
-def parse_sampling_parameters(text: str) -> SamplingParameters:
-    """Parse the JSON; raises InvalidRequestError for the first thing that is wrong with it."""
+def read_sampling(inputs: Inputs, limits: LlmLimits) -> SentSampling:
+    """The JSON of `sampling_parameters` and the request's own parameters, one object; raises InvalidRequestError."""
+    given = _object("sampling_parameters", _text(inputs, "sampling_parameters", limits.max_input_bytes))
+    beside = _object("request parameters", _text(inputs, REQUEST_PARAMETERS, limits.max_input_bytes))
+    for name, value in beside.items():
+        if name in given:
+            raise InvalidRequestError.of(name, value, "given once, in sampling_parameters or as a parameter of the request")
+    try:
+        return SentSampling(read_fields(SAMPLING_FIELDS, {**given, **beside}))
+    except SamplingError as error:
+        raise InvalidRequestError.of(error.field, error.value, error.allowed) from None
+
+
+def _object(name: str, text: str | None) -> dict[str, Any]:
+    if not text:
+        return {}
     try:
         raw = json.loads(text)
     except (ValueError, RecursionError):
-        raise InvalidRequestError.of("sampling_parameters", text, "a JSON object") from None
+        raw = None
     if not isinstance(raw, dict):
-        raise InvalidRequestError.of("sampling_parameters", text, "a JSON object")
-    try:
-        return SamplingParameters.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "sampling_parameters"
-        raise InvalidRequestError.of(where, first["input"], _allowed(first)) from None
+        raise InvalidRequestError.of(name, text, "a JSON object")
+    return raw
 
 
-def _allowed(problem: Any) -> str:
-    """pydantic's message as the end of our sentence."""
-    if problem["type"] == "extra_forbidden":
-        return f"absent; known are {', '.join(SamplingParameters.model_fields)}"
-    message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    return message[0].lower() + message[1:]
-
-
-def _samplings(parameters: SamplingParameters, facts: LlmFacts) -> tuple[Sampling, ...]:
-    bias = {}
-    for key, value in (parameters.logit_bias or {}).items():
-        if not key.isdecimal() or int(key) >= facts.vocabulary:
+def _check_sampling(sent: SentSampling, facts: LlmFacts, limits: LlmLimits, has_draft: bool) -> None:
+    """What depends on the model."""
+    if sent["n"] > limits.max_rows:
+        raise InvalidRequestError.of("n", sent["n"], f"1 to {limits.max_rows}, the model's max_rows")
+    _check_tokens("stop_token_ids", sent["stop_token_ids"], facts)
+    for key in sent["logit_bias"] or ():
+        if not (key.isdecimal() and key.isascii() and len(key) < 10 and int(key) < facts.vocabulary):
             raise InvalidRequestError.of("logit_bias", key, f"token ids 0 to {facts.vocabulary - 1}")
-        if not -100 <= value <= 100:
-            raise InvalidRequestError.of(f"logit_bias.{key}", value, "-100 to 100")
-        bias[int(key)] = float(value)
-    seed = secrets.randbits(63) if parameters.seed is None else parameters.seed
+    if sent["speculation"] == "draft" and not has_draft:
+        raise InvalidRequestError.of("speculation", "draft", "none or ngram: this model was exported without a draft model")
+
+
+def _max_tokens(inputs: Inputs, sent: SentSampling, prompt: int, longest: int) -> int:
+    room = longest - prompt
+    wanted = _one(inputs, "max_tokens")
+    if wanted is not None and wanted < 1:
+        raise InvalidRequestError.of("max_tokens", int(wanted), f"1 to {room}")
+    found = int(wanted) if wanted is not None else room if sent["max_tokens"] is None else int(sent["max_tokens"])
+    if found > room:
+        raise InvalidRequestError.of("max_tokens", found, f"1 to {room}: the prompt has {prompt} tokens of {longest}")
+    return found
+
+
+def _samplings(sent: SentSampling, facts: LlmFacts) -> tuple[Sampling, ...]:
+    seed = secrets.randbits(63) if sent["seed"] is None else sent["seed"]
     return tuple(
         Sampling(
-            temperature=parameters.temperature,
-            top_k=max(parameters.top_k, 0),
-            top_p=parameters.top_p,
-            min_p=parameters.min_p,
-            repetition_penalty=parameters.repetition_penalty,
-            presence_penalty=parameters.presence_penalty,
-            frequency_penalty=parameters.frequency_penalty,
-            logit_bias=bias,
+            temperature=sent["temperature"] if sent["temperature"] >= GREEDY_BELOW else 0.0,
+            top_k=max(sent["top_k"], 0),
+            top_p=sent["top_p"],
+            min_p=sent["min_p"],
+            repetition_penalty=sent["repetition_penalty"],
+            presence_penalty=sent["presence_penalty"],
+            frequency_penalty=sent["frequency_penalty"],
+            logit_bias={int(token): bias for token, bias in (sent["logit_bias"] or {}).items()},
             seed=derived_seed(seed, index),
         )
-        for index in range(parameters.n)
+        for index in range(sent["n"])
     )
 
 
-def _structure(parameters: SamplingParameters) -> tuple[str, Any] | None:
-    if parameters.structured_outputs is None:
+def _structure(sent: SentSampling) -> StructureRequest | None:
+    given = sent["structured_outputs"]
+    if given is None:
         return None
-    given = parameters.structured_outputs.given()
-    if len(given) != 1:
-        names = ", ".join(kind for kind, _ in given) or "nothing"
+    kinds = [kind for kind in STRUCTURES if given[kind] is not None]
+    if len(kinds) != 1:
+        names = ", ".join(kinds) or "nothing"
         raise InvalidRequestError.of("structured_outputs", names, "exactly one of json, regex, choice and grammar")
-    return given[0]
+    pattern, compact = given["whitespace_pattern"], given["disable_any_whitespace"]
+    for name, value in (("whitespace_pattern", pattern), ("disable_any_whitespace", None if compact else False)):
+        if value is not None and kinds != ["json"]:
+            raise InvalidRequestError.of(f"structured_outputs.{name}", value, "absent where there is no json")
+    value = given[kinds[0]]
+    if kinds == ["choice"] and (not value or sum(map(len, value)) > MAX_CHOICE_CHARACTERS):
+        shown = f"{len(value)} texts of {sum(map(len, value))} characters together"
+        raise InvalidRequestError.of("structured_outputs.choice", shown, f"1 to 1000 texts of at most {MAX_CHOICE_CHARACTERS}")
+    return StructureRequest(
+        kind=kinds[0], value=value, whitespace=pattern if pattern is not None else None if compact else ANY_WHITESPACE
+    )
 
 
-def _prompt(inputs: Inputs, tokenizer: Tokenizer, facts: LlmFacts, limits: LlmLimits) -> tuple[str, list[int]]:
+def _prompt(inputs: Inputs, tokenizer: Tokenizer, facts: LlmFacts, limits: LlmLimits, longest: int) -> tuple[str, list[int]]:
     if ("text_input" in inputs) == ("input_ids" in inputs):
         both = "both" if "text_input" in inputs else "neither"
         raise InvalidRequestError.of("text_input and input_ids", both, "exactly one of them")
     if "input_ids" in inputs:
+        _check_length("input_ids", inputs["input_ids"].size, longest)
         prompt = [int(token) for token in inputs["input_ids"].reshape(-1)]
         if not prompt:
             raise InvalidRequestError.of("input_ids", prompt, "at least one token")
         _check_tokens("input_ids", prompt, facts)
         return tokenizer.decode(prompt, skip_special_tokens=False), prompt
-    text = _text(inputs, "text_input", limits.max_input_bytes)
-    prompt = tokenizer.encode(text or "").ids
+    text = _text(inputs, "text_input", limits.max_input_bytes) or ""
+    prompt = _encode(text, tokenizer, facts, longest)
     if not prompt:
         raise InvalidRequestError.of("text_input", text, "text of at least one token")
-    return text or "", prompt
+    _check_length("text_input", len(prompt), longest)
+    _check_tokens("text_input", prompt, facts)  # a tokenizer may know tokens that the model has no room for
+    return text, prompt
 
 
-def _check_tokens(name: str, tokens: list[int], facts: LlmFacts) -> None:
+def _encode(text: str, tokenizer: Tokenizer, facts: LlmFacts, longest: int) -> list[int]:
+    """A text's tokens. One that is too long is refused by its length, or by its beginning: the work is bounded by the context."""
+    most = longest * facts.longest_token
+    if len(text) > most:
+        raise InvalidRequestError.of("text_input", f"{len(text)} characters", f"at most {most} characters: {_holds(longest)}")
+    begins = _CHARACTERS * (longest + _PROBE_MARGIN)
+    while len(text) > 2 * begins:
+        found = len(tokenizer.encode(text[:begins]).ids)
+        if found > longest + _PROBE_MARGIN:
+            raise InvalidRequestError.of("text_input", f"more than {longest - 1} tokens", f"shorter: {_holds(longest)}")
+        begins *= 2
+    return list(tokenizer.encode(text).ids)
+
+
+def _holds(longest: int) -> str:
+    return f"the context holds {longest} tokens with the answer"
+
+
+def _check_length(name: str, tokens: int, longest: int) -> None:
+    if tokens >= longest:
+        allowed = f"at most {longest - 1} tokens: the context holds {longest} with the answer"
+        raise InvalidRequestError.of(name, f"{tokens} tokens", allowed)
+
+
+def _check_tokens(name: str, tokens: Sequence[int], facts: LlmFacts) -> None:
     for token in tokens:
         if not 0 <= token < facts.vocabulary:
             raise InvalidRequestError.of(name, token, f"token ids 0 to {facts.vocabulary - 1}")

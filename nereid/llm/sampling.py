@@ -86,8 +86,15 @@ class Row(NamedTuple):
     allowed: NDArray[np.bool_] | None = None
 
 
+NOTHING_ALLOWED, NOT_FINITE = -1, -2
+"""What `sample` gives for a row that cannot be drawn from: every token is banned, or a logit is NaN or plus infinity."""
+
+
 def sample(logits: Floats, rows: Sequence[Row]) -> NDArray[np.int64]:
-    """One token a row from `logits` (float32, rows x vocabulary), which are changed where a row's settings ask for it."""
+    """One token a row from `logits` (float32, rows x vocabulary), which are changed where a row's settings ask for it.
+
+    A row that cannot be drawn from gets NOTHING_ALLOWED or NOT_FINITE, whatever its logits; the others are drawn as ever.
+    """
     vocabulary = logits.shape[1]
     greedy, limited, whole = [], [], []
     for i, row in enumerate(rows):
@@ -101,32 +108,43 @@ def sample(logits: Floats, rows: Sequence[Row]) -> NDArray[np.int64]:
         else:
             whole.append(i)
     tokens = np.empty(len(rows), np.int64)
+    peaks = logits.max(axis=1)  # NaN where there is one
     if greedy:
         tokens[greedy] = (logits if len(greedy) == len(rows) else logits[greedy]).argmax(axis=1)
     if limited:
         tokens[limited] = _sample_top_k(logits if len(limited) == len(rows) else logits[limited], [rows[i] for i in limited])
     for i in whole:
-        tokens[i] = _sample_whole(logits[i], rows[i])
+        tokens[i] = _sample_whole(logits[i], rows[i]) if np.isfinite(peaks[i]) else NOT_FINITE
+    tokens[~np.isfinite(peaks)] = NOT_FINITE
+    tokens[peaks == -np.inf] = NOTHING_ALLOWED
     return tokens
 
 
 def adjust(values: Floats, row: Row) -> None:
-    """Apply bias, penalties and bans to one row's logits in place; only the tokens concerned are touched."""
-    sampling = row.sampling
+    """Apply bias, penalties and bans to one row's logits in place; only the tokens concerned are touched.
+
+    Tokens beyond the logits are passed over: a draft model's may be narrower than those that the row was made for.
+    """
+    sampling, width = row.sampling, len(values)
     for token, bias in sampling.logit_bias.items():
-        values[token] += np.float32(bias)
+        if token < width:
+            values[token] += np.float32(bias)
     if sampling.penalised and row.counts is not None:
         written = np.fromiter(row.counts.written, np.int64, len(row.counts.written))
         if sampling.repetition_penalty != 1:
             seen = np.union1d(row.counts.prompt, written)
+            seen = seen[seen < width]
             penalty = np.float32(sampling.repetition_penalty)
             values[seen] = np.where(values[seen] > 0, values[seen] / penalty, values[seen] * penalty)
         times = np.fromiter(row.counts.written.values(), np.float32, len(written))
-        values[written] -= np.float32(sampling.frequency_penalty) * times + np.float32(sampling.presence_penalty)
+        known = written < width
+        less = np.float32(sampling.frequency_penalty) * times + np.float32(sampling.presence_penalty)
+        values[written[known]] -= less[known]
     if row.allowed is not None:
-        values[~row.allowed] = -np.inf
+        values[~row.allowed[:width]] = -np.inf
     for token in row.banned:
-        values[token] = -np.inf
+        if token < width:
+            values[token] = -np.inf
 
 
 def largest(values: Floats, count: int) -> tuple[NDArray[np.int64], Floats]:
@@ -146,7 +164,7 @@ def _sample_top_k(logits: Floats, rows: Sequence[Row]) -> NDArray[np.int64]:
 
 
 def _sample_whole(values: Floats, row: Row) -> int:
-    """A row without top-k: a nucleus is looked for among the likeliest tokens first, then among all."""
+    """A row without top-k, its largest logit finite: a nucleus is looked for among the likeliest tokens first, then among all."""
     sampling = row.sampling
     uniform = kernels.uniform(np.uint64(sampling.seed & _SEED_BITS), np.uint64(row.position))
     weights = np.exp((values - values.max()) * np.float32(1 / sampling.temperature))
@@ -174,8 +192,12 @@ def _draw_weighted(weights: Floats, uniform: float) -> int:
     return int(starts[block] + within.searchsorted(rest, side="right"))
 
 
+def log_total(values: Floats) -> float:
+    """The logarithm of the sum of all tokens' weights: a token's log probability is its logit less this."""
+    peak = values.max()
+    return float(peak) + float(np.log(np.exp(values - peak).sum(dtype=np.float64)))
+
+
 def log_softmax(values: Floats) -> Floats:
     """Natural-log probabilities of one row's raw logits."""
-    wide = values.astype(np.float64)
-    peak = wide.max()
-    return (wide - peak - np.log(np.exp(wide - peak).sum())).astype(np.float32)
+    return (values.astype(np.float64) - log_total(values)).astype(np.float32)

@@ -319,9 +319,10 @@ class LlmScheduler:
     def _set_aside(rows: Sequence[GeneratedSequence], logits: NDArray[np.float32]) -> None:
         """Set aside the untouched logits of rows that must report probabilities."""
         for sequence, values in zip(rows, logits, strict=True):
-            if sequence.logprobs is not None:
+            if sequence.scored:
                 sequence.raw_logits = values.copy()
 
     def _take(self, sequence: GeneratedSequence, token: int) -> None:
+        before = len(sequence.written)
         sequence.take(token)
-        self._tick.new_tokens += 1
+        self._tick.new_tokens += len(sequence.written) - before

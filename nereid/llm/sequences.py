@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nereid.llm.sampling import Row, Sampling, TokenCounts, log_softmax
+from nereid.flow.errors import EngineError, InvalidRequestError, RequestError
+from nereid.llm.sampling import NOT_FINITE, Row, Sampling, TokenCounts, log_softmax, log_total
 from nereid.llm.speculation import Guesser, SpeculationMeter
 from nereid.llm.structure import Structure
 from nereid.llm.text import TextStream
@@ -49,7 +50,11 @@ class Delta(NamedTuple):
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class GeneratedSequence:
-    """`stop_ids` end the answer and are no part of its text; `emit` gets every delta, on the tick thread."""
+    """`stop_ids` end the answer and are no part of its text; `emit` gets every delta, on the tick thread.
+
+    `scored`: every delta brings its tokens' log probabilities, with those of the `top_logprobs` likeliest. Whatever goes wrong
+    with this sequence alone is its `error`, by which it has finished.
+    """
 
     prompt: list[int]
     sampling: Sampling
@@ -58,13 +63,15 @@ class GeneratedSequence:
     text: TextStream
     emit: Callable[[Delta], None]
     min_tokens: int = 0
-    logprobs: int | None = None
+    scored: bool = False
+    top_logprobs: int = 0
     structure: Structure | None = None
     guesser: Guesser | None = None
     meter: SpeculationMeter | None = None
 
     written: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    error: RequestError | None = None
     cached_tokens: int = 0
     raw_logits: NDArray[np.float32] | None = None
     row: int = -1
@@ -83,7 +90,7 @@ class GeneratedSequence:
 
     @property
     def finished(self) -> bool:
-        return self.finish_reason is not None
+        return self.finish_reason is not None or self.error is not None
 
     @property
     def remaining(self) -> int:
@@ -99,17 +106,22 @@ class GeneratedSequence:
         return self.computed < len(self.tokens) - 1
 
     def next_row(self) -> Row:
-        """How the next token is to be drawn."""
-        return Row(
-            self.sampling,
-            len(self.written),
-            self._counts,
-            tuple(self.stop_ids) if len(self.written) < self.min_tokens else (),
-            self.structure.allowed() if self.structure is not None else None,
-        )
+        """How the next token is to be drawn; a grammar that has failed leaves nothing that is allowed."""
+        allowed = None
+        if self.structure is not None:
+            try:
+                allowed = self.structure.allowed()
+            except ValueError as error:
+                self.error = _broken(self.structure, error)
+                allowed = np.zeros(self.structure.vocabulary, np.bool_)
+        banned = tuple(self.stop_ids) if len(self.written) < self.min_tokens else ()
+        return Row(self.sampling, len(self.written), self._counts, banned, allowed)
 
     def take(self, token: int) -> None:
-        """Add a drawn token, tell of it, and see whether it was the last."""
+        """Add a drawn token, tell of it, and see whether it was the last; one that could not be drawn is an error."""
+        if token < 0 or self.error is not None:
+            self.error = self.error or self._undrawn(token)
+            return
         self.tokens.append(token)
         self.written.append(token)
         if self._counts is not None:
@@ -119,10 +131,15 @@ class GeneratedSequence:
         logprobs = (self._logprob(token),) if self.raw_logits is not None else ()
         ends = token in self.stop_ids
         if self.structure is not None and not ends:
-            ends = self.structure.take(token)
+            try:
+                ends = self.structure.take(token)
+            except ValueError as error:
+                self.error = _broken(self.structure, error)
+                return
         shown = None
-        if self.text.stops:
-            shown = "" if token in self.stop_ids else self.text.push([token])
+        if self.text.stops:  # they wait for min_tokens, as stop tokens do
+            may_stop = len(self.written) > self.min_tokens
+            shown = "" if token in self.stop_ids else self.text.push([token], may_stop=may_stop)
             ends = ends or self.text.stopped_by is not None
         if ends:
             self.finish_reason = FinishReason.STOP
@@ -132,12 +149,27 @@ class GeneratedSequence:
             shown += self.text.finish()
         self.emit(Delta((token,), logprobs, self.finish_reason, shown))
 
+    def _undrawn(self, token: int) -> RequestError:
+        if token == NOT_FINITE:
+            return EngineError("the model's logits are not finite; the answer cannot go on")
+        field = "stop_token_ids" if self.structure is None else f"structured_outputs.{self.structure.kind}"
+        if len(self.written) < self.min_tokens:
+            shown, allowed = self.min_tokens, f"at most {len(self.written)}: then the answer can only end"
+            return InvalidRequestError.of("min_tokens", shown, f"{allowed} ({field})")
+        return InvalidRequestError(f"{field}: no token is allowed after {len(self.written)} tokens of the answer", field)
+
     def _logprob(self, token: int) -> TokenLogprob:
         assert self.raw_logits is not None
-        values = log_softmax(self.raw_logits)
-        self.raw_logits = None
-        own = float(values[token])
-        count = min(self.logprobs or 0, len(values))
-        best = np.argpartition(-values, count - 1)[:count] if count else np.empty(0, np.int64)
+        raw, self.raw_logits = self.raw_logits, None
+        if not self.top_logprobs:
+            return TokenLogprob(token, float(np.float32(float(raw[token]) - log_total(raw))), ())
+        values = log_softmax(raw)
+        count = min(self.top_logprobs, len(values))
+        best = np.argpartition(-values, count - 1)[:count]
         order = best[np.lexsort((best, -values[best]))]
-        return TokenLogprob(token, own, tuple((int(i), float(values[i])) for i in order))
+        return TokenLogprob(token, float(values[token]), tuple((int(i), float(values[i])) for i in order))
+
+
+def _broken(structure: Structure, error: ValueError) -> InvalidRequestError:
+    field = f"structured_outputs.{structure.kind}"
+    return InvalidRequestError(f"{field}: the grammar cannot be followed further: {error}", field)

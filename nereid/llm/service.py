@@ -23,9 +23,9 @@ from nereid.llm.engine import longest_row
 from nereid.llm.fingerprint import system_fingerprint
 from nereid.llm.observer import LlmObserver
 from nereid.llm.requests import Inputs, LlmRequest, parse_llm_request
-from nereid.llm.settings import DRAFT_FOLDER, LlmFacts, LlmLimits
+from nereid.llm.settings import DRAFT_FOLDER, LlmFacts, LlmLimits, read_tokenizer
 from nereid.llm.tasks import LlmTask, Reply
-from nereid.llm.text import TextStream
+from nereid.llm.text import TextStream, TokenTexts
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class LlmModel:
             name=name,
             facts=LlmFacts.read(folder),
             limits=limits,
-            tokenizer=Tokenizer.from_file(str(folder / "tokenizer.json")),
+            tokenizer=read_tokenizer(folder),
             settings={"folder": str(folder), "limits": asdict(limits), "gpu": gpu},
             fingerprint=system_fingerprint(folder, limits, gpu=gpu),
             has_draft=has_draft,
@@ -149,6 +149,7 @@ class LlmService:
     observer: LlmObserver
     record: FlightRecord | None = None
     _runs: Runs = field(default_factory=Runs)
+    _texts: TokenTexts = field(init=False)
     _crew: Crew = field(init=False)
     _batcher: InFlightBatcher[LlmTask] = field(init=False)
     _senders: ThreadPoolExecutor = field(init=False)
@@ -158,6 +159,7 @@ class LlmService:
     def __post_init__(self) -> None:
         limits = self.model.limits
         self.observer.start(self.model.facts)
+        self._texts = TokenTexts(self.model.tokenizer)
         self._crew = Crew(self.model.worker_options(), self.observer, self._runs)
         try:
             self._crew.worker.wait_ready()
@@ -231,17 +233,17 @@ class LlmService:
         return parse_llm_request(inputs, model.tokenizer, model.facts, model.limits, model.longest, has_draft=model.has_draft)
 
     def _task(self, request: LlmRequest, reply: Reply) -> LlmTask:
-        model, parameters = self.model, request.parameters
+        model = self.model
         answers = [
             Answer(
-                text=TextStream(model.tokenizer, skip_special_tokens=parameters.skip_special_tokens),
+                text=TextStream(model.tokenizer, skip_special_tokens=request.skip_special_tokens, context=request.prompt),
                 stop_ids=request.stop_ids,
             )
             for _ in request.samplings
         ]
         interval = model.limits.stream_interval_seconds
         return LlmTask(
-            request, reply, self._senders, self.observer, model.tokenizer, interval, answers, fingerprint=model.fingerprint
+            request, reply, self._senders, self.observer, self._texts, interval, answers, fingerprint=model.fingerprint
         )
 
     def _end(self, task: LlmTask, flight: _Flight, error: RequestError | None) -> None:

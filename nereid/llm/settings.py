@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
 
 from nereid.flow.parameters import read_parameters
 from nereid.llm.engine import longest_row
@@ -13,7 +16,7 @@ from nereid.llm.engine import longest_row
 LLM_FILE = "llm.json"
 """Where export leaves a model's facts, in its version folder beside tokenizer.json and the engine."""
 
-
+TOKENIZER_FILE = "tokenizer.json"
 DRAFT_FOLDER = "draft"
 """Where export leaves a draft model's engine, in the version folder."""
 
@@ -24,7 +27,10 @@ SPECULATIONS = ("none", "ngram", "draft")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlmFacts:
-    """Facts of a checkpoint and its engine. Bytes and FLOPs are what one decoded token costs at an empty context."""
+    """Facts of a checkpoint and its engine. Bytes and FLOPs are what one decoded token costs at an empty context.
+
+    `longest_token` is how many characters the longest token of text has.
+    """
 
     architecture: str
     precision: str
@@ -35,13 +41,43 @@ class LlmFacts:
     weight_bytes: int
     flops_per_token: int
     kv_bytes_per_token: int
+    longest_token: int = 512
 
     @classmethod
     def read(cls, folder: Path) -> LlmFacts:
-        """Parse what export wrote."""
-        raw = json.loads((folder / LLM_FILE).read_text())
-        raw["eos_token_ids"] = tuple(raw["eos_token_ids"])
-        return cls(**{name: raw[name] for name in cls.__slots__})
+        """Parse what export wrote; raises ValueError naming the file and what is wrong with it."""
+        file, raw = folder / LLM_FILE, None
+        try:
+            raw = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(raw, dict):
+                raise ValueError("it is no JSON object")
+            kinds = {field.name: field.type for field in fields(cls)}
+            known = {name: _typed(name, str(kind), raw[name]) for name, kind in kinds.items() if name in raw}
+            return cls(**known)
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read ({error.strerror}); export the model again") from None
+        except (ValueError, TypeError) as error:
+            missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in (raw or ())]
+            reason = f"it lacks {', '.join(missing)}" if missing else str(error)
+            raise ValueError(f"{file} is not what export writes: {reason}; export the model again") from None
+
+
+def _typed(name: str, kind: str, value: object) -> Any:
+    """A fact of the right type."""
+    if kind.startswith("tuple") and isinstance(value, list) and all(type(item) is int for item in value):
+        return tuple(value)
+    if (kind == "int" and type(value) is int) or (kind == "str" and isinstance(value, str)):
+        return value
+    raise ValueError(f"{name} is {value!r}")
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer beside the facts; raises ValueError naming the file where it is not one."""
+    file = folder / TOKENIZER_FILE
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises Exception itself
+        raise ValueError(f"{file} is no tokenizer that can be read: {error}; export the model again") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

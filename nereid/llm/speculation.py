@@ -65,7 +65,8 @@ class PromptLookup:
 class DraftModel:
     """A small model's engine with a few rows of KV memory, each lent to one sequence at a time.
 
-    `vocabulary` is the large model's: tokens beyond it are never guessed. Prompts are read `chunk` tokens a call.
+    `vocabulary` is the large model's. Its own may be narrower or wider: tokens that one of them lacks are never guessed, and
+    what comes after one that this model lacks is not guessed at all. Prompts are read `chunk` tokens a call.
     """
 
     engine: CausalEngine
@@ -74,6 +75,11 @@ class DraftModel:
     vocabulary: int
     chunk: int
     _lent: OrderedDict[int, DraftGuesser | None] = field(init=False)
+
+    @property
+    def width(self) -> int:
+        """Tokens that both models know."""
+        return min(self.vocabulary, self.engine.vocabulary)
 
     def __post_init__(self) -> None:
         self.engine.arrange(self.rows, self.capacity)
@@ -98,13 +104,17 @@ class DraftGuesser:
     tokens: list[int] = field(default_factory=list)
     seen: list[int] = field(default_factory=list)
     _agreed: int = 0
+    _foreign: bool = False
 
     def extend(self, tokens: Sequence[int]) -> None:
         self.tokens.extend(tokens)
+        self._foreign = self._foreign or max(tokens, default=0) >= self.model.engine.vocabulary
 
     def propose(self, most: int, row: Row) -> list[int]:
-        """Empty while a long prompt is still being read."""
+        """Empty while a long prompt is still being read, and where there is a token that the draft model lacks."""
         model = self.model
+        if self._foreign:
+            return []
         most = min(most, model.capacity - len(self.tokens) - 2)
         if most < 1:
             return []
@@ -117,7 +127,10 @@ class DraftGuesser:
             return []
         guess: list[int] = []
         while True:
-            guess.append(int(sample(logits[-1:, : model.vocabulary].copy(), [row])[0]))
+            token = int(sample(logits[-1:, : model.width].copy(), [row])[0])
+            if token < 0:  # nothing can be drawn: what is guessed so far stands
+                return guess
+            guess.append(token)
             if len(guess) == most:
                 return guess
             row = Row(row.sampling, row.position + 1)

@@ -19,21 +19,32 @@ class Structure:
 
     matcher: LLMatcher
     vocabulary: int
+    kind: str
 
     def copy(self) -> Structure:
         """The same place in the same compiled grammar, to go on from alone."""
-        return Structure(self.matcher.deep_copy(), self.vocabulary)
+        return Structure(self.matcher.deep_copy(), self.vocabulary, self.kind)
 
     def allowed(self) -> NDArray[np.bool_]:
-        """Which tokens may come next: bool, vocabulary."""
+        """Which tokens may come next: bool, vocabulary; raises ValueError where the grammar has become too much to follow."""
         bits = allocate_token_bitmask(1, self.vocabulary)
         fill_next_token_bitmask(self.matcher, bits, 0)
+        self._check()
         return np.unpackbits(bits.view(np.uint8), bitorder="little")[: self.vocabulary].view(np.bool_)
 
     def take(self, token: int) -> bool:
-        """Move on by a drawn token; True where the grammar is complete and nothing can follow."""
+        """Move on by a drawn token; True where the grammar is complete and nothing can follow. Raises ValueError as `allowed`."""
         self.matcher.consume_token(token)
+        self._check()
         return bool(self.matcher.is_stopped())
+
+    def _check(self) -> None:
+        if self.matcher.is_error():
+            raise ValueError(_first_line(self.matcher.get_error()))
+
+
+def _first_line(text: str) -> str:
+    return (text.splitlines() or ["no reason given"])[0]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,11 +59,17 @@ class StructureFactory:
         text = tokenizer_file.read_text(encoding="utf-8")
         return cls(LLTokenizer(text, n_vocab=vocabulary, eos_token=list(eos_ids)), vocabulary)
 
-    def compile(self, kind: str, value: Any) -> Structure:
-        """`kind` is json, regex, choice or grammar (Lark); raises ValueError with the grammar's fault."""
+    def compile(self, kind: str, value: Any, whitespace: str | None = None) -> Structure:
+        """`kind` is json, regex, choice or grammar (Lark); raises ValueError with the grammar's fault.
+
+        Between the parts of JSON stands what matches `whitespace`, by default nothing: where any may stand, a model can write
+        whitespace until its tokens are used up, and obey the schema.
+        """
         match kind:
             case "json":
-                grammar = LLMatcher.grammar_from_json_schema(value if isinstance(value, str) else json.dumps(value))
+                text = value if isinstance(value, str) else json.dumps(value)
+                spacing = {"whitespace_flexible": False} if whitespace is None else {"whitespace_pattern": whitespace}
+                grammar = LLMatcher.grammar_from_json_schema(text, overrides=spacing)
             case "regex":
                 grammar = LLMatcher.grammar_from_regex(value)
             case "choice":
@@ -60,8 +77,8 @@ class StructureFactory:
             case _:
                 grammar = LLMatcher.grammar_from_lark(value)
         if fault := LLMatcher.validate_grammar(grammar, self.tokenizer):
-            raise ValueError(fault.splitlines()[0])
+            raise ValueError(_first_line(fault))
         matcher = LLMatcher(self.tokenizer, grammar)
         if matcher.is_error():
-            raise ValueError(matcher.get_error().splitlines()[0])
-        return Structure(matcher, self.vocabulary)
+            raise ValueError(_first_line(matcher.get_error()))
+        return Structure(matcher, self.vocabulary, kind)

@@ -16,13 +16,13 @@ from functools import partial
 from typing import Protocol
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from nereid.flow.errors import EngineError, RequestError
 from nereid.llm.answers import Answer
 from nereid.llm.observer import LlmObserver
 from nereid.llm.requests import LlmRequest
 from nereid.llm.sequences import Delta, TokenLogprob
+from nereid.llm.text import TokenTexts
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class LlmTask:
     reply: Reply
     senders: ThreadPoolExecutor
     observer: LlmObserver
-    tokenizer: Tokenizer
+    texts: TokenTexts
     interval: float = 0.0
     answers: list[Answer] = field(default_factory=list)
     fingerprint: str = ""
@@ -64,7 +64,7 @@ class LlmTask:
     deaths: int = 0
     cancelled: bool = False
     arrived: float = field(default_factory=time.monotonic)
-    _last_token: float = 0.0
+    _token_times: dict[int, tuple[float, float]] = field(default_factory=dict)
     _last_sent: float = -math.inf
     _ended: threading.Event = field(default_factory=threading.Event)
     _pending: deque[tuple[int, Delta]] = field(default_factory=deque)
@@ -106,11 +106,12 @@ class LlmTask:
     def emit(self, index: int, delta: Delta) -> None:
         """Note the token's time, and leave the sending to another thread."""
         now = time.monotonic()
-        if self._last_token:
-            self.observer.token(now - self._last_token)
-        else:
+        if not self._token_times:
             self.observer.first_token(now - self.arrived)
-        self._last_token = now
+        first, last = self._token_times.get(index, (now, now))
+        if now > last:
+            self.observer.token(now - last)
+        self._token_times[index] = first, now
         if not self.request.stream:
             return
         with self._state:
@@ -133,11 +134,15 @@ class LlmTask:
                 self._send(self._whole)
             error = error or self.error
             if error is None:
-                written = sum(len(answer.written) for answer in self.answers)
-                self.observer.answered(time.monotonic() - self.arrived, len(self.request.prompt), written)
+                self.observer.answered(time.monotonic() - self.arrived, self._seconds_per_token())
             self.observer.finished("success" if error is None else error.outcome, time.monotonic() - self.arrived)
             self.ended(error)
             self._safely(lambda: self.reply.close(error))
+
+    def _seconds_per_token(self) -> list[float]:
+        """Of each answer the mean time between its tokens: waiting and reading the prompt come before the first."""
+        times = ((len(answer.written), *self._token_times.get(index, (0.0, 0.0))) for index, answer in enumerate(self.answers))
+        return [(last - first) / (written - 1) for written, first, last in times if written > 1]
 
     def _send_soon(self) -> None:
         self._ended.wait(max(0.0, self._last_sent + self.interval - time.monotonic()))
@@ -211,12 +216,9 @@ class LlmTask:
 
     def _logprobs(self, found: Sequence[TokenLogprob]) -> str:
         """As JSON: for each token its text, id and probability, and the likeliest others."""
-        if self.request.parameters.logprobs is None:
-            return "null"
 
         def entry(token: int, logprob: float) -> dict[str, object]:
-            text = self.tokenizer.decode([token], skip_special_tokens=False)
-            return {"token_id": token, "token": text, "logprob": round(logprob, 6)}
+            return {"token_id": token, "token": self.texts.of(token), "logprob": round(logprob, 6)}
 
         return json.dumps([{**entry(i.token, i.logprob), "top": [entry(*other) for other in i.top]} for i in found])
 

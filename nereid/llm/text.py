@@ -8,15 +8,41 @@ from dataclasses import dataclass, field
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+_REPLACEMENT = "\ufffd"
+_CONTEXT = (6, 24)
+"""Tokens of context that are tried before all are."""
+
+
+@dataclass(slots=True, eq=False)
+class TokenTexts:
+    """The text of single tokens, as it stands in the middle of a text: with its space."""
+
+    tokenizer: Tokenizer
+    _before: list[int] = field(init=False)
+    _length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._before = self.tokenizer.encode("a", add_special_tokens=False).ids[-1:]
+        self._length = len(self.tokenizer.decode(self._before, skip_special_tokens=False))
+
+    def of(self, token: int) -> str:
+        """Bytes that are no character by themselves come as U+FFFD."""
+        return self.tokenizer.decode([*self._before, token], skip_special_tokens=False)[self._length :]
+
 
 @dataclass(slots=True, eq=False)
 class TextStream:
-    """One sequence's text. `push` gives what may be shown: never half a character, never a part of a stop string."""
+    """One sequence's text. `push` gives what may be shown: never half a character, never a part of a stop string.
+
+    The text is what its tokens add to that of `context`, the tokens before them: some decoders (SentencePiece's) drop the first
+    token's space, and here the first token stands in the middle of a text.
+    """
 
     tokenizer: Tokenizer
     stops: tuple[str, ...] = ()
     include_stop: bool = False
     skip_special_tokens: bool = True
+    context: Sequence[int] = ()
     text: str = ""
     stopped_by: str | None = None
     _shown: int = 0
@@ -24,12 +50,14 @@ class TextStream:
     _stream: DecodeStream = field(init=False)
 
     def __post_init__(self) -> None:
-        self._stream = DecodeStream(skip_special_tokens=self.skip_special_tokens)
+        self.context = self._shortened(self.context)
+        self._stream = DecodeStream(ids=list(self.context), skip_special_tokens=self.skip_special_tokens)
 
-    def push(self, tokens: Sequence[int]) -> str:
+    def push(self, tokens: Sequence[int], *, may_stop: bool = True) -> str:
         """Take tokens: one at a time where there are stop strings, for all text that comes with a stop string is cut.
 
-        `stopped_by` is set once a stop string is complete, and `text` ends there.
+        `stopped_by` is set once a stop string is complete, and `text` ends there; one that is completed where it may not stop
+        is text like any other.
         """
         self._ids.extend(tokens)
         try:
@@ -41,7 +69,7 @@ class TextStream:
             return ""
         before = len(self.text)
         self.text += piece
-        if self.stops and self._cut(before):
+        if self.stops and may_stop and self._cut(before):
             return self._show(len(self.text))
         return self._show(len(self.text) - self._held_back())
 
@@ -52,16 +80,35 @@ class TextStream:
             unread = ()
         shown = self.push(unread) if unread else ""
         if self.stopped_by is None:
-            whole = self.tokenizer.decode(self._ids, skip_special_tokens=self.skip_special_tokens)
+            whole = self._added(self._ids)
             if whole.startswith(self.text):
                 self.text = whole
         return shown + self._show(len(self.text))
 
+    def _shortened(self, context: Sequence[int]) -> list[int]:
+        """As many of the last tokens before as a decoder needs to know that it is not at the beginning of a text."""
+        for length in sorted({min(length, len(context)) for length in (*_CONTEXT, len(context))} - {0}):
+            tail = list(context[-length:])
+            text = self.tokenizer.decode(tail, skip_special_tokens=self.skip_special_tokens)
+            if text.endswith(_REPLACEMENT):  # it ends within a character
+                return []
+            if text:
+                return tail
+        return []
+
+    def _added(self, tokens: Sequence[int]) -> str:
+        """What tokens add to the context's text."""
+        whole, before = (
+            self.tokenizer.decode([*self.context, *ids], skip_special_tokens=self.skip_special_tokens) for ids in (tokens, ())
+        )
+        if whole.startswith(before):
+            return whole[len(before) :]
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=self.skip_special_tokens)
+
     def _cut(self, before: int) -> bool:
         """Look for the earliest stop string that ends in the new piece."""
-        longest = max(map(len, self.stops))
-        start = max(0, before - longest + 1)
-        found = [(at, stop) for stop in self.stops if (at := self.text.find(stop, start)) >= 0]
+        starts = {stop: max(0, before - len(stop) + 1) for stop in self.stops}
+        found = [(at, stop) for stop, start in starts.items() if (at := self.text.find(stop, start)) >= 0]
         if not found:
             return False
         at, self.stopped_by = min(found)

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from nereid.engines.channel import Message
 from nereid.engines.onnx_causal import OnnxCausalEngine
 from nereid.engines.worker_main import Seat
-from nereid.flow.errors import InvalidRequestError
+from nereid.flow.errors import InvalidRequestError, RequestError
 from nereid.flow.metrics import Metric, Recorder
 from nereid.llm.engine import CausalEngine
 from nereid.llm.observer import LlmObserver
@@ -26,7 +26,7 @@ from nereid.llm.orders import DROP, REFUSED, START, TOKENS, Order, metric, pack_
 from nereid.llm.prefix_cache import PrefixCache
 from nereid.llm.scheduler import LlmScheduler
 from nereid.llm.sequences import Delta, GeneratedSequence
-from nereid.llm.settings import DRAFT_FOLDER, LlmFacts, LlmLimits
+from nereid.llm.settings import DRAFT_FOLDER, TOKENIZER_FILE, LlmFacts, LlmLimits, read_tokenizer
 from nereid.llm.speculation import DraftGuesser, DraftModel, Guesser, PromptLookup, SpeculationMeter
 from nereid.llm.structure import Structure, StructureFactory
 from nereid.llm.text import TextStream
@@ -42,7 +42,7 @@ def run(seat: Seat) -> None:
     folder = Path(seat.settings["folder"])
     facts, limits = LlmFacts.read(folder), LlmLimits(**seat.settings["limits"])
     options = {"threads": limits.threads, "gpu": seat.settings["gpu"], "batch_invariant": limits.batch_invariant}
-    tokenizer_file, draft_file = folder / "tokenizer.json", folder / DRAFT_FOLDER / "model.onnx"
+    tokenizer_file, draft_file = folder / TOKENIZER_FILE, folder / DRAFT_FOLDER / "model.onnx"
     draft = None
     if draft_file.is_file():
         draft = OnnxCausalEngine.load(draft_file, tokens=limits.draft_tokens(facts), **options)
@@ -52,7 +52,7 @@ def run(seat: Seat) -> None:
         limits=limits,
         engine=OnnxCausalEngine.load(folder / "model.onnx", tokens=limits.kv_tokens, **options),
         draft_engine=draft,
-        tokenizer=Tokenizer.from_file(str(tokenizer_file)),
+        tokenizer=read_tokenizer(folder),
         structures=StructureFactory.of(tokenizer_file, facts.vocabulary, facts.eos_token_ids),
     ).run()
 
@@ -149,10 +149,11 @@ class LlmLoop:
             sampling=order.samplings[index],
             max_tokens=order.max_tokens,
             stop_ids=frozenset(order.stop_ids),
-            text=TextStream(self.tokenizer, order.stop, order.include_stop, order.skip_special_tokens),
+            text=TextStream(self.tokenizer, order.stop, order.include_stop, order.skip_special_tokens, order.prompt),
             emit=lambda delta: self._note(task, index, made, delta),
             min_tokens=order.min_tokens,
-            logprobs=order.logprobs,
+            scored=order.scored,
+            top_logprobs=order.top_logprobs,
             structure=structure,
             guesser=guesser,
             meter=SpeculationMeter(self.limits.speculation_tokens) if guesser is not None else None,
@@ -174,8 +175,12 @@ class LlmLoop:
         if self._events:
             self.seat.channel.send(Message(TOKENS, {"deltas": self._events}))
             self._events = []
-        for task in [task for task, sequences in self._tasks.items() if all(s.finished for s in sequences)]:
-            del self._tasks[task]
+        for task, sequences in list(self._tasks.items()):
+            error = next((s.error for s in sequences if s.error is not None), None)
+            if error is not None:  # this request alone; its other answers go with it
+                self._refuse(task, error)
+            if error is not None or all(s.finished for s in sequences):
+                del self._tasks[task]
 
     def _send_metric(self, found: Metric, value: float, labels: Mapping[str, str]) -> None:
         self.seat.channel.send(metric(found.name, value, labels))
@@ -190,21 +195,22 @@ class LlmLoop:
         """
         assert order.structure is not None
         assert self.structures is not None
-        kind, value = order.structure
+        wanted = order.structure
+        field, value = wanted.field, wanted.value
         allowed = f"a grammar that is compiled, and its first tokens found, within {self.grammar_seconds:g} s"
-        timer = threading.Timer(self.grammar_seconds, self._run_away, (task, f"structured_outputs.{kind}", value, allowed))
+        timer = threading.Timer(self.grammar_seconds, self._run_away, (task, field, value, allowed))
         timer.daemon = True
         timer.start()
         try:
-            structure = self.structures.compile(kind, value)
+            structure = self.structures.compile(wanted.kind, value, wanted.whitespace)
             structure.copy().allowed()
             self._compiled.put((task, order, structure))
             self._inbox.put(Message(_COMPILED, {"task": task}))
         except ValueError as error:
-            self._refuse(task, InvalidRequestError.of(f"structured_outputs.{kind}", value, f"a grammar that compiles: {error}"))
+            self._refuse(task, InvalidRequestError.of(field, value, f"a grammar that compiles: {error}"))
         except Exception:
             log.exception("a grammar could not be compiled")
-            self._refuse(task, InvalidRequestError.of(f"structured_outputs.{kind}", value, "a grammar that compiles"))
+            self._refuse(task, InvalidRequestError.of(field, value, "a grammar that compiles"))
         finally:
             timer.cancel()
 
@@ -213,7 +219,7 @@ class LlmLoop:
         time.sleep(0.2)  # the writer's last message
         os._exit(_RUNAWAY_EXIT)
 
-    def _refuse(self, task: int, error: InvalidRequestError, *, ends: bool = False) -> None:
+    def _refuse(self, task: int, error: RequestError, *, ends: bool = False) -> None:
         """Refuse a request; `ends`: and this process ends by it, so that no other is to blame."""
         self.seat.channel.send(Message(REFUSED, {"task": task, "error": error.wire(), "ends": ends}))
 

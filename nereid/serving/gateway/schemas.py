@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, field_validator
 
 from nereid_client.images import OPTIONS, annotation
+from nereid_protocol.sampling import SAMPLING_FIELDS, Kind, SamplingField
 
 
 class _Body(BaseModel):
@@ -42,35 +43,41 @@ class ResponseFormat(BaseModel):
     json_schema: JsonSchema | None = None
 
 
-class SamplingBody(_Body):
-    """What both text endpoints share; the second half are vLLM's extensions."""
+_JSON_TYPES: dict[Kind, Any] = {
+    Kind.NUMBER: float,
+    Kind.INTEGER: int,
+    Kind.FLAG: bool,
+    Kind.TEXT: str,
+    Kind.TEXTS: str | list[str],
+    Kind.TOKEN_IDS: list[int],
+    Kind.BIASES: dict[str, float],
+    Kind.OBJECT: dict[str, Any],
+}
 
-    temperature: float | None = None
-    top_p: float | None = None
-    n: int = 1
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+
+def _body_field(field: SamplingField) -> Any:
+    """A row of the table of sampling parameters as a field of a body, with the table's own check."""
+    kind = Annotated[_JSON_TYPES[field.kind] | None, BeforeValidator(field.check)]
+    return kind, Field(default=1 if field.name == "n" else None, description=field.help)
+
+
+GATEWAY_FIELDS = tuple(field for field in SAMPLING_FIELDS if field.gateway)
+
+_SamplingFields = create_model(  # type: ignore[call-overload]
+    "_SamplingFields", __base__=_Body, **{field.name: _body_field(field) for field in GATEWAY_FIELDS}
+)
+
+
+class SamplingBody(_SamplingFields):  # type: ignore[misc, valid-type]
+    """What both text endpoints share: every sampling parameter of `llm` that means the same there, OpenAI's and vLLM's."""
+
     stream: bool = False
     stream_options: StreamOptions | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    min_tokens: int | None = None
-    ignore_eos: bool | None = None
-    stop_token_ids: list[int] | None = None
-    structured_outputs: dict[str, Any] | None = None
-    speculation: str | None = None
 
     def sampling(self) -> dict[str, Any]:
-        """The fields that go to `llm` under the same names."""
-        names = (
-            "temperature top_p n seed stop presence_penalty frequency_penalty logit_bias top_k min_p "
-            "repetition_penalty min_tokens ignore_eos stop_token_ids structured_outputs speculation"
-        )
-        return {name: value for name in names.split() if (value := getattr(self, name)) is not None}
+        """The sampling parameters that were sent, for `llm`."""
+        sent = {field.name: getattr(self, field.name) for field in GATEWAY_FIELDS if field.name in self.model_fields_set}
+        return {name: value for name, value in sent.items() if value is not None}
 
 
 class ContentPart(BaseModel):
@@ -101,13 +108,6 @@ class ChatBody(SamplingBody):
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
-
-    @field_validator("n")
-    @classmethod
-    def _positive(cls, value: int) -> int:
-        if value < 1:
-            raise ValueError("must be at least 1")
-        return value
 
 
 class CompletionBody(SamplingBody):
