@@ -81,6 +81,14 @@ def read_inputs(request: Any) -> dict[str, np.ndarray]:
     return {tensor.name(): np.array(tensor.as_numpy()) for tensor in request.inputs()}
 
 
+def read_inputs_and_parameters(request: Any) -> dict[str, np.ndarray]:
+    """The inputs, and beside them, as JSON in `request_parameters`, what the request brings along (Triton's `generate` does)."""
+    inputs, parameters = read_inputs(request), request.parameters()
+    if parameters and parameters != "{}":
+        inputs["request_parameters"] = np.array([parameters.encode()], np.object_)
+    return inputs
+
+
 def read_texts(inputs: Mapping[str, np.ndarray], name: str, default: Sequence[str]) -> list[str]:
     """A BYTES input as text, one a row; raises InvalidRequestError where it is not UTF-8."""
     if name not in inputs:

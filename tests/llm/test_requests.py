@@ -26,7 +26,7 @@ FACTS = LlmFacts(
     flops_per_token=1,
     kv_bytes_per_token=1,
 )
-LIMITS = LlmLimits(max_input_bytes=2000)
+LIMITS = LlmLimits(max_input_bytes=200_000)
 WORDS = Tokenizer(models.WordLevel({f"w{i}": i for i in range(50)}, unk_token="w0"))
 WORDS.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
 
@@ -60,7 +60,7 @@ BAD_INPUTS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("two prompts", {"input_ids": np.array([1], np.int32)}, ["both", "exactly one"]),
     ("empty text", {"text_input": text("")}, ["text_input", "at least one token"]),
     ("undecodable", {"text_input": text(b"\xff\xfe")}, ["text_input", "UTF-8"]),
-    ("too many bytes", {"text_input": text("w1 " * 700)}, ["text_input", "2100 bytes", "2000"]),
+    ("too many bytes", {"text_input": text("w1 " * 70_000)}, ["text_input", "210000 bytes", "200000"]),
     ("too many tokens", {"text_input": text("w1 " * 128)}, ["text_input", "128 tokens", "at most 127"]),
     ("two texts", {"text_input": np.array([b"a", b"b"], np.object_)}, ["text_input", "2 values"]),
     ("no ids", {"text_input": None, "input_ids": np.array([], np.int32)}, ["input_ids", "at least one"]),
@@ -94,7 +94,7 @@ def test_defaults_are_vllms_and_everything_is_resolved() -> None:
     assert [sampling.top_k for sampling in request.samplings] == [0, 0]
     assert request.samplings[0].seed == 3
     assert request.samplings[1].seed != 3
-    assert request.parameters.stop == ["x"]
+    assert request.stop == ("x",)
     assert request.stop_ids == {49}
     assert parse(sampling_parameters=text('{"max_tokens": null}')).max_tokens == 125
     assert parse(sampling_parameters=text('{"ignore_eos": true, "stop_token_ids": [4]}')).stop_ids == {4}
@@ -110,3 +110,14 @@ def test_limits_name_the_parameter_that_is_wrong() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             LlmLimits.from_parameters(parameters)
+
+
+def test_parameters_of_the_request_are_sampling_parameters_too_and_numbers_may_be_texts() -> None:
+    """As Triton's `generate` endpoint and vLLM backend have them: beside the tensors, and as strings."""
+    asked = parse(request_parameters=text('{"temperature": "0", "max_tokens": "8", "stop": "x"}'))
+    assert asked.samplings[0].greedy
+    assert (asked.max_tokens, asked.stop) == (8, ("x",))
+    with pytest.raises(InvalidRequestError, match="temprature"):
+        parse(request_parameters=text('{"temprature": 0}'))
+    with pytest.raises(InvalidRequestError, match="given once"):
+        parse(request_parameters=text('{"top_k": 3}'), sampling_parameters=text('{"top_k": 3}'))

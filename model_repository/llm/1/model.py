@@ -26,7 +26,7 @@ class TritonPythonModel:
 
     def execute(self, requests):
         for request in requests:
-            self._service.handle(bridge.read_inputs(request), bridge.Stream.of(request))
+            self._service.handle(bridge.read_inputs_and_parameters(request), bridge.Stream.of(request))
 
     def finalize(self):
         self._service.stop()

@@ -57,15 +57,14 @@ _JSON_TYPES: dict[Kind, Any] = {
 
 def _body_field(field: SamplingField) -> Any:
     """A row of the table of sampling parameters as a field of a body, with the table's own check."""
-    kind = Annotated[_JSON_TYPES[field.kind] | None, BeforeValidator(field.check)]
+    plain: Any = _JSON_TYPES[field.kind]
+    kind: Any = Annotated.__class_getitem__((plain | None, BeforeValidator(field.check)))  # type: ignore[attr-defined]
     return kind, Field(default=1 if field.name == "n" else None, description=field.help)
 
 
 GATEWAY_FIELDS = tuple(field for field in SAMPLING_FIELDS if field.gateway)
 
-_SamplingFields = create_model(  # type: ignore[call-overload]
-    "_SamplingFields", __base__=_Body, **{field.name: _body_field(field) for field in GATEWAY_FIELDS}
-)
+_SamplingFields = create_model("_SamplingFields", __base__=_Body, **{field.name: _body_field(field) for field in GATEWAY_FIELDS})
 
 
 class SamplingBody(_SamplingFields):  # type: ignore[misc, valid-type]
