@@ -184,7 +184,7 @@ def engine_session(settings: PeerSettings, model: str) -> Any:
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
-    from nereid.engines.onnx_session import session_options
+    from nereid.engines.onnx_options import session_options
 
     folder = settings.repository / model
     config = text_format.Parse((folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())

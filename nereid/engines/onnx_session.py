@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime as ort
 
+from nereid.engines.onnx_options import session_options
 from nereid.flow.errors import EngineError, InvalidRequestError
 
 Tensors = Mapping[str, np.ndarray]
@@ -106,35 +107,6 @@ def _as_request_error(name: str, error: Exception) -> Exception:
     if type(error).__name__ in ("InvalidArgument", "ValueError"):
         return InvalidRequestError(f"{name}: {first}")
     return EngineError(f"{name}: {first}")
-
-
-def session_options(config: Mapping[str, Any], parameters: Mapping[str, str]) -> ort.SessionOptions:
-    """What the config asks of the session, in the terms of Triton's own backend."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
-    options.graph_optimization_level = {
-        -1: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-        0: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-        1: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-        2: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-    }.get(level, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
-    for key, value in parameters.items():
-        match key:
-            case "intra_op_thread_count":
-                options.intra_op_num_threads = int(value)
-            case "inter_op_thread_count":
-                options.inter_op_num_threads = int(value)
-            case "execution_mode":
-                parallel = int(value) == 1
-                options.execution_mode = ort.ExecutionMode.ORT_PARALLEL if parallel else ort.ExecutionMode.ORT_SEQUENTIAL
-            case "enable_mem_arena":
-                options.enable_cpu_mem_arena = bool(int(value))
-            case "enable_mem_pattern":
-                options.enable_mem_pattern = bool(int(value))
-            case _ if key.startswith("session."):
-                options.add_session_config_entry(key, value)
-    return options
 
 
 def _providers(arguments: Arguments) -> list[Any]:

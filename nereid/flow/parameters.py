@@ -1,19 +1,37 @@
-"""config.pbtxt parameters to a frozen dataclass of limits; knows nothing of what they limit."""
+"""config.pbtxt parameters to a frozen dataclass of limits, unknown names refused; knows nothing of what they limit."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+READ_BY_OTHERS = ("restart_on_death", "EXECUTION_ENV_PATH", "FORCE_CPU_ONLY_INPUT_TENSORS")
+"""What the supervisor and Triton's Python backend read of any model's parameters."""
 
-def read_parameters(cls: type[T], parameters: Mapping[str, str], *, may_be_zero: Collection[str]) -> T:
+
+def refuse_unknown(parameters: Collection[str], known: Collection[str]) -> None:
+    """Raise ValueError naming the first parameter that is neither among `known` nor read by others, and what comes nearest."""
+    allowed = (*known, *READ_BY_OTHERS)
+    for name in parameters:
+        if name not in allowed:
+            near = get_close_matches(name, allowed, 1)
+            hint = f"did you mean {near[0]}?" if near else f"it must be one of {', '.join(sorted(allowed))}"
+            raise ValueError(f"parameter {name}: not known; {hint}")
+
+
+def read_parameters(
+    cls: type[T], parameters: Mapping[str, str], *, may_be_zero: Collection[str], others: Collection[str] = ()
+) -> T:
     """An instance of `cls` with every field that `parameters` names; its fields are int, float, bool or str.
 
-    Raises ValueError naming the parameter that does not parse or is not positive.
+    `others` are names that the model reads elsewhere. Raises ValueError naming the parameter that nobody reads, that does not
+    parse or is not positive.
     """
+    refuse_unknown(parameters, (*(field.name for field in fields(cls)), *others))  # type: ignore[arg-type]
     known: dict[str, Any] = {}
     for field in fields(cls):  # type: ignore[arg-type]
         if field.name not in parameters:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from nereid.engines.digests import verify_model
 from nereid.flow.errors import CancelledError, EngineError, InvalidRequestError, LostError, RequestError
 from nereid.flow.fields import decode_text
 from nereid.flow.metrics import Kind, Metric, Record
+from nereid.flow.parameters import refuse_unknown
 from nereid_protocol.errors import WireError
 
 log = logging.getLogger(__name__)
@@ -47,12 +48,17 @@ class ModelArguments:
     device_id: int
 
     @classmethod
-    def parse(cls, args: Mapping[str, str]) -> ModelArguments:
-        """Read the `args` of `initialize`; also sends this process's log to Triton's."""
+    def parse(cls, args: Mapping[str, str], known: Collection[str] | None = None) -> ModelArguments:
+        """Read the `args` of `initialize`; also sends this process's log to Triton's.
+
+        `known` names all parameters that the model reads; None where it hands them to a reader that refuses the others.
+        """
         logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
         parameters.pop(_RELOAD_PARAMETER, None)
+        if known is not None:
+            refuse_unknown(parameters, known)
         verify_model(Path(args["model_repository"]))
         return cls(
             name=args["model_name"],

@@ -7,5 +7,8 @@ from nereid.triton import bridge
 class TritonPythonModel:
     """Adapts nereid.diffusion.images."""
 
+    def initialize(self, args):
+        bridge.ModelArguments.parse(args, known=())
+
     def execute(self, requests):
         return bridge.answer_each(requests, lambda inputs: {"generated_image": to_pixels(inputs["image"])})

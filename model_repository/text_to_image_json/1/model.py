@@ -10,7 +10,7 @@ class TritonPythonModel:
     """Adapts nereid.diffusion.json_face."""
 
     def initialize(self, args):
-        model = bridge.ModelArguments.parse(args)
+        model = bridge.ModelArguments.parse(args, known=("max_calls", "text_to_image_model"))
         self._target = model.parameters["text_to_image_model"]
         self._workers = ThreadPoolExecutor(int(model.parameters["max_calls"]), "call")
 

@@ -1,6 +1,7 @@
 """Triton's side of `text_to_image_stream`: one decoupled stream of answers a request."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 
 from nereid.diffusion.settings import Pipeline
 from nereid.diffusion.streaming import ImageStream, Siblings
@@ -11,7 +12,8 @@ class TritonPythonModel:
     """Adapts nereid.diffusion.streaming."""
 
     def initialize(self, args):
-        model = bridge.ModelArguments.parse(args)
+        called = [f"{sibling.name}_model" for sibling in fields(Siblings)]
+        model = bridge.ModelArguments.parse(args, known=("max_streams", *called))
         siblings, streams = Siblings.from_parameters(model.parameters), int(model.parameters["max_streams"])
         # Each stream has a run and a watch out at once.
         self._stream = ImageStream(Pipeline.read(model.version_folder), siblings, bridge.Callers.of(3 * streams))

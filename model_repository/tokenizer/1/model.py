@@ -13,7 +13,7 @@ class TritonPythonModel:
     """Adapts nereid.diffusion.prompts and nereid.diffusion.admission."""
 
     def initialize(self, args):
-        model = bridge.ModelArguments.parse(args)
+        model = bridge.ModelArguments.parse(args, known=("denoise_model", "max_calls"))
         self._service = PromptService.read(model.version_folder)
         self._denoise = model.parameters["denoise_model"]
         threads = int(model.parameters["max_calls"])
