@@ -22,6 +22,7 @@ from nereid_export.frame import MANIFEST, MANIFEST_VERSION, Device, Progress, ch
 from nereid_export.onnx_engine import Check, Precision
 from nereid_export.preview import fit_latents_to_rgb
 from nereid_export.publish import adopt, locked, publish, readable_failures, require_space, staging_folder
+from nereid_export.resume import RECORD, Record, resume_key
 from nereid_export.silence import quiet
 
 VERSIONED = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "numpy")
@@ -103,22 +104,13 @@ def _build(
 ) -> Built:
     """Build and check one engine, unless an interrupted export has done so already."""
     folder = staging / "engines" / component.name
-    record = folder / "done.json"
-    key = {
-        "source": digest,
-        "engine": options.engine,
-        "precision": options.precision,
-        "device": options.device,  # a check made on one device says nothing of another
-        "max_batch_size": options.max_batch_size,
-        "max_side": options.max_side,
-        "versions": versions(VERSIONED),
-    }
-    if record.is_file():
-        done = json.loads(record.read_text())
-        if done["key"] == key:
-            progress.step(f"{component.name}: built before")
-            progress.step(f"{component.name}: checked before")
-            return Built(component, folder, [Check(**check) for check in done["checks"]], done["seconds"], resumed=True)
+    record = Record(
+        folder / RECORD, resume_key(options, digest, _packages(options), without_effect=("checkpoint", "out", "name"))
+    )
+    if (done := record.read()) is not None:
+        progress.step(f"{component.name}: built before")
+        progress.step(f"{component.name}: checked before")
+        return Built(component, folder, [Check(**check) for check in done["checks"]], done["seconds"], resumed=True)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     start = time.monotonic()
@@ -137,8 +129,13 @@ def _build(
         )
     onnx_engine.refuse_above_bound(component, checks, options.precision)
     seconds = round(time.monotonic() - start, 1)
-    record.write_text(json.dumps({"key": key, "checks": [asdict(check) for check in checks], "seconds": seconds}))
+    record.write({"checks": [asdict(check) for check in checks], "seconds": seconds})
     return Built(component, folder, checks, seconds)
+
+
+def _packages(options: ExportOptions) -> tuple[str, ...]:
+    """What shapes an engine; a plan is only read by the TensorRT that wrote it."""
+    return (*VERSIONED, "tensorrt") if options.engine is Engine.TENSORRT else VERSIONED
 
 
 def _build_tensorrt(
@@ -240,7 +237,7 @@ def _manifest(
             "architecture": checkpoint.index["_class_name"],
         },
         "arguments": arguments,
-        "versions": versions(VERSIONED),
+        "versions": versions(_packages(options)),
         "engines": {
             configs.prefixed(engine.component.name, options.name): {
                 "precision": str(Precision.FP32 if engine.component.keep_fp32 else options.precision),

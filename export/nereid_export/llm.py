@@ -26,6 +26,7 @@ from nereid_export.llm_checkpoint import LlmCheckpoint
 from nereid_export.llm_graph import fix_cache_size, keep_some_logits, save, set_window
 from nereid_export.llm_quantize import MatrixError, Scheme, measure, most_sensitive, quantize
 from nereid_export.publish import adopt, locked, publish, readable_failures, require_space, staging_folder
+from nereid_export.resume import RECORD, Record, resume_key
 from nereid_export.silence import quiet
 
 VERSIONED = ("torch", "transformers", "onnx", "onnxruntime", "onnxruntime-genai", "tokenizers", "numpy")
@@ -125,22 +126,19 @@ def _build(
     checkpoint: LlmCheckpoint, options: LlmExportOptions, sample: list[int], folder: Path, progress: Progress
 ) -> dict[str, Any]:
     """The engine and its figures in `folder`, unless an interrupted export has left them there."""
-    record = folder / "done.json"
     source = {
         "name": checkpoint.folder.resolve().name,
         "sha256": checkpoint.digest(),
         "architecture": checkpoint.config["architectures"][0],
     }
-    key = {
-        "source": source,
-        "sample": sample,
-        "versions": versions(VERSIONED),
-        **{name: str(value) for name, value in asdict(options).items() if name not in ("checkpoint", "out", "name", "draft")},
-    }
-    if record.is_file() and (done := json.loads(record.read_text()))["key"] == key:
+    # `draft` is an engine with a record of its own.
+    without_effect = ("checkpoint", "out", "name", "draft")
+    key = resume_key(options, {**source, "sample": sample}, VERSIONED, without_effect=without_effect)
+    record = Record(folder / RECORD, key)
+    if (done := record.read()) is not None:
         for what in ("built", "quantised", "checked", "compared"):
             progress.step(f"{what} before")
-        return dict(done["figures"])
+        return done
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     start = time.monotonic()
@@ -165,7 +163,7 @@ def _build(
     }
     shutil.rmtree(plain)
     shutil.rmtree(folder / "cache", ignore_errors=True)
-    record.write_text(json.dumps({"key": key, "figures": figures}))
+    record.write(figures)
     return figures
 
 

@@ -1,0 +1,67 @@
+"""What an interrupted export left: a record beside each engine, good while all that shaped and checked it is the same."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nereid_export.frame import Device, versions
+
+RECORD = "done.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The record of one engine; `key` is all that it and its check depend on."""
+
+    file: Path
+    key: dict[str, Any]
+
+    def read(self) -> dict[str, Any] | None:
+        """The figures of an engine that was built and checked before; None where it was not, or under another key."""
+        try:
+            done = json.loads(self.file.read_text(encoding="utf-8"))
+            return dict(done["figures"]) if done["key"] == self.key else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, figures: dict[str, Any]) -> None:
+        """Written whole or not at all, after everything else of the engine."""
+        beside = self.file.with_suffix(".new")
+        beside.write_text(json.dumps({"key": self.key, "figures": figures}), encoding="utf-8")
+        beside.replace(self.file)
+
+
+def resume_key(options: Any, source: object, packages: Iterable[str], *, without_effect: Collection[str]) -> dict[str, Any]:
+    """Every option of an export but those named as `without_effect` on an engine, what it is made of, and where it is checked.
+
+    An option that is added later is part of the key unless somebody says that it has no effect.
+    """
+    arguments = {name: str(value) for name, value in asdict(options).items() if name not in without_effect}
+    key = {"source": source, "options": arguments, "versions": versions(packages), "machine": _machine(options.device)}
+    return dict(json.loads(json.dumps(key)))  # as it will be read back
+
+
+def _machine(device: Device) -> dict[str, Any]:
+    """Kernels are chosen by processor and card, and an export for a card that is not there is checked on the processor."""
+    import onnxruntime as ort
+
+    found: dict[str, Any] = {"processor": _processor(), "providers": ort.get_available_providers()}
+    if device is Device.CUDA:
+        import torch
+
+        found["card"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else f"{platform.machine()} {platform.processor()}"

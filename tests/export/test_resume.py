@@ -1,0 +1,89 @@
+"""What an interrupted export left is used again only where nothing that shaped or checked it has changed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+import pytest
+
+from conftest import Silent
+
+pytest.importorskip("torch")
+from nereid_export.diffusion import Engine, ExportOptions, export_diffusion
+from nereid_export.frame import Device
+from nereid_export.llm import LlmExportOptions, LlmPrecision
+from nereid_export.onnx_engine import Precision
+from nereid_export.resume import Record, resume_key
+
+pytestmark = pytest.mark.torch
+
+DIFFUSION = ExportOptions(checkpoint=Path("c"), out=Path("o"))
+LLM = LlmExportOptions(checkpoint=Path("c"), out=Path("o"))
+
+
+def key(options: Any) -> dict[str, Any]:
+    return resume_key(options, "digest", ("numpy",), without_effect=("checkpoint", "out", "name", "draft"))
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        (DIFFUSION, {"device": Device.CUDA}),
+        (DIFFUSION, {"engine": Engine.TENSORRT}),
+        (DIFFUSION, {"precision": Precision.FP16}),
+        (DIFFUSION, {"max_batch_size": 4}),
+        (DIFFUSION, {"max_side": 512}),
+        (LLM, {"device": Device.CUDA}),
+        (LLM, {"precision": LlmPrecision.INT8}),
+        (LLM, {"block_size": 64}),
+        (LLM, {"symmetric": False}),
+        (LLM, {"eight_bit_share": 0.2}),
+        (LLM, {"sample_text": Path("text")}),
+    ],
+)
+def test_every_option_that_shapes_or_checks_an_engine_is_part_of_its_key(options: Any, changed: dict[str, Any]) -> None:
+    assert key(replace(options, **changed)) != key(options)
+
+
+@pytest.mark.parametrize("options", [DIFFUSION, LLM])
+def test_names_and_places_are_not(options: Any) -> None:
+    assert key(replace(options, name="other", out=Path("elsewhere"))) == key(options)
+
+
+def test_a_machine_with_other_kernels_checks_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key(DIFFUSION)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    assert key(DIFFUSION) != before
+
+
+def test_a_record_is_read_under_its_own_key_only_and_never_half(tmp_path: Path) -> None:
+    record = Record(tmp_path / "done.json", key(DIFFUSION))
+    assert record.read() is None
+    record.write({"seconds": 1.5})
+    assert record.read() == {"seconds": 1.5}
+    assert Record(record.file, key(replace(DIFFUSION, device=Device.CUDA))).read() is None
+    record.file.write_text(record.file.read_text()[:-9])
+    assert record.read() is None
+
+
+def test_an_export_for_another_device_builds_and_checks_again(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    options = ExportOptions(checkpoint=checkpoints["sd"], out=tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr("nereid_export.diffusion.publish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            export_diffusion(options, Silent())
+        again = Silent()
+        with pytest.raises(KeyboardInterrupt):
+            export_diffusion(options, again)
+        assert "unet: checked before" in again.said
+    other = Silent()
+    export_diffusion(replace(options, device=Device.CUDA), other)
+    assert not any("before" in line for line in other.said)
