@@ -13,6 +13,7 @@ from typing import Any
 from nereid.diffusion.families import family_of
 from nereid.diffusion.prompts import SETTINGS_FILE
 from nereid.diffusion.settings import PIPELINE_FILE
+from nereid.diffusion.solvers import default_scheduler
 from nereid_export import configs, onnx_engine, tensorrt_engine
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import Component, components_of
@@ -228,6 +229,7 @@ def _copy_tokenizers(checkpoint: Checkpoint, folder: Path) -> None:
 def _manifest(
     checkpoint: Checkpoint, digest: str, options: ExportOptions, built: list[Built], repository: Path
 ) -> dict[str, Any]:
+    default = str(default_scheduler(checkpoint.config("scheduler")))
     arguments = {key: str(value) for key, value in asdict(options).items() if key not in ("checkpoint", "out")}
     return {
         "version": MANIFEST_VERSION,
@@ -236,6 +238,8 @@ def _manifest(
             "sha256": digest,
             "architecture": checkpoint.index["_class_name"],
         },
+        # Where a class has no solver here, requests that name none are served by another one.
+        "scheduler": {"checkpoint": checkpoint.config("scheduler").get("_class_name"), "default": default},
         "arguments": arguments,
         "versions": versions(_packages(options)),
         "engines": {

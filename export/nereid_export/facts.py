@@ -9,8 +9,6 @@ from nereid_export.checkpoint import Checkpoint
 from nereid_export.errors import ExportError
 from nereid_export.families import export_family
 
-_FEW_STEP_CLASSES = ("LCMScheduler", "TCDScheduler")
-
 
 def pipeline_facts(checkpoint: Checkpoint, latents_to_rgb: list[list[float]]) -> dict[str, Any]:
     """The contents of pipeline.json (nereid.diffusion.settings.Pipeline reads it); raises ExportError for bad settings."""
@@ -50,10 +48,10 @@ def pipeline_facts(checkpoint: Checkpoint, latents_to_rgb: list[list[float]]) ->
 
 
 def is_few_step(scheduler: dict[str, Any]) -> bool:
-    """Whether the checkpoint was distilled for a few steps: LCM, TCD, or trailing timesteps without zero terminal SNR.
+    """Whether the checkpoint was distilled for a few steps: LCM, or trailing timesteps without zero terminal SNR.
 
     Turbo and Lightning models ship trailing timesteps; so do models trained with zero terminal SNR, which take many steps.
     """
-    if scheduler.get("_class_name") in _FEW_STEP_CLASSES:
+    if scheduler.get("_class_name") == "LCMScheduler":
         return True
     return scheduler.get("timestep_spacing") == "trailing" and not scheduler.get("rescale_betas_zero_snr")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -19,11 +17,11 @@ from nereid.diffusion.solvers import (
     build_table,
     default_scheduler,
     needs_noise,
-    predict_clean,
 )
 
-torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
+from diffusers_runs import SHAPE, noise_at, run_diffusers, run_ours
+
 pytestmark = pytest.mark.torch
 
 SD15 = {
@@ -35,7 +33,6 @@ SD15 = {
     "steps_offset": 1,
     "set_alpha_to_one": False,
 }
-SHAPE = (1, 4, 6, 5)
 
 
 def reference(name: SchedulerName, config: dict[str, Any]) -> Any:
@@ -56,55 +53,6 @@ def reference(name: SchedulerName, config: dict[str, Any]) -> Any:
     if name.karras:
         extra = {**extra, "use_karras_sigmas": True}
     return kind.from_config({**config, **extra})
-
-
-def model(sample: np.ndarray, timestep: float) -> np.ndarray:
-    """A stand-in UNet: smooth, nonlinear, different at every timestep, the same for both sides."""
-    return np.sin(0.8 * sample + timestep / 300).astype(np.float32)
-
-
-def noise_at(step: int) -> np.ndarray:
-    return np.random.default_rng(step + 1).standard_normal(SHAPE).astype(np.float32)
-
-
-def run_diffusers(scheduler: Any, steps: int, begin: int = 0, image: np.ndarray | None = None) -> np.ndarray:
-    scheduler.set_timesteps(steps)
-    scheduler.set_begin_index(begin) if hasattr(scheduler, "set_begin_index") else None
-    timesteps = scheduler.timesteps[begin:]
-    noise = torch.from_numpy(noise_at(-1))
-    sample = noise * scheduler.init_noise_sigma
-    if image is not None:
-        sample = scheduler.add_noise(torch.from_numpy(image), noise, timesteps[:1])
-    drawn: Iterator[int] = iter(range(10_000))
-    step_now = {"i": 0}
-
-    def drawing(shape: Any, **_: Any) -> Any:
-        next(drawn)
-        return torch.from_numpy(noise_at(step_now["i"]))
-
-    with patch(f"{type(scheduler).__module__}.randn_tensor", drawing, create=True):
-        for i, timestep in enumerate(timesteps):
-            step_now["i"] = begin + i
-            scaled = scheduler.scale_model_input(sample, timestep)
-            output = torch.from_numpy(model(scaled.numpy(), float(timestep)))
-            sample = scheduler.step(output, timestep, sample, return_dict=False)[0]
-    return sample.numpy()
-
-
-def run_ours(
-    name: SchedulerName, config: dict[str, Any], steps: int, begin: int = 0, image: np.ndarray | None = None
-) -> np.ndarray:
-    table = build_table(name, SchedulerConfig.from_diffusers(config), steps, begin)
-    start = noise_at(-1)[0] * np.float32(table.initial_scale)
-    if image is not None:
-        start = np.float32(table.signal) * image[0] + np.float32(table.noise) * noise_at(-1)[0]
-    state = SolverState.start(start)
-    for step in range(len(table)):
-        output = model(state.sample[None], float(table.timesteps[step]))
-        clean = predict_clean([table], [step], state.sample[None], output)
-        noise = noise_at(begin + step)[0] if needs_noise(table, step) else None
-        advance([table], [step], [state], clean, [noise])
-    return state.sample[None]
 
 
 def assert_close(ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -170,6 +118,24 @@ def test_rows_of_different_runs_advance_as_if_alone() -> None:
         advance([tables[i]], [steps[i]], [alone], clean[i : i + 1], [noises[i]])
         assert np.array_equal(alone.sample, together[i].sample)
         assert np.array_equal(alone.memory, together[i].memory)
+
+
+def test_what_a_row_does_not_use_cannot_reach_it() -> None:
+    """A row's solver may leave values behind that its next step has no weight for, infinite or not a number."""
+    config = SchedulerConfig.from_diffusers(SD15)
+    table, company = build_table(SchedulerName.EULER, config, 5), build_table(SchedulerName.DPMPP_3M, config, 5)
+    rng = np.random.default_rng(0)
+    samples = rng.standard_normal((2, 4, 6, 5)).astype(np.float32)
+    clean = rng.standard_normal(samples.shape).astype(np.float32)
+    memory = rng.standard_normal((2, 4, 4, 6, 5)).astype(np.float32)
+    memory[0] = np.nan
+    memory[0, 1] = np.inf
+    alone = SolverState.start(samples[0].copy())
+    advance([table], [2], [alone], clean[:1], [None])
+    states = [SolverState(samples[row].copy(), memory[row].copy()) for row in range(2)]
+    advance([table, company], [2, 2], states, clean, [None, None])
+    assert np.array_equal(states[0].sample, alone.sample)
+    assert np.isfinite(states[1].sample).all()
 
 
 @pytest.mark.parametrize(

@@ -63,13 +63,8 @@ def test_a_folder_with_fp16_weights_alone_loads(checkpoints: dict[str, Path], tm
 def test_a_scheduler_whose_default_request_would_fail_is_refused_at_export(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkpoints["sd"], tmp_path / "checkpoint"))
     file = folder / "scheduler" / "scheduler_config.json"
-    settings = {
-        "_class_name": "DPMSolverMultistepScheduler",
-        "algorithm_type": "sde-dpmsolver++",
-        "solver_order": 2,
-        "use_karras_sigmas": True,
-        "final_sigmas_type": "sigma_min",
-    }
+    settings = {"_class_name": "DDIMScheduler", "clip_sample": False, "rescale_betas_zero_snr": True}
+    settings["timestep_spacing"] = "trailing"
     file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
-    with pytest.raises(ExportError, match="final_sigmas_type"):
+    with pytest.raises(ExportError, match="rescale_betas_zero_snr"):
         pipeline_facts(Checkpoint.open(folder), [])

@@ -1,7 +1,8 @@
 """Diffusion solvers as tables of coefficients: any mix of them advances in one vectorised update; knows numpy only."""
 
 from nereid.diffusion.solvers.names import SCHEDULERS, SchedulerName, default_scheduler
-from nereid.diffusion.solvers.schedule import PredictionType, ScheduleError, SchedulerConfig
+from nereid.diffusion.solvers.schedule import SchedulerConfig
+from nereid.diffusion.solvers.scheduler_file import PredictionType, ScheduleError
 from nereid.diffusion.solvers.table import SolverTable, build_table
 from nereid.diffusion.solvers.update import SolverState, advance, needs_noise, predict_clean
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from nereid.diffusion.solvers import schedule
 from nereid.diffusion.solvers.names import SchedulerName
-from nereid.diffusion.solvers.schedule import Array, PredictionType, ScheduleError, SchedulerConfig, Spacing
+from nereid.diffusion.solvers.schedule import Array, SchedulerConfig
+from nereid.diffusion.solvers.scheduler_file import PredictionType, ScheduleError, Spacing
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,9 @@ def _interval_levels(name: SchedulerName, config: SchedulerConfig, steps: int) -
         low = config.sigma_min if config.sigma_min is not None else float(training[0])
         high = config.sigma_max if config.sigma_max is not None else float(training[-1])
         sigmas = schedule.karras_sigmas(low, high, steps)
-        timesteps = schedule.timesteps_of_sigmas(sigmas, training).round()
+        timesteps = schedule.timesteps_of_sigmas(sigmas, training)
+        cosine = config.beta_schedule == "squaredcos_cap_v2" and name.family not in (SchedulerName.UNIPC, SchedulerName.DPMPP_2S)
+        timesteps = np.floor(timesteps) if cosine else timesteps.round()
         if name.family is SchedulerName.UNIPC and last > 0:
             last = float(sigmas[-1])
     else:

@@ -11,8 +11,11 @@ import numpy as np
 
 from nereid.diffusion.solvers.levels import Levels, alpha, noise
 from nereid.diffusion.solvers.onestep import first_order
-from nereid.diffusion.solvers.schedule import ScheduleError, SchedulerConfig
+from nereid.diffusion.solvers.schedule import SchedulerConfig
 from nereid.diffusion.solvers.terms import HISTORY, Combination, Step, Term
+
+_NOWHERE = 1e-6
+"""A step in lambda that is rounding alone: Karras levels end where `final_sigmas_type: sigma_min` would go."""
 
 
 def _lambda(sigma: float) -> float:
@@ -54,6 +57,8 @@ def _dpmpp(i: int, order: int, levels: Levels, config: SchedulerConfig) -> Combi
         return _first_order_step(start, end)
     signal, level = _amplitudes(end)
     h = _lambda(end) - _lambda(start)
+    if abs(h) < _NOWHERE:
+        return {Term.SAMPLE: 1.0}
     decay = math.expm1(-h)
     r0 = (_lambda(start) - _lambda(levels.sigmas[i - 1])) / h
     keep = level / _amplitudes(start)[1]
@@ -84,11 +89,9 @@ def dpmpp_2m_sde(levels: Levels, config: SchedulerConfig) -> list[Step]:
     for i, (start, end) in enumerate(zip(levels.sigmas, levels.targets, strict=True)):
         signal, level = _amplitudes(end)
         h = _lambda(end) - _lambda(start)
-        if h < 1e-6:
-            raise ScheduleError(
-                f"scheduler setting final_sigmas_type: {config.final_sigmas_type!r} is not supported with these noise levels; "
-                "the last step would end where it began, it must be zero"
-            )
+        if abs(h) < _NOWHERE:
+            steps.append(Step({Term.SAMPLE: 1.0}))
+            continue
         rise = -math.expm1(-2 * h)
         terms = {
             Term.SAMPLE: level / _amplitudes(start)[1] * math.exp(-h),
@@ -107,7 +110,8 @@ def dpmpp_2m_sde(levels: Levels, config: SchedulerConfig) -> list[Step]:
 def dpmpp_singlestep(levels: Levels, config: SchedulerConfig) -> list[Step]:
     """Singlestep DPM-Solver++ of order 2: pairs of UNet calls, the second going over the whole interval from BASE."""
     count = len(levels)
-    pairs = (count - 1) // 2
+    lower = config.lower_order_final or levels.targets[-1] == 0  # a last step to zero noise is infinitely long
+    pairs = (count - lower) // 2
     orders = [1, 2] * pairs + [1] * (count - 2 * pairs)
     steps = []
     for i, order in enumerate(orders):

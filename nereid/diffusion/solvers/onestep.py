@@ -28,6 +28,14 @@ def deterministic(levels: Levels, config: SchedulerConfig) -> list[Step]:
     return steps
 
 
+def euler(levels: Levels, config: SchedulerConfig) -> list[Step]:
+    """The same steps; a run that stops before zero noise leaves its last sample in Euler's own units, signal 1."""
+    steps = deterministic(levels, config)
+    scale = 1 / float(alpha(levels.targets[-1:])[0])
+    steps[-1] = Step({term: scale * weight for term, weight in steps[-1].sample.items()})
+    return steps
+
+
 def ddpm(levels: Levels, config: SchedulerConfig) -> list[Step]:
     """Ho et al. (2020), eq. 7, between the points visited."""
     steps = []

@@ -9,31 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nereid.diffusion.solvers.scheduler_file import PredictionType, Spacing, resolve
+
 Array = NDArray[np.float64]
-
-
-class ScheduleError(ValueError):
-    """A scheduler setting that cannot be honoured; the message names it."""
-
-
-class PredictionType(StrEnum):
-    """What the UNet predicts."""
-
-    EPSILON = "epsilon"
-    V_PREDICTION = "v_prediction"
-    SAMPLE = "sample"
-
-
-class Spacing(StrEnum):
-    LINSPACE = "linspace"
-    LEADING = "leading"
-    TRAILING = "trailing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,65 +48,7 @@ class SchedulerConfig:
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> SchedulerConfig:
         """Read a `scheduler_config.json`; raises ScheduleError naming the first setting that cannot be honoured."""
-        _refuse_what_the_class_would_do(config)
-        for name in (
-            "clip_sample",
-            "thresholding",
-            "use_flow_sigmas",
-            "use_exponential_sigmas",
-            "use_beta_sigmas",
-            "use_lu_lambdas",
-        ):
-            if config.get(name):
-                raise ScheduleError(f"scheduler setting {name}: true is not supported; it must be false")
-        for name, allowed in _CHOICES.items():
-            if config.get(name) is not None and config[name] not in allowed:
-                raise ScheduleError(
-                    f"scheduler setting {name}: {config[name]!r} is not supported; it must be one of {', '.join(allowed)}"
-                )
-        known: dict[str, Any] = {name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None}
-        if "trained_betas" in known:
-            known["trained_betas"] = tuple(float(beta) for beta in known["trained_betas"])
-        if "timestep_spacing" in known:
-            known["timestep_spacing"] = Spacing(known["timestep_spacing"])
-        if "prediction_type" in known:
-            known["prediction_type"] = PredictionType(known["prediction_type"])
-        if "lambda_min_clipped" in known:
-            known["lambda_min_clipped"] = float(known["lambda_min_clipped"])
-        if config.get("_class_name") == "UniPCMultistepScheduler" and config.get("solver_order"):
-            known["unipc_order"] = int(config["solver_order"])
-        if known.get("unipc_order", 2) not in (1, 2, 3):
-            raise ScheduleError(f"scheduler setting solver_order: {known['unipc_order']} is not supported; it must be 1 to 3")
-        return cls(**known)
-
-
-def _refuse_what_the_class_would_do(config: Mapping[str, Any]) -> None:
-    """Settings that mean something only to one diffusers class, and that its solver here does not do."""
-    kind = config.get("_class_name")
-    sde = str(config.get("algorithm_type", "")).startswith("sde-")
-    choices: dict[str, tuple[Any, ...]] = {}
-    if kind in ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"):
-        both = kind == "DPMSolverMultistepScheduler"
-        choices["algorithm_type"] = ("dpmsolver++", "sde-dpmsolver++") if both else ("dpmsolver++",)
-        choices["solver_order"] = (2, 3) if both and not sde else (2,)
-    if kind == "UniPCMultistepScheduler":
-        choices.update(predict_x0=(True,), disable_corrector=([], ()), solver_p=(None,))
-    for name, allowed in choices.items():
-        if name in config and config[name] not in allowed:
-            spelled = ", ".join(map(str, allowed))
-            raise ScheduleError(f"scheduler setting {name}: {config[name]!r} is not supported with {kind}; allowed: {spelled}")
-
-
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
-    "prediction_type": tuple(PredictionType),
-    "timestep_spacing": tuple(Spacing),
-    "final_sigmas_type": ("zero", "sigma_min"),
-    "variance_type": ("fixed_small", "fixed_large"),
-    "solver_type": ("midpoint", "heun", "bh1", "bh2", "logrho"),
-    "interpolation_type": ("linear",),
-    "timestep_type": ("discrete",),
-}
+        return cls(**resolve(config, cls.__dataclass_fields__))
 
 
 def alphas_cumprod(config: SchedulerConfig) -> Array:
@@ -139,12 +64,17 @@ def alphas_cumprod(config: SchedulerConfig) -> Array:
         bars = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * math.pi / 2) ** 2
         betas = np.minimum(1 - bars[1:] / bars[:-1], 0.999).astype(np.float32)
     # Rounded to float32 as training code does: near the clean end 1 - alpha has few digits, and models learned these.
-    alphas = np.cumprod((np.float32(1) - betas).astype(np.float64)).astype(np.float32).astype(np.float64)
+    alphas = _products(np.float32(1) - betas)
     if config.rescale_betas_zero_snr:  # Lin et al. (2023), algorithm 1
         roots = np.sqrt(alphas)
-        roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
-        alphas = roots**2
-    return alphas
+        bars = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
+        betas = np.float32(1) - np.append(bars[:1], bars[1:] / bars[:-1])
+        alphas = _products(np.float32(1) - betas)
+    return alphas.astype(np.float64)
+
+
+def _products(factors: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.cumprod(factors.astype(np.float64)).astype(np.float32)
 
 
 def sigmas_of(alphas: Array, *, zero_snr: bool) -> Array:
@@ -184,6 +114,12 @@ def karras_sigmas(low: float, high: float, steps: int, rho: float = 7.0) -> Arra
 
 
 def timesteps_of_sigmas(sigmas: Array, training_sigmas: Array) -> Array:
-    """Fractional training timesteps of noise levels, interpolated in their logarithm."""
-    logs = np.log(training_sigmas)
-    return np.interp(np.log(np.maximum(sigmas, 1e-10)), logs, np.arange(len(logs), dtype=np.float64))
+    """Fractional training timesteps of noise levels, interpolated in their logarithm.
+
+    The last level is not the largest where its zero signal was made finite, so that the place looked for is the last that fits.
+    """
+    logs, wanted = np.log(training_sigmas), np.log(np.maximum(sigmas, 1e-10))
+    fits = wanted[:, None] >= logs
+    low = np.where(fits.any(axis=1), len(logs) - 1 - fits[:, ::-1].argmax(axis=1), 0).clip(max=len(logs) - 2)
+    weight = np.clip((logs[low] - wanted) / (logs[low] - logs[low + 1]), 0, 1)
+    return (1 - weight) * low + weight * (low + 1)

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from nereid.diffusion.solvers import multistep, onestep
 from nereid.diffusion.solvers.levels import Levels, alpha, noise, visited_levels
 from nereid.diffusion.solvers.names import SchedulerName
-from nereid.diffusion.solvers.schedule import PredictionType, ScheduleError, SchedulerConfig
+from nereid.diffusion.solvers.schedule import SchedulerConfig
+from nereid.diffusion.solvers.scheduler_file import PredictionType, ScheduleError
 from nereid.diffusion.solvers.terms import Combination, Step, Term
 
 
@@ -92,7 +93,7 @@ def _clean(levels: Levels, prediction: PredictionType) -> NDArray[np.float32]:
 _SOLVERS: dict[SchedulerName, Callable[[Levels, SchedulerConfig], list[Step]]] = {
     SchedulerName.DDPM: onestep.ddpm,
     SchedulerName.DDIM: onestep.deterministic,
-    SchedulerName.EULER: onestep.deterministic,
+    SchedulerName.EULER: onestep.euler,
     SchedulerName.EULER_A: onestep.euler_ancestral,
     SchedulerName.LCM: onestep.lcm,
     SchedulerName.DPMPP_2S: multistep.dpmpp_singlestep,
