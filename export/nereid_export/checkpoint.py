@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,17 +37,18 @@ class Checkpoint:
             raise ExportError(f"{folder} has no model_index.json; it must be a local diffusers folder")
         index = read_json(index_file)
         name = index.get("_class_name")
-        if name not in PIPELINES:
+        if not isinstance(name, str) or name not in PIPELINES:
             raise ExportError(f"{index_file}: architecture {name!r} is not supported; it must be one of {', '.join(PIPELINES)}")
         if index.get("requires_aesthetics_score"):
             raise ExportError(f"{index_file}: the XL refiner is not supported; export the base model")
         checkpoint = cls(folder, PIPELINES[name], index)
         for component in export_family(checkpoint.family).components:
             checkpoint._check_component(component)
-        checkpoint._check_architecture()
+        with understood(folder):
+            checkpoint._check_architecture()
         return checkpoint
 
-    def config(self, component: str) -> dict[str, Any]:
+    def config(self, component: str) -> Settings:
         """The component's own settings, parsed."""
         names = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
         return read_json(self.folder / component / names.get(component.removesuffix("_2"), "config.json"))
@@ -127,17 +129,52 @@ def is_fp16(file: Path) -> bool:
     return ".fp16." in file.name or ".fp16-" in file.name
 
 
-def read_json(file: Path) -> dict[str, Any]:
+class Settings(dict[str, Any]):
+    """A JSON object that remembers its file: a name asked for and not there is the file's fault."""
+
+    def __init__(self, file: Path, values: dict[str, Any]) -> None:
+        super().__init__(values)
+        self.file = file
+
+    def __missing__(self, name: str) -> Any:
+        raise ExportError(f"{self.file} lacks {name}")
+
+
+def read_json(file: Path) -> Settings:
     """A JSON object from a file; raises ExportError where there is none."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ExportError(f"{file} is missing") from None
-    except (ValueError, UnicodeDecodeError):
+        value = json.loads(read_text(file))
+    except (ValueError, RecursionError):
         raise ExportError(f"{file} is not valid JSON") from None
     if not isinstance(value, dict):
         raise ExportError(f"{file} must hold a JSON object")
-    return value
+    return Settings(file, value)
+
+
+def read_text(file: Path) -> str:
+    """A text file of a checkpoint; raises ExportError where it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ExportError(f"{file} is missing") from None
+    except UnicodeDecodeError:
+        raise ExportError(f"{file} is not UTF-8 text") from None
+    except OSError as error:
+        raise ExportError(f"{file} cannot be read: {(error.strerror or type(error).__name__).lower()}") from None
+
+
+@contextmanager
+def understood(what: Path) -> Iterator[None]:
+    """Turn what libraries and arithmetic make of a checkpoint's odd settings into one sentence that says where they lie."""
+    try:
+        yield
+    except ExportError:
+        raise
+    except MemoryError:
+        raise ExportError(f"{what}: there is not enough memory for it") from None
+    except Exception as error:
+        said = next(iter(str(error).splitlines()), "")
+        raise ExportError(f"{what} cannot be used: {type(error).__name__}{': ' if said else ''}{said}") from None
 
 
 def check_safetensors(file: Path) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nereid_export.checkpoint import Checkpoint
-from nereid_export.errors import ExportError
+from nereid_export.checkpoint import Checkpoint, understood
 from nereid_export.families import export_family
 from nereid_export.silence import quiet
 
@@ -219,8 +218,5 @@ def _load_vae(checkpoint: Checkpoint) -> Any:
 
 def _quiet_load(checkpoint: Checkpoint, component: str, load: Callable[..., Any]) -> Any:
     """Load a component's safetensors; raises ExportError where its weights do not fit its config."""
-    try:
-        with quiet():
-            return load(str(checkpoint.folder / component), variant=checkpoint.variant(component)).eval()
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise ExportError(f"{checkpoint.folder / component} cannot be loaded: {str(error).splitlines()[0]}") from None
+    with understood(checkpoint.folder / component), quiet():
+        return load(str(checkpoint.folder / component), variant=checkpoint.variant(component)).eval()

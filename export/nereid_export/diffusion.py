@@ -15,7 +15,7 @@ from nereid.diffusion.prompts import SETTINGS_FILE
 from nereid.diffusion.settings import PIPELINE_FILE
 from nereid.diffusion.solvers import default_scheduler
 from nereid_export import configs, onnx_engine, tensorrt_engine
-from nereid_export.checkpoint import Checkpoint
+from nereid_export.checkpoint import Checkpoint, understood
 from nereid_export.components import Component, components_of
 from nereid_export.errors import ExportError
 from nereid_export.facts import pipeline_facts
@@ -67,11 +67,13 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
     checkpoint = Checkpoint.open(options.checkpoint)
     if options.engine is Engine.TENSORRT:
         tensorrt_engine.import_tensorrt()
-    parts = components_of(checkpoint)
+    with understood(checkpoint.folder):
+        parts = components_of(checkpoint)
+        pipeline_facts(checkpoint, [])  # refuses scheduler settings before anything slow begins
+        read_tokenizers(checkpoint)
     progress.total(2 * len(parts) + 3)
     progress.step("reading the checkpoint")
     digest = checkpoint.digest()
-    pipeline_facts(checkpoint, [])  # refuses scheduler settings before anything slow begins
     with locked(options.out, lambda: progress.waiting(f"another export writes to {options.out}; waiting for it")):
         staging = staging_folder(options.out)
         with readable_failures(options.out):
@@ -202,7 +204,7 @@ def _assemble(
     text = json.dumps(facts, indent=1)
     for model in ("denoise", "text_to_image_stream", "tokenizer"):
         (repository / configs.prefixed(model, options.name) / "1" / PIPELINE_FILE).write_text(text)
-    _copy_tokenizers(checkpoint, repository / configs.prefixed("tokenizer", options.name) / "1")
+    _write_tokenizers(checkpoint, repository / configs.prefixed("tokenizer", options.name) / "1")
     ours = {model.name for model in repository.iterdir()}
     home = repository / configs.prefixed("text_to_image", options.name)
     manifest = _manifest(checkpoint, digest, options, built, repository)
@@ -211,12 +213,19 @@ def _assemble(
     return manifest
 
 
-def _copy_tokenizers(checkpoint: Checkpoint, folder: Path) -> None:
+def read_tokenizers(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The tokenizers by their folders' names; raises ExportError for one that cannot be read."""
     from transformers import CLIPTokenizerFast
 
+    found = {}
     for name in (encoder.tokenizer for encoder in family_of(checkpoint.family).encoders):
-        with quiet():
-            tokenizer = CLIPTokenizerFast.from_pretrained(checkpoint.folder / name)
+        with understood(checkpoint.folder / name), quiet():
+            found[name] = CLIPTokenizerFast.from_pretrained(checkpoint.folder / name)
+    return found
+
+
+def _write_tokenizers(checkpoint: Checkpoint, folder: Path) -> None:
+    for name, tokenizer in read_tokenizers(checkpoint).items():
         target = folder / name
         target.mkdir()
         tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from nereid.llm.settings import DRAFT_FOLDER, LLM_FILE
 from nereid_export import configs
+from nereid_export.checkpoint import read_json, read_text, understood
 from nereid_export.errors import ExportError
 from nereid_export.frame import MANIFEST, MANIFEST_VERSION, Device, Progress, check_name, file_digests, models_of, versions
 from nereid_export.llm_checkpoint import LlmCheckpoint
@@ -224,7 +225,7 @@ def _torch_logits(checkpoint: LlmCheckpoint, ids: Sequence[int]) -> NDArray[np.f
     import torch
     from transformers import AutoModelForCausalLM
 
-    with quiet(), torch.no_grad():
+    with understood(checkpoint.folder), quiet(), torch.no_grad():
         model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32, use_safetensors=True).eval()
         return model(torch.tensor([list(ids)])).logits[0].numpy()
 
@@ -312,7 +313,8 @@ def _assemble(
     template = _chat_template(checkpoint)
     if template is not None:
         (folder / "1" / "chat_template.jinja").write_text(template, encoding="utf-8")
-    layers, heads = checkpoint.config["num_hidden_layers"], checkpoint.config["num_key_value_heads"]
+    layers = checkpoint.config["num_hidden_layers"]
+    heads = checkpoint.config.get("num_key_value_heads") or checkpoint.config["num_attention_heads"]
     element = 2 if options.device is Device.CUDA and options.precision is not LlmPrecision.FP32 else 4
     facts = {
         "architecture": figures["source"]["architecture"],
@@ -355,7 +357,7 @@ def _chat_tokens(checkpoint: LlmCheckpoint) -> dict[str, str]:
     from tokenizers import Tokenizer
 
     settings = checkpoint.folder / "tokenizer_config.json"
-    known = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    known = read_json(settings) if settings.is_file() else {}
 
     def text(name: str) -> str:
         value = known.get(name) or ""
@@ -368,7 +370,7 @@ def _chat_tokens(checkpoint: LlmCheckpoint) -> dict[str, str]:
 def _chat_template(checkpoint: LlmCheckpoint) -> str | None:
     file = checkpoint.folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return read_text(file)
     settings = checkpoint.folder / "tokenizer_config.json"
-    found = json.loads(settings.read_text(encoding="utf-8")).get("chat_template") if settings.is_file() else None
+    found = read_json(settings).get("chat_template") if settings.is_file() else None
     return found if isinstance(found, str) else None

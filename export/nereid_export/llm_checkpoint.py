@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nereid_export.checkpoint import PICKLE_SUFFIXES, check_safetensors, file_digest, read_json
+from nereid_export.checkpoint import PICKLE_SUFFIXES, check_safetensors, file_digest, read_json, read_text, understood
 from nereid_export.errors import ExportError
 
 ARCHITECTURES = (
@@ -36,7 +36,7 @@ class LlmCheckpoint:
             raise ExportError(f"{folder} is not a folder; it must be a local transformers folder")
         config = read_json(folder / "config.json")
         names = config.get("architectures") or []
-        if len(names) != 1 or names[0] not in ARCHITECTURES:
+        if not isinstance(names, list) or len(names) != 1 or names[0] not in ARCHITECTURES:
             shown = ", ".join(map(repr, names)) or "none"
             raise ExportError(
                 f"{folder / 'config.json'}: architecture {shown} is not supported; it must be one of {', '.join(ARCHITECTURES)}"
@@ -61,8 +61,28 @@ class LlmCheckpoint:
                 raise ExportError(f"{folder} lacks {', '.join(sorted(missing))}, which {index.name} names")
         if not (folder / "tokenizer.json").is_file():
             raise ExportError(f"{folder} has no tokenizer.json; save the tokenizer with transformers' fast tokenizer first")
-        read_json(folder / "tokenizer.json")
+        checkpoint._check_settings()
         return checkpoint
+
+    def _check_settings(self) -> None:
+        """Everything that is read later on can be read, before anything slow begins."""
+        from tokenizers import Tokenizer
+
+        read_json(self.folder / "tokenizer.json")
+        for name in ("tokenizer_config.json", "generation_config.json"):
+            if (self.folder / name).is_file():
+                read_json(self.folder / name)
+        if (self.folder / "chat_template.jinja").is_file():
+            read_text(self.folder / "chat_template.jinja")
+        with understood(self.folder / "tokenizer.json"):
+            Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        with understood(self.folder / "config.json"):
+            numbers = ("vocab_size", "hidden_size", "max_position_embeddings", "num_hidden_layers", "num_attention_heads")
+            for name in numbers:
+                if not isinstance(self.config[name], int) or self.config[name] < 1:
+                    raise ExportError(f"{self.folder / 'config.json'}: {name} {self.config[name]!r} must be a whole number")
+            if self.head_size < 1 or not all(isinstance(token, int) for token in self.eos_token_ids()):
+                raise ExportError(f"{self.folder / 'config.json'}: head_dim or eos_token_id is not a whole number")
 
     @property
     def weights(self) -> list[Path]:
