@@ -66,6 +66,4 @@ class Limits:
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> Limits:
         """Read config.pbtxt parameters; raises ValueError naming the one that does not parse or is not positive."""
-        return read_parameters(
-            cls, parameters, may_be_zero=("max_queue",), others=("unet_model", "vae_encoder_model")
-        )
+        return read_parameters(cls, parameters, may_be_zero=("max_queue",), others=("unet_model", "vae_encoder_model"))
