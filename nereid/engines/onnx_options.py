@@ -6,6 +6,7 @@ nothing there without a word, so that it is refused here, where configs are trie
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,6 +69,9 @@ def session_options(config: Mapping[str, Any], parameters: Mapping[str, str]) ->
                 options.enable_cpu_mem_arena = _flag(key, value)
             case "enable_mem_pattern":
                 options.enable_mem_pattern = _flag(key, value)
+            case _ if key == SHRINKAGE:
+                if not re.fullmatch(r"(cpu|gpu):\d+(;(cpu|gpu):\d+)*", value):
+                    raise ValueError(f"parameter {key}: {value!r} is not allowed; it must be devices such as cpu:0;gpu:0")
             case _ if key in _SESSION:
                 if _SESSION[key] and value not in _SESSION[key]:
                     raise ValueError(f"parameter {key}: {value!r} is not allowed; it must be one of {', '.join(_SESSION[key])}")

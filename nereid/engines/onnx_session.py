@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime as ort
 
-from nereid.engines.onnx_options import session_options
+from nereid.engines.arena import Arena
+from nereid.engines.onnx_options import SHRINKAGE, session_options
 from nereid.flow.errors import EngineError, InvalidRequestError
 
 Tensors = Mapping[str, np.ndarray]
@@ -55,11 +56,13 @@ class OnnxModel:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     batched: bool
+    arena: Arena | None
+    """None on a graphics card without `memory.enable_memory_arena_shrinkage`: what lies there is not this process's memory."""
 
     @classmethod
     def load(cls, arguments: Arguments) -> OnnxModel:
         """Build the session; raises ValueError naming what in the config and the graph do not fit."""
-        config = arguments.config
+        config, shrinkage = arguments.config, arguments.parameters.get(SHRINKAGE, "")
         path = arguments.version_folder / (config.get("default_model_filename") or "model.onnx")
         session = ort.InferenceSession(str(path), session_options(config, arguments.parameters), _providers(arguments))
         _check_signature(arguments.name, config, session)
@@ -69,6 +72,7 @@ class OnnxModel:
             inputs=tuple(item["name"] for item in config["input"]),
             outputs=tuple(item["name"] for item in config["output"]),
             batched=int(config.get("max_batch_size", 0)) > 0,
+            arena=None if arguments.instance_kind == "GPU" and not shrinkage else Arena(devices=shrinkage),
         )
 
     def run(self, requests: Sequence[Tensors]) -> list[dict[str, np.ndarray] | Exception]:
@@ -93,12 +97,17 @@ class OnnxModel:
 
     def _run(self, members: Sequence[Tensors]) -> list[dict[str, np.ndarray]]:
         if len(members) == 1:
-            return [dict(zip(self.outputs, self.session.run(self.outputs, dict(members[0])), strict=True))]
+            return [dict(zip(self.outputs, self._call(members[0]), strict=True))]
         feeds = {name: np.concatenate([member[name] for member in members]) for name in self.inputs}
-        produced = self.session.run(self.outputs, feeds)
+        produced = self._call(feeds)
         ends = np.cumsum([len(member[self.inputs[0]]) for member in members])[:-1]
         parts = [np.split(value, ends) for value in produced]
         return [dict(zip(self.outputs, row, strict=True)) for row in zip(*parts, strict=True)]
+
+    def _call(self, feeds: Tensors) -> list[np.ndarray]:
+        if self.arena is None:
+            return list(self.session.run(self.outputs, dict(feeds)))
+        return self.arena.run(self.session, self.outputs, feeds)
 
 
 def _as_request_error(name: str, error: Exception) -> Exception:
