@@ -52,6 +52,14 @@ class Component:
     checks: tuple[tuple[int, dict[str, int]], ...]
 
 
+def sizes_at(component: Component, side: int, scale: int) -> dict[str, int]:
+    """The named dimensions for square pictures of `side` pixels, where a latent is `scale` pixels wide."""
+    latent = side // scale
+    own = latent if component.name == "unet" else side
+    tokens = component.example.get("tokens", 77)
+    return {"latent_height": latent, "latent_width": latent, "tokens": tokens, "height": own, "width": own}
+
+
 class TextEncoder(nn.Module):
     """Token ids to the hidden states that the UNet attends to, and, for XL's second encoder, the pooled embedding."""
 

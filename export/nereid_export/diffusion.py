@@ -20,6 +20,7 @@ from nereid_export.components import Component, components_of
 from nereid_export.errors import ExportError
 from nereid_export.facts import pipeline_facts
 from nereid_export.frame import MANIFEST, MANIFEST_VERSION, Device, Progress, check_name, file_digests, models_of, versions
+from nereid_export.memory import measure_memory, run_memories
 from nereid_export.onnx_engine import Check, Precision
 from nereid_export.preview import fit_latents_to_rgb
 from nereid_export.publish import adopt, locked, publish, readable_failures, require_space, staging_folder
@@ -56,6 +57,8 @@ class Built:
     folder: Path
     checks: list[Check] = field(default_factory=list)
     seconds: float = 0.0
+    memory: dict[str, Any] | None = None
+    """What its runs need, where that was measured."""
     resumed: bool = False
 
 
@@ -113,7 +116,8 @@ def _build(
     if (done := record.read()) is not None:
         progress.step(f"{component.name}: built before")
         progress.step(f"{component.name}: checked before")
-        return Built(component, folder, [Check(**check) for check in done["checks"]], done["seconds"], resumed=True)
+        checks = [Check(**check) for check in done["checks"]]
+        return Built(component, folder, checks, done["seconds"], done["memory"], resumed=True)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     start = time.monotonic()
@@ -131,9 +135,13 @@ def _build(
             references, lambda inputs, outputs: onnx_engine.run_onnx(graph, options.device, inputs, outputs)
         )
     onnx_engine.refuse_above_bound(component, checks, options.precision)
+    memory = None
+    if options.engine is Engine.ONNXRUNTIME and options.device is Device.CPU:
+        facts = pipeline_facts(checkpoint, [])
+        memory = measure_memory(component, graph, facts["default_width"], facts["vae_scale_factor"])
     seconds = round(time.monotonic() - start, 1)
-    record.write({"checks": [asdict(check) for check in checks], "seconds": seconds})
-    return Built(component, folder, checks, seconds)
+    record.write({"checks": [asdict(check) for check in checks], "seconds": seconds, "memory": memory})
+    return Built(component, folder, checks, seconds, memory)
 
 
 def _packages(options: ExportOptions) -> tuple[str, ...]:
@@ -201,7 +209,7 @@ def _assemble(
         for file in sorted(engine.folder.glob("model.*")):
             # A link, so that an export interrupted from here on still finds its engine.
             (folder / "1" / file.name).hardlink_to(file)
-    text = json.dumps(facts, indent=1)
+    text = json.dumps({**facts, "memory": run_memories({engine.component.name: engine.memory for engine in built})}, indent=1)
     for model in ("denoise", "text_to_image_stream", "tokenizer"):
         (repository / configs.prefixed(model, options.name) / "1" / PIPELINE_FILE).write_text(text)
     _write_tokenizers(checkpoint, repository / configs.prefixed("tokenizer", options.name) / "1")
@@ -257,6 +265,7 @@ def _manifest(
                 "error_bound": onnx_engine.ERROR_BOUNDS[Precision.FP32 if engine.component.keep_fp32 else options.precision],
                 "checks": [asdict(check) for check in engine.checks],
                 "seconds": engine.seconds,
+                **({} if engine.memory is None else {"memory": engine.memory}),
             }
             for engine in built
         },

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nereid_export.components import Component, TensorSpec
+from nereid_export.components import Component, TensorSpec, sizes_at
 from nereid_export.errors import ExportError
 from nereid_export.onnx_engine import Precision
 
@@ -31,19 +31,9 @@ class ProfileRange:
 
 def profile_range(component: Component, max_batch_size: int, default_side: int, max_side: int, scale: int) -> ProfileRange:
     """The range an engine is optimised for: pictures from 8 latents a side up to `max_side` pixels."""
-    example = component.example
 
     def sizes(side: int, batch: int) -> dict[str, int]:
-        latent = side // scale
-        known = {
-            "batch": batch,
-            "latent_height": latent,
-            "latent_width": latent,
-            "tokens": example.get("tokens", 77),
-            "height": latent if component.name == "unet" else side,
-            "width": latent if component.name == "unet" else side,
-        }
-        return known
+        return {"batch": batch, **sizes_at(component, side, scale)}
 
     smallest = min(default_side, 8 * scale)
     return ProfileRange(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nereid.diffusion.solvers import SchedulerConfig, SchedulerName
+from nereid.engines.memory import RunMemory
 from nereid.flow.parameters import read_parameters
 
 PIPELINE_FILE = "pipeline.json"
@@ -33,6 +34,8 @@ class Pipeline:
     embedding_widths: Mapping[str, int] = field(default_factory=dict)
     latents_to_rgb: tuple[tuple[float, ...], ...]
     scheduler: SchedulerConfig
+    memory: Mapping[str, RunMemory] = field(default_factory=dict)
+    """What a run of each engine needs, by its component's name, where export has measured it."""
 
     @classmethod
     def from_json(cls, text: str) -> Pipeline:
@@ -41,6 +44,7 @@ class Pipeline:
         raw["default_scheduler"] = SchedulerName(raw["default_scheduler"])
         raw["latents_to_rgb"] = tuple(tuple(row) for row in raw["latents_to_rgb"])
         raw["scheduler"] = SchedulerConfig.from_diffusers(raw["scheduler"])
+        raw["memory"] = {name: RunMemory(**measured) for name, measured in raw.get("memory", {}).items()}
         return cls(**raw)
 
     @classmethod

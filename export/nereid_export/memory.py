@@ -1,0 +1,71 @@
+"""Measures what the runs of an engine need in memory: a line (or, for attention, a parabola) through a few runs in a process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nereid.engines.memory import RunMemory
+from nereid_export.components import Component, sizes_at
+from nereid_export.tensorrt_engine import input_shape
+
+SMALLEST_LATENTS = 64
+"""Latents a side of the larger picture measured, at least: below that, small models hold too little to be told from noise."""
+
+_DTYPES = {torch.float32: "float32", torch.int32: "int32"}
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredRun:
+    """One run: of how many rows, each for a picture of so many pixels (0 where the engine sees none), and what it needed."""
+
+    rows: int
+    pixels: int
+    bytes: int
+
+
+def measure_memory(component: Component, file: Path, default_side: int, scale: int) -> dict[str, Any] | None:
+    """What the manifest says of an engine's memory; None where the measuring process did not live to tell."""
+    side = max(default_side, SMALLEST_LATENTS * scale)
+    spatial = any(isinstance(dim, str) and dim != "tokens" for spec in component.inputs for dim in spec.dims)
+    wanted = [(1, side // 2), (1, side), (2, side // 2)] if spatial else [(1, 0), (4, 0)]
+    runs = []
+    for rows, of in wanted:
+        sizes = {"batch": rows, **sizes_at(component, of, scale)}
+        runs.append([(spec.name, input_shape(spec, sizes), _DTYPES[spec.dtype]) for spec in component.inputs])
+    command = [sys.executable, "-m", "nereid_export.memory_probe", str(file), json.dumps(runs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return None
+    found = json.loads(done.stdout.splitlines()[-1])
+    measured = [MeasuredRun(rows, of * of, used) for (rows, of), used in zip(wanted, found["runs"], strict=True)]
+    return {**asdict(fit(found["base"], measured)), "measured": [asdict(run) for run in measured]}
+
+
+def run_memories(measured: Mapping[str, dict[str, Any] | None]) -> dict[str, dict[str, Any]]:
+    """What pipeline.json says of its engines' memory (nereid.diffusion.settings reads it), without how it was measured."""
+    return {
+        name: {key: value for key, value in found.items() if key != "measured"}
+        for name, found in measured.items()
+        if found is not None
+    }
+
+
+def fit(base: int, runs: Sequence[MeasuredRun]) -> RunMemory:
+    """Bytes a row from runs of one row, no less than any run has needed."""
+    if not runs[0].pixels:
+        made = RunMemory(base_bytes=base, bytes_per_row=float(max(runs[0].bytes, 1)))
+    else:
+        (small, small_bytes), (large, large_bytes) = ((run.pixels, max(run.bytes, 1)) for run in runs[:2])
+        squared = (large_bytes / large - small_bytes / small) / (large - small)
+        squared = max(squared, 0.0)
+        line = max(large_bytes / large - squared * large, 0.0)
+        made = RunMemory(base_bytes=base, bytes_per_row_pixel=line, bytes_per_row_pixel_squared=squared)
+    return made.scaled(max(1.0, *(run.bytes / made.run_bytes(run.rows, run.pixels) for run in runs[1:])))

@@ -1,0 +1,32 @@
+"""What one run of an engine needs in memory, as export has measured it; knows no engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunMemory:
+    """Bytes of the process that runs an engine: with it loaded, and during a run besides.
+
+    Attention compares every place of a picture with every other one, so that a part grows with the square of the pixels.
+    """
+
+    base_bytes: int
+    bytes_per_row: float = 0.0
+    bytes_per_row_pixel: float = 0.0
+    bytes_per_row_pixel_squared: float = 0.0
+
+    def run_bytes(self, rows: int, pixels: int) -> float:
+        """What a run of `rows` engine rows needs besides, each for a picture of `pixels` (width x height)."""
+        per_row = self.bytes_per_row + self.bytes_per_row_pixel * pixels + self.bytes_per_row_pixel_squared * pixels**2
+        return rows * per_row
+
+    def scaled(self, factor: float) -> RunMemory:
+        """The same engine, whose runs need `factor` times as much."""
+        return RunMemory(
+            base_bytes=self.base_bytes,
+            bytes_per_row=factor * self.bytes_per_row,
+            bytes_per_row_pixel=factor * self.bytes_per_row_pixel,
+            bytes_per_row_pixel_squared=factor * self.bytes_per_row_pixel_squared,
+        )

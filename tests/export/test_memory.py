@@ -1,0 +1,77 @@
+"""What an export says of its engines' memory: enough for every run measured, and near to what a run of another size needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nereid.diffusion.settings import Pipeline
+
+from conftest import export
+
+pytest.importorskip("torch")
+from nereid_export.checkpoint import Checkpoint
+from nereid_export.components import components_of
+from nereid_export.memory import MeasuredRun, fit, measure_memory
+from nereid_export.memory_probe import main as probe
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("memory") / "repository"
+    export(checkpoints["sd"], out)
+    return out
+
+
+def test_manifest_and_pipeline_tell_what_every_engine_needs(exported: Path) -> None:
+    manifest = json.loads((exported / "text_to_image" / "manifest.json").read_text())
+    pipeline = Pipeline.read(exported / "denoise" / "1")
+    assert set(pipeline.memory) == set(manifest["engines"])
+    for name, memory in pipeline.memory.items():
+        told = manifest["engines"][name]["memory"]
+        assert memory.base_bytes == told["base_bytes"] > 2**20
+        for run in told["measured"]:
+            assert memory.run_bytes(run["rows"], run["pixels"]) >= 0.7 * run["bytes"]
+        last = told["measured"][-1]
+        assert memory.run_bytes(last["rows"], last["pixels"]) >= 0.999 * last["bytes"]
+
+
+def test_a_larger_picture_needs_about_what_was_foreseen(
+    exported: Path, checkpoints: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory = Pipeline.read(exported / "denoise" / "1").memory["unet"]
+    scale = Pipeline.read(exported / "denoise" / "1").vae_scale_factor
+    tokens = next(part for part in components_of(Checkpoint.open(checkpoints["sd"])) if part.name == "unet").example["tokens"]
+    width = 32
+    inputs = [
+        ("sample", (1, 4, 112, 112), "float32"),
+        ("timestep", (1, 1), "float32"),
+        ("encoder_hidden_states", (1, tokens, width), "float32"),
+    ]
+    probe(str(exported / "unet" / "1" / "model.onnx"), json.dumps([inputs]))
+    needed = json.loads(capsys.readouterr().out)["runs"][0]
+    assert 0.5 < memory.run_bytes(1, (112 * scale) ** 2) / needed < 2.5
+
+
+def test_attention_is_a_square_of_the_pixels() -> None:
+    runs = [MeasuredRun(rows, pixels, rows * (1000 * pixels + pixels**2)) for rows, pixels in ((1, 1000), (1, 4000), (2, 4000))]
+    made = fit(5, runs)
+    assert (made.bytes_per_row_pixel, made.bytes_per_row_pixel_squared) == pytest.approx((1000, 1))
+    assert made.run_bytes(3, 2000) == pytest.approx(3 * (1000 * 2000 + 2000**2))
+
+
+def test_no_measured_run_needs_more_than_is_told() -> None:
+    runs = [MeasuredRun(1, 1000, 10), MeasuredRun(1, 4000, 5), MeasuredRun(2, 4000, 100)]
+    made = fit(5, runs)
+    assert made.run_bytes(2, 4000) >= 100
+    assert made.bytes_per_row_pixel_squared >= 0
+    assert fit(5, [MeasuredRun(1, 0, 7), MeasuredRun(4, 0, 40)]).run_bytes(8, 12345) == pytest.approx(80)
+
+
+def test_a_process_that_dies_measures_nothing(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    component = components_of(Checkpoint.open(checkpoints["sd"]))[0]
+    assert measure_memory(component, tmp_path / "missing.onnx", 64, 4) is None
