@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -218,5 +218,14 @@ class TritonProcess:
         with file.open("rb") as log:
             log.seek(self._log_start)
             lines = log.read().decode(errors="replace").splitlines()
-        wrong = [line for line in lines if line.startswith("E") and "failed to load" in line]
-        return f": {wrong[0].split('] ', 1)[-1]}" if wrong else f"; see {file}"
+        failure = first_failure(lines)
+        return f": {failure}" if failure else f"; see {file}"
+
+
+def first_failure(lines: Iterable[str]) -> str:
+    """The first model that failed to load, by the lines of Triton's log, and why; without a Python model's traceback."""
+    for line in lines:
+        if line.startswith("E") and "failed to load" in line:
+            # Triton writes a message of several lines as one, in quotes.
+            return line.split("] ", 1)[-1].split("\\n\\nAt:", 1)[0].strip('"')
+    return ""
