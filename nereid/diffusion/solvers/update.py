@@ -75,5 +75,6 @@ def _combine(weights: NDArray[np.float32], values: dict[Term, Latents | None], l
         column = weights[:, term]
         if value is not None and column.any():
             # A row whose weight is zero must stay exactly as it would be alone.
-            total += np.where(column[:, None, None, None] != 0, column[:, None, None, None] * value, np.float32(0))
+            weight = column[:, None, None, None]
+            total += weight * np.where(weight != 0, value, np.float32(0))
     return total
