@@ -11,7 +11,7 @@ ARGS ?=
 EXPORT = $(BIN)/nereid export diffusion $(CHECKPOINT) --engine $(ENGINE) --out $(REPOSITORY)
 EXPORT_LLM = $(BIN)/nereid export llm $(LLM) --out $(REPOSITORY)
 
-.PHONY: help setup demo export export-llm serve test lint bench bench-sd15 bench-llm perf docker-build docker-up docker-export clean
+.PHONY: help setup demo export export-llm serve test lint reference bench bench-sd15 bench-llm perf docker-build docker-up docker-export clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -40,13 +40,16 @@ serve: setup ## Serve REPOSITORY
 	@$(BIN)/nereid serve --repository $(REPOSITORY) $(ARGS)
 
 test: setup ## All tests, those with a real Triton included
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: setup ## What a change must pass: ruff (lint, format), mypy (strict), pyright (imports)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/pyright
+
+reference: setup ## Write docs/reference.md anew from the tables of fields, errors and limits
+	@$(BIN)/python -m nereid.serving.reference
 
 bench: setup ## Nereid against diffusers and batching servers, under load
 	@$(EXPORT)
@@ -55,7 +58,7 @@ bench: setup ## Nereid against diffusers and batching servers, under load
 bench-sd15: setup ## The same at Stable Diffusion 1.5's sizes, random weights
 	@$(BIN)/nereid bench sd15 $(ARGS)
 
-bench-llm: setup ## The language model against onnxruntime-genai, transformers, llama.cpp; batching, prefix cache, guesses
+bench-llm: setup ## The language model against onnxruntime-genai, transformers, llama.cpp; batching, prefix cache, speculation
 	@$(BIN)/nereid bench llm $(ARGS)
 
 perf: setup ## perf_analyzer over a range of concurrencies
@@ -66,12 +69,12 @@ perf: setup ## perf_analyzer over a range of concurrencies
 docker-build: ## Build the container
 	docker compose -f docker/compose.yaml build
 
-docker-up: ## Triton, Prometheus and Grafana (GPU=1 for compose.gpu.yaml)
+docker-up: ## Triton, Prometheus and Grafana (GPU=1 for compose.gpu.yaml, NEREID_API_KEY=... for the gateway, too)
 	docker compose -f docker/compose.yaml $(if $(GPU),-f docker/compose.gpu.yaml) up
 
 docker-export: ## Export inside the container (ENGINE=tensorrt CHECKPOINT=... REPOSITORY=...)
-	docker build -f docker/Dockerfile --target export -t nereid-export:0.1.0 .
-	docker run --rm --gpus all -v $(abspath $(CHECKPOINT)):/checkpoint:ro -v $(abspath $(dir $(REPOSITORY))):/out nereid-export:0.1.0 \
+	docker build -f docker/Dockerfile --target export -t nereid-export:0.2.0 .
+	docker run --rm --gpus all -v $(abspath $(CHECKPOINT)):/checkpoint:ro -v $(abspath $(dir $(REPOSITORY))):/out nereid-export:0.2.0 \
 	  export diffusion /checkpoint --engine $(ENGINE) --device cuda --precision fp16 --out /out/$(notdir $(REPOSITORY)) $(ARGS)
 
 clean: ## Remove everything that was built

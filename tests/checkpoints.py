@@ -121,7 +121,7 @@ def make_sdxl(folder: Path) -> Path:
     return folder / "checkpoint"
 
 
-def make_llm(folder: Path, family: str) -> Path:
+def make_llm(folder: Path, family: str, **settings: object) -> Path:
     """A transformers folder of a tiny decoder with random weights and a byte-level tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import (
@@ -159,7 +159,7 @@ def make_llm(folder: Path, family: str) -> Path:
     }
     config, kind, extra = kinds[family]
     torch.manual_seed(0)
-    model = kind(config(**sizes, **extra))
+    model = kind(config(**{**sizes, **extra, **settings}))
     with torch.no_grad():
         for parameter in model.parameters():  # larger than a fresh model's, biases too, so that mistakes show
             parameter.add_(torch.randn_like(parameter) * 0.05)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+
+from nereid.serving.gateway.limits import Limits
 
 for folder in (
     Path(__file__).parent,
@@ -23,6 +29,27 @@ for folder in (
 
 
 ZOO = Path(__file__).parents[1] / "zoo"
+
+
+SHARED_SERVER = ("tests/e2e/", "tests/docker/", "tests/repository/", "tests/diffusion/test_prompts_and_images.py")
+"""Where tests use the shared repository, or would disturb those that do by a large server of their own."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile`: tests with the shared server run in one process, the others file by file."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByServer(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return SHARED_SERVER[0] if nodeid.startswith(SHARED_SERVER) else super()._split_scope(nodeid)
+
+    return ByServer(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_configure() -> None:
+    """Tests interrupt themselves and their children, also where a shell has started them in the background (SIGINT ignored)."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Silent:
@@ -135,10 +162,58 @@ def serving(repository: Path, folder: Path, checkpoints: dict[str, Path]) -> Ite
         )
 
 
+@contextlib.contextmanager
+def gateway(served: Served, key: str = "", limits: Limits | None = None) -> Iterator[str]:
+    """The gateway's process before a running server; its address."""
+    from nereid.serving.gateway.service import BACKLOG, gateway_service
+    from nereid.serving.listening import listen
+    from nereid.serving.options import ServeOptions, free_ports
+
+    (port,) = free_ports(1)
+    options = ServeOptions(
+        repository=served.repository, grpc_port=served.grpc, metrics_port=served.metrics, health_port=served.health
+    )
+    listener = listen("--openai-port", "127.0.0.1", port, BACKLOG)
+    service = gateway_service(options, listener, {"NEREID_API_KEY": key}, limits)
+    try:
+        service.start()
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        service.stop(5)
+
+
 @pytest.fixture(scope="session")
 def served(repository: Path, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The server that most end-to-end tests share."""
     yield from serving(repository, tmp_path_factory.mktemp("served"), checkpoints)
+
+
+@dataclass(frozen=True)
+class OwnTemporary:
+    """A temporary folder of one test's serves: what they leave there, and in shared memory, is theirs alone."""
+
+    folder: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "TMPDIR": str(self.folder)}
+
+    def regions(self) -> set[str]:
+        """What the shared memory of the serves that are alive begins with."""
+        return {file.read_text().strip() for file in self.folder.glob("nereid-serve-*/regions")}
+
+    def folders(self) -> list[Path]:
+        return list(self.folder.glob("nereid-serve-*"))
+
+
+def shared_memory(regions: set[str]) -> list[Path]:
+    return [file for prefix in regions for file in Path("/dev/shm").glob(f"{prefix}*")]
+
+
+@pytest.fixture
+def temporary() -> Iterator[OwnTemporary]:
+    with tempfile.TemporaryDirectory(prefix="nt") as folder:  # short: sockets in it have names of 108 bytes at most
+        yield OwnTemporary(Path(folder))
 
 
 def stub_of(served: Served, model: str) -> psutil.Process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCUMENTS = {file: file.read_text() for file in (*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md")))}
 
 
 def test_make_verbs_of_the_readme_exist() -> None:
@@ -26,14 +28,57 @@ def test_gate_runs_the_readmes_test_command() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_files_the_documents_point_to_exist() -> None:
-    for document in (ROOT / "README.md", ROOT / "ARCHITECTURE.md"):
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
-            assert (ROOT / target).exists(), f"{document.name}: {target}"
+def test_files_and_headings_that_documents_point_to_exist() -> None:
+    for document, text in DOCUMENTS.items():
+        for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
+            name, _, heading = target.partition("#")
+            file = (document.parent / name).resolve() if name else document
+            assert file.exists(), f"{document.name}: {target}"
+            assert not heading or heading in _anchors(file.read_text()), f"{document.name}: {target}"
+
+
+def _anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_document_is_reached_from_the_readme() -> None:
+    assert {document.name for document in DOCUMENTS if document.name not in README} == {"README.md"}
+
+
+def test_examples_of_the_readme_are_python() -> None:
+    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(examples) > 1
+    for example in examples:
+        compile(example, "README.md", "exec")
+
+
+def test_messages_that_troubleshooting_explains_are_in_the_code() -> None:
+    page = DOCUMENTS[ROOT / "docs" / "troubleshooting.md"]
+    messages = [part for line in page.splitlines() if line.startswith("| `") for part in line.split(" | ")[0].split("`")[1::2]]
+    assert len(messages) > 30
+    missing = [words for message in messages for words in _constant_words(message) if words not in _sentences_of_the_code()]
+    assert not missing
+
+
+def _constant_words(message: str) -> list[str]:
+    """What of a message stands for itself: words in capitals, numbers and dots stand for others."""
+    return [words.strip() for words in re.split(r"\b[A-Z]{1,}\b|\d+(?:\.\d+)?|\.\.\.|[()`:;]", message) if len(words.strip()) > 9]
+
+
+@functools.cache
+def _sentences_of_the_code() -> str:
+    """All source, literals that are continued on the next line joined."""
+    folders = ("nereid", "client", "export")
+    source = "\n".join(file.read_text() for folder in folders for file in sorted((ROOT / folder).rglob("*.py")))
+    return re.sub(r"\"\s*\n\s*f?\"", "", source)
 
 
 @pytest.mark.parametrize(
-    "command", sorted(set(re.findall(r"nereid ((?:export|zoo|bench) [a-z0-9]+|generate|serve|demo|chat)", README)))
+    "command",
+    sorted(
+        set(re.findall(r"nereid ((?:export|zoo|bench) [a-z0-9]+|generate|serve|demo|chat|top)", "\n".join(DOCUMENTS.values())))
+    ),
 )
 def test_commands_of_the_readme_have_help_that_lists_their_options(command: str) -> None:
     done = subprocess.run(
@@ -44,7 +89,7 @@ def test_commands_of_the_readme_have_help_that_lists_their_options(command: str)
     )
     assert done.returncode == 0, done.stderr
     shown = set(re.findall(r"--[a-z][a-z-]+", done.stdout))
-    for line in README.splitlines():
+    for line in "\n".join(DOCUMENTS.values()).splitlines():
         if f"nereid {command}" in line and "`" not in line:
             assert set(re.findall(r"--[a-z][a-z-]+", line)) <= shown, line
 

@@ -1,4 +1,4 @@
-"""`nereid bench`: the command line of this room."""
+"""`nereid bench`: the command line of the benchmarks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from nereid.serving.errors import ServingError
+from nereid_bench.beside import BesidePlan, beside
 from nereid_bench.compare import Plan, compare
+from nereid_bench.deaths import SIGNALS, VICTIMS, DeathsPlan, deaths
 from nereid_bench.llm import PARTS, LlmPlan, measure
 from nereid_bench.peers import PeerSettings
 from nereid_bench.perf import perf
+from nereid_bench.refusals import RefusalsPlan, refusals
 from nereid_client.terminal import console, fail
 from nereid_export.errors import ExportError
 from nereid_zoo.sections.score import CHECKPOINT as SECTIONS
@@ -36,11 +39,14 @@ def compare_command(
     steps: Annotated[str, typer.Option(help="Step counts to draw from.")] = "10,20,30",
     loads: Annotated[str, typer.Option(help="Arrival rates, as multiples of diffusers' capacity.")] = "0.7,1.2,4",
     side: Annotated[int, typer.Option(help="Width and height of the pictures.")] = 128,
+    rounds: Annotated[int, typer.Option(help="Rounds of each load in which the peers take turns; medians are told.", min=1)] = 1,
     out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/compare.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
 ) -> None:
     """Nereid against diffusers and against batching servers, under the same Poisson load."""
-    _compare(checkpoint, repository, jobs, _numbers(steps, int), _numbers(loads, float), side, out, as_json)
+    settings = PeerSettings(checkpoint=checkpoint, repository=repository, threads=os.cpu_count() or 1, side=side)
+    plan = Plan(settings=settings, jobs=jobs, steps=_numbers(steps, int), loads=_numbers(loads, float), rounds=rounds)
+    _compare(plan, out, as_json)
 
 
 @app.command("sd15")
@@ -69,7 +75,9 @@ def sd15_command(
                 export_diffusion(ExportOptions(checkpoint=checkpoint, out=repository), Bar(progress))
             except ExportError as error:
                 _fail(error)
-    _compare(checkpoint, repository, jobs, _numbers(steps, int), _numbers(loads, float), 256, out, as_json)
+    settings = PeerSettings(checkpoint=checkpoint, repository=repository, threads=os.cpu_count() or 1, side=256)
+    plan = Plan(settings=settings, jobs=jobs, steps=_numbers(steps, int), loads=_numbers(loads, float), overhead_rounds=3)
+    _compare(plan, out, as_json)
 
 
 @app.command("llm")
@@ -122,6 +130,64 @@ def _parts(text: str) -> tuple[str, ...]:
     return chosen
 
 
+@app.command("beside")
+def beside_command(
+    repository: Annotated[Path, typer.Option(help="The exported repository.")] = REPOSITORY,
+    small: Annotated[int, typer.Option(help="Width and height of the small pictures.")] = 128,
+    large: Annotated[int, typer.Option(help="Width and height of the large one beside them.")] = 1024,
+    count: Annotated[int, typer.Option(help="Small pictures measured, alone and beside.")] = 20,
+    out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/beside.json"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
+) -> None:
+    """Small pictures beside a large one: latency alone, beside it, and against 1.5 x alone plus one large step."""
+    plan = BesidePlan(repository=repository, small=small, large=large, count=count)
+    try:
+        row = beside(plan, _say)
+    except ServingError as error:
+        _fail(error)
+    _report(f"{small} x {small} beside {large} x {large}, seconds", [row], out, as_json)
+
+
+@app.command("refusals")
+def refusals_command(
+    repository: Annotated[Path, typer.Option(help="The exported repository.")] = REPOSITORY,
+    requests: Annotated[int, typer.Option(help="Requests sent at once.")] = 200,
+    rounds: Annotated[int, typer.Option(help="How often.")] = 3,
+    out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/refusals.json"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
+) -> None:
+    """Many image requests at once, through the SDK and through the gateway: how soon those beyond the queue are refused."""
+    try:
+        rows = refusals(RefusalsPlan(repository=repository, requests=requests, rounds=rounds), _say)
+    except ServingError as error:
+        _fail(error)
+    _report("refusals, seconds", rows, out, as_json)
+
+
+@app.command("deaths")
+def deaths_command(
+    repository: Annotated[Path, typer.Option(help="The exported repository, with `llm`.")] = REPOSITORY,
+    victims: Annotated[str, typer.Option(help="Processes to kill, by model.")] = ",".join(VICTIMS),
+    signal_name: Annotated[str, typer.Option("--signal", help="KILL, or STOP: what hangs counts as dead.")] = "KILL",
+    out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/deaths.json"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
+) -> None:
+    """Kill one process after the other while 6 images and 4 texts run: what is lost, differs, and how soon it is back.
+
+    First with the SDK's callers, then with the gateway's.
+    """
+    chosen = tuple(part.strip() for part in victims.split(","))
+    if unknown := [part for part in chosen if part not in VICTIMS]:
+        raise typer.BadParameter(f"{unknown[0]!r} must be one of {', '.join(VICTIMS)}", param_hint="--victims")
+    if signal_name not in SIGNALS:
+        raise typer.BadParameter(f"{signal_name!r} must be one of {', '.join(SIGNALS)}", param_hint="--signal")
+    try:
+        rows = deaths(DeathsPlan(repository=repository, victims=chosen, signal_name=signal_name), _say)
+    except ServingError as error:
+        _fail(error)
+    _report(f"SIG{signal_name} to", rows, out, as_json)
+
+
 @app.command("perf")
 def perf_command(
     repository: Annotated[Path, typer.Option(help="The exported repository.")] = REPOSITORY,
@@ -142,19 +208,7 @@ def perf_command(
     print(json.dumps(report))
 
 
-def _compare(
-    checkpoint: Path,
-    repository: Path,
-    jobs: int,
-    steps: tuple[int, ...],
-    loads: tuple[float, ...],
-    side: int,
-    out: Path,
-    as_json: bool,
-) -> None:
-    settings = PeerSettings(checkpoint=checkpoint, repository=repository, threads=os.cpu_count() or 1, side=side)
-    rounds = 15 if side <= 128 else 3
-    plan = Plan(settings=settings, jobs=jobs, steps=steps, loads=loads, overhead_rounds=rounds)
+def _compare(plan: Plan, out: Path, as_json: bool) -> None:
     try:
         report = compare(plan, _say)
     except ServingError as error:
@@ -162,7 +216,9 @@ def _compare(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({"plan": asdict(plan), **report}, indent=1, default=str))
     if not as_json:
-        _print_rows(f"{jobs} requests, steps {steps}, {side} x {side}, {settings.threads} threads", report["rows"])
+        settings = plan.settings
+        title = f"{plan.jobs} requests, steps {plan.steps}, {settings.side} x {settings.side}, {settings.threads} threads"
+        _print_rows(title, report["rows"])
         lone = report["lone_request"]
         Console().print(
             f"one lone request of {lone['steps']} steps: {lone['seconds']:.3f} s, its engines {lone['engines']:.3f} s, "
@@ -171,13 +227,27 @@ def _compare(
     print(json.dumps(report))
 
 
+def _report(title: str, rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(rows, indent=1))
+    if not as_json:
+        _print_rows(title, rows)
+    print(json.dumps(rows))
+
+
 def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
     table = Table(title=title)
     for column in rows[0]:
         table.add_column(column.replace("_", " "), justify="left" if isinstance(rows[0][column], str) else "right")
     for row in rows:
-        table.add_row(*(value if isinstance(value, str) else f"{value:.3g}" for value in row.values()))
+        table.add_row(*(_cell(value) for value in row.values()))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else f"{value:.3g}"
 
 
 def _numbers(text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from nereid.serving.options import ServeOptions
-from nereid.serving.supervisor import Supervisor
 from nereid_bench.peers import LoneEngines, Peer, PeerProcess, PeerSettings
-from nereid_bench.workload import GUIDANCE, Job, Outcome, drive, make_jobs
-from nereid_client import Client
+from nereid_bench.servers import serving
+from nereid_bench.workload import GUIDANCE, Job, Outcome, Settings, drive, make_jobs
 
 SLACK = 2.0
 """A request is good when it took at most this many times its lone latency."""
 
 Say = Callable[[str], None]
-DrawJob = Callable[[Job], bool]
+DrawJob = Callable[[Job], Settings]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +28,8 @@ class Plan:
     jobs: int = 64
     steps: tuple[int, ...] = (10, 20, 30)
     loads: tuple[float, ...] = (0.7, 1.2)
+    rounds: int = 1
+    """How often each load is put on every peer, in turn: medians are told."""
     lone_repeats: int = 3
     overhead_rounds: int = 15
 
@@ -49,15 +47,19 @@ def compare(plan: Plan, say: Say) -> dict[str, Any]:
     rows = []
     for load in plan.loads:
         jobs = make_jobs(plan.jobs, load * capacity, plan.steps)
-        for peer in Peer:
-            say(f"{peer}: load {load:g}")
-            with running(peer, plan.settings) as draw:
-                outcomes = drive(jobs, draw, lambda done: None)
-            rows.append({"peer": str(peer), "load": load, **summary(outcomes, lone[peer], lone[Peer.DIFFUSERS])})
+        figures: dict[Peer, list[dict[str, float]]] = {peer: [] for peer in Peer}
+        for number in range(plan.rounds):
+            for peer in Peer:
+                say(f"{peer}: load {load:g}" + (f", round {number + 1} of {plan.rounds}" if plan.rounds > 1 else ""))
+                with running(peer, plan.settings) as draw:
+                    outcomes = drive(jobs, draw, lambda done: None)
+                figures[peer].append(summary(outcomes, lone[peer], lone[Peer.DIFFUSERS]))
+        rows += [{"peer": str(peer), "load": load, **_medians(figures[peer])} for peer in Peer]
     return {
         "threads": plan.settings.threads,
         "side": plan.settings.side,
         "jobs": plan.jobs,
+        "rounds": plan.rounds,
         "capacity_of_diffusers": capacity,
         "lone_seconds": {str(peer): {str(k): v for k, v in times.items()} for peer, times in lone.items()},
         "rows": rows,
@@ -95,19 +97,27 @@ def summary(outcomes: list[Outcome], own: dict[int, float], common: dict[int, fl
 
     `goodput` counts requests within twice the lone latency of the same request on plain diffusers, the same bar for every
     peer; `goodput_own` uses the peer's own lone latency; `goodput_as_asked` also wants the request's own settings honoured.
+    `steps_per_second` counts the steps that were really computed for images: a batch that runs with its first request's
+    settings may skip some or add some.
     """
     latencies = sorted(outcome.latency for outcome in outcomes)
     count = len(outcomes)
     good = [outcome.latency <= SLACK * common[outcome.job.steps] for outcome in outcomes]
     first = min(outcome.job.arrival for outcome in outcomes)
+    seconds = max(outcome.finished for outcome in outcomes) - first
     return {
-        "throughput": count / (max(outcome.finished for outcome in outcomes) - first),
+        "throughput": count / seconds,
+        "steps_per_second": sum(outcome.made_with[0] for outcome in outcomes) / seconds,
         "p50": latencies[count // 2],
         "p95": latencies[min(count - 1, int(0.95 * count))],
         "goodput": sum(good) / count,
         "goodput_own": sum(o.latency <= SLACK * own[o.job.steps] for o in outcomes) / count,
         "goodput_as_asked": sum(ok and o.as_asked for ok, o in zip(good, outcomes, strict=True)) / count,
     }
+
+
+def _medians(rounds: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(figures[name] for figures in rounds) for name in rounds[0]}
 
 
 @contextmanager
@@ -119,7 +129,7 @@ def running(peer: Peer, settings: PeerSettings) -> Iterator[DrawJob]:
         return
     with serving(settings.repository) as (client, _):
 
-        def draw(job: Job) -> bool:
+        def draw(job: Job) -> Settings:
             client.generate_image(
                 job.prompt,
                 num_inference_steps=job.steps,
@@ -129,16 +139,7 @@ def running(peer: Peer, settings: PeerSettings) -> Iterator[DrawJob]:
                 width=settings.side,
                 height=settings.side,
             )
-            return True
+            return job.settings
 
         draw(Job(number=0, arrival=0, prompt="warm up", steps=2, scheduler="ddim", seed=0))
         yield draw
-
-
-@contextmanager
-def serving(repository: Path) -> Iterator[tuple[Client, ServeOptions]]:
-    """Nereid on free ports."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = ServeOptions.on_free_ports(repository, Path(folder) / "triton.log")
-        with Supervisor(options), Client(f"127.0.0.1:{options.grpc_port}") as client:
-            yield client, options

@@ -3,41 +3,28 @@
 from __future__ import annotations
 
 import itertools
-import os
-import random
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from nereid.engines.digests import sign
-from nereid.engines.onnx_causal import OnnxCausalEngine
-from nereid.flow.metrics import Recorder
-from nereid.llm.observer import LlmObserver
 from nereid.llm.sampling import Row, Sampling, sample
-from nereid.llm.service import LlmModel, LlmService
-from nereid.llm.settings import LlmFacts, LlmLimits
-from nereid.serving.options import ServeOptions
-from nereid_bench.compare import serving
+from nereid.llm.settings import LlmFacts
 from nereid_bench.gguf_file import write_gguf
+from nereid_bench.llm_batching import in_flight_against_static
 from nereid_bench.llm_peers import Engine, Weights, bare_speed, installed, loaded
+from nereid_bench.servers import serving, serving_with
 from nereid_client import Client
-from nereid_client.texts import text_tensors
-from nereid_export.configs import read_config, write_config
 from nereid_zoo.sections.chat import conversation
 from nereid_zoo.sections.score import held_out_briefs
 
@@ -84,9 +71,9 @@ def measure(plan: LlmPlan, say: Say) -> dict[str, Any]:
         "decode": lambda: decode_speeds({"200 M random": large, "sections": zoo}, plan, say),
         "sampler": lambda: [{"rows": rows, "microseconds_a_row": sampler_cost(rows)} for rows in (1, 8, 16)],
         "served": lambda: served_against_bare({"200 M random": large, "sections": zoo}, plan),
-        "batching": lambda: in_flight_against_static(repository, plan),
+        "batching": lambda: in_flight_against_static(repository, plan.requests * 3, plan.threads),
         "prefix": lambda: prefix_cache(repository, plan),
-        "speculation": lambda: speculation(repository, plan),
+        "speculation": lambda: speculation(repository),
         "draft": lambda: draft_speculation(plan, say),
     }
     for part in plan.parts:
@@ -168,23 +155,6 @@ def sampler_cost(rows: int, vocabulary: int = 32_000, repeats: int = 200) -> flo
     return 1e6 * statistics.median(taken) / rows
 
 
-@contextmanager
-def serving_with(repository: Path, **parameters: object) -> Iterator[tuple[Client, ServeOptions]]:
-    """The repository served with other parameters of `llm`; its engines are linked, not copied."""
-    with tempfile.TemporaryDirectory(dir=repository.parent) as folder:
-        linked = Path(folder) / "repository"
-        shutil.copytree(repository, linked, copy_function=os.link)
-        file = linked / "llm" / "config.pbtxt"
-        config = read_config(file)
-        file.unlink()  # the link, not the original
-        for name, value in parameters.items():
-            config.parameters[name].string_value = str(value)
-        write_config(config, file.parent)
-        sign(linked)
-        with serving(linked) as served:
-            yield served
-
-
 def served_against_bare(
     models: Mapping[str, Weights], plan: LlmPlan, streams: int = 8, tokens: int = 128
 ) -> list[dict[str, Any]]:
@@ -216,189 +186,6 @@ def served_against_bare(
     return rows
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextJob:
-    """One request: when it arrives, its prompt, how many tokens it wants."""
-
-    arrival: float
-    prompt: tuple[int, ...]
-    tokens: int
-
-
-@dataclass(slots=True)
-class TextOutcome:
-    """Seconds from arrival to the first and the last token, and between tokens."""
-
-    first: float
-    last: float
-    gaps: list[float] = field(default_factory=list)
-
-
-SHORT_ANSWERS = (10, 25, 50, 100, 200)
-LONG_ANSWERS = (20, 50, 100, 200, 400)
-
-
-def text_jobs(count: int, rate: float, vocabulary: int, answers: Sequence[int] = SHORT_ANSWERS, seed: int = 0) -> list[TextJob]:
-    """Poisson arrivals; prompts of 10 to 200 tokens, answers of the lengths given."""
-    rng, now, jobs = random.Random(seed), 0.0, []
-    for _ in range(count):
-        now += rng.expovariate(rate)
-        prompt = tuple(rng.randrange(3, vocabulary) for _ in range(rng.randint(10, 200)))
-        jobs.append(TextJob(arrival=now, prompt=prompt, tokens=rng.choice(answers)))
-    return jobs
-
-
-def in_flight_against_static(repository: Path, plan: LlmPlan) -> list[dict[str, Any]]:
-    """The same arrivals, fast enough to fill all, answered greedily: in flight through Triton, in flight without Triton, and by
-    static batches of 8 or 100 ms around the bare engine."""
-    folder = repository / "llm" / "1"
-    vocabulary = LlmFacts.read(folder).vocabulary
-    rows: list[dict[str, Any]] = []
-    for name, lengths in {"10 to 200": SHORT_ANSWERS, "20 to 400": LONG_ANSWERS}.items():
-        jobs = text_jobs(plan.requests * 3, 100.0, vocabulary, lengths)
-        made = {}
-        with serving_with(repository, threads=plan.threads, prefix_cache_megabytes=0) as (client, _):
-            made["in flight, served"] = _drive(jobs, partial(_stream, client))
-        with in_process(folder, plan.threads) as ask:
-            made["in flight, no Triton"] = _drive(jobs, ask)
-        static = StaticBatcher(OnnxCausalEngine.load(folder / "model.onnx", tokens=32_768, threads=plan.threads))
-        made["static batches"] = _drive(jobs, static.ask)
-        static.stop()
-        rows += [{"answers": name, "batching": kind, **_summary(jobs, *outcomes)} for kind, outcomes in made.items()]
-    return rows
-
-
-Ask = Callable[[TextJob, Callable[[], None]], None]
-"""Answers a job, and tells of each token; returns when all are there."""
-
-
-def _sampling(job: TextJob) -> dict[str, Any]:
-    return {"max_tokens": job.tokens, "ignore_eos": True, "temperature": 0}
-
-
-def _stream(client: Client, job: TextJob, told: Callable[[], None]) -> None:
-    for delta in client.stream_text(list(job.prompt), **_sampling(job)):
-        for _ in delta.token_ids:
-            told()
-
-
-@dataclass(slots=True, eq=False)
-class _Caller:
-    """One request's way back where there is no Triton."""
-
-    told: Callable[[], None]
-    done: threading.Event = field(default_factory=threading.Event)
-
-    def send(self, outputs: Mapping[str, np.ndarray]) -> None:
-        for _ in outputs["output_ids"]:
-            self.told()
-
-    def close(self, error: Exception | None = None) -> None:
-        self.done.set()
-
-    def is_cancelled(self) -> bool:
-        return False
-
-
-@contextmanager
-def in_process(folder: Path, threads: int) -> Iterator[Ask]:
-    """The `llm` service of an engine's folder, without Triton: in this process, its engine in the worker it starts."""
-    limits = LlmLimits(prefix_cache_megabytes=0, threads=threads)
-    observer = LlmObserver(Recorder(lambda metric, value, labels: None))
-    service = LlmService(LlmModel.read("llm", folder, limits, None), observer)
-
-    def ask(job: TextJob, told: Callable[[], None]) -> None:
-        caller = _Caller(told)
-        service.handle(text_tensors(job.prompt, _sampling(job), stream=True), caller)
-        caller.done.wait()
-
-    yield ask
-    service.stop()
-
-
-class StaticBatcher:
-    """What people build around an engine: collect up to 8 requests or 100 ms, answer all when the longest is done."""
-
-    def __init__(self, engine: OnnxCausalEngine) -> None:
-        self._engine = engine
-        engine.arrange(8, 1024)
-        self._waiting: list[tuple[TextJob, threading.Event]] = []
-        self._changed = threading.Condition()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def ask(self, job: TextJob, told: Callable[[], None]) -> None:
-        done = threading.Event()
-        with self._changed:
-            self._waiting.append((job, done))
-            self._changed.notify()
-        done.wait()
-        for _ in range(job.tokens):
-            told()
-
-    def stop(self) -> None:
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._waiting or self._stopping):
-                    self._changed.wait()
-                if self._stopping:
-                    return
-            time.sleep(0.1)
-            with self._changed:
-                batch, self._waiting = self._waiting[:8], self._waiting[8:]
-            self._answer([job for job, _ in batch])
-            for _, done in batch:
-                done.set()
-
-    def _answer(self, jobs: Sequence[TextJob]) -> None:
-        last = []
-        for row, job in enumerate(jobs):
-            last.append(int(self._engine.extend(row, 0, job.prompt)[0].argmax()))
-        for place in range(max(job.tokens for job in jobs)):
-            last = self._engine.decode(last, [len(job.prompt) + place for job in jobs]).argmax(axis=1).tolist()
-
-
-def _drive(jobs: Sequence[TextJob], ask: Callable[[TextJob, Callable[[], None]], None]) -> tuple[list[TextOutcome], float]:
-    """Send each job at its time; outcomes, and the seconds from the first arrival to the last answer."""
-    start = time.perf_counter() + 0.1
-    outcomes = [TextOutcome(0, 0) for _ in jobs]
-
-    def one(index: int) -> None:
-        job, times = jobs[index], []
-        time.sleep(max(0.0, start + job.arrival - time.perf_counter()))
-        ask(job, lambda: times.append(time.perf_counter() - start - job.arrival))
-        outcomes[index] = TextOutcome(times[0], times[-1], [b - a for a, b in itertools.pairwise(times)])
-
-    threads = [threading.Thread(target=one, args=(index,)) for index in range(len(jobs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return outcomes, time.perf_counter() - start - jobs[0].arrival
-
-
-def _summary(jobs: Sequence[TextJob], outcomes: Sequence[TextOutcome], seconds: float) -> dict[str, float]:
-    """`goodput`: first token within half a second and the answer within 20 ms a token beyond it."""
-    firsts = [outcome.first for outcome in outcomes]
-    gaps = [gap for outcome in outcomes for gap in outcome.gaps]
-    good = [o.first <= 0.5 and o.last <= 0.5 + 0.02 * job.tokens for job, o in zip(jobs, outcomes, strict=True)]
-    return {
-        "tokens_per_second": sum(job.tokens for job in jobs) / seconds,
-        "ttft_p50": float(np.percentile(firsts, 50)),
-        "ttft_p95": float(np.percentile(firsts, 95)),
-        "itl_p50": float(np.percentile(gaps, 50)),
-        "itl_p95": float(np.percentile(gaps, 95)),
-        "goodput": sum(good) / len(good),
-    }
-
-
 def prefix_cache(repository: Path, plan: LlmPlan) -> dict[str, float]:
     """Questions under one long system prompt: share of prompt tokens found, and time to the first token, cold and warm."""
     system = " ".join(brief.text for brief in held_out_briefs(40, seed=5))
@@ -417,9 +204,9 @@ def prefix_cache(repository: Path, plan: LlmPlan) -> dict[str, float]:
     return {"hit_rate": cached / total, "ttft_cold": cold, "ttft_warm": warm, "ratio": cold / warm}
 
 
-def speculation(repository: Path, plan: LlmPlan) -> dict[str, Any]:
+def speculation(repository: Path) -> dict[str, Any]:
     """Tokens a second with and without prompt lookup: repetitive sections, and noise at a high temperature."""
-    return _guessing(repository, "ngram", _PROMPTS, {**_REPETITIVE, **_HOSTILE})
+    return _speculating(repository, "ngram", _PROMPTS, {**_REPETITIVE, **_HOSTILE})
 
 
 _PROMPTS = tuple(conversation(f"features section for a {topic}, six cards") for topic in ("gym", "museum", "hotel", "bakery"))
@@ -429,7 +216,7 @@ _SAMPLED = {"sampled": {"temperature": 0.8, "max_tokens": 400, "seed": 4}}
 
 
 def draft_speculation(plan: LlmPlan, say: Say) -> dict[str, Any]:
-    """The zoo's model guesses for one ten times as deep that mostly agrees with it (see deepened)."""
+    """Speculative decoding: the zoo's model is the draft of one ten times as deep that mostly agrees with it (see deepened)."""
     from nereid_export.llm import LlmExportOptions
 
     work = plan.work / "deep"
@@ -438,7 +225,7 @@ def draft_speculation(plan: LlmPlan, say: Say) -> dict[str, Any]:
         say("exporting the deep model with its draft")
         checkpoint = deepened(plan.checkpoint, work / "checkpoint")
         _export(LlmExportOptions(checkpoint=checkpoint, out=repository, draft=plan.checkpoint, eight_bit_share=0.0))
-    return _guessing(repository, "draft", _PROMPTS, {**_REPETITIVE, **_SAMPLED, **_HOSTILE})
+    return _speculating(repository, "draft", _PROMPTS, {**_REPETITIVE, **_SAMPLED, **_HOSTILE})
 
 
 def deepened(checkpoint: Path, folder: Path, layers: int = 60, noise: float = 0.1) -> Path:
@@ -462,15 +249,15 @@ def deepened(checkpoint: Path, folder: Path, layers: int = 60, noise: float = 0.
     return folder
 
 
-def _guessing(
+def _speculating(
     repository: Path, mode: str, prompts: Sequence[str], workloads: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, float]]:
-    """Tokens a second of one request at a time, with and without guesses in turn, and the share of guesses that were right."""
+    """Tokens a second of one request at a time, with and without speculation in turn, and the share of accepted drafts."""
     found: dict[str, dict[str, float]] = {}
     with serving(repository) as (client, options):
         for name, settings in workloads.items():
             speeds: dict[str, list[float]] = {"none": [], mode: []}
-            before = _guess_counts(options.metrics_port)
+            before = _draft_counts(options.metrics_port)
             for _ in range(4):
                 for prompt in prompts:
                     for kind, kept in speeds.items():
@@ -478,15 +265,15 @@ def _guessing(
                         result = client.generate_text(prompt, speculation=kind, **settings)
                         kept.append(result.num_output_tokens / (time.perf_counter() - start))
             time.sleep(1)  # metrics are written in strides
-            guessed, accepted = (after - old for after, old in zip(_guess_counts(options.metrics_port), before, strict=True))
+            drafted, accepted = (after - old for after, old in zip(_draft_counts(options.metrics_port), before, strict=True))
             plain, quick = (statistics.median(speeds[kind]) for kind in ("none", mode))
-            accepted_share = accepted / guessed if guessed else 0.0
-            found[name] = {"plain": plain, "guessing": quick, "ratio": quick / plain, "accepted": accepted_share}
+            accepted_share = accepted / drafted if drafted else 0.0
+            found[name] = {"plain": plain, "speculating": quick, "ratio": quick / plain, "accepted": accepted_share}
     return found
 
 
-def _guess_counts(port: int) -> tuple[float, float]:
-    """Tokens guessed, and of these accepted, since the server's start."""
+def _draft_counts(port: int) -> tuple[float, float]:
+    """Draft tokens proposed, and of these accepted, since the server's start."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         text = answer.read().decode()
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from nereid_bench.workload import GUIDANCE, Job
+from nereid_bench.workload import GUIDANCE, Job, Settings
 
 MAX_BATCH = 8
 WINDOW_SECONDS = 0.1
@@ -53,7 +53,7 @@ class PeerProcess:
     settings: PeerSettings
     _process: Any = None
     _pipe: Connection | None = None
-    _waiting: dict[int, tuple[threading.Event, list[bool]]] = field(default_factory=dict)
+    _waiting: dict[int, tuple[threading.Event, list[Settings]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __enter__(self) -> PeerProcess:
@@ -65,8 +65,9 @@ class PeerProcess:
         threading.Thread(target=self._receive, daemon=True).start()
         return self
 
-    def draw(self, job: Job) -> bool:
-        event, answer = threading.Event(), [False]
+    def draw(self, job: Job) -> Settings:
+        event = threading.Event()
+        answer: list[Settings] = []
         assert self._pipe is not None
         with self._lock:
             self._waiting[job.number] = (event, answer)
@@ -78,11 +79,11 @@ class PeerProcess:
         assert self._pipe is not None
         while True:
             try:
-                number, as_asked = self._pipe.recv()
+                number, made_with = self._pipe.recv()
             except (EOFError, OSError):
                 return
             event, answer = self._waiting.pop(number)
-            answer[0] = as_asked
+            answer.append(made_with)
             event.set()
 
     def __exit__(self, *_: object) -> None:
@@ -104,7 +105,7 @@ def _serve(peer: Peer, settings: PeerSettings, pipe: Connection) -> None:
         first = batch[0]
         draw([job.prompt for job in batch], [job.seed for job in batch], first.steps, first.scheduler)
         for job in batch:
-            pipe.send((job.number, (job.steps, job.scheduler) == (first.steps, first.scheduler)))
+            pipe.send((job.number, first.settings))
 
 
 def diffusers_drawer(settings: PeerSettings) -> Draw:
@@ -145,7 +146,7 @@ def diffusers_drawer(settings: PeerSettings) -> Draw:
 
 
 def engine_drawer(settings: PeerSettings) -> Draw:
-    """The exported ONNX engines in this process, without Triton and without in-flight batching."""
+    """The exported ONNX engines in this process, without Triton and without continuous batching."""
     from nereid.diffusion.prompts import PromptService
     from nereid.diffusion.settings import Pipeline
     from nereid.diffusion.solvers import SchedulerName, SolverState, advance, build_table, predict_clean

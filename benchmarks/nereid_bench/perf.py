@@ -15,7 +15,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from nereid.serving.errors import ServingError
 from nereid.serving.installation import perf_analyzer_command
-from nereid_bench.compare import serving
+from nereid_bench.servers import serving
 from nereid_zoo.sections.chat import conversation
 
 NEW_TOKENS = 32

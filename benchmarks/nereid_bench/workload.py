@@ -12,6 +12,8 @@ from nereid_zoo.shapes.score import held_out_captions
 
 SCHEDULERS = ("ddim", "euler", "dpmpp_2m", "unipc")
 GUIDANCE = 5.0
+Settings = tuple[int, str]
+"""Steps and scheduler."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,15 +27,23 @@ class Job:
     scheduler: str
     seed: int
 
+    @property
+    def settings(self) -> Settings:
+        return self.steps, self.scheduler
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a job went: seconds from arrival to its image, and whether it was made with its own settings."""
+    """How a job went: seconds from arrival to its image, and the steps and scheduler that it was made with."""
 
     job: Job
     latency: float
     finished: float
-    as_asked: bool
+    made_with: Settings
+
+    @property
+    def as_asked(self) -> bool:
+        return self.made_with == self.job.settings
 
 
 def make_jobs(count: int, rate: float, steps: tuple[int, ...], seed: int = 0) -> list[Job]:
@@ -56,18 +66,18 @@ def make_jobs(count: int, rate: float, steps: tuple[int, ...], seed: int = 0) ->
     return jobs
 
 
-def drive(jobs: list[Job], draw: Callable[[Job], bool], done: Callable[[int], None]) -> list[Outcome]:
-    """Send each job at its time, from a thread of its own; `draw` returns whether its own settings were used."""
+def drive(jobs: list[Job], draw: Callable[[Job], Settings], done: Callable[[int], None]) -> list[Outcome]:
+    """Send each job at its time, from a thread of its own; `draw` returns the settings that were used."""
     outcomes: list[Outcome] = []
     lock = threading.Lock()
     start = time.perf_counter() + 0.2
 
     def one(job: Job) -> None:
         time.sleep(max(0.0, start + job.arrival - time.perf_counter()))
-        as_asked = draw(job)
+        made_with = draw(job)
         finished = time.perf_counter() - start
         with lock:
-            outcomes.append(Outcome(job=job, latency=finished - job.arrival, finished=finished, as_asked=as_asked))
+            outcomes.append(Outcome(job=job, latency=finished - job.arrival, finished=finished, made_with=made_with))
             done(len(outcomes))
 
     threads = [threading.Thread(target=one, args=(job,)) for job in jobs]

@@ -51,30 +51,54 @@ class AsyncClient(Session):
     _grpc = AsyncGrpcTransport
 
     async def generate_image(
-        self, prompt: str, *, timeout: float | None = None, run_id: str | None = None, **options: Any
+        self,
+        prompt: str,
+        *,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        request_id: str | None = None,
+        **options: Any,
     ) -> ImageResult:
         """Draw `prompt`; `options` are the fields of ImageRequest. Raises NereidError."""
-        return await _only(self._drive(*self._image(prompt, options, timeout, run_id)))
+        return await _only(self._drive(*self._image(prompt, options, timeout, run_id, request_id)))
 
     async def stream_image(
-        self, prompt: str, *, timeout: float | None = None, run_id: str | None = None, **options: Any
+        self,
+        prompt: str,
+        *,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        request_id: str | None = None,
+        **options: Any,
     ) -> AsyncGenerator[ImageProgress | ImageResult, None]:
         """Draw `prompt`, yielding progress with previews, then the result; closing the iterator cancels the request."""
-        async with contextlib.aclosing(self._drive(*self._image_stream(prompt, options, timeout, run_id))) as answers:
+        async with contextlib.aclosing(self._drive(*self._image_stream(prompt, options, timeout, run_id, request_id))) as answers:
             async for answer in answers:
                 yield answer
 
     async def generate_text(
-        self, prompt: str | Sequence[int], *, timeout: float | None = None, run_id: str | None = None, **sampling: Any
+        self,
+        prompt: str | Sequence[int],
+        *,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        request_id: str | None = None,
+        **sampling: Any,
     ) -> TextResult:
         """Continue a text, or token ids; `sampling` has the names of vLLM's SamplingParams. Raises NereidError."""
-        return await _only(self._drive(*self._text(prompt, sampling, timeout, run_id)))
+        return await _only(self._drive(*self._text(prompt, sampling, timeout, run_id, request_id)))
 
     async def stream_text(
-        self, prompt: str | Sequence[int], *, timeout: float | None = None, run_id: str | None = None, **sampling: Any
+        self,
+        prompt: str | Sequence[int],
+        *,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        request_id: str | None = None,
+        **sampling: Any,
     ) -> AsyncGenerator[TextDelta, None]:
         """Continue a text, yielding it as it is written; closing the iterator cancels the request."""
-        async with contextlib.aclosing(self._drive(*self._text_stream(prompt, sampling, timeout, run_id))) as deltas:
+        async with contextlib.aclosing(self._drive(*self._text_stream(prompt, sampling, timeout, run_id, request_id))) as deltas:
             async for delta in deltas:
                 yield delta
 

@@ -57,11 +57,13 @@ class Chat:
             headers["Authorization"] = f"Bearer {self.api_key}"
         connection = http.client.HTTPConnection(self.url, timeout=self.timeout)
         written, sent = [], False
+        request_id: str | None = None
         try:
             connection.connect()
             sent = True
             connection.request("POST", "/v1/chat/completions", body, headers)
             response = connection.getresponse()
+            request_id = response.getheader("x-request-id")
             if response.status != 200:
                 raise _refusal(response.status, response.read())
             for event in _events(response):
@@ -69,6 +71,9 @@ class Chat:
                     piece = choice["delta"].get("content") or ""
                     written.append(piece)
                     yield piece
+        except NereidError as error:
+            error.request_id = request_id
+            raise
         except (OSError, http.client.HTTPException) as error:
             sentence = "the connection to {} broke ({})" if sent else "no gateway answers at {} ({})"
             raise ConnectionLostError(sentence.format(self.url, str(error) or type(error).__name__), sent=sent) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
@@ -48,19 +48,36 @@ class Client(Session):
 
     _grpc = GrpcTransport
 
+    def _begin(self) -> None:
+        self._pending: dict[int, PendingImage] = {}
+        self._pending_lock = threading.Lock()
+
     def generate_image(
-        self, prompt: str, *, timeout: float | None = None, run_id: str | None = None, **options: Any
+        self,
+        prompt: str,
+        *,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        request_id: str | None = None,
+        **options: Any,
     ) -> ImageResult:
         """Draw `prompt` and wait; `options` are the fields of ImageRequest. Raises NereidError."""
-        return _only(self._drive(*self._image(prompt, options, timeout, run_id)))
+        return _only(self._drive(*self._image(prompt, options, timeout, run_id, request_id)))
 
     def submit_image(
-        self, prompt: str, *, timeout: float | None = None, run_id: str | None = None, **options: Any
+        self,
+        prompt: str,
+        *,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        request_id: str | None = None,
+        **options: Any,
     ) -> PendingImage:
         """Draw `prompt` without waiting."""
-        work, reader = self._image(prompt, options, timeout, run_id)
+        work, reader = self._image(prompt, options, timeout, run_id, request_id)
         items: queue.SimpleQueue[Item] = queue.SimpleQueue()
         future: Future[ImageResult] = Future()
+        pending = PendingImage(work.run_id, future, lambda: items.put(CANCEL))
 
         def draw() -> None:
             try:
@@ -68,26 +85,51 @@ class Client(Session):
             except BaseException as error:
                 future.set_exception(error)
 
+        with self._pending_lock:
+            self._pending[id(pending)] = pending
+        future.add_done_callback(lambda _: self._forget(id(pending)))
         threading.Thread(target=draw, name="nereid-image", daemon=True).start()
-        return PendingImage(work.run_id, future, lambda: items.put(CANCEL))
+        return pending
+
+    def _forget(self, pending: int) -> None:
+        with self._pending_lock:
+            del self._pending[pending]
 
     def stream_image(
-        self, prompt: str, *, timeout: float | None = None, run_id: str | None = None, **options: Any
+        self,
+        prompt: str,
+        *,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        request_id: str | None = None,
+        **options: Any,
     ) -> Generator[ImageProgress | ImageResult, None, None]:
         """Draw `prompt`, yielding progress with previews, then the result; leaving the loop cancels the request."""
-        yield from self._drive(*self._image_stream(prompt, options, timeout, run_id))
+        yield from self._drive(*self._image_stream(prompt, options, timeout, run_id, request_id))
 
     def generate_text(
-        self, prompt: str | Sequence[int], *, timeout: float | None = None, run_id: str | None = None, **sampling: Any
+        self,
+        prompt: str | Sequence[int],
+        *,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        request_id: str | None = None,
+        **sampling: Any,
     ) -> TextResult:
         """Continue a text, or token ids, and wait; `sampling` has the names of vLLM's SamplingParams. Raises NereidError."""
-        return _only(self._drive(*self._text(prompt, sampling, timeout, run_id)))
+        return _only(self._drive(*self._text(prompt, sampling, timeout, run_id, request_id)))
 
     def stream_text(
-        self, prompt: str | Sequence[int], *, timeout: float | None = None, run_id: str | None = None, **sampling: Any
+        self,
+        prompt: str | Sequence[int],
+        *,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        request_id: str | None = None,
+        **sampling: Any,
     ) -> Generator[TextDelta, None, None]:
         """Continue a text, yielding it as it is written; leaving the loop cancels the request."""
-        yield from self._drive(*self._text_stream(prompt, sampling, timeout, run_id))
+        yield from self._drive(*self._text_stream(prompt, sampling, timeout, run_id, request_id))
 
     def is_ready(self) -> bool:
         """Whether the image pipeline's models are loaded."""
@@ -125,7 +167,12 @@ class Client(Session):
             steps.close()
 
     def close(self) -> None:
-        """Let cancellations arrive, and close the connection."""
+        """Cancel what is pending, let cancellations arrive, and close the connection."""
+        with self._pending_lock:
+            pending = list(self._pending.values())
+        for image in pending:
+            image.cancel()
+        wait([image._future for image in pending], timeout=CLOSE_SECONDS)
         self._server.finish(CLOSE_SECONDS)
         self._server.transport.close()
 

@@ -2,8 +2,10 @@
 
 NereidError
 ├── InvalidRequestError     a field is not allowed to have its value; trying again will not help
+│   └── ContextLengthError  prompt and answer do not fit into the model's context
 ├── UnavailableError        the server cannot take it now; retried with backoff before it is raised
-│   ├── NotReadyError       a model that it needs is being loaded
+│   ├── QueueFullError      as many requests wait as may
+│   ├── NotReadyError       a model that it needs is being loaded, or stopped
 │   ├── LostError           what computed it has died; replayed before it is raised
 │   │   └── UnhealthyError  ... and has not been replaced yet
 │   └── ConnectionLostError nobody answers at the address, or (`sent`) the connection broke with the request under way
@@ -15,13 +17,16 @@ NereidError
 
 from __future__ import annotations
 
-from tritonclient.utils import InferenceServerException
-
 from nereid_protocol.errors import ErrorKind, WireError
 
 
 class NereidError(Exception):
-    """Base of all errors of this SDK: the server's sentence, and the request's field that it names, where it names one."""
+    """Base of all errors of this SDK: the server's sentence, and the request's field that it names, where it names one.
+
+    `request_id` is the id under which the server's log has the request; None where no request was made.
+    """
+
+    request_id: str | None = None
 
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
@@ -32,7 +37,15 @@ class InvalidRequestError(NereidError):
     pass
 
 
+class ContextLengthError(InvalidRequestError):
+    pass
+
+
 class UnavailableError(NereidError):
+    pass
+
+
+class QueueFullError(UnavailableError):
     pass
 
 
@@ -87,8 +100,9 @@ _BY_STATUS: dict[str, type[NereidError]] = {
 _BY_KIND: dict[ErrorKind, type[NereidError]] = {
     ErrorKind.INVALID: InvalidRequestError,
     ErrorKind.POISONOUS: InvalidRequestError,
-    ErrorKind.QUEUE_FULL: UnavailableError,
-    ErrorKind.STOPPING: UnavailableError,
+    ErrorKind.TOO_LONG: ContextLengthError,
+    ErrorKind.QUEUE_FULL: QueueFullError,
+    ErrorKind.STOPPING: NotReadyError,
     ErrorKind.DEADLINE: DeadlineExceededError,
     ErrorKind.CANCELLED: CancelledError,
     ErrorKind.LOST: LostError,
@@ -114,8 +128,11 @@ _CONNECTION_WORDS = (
 _NEVER_SENT_WORDS = ("failed to connect", "connection refused", "name resolution", "dns")
 _TRITONS_OWN: tuple[tuple[str, type[NereidError]], ...] = (
     ("is not healthy", UnhealthyError),
+    ("xceeds maximum queue size", QueueFullError),
     ("has no available versions", NotReadyError),
     ("is not at ready state", NotReadyError),
+    ("Server not ready", NotReadyError),
+    ("Server is stopping", NotReadyError),
     ("Request for unknown model", InvalidRequestError),
     ("unexpected inference input", InvalidRequestError),
     ("inputs but got", InvalidRequestError),
@@ -123,11 +140,6 @@ _TRITONS_OWN: tuple[tuple[str, type[NereidError]], ...] = (
     ("unexpected data-type", InvalidRequestError),
 )
 """Sentences of Triton itself. In a stream they come without a status, and a model that is being loaded again is "not found"."""
-
-
-def from_triton(error: InferenceServerException) -> NereidError:
-    """The typed error for what tritonclient raised."""
-    return typed(error.message() or str(error), error.status() or "")
 
 
 def typed(message: str, status: str = "") -> NereidError:

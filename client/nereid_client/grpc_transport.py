@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import threading
+import time
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -30,6 +34,44 @@ _CHANNEL_OPTIONS = [
 ]
 
 
+LEFT_SECONDS = 30.0
+"""How long a call that nobody waits for is left to end by itself."""
+CLOSE_SECONDS = 1.0
+"""How long closing waits for those calls."""
+
+
+@dataclass(slots=True)
+class LeftCalls:
+    """Calls that nobody waits for any more, and that end by themselves: their runs have been cancelled by id.
+
+    They are not cancelled in gRPC's way: Triton before 24.12 may crash where a call is cancelled while its answer is sent
+    (triton-inference-server/server, pull request 7840), and a run that has been cancelled by its id answers just then.
+    """
+
+    _since: dict[Any, float] = field(default_factory=dict)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def leave(self, call: Any) -> None:
+        """`call` has `cancel` and `add_done_callback`, as gRPC's futures and asyncio's tasks have."""
+        now = time.monotonic()
+        with self._changed:
+            old = [other for other, since in self._since.items() if now - since > LEFT_SECONDS]
+            self._since[call] = now
+        call.add_done_callback(self._forget)
+        for other in old:  # of a process that has died: it will not answer
+            other.cancel()
+
+    def _forget(self, call: Any) -> None:
+        with self._changed:
+            self._since.pop(call, None)
+            self._changed.notify_all()
+
+    def wait(self, seconds: float) -> None:
+        """Until all have ended."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._since, seconds)
+
+
 class GrpcTransport:
     """One channel; calls may come from any thread."""
 
@@ -37,20 +79,24 @@ class GrpcTransport:
         self._channel = _channel(grpc, options)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._metadata = _metadata(options)
+        self._left = LeftCalls()
         self._closed = False
 
     def start(self, call: Call, tell: Tell) -> Cancel:
         """See Transport; a decoupled model's answers are read on a thread of their own."""
-        request = _request(call.model, call.tensors)
+        request = _request(call)
         _check_open(self._closed)
         if call.decoupled:
             # The end of the requests' iterator tells the server to end the stream after the last answer.
             answers = self._stub.ModelStreamInfer(iter((request,)), timeout=call.timeout, metadata=self._metadata)
-            threading.Thread(target=_read, args=(answers, tell), name="nereid-stream", daemon=True).start()
-            return answers.cancel
+            threading.Thread(target=_read, args=(answers, tell, self._left), name="nereid-stream", daemon=True).start()
+            return self._cancel_of(call, answers)
         future = self._stub.ModelInfer.future(request, timeout=call.timeout, metadata=self._metadata)
         future.add_done_callback(lambda done: _finish(done, tell))
-        return future.cancel
+        return self._cancel_of(call, future)
+
+    def _cancel_of(self, call: Call, made: Any) -> Cancel:
+        return functools.partial(self._left.leave, made) if call.ends_by_id else made.cancel
 
     def probe(self, model: str | None, timeout: float, tell: Tell) -> None:
         """See Transport."""
@@ -66,6 +112,7 @@ class GrpcTransport:
 
     def close(self) -> None:
         self._closed = True
+        self._left.wait(CLOSE_SECONDS)
         self._channel.close()
 
 
@@ -78,13 +125,15 @@ class AsyncGrpcTransport:
         self._channel: Any = None
         self._stub: Any = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._left = LeftCalls()
         self._closed = False
 
     def start(self, call: Call, tell: Tell) -> Cancel:
         """See Transport."""
-        request = _request(call.model, call.tensors)
+        request = _request(call)
         _check_open(self._closed)
-        return self._begin(self._answers(request, call, tell), tell)
+        task = self._begin(self._answers(request, call, tell), tell)
+        return functools.partial(self._left.leave, task) if call.ends_by_id else task.cancel
 
     def probe(self, model: str | None, timeout: float, tell: Tell) -> None:
         """See Transport."""
@@ -93,10 +142,11 @@ class AsyncGrpcTransport:
 
     async def close(self) -> None:
         self._closed = True
+        await asyncio.to_thread(self._left.wait, CLOSE_SECONDS)
         if self._channel is not None:
             await self._channel.close()
 
-    def _begin(self, work: Coroutine[Any, Any, None], tell: Tell) -> Cancel:
+    def _begin(self, work: Coroutine[Any, Any, None], tell: Tell) -> asyncio.Task[None]:
         if self._channel is None:  # only now is there a loop for certain
             self._channel = _channel(grpc.aio, self._options)
             self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
@@ -112,7 +162,7 @@ class AsyncGrpcTransport:
         task = asyncio.get_running_loop().create_task(run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task.cancel
+        return task
 
     async def _answers(self, request: Any, call: Call, tell: Tell) -> None:
         if not call.decoupled:
@@ -120,15 +170,16 @@ class AsyncGrpcTransport:
             tell(Answered(_outputs(answer)))
             return tell(Ended())
         answers = self._stub.ModelStreamInfer(iter((request,)), timeout=call.timeout, metadata=self._metadata)
-        try:
-            async for answer in answers:
-                if answer.error_message:
-                    return tell(Failed(typed(answer.error_message)))
-                if answer.infer_response.outputs:
-                    tell(Answered(_outputs(answer.infer_response)))
-            tell(Ended())
-        finally:
-            answers.cancel()
+        async for answer in answers:
+            if answer.error_message:
+                tell(Failed(typed(answer.error_message)))
+                with contextlib.suppress(grpc.RpcError):
+                    async for _ in answers:  # its end comes by itself
+                        pass
+                return
+            if answer.infer_response.outputs:
+                tell(Answered(_outputs(answer.infer_response)))
+        tell(Ended())
 
     async def _ask(self, model: str | None, timeout: float, tell: Tell) -> None:
         method, request = _probe(self._stub, model)
@@ -140,18 +191,25 @@ def _check_open(closed: bool) -> None:
         raise CancelledError("the client is closed")
 
 
-def _read(answers: Any, tell: Tell) -> None:
-    """Tell a stream's answers until its end."""
+def _read(answers: Any, tell: Tell, left: LeftCalls) -> None:
+    """Tell a stream's answers until its end, which comes by itself after an error."""
+    failed = False
     try:
         for answer in answers:
+            if failed:
+                continue
             if answer.error_message:
-                answers.cancel()
-                return tell(Failed(typed(answer.error_message)))
+                failed = True
+                tell(Failed(typed(answer.error_message)))
+                left.leave(answers)
+                continue
             if answer.infer_response.outputs:
                 tell(Answered(_outputs(answer.infer_response)))
-        tell(Ended())
+        if not failed:
+            tell(Ended())
     except grpc.RpcError as error:
-        tell(Failed(_typed(error)))
+        if not failed:
+            tell(Failed(_typed(error)))
     except Exception as error:  # an answer that cannot be read: its caller must not wait for ever
         answers.cancel()
         tell(Failed(typed(f"an answer could not be read ({error})")))
@@ -196,9 +254,9 @@ def _typed(error: Any) -> NereidError:
     return typed(error.details() or str(error.code()), str(error.code()))
 
 
-def _request(model: str, tensors: Tensors) -> Any:
-    request = service_pb2.ModelInferRequest(model_name=model)
-    for name, value in tensors.items():
+def _request(call: Call) -> Any:
+    request = service_pb2.ModelInferRequest(model_name=call.model, id=call.request_id)
+    for name, value in call.tensors.items():
         datatype = np_to_triton_dtype(value.dtype)
         request.inputs.add(name=name, datatype=datatype, shape=value.shape)
         request.raw_input_contents.append(_raw(value))

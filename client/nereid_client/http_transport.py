@@ -104,12 +104,6 @@ class HttpTransport:
         threading.Thread(target=run, name="nereid-http", daemon=True).start()
         return exchange.give_up
 
-    def _broken(self, error: Exception, *, sent: bool) -> NereidError:
-        why = str(error) or type(error).__name__
-        where = self._options.url
-        sentence = f"the connection to {where} broke ({why})" if sent else f"no server answers at {where} ({why})"
-        return ConnectionLostError(sentence, sent=sent)
-
     def _connection(self) -> http.client.HTTPConnection:
         if self._options.tls is None:
             return http.client.HTTPConnection(self._host, timeout=CONNECT_SECONDS)
@@ -117,7 +111,7 @@ class HttpTransport:
 
     def _infer(self, exchange: Exchange, call: Call, tell: Tell) -> None:
         """One answer, its tensors as bytes behind a JSON header."""
-        body, length = httpclient.InferenceServerClient.generate_request_body(_inputs(call.tensors))
+        body, length = httpclient.InferenceServerClient.generate_request_body(_inputs(call.tensors), request_id=call.request_id)
         headers = {"Content-Type": "application/octet-stream", **self._options.headers}
         if length is not None:
             headers[_HEADER_LENGTH] = str(length)
@@ -132,7 +126,8 @@ class HttpTransport:
 
     def _generate(self, exchange: Exchange, call: Call, tell: Tell) -> None:
         """Answers of a decoupled model from its generate_stream endpoint, as server-sent events."""
-        body = json.dumps({name: _json_value(value) for name, value in call.tensors.items()}).encode()
+        fields = {name: _json_value(value) for name, value in call.tensors.items()}
+        body = json.dumps({"id": call.request_id, **fields} if call.request_id else fields).encode()
         headers = {"Content-Type": "application/json", **self._options.headers}
         response = exchange.ask("POST", f"{self._base}/v2/models/{call.model}/generate_stream", body, headers)
         if response.status != 200:

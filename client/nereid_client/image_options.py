@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from nereid_client.images import OPTIONS
-from nereid_protocol.fields import DType, Field
+from nereid_protocol.field import DType, Field
 
 _TYPES: dict[DType, type] = {DType.STRING: str, DType.INT32: int, DType.INT64: int, DType.FP32: float}
 

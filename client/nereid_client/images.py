@@ -12,23 +12,12 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, create_model
 
 from nereid_client.errors import InvalidRequestError
-from nereid_protocol.fields import IMAGE_FIELDS, DType
-from nereid_protocol.fields import Field as RequestField
+from nereid_protocol.field import DType
+from nereid_protocol.field import Field as RequestField
+from nereid_protocol.fields import IMAGE_FIELDS
 
 Tensors = dict[str, np.ndarray]
 
-IMAGE_OUTPUTS = ("generated_image", "image_seed", "warnings", "timings", "system_fingerprint")
-STREAM_OUTPUTS = (
-    "step",
-    "num_inference_steps",
-    "picture_shape",
-    "preview",
-    "generated_image",
-    "image_seed",
-    "warnings",
-    "timings",
-    "system_fingerprint",
-)
 _TYPES: dict[DType, Any] = {
     DType.STRING: str,
     DType.INT32: Annotated[int, Field(ge=-(2**31), lt=2**31)],
@@ -61,7 +50,7 @@ class _ImageRequest(BaseModel):
 
     def tensors(self, *, timeout: float | None, batched: bool) -> Tensors:
         """Inputs of the models by name; with a leading batch dimension of 1 where `batched`."""
-        values: Tensors = {"prompt": _text(self.prompt)}
+        values: Tensors = {"prompt": _text("prompt", self.prompt)}
         for field in OPTIONS:
             if (value := getattr(self, field.name)) is not None:
                 values[field.name] = _tensor(field, value)
@@ -78,7 +67,8 @@ def annotation(field: RequestField) -> Any:
     if field.scalar:
         return kind | None
     several: Any = tuple.__class_getitem__((kind,) * field.shape[0])
-    return Annotated[several, Strict(False)] | None
+    lenient: Any = Annotated[several, Strict(False)]
+    return lenient | None
 
 
 ImageRequest = create_model(
@@ -92,15 +82,24 @@ ImageRequest = create_model(
 def _tensor(field: RequestField, value: Any) -> np.ndarray:
     """A field's value without a batch dimension."""
     if field.dtype is DType.STRING:
-        return _text(value)
+        return _text(field.name, value)
     if field.name == "init_image":
         return np.asarray(_pixels(value))
     dtype = _NUMPY[field.dtype]
     return np.array([value], dtype) if field.scalar else np.asarray(value, dtype)
 
 
-def _text(value: str) -> np.ndarray:
-    return np.array([value.encode()], dtype=np.object_)
+def _text(field: str, value: str) -> np.ndarray:
+    return np.array([encoded(field, value)], dtype=np.object_)
+
+
+def encoded(field: str, value: str) -> bytes:
+    """A text as it is sent; raises InvalidRequestError where it holds a lone surrogate, which is no character."""
+    try:
+        return value.encode()
+    except UnicodeEncodeError:
+        shown = value[:80].encode(errors="backslashreplace").decode()
+        raise InvalidRequestError(f"{field}: {shown!r} is not allowed; it must be Unicode text", field) from None
 
 
 def _pixels(image: Any) -> np.ndarray:

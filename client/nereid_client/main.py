@@ -1,4 +1,4 @@
-"""The command `nereid`: the client's verbs, and those of the other rooms where they are installed."""
+"""The command `nereid`: the client's verbs, and those of the other distributions where they are installed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from nereid_client.image_options import with_image_options
 from nereid_client.images import ImageProgress, ImageResult
 from nereid_client.options import Protocol
 from nereid_client.terminal import console, fail, say_error
+from nereid_client.top import top
 
-# Verbs of other rooms: imported when used, because they need packages that a client does without.
+# Verbs of other distributions: imported when used, because they need packages that a client does without.
 OTHER_ROOMS = {
     "export": ("nereid_export.cli", "app", "Turn a checkpoint into a deployable Triton model repository.", "nereid-export"),
     "serve": ("nereid.serving.cli", "serve", "Serve a model repository with Triton.", "nereid[serve,gateway]"),
@@ -32,7 +33,7 @@ INTERRUPTED = 130
 """The status of a command that Ctrl-C ended, as shells have it."""
 
 app = typer.Typer(
-    help="Generative models on Triton: export, serve, generate, chat, measure.",
+    help="Generative models on Triton: export, serve, generate, chat, watch, measure.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -41,7 +42,7 @@ app = typer.Typer(
 
 @app.callback()
 def nereid() -> None:
-    """Generative models on Triton: export, serve, generate, chat, measure."""
+    """Generative models on Triton: export, serve, generate, chat, watch, measure."""
 
 
 @app.command()
@@ -92,7 +93,7 @@ def chat(
     system: Annotated[str | None, typer.Option(help="A system message before the first turn.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of one answer.")] = None,
-    seed: Annotated[int | None, typer.Option(help="For the same answer again.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer again.")] = None,
 ) -> None:
     """Talk with a served language model; answers appear as they are written, Ctrl-C stops one. The key is NEREID_API_KEY."""
     options = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
@@ -156,7 +157,7 @@ def _draw(client: Client, prompt: str, options: dict[str, Any]) -> ImageResult:
 
 
 def _forward(verb: str) -> None:
-    """Register a verb that hands all its arguments to another room, imported only then."""
+    """Register a verb that hands all its arguments to another distribution, imported only then."""
     module, attribute, summary, distributions = OTHER_ROOMS[verb]
 
     def forward(context: typer.Context) -> None:
@@ -175,6 +176,7 @@ def _forward(verb: str) -> None:
     app.command(verb, help=summary, context_settings=settings)(forward)
 
 
+app.command()(top)
 for _verb in OTHER_ROOMS:
     _forward(_verb)
 

@@ -6,7 +6,6 @@ gives the same bytes, and a stream's Reader passes over what was shown before. A
 
 from __future__ import annotations
 
-import functools
 import itertools
 import random
 import time
@@ -25,6 +24,7 @@ from nereid_client.errors import (
     LostError,
     NereidError,
     NotReadyError,
+    QueueFullError,
     ServerError,
     UnavailableError,
     UnhealthyError,
@@ -36,8 +36,7 @@ from nereid_client.watching import ANSWER_SECONDS, Finding, Watch
 
 GRACE_SECONDS = 1.0
 """How much longer than the server the client waits, so that the server's own sentence arrives."""
-_LONGEST_PAUSE = 1.0
-_SHORTEST_ATTEMPT = 0.01
+_LONGEST_PAUSE, _SHORTEST_ATTEMPT = 1.0, 0.01
 
 T = TypeVar("T")
 
@@ -90,13 +89,16 @@ class Run(Generic[T]):
             while (failure := (yield from self._attempt())) is not None:
                 yield from self._recover(failure)
                 self.reader.again()
+        except NereidError as error:
+            error.request_id = self.work.request_id
+            raise
         finally:
             self._leave()
 
     def _attempt(self) -> Generator[Wait | Show[T], Item | None, NereidError | None]:
         """Send the request and give out its answers; how it failed, None where it did not."""
         source, question = self._send(), 0
-        watch = Watch(sent=self.clock(), patience=2.0**self._deaths)
+        watch = Watch(sent=self.clock(), streamed=self.work.decoupled, patience=2.0**self._deaths)
         while True:
             item = yield from self._next(self._until(watch, question), (source, question))
             if item is None:
@@ -135,6 +137,8 @@ class Run(Generic[T]):
             tensors=self.server.tensors_of(self.work, remaining),
             decoupled=self.work.decoupled,
             timeout=limit,
+            ends_by_id=self.server.watches(self.work),
+            request_id=self.work.request_id,
         )
         self._inside = True
         self._cancel = self.server.transport.start(call, self._tell(source))
@@ -159,9 +163,8 @@ class Run(Generic[T]):
         return LostError(sentence)
 
     def _until(self, watch: Watch, question: int) -> float | None:
-        if question:
-            return None  # its answer, or its failure, will come
-        return watch.next_question if self.server.watches(self.work) else None
+        # An open question's answer, or its failure, will come.
+        return watch.next_question if not question and self.server.watches(self.work) else None
 
     def _put_question(self, source: int) -> None:
         self.server.transport.start(self.server.question(self.work, "watch", ANSWER_SECONDS), self._tell(source))
@@ -188,7 +191,7 @@ class Run(Generic[T]):
         if self._healing_until is not None and self.clock() >= self._healing_until:
             self._healing_until = None
         healing = self._healing_until is not None
-        if kind is Verdict.DEATH and not (healing and isinstance(failure, UnhealthyError)):  # else the dead one still lies there
+        if kind is Verdict.DEATH and not (healing and isinstance(failure, UnhealthyError)):  # else it is not replaced yet
             self._deaths += 1
             if self._deaths > policy.replays:
                 self.server.statistics.count("lost")
@@ -196,7 +199,7 @@ class Run(Generic[T]):
             self._begin_healing()
         elif not healing:
             self._refusals += 1
-            if self._refusals > policy.retries:
+            if self._refusals > policy.retries or (isinstance(failure, QueueFullError) and not policy.retry_full):
                 raise failure
             if kind is Verdict.REFUSAL or not self.server.known.heard:
                 yield from self._pause(policy.backoff * 2 ** (self._refusals - 1), failure)
@@ -284,11 +287,10 @@ class Run(Generic[T]):
         self._cancel, self._inside = None, False
 
     def _tell(self, source: int) -> Callable[[Event], None]:
-        return functools.partial(_post, self.post, source)
+        def tell(event: Event) -> None:
+            self.post((source, event))
 
-
-def _post(post: Callable[[Item], object], source: int, event: Event) -> None:
-    post((source, event))
+        return tell
 
 
 def _text(value: np.ndarray | None) -> str:

@@ -15,22 +15,28 @@ from nereid_client.transport import Call, Ended, Event, Failed, Tensors, Transpo
 class ReplayPolicy:
     """`retries` after refusals, `backoff` seconds before the first, doubled each time; `replays` after deaths.
 
-    After a death, and where a server that was there has gone, it is waited for: at most `heal_seconds`.
+    After a death, and where a server that was there has gone, it is waited for: at most `heal_seconds`. Without `retry_full` a
+    server's full queue is told at once: for who stands between callers and server, and whose callers try again themselves.
     """
 
     retries: int = 3
+    retry_full: bool = True
     backoff: float = 0.2
-    replays: int = 2
+    replays: int = 3
     heal_seconds: float = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """A request as it is sent at every attempt; `holder` is the model that keeps its run and can be asked for it."""
+    """A request as it is sent at every attempt; `holder` is the model that keeps its run and can be asked for it.
+
+    `request_id` is Triton's, which stands in logs; `run_id` is a secret of who asked.
+    """
 
     model: str
     holder: str
     run_id: str
+    request_id: str
     tensors: Tensors
     decoupled: bool
     batched: bool

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nereid_client.errors import InvalidRequestError
@@ -17,11 +17,32 @@ from nereid_client.server import ReplayPolicy, Server, Statistics, Work
 from nereid_client.steps import Reader
 from nereid_client.texts import TextDelta, TextResult, text_tensors
 from nereid_client.transport import Transport
+from nereid_protocol.request_ids import REQUEST_ID_FORM, is_request_id, new_request_id
 
 CLOSE_SECONDS = 2.0
 """What `close` waits for cancellations that are still on their way."""
 PROBE_SECONDS = 5.0
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What is said of a request beside what it asks for. Its run is known by a secret, and logs know it by another name."""
+
+    timeout: float | None
+    run_id: str
+    request_id: str
+
+    @classmethod
+    def of(cls, timeout: float | None, run_id: str | None, request_id: str | None) -> _Terms:
+        """Names that were not given are made; raises InvalidRequestError for others than are allowed."""
+        if run_id is not None and (not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id)):
+            raise InvalidRequestError(
+                f"run_id: {run_id!r} is not allowed; it must be 1 to 64 characters of A-Z a-z 0-9 _ -", "run_id"
+            )
+        if request_id is not None and not is_request_id(request_id):
+            raise InvalidRequestError(f"request_id: {request_id!r} is not allowed; it must be {REQUEST_ID_FORM}", "request_id")
+        return cls(timeout, run_id or secrets.token_urlsafe(18), request_id or new_request_id())
 
 
 class Session:
@@ -34,6 +55,7 @@ class Session:
         tls, headers: for servers behind TLS or a proxy that wants a token.
         timeout: seconds a request may take with all its attempts, unless it says otherwise; None for the server's own limit.
         retries, backoff: further attempts when the server refuses a request, and the first pause in seconds.
+        retry_full: whether a full queue is such a refusal, too; without it, it is told at once.
         replays: further attempts when the server, or one of its processes, died with the request inside. That is noticed by
             asking for the run once a second; behind a balancer of several servers use gRPC, whose one connection stays with
             the server that has the run.
@@ -54,7 +76,8 @@ class Session:
         timeout: float | None = None,
         retries: int = 3,
         backoff: float = 0.2,
-        replays: int = 2,
+        retry_full: bool = True,
+        replays: int = 3,
         heal_seconds: float = 30.0,
         transport: Transport | None = None,
     ) -> None:
@@ -67,10 +90,14 @@ class Session:
         )
         if transport is None:
             transport = self._grpc(options) if chosen is Protocol.GRPC else HttpTransport(options)
-        policy = ReplayPolicy(retries=retries, backoff=backoff, replays=replays, heal_seconds=heal_seconds)
+        policy = ReplayPolicy(retries=retries, retry_full=retry_full, backoff=backoff, replays=replays, heal_seconds=heal_seconds)
         self._server = Server(transport=transport, policy=policy)
         self._timeout = timeout
+        self._begin()
         self._prefix = f"{name}_" if name else ""
+
+    def _begin(self) -> None:
+        """What a subclass keeps beside."""
 
     @property
     def statistics(self) -> Statistics:
@@ -78,57 +105,75 @@ class Session:
         return self._server.statistics
 
     def _image(
-        self, prompt: str, options: Mapping[str, Any], timeout: float | None, run_id: str | None
+        self,
+        prompt: str,
+        options: Mapping[str, Any],
+        timeout: float | None,
+        run_id: str | None,
+        request_id: str | None = None,
     ) -> tuple[Work, Reader[ImageResult]]:
-        work = self._image_work(prompt, options, timeout, run_id, stream=False)
+        work = self._image_work(prompt, options, _Terms.of(timeout, run_id, request_id), stream=False)
         return work, OnlyAnswer(lambda outputs: replace(ImageResult.from_tensors(outputs), run_id=work.run_id))
 
     def _image_stream(
-        self, prompt: str, options: Mapping[str, Any], timeout: float | None, run_id: str | None
+        self,
+        prompt: str,
+        options: Mapping[str, Any],
+        timeout: float | None,
+        run_id: str | None,
+        request_id: str | None = None,
     ) -> tuple[Work, Reader[ImageProgress | ImageResult]]:
-        work = self._image_work(prompt, options, timeout, run_id, stream=True)
+        work = self._image_work(prompt, options, _Terms.of(timeout, run_id, request_id), stream=True)
         return work, ImageStream(work.run_id)
 
     def _text(
-        self, prompt: str | Sequence[int], sampling: Mapping[str, Any], timeout: float | None, run_id: str | None
+        self,
+        prompt: str | Sequence[int],
+        sampling: Mapping[str, Any],
+        timeout: float | None,
+        run_id: str | None,
+        request_id: str | None = None,
     ) -> tuple[Work, Reader[TextResult]]:
-        work = self._text_work(prompt, sampling, timeout, run_id, stream=False)
+        work = self._text_work(prompt, sampling, _Terms.of(timeout, run_id, request_id), stream=False)
         return work, OnlyAnswer(lambda outputs: replace(TextResult.from_tensors(outputs), run_id=work.run_id))
 
     def _text_stream(
-        self, prompt: str | Sequence[int], sampling: Mapping[str, Any], timeout: float | None, run_id: str | None
+        self,
+        prompt: str | Sequence[int],
+        sampling: Mapping[str, Any],
+        timeout: float | None,
+        run_id: str | None,
+        request_id: str | None = None,
     ) -> tuple[Work, Reader[TextDelta]]:
-        work = self._text_work(prompt, sampling, timeout, run_id, stream=True)
+        work = self._text_work(prompt, sampling, _Terms.of(timeout, run_id, request_id), stream=True)
         count = sampling.get("n")
         return work, TextStream(work.run_id, count if isinstance(count, int) else 1)
 
-    def _image_work(
-        self, prompt: str, options: Mapping[str, Any], timeout: float | None, run_id: str | None, *, stream: bool
-    ) -> Work:
+    def _image_work(self, prompt: str, options: Mapping[str, Any], terms: _Terms, *, stream: bool) -> Work:
         request = ImageRequest.of(prompt=prompt, **_seeded(options))
         return Work(
             model=self._model("text_to_image_stream" if stream else "text_to_image"),
             holder=self._model("denoise"),
-            run_id=_run_id(run_id),
+            run_id=terms.run_id,
+            request_id=terms.request_id,
             tensors=request.tensors(timeout=None, batched=not stream),
             decoupled=stream,
             batched=not stream,
             holder_decoupled=False,
-            timeout=self._limit(timeout),
+            timeout=self._limit(terms.timeout),
         )
 
-    def _text_work(
-        self, prompt: str | Sequence[int], sampling: Mapping[str, Any], timeout: float | None, run_id: str | None, *, stream: bool
-    ) -> Work:
+    def _text_work(self, prompt: str | Sequence[int], sampling: Mapping[str, Any], terms: _Terms, *, stream: bool) -> Work:
         return Work(
             model=self._model("llm"),
             holder=self._model("llm"),
-            run_id=_run_id(run_id),
+            run_id=terms.run_id,
+            request_id=terms.request_id,
             tensors=text_tensors(prompt, _seeded(sampling), stream=stream),
             decoupled=True,
             batched=False,
             holder_decoupled=True,
-            timeout=self._limit(timeout),
+            timeout=self._limit(terms.timeout),
         )
 
     def _limit(self, timeout: float | None) -> float | None:
@@ -145,11 +190,3 @@ def _seeded(options: Mapping[str, Any]) -> dict[str, Any]:
     """A seed drawn here is the same at every attempt; one drawn by the server would not be."""
     seed = options.get("seed")
     return {**options, "seed": secrets.randbits(53) if seed is None else seed}
-
-
-def _run_id(given: str | None) -> str:
-    if given is None:
-        return secrets.token_urlsafe(18)
-    if not isinstance(given, str) or not _RUN_ID.fullmatch(given):
-        raise InvalidRequestError(f"run_id: {given!r} is not allowed; it must be 1 to 64 characters of A-Z a-z 0-9 _ -", "run_id")
-    return given

@@ -10,21 +10,11 @@ from typing import Any
 import numpy as np
 
 from nereid_client.errors import InvalidRequestError
-from nereid_client.images import Tensors
+from nereid_client.images import Tensors, encoded
 
-TEXT_OUTPUTS = (
-    "text_output",
-    "finish_reason",
-    "cumulative_logprob",
-    "logprobs",
-    "num_input_tokens",
-    "num_cached_tokens",
-    "num_output_tokens",
-    "output_ids",
-    "index",
-)
 _STREAM_FLAGS = ("return_finish_reason", "return_num_input_tokens", "return_token_ids")
 """A stream has an answer for every token or two, so it asks for no more than a TextDelta holds."""
+_LARGEST_TOKEN = 2**31 - 1
 _FLAGS = (*_STREAM_FLAGS, "return_cumulative_logprob", "return_num_output_tokens")
 
 
@@ -138,7 +128,17 @@ def text_tensors(prompt: str | Sequence[int], sampling: Mapping[str, Any], *, st
     if sampling.get("logprobs") is not None:
         tensors["return_logprobs"] = np.array([True])
     if isinstance(prompt, str):
-        tensors["text_input"] = np.array([prompt.encode()], np.object_)
+        tensors["text_input"] = np.array([encoded("text_input", prompt)], np.object_)
     else:
-        tensors["input_ids"] = np.asarray(prompt, np.int32)
+        tensors["input_ids"] = _token_ids(prompt)
     return tensors
+
+
+def _token_ids(prompt: Sequence[int]) -> np.ndarray:
+    """As int32, and never another number than was given."""
+    ids = np.asarray(prompt)
+    if ids.size and not (np.issubdtype(ids.dtype, np.integer) and ids.ndim == 1):
+        raise InvalidRequestError("input_ids: it must be a list of integers", "input_ids")
+    for token in ids[(ids < 0) | (ids > _LARGEST_TOKEN)][:1] if ids.size else ():
+        raise InvalidRequestError(f"input_ids: {token} is not allowed; it must be 0 to {_LARGEST_TOKEN}", "input_ids")
+    return ids.astype(np.int32)

@@ -14,12 +14,18 @@ __all__ = ["Answered", "Call", "Cancel", "Ended", "Event", "Failed", "Tell", "Te
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One call of a model. A decoupled model may answer any number of times; `timeout` is the seconds until it is given up."""
+    """One call of a model. A decoupled model may answer any number of times; `timeout` is the seconds until it is given up.
+
+    `ends_by_id`: who cancels it also tells the server by the run's id, so that the call soon ends by itself.
+    `request_id` is the server's name for it, in its logs.
+    """
 
     model: str
     tensors: Tensors
     decoupled: bool
     timeout: float | None = None
+    ends_by_id: bool = False
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,8 @@ ANSWER_SECONDS = 3.0
 _UNKNOWN_TIMES = 2
 _ARRIVAL_SECONDS = 5.0
 _DELIVERY_SECONDS = 30.0
+_STREAM_DELIVERY_SECONDS = 10.0
+"""After the end of a run its picture is still decoded, and may wait for others. A stream that has died is seen by this alone."""
 
 
 class Finding(Enum):
@@ -41,6 +43,7 @@ class Watch:
     """One attempt's watch. `patience` multiplies the times that make a loss likely: it doubles with every replay."""
 
     sent: float
+    streamed: bool = False
     patience: float = 1.0
     next_question: float = 0.0
     unanswered_since: float | None = None
@@ -75,7 +78,8 @@ class Watch:
             return Finding.NOTHING
         if self._ended is None:
             self._ended = now
-        return Finding.LIKELY_LOST if now - self._ended > _DELIVERY_SECONDS * self.patience else Finding.NOTHING
+        delivery = _STREAM_DELIVERY_SECONDS if self.streamed else _DELIVERY_SECONDS
+        return Finding.LIKELY_LOST if now - self._ended > delivery * self.patience else Finding.NOTHING
 
     def progressed(self) -> None:
         """An answer of the run itself came."""

@@ -23,10 +23,12 @@ class Status(StrEnum):
 class ErrorKind(StrEnum):
     """Why a request failed; each kind has one status.
 
-    `queue_full` and `stopping` may be tried again later, `lost` (what computed it has died) at once, the others not.
+    `queue_full` and `stopping` may be tried again later, `lost` (what computed it has died) at once, the others not. `too_long`
+    is an `invalid` that programs treat in a way of its own: prompt and answer do not fit into the model's context.
     """
 
     INVALID = "invalid"
+    TOO_LONG = "too_long"
     QUEUE_FULL = "queue_full"
     STOPPING = "stopping"
     DEADLINE = "deadline"
@@ -42,6 +44,7 @@ class ErrorKind(StrEnum):
 
 _STATUS = {
     ErrorKind.INVALID: Status.INVALID_ARG,
+    ErrorKind.TOO_LONG: Status.INVALID_ARG,
     ErrorKind.QUEUE_FULL: Status.UNAVAILABLE,
     ErrorKind.STOPPING: Status.UNAVAILABLE,
     ErrorKind.DEADLINE: Status.UNAVAILABLE,

@@ -7,71 +7,8 @@ export), the SDK's and the gateway's request models, the options of `nereid gene
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import StrEnum
 
-MAX_SEED = 2**63 - 1
-"""Seeds are 0 to this, the non-negative part of Triton's INT64."""
-
-
-class DType(StrEnum):
-    """Triton's names of tensor types."""
-
-    STRING = "STRING"
-    INT32 = "INT32"
-    INT64 = "INT64"
-    FP32 = "FP32"
-    UINT8 = "UINT8"
-
-
-class Model(StrEnum):
-    """The models that carry request fields, by the names of their folders in `model_repository/`."""
-
-    ENSEMBLE = "text_to_image"
-    STREAM = "text_to_image_stream"
-    JSON = "text_to_image_json"
-    TOKENIZER = "tokenizer"
-    DENOISE = "denoise"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Field:
-    """One request option.
-
-    Attributes:
-        shape: without the batch dimension; -1 is any length.
-        help: one line, for people.
-        default: in words, for the reference; a server resolves it.
-        low, high: bounds of every element, both allowed; a server may set narrower ones (`limit`).
-        limit: the parameter of `denoise` that bounds it from above.
-        per_request: one value for all prompts of a request; otherwise each prompt has its own.
-        models: who takes it as an input.
-        option: its name on the command line of `nereid generate`, where it has one.
-        gateway: whether /v1/images/generations takes it under this name.
-    """
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...] = (1,)
-    help: str
-    default: str = ""
-    low: float | None = None
-    high: float | None = None
-    limit: str | None = None
-    per_request: bool = False
-    models: frozenset[Model]
-    option: str | None = None
-    gateway: bool = False
-
-    @property
-    def scalar(self) -> bool:
-        return self.shape == (1,)
-
-    @property
-    def client_side(self) -> bool:
-        """Whether a caller may give it as an option of a request."""
-        return Model.ENSEMBLE in self.models or Model.STREAM in self.models
-
+from nereid_protocol.field import MAX_SEED, DType, Field, Model
 
 _ALL = frozenset(Model)
 _NO_PICTURES = frozenset({Model.ENSEMBLE, Model.STREAM, Model.DENOISE})
@@ -132,8 +69,8 @@ IMAGE_FIELDS: tuple[Field, ...] = (
     Field(
         name="seed",
         dtype=DType.INT64,
-        help="For the same picture again.",
-        default="random, and told in image_seed",
+        help="The same seed gives the same picture again.",
+        default="random; image_seed of the answer tells it",
         low=0,
         high=MAX_SEED,
         models=_ALL,
@@ -229,7 +166,7 @@ IMAGE_FIELDS: tuple[Field, ...] = (
     Field(
         name="run_id",
         dtype=DType.STRING,
-        help="A name for the run that nobody can guess, to watch or cancel it by: up to 64 of A-Z, a-z, 0-9, _ and -.",
+        help="An id for the run that cannot be guessed, to watch or cancel it by: up to 64 of A-Z, a-z, 0-9, _ and -.",
         default="none",
         per_request=True,
         models=_ALL,
@@ -246,7 +183,7 @@ IMAGE_FIELDS: tuple[Field, ...] = (
     Field(
         name="watch",
         dtype=DType.STRING,
-        help="Asks about the run of this id instead of starting one.",
+        help="Asks for the state of the run with this id instead of starting one.",
         default="none",
         per_request=True,
         models=frozenset({Model.DENOISE}),
@@ -254,7 +191,7 @@ IMAGE_FIELDS: tuple[Field, ...] = (
     Field(
         name="cancel",
         dtype=DType.STRING,
-        help="Cancels the run of this id instead of starting one.",
+        help="Cancels the run with this id instead of starting one.",
         default="none",
         per_request=True,
         models=frozenset({Model.DENOISE}),
@@ -272,7 +209,7 @@ IMAGE_FIELDS: tuple[Field, ...] = (
     Field(
         name="tokenizer_warnings",
         dtype=DType.STRING,
-        help="What the tokenizer has to say about each prompt; it goes into the answer's warnings.",
+        help="The tokenizer's warnings about each prompt; they become warnings of the answer.",
         default="nothing",
         models=frozenset({Model.DENOISE}),
     ),

@@ -1,4 +1,4 @@
-"""`nereid export`: the command line of this room."""
+"""`nereid export`: the command line of the exporter."""
 
 from __future__ import annotations
 
@@ -103,7 +103,10 @@ def llm(
     out: Annotated[Path, typer.Option(help="The repository to write; other models in it are kept.")] = Path("build/repository"),
     draft: Annotated[
         Path | None,
-        typer.Option(help="A smaller checkpoint with the same tokenizer, exported along to guess for it (speculation: draft)."),
+        typer.Option(help="A smaller checkpoint with the same tokenizer: the draft model of speculative decoding."),
+    ] = None,
+    context_length: Annotated[
+        int | None, typer.Option(help="Tokens that prompt and answer may have; the checkpoint's own context where absent.")
     ] = None,
     sample_text: Annotated[
         Path | None, typer.Option(help="Text that errors and perplexity are measured on; random tokens where absent.")
@@ -125,6 +128,7 @@ def llm(
         name=name,
         sample_text=sample_text,
         draft=draft,
+        context_length=context_length,
     )
     manifest = _with_bar(lambda bar: export_llm(options, bar))
     if as_json:
@@ -141,7 +145,7 @@ def sign(
 ) -> None:
     """Accept a repository's files as they are now: after a change of a config.pbtxt by hand, for example.
 
-    Nothing is served whose files differ from the digests that its export wrote; this writes them anew.
+    Nothing is served whose files differ from the digests that its export wrote; this writes them again.
     """
     try:
         changed = digests.sign(repository)

@@ -12,7 +12,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 from nereid.diffusion.families import TextEncoder, family_of
 from nereid.diffusion.families.base import HALVES
 from nereid_export.components import Component, TensorSpec
-from nereid_protocol.fields import Model, carried_by, passed_on
+from nereid_protocol.field import Model
+from nereid_protocol.fields import carried_by, passed_on
 
 SOURCE = Path(__file__).resolve().parents[2] / "model_repository"
 """Where the sources of all models lie, in a checkout."""
@@ -83,9 +84,7 @@ def _dims(spec: TensorSpec) -> list[int]:
     return [-1 if isinstance(dim, str) else dim for dim in spec.dims]
 
 
-def pipeline_configs(
-    *, prefix: str, family: str, channels: int, max_batch_size: int, force_zeros: bool, device: str
-) -> dict[str, Any]:
+def pipeline_configs(*, prefix: str, family: str, channels: int, max_batch_size: int, force_zeros: bool) -> dict[str, Any]:
     """The configs of all Python models and the ensemble, by their unprefixed names."""
     configs = {name: source_config(name) for name in _PIPELINE_MODELS}
     for config in configs.values():

@@ -189,7 +189,6 @@ def _assemble(
         channels=facts["latent_channels"],
         max_batch_size=options.max_batch_size,
         force_zeros=facts["force_zeros_for_empty_prompt"],
-        device=options.device,
     )
     for source, config in made.items():
         folder = repository / config.name

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -16,19 +15,18 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from nereid.llm.settings import DRAFT_FOLDER, LLM_FILE
 from nereid_export import configs
-from nereid_export.checkpoint import read_json, read_text, understood
+from nereid_export.checkpoint import read_json, read_text
 from nereid_export.errors import ExportError
 from nereid_export.frame import MANIFEST, MANIFEST_VERSION, Device, Progress, check_name, file_digests, models_of, versions
 from nereid_export.llm_checkpoint import LlmCheckpoint
+from nereid_export.llm_figures import compare, feeds
 from nereid_export.llm_graph import fix_cache_size, keep_some_logits, save, set_window
 from nereid_export.llm_quantize import MatrixError, Scheme, measure, most_sensitive, quantize
 from nereid_export.publish import adopt, locked, publish, readable_failures, require_space, staging_folder
 from nereid_export.resume import RECORD, Record, resume_key
-from nereid_export.silence import quiet
 
 VERSIONED = ("torch", "transformers", "onnx", "onnxruntime", "onnxruntime-genai", "tokenizers", "numpy")
 HOME = "llm"
@@ -50,7 +48,8 @@ class LlmExportOptions:
     """What `nereid export llm` was asked for.
 
     `eight_bit_share` is the share of the weights kept in 8 bits in an int4 engine; `draft` is the checkpoint of a smaller model
-    with the same tokens, which guesses for this one.
+    with the same tokens, the draft model of speculative decoding; `context_length` bounds prompt and answer together, the
+    checkpoint's own context where it is None.
     """
 
     checkpoint: Path
@@ -63,6 +62,7 @@ class LlmExportOptions:
     name: str = ""
     sample_text: Path | None = None
     draft: Path | None = None
+    context_length: int | None = None
 
 
 def export_llm(options: LlmExportOptions, progress: Progress) -> dict[str, Any]:
@@ -78,7 +78,9 @@ def export_llm(options: LlmExportOptions, progress: Progress) -> dict[str, Any]:
         raise ExportError("--precision: fp16 needs --device cuda; ONNX Runtime's processor kernels take fp32, int8 and int4")
     checkpoint = LlmCheckpoint.open(options.checkpoint)
     draft = _open_draft(checkpoint, options.draft) if options.draft is not None else None
-    sample = _sample_ids(checkpoint, options.sample_text)
+    context = checkpoint.served_context(options.context_length)
+    parts = {HOME: checkpoint} if draft is None else {HOME: checkpoint, DRAFT_FOLDER: draft}
+    samples = {part: _sample_ids(of, options.sample_text)[:context] for part, of in parts.items()}
     progress.total(6 if draft is None else 10)
     progress.step("reading the checkpoint")
     with locked(options.out, lambda: progress.waiting(f"another export writes to {options.out}; waiting for it")):
@@ -87,23 +89,28 @@ def export_llm(options: LlmExportOptions, progress: Progress) -> dict[str, Any]:
             parameters = checkpoint.parameters() + (0 if draft is None else draft.parameters())
             require_space(options.out.parent, 2 * 4 * parameters)
             staging.mkdir(exist_ok=True)
-            parts = {HOME: checkpoint} if draft is None else {HOME: checkpoint, DRAFT_FOLDER: draft}
-            built = {part: _build(of, options, sample, staging / part, progress) for part, of in parts.items()}
+            built = {part: _build(of, options, samples[part], staging / part, progress) for part, of in parts.items()}
             progress.step("publishing the repository")
-            manifest = _assemble(checkpoint, draft, options, built, staging / "repository")
+            manifest = _assemble(checkpoint, draft, options, built, context, staging / "repository")
             publish(staging / "repository", options.out)
             shutil.rmtree(staging)
     return manifest
 
 
 def _open_draft(checkpoint: LlmCheckpoint, folder: Path) -> LlmCheckpoint:
-    """The draft model's checkpoint, whose tokens must be the large one's."""
+    """The draft model's checkpoint, whose tokens must be the large one's, and its logits wide enough for them.
+
+    What a vocabulary has beyond its tokens is padding, and may be wider in one model than in the other.
+    """
     from tokenizers import Tokenizer
 
     draft = LlmCheckpoint.open(folder)
     large, small = (Tokenizer.from_file(str(of.folder / "tokenizer.json")).get_vocab() for of in (checkpoint, draft))
     if large != small:
         raise ExportError(f"--draft: {folder} has other tokens than {checkpoint.folder}; a draft model must share its tokenizer")
+    width, tokens = draft.config["vocab_size"], max(small.values()) + 1
+    if width < tokens:
+        raise ExportError(f"--draft: {folder} has logits for {width} tokens, and its tokenizer has {tokens}")
     return draft
 
 
@@ -133,7 +140,7 @@ def _build(
         "architecture": checkpoint.config["architectures"][0],
     }
     # `draft` is an engine with a record of its own.
-    without_effect = ("checkpoint", "out", "name", "draft")
+    without_effect = ("checkpoint", "out", "name", "draft", "context_length")
     key = resume_key(options, {**source, "sample": sample}, VERSIONED, without_effect=without_effect)
     record = Record(folder / RECORD, key)
     if (done := record.read()) is not None:
@@ -150,8 +157,9 @@ def _build(
     progress.step("measuring and quantising the matrices" if options.precision.startswith("int") else "preparing the engine")
     errors, eight_bit = _write_engine(checkpoint, options, plain, folder, sample)
     progress.step("checking against PyTorch")
-    reference = _torch_logits(checkpoint, sample)
-    figures = _compare(checkpoint, options, plain, folder, sample, reference)
+    bound = FP16_BOUND if options.device is Device.CUDA and options.precision is not LlmPrecision.FP32 else FP32_BOUND
+    figures: dict[str, Any] = dict(compare(checkpoint, plain, folder, options.device, sample, bound))
+    figures["sample"] = options.sample_text.name if options.sample_text else "random tokens"
     progress.step("comparing with fp32")
     engine_bytes = sum(file.stat().st_size for file in folder.glob("model.onnx*"))
     figures |= {
@@ -162,15 +170,16 @@ def _build(
         "matrices": [asdict(error) for error in errors],
         "seconds": round(time.monotonic() - start, 1),
     }
-    shutil.rmtree(plain)
-    shutil.rmtree(folder / "cache", ignore_errors=True)
+    for made in (plain, folder / "cache", folder / "checkpoint"):
+        shutil.rmtree(made, ignore_errors=True)
     record.write(figures)
     return figures
 
 
 def _run_builder(checkpoint: LlmCheckpoint, target: Path, cache: Path, precision: str, device: Device) -> None:
     """onnxruntime-genai's model builder, in a process of its own: it prints, and keeps memory."""
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint.folder), "-o", str(target)]
+    source = checkpoint.with_older_names(target.with_name("checkpoint"))
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(target)]
     command += ["-p", precision, "-e", str(device), "-c", str(cache)]
     # Sliding windows over whole caches: a cache of the window alone would have places of its own, apart from the mask's.
     command += ["--extra_options", "windowed_kv_cache=false"]
@@ -194,7 +203,7 @@ def _write_engine(
     if options.precision in (LlmPrecision.INT4, LlmPrecision.INT8):
         bits = 4 if options.precision is LlmPrecision.INT4 else 8
         scheme = Scheme(bits=bits, block_size=options.block_size, symmetric=options.symmetric)
-        errors = measure(model, scheme, _feeds(checkpoint, sample, model))
+        errors = measure(model, scheme, feeds(checkpoint, sample, model))
         if bits == 4:
             eight_bit = most_sensitive(errors, options.eight_bit_share)
         model = quantize(model, scheme, eight_bit)
@@ -204,93 +213,12 @@ def _write_engine(
     return errors, eight_bit
 
 
-def _feeds(checkpoint: LlmCheckpoint, ids: Sequence[int], model: Any, keep: bool = False) -> dict[str, NDArray]:
-    """One whole sequence with an empty cache."""
-    feeds: dict[str, NDArray] = {
-        "input_ids": np.array([ids], np.int64),
-        "attention_mask": np.ones((1, len(ids)), np.int64),
-    }
-    if keep:
-        feeds["logits_to_keep"] = np.arange(len(ids))
-    types = {1: np.float32, 10: np.float16}
-    for value in model.graph.input:
-        if value.name.startswith("past_key_values."):
-            heads = value.type.tensor_type.shape.dim[1].dim_value
-            feeds[value.name] = np.zeros((1, heads, 0, checkpoint.head_size), types[value.type.tensor_type.elem_type])
-    return feeds
-
-
-def _torch_logits(checkpoint: LlmCheckpoint, ids: Sequence[int]) -> NDArray[np.float32]:
-    """What transformers makes of the sample in float32: tokens x vocabulary."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with understood(checkpoint.folder), quiet(), torch.no_grad():
-        model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32, use_safetensors=True).eval()
-        return model(torch.tensor([list(ids)])).logits[0].numpy()
-
-
-def _compare(
-    checkpoint: LlmCheckpoint,
-    options: LlmExportOptions,
-    plain: Path,
-    folder: Path,
-    sample: list[int],
-    reference: NDArray[np.float32],
-) -> dict[str, Any]:
-    """The unquantised graph must equal PyTorch; the engine's own distance is measured and told."""
-    exact = _engine_logits(checkpoint, plain, options.device, sample, keep=False)
-    bound = FP16_BOUND if options.device is Device.CUDA and options.precision is not LlmPrecision.FP32 else FP32_BOUND
-    error = _relative(exact, reference)
-    if not error <= bound:
-        raise ExportError(
-            f"relative error {error:.2g} of the logits against PyTorch is above the bound of {bound:g}; nothing was published"
-        )
-    made = _engine_logits(checkpoint, folder, options.device, sample, keep=True)
-    return {
-        "unquantised_error": error,
-        "error_bound": bound,
-        "logits_error": _relative(made, reference),
-        "next_token_agreement": float((made.argmax(1) == reference.argmax(1)).mean()),
-        "perplexity_fp32": _perplexity(reference, sample),
-        "perplexity": _perplexity(made, sample),
-        "sample_tokens": len(sample),
-        "sample": options.sample_text.name if options.sample_text else "random tokens",
-    }
-
-
-def _engine_logits(
-    checkpoint: LlmCheckpoint, folder: Path, device: Device, ids: Sequence[int], *, keep: bool
-) -> NDArray[np.float32]:
-    import onnxruntime as ort
-
-    file = folder / "model.onnx"
-    model = onnx.load(str(file), load_external_data=False)
-    available = ort.get_available_providers()
-    providers = ["CUDAExecutionProvider"] if device is Device.CUDA and "CUDAExecutionProvider" in available else []
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 3
-    session = ort.InferenceSession(str(file), settings, providers=[*providers, "CPUExecutionProvider"])
-    logits = session.run(["logits"], _feeds(checkpoint, ids, model, keep))[0][0]
-    return np.asarray(logits, np.float32)
-
-
-def _relative(made: NDArray, reference: NDArray) -> float:
-    return float(np.linalg.norm(made.astype(np.float64) - reference) / np.linalg.norm(reference))
-
-
-def _perplexity(logits: NDArray[np.float32], ids: Sequence[int]) -> float:
-    wide = logits[:-1].astype(np.float64)
-    peak = wide.max(1, keepdims=True)
-    losses = np.log(np.exp(wide - peak).sum(1)) + peak[:, 0] - wide[np.arange(len(ids) - 1), list(ids[1:])]
-    return float(np.exp(losses.mean()))
-
-
 def _assemble(
     checkpoint: LlmCheckpoint,
     draft: LlmCheckpoint | None,
     options: LlmExportOptions,
     built: dict[str, dict[str, Any]],
+    context: int,
     repository: Path,
 ) -> dict[str, Any]:
     """Lay the whole repository out in `repository`, other models of `out` included."""
@@ -301,7 +229,6 @@ def _assemble(
     config.name = configs.prefixed(HOME, options.name)
     if options.device is Device.CUDA:
         configs.place_on_gpu(config)
-    context = min(int(of.config["max_position_embeddings"]) for of in (checkpoint, draft) if of is not None)
     folder = repository / config.name
     configs.write_config(config, folder)
     shutil.copytree(configs.SOURCE / HOME / "1", folder / "1", ignore=shutil.ignore_patterns("__pycache__"))
@@ -310,7 +237,7 @@ def _assemble(
             target.mkdir(exist_ok=True)
             (target / file.name).hardlink_to(file)
     (folder / "1" / "tokenizer.json").write_bytes((checkpoint.folder / "tokenizer.json").read_bytes())
-    template = _chat_template(checkpoint)
+    template = chat_template_of(checkpoint.folder)
     if template is not None:
         (folder / "1" / "chat_template.jinja").write_text(template, encoding="utf-8")
     layers = checkpoint.config["num_hidden_layers"]
@@ -319,12 +246,12 @@ def _assemble(
     facts = {
         "architecture": figures["source"]["architecture"],
         "precision": str(options.precision),
-        "context_length": context,
+        "context_length": context if draft is None else min(context, draft.longest_context),
         "vocabulary": checkpoint.config["vocab_size"],
         "eos_token_ids": checkpoint.eos_token_ids(),
         "head_size": checkpoint.head_size,
         "weight_bytes": figures["engine_bytes"],
-        "flops_per_token": 2 * _active_parameters(checkpoint),
+        "flops_per_token": 2 * checkpoint.active_parameters(),
         "kv_bytes_per_token": 2 * layers * heads * checkpoint.head_size * element,
         **_chat_tokens(checkpoint),
     }
@@ -346,12 +273,6 @@ def _assemble(
     return manifest
 
 
-def _active_parameters(checkpoint: LlmCheckpoint) -> int:
-    """Weights that one token is multiplied with: all but the embedding table, which is only looked up (unless it is the head)."""
-    table = checkpoint.config["vocab_size"] * checkpoint.config["hidden_size"]
-    return checkpoint.parameters() - (0 if checkpoint.config.get("tie_word_embeddings") else table)
-
-
 def _chat_tokens(checkpoint: LlmCheckpoint) -> dict[str, str]:
     """What chat templates call `bos_token` and `eos_token`; the first is empty where the tokenizer adds it by itself."""
     from tokenizers import Tokenizer
@@ -367,10 +288,13 @@ def _chat_tokens(checkpoint: LlmCheckpoint) -> dict[str, str]:
     return {"bos_token": "" if adds_bos else text("bos_token"), "eos_token": text("eos_token")}
 
 
-def _chat_template(checkpoint: LlmCheckpoint) -> str | None:
-    file = checkpoint.folder / "chat_template.jinja"
+def chat_template_of(folder: Path) -> str | None:
+    """The checkpoint's chat template; None where it has none."""
+    file = folder / "chat_template.jinja"
     if file.is_file():
         return read_text(file)
-    settings = checkpoint.folder / "tokenizer_config.json"
+    settings = folder / "tokenizer_config.json"
     found = read_json(settings).get("chat_template") if settings.is_file() else None
+    if isinstance(found, list):  # several by name, of which transformers takes this one where nothing else is said
+        found = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}.get("default")
     return found if isinstance(found, str) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ ARCHITECTURES = (
     "Gemma2ForCausalLM",
 )
 """Families that are exported. Others that onnxruntime-genai's builder knows have not been tried here."""
+
+SHORTEST_CONTEXT = 16
+_PHI3_ORIGINAL_CONTEXT = 4096
+"""Transformers' default, where config.json does not say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,22 @@ class LlmCheckpoint:
             raise ExportError(f"{folder} has no tokenizer.json; save the tokenizer with transformers' fast tokenizer first")
         checkpoint._check_settings()
         return checkpoint
+
+    def with_older_names(self, folder: Path) -> Path:
+        """The checkpoint as onnxruntime-genai's builder reads it: transformers 5 writes a RoPE's kind as `rope_type` alone."""
+        changed = {
+            key: {**rope, "type": rope["rope_type"]}
+            for key in ("rope_parameters", "rope_scaling")
+            if isinstance(rope := self.config.get(key), dict) and "rope_type" in rope and "type" not in rope
+        }
+        if not changed:
+            return self.folder
+        folder.mkdir()
+        for file in self.folder.iterdir():
+            if file.is_file() and file.name != "config.json":
+                (folder / file.name).symlink_to(file.resolve())
+        (folder / "config.json").write_text(json.dumps({**self.config, **changed}))
+        return folder
 
     def _check_settings(self) -> None:
         """Everything that is read later on can be read, before anything slow begins."""
@@ -111,6 +132,11 @@ class LlmCheckpoint:
                 total += sum(prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
         return total
 
+    def active_parameters(self) -> int:
+        """Weights that one token is multiplied with: all but the embedding table, which is looked up (unless it is the head)."""
+        table = self.config["vocab_size"] * self.config["hidden_size"]
+        return self.parameters() - (0 if self.config.get("tie_word_embeddings") else int(table))
+
     def eos_token_ids(self) -> list[int]:
         """From the generation settings where there are any, else from the model's."""
         settings = self.folder / "generation_config.json"
@@ -121,6 +147,37 @@ class LlmCheckpoint:
     @property
     def head_size(self) -> int:
         return int(self.config.get("head_dim") or self.config["hidden_size"] // self.config["num_attention_heads"])
+
+    @property
+    def longest_context(self) -> int:
+        """Tokens of a sequence that the checkpoint was made for."""
+        return int(self.config["max_position_embeddings"])
+
+    @property
+    def rope_switch(self) -> int | None:
+        """Tokens beyond which LongRoPE rotates every key by other factors, the earliest too; None where it never does."""
+        rope = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
+        kinds = ("longrope", "su", "yarn") if self.config["architectures"][0] == "Phi3ForCausalLM" else ("longrope",)
+        if rope.get("rope_type", rope.get("type")) not in kinds:
+            return None
+        name = "original_max_position_embeddings"
+        switch = int(self.config.get(name) or rope.get(name) or _PHI3_ORIGINAL_CONTEXT)
+        return switch if switch < self.longest_context else None
+
+    def served_context(self, wanted: int | None) -> int:
+        """Tokens that prompt and answer may have; raises ExportError where the engine would not compute what the checkpoint does.
+
+        Keys are cached as they were rotated, so a sequence cannot go on where LongRoPE rotates all of them anew.
+        """
+        longest, switch = self.longest_context, self.rope_switch
+        if wanted is not None and not SHORTEST_CONTEXT <= wanted <= longest:
+            raise ExportError(f"--context-length: {wanted} is not allowed; it must be {SHORTEST_CONTEXT} to {longest}")
+        if switch is not None and (wanted or longest) > switch:
+            raise ExportError(
+                f"{self.folder / 'config.json'}: beyond {switch} tokens LongRoPE rotates all keys by other factors, and those in "
+                f"the KV cache cannot be; give --context-length {switch} or less"
+            )
+        return wanted or longest
 
     @property
     def unlisted_window(self) -> int | None:

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from nereid.diffusion.plan import commit, engine_rows, pack
 from nereid.diffusion.state import ImageRun, ImageTask
 from nereid.engines.costs import StepCosts
-from nereid.engines.lanes import Candidate, FairClock, order, rows_to_take
+from nereid.engines.lanes import CallSizes, Candidate, FairClock, order
 from nereid.flow.errors import EngineError, LostError, PoisonousRequestError, RequestError
+from nereid.flow.request_ids import named
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,9 @@ class DenoisingLoop:
     calls: int = 1
     waiting: Callable[[], Sequence[ImageTask]] = tuple
     stepped: Callable[[Sequence[ImageTask], int, float], None] = lambda tasks, rows, seconds: None
-    _clock: FairClock[Lane] = field(default_factory=FairClock)
+    died: Callable[[], None] = lambda: None
+    _clock: FairClock[Lane] = field(default_factory=lambda: FairClock[Lane]())
+    _sizes: CallSizes[Lane] = field(default_factory=lambda: CallSizes[Lane]())
     _out: list[_Call] = field(default_factory=list)
     _down: bool = False
     _retry_at: float = 0.0
@@ -103,6 +106,7 @@ class DenoisingLoop:
         for member in ready:
             lanes[_lane(member[1])].append(member)
         self._clock.forget(lanes)
+        self._sizes.forget(lanes)
         lane = self._clock.next(lanes)
         members = self._choose(lane, lanes[lane])
         inputs = pack([run for _, run in members])
@@ -132,11 +136,12 @@ class DenoisingLoop:
         ranked = order(candidates)
         behind = [_candidate(task, run) for task in self.waiting() for run in task.runs if _lane(run) == lane]
         key = _key(lane)
-        count = rows_to_take(
+        count = self._sizes.take(
+            lane,
             [candidates[index] for index in ranked],
             behind[:_BEHIND],
             self.max_batch_size,
-            lambda rows: self.costs.predict(key, rows),
+            lambda rows: self.costs.known(key, rows),
             time.monotonic(),
         )
         chosen: list[int] = []
@@ -189,7 +194,9 @@ class DenoisingLoop:
         if self._down or call.probe:
             return
         self._down = True
-        log.warning("a call of %d rows is lost (%s); it is made again when the engine is back", len(call.members), error)
+        self.died()
+        inside = named(list(dict.fromkeys(task.request_id for task, _ in call.members)))
+        log.warning("an engine call for %s failed (%s); it is repeated when the engine is back", inside, error)
         for task, run in call.members:
             run.deaths += 1
             if run.deaths > 1 and len(call.members) == 1:

@@ -6,7 +6,6 @@ A request is a batch of prompts (rows of the inputs), each with its own paramete
 from __future__ import annotations
 
 import math
-import re
 import secrets
 from dataclasses import dataclass, field
 
@@ -14,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nereid.diffusion.families import Conditioning, family_of
+from nereid.diffusion.options import first_step, guided_steps, images_of, memory_of, read_id, resolve, size_of, solver_table
 from nereid.diffusion.settings import Limits, Pipeline
-from nereid.diffusion.solvers import SCHEDULERS, ScheduleError, SchedulerName, SolverTable, build_table
+from nereid.diffusion.solvers import SolverTable
 from nereid.flow.errors import InvalidRequestError
 from nereid.flow.fields import FieldReader, Inputs
 from nereid.flow.noise import derived_seed
-from nereid_protocol.fields import RUN_ID_FORM
 
 MEMORY_ARRAYS = 4
 DEFAULT_STRENGTH = 0.8
@@ -56,60 +55,27 @@ class ImageRequest:
     rows: tuple[ImageRow, ...]
     warnings: tuple[str, ...]
     timeout_seconds: float
+    memory_bytes: float = 0.0
     run_id: str = ""
     ticket: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reservation:
-    """A place asked for before anything is encoded: how many images, for how long, and whether they will be watched."""
-
-    ticket: str
-    run_id: str
-    rows: int
-    timeout_seconds: float
-    watched: bool
-
-
-def parse_reservation(inputs: Inputs, pipeline: Pipeline, limits: Limits) -> Reservation:
-    """Check everything that can be checked without embeddings; raises InvalidRequestError."""
-    fields = FieldReader(inputs, len(inputs["ticket"]), limits)
-    images = _images(fields, limits)
-    for prompt in range(fields.batch_size):
-        _resolve(fields, prompt, pipeline)
-    _size(fields, pipeline, limits)
-    return Reservation(
-        ticket=read_id(fields, "ticket"),
-        run_id=read_id(fields, "run_id"),
-        rows=fields.batch_size * images,
-        timeout_seconds=fields.value("timeout_seconds", limits.default_timeout_seconds),
-        watched=fields.given("after_step"),
-    )
 
 
 def parse_image_request(inputs: Inputs, pipeline: Pipeline, limits: Limits) -> ImageRequest:
     """Validate the inputs of `denoise`; raises InvalidRequestError naming field, value and what is allowed."""
     fields = FieldReader(inputs, _batch_size(inputs), limits)
-    images = _images(fields, limits)
-    size = _size(fields, pipeline, limits)
+    images = images_of(fields, limits)
+    size = size_of(fields, pipeline, limits)
     parser = _RowParser(fields, pipeline, size, images)
     parser.warnings += [text for text in fields.values("tokenizer_warnings", "") if text]
     rows = tuple(parser.row(prompt, image) for prompt in range(fields.batch_size) for image in range(images))
     return ImageRequest(
         rows=rows,
         warnings=tuple(dict.fromkeys(parser.warnings)),
+        memory_bytes=memory_of(fields, size, [bool(row.guided) for row in rows], pipeline, limits),
         timeout_seconds=fields.value("timeout_seconds", limits.default_timeout_seconds),
         run_id=read_id(fields, "run_id"),
         ticket=read_id(fields, "ticket"),
     )
-
-
-def read_id(fields: FieldReader, name: str) -> str:
-    """A run's or a ticket's id, "" where absent; raises InvalidRequestError for one that is no id."""
-    value = fields.value(name, "")
-    if value and not re.fullmatch(RUN_ID_FORM, value):
-        raise InvalidRequestError.of(name, value, "1 to 64 characters of A-Z, a-z, 0-9, _ and -")
-    return str(value)
 
 
 def _batch_size(inputs: Inputs) -> int:
@@ -118,49 +84,6 @@ def _batch_size(inputs: Inputs) -> int:
         shape = None if embeds is None else embeds.shape
         raise InvalidRequestError.of("shape of prompt_embeds", shape, "prompts x tokens x width, one prompt at least")
     return int(embeds.shape[0])
-
-
-def _images(fields: FieldReader, limits: Limits) -> int:
-    """Images of each prompt."""
-    images = int(fields.value("num_images_per_prompt", 1))
-    count = fields.batch_size * images
-    if count > limits.max_inflight:
-        raise InvalidRequestError.of("images in one request", count, f"at most {limits.max_inflight}")
-    return images
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Resolved:
-    """One prompt's options that need no tensors."""
-
-    guidance: float
-    guided: bool
-    interval: tuple[float, float]
-    scheduler: SchedulerName
-    steps: int
-
-
-def _resolve(fields: FieldReader, prompt: int, pipeline: Pipeline) -> _Resolved:
-    guidance = fields.values("guidance_scale", pipeline.default_guidance)[prompt]
-    interval = fields.values("guidance_interval", (0.0, 1.0))[prompt]
-    if interval[0] > interval[1]:
-        raise InvalidRequestError.of("guidance_interval", interval, "two fractions, the smaller one first")
-    embedded = pipeline.time_cond_proj_dim is not None
-    if embedded and fields.given("guidance_interval"):
-        raise InvalidRequestError(
-            "guidance_interval: it has no meaning for this model, whose UNet is told the guidance", "guidance_interval"
-        )
-    name = _scheduler(fields.values("scheduler", pipeline.default_scheduler)[prompt])
-    steps = fields.values("num_inference_steps", pipeline.default_steps)[prompt]
-    _table(name, pipeline, steps, 0)
-    return _Resolved(guidance=guidance, guided=guidance > 1 and not embedded, interval=interval, scheduler=name, steps=steps)
-
-
-def _table(name: SchedulerName, pipeline: Pipeline, steps: int, begin: int) -> SolverTable:
-    try:
-        return build_table(name, pipeline.scheduler, steps, begin)
-    except ScheduleError as error:
-        raise InvalidRequestError(str(error), "num_inference_steps") from None
 
 
 @dataclass(slots=True)
@@ -173,7 +96,7 @@ class _RowParser:
 
     def row(self, prompt: int, image: int) -> ImageRow:
         fields, pipeline = self.fields, self.pipeline
-        options = _resolve(fields, prompt, pipeline)
+        options = resolve(fields, prompt, pipeline)
         steps = options.steps
         strength = fields.values("strength", DEFAULT_STRENGTH)[prompt]
         picture = fields.array("init_image", np.uint8, 4)
@@ -195,7 +118,7 @@ class _RowParser:
             raise InvalidRequestError.of("shape of negative_prompt_embeds", negative.states.shape, "that of prompt_embeds")
         seeds = fields.values("seed", None)
         return ImageRow(
-            table=_table(options.scheduler, pipeline, steps, origin),
+            table=solver_table(options.scheduler, pipeline, steps, origin),
             begin=begin,
             end=end,
             origin=origin,
@@ -279,40 +202,9 @@ class _RowParser:
         return value
 
 
-def first_step(steps: int, strength: float) -> int:
-    """Where img2img joins a run of `steps` steps; `strength` comes as float32, whose last digits must not cost a step."""
-    return steps - min(int(round(steps * strength, 4)), steps)
-
-
-def guided_steps(interval: tuple[float, float], steps: int) -> range:
-    """The steps of a whole run that are guided: from the first fraction on, before the last (as diffusers' guiders count)."""
-    return range(*(int(round(fraction * steps, 4)) for fraction in interval))
-
-
 def guidance_embedding(guidance_scale: float, width: int) -> NDArray[np.float32]:
     """How a guidance-distilled UNet is told the guidance (Luo et al., 2023): float32, sines then cosines of 1000 (w - 1)."""
     half = width // 2
     frequencies = np.exp(np.arange(half) * -(math.log(10_000) / (half - 1)))
     angles = 1000 * (guidance_scale - 1) * frequencies
     return np.pad(np.concatenate([np.sin(angles), np.cos(angles)]), (0, width % 2)).astype(np.float32)
-
-
-def _size(fields: FieldReader, pipeline: Pipeline, limits: Limits) -> tuple[int, int]:
-    """(height, width) of all images of a request."""
-    picture = fields.array("init_image", np.uint8, 4)
-    height, width = (pipeline.default_height, pipeline.default_width) if picture is None else picture.shape[1:3]
-    sides = {"height": int(fields.value("height", height)), "width": int(fields.value("width", width))}
-    for name, side in sides.items():
-        if side % pipeline.size_multiple:
-            raise InvalidRequestError.of(name, side, f"a multiple of {pipeline.size_multiple}")
-    if sides["width"] * sides["height"] > limits.max_pixels:
-        shown = f"{sides['width']} x {sides['height']}"
-        raise InvalidRequestError.of("width x height", shown, f"at most {limits.max_pixels} pixels")
-    return sides["height"], sides["width"]
-
-
-def _scheduler(text: str) -> SchedulerName:
-    try:
-        return SchedulerName(text)
-    except ValueError:
-        raise InvalidRequestError.of("scheduler", text, f"one of {', '.join(SCHEDULERS)}") from None

@@ -6,25 +6,28 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from nereid.diffusion.kept import KeptResults
+from nereid.diffusion.lane_report import LaneReport
 from nereid.diffusion.loop import DenoisingLoop, Predict, cost_key
+from nereid.diffusion.options import parse_reservation, read_id
 from nereid.diffusion.plan import engine_rows
-from nereid.diffusion.requests import parse_image_request, parse_reservation, read_id
+from nereid.diffusion.requests import parse_image_request
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.diffusion.start import Encode, start_runs
 from nereid.diffusion.state import ImageTask
 from nereid.diffusion.watching import Watchers, state_outputs
 from nereid.engines.costs import StepCosts
+from nereid.engines.memory import available_bytes
 from nereid.flow.batcher import InFlightBatcher
 from nereid.flow.errors import EngineError, PoisonousRequestError, RequestError
 from nereid.flow.fields import FieldReader, Inputs
 from nereid.flow.flight_record import FlightRecord, digest_of
 from nereid.flow.metrics import ImageObserver, Recorder
+from nereid.flow.request_ids import NamedThreads
 from nereid.flow.tickets import Ticket
 
 log = logging.getLogger(__name__)
@@ -51,14 +54,17 @@ class DenoiseService:
     fingerprint: str = ""
     _observer: ImageObserver = field(init=False)
     _loop: DenoisingLoop = field(init=False)
+    _lanes: LaneReport = field(init=False)
     _batcher: InFlightBatcher[ImageTask] = field(init=False)
-    _preparing: ThreadPoolExecutor = field(init=False)
+    _preparing: NamedThreads = field(init=False)
     _watchers: Watchers = field(init=False)
     _reserved: dict[str, Ticket[ImageTask]] = field(default_factory=dict)
     _kept: KeptResults = field(default_factory=KeptResults)
     _saved: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
+        budget = self.limits.memory_budget_bytes or available_bytes() // 2
+        self.limits = replace(self.limits, memory_budget_bytes=budget)
         self._observer = ImageObserver(self.recorder)
         self._loop = DenoisingLoop(
             self.predict,
@@ -66,16 +72,20 @@ class DenoiseService:
             self.costs,
             self.limits.concurrent_calls,
             stepped=lambda tasks, rows, seconds: self._observer.stepped(rows, seconds),
+            died=self._observer.engine_died,
         )
+        self._lanes = LaneReport(self.recorder, self.costs, self.pipeline.vae_scale_factor, budget)
         self._batcher = InFlightBatcher(
             self._advance,
             self._observer,
             max_inflight=self.limits.max_inflight,
             max_queue=self.limits.max_queue,
+            max_weight=budget,
             name="denoise",
+            rest=self._rest,
         )
         self._loop.waiting = self._batcher.waiting
-        self._preparing = ThreadPoolExecutor(max_workers=2, thread_name_prefix="denoise-prepare")
+        self._preparing = NamedThreads(max_workers=2, thread_name_prefix="denoise-prepare")
         self._watchers = Watchers(self._batcher.state, self._find, self.pipeline.latents_to_rgb)
 
     def handle(self, inputs: Inputs, reply: Reply, is_cancelled: Callable[[], bool]) -> None:
@@ -120,9 +130,12 @@ class DenoiseService:
     def _reserve(self, inputs: Inputs, reply: Reply) -> None:
         """A place in the queue before anything is encoded: refused at once, or kept for a while."""
         asked = parse_reservation(inputs, self.pipeline, self.limits)
-        ticket = self._batcher.take_ticket(asked.rows, timeout_seconds=asked.timeout_seconds, run_id=asked.run_id)
+        ticket = self._batcher.take_ticket(
+            asked.rows, timeout_seconds=asked.timeout_seconds, run_id=asked.run_id, weight=asked.memory_bytes
+        )
         ticket.watched = asked.watched
-        self._reserved = {name: kept for name, kept in self._reserved.items() if not kept.finished and kept.task is None}
+        now = time.monotonic()
+        self._reserved = {name: kept for name, kept in self._reserved.items() if kept.lost(now) is None}
         self._reserved[asked.ticket] = ticket
         reply(state_outputs(self._batcher.state(asked.run_id)), None)
 
@@ -132,6 +145,8 @@ class DenoiseService:
         if self.record is not None and self.record.is_refused(digest):
             raise PoisonousRequestError("the request was alone in `denoise` when it died, twice; it is not tried a third time")
         if (known := self._kept.find(request.run_id, digest)) is not None:
+            if (taken := self._reserved.pop(request.ticket, None)) is not None:
+                self._batcher.give_back(taken)  # nothing will be drawn in its place
             reply(known, None)
             return
         task = ImageTask(request, self._answer_with(reply, digest), is_cancelled, digest=digest)
@@ -145,10 +160,16 @@ class DenoiseService:
         """The one that was taken in advance, or a new one."""
         request = task.request
         taken = self._reserved.pop(request.ticket, None) if request.ticket else None
-        if taken is not None and self._batcher.attach(taken, task):
+        if taken is not None and self._batcher.attach(taken, task, request.memory_bytes):
             task.submitted, task.watched = taken.submitted, taken.watched
             return taken
-        return self._batcher.take_ticket(task.rows, timeout_seconds=request.timeout_seconds, task=task, run_id=request.run_id)
+        return self._batcher.take_ticket(
+            task.rows,
+            timeout_seconds=request.timeout_seconds,
+            task=task,
+            run_id=request.run_id,
+            weight=request.memory_bytes,
+        )
 
     def _prepare(self, task: ImageTask, ticket: Ticket[ImageTask]) -> None:
         """Fill in the starting latents, which may call the VAE encoder; then the ticket may join."""
@@ -179,9 +200,15 @@ class DenoiseService:
             if task.done:
                 self._watchers.ended(task)  # before the batcher forgets it
         self._watchers.notice()
+        self._lanes.tick(tasks, self._batcher.waiting())
         if time.monotonic() - self._saved > _SAVE_SECONDS:
             self._saved = time.monotonic()
             self._preparing.submit(self.costs.save)
+
+    def _rest(self) -> bool:
+        """Nothing is in flight any more."""
+        self._lanes.tell([], [])
+        return False
 
     def _answer_with(self, reply: Reply, digest: bytes) -> Callable[[ImageTask, RequestError | None], None]:
         def answer(task: ImageTask, error: RequestError | None) -> None:

@@ -37,6 +37,11 @@ class Pipeline:
     memory: Mapping[str, RunMemory] = field(default_factory=dict)
     """What a run of each engine needs, by its component's name, where export has measured it."""
 
+    def image_bytes(self, pixels: int, *, guided: bool, from_image: bool) -> float:
+        """What one image of `pixels` needs at its largest engine; 0 where export has measured nothing."""
+        runs = {"unet": 2 if guided else 1, "vae_decoder": 1, "vae_encoder": int(from_image)}
+        return max((self.memory[name].run_bytes(rows, pixels) for name, rows in runs.items() if name in self.memory), default=0.0)
+
     @classmethod
     def from_json(cls, text: str) -> Pipeline:
         """Parse what `to_json` wrote; `scheduler` is the checkpoint's own scheduler_config.json."""
@@ -66,8 +71,15 @@ class Limits:
     unet_max_batch_size: int = 8
     concurrent_calls: int = 1
     latency_target: float = 2.0
+    memory_budget_bytes: int = 0
+    """What the engine runs of all images in flight may need together; 0: half of what the machine has left at start."""
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> Limits:
         """Read config.pbtxt parameters; raises ValueError naming the one that does not parse or is not positive."""
-        return read_parameters(cls, parameters, may_be_zero=("max_queue",), others=("unet_model", "vae_encoder_model"))
+        return read_parameters(
+            cls,
+            parameters,
+            may_be_zero=("max_queue", "memory_budget_bytes"),
+            others=("unet_model", "vae_encoder_model"),
+        )

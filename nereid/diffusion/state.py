@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from nereid.diffusion.requests import ImageRequest, ImageRow
 from nereid.diffusion.solvers import SolverState
 from nereid.flow.errors import RequestError
+from nereid.flow.request_ids import current
 
 _SNAPSHOTS = 64
 """Steps of a watched run that are kept for watchers who are slower than the run."""
@@ -73,6 +74,7 @@ class ImageTask:
     due: float = math.inf
     watched: bool = False
     digest: bytes = b""
+    request_id: str = field(default_factory=current)
     _snapshots: deque[Snapshot] = field(default_factory=lambda: deque(maxlen=_SNAPSHOTS))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -105,6 +107,11 @@ class ImageTask:
             with self._lock:
                 if not self._snapshots or self._snapshots[-1].step < self.step:
                     self._snapshots.append(Snapshot(self.step, self.runs[0].state.sample))
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """What the steps that are kept for watchers hold."""
+        return sum(snapshot.sample.nbytes for snapshot in self._snapshots)
 
     def snapshot_after(self, step: int) -> Snapshot | None:
         """The earliest kept step beyond `step`."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Protocol
 
@@ -15,14 +16,16 @@ import numpy as np
 from nereid.diffusion.admission import take_ticket
 from nereid.diffusion.families import family_of
 from nereid.diffusion.families.base import HALVES
-from nereid.diffusion.requests import DEFAULT_STRENGTH, first_step
+from nereid.diffusion.options import first_step
+from nereid.diffusion.requests import DEFAULT_STRENGTH
 from nereid.diffusion.settings import Pipeline
 from nereid.diffusion.watching import HOLD_SECONDS
-from nereid.flow.errors import CancelledError, LostError
+from nereid.flow.errors import CancelledError, LostError, QueueFullError
 from nereid.flow.fields import FieldReader, Inputs
 from nereid.flow.retry import call_again
 from nereid.flow.runs import RunState
-from nereid_protocol.fields import Model, names, passed_on
+from nereid_protocol.field import Model
+from nereid_protocol.fields import names, passed_on
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -55,6 +58,26 @@ class Siblings:
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> Siblings:
         return cls(**{field.name: parameters[f"{field.name}_model"] for field in fields(cls)})
+
+
+@dataclass(slots=True, eq=False)
+class StreamPlaces:
+    """Each stream holds a thread: one more than there are is refused at once, as by a full queue."""
+
+    most: int
+    _taken: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def take(self) -> None:
+        """Raises QueueFullError."""
+        with self._lock:
+            if self._taken >= self.most:
+                raise QueueFullError(f"streams: {self._taken} are served already; at most {self.most} may be (max_streams)")
+            self._taken += 1
+
+    def give_back(self) -> None:
+        with self._lock:
+            self._taken -= 1
 
 
 @dataclass(frozen=True, slots=True)

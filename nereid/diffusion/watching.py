@@ -19,8 +19,8 @@ Outputs = Mapping[str, np.ndarray]
 
 HOLD_SECONDS = 2.0
 """A watch is answered by then, with or without news: whoever watches sees from it that this process lives."""
-_ENDED, _ENDED_SECONDS = 64, 10.0
-"""How many ended runs keep their last steps for watchers, and for how long."""
+_ENDED_BYTES, _ENDED_SECONDS = 64 * 2**20, 10.0
+"""What the last steps of ended runs, kept for their watchers, may hold together, and for how long they are kept."""
 
 
 @dataclass(slots=True, eq=False)
@@ -72,9 +72,18 @@ class Watchers:
         if task.watched:
             with self._lock:
                 self._ended[task.request.run_id] = (now, task)
-                while self._ended and (len(self._ended) > _ENDED or next(iter(self._ended.values()))[0] < now - _ENDED_SECONDS):
-                    self._ended.popitem(last=False)
+                self._drop(now)
+            self._news.set()
         self.notice()
+
+    def _drop(self, now: float) -> None:
+        """Forget ended runs whose time is over, and the oldest where they hold too much; the newest stays."""
+        held = sum(task.snapshot_bytes for _, task in self._ended.values())
+        for run_id, (ended, task) in list(self._ended.items()):
+            if ended >= now - _ENDED_SECONDS and (held <= _ENDED_BYTES or len(self._ended) == 1):
+                return
+            del self._ended[run_id]
+            held -= task.snapshot_bytes
 
     def stop(self) -> None:
         self._stopping = True
@@ -84,9 +93,10 @@ class Watchers:
 
     def _answer_forever(self) -> None:
         while not self._stopping:
-            self._news.wait(0.1 if self._open else None)
+            self._news.wait(0.1 if self._open else _ENDED_SECONDS if self._ended else None)
             self._news.clear()
             with self._lock:
+                self._drop(time.monotonic())
                 watches, self._open = self._open, []
             kept = [watch for watch in watches if not self._answer(watch)]
             with self._lock:

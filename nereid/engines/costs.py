@@ -12,7 +12,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 _MEMORY = 0.97
-"""What a past call counts for at each new one: an engine shares its machine, and its costs move with its company."""
+"""What a past call counts for at each new one: an engine shares its machine, and its costs change with what else runs there."""
 _LARGEST_SURPRISE = 3.0
 """A call that took longer than this many times what was expected was interrupted, and counts for no more."""
 
@@ -44,13 +44,21 @@ class Fit:
         return fixed + each * rows
 
     @property
+    def one_size(self) -> bool:
+        """Calls of one size alone are remembered: a and b cannot be told apart."""
+        return self._spread < 1e-3 * self.weight**2
+
+    @property
+    def _spread(self) -> float:
+        return self.weight * self.rows_squared - self.rows**2
+
+    @property
     def coefficients(self) -> tuple[float, float]:
         """a and b, neither below zero."""
-        spread = self.weight * self.rows_squared - self.rows**2
         mean_rows, mean = self.rows / self.weight, self.seconds / self.weight
-        if spread < 1e-3 * self.weight**2:
+        if self.one_size:
             return 0.0, mean / mean_rows
-        each = (self.weight * self.rows_seconds - self.rows * self.seconds) / spread
+        each = (self.weight * self.rows_seconds - self.rows * self.seconds) / self._spread
         each = min(max(each, 0.0), mean / mean_rows)
         return mean - each * mean_rows, each
 
@@ -70,7 +78,7 @@ class StepCosts:
             raw = json.loads(self.file.read_text())
             self._fits = {key: Fit(**{name: float(number) for name, number in fit.items()}) for key, fit in raw.items()}
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            log.warning("%s: not read, costs are learned anew (%s)", self.file.name, error)
+            log.warning("%s: not read, costs are learned again (%s)", self.file.name, error)
 
     def learn(self, key: str, rows: int, seconds: float) -> None:
         with self._lock:
@@ -81,6 +89,16 @@ class StepCosts:
         with self._lock:
             fit = self._fits.get(key)
             return math.nan if fit is None or not fit.weight else fit.predict(rows)
+
+    def known(self, key: str, rows: int) -> float:
+        """As `predict`, but NaN for another size than the only one that was called: no guess to choose a size by, for the size
+        that it makes seem good would be the only one for good."""
+        with self._lock:
+            fit = self._fits.get(key)
+            if fit is None or not fit.weight:
+                return math.nan
+            another = abs(rows - fit.rows / fit.weight) > 0.5
+            return math.nan if fit.one_size and another else fit.predict(rows)
 
     def coefficients(self) -> dict[str, tuple[float, float]]:
         """a and b of every key, in seconds."""

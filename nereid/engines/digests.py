@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ _SAY_AFTER_SECONDS = 2.0
 _NOT_SERVED = {MANIFEST, ".gitkeep"}
 
 
-class DigestError(Exception):
+class DigestError(ValueError):
     """A file is not what was exported; the message names it and says what to do."""
 
 
@@ -101,12 +102,19 @@ def verify_model(folder: Path) -> None:
     verifier.verify([folder.name])
 
 
-def fingerprint_of(folders: Iterable[Path], *facts: object) -> str:
-    """One short word for the exported files of these models (of one repository) and further facts that answers depend on."""
-    named = sorted(folders)
-    known = _digests_of(named[0].parent)
-    told = [[folder.name, sorted(known.get(folder.name, {}).items())] for folder in named]
-    return f"nereid-{hashlib.sha256(json.dumps([told, *map(str, facts)]).encode()).hexdigest()[:16]}"
+def fingerprint_of(folder: Path, version: str) -> str:
+    """One short word for all that was exported together with the model in `folder`, and the version that serves it."""
+    together = [manifest["files"] for _, manifest in _manifests(folder.parent) if folder.name in manifest["models"]]
+    told = [version, *(sorted(files.items()) for files in together)]
+    return f"nereid-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}"
+
+
+def own_version() -> str:
+    """Of the installed distribution."""
+    try:
+        return metadata.version("nereid")
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def sign(repository: Path) -> list[str]:

@@ -1,8 +1,12 @@
-"""What one run of an engine needs in memory, as export has measured it; knows no engine."""
+"""What one run of an engine needs in memory, as export has measured it, and what a machine has left; knows no engine."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,3 +34,15 @@ class RunMemory:
             bytes_per_row_pixel=factor * self.bytes_per_row_pixel,
             bytes_per_row_pixel_squared=factor * self.bytes_per_row_pixel_squared,
         )
+
+
+def available_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int:
+    """What this process may still take: of the machine, and of its container (cgroup v2) where that has less."""
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+    available = int(lines["MemAvailable"].split()[0]) * 1024
+    try:
+        most = (cgroup / "memory.max").read_text().strip()
+        used = int((cgroup / "memory.current").read_text())
+    except (OSError, ValueError):
+        return available
+    return available if most == "max" else min(available, max(int(most) - used, 0))

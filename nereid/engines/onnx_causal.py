@@ -1,4 +1,4 @@
-"""A decoder-only ONNX engine with its KV memory: prefill by chunks, decode of many rows, all in place; knows no requests.
+"""A decoder-only ONNX engine with its KV cache: prefill by chunks, decode of many rows, all in place; knows no requests.
 
 The graph is what `nereid export llm` makes of onnxruntime-genai's: `input_ids`, `attention_mask`, `logits_to_keep`, and
 `past_key_values.N.{key,value}` that are read and, as `present.N.{key,value}`, written in the same buffers.
@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from nereid.engines.kv_memory import DeviceMemory, HostMemory
+from nereid.engines.kv_cache import DeviceMemory, HostMemory
 
 _WIDTH_STEP = 32
 _ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -25,14 +25,14 @@ _ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 @dataclass(slots=True, eq=False)
 class OnnxCausalEngine:
-    """One session and a fixed number of KV places, arranged as rows of equal capacity.
+    """One session and a KV cache of a fixed number of slots, one a token, arranged as rows of equal capacity.
 
-    `tokens` places are divided into `rows` rows of `capacity`; `arrange` changes the division, the memory stays the same.
+    `tokens` slots are divided into `rows` rows of `capacity`; `arrange` changes the division, the memory stays the same.
 
     Kernels take 32 rows at a time and round a single row differently from several. So the memory begins with a scratch row,
-    which keeps a lone row company, and a lone appended token is followed by a padding one: a row's logits are the same bits
+    beside which a lone row is computed, and a lone appended token is followed by a padding one: a row's logits are the same bits
     in any batch, and a prompt's the same bits in any chunks. (Attention of one new token is rounded differently from that of
-    several: logits of `decode` and of `extend` agree to rounding only.) Without `batch_invariant` the company is saved: a lone
+    several: logits of `decode` and of `extend` agree to rounding only.) Without `batch_invariant` this is left out: a lone
     row is quicker, and rounded in its own way.
     """
 
@@ -58,7 +58,7 @@ class OnnxCausalEngine:
     def load(
         cls, file: Path, *, tokens: int, threads: int = 0, gpu: int | None = None, batch_invariant: bool = True
     ) -> OnnxCausalEngine:
-        """Open the engine and reserve its KV memory, on graphics card `gpu` where one is given.
+        """Open the engine and reserve its KV cache, on graphics card `gpu` where one is given.
 
         `threads` 0 lets ONNX Runtime choose. Raises ValueError where the graph is not one of ours, or there is no such card.
         """
@@ -92,9 +92,9 @@ class OnnxCausalEngine:
         return engine
 
     def arrange(self, rows: int, capacity: int, lengths: Sequence[int] = ()) -> None:
-        """Divide the memory anew; the first `lengths[i]` places of row i keep their contents."""
+        """Divide the memory again; the first `lengths[i]` slots of row i keep their contents."""
         if (rows + 1) * capacity > self.tokens:
-            raise ValueError(f"{rows + 1} rows of {capacity} places are more than the {self.tokens} there are")
+            raise ValueError(f"{rows + 1} rows of {capacity} slots are more than the {self.tokens} there are")
         longest = max(lengths, default=0)
         made = []
         for flat, old in zip(self._flat, self._views or self._flat, strict=True):
@@ -109,12 +109,12 @@ class OnnxCausalEngine:
         self._extending.clear()
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy a row's first `length` places over another row's."""
+        """Copy a row's first `length` slots over another row's."""
         for view in self._views:
             view[target + 1, :, :length] = view[source + 1, :, :length]
 
     def read(self, row: int, start: int, end: int) -> NDArray:
-        """The KV of places start to end: (2 x layers) x heads x places x head size, a copy."""
+        """The KV of slots start to end: (2 x layers) x heads x slots x head size, a copy."""
         return self.memory.read([view[row + 1, :, start:end] for view in self._views])
 
     def write(self, row: int, start: int, block: NDArray) -> None:
@@ -123,7 +123,7 @@ class OnnxCausalEngine:
             self.memory.write(view[row + 1, :, start : start + values.shape[1]], values)
 
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
-        """One token for each of the first rows, at place `lengths[i]`; logits: rows x vocabulary, valid until the next call."""
+        """One token for each of the first rows, in slot `lengths[i]`; logits: rows x vocabulary, valid until the next call."""
         count = len(tokens)
         first = 0 if self._leaves_one(count) else 1
         width = self._width(max(lengths) + 1)
@@ -140,7 +140,7 @@ class OnnxCausalEngine:
     def extend(self, row: int, start: int, tokens: Sequence[int], keep: int = 1) -> NDArray[np.float32]:
         """Append tokens to a row that holds `start`; logits of the last `keep` of them: keep x vocabulary.
 
-        The place after the last token is overwritten, so `capacity` must leave one free.
+        The slot after the last token is overwritten, so `capacity` must leave one free.
         """
         padding = 1 if self._leaves_one(len(tokens)) else 0
         count, kept = len(tokens) + padding, max(2 if self.batch_invariant else 1, keep + padding)
@@ -153,7 +153,7 @@ class OnnxCausalEngine:
         return self._run(bound)[0, kept - padding - keep : kept - padding]
 
     def _width(self, length: int) -> int:
-        """Places that a call's attention is told of: a little more than the longest row has, for buffers grow with them."""
+        """Slots that a call's attention is told of: a little more than the longest row has, for buffers grow with them."""
         return min(-(-length // _WIDTH_STEP) * _WIDTH_STEP, self.capacity)
 
     def _leaves_one(self, rows: int) -> bool:
@@ -182,9 +182,9 @@ class OnnxCausalEngine:
         binding.bind_ortvalue_output("logits", out)
         for name, view in zip(self._names, self._views, strict=True):
             part = view[rows]
-            place = (self.memory.device, self.memory.index, self.dtype, list(part.shape), self.memory.address(part))
-            binding.bind_input(name, *place)
-            binding.bind_output(name.replace("past_key_values", "present"), *place)
+            where = (self.memory.device, self.memory.index, self.dtype, list(part.shape), self.memory.address(part))
+            binding.bind_input(name, *where)
+            binding.bind_output(name.replace("past_key_values", "present"), *where)
         return _Binding(binding, inputs, input_ids, mask, [0] * count, logits, (out, keeping))
 
 

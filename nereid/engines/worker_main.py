@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nereid.engines.channel import Channel, Message
+from nereid.engines.priority import give_way
 
 _PR_SET_PDEATHSIG = 1
 BEAT_SECONDS = 0.25
@@ -79,6 +80,7 @@ def main() -> None:
     parser.add_argument("--parent", type=int, required=True)
     options = parser.parse_args()
     die_with_parent(options.parent)
+    give_way()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the parent, which then closes the pair
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=f"%(levelname)s {options.name} worker: %(message)s")
     channel = Channel(socket.socket(fileno=options.socket), f"{options.name}-worker")

@@ -1,4 +1,4 @@
-"""The in-flight batcher: requests join and leave between ticks of one thread; knows nothing of what a tick computes.
+"""Continuous batching: requests join and leave between ticks (steps) of one thread; knows nothing of what a tick computes.
 
 Bookkeeping (who waits, who runs) lies in nereid.flow.tickets; execution is the `advance` callable, which is given every
 active task and moves those on that it chooses.
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol
 
 from nereid.flow.errors import EngineError, RequestError, StoppingError
+from nereid.flow.request_ids import handling, named
 from nereid.flow.runs import RunState
 from nereid.flow.tickets import T, Task, Ticket, Tickets
 
@@ -97,12 +98,14 @@ class InFlightBatcher(Generic[T]):
             self._changed.notify_all()
             return ticket
 
-    def attach(self, ticket: Ticket[T], task: T) -> bool:
-        """Give a ticket that was taken in advance its task; False where it has expired."""
+    def attach(self, ticket: Ticket[T], task: T, weight: float = 0.0, *, timeout_seconds: float | None = None) -> bool:
+        """Give a ticket that was taken in advance its task, and its time, from arrival on; False where it has expired."""
         with self._changed:
             if ticket not in self._tickets.queue:
                 return False
-            ticket.task, ticket.rows = task, task.rows
+            ticket.task, ticket.rows, ticket.weight = task, task.rows, weight
+            if timeout_seconds is not None:
+                ticket.deadline = ticket.submitted + timeout_seconds
             return True
 
     def redeem(self, ticket: Ticket[T]) -> None:
@@ -163,7 +166,8 @@ class InFlightBatcher(Generic[T]):
                 self._tick_once()
             except Exception:
                 # A mistake in the bookkeeping must not leave requests waiting for a thread that is gone.
-                log.exception("the batcher has failed; everything in flight is given up")
+                inside = [ticket.request_id for ticket in [*self._tickets.active, *self._tickets.queue]]
+                log.exception("the batcher has failed; %s are given up", named(inside))
                 self._give_up(EngineError("internal error in the batcher; see the server's log"))
         self._give_up(StoppingError("the model is being unloaded"))
 
@@ -215,7 +219,7 @@ class InFlightBatcher(Generic[T]):
         try:
             self.advance(tasks)
         except Exception:
-            log.exception("a tick has failed")
+            log.exception("a tick has failed with %s inside", named([ticket.request_id for ticket in active]))
             crash = EngineError("internal error in a step; see the server's log")
         self.observer.ticked(time.perf_counter() - start, sum(task.rows for task in tasks))
         with self._changed:
@@ -236,10 +240,11 @@ class InFlightBatcher(Generic[T]):
     def _finish_safely(ticket: Ticket[T], task: T, error: RequestError | None) -> None:
         with ticket.in_use:  # an answered request must not be asked whether it was cancelled: Triton has freed it
             ticket.finished = True
-        try:
-            task.finish(error)
-        except Exception:
-            log.exception("a finished request could not be answered")
+        with handling(ticket.request_id):
+            try:
+                task.finish(error)
+            except Exception:
+                log.exception("a finished request could not be answered")
 
     # --- the watching thread: cancellation and deadlines, off the tick thread ---
 

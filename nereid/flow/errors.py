@@ -2,6 +2,7 @@
 
 RequestError
 ├── InvalidRequestError    INVALID_ARG   a field's value is not allowed
+│   └── ContextLengthError INVALID_ARG   prompt and answer do not fit into the model's context
 ├── PoisonousRequestError  INVALID_ARG   what computed it died twice, and it was alone inside
 ├── QueueFullError         UNAVAILABLE   too many requests wait already
 ├── DeadlineError          UNAVAILABLE   the request's own time ran out
@@ -59,6 +60,12 @@ class InvalidRequestError(RequestError):
         return cls(f"{field}: {shown} is not allowed; it must be {allowed}", named)
 
 
+class ContextLengthError(InvalidRequestError):
+    """Prompt and answer do not fit into the model's context."""
+
+    kind = ErrorKind.TOO_LONG
+
+
 class PoisonousRequestError(RequestError):
     kind = ErrorKind.POISONOUS
     outcome = "poisonous"
@@ -96,6 +103,7 @@ class EngineError(RequestError):
 
 _BY_KIND: dict[ErrorKind, type[RequestError]] = {
     ErrorKind.INVALID: InvalidRequestError,
+    ErrorKind.TOO_LONG: ContextLengthError,
     ErrorKind.POISONOUS: PoisonousRequestError,
     ErrorKind.QUEUE_FULL: QueueFullError,
     ErrorKind.DEADLINE: DeadlineError,

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from nereid.flow.errors import InvalidRequestError
-from nereid_protocol.fields import BY_NAME, DType, Field
+from nereid_protocol.field import DType, Field
+from nereid_protocol.fields import BY_NAME
 
 Inputs = Mapping[str, np.ndarray]
-
-_NUMPY = {DType.INT32: np.int32, DType.INT64: np.int64, DType.FP32: np.float32, DType.UINT8: np.uint8}
 
 
 @dataclass(frozen=True, slots=True)

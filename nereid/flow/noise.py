@@ -7,7 +7,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from nereid_protocol.fields import MAX_SEED
+from nereid_protocol.field import MAX_SEED
 
 
 class Purpose(IntEnum):

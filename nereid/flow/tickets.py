@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from nereid.flow.errors import CancelledError, DeadlineError, InvalidRequestError, QueueFullError, RequestError
+from nereid.flow.request_ids import current
 from nereid.flow.runs import Runs
 
 UNUSED_SECONDS = 30.0
@@ -71,6 +72,7 @@ class Ticket(Generic[T]):
     finished: bool = False
     watched: bool = False
     alone: bool = False
+    request_id: str = field(default_factory=current)
     in_use: threading.Lock = field(default_factory=threading.Lock)
 
     def lost(self, now: float) -> RequestError | None:
@@ -108,7 +110,7 @@ class Tickets(Generic[T]):
         if rows > self.max_inflight:
             raise InvalidRequestError.of(self.rows_name, rows, f"at most {self.max_inflight}")
         if weight > self.max_weight:
-            raise InvalidRequestError(f"size: the request needs {weight:.3g}; at most {self.max_weight:.3g} is allowed", "width")
+            raise InvalidRequestError(f"weight: the request needs {weight:.3g}; at most {self.max_weight:.3g} is allowed")
         waiting = self._waiting()
         if waiting >= self.max_queue and not self._fits(rows, weight):
             raise QueueFullError(f"queue: {waiting} requests wait already; at most {self.max_queue} may")

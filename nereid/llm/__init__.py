@@ -1,1 +1,1 @@
-"""A language model's loop: sampling, KV memory, prefix cache, speculation; knows an engine's interface, not Triton."""
+"""A language model's loop: sampling, KV cache, prefix cache, speculation; knows an engine's interface, not Triton."""

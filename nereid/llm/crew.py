@@ -15,11 +15,14 @@ from typing import Any
 from nereid.engines.channel import Message
 from nereid.engines.worker import Worker, WorkerOptions
 from nereid.flow.errors import PoisonousRequestError, RequestError
+from nereid.flow.request_ids import named
 from nereid.flow.runs import Runs
-from nereid.llm.observer import KV_USAGE, LLM_METRICS, REPLAYS, WORKER_DEATHS, LlmObserver
+from nereid.flow.state_folder import set_worker_down
+from nereid.llm.observer import LlmObserver
 from nereid.llm.orders import METRIC, REFUSED, TOKENS, Order, drop, read_delta
 from nereid.llm.tasks import LlmTask
 from nereid_protocol.errors import WireError
+from nereid_protocol.metrics import LLM_KV_USAGE, LLM_METRICS, LLM_REPLAYS, LLM_WORKER_DEATHS
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +34,7 @@ _METRICS = {metric.name: metric for metric in LLM_METRICS}
 
 @dataclass(slots=True, eq=False)
 class Crew:
-    """One worker and the tasks inside it. `advance` is the batcher's tick; the other methods are the worker's keeper's."""
+    """One worker and the tasks inside it. `advance` and `rest` are the batcher's; the other methods are the worker's keeper's."""
 
     options: WorkerOptions
     observer: LlmObserver
@@ -49,15 +52,18 @@ class Crew:
     def advance(self, tasks: Sequence[LlmTask]) -> None:
         """Send those that may go in, call back those that were let go of, and wait until something has happened."""
         with self._changed:
-            alive = {task.number for task in tasks}
-            for number in [number for number in self._inside if number not in alive]:
-                del self._inside[number]
-                self.worker.send(drop(number))
+            self._call_back({task.number for task in tasks})
             if self._up:
                 for task in self._admitted(tasks):
                     self._send(task)
             self._changed.wait_for(lambda: self._news, _WAIT_SECONDS)
             self._news = False
+
+    def rest(self) -> bool:
+        """Nobody is in flight any more: those that were let go of are called back, and nothing is left to do."""
+        with self._changed:
+            self._call_back(set())
+        return False
 
     def poke(self) -> None:
         """Something new is to be looked at."""
@@ -67,6 +73,12 @@ class Crew:
 
     def stop(self) -> None:
         self.worker.stop()
+
+    def _call_back(self, alive: set[int]) -> None:
+        """Have the worker drop those that are not among `alive`."""
+        for number in [number for number in self._inside if number not in alive]:
+            del self._inside[number]
+            self.worker.send(drop(number))
 
     def _admitted(self, tasks: Sequence[LlmTask]) -> list[LlmTask]:
         waiting = [task for task in tasks if task.number not in self._inside and not task.done and task.error is None]
@@ -80,26 +92,30 @@ class Crew:
     def _send(self, task: LlmTask) -> None:
         task.entered()
         self._inside[task.number] = task
-        self.worker.send(Order.of(task.request).message(task.number))
+        self.worker.send(Order.of(task.request, task.request_id).message(task.number))
         if task.request.run_id is not None:
             self.runs.started(task.request.run_id, task)
         if task.deaths:
-            self.observer.recorder.record(REPLAYS, 1)
+            self.observer.recorder.record(LLM_REPLAYS, 1)
 
     # --- the worker's keeper tells ---
 
     def ready(self, facts: Mapping[str, Any]) -> None:
         with self._changed:
             self._up = True
+        set_worker_down(self.options.name, False)
         self.poke()
 
     def died(self, reason: str) -> None:
-        self.observer.recorder.record(WORKER_DEATHS, 1)
-        self.observer.recorder.record(KV_USAGE, 0)
+        set_worker_down(self.options.name, True)
+        self.observer.recorder.record(LLM_WORKER_DEATHS, 1)
+        self.observer.recorder.record(LLM_KV_USAGE, 0)
         with self._changed:
             self._up = False
             lost, self._inside = list(self._inside.values()), {}
             blamed, self._blamed = self._blamed, False
+            if lost and not blamed:
+                log.warning("%s: %s were running; they are computed again", reason, named([task.request_id for task in lost]))
             for task in lost:
                 task.deaths += 0 if blamed else 1
                 task.rewind()

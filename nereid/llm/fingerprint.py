@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib import metadata
 from pathlib import Path
 
+from nereid.engines.digests import own_version
 from nereid.llm.settings import LlmLimits
 
 _MANIFEST = "manifest.json"
@@ -15,7 +15,7 @@ _MANIFEST = "manifest.json"
 def system_fingerprint(folder: Path, limits: LlmLimits, *, gpu: int | None) -> str:
     """For the exported model in this version folder; what answers the same request the same way has the same."""
     total = hashlib.sha256()
-    total.update(json.dumps([_version(), limits.batch_invariant, limits.threads, gpu is not None]).encode())
+    total.update(json.dumps([own_version(), limits.batch_invariant, limits.threads, gpu is not None]).encode())
     total.update(json.dumps(_digests(folder)).encode())
     return f"nereid-{total.hexdigest()[:16]}"
 
@@ -39,10 +39,3 @@ def _counts(file: Path) -> bool:
 def _digest(file: Path) -> str:
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _version() -> str:
-    try:
-        return metadata.version("nereid")
-    except metadata.PackageNotFoundError:
-        return "unknown"

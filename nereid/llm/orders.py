@@ -33,9 +33,10 @@ class Order:
     skip_special_tokens: bool
     structure: StructureRequest | None
     speculation: str
+    request_id: str = ""
 
     @classmethod
-    def of(cls, request: LlmRequest) -> Order:
+    def of(cls, request: LlmRequest, request_id: str = "") -> Order:
         return cls(
             prompt=request.prompt,
             samplings=request.samplings,
@@ -49,6 +50,7 @@ class Order:
             skip_special_tokens=request.skip_special_tokens,
             structure=request.structure,
             speculation=request.speculation,
+            request_id=request_id,
         )
 
     def message(self, task: int) -> Message:

@@ -21,7 +21,7 @@ BLOCK = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """One block's tokens and their KV (the places are the last axis but one)."""
+    """One block's tokens and their KV (token slots are the last axis but one)."""
 
     tokens: tuple[int, ...]
     values: NDArray

@@ -182,7 +182,7 @@ def _sample_whole(values: Floats, row: Row) -> int:
 
 
 def _draw_weighted(weights: Floats, uniform: float) -> int:
-    """The token at which the running sum passes `uniform` of the whole: its block first, then its place there."""
+    """The token at which the running sum passes `uniform` of the whole: its block first, then its index there."""
     starts = np.arange(0, len(weights), _SUMMED)
     ends = np.add.reduceat(weights, starts).cumsum(dtype=np.float64)
     target = uniform * ends[-1]

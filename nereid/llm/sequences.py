@@ -1,4 +1,4 @@
-"""One answer being drawn: its tokens, why it ends, its place in the KV memory; knows neither engines nor Triton."""
+"""One answer being drawn: its tokens, why it ends, its row of the KV cache; knows neither engines nor Triton."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from nereid.flow.errors import EngineError, InvalidRequestError, RequestError
 from nereid.llm.sampling import NOT_FINITE, Row, Sampling, TokenCounts, log_softmax, log_total
-from nereid.llm.speculation import Guesser, SpeculationMeter
+from nereid.llm.speculation import Proposer, SpeculationMeter
 from nereid.llm.structure import Structure
 from nereid.llm.text import TextStream
 
@@ -29,7 +29,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A drawn token with its natural-log probability, and the likeliest tokens at its place."""
+    """A drawn token with its natural-log probability, and the likeliest tokens at its position."""
 
     token: int
     logprob: float
@@ -66,7 +66,7 @@ class GeneratedSequence:
     scored: bool = False
     top_logprobs: int = 0
     structure: Structure | None = None
-    guesser: Guesser | None = None
+    proposer: Proposer | None = None
     meter: SpeculationMeter | None = None
 
     written: list[int] = field(default_factory=list)
@@ -85,8 +85,8 @@ class GeneratedSequence:
         self.tokens = list(self.prompt)
         if self.sampling.penalised:
             self._counts = TokenCounts.of(self.prompt)
-        if self.guesser is not None:
-            self.guesser.extend(self.prompt)
+        if self.proposer is not None:
+            self.proposer.extend(self.prompt)
 
     @property
     def finished(self) -> bool:
@@ -126,8 +126,8 @@ class GeneratedSequence:
         self.written.append(token)
         if self._counts is not None:
             self._counts.add(token)
-        if self.guesser is not None:
-            self.guesser.extend([token])
+        if self.proposer is not None:
+            self.proposer.extend([token])
         logprobs = (self._logprob(token),) if self.raw_logits is not None else ()
         ends = token in self.stop_ids
         if self.structure is not None and not ends:

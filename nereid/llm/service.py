@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,9 +11,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from nereid.engines.worker import WorkerOptions
-from nereid.flow.batcher import InFlightBatcher
-from nereid.flow.errors import EngineError, PoisonousRequestError, RequestError
+from nereid.flow.batcher import InFlightBatcher, Ticket
+from nereid.flow.errors import DeadlineError, EngineError, PoisonousRequestError, RequestError
 from nereid.flow.flight_record import FlightRecord, digest_of
+from nereid.flow.request_ids import NamedThreads
 from nereid.flow.runs import Runs, read_id
 from nereid.flow.state_folder import state_file
 from nereid.llm.answers import Answer
@@ -22,7 +22,8 @@ from nereid.llm.crew import Crew
 from nereid.llm.engine import longest_row
 from nereid.llm.fingerprint import system_fingerprint
 from nereid.llm.observer import LlmObserver
-from nereid.llm.requests import Inputs, LlmRequest, parse_llm_request
+from nereid.llm.requests import LlmRequest, parse_llm_request
+from nereid.llm.sent import REQUEST_PARAMETERS, Inputs
 from nereid.llm.settings import DRAFT_FOLDER, LlmFacts, LlmLimits, read_tokenizer
 from nereid.llm.tasks import LlmTask, Reply
 from nereid.llm.text import TextStream, TokenTexts
@@ -30,10 +31,10 @@ from nereid.llm.text import TextStream, TokenTexts
 log = logging.getLogger(__name__)
 
 _GROWTH_BYTES = 2 * 2**30
-"""What a worker may take beside its KV memory and its prefix cache before it is taken for a runaway."""
+"""What a worker may take beside its KV cache and its prefix cache before it is taken for a runaway."""
 _UNREAD = 64
 """Threads for answers whose requests have ended while their readers are slow, beside one for each that is in flight."""
-_SAME_REQUEST = ("text_input", "input_ids", "sampling_parameters", "max_tokens")
+_SAME_REQUEST = ("text_input", "input_ids", "sampling_parameters", "max_tokens", REQUEST_PARAMETERS)
 """Inputs that say what is asked for: a request that is tried again has the same."""
 
 
@@ -68,7 +69,7 @@ class LlmModel:
 
     @property
     def longest(self) -> int:
-        """Tokens of prompt and answer together: two fewer than a row has places, for what an engine appends as padding."""
+        """Tokens of prompt and answer together: two fewer than a row has slots, for what an engine appends as padding."""
         return longest_row(self.facts.context_length, self.limits.kv_tokens) - 2
 
     def worker_options(self) -> WorkerOptions:
@@ -141,6 +142,12 @@ class _Flight:
         self.inside = False
 
 
+def _digest(inputs: Inputs) -> bytes:
+    """Of what a request asks for."""
+    asked = [(name, np.asarray(inputs[name])) for name in _SAME_REQUEST if name in inputs]
+    return digest_of(part for name, value in asked for part in (name.encode(), repr(value.tolist()).encode()))
+
+
 @dataclass(slots=True, eq=False)
 class LlmService:
     """Owns the queue, the answering and the worker of one `llm` instance; raises ValueError where no worker can start."""
@@ -152,9 +159,9 @@ class LlmService:
     _texts: TokenTexts = field(init=False)
     _crew: Crew = field(init=False)
     _batcher: InFlightBatcher[LlmTask] = field(init=False)
-    _senders: ThreadPoolExecutor = field(init=False)
-    _preparing: ThreadPoolExecutor = field(init=False)
-    _asking: ThreadPoolExecutor = field(init=False)
+    _senders: NamedThreads = field(init=False)
+    _preparing: NamedThreads = field(init=False)
+    _asking: NamedThreads = field(init=False)
 
     def __post_init__(self) -> None:
         limits = self.model.limits
@@ -167,23 +174,29 @@ class LlmService:
             self._crew.stop()
             raise
         threads = limits.max_rows + limits.max_queue + _UNREAD
-        self._senders = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="llm-send")
-        self._preparing = ThreadPoolExecutor(max_workers=2, thread_name_prefix="llm-prepare")
-        self._asking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llm-watch")
+        self._senders = NamedThreads(max_workers=threads, thread_name_prefix="llm-send")
+        self._preparing = NamedThreads(max_workers=2, thread_name_prefix="llm-prepare")
+        self._asking = NamedThreads(max_workers=1, thread_name_prefix="llm-watch")
         self._batcher = InFlightBatcher(
             self._crew.advance,
             _Events(self.observer),
             max_inflight=limits.max_rows,
             max_queue=limits.max_queue,
             name="llm",
+            rest=self._crew.rest,
         )
 
     def handle(self, inputs: Inputs, reply: Reply) -> None:
         """Take one request; returns at once, `reply` follows."""
         if "watch" in inputs or "cancel" in inputs:
             self._asking.submit(self._answer_question, inputs, reply)
+            return
+        try:
+            ticket = self._batcher.take_ticket(rows=1)  # who is not read yet waits like any other
+        except RequestError as error:
+            self._senders.submit(self._refuse, error, reply)
         else:
-            self._preparing.submit(self._prepare, inputs, reply)
+            self._preparing.submit(self._prepare, inputs, reply, ticket)
 
     @property
     def worker_pid(self) -> int | None:
@@ -200,11 +213,10 @@ class LlmService:
         except RequestError as error:
             reply.close(error)
         except Exception:
-            log.info("a question could not be answered; its caller is gone")
+            log.info("a watch or cancel request was not answered: its caller is gone")
 
-    def _prepare(self, inputs: Inputs, reply: Reply) -> None:
-        digest = digest_of(np.asarray(inputs[name]).astype(np.bytes_).tobytes() for name in _SAME_REQUEST if name in inputs)
-        flight = _Flight(self.record, digest)
+    def _prepare(self, inputs: Inputs, reply: Reply, ticket: Ticket[LlmTask]) -> None:
+        flight = _Flight(self.record, _digest(inputs))
         try:
             flight.enter()
             request = self._parse(inputs)
@@ -214,18 +226,20 @@ class LlmService:
             flight.wait()
             if request.run_id is not None:
                 self._runs.begin(request.run_id, task)
-            try:
-                self._batcher.submit(task, timeout_seconds=request.timeout_seconds)
-            except RequestError as error:
+            if not self._batcher.attach(ticket, task, timeout_seconds=request.timeout_seconds):
+                error = DeadlineError("timeout_seconds: the request could not be read in time")
                 self._end(task, flight, error)
-                raise
+                raise error
+            self._batcher.redeem(ticket)
             self._crew.poke()
         except RequestError as error:
             flight.leave()
+            self._batcher.give_back(ticket)
             self._refuse(error, reply)
         except Exception:
             log.exception("a request could not be read")
             flight.leave()
+            self._batcher.give_back(ticket)
             self._refuse(EngineError("internal error while reading the request; see the server's log"), reply)
 
     def _parse(self, inputs: Inputs) -> LlmRequest:

@@ -109,5 +109,5 @@ class LlmLimits:
         return limits
 
     def draft_tokens(self, facts: LlmFacts) -> int:
-        """Places of a draft model's KV memory: a row as long as any for each sequence that may guess, and the scratch row."""
+        """Places of a draft model's KV cache: a row as long as any for each sequence that may speculate, and the scratch row."""
         return (self.speculation_rows + 1) * longest_row(facts.context_length, self.kv_tokens)

@@ -1,8 +1,8 @@
-"""Guesses of the next tokens that one call then checks (Leviathan et al., 2023): by prompt lookup, or by a draft model.
+"""Speculative decoding: draft tokens that one call then checks (Leviathan et al., 2023): by prompt lookup, or by a draft model.
 
-A guess is accepted where the sampler, with its own seed and position, draws the very same token, so guesses change no token
-of an answer, only its speed. Prompt lookup (Saxena, 2023) guesses what followed the last occurrence of the sequence's final
-tokens, be it in the prompt or in the answer. A draft model draws with the sequence's own sampling, seed and position: where
+A draft token is accepted where the sampler, with its own seed and position, draws the very same token, so speculation changes no
+token of an answer, only its speed. Prompt lookup (Saxena, 2023) proposes what followed the last occurrence of the sequence's
+final tokens, be it in the prompt or in the answer. A draft model draws with the sequence's own sampling, seed and position: where
 the two models agree on the distribution, they draw the same token.
 """
 
@@ -20,8 +20,8 @@ LONGEST_MATCH = 4
 SHORTEST_MATCH = 2
 
 
-class Guesser(Protocol):
-    """Follows one sequence and guesses on."""
+class Proposer(Protocol):
+    """Follows one sequence and proposes what comes next."""
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Take tokens that now belong to the sequence."""
@@ -63,10 +63,10 @@ class PromptLookup:
 
 @dataclass(slots=True, eq=False)
 class DraftModel:
-    """A small model's engine with a few rows of KV memory, each lent to one sequence at a time.
+    """A small model's engine with a few rows of KV cache, each lent to one sequence at a time.
 
-    `vocabulary` is the large model's. Its own may be narrower or wider: tokens that one of them lacks are never guessed, and
-    what comes after one that this model lacks is not guessed at all. Prompts are read `chunk` tokens a call.
+    `vocabulary` is the large model's. Its own may be narrower or wider: tokens that one of them lacks are never proposed, and
+    what comes after one that this model lacks is not proposed at all. Prompts are read `chunk` tokens a call.
     """
 
     engine: CausalEngine
@@ -74,7 +74,7 @@ class DraftModel:
     capacity: int
     vocabulary: int
     chunk: int
-    _lent: OrderedDict[int, DraftGuesser | None] = field(init=False)
+    _lent: OrderedDict[int, DraftProposer | None] = field(init=False)
 
     @property
     def width(self) -> int:
@@ -85,20 +85,20 @@ class DraftModel:
         self.engine.arrange(self.rows, self.capacity)
         self._lent = OrderedDict.fromkeys(range(self.rows))
 
-    def row_of(self, guesser: DraftGuesser) -> int:
-        """The guesser's row; one that has none gets the row that was silent for longest."""
-        row = next((row for row, borrower in self._lent.items() if borrower is guesser), None)
+    def row_of(self, proposer: DraftProposer) -> int:
+        """The proposer's row; one that has none gets the row that was silent for longest."""
+        row = next((row for row, borrower in self._lent.items() if borrower is proposer), None)
         if row is None:
             row = next(iter(self._lent))
-            guesser.seen.clear()
-        self._lent[row] = guesser
+            proposer.seen.clear()
+        self._lent[row] = proposer
         self._lent.move_to_end(row)
         return row
 
 
 @dataclass(slots=True, eq=False)
-class DraftGuesser:
-    """One sequence as the draft model knows it; `seen` are the tokens whose KV its row holds, wrong guesses among them."""
+class DraftProposer:
+    """One sequence as the draft model knows it; `seen` are the tokens whose KV its row holds, rejected ones among them."""
 
     model: DraftModel
     tokens: list[int] = field(default_factory=list)
@@ -118,26 +118,26 @@ class DraftGuesser:
         most = min(most, model.capacity - len(self.tokens) - 2)
         if most < 1:
             return []
-        place = model.row_of(self)
-        self._forget_wrong_guesses()
+        own = model.row_of(self)
+        self._forget_rejected()
         pending = self.tokens[len(self.seen) :]
-        logits = model.engine.extend(place, len(self.seen), pending[: model.chunk])
+        logits = model.engine.extend(own, len(self.seen), pending[: model.chunk])
         self.seen += pending[: model.chunk]
         if len(pending) > model.chunk:
             return []
-        guess: list[int] = []
+        draft: list[int] = []
         while True:
             token = int(sample(logits[-1:, : model.width].copy(), [row])[0])
-            if token < 0:  # nothing can be drawn: what is guessed so far stands
-                return guess
-            guess.append(token)
-            if len(guess) == most:
-                return guess
+            if token < 0:  # nothing can be drawn: what is proposed so far stands
+                return draft
+            draft.append(token)
+            if len(draft) == most:
+                return draft
             row = Row(row.sampling, row.position + 1)
-            logits = model.engine.extend(place, len(self.seen), guess[-1:])
-            self.seen.append(guess[-1])
+            logits = model.engine.extend(own, len(self.seen), draft[-1:])
+            self.seen.append(draft[-1])
 
-    def _forget_wrong_guesses(self) -> None:
+    def _forget_rejected(self) -> None:
         """Keep of what was seen what the sequence really became; its last token's logits are needed, so that one is not kept."""
         most = min(len(self.seen), len(self.tokens) - 1)
         agreed = min(self._agreed, most)
@@ -149,9 +149,9 @@ class DraftGuesser:
 
 @dataclass(slots=True)
 class SpeculationMeter:
-    """Whether guessing pays for a sequence: tokens per second with and without, both as moving averages.
+    """Whether speculation pays for a sequence: tokens per second with and without, both as moving averages.
 
-    The first steps go without, to know what that costs; each pause after a bad guess is twice as long as the one before.
+    The first steps go without, to know what that costs; each pause after a rejected draft is twice as long as the one before.
     """
 
     most: int
@@ -162,11 +162,11 @@ class SpeculationMeter:
     _silent: int = 4
 
     def allowed(self) -> int:
-        """How many tokens to guess now; 0 while guessing does not pay."""
+        """How many draft tokens to propose now; 0 while speculation does not pay."""
         return 0 if self._silent > 0 else self.most
 
-    def guessed(self, tokens: int, seconds: float) -> None:
-        """A checked guess gave `tokens` tokens (the certain one included) in so many seconds."""
+    def checked(self, tokens: int, seconds: float) -> None:
+        """A checked draft gave `tokens` tokens (the certain one included) in so many seconds."""
         self._with = _follow(self._with, tokens / seconds)
         if self._with < self._without:
             self._silent = self.pause
@@ -174,7 +174,7 @@ class SpeculationMeter:
             self._with = 0.0  # the next try counts for itself
 
     def plain(self, seconds: float) -> None:
-        """A step without a guess took so many seconds."""
+        """A step without a draft took so many seconds."""
         self._without = _follow(self._without, 1 / seconds)
         self._silent = max(0, self._silent - 1)
 

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 @dataclass(slots=True, eq=False)
 class Structure:
-    """One sequence's place in its grammar."""
+    """How far one sequence is in its grammar."""
 
     matcher: LLMatcher
     vocabulary: int
     kind: str
 
     def copy(self) -> Structure:
-        """The same place in the same compiled grammar, to go on from alone."""
+        """A copy in the same state of the same compiled grammar, to go on from alone."""
         return Structure(self.matcher.deep_copy(), self.vocabulary, self.kind)
 
     def allowed(self) -> NDArray[np.bool_]:

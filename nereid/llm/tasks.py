@@ -10,14 +10,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import ParamSpec, Protocol
 
 import numpy as np
 
 from nereid.flow.errors import EngineError, RequestError
+from nereid.flow.request_ids import NamedThreads, current, handling
 from nereid.llm.answers import Answer
 from nereid.llm.observer import LlmObserver
 from nereid.llm.requests import LlmRequest
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _numbers = itertools.count(1)
 
 Outputs = Mapping[str, np.ndarray]
+P = ParamSpec("P")
 
 
 class Reply(Protocol):
@@ -51,7 +52,7 @@ class LlmTask:
 
     request: LlmRequest
     reply: Reply
-    senders: ThreadPoolExecutor
+    senders: NamedThreads
     observer: LlmObserver
     texts: TokenTexts
     interval: float = 0.0
@@ -62,6 +63,7 @@ class LlmTask:
     error: RequestError | None = None
     number: int = field(default_factory=lambda: next(_numbers))
     deaths: int = 0
+    request_id: str = field(default_factory=current)
     cancelled: bool = False
     arrived: float = field(default_factory=time.monotonic)
     _token_times: dict[int, tuple[float, float]] = field(default_factory=dict)
@@ -119,12 +121,16 @@ class LlmTask:
             if self._scheduled:
                 return  # they go with the answer that is being prepared; so a slow reader gets several tokens at once
             self._scheduled = True
-        self.senders.submit(self._send_soon)
+        self._submit(self._send_soon)
 
     def finish(self, error: RequestError | None) -> None:
         """Have the last answer sent; deltas that are still pending go first. Returns at once."""
         self._ended.set()
-        self.senders.submit(self._send_last, error)
+        self._submit(self._send_last, error)
+
+    def _submit(self, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        with handling(self.request_id):  # tokens come on the worker's reading thread, which is nobody's
+            self.senders.submit(work, *args, **kwargs)
 
     def _send_last(self, error: RequestError | None) -> None:
         if self.request.stream:
@@ -176,7 +182,7 @@ class LlmTask:
         try:
             call()
         except Exception:
-            log.info("an answer could not be sent; its caller is gone")
+            log.info("an answer was not sent: its caller is gone")
 
     def _piece(self, index: int, delta: Delta) -> Outputs:
         answer = self.answers[index]
@@ -215,10 +221,13 @@ class LlmTask:
         }
 
     def _logprobs(self, found: Sequence[TokenLogprob]) -> str:
-        """As JSON: for each token its text, id and probability, and the likeliest others."""
+        """As JSON: for each token its text, id and probability, and the likeliest others; its bytes where they are no text."""
 
         def entry(token: int, logprob: float) -> dict[str, object]:
-            return {"token_id": token, "token": self.texts.of(token), "logprob": round(logprob, 6)}
+            text = self.texts.of(token)
+            raw = self.texts.bytes_of(token, text)
+            more = {} if raw == text.encode() else {"bytes": list(raw)}
+            return {"token_id": token, "token": text, "logprob": round(logprob, 6), **more}
 
         return json.dumps([{**entry(i.token, i.logprob), "top": [entry(*other) for other in i.top]} for i in found])
 

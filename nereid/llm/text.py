@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +12,19 @@ from tokenizers.decoders import DecodeStream
 _REPLACEMENT = "\ufffd"
 _CONTEXT = (6, 24)
 """Tokens of context that are tried before all are."""
+
+_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
+"""How vocabularies with byte fallback (SentencePiece's) write the token of one byte."""
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """How byte-level vocabularies (GPT-2's) write bytes: those that print as themselves, the others from U+0100 on."""
+    printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printing]
+    return {chr(byte): byte for byte in printing} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +42,15 @@ class TokenTexts:
     def of(self, token: int) -> str:
         """Bytes that are no character by themselves come as U+FFFD."""
         return self.tokenizer.decode([*self._before, token], skip_special_tokens=False)[self._length :]
+
+    def bytes_of(self, token: int, text: str) -> bytes:
+        """What the token, whose text is `text`, adds in UTF-8, also where that is a part of a character."""
+        if _REPLACEMENT not in text:
+            return text.encode()
+        piece = self.tokenizer.id_to_token(token) or ""
+        if found := _BYTE_TOKEN.fullmatch(piece):
+            return bytes.fromhex(found[1])
+        return bytes(map(_BYTES.__getitem__, piece)) if _BYTES.keys() >= set(piece) else text.encode()
 
 
 @dataclass(slots=True, eq=False)

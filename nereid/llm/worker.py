@@ -1,4 +1,4 @@
-"""A language model's worker process: its engine, its loop and its KV memory; takes orders, gives deltas, answers nobody."""
+"""A language model's worker process: its engine, its loop and its KV cache; takes orders, gives deltas, answers nobody."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from nereid.engines.channel import Message
+from nereid.engines.digests import verify_model
 from nereid.engines.onnx_causal import OnnxCausalEngine
 from nereid.engines.worker_main import Seat
 from nereid.flow.errors import InvalidRequestError, RequestError
-from nereid.flow.metrics import Metric, Recorder
+from nereid.flow.metrics import Recorder
 from nereid.llm.engine import CausalEngine
 from nereid.llm.observer import LlmObserver
 from nereid.llm.orders import DROP, REFUSED, START, TOKENS, Order, metric, pack_delta
@@ -27,9 +28,10 @@ from nereid.llm.prefix_cache import PrefixCache
 from nereid.llm.scheduler import LlmScheduler
 from nereid.llm.sequences import Delta, GeneratedSequence
 from nereid.llm.settings import DRAFT_FOLDER, TOKENIZER_FILE, LlmFacts, LlmLimits, read_tokenizer
-from nereid.llm.speculation import DraftGuesser, DraftModel, Guesser, PromptLookup, SpeculationMeter
+from nereid.llm.speculation import DraftModel, DraftProposer, PromptLookup, Proposer, SpeculationMeter
 from nereid.llm.structure import Structure, StructureFactory
 from nereid.llm.text import TextStream
+from nereid_protocol.metrics import Metric
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ _RUNAWAY_EXIT = 7
 def run(seat: Seat) -> None:
     """Serve the exported model of `settings["folder"]`."""
     folder = Path(seat.settings["folder"])
+    verify_model(folder.parent)  # here too: the worker is started again and again, its model's process once
     facts, limits = LlmFacts.read(folder), LlmLimits(**seat.settings["limits"])
     options = {"threads": limits.threads, "gpu": seat.settings["gpu"], "batch_invariant": limits.batch_invariant}
     tokenizer_file, draft_file = folder / TOKENIZER_FILE, folder / DRAFT_FOLDER / "model.onnx"
@@ -55,6 +58,15 @@ def run(seat: Seat) -> None:
         tokenizer=read_tokenizer(folder),
         structures=StructureFactory.of(tokenizer_file, facts.vocabulary, facts.eos_token_ids),
     ).run()
+
+
+def check_widths(facts: LlmFacts, tokenizer: Tokenizer, engine: CausalEngine, draft: CausalEngine | None) -> None:
+    """Raises ValueError where an engine's logits are not for the model's tokens; a draft model's may differ in padding."""
+    if engine.vocabulary != facts.vocabulary:
+        raise ValueError(f"the engine has logits for {engine.vocabulary} tokens, and the model has {facts.vocabulary}")
+    tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if draft is not None and draft.vocabulary < tokens:
+        raise ValueError(f"the draft model has logits for {draft.vocabulary} tokens, and the tokenizer has {tokens}")
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -79,6 +91,7 @@ class LlmLoop:
     _events: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        check_widths(self.facts, self.tokenizer, self.engine, self.draft_engine)
         observer = LlmObserver(Recorder(self._send_metric))
         observer.start(self.facts)
         limits = self.limits
@@ -143,7 +156,7 @@ class LlmLoop:
         self._tasks[task] = [self._sequence(task, order, index, copies[index]) for index in range(len(order.samplings))]
 
     def _sequence(self, task: int, order: Order, index: int, structure: Structure | None) -> GeneratedSequence:
-        guesser = self._guesser(order.speculation) if structure is None else None
+        proposer = self._proposer(order.speculation) if structure is None else None
         made = GeneratedSequence(
             prompt=list(order.prompt),
             sampling=order.samplings[index],
@@ -155,15 +168,15 @@ class LlmLoop:
             scored=order.scored,
             top_logprobs=order.top_logprobs,
             structure=structure,
-            guesser=guesser,
-            meter=SpeculationMeter(self.limits.speculation_tokens) if guesser is not None else None,
+            proposer=proposer,
+            meter=SpeculationMeter(self.limits.speculation_tokens) if proposer is not None else None,
         )
         return made
 
-    def _guesser(self, speculation: str) -> Guesser | None:
+    def _proposer(self, speculation: str) -> Proposer | None:
         if speculation == "draft":
             assert self._draft is not None
-            return DraftGuesser(self._draft)
+            return DraftProposer(self._draft)
         return PromptLookup() if speculation == "ngram" else None
 
     # --- what goes back ---
@@ -209,7 +222,7 @@ class LlmLoop:
         except ValueError as error:
             self._refuse(task, InvalidRequestError.of(field, value, f"a grammar that compiles: {error}"))
         except Exception:
-            log.exception("a grammar could not be compiled")
+            log.exception("request %s: its grammar could not be compiled", order.request_id)
             self._refuse(task, InvalidRequestError.of(field, value, "a grammar that compiles"))
         finally:
             timer.cancel()

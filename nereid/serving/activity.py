@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-import urllib.request
 from collections.abc import Collection
+
+from nereid.serving.pages import fetch
 
 _GAUGE = re.compile(
     r"^(?:nv_inference_pending_request_count|nereid_\w*?(?:active_requests|queued_requests|requests_running|requests_waiting))"
@@ -24,8 +25,7 @@ def requests_inside(metrics: str) -> dict[str, float]:
 def is_idle(metrics_url: str, besides: Collection[str] = ()) -> bool:
     """Whether no model but those `besides` has requests inside; False where Triton does not say."""
     try:
-        with urllib.request.urlopen(metrics_url, timeout=2) as answer:
-            page = answer.read().decode(errors="replace")
+        page = fetch(metrics_url, 2)[1].decode(errors="replace")
     except (OSError, ValueError):
         return False
     return not any(value > 0 for model, value in requests_inside(page).items() if model not in besides)

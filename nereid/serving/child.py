@@ -6,14 +6,13 @@ It runs under a keeper (`keeper.py`): if the process dies, its descendants end w
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -22,14 +21,9 @@ import psutil
 
 from nereid.serving.errors import ServingError
 
-log = logging.getLogger("nereid.serve")
-
 KEEPER = Path(__file__).with_name("keeper.py")
 SERVE_ID = "NEREID_SERVE_ID"
 """Environment variable that every process of one `serve` inherits: what escapes its keeper is still found by it."""
-_KEEPER_SECONDS = 5.0
-"""How long a keeper may take to end what a dead process has left."""
-"""Environment variable: a private folder of one `serve` that outlives restarts of its processes."""
 
 
 @dataclass(slots=True)
@@ -142,85 +136,9 @@ class Child:
             self._keeper.wait()
 
 
-@dataclass(slots=True)
-class KeptService:
-    """A child that is to run always: `tend` is called every round, and starts it again, later with each death in a row."""
-
-    name: str
-    make: Callable[[], Child]
-    is_listening: Callable[[], bool]
-    """Asked until it says yes after each start; cheap, and not blocking for long."""
-    start_seconds: float = 60.0
-    backoff: Backoff = field(default_factory=Backoff)
-    _child: Child | None = field(default=None, init=False)
-    _listening: bool = field(default=False, init=False)
-    _next_start: float = field(default=0.0, init=False)
-
-    def start(self) -> None:
-        """Start it and wait until it listens; raises ServingError where it does not."""
-        self._child = self.make()
-        self._child.start()
-        deadline = time.monotonic() + self.start_seconds
-        while not self.is_listening():
-            if not self._child.is_running():
-                self._child.wait(_KEEPER_SECONDS)
-                raise ServingError(f"{self.name} stopped while starting ({said_of_exit(self._child.returncode)})")
-            if time.monotonic() > deadline:
-                raise ServingError(f"{self.name} did not listen within {self.start_seconds:g} s")
-            time.sleep(0.05)
-        self._listening = True
-
-    def tend(self) -> None:
-        """Start it again if it has died or was stopped by a signal; returns at once."""
-        if self._child is None:
-            if time.monotonic() >= self._next_start:
-                self._child = self.make()
-                self._child.start()
-            return
-        if self._child.is_stopped():
-            log.warning("%s was stopped by a signal; ending it", self.name)
-            self._child.kill()
-        if self._child.is_running():
-            self._listening = self._listening or self.is_listening()
-            return
-        self._listening = False
-        self._child.stop(_KEEPER_SECONDS)
-        delay = self.backoff.after_death(time.monotonic() - self._child.started)
-        again = "now" if delay == 0 else f"in {delay:g} s (death {self.backoff.deaths} in a row)"
-        log.warning("%s died (%s); starting it again %s", self.name, said_of_exit(self._child.returncode), again)
-        self._child = None
-        self._next_start = time.monotonic() + delay
-
-    def is_well(self) -> bool:
-        return self._child is not None and self._listening and self._child.is_running()
-
-    @property
-    def pid(self) -> int | None:
-        return self._child.pid if self._child else None
-
-    def terminate(self) -> None:
-        """Ask it to end, without waiting: it drains while others do."""
-        if self._child is not None:
-            self._child.terminate()
-
-    def stop(self, grace_seconds: float) -> None:
-        if self._child is not None:
-            self._child.stop(grace_seconds)
-            self._child = None
-
-
 def said_of_exit(code: int | None) -> str:
     """An exit code in words: the keeper gives 128 and the signal's number for a process that a signal ended."""
     if code is not None and code > 128:
         with contextlib.suppress(ValueError):
             return f"killed by {signal.Signals(code - 128).name}"
     return f"exit code {code}"
-
-
-def listens(host: str, port: int) -> bool:
-    """Whether something accepts connections there."""
-    try:
-        with socket.create_connection((host, port), timeout=1):
-            return True
-    except OSError:
-        return False

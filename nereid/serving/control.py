@@ -50,7 +50,7 @@ class ModelControl:
     timeout: float
 
     def swap(self, model: str, config: ModelConfig) -> None:
-        """Load the model anew beside the one that serves, then put it in its place; ensembles follow. Raises ControlError."""
+        """Load the model again beside the one that serves, then put it in its place; ensembles follow. Raises ControlError."""
         changed: Any = ModelConfig()
         changed.CopyFrom(config)
         changed.parameters[RELOAD_PARAMETER].string_value = str(time.time_ns())

@@ -1,4 +1,4 @@
-"""/ready and /live on one thread: a bounded number of connections, each for a bounded time; knows nothing of what is healthy.
+"""/ready, /live and /metrics on one thread: few connections, each for a bounded time; knows nothing of what is healthy.
 
 Strangers reach this port, and it shares a process with the supervisor: so there is no thread and no waiting a connection,
 the oldest connection makes room for a new one, and no failure of a socket ends anything.
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from nereid.serving.errors import ServingError
+from nereid.serving.listening import listen
 
 log = logging.getLogger("nereid.serve")
 
@@ -42,6 +42,7 @@ class HealthServer:
     host: str
     port: int
     readiness: Readiness
+    metrics: Callable[[], str] = str
     _listener: socket.socket | None = field(default=None, init=False)
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector, init=False)
     _connections: dict[socket.socket, _Connection] = field(default_factory=dict, init=False)
@@ -50,15 +51,7 @@ class HealthServer:
 
     def start(self) -> None:
         """Listen; raises ServingError where the port cannot be had."""
-        try:
-            family, kind, _, _, address = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
-            self._listener = socket.socket(family, kind)
-            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._listener.bind(address)
-            self._listener.listen(128)
-        except OSError as error:
-            raise ServingError(f"--health-port: port {self.port} on {self.host} cannot be used ({error.strerror})") from None
-        self._listener.setblocking(False)
+        self._listener = listen("--health-port", self.host, self.port, 128)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._serve, name="health", daemon=True)
         self._thread.start()
@@ -122,23 +115,27 @@ class HealthServer:
         state.received += part
         whole = b"\r\n\r\n" in state.received
         if whole:
-            with contextlib.suppress(OSError):  # a short answer fits into the socket's buffer, or is not wanted
+            with contextlib.suppress(OSError):  # an answer of some kilobytes fits into the socket's buffer, or is not wanted
                 connection.send(self._answer(state.received.split(b"\r\n", 1)[0]))
                 connection.shutdown(socket.SHUT_WR)
         if whole or not part or len(state.received) > MAX_REQUEST_BYTES:
             self._close(connection)
 
     def _answer(self, line: bytes) -> bytes:
+        kind = "application/json"
+        method = line.split(b" ")[0]
         match line.split(b" "):
-            case [b"GET" | b"HEAD" as method, (b"/ready" | b"/live") as path, *_]:
+            case [b"GET" | b"HEAD", (b"/ready" | b"/live") as path, *_]:
                 ready, details = self.readiness()
                 status = "200 OK" if ready or path == b"/live" else "503 Service Unavailable"
                 body = json.dumps(details).encode()
-            case [b"GET" | b"HEAD" as method, *_]:
-                status, body = "404 Not Found", b'{"error": "there are /ready and /live"}'
-            case [method, *_]:
+            case [b"GET" | b"HEAD", b"/metrics", *_]:
+                status, body, kind = "200 OK", self.metrics().encode(), "text/plain; version=0.0.4"
+            case [b"GET" | b"HEAD", *_]:
+                status, body = "404 Not Found", b'{"error": "there are /ready, /live and /metrics"}'
+            case _:
                 status, body = "405 Method Not Allowed", b'{"error": "there are only GET and HEAD"}'
-        head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         return head.encode() + (b"" if method == b"HEAD" else body)
 
     def _close(self, connection: socket.socket) -> None:

@@ -51,8 +51,15 @@ class Installation:
         if self.stubs is not None:
             self._copy_python(folder / "python")
         for stand_in in sorted(STAND_INS.iterdir()):
-            if (stand_in / "model.py").is_file() and not (folder / stand_in.name).exists():
+            if self._stands_in(stand_in):
                 shutil.copytree(stand_in, folder / stand_in.name, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def python_backends(self) -> list[str]:
+        """Names of the backends whose models run in Python processes."""
+        return ["python", *(path.name for path in sorted(STAND_INS.iterdir()) if self._stands_in(path))]
+
+    def _stands_in(self, stand_in: Path) -> bool:
+        return (stand_in / "model.py").is_file() and not (self.backends / stand_in.name).exists()
 
     def _copy_python(self, folder: Path) -> None:
         """pytriton keeps a stub a Python version; the server wants this version's beside the backend's library."""

@@ -12,6 +12,10 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from nereid.serving.errors import ServingError
 
+_STREAMS = "max_streams"
+_FEWEST_THREADS, _OTHER_THREADS = 128, 32
+"""The Python backend's own default of 32 is too few; what is left for calls and answers beside those of streams."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModels:
@@ -36,6 +40,12 @@ class ServedModels:
     def entries(self) -> list[str]:
         """Ensembles: what can be closed to new requests while those inside go on."""
         return [name for name, config in self.configs.items() if config.ensemble_scheduling.step]
+
+    @property
+    def threads(self) -> int:
+        """What the Python backend's pool must have for the model with most streams: two calls of each are out while it runs."""
+        streams = (config.parameters[_STREAMS].string_value for config in self.configs.values() if _STREAMS in config.parameters)
+        return max([_FEWEST_THREADS, *(2 * int(most) + _OTHER_THREADS for most in streams if most.isdecimal())])
 
     def of_instance(self, instance: str) -> str | None:
         """The model that a Python stub serves, by its instance's name: its group's name and a number, joined by `_`.

@@ -82,6 +82,10 @@ class ServeOptions:
     def metrics_url(self) -> str:
         return f"http://{self.address}:{self.metrics_port}/metrics"
 
+    @property
+    def ready_url(self) -> str:
+        return f"http://{self.address}:{self.health_port}/ready"
+
 
 def is_loopback(host: str) -> bool:
     if host == "localhost":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import Counter
@@ -27,6 +28,8 @@ UNSENDABLE = "nereid\n\x01"
 RESTRICTED = f"model-repository,shared-memory,trace,logging:{UNSENDABLE}={UNSENDABLE}"
 EXIT_SECONDS = 2
 """How long Triton may finish what is in flight when it is asked to stop."""
+DEAD_SECONDS = 10.0
+"""How long Triton has to say by itself why a Python process ended while it loaded; for one that was killed it waits minutes."""
 
 
 @dataclass(slots=True)
@@ -94,11 +97,16 @@ class TritonProcess:
             f"--http-restricted-api={RESTRICTED}",
             f"--grpc-restricted-protocol={RESTRICTED}",
             f"--exit-timeout-secs={EXIT_SECONDS}",
+            # Names that tell whose they are: what a stub leaves that was killed is removed by its name.
+            *(
+                f"--backend-config={backend},shm-region-prefix-name={self.folder.regions}{backend}_"
+                for backend in self.installation.python_backends()
+            ),
             "--backend-config=python,shm-default-byte-size=16777216",
             "--backend-config=python,shm-growth-byte-size=16777216",
             "--backend-config=python,stub-timeout-seconds=300",
-            # Calls of siblings and late answers share these: a stream has two calls out, its run and a watch, while it runs.
-            "--backend-config=python,thread-pool-size=128",
+            # Calls of siblings and late answers share these.
+            f"--backend-config=python,thread-pool-size={self.models.threads}",
             f"--log-verbose={int(options.verbose)}",
         ]
 
@@ -144,9 +152,8 @@ class TritonProcess:
     # --- stubs ---
 
     def stubs(self) -> dict[int, str]:
-        """Model of each living Python stub, by pid; a stub that a signal holds is ended. Remembers their shared memory."""
+        """Model of each living Python stub, by pid; a stub that a signal holds is ended."""
         alive: dict[int, str] = {}
-        regions = set()
         for child in self._family():
             try:
                 if child.status() == psutil.STATUS_ZOMBIE:
@@ -154,7 +161,6 @@ class TritonProcess:
                 arguments = child.cmdline()
                 if len(arguments) < 5 or not arguments[0].endswith(STUB):
                     continue
-                regions.add(arguments[2])
                 if child.status() == psutil.STATUS_STOPPED:
                     child.kill()
                     continue
@@ -165,12 +171,17 @@ class TritonProcess:
             model = CONTROL_MODEL if instance.startswith(f"{CONTROL_MODEL}_") else self.models.of_instance(instance)
             if model is not None:
                 alive[child.pid] = model
-        self.folder.note_regions(regions)
         return alive
 
     def count_stubs(self) -> Counter[str]:
         """How many living stubs each model has."""
         return Counter(self.stubs().values())
+
+    def _has_dead_child(self) -> bool:
+        """Whether a process that Triton has started has ended, and Triton has not looked at it."""
+        with contextlib.suppress(psutil.Error):
+            return any(child.status() == psutil.STATUS_ZOMBIE for child in psutil.Process(self.pid).children())
+        return False
 
     def _family(self) -> list[psutil.Process]:
         try:
@@ -181,8 +192,6 @@ class TritonProcess:
     def stop(self, grace_seconds: float = EXIT_SECONDS + 1) -> None:
         """Ask the server to exit, then make it; no process or shared memory stays."""
         if self._child is not None:
-            if self._child.is_running():
-                self.stubs()
             self._child.stop(grace_seconds)
             end_marked(self.folder.mark("triton"))
         self.folder.remove_regions()
@@ -199,6 +208,7 @@ class TritonProcess:
         `on_wait` is called again and again with the number of Python processes that run already.
         """
         deadline = time.monotonic() + self.options.start_timeout
+        all_live = time.monotonic()
         while time.monotonic() < deadline:
             if self.stopping.is_set():
                 raise ServingError("stopped while Triton was starting")
@@ -207,6 +217,10 @@ class TritonProcess:
             on_wait(len(self.stubs()))
             if not self.unready_models():
                 return
+            if not self._has_dead_child():
+                all_live = time.monotonic()
+            elif time.monotonic() - all_live > DEAD_SECONDS:
+                raise ServingError(f"a model's Python process died while Triton loaded it{self._last_error()}")
             time.sleep(0.1)
         raise ServingError(f"Triton was not ready within {self.options.start_timeout:g} s{self._last_error()}")
 

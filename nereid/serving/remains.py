@@ -1,7 +1,7 @@
 """What one `serve` leaves while it runs, and how the next one finds and removes it where a serve has died.
 
 A private folder (mode 0700) with a lock that only a living supervisor holds, a mark that every process of the serve has in
-its environment, and a list of its shared memory. Knows nothing of Triton.
+its environment, and what the names of its shared memory begin with. Knows nothing of Triton.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -34,7 +33,6 @@ class ServeFolder:
     path: Path
     serve_id: str
     _lock: int
-    _regions: set[str] = field(default_factory=set)
 
     @classmethod
     def create(cls) -> ServeFolder:
@@ -46,6 +44,8 @@ class ServeFolder:
             os.write(lock, f"{serve_id} {os.getpid()}\n".encode())
             fcntl.flock(lock, fcntl.LOCK_EX)
             (path / "state").mkdir(mode=0o700)
+            # At once: who cleans up may be another process, and this one may die before it has seen any.
+            (path / REGIONS).write_text(f"{_regions_of(serve_id)}\n")
         except OSError as error:
             raise ServingError(
                 f"{tempfile.gettempdir()}: a temporary folder cannot be made there ({error.strerror}); "
@@ -66,13 +66,10 @@ class ServeFolder:
         """The variables by which a part's processes are known and find their state."""
         return {SERVE_ID: self.mark(part), STATE_FOLDER: str(self.state)}
 
-    def note_regions(self, prefixes: Iterable[str]) -> None:
-        """Remember shared memory, on disk at once: who cleans up may be another process."""
-        new = sorted(set(prefixes) - self._regions)
-        if new:
-            self._regions.update(new)
-            with contextlib.suppress(OSError), (self.path / REGIONS).open("a") as file:
-                file.writelines(f"{prefix}\n" for prefix in new)
+    @property
+    def regions(self) -> str:
+        """What the names of this serve's shared memory begin with."""
+        return _regions_of(self.serve_id)
 
     def remove_regions(self) -> None:
         remove_shared_memory(self.path)
@@ -85,6 +82,10 @@ class ServeFolder:
         with contextlib.suppress(OSError):
             os.close(self._lock)
         self._lock = -1
+
+
+def _regions_of(serve_id: str) -> str:
+    return f"nereid_{serve_id}_"
 
 
 def end_marked(mark: str, seconds: float = 5.0) -> int:
@@ -133,6 +134,7 @@ def _reclaim(folder: Path) -> str | None:
         ended = end_marked(words[0]) if words and len(words[0]) == 16 else 0
         remove_shared_memory(folder)
         shutil.rmtree(folder, ignore_errors=True)
-        return f"a serve (pid {words[1] if len(words) > 1 else '?'}) had died; {ended} processes left of it were ended"
+        pid = words[1] if len(words) > 1 else "?"
+        return f"an earlier serve (pid {pid}) died; {ended} processes that it left behind were killed"
     finally:
         os.close(lock)

@@ -12,16 +12,20 @@ from typing import Any
 
 from nereid.engines.digests import DigestError, Verifier
 from nereid.flow.flight_record import forgive_all
+from nereid.flow.state_folder import models_with_worker_down
+from nereid.flow.unanswered import take_unanswered
 from nereid.serving.activity import is_idle
-from nereid.serving.child import Backoff, KeptService
+from nereid.serving.child import Backoff
 from nereid.serving.control import CONTROL_MODEL, ControlError
 from nereid.serving.errors import ServingError
 from nereid.serving.health import HealthServer
 from nereid.serving.installation import find_triton
 from nereid.serving.models import ServedModels
+from nereid.serving.numbers import Numbers
 from nereid.serving.options import ServeOptions
 from nereid.serving.process import TritonProcess
 from nereid.serving.remains import ServeFolder, reclaim
+from nereid.serving.services import KeptServices
 
 log = logging.getLogger("nereid.serve")
 
@@ -32,6 +36,8 @@ REFUSED_SECONDS = 10.0
 """How long until a model whose files were changed is looked at again."""
 RESTART_WITHIN_SECONDS = 60.0
 """How long a restart that ends unanswerable requests waits for other pipelines to be idle."""
+CUT_SECONDS = 3.0
+"""How long services may take to end once their callers have been told that it is the end."""
 
 Progress = Callable[[int, int], None]
 """Told how many Python processes run and how many models there are."""
@@ -41,15 +47,16 @@ Progress = Callable[[int, int], None]
 class Supervisor:
     """A context manager around a served repository; `watch` (or a thread of it) does the healing.
 
-    `services` are other processes of this serve, such as a gateway: started once Triton is ready, kept up, drained first.
+    `services` are other processes of this serve, such as a gateway: started first, kept up, drained first.
     """
 
     options: ServeOptions
     on_progress: Progress | None = None
-    services: list[KeptService] = field(default_factory=list)
+    services: KeptServices = field(default_factory=KeptServices, init=False)
     folder: ServeFolder = field(init=False)
     _triton: TritonProcess = field(init=False)
     _health: HealthServer = field(init=False)
+    _numbers: Numbers = field(init=False)
     _models: ServedModels = field(init=False)
     _verifier: Verifier = field(init=False)
     _expected: dict[str, int] = field(default_factory=dict, init=False)
@@ -76,7 +83,8 @@ class Supervisor:
         self._verifier = Verifier(self.options.repository)
         self.folder = ServeFolder.create()
         self._triton = TritonProcess(installation, self.options, self.folder, self._models, self._stopping)
-        self._health = HealthServer(self.options.host, self.options.health_port, self.readiness)
+        self._numbers = Numbers(self._models, self.readiness, self.services.deaths)
+        self._health = HealthServer(self.options.host, self.options.health_port, self.readiness, self._numbers.page)
 
     def __enter__(self) -> Supervisor:
         self.start()
@@ -91,9 +99,8 @@ class Supervisor:
         """Start Triton and wait until every model is ready; raises ServingError (with nothing left running)."""
         try:
             self._health.start()
+            self.services.start()  # before Triton: callers are told that it is not ready, and a mistake is told soon
             self._start_triton()
-            for service in self.services:
-                service.start()
         except BaseException:
             self.stop()
             raise
@@ -104,6 +111,7 @@ class Supervisor:
         except DigestError as error:
             raise ServingError(str(error)) from None
         self._verifier.share(self.folder.state)
+        take_unanswered(self.folder.state, self._models.configs)  # Triton's end was theirs
         self._triton.start()
         self._triton.wait_until_ready(self._while_starting)
         self._expected = dict(self._triton.count_stubs())
@@ -115,8 +123,6 @@ class Supervisor:
     def _while_starting(self, processes: int) -> None:
         if self.on_progress is not None:
             self.on_progress(processes, len(self._models.configs))
-        if self._expected:  # this is a restart: the others go on meanwhile
-            self._tend_services()
 
     @property
     def triton_pid(self) -> int | None:
@@ -125,13 +131,16 @@ class Supervisor:
     def readiness(self) -> tuple[bool, dict[str, Any]]:
         """Whether requests can be served now, and what is amiss."""
         running = self._triton.is_running()
-        down = [service.name for service in self.services if not service.is_well()]
-        ready = running and self._ready and not (self._draining or self._unwell or self._unready or down)
+        down = self.services.down()
+        workers = models_with_worker_down(self.folder.state)
+        ready = running and self._ready and not (self._draining or self._unwell or self._unready or workers or down)
         return ready, {
             "ready": ready,
             "server_running": running,
+            "models_loaded": self._ready,
             "models_reloading": sorted(self._unwell),
             "models_not_ready": sorted(self._unready) if self._ready else [],
+            "workers_down": workers,
             "services_down": down,
             "restart_pending": self._restart_by is not None,
             "draining": self._draining,
@@ -144,18 +153,19 @@ class Supervisor:
         self._hurried.set()
 
     def stop(self) -> None:
-        """Say so on /ready, let what is in flight end within `drain_seconds`, then stop everything."""
+        """Say so on /ready, let what is in flight end within `drain_seconds`, services first, then stop everything."""
+        if self._draining:
+            return  # a start that has failed has ended so
         self._draining = True
         self._stopping.set()
+        deadline = time.monotonic() + self.options.drain_seconds
+        self.services.drain()
         if self._watcher is not None:
             self._watcher.join()
-        deadline = time.monotonic() + self.options.drain_seconds
-        for service in self.services:
-            service.terminate()
+        # They cut what is left at the deadline themselves, while Triton still runs: that takes a moment.
+        self.services.stop(deadline + CUT_SECONDS - time.monotonic(), self._hurried)
         if self._ready and self._triton.is_running():
             self._drain(deadline)
-        for service in self.services:
-            service.stop(max(0.1, deadline - time.monotonic()))
         self._triton.stop()
         self.folder.remove()
         with contextlib.suppress(RuntimeError):
@@ -185,26 +195,19 @@ class Supervisor:
                 log.exception("a round of supervision has failed; supervision goes on")
 
     def _round(self) -> None:
-        self._tend_services()
         if not self._triton.is_running():
             self._revive()
         elif self._triton.is_stopped():
-            log.warning("Triton was stopped by a signal; ending it")
+            log.warning("Triton is suspended (SIGSTOP); killing it")
             self._triton.kill()
         else:
             alive = self._triton.count_stubs()
             dead = [model for model, count in self._expected.items() if alive[model] < count]
             if dead and self._triton.is_running():
                 self._heal(self._allowed(dead))
-            self._probe()
-            self._restart_if_due()
-
-    def _tend_services(self) -> None:
-        for service in self.services:
-            try:
-                service.tend()
-            except ServingError as error:
-                log.error("%s", error)
+            if self._triton.is_running():  # a restart that healing came to may have failed
+                self._probe()
+                self._restart_if_due()
 
     def _probe(self) -> None:
         """Readiness as Triton sees it: a server that hangs, or a model that was unloaded, is not ready."""
@@ -215,9 +218,9 @@ class Supervisor:
     def _revive(self) -> None:
         """Start Triton again: at once, later after each death in a row, for ever."""
         if self._next_start is None:
-            self._ready = False
+            lived, self._ready = self._triton.lived if self._ready else 0.0, False  # to load is not to live
             self._triton.stop()
-            delay = self._backoff.after_death(self._triton.lived)
+            delay = self._backoff.after_death(lived)
             again = "now" if delay == 0 else f"in {delay:g} s (death {self._backoff.deaths} in a row)"
             log.warning("Triton died (%s); starting it again %s", self._triton.ending, again)
             self._next_start = time.monotonic() + delay
@@ -228,6 +231,7 @@ class Supervisor:
     def _restart(self, grace_seconds: float = 0.0, *, died: bool = False) -> None:
         self._ready = False
         self._triton.stop(grace_seconds)
+        self._numbers.restarts += 1
         if not died:
             forgive_all(self.folder.state)
         try:
@@ -247,7 +251,7 @@ class Supervisor:
                     self._verifier.verify([model])
                     allowed.append(model)
             except DigestError as error:
-                log.error("%s is not loaded again: %s", model, error)
+                log.error("%s is not reloaded: %s", model, error)
                 self._unwell.add(model)
                 self._refused[model] = now + REFUSED_SECONDS
         return allowed
@@ -255,17 +259,20 @@ class Supervisor:
     def _heal(self, models: Sequence[str]) -> None:
         """Bring models whose Python process died back beside those that serve on.
 
-        Requests that such a process had taken on to answer later are never answered by Triton: for these models (their config
-        says `restart_on_death`) the server is restarted too, once no other pipeline has requests inside, or after a minute.
+        Requests that such a process had taken on to answer later are never answered by Triton: where there were any (or the
+        model's config says `restart_on_death`) the server is restarted too, once no other pipeline has requests inside, or after
+        a minute.
         """
         if not models:
             return
         self._unwell |= set(models)
-        log.warning("the Python process of %s died; loading it anew", ", ".join(models))
+        self._numbers.deaths.update(models)
+        log.warning("the Python process of %s died; reloading the model", ", ".join(models))
         try:
             if CONTROL_MODEL in models:
                 raise ControlError("the control model's own process died")
             self._verifier.share(self.folder.state)
+            held = take_unanswered(self.folder.state, models)
             for model in models:
                 self._triton.control.swap(model, self._models.configs[model])
         except ControlError as error:
@@ -273,17 +280,18 @@ class Supervisor:
                 log.error("%s; restarting Triton", error)
                 self._restart()
             return
-        self._unwell -= set(models)
-        self._next_probe = 0.0
-        late = [model for model in models if self._models.answers_late(model)]
+        late = [model for model in models if model in held or self._models.answers_late(model)]
         if late:
             self._restart_later(late)
+        self._unwell -= set(models)
+        self._next_probe = 0.0
 
     def _restart_later(self, models: Collection[str]) -> None:
         if self._restart_by is None:
             self._restart_by = time.monotonic() + RESTART_WITHIN_SECONDS
             self._restart_for = set()
-        self._restart_for |= self._models.pipeline_of(models)
+        # Whatever is inside a pipeline passes through its loop; what is beside a dead stream goes on to its end first.
+        self._restart_for |= set(models) | self._models.pipeline_of([name for name in models if self._models.answers_late(name)])
         log.warning(
             "requests inside %s will never be answered: Triton is restarted when other pipelines are idle, or in %g s",
             ", ".join(models),
@@ -295,5 +303,5 @@ class Supervisor:
             return
         overdue = time.monotonic() >= self._restart_by
         if overdue or is_idle(self.options.metrics_url, besides=self._restart_for):
-            log.warning("restarting Triton, to end requests that are never answered")
+            log.warning("restarting Triton, to end requests that would never be answered")
             self._restart(grace_seconds=3.0 if overdue else 0.0)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,17 @@ import numpy as np
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
 
 from nereid.engines.digests import verify_model
+from nereid.flow import request_ids
 from nereid.flow.errors import CancelledError, EngineError, InvalidRequestError, LostError, RequestError
 from nereid.flow.fields import decode_text
-from nereid.flow.metrics import Kind, Metric, Record
+from nereid.flow.metrics import Record
 from nereid.flow.parameters import refuse_unknown
-from nereid_protocol.errors import WireError
+from nereid.flow.request_ids import LOG_FORMAT, NamedThreads, RequestIds
+from nereid.flow.unanswered import Unanswered
+from nereid.triton.messages import shortened, tells_death
+from nereid_protocol.errors import ErrorKind, WireError
+from nereid_protocol.metrics import Kind, Metric
+from nereid_protocol.request_ids import request_id_of
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +41,9 @@ MODEL_CONTROL: Mapping[str, Callable[..., object]] = {
 """Triton's verbs for loading models, which work from inside whatever its interfaces to the outside refuse."""
 _RELOAD_PARAMETER = "nereid.reload"
 """Set by the supervisor so that a config differs from the one before; no model's business."""
+
+_unanswered = Unanswered()
+"""Of this process, which serves one model: every late answer goes through here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +63,9 @@ class ModelArguments:
 
         `known` names all parameters that the model reads; None where it hands them to a reader that refuses the others.
         """
-        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+        global _unanswered
+        _log_with_request_ids()
+        _unanswered = Unanswered.of(args["model_name"])
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
         parameters.pop(_RELOAD_PARAMETER, None)
@@ -73,13 +85,20 @@ class ModelArguments:
     def folder(self) -> Path:
         return self.version_folder.parent
 
-    def sibling(self, name: str) -> Path:
-        """Another model's folder in the same repository."""
-        return self.folder.parent / name
-
     @property
     def max_batch_size(self) -> int:
         return int(self.config.get("max_batch_size", 0))
+
+
+def _log_with_request_ids() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(RequestIds())
+    logging.basicConfig(handlers=[handler], level=logging.INFO, format=LOG_FORMAT)
+
+
+def handling(request: Any) -> AbstractContextManager[None]:
+    """What happens inside is this request's work: logs, errors and calls of sibling models have its id."""
+    return request_ids.handling(request_id_of(request.request_id()))
 
 
 def read_inputs(request: Any) -> dict[str, np.ndarray]:
@@ -89,9 +108,11 @@ def read_inputs(request: Any) -> dict[str, np.ndarray]:
 
 def read_inputs_and_parameters(request: Any) -> dict[str, np.ndarray]:
     """The inputs, and beside them, as JSON in `request_parameters`, what the request brings along (Triton's `generate` does)."""
-    inputs, parameters = read_inputs(request), request.parameters()
-    if parameters and parameters != "{}":
-        inputs["request_parameters"] = np.array([parameters.encode()], np.object_)
+    inputs, parameters = read_inputs(request), json.loads(request.parameters() or "{}")
+    if request.request_id():
+        parameters.pop("id", None)  # `generate` takes the request's id in the body, and hands it on as a parameter, too
+    if parameters:
+        inputs["request_parameters"] = np.array([json.dumps(parameters).encode()], np.object_)
     return inputs
 
 
@@ -110,10 +131,14 @@ def response(outputs: Mapping[str, np.ndarray], wanted: Iterable[str] | None = N
 
 
 def error_response(error: Exception) -> Any:
-    """The one place where exceptions become Triton's errors; internals go to the log, not to the caller."""
+    """The one place where exceptions become Triton's errors; internals go to the log, and the caller gets their id there."""
     if not isinstance(error, RequestError):
-        log.error("a request has failed", exc_info=error)
+        log.error("the request failed by an unexpected error", exc_info=error)
         error = EngineError("internal error; see the server's log")
+    own = request_ids.current()
+    if error.kind is ErrorKind.ENGINE and own and own not in str(error):
+        log.warning("%s", error)
+        error = EngineError(f"{error} (request {own})", error.field)
     code = getattr(pb_utils.TritonError, error.status.value)
     return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(error.wire(), code))
 
@@ -122,21 +147,31 @@ def answer_each(requests: Sequence[Any], answer: Callable[[dict[str, np.ndarray]
     """One answer a request; a bad request never fails its neighbours."""
     responses = []
     for request in requests:
-        try:
-            responses.append(response(answer(read_inputs(request)), request.requested_output_names()))
-        except Exception as error:
-            responses.append(error_response(error))
+        with handling(request):
+            try:
+                responses.append(response(answer(read_inputs(request)), request.requested_output_names()))
+            except Exception as error:
+                responses.append(error_response(error))
     return responses
+
+
+def answer_of(request: Any, result: Mapping[str, np.ndarray] | Exception) -> Any:
+    """One request's answer, where several were worked on together."""
+    with handling(request):
+        return error_response(result) if isinstance(result, Exception) else response(result)
 
 
 def late_reply(request: Any) -> Callable[[Mapping[str, np.ndarray] | None, RequestError | None], None]:
     """An answer to give later, once, from any thread."""
     sender = request.get_response_sender()
-    wanted = list(request.requested_output_names())
+    wanted, request_id = list(request.requested_output_names()), request_ids.current()
+    answered = _unanswered.hold()
 
     def reply(outputs: Mapping[str, np.ndarray] | None, error: RequestError | None) -> None:
-        answer = response(outputs or {}, wanted) if error is None else error_response(error)
+        with request_ids.handling(request_id):
+            answer = response(outputs or {}, wanted) if error is None else error_response(error)
         sender.send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        answered()
 
     return reply
 
@@ -146,10 +181,12 @@ class Stream:
     """A decoupled request's answers."""
 
     sender: Any
+    request_id: str
+    answered: Callable[[], None]
 
     @classmethod
     def of(cls, request: Any) -> Stream:
-        return cls(request.get_response_sender())
+        return cls(request.get_response_sender(), request_ids.current(), _unanswered.hold())
 
     def send(self, outputs: Mapping[str, np.ndarray]) -> None:
         self.sender.send(response(outputs))
@@ -159,7 +196,10 @@ class Stream:
         if error is None:
             self.sender.send(flags=final)
         else:
-            self.sender.send(error_response(error), flags=final)
+            with request_ids.handling(self.request_id):
+                answer = error_response(error)
+            self.sender.send(answer, flags=final)
+        self.answered()
 
     def is_cancelled(self) -> bool:
         return bool(self.sender.is_cancelled())
@@ -169,6 +209,7 @@ def call_model(name: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[st
     """Call a sibling model and wait: the wanted outputs that it gave; raises its RequestError."""
     request = pb_utils.InferenceRequest(
         model_name=name,
+        request_id=request_ids.current(),
         requested_output_names=list(outputs),
         inputs=[pb_utils.Tensor(key, np.ascontiguousarray(value)) for key, value in inputs.items()],
         preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
@@ -188,7 +229,7 @@ class Callers:
 
     @classmethod
     def of(cls, count: int) -> Callers:
-        return cls(ThreadPoolExecutor(count, thread_name_prefix="call"))
+        return cls(NamedThreads(count, thread_name_prefix="call"))
 
     def submit(self, name: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Future[dict[str, np.ndarray]]:
         return self.pool.submit(call_model, name, inputs, outputs)
@@ -205,10 +246,6 @@ class Callers:
             raise LostError(f"{name}: no answer within {timeout:g} s") from None
 
 
-_UNHEALTHY = ("is not healthy", "failed to load", "is not ready", "is not found", "unknown model", "has no available versions")
-"""Triton's words for a model that is down: its stub died, or it is being reloaded. Triton 24.10 gives no code of their own."""
-
-
 def _sibling_error(name: str, problem: Any) -> RequestError:
     """The error of a called model, as its own type: what was refused stays refused, what died can be tried again."""
     message = problem.message()
@@ -216,13 +253,14 @@ def _sibling_error(name: str, problem: Any) -> RequestError:
     if error is not None:
         return RequestError.of_wire(error)
     code = problem.code()
+    said = f"{name}: {shortened(message)}"
+    if code == pb_utils.TritonError.UNAVAILABLE or tells_death(message):
+        return LostError(said)
     if code == pb_utils.TritonError.INVALID_ARG:
-        return InvalidRequestError(f"{name}: {message}")
-    if code == pb_utils.TritonError.UNAVAILABLE or any(words in message.lower() for words in _UNHEALTHY):
-        return LostError(f"{name}: {message}")
+        return InvalidRequestError(said)
     if code == pb_utils.TritonError.CANCELLED:
-        return CancelledError(f"{name}: {message}")
-    return EngineError(f"{name}: {message}")
+        return CancelledError(said)
+    return EngineError(said)
 
 
 def metric_sink(metrics: Iterable[Metric], model: str) -> Record:

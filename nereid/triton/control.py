@@ -45,7 +45,7 @@ def _answer(connection: socket.socket, verbs: Mapping[str, Callable[..., object]
             verbs[question.pop("verb")](**question)
             answer: dict[str, str] = {}
         except Exception as error:
-            log.warning("model control has failed: %s", error)
+            log.warning("loading or unloading a model failed: %s", error)
             answer = {"error": str(error)}
         file.write(json.dumps(answer).encode() + b"\n")
 

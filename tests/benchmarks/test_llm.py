@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nereid_bench.llm import TextJob, TextOutcome, _summary, sampler_cost, text_jobs
+from nereid_bench.llm import sampler_cost
+from nereid_bench.llm_batching import TextJob, TextOutcome, _summary, text_jobs
 from nereid_bench.llm_peers import Engine, Weights, loaded
 
 import checkpoints as make

@@ -39,11 +39,14 @@ HTTP_STATUS = {grpc.StatusCode.INVALID_ARGUMENT: 400, grpc.StatusCode.UNAVAILABL
 
 
 class Small:
-    """What both servers note; `gone` is set when a caller of a hanging model has left."""
+    """What both servers note; `gone` is set when a caller of a hanging model has left, `cut` are calls of gRPC that their
+    callers ended before their answers had ended, `ids` are those of requests."""
 
     def __init__(self, models: dict[str, Model]) -> None:
         self.models = models
+        self.ids: list[str] = []
         self.gone = threading.Event()
+        self.cut: list[str] = []
         self.stopping = threading.Event()
 
 
@@ -92,6 +95,7 @@ class _Grpc(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def _answers(self, request: Any, context: Any) -> Iterator[Any]:
         context.add_callback(self._small.gone.set)
+        self._small.ids.append(request.id)
         try:
             for outputs in self._small.models[request.model_name](_tensors(request)):
                 yield _response(request, outputs)
@@ -106,6 +110,9 @@ class _Grpc(service_pb2_grpc.GRPCInferenceServiceServicer):
             if request.model_name == "llm":
                 raise
             context.abort(error.status, str(error))
+        finally:
+            if not context.is_active():
+                self._small.cut.append(request.model_name)
 
 
 @contextmanager
@@ -163,7 +170,9 @@ def _handler(small: Small) -> type[BaseHTTPRequestHandler]:
         def _infer(self, body: bytes, name: str) -> None:
             length = int(self.headers["Inference-Header-Content-Length"])
             tensors, rest = {}, body[length:]
-            for tensor in json.loads(body[:length])["inputs"]:
+            header = json.loads(body[:length])
+            small.ids.append(header.get("id", ""))
+            for tensor in header["inputs"]:
                 size = tensor["parameters"]["binary_data_size"]
                 raw, rest = rest[:size], rest[size:]
                 if tensor["datatype"] == "BYTES":
@@ -190,7 +199,9 @@ def _handler(small: Small) -> type[BaseHTTPRequestHandler]:
             self._answer(200, header + b"".join(raws), len(header))
 
         def _stream(self, body: bytes, name: str) -> None:
-            tensors = {name: _from_json(value) for name, value in json.loads(body).items()}
+            fields = json.loads(body)
+            small.ids.append(fields.pop("id", ""))
+            tensors = {name: _from_json(value) for name, value in fields.items()}
             begun = False
             try:
                 for outputs in small.models[name](tensors):

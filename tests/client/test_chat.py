@@ -30,6 +30,7 @@ def gateway(status: int, *lines: str) -> Iterator[str]:
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             self.send_response(status)
+            self.send_header("x-request-id", "req-1")
             self.end_headers()
             self.wfile.write("".join(f"{line}\n\n" for line in lines).encode())
 
@@ -89,5 +90,6 @@ def test_errors_inside_a_stream_are_typed(name: str, kind: type[NereidError]) ->
 
 @pytest.mark.parametrize(("status", "kind"), [(400, InvalidRequestError), (503, UnavailableError), (504, DeadlineExceededError)])
 def test_errors_before_a_stream_are_typed(status: int, kind: type[NereidError]) -> None:
-    with gateway(status, failure(message="a sentence")) as url, pytest.raises(kind, match="a sentence"):
+    with gateway(status, failure(message="a sentence")) as url, pytest.raises(kind, match="a sentence") as raised:
         list(Chat(url).say("hello"))
+    assert raised.value.request_id == "req-1"

@@ -13,7 +13,6 @@ import time
 from typing import Any
 
 import pytest
-from tritonclient.utils import InferenceServerException
 
 import nereid_client as sdk
 from nereid_client import (
@@ -26,7 +25,7 @@ from nereid_client import (
     NereidError,
     UnhealthyError,
 )
-from nereid_client.errors import from_triton
+from nereid_client.errors import typed
 from nereid_client.transport import Answered, Call, Cancel, Tell
 
 from scripted import HANGS, Instant, answers, delta, fails, image, progress, state
@@ -141,6 +140,15 @@ def test_cancelling_a_pending_image_names_the_run_to_the_server() -> None:
     assert transport.cancelled == [pending.run_id.encode()]
 
 
+def test_closing_at_once_names_a_pending_run_to_the_server() -> None:
+    transport = Instant(HANGS)
+    with Client(transport=transport) as client:
+        pending = client.submit_image("a box")
+    assert transport.cancelled == [pending.run_id.encode()]
+    with pytest.raises(sdk.CancelledError):
+        pending.result(timeout=60)
+
+
 def test_an_interrupt_names_the_run_to_the_server() -> None:
     class Interrupted(Instant):
         def start(self, call: Call, tell: Tell) -> Cancel:
@@ -214,7 +222,7 @@ def test_wrong_types_and_unknown_options_are_refused_by_name(options: dict[str, 
         ("StatusCode.UNAVAILABLE", "queue: 3 requests wait", sdk.UnavailableError),
         ("StatusCode.UNAVAILABLE", "failed to connect to all addresses", sdk.ConnectionLostError),
         ("StatusCode.UNAVAILABLE", "Cancelling all calls", sdk.ConnectionLostError),
-        ("StatusCode.UNAVAILABLE", "Server is stopping, scheduler for model has stopped accepting", sdk.UnavailableError),
+        ("StatusCode.UNAVAILABLE", "Server is stopping, scheduler for model has stopped accepting", sdk.NotReadyError),
         ("StatusCode.NOT_FOUND", "Request for unknown model: 'x' is not found", sdk.InvalidRequestError),
         ("StatusCode.NOT_FOUND", "Request for unknown model: 'x' has no available versions", sdk.NotReadyError),
         ("StatusCode.UNAVAILABLE", "seed: late [nereid: UNAVAILABLE deadline seed]", sdk.DeadlineExceededError),
@@ -224,7 +232,7 @@ def test_wrong_types_and_unknown_options_are_refused_by_name(options: dict[str, 
     ],
 )
 def test_every_status_has_its_type(status: str, message: str, kind: type[NereidError]) -> None:
-    error = from_triton(InferenceServerException(message, status))
+    error = typed(message, status)
     assert type(error) is kind
     assert str(error) == message.partition(" [nereid")[0]
 

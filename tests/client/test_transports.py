@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -26,6 +27,8 @@ from nereid_client import (
     InvalidRequestError,
     LostError,
     NereidError,
+    NotReadyError,
+    QueueFullError,
     ServerError,
     UnavailableError,
     UnhealthyError,
@@ -175,6 +178,65 @@ def test_leaving_a_stream_ends_the_call_and_names_the_run(protocol: str) -> None
         assert small.gone.wait(20)
 
 
+async def leave_picture(address: str, started: threading.Event) -> None:
+    async with AsyncClient(address) as client:
+        drawing = asyncio.create_task(client.generate_image("a box"))
+        await asyncio.to_thread(started.wait, 20)
+        drawing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await drawing
+
+
+def leave_picture_too(address: str, started: threading.Event) -> None:
+    with Client(address) as client:
+        drawing = client.submit_image("a box")
+        assert started.wait(20)
+        drawing.cancel()
+        with pytest.raises(CancelledError):
+            drawing.result(20)
+
+
+async def leave_text(address: str, started: threading.Event) -> None:
+    async with AsyncClient(address) as client, contextlib.aclosing(client.stream_text("a")) as read:
+        async for _ in read:
+            break
+
+
+def leave_text_too(address: str, started: threading.Event) -> None:
+    with Client(address) as client, contextlib.closing(client.stream_text("a")) as read:
+        next(read)
+
+
+@pytest.mark.parametrize("leave", [leave_picture, leave_picture_too, leave_text, leave_text_too])
+def test_a_run_that_is_cancelled_by_its_id_is_left_to_end_by_itself(leave: Callable[[str, threading.Event], Any]) -> None:
+    """Triton before 24.12 may crash where gRPC's cancellation meets an answer, and a run that is cancelled by its id answers."""
+    started, cancelled, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def run(tensors: Tensors) -> Iterator[Tensors]:
+        if "cancel" in tensors:
+            cancelled.set()
+            yield {"run_state": texts("running").reshape(1, 1)}
+            return
+        started.set()
+        yield delta([1], "a")
+        assert cancelled.wait(20)
+        time.sleep(0.2)  # a cancellation of the call itself would have come
+        ended.set()
+        raise RefusedError("a run was cancelled [nereid: CANCELLED cancelled]")
+
+    def picture(tensors: Tensors) -> Iterator[Tensors]:
+        *_, _ = run(tensors)
+        yield {}
+
+    with grpc_server({"text_to_image": picture, "llm": run, "denoise": run}) as (port, small):
+        made = leave(url(port), started)
+        if made is not None:
+            asyncio.run(made)
+        assert cancelled.wait(20)
+        assert ended.wait(20)
+    assert small.cut == []
+
+
 @BOTH
 @pytest.mark.parametrize(
     ("sentence", "kind"),
@@ -182,9 +244,11 @@ def test_leaving_a_stream_ends_the_call_and_names_the_run(protocol: str) -> None
         ("temperature: -1 is not allowed [nereid: INVALID_ARG invalid temperature]", InvalidRequestError),
         ("the request was cancelled; its deadline was not the cause [nereid: INTERNAL engine]", ServerError),
         ("llm: its process has died [nereid: UNAVAILABLE lost]", LostError),
-        ("queue: full [nereid: UNAVAILABLE queue_full]", UnavailableError),
+        ("queue: full [nereid: UNAVAILABLE queue_full]", QueueFullError),
         ("seed: too late [nereid: UNAVAILABLE deadline]", DeadlineExceededError),
         ("Stub process 'llm_0_0' is not healthy.", UnhealthyError),
+        ("Error when running inference: Server not ready", NotReadyError),
+        ("Server is stopping, scheduler for model has stopped accepting new inference requests", NotReadyError),
         ("a word such as deadline or cancelled decides nothing", ServerError),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 
 from nereid.diffusion.service import DenoiseService
 from nereid.diffusion.settings import Limits
+from nereid.engines.memory import RunMemory
 from nereid.flow.errors import (
     CancelledError,
     DeadlineError,
@@ -55,9 +56,11 @@ class Answer:
 
 
 @contextmanager
-def serving(unet: Any = None, encode: Any = None, record: FlightRecord | None = None, **limits: Any) -> Iterator[DenoiseService]:
+def serving(
+    unet: Any = None, encode: Any = None, record: FlightRecord | None = None, facts: Any = None, **limits: Any
+) -> Iterator[DenoiseService]:
     service = DenoiseService(
-        pipeline=pipeline(),
+        pipeline=facts or pipeline(),
         limits=Limits(**limits),
         predict=unet or Unet(),
         encode=encode or (lambda pixels: (np.zeros((4, 8, 8), np.float32), np.ones((4, 8, 8), np.float32))),
@@ -77,6 +80,14 @@ def ask(service: DenoiseService, cancelled: bool = False, **inputs: Array) -> An
     answer = Answer()
     service.handle(inputs, answer, lambda: cancelled)
     return answer
+
+
+@pytest.mark.parametrize(("shape", "field"), [((1, 0, 0, 3), "height"), ((1, 64, 0, 3), "width")])
+def test_a_picture_without_pixels_is_refused_by_its_side(shape: tuple[int, ...], field: str) -> None:
+    with serving() as service:
+        answer = ask(service, **request(init_image=np.zeros(shape, np.uint8))).wait()
+    assert isinstance(answer.error, InvalidRequestError)
+    assert answer.error.field == field
 
 
 def draw(service: DenoiseService, cancelled: bool = False, **inputs: Array) -> Answer:
@@ -158,7 +169,10 @@ def test_images_that_are_being_encoded_wait_in_the_queue_like_others() -> None:
 
     unet = Unet()
     with serving(unet=unet, encode=encode, max_inflight=1, max_queue=1) as service:
-        answers = [draw(service, cancelled=True, init_image=IMAGE) for _ in range(40)]
+        answers, left = [Answer() for _ in range(40)], threading.Event()
+        for answer in answers:
+            service.handle(request(init_image=IMAGE), answer, left.is_set)
+        left.set()  # all of them leave, once all have come
         outcomes = [type(answer.wait().error) for answer in answers]
         gate.set()
         assert outcomes.count(QueueFullError) == 38  # one has room, one waits
@@ -180,6 +194,21 @@ def test_a_replay_of_a_finished_run_gets_the_kept_latents_and_draws_nothing() ->
         assert other is not None
         assert not np.array_equal(first["latents"], other["latents"])
         assert first["system_fingerprint"].item() == b"one"
+
+
+def test_a_place_for_a_run_whose_latents_are_kept_is_free_at_once() -> None:
+    with serving(max_inflight=1, max_queue=0) as service:
+        draw(service, run_id=text("run")).wait()
+        assert ask(service, ticket=text("t1"), run_id=text("run")).state == "waiting"
+        assert draw(service, ticket=text("t1"), run_id=text("run")).wait().error is None
+        assert ask(service, ticket=text("t2"), run_id=text("other")).state == "waiting"
+
+
+def test_places_that_were_never_used_are_forgotten() -> None:
+    with serving() as service:
+        for number in range(3):
+            assert ask(service, ticket=text(f"t{number}"), run_id=text("run")).state == "waiting"  # ends the one before
+        assert len(service._reserved) == 1
 
 
 def test_one_that_was_alone_inside_at_two_deaths_of_this_process_is_refused(tmp_path: Path) -> None:
@@ -205,3 +234,38 @@ def test_latents_that_no_run_can_start_from_are_refused(value: float) -> None:
         refused = draw(service, latents=latents).wait().error
         assert isinstance(refused, InvalidRequestError)
         assert refused.field == "latents"
+
+
+MEASURED = {
+    "unet": RunMemory(base_bytes=0, bytes_per_row_pixel=1.0),
+    "vae_decoder": RunMemory(base_bytes=0, bytes_per_row_pixel=1.5),
+}
+"""A guided image of 64 x 64 needs 8192 bytes (two rows of the UNet), one without guidance 6144 (the decoder's)."""
+
+
+def test_images_in_flight_share_a_budget_of_memory() -> None:
+    unet = SteppedUnet()
+    with serving(unet=unet, facts=pipeline(memory=MEASURED), memory_budget_bytes=16_384, max_queue=1) as service:
+        for name in ("a", "b"):
+            draw(service, run_id=text(name))
+        waits = draw(service, run_id=text("c"))
+        assert watch(service, "c").state == "waiting"
+        assert isinstance(ask(service, ticket=text("t")).wait().error, QueueFullError)
+        unet.allow(100)
+        assert waits.wait().error is None
+
+
+def test_what_an_image_needs_is_that_of_its_largest_engine() -> None:
+    with serving(facts=pipeline(memory=MEASURED), memory_budget_bytes=6144) as service:
+        assert draw(service, guidance_scale=np.array([[1.0]], np.float32)).wait().error is None
+        refused = ask(service, ticket=text("t")).wait().error
+        assert isinstance(refused, InvalidRequestError)
+        assert str(refused).startswith("width x height: at 64 x 64, 1 image needs")
+        assert "memory_budget_bytes" in str(refused)
+        assert isinstance(draw(service).wait().error, InvalidRequestError)
+
+
+def test_without_a_budget_half_of_what_is_left_counts_and_what_is_not_measured_needs_nothing() -> None:
+    with serving() as service:
+        assert 0 < service.limits.memory_budget_bytes < 2**45
+        assert draw(service).wait().error is None

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from nereid.diffusion.loop import DenoisingLoop
+from nereid.diffusion.options import first_step
 from nereid.diffusion.plan import commit, pack
-from nereid.diffusion.requests import first_step, guidance_embedding, parse_image_request
+from nereid.diffusion.requests import guidance_embedding, parse_image_request
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.diffusion.state import ImageTask
 from nereid.flow.errors import EngineError, InvalidRequestError
 from nereid.flow.noise import Purpose, derived_seed, normal
-from nereid_protocol.fields import MAX_SEED
+from nereid_protocol.field import MAX_SEED
 
 from image_forms import Array, Unet, begun, pipeline, request, whole
 

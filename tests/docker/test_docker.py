@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import jsonschema
 import pytest
 import yaml
 
-from conftest import Served
+from nereid.serving.options import ServeOptions, free_ports
+from nereid.serving.process import EXIT_SECONDS
+from nereid.serving.supervisor import CUT_SECONDS
+from nereid_client import Client
+
+from conftest import Served, gateway
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -32,6 +41,7 @@ SERVICE: dict[str, Any] = {
         "image": {"type": "string"},
         "restart": {"enum": ["no", "always", "on-failure", "unless-stopped"]},
         "init": {"type": "boolean"},
+        "stop_grace_period": {"type": "string", "pattern": "^([0-9]+(us|ms|s|m|h))+$"},
         "read_only": {"type": "boolean"},
         "tmpfs": TEXTS,
         "shm_size": {"type": "string", "pattern": "^[0-9]+(b|kb|mb|gb)$"},
@@ -119,6 +129,37 @@ def test_image_is_recent_and_does_not_run_as_root() -> None:
     assert "HEALTHCHECK" in text
 
 
+def test_gateway_of_the_container_is_on_with_a_key_and_off_without(tmp_path: Path) -> None:
+    """What `serve` makes of the image's variables and of what compose passes on."""
+    text = (DOCKER / "Dockerfile").read_text()
+    exposed = re.search(r"^EXPOSE (.+)$", text, re.MULTILINE).group(1).split()  # type: ignore[union-attr]
+    image = dict(re.findall(r"^ENV (NEREID_\w+)=(\S+)$", text, re.MULTILINE))
+    service = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["triton"]
+    published = [entry.rsplit(":", 1)[1] for entry in service["ports"]]
+    assert published == exposed
+    assert ".[container,gateway]" in text
+    assert service["environment"]["NEREID_OPENAI_PORT"] == "${NEREID_API_KEY:+8080}"
+    assert "8080" in exposed
+    for key, port, said in (
+        ("", "", "is not a model repository"),
+        ("secret", "8080", "is not a model repository"),
+        ("", "8080", "--openai-host: 0.0.0.0 is not allowed without a key; set NEREID_API_KEY"),
+    ):
+        environment = {**os.environ, **image, "NEREID_API_KEY": key, "NEREID_OPENAI_PORT": port and str(free_ports(1)[0])}
+        command = [sys.executable, "-m", "nereid_client.main", "serve", "--repository", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+        assert done.returncode == 1
+        assert said in done.stderr
+
+
+def test_container_is_given_longer_to_end_than_serve_takes(tmp_path: Path) -> None:
+    service = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["triton"]
+    taken = (
+        ServeOptions(repository=tmp_path).drain_seconds + CUT_SECONDS + EXIT_SECONDS + 1 + 5
+    )  # Triton's own end, and its keeper's
+    assert int(service["stop_grace_period"].removesuffix("s")) >= taken
+
+
 def dashboard_metrics() -> set[str]:
     board = json.loads((DOCKER / "grafana" / "dashboards" / "nereid.json").read_text())
     queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
@@ -128,17 +169,16 @@ def dashboard_metrics() -> set[str]:
 
 @pytest.mark.triton
 def test_dashboard_asks_for_metrics_that_the_server_exports(served: Served) -> None:
-    import urllib.request
-
-    from nereid_client import Client
-
     with Client(served.grpc_url) as client:
-        client.generate_image("a box", num_inference_steps=1)
-        client.generate_text("a", max_tokens=1)
-    time.sleep(1)  # metrics are gathered for a tenth of a second
-    with urllib.request.urlopen(f"http://127.0.0.1:{served.metrics}/metrics", timeout=10) as page:
-        text = page.read().decode()
+        client.generate_image("a box", num_inference_steps=100)  # long enough for its lane to be told of
+    with gateway(served) as url:
+        body = {"model": "llm", "prompt": "a", "max_tokens": 1, "stream": True}
+        assert httpx.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 200
+        time.sleep(1)  # metrics are gathered for a tenth of a second; the gateway's page ends with Triton's
+        health = f"http://127.0.0.1:{served.health}"  # the supervisor's page
+        text = "".join(httpx.get(f"{page}/metrics", timeout=10).text for page in (url, health))
     exported = set(re.findall(r"^([a-zA-Z_:][\w:]*)(?:\{| )", text, re.MULTILINE))
+    exported |= set(re.findall(r"^# TYPE (\S+) (?:gauge|counter)$", text, re.MULTILINE))  # those that have no series yet
     assert dashboard_metrics() <= exported
 
 

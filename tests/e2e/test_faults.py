@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,13 +16,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
 from nereid.serving.options import free_ports
 from nereid_client import Client, NereidError
 
-from conftest import Served, export, serving, set_parameters, stub_of
+from conftest import OwnTemporary, Served, export, serving, set_parameters, shared_memory, stub_of
 from raw import metric
 
 pytestmark = pytest.mark.triton
@@ -55,11 +57,18 @@ def health(served: Served) -> tuple[int, dict[str, object]]:
 
 
 def wait_until_settled(served: Served) -> None:
-    """Ready, and no restart to come that ends requests inside a dead process."""
+    """Ready, nothing in flight any more, and no restart to come that ends requests inside a dead process."""
     deadline = time.monotonic() + 120
-    while not (health(served)[0] == 200 and not health(served)[1]["restart_pending"]):
+    while not (health(served)[0] == 200 and not health(served)[1]["restart_pending"] and _idle(served)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def _idle(served: Served) -> bool:
+    try:
+        return metric(served.metrics, "nereid_image_active_requests", model="denoise") == 0
+    except (OSError, AssertionError, KeyError):
+        return False
 
 
 def seconds_until_served(served: Served) -> float:
@@ -86,7 +95,7 @@ def test_killed_stub_ends_only_what_cannot_go_on_and_serves_again(own: Served, m
             assert not all(job.done() for job in jobs), "they ended before they could be disturbed"
             time.sleep(0.01)
         stub_of(own, model).kill()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while health(own)[0] == 200:
             assert time.monotonic() < deadline, "/ready stayed good with a dead model"
             time.sleep(0.02)
@@ -115,6 +124,25 @@ def test_killed_bystander_does_not_touch_other_requests(own: Served, model: str)
         wait_until_settled(own)
         if model == "text_to_image_stream":
             assert list(client.stream_image("a box", num_inference_steps=2))
+
+
+@pytest.mark.parametrize("model", ["text_to_image_stream", "text_to_image_json"])
+def test_callers_inside_a_killed_stub_are_ended_also_without_the_sdk(own: Served, model: str) -> None:
+    """Triton itself would leave them waiting for ever: the server is restarted, since nobody else is inside."""
+    wait_until_settled(own)
+    body = {"prompt": "a box", "num_inference_steps": 850}
+    url = f"http://{own.http_url}/v2/models/{model}/generate{'_stream' if model.endswith('stream') else ''}"
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(httpx.post, url, json=body, timeout=100)
+        while metric(own.metrics, "nereid_image_active_requests", model="denoise") < 1:
+            assert not job.done(), "it ended before it could be disturbed"
+            time.sleep(0.01)
+        pid = own.supervisor.triton_pid  # type: ignore[attr-defined]
+        stub_of(own, model).kill()
+        with contextlib.suppress(httpx.TransportError):  # the connection ends with the server
+            assert "error" in job.result(timeout=90).text
+    wait_until_settled(own)
+    assert own.supervisor.triton_pid != pid  # type: ignore[attr-defined]
 
 
 def test_killed_language_model_ends_its_answers_with_an_error_and_serves_again(own: Served) -> None:
@@ -146,22 +174,32 @@ def test_killed_server_is_started_again(own: Served) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_stops_everything_and_leaves_nothing(own: Served, number: signal.Signals, tmp_path: Path) -> None:
-    http, grpc, metrics, port = free_ports(4)
+def test_signal_lets_what_is_inside_finish_stops_everything_and_leaves_nothing(
+    own: Served, number: signal.Signals, tmp_path: Path, temporary: OwnTemporary
+) -> None:
+    http, grpc, metrics, port, openai = free_ports(5)
     command = [sys.executable, "-m", "nereid_client.main", "serve", "--repository", str(own.repository)]
-    ports = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics, "--health-port", port]
-    regions = set(Path("/dev/shm").glob("triton_python_backend_shm_region_*"))
-    folders = set(Path("/tmp").glob("nereid-serve-*"))
-    server = subprocess.Popen([*command, *map(str, ports), "--log-file", str(tmp_path / "log")], stderr=subprocess.PIPE)
+    ports = ["--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics, "--health-port", port, "--openai-port", openai]
+    server = subprocess.Popen(
+        [*command, *map(str, ports), "--log-file", str(tmp_path / "log")], env=temporary.environment, stderr=subprocess.PIPE
+    )
     with Client(f"127.0.0.1:{grpc}", retries=0) as client:
         deadline = time.monotonic() + 60
         while not client.is_ready():
             assert time.monotonic() < deadline
             time.sleep(0.1)
     family = psutil.Process(server.pid).children(recursive=True)
-    assert len(family) >= 10
-    server.send_signal(number)
-    assert server.wait(30) == 0
+    assert len(family) >= 12
+    regions = temporary.regions()
+    assert len(shared_memory(regions)) >= 8
+    body = {"model": "llm", "prompt": "<section", "max_tokens": 200, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"http://127.0.0.1:{openai}/v1/completions", json=body, timeout=60) as answer:
+        lines = answer.iter_lines()
+        assert "data: {" in next(lines)
+        server.send_signal(number)
+        rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]" or '"shutting_down"' in rest[-1]
+    assert server.wait(60) == 0
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
-    assert set(Path("/dev/shm").glob("triton_python_backend_shm_region_*")) <= regions
-    assert set(Path("/tmp").glob("nereid-serve-*")) <= folders
+    assert shared_memory(regions) == []
+    assert temporary.folders() == []

@@ -62,7 +62,7 @@ def test_greedy_tokens_are_transformers_own(exact: Client) -> None:
 
 
 @pytest.mark.parametrize("settings", [WHOLE, {"temperature": 0.8, "top_k": 40, "seed": 4, "max_tokens": 120}])
-def test_guesses_change_nothing_but_the_number_of_calls(exact: Client, served: Served, settings: dict[str, float]) -> None:
+def test_speculation_changes_nothing_but_the_number_of_calls(exact: Client, served: Served, settings: dict[str, float]) -> None:
     labels = {"model": "exact_llm"}
     plain = [exact.generate_text(prompt, **settings).choices[0].token_ids for prompt in PROMPTS[:6]]
     for mode in ("ngram", "draft"):
@@ -101,10 +101,10 @@ def test_a_prefix_hit_gives_the_same_tokens(served: Served, int4: Client) -> Non
     assert metric(served.metrics, "nereid_llm_prefix_cache_hit_tokens_total", model="llm") > before
 
 
-def test_guessing_does_not_change_the_answer(exact: Client) -> None:
+def test_speculating_does_not_change_the_answer(exact: Client) -> None:
     for prompt in PROMPTS[:4]:
-        plain, guessed = (exact.generate_text(prompt, speculation=mode, **WHOLE) for mode in ("none", "ngram"))
-        assert guessed.choices[0].token_ids == plain.choices[0].token_ids
+        plain, speculated = (exact.generate_text(prompt, speculation=mode, **WHOLE) for mode in ("none", "ngram"))
+        assert speculated.choices[0].token_ids == plain.choices[0].token_ids
 
 
 def test_a_stream_adds_up_over_grpc_and_http(served: Served, int4: Client) -> None:

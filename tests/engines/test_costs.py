@@ -25,6 +25,17 @@ def test_one_size_alone_is_taken_to_cost_by_the_row() -> None:
     assert math.isnan(costs.predict("another", 4))
 
 
+def test_what_another_size_costs_is_not_known_from_one_size_alone() -> None:
+    costs = StepCosts()
+    for _ in range(3):
+        costs.learn("unet", 2, 0.3)
+    assert costs.known("unet", 2) == pytest.approx(0.3)
+    assert math.isnan(costs.known("unet", 4))
+    assert math.isnan(costs.known("another", 2))
+    costs.learn("unet", 4, 0.5)
+    assert costs.known("unet", 3) == pytest.approx(0.4)
+
+
 def test_an_interruption_counts_for_little() -> None:
     costs = StepCosts()
     for rows in (1, 2, 4) * 5:

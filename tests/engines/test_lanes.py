@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from nereid.engines.lanes import Candidate, FairClock, order, rows_to_take
+from nereid.engines.costs import StepCosts
+from nereid.engines.lanes import CallSizes, Candidate, FairClock, order, rows_to_take
 
 
 def served(costs: dict[str, float], calls: int) -> list[str]:
@@ -57,6 +58,31 @@ def test_all_go_while_nothing_is_known_of_costs() -> None:
     assert rows_to_take([Candidate(5, 1)] * 6, [], 4, lambda rows: math.nan, 0.0) == 4
 
 
+def test_a_size_that_was_never_called_is_not_guessed_at() -> None:
+    """A request alone has made calls of two rows; guessed from these, eight images one by one would look as cheap a row."""
+    costs = StepCosts()
+    for _ in range(30):
+        costs.learn("unet", 2, 0.04)
+    images = [Candidate(10, 2, due=0.5)] * 8
+    assert rows_to_take(images, [], 16, lambda rows: costs.predict("unet", rows), 0.0) == 1
+    assert rows_to_take(images, [], 16, lambda rows: costs.known("unet", rows), 0.0) == 8
+    costs.learn("unet", 16, 0.1)
+    assert rows_to_take(images, [], 16, lambda rows: costs.known("unet", rows), 0.0) == 8
+
+
+def test_a_large_call_that_was_delayed_by_chance_is_tried_again() -> None:
+    """Costs learned from what is called, where rows are really cheaper together: the truth is found, and kept to."""
+    costs, sizes, taken = StepCosts(), CallSizes[str](), []
+    for rows, seconds in ((2, 0.02), (16, 0.4)):
+        costs.learn("unet", rows, seconds)
+    for _ in range(200):
+        images = [Candidate(10, 2, due=0.6)] * 8
+        taken.append(sizes.take("unet", images, [], 16, lambda rows: costs.known("unet", rows), 0.0))
+        costs.learn("unet", 2 * taken[-1], 0.01 + 0.005 * 2 * taken[-1])
+    assert taken[0] == 1
+    assert taken[-100:] == [8] * 100
+
+
 def test_small_calls_where_they_save_somebodys_due_time_and_large_ones_where_nobody_can_be_saved() -> None:
     """A row costs the same in any company: taken one by one, the first end in time; all at once, none does."""
     seconds = line(0.0, 0.1)
@@ -68,11 +94,19 @@ def test_small_calls_where_they_save_somebodys_due_time_and_large_ones_where_nob
     assert rows_to_take(easy, [], 16, seconds, 0.0) == 4  # type: ignore[arg-type]
 
 
+def test_rows_that_are_cheaper_together_go_together_even_where_one_alone_would_be_in_time() -> None:
+    """0.07 s for one and 0.16 s for four: saving the first so would cost everybody else a third of the engine."""
+    urgent = [Candidate(10, 1, due=0.8)] * 4
+    assert rows_to_take(urgent, [], 16, line(0.04, 0.03), 0.0) == 4  # type: ignore[arg-type]
+    assert rows_to_take(urgent, [], 16, line(0.001, 0.03), 0.0) == 2  # type: ignore[arg-type]
+
+
 def test_those_who_wait_press_for_large_calls() -> None:
-    """With a fixed part, large calls are cheaper a row: small ones would save one here and lose three who wait."""
-    seconds = line(0.2, 0.01)
-    active = [Candidate(10, 1, due=2.2)] * 2
-    waiting = [Candidate(10, 1, due=4.6)] * 2
+    """One at a time saves the first; calls of two, which end a little sooner, save two of those who wait instead."""
+    seconds = line(0.01, 0.3)
+    active = [Candidate(10, 1, due=3.5)] * 2
+    assert rows_to_take(active, [], 16, seconds, 0.0) == 1  # type: ignore[arg-type]
+    waiting = [Candidate(10, 1, due=due) for due in (math.inf, 12.3, math.inf, 18.4)]
     assert rows_to_take(active, waiting, 16, seconds, 0.0) == 2  # type: ignore[arg-type]
 
 

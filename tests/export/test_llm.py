@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from nereid.engines.kv_memory import DeviceMemory
+from nereid.engines.kv_cache import DeviceMemory
 from nereid.engines.onnx_causal import OnnxCausalEngine
+from nereid.llm.engine import longest_row
 from nereid.llm.settings import LlmFacts
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
@@ -31,6 +33,20 @@ SECTIONS = ZOO / "sections" / "checkpoint"
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make.make_llm(tmp_path_factory.mktemp("llm") / "llama", "llama")
+
+
+@pytest.fixture(scope="module")
+def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A repository of the tiny model in that precision, made once: to be read only."""
+    made: dict[str, Path] = {}
+
+    def repository(precision: str) -> Path:
+        if precision not in made:
+            made[precision] = tmp_path_factory.mktemp(precision) / "out"
+            export_llm(tiny, made[precision], precision=precision)
+        return made[precision]
+
+    return repository
 
 
 def engine_of(repository: Path, name: str = "llm") -> OnnxCausalEngine:
@@ -81,9 +97,8 @@ def test_each_family_computes_what_transformers_does(tmp_path: Path, family: str
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int4", "int8"])
-def test_rows_and_chunks_do_not_change_a_bit(tmp_path: Path, tiny: Path, precision: str) -> None:
-    export_llm(tiny, tmp_path / "out", precision=precision)
-    engine = engine_of(tmp_path / "out")
+def test_rows_and_chunks_do_not_change_a_bit(exported: Callable[[str], Path], precision: str) -> None:
+    engine = engine_of(exported(precision))
     rng = np.random.default_rng(1)
     prompts = [rng.integers(3, 250, length).tolist() for length in (60, 17, 33, 65)]
 
@@ -104,9 +119,8 @@ def test_rows_and_chunks_do_not_change_a_bit(tmp_path: Path, tiny: Path, precisi
         assert np.array_equal(engine.decode([5 + row], [len(ids)])[0], together[row])
 
 
-def test_a_lone_row_may_be_rounded_in_its_own_way(tmp_path: Path, tiny: Path) -> None:
-    export_llm(tiny, tmp_path / "out", precision="int4")
-    file, ids = tmp_path / "out" / "llm" / "1" / "model.onnx", list(range(5, 30))
+def test_a_lone_row_may_be_rounded_in_its_own_way(exported: Callable[[str], Path]) -> None:
+    file, ids = exported("int4") / "llm" / "1" / "model.onnx", list(range(5, 30))
     made = []
     for invariant in (True, False):
         engine = OnnxCausalEngine.load(file, tokens=2048, threads=1, batch_invariant=invariant)
@@ -123,9 +137,8 @@ def test_a_lone_row_may_be_rounded_in_its_own_way(tmp_path: Path, tiny: Path) ->
     assert np.linalg.norm(quick_appended - appended) < 0.1 * np.linalg.norm(appended)
 
 
-def test_all_logits_of_a_chunk_that_needs_padding_can_be_kept(tmp_path: Path, tiny: Path) -> None:
-    export_llm(tiny, tmp_path / "out", precision="fp32")
-    engine, ids = engine_of(tmp_path / "out"), list(range(5, 38))
+def test_all_logits_of_a_chunk_that_needs_padding_can_be_kept(exported: Callable[[str], Path]) -> None:
+    engine, ids = engine_of(exported("fp32")), list(range(5, 38))
     kept = engine.extend(0, 0, ids, keep=33).copy()
     assert kept.shape[0] == 33
     assert np.allclose(kept[-5:], engine.extend(1, 0, ids, keep=5), atol=1e-5)
@@ -202,10 +215,50 @@ def test_a_draft_model_with_other_tokens_is_refused(tmp_path: Path, tiny: Path) 
     assert not (tmp_path / "out").exists()
 
 
-def test_memory_in_torch_tensors_is_memory_in_arrays(tmp_path: Path, tiny: Path) -> None:
+def test_a_draft_model_may_be_padded_to_another_width_but_must_know_every_token(tmp_path: Path, tiny: Path) -> None:
+    """As Qwen2.5's: 0.5B has 151,936 logits, 7B 152,064, and both the same tokens."""
+    export_llm(tiny, tmp_path / "out", precision="fp32", draft=make.make_llm(tmp_path / "narrow", "llama", vocab_size=300))
+    assert OnnxCausalEngine.load(tmp_path / "out" / "llm" / "1" / "draft" / "model.onnx", tokens=64).vocabulary == 300
+    blind = make.make_llm(tmp_path / "blind", "llama", vocab_size=258)
+    tokens = max(json.loads((blind / "tokenizer.json").read_text())["model"]["vocab"].values())
+    with_settings(blind, {"vocab_size": tokens})
+    with pytest.raises(ExportError, match=rf"--draft: .* has logits for {tokens} tokens, and its tokenizer has"):
+        export_llm(tiny, tmp_path / "refused", draft=blind)
+    assert not (tmp_path / "refused").exists()
+
+
+LONGROPE = {"rope_type": "longrope", "rope_theta": 10_000.0}  # as transformers 5 writes it
+FACTORS = {"short_factor": [1 + 0.2 * i for i in range(8)], "long_factor": [3.0 + i for i in range(8)]}
+
+
+def test_longrope_is_served_up_to_where_it_rotates_cached_keys_anew(tmp_path: Path) -> None:
+    """Phi-3's longer contexts: token by token, to the last that may be, the logits are transformers'."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    rope = {**LONGROPE, **FACTORS}
+    checkpoint = make.make_llm(tmp_path / "phi3", "phi3", original_max_position_embeddings=50, rope_parameters=rope)
+    for asked in (None, 51):
+        with pytest.raises(ExportError, match=r"config\.json: beyond 50 tokens LongRoPE .* --context-length 50 or less"):
+            export_llm(checkpoint, tmp_path / "out", precision="fp32", context_length=asked)
+    assert not (tmp_path / "out").exists()
+    export_llm(checkpoint, tmp_path / "out", precision="fp32", context_length=50)
+    facts = LlmFacts.read(tmp_path / "out" / "llm" / "1")
+    assert facts.context_length == 50
+    ids = np.random.default_rng(0).integers(3, 250, 50).tolist()
+    with torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+        expected = model(torch.tensor([ids])).logits[0].numpy()
+    engine = engine_of(tmp_path / "out")
+    engine.arrange(2, longest_row(facts.context_length, 2048))
+    engine.extend(0, 0, ids[:30])
+    made = [engine.decode([ids[place]], [place])[0].copy() for place in range(30, 50)]
+    assert np.allclose(np.stack(made), expected[30:], atol=2e-4)
+
+
+def test_memory_in_torch_tensors_is_memory_in_arrays(exported: Callable[[str], Path]) -> None:
     """What a graphics card's memory is handled with, on the processor."""
-    export_llm(tiny, tmp_path / "out", precision="fp32")
-    host, device = engine_of(tmp_path / "out"), engine_of(tmp_path / "out")
+    host, device = engine_of(exported("fp32")), engine_of(exported("fp32"))
     device.memory = DeviceMemory("cpu")
     device._flat = [device.memory.zeros(len(flat), device.dtype) for flat in device._flat]
     device._views.clear()
@@ -309,6 +362,7 @@ def test_unfit_checkpoints_are_refused_in_a_sentence(tmp_path: Path, tiny: Path,
         ({"eight_bit_share": 1.5}, "--eight-bit-share: 1.5"),
         ({"precision": "fp16"}, "fp16 needs --device cuda"),
         ({"name": "../x"}, "--name"),
+        ({"context_length": 257}, "--context-length: 257 is not allowed; it must be 16 to 256"),
         ({"sample_text": Path("/nowhere")}, "--sample-text"),
     ],
 )

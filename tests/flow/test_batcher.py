@@ -49,7 +49,7 @@ class Count:
         self.answered.set()
 
     def wait(self) -> RequestError | None:
-        assert self.answered.wait(5)
+        assert self.answered.wait(60)
         return self.outcome[0]
 
 
@@ -102,7 +102,7 @@ def step(tasks: Sequence[Count]) -> None:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -162,6 +162,58 @@ def test_cancelled_task_leaves_within_a_tick_and_others_go_on() -> None:
         assert isinstance(lost.wait(), CancelledError)
         assert kept.wait() is None
     assert sorted(log.outcomes) == ["cancelled", "success"]
+
+
+def test_a_request_is_not_answered_while_it_is_being_asked() -> None:
+    """Triton frees a request with its answer: to ask a freed one whether it was cancelled ends the process."""
+    asked, go_on = threading.Event(), threading.Event()
+
+    class Slow(Count):
+        def is_cancelled(self) -> bool:
+            asked.set()
+            assert go_on.wait(60)
+            return False
+
+    with batcher(step) as (made, log):
+        task = Slow(10**9)
+        made.submit(task)
+        assert asked.wait(60)
+        task.ticks = 0
+        until(lambda: log.outcomes == ["success"])
+        assert not task.answered.wait(0.05)
+        go_on.set()
+        assert task.wait() is None
+
+
+def test_a_request_that_was_answered_within_a_round_of_questions_is_not_asked_any_more() -> None:
+    late: list[bool] = []
+
+    class Asked(Count):
+        def is_cancelled(self) -> bool:
+            late.append(self.answered.is_set())
+            return False
+
+    class First(Count):
+        """Has the other one answered between its own question and the other's, in a round that asks both."""
+
+        both = False
+
+        def is_cancelled(self) -> bool:
+            if self.both and not other.answered.is_set():
+                other.ticks = 0
+                assert other.answered.wait(60)
+            self.both = self.both or other.seen > 0
+            self.asked += 1
+            return False
+
+    with batcher(step) as (made, _):
+        first, other = First(10**9), Asked(10**9)
+        made.submit(first)
+        made.submit(other)
+        assert other.wait() is None
+        rounds = first.asked
+        until(lambda: first.asked >= rounds + 2)
+    assert True not in late
 
 
 def test_a_hundred_waiting_tasks_are_asked_no_more_often_than_a_few_and_yet_let_go() -> None:

@@ -1,4 +1,4 @@
-"""A language model whose logits are a known function of the tokens it has really seen: KV memory holds the tokens themselves.
+"""A language model whose logits are a known function of the tokens it has really seen: KV cache holds the tokens themselves.
 
 With `rounds` it tells decode from extend, as real engines do: a token that was decoded leaves another KV than one that was read
 like a prompt, and logits depend on it.
@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 DECODED = 1 << 20
-"""What is added to a token in the KV memory of an engine that rounds, where it was decoded."""
+"""What is added to a token in the KV cache of an engine that rounds, where it was decoded."""
 
 
 def logits_after(tokens: Sequence[int], vocabulary: int) -> NDArray[np.float32]:
-    """Logits that depend on every token and its place. After a repeated run the old continuation is likely, as in real text."""
+    """Logits that depend on every token and its position; after a repeated run the old continuation is likely, as in text."""
     digest = hashlib.blake2b(np.asarray(tokens, np.int64).tobytes(), digest_size=8).digest()
     values = np.random.default_rng(int.from_bytes(digest, "little")).standard_normal(vocabulary).astype(np.float32)
     tail = list(tokens[-2:])
@@ -70,14 +70,14 @@ class ClosedFormEngine:
 
     def extend(self, row: int, start: int, tokens: Sequence[int], keep: int = 1) -> NDArray[np.float32]:
         self.calls.append(("extend", len(tokens)))
-        assert start + len(tokens) + 1 <= self.capacity, "one place more must be free"
+        assert start + len(tokens) + 1 <= self.capacity, "one more slot must be free"
         return np.stack(self._append(row, start, tokens)[-keep:])
 
     def _append(self, row: int, start: int, tokens: Sequence[int], *, decoded: bool = False) -> list[NDArray[np.float32]]:
         made = []
-        for place, token in enumerate(tokens, start):
-            self.memory[row, 0, place, 0] = token + (DECODED if decoded else 0)
-            seen = self.memory[row, 0, : place + 1, 0]
-            assert (seen >= 0).all(), "a place that nobody has written"
+        for slot, token in enumerate(tokens, start):
+            self.memory[row, 0, slot, 0] = token + (DECODED if decoded else 0)
+            seen = self.memory[row, 0, : slot + 1, 0]
+            assert (seen >= 0).all(), "a slot that nobody has written"
             made.append(logits_after(seen.tolist(), self.vocabulary))
         return made

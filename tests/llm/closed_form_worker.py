@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from test_requests import FACTS, WORDS
 
 from nereid.engines.worker_main import Seat
@@ -31,11 +34,34 @@ class SlowEngine(ClosedFormEngine):
         return super().decode(*arguments)
 
 
-class RunawayGrammars:
-    """Stands for a compiler in native code that comes to no end."""
+@dataclass(slots=True)
+class OneToken:
+    """A grammar whose only answer is one token."""
 
-    def compile(self, kind: str, value: object) -> Any:
-        time.sleep(600)
+    token: int
+    kind: str
+    vocabulary: int = 50
+
+    def copy(self) -> OneToken:
+        return self
+
+    def allowed(self) -> NDArray[np.bool_]:
+        return np.arange(self.vocabulary) == self.token
+
+    def take(self, token: int) -> bool:
+        return True
+
+
+class Grammars:
+    """Answers tell how many grammars were compiled; `grammar` stands for a compiler in native code that comes to no end."""
+
+    compiled = 0
+
+    def compile(self, kind: str, value: object, whitespace: str | None) -> OneToken:
+        if kind == "grammar":
+            time.sleep(600)
+        self.compiled += 1
+        return OneToken(self.compiled, kind)
 
 
 def run(seat: Seat) -> None:
@@ -46,6 +72,6 @@ def run(seat: Seat) -> None:
         limits=LlmLimits(**seat.settings["limits"]),
         engine=SlowEngine(16_384),
         tokenizer=WORDS,
-        structures=RunawayGrammars(),  # type: ignore[arg-type]
+        structures=Grammars(),  # type: ignore[arg-type]
         grammar_seconds=1.0,
     ).run()

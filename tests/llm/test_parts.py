@@ -1,4 +1,4 @@
-"""Prefix cache, text of tokens, guesses, structured answers: each alone."""
+"""Prefix cache, text of tokens, drafts, structured answers: each alone."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from random import Random
 
 import numpy as np
 import pytest
+from test_requests import FACTS, WORDS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from nereid.llm import prefix_cache
 from nereid.llm.prefix_cache import BLOCK, PrefixCache
 from nereid.llm.sampling import Row, Sampling
-from nereid.llm.speculation import DraftGuesser, DraftModel, PromptLookup, SpeculationMeter
+from nereid.llm.speculation import DraftModel, DraftProposer, PromptLookup, SpeculationMeter
 from nereid.llm.structure import StructureFactory
-from nereid.llm.text import TextStream
+from nereid.llm.text import TextStream, TokenTexts
+from nereid.llm.worker import check_widths
 
 from closed_form import ClosedFormEngine, logits_after
 
@@ -79,6 +81,23 @@ def test_text_never_shows_half_a_character(together: int) -> None:
     pieces = [stream.push(ids[start : start + together]) for start in range(0, len(ids), together)]
     assert all("\ufffd" not in piece for piece in pieces)
     assert "".join(pieces) + stream.finish() == text
+
+
+def fallback() -> Tokenizer:
+    """Words, and bytes as SentencePiece writes them."""
+    words = {"▁": 0, "a": 1} | {f"<0x{byte:02X}>": 2 + byte for byte in range(256)}
+    tokenizer = Tokenizer(models.BPE(words, [], byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return tokenizer
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, fallback()], ids=["byte-level", "byte fallback"])
+def test_a_tokens_bytes_are_its_own_where_it_is_a_part_of_a_character(tokenizer: Tokenizer) -> None:
+    texts, fox = TokenTexts(tokenizer), "a🦊é"
+    shown = [(token, texts.of(token)) for token in tokenizer.encode(fox).ids]
+    assert b"".join(texts.bytes_of(token, text) for token, text in shown).decode().strip() == fox
+    assert [text for _, text in shown].count("\ufffd") == 6  # four bytes and two
 
 
 def test_bytes_that_never_become_a_character_are_shown_at_the_end() -> None:
@@ -146,17 +165,17 @@ def greedy_after(tokens: list[int], count: int) -> list[int]:
     return made[len(tokens) :]
 
 
-def test_a_draft_model_guesses_what_it_would_write() -> None:
-    """Over wrong guesses, over a prompt longer than a chunk, and over the loss of its row to another sequence."""
+def test_a_draft_model_proposes_what_it_would_write() -> None:
+    """Over wrong drafts, over a prompt longer than a chunk, and over the loss of its row to another sequence."""
     model = DraftModel(ClosedFormEngine(3 * 256), rows=2, capacity=256, vocabulary=50, chunk=16)
-    one, two, three = (DraftGuesser(model) for _ in range(3))
+    one, two, three = (DraftProposer(model) for _ in range(3))
     one.extend(list(range(40)))
     assert [one.propose(4, ROW) for _ in range(3)] == [[], [], greedy_after(one.tokens, 4)]
     right = greedy_after(one.tokens, 4)
     one.extend([*right[:2], (right[2] + 1) % 50])
-    for guesser, start in ((two, 3), (three, 7)):
-        guesser.extend([start, start + 1])
-        assert guesser.propose(5, ROW) == greedy_after(guesser.tokens, 5)
+    for proposer, start in ((two, 3), (three, 7)):
+        proposer.extend([start, start + 1])
+        assert proposer.propose(5, ROW) == greedy_after(proposer.tokens, 5)
     assert [one.propose(3, ROW) for _ in range(3)] == [[], [], greedy_after(one.tokens, 3)]
     model.engine.calls.clear()  # type: ignore[attr-defined]
     one.extend(greedy_after(one.tokens, 3))
@@ -164,39 +183,69 @@ def test_a_draft_model_guesses_what_it_would_write() -> None:
     assert model.engine.calls == [("extend", 1)]  # type: ignore[attr-defined]
 
 
-def test_a_draft_model_forgets_its_wrong_guesses() -> None:
-    guesser = DraftGuesser(DraftModel(ClosedFormEngine(2 * 256), rows=1, capacity=256, vocabulary=50, chunk=16))
-    guesser.extend([3, 4])
-    guess = guesser.propose(5, ROW)
-    guesser.extend([*guess[:2], (guess[2] + 1) % 50])
-    assert guesser.propose(5, ROW) == greedy_after(guesser.tokens, 5)
+def test_a_draft_model_forgets_its_rejected_tokens() -> None:
+    proposer = DraftProposer(DraftModel(ClosedFormEngine(2 * 256), rows=1, capacity=256, vocabulary=50, chunk=16))
+    proposer.extend([3, 4])
+    draft = proposer.propose(5, ROW)
+    proposer.extend([*draft[:2], (draft[2] + 1) % 50])
+    assert proposer.propose(5, ROW) == greedy_after(proposer.tokens, 5)
 
 
-def test_a_draft_model_never_guesses_past_its_memory_or_the_vocabulary() -> None:
+def test_a_draft_model_never_proposes_past_its_kv_cache_or_the_vocabulary() -> None:
     model = DraftModel(ClosedFormEngine(2 * 32), rows=1, capacity=32, vocabulary=20, chunk=64)
-    guesser = DraftGuesser(model)
-    guesser.extend(list(range(20)))
-    guess = guesser.propose(50, ROW)
-    assert len(guess) == 10
-    assert max(guess) < 20
-    guesser.extend([*guess, 1, 1])
-    assert guesser.propose(1, ROW) == []
+    proposer = DraftProposer(model)
+    proposer.extend(list(range(20)))
+    draft = proposer.propose(50, ROW)
+    assert len(draft) == 10
+    assert max(draft) < 20
+    proposer.extend([*draft, 1, 1])
+    assert proposer.propose(1, ROW) == []
 
 
-def test_guessing_pauses_where_it_is_slower() -> None:
+def test_a_draft_model_of_another_width_proposes_what_both_models_know() -> None:
+    for width, known in ((30, 30), (70, 50)):
+        engine = ClosedFormEngine(2 * 256, width)
+        proposer = DraftProposer(DraftModel(engine, rows=1, capacity=256, vocabulary=50, chunk=64))
+        proposer.extend([3, 4])
+        high = Row(Sampling(temperature=0, logit_bias={known: 100.0, known - 1: 50.0, 49: 40.0}), 0, banned=(48,))
+        assert proposer.propose(3, high) == [known - 1] * 3
+        proposer.extend([known - 1, 49])
+        assert bool(proposer.propose(3, high)) == (width > 49)
+
+
+@pytest.mark.parametrize(
+    ("engine", "draft", "words"),
+    [
+        (50, 50, None),
+        (50, 64, None),
+        (50, None, None),
+        (48, None, "the engine has logits for 48 tokens, and the model has 50"),
+        (50, 49, "the draft model has logits for 49 tokens, and the tokenizer has 50"),
+    ],
+)
+def test_logits_that_are_not_for_the_models_tokens_are_refused_at_load(engine: int, draft: int | None, words: str | None) -> None:
+    engines = ClosedFormEngine(256, engine), None if draft is None else ClosedFormEngine(256, draft)
+    if words is None:
+        check_widths(FACTS, WORDS, *engines)
+    else:
+        with pytest.raises(ValueError, match=words):
+            check_widths(FACTS, WORDS, *engines)
+
+
+def test_speculating_pauses_where_it_is_slower() -> None:
     meter = SpeculationMeter(4, pause=2)
     for _ in range(4):
         assert meter.allowed() == 0
         meter.plain(0.010)
     assert meter.allowed() == 4
     for pause in (2, 4):
-        meter.guessed(1, 0.030)
+        meter.checked(1, 0.030)
         for _ in range(pause):
             assert meter.allowed() == 0
             meter.plain(0.010)
     for _ in range(3):
         assert meter.allowed() == 4
-        meter.guessed(5, 0.012)
+        meter.checked(5, 0.012)
 
 
 @pytest.fixture(scope="module")

@@ -112,6 +112,41 @@ def test_limits_name_the_parameter_that_is_wrong() -> None:
             LlmLimits.from_parameters(parameters)
 
 
+class Counted:
+    """A tokenizer that counts the characters it is given."""
+
+    def __init__(self) -> None:
+        self.characters = 0
+
+    def encode(self, given: str) -> Any:
+        self.characters += len(given)
+        return WORDS.encode(given)
+
+
+@pytest.mark.parametrize("long", ["w1 " * 60_000, "w" * 190_000])
+def test_a_prompt_that_is_far_too_long_is_refused_by_its_beginning(long: str) -> None:
+    """What is read of it is bounded by the context, not by the prompt."""
+    tokenizer: Any = Counted()
+    with pytest.raises(InvalidRequestError, match="text_input"):
+        parse_llm_request({"text_input": text(long)}, tokenizer, FACTS, LIMITS, FACTS.context_length)
+    assert tokenizer.characters < 4000
+
+
+def test_probabilities_are_computed_where_only_their_sum_is_asked_for() -> None:
+    asked = parse(return_cumulative_logprob=np.array([True]))
+    assert asked.scored
+    assert not asked.logprobs
+    assert not parse().scored
+
+
+def test_more_answers_than_the_model_has_rows_are_refused_as_n() -> None:
+    few = LlmLimits(max_rows=2)
+    with pytest.raises(InvalidRequestError, match=r"^n: 3 is not allowed; it must be 1 to 2, the model's max_rows"):
+        parse_llm_request(
+            {"text_input": text("w1"), "sampling_parameters": text('{"n": 3}')}, WORDS, FACTS, few, FACTS.context_length
+        )
+
+
 def test_parameters_of_the_request_are_sampling_parameters_too_and_numbers_may_be_texts() -> None:
     """As Triton's `generate` endpoint and vLLM backend have them: beside the tensors, and as strings."""
     asked = parse(request_parameters=text('{"temperature": "0", "max_tokens": "8", "stop": "x"}'))

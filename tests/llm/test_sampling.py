@@ -80,15 +80,18 @@ def test_tokens_follow_the_distribution(settings: dict[str, float]) -> None:
     assert statistic < freedom + 4.5 * np.sqrt(2 * freedom) + 12
 
 
-def test_a_wide_nucleus_is_drawn_from_whole() -> None:
-    """Two thousand tokens of much the same weight: nine tenths of them belong to the nucleus, the least likely tenth does not."""
-    logits = np.linspace(0.02, 0, 2000, dtype=np.float32)
-    rows = [Row(Sampling(top_p=0.9, seed=seed), 0) for seed in range(4000)]
+@pytest.mark.parametrize(("vocabulary", "top_p"), [(2000, 0.9), (2000, 0.3), (400, 0.9)])
+def test_a_wide_nucleus_is_drawn_from_whole(vocabulary: int, top_p: float) -> None:
+    """Tokens of much the same weight: about the `top_p` likeliest share of them belongs to the nucleus, the others do not."""
+    logits = np.linspace(0.02, 0, vocabulary, dtype=np.float32)
+    rows = [Row(Sampling(top_p=top_p, seed=seed), 0) for seed in range(4000)]
     tokens = sample(np.repeat(logits[None], len(rows), axis=0), rows)
     last = np.flatnonzero(reference(logits, rows[0].sampling))[-1]
+    assert abs(last - top_p * vocabulary) < 20
+    assert tokens.min() >= 0
     assert last - 20 < tokens.max() <= last
-    assert abs(tokens.mean() - last / 2) < 60
-    assert len(np.unique(tokens)) > 1400
+    assert abs(tokens.mean() - last / 2) < 0.035 * last
+    assert len(np.unique(tokens)) > 0.77 * last
 
 
 def test_a_rows_token_does_not_depend_on_its_neighbours() -> None:

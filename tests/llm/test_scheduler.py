@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
+from nereid.llm.prefill import Prefill
 from nereid.llm.prefix_cache import BLOCK, PrefixCache
+from nereid.llm.rows import KvRows
 from nereid.llm.sampling import Row, Sampling, sample
-from nereid.llm.scheduler import LlmScheduler, Tick
+from nereid.llm.scheduler import LlmScheduler
 from nereid.llm.sequences import Delta, FinishReason, GeneratedSequence
-from nereid.llm.speculation import DraftGuesser, DraftModel, PromptLookup, SpeculationMeter
+from nereid.llm.speculation import DraftModel, DraftProposer, PromptLookup, SpeculationMeter
 from nereid.llm.text import TextStream
+from nereid.llm.tick import Tick
 
 from closed_form import ClosedFormEngine, logits_after
 
@@ -31,7 +34,7 @@ TOKENIZER = tokenizer()
 
 
 def sequence(
-    prompt: list[int], max_tokens: int = 20, *, guesses: int = 0, draft: DraftGuesser | None = None, **settings: object
+    prompt: list[int], max_tokens: int = 20, *, drafts: int = 0, draft: DraftProposer | None = None, **settings: object
 ) -> GeneratedSequence:
     deltas: list[Delta] = []
     return GeneratedSequence(
@@ -41,8 +44,8 @@ def sequence(
         stop_ids=frozenset([EOS]),
         text=TextStream(TOKENIZER),
         emit=deltas.append,
-        guesser=(draft or PromptLookup()) if guesses else None,
-        meter=SpeculationMeter(guesses) if guesses else None,
+        proposer=(draft or PromptLookup()) if drafts else None,
+        meter=SpeculationMeter(drafts) if drafts else None,
     )
 
 
@@ -96,7 +99,7 @@ def test_tokens_alone_and_among_others_are_the_same() -> None:
 
 
 def test_memory_that_runs_out_delays_but_changes_nothing() -> None:
-    """Room for two long rows: eight sequences that grow past 256 places must give way to one another."""
+    """Room for two long rows: eight sequences that grow past 256 tokens must give way to one another."""
     arrivals = [(0, sequence(prompt, 500, seed=i)) for i, prompt in enumerate(prompts(8, 2, 100))]
     for _, wanted in arrivals:
         wanted.stop_ids = frozenset()
@@ -111,9 +114,47 @@ def test_memory_that_runs_out_delays_but_changes_nothing() -> None:
         assert wanted.written[: len(expected)] == expected
 
 
+def test_the_youngest_gives_way_and_the_oldest_never_waits() -> None:
+    arrivals = [sequence(prompt, 400, seed=i) for i, prompt in enumerate(prompts(6, 2, 100))]
+    for wanted in arrivals:
+        wanted.stop_ids = frozenset()
+    scheduler, ticks = make(tokens=1100 * 3, rows=8)
+    lost = 0
+    while not arrivals[0].finished:
+        before = [s for s in arrivals if s.row >= 0]
+        scheduler.advance([s for s in arrivals if not s.finished])
+        gone = [s for s in before if s.row < 0 and not s.finished]
+        assert len(gone) <= ticks[-1].preempted  # one that had just begun may have gone, too
+        assert arrivals[0].finished or arrivals[0].row >= 0
+        kept = [s.admission for s in arrivals if s.row >= 0]
+        assert all(s.admission > max(kept) for s in gone)
+        lost += len(gone)
+    assert lost > 0
+
+
+def test_of_several_that_gave_way_together_the_oldest_is_the_next() -> None:
+    oldest, older, young = (sequence([number], 5) for number in range(3))
+    prefill = Prefill(KvRows(ClosedFormEngine(1024), PrefixCache(0), 4, 512), 64, 64)
+    prefill.enqueue([young])
+    prefill.take_back([older, oldest])
+    assert list(prefill.waiting) == [oldest, older, young]
+
+
+@pytest.mark.parametrize(("answer", "together"), [(100, 2), (20, 3)])
+def test_admission_leaves_room_for_the_beginning_of_an_answer(answer: int, together: int) -> None:
+    """Three prompts of 200 fit beside one another in rows of 256; with answers of 100 they would have to give way at once."""
+    arrivals = [(0, sequence([i + 1] * 200, answer, seed=i)) for i in range(3)]
+    for _, wanted in arrivals:
+        wanted.stop_ids = frozenset()
+    scheduler, ticks = make(tokens=512 * 3, rows=8)
+    run(scheduler, arrivals)
+    assert sum(tick.preempted for tick in ticks) == 0
+    assert max(tick.decoded_rows for tick in ticks) == together
+
+
 @pytest.mark.parametrize("cache", [0, 2**20])
 def test_a_preempted_answer_is_computed_again_by_the_calls_that_computed_it_first(cache: int) -> None:
-    """The engine tells decode from extend: an answer read again like a prompt would go on with other tokens."""
+    """The engine tells decode from extend: an answer computed again like a prompt would go on with other tokens."""
     made = []
     for tokens, rows in ((1100 * 3, 8), (8192 * 4, 8)):
         arrivals = [(0, sequence(prompt, 500, seed=i)) for i, prompt in enumerate(prompts(8, 2, 100))]
@@ -157,21 +198,42 @@ class Mistaken(ClosedFormEngine):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("kind", ["ngram", "draft"])
-def test_guesses_do_not_change_the_answer(temperature: float, kind: str) -> None:
+def test_speculation_does_not_change_the_answer(temperature: float, kind: str) -> None:
     draft = DraftModel(Mistaken(3 * 1024), rows=2, capacity=1024, vocabulary=50, chunk=64)
-    accepted = guessed_tokens = 0
+    accepted = draft_tokens = 0
     for seed in range(12):
         prompt = prompts(1, seed)[0] * 2
-        guesser = DraftGuesser(draft) if kind == "draft" else None
+        proposer = DraftProposer(draft) if kind == "draft" else None
         plain = sequence(prompt, 80, seed=seed, temperature=temperature)
-        guessed = sequence(prompt, 80, seed=seed, temperature=temperature, guesses=5, draft=guesser)
-        for wanted in (plain, guessed):
+        speculated = sequence(prompt, 80, seed=seed, temperature=temperature, drafts=5, draft=proposer)
+        for wanted in (plain, speculated):
             scheduler, ticks = make()
             run(scheduler, [(0, wanted)])
-        assert guessed.written == plain.written == alone(plain)
+        assert speculated.written == plain.written == alone(plain)
         accepted += sum(tick.accepted_tokens for tick in ticks)
-        guessed_tokens += sum(tick.guessed_tokens for tick in ticks)
-    assert 0 < accepted < guessed_tokens
+        draft_tokens += sum(tick.draft_tokens for tick in ticks)
+    assert 0 < accepted < draft_tokens
+
+
+@pytest.mark.parametrize("width", [30, 70])
+def test_a_draft_model_of_another_width_changes_nothing(width: int) -> None:
+    """Biases, penalties and bans may name tokens that the draft model lacks; a token that it lacks ends the speculation."""
+    known = dict.fromkeys(range(30, 49), -100.0)
+    draft = DraftModel(ClosedFormEngine(3 * 1024, width), rows=2, capacity=1024, vocabulary=50, chunk=64)
+    draft_tokens = 0
+    for settings in ({}, {"logit_bias": {45: 2.0}}, {"logit_bias": known}, {"logit_bias": known, "frequency_penalty": 0.3}):
+        made = []
+        for drafts in (0, 5):
+            prompt = [token % 30 for token in prompts(1, 3)[0] * 2]
+            proposer = DraftProposer(draft) if drafts else None
+            wanted = sequence(prompt, 60, seed=7, drafts=drafts, draft=proposer, **settings)
+            wanted.min_tokens = 40
+            scheduler, ticks = make()
+            run(scheduler, [(0, wanted)])
+            made.append(wanted.written)
+        assert made[0] == made[1]
+        draft_tokens += sum(tick.draft_tokens for tick in ticks)
+    assert draft_tokens > 0
 
 
 def test_an_answer_is_read_again_for_the_next_turn_when_nothing_else_waits() -> None:
@@ -196,6 +258,20 @@ def test_an_answer_is_read_again_for_the_next_turn_when_nothing_else_waits() -> 
     assert between.written == alone(between)
 
 
+def test_the_newest_answer_is_read_again_first() -> None:
+    answers = [sequence([3 + number], 63, seed=number) for number in range(2)]
+    scheduler, _ = make(cache=2**20)
+    for answer in answers:
+        answer.stop_ids = frozenset()
+        run(scheduler, [(0, answer)])
+    assert scheduler.rest()
+    assert scheduler.rest()  # two chunks are one answer
+    assert [len(scheduler.cache.match([*answer.tokens, 1])) for answer in answers] == [0, 4]
+    while scheduler.rest():
+        pass
+    assert [len(scheduler.cache.match([*answer.tokens, 1])) for answer in answers] == [4, 4]
+
+
 def test_nothing_is_read_again_without_a_prefix_cache() -> None:
     wanted = sequence([3, 1, 4], 60, seed=3)
     scheduler, _ = make()
@@ -203,12 +279,12 @@ def test_nothing_is_read_again_without_a_prefix_cache() -> None:
     assert not scheduler.rest()
 
 
-def test_guessing_ends_where_there_are_many_rows() -> None:
-    arrivals = [(0, sequence(prompt * 2, 30, guesses=4, seed=i)) for i, prompt in enumerate(prompts(6, 9))]
-    scheduler, ticks = make(guess_rows=2)
+def test_speculating_ends_where_there_are_many_rows() -> None:
+    arrivals = [(0, sequence(prompt * 2, 30, drafts=4, seed=i)) for i, prompt in enumerate(prompts(6, 9))]
+    scheduler, ticks = make(speculation_rows=2)
     run(scheduler, arrivals)
     assert [s.written for _, s in arrivals] == [alone(s) for _, s in arrivals]
-    assert all(not tick.guessed_tokens for tick in ticks if tick.decoded_rows > 2)
+    assert all(not tick.draft_tokens for tick in ticks if tick.decoded_rows > 2)
 
 
 def test_a_sequence_that_is_let_go_frees_its_row_at_the_next_tick() -> None:

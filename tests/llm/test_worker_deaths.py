@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,12 +17,16 @@ import pytest
 from test_requests import text
 from test_service import Ask, Collected, answering
 
+from nereid.engines.digests import MANIFEST_VERSION, DigestError, sign
 from nereid.flow.errors import CancelledError, EngineError, InvalidRequestError, PoisonousRequestError
 from nereid.flow.flight_record import FlightRecord
+from nereid.flow.state_folder import STATE_FOLDER, models_with_worker_down
 from nereid.llm.answers import Answer
 from nereid.llm.sequences import Delta, FinishReason
+from nereid.llm.service import _digest
 from nereid.llm.settings import LlmLimits
 from nereid.llm.text import TextStream
+from nereid.llm.worker import run
 
 LIMITS = LlmLimits(max_rows=4, max_queue=16, stream_interval_seconds=0.0, watchdog_seconds=2.0)
 POISON, HANG = "w48 w1", "w47 w1"
@@ -43,6 +50,17 @@ def question(ask: Ask, **inputs: str) -> str:
     if caller.error is not None:
         raise caller.error
     return bytes(caller.answers[0]["run_state"][0]).decode()
+
+
+def test_the_supervisor_is_told_while_there_is_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STATE_FOLDER, str(tmp_path))
+    with answering(LIMITS) as ask:
+        service: Any = ask.service  # type: ignore[attr-defined]
+        assert models_with_worker_down(tmp_path) == []
+        os.kill(service.worker_pid, signal.SIGKILL)
+        until(lambda: models_with_worker_down(tmp_path) == [service.model.name])
+        until(lambda: models_with_worker_down(tmp_path) == [])
+        assert ask(max_tokens=3).wait().error is None
 
 
 def test_streams_over_a_death_lose_nothing_and_repeat_nothing() -> None:
@@ -86,6 +104,7 @@ def test_a_runaway_grammar_is_refused_by_name_and_stops_nobody() -> None:
         guilty = ask(structured_outputs={"grammar": "start: /a*/ start"})
         assert isinstance(guilty.wait().error, InvalidRequestError)
         assert "structured_outputs.grammar" in str(guilty.error)
+        assert "within 1 s" in str(guilty.error)
         assert innocent.wait().error is None
         assert tokens(innocent) == expected
 
@@ -100,13 +119,31 @@ def test_a_stopped_worker_is_replaced() -> None:
         assert tokens(caller) == expected
 
 
+class Stuck(Collected):
+    """A caller whose answers are sent once `go_on` is set."""
+
+    go_on = threading.Event()
+
+    def send(self, outputs: Mapping[str, np.ndarray]) -> None:
+        assert self.go_on.wait(60)
+        super().send(outputs)
+
+
 def test_many_slow_senders_do_not_hold_up_a_quick_answer() -> None:
     with answering(LIMITS) as ask:
-        slow = [ask(Collected(pause=3.0), max_tokens=3) for _ in range(12)]
-        start = time.monotonic()
+        slow = [ask(Stuck(), max_tokens=3) for _ in range(12)]
         assert ask(max_tokens=3).wait().error is None
-        assert time.monotonic() - start < 2.5
-        assert not all(caller.done.is_set() for caller in slow)
+        assert not any(caller.done.is_set() for caller in slow)
+        Stuck.go_on.set()
+        assert all(caller.wait().error is None for caller in slow)
+
+
+def test_a_grammar_is_compiled_once_for_all_answers_of_its_request() -> None:
+    with answering(LIMITS) as ask:
+        for number in (1, 2):
+            asked = ask(n=4, max_tokens=2, structured_outputs={"choice": ["w1"]}).wait()
+            assert asked.error is None
+            assert asked.answers[0]["text_output"].tolist() == [f" w{number}".encode()] * 4
 
 
 def test_a_run_can_be_watched_and_cancelled_by_its_id() -> None:
@@ -166,3 +203,22 @@ def test_requests_stand_in_the_flight_record_while_they_are_inside_and_no_longer
         run.gone = True
         run.wait()
     assert not FlightRecord.at(tmp_path / "llm.flight").suspects
+
+
+def test_a_worker_loads_only_what_was_exported(tmp_path: Path) -> None:
+    """Each time it is started: its model's process, which looks at the files too, lives on when the worker dies."""
+    folder = tmp_path / "llm" / "1"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"engine")
+    (tmp_path / "llm" / "manifest.json").write_text(json.dumps({"version": MANIFEST_VERSION, "models": ["llm"], "files": {}}))
+    sign(tmp_path)
+    (folder / "model.onnx").write_bytes(b"enginf")
+    seat: Any = SimpleNamespace(settings={"folder": str(folder), "limits": {}, "gpu": None})
+    with pytest.raises(DigestError, match=r"llm/1/model\.onnx was changed after its export"):
+        run(seat)
+
+
+def test_requests_that_differ_in_their_parameters_are_not_taken_for_one_another() -> None:
+    same = {"text_input": text("w1")}
+    asked = [{**same, "request_parameters": text(json.dumps({"max_tokens": number}))} for number in (1, 2)]
+    assert len({_digest(inputs) for inputs in (same, *asked, {"sampling_parameters": same["text_input"]})}) == 4

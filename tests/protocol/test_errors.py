@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import pytest
-from tritonclient.utils import InferenceServerException
+import re
 
+import pytest
+
+from nereid.flow import errors
 from nereid.flow.errors import DeadlineError, EngineError, InvalidRequestError, QueueFullError, RequestError
 from nereid_client.errors import (
     CancelledError,
     DeadlineExceededError,
     LostError,
     ServerError,
-    UnavailableError,
-    from_triton,
+    typed,
 )
 from nereid_client.errors import (
     InvalidRequestError as ClientInvalidRequestError,
+)
+from nereid_client.errors import (
+    QueueFullError as ClientQueueFullError,
 )
 from nereid_protocol.errors import ErrorKind, WireError
 
@@ -35,6 +39,13 @@ def test_kind_field_and_sentence_survive_the_wrappings_of_triton(kind: ErrorKind
     assert WireError.parse(wrap.format(sent)) == sent
 
 
+def test_each_error_has_the_status_that_its_tree_says() -> None:
+    """Clients of Triton alone see the status and nothing else: UNAVAILABLE may be tried again, INTERNAL may not."""
+    drawn = dict(re.findall(r"[├└]── (\w+) +([A-Z_]+) ", errors.__doc__ or ""))
+    kinds = [kind for top in RequestError.__subclasses__() for kind in (top, *top.__subclasses__())]
+    assert drawn == {kind.__name__: str(kind("x").status) for kind in kinds}
+
+
 @pytest.mark.parametrize("text", ["", "deadline exceeded", "x [nereid: INTERNAL]", "x [nereid: INTERNAL what]"])
 def test_other_messages_are_nobodys_errors(text: str) -> None:
     assert WireError.parse(text) is None
@@ -45,12 +56,12 @@ def test_other_messages_are_nobodys_errors(text: str) -> None:
     [
         (InvalidRequestError.of("seed", -1, "0 or more"), ClientInvalidRequestError),
         (DeadlineError("timeout_seconds: the request was still waiting after 1 s"), DeadlineExceededError),
-        (QueueFullError("queue: 3 requests wait already"), UnavailableError),
+        (QueueFullError("queue: 3 requests wait already"), ClientQueueFullError),
         (EngineError("unet: the deadline of something else was cancelled"), ServerError),
     ],
 )
 def test_a_streams_error_is_typed_by_its_kind_and_not_by_its_words(error: RequestError, expected: type[Exception]) -> None:
-    raised = from_triton(InferenceServerException(error.wire()))
+    raised = typed(error.wire())
     assert type(raised) is expected
     assert str(raised) == str(error)
     assert raised.field == error.field
@@ -59,12 +70,12 @@ def test_a_streams_error_is_typed_by_its_kind_and_not_by_its_words(error: Reques
 def test_a_cancelled_stream_is_a_cancelled_error() -> None:
     from nereid.flow.errors import CancelledError as ServerCancelled
 
-    assert type(from_triton(InferenceServerException(ServerCancelled("the request was cancelled").wire()))) is CancelledError
+    assert type(typed(ServerCancelled("the request was cancelled").wire())) is CancelledError
 
 
 def test_a_dead_stub_is_a_lost_request() -> None:
     message = "Stub process 'unet_0_0' is not healthy."
-    assert isinstance(from_triton(InferenceServerException(message, "StatusCode.INTERNAL")), LostError)
+    assert isinstance(typed(message, "StatusCode.INTERNAL"), LostError)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from nereid_protocol.fields import Model, carried_by, passed_on
+from nereid_protocol.field import Model
+from nereid_protocol.fields import carried_by, passed_on
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "model_repository"

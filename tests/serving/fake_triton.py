@@ -69,9 +69,13 @@ class _Server:
     def __init__(self, home: Path, options: dict[str, list[str]], behaviour: dict[str, Any]) -> None:
         self.home, self.options, self.behaviour = home, options, behaviour
         self.models = [folder.name for root in options["model-repository"] for folder in sorted(Path(root).iterdir())]
+        (self.regions,) = (
+            value.partition("=")[2] for value in options["backend-config"] if value.startswith("python,shm-region-prefix-name=")
+        )
         self.stubs: dict[str, subprocess.Popen[bytes]] = {}
         self.script = home / "stub.sh"
-        self.script.write_text("while :; do sleep 0.2; done\n")
+        # It waits without a child while this process lives: one that has just been forked looks like a second stub.
+        self.script.write_text("while :; do read line || sleep 0.2; done\n")
 
     def serve(self) -> None:
         import grpc
@@ -81,7 +85,7 @@ class _Server:
 
         for model in self.models:
             self.start_stub(model)
-        serve_control({"load_model": self.load, "unload_model": lambda model_name: None})
+        serve_control({"load_model": self.load, "unload_model": self.unload})
         never = bool(self.behaviour.get("never_ready"))
 
         class Service(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
@@ -107,11 +111,15 @@ class _Server:
         self.server = server
 
     def start_stub(self, model: str) -> None:
-        region = f"triton_python_backend_shm_region_fake_{os.getpid()}_{model}"
+        region = f"{self.regions}{os.getpid()}_{model}"
         Path(f"/dev/shm/{region}_0").write_bytes(b"x")
         name = f"{self.behaviour.get('groups', {}).get(model, model + '_0')}_0"
         arguments = ["triton_python_backend_stub", str(self.script), region, "1", "1", "1", name, "folder"]
-        self.stubs[model] = subprocess.Popen(arguments, executable="/bin/sh")
+        self.stubs[model] = subprocess.Popen(arguments, executable="/bin/sh", stdin=subprocess.PIPE)
+
+    def unload(self, model_name: str) -> None:
+        with (self.home / "unloads").open("a") as file:
+            file.write(f"{model_name}\n")
 
     def load(self, model_name: str, config: str) -> None:
         if self.behaviour.get("load_fails"):

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-import pytest
 
-from nereid.serving.child import Backoff, Child, KeptService, said_of_exit
+from nereid.serving.child import Backoff, Child, said_of_exit
 
 # Starts a grandchild in a session of its own, which ignores SIGTERM, and writes both pids.
 PARENT = """
@@ -128,18 +127,3 @@ def test_back_off_grows_with_deaths_in_a_row_and_is_forgotten_after_a_long_life(
     backoff = Backoff(first=1, longest=5, well_after=60)
     assert [backoff.after_death(0.1) for _ in range(6)] == [0, 1, 2, 4, 5, 5]
     assert backoff.after_death(61) == 0
-
-
-def test_kept_service_comes_back_and_waits_longer_each_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    starts: list[Child] = []
-
-    def make() -> Child:
-        starts.append(Child([sys.executable, "-c", "raise SystemExit(3)"], os.environ))
-        return starts[-1]
-
-    service = KeptService("the gateway", make, lambda: False, backoff=Backoff(first=0.01))
-    until(lambda: service.tend() or len(starts) == 4)  # type: ignore[func-returns-value]
-    assert not service.is_well()
-    assert "the gateway died (exit code 3); starting it again now" in caplog.text
-    assert "death 3 in a row" in caplog.text
-    service.stop(0)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nereid.engines import digests
-from nereid.engines.digests import DigestError, Verifier, sign, verify_model
+from nereid.engines.digests import DigestError, Verifier, fingerprint_of, sign, verify_model
 from nereid.serving.errors import ServingError
 from nereid.serving.options import ServeOptions
 from nereid.serving.supervisor import Supervisor
@@ -61,6 +61,16 @@ def test_damage_is_named(repository: Path, damage: Callable[[Path], object], sai
     verify_model(repository / "text_to_image")
     assert sign(repository) == ["unet"]
     verify_model(repository / "unet")
+
+
+def test_fingerprint_is_of_all_that_was_exported_together_and_of_the_version(repository: Path) -> None:
+    before = fingerprint_of(repository / "text_to_image", "1")
+    (repository / "own" / "1" / "model.onnx").write_bytes(b"another")
+    assert fingerprint_of(repository / "text_to_image", "1") == before
+    assert fingerprint_of(repository / "text_to_image", "2") != before
+    (repository / "unet" / "1" / "model.onnx").write_bytes(b"another")
+    sign(repository)
+    assert fingerprint_of(repository / "text_to_image", "1") != before
 
 
 def test_models_of_ones_own_and_bytecode_are_let_be(repository: Path) -> None:

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -27,6 +26,7 @@ from nereid.serving.options import ServeOptions
 from nereid.serving.process import UNSENDABLE
 from nereid.serving.supervisor import Supervisor
 
+from conftest import OwnTemporary, shared_memory
 from tiny_models import ask, write_repository
 
 pytestmark = pytest.mark.triton
@@ -239,7 +239,7 @@ def test_control_model_takes_no_requests(options: ServeOptions, client: object) 
         http.infer("nereid_control", [])
 
 
-def _serve(options: ServeOptions, log: Path) -> subprocess.Popen[bytes]:
+def _serve(options: ServeOptions, log: Path, environment: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
     ports = [word for option, port in options.ports.items() for word in (option, str(port))]
     command = [
         sys.executable,
@@ -251,7 +251,8 @@ def _serve(options: ServeOptions, log: Path) -> subprocess.Popen[bytes]:
         "--host",
         options.host,
     ]
-    return subprocess.Popen([*command, *ports, "--log-file", str(log)], stderr=log.with_suffix(".err").open("wb"))
+    errors = log.with_suffix(".err").open("wb")
+    return subprocess.Popen([*command, *ports, "--log-file", str(log)], env=environment, stderr=errors)
 
 
 def _ready(options: ServeOptions) -> bool:
@@ -262,24 +263,28 @@ def _ready(options: ServeOptions) -> bool:
         return False
 
 
-def test_nothing_stays_of_a_killed_supervisor_and_the_next_serve_works_at_once(repository: Path, tmp_path: Path) -> None:
+def test_nothing_stays_of_a_killed_supervisor_and_the_next_serve_works_at_once(
+    repository: Path, tmp_path: Path, temporary: OwnTemporary
+) -> None:
     options = ServeOptions.on_free_ports(repository, tmp_path / "log")
-    regions = set(Path("/dev/shm").glob("triton_python_backend_shm_region_*"))
-    folders = set(Path(tempfile.gettempdir()).glob("nereid-serve-*"))
-    first = _serve(options, tmp_path / "first")
+    first = _serve(options, tmp_path / "first", temporary.environment)
     until(lambda: _ready(options))
     family = psutil.Process(first.pid).children(recursive=True)
     assert len(family) >= 6
+    regions = temporary.regions()
+    assert shared_memory(regions)
     first.kill()
     first.wait()
-    second = _serve(options, tmp_path / "second")
+    second = _serve(options, tmp_path / "second", temporary.environment)
     until(lambda: _ready(options))
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family)
     assert answers(options, "both")
+    regions |= temporary.regions()
     second.send_signal(signal.SIGTERM)
     assert second.wait(60) == 0
-    until(lambda: set(Path("/dev/shm").glob("triton_python_backend_shm_region_*")) <= regions)
-    until(lambda: set(Path(tempfile.gettempdir()).glob("nereid-serve-*")) <= folders)
+    assert len(regions) == 2
+    until(lambda: shared_memory(regions) == [])
+    until(lambda: temporary.folders() == [])
 
 
 def test_sigterm_turns_readiness_at_once_and_lets_requests_in_flight_end(repository: Path, tmp_path: Path) -> None:

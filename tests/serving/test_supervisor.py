@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,11 +15,17 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 
 from nereid.engines.digests import MANIFEST_VERSION, sign
+from nereid.flow.state_folder import STATE_FOLDER
+from nereid.flow.unanswered import Unanswered
+from nereid.serving import cli
+from nereid.serving import process as triton_process
 from nereid.serving import supervisor as supervision
 from nereid.serving.activity import requests_inside
 from nereid.serving.errors import ServingError
@@ -110,7 +117,7 @@ def test_model_whose_files_were_changed_stays_down_alone_until_they_are_accepted
         (options.repository / "first" / "1" / "model.py").write_text("changed")
         stub_of(supervisor, "first").kill()
         stub_of(supervisor, "second_0").kill()
-        until(lambda: (home / "loads").is_file() and "first is not loaded again" in caplog.text)
+        until(lambda: (home / "loads").is_file() and "first is not reloaded" in caplog.text)
         assert "first/1/model.py was not exported" in caplog.text
         until(lambda: supervisor.readiness()[1]["models_reloading"] == ["first"])
         sign(options.repository)
@@ -132,9 +139,85 @@ def test_server_that_dies_again_and_again_is_started_again_and_again(
     assert "Triton stopped while loading (exit code 1)" in caplog.text
 
 
+def test_starts_that_are_refused_are_waited_for_longer_each_time_however_long_triton_lived_before(
+    home: Path, options: ServeOptions, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = {"version": MANIFEST_VERSION, "models": ["first"], "files": {}}
+    (options.repository / "first" / "manifest.json").write_text(json.dumps(manifest))
+    sign(options.repository)
+    with Supervisor(options) as supervisor:
+        supervisor._backoff.first = supervisor._backoff.well_after = 0.01  # all that is started counts as having lived for long
+        (options.repository / "first" / "1" / "model.py").write_text("changed")
+        assert supervisor.triton_pid is not None
+        os.kill(supervisor.triton_pid, signal.SIGKILL)
+        until(lambda: "death 3 in a row" in caplog.text)
+        sign(options.repository)
+        until(lambda: is_ready(supervisor))
+    assert fake_triton.starts(home) == 2
+
+
+def test_triton_has_threads_for_all_streams_of_a_model(home: Path, options: ServeOptions) -> None:
+    assert ServedModels.read(options.repository).threads == 128
+    more = 'parameters { key: "max_streams" value: { string_value: "100" } }'
+    fake_triton.write_models(options.repository, "stream", more=more)
+    with Supervisor(options) as supervisor:
+        assert "--backend-config=python,thread-pool-size=232" in psutil.Process(supervisor.triton_pid).cmdline()
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("moment", ["while it is made", "as it has started", "in a round"])
+def test_serve_stops_at_a_signal_whatever_it_is_doing(
+    moment: str, options: ServeOptions, signals: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def ask(*_: object) -> list[str]:
+        if asked:
+            pytest.fail("it goes on after the signal")
+        asked.append(moment)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return []
+
+    @contextlib.contextmanager
+    def status(_: str) -> Iterator[Any]:
+        yield SimpleNamespace(update=lambda text: None)
+        ask()
+
+    if moment == "as it has started":
+        monkeypatch.setattr(cli.console, "status", status)
+    elif moment == "in a round":
+        monkeypatch.setattr(Supervisor, "_round", ask)
+    else:
+        monkeypatch.setattr(supervision, "reclaim", ask)
+    cli._run(options, None)
+    assert asked
+    assert capsys.readouterr().err.split()[-1] == ("stopped" if moment == "while it is made" else "stopping")
+    assert not list(Path(tempfile.gettempdir()).glob("nereid-serve-*"))
+
+
+def test_a_model_without_its_worker_is_not_ready_and_a_dead_one_says_nothing(supervisor: Supervisor) -> None:
+    state = supervisor.folder.state
+    (state / "worker-down-999999999-first").touch()
+    assert is_ready(supervisor)
+    file = state / f"worker-down-{os.getpid()}-first"
+    file.touch()
+    ready, page = supervisor.readiness()
+    assert not ready
+    assert page["workers_down"] == ["first"]
+    file.unlink()
+    assert is_ready(supervisor)
+
+
 def test_no_stub_and_no_shared_memory_outlives_the_server(supervisor: Supervisor) -> None:
     before = family(supervisor)
-    regions = list(Path("/dev/shm").glob(f"triton_python_backend_shm_region_fake_{before[0].pid}_*"))
+    regions = list(Path("/dev/shm").glob(f"nereid_*_{before[0].pid}_*"))
     assert len(regions) == 3
     before[0].kill()
     until(lambda: supervisor.triton_pid != before[0].pid and is_ready(supervisor))
@@ -193,6 +276,22 @@ def test_stop_during_a_restart_returns_soon(home: Path, options: ServeOptions) -
     assert not list(Path(tempfile.gettempdir()).glob("nereid-serve-*"))
 
 
+def test_a_process_that_is_killed_while_triton_loads_it_does_not_keep_the_server_away(
+    home: Path, options: ServeOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton 24.10 waits for it for minutes, and does not end."""
+    monkeypatch.setattr(triton_process, "DEAD_SECONDS", 0.2)
+    with Supervisor(options) as supervisor:
+        fake_triton.behave(home, never_ready=True)
+        assert supervisor.triton_pid is not None
+        os.kill(supervisor.triton_pid, signal.SIGKILL)
+        until(lambda: fake_triton.starts(home) == 2 and supervisor._triton.count_stubs()["first"] == 1)
+        time.sleep(1)  # it has been seen
+        fake_triton.behave(home)
+        stub_of(supervisor, "first").kill()
+        until(lambda: fake_triton.starts(home) == 3 and is_ready(supervisor))
+
+
 def test_error_of_an_earlier_run_in_the_log_is_not_shown(home: Path, options: ServeOptions) -> None:
     assert options.log_file is not None
     options.log_file.write_text("E1 x] failed to load 'old'\n")
@@ -222,13 +321,12 @@ def test_what_a_dead_serve_left_is_removed_and_a_living_one_is_let_be(home: Path
     living = ServeFolder.create()
     dead = ServeFolder.create()
     left = psutil.Process(subprocess.Popen(["sleep", "600"], env={**os.environ, **dead.environment("triton")}).pid)
-    region = Path(f"/dev/shm/triton_python_backend_shm_region_left_{os.getpid()}_0")
+    region = Path(f"/dev/shm/{dead.regions}left_0")
     region.write_bytes(b"x")
-    dead.note_regions([region.name.removesuffix("_0")])
     os.close(dead._lock)  # as its end closes it
     said = reclaim()
     assert len(said) == 1
-    assert "1 processes left of it were ended" in said[0]
+    assert "1 processes that it left behind were killed" in said[0]
     assert not is_alive(left)
     assert not region.exists()
     assert not dead.path.exists()
@@ -262,6 +360,24 @@ def test_restart_that_ends_unanswerable_requests_waits_for_other_pipelines(home:
         fake_triton.behave(home)
         supervisor._restart_by = 0.0  # the minute is over
         until(lambda: supervisor.triton_pid != server and is_ready(supervisor))
+
+
+def test_a_server_is_restarted_for_requests_that_a_dead_process_held_and_for_no_others(
+    home: Path, options: ServeOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The config says nothing of late answers here: the process does."""
+    fake_triton.behave(home, metrics='nereid_x_active_requests{model="second"} 1\n')
+    with Supervisor(options) as supervisor:
+        for held in (False, True):
+            monkeypatch.setenv(STATE_FOLDER, str(supervisor.folder.state))
+            answered = Unanswered.of("first").hold()
+            if not held:
+                answered()
+            monkeypatch.delenv(STATE_FOLDER)
+            deaths = supervisor._numbers.deaths["first"]
+            stub_of(supervisor, "first").kill()
+            until(lambda before=deaths: supervisor._numbers.deaths["first"] > before and is_ready(supervisor))  # type: ignore[misc]
+            assert (supervisor._restart_by is not None) == held
 
 
 def test_health_port_drops_the_oldest_connection_for_a_new_one(options: ServeOptions) -> None:

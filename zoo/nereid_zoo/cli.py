@@ -1,4 +1,4 @@
-"""`nereid zoo`: the command line of this room."""
+"""`nereid zoo`: the command line of the zoo."""
 
 from __future__ import annotations
 

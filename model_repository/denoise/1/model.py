@@ -4,11 +4,12 @@ from nereid.diffusion.images import from_pixels
 from nereid.diffusion.service import DenoiseService
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.engines.costs import StepCosts
-from nereid.engines.digests import fingerprint_of
+from nereid.engines.digests import fingerprint_of, own_version
 from nereid.flow.flight_record import FlightRecord
-from nereid.flow.metrics import IMAGE_METRICS, Recorder
+from nereid.flow.metrics import Recorder
 from nereid.flow.state_folder import state_file
 from nereid.triton import bridge
+from nereid_protocol.metrics import IMAGE_METRICS
 
 
 class TritonPythonModel:
@@ -35,12 +36,13 @@ class TritonPythonModel:
             recorder=Recorder(bridge.metric_sink(IMAGE_METRICS, model.name)),
             costs=StepCosts(state_file(f"{model.name}.costs.json")),
             record=FlightRecord.open(model.name),
-            fingerprint=fingerprint_of([model.folder, model.sibling(unet), model.sibling(vae_encoder)]),
+            fingerprint=fingerprint_of(model.folder, own_version()),
         )
 
     def execute(self, requests):
         for request in requests:
-            self._service.handle(bridge.read_inputs(request), bridge.late_reply(request), request.is_cancelled)
+            with bridge.handling(request):
+                self._service.handle(bridge.read_inputs(request), bridge.late_reply(request), request.is_cancelled)
 
     def finalize(self):
         self._service.stop()

@@ -2,10 +2,11 @@
 
 from nereid.flow.flight_record import FlightRecord
 from nereid.flow.metrics import Recorder
-from nereid.llm.observer import LLM_METRICS, LlmObserver, Peak
+from nereid.llm.observer import LlmObserver, Peak
 from nereid.llm.service import LlmModel, LlmService
 from nereid.llm.settings import LlmLimits
 from nereid.triton import bridge
+from nereid_protocol.metrics import LLM_METRICS
 
 
 class TritonPythonModel:
@@ -26,7 +27,8 @@ class TritonPythonModel:
 
     def execute(self, requests):
         for request in requests:
-            self._service.handle(bridge.read_inputs_and_parameters(request), bridge.Stream.of(request))
+            with bridge.handling(request):
+                self._service.handle(bridge.read_inputs_and_parameters(request), bridge.Stream.of(request))
 
     def finalize(self):
         self._service.stop()

@@ -1,8 +1,7 @@
 """Triton's side of `text_to_image_json`: the ensemble behind a face without batches."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 from nereid.diffusion.json_face import generate_json
+from nereid.flow.request_ids import NamedThreads
 from nereid.triton import bridge
 
 
@@ -12,11 +11,12 @@ class TritonPythonModel:
     def initialize(self, args):
         model = bridge.ModelArguments.parse(args, known=("max_calls", "text_to_image_model"))
         self._target = model.parameters["text_to_image_model"]
-        self._workers = ThreadPoolExecutor(int(model.parameters["max_calls"]), "call")
+        self._workers = NamedThreads(int(model.parameters["max_calls"]), "call")
 
     def execute(self, requests):
         for request in requests:
-            self._workers.submit(self._serve, bridge.read_inputs(request), bridge.late_reply(request))
+            with bridge.handling(request):
+                self._workers.submit(self._serve, bridge.read_inputs(request), bridge.late_reply(request))
 
     def _serve(self, inputs, reply):
         try:

@@ -1,10 +1,10 @@
 """Triton's side of `text_to_image_stream`: one decoupled stream of answers a request."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
 from nereid.diffusion.settings import Pipeline
-from nereid.diffusion.streaming import ImageStream, Siblings
+from nereid.diffusion.streaming import ImageStream, Siblings, StreamPlaces
+from nereid.flow.request_ids import NamedThreads
 from nereid.triton import bridge
 
 
@@ -17,11 +17,18 @@ class TritonPythonModel:
         siblings, streams = Siblings.from_parameters(model.parameters), int(model.parameters["max_streams"])
         # Each stream has a run and a watch out at once.
         self._stream = ImageStream(Pipeline.read(model.version_folder), siblings, bridge.Callers.of(3 * streams))
-        self._workers = ThreadPoolExecutor(streams, "stream")
+        self._workers, self._places = NamedThreads(streams, "stream"), StreamPlaces(streams)
 
     def execute(self, requests):
         for request in requests:
-            self._workers.submit(self._serve, bridge.read_inputs(request), bridge.Stream.of(request))
+            with bridge.handling(request):
+                stream = bridge.Stream.of(request)
+                try:
+                    self._places.take()
+                except Exception as error:
+                    stream.close(error)
+                else:
+                    self._workers.submit(self._serve, bridge.read_inputs(request), stream)
 
     def _serve(self, inputs, stream):
         try:
@@ -30,6 +37,8 @@ class TritonPythonModel:
             stream.close(error)
         else:
             stream.close()
+        finally:
+            self._places.give_back()
 
     def finalize(self):
         self._workers.shutdown(wait=True, cancel_futures=True)

@@ -1,9 +1,10 @@
 """Triton's side of `tokenizer`: texts to token ids, and (in the ensemble) a place at `denoise` before anything is encoded."""
 
-from concurrent.futures import ThreadPoolExecutor
+import time
 
-from nereid.diffusion.admission import take_ticket
+from nereid.diffusion.admission import Admission
 from nereid.diffusion.prompts import PromptService
+from nereid.flow.request_ids import NamedThreads
 from nereid.triton import bridge
 
 CALL_SECONDS = 10.0
@@ -15,21 +16,24 @@ class TritonPythonModel:
     def initialize(self, args):
         model = bridge.ModelArguments.parse(args, known=("denoise_model", "max_calls"))
         self._service = PromptService.read(model.version_folder)
-        self._denoise = model.parameters["denoise_model"]
         threads = int(model.parameters["max_calls"])
-        self._workers, self._callers = ThreadPoolExecutor(threads, "tokenize"), bridge.Callers.of(threads)
+        self._workers, self._callers = NamedThreads(threads, "tokenize"), bridge.Callers.of(threads)
+        self._admission = Admission(model.parameters["denoise_model"], self._call)
 
     def execute(self, requests):
         for request in requests:
-            wanted = set(request.requested_output_names())
-            self._workers.submit(self._serve, bridge.read_inputs(request), wanted, bridge.late_reply(request))
+            with bridge.handling(request):
+                wanted = set(request.requested_output_names())
+                self._workers.submit(
+                    self._serve, bridge.read_inputs(request), wanted, bridge.late_reply(request), time.monotonic()
+                )
 
-    def _serve(self, inputs, wanted, reply):
+    def _serve(self, inputs, wanted, reply, arrived):
         try:
             prompts = bridge.read_texts(inputs, "prompt", [])
             made = {}
             if "ticket" in wanted:
-                made["ticket"] = take_ticket(inputs, len(prompts), self._denoise, self._call)
+                made["ticket"] = self._admission.take(inputs, len(prompts), arrived)
             negative = bridge.read_texts(inputs, "negative_prompt", [""] * len(prompts))
             reply({**made, **self._service.encode(prompts, negative)}, None)
         except Exception as error:

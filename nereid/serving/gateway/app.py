@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-import json
+import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from nereid.serving.gateway import images, texts
-from nereid.serving.gateway.errors import ApiError, from_nereid, from_validation
+from nereid.serving.gateway.bodies import read_body
+from nereid.serving.gateway.draining import Drain, Drained
+from nereid.serving.gateway.errors import ApiError, from_nereid
+from nereid.serving.gateway.guard import Guard
+from nereid.serving.gateway.metrics import GatewayMetrics
+from nereid.serving.gateway.observing import Observed
+from nereid.serving.gateway.places import places_of
+from nereid.serving.gateway.readiness import readiness
 from nereid.serving.gateway.repository import Offered, offered_models
 from nereid.serving.gateway.schemas import ChatBody, CompletionBody, ImageBody
+from nereid.serving.gateway.waiting import all_of, begin_stream, until_gone
 from nereid_client import AsyncClient
 from nereid_client.errors import NereidError
 
-T = TypeVar("T")
+log = logging.getLogger("nereid.gateway")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,29 +44,27 @@ class GatewaySettings:
     repository: Path
     grpc_url: str
     metrics_url: str
+    ready_url: str
     api_key: str = field(default="", repr=False)
     max_body_bytes: int = 4 * 2**20
 
 
-def create_app(settings: GatewaySettings) -> FastAPI:
-    """The ASGI application."""
+def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlette:
+    """The ASGI application; `drain` knows when it is to end."""
     models = offered_models(settings.repository)
+    places = {model.id: places_of(settings.repository, model.holder) for model in models.values()}
     clients: dict[str, AsyncClient] = {}
+    metrics = GatewayMetrics()
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
         for prefix in {model.prefix for model in models.values()}:
-            clients[prefix] = AsyncClient(settings.grpc_url, name=prefix)
+            # A full queue is told at once: callers try again as they like, and know how long they wait.
+            clients[prefix] = AsyncClient(settings.grpc_url, name=prefix, retry_full=False)
+        metrics.watch({prefix: client.statistics for prefix, client in clients.items()})
         yield
         for client in clients.values():
             await client.close()
-
-    app = FastAPI(title="Nereid", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
-    app.add_middleware(Guard, api_key=settings.api_key, max_body_bytes=settings.max_body_bytes)
-    app.add_exception_handler(ApiError, lambda request, error: _error(error))
-    app.add_exception_handler(NereidError, lambda request, error: _error(from_nereid(error)))
-    app.add_exception_handler(RequestValidationError, lambda request, error: _error(from_validation(error.errors()[0])))
-    app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
 
     def find(name: str, kind: str) -> tuple[Offered, AsyncClient]:
         model = models.get(name)
@@ -69,59 +75,87 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             )
         return model, clients[model.prefix]
 
-    @app.get("/v1/models")
-    async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model(item) for item in models.values()]}
+    async def list_models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [_model(item) for item in models.values()]})
 
-    @app.get("/v1/models/{name}")
-    async def show_model(name: str) -> dict[str, Any]:
+    async def show_model(request: Request) -> Response:
+        name = request.path_params["name"]
         if name not in models:
             raise ApiError(404, f"model: {name!r} is not served here", param="model", code="model_not_found")
-        return _model(models[name])
+        return JSONResponse(_model(models[name]))
 
-    @app.post("/v1/chat/completions")
-    async def chat(body: ChatBody, request: Request) -> Response:
+    async def chat(request: Request) -> Response:
+        body = await read_body(request, ChatBody)
+        request.state.names = names = texts.chat_names(body)
         model, client = find(body.model, "llm")
         prompt = model.prompt([{"role": message.role, "content": message.text} for message in body.messages])
         answer = texts.ChatAnswer(_stamp("chatcmpl"), int(time.time()), model.id)
-        sampling = texts.chat_sampling(body)
+        asked = {**texts.chat_sampling(body), "request_id": request.state.request_id}
         if body.stream:
             usage = bool(body.stream_options and body.stream_options.include_usage)
-            return await _events(texts.stream(client, prompt, sampling, answer, body.n, usage))
-        return JSONResponse(answer.whole(await _until_gone(request, client.generate_text(prompt, **sampling))))
+            items = texts.stream(client, prompt, asked, answer, usage)
+            return await begin_stream(request, places[model.id].during(items), names)
+        async with places[model.id].taking():
+            return JSONResponse(answer.whole(await until_gone(request, client.generate_text(prompt, **asked))))
 
-    @app.post("/v1/completions")
-    async def completions(body: CompletionBody, request: Request) -> Response:
+    async def completions(request: Request) -> Response:
+        body = await read_body(request, CompletionBody)
+        request.state.names = names = texts.COMPLETION_NAMES
         model, client = find(body.model, "llm")
         prompts = texts.prompts_of(body)
         answer = texts.CompletionAnswer(_stamp("cmpl"), int(time.time()), model.id, body.echo)
-        sampling = texts.completion_sampling(body)
+        asked = {**texts.completion_sampling(body), "request_id": request.state.request_id}
         if body.stream:
             if len(prompts) > 1:
                 raise ApiError(400, f"prompt: {len(prompts)} prompts cannot be streamed; send one", param="prompt")
             usage = bool(body.stream_options and body.stream_options.include_usage)
-            return await _events(texts.stream(client, prompts[0], sampling, answer, body.n, usage))
-        made = [client.generate_text(prompt, **sampling) for prompt in prompts]
-        return JSONResponse(answer.whole_of(prompts, await _until_gone(request, _gather(made))))
+            items = texts.stream(client, prompts[0], asked, answer, usage)
+            return await begin_stream(request, places[model.id].during(items), names)
+        async with places[model.id].taking(len(prompts)):
+            made = all_of([client.generate_text(prompt, **asked) for prompt in prompts])
+            return JSONResponse(answer.whole_of(prompts, await until_gone(request, made)))
 
-    @app.post("/v1/images/generations")
-    async def generate_images(body: ImageBody, request: Request) -> Response:
-        _, client = find(body.model, "image")
+    async def generate_images(request: Request) -> Response:
+        body = await read_body(request, ImageBody)
+        request.state.names = names = images.NAMES
+        model, client = find(body.model, "image")
         if body.stream:
             if body.n != 1:
                 raise ApiError(400, f"n: {body.n} images cannot be streamed; it must be 1", param="n")
-            return await _events(images.stream(client, body))
-        return JSONResponse(await _until_gone(request, images.whole(client, body)))
+            items = images.stream(client, body, request.state.request_id)
+            return await begin_stream(request, places[model.id].during(items), names)
+        async with places[model.id].taking():
+            return JSONResponse(await until_gone(request, images.whole(client, body, request.state.request_id)))
 
-    @app.get("/health")
-    async def health() -> Response:
-        ready = [await client.is_live() for client in clients.values()]
-        return JSONResponse({"ready": all(ready)}, 200 if all(ready) else 503)
+    async def health(request: Request) -> Response:
+        said = await readiness(settings.ready_url)
+        return JSONResponse(said, 200 if said["ready"] else 503)
 
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        return Response(await asyncio.to_thread(_fetch, settings.metrics_url), media_type="text/plain; version=0.0.4")
+    async def show_metrics(request: Request) -> Response:
+        accept = request.headers.get("accept", "")
+        page, content_type = await asyncio.to_thread(metrics.page, accept, settings.metrics_url)
+        return Response(page, headers={"content-type": content_type})
 
+    app = Starlette(
+        lifespan=lifespan,
+        routes=[
+            Route("/v1/models", list_models),
+            Route("/v1/models/{name}", show_model),
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/completions", completions, methods=["POST"]),
+            Route("/v1/images/generations", generate_images, methods=["POST"]),
+            Route("/health", health),
+            Route("/metrics", show_metrics),
+        ],
+        middleware=[
+            Middleware(Observed, metrics=metrics),  # the first is the outermost
+            Middleware(Drained, drain=drain or Drain()),
+            Middleware(Guard, api_key=settings.api_key, max_body_bytes=settings.max_body_bytes),
+        ],
+        exception_handlers=dict.fromkeys((ApiError, NereidError, HTTPException), _refuse),
+    )
+    # One slash too many would be sent elsewhere: to what the caller's Host says, without TLS behind a proxy that ends it.
+    app.router.redirect_slashes = False
     return app
 
 
@@ -133,109 +167,15 @@ def _stamp(kind: str) -> str:
     return f"{kind}-{uuid.uuid4().hex}"
 
 
-def _error(error: ApiError) -> Response:
-    return JSONResponse(error.body(), error.status)
-
-
-async def _http_error(request: Request, error: HTTPException) -> Response:
-    return _error(ApiError(error.status_code, f"{request.method} {request.url.path}: {str(error.detail).lower()}"))
-
-
-def _fetch(url: str) -> bytes:
-    import urllib.request
-
-    try:
-        with urllib.request.urlopen(url, timeout=10) as page:
-            return bytes(page.read())
-    except OSError as error:
-        raise ApiError(503, f"Triton's metrics do not answer ({error})", "service_unavailable_error") from None
-
-
-async def _gather(made: Sequence[Awaitable[T]]) -> list[T]:
-    return list(await asyncio.gather(*made))
-
-
-async def _until_gone(request: Request, work: Awaitable[T]) -> T:
-    """Wait for the answer; a caller that hangs up first has its request cancelled."""
-    task = asyncio.ensure_future(work)
-    try:
-        while not (await asyncio.wait([task], timeout=0.25))[0]:
-            if await request.is_disconnected():
-                raise ApiError(499, "the caller went away", "cancelled_error")
-        return task.result()
-    finally:
-        task.cancel()
-
-
-async def _events(items: AsyncIterator[tuple[str | None, dict[str, Any]]]) -> Response:
-    """Server-sent events. The first item is awaited here, so that a refused request is an HTTP error, not a broken stream."""
-    try:
-        first = await anext(items)
-    except NereidError as error:
-        raise from_nereid(error) from None
-
-    async def lines() -> AsyncIterator[str]:
-        try:
-            yield _event(*first)
-            async for item in items:
-                yield _event(*item)
-        except NereidError as error:
-            yield _event(None, from_nereid(error).body())
-        finally:
-            await items.aclose()  # type: ignore[attr-defined]
-        yield "data: [DONE]\n\n"
-
-    return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-
-
-def _event(name: str | None, data: dict[str, Any]) -> str:
-    lead = f"event: {name}\n" if name else ""
-    return f"{lead}data: {json.dumps(data, ensure_ascii=False)}\n\n"
-
-
-class Guard:
-    """Before any route: the API key, and the size of the body, announced or not."""
-
-    def __init__(self, app: ASGIApp, api_key: str, max_body_bytes: int) -> None:
-        self._app, self._key, self._most = app, api_key, max_body_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        if self._key and scope["path"].startswith("/v1/") and not self._allowed(headers.get(b"authorization", b"")):
-            refusal = ApiError(401, "the API key is missing or wrong", "authentication_error", code="invalid_api_key")
-            await _error(refusal)(scope, receive, send)
-            return
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self._most:
-            await self._refuse_size(scope, receive, send)
-            return
-        seen, too_large, answered = 0, False, False
-
-        async def counted() -> Message:
-            nonlocal seen, too_large
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._most:
-                too_large = True
-                return {"type": "http.request", "body": b"", "more_body": False}
-            return message
-
-        async def watched(message: Message) -> None:
-            nonlocal answered
-            if too_large and not answered:
-                return  # whatever the route made of half a body
-            answered = True
-            await send(message)
-
-        await self._app(scope, counted, watched)
-        if too_large and not answered:
-            await self._refuse_size(scope, receive, send)
-
-    def _allowed(self, header: bytes) -> bool:
-        return hmac.compare_digest(header, f"Bearer {self._key}".encode())
-
-    async def _refuse_size(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _error(ApiError(413, f"the body is larger than {self._most} bytes"))(scope, receive, send)
+async def _refuse(request: Request, error: Exception) -> Response:
+    """Errors that were foreseen, in OpenAI's form."""
+    if isinstance(error, NereidError):
+        said = from_nereid(error, getattr(request.state, "names", {}))
+        if said.status == 500:
+            log.warning("request %s: %s", request.state.request_id, error)
+    elif isinstance(error, HTTPException):
+        said = ApiError(error.status_code, f"{request.method} {request.url.path}: {str(error.detail).lower()}")
+    else:
+        assert isinstance(error, ApiError)
+        said = error
+    return said.response()

@@ -1,17 +1,26 @@
-"""Errors in OpenAI's form: one JSON object with message, type, param and code."""
+"""Errors in OpenAI's form: one JSON object with message, type, param and code; knows no request."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+from starlette.responses import JSONResponse
 
 from nereid_client.errors import (
     CancelledError,
+    ContextLengthError,
     DeadlineExceededError,
     InvalidRequestError,
     NereidError,
+    QueueFullError,
     UnavailableError,
 )
+
+RETRY_SECONDS = 1
+"""What a caller that was refused for now is asked to wait."""
 
 
 @dataclass(slots=True)
@@ -23,37 +32,63 @@ class ApiError(Exception):
     type: str = "invalid_request_error"
     param: str | None = None
     code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     def body(self) -> dict[str, Any]:
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        """All of it can be sent: what is no Unicode in a name that was sent is shown escaped."""
+        return {
+            "error": {
+                "message": _sendable(self.message),
+                "type": self.type,
+                "param": None if self.param is None else _sendable(self.param),
+                "code": self.code,
+            }
+        }
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body(), self.status, dict(self.headers))
 
 
-_STATUS: tuple[tuple[type[NereidError], int, str], ...] = (
-    (InvalidRequestError, 400, "invalid_request_error"),
-    (UnavailableError, 503, "service_unavailable_error"),
-    (DeadlineExceededError, 504, "timeout_error"),
-    (CancelledError, 499, "cancelled_error"),
+def _sendable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
+
+
+def caller_gone() -> ApiError:
+    """For the log and the metrics; nobody reads it."""
+    return ApiError(499, "the caller went away", "cancelled_error")
+
+
+def internal_error(request_id: str) -> ApiError:
+    """What nobody foresaw; the log has it under this id."""
+    return ApiError(500, f"internal error; the gateway's log has it as request {request_id}", "server_error")
+
+
+_STATUS: tuple[tuple[type[NereidError], int, str, str | None], ...] = (
+    (ContextLengthError, 400, "invalid_request_error", "context_length_exceeded"),
+    (InvalidRequestError, 400, "invalid_request_error", None),
+    (QueueFullError, 503, "service_unavailable_error", "queue_full"),
+    (UnavailableError, 503, "service_unavailable_error", None),
+    (DeadlineExceededError, 504, "timeout_error", None),
+    (CancelledError, 499, "cancelled_error", None),
 )
 
 
-def from_nereid(error: NereidError) -> ApiError:
-    """What the server refused, with the field it named as `param`."""
-    message = str(error)
-    for kind, status, name in _STATUS:
+def from_nereid(error: NereidError, names: Mapping[str, str] | None = None) -> ApiError:
+    """What the server refused, with the field it named as `param`; `names` are the caller's names of the server's fields."""
+    message, param = renamed(str(error), error.field, names or {})
+    for kind, status, name, code in _STATUS:
         if isinstance(error, kind):
-            return ApiError(status, message, name, error.field if status == 400 else None)
+            headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
+            return ApiError(status, message, name, param if status == 400 else None, code, headers)
     return ApiError(500, message, "server_error")
 
 
-def from_validation(problem: dict[str, Any]) -> ApiError:
-    """pydantic's first problem as one sentence that names the field."""
-    parts = [str(part) for part in problem["loc"] if part != "body"]
-    field = ".".join(part for part in parts if not part.startswith(("str", "list[", "function-"))) or "body"
-    if problem["type"] == "extra_forbidden":
-        return ApiError(400, f"{field}: this field is not supported", param=field, code="unsupported_parameter")
-    if problem["type"] == "json_invalid":
-        return ApiError(400, "the body is not valid JSON")
-    shown = repr(problem.get("input"))
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    return ApiError(400, f"{field}: {shown} is not allowed: {message[0].lower()}{message[1:]}", param=field)
+def renamed(message: str, field: str | None, names: Mapping[str, str]) -> tuple[str, str | None]:
+    """A sentence and its field in the caller's own names; a member's name stays behind its object's."""
+    if field is None:
+        return message, None
+    known = next((name for name in (field, field.partition(".")[0]) if name in names), None)
+    if known is None:
+        return message, field
+    head, colon, rest = message.partition(":")
+    return re.sub(rf"\b{re.escape(known)}\b", names[known], head) + colon + rest, names[known] + field.removeprefix(known)

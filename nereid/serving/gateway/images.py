@@ -2,55 +2,64 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from nereid.serving.gateway.schemas import ImageBody
+from nereid.serving.gateway.schemas import OpenAIImageBody
+from nereid.serving.gateway.waiting import Event
 from nereid_client import AsyncClient, ImageProgress, ImageResult
 
+NAMES: Mapping[str, str] = {"num_images_per_prompt": "n", "width": "size", "height": "size"}
+"""The caller's names of the request's fields, for errors."""
 
-def _encode(pixels: Any, kind: str) -> str:
+
+def _encode(pixels: Any, kind: str, enlarge: int) -> str:
+    picture = Image.fromarray(pixels)
+    if enlarge > 1:  # previews have an eighth of the picture's sides
+        picture = picture.resize((enlarge * picture.width, enlarge * picture.height), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind.upper())
+    picture.save(buffer, kind.upper())
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _enlarged(preview: Any) -> Any:
-    """Previews have an eighth of the picture's sides."""
-    small = Image.fromarray(preview)
-    return np.asarray(small.resize((8 * small.width, 8 * small.height), Image.Resampling.BICUBIC))
-
-
-async def whole(client: AsyncClient, body: ImageBody) -> dict[str, Any]:
+async def whole(client: AsyncClient, body: OpenAIImageBody, request_id: str) -> dict[str, Any]:
     """All `n` images in one answer."""
-    result = await client.generate_image(body.prompt, num_images_per_prompt=body.n, **body.options)
-    return {"created": int(time.time()), "data": [{"b64_json": _encode(pixels, body.output_format)} for pixels in result.pixels]}
+    created = int(time.time())
+    result = await client.generate_image(body.prompt, num_images_per_prompt=body.n, request_id=request_id, **body.options)
+    data = [{"b64_json": await _picture(pixels, body.output_format)} for pixels in result.pixels]
+    return {"created": created, "data": data, "warnings": list(result.warnings)}
 
 
-async def stream(client: AsyncClient, body: ImageBody) -> AsyncIterator[tuple[str | None, dict[str, Any]]]:
+async def stream(client: AsyncClient, body: OpenAIImageBody, request_id: str) -> AsyncGenerator[Event, None]:
     """`partial_images` previews on the way, spread evenly, then the image, as (event name, body)."""
-    shown = 0
-    answers = client.stream_image(body.prompt, **body.options)
+    shown, created = 0, int(time.time())
+    answers = client.stream_image(body.prompt, request_id=request_id, **body.options)
     try:
         async for answer in answers:
             if isinstance(answer, ImageProgress):
                 due = int((body.partial_images + 1) * answer.step / answer.num_inference_steps)
                 if answer.preview is not None and shown < min(due, body.partial_images):
-                    kind = "image_generation.partial_image"
-                    picture = _encode(_enlarged(answer.preview), body.output_format)
-                    yield kind, {"type": kind, "b64_json": picture, "partial_image_index": shown, "created_at": int(time.time())}
+                    picture = await _picture(answer.preview, body.output_format, enlarge=8)
+                    yield _event("partial_image", picture, created, partial_image_index=shown)
                     shown += 1
             elif isinstance(answer, ImageResult):
-                kind = "image_generation.completed"
-                yield (
-                    kind,
-                    {"type": kind, "b64_json": _encode(answer.pixels[0], body.output_format), "created_at": int(time.time())},
-                )
+                picture = await _picture(answer.pixels[0], body.output_format)
+                yield _event("completed", picture, created, warnings=list(answer.warnings))
     finally:
         await answers.aclose()
+
+
+def _event(name: str, picture: str, created: int, **more: Any) -> Event:
+    kind = f"image_generation.{name}"
+    return kind, {"type": kind, "b64_json": picture, "created_at": created, **more}
+
+
+async def _picture(pixels: Any, kind: str, enlarge: int = 1) -> str:
+    """Encoded on another thread: a large picture takes a while, and others wait for this loop."""
+    return await asyncio.to_thread(_encode, pixels, kind, enlarge)

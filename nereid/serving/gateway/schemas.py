@@ -7,7 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, field_validator
 
 from nereid_client.images import OPTIONS, annotation
-from nereid_protocol.sampling import SAMPLING_FIELDS, Kind, SamplingField
+from nereid_protocol.sampling import SAMPLING_FIELDS
+from nereid_protocol.sampling_field import Kind, SamplingField
+
+TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+"""What `llm` takes as int32; whether the vocabulary has it, the model says."""
 
 
 class _Body(BaseModel):
@@ -110,7 +114,7 @@ class ChatBody(SamplingBody):
 
 
 class CompletionBody(SamplingBody):
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
     max_tokens: int | None = 16
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool = False
@@ -120,7 +124,7 @@ IMAGE_EXTENSIONS = tuple(field for field in OPTIONS if field.gateway)
 """Request fields that are taken beside OpenAI's own, under their own names."""
 
 
-class _ImageBody(_Body):
+class OpenAIImageBody(_Body):
     """What OpenAI's endpoint has."""
 
     prompt: str = Field(min_length=1)
@@ -156,7 +160,7 @@ class _ImageBody(_Body):
 
 ImageBody = create_model(
     "ImageBody",
-    __base__=_ImageBody,
+    __base__=OpenAIImageBody,
     __doc__="What OpenAI's endpoint has, and the request fields that the table gives the gateway.",
     **{field.name: (annotation(field), None) for field in IMAGE_EXTENSIONS},  # type: ignore[call-overload]
 )

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.logprobs import Offsets, completion_logprobs, token_bytes
 from nereid.serving.gateway.schemas import ChatBody, CompletionBody
+from nereid.serving.gateway.waiting import Event
 from nereid_client import AsyncClient
 from nereid_client.texts import TextChoice, TextDelta, TextResult
 
 Prompt = str | list[int]
+
+COMPLETION_NAMES: Mapping[str, str] = {"text_input": "prompt", "input_ids": "prompt"}
+"""The caller's names of `llm`'s inputs, for errors."""
+
+
+def chat_names(body: ChatBody) -> dict[str, str]:
+    """The same for a chat, where some depend on what was sent."""
+    names = {"text_input": "messages", "logprobs": "top_logprobs"}
+    if body.max_completion_tokens is not None:
+        names["max_tokens"] = "max_completion_tokens"
+    if body.response_format is not None:
+        names |= {"structured_outputs": "response_format", "structured_outputs.json": "response_format.json_schema.schema"}
+    return names
 
 
 def chat_sampling(body: ChatBody) -> dict[str, Any]:
@@ -57,6 +72,8 @@ def prompts_of(body: CompletionBody) -> list[Prompt]:
     prompt = body.prompt
     if isinstance(prompt, str):
         return [prompt]
+    if body.echo and not all(isinstance(item, str) for item in prompt):
+        raise ApiError(400, "echo: true is not allowed with token ids; it needs a prompt of text", param="echo")
     if not prompt or len(prompt) > 1_000_000:
         raise ApiError(400, "prompt: must be a text, token ids, or a list of one of them", param="prompt")
     if isinstance(prompt[0], int):
@@ -71,16 +88,20 @@ class Answer(Protocol):
 
     def opening(self, index: int, prompt: Prompt) -> dict[str, Any] | None: ...
 
-    def chunk(self, delta: TextDelta) -> dict[str, Any]: ...
+    def chunks(self, delta: TextDelta) -> list[dict[str, Any]]: ...
 
     def usage(self, input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]: ...
 
 
 async def stream(
-    client: AsyncClient, prompt: Prompt, sampling: dict[str, Any], answer: Answer, n: int, usage: bool
-) -> AsyncIterator[tuple[str | None, dict[str, Any]]]:
-    """Chunks as (event name, body); closing the iterator cancels the request."""
+    client: AsyncClient, prompt: Prompt, sampling: dict[str, Any], answer: Answer, usage: bool
+) -> AsyncGenerator[Event, None]:
+    """Chunks as (event name, body); closing the iterator cancels the request.
+
+    Where `usage` is asked for, every chunk has the field, and it is null in all but the last.
+    """
     opened: set[int] = set()
+    more = {"usage": None} if usage else {}
     input_tokens = cached = written = 0
     deltas = client.stream_text(prompt, **sampling)
     try:
@@ -88,11 +109,12 @@ async def stream(
             if delta.index not in opened:
                 opened.add(delta.index)
                 if (first := answer.opening(delta.index, prompt)) is not None:
-                    yield None, first
+                    yield None, {**first, **more}
             input_tokens, cached = delta.num_input_tokens, delta.num_cached_tokens
             written += len(delta.token_ids)
             if delta.text or delta.finish_reason or delta.logprobs:
-                yield None, answer.chunk(delta)
+                for chunk in answer.chunks(delta):
+                    yield None, {**chunk, **more}
         if usage:
             yield None, answer.usage(input_tokens, cached, written)
     finally:
@@ -134,8 +156,14 @@ class ChatAnswer:
     def opening(self, index: int, prompt: Prompt) -> dict[str, Any] | None:
         return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
 
-    def chunk(self, delta: TextDelta) -> dict[str, Any]:
-        return self._chunk(delta.index, {"content": delta.text}, delta.logprobs, delta.finish_reason)
+    def chunks(self, delta: TextDelta) -> list[dict[str, Any]]:
+        """As OpenAI does it, the reason comes in a chunk of its own, whose delta is empty: some clients read no text there."""
+        made = []
+        if delta.text or delta.logprobs:
+            made.append(self._chunk(delta.index, {"content": delta.text}, delta.logprobs, None))
+        if delta.finish_reason:
+            made.append(self._chunk(delta.index, {}, None, delta.finish_reason))
+        return made
 
     def usage(self, input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:
         usage = _usage(input_tokens, cached, output_tokens)
@@ -156,7 +184,7 @@ class ChatAnswer:
             return None
 
         def entry(item: dict[str, Any]) -> dict[str, Any]:
-            return {"token": item["token"], "logprob": item["logprob"], "bytes": list(item["token"].encode())}
+            return {"token": item["token"], "logprob": item["logprob"], "bytes": list(token_bytes(item))}
 
         return {"content": [{**entry(item), "top_logprobs": [entry(other) for other in item["top"]]} for item in found]}
 
@@ -169,12 +197,13 @@ class CompletionAnswer:
     created: int
     model: str
     echo: bool
+    _offsets: dict[int, Offsets] = field(default_factory=dict)
 
     def whole_of(self, prompts: Sequence[Prompt], results: Sequence[TextResult]) -> dict[str, Any]:
         """All choices of all prompts, numbered through."""
         choices: list[dict[str, Any]] = []
         for prompt, result in zip(prompts, results, strict=True):
-            lead = prompt if self.echo and isinstance(prompt, str) else ""
+            lead = str(prompt) if self.echo else ""
             choices += [self._choice(len(choices) + i, choice, lead) for i, choice in enumerate(result.choices)]
         usage = _usage(
             sum(result.num_input_tokens for result in results),
@@ -187,37 +216,27 @@ class CompletionAnswer:
         return {
             "index": index,
             "text": lead + choice.text,
-            "logprobs": self._logprobs(choice.logprobs),
+            "logprobs": completion_logprobs(choice.logprobs, Offsets(len(lead))),
             "finish_reason": choice.finish_reason,
         }
 
     def opening(self, index: int, prompt: Prompt) -> dict[str, Any] | None:
-        if not (self.echo and isinstance(prompt, str)):
+        self._offsets[index] = Offsets(len(prompt) if self.echo else 0)
+        if not self.echo:
             return None
         return {**self._head(), "choices": [{"index": index, "text": prompt, "logprobs": None, "finish_reason": None}]}
 
-    def chunk(self, delta: TextDelta) -> dict[str, Any]:
+    def chunks(self, delta: TextDelta) -> list[dict[str, Any]]:
         choice = {
             "index": delta.index,
             "text": delta.text,
-            "logprobs": self._logprobs(delta.logprobs),
+            "logprobs": completion_logprobs(delta.logprobs, self._offsets[delta.index]),
             "finish_reason": delta.finish_reason,
         }
-        return {**self._head(), "choices": [choice]}
+        return [{**self._head(), "choices": [choice]}]
 
     def usage(self, input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:
         return {**self._head(), "choices": [], "usage": _usage(input_tokens, cached, output_tokens)}
 
     def _head(self) -> dict[str, Any]:
         return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
-
-    @staticmethod
-    def _logprobs(found: list[dict[str, Any]] | None) -> dict[str, Any] | None:
-        if found is None:
-            return None
-        return {
-            "tokens": [item["token"] for item in found],
-            "token_logprobs": [item["logprob"] for item in found],
-            "top_logprobs": [{other["token"]: other["logprob"] for other in item["top"]} for item in found],
-            "text_offset": [],
-        }

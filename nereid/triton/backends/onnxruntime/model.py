@@ -7,6 +7,7 @@ give it back afterwards. Requests that the dynamic batcher delivers together run
 """
 
 from nereid.engines.onnx_session import OnnxModel
+from nereid.engines.priority import give_way
 from nereid.triton import bridge
 
 
@@ -14,8 +15,9 @@ class TritonPythonModel:
     """Serves any model whose config says `backend: "onnxruntime"`."""
 
     def initialize(self, args):
+        give_way()
         self._model = OnnxModel.load(bridge.ModelArguments.parse(args))
 
     def execute(self, requests):
         results = self._model.run([bridge.read_inputs(request) for request in requests])
-        return [bridge.error_response(result) if isinstance(result, Exception) else bridge.response(result) for result in results]
+        return [bridge.answer_of(request, result) for request, result in zip(requests, results, strict=True)]

@@ -1,4 +1,4 @@
-"""Where a language model's KV memory lies: NumPy arrays, or PyTorch tensors on a graphics card; the same few operations."""
+"""Where a language model's KV cache lies: NumPy arrays, or PyTorch tensors on a graphics card; the same few operations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class DeviceMemory:
         try:
             import torch
         except ImportError:
-            raise ValueError("instance_group: KIND_GPU needs PyTorch, which holds the KV memory on the card") from None
+            raise ValueError("instance_group: KIND_GPU needs PyTorch, which holds the KV cache on the card") from None
         self._torch = torch
         self._place = torch.device(device, index)
         self.device, self.index = device, index

@@ -1,0 +1,275 @@
+"""What a served repository does now, from the pages of metrics of Triton, gateway and supervisor; fetches and draws nothing.
+
+Numbers are None where no page tells them, so that a missing one is never taken for zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from nereid_client.scraping import Change, Page
+from nereid_protocol import metrics as names
+from nereid_protocol.metrics import Metric
+
+TRITON, GATEWAY, SUPERVISOR = "triton", "gateway", "supervisor"
+SOURCES = (TRITON, GATEWAY, SUPERVISOR)
+
+_SUCCESS, _FAILURE = "nv_inference_request_success", "nv_inference_request_failure"
+_PENDING, _DURATION, _EXECUTIONS = (
+    "nv_inference_pending_request_count",
+    "nv_inference_request_duration_us",
+    "nv_inference_exec_count",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """One of Triton's models. Latency is the mean of what ended meanwhile, in seconds."""
+
+    name: str
+    ready: bool | None
+    requests_per_second: float | None
+    failures_per_second: float | None
+    calls_per_second: float | None
+    pending: float | None
+    latency_seconds: float | None
+    deaths: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lane:
+    """Images of one size. A call of the engine takes about `call_seconds` and `row_seconds` for each row."""
+
+    size: str
+    running: float
+    waiting: float
+    call_seconds: float | None
+    row_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagePipeline:
+    """One `denoise`."""
+
+    model: str
+    running: float | None
+    waiting: float | None
+    images_per_second: float | None
+    calls_per_second: float | None
+    rows_per_call: float | None
+    step_seconds: float | None
+    memory_used_bytes: float | None
+    memory_budget_bytes: float | None
+    engine_deaths: float | None
+    lanes: tuple[Lane, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageModel:
+    """One `llm`."""
+
+    model: str
+    running: float | None
+    waiting: float | None
+    tokens_per_second: float | None
+    prompt_tokens_per_second: float | None
+    rows_per_call: float | None
+    first_token_seconds: float | None
+    kv_cache_usage: float | None
+    preemptions: float | None
+    worker_deaths: float | None
+    replays: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One route of the gateway."""
+
+    route: str
+    in_flight: float | None
+    requests_per_second: float | None
+    errors_per_second: float | None
+    latency_seconds: float | None
+    first_token_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    routes: tuple[Route, ...]
+    retries: float | None
+    replays: float | None
+    lost: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Supervisor:
+    ready: bool
+    triton_restarts: float | None
+    service_deaths: dict[str, float]
+    memory_bytes: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """All of it; `answering` says whose pages were there."""
+
+    answering: dict[str, bool]
+    models: tuple[Model, ...]
+    images: tuple[ImagePipeline, ...]
+    texts: tuple[LanguageModel, ...]
+    gateway: Gateway | None
+    supervisor: Supervisor | None
+
+    @classmethod
+    def between(cls, before: dict[str, Page | None], after: dict[str, Page | None]) -> State:
+        """From each source's page then and now; the rate of a source that was not there before is not known."""
+        changes = {source: Change(before.get(source) or Page(), after.get(source) or Page()) for source in SOURCES}
+        known = {source: before.get(source) is not None and after.get(source) is not None for source in SOURCES}
+        triton = _Reading(changes[TRITON], known[TRITON])
+        gateway = _Reading(changes[GATEWAY], known[GATEWAY])
+        served = _Reading(changes[SUPERVISOR], known[SUPERVISOR])
+        return cls(
+            answering={source: after.get(source) is not None for source in SOURCES},
+            models=tuple(_model(name, triton, served) for name in _models(triton, served)),
+            images=tuple(_image(name, triton) for name in triton.labels(names.IMAGE_ACTIVE_REQUESTS, "model")),
+            texts=tuple(_text(name, triton) for name in triton.labels(names.LLM_RUNNING, "model")),
+            gateway=_gateway(gateway) if after.get(GATEWAY) is not None else None,
+            supervisor=_supervisor(served) if after.get(SUPERVISOR) is not None else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """One source's change; rates and means are None where there is nothing to compare with."""
+
+    change: Change
+    known: bool
+
+    def labels(self, metric: Metric | str, label: str) -> list[str]:
+        return self.change.after.values_of(_name(metric), label)
+
+    def now(self, metric: Metric | str, **labels: str) -> float | None:
+        return self.change.after.total(_name(metric), **labels)
+
+    def rate(self, metric: Metric | str, **labels: str) -> float | None:
+        return self.change.rate(_name(metric), **labels) if self.known else None
+
+    def mean(self, metric: Metric, **labels: str) -> float | None:
+        """Of a histogram."""
+        return self.ratio(f"{metric.name}_sum", f"{metric.name}_count", **labels)
+
+    def ratio(self, total: str, count: str, **labels: str) -> float | None:
+        return self.change.mean(total, count, **labels) if self.known else None
+
+
+def _name(metric: Metric | str) -> str:
+    return metric if isinstance(metric, str) else metric.name
+
+
+def _models(triton: _Reading, served: _Reading) -> list[str]:
+    """Those that the supervisor serves (Triton has one more, which controls it), or Triton's where there is no supervisor."""
+    return served.labels(names.SERVE_MODEL_READY, "model") or triton.labels(_SUCCESS, "model")
+
+
+def _model(name: str, triton: _Reading, served: _Reading) -> Model:
+    ready = served.now(names.SERVE_MODEL_READY, model=name)
+    micros = triton.ratio(_DURATION, _SUCCESS, model=name)
+    return Model(
+        name=name,
+        ready=None if ready is None else ready > 0,
+        requests_per_second=_sum(triton.rate(_SUCCESS, model=name), triton.rate(_FAILURE, model=name)),
+        failures_per_second=triton.rate(_FAILURE, model=name),
+        calls_per_second=triton.rate(_EXECUTIONS, model=name),
+        pending=triton.now(_PENDING, model=name),
+        latency_seconds=None if micros is None else micros / 1e6,
+        deaths=served.now(names.SERVE_MODEL_DEATHS, model=name),
+    )
+
+
+def _image(model: str, triton: _Reading) -> ImagePipeline:
+    sizes = triton.labels(names.IMAGE_LANE_IMAGES, "size")
+    lanes = (
+        _lane(size, model, triton) for size in sizes if triton.now(names.IMAGE_LANE_IMAGES, model=model, size=size) is not None
+    )
+    return ImagePipeline(
+        model=model,
+        running=triton.now(names.IMAGE_ACTIVE_REQUESTS, model=model),
+        waiting=triton.now(names.IMAGE_QUEUED_REQUESTS, model=model),
+        images_per_second=triton.rate(names.IMAGES, model=model),
+        calls_per_second=triton.rate(f"{names.IMAGE_STEP_SECONDS.name}_count", model=model),
+        rows_per_call=triton.mean(names.IMAGE_ROWS_PER_TICK, model=model),
+        step_seconds=triton.mean(names.IMAGE_STEP_SECONDS, model=model),
+        memory_used_bytes=triton.now(names.IMAGE_MEMORY_USED, model=model),
+        memory_budget_bytes=triton.now(names.IMAGE_MEMORY_BUDGET, model=model),
+        engine_deaths=triton.now(names.IMAGE_ENGINE_DEATHS, model=model),
+        lanes=tuple(lanes),
+    )
+
+
+def _lane(size: str, model: str, triton: _Reading) -> Lane:
+    return Lane(
+        size=size,
+        running=triton.now(names.IMAGE_LANE_IMAGES, model=model, size=size, state="running") or 0.0,
+        waiting=triton.now(names.IMAGE_LANE_IMAGES, model=model, size=size, state="waiting") or 0.0,
+        call_seconds=triton.now(names.IMAGE_STEP_COST, model=model, size=size, per="call"),
+        row_seconds=triton.now(names.IMAGE_STEP_COST, model=model, size=size, per="row"),
+    )
+
+
+def _text(model: str, triton: _Reading) -> LanguageModel:
+    return LanguageModel(
+        model=model,
+        running=triton.now(names.LLM_RUNNING, model=model),
+        waiting=triton.now(names.LLM_WAITING, model=model),
+        tokens_per_second=triton.rate(names.LLM_GENERATION_TOKENS, model=model),
+        prompt_tokens_per_second=triton.rate(names.LLM_PROMPT_TOKENS, model=model),
+        rows_per_call=triton.mean(names.LLM_BATCH_SIZE, model=model),
+        first_token_seconds=triton.mean(names.LLM_TIME_TO_FIRST_TOKEN, model=model),
+        kv_cache_usage=triton.now(names.LLM_KV_USAGE, model=model),
+        preemptions=triton.now(names.LLM_PREEMPTIONS, model=model),
+        worker_deaths=triton.now(names.LLM_WORKER_DEATHS, model=model),
+        replays=triton.now(names.LLM_REPLAYS, model=model),
+    )
+
+
+def _gateway(gateway: _Reading) -> Gateway:
+    return Gateway(
+        routes=tuple(_route(route, gateway) for route in gateway.labels(names.GATEWAY_IN_FLIGHT, "route")),
+        retries=gateway.now(names.GATEWAY_RETRIES),
+        replays=gateway.now(names.GATEWAY_REPLAYS),
+        lost=gateway.now(names.GATEWAY_LOST),
+    )
+
+
+def _route(route: str, gateway: _Reading) -> Route:
+    statuses = {labels["status"] for labels, _ in gateway.change.after.matching(names.GATEWAY_REQUESTS.name, route=route)}
+    failed = (gateway.rate(names.GATEWAY_REQUESTS, route=route, status=status) for status in statuses if status >= "400")
+    return Route(
+        route=route,
+        in_flight=gateway.now(names.GATEWAY_IN_FLIGHT, route=route),
+        requests_per_second=gateway.rate(names.GATEWAY_REQUESTS, route=route),
+        errors_per_second=_total(failed),
+        latency_seconds=gateway.mean(names.GATEWAY_REQUEST_SECONDS, route=route),
+        first_token_seconds=gateway.mean(names.GATEWAY_FIRST_TOKEN_SECONDS, route=route),
+    )
+
+
+def _supervisor(served: _Reading) -> Supervisor:
+    processes = served.labels(names.SERVE_MEMORY, "process")
+    services = served.labels(names.SERVE_SERVICE_DEATHS, "service")
+    return Supervisor(
+        ready=bool(served.now(names.SERVE_READY)),
+        service_deaths={name: served.now(names.SERVE_SERVICE_DEATHS, service=name) or 0.0 for name in services},
+        triton_restarts=served.now(names.SERVE_TRITON_RESTARTS),
+        memory_bytes={process: served.now(names.SERVE_MEMORY, process=process) or 0.0 for process in processes},
+    )
+
+
+def _sum(*values: float | None) -> float | None:
+    return _total(values)
+
+
+def _total(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

@@ -1,0 +1,154 @@
+"""The names of every metric that this project exports, and nothing else: who records and who reads them share this table.
+
+Prometheus conventions: base units, `_total` for counters. `nereid_image_*` and `nereid_llm_*` stand on Triton's metrics port,
+`nereid_gateway_*` on the gateway's, `nereid_serve_*` on the supervisor's health port.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Metric:
+    """One metric family, itself and no copy; histograms have bucket bounds. Triton's carry a label `model` besides `labels`."""
+
+    name: str
+    kind: Kind
+    description: str
+    buckets: tuple[float, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    @property
+    def labelled(self) -> bool:
+        """A family with labels has no series without them."""
+        return bool(self.labels)
+
+
+_SECONDS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+    *(10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0),
+)
+_ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 64)
+
+
+def _counter(name: str, description: str, *labels: str) -> Metric:
+    return Metric(name, Kind.COUNTER, description, labels=labels)
+
+
+def _gauge(name: str, description: str, *labels: str) -> Metric:
+    return Metric(name, Kind.GAUGE, description, labels=labels)
+
+
+def _seconds(name: str, description: str, *labels: str) -> Metric:
+    return Metric(name, Kind.HISTOGRAM, description, _SECONDS, labels=labels)
+
+
+# --- denoise ---
+
+IMAGE_REQUESTS = _counter("nereid_image_requests_total", "Image requests by outcome", "outcome")
+IMAGE_REQUEST_SECONDS = _seconds("nereid_image_request_seconds", "Time from arrival at denoise to its answer")
+IMAGE_QUEUE_SECONDS = _seconds("nereid_image_queue_seconds", "Time an image request waited to join")
+IMAGE_STEP_SECONDS = _seconds("nereid_image_step_seconds", "Time of one call of the UNet")
+IMAGE_ROWS_PER_TICK = Metric("nereid_image_rows_per_tick", Kind.HISTOGRAM, "Images moved by one call of the UNet", _ROWS)
+IMAGE_ACTIVE_REQUESTS = _gauge("nereid_image_active_requests", "Image requests being denoised")
+IMAGE_QUEUED_REQUESTS = _gauge("nereid_image_queued_requests", "Image requests waiting to join")
+IMAGES = _counter("nereid_images_total", "Images denoised to the end")
+IMAGE_LANE_IMAGES = _gauge(
+    "nereid_image_lane_images", "Images by size (width x height in pixels) that run, or wait to join", "size", "state"
+)
+IMAGE_STEP_COST = _gauge(
+    "nereid_image_step_cost_seconds", "Learned cost of a UNet call of this size: per call, and per row in it", "size", "per"
+)
+IMAGE_MEMORY_USED = _gauge("nereid_image_memory_used_bytes", "Memory that the admitted requests need at their largest engine")
+IMAGE_MEMORY_BUDGET = _gauge("nereid_image_memory_budget_bytes", "Memory that admitted requests may need together")
+IMAGE_ENGINE_DEATHS = _counter("nereid_image_engine_deaths_total", "Times that the UNet's process died with calls inside")
+
+IMAGE_METRICS = (
+    IMAGE_REQUESTS,
+    IMAGE_REQUEST_SECONDS,
+    IMAGE_QUEUE_SECONDS,
+    IMAGE_STEP_SECONDS,
+    IMAGE_ROWS_PER_TICK,
+    IMAGE_ACTIVE_REQUESTS,
+    IMAGE_QUEUED_REQUESTS,
+    IMAGES,
+    IMAGE_LANE_IMAGES,
+    IMAGE_STEP_COST,
+    IMAGE_MEMORY_USED,
+    IMAGE_MEMORY_BUDGET,
+    IMAGE_ENGINE_DEATHS,
+)
+
+# --- llm ---
+
+LLM_REQUESTS = _counter("nereid_llm_requests_total", "Requests by outcome", "outcome")
+LLM_TIME_TO_FIRST_TOKEN = _seconds("nereid_llm_time_to_first_token_seconds", "Arrival to first token")
+LLM_INTER_TOKEN_LATENCY = _seconds("nereid_llm_inter_token_latency_seconds", "Between two tokens of a request (sampled)")
+LLM_TIME_PER_OUTPUT_TOKEN = _seconds("nereid_llm_time_per_output_token_seconds", "Mean time between an answer's tokens")
+LLM_E2E_LATENCY = _seconds("nereid_llm_e2e_request_latency_seconds", "Arrival to last token")
+LLM_QUEUE_SECONDS = _seconds("nereid_llm_request_queue_seconds", "Time a request waited to join")
+LLM_PROMPT_TOKENS = _counter("nereid_llm_prompt_tokens_total", "Prompt tokens computed")
+LLM_GENERATION_TOKENS = _counter("nereid_llm_generation_tokens_total", "Tokens written")
+LLM_TICK_SECONDS = _seconds("nereid_llm_tick_seconds", "Time of one tick (sampled)")
+LLM_BATCH_SIZE = Metric("nereid_llm_batch_size", Kind.HISTOGRAM, "Rows of one decode call (sampled)", _ROWS)
+LLM_RUNNING = _gauge("nereid_llm_requests_running", "Requests being answered")
+LLM_WAITING = _gauge("nereid_llm_requests_waiting", "Requests waiting to join")
+LLM_KV_USAGE = _gauge("nereid_llm_kv_cache_usage_ratio", "Share of the KV cache in use")
+LLM_PREFIX_QUERIES = _counter("nereid_llm_prefix_cache_queried_tokens_total", "Prompt tokens looked up")
+LLM_PREFIX_HITS = _counter("nereid_llm_prefix_cache_hit_tokens_total", "Prompt tokens found")
+LLM_DRAFT_TOKENS = _counter("nereid_llm_draft_tokens_total", "Draft tokens proposed in speculative decoding")
+LLM_ACCEPTED_TOKENS = _counter("nereid_llm_accepted_draft_tokens_total", "Draft tokens accepted")
+LLM_PREEMPTIONS = _counter("nereid_llm_preemptions_total", "Sequences preempted for lack of KV cache")
+LLM_WORKER_DEATHS = _counter("nereid_llm_worker_deaths_total", "Worker processes that died and were replaced")
+LLM_REPLAYS = _counter("nereid_llm_replayed_requests_total", "Requests given to a new worker after a death")
+LLM_BANDWIDTH_UTILISATION = _gauge(
+    "nereid_llm_model_bandwidth_utilization_ratio", "Bytes read in a decode call against the measured peak"
+)
+LLM_FLOP_UTILISATION = _gauge("nereid_llm_model_flop_utilization_ratio", "FLOPs of a decode call against the measured peak")
+
+LLM_METRICS = tuple(
+    metric for metric in list(globals().values()) if isinstance(metric, Metric) and metric.name.startswith("nereid_llm_")
+)
+
+# --- the gateway ---
+
+GATEWAY_REQUESTS = _counter("nereid_gateway_requests_total", "Requests by route and HTTP status", "route", "status")
+GATEWAY_REQUEST_SECONDS = _seconds("nereid_gateway_request_seconds", "Time from a request's head to its answer's end", "route")
+GATEWAY_FIRST_TOKEN_SECONDS = _seconds(
+    "nereid_gateway_time_to_first_token_seconds", "Time from a request's head to the first event of a stream", "route"
+)
+GATEWAY_IN_FLIGHT = _gauge("nereid_gateway_requests_in_flight", "Requests being answered", "route")
+GATEWAY_RETRIES = _counter("nereid_gateway_retries_total", "Requests sent to Triton again after a refusal", "pipeline")
+GATEWAY_REPLAYS = _counter("nereid_gateway_replays_total", "Requests sent to Triton again after a death", "pipeline")
+GATEWAY_LOST = _counter("nereid_gateway_lost_requests_total", "Requests given up after their last replay", "pipeline")
+
+GATEWAY_METRICS = (
+    GATEWAY_REQUESTS,
+    GATEWAY_REQUEST_SECONDS,
+    GATEWAY_FIRST_TOKEN_SECONDS,
+    GATEWAY_IN_FLIGHT,
+    GATEWAY_RETRIES,
+    GATEWAY_REPLAYS,
+    GATEWAY_LOST,
+)
+
+# --- the supervisor ---
+
+SERVE_READY = _gauge("nereid_serve_ready", "1 where /ready says 200")
+SERVE_TRITON_RESTARTS = _counter("nereid_serve_triton_restarts_total", "Times that Triton was started again")
+SERVE_MODEL_DEATHS = _counter("nereid_serve_model_deaths_total", "Deaths of a model's Python process", "model")
+SERVE_SERVICE_DEATHS = _counter("nereid_serve_service_deaths_total", "Deaths of a process beside Triton: the gateway", "service")
+SERVE_MODEL_READY = _gauge("nereid_serve_model_ready", "1 where the model answers", "model")
+SERVE_MEMORY = _gauge("nereid_serve_resident_memory_bytes", "Resident memory of a process of this serve", "process")
+
+SERVE_METRICS = (SERVE_READY, SERVE_TRITON_RESTARTS, SERVE_MODEL_DEATHS, SERVE_SERVICE_DEATHS, SERVE_MODEL_READY, SERVE_MEMORY)
+
+ALL_METRICS = (*IMAGE_METRICS, *LLM_METRICS, *GATEWAY_METRICS, *SERVE_METRICS)

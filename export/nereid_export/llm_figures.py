@@ -1,0 +1,92 @@
+"""How far an exported language model is from PyTorch: logits, next tokens, perplexity on a sample; builds and writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from nereid_export.checkpoint import understood
+from nereid_export.errors import ExportError
+from nereid_export.frame import Device
+from nereid_export.llm_checkpoint import LlmCheckpoint
+from nereid_export.silence import quiet
+
+
+def feeds(checkpoint: LlmCheckpoint, ids: Sequence[int], model: Any, keep: bool = False) -> dict[str, NDArray]:
+    """One whole sequence with an empty cache."""
+    made: dict[str, NDArray] = {
+        "input_ids": np.array([ids], np.int64),
+        "attention_mask": np.ones((1, len(ids)), np.int64),
+    }
+    if keep:
+        made["logits_to_keep"] = np.arange(len(ids))
+    types = {1: np.float32, 10: np.float16}
+    for value in model.graph.input:
+        if value.name.startswith("past_key_values."):
+            heads = value.type.tensor_type.shape.dim[1].dim_value
+            made[value.name] = np.zeros((1, heads, 0, checkpoint.head_size), types[value.type.tensor_type.elem_type])
+    return made
+
+
+def _torch_logits(checkpoint: LlmCheckpoint, ids: Sequence[int]) -> NDArray[np.float32]:
+    """What transformers makes of the sample in float32: tokens x vocabulary."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with understood(checkpoint.folder), quiet(), torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32, use_safetensors=True).eval()
+        return model(torch.tensor([list(ids)])).logits[0].numpy()
+
+
+def compare(
+    checkpoint: LlmCheckpoint, plain: Path, folder: Path, device: Device, sample: list[int], bound: float
+) -> dict[str, float]:
+    """The unquantised graph in `plain` must equal PyTorch within `bound`; the distance of the engine in `folder` is told."""
+    reference = _torch_logits(checkpoint, sample)
+    error = _relative(_engine_logits(checkpoint, plain, device, sample, keep=False), reference)
+    if not error <= bound:
+        raise ExportError(
+            f"relative error {error:.2g} of the logits against PyTorch is above the bound of {bound:g}; nothing was published"
+        )
+    made = _engine_logits(checkpoint, folder, device, sample, keep=True)
+    return {
+        "unquantised_error": error,
+        "error_bound": bound,
+        "logits_error": _relative(made, reference),
+        "next_token_agreement": float((made.argmax(1) == reference.argmax(1)).mean()),
+        "perplexity_fp32": _perplexity(reference, sample),
+        "perplexity": _perplexity(made, sample),
+        "sample_tokens": len(sample),
+    }
+
+
+def _engine_logits(
+    checkpoint: LlmCheckpoint, folder: Path, device: Device, ids: Sequence[int], *, keep: bool
+) -> NDArray[np.float32]:
+    import onnxruntime as ort
+
+    file = folder / "model.onnx"
+    model = onnx.load(str(file), load_external_data=False)
+    available = ort.get_available_providers()
+    providers = ["CUDAExecutionProvider"] if device is Device.CUDA and "CUDAExecutionProvider" in available else []
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    session = ort.InferenceSession(str(file), settings, providers=[*providers, "CPUExecutionProvider"])
+    logits = session.run(["logits"], feeds(checkpoint, ids, model, keep))[0][0]
+    return np.asarray(logits, np.float32)
+
+
+def _relative(made: NDArray, reference: NDArray) -> float:
+    return float(np.linalg.norm(made.astype(np.float64) - reference) / np.linalg.norm(reference))
+
+
+def _perplexity(logits: NDArray[np.float32], ids: Sequence[int]) -> float:
+    wide = logits[:-1].astype(np.float64)
+    peak = wide.max(1, keepdims=True)
+    losses = np.log(np.exp(wide - peak).sum(1)) + peak[:, 0] - wide[np.arange(len(ids) - 1), list(ids[1:])]
+    return float(np.exp(losses.mean()))

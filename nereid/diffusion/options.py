@@ -1,0 +1,145 @@
+"""What of an image request needs no tensors: counts, sizes, schedules, memory; and the place in the queue asked for with them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from nereid.diffusion.settings import Limits, Pipeline
+from nereid.diffusion.solvers import SCHEDULERS, ScheduleError, SchedulerName, SolverTable, build_table
+from nereid.flow.errors import InvalidRequestError
+from nereid.flow.fields import FieldReader, Inputs
+from nereid_protocol.fields import RUN_ID_FORM
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """A place asked for before anything is encoded: how many images, for how long, and whether they will be watched.
+
+    `memory_bytes`: what their engine runs need together.
+    """
+
+    ticket: str
+    run_id: str
+    rows: int
+    memory_bytes: float
+    timeout_seconds: float
+    watched: bool
+
+
+def parse_reservation(inputs: Inputs, pipeline: Pipeline, limits: Limits) -> Reservation:
+    """Check everything that can be checked without embeddings; raises InvalidRequestError."""
+    fields = FieldReader(inputs, len(inputs["ticket"]), limits)
+    images = images_of(fields, limits)
+    size = size_of(fields, pipeline, limits)
+    guided = [resolve(fields, prompt, pipeline).guided for prompt in range(fields.batch_size) for _ in range(images)]
+    return Reservation(
+        ticket=read_id(fields, "ticket"),
+        run_id=read_id(fields, "run_id"),
+        rows=fields.batch_size * images,
+        memory_bytes=memory_of(fields, size, guided, pipeline, limits),
+        timeout_seconds=fields.value("timeout_seconds", limits.default_timeout_seconds),
+        watched=fields.given("after_step"),
+    )
+
+
+def read_id(fields: FieldReader, name: str) -> str:
+    """A run's or a ticket's id, "" where absent; raises InvalidRequestError for one that is no id."""
+    value = fields.value(name, "")
+    if value and not re.fullmatch(RUN_ID_FORM, value):
+        raise InvalidRequestError.of(name, value, "1 to 64 characters of A-Z, a-z, 0-9, _ and -")
+    return str(value)
+
+
+def images_of(fields: FieldReader, limits: Limits) -> int:
+    """Images of each prompt."""
+    images = int(fields.value("num_images_per_prompt", 1))
+    count = fields.batch_size * images
+    if count > limits.max_inflight:
+        raise InvalidRequestError.of("images in one request", count, f"at most {limits.max_inflight}")
+    return images
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """One prompt's options that need no tensors."""
+
+    guidance: float
+    guided: bool
+    interval: tuple[float, float]
+    scheduler: SchedulerName
+    steps: int
+
+
+def resolve(fields: FieldReader, prompt: int, pipeline: Pipeline) -> Options:
+    """The options of one prompt of a batch, defaults filled in; raises InvalidRequestError."""
+    guidance = fields.values("guidance_scale", pipeline.default_guidance)[prompt]
+    interval = fields.values("guidance_interval", (0.0, 1.0))[prompt]
+    if interval[0] > interval[1]:
+        raise InvalidRequestError.of("guidance_interval", interval, "two fractions, the smaller one first")
+    embedded = pipeline.time_cond_proj_dim is not None
+    if embedded and fields.given("guidance_interval"):
+        raise InvalidRequestError(
+            "guidance_interval: it has no meaning for this model, whose UNet is told the guidance", "guidance_interval"
+        )
+    name = _scheduler(fields.values("scheduler", pipeline.default_scheduler)[prompt])
+    steps = fields.values("num_inference_steps", pipeline.default_steps)[prompt]
+    solver_table(name, pipeline, steps, 0)
+    return Options(guidance=guidance, guided=guidance > 1 and not embedded, interval=interval, scheduler=name, steps=steps)
+
+
+def solver_table(name: SchedulerName, pipeline: Pipeline, steps: int, begin: int) -> SolverTable:
+    """The solver's coefficients of a run that begins at step `begin`; raises InvalidRequestError."""
+    try:
+        return build_table(name, pipeline.scheduler, steps, begin)
+    except ScheduleError as error:
+        raise InvalidRequestError(str(error), "num_inference_steps") from None
+
+
+def size_of(fields: FieldReader, pipeline: Pipeline, limits: Limits) -> tuple[int, int]:
+    """(height, width) of all images of a request."""
+    picture = fields.array("init_image", np.uint8, 4)
+    height, width = (pipeline.default_height, pipeline.default_width) if picture is None else picture.shape[1:3]
+    sides = {"height": int(fields.value("height", height)), "width": int(fields.value("width", width))}
+    for name, side in sides.items():
+        if side < 1 or side % pipeline.size_multiple:  # a picture may have no pixels
+            raise InvalidRequestError.of(name, side, f"a multiple of {pipeline.size_multiple}")
+    if sides["width"] * sides["height"] > limits.max_pixels:
+        shown = f"{sides['width']} x {sides['height']}"
+        raise InvalidRequestError.of("width x height", shown, f"at most {limits.max_pixels} pixels")
+    return sides["height"], sides["width"]
+
+
+def memory_of(fields: FieldReader, size: tuple[int, int], guided: list[bool], pipeline: Pipeline, limits: Limits) -> float:
+    """What the engine runs of a request's images need together, each at its largest engine."""
+    height, width = size
+    from_image = fields.given("init_image")
+    needed = sum(pipeline.image_bytes(height * width, guided=half, from_image=from_image) for half in guided)
+    most = limits.memory_budget_bytes
+    if most and needed > most:
+        need = "1 image needs" if len(guided) == 1 else f"{len(guided)} images need"
+        raise InvalidRequestError(
+            f"width x height: at {width} x {height}, {need} {needed / 1e9:.3g} GB of memory; at most {most / 1e9:.3g} GB are "
+            "allowed (memory_budget_bytes)",
+            "width",
+        )
+    return needed
+
+
+def _scheduler(text: str) -> SchedulerName:
+    try:
+        return SchedulerName(text)
+    except ValueError:
+        raise InvalidRequestError.of("scheduler", text, f"one of {', '.join(SCHEDULERS)}") from None
+
+
+def first_step(steps: int, strength: float) -> int:
+    """Where img2img joins a run of `steps` steps; `strength` comes as float32, whose last digits must not cost a step."""
+    return steps - min(int(round(steps * strength, 4)), steps)
+
+
+def guided_steps(interval: tuple[float, float], steps: int) -> range:
+    """The steps of a whole run that are guided: from the first fraction on, before the last (as diffusers' guiders count)."""
+    return range(*(int(round(fraction * steps, 4)) for fraction in interval))

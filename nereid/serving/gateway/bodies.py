@@ -1,0 +1,85 @@
+"""A request's body: read, decoded, checked for text that is none, and made a schema's object; knows no route and no model."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from nereid.serving.gateway.errors import ApiError, caller_gone
+from nereid.serving.gateway.problems import refusal
+
+B = TypeVar("B", bound=BaseModel)
+
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+async def read_body(request: Request, schema: type[B]) -> B:
+    """The body as `schema`; raises ApiError with one sentence that names the field."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        sent = f"{kind[:80]!r} is not allowed" if kind else "it is missing"
+        raise ApiError(415, f"content-type: {sent}; it must be application/json")
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        raise ApiError(415, f"content-encoding: {coding[:80]!r} is not allowed; the body must be sent as it is")
+    try:
+        raw = await request.body()
+    except ClientDisconnect:
+        raise caller_gone() from None
+    value = parse_json(raw)
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        raise refusal(schema, error.errors(include_url=False)) from None
+
+
+def parse_json(raw: bytes) -> dict[str, Any]:
+    """The object that these bytes hold, all of its texts whole: a lone surrogate is no character and can be sent nowhere."""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        raise ApiError(400, "the body is not valid JSON: it is not UTF-8 text") from None
+    try:
+        value = json.loads(text, parse_constant=_no_number)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ApiError(400, f"the body is not valid JSON: {error.msg.lower()} ({where})") from None
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else str(error).partition(":")[0].lower()
+        raise ApiError(400, f"the body is not valid JSON: {why}") from None
+    if not isinstance(value, dict):
+        raise ApiError(400, "the body must be a JSON object")
+    if _SURROGATE_ESCAPE.search(text):
+        for field, part in _texts(value):
+            if _SURROGATE.search(part):
+                name = field or "body"
+                raise ApiError(
+                    400, f"{name}: a text with half of a surrogate pair is not allowed; it must be Unicode", param=name
+                )
+    return value
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is not a JSON number")
+
+
+def _texts(value: Any) -> Iterator[tuple[str, str]]:
+    """Every text inside, and every name of a member, with the path to it; breadth does not matter, depth is the parser's."""
+    waiting: list[tuple[str, Any]] = [("", value)]
+    while waiting:
+        path, item = waiting.pop()
+        lead = f"{path}." if path else ""
+        if isinstance(item, str):
+            yield path, item
+        elif isinstance(item, dict):
+            for name, inner in item.items():
+                yield path, name
+                waiting.append((f"{lead}{name}", inner))
+        elif isinstance(item, list):
+            waiting += [(f"{lead}{place}", inner) for place, inner in enumerate(item)]

@@ -1,0 +1,33 @@
+"""What the gateway's process is told by the supervisor, as one argument; nothing secret is in it, and no server is imported."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+
+from nereid.serving.gateway.limits import Limits
+
+API_KEY = "NEREID_API_KEY"
+"""Environment variable of the key: no process list shows it, and Triton's processes do not get it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """`listener` and `heart` are descriptors that the process inherits."""
+
+    repository: str
+    grpc_url: str
+    metrics_url: str
+    ready_url: str
+    drain_seconds: float
+    listener: int
+    heart: int
+    limits: Limits = field(default_factory=Limits)
+
+    def to_argument(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_argument(cls, argument: str) -> Launch:
+        facts = json.loads(argument)
+        return cls(**{**facts, "limits": Limits(**facts["limits"])})

@@ -1,0 +1,139 @@
+"""The gateway's own numbers, and its page of them with Triton's behind; names come from nereid_protocol.metrics.
+
+Histograms and counters carry the id of a request that they counted as an OpenMetrics exemplar: a scraper that accepts OpenMetrics
+gets it. Labels are bounded: routes are those there are, pipelines those of the repository.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+
+from nereid.serving.pages import fetch
+from nereid_client.scraping import families
+from nereid_client.server import Statistics
+from nereid_protocol.metrics import (
+    GATEWAY_FIRST_TOKEN_SECONDS,
+    GATEWAY_IN_FLIGHT,
+    GATEWAY_LOST,
+    GATEWAY_REPLAYS,
+    GATEWAY_REQUEST_SECONDS,
+    GATEWAY_REQUESTS,
+    GATEWAY_RETRIES,
+    Metric,
+)
+
+log = logging.getLogger("nereid.gateway")
+
+ROUTES = (
+    "POST /v1/chat/completions",
+    "POST /v1/completions",
+    "POST /v1/images/generations",
+    "GET /v1/models",
+    "GET /health",
+    "GET /metrics",
+)
+OTHER = "other"
+TRITON_SECONDS = 3.0
+"""What Triton's page may take; without it the gateway's own is given."""
+
+
+class GatewayMetrics:
+    """Safe between threads."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # series of start times, which no other metric here has
+        self.registry = CollectorRegistry()
+        self._requests = Counter(*_arguments(GATEWAY_REQUESTS), registry=self.registry)
+        self._seconds = _histogram(GATEWAY_REQUEST_SECONDS, self.registry)
+        self._first = _histogram(GATEWAY_FIRST_TOKEN_SECONDS, self.registry)
+        self._in_flight = Gauge(*_arguments(GATEWAY_IN_FLIGHT), registry=self.registry)
+        for route in ROUTES[:3]:  # series stand at zero from the start, so that rates have a first point
+            self._seconds.labels(route)
+            self._in_flight.labels(route)
+
+    def watch(self, statistics: Mapping[str, Statistics]) -> None:
+        """Tell the clients' counts of retries and replays, by pipeline."""
+        self.registry.register(_ClientCounts(statistics))
+
+    @staticmethod
+    def route_of(method: str, path: str) -> str:
+        """A request's route as a label; whatever is asked for that there is not, is one route."""
+        route = f"{method} {path}"
+        if route.startswith("GET /v1/models/"):
+            return "GET /v1/models"
+        return route if route in ROUTES else OTHER
+
+    @contextmanager
+    def in_flight(self, route: str) -> Iterator[None]:
+        with self._in_flight.labels(route).track_inprogress():
+            yield
+
+    def first_event(self, route: str, seconds: float, request_id: str) -> None:
+        self._first.labels(route).observe(seconds, _exemplar(request_id))
+
+    def ended(self, route: str, status: int, seconds: float, request_id: str) -> None:
+        self._requests.labels(route, str(status)).inc(1, _exemplar(request_id))
+        self._seconds.labels(route).observe(seconds, _exemplar(request_id))
+
+    def page(self, accept: str, triton_url: str) -> tuple[bytes, str]:
+        """The page and its content type; may wait for Triton's a little."""
+        encode, content_type = choose_encoder(accept)
+        triton = _fetch(triton_url)
+        if "openmetrics" not in content_type:
+            return encode(self.registry) + triton.encode(), content_type
+        whole = CollectorRegistry()
+        whole.register(_Families(self.registry.collect()))
+        whole.register(_Families(families(triton)))
+        return encode(whole), content_type
+
+
+def _arguments(metric: Metric) -> tuple[str, str, tuple[str, ...]]:
+    return metric.name, metric.description, metric.labels
+
+
+def _histogram(metric: Metric, registry: CollectorRegistry) -> Histogram:
+    return Histogram(*_arguments(metric), buckets=metric.buckets, registry=registry)
+
+
+def _exemplar(request_id: str) -> dict[str, str] | None:
+    """OpenMetrics bounds an exemplar's labels, name and value together, to 128 characters."""
+    return {"request_id": request_id} if len(request_id) <= 128 - len("request_id") else None
+
+
+class _ClientCounts(Collector):
+    """Retries and replays of each pipeline's client."""
+
+    def __init__(self, statistics: Mapping[str, Statistics]) -> None:
+        self._statistics = statistics
+
+    def collect(self) -> Iterable[Family]:
+        for metric, name in ((GATEWAY_RETRIES, "retries"), (GATEWAY_REPLAYS, "replays"), (GATEWAY_LOST, "lost")):
+            family = CounterMetricFamily(metric.name, metric.description, labels=metric.labels)
+            for prefix, statistics in self._statistics.items():
+                family.add_metric([prefix], getattr(statistics, name))
+            yield family
+
+
+class _Families(Collector):
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = list(families)
+
+    def collect(self) -> Iterable[Family]:
+        return self._families
+
+
+def _fetch(url: str) -> str:
+    """Triton's page; none where Triton does not answer, for it may be down while the gateway is asked how it is."""
+    try:
+        return fetch(url, TRITON_SECONDS)[1].decode(errors="replace")
+    except (OSError, ValueError) as error:
+        log.info("Triton's metrics do not answer (%s)", error)
+        return ""

@@ -1,0 +1,63 @@
+"""How many requests the gateway has under way at each model: where they fill it by themselves, the next is refused here.
+
+Asking the server would say the same, later: in a burst every question waits behind all that was asked before. Knows no route.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from nereid.diffusion.settings import Limits
+from nereid.llm.settings import LlmLimits
+from nereid.serving.models import ServedModels
+from nereid_client.errors import QueueFullError
+
+T = TypeVar("T")
+
+_ON_THEIR_WAY = 4
+"""Requests that have left the model but are still under way here: their images are decoded, their answers sent."""
+
+
+@dataclass(slots=True, eq=False)
+class Places:
+    """Those of one model, used by one event loop; `most` requests may run and wait at the model itself."""
+
+    most: int
+    taken: int = 0
+
+    @contextlib.asynccontextmanager
+    async def taking(self, requests: int = 1) -> AsyncIterator[None]:
+        """Take places for as long as this lasts; raises QueueFullError where the model cannot have any left."""
+        if self.taken >= self.most + _ON_THEIR_WAY:
+            raise QueueFullError(f"queue: {self.taken} requests are under way already; at most {self.most} may run and wait")
+        self.taken += requests
+        try:
+            await asyncio.sleep(0)  # others that have come are refused before the work of this one begins
+            yield
+        finally:
+            self.taken -= requests
+
+    async def during(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """The same items; a place is taken from the first on until there are no more."""
+        async with contextlib.aclosing(items), self.taking():
+            async for item in items:
+                yield item
+
+
+def places_of(repository: Path, model: str) -> Places:
+    """Those of a model where requests wait and run, a `denoise` or an `llm`; raises ServingError, ValueError over its config."""
+    config = ServedModels.read(repository).configs.get(model, ModelConfig())
+    parameters = {name: value.string_value for name, value in config.parameters.items()}
+    instances = max(1, sum(group.count for group in config.instance_group))
+    if model.endswith("denoise"):
+        images = Limits.from_parameters(parameters)
+        return Places(instances * (images.max_inflight + images.max_queue))
+    texts = LlmLimits.from_parameters(parameters)
+    return Places(instances * (texts.max_rows + texts.max_queue))

@@ -1,0 +1,154 @@
+"""What pydantic finds wrong in a body as one sentence that names the field as its caller wrote it; knows no HTTP.
+
+pydantic's path to a problem holds parts that nobody wrote: which member of a union it tried, which validator it ran. They are
+told from names by following the path through the schema's types.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from nereid.serving.gateway.errors import ApiError
+from nereid_protocol.sampling_field import SamplingError
+
+Problem = Mapping[str, Any]
+
+_ALLOWED = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "int_parsing": "an integer",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "string_type": "a string",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "finite_number": "a finite number",
+}
+"""The end of the sentence "it must be ..." by pydantic's name of the problem."""
+_BOUNDS = {
+    "less_than_equal": "at most {le}",
+    "less_than": "below {lt}",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "above {gt}",
+    "literal_error": "{expected}",
+    "too_short": "at least {min_length} item",
+    "too_long": "at most {max_length} items",
+    "string_too_short": "at least {min_length} character",
+    "string_too_long": "at most {max_length} characters",
+}
+
+
+def refusal(schema: type[BaseModel], problems: Sequence[Problem]) -> ApiError:
+    """One sentence for the first field that is wrong; of a union's members the one that got furthest is believed."""
+    first = written_path(schema, problems[0]["loc"])
+    paths = [(written_path(schema, problem["loc"]), problem) for problem in problems]
+    same = [(path, problem) for path, problem in paths if path[:1] == first[:1]]
+    deepest = max(len(path) for path, _ in same)
+    path = next(path for path, _ in same if len(path) == deepest)
+    chosen = [problem for other, problem in same if other == path]
+    return _sentence(".".join(path) or "body", chosen)
+
+
+def _sentence(field: str, problems: Sequence[Problem]) -> ApiError:
+    problem = problems[0]
+    if problem["type"] == "extra_forbidden":
+        return ApiError(400, f"{field}: this field is not supported", param=field, code="unsupported_parameter")
+    if problem["type"] == "missing":
+        return ApiError(400, f"{field}: it is missing", param=field, code="missing_required_parameter")
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, SamplingError):
+        return _not_allowed(cause.field, cause.value, f"it must be {cause.allowed}")
+    allowed = list(dict.fromkeys(_allowed(problem) for problem in problems))
+    return _not_allowed(field, problem.get("input"), " or ".join(allowed))
+
+
+def _not_allowed(field: str, value: object, allowed: str) -> ApiError:
+    if not allowed.startswith(("it must ", "must ")):
+        allowed = f"it must be {allowed}"
+    return ApiError(400, f"{field}: {_shown(value)} is not allowed; {allowed}", param=field)
+
+
+def _allowed(problem: Problem) -> str:
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind in _ALLOWED:
+        return _ALLOWED[kind]
+    if kind in _BOUNDS:
+        return _BOUNDS[kind].format_map(context)
+    message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    return message[:1].lower() + message[1:]
+
+
+def _shown(value: object) -> str:
+    """A value as a sentence may hold it: short, and never a body."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(value)}"
+    shown = repr(value[:80] if isinstance(value, str) else value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
+
+
+def written_path(schema: Any, location: Sequence[str | int]) -> list[str]:
+    """The parts of pydantic's path that stand in the body."""
+    path: list[str] = []
+    kind, parts = schema, list(location)
+    while parts:
+        kind = _without_none(kind)
+        members = _members(kind)
+        if len(members) > 1:
+            kind = _member(members, str(parts.pop(0)))
+            continue
+        part = parts.pop(0)
+        if get_origin(kind) is dict and part == "[key]":
+            continue
+        path.append(str(part))
+        kind = _inside(kind, part)
+    return path
+
+
+def _without_none(kind: Any) -> Any:
+    """A type without its annotations, and without None where only one other type is left."""
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    members = _members(kind)
+    return _without_none(members[0]) if len(members) == 1 else kind
+
+
+def _members(kind: Any) -> list[Any]:
+    if get_origin(kind) not in (Union, types.UnionType):
+        return []
+    return [member for member in get_args(kind) if member is not type(None)]
+
+
+def _member(members: Sequence[Any], label: str) -> Any:
+    """The member of a union that pydantic calls so; by its kind where its name is longer than its type's."""
+    for member in members:
+        if label in (str(member), getattr(member, "__name__", "")):
+            return member
+    lead = label.partition("[")[0]
+    return next((member for member in members if getattr(get_origin(member), "__name__", "") == lead), None)
+
+
+def _inside(kind: Any, part: str | int) -> Any:
+    """The type of an entry or a member; None where the schema does not say."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        for name, found in kind.model_fields.items():
+            if part in (name, found.alias):
+                return found.annotation
+    if origin is list and arguments:
+        return arguments[0]
+    if origin is dict and arguments:
+        return arguments[1]
+    if origin is tuple and isinstance(part, int) and part < len(arguments):
+        return arguments[part]
+    return None

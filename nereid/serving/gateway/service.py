@@ -1,0 +1,68 @@
+"""The gateway as the supervisor sees it: where it listens, and a process to keep up. Imports no web server."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nereid.serving.child import Child
+from nereid.serving.errors import ServingError
+from nereid.serving.gateway.launch import API_KEY, Launch
+from nereid.serving.gateway.limits import Limits
+from nereid.serving.listening import listen
+from nereid.serving.options import ServeOptions, is_loopback
+from nereid.serving.services import KeptService
+
+BACKLOG = 1024
+"""How many connections wait while the gateway is away or busy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayOptions:
+    """Where the gateway listens."""
+
+    port: int
+    host: str = "127.0.0.1"
+
+    @property
+    def address(self) -> str:
+        """The host as URLs want it: an IPv6 address in brackets."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    def check(self, served: ServeOptions) -> None:
+        """Raise ServingError for a host that strangers reach without a key, or a port given twice."""
+        if not os.environ.get(API_KEY) and not is_loopback(self.host):
+            raise ServingError(f"--openai-host: {self.host} is not allowed without a key; set {API_KEY}, or use 127.0.0.1")
+        if not 1 <= self.port <= 65535:
+            raise ServingError(f"--openai-port: {self.port} is not allowed; it must be 1 to 65535, or 0 for no gateway")
+        if self.port in served.ports.values():
+            raise ServingError(f"--openai-port: {self.port} is not allowed; another port option has it already")
+
+    def bind(self) -> socket.socket:
+        return listen("--openai-port", self.host, self.port, BACKLOG)
+
+
+def gateway_service(
+    served: ServeOptions, listener: socket.socket, marks: Mapping[str, str], limits: Limits | None = None
+) -> KeptService:
+    """The gateway's process before Triton of `served`; `marks` are the variables by which a serve's processes are known."""
+
+    def make(heart: int) -> Child:
+        launch = Launch(
+            repository=str(served.repository.resolve()),
+            grpc_url=served.grpc_url,
+            metrics_url=served.metrics_url,
+            ready_url=served.ready_url,
+            drain_seconds=served.drain_seconds,
+            listener=listener.fileno(),
+            heart=heart,
+            limits=limits or Limits(),
+        )
+        # -P: the folder that serve was started in is not a place to import from.
+        command = [sys.executable, "-P", "-m", "nereid.serving.gateway", launch.to_argument()]
+        return Child(command, {**os.environ, **marks}, pass_fds=(listener.fileno(), heart))
+
+    return KeptService("the gateway", make, sockets=[listener])

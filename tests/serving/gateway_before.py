@@ -1,0 +1,55 @@
+"""The gateway before a small server, for quick tests: real HTTP and gRPC, models that are functions."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from nereid.serving.gateway.app import GatewaySettings, create_app
+from nereid.serving.options import free_ports
+
+TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
+
+
+def small_repository(folder: Path, template: str = TEMPLATE) -> Path:
+    """What the gateway reads of a repository: a language model and an image pipeline."""
+    for model, file in (("llm", "llm.json"), ("text_to_image_stream", "pipeline.json")):
+        (folder / model / "1").mkdir(parents=True)
+        (folder / model / "1" / file).write_text("{}")
+    (folder / "llm" / "1" / "chat_template.jinja").write_text(template)
+    return folder
+
+
+@dataclass(frozen=True)
+class Running:
+    url: str
+
+
+@contextmanager
+def gateway(repository: Path, grpc_port: int, metrics_url: str = "http://127.0.0.1:9/metrics") -> Iterator[Running]:
+    """Listening on a free port."""
+    (port,) = free_ports(1)
+    settings = GatewaySettings(
+        repository=repository,
+        grpc_url=f"127.0.0.1:{grpc_port}",
+        metrics_url=metrics_url,
+        ready_url="http://127.0.0.1:9/ready",
+        max_body_bytes=100_000,
+    )
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield Running(f"http://127.0.0.1:{port}")
+    finally:
+        server.should_exit = True
+        thread.join()
