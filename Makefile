@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TEST_STAMP := $(VENV)/.installed-for-tests
 CHECKPOINT ?= zoo/shapes/checkpoint
 LLM ?= zoo/sections/checkpoint
 REPOSITORY ?= build/repository
@@ -30,7 +31,7 @@ setup: $(STAMP) ## Make the virtual environment and install everything
 demo: setup ## Export the shipped models, start Triton, draw six pictures, write a section
 	@$(BIN)/nereid demo --repository $(REPOSITORY) $(ARGS)
 
-export: setup ## Export CHECKPOINT to REPOSITORY (ENGINE=onnxruntime|tensorrt)
+export: setup ## Export CHECKPOINT to REPOSITORY (ENGINE=onnxruntime|openvino|tensorrt)
 	@$(EXPORT) $(ARGS)
 
 export-llm: setup ## Export the language model LLM to REPOSITORY (ARGS='--precision int8')
@@ -39,7 +40,11 @@ export-llm: setup ## Export the language model LLM to REPOSITORY (ARGS='--precis
 serve: setup ## Serve REPOSITORY
 	@$(BIN)/nereid serve --repository $(REPOSITORY) $(ARGS)
 
-test: setup ## All tests, those with a real Triton included
+$(TEST_STAMP): $(STAMP)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar on -e 'export[tensorrt-rtx]'
+	@touch $@
+
+test: setup $(TEST_STAMP) ## All tests, those with a real Triton included
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: setup ## What a change must pass: ruff (lint, format), mypy (strict), pyright (imports)

@@ -14,11 +14,12 @@ from rich.table import Table
 
 from nereid.engines import digests
 from nereid_client.terminal import console, fail
-from nereid_export.diffusion import Engine, ExportOptions, export_diffusion
+from nereid_export.diffusion import ExportOptions, export_diffusion
+from nereid_export.engines import Engine
+from nereid_export.engines.base import Precision
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
 from nereid_export.llm import LlmExportOptions, LlmPrecision, export_llm
-from nereid_export.onnx_engine import Precision
 
 app = typer.Typer(
     help="Turn a checkpoint into engines inside a deployable Triton model repository.",
@@ -57,8 +58,12 @@ def export() -> None:
 @app.command()
 def diffusion(
     path: Annotated[Path, typer.Argument(help="A local diffusers folder (Stable Diffusion 1.x, 2.x or XL family).")],
-    engine: Annotated[Engine, typer.Option(help="What runs the networks.")] = Engine.ONNXRUNTIME,
-    precision: Annotated[Precision, typer.Option(help="Arithmetic of the engines.")] = Precision.FP32,
+    engine: Annotated[
+        Engine, typer.Option(help="What runs the networks; tensorrt is built in the container.")
+    ] = Engine.ONNXRUNTIME,
+    precision: Annotated[
+        Precision, typer.Option(help="Arithmetic of the engines: fp16 with onnxruntime and tensorrt, bf16 with openvino.")
+    ] = Precision.FP32,
     device: Annotated[Device, typer.Option(help="Where the engines will run.")] = Device.CPU,
     max_batch_size: Annotated[int, typer.Option(help="Images in one request, and half the UNet's rows.")] = 8,
     name: Annotated[str, typer.Option(help="Prefix of the models' names, for several pipelines in one repository.")] = "",
@@ -183,9 +188,19 @@ def _show_llm(manifest: dict[str, Any], out: Path) -> None:
 
 def _show(manifest: dict[str, Any], out: Path) -> None:
     table = Table(title=f"{manifest['source']['name']} -> {out}")
-    for column in ("engine", "precision", "largest relative error", "bound", "seconds"):
-        table.add_column(column, justify="left" if column in ("engine", "precision") else "right")
+    for column in ("model", "engine", "precision", "MB", "largest relative error", "bound", "same bits in any batch", "seconds"):
+        table.add_column(column, justify="left" if column in ("model", "engine", "precision") else "right")
     for name, engine in manifest["engines"].items():
         worst = max(check["relative_error"] for check in engine["checks"])
-        table.add_row(name, engine["precision"], f"{worst:.1e}", f"{engine['error_bound']:g}", f"{engine['seconds']:.1f}")
+        invariant = {None: "no", 1: "yes"}.get(engine["batch_invariant_from_rows"], "from 2 rows")
+        table.add_row(
+            name,
+            engine["engine"],
+            engine["precision"],
+            f"{engine['bytes'] / 1e6:.1f}",
+            f"{worst:.1e}",
+            f"{engine['error_bound']:g}",
+            invariant,
+            f"{engine['seconds']:.1f}",
+        )
     Console().print(table)

@@ -12,6 +12,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from nereid.diffusion.families import TextEncoder, family_of
 from nereid.diffusion.families.base import HALVES
 from nereid_export.components import Component, TensorSpec
+from nereid_export.engines.base import EngineBuilder, Target
 from nereid_protocol.field import Model
 from nereid_protocol.fields import carried_by, passed_on
 
@@ -54,37 +55,29 @@ def prefixed(name: str, prefix: str) -> str:
     return f"{prefix}_{name}" if prefix else name
 
 
-def engine_config(component: Component, *, prefix: str, max_batch_size: int, engine: str, device: str) -> Any:
+def engine_config(component: Component, builder: EngineBuilder, target: Target, *, prefix: str) -> Any:
     """The config of one engine model: real sizes, backend, place."""
     source = "text_encoder" if component.name.startswith("text_encoder") else component.name
     config = read_config(SOURCE / source / "config.pbtxt")
     config.name = prefixed(component.name, prefix)
-    config.max_batch_size = max_batch_size
-    if engine == "tensorrt":
-        config.backend, config.default_model_filename = "tensorrt", "model.plan"
+    config.max_batch_size = target.max_batch_size
+    config.backend, config.default_model_filename = builder.backend, builder.filename
     del config.input[:], config.output[:]
     for spec in component.inputs:
         config.input.add(name=spec.name, data_type=_DTYPES[spec.dtype], dims=_dims(spec))
     for spec in component.outputs:
         config.output.add(name=spec.name, data_type=_DTYPES[spec.dtype], dims=_dims(spec))
-    if device == "cuda" or engine == "tensorrt":
-        place_on_gpu(config)
-        if engine == "onnxruntime":
-            config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="cuda")
+    builder.configure(config, component, target)
     return config
-
-
-def place_on_gpu(config: Any) -> None:
-    """One instance on the first graphics card."""
-    del config.instance_group[:]
-    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU, gpus=[0])
 
 
 def _dims(spec: TensorSpec) -> list[int]:
     return [-1 if isinstance(dim, str) else dim for dim in spec.dims]
 
 
-def pipeline_configs(*, prefix: str, family: str, channels: int, max_batch_size: int, force_zeros: bool) -> dict[str, Any]:
+def pipeline_configs(
+    *, prefix: str, family: str, channels: int, max_batch_size: int, force_zeros: bool, unet_min_rows: int
+) -> dict[str, Any]:
     """The configs of all Python models and the ensemble, by their unprefixed names."""
     configs = {name: source_config(name) for name in _PIPELINE_MODELS}
     for config in configs.values():
@@ -94,6 +87,7 @@ def pipeline_configs(*, prefix: str, family: str, channels: int, max_batch_size:
             _set_channels(tensor, channels)
     denoise = configs["denoise"]
     _set_parameter(denoise, "unet_max_batch_size", str(2 * max_batch_size))
+    _set_parameter(denoise, "unet_min_batch_size", str(unet_min_rows))
     inflight = max(max_batch_size, int(denoise.parameters["max_inflight"].string_value))
     _set_parameter(denoise, "max_inflight", str(inflight))
     for encoder in family_of(family).encoders[1:]:

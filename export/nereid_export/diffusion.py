@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,33 @@ from nereid.diffusion.families import family_of
 from nereid.diffusion.prompts import SETTINGS_FILE
 from nereid.diffusion.settings import PIPELINE_FILE
 from nereid.diffusion.solvers import default_scheduler
-from nereid_export import configs, onnx_engine, tensorrt_engine
+from nereid_export import configs
 from nereid_export.checkpoint import Checkpoint, understood
-from nereid_export.components import Component, components_of
+from nereid_export.components import Component, components_of, sizes_at
+from nereid_export.engines import BUILDERS, Engine
+from nereid_export.engines.base import (
+    ERROR_BOUNDS,
+    Check,
+    EngineBuilder,
+    Precision,
+    Target,
+    batch_invariant_from,
+    compare,
+    reference_outputs,
+    refuse_above_bound,
+    require_precision,
+)
 from nereid_export.errors import ExportError
 from nereid_export.facts import pipeline_facts
 from nereid_export.frame import MANIFEST, MANIFEST_VERSION, Device, Progress, check_name, file_digests, models_of, versions
 from nereid_export.memory import measure_memory, run_memories
-from nereid_export.onnx_engine import Check, Precision
 from nereid_export.preview import fit_latents_to_rgb
 from nereid_export.publish import adopt, locked, publish, readable_failures, require_space, staging_folder
 from nereid_export.resume import RECORD, Record, resume_key
 from nereid_export.silence import quiet
 
-VERSIONED = ("torch", "diffusers", "transformers", "onnx", "onnxruntime", "numpy")
-
-
-class Engine(StrEnum):
-    ONNXRUNTIME = "onnxruntime"
-    TENSORRT = "tensorrt"
+VERSIONED = ("torch", "diffusers", "transformers", "numpy")
+"""Whose versions shape every engine; each engine adds its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +66,8 @@ class Built:
     seconds: float = 0.0
     memory: dict[str, Any] | None = None
     """What its runs need, where that was measured."""
+    invariant_from: int | None = None
+    """Rows of a call from which on each has the same bits in any company; None where it never has."""
     resumed: bool = False
 
 
@@ -68,12 +77,15 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
         raise ExportError(f"--max-batch-size: {options.max_batch_size} is not allowed; it must be 1 to 256")
     check_name(options.name)
     checkpoint = Checkpoint.open(options.checkpoint)
-    if options.engine is Engine.TENSORRT:
-        tensorrt_engine.import_tensorrt()
+    builder = BUILDERS[options.engine]
+    require_precision(options.engine, builder, options.precision)
     with understood(checkpoint.folder):
         parts = components_of(checkpoint)
-        pipeline_facts(checkpoint, [])  # refuses scheduler settings before anything slow begins
+        sizes = pipeline_facts(checkpoint, [])  # refuses scheduler settings before anything slow begins
         read_tokenizers(checkpoint)
+    targets = {part.name: _target(part, options, sizes) for part in parts}
+    for target in targets.values():
+        builder.require(target)
     progress.total(2 * len(parts) + 3)
     progress.step("reading the checkpoint")
     digest = checkpoint.digest()
@@ -83,11 +95,11 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
             size = 4 if options.precision is Precision.FP32 else 2
             require_space(options.out.parent, checkpoint.weight_bytes() * size // _bytes_per_weight(checkpoint))
             staging.mkdir(exist_ok=True)
-            built = [_build(component, checkpoint, digest, options, staging, progress) for component in parts]
+            built = [_build(part, targets[part.name], digest, options, staging, progress) for part in parts]
             progress.step("fitting the preview colours")
             facts = pipeline_facts(checkpoint, fit_latents_to_rgb(_vae_encoder(parts)))
             progress.step("publishing the repository")
-            manifest = _assemble(checkpoint, digest, options, built, facts, staging / "repository")
+            manifest = _assemble(checkpoint, digest, options, built, targets, facts, staging / "repository")
             publish(staging / "repository", options.out)
             shutil.rmtree(staging)
     return manifest
@@ -105,66 +117,60 @@ def _vae_encoder(parts: tuple[Component, ...]) -> Any:
     return next(part for part in parts if part.name == "vae_encoder").load()
 
 
-def _build(
-    component: Component, checkpoint: Checkpoint, digest: str, options: ExportOptions, staging: Path, progress: Progress
-) -> Built:
+def _target(component: Component, options: ExportOptions, facts: dict[str, Any]) -> Target:
+    return Target(
+        precision=options.precision,
+        device=options.device,
+        max_batch_size=_engine_rows(component, options.max_batch_size),
+        default_side=facts["default_width"],
+        max_side=options.max_side,
+        scale=facts["vae_scale_factor"],
+    )
+
+
+def _build(component: Component, target: Target, digest: str, options: ExportOptions, staging: Path, progress: Progress) -> Built:
     """Build and check one engine, unless an interrupted export has done so already."""
+    builder = BUILDERS[options.engine]
     folder = staging / "engines" / component.name
     record = Record(
-        folder / RECORD, resume_key(options, digest, _packages(options), without_effect=("checkpoint", "out", "name"))
+        folder / RECORD, resume_key(options, digest, _packages(builder), without_effect=("checkpoint", "out", "name"))
     )
     if (done := record.read()) is not None:
         progress.step(f"{component.name}: built before")
         progress.step(f"{component.name}: checked before")
         checks = [Check(**check) for check in done["checks"]]
-        return Built(component, folder, checks, done["seconds"], done["memory"], resumed=True)
+        return Built(component, folder, checks, done["seconds"], done["memory"], done["invariant_from"], resumed=True)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     start = time.monotonic()
     progress.step(f"{component.name}: exporting")
     module = component.load()
-    references = onnx_engine.reference_outputs(component, module)
-    graph = folder / "model.onnx"
-    onnx_engine.export_onnx(component, module, graph, options.precision)
+    references = reference_outputs(component, module)
+    builder.build(component, module, folder, target)
     del module
     progress.step(f"{component.name}: checking against PyTorch")
-    if options.engine is Engine.TENSORRT:
-        checks = _build_tensorrt(component, checkpoint, options, graph, references)
-    else:
-        checks = onnx_engine.compare(
-            references, lambda inputs, outputs: onnx_engine.run_onnx(graph, options.device, inputs, outputs)
-        )
-    onnx_engine.refuse_above_bound(component, checks, options.precision)
-    memory = None
-    if options.engine is Engine.ONNXRUNTIME and options.device is Device.CPU:
-        facts = pipeline_facts(checkpoint, [])
-        memory = measure_memory(component, graph, facts["default_width"], facts["vae_scale_factor"])
+    run = builder.load(component, folder, target)
+    checks = compare(references, run)
+    refuse_above_bound(component, checks, target.of(component))
+    invariant_from = batch_invariant_from(component, run, _places(component, target))
+    del run
+    memory = measure_memory(component, folder / builder.filename, target, builder.probe(target))
     seconds = round(time.monotonic() - start, 1)
-    record.write({"checks": [asdict(check) for check in checks], "seconds": seconds, "memory": memory})
-    return Built(component, folder, checks, seconds, memory)
+    figures = {"seconds": seconds, "memory": memory, "invariant_from": invariant_from}
+    record.write({"checks": [asdict(check) for check in checks], **figures})
+    return Built(component, folder, checks, seconds, memory, invariant_from)
 
 
-def _packages(options: ExportOptions) -> tuple[str, ...]:
-    """What shapes an engine; a plan is only read by the TensorRT that wrote it."""
-    return (*VERSIONED, "tensorrt") if options.engine is Engine.TENSORRT else VERSIONED
+def _places(component: Component, target: Target) -> list[tuple[int, dict[str, int]]]:
+    """Where rows are compared in different company: small pictures, and the usual ones for the engine whose rows are packed."""
+    places = [(8, sizes) for _, sizes in component.checks]
+    if component.name == "unet":
+        places.append((4, sizes_at(component, target.default_side, target.scale)))
+    return places
 
 
-def _build_tensorrt(
-    component: Component,
-    checkpoint: Checkpoint,
-    options: ExportOptions,
-    graph: Path,
-    references: list[onnx_engine.Reference],
-) -> list[Check]:
-    facts = pipeline_facts(checkpoint, [])
-    rows = _engine_rows(component, options.max_batch_size)
-    profile = tensorrt_engine.profile_range(component, rows, facts["default_width"], options.max_side, facts["vae_scale_factor"])
-    plan = graph.with_name("model.plan")
-    tensorrt_engine.build_plan(component, graph, plan, options.precision, profile)
-    checks = onnx_engine.compare(references, lambda inputs, outputs: tensorrt_engine.run_plan(plan, inputs, outputs))
-    for file in list(graph.parent.glob("model.onnx*")):
-        file.unlink()
-    return checks
+def _packages(builder: EngineBuilder) -> tuple[str, ...]:
+    return (*VERSIONED, *builder.packages)
 
 
 def _engine_rows(component: Component, max_batch_size: int) -> int:
@@ -177,6 +183,7 @@ def _assemble(
     digest: str,
     options: ExportOptions,
     built: list[Built],
+    targets: dict[str, Target],
     facts: dict[str, Any],
     repository: Path,
 ) -> dict[str, Any]:
@@ -189,19 +196,15 @@ def _assemble(
         channels=facts["latent_channels"],
         max_batch_size=options.max_batch_size,
         force_zeros=facts["force_zeros_for_empty_prompt"],
+        unet_min_rows=next(engine.invariant_from or 1 for engine in built if engine.component.name == "unet"),
     )
     for source, config in made.items():
         folder = repository / config.name
         configs.write_config(config, folder)
         shutil.copytree(configs.SOURCE / source / "1", folder / "1", ignore=shutil.ignore_patterns("__pycache__"))
     for engine in built:
-        config = configs.engine_config(
-            engine.component,
-            prefix=options.name,
-            max_batch_size=_engine_rows(engine.component, options.max_batch_size),
-            engine=options.engine,
-            device=options.device,
-        )
+        component = engine.component
+        config = configs.engine_config(component, BUILDERS[options.engine], targets[component.name], prefix=options.name)
         folder = repository / config.name
         configs.write_config(config, folder)
         (folder / "1").mkdir()
@@ -214,7 +217,7 @@ def _assemble(
     _write_tokenizers(checkpoint, repository / configs.prefixed("tokenizer", options.name) / "1")
     ours = {model.name for model in repository.iterdir()}
     home = repository / configs.prefixed("text_to_image", options.name)
-    manifest = _manifest(checkpoint, digest, options, built, repository)
+    manifest = _manifest(checkpoint, digest, options, built, targets, repository)
     (home / MANIFEST).write_text(json.dumps(manifest, indent=1))
     adopt(options.out, repository, ours | models_of(options.out, configs.prefixed("text_to_image", options.name)))
     return manifest
@@ -243,7 +246,12 @@ def _write_tokenizers(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def _manifest(
-    checkpoint: Checkpoint, digest: str, options: ExportOptions, built: list[Built], repository: Path
+    checkpoint: Checkpoint,
+    digest: str,
+    options: ExportOptions,
+    built: list[Built],
+    targets: dict[str, Target],
+    repository: Path,
 ) -> dict[str, Any]:
     default = str(default_scheduler(checkpoint.config("scheduler")))
     arguments = {key: str(value) for key, value in asdict(options).items() if key not in ("checkpoint", "out")}
@@ -257,11 +265,14 @@ def _manifest(
         # Where a class has no solver here, requests that name none are served by another one.
         "scheduler": {"checkpoint": checkpoint.config("scheduler").get("_class_name"), "default": default},
         "arguments": arguments,
-        "versions": versions(_packages(options)),
+        "versions": versions(_packages(BUILDERS[options.engine])),
         "engines": {
             configs.prefixed(engine.component.name, options.name): {
-                "precision": str(Precision.FP32 if engine.component.keep_fp32 else options.precision),
-                "error_bound": onnx_engine.ERROR_BOUNDS[Precision.FP32 if engine.component.keep_fp32 else options.precision],
+                "engine": str(options.engine),
+                "precision": str(targets[engine.component.name].of(engine.component)),
+                "error_bound": ERROR_BOUNDS[targets[engine.component.name].of(engine.component)],
+                "bytes": sum(file.stat().st_size for file in engine.folder.glob("model.*")),
+                "batch_invariant_from_rows": engine.invariant_from,
                 "checks": [asdict(check) for check in engine.checks],
                 "seconds": engine.seconds,
                 **({} if engine.memory is None else {"memory": engine.memory}),

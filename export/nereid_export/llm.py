@@ -19,6 +19,7 @@ import onnx
 from nereid.llm.settings import DRAFT_FOLDER, LLM_FILE
 from nereid_export import configs
 from nereid_export.checkpoint import read_json, read_text
+from nereid_export.engines.triton_config import place_on_gpu
 from nereid_export.errors import ExportError
 from nereid_export.frame import MANIFEST, MANIFEST_VERSION, Device, Progress, check_name, file_digests, models_of, versions
 from nereid_export.llm_checkpoint import LlmCheckpoint
@@ -228,7 +229,7 @@ def _assemble(
     config = configs.read_config(configs.SOURCE / HOME / "config.pbtxt")
     config.name = configs.prefixed(HOME, options.name)
     if options.device is Device.CUDA:
-        configs.place_on_gpu(config)
+        place_on_gpu(config)
     folder = repository / config.name
     configs.write_config(config, folder)
     shutil.copytree(configs.SOURCE / HOME / "1", folder / "1", ignore=shutil.ignore_patterns("__pycache__"))

@@ -14,7 +14,7 @@ import torch
 
 from nereid.engines.memory import RunMemory
 from nereid_export.components import Component, sizes_at
-from nereid_export.tensorrt_engine import input_shape
+from nereid_export.engines.base import Target, input_shape
 
 SMALLEST_LATENTS = 64
 """Latents a side of the larger picture measured, at least: below that, small models hold too little to be told from noise."""
@@ -31,16 +31,18 @@ class MeasuredRun:
     bytes: int
 
 
-def measure_memory(component: Component, file: Path, default_side: int, scale: int) -> dict[str, Any] | None:
-    """What the manifest says of an engine's memory; None where the measuring process did not live to tell."""
-    side = max(default_side, SMALLEST_LATENTS * scale)
+def measure_memory(component: Component, file: Path, target: Target, probe: str | None) -> dict[str, Any] | None:
+    """What the manifest says of an engine's memory; None where there is no `probe`, or its process did not live to tell."""
+    if probe is None:
+        return None
+    side = max(target.default_side, SMALLEST_LATENTS * target.scale)
     spatial = any(isinstance(dim, str) and dim != "tokens" for spec in component.inputs for dim in spec.dims)
     wanted = [(1, side // 2), (1, side), (2, side // 2)] if spatial else [(1, 0), (4, 0)]
     runs = []
     for rows, of in wanted:
-        sizes = {"batch": rows, **sizes_at(component, of, scale)}
+        sizes = {"batch": rows, **sizes_at(component, of, target.scale)}
         runs.append([(spec.name, input_shape(spec, sizes), _DTYPES[spec.dtype]) for spec in component.inputs])
-    command = [sys.executable, "-m", "nereid_export.memory_probe", str(file), json.dumps(runs)]
+    command = [sys.executable, "-m", "nereid_export.memory_probe", probe, str(file), json.dumps(runs)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return None

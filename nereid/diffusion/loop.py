@@ -52,6 +52,8 @@ class _Call:
     members: list[Member]
     inputs: dict[str, Array]
     parts: list[Future[Array]]
+    rows: list[int]
+    """Of each part, without those that fill it up."""
     sent: float
     probe: bool = False
 
@@ -61,18 +63,22 @@ class _Call:
 
     def outputs(self) -> Array:
         """Raises what the first failed part failed with."""
-        made = [part.result() for part in self.parts]
+        made = [part.result()[:rows] for part, rows in zip(self.parts, self.rows, strict=True)]
         return made[0] if len(made) == 1 else np.concatenate(made)
 
 
 @dataclass(slots=True, eq=False)
 class DenoisingLoop:
-    """`advance` is the batcher's tick. `calls` may be out at once; `waiting` tells who is queued, to know what presses."""
+    """`advance` is the batcher's tick. `calls` may be out at once; `waiting` tells who is queued, to know what presses.
+
+    A call of fewer than `min_batch_size` rows is filled up with copies of its last row.
+    """
 
     predict: Predict
     max_batch_size: int
     costs: StepCosts = field(default_factory=StepCosts)
     calls: int = 1
+    min_batch_size: int = 1
     waiting: Callable[[], Sequence[ImageTask]] = tuple
     stepped: Callable[[Sequence[ImageTask], int, float], None] = lambda tasks, rows, seconds: None
     died: Callable[[], None] = lambda: None
@@ -115,20 +121,26 @@ class DenoisingLoop:
         rows = len(inputs["sample"])
         expected = self.costs.predict(_key(lane), rows)
         self._clock.charge(lane, 1e-3 if math.isnan(expected) else expected)
-        self._out.append(_Call(lane, members, inputs, self._parts(inputs), time.perf_counter(), self._down))
+        cuts = self._cuts(rows)
+        parts = [self.predict(self._filled(inputs, first, last)) for first, last in cuts]
+        counts = [last - first for first, last in cuts]
+        self._out.append(_Call(lane, members, inputs, parts, counts, time.perf_counter(), self._down))
         now = time.monotonic()
         for task, run in members:
             run.busy = True
             task.started = task.started if task.started is not None else now
         return [member for member in ready if not member[1].busy]
 
-    def _parts(self, inputs: dict[str, Array]) -> list[Future[Array]]:
+    def _cuts(self, rows: int) -> list[tuple[int, int]]:
         """More than one call where an engine takes fewer rows than one guided image has."""
-        count, most = len(inputs["sample"]), self.max_batch_size
-        if count <= most:
-            return [self.predict(inputs)]
-        cuts = range(0, count, most)
-        return [self.predict({name: value[cut : cut + most] for name, value in inputs.items()}) for cut in cuts]
+        return [(first, min(first + self.max_batch_size, rows)) for first in range(0, rows, self.max_batch_size)]
+
+    def _filled(self, inputs: dict[str, Array], first: int, last: int) -> dict[str, Array]:
+        """The rows of one part, with copies of the last one where they are too few."""
+        if first == 0 and last == len(inputs["sample"]) and last >= self.min_batch_size:
+            return inputs
+        rows = np.minimum(np.arange(first, max(last, first + self.min_batch_size)), last - 1)
+        return {name: value[rows] for name, value in inputs.items()}
 
     def _choose(self, lane: Lane, members: list[Member]) -> list[Member]:
         """As many of the most urgent as is best; where all go that fit, one that does not fit leaves its place to the next."""

@@ -71,6 +71,7 @@ class DenoiseService:
             self.limits.unet_max_batch_size,
             self.costs,
             self.limits.concurrent_calls,
+            min_batch_size=min(self.limits.unet_min_batch_size, self.limits.unet_max_batch_size),
             stepped=lambda tasks, rows, seconds: self._observer.stepped(rows, seconds),
             died=self._observer.engine_died,
         )

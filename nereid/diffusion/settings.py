@@ -69,6 +69,7 @@ class Limits:
     max_guidance: float = 50.0
     default_timeout_seconds: float = 600.0
     unet_max_batch_size: int = 8
+    unet_min_batch_size: int = 1
     concurrent_calls: int = 1
     latency_target: float = 2.0
     memory_budget_bytes: int = 0

@@ -140,3 +140,21 @@ def test_small_pictures_wait_for_one_large_step_and_not_for_a_large_run() -> Non
         loop.advance([large, small])
     widths = [call["sample"][-1] for call in unet.calls[before:]]
     assert widths.count(32) <= 1
+
+
+def test_a_lone_row_is_filled_up_for_an_engine_that_rounds_it_differently() -> None:
+    """The engine here adds to a call of one row what a batch does not have."""
+
+    def rounding(inputs: Mapping[str, Array]) -> Array:
+        return echo(inputs) + np.float32(len(inputs["sample"]) == 1)
+
+    unguided = {"guidance_scale": np.array([[1]], np.float32)}
+    unet = Unet(rounding)
+    alone, together = seeded(1, **unguided), [seeded(seed, **unguided) for seed in range(1, 4)]
+    finish(DenoisingLoop(unet, 16, min_batch_size=2), alone)
+    assert {call["sample"][0] for call in unet.calls} == {2}
+    finish(DenoisingLoop(Unet(rounding), 16, min_batch_size=2), *together)
+    assert np.array_equal(latents(alone), latents(together[0]))
+    cut = Unet(rounding)  # a guided image's second row is a part of its own where the engine takes two rows of three
+    finish(DenoisingLoop(cut, 2, min_batch_size=2), *(seeded(seed) for seed in range(1, 4)))
+    assert {call["sample"][0] for call in cut.calls} == {2}

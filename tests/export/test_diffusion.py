@@ -20,10 +20,11 @@ import pytest
 from conftest import Silent, export
 
 torch = pytest.importorskip("torch")
-from nereid_export import onnx_engine
 from nereid_export.checkpoint import file_digest
 from nereid_export.configs import read_config
-from nereid_export.diffusion import Engine, ExportOptions, export_diffusion
+from nereid_export.diffusion import ExportOptions, export_diffusion
+from nereid_export.engines import onnx_graph
+from nereid_export.engines.base import ERROR_BOUNDS, Precision
 from nereid_export.errors import ExportError
 from nereid_export.facts import is_few_step
 from nereid_export.publish import staging_folder
@@ -62,7 +63,7 @@ def test_pipelines_stand_side_by_side_under_their_names(repository: Path) -> Non
 
 
 def test_fp16_engines_are_close_and_smaller(checkpoints: dict[str, Path], repository: Path, tmp_path: Path) -> None:
-    export(checkpoints["sdxl"], tmp_path / "out", precision=onnx_engine.Precision.FP16)
+    export(checkpoints["sdxl"], tmp_path / "out", precision=Precision.FP16)
     manifest = json.loads((tmp_path / "out" / "text_to_image" / "manifest.json").read_text())
     errors = [check["relative_error"] for check in manifest["engines"]["unet"]["checks"]]
     assert all(1e-5 < error < 1e-2 for error in errors)
@@ -90,7 +91,7 @@ def test_large_models_keep_their_weights_in_a_file_beside(tmp_path: Path, monkey
         up_block_types=("CrossAttnUpBlock2D",),
         mid_block_type=None,
     )
-    monkeypatch.setattr(onnx_engine, "SMALL_MODEL_BYTES", 1_000_000)
+    monkeypatch.setattr(onnx_graph, "SMALL_MODEL_BYTES", 1_000_000)
     export(checkpoint, tmp_path / "out")
     files = {file.name for file in (tmp_path / "out" / "unet" / "1").iterdir()}
     assert files == {"model.onnx", "model.onnx.data"}
@@ -204,7 +205,7 @@ def test_disk_that_fills_up_on_the_way_publishes_nothing(
 
 
 def test_engine_too_far_from_pytorch_is_not_published(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(onnx_engine.ERROR_BOUNDS, onnx_engine.Precision.FP32, 1e-12)
+    monkeypatch.setitem(ERROR_BOUNDS, Precision.FP32, 1e-12)
     with pytest.raises(ExportError, match=r"relative error .* above the bound"):
         export(checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -216,9 +217,9 @@ def test_failed_export_leaves_the_published_repository_as_it_was(
     out = tmp_path / "out"
     export(checkpoint, out)
     before = {str(file): file_digest(file) for file in out.rglob("*") if file.is_file()}
-    monkeypatch.setitem(onnx_engine.ERROR_BOUNDS, onnx_engine.Precision.FP16, 1e-12)
+    monkeypatch.setitem(ERROR_BOUNDS, Precision.FP16, 1e-12)
     with pytest.raises(ExportError):
-        export(checkpoint, out, precision=onnx_engine.Precision.FP16)
+        export(checkpoint, out, precision=Precision.FP16)
     assert {str(file): file_digest(file) for file in out.rglob("*") if file.is_file()} == before
 
 
@@ -262,24 +263,6 @@ def test_two_exports_at_once_wait_for_each_other(checkpoint: Path, tmp_path: Pat
     assert not failures
     assert {"p0_unet", "p1_unet"} <= {path.name for path in out.iterdir()}
     assert any("another export" in line for one in progress for line in one.said)
-
-
-def test_tensorrt_without_tensorrt_says_what_to_do(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="NVIDIA's container with `make docker-export"):
-        export(checkpoint, tmp_path / "out", engine=Engine.TENSORRT)
-
-
-def test_tensorrt_profiles_cover_the_sizes_that_are_served(checkpoints: dict[str, Path]) -> None:
-    from nereid_export.checkpoint import Checkpoint
-    from nereid_export.components import components_of
-    from nereid_export.tensorrt_engine import input_shape, profile_range
-
-    parts = {part.name: part for part in components_of(Checkpoint.open(checkpoints["sd"]))}
-    profile = profile_range(parts["unet"], 16, default_side=32, max_side=64, scale=4)
-    shapes = [input_shape(parts["unet"].inputs[0], sizes) for sizes in (profile.minimum, profile.optimum, profile.maximum)]
-    assert shapes == [(1, 4, 8, 8), (8, 4, 8, 8), (16, 4, 16, 16)]
-    profile = profile_range(parts["vae_encoder"], 8, default_side=32, max_side=64, scale=4)
-    assert input_shape(parts["vae_encoder"].inputs[0], profile.maximum) == (8, 3, 64, 64)
 
 
 @pytest.mark.parametrize(

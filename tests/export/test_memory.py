@@ -14,6 +14,8 @@ from conftest import export
 pytest.importorskip("torch")
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import components_of
+from nereid_export.engines.base import Precision, Target
+from nereid_export.frame import Device
 from nereid_export.memory import MeasuredRun, fit, measure_memory
 from nereid_export.memory_probe import main as probe
 
@@ -52,7 +54,7 @@ def test_a_larger_picture_needs_about_what_was_foreseen(
         ("timestep", (1, 1), "float32"),
         ("encoder_hidden_states", (1, tokens, width), "float32"),
     ]
-    probe(str(exported / "unet" / "1" / "model.onnx"), json.dumps([inputs]))
+    probe("nereid.engines.onnx_session:runner", str(exported / "unet" / "1" / "model.onnx"), json.dumps([inputs]))
     needed = json.loads(capsys.readouterr().out)["runs"][0]
     assert 0.5 < memory.run_bytes(1, (112 * scale) ** 2) / needed < 2.5
 
@@ -74,4 +76,5 @@ def test_no_measured_run_needs_more_than_is_told() -> None:
 
 def test_a_process_that_dies_measures_nothing(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     component = components_of(Checkpoint.open(checkpoints["sd"]))[0]
-    assert measure_memory(component, tmp_path / "missing.onnx", 64, 4) is None
+    target = Target(precision=Precision.FP32, device=Device.CPU, max_batch_size=4, default_side=64, max_side=64, scale=4)
+    assert measure_memory(component, tmp_path / "missing.onnx", target, "nereid.engines.onnx_session:runner") is None

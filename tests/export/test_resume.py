@@ -12,10 +12,11 @@ import pytest
 from conftest import Silent
 
 pytest.importorskip("torch")
-from nereid_export.diffusion import Engine, ExportOptions, export_diffusion
+from nereid_export.diffusion import ExportOptions, export_diffusion
+from nereid_export.engines import Engine
+from nereid_export.engines.base import Precision
 from nereid_export.frame import Device
 from nereid_export.llm import LlmExportOptions, LlmPrecision
-from nereid_export.onnx_engine import Precision
 from nereid_export.resume import Record, resume_key
 
 pytestmark = pytest.mark.torch

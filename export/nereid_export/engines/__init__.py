@@ -1,0 +1,24 @@
+"""The engines that export can build, one file each; this registry is all that knows them all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from nereid_export.engines.base import EngineBuilder
+from nereid_export.engines.onnxruntime import OnnxRuntime
+from nereid_export.engines.openvino import OpenVino
+from nereid_export.engines.tensorrt import TensorRt
+
+
+class Engine(StrEnum):
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
+
+
+BUILDERS: Mapping[Engine, EngineBuilder] = {
+    Engine.ONNXRUNTIME: OnnxRuntime(),
+    Engine.OPENVINO: OpenVino(),
+    Engine.TENSORRT: TensorRt(),
+}

@@ -1,0 +1,177 @@
+"""An OpenVINO IR behind a config.pbtxt: compiled with the config's parameters, one inference a request or a batch of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from nereid.engines.onnx_session import Arguments, Tensors
+from nereid.engines.openvino_options import BF16_PARAMETER, pads, properties
+from nereid.flow.errors import EngineError, InvalidRequestError
+from nereid.flow.state_folder import state_file
+
+log = logging.getLogger(__name__)
+
+_TYPES = {
+    "f32": "TYPE_FP32",
+    "f16": "TYPE_FP16",
+    "i64": "TYPE_INT64",
+    "i32": "TYPE_INT32",
+    "u8": "TYPE_UINT8",
+    "i8": "TYPE_INT8",
+    "boolean": "TYPE_BOOL",
+}
+_CACHE = "openvino-cache"
+"""Folder of compiled models within one serve: a model that is loaded again after a death is ready sooner."""
+
+
+def computes_bf16() -> bool:
+    """Whether this processor has bfloat16; where it does not, OpenVINO computes in float32 without a word."""
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def compile_file(path: Path, parameters: Mapping[str, str], batch: int = 0) -> Any:
+    """Read and compile an IR; `batch` fixes its first dimension. Raises ValueError where the file does not fit this OpenVINO."""
+    core, wanted = ov.Core(), properties(parameters)
+    cache = state_file(_CACHE)
+    if cache is not None:
+        core.set_property({"CACHE_DIR": str(cache)})
+    if wanted["INFERENCE_PRECISION_HINT"] == "bf16" and not computes_bf16():
+        log.warning(
+            "%s was exported for bfloat16, which this processor lacks; it is computed in float32", path.parent.parent.name
+        )
+    try:
+        model = core.read_model(path)
+        if batch:
+            model.reshape({port: ov.PartialShape([batch, *list(port.get_partial_shape())[1:]]) for port in model.inputs})
+        return core.compile_model(model, "CPU", wanted)
+    except RuntimeError as error:
+        raise ValueError(f"{path.name}: OpenVINO {ov.__version__} cannot load it: {_last_line(error)}") from None
+
+
+def infer(request: Any, inputs: Tensors, outputs: Sequence[str]) -> list[NDArray]:
+    """Run once; the outputs are copies, for the request's own memory is written again by the next run."""
+    request.infer({name: np.ascontiguousarray(value) for name, value in inputs.items()})
+    return [np.array(request.get_tensor(name).data) for name in outputs]
+
+
+@dataclass(slots=True)
+class OpenVinoModel:
+    """A compiled model and the names it takes and gives; used by one thread at a time.
+
+    `batch` is the fixed number of rows of a config with `max_batch_size`, as in Triton's backend: fewer are refused, or padded.
+    0 leaves every dimension to the request.
+    """
+
+    name: str
+    request: Any
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    batch: int
+    padding: bool
+
+    @classmethod
+    def load(cls, arguments: Arguments) -> OpenVinoModel:
+        """Compile; raises ValueError naming what in the config and the graph do not fit."""
+        config = arguments.config
+        if arguments.instance_kind == "GPU":
+            raise ValueError("instance_group: KIND_GPU is not allowed; it must be KIND_CPU")
+        batch = int(config.get("max_batch_size", 0))
+        path = arguments.version_folder / (config.get("default_model_filename") or "model.xml")
+        compiled = compile_file(path, arguments.parameters, batch)
+        _check_signature(arguments.name, config, compiled)
+        return cls(
+            name=arguments.name,
+            request=compiled.create_infer_request(),
+            inputs=tuple(item["name"] for item in config["input"]),
+            outputs=tuple(item["name"] for item in config["output"]),
+            batch=batch,
+            padding=pads(arguments.parameters),
+        )
+
+    def run(self, requests: Sequence[Tensors]) -> list[dict[str, NDArray] | Exception]:
+        """One result or one error a request."""
+        if self.batch:
+            return self._run_batch(requests)
+        return [self._run_one(tensors) for tensors in requests]
+
+    def _run_one(self, tensors: Tensors) -> dict[str, NDArray] | Exception:
+        try:
+            return dict(zip(self.outputs, infer(self.request, tensors, self.outputs), strict=True))
+        except (RuntimeError, ValueError, TypeError) as error:
+            return self._error(error)
+
+    def _run_batch(self, requests: Sequence[Tensors]) -> list[dict[str, NDArray] | Exception]:
+        rows = [len(tensors[self.inputs[0]]) for tensors in requests]
+        missing = self.batch - sum(rows)
+        if missing and not (self.padding and missing > 0):
+            refusal = InvalidRequestError(
+                f"{self.name}: {sum(rows)} rows are not allowed; it must be {self.batch}, the model's batch "
+                "(parameter ENABLE_BATCH_PADDING pads fewer)"
+            )
+            return [refusal] * len(requests)
+        try:
+            feeds = {name: np.concatenate([tensors[name] for tensors in requests]) for name in self.inputs}
+            feeds = {name: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1)) for name, value in feeds.items()}
+            made = infer(self.request, feeds, self.outputs)
+        except (RuntimeError, ValueError, TypeError) as error:
+            return [self._error(error)] * len(requests)
+        ends = np.cumsum(rows)
+        parts = [np.split(value[: ends[-1]], ends[:-1]) for value in made]
+        return [dict(zip(self.outputs, row, strict=True)) for row in zip(*parts, strict=True)]
+
+    def _error(self, error: Exception) -> Exception:
+        """Shapes that do not fit are found while the run is prepared; anything else is the engine's own failure."""
+        text = str(error)
+        if isinstance(error, ValueError) or any(word in text for word in ("shape", "Shape", "dimension", "broadcast")):
+            return InvalidRequestError(f"{self.name}: {_last_line(error)}")
+        return EngineError(f"{self.name}: {_last_line(error)}")
+
+
+def _runner(file: str, parameters: Mapping[str, str]) -> Callable[[Tensors], object]:
+    compiled = compile_file(Path(file), parameters)
+    request, names = compiled.create_infer_request(), [output.get_any_name() for output in compiled.outputs]
+    return lambda feeds: infer(request, feeds, names)
+
+
+def runner_fp32(file: str) -> Callable[[Tensors], object]:
+    """What the process that measures memory runs."""
+    return _runner(file, {})
+
+
+def runner_bf16(file: str) -> Callable[[Tensors], object]:
+    return _runner(file, {BF16_PARAMETER: "YES"})
+
+
+def _last_line(error: Exception) -> str:
+    """OpenVINO puts places in its own source first and the reason last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _check_signature(name: str, config: Mapping[str, Any], compiled: Any) -> None:
+    """Config and graph must name the same tensors, with the same types and ranks."""
+    batched = int(config.get("max_batch_size", 0)) > 0
+    for kind, declared, real in (("input", config["input"], compiled.inputs), ("output", config["output"], compiled.outputs)):
+        graph = {any_name: port for port in real for any_name in port.get_names()}
+        names = {item["name"] for item in declared}
+        if not names <= set(graph) or (kind == "input" and len(names) != len(real)):
+            theirs = sorted(port.get_any_name() for port in real)
+            raise ValueError(f"{name}: the config's {kind}s {sorted(names)} are not the graph's {theirs}")
+        for item in declared:
+            if item.get("optional"):
+                raise ValueError(f"{name}: input {item['name']} cannot be optional")
+            port = graph[item["name"]]
+            found, rank = port.get_element_type().get_type_name(), len(item["dims"]) + batched
+            if _TYPES.get(found) != item["data_type"]:
+                raise ValueError(f"{name}: {kind} {item['name']} is {found} in the graph, {item['data_type']} in config")
+            if len(port.get_partial_shape()) != rank:
+                have = len(port.get_partial_shape())
+                raise ValueError(f"{name}: {kind} {item['name']} has rank {have} in the graph, {rank} in config")

@@ -1,0 +1,98 @@
+"""Pipelines on OpenVINO behind a real Triton: what diffusers draws, the same bytes in any company, refusals by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nereid_client import Client
+
+from conftest import Served, export, serving
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("openvino")
+import diffusers
+from tritonclient import grpc
+from tritonclient.utils import InferenceServerException
+
+from nereid_export.engines import Engine
+
+pytestmark = [pytest.mark.triton, pytest.mark.torch]
+
+PIPELINES = {"": "sd", "xl": "sdxl"}
+REQUEST = {"seed": 41, "num_inference_steps": 9, "scheduler": "euler_a"}
+
+
+@pytest.fixture(scope="module")
+def on_openvino(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("openvino")
+    for name, family in PIPELINES.items():
+        export(checkpoints[family], folder / "repository", name=name, engine=Engine.OPENVINO)
+    yield from serving(folder / "repository", folder, checkpoints)
+
+
+def psnr(ours: np.ndarray, theirs: np.ndarray) -> float:
+    error = np.mean((ours.astype(np.float64) - theirs.astype(np.float64)) ** 2)
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+@pytest.mark.parametrize("name", PIPELINES)
+def test_served_pipelines_equal_diffusers(on_openvino: Served, name: str, guidance_scale: float) -> None:
+    kind = diffusers.StableDiffusionXLPipeline if name else diffusers.StableDiffusionPipeline
+    pipeline = kind.from_pretrained(on_openvino.checkpoints[PIPELINES[name]], torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    latents = np.random.default_rng(3).standard_normal((4, 8, 8)).astype(np.float32)
+    options = {"num_inference_steps": 10, "guidance_scale": guidance_scale, "width": 32, "height": 32}
+    theirs = pipeline("a red circle", latents=torch.from_numpy(latents[None]), output_type="np", **options).images
+    with Client(on_openvino.grpc_url, name=name, timeout=120) as client:
+        ours = client.generate_image("a red circle", scheduler="ddim", latents=latents, **options)
+    assert psnr(ours.pixels, np.rint(theirs * 255).astype(np.uint8)) >= 45
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 6.0])
+def test_the_same_bytes_alone_in_company_and_as_one_of_several(on_openvino: Served, guidance_scale: float) -> None:
+    """Guidance 1 takes one row a step: alone it would be computed by another kernel."""
+    request = {**REQUEST, "guidance_scale": guidance_scale}
+    with Client(on_openvino.grpc_url, timeout=120) as client:
+        alone = client.generate_image("a red circle", **request)
+        with ThreadPoolExecutor(8) as pool:
+            others = [pool.submit(client.generate_image, f"a box {i}", num_inference_steps=4 + i, seed=i) for i in range(7)]
+            together = pool.submit(client.generate_image, "a red circle", **request).result()
+            assert len({other.result().pixels.tobytes() for other in others}) == 7
+        assert np.array_equal(alone.pixels, together.pixels)
+        several = client.generate_image("a red circle", **request, num_images_per_prompt=3)
+        for pixels, seed in zip(several.pixels, several.seeds, strict=True):
+            again = client.generate_image("a red circle", **{**request, "seed": seed})
+            assert np.array_equal(again.pixels[0], pixels)
+
+
+def test_an_image_to_start_from_is_encoded(on_openvino: Served) -> None:
+    start = np.random.default_rng(1).integers(0, 255, (32, 32, 3), np.uint8)
+    with Client(on_openvino.grpc_url, timeout=120) as client:
+        made = [client.generate_image("a box", init_image=start, strength=s, **REQUEST).pixels for s in (0.4, 0.4, 0.9)]
+    assert np.array_equal(made[0], made[1])
+    assert not np.array_equal(made[0], made[2])
+
+
+def test_direct_callers_get_shapes_refused_and_the_model_keeps_serving(on_openvino: Served) -> None:
+    def tensor(name: str, *shape: int) -> grpc.InferInput:
+        made = grpc.InferInput(name, list(shape), "FP32")
+        made.set_data_from_numpy(np.zeros(shape, np.float32))
+        return made
+
+    with grpc.InferenceServerClient(on_openvino.grpc_url) as client:
+        states = client.get_model_config("unet").config.input[2].dims[-1]
+        good = [tensor("sample", 3, 4, 8, 8), tensor("timestep", 3, 1), tensor("encoder_hidden_states", 3, 7, states)]
+        bad = [good[0], tensor("timestep", 2, 1), good[2]]
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer("unet", bad)
+        assert "\n" not in str(caught.value)
+        result = client.infer("unet", good).as_numpy("out_sample")
+        assert result is not None
+        assert result.shape == (3, 4, 8, 8)

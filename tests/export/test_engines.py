@@ -1,0 +1,171 @@
+"""Engines behind one protocol: what each builds, what it refuses, and what TensorRT makes of the graphs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nereid.engines.openvino_model import computes_bf16
+
+from conftest import export
+
+torch = pytest.importorskip("torch")
+from nereid_export.checkpoint import Checkpoint
+from nereid_export.components import Component, components_of
+from nereid_export.configs import read_config
+from nereid_export.engines import BUILDERS, Engine
+from nereid_export.engines.base import Precision, Target, batch_invariant_from, input_shape, shape_range
+from nereid_export.engines.onnx_graph import export_onnx
+from nereid_export.engines.tensorrt import build_plan
+from nereid_export.errors import ExportError
+from nereid_export.frame import Device
+
+pytestmark = pytest.mark.torch
+
+
+def target(**changes: object) -> Target:
+    values: dict[str, object] = {
+        **{"precision": Precision.FP32, "device": Device.CPU, "max_batch_size": 16},
+        **{"default_side": 32, "max_side": 64, "scale": 4},
+    }
+    return Target(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def parts_of(checkpoint: Path) -> dict[str, Component]:
+    return {part.name: part for part in components_of(Checkpoint.open(checkpoint))}
+
+
+def test_tensorrt_without_tensorrt_says_what_to_do(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="NVIDIA's container with `make docker-export"):
+        export(checkpoints["sd"], tmp_path / "out", engine=Engine.TENSORRT)
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "allowed"),
+    [(Engine.OPENVINO, Precision.FP16, "fp32, bf16"), (Engine.ONNXRUNTIME, Precision.BF16, "fp32, fp16")],
+)
+def test_a_precision_that_an_engine_does_not_have_is_refused_by_name(
+    engine: Engine, precision: Precision, allowed: str, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=f"--precision: {precision} is not allowed with --engine {engine}; .* {allowed}"):
+        export(checkpoints["sd"], tmp_path / "out", engine=engine, precision=precision)
+
+
+def test_openvino_has_no_graphics_card(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="--device: cuda is not allowed with --engine openvino"):
+        export(checkpoints["sd"], tmp_path / "out", engine=Engine.OPENVINO, device=Device.CUDA)
+
+
+def test_openvino_engines_are_near_pytorch_and_batch_by_their_shape(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    export(checkpoints["sdxl"], tmp_path / "out", engine=Engine.OPENVINO)
+    manifest = json.loads((tmp_path / "out" / "text_to_image" / "manifest.json").read_text())
+    assert "openvino" in manifest["versions"]
+    for name, engine in manifest["engines"].items():
+        assert (engine["engine"], engine["precision"]) == ("openvino", "fp32")
+        assert all(check["relative_error"] <= 1e-4 for check in engine["checks"])
+        assert engine["memory"]["base_bytes"] > 2**20
+        folder = tmp_path / "out" / name
+        assert {file.name for file in (folder / "1").iterdir()} == {"model.xml", "model.bin"}
+        config = read_config(folder / "config.pbtxt")
+        assert (config.backend, config.default_model_filename, config.max_batch_size) == ("openvino", "model.xml", 0)
+        assert all(tensor.dims[0] == -1 for tensor in (*config.input, *config.output))
+        assert not config.HasField("dynamic_batching")
+        assert not config.parameters
+    denoise = read_config(tmp_path / "out" / "denoise" / "config.pbtxt")
+    least = manifest["engines"]["unet"]["batch_invariant_from_rows"]
+    assert denoise.parameters["unet_min_batch_size"].string_value == str(least or 1)
+
+
+def test_bf16_is_asked_for_in_the_backends_own_terms(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a processor has no bfloat16, OpenVINO computes in float32: such an export would be checked for nothing."""
+    if not computes_bf16():
+        with pytest.raises(ExportError, match="bf16 needs a processor with bfloat16 instructions"):
+            export(checkpoints["sd"], tmp_path / "out", engine=Engine.OPENVINO, precision=Precision.BF16)
+        assert not (tmp_path / "out").exists()
+        monkeypatch.setattr("nereid.engines.openvino_model.computes_bf16", lambda: True)
+    export(checkpoints["sd"], tmp_path / "out", engine=Engine.OPENVINO, precision=Precision.BF16)
+    config = read_config(tmp_path / "out" / "unet" / "config.pbtxt")
+    assert config.parameters["HINT_BF16"].string_value == "YES"
+    manifest = json.loads((tmp_path / "out" / "text_to_image" / "manifest.json").read_text())
+    bounds = {engine["precision"]: engine["error_bound"] for engine in manifest["engines"].values()}
+    assert bounds == {"bf16": 5e-2, "fp32": 1e-4}  # a VAE with `force_upcast` stays as it is
+
+
+# --- rows in company ---
+
+
+def scaled_by(factor_of: object) -> object:
+    """An engine whose rows are multiplied by what `factor_of` makes of their number."""
+
+    def run(inputs: dict[str, np.ndarray], outputs: list[str]) -> dict[str, np.ndarray]:
+        (value,) = inputs.values()
+        return {name: value[:, :1] * factor_of(len(value)) for name in outputs}  # type: ignore[operator]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("factor_of", "least"),
+    [(lambda rows: 1.0, 1), (lambda rows: 1.0 if rows > 1 else 1.1, 2), (lambda rows: 1.0 + rows // 4, None)],
+)
+def test_the_fewest_rows_with_the_same_bits_are_measured(
+    factor_of: object, least: int | None, checkpoints: dict[str, Path]
+) -> None:
+    decoder = parts_of(checkpoints["sd"])["vae_decoder"]
+    assert batch_invariant_from(decoder, scaled_by(factor_of), [(8, decoder.example)]) == least  # type: ignore[arg-type]
+
+
+# --- TensorRT ---
+
+
+def test_profiles_cover_the_sizes_that_are_served(checkpoints: dict[str, Path]) -> None:
+    parts = parts_of(checkpoints["sd"])
+    shapes = shape_range(parts["unet"], target())
+    found = [input_shape(parts["unet"].inputs[0], sizes) for sizes in (shapes.minimum, shapes.optimum, shapes.maximum)]
+    assert found == [(1, 4, 8, 8), (8, 4, 8, 8), (16, 4, 16, 16)]
+    shapes = shape_range(parts["vae_encoder"], target(max_batch_size=8))
+    assert input_shape(parts["vae_encoder"].inputs[0], shapes.maximum) == (8, 3, 64, 64)
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+def test_tensorrt_for_rtx_builds_what_was_exported_strongly_typed(
+    precision: Precision, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """The same code builds TensorRT's plans; this library needs no graphics card to build."""
+    trt = pytest.importorskip("tensorrt_rtx", reason="extra tensorrt-rtx")
+    parts = parts_of(checkpoints["sdxl"])
+    for name in ("text_encoder_2", "unet", "vae_decoder"):
+        component, graph = parts[name], tmp_path / f"{name}.onnx"
+        export_onnx(component, component.load(), graph, precision)
+        wanted = shape_range(component, target())
+        plan = bytes(build_plan(trt, component, graph, wanted, "8.9"))
+        assert len(plan) > 10_000
+        network = trt.Builder(trt.Logger(trt.Logger.ERROR)).create_network(
+            1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        )
+        parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
+        assert parser.parse_from_file(str(graph))
+        assert {network.get_input(index).name for index in range(network.num_inputs)} == {spec.name for spec in component.inputs}
+        halves = sum(
+            layer.get_output(0).dtype == trt.float16
+            for layer in (network.get_layer(index) for index in range(network.num_layers))
+            if layer.num_outputs
+        )
+        assert (halves > network.num_layers // 4) is (precision is Precision.FP16)
+
+
+def test_a_compute_capability_that_is_not_there_is_refused_by_name(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    trt = pytest.importorskip("tensorrt_rtx", reason="extra tensorrt-rtx")
+    component = parts_of(checkpoints["sd"])["vae_decoder"]
+    export_onnx(component, component.load(), tmp_path / "model.onnx", Precision.FP32)
+    with pytest.raises(ExportError, match=r"compute capability: '9.0' is not allowed; it must be one of 7.5, 8.0, 8.6, 8.9"):
+        build_plan(trt, component, tmp_path / "model.onnx", shape_range(component, target()), "9.0")
+
+
+def test_every_engine_is_in_the_registry() -> None:
+    assert set(BUILDERS) == set(Engine)
