@@ -18,11 +18,13 @@ from nereid.serving.errors import ServingError
 from nereid_bench.beside import BesidePlan, beside
 from nereid_bench.compare import Plan, compare
 from nereid_bench.deaths import SIGNALS, VICTIMS, DeathsPlan, deaths
+from nereid_bench.engines import MODELS, PEERS, EnginesPlan, engines
 from nereid_bench.llm import PARTS, LlmPlan, measure
 from nereid_bench.peers import PeerSettings
 from nereid_bench.perf import perf
 from nereid_bench.refusals import RefusalsPlan, refusals
 from nereid_client.terminal import console, fail
+from nereid_export.engines import Engine
 from nereid_export.errors import ExportError
 from nereid_zoo.sections.score import CHECKPOINT as SECTIONS
 from nereid_zoo.shapes.score import CHECKPOINT
@@ -78,6 +80,33 @@ def sd15_command(
     settings = PeerSettings(checkpoint=checkpoint, repository=repository, threads=os.cpu_count() or 1, side=256)
     plan = Plan(settings=settings, jobs=jobs, steps=_numbers(steps, int), loads=_numbers(loads, float), overhead_rounds=3)
     _compare(plan, out, as_json)
+
+
+@app.command("engines")
+def engines_command(
+    work: Annotated[Path, typer.Option(help="Where engines are kept (about 13 GB with Stable Diffusion's sizes).")] = Path(
+        "build/bench-engines"
+    ),
+    models: Annotated[str, typer.Option(help="What to measure; sd15 has random weights.")] = ",".join(MODELS),
+    only: Annotated[
+        str, typer.Option(help="Engines and peers to measure, by name; all that this machine has where absent.")
+    ] = "",
+    rows: Annotated[str, typer.Option(help="Rows of a call.")] = "1,2,4,8",
+    rounds: Annotated[int, typer.Option(help="Rounds in which all take turns; medians are told.", min=1)] = 3,
+    seconds: Annotated[float, typer.Option(help="Shortest time of one measurement.")] = 1.0,
+    out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/engines.json"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
+) -> None:
+    """The UNet on every engine and precision: ms a step, load time, size, memory, error; beside PyTorch, eager and compiled."""
+    chosen = tuple(model.strip() for model in models.split(","))
+    if unknown := [model for model in chosen if model not in MODELS]:
+        raise typer.BadParameter(f"{unknown[0]!r} is not a model; it must be one of {', '.join(MODELS)}", param_hint="--models")
+    names = (*Engine, *PEERS)
+    asked = tuple(name.strip() for name in only.split(",") if name.strip())
+    if unknown := [name for name in asked if name not in names]:
+        raise typer.BadParameter(f"{unknown[0]!r} is not measured; it must be one of {', '.join(names)}", param_hint="--only")
+    plan = EnginesPlan(work=work, models=chosen, rows=_numbers(rows, int), rounds=rounds, seconds=seconds, only=asked)
+    _report("ms a step of the UNet", engines(plan, _say), out, as_json)
 
 
 @app.command("llm")

@@ -1,0 +1,78 @@
+"""A child process that runs one engine or peer and prints what it took: `python -m nereid_bench.engine_turn TURN` (JSON)."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from nereid.engines.arena import peak_bytes, reset_peak
+from nereid_bench.engines import PEERS, target_of, unet_of
+from nereid_export.checkpoint import Checkpoint
+from nereid_export.components import Component, sizes_at
+from nereid_export.engines import BUILDERS, Engine
+from nereid_export.engines.base import random_inputs
+
+_FEWEST = 3
+"""Runs of one measurement, however long each takes."""
+
+
+def main(text: str) -> None:
+    turn = json.loads(text)
+    checkpoint = Checkpoint.open(Path(turn["checkpoint"]))
+    component, before = unet_of(checkpoint), reset_peak()
+    start = time.perf_counter()
+    run = _peer(component, turn) if turn["name"] in PEERS else _engine(component, checkpoint, turn)
+    load_seconds = time.perf_counter() - start
+    sizes = sizes_at(component, turn["side"], target_of(component, "fp32", turn["side"], checkpoint).scale)
+    made = {}
+    for rows in turn["rows"]:
+        inputs = {name: value.numpy() for name, value in random_inputs(component, rows, sizes, 1).items()}
+        made[rows] = _milliseconds(partial(run, inputs), turn["seconds"])
+    print(json.dumps({"load_seconds": load_seconds, "peak_bytes": peak_bytes() - before, "ms": made}))
+
+
+def _milliseconds(work: Callable[[], object], seconds: float) -> float:
+    work()  # shapes are met, kernels compiled
+    taken: list[float] = []
+    while len(taken) < _FEWEST or sum(taken) < seconds:
+        start = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - start)
+    return 1000 * statistics.median(taken)
+
+
+def _engine(component: Component, checkpoint: Checkpoint, turn: dict[str, Any]) -> Callable[[Mapping[str, NDArray]], object]:
+    target = target_of(component, turn["precision"], turn["side"], checkpoint)
+    loaded = BUILDERS[Engine(turn["name"])].load(component, Path(turn["folder"]), target)
+    return lambda inputs: loaded(inputs, ["out_sample"])
+
+
+def _peer(component: Component, turn: dict[str, Any]) -> Callable[[Mapping[str, NDArray]], object]:
+    module: Any = component.load().requires_grad_(False)
+    if turn["precision"] == "bf16":
+        module = module.to(torch.bfloat16)
+    module = module.to(memory_format=torch.channels_last)
+    if turn["name"] == "torch.compile":
+        import torch._inductor.config as inductor
+
+        inductor.freezing = True
+        module = torch.compile(module, dynamic=False)
+
+    def run(inputs: Mapping[str, NDArray]) -> object:
+        with torch.no_grad():
+            return module(*(torch.from_numpy(value) for value in inputs.values()))
+
+    return run
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,179 @@
+"""The UNet on every engine and precision that this machine has, beside PyTorch eager and compiled: ms a step by rows.
+
+Every measurement is a process of its own (`nereid_bench.engine_turn`), so that none shares threads, caches or memory with
+another. They take turns for several rounds, and medians are told: a noisy minute falls on all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nereid_bench.compare import Say
+from nereid_bench.random_checkpoint import make_sd15
+from nereid_export.checkpoint import Checkpoint
+from nereid_export.components import Component, components_of
+from nereid_export.engines import BUILDERS, Engine
+from nereid_export.engines.base import Precision, Target, compare, reference_outputs
+from nereid_export.errors import ExportError
+from nereid_export.facts import pipeline_facts
+from nereid_export.frame import Device
+from nereid_zoo.shapes.score import CHECKPOINT
+
+MODELS: Mapping[str, int] = {"shapes": 128, "sd15-256": 256, "sd15-512": 512}
+"""What is measured, and the pixels a side of its pictures. Stable Diffusion 1.5's sizes have random weights."""
+
+PEERS: Mapping[str, tuple[str, ...]] = {"diffusers": ("fp32", "bf16"), "torch.compile": ("fp32", "bf16")}
+"""PyTorch's own ways to run the same module."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnginesPlan:
+    """`seconds` are those that one measurement of one number of rows takes at least, after a first call that is not counted."""
+
+    work: Path
+    models: tuple[str, ...] = tuple(MODELS)
+    rows: tuple[int, ...] = (1, 2, 4, 8)
+    rounds: int = 3
+    seconds: float = 1.0
+    only: tuple[str, ...] = ()
+    """Engines and peers to measure; all that this machine has where empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One process's work: an engine's folder, or a peer's name, and what to measure."""
+
+    name: str
+    precision: str
+    checkpoint: str
+    folder: str
+    side: int
+    rows: tuple[int, ...]
+    seconds: float
+
+
+def target_of(component: Component, precision: str, side: int, checkpoint: Checkpoint) -> Target:
+    facts = pipeline_facts(checkpoint, [])
+    return Target(
+        precision=Precision(precision),
+        device=Device.CPU,
+        max_batch_size=16,
+        default_side=side,
+        max_side=side,
+        scale=facts["vae_scale_factor"],
+    )
+
+
+def unet_of(checkpoint: Checkpoint) -> Component:
+    return next(part for part in components_of(checkpoint) if part.name == "unet")
+
+
+def engines(plan: EnginesPlan, say: Say) -> list[dict[str, Any]]:
+    """Rows of model, engine, precision, rows, ms a step, and its load time, size, memory and error."""
+    made: list[dict[str, Any]] = []
+    for model in plan.models:
+        checkpoint = _checkpoint(model, plan.work, say)
+        facts = dict(_ready(plan, model, checkpoint, say))
+        measured: dict[Turn, list[dict[str, Any]]] = {turn: [] for turn in facts}
+        for number in range(plan.rounds):
+            for turn, found in measured.items():
+                say(f"{model}: {turn.name} {turn.precision}, round {number + 1} of {plan.rounds}")
+                result = _take(turn)
+                if result is None:
+                    say(f"{model}: {turn.name} {turn.precision} did not run to its end")
+                else:
+                    found.append(result)
+        for turn, found in measured.items():
+            made += _rows(model, turn, facts[turn], found)
+    return made
+
+
+def _rows(model: str, turn: Turn, facts: dict[str, Any], found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    if not found:
+        return
+    for rows in turn.rows:
+        yield {
+            "model": model,
+            "engine": turn.name,
+            "precision": turn.precision,
+            "rows": rows,
+            "ms": statistics.median(one["ms"][str(rows)] for one in found),
+            "error": facts["error"],
+            "load_seconds": statistics.median(one["load_seconds"] for one in found),
+            "megabytes": facts["megabytes"],
+            "peak_megabytes": max(one["peak_bytes"] for one in found) / 1e6,
+        }
+
+
+def _checkpoint(model: str, work: Path, say: Say) -> Path:
+    if model == "shapes":
+        return CHECKPOINT
+    folder = work / "sd15"
+    if not (folder / "model_index.json").is_file():
+        say("writing a random checkpoint of Stable Diffusion 1.5's sizes")
+        make_sd15(folder, CHECKPOINT / "tokenizer")
+    return folder
+
+
+def _ready(plan: EnginesPlan, model: str, folder: Path, say: Say) -> Iterator[tuple[Turn, dict[str, Any]]]:
+    """Everything that can be measured here, built; with its size and its error against PyTorch in float32."""
+    checkpoint, side = Checkpoint.open(folder), MODELS[model]
+    component = unet_of(checkpoint)
+    for engine, builder in BUILDERS.items():
+        for precision in builder.precisions:
+            if plan.only and engine not in plan.only:
+                continue
+            target = target_of(component, precision, side, checkpoint)
+            try:
+                builder.require(target)
+            except ExportError as error:
+                say(f"{engine} {precision} is left out: {error}")
+                continue
+            # One graph serves every size.
+            built = plan.work / model.partition("-")[0] / f"{engine}-{precision}"
+            facts = _built(engine, component, built, target, say)
+            yield _turn(plan, engine, precision, folder, built, side), facts
+    for peer, precisions in PEERS.items():
+        for name in precisions:
+            if not plan.only or peer in plan.only:
+                yield _turn(plan, peer, name, folder, Path(), side), {"error": None, "megabytes": None}
+
+
+def _turn(plan: EnginesPlan, name: str, precision: str, checkpoint: Path, folder: Path, side: int) -> Turn:
+    return Turn(
+        name=str(name),
+        precision=str(precision),
+        checkpoint=str(checkpoint),
+        folder=str(folder),
+        side=side,
+        rows=plan.rows,
+        seconds=plan.seconds,
+    )
+
+
+def _built(engine: Engine, component: Component, folder: Path, target: Target, say: Say) -> dict[str, Any]:
+    record = folder / "built.json"
+    if not record.is_file():
+        say(f"building {engine} {target.precision}")
+        folder.mkdir(parents=True, exist_ok=True)
+        module = component.load()
+        references = reference_outputs(component, module)
+        BUILDERS[engine].build(component, module, folder, target)
+        del module
+        checks = compare(references, BUILDERS[engine].load(component, folder, target))
+        size = sum(file.stat().st_size for file in folder.glob("model.*"))
+        record.write_text(json.dumps({"error": max(check.relative_error for check in checks), "megabytes": size / 1e6}))
+    return dict(json.loads(record.read_text()))
+
+
+def _take(turn: Turn) -> dict[str, Any] | None:
+    command = [sys.executable, "-m", "nereid_bench.engine_turn", json.dumps(asdict(turn))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return None if done.returncode else dict(json.loads(done.stdout.splitlines()[-1]))
