@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def test_engines_and_peers_are_measured_by_rows(
     monkeypatch.setattr(module, "_checkpoint", lambda *_: checkpoints["sd"])
     said: list[str] = []
     only = ("onnxruntime", "openvino", "diffusers")
-    plan = EnginesPlan(work=tmp_path, models=("tiny",), rows=(1, 2), rounds=2, seconds=0.01, only=only)
+    plan = EnginesPlan(work=tmp_path, models=("tiny",), rows=(1, 2), rounds=1, seconds=0.01, only=only)
     found = engines(plan, said.append)
     kinds = {(row["engine"], row["precision"]) for row in found}
     assert {("onnxruntime", "fp32"), ("onnxruntime", "fp16"), ("openvino", "fp32"), ("diffusers", "fp32")} <= kinds
@@ -35,7 +36,7 @@ def test_engines_and_peers_are_measured_by_rows(
     assert errors["onnxruntime", "fp32"] < 1e-4 < errors["onnxruntime", "fp16"]
     assert errors["diffusers", "fp32"] is None
     built = [line for line in said if line.startswith("building")]
-    assert engines(plan, said.append)
+    assert engines(replace(plan, only=("onnxruntime",), rows=(1,)), said.append)
     assert [line for line in said if line.startswith("building")] == built  # not built twice
 
 
