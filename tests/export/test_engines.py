@@ -139,7 +139,7 @@ def test_tensorrt_for_rtx_builds_what_was_exported_strongly_typed(
     """The same code builds TensorRT's plans; this library needs no graphics card to build."""
     trt = pytest.importorskip("tensorrt_rtx", reason="extra tensorrt-rtx")
     parts = parts_of(checkpoints["sdxl"])
-    for name in ("text_encoder_2", "unet", "vae_decoder"):
+    for name in ("text_encoder_2", "unet", "vae_decoder") if precision is Precision.FP16 else ("text_encoder_2",):
         component, graph = parts[name], tmp_path / f"{name}.onnx"
         export_onnx(component, component.load(), graph, precision)
         wanted = shape_range(component, target())
