@@ -106,7 +106,10 @@ def engines_command(
     if unknown := [name for name in asked if name not in names]:
         raise typer.BadParameter(f"{unknown[0]!r} is not measured; it must be one of {', '.join(names)}", param_hint="--only")
     plan = EnginesPlan(work=work, models=chosen, rows=_numbers(rows, int), rounds=rounds, seconds=seconds, only=asked)
-    _report("ms a step of the UNet", engines(plan, _say), out, as_json)
+    rows_found = engines(plan, _say)
+    if not rows_found:
+        _fail(ServingError("nothing that was asked for could be measured on this machine"))
+    _report("ms a step of the UNet", rows_found, out, as_json)
 
 
 @app.command("llm")

@@ -19,11 +19,13 @@ from nereid_bench.compare import Say
 from nereid_bench.random_checkpoint import make_sd15
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import Component, components_of
+from nereid_export.diffusion import VERSIONED
 from nereid_export.engines import BUILDERS, Engine
-from nereid_export.engines.base import Precision, Target, compare, reference_outputs
+from nereid_export.engines.base import Precision, Target, compare, engine_bytes, reference_outputs
 from nereid_export.errors import ExportError
 from nereid_export.facts import pipeline_facts
 from nereid_export.frame import Device
+from nereid_export.resume import RECORD, Record, resume_key
 from nereid_zoo.shapes.score import CHECKPOINT
 
 MODELS: Mapping[str, int] = {"shapes": 128, "sd15-256": 256, "sd15-512": 512}
@@ -136,7 +138,6 @@ def _ready(plan: EnginesPlan, model: str, folder: Path, say: Say) -> Iterator[tu
             except ExportError as error:
                 say(f"{engine} {precision} is left out: {error}")
                 continue
-            # One graph serves every size.
             built = plan.work / model.partition("-")[0] / f"{engine}-{precision}"
             facts = _built(engine, component, built, target, say)
             yield _turn(plan, engine, precision, folder, built, side), facts
@@ -159,18 +160,22 @@ def _turn(plan: EnginesPlan, name: str, precision: str, checkpoint: Path, folder
 
 
 def _built(engine: Engine, component: Component, folder: Path, target: Target, say: Say) -> dict[str, Any]:
-    record = folder / "built.json"
-    if not record.is_file():
-        say(f"building {engine} {target.precision}")
-        folder.mkdir(parents=True, exist_ok=True)
-        module = component.load()
-        references = reference_outputs(component, module)
-        BUILDERS[engine].build(component, module, folder, target)
-        del module
-        checks = compare(references, BUILDERS[engine].load(component, folder, target))
-        size = sum(file.stat().st_size for file in folder.glob("model.*"))
-        record.write_text(json.dumps({"error": max(check.relative_error for check in checks), "megabytes": size / 1e6}))
-    return dict(json.loads(record.read_text()))
+    builder = BUILDERS[engine]
+    packages = (*VERSIONED, *builder.packages)
+    # One graph serves every size.
+    record = Record(folder / RECORD, resume_key(target, component.name, packages, without_effect=("default_side", "max_side")))
+    if (done := record.read()) is not None:
+        return done
+    say(f"building {engine} {target.precision}")
+    folder.mkdir(parents=True, exist_ok=True)
+    module = component.load()
+    references = reference_outputs(component, module)
+    builder.build(component, module, folder, target)
+    del module
+    checks = compare(references, builder.load(component, folder, target))
+    figures = {"error": max(check.relative_error for check in checks), "megabytes": engine_bytes(folder) / 1e6}
+    record.write(figures)
+    return figures
 
 
 def _take(turn: Turn) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,14 @@ def write_config(config: Any, folder: Path) -> None:
     """Write a model's config.pbtxt."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
+
+
+def write_model(config: Any, source: str, repository: Path) -> Path:
+    """A Python model with its code, as `source` has it, into a repository; the model's folder."""
+    folder = repository / config.name
+    write_config(config, folder)
+    shutil.copytree(SOURCE / source / "1", folder / "1", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
 
 
 def prefixed(name: str, prefix: str) -> str:

@@ -25,6 +25,7 @@ from nereid_export.engines.base import (
     Target,
     batch_invariant_from,
     compare,
+    engine_bytes,
     reference_outputs,
     refuse_above_bound,
     require_precision,
@@ -61,6 +62,7 @@ class Built:
     """One engine in the staging folder."""
 
     component: Component
+    target: Target
     folder: Path
     checks: list[Check] = field(default_factory=list)
     seconds: float = 0.0
@@ -99,7 +101,7 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
             progress.step("fitting the preview colours")
             facts = pipeline_facts(checkpoint, fit_latents_to_rgb(_vae_encoder(parts)))
             progress.step("publishing the repository")
-            manifest = _assemble(checkpoint, digest, options, built, targets, facts, staging / "repository")
+            manifest = _assemble(checkpoint, digest, options, built, facts, staging / "repository")
             publish(staging / "repository", options.out)
             shutil.rmtree(staging)
     return manifest
@@ -139,7 +141,7 @@ def _build(component: Component, target: Target, digest: str, options: ExportOpt
         progress.step(f"{component.name}: built before")
         progress.step(f"{component.name}: checked before")
         checks = [Check(**check) for check in done["checks"]]
-        return Built(component, folder, checks, done["seconds"], done["memory"], done["invariant_from"], resumed=True)
+        return Built(component, target, folder, checks, done["seconds"], done["memory"], done["invariant_from"], resumed=True)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     start = time.monotonic()
@@ -154,18 +156,19 @@ def _build(component: Component, target: Target, digest: str, options: ExportOpt
     refuse_above_bound(component, checks, target.of(component))
     invariant_from = batch_invariant_from(component, run, _places(component, target))
     del run
-    memory = measure_memory(component, folder / builder.filename, target, builder.probe(target))
+    memory = measure_memory(component, folder / builder.filename, target, builder.probe(component, target))
     seconds = round(time.monotonic() - start, 1)
     figures = {"seconds": seconds, "memory": memory, "invariant_from": invariant_from}
     record.write({"checks": [asdict(check) for check in checks], **figures})
-    return Built(component, folder, checks, seconds, memory, invariant_from)
+    return Built(component, target, folder, checks, seconds, memory, invariant_from)
 
 
 def _places(component: Component, target: Target) -> list[tuple[int, dict[str, int]]]:
     """Where rows are compared in different company: small pictures, and the usual ones for the engine whose rows are packed."""
-    places = [(8, sizes) for _, sizes in component.checks]
+    rows = min(8, target.max_batch_size)
+    places = [(rows, sizes) for _, sizes in component.checks]
     if component.name == "unet":
-        places.append((4, sizes_at(component, target.default_side, target.scale)))
+        places.append((min(4, rows), sizes_at(component, target.default_side, target.scale)))
     return places
 
 
@@ -183,7 +186,6 @@ def _assemble(
     digest: str,
     options: ExportOptions,
     built: list[Built],
-    targets: dict[str, Target],
     facts: dict[str, Any],
     repository: Path,
 ) -> dict[str, Any]:
@@ -199,12 +201,9 @@ def _assemble(
         unet_min_rows=next(engine.invariant_from or 1 for engine in built if engine.component.name == "unet"),
     )
     for source, config in made.items():
-        folder = repository / config.name
-        configs.write_config(config, folder)
-        shutil.copytree(configs.SOURCE / source / "1", folder / "1", ignore=shutil.ignore_patterns("__pycache__"))
+        configs.write_model(config, source, repository)
     for engine in built:
-        component = engine.component
-        config = configs.engine_config(component, BUILDERS[options.engine], targets[component.name], prefix=options.name)
+        config = configs.engine_config(engine.component, BUILDERS[options.engine], engine.target, prefix=options.name)
         folder = repository / config.name
         configs.write_config(config, folder)
         (folder / "1").mkdir()
@@ -217,7 +216,7 @@ def _assemble(
     _write_tokenizers(checkpoint, repository / configs.prefixed("tokenizer", options.name) / "1")
     ours = {model.name for model in repository.iterdir()}
     home = repository / configs.prefixed("text_to_image", options.name)
-    manifest = _manifest(checkpoint, digest, options, built, targets, repository)
+    manifest = _manifest(checkpoint, digest, options, built, repository)
     (home / MANIFEST).write_text(json.dumps(manifest, indent=1))
     adopt(options.out, repository, ours | models_of(options.out, configs.prefixed("text_to_image", options.name)))
     return manifest
@@ -250,7 +249,6 @@ def _manifest(
     digest: str,
     options: ExportOptions,
     built: list[Built],
-    targets: dict[str, Target],
     repository: Path,
 ) -> dict[str, Any]:
     default = str(default_scheduler(checkpoint.config("scheduler")))
@@ -269,9 +267,9 @@ def _manifest(
         "engines": {
             configs.prefixed(engine.component.name, options.name): {
                 "engine": str(options.engine),
-                "precision": str(targets[engine.component.name].of(engine.component)),
-                "error_bound": ERROR_BOUNDS[targets[engine.component.name].of(engine.component)],
-                "bytes": sum(file.stat().st_size for file in engine.folder.glob("model.*")),
+                "precision": str(engine.target.of(engine.component)),
+                "error_bound": ERROR_BOUNDS[engine.target.of(engine.component)],
+                "bytes": engine_bytes(engine.folder),
                 "batch_invariant_from_rows": engine.invariant_from,
                 "checks": [asdict(check) for check in engine.checks],
                 "seconds": engine.seconds,

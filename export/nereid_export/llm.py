@@ -230,9 +230,7 @@ def _assemble(
     config.name = configs.prefixed(HOME, options.name)
     if options.device is Device.CUDA:
         place_on_gpu(config)
-    folder = repository / config.name
-    configs.write_config(config, folder)
-    shutil.copytree(configs.SOURCE / HOME / "1", folder / "1", ignore=shutil.ignore_patterns("__pycache__"))
+    folder = configs.write_model(config, HOME, repository)
     for part, target in ((HOME, folder / "1"), (DRAFT_FOLDER, folder / "1" / DRAFT_FOLDER)):
         for file in sorted((repository.parent / part).glob("model.onnx*")) if part in built else ():
             target.mkdir(exist_ok=True)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from nereid.engines.arena import Arena
 from nereid.engines.onnx_options import SHRINKAGE, session_options
+from nereid.engines.served_model import Arguments, Port, Tensors, check_signature, run_as_one
 from nereid.flow.errors import EngineError, InvalidRequestError
-
-Tensors = Mapping[str, np.ndarray]
 
 _TYPES = {
     "tensor(float)": "TYPE_FP32",
@@ -28,23 +26,6 @@ _TYPES = {
     "tensor(bool)": "TYPE_BOOL",
 }
 _ACCELERATORS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
-
-
-class Arguments(Protocol):
-    """The part of a model's start arguments that is read here."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def version_folder(self) -> Path: ...
-    @property
-    def config(self) -> Mapping[str, Any]: ...
-    @property
-    def parameters(self) -> Mapping[str, str]: ...
-    @property
-    def instance_kind(self) -> str: ...
-    @property
-    def device_id(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +46,7 @@ class OnnxModel:
         config, shrinkage = arguments.config, arguments.parameters.get(SHRINKAGE, "")
         path = arguments.version_folder / (config.get("default_model_filename") or "model.onnx")
         session = ort.InferenceSession(str(path), session_options(config, arguments.parameters), _providers(arguments))
-        _check_signature(arguments.name, config, session)
+        check_signature(arguments.name, config, _ports(session.get_inputs()), _ports(session.get_outputs()), may_be_optional=True)
         return cls(
             name=arguments.name,
             session=session,
@@ -98,11 +79,7 @@ class OnnxModel:
     def _run(self, members: Sequence[Tensors]) -> list[dict[str, np.ndarray]]:
         if len(members) == 1:
             return [dict(zip(self.outputs, self._call(members[0]), strict=True))]
-        feeds = {name: np.concatenate([member[name] for member in members]) for name in self.inputs}
-        produced = self._call(feeds)
-        ends = np.cumsum([len(member[self.inputs[0]]) for member in members])[:-1]
-        parts = [np.split(value, ends) for value in produced]
-        return [dict(zip(self.outputs, row, strict=True)) for row in zip(*parts, strict=True)]
+        return run_as_one(members, self.inputs, self.outputs, self._call)
 
     def _call(self, feeds: Tensors) -> list[np.ndarray]:
         if self.arena is None:
@@ -145,23 +122,5 @@ def _providers(arguments: Arguments) -> list[Any]:
     return [*wanted, "CPUExecutionProvider"]
 
 
-def _check_signature(name: str, config: Mapping[str, Any], session: ort.InferenceSession) -> None:
-    """Config and graph must name the same tensors, with the same types and ranks."""
-    batched = int(config.get("max_batch_size", 0)) > 0
-    for kind, declared, real in (
-        ("input", config["input"], session.get_inputs()),
-        ("output", config["output"], session.get_outputs()),
-    ):
-        graph = {item.name: item for item in real}
-        names = {item["name"] for item in declared}
-        if (kind == "input" and names != set(graph)) or not names <= set(graph):
-            raise ValueError(f"{name}: the config's {kind}s {sorted(names)} are not the graph's {sorted(graph)}")
-        for item in declared:
-            if batched and item.get("optional"):
-                raise ValueError(f"{name}: input {item['name']} cannot be optional with max_batch_size > 0")
-            found = graph[item["name"]]
-            if _TYPES.get(found.type) != item["data_type"]:
-                raise ValueError(f"{name}: {kind} {item['name']} is {found.type} in the graph, {item['data_type']} in config")
-            rank = len(item["dims"]) + batched
-            if found.shape and len(found.shape) != rank:
-                raise ValueError(f"{name}: {kind} {item['name']} has rank {len(found.shape)} in the graph, {rank} in config")
+def _ports(nodes: Sequence[Any]) -> list[Port]:
+    return [Port(node.name, node.type, _TYPES.get(node.type, ""), len(node.shape) or None) for node in nodes]

@@ -12,8 +12,8 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from nereid.engines.onnx_session import Arguments, Tensors
 from nereid.engines.openvino_options import BF16_PARAMETER, pads, properties
+from nereid.engines.served_model import Arguments, Port, Tensors, check_signature, run_as_one
 from nereid.flow.errors import EngineError, InvalidRequestError
 from nereid.flow.state_folder import state_file
 
@@ -86,7 +86,8 @@ class OpenVinoModel:
         batch = int(config.get("max_batch_size", 0))
         path = arguments.version_folder / (config.get("default_model_filename") or "model.xml")
         compiled = compile_file(path, arguments.parameters, batch)
-        _check_signature(arguments.name, config, compiled)
+        inputs, outputs = _ports(compiled.inputs, config["input"]), _ports(compiled.outputs, config["output"])
+        check_signature(arguments.name, config, inputs, outputs, may_be_optional=False)
         return cls(
             name=arguments.name,
             request=compiled.create_infer_request(),
@@ -109,23 +110,23 @@ class OpenVinoModel:
             return self._error(error)
 
     def _run_batch(self, requests: Sequence[Tensors]) -> list[dict[str, NDArray] | Exception]:
-        rows = [len(tensors[self.inputs[0]]) for tensors in requests]
-        missing = self.batch - sum(rows)
+        rows = sum(len(tensors[self.inputs[0]]) for tensors in requests)
+        missing = self.batch - rows
         if missing and not (self.padding and missing > 0):
             refusal = InvalidRequestError(
-                f"{self.name}: {sum(rows)} rows are not allowed; it must be {self.batch}, the model's batch "
+                f"{self.name}: {rows} rows are not allowed; it must be {self.batch}, the model's batch "
                 "(parameter ENABLE_BATCH_PADDING pads fewer)"
             )
             return [refusal] * len(requests)
+
+        def call(feeds: Tensors) -> list[NDArray]:
+            padded = {name: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1)) for name, value in feeds.items()}
+            return [value[:rows] for value in infer(self.request, padded, self.outputs)]
+
         try:
-            feeds = {name: np.concatenate([tensors[name] for tensors in requests]) for name in self.inputs}
-            feeds = {name: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1)) for name, value in feeds.items()}
-            made = infer(self.request, feeds, self.outputs)
+            return list(run_as_one(requests, self.inputs, self.outputs, call))
         except (RuntimeError, ValueError, TypeError) as error:
             return [self._error(error)] * len(requests)
-        ends = np.cumsum(rows)
-        parts = [np.split(value[: ends[-1]], ends[:-1]) for value in made]
-        return [dict(zip(self.outputs, row, strict=True)) for row in zip(*parts, strict=True)]
 
     def _error(self, error: Exception) -> Exception:
         """Shapes that do not fit are found while the run is prepared; anything else is the engine's own failure."""
@@ -156,22 +157,12 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _check_signature(name: str, config: Mapping[str, Any], compiled: Any) -> None:
-    """Config and graph must name the same tensors, with the same types and ranks."""
-    batched = int(config.get("max_batch_size", 0)) > 0
-    for kind, declared, real in (("input", config["input"], compiled.inputs), ("output", config["output"], compiled.outputs)):
-        graph = {any_name: port for port in real for any_name in port.get_names()}
-        names = {item["name"] for item in declared}
-        if not names <= set(graph) or (kind == "input" and len(names) != len(real)):
-            theirs = sorted(port.get_any_name() for port in real)
-            raise ValueError(f"{name}: the config's {kind}s {sorted(names)} are not the graph's {theirs}")
-        for item in declared:
-            if item.get("optional"):
-                raise ValueError(f"{name}: input {item['name']} cannot be optional")
-            port = graph[item["name"]]
-            found, rank = port.get_element_type().get_type_name(), len(item["dims"]) + batched
-            if _TYPES.get(found) != item["data_type"]:
-                raise ValueError(f"{name}: {kind} {item['name']} is {found} in the graph, {item['data_type']} in config")
-            if len(port.get_partial_shape()) != rank:
-                have = len(port.get_partial_shape())
-                raise ValueError(f"{name}: {kind} {item['name']} has rank {have} in the graph, {rank} in config")
+def _ports(ports: Sequence[Any], declared: Sequence[Mapping[str, Any]]) -> list[Port]:
+    """A tensor may have several names, of which the config's is the one that counts."""
+    wanted = {item["name"] for item in declared}
+    made = []
+    for port in ports:
+        name = next((name for name in sorted(port.get_names()) if name in wanted), None) or port.get_any_name()
+        kind = port.get_element_type().get_type_name()
+        made.append(Port(name, kind, _TYPES.get(kind, ""), len(port.get_partial_shape())))
+    return made

@@ -47,16 +47,20 @@ def weights() -> np.ndarray:
     return np.random.default_rng(1).standard_normal((WIDTH, WIDTH)).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, weights: np.ndarray) -> Path:
-    made = tmp_path_factory.mktemp("ir")
+def save(made: Path, weights: np.ndarray, *names: str) -> Path:
+    """A product with `weights`; its input has these names."""
     x = ops.parameter(ov.PartialShape([-1, WIDTH]), ov.Type.f32, name="x")
-    x.output(0).set_names({"x"})
+    x.output(0).set_names(set(names))
     y = ops.matmul(x, ops.constant(weights), False, False)
     y.output(0).set_names({"y"})
     model = ov.Model([ops.result(y)], [x], "sums")
     ov.save_model(model, made / "model.xml", compress_to_fp16=False)
     return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, weights: np.ndarray) -> Path:
+    return save(tmp_path_factory.mktemp("ir"), weights, "x")
 
 
 def rows(count: int, seed: int = 0) -> np.ndarray:
@@ -74,6 +78,13 @@ def test_requests_of_any_rows_are_run_each_by_itself(folder: Path, weights: np.n
     assert isinstance(again, dict)
     assert isinstance(made[1], dict)
     assert not np.array_equal(made[1]["y"], again["y"])  # results are copies, not the request's memory
+
+
+def test_a_tensor_of_several_names_has_the_configs(weights: np.ndarray, tmp_path: Path) -> None:
+    """An ONNX graph's input that is cast at once has the cast's name too."""
+    made = OpenVinoModel.load(Started(save(tmp_path, weights, "x", "/Cast_output_0"))).run([{"x": rows(2)}])[0]
+    assert isinstance(made, dict)
+    np.testing.assert_allclose(made["y"], rows(2) @ weights, rtol=1e-4, atol=1e-4)
 
 
 def test_a_fixed_batch_refuses_fewer_rows_or_pads_them(folder: Path, weights: np.ndarray) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
@@ -59,6 +61,16 @@ def export_onnx(component: Component, module: nn.Module, file: Path, precision: 
                 dynamic_shapes=_dynamic_shapes(component),
             )
     _check_dimensions(component, file)
+
+
+@contextmanager
+def passing_onnx(component: Component, module: nn.Module, folder: Path, precision: Precision) -> Iterator[Path]:
+    """The graph as a file that is there only while another engine is made of it."""
+    file = folder / "model.onnx"
+    export_onnx(component, module, file, precision)
+    yield file
+    for part in list(folder.glob(f"{file.name}*")):
+        part.unlink()
 
 
 def _example(component: Component, rows: int) -> tuple[Tensor, ...]:

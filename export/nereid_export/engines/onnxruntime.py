@@ -36,7 +36,7 @@ class OnnxRuntime:
         session = ort.InferenceSession(str(folder / self.filename), options, providers=providers)
         return lambda inputs, outputs: dict(zip(outputs, session.run(list(outputs), dict(inputs)), strict=True))
 
-    def probe(self, target: Target) -> str | None:
+    def probe(self, component: Component, target: Target) -> str | None:
         return "nereid.engines.onnx_session:runner" if target.device is Device.CPU else None
 
     def configure(self, config: Any, component: Component, target: Target) -> None:

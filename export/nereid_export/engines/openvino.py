@@ -14,7 +14,7 @@ from torch import nn
 from nereid.engines.openvino_options import BF16_PARAMETER
 from nereid_export.components import Component
 from nereid_export.engines.base import Precision, Run, Target
-from nereid_export.engines.onnx_graph import export_onnx
+from nereid_export.engines.onnx_graph import passing_onnx
 from nereid_export.engines.triton_config import batch_by_shape
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
@@ -40,15 +40,10 @@ class OpenVino:
     def build(self, component: Component, module: nn.Module, folder: Path, target: Target) -> None:
         import openvino as ov
 
-        graph = folder / "model.onnx"
         # bfloat16 is a setting of the run: weights stay float32 in the file and are converted when it is loaded.
-        export_onnx(component, module, graph, Precision.FP32)
-        # Not `convert_model`, which sends telemetry; this reads the file by the same library.
-        model = ov.Core().read_model(graph)
-        ov.save_model(model, folder / self.filename, compress_to_fp16=False)
-        del model
-        for file in list(folder.glob("model.onnx*")):
-            file.unlink()
+        with passing_onnx(component, module, folder, Precision.FP32) as graph:
+            # Not `convert_model`, which sends telemetry; this reads the file by the same library.
+            ov.save_model(ov.Core().read_model(graph), folder / self.filename, compress_to_fp16=False)
 
     def load(self, component: Component, folder: Path, target: Target) -> Run:
         from nereid.engines.openvino_model import compile_file, infer
@@ -57,8 +52,8 @@ class OpenVino:
         request = compiled.create_infer_request()
         return lambda inputs, outputs: dict(zip(outputs, infer(request, inputs, outputs), strict=True))
 
-    def probe(self, target: Target) -> str | None:
-        return f"nereid.engines.openvino_model:runner_{target.precision}"
+    def probe(self, component: Component, target: Target) -> str | None:
+        return f"nereid.engines.openvino_model:runner_{target.of(component)}"
 
     def configure(self, config: Any, component: Component, target: Target) -> None:
         config.parameters.clear()  # the source's are ONNX Runtime's

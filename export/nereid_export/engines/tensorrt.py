@@ -16,7 +16,7 @@ from torch import nn
 
 from nereid_export.components import Component
 from nereid_export.engines.base import Precision, Run, ShapeRange, Target, input_shape, shape_range
-from nereid_export.engines.onnx_graph import export_onnx
+from nereid_export.engines.onnx_graph import passing_onnx
 from nereid_export.engines.triton_config import place_on_gpu
 from nereid_export.errors import ExportError
 
@@ -36,12 +36,9 @@ class TensorRt:
         import_tensorrt()
 
     def build(self, component: Component, module: nn.Module, folder: Path, target: Target) -> None:
-        graph = folder / "model.onnx"
-        export_onnx(component, module, graph, target.of(component))
-        built = build_plan(import_tensorrt(), component, graph, shape_range(component, target))
-        (folder / self.filename).write_bytes(built)
-        for file in list(folder.glob("model.onnx*")):
-            file.unlink()
+        with passing_onnx(component, module, folder, target.of(component)) as graph:
+            built = build_plan(import_tensorrt(), component, graph, shape_range(component, target))
+            (folder / self.filename).write_bytes(built)
 
     def load(self, component: Component, folder: Path, target: Target) -> Run:
         trt = import_tensorrt()
@@ -51,7 +48,7 @@ class TensorRt:
             raise ExportError(f"{component.name}: TensorRT cannot read the plan that it has built; see its messages above")
         return lambda inputs, outputs: _run(component.name, engine, inputs, list(outputs))
 
-    def probe(self, target: Target) -> str | None:
+    def probe(self, component: Component, target: Target) -> str | None:
         return None
 
     def configure(self, config: Any, component: Component, target: Target) -> None:
