@@ -59,8 +59,13 @@ def measure(model: Any, scheme: Scheme, feeds: dict[str, NDArray]) -> list[Matri
     return sorted(errors, key=lambda error: -error.output_error)
 
 
-def round_trip(weight: NDArray[np.float32], scheme: Scheme) -> NDArray[np.float32]:
-    """What the matrix (inputs x outputs) is after rounding, in float32; the formulas of the MatMulNBits quantizer."""
+def steps_of(
+    weight: NDArray[np.float32], scheme: Scheme
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
+    """The matrix (inputs x outputs) as whole steps, blocks x block size x outputs, with scale and zero point of every block.
+
+    The formulas of the MatMulNBits quantizer; where the scheme is symmetric, there is no zero point and steps are signed.
+    """
     rows, columns = weight.shape
     padded = np.zeros((-(-rows // scheme.block_size) * scheme.block_size, columns), np.float32)
     padded[:rows] = weight
@@ -69,15 +74,19 @@ def round_trip(weight: NDArray[np.float32], scheme: Scheme) -> NDArray[np.float3
         extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)
         scale = extreme / -(2 ** (scheme.bits - 1))
         safe = np.where(scale == 0, 1, scale)
-        steps = np.clip(np.rint(blocks / safe), -(2 ** (scheme.bits - 1)), 2 ** (scheme.bits - 1) - 1)
-        made = steps * scale
-    else:
-        low, high = np.minimum(blocks.min(1, keepdims=True), 0), np.maximum(blocks.max(1, keepdims=True), 0)
-        scale = (high - low) / (2**scheme.bits - 1)
-        safe = np.where(scale == 0, 1, scale)
-        zero = np.clip(np.rint(-low / safe), 0, 2**scheme.bits - 1)
-        made = (np.clip(np.rint(blocks / safe) + zero, 0, 2**scheme.bits - 1) - zero) * scale
-    return made.reshape(padded.shape)[:rows]
+        return np.clip(np.rint(blocks / safe), -(2 ** (scheme.bits - 1)), 2 ** (scheme.bits - 1) - 1), scale, None
+    low, high = np.minimum(blocks.min(1, keepdims=True), 0), np.maximum(blocks.max(1, keepdims=True), 0)
+    scale = (high - low) / (2**scheme.bits - 1)
+    safe = np.where(scale == 0, 1, scale)
+    zero = np.clip(np.rint(-low / safe), 0, 2**scheme.bits - 1)
+    return np.clip(np.rint(blocks / safe) + zero, 0, 2**scheme.bits - 1), scale, zero
+
+
+def round_trip(weight: NDArray[np.float32], scheme: Scheme) -> NDArray[np.float32]:
+    """What the matrix (inputs x outputs) is after rounding, in float32."""
+    steps, scale, zero = steps_of(weight, scheme)
+    made = (steps if zero is None else steps - zero) * scale
+    return made.reshape(-1, weight.shape[1])[: len(weight)]
 
 
 def most_sensitive(errors: Sequence[MatrixError], share: float) -> list[str]:

@@ -1,0 +1,201 @@
+"""A language model as an OpenVINO graph, written layer by layer from transformers' modules; knows no files.
+
+All sequences of a call are one row of tokens: `input_ids`, `position_ids`; only those in `logits_to_keep` go through the head.
+Attention is left open, nereid.engines.paged_attention puts it in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino import op
+from openvino import opset13 as ops
+
+from nereid.engines.paged_attention import Attention, describe
+from nereid_export.errors import ExportError
+from nereid_export.llm_ir_weights import Matrix
+
+_ACTIVATIONS = {"silu": ops.swish, "gelu": ops.gelu, "gelu_pytorch_tanh": lambda node: ops.gelu(node, "tanh"), "relu": ops.relu}
+
+
+def matrices(model: Any) -> dict[str, Any]:
+    """The linear layers of a transformers model, by name: what can be quantised."""
+    import torch
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+
+
+def build_graph(model: Any, quantised: dict[str, Matrix]) -> Any:
+    """The open graph; matrices in `quantised` are stored as they are there, all others in float32."""
+    return _Builder(model, quantised).graph()
+
+
+@dataclass(slots=True)
+class _Builder:
+    """`names` are the modules', for errors and for the node names of the graph."""
+
+    model: Any
+    quantised: dict[str, Matrix]
+    names: dict[int, str] = field(init=False)
+    _given: list[Any] = field(default_factory=list)
+    _taken: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.names = {id(module): name for name, module in self.model.named_modules()}
+
+    def graph(self) -> Any:
+        model, config = self.model, self.model.config
+        ids, positions = self._input("input_ids", ov.Type.i64, [-1]), self._input("position_ids", ov.Type.i64, [-1])
+        kept = self._input("logits_to_keep", ov.Type.i64, [-1])
+        hidden = self._embedding(ids)
+        rotation = self._rotation(positions)
+        layers = []
+        for number, layer in enumerate(model.model.layers):
+            hidden = self._layer(layer, hidden, rotation, number)
+            layers.append(_attention_of(layer.self_attn, config))
+        hidden = ops.gather(self._norm(model.model.norm, hidden), kept, _int(0))
+        logits = self._linear(model.lm_head, hidden)
+        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+            logits = ops.multiply(ops.tanh(ops.divide(logits, _float(cap))), _float(cap))
+        self._output("logits", logits)
+        made = ov.Model(self._taken, self._given, config.architectures[0])
+        describe(made, layers)
+        return made
+
+    def _layer(self, layer: Any, hidden: Any, rotation: tuple[Any, Any], number: int) -> Any:
+        made = self._attention(layer.self_attn, self._norm(layer.input_layernorm, hidden), rotation, number)
+        if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 2: norms before and after
+            hidden = ops.add(hidden, self._norm(layer.post_attention_layernorm, made))
+            made = self._feed_forward(layer.mlp, self._norm(layer.pre_feedforward_layernorm, hidden))
+            return ops.add(hidden, self._norm(layer.post_feedforward_layernorm, made))
+        hidden = ops.add(hidden, made)
+        return ops.add(hidden, self._feed_forward(layer.mlp, self._norm(layer.post_attention_layernorm, hidden)))
+
+    def _attention(self, attention: Any, hidden: Any, rotation: tuple[Any, Any], number: int) -> Any:
+        config, size = self.model.config, attention.head_dim
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        if hasattr(attention, "qkv_proj"):  # Phi-3
+            widths = np.array([heads * size, kv_heads * size, kv_heads * size])
+            query, key, value = ops.variadic_split(self._linear(attention.qkv_proj, hidden), _int(1), _ints(widths)).outputs()
+        else:
+            query, key, value = (self._linear(getattr(attention, name), hidden) for name in ("q_proj", "k_proj", "v_proj"))
+        query = self._rotated(query, heads, size, getattr(attention, "q_norm", None), rotation)
+        key = self._rotated(key, kv_heads, size, getattr(attention, "k_norm", None), rotation)
+        for kind, node in (("query", query), ("key", key), ("value", value)):
+            self._output(f"{kind}.{number}", node)
+        return self._linear(attention.o_proj, self._input(f"attention.{number}", ov.Type.f32, [-1, heads * size]))
+
+    def _rotated(self, node: Any, heads: int, size: int, norm: Any, rotation: tuple[Any, Any]) -> Any:
+        """Queries or keys by head, normalised where the family does so, and turned by their positions."""
+        cosine, sine = rotation
+        node = ops.reshape(node, _ints([0, heads, size]), True)
+        if norm is not None:
+            node = self._norm(norm, node)
+        turned, rest = node, None
+        width = cosine.get_output_partial_shape(0)[2].get_length()
+        if width < size:
+            turned, rest = ops.variadic_split(node, _int(2), _ints([width, size - width])).outputs()
+        first, second = ops.split(turned, _int(2), 2).outputs()
+        swapped = ops.concat([ops.negative(second), first], 2)
+        turned = ops.add(ops.multiply(turned, cosine), ops.multiply(swapped, sine))
+        whole = turned if rest is None else ops.concat([turned, rest], 2)
+        return ops.reshape(whole, _ints([0, heads * size]), True)
+
+    def _rotation(self, positions: Any) -> tuple[Any, Any]:
+        """Cosines and sines of every token's position: tokens x 1 x rotated width."""
+        rotary = self.model.model.rotary_emb
+        places = ops.unsqueeze(ops.convert(positions, np.float32), _ints([1, 2]))
+        angles = ops.multiply(places, _constant(rotary.inv_freq.float().numpy()[None, None]))
+        angles = ops.concat([angles, angles], 2)
+        scaling = _float(rotary.attention_scaling)
+        return ops.multiply(ops.cos(angles), scaling), ops.multiply(ops.sin(angles), scaling)
+
+    def _feed_forward(self, mlp: Any, hidden: Any) -> Any:
+        name = getattr(self.model.config, "hidden_activation", None) or self.model.config.hidden_act
+        if name not in _ACTIVATIONS:
+            raise ExportError(f"config.json: hidden_act {name!r} is not supported; it must be one of {', '.join(_ACTIVATIONS)}")
+        if hasattr(mlp, "gate_up_proj"):  # Phi-3
+            gate, up = ops.split(self._linear(mlp.gate_up_proj, hidden), _int(1), 2).outputs()
+        else:
+            gate, up = self._linear(mlp.gate_proj, hidden), self._linear(mlp.up_proj, hidden)
+        return self._linear(mlp.down_proj, ops.multiply(_ACTIVATIONS[name](gate), up))
+
+    def _embedding(self, ids: Any) -> Any:
+        table = self.model.model.embed_tokens
+        head = self.names[id(self.model.lm_head)]
+        if table.weight is self.model.lm_head.weight and head in self.quantised:  # tied: one copy, not two
+            hidden = self.quantised[head].rows(ids)
+        else:
+            hidden = ops.gather(_constant(table.weight.detach().float().numpy()), ids, _int(0))
+        scale = getattr(table, "scalar_embed_scale", None)
+        return hidden if scale is None else ops.multiply(hidden, _float(scale))
+
+    def _norm(self, norm: Any, node: Any) -> Any:
+        """Root mean square over the last axis; Gemma's weights are told from one."""
+        weight = norm.weight.detach().float().numpy()
+        if type(norm).__name__.startswith("Gemma"):
+            weight = np.float32(1) + weight
+        epsilon = getattr(norm, "variance_epsilon", None) or norm.eps
+        mean = ops.reduce_mean(ops.power(node, _float(2)), _ints([-1]), True)
+        return ops.multiply(ops.divide(node, ops.sqrt(ops.add(mean, _float(epsilon)))), _constant(weight))
+
+    def _linear(self, module: Any, node: Any) -> Any:
+        name = self.names[id(module)]
+        if name in self.quantised:
+            matrix = self.quantised[name].whole()
+        elif module is self.model.lm_head:
+            matrix = self._head()
+        else:
+            matrix = _constant(module.weight.detach().float().numpy())
+        made = ops.matmul(node, matrix, False, True)
+        made.set_friendly_name(name)
+        return made if module.bias is None else ops.add(made, _constant(module.bias.detach().float().numpy()))
+
+    def _head(self) -> Any:
+        return _constant(self.model.lm_head.weight.detach().float().numpy())
+
+    def _input(self, name: str, kind: Any, shape: list[int]) -> Any:
+        made = op.Parameter(kind, ov.PartialShape(shape))
+        made.set_friendly_name(name)
+        made.output(0).set_names({name})
+        self._given.append(made)
+        return made
+
+    def _output(self, name: str, node: Any) -> None:
+        made = ops.result(node)
+        made.output(0).set_names({name})
+        self._taken.append(made)
+
+
+def _attention_of(attention: Any, config: Any) -> Attention:
+    """A layer's attention as the paged operator is told of it; what it cannot compute is refused."""
+    if getattr(attention, "attn_logit_softcapping", None) is not None:
+        raise ExportError(
+            f"config.json: attn_logit_softcapping {attention.attn_logit_softcapping} is not allowed with --engine openvino, "
+            "whose paged attention has no cap; use --engine onnxruntime"
+        )
+    listed = getattr(attention, "layer_type", None) is not None
+    window = attention.sliding_window if listed else getattr(config, "sliding_window", None)
+    return Attention(
+        kv_heads=config.num_key_value_heads, head_size=attention.head_dim, scale=float(attention.scaling), window=window or 0
+    )
+
+
+def _constant(value: NDArray) -> Any:
+    return ops.constant(np.ascontiguousarray(value))
+
+
+def _int(value: int) -> Any:
+    return ops.constant(np.int64(value))
+
+
+def _ints(values: Any) -> Any:
+    return ops.constant(np.asarray(values, np.int64))
+
+
+def _float(value: float) -> Any:
+    return ops.constant(np.float32(value))
