@@ -1,4 +1,4 @@
-"""A matrix in 8 or 4 bits as OpenVINO stores it: whole numbers, a scale (and zero point) a block, multiplied out where it is used."""
+"""A matrix in 8 or 4 bits as OpenVINO stores it: whole numbers, and for each block a scale and perhaps a zero point."""
 
 from __future__ import annotations
 

@@ -20,7 +20,13 @@ PLACE = ["nereid", "attention"]
 """Where in the file's own notes the layers are described."""
 
 _I32 = ov.Type.i32
-_CALL = {"past_lens": [-1], "subsequence_begins": [-1], "block_indices": [-1], "block_indices_begins": [-1], "max_context_len": []}
+_CALL = {
+    "past_lens": [-1],
+    "subsequence_begins": [-1],
+    "block_indices": [-1],
+    "block_indices_begins": [-1],
+    "max_context_len": [],
+}
 """The inputs by which every layer knows whose tokens those of a call are, and their shapes."""
 
 

@@ -9,50 +9,56 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from nereid.llm.prefix_cache import BLOCK
-from nereid.llm.rows import KvRows
+from nereid.llm.engine import Chunk, KvMemory
 from nereid.llm.sequences import GeneratedSequence
 
-REST_CHUNK = 2 * BLOCK
+REST_CHUNK = 32
 """Tokens of one call: a new request waits for that call."""
 REMEMBERED_ANSWERS = 8
 """How many of the newest answers wait for their prefill."""
 
 
 @dataclass(slots=True, eq=False)
-class _Prefill:
-    """A finished answer, with its prompt, whose KV is being computed again in row 0."""
+class _Reading:
+    """A finished answer behind its prompt, whose KV is being computed again as a prompt's."""
 
-    tokens: list[int]
-    computed: int
+    prompt: list[int]
+    computed: int = 0
+    row: int = -1
 
 
 @dataclass(slots=True, eq=False)
 class AnswerPrefill:
     """The newest answer first: its conversation is the likeliest to go on."""
 
-    rows: KvRows
+    memory: KvMemory
     _answers: deque[list[int]] = field(default_factory=lambda: deque(maxlen=REMEMBERED_ANSWERS))
-    _current: _Prefill | None = None
+    _current: _Reading | None = None
+
+    @property
+    def reading(self) -> bool:
+        """Whether an answer holds a place in the memory."""
+        return self._current is not None
 
     def note(self, sequence: GeneratedSequence) -> None:
         """An answer has ended; it is worth a prefill where it fills a block that the prompt alone does not."""
-        if self.rows.cache.budget and len(sequence.tokens) // BLOCK > len(sequence.prompt) // BLOCK:
+        block = self.memory.prefix_block
+        if block and len(sequence.tokens) // block > len(sequence.prompt) // block:
             self._answers.append(list(sequence.tokens))
 
     def step(self) -> bool:
-        """Compute a chunk, while no row is held; False if nothing is left."""
+        """Compute a chunk, while no sequence holds a place; False if nothing is left."""
         if self._current is None and self._answers:
-            tokens = self._answers.pop()
-            self.rows.make_room(len(tokens) + 2, 1)
-            self._current = _Prefill(tokens, self.rows.restore(0, tokens, counted=False))
+            reading = _Reading(self._answers.pop())
+            if self.memory.begin(reading, len(reading.prompt) + 2, counted=False):
+                self._current = reading
         current = self._current
         if current is None:
             return False
-        chunk = current.tokens[current.computed : current.computed + REST_CHUNK]
-        self.rows.engine.extend(0, current.computed, chunk)
+        chunk = current.prompt[current.computed : current.computed + REST_CHUNK]
+        self.memory.run([], [Chunk(current, chunk)])
         current.computed += len(chunk)
-        if current.computed == len(current.tokens):
+        if current.computed == len(current.prompt):
             self.stop()
         return True
 
@@ -60,6 +66,7 @@ class AnswerPrefill:
         """Keep what is computed; what is left of the answer waits for the next rest."""
         current, self._current = self._current, None
         if current is not None:
-            self.rows.remember(0, current.tokens[: current.computed])
-            if current.computed < len(current.tokens):
-                self._answers.append(current.tokens)
+            self.memory.remember(current)
+            self.memory.release(current)
+            if current.computed < len(current.prompt):
+                self._answers.append(current.prompt)

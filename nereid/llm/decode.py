@@ -1,56 +1,52 @@
-"""One decode call for all rows, or, where few rows speculate, one call for each row and its draft; knows nothing of prompts."""
+"""What decodes in a tick: the next token of every sequence, or, where few speculate, each with its draft; knows no prompts."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nereid.llm.drawing import draw
-from nereid.llm.rows import KvRows
+from nereid.llm.engine import Chunk, KvMemory
 from nereid.llm.sequences import GeneratedSequence
 from nereid.llm.tick import Tick
 
 
 @dataclass(slots=True, eq=False)
 class Decode:
-    """`speculation_rows`: several tokens of one row cost a call of their own, so speculation pays for few rows only."""
+    """`speculation_rows`: the tokens of a draft cost as much as rows of their own, so speculation pays for few rows only."""
 
-    rows: KvRows
+    memory: KvMemory
     speculation_rows: int
 
-    def run(self, tick: Tick) -> list[GeneratedSequence]:
-        """A token, or several, for every decoding row; those that had to give up their rows for want of memory."""
-        decoding = self.rows.decoding
+    def plan(self) -> tuple[list[GeneratedSequence], list[Chunk]]:
+        """The sequences of which each decodes its next token, or else every sequence's draft to be checked."""
+        decoding = list(self.memory.decoding)
+        drafts = [self._draft(sequence) for sequence in decoding] if any(s.lookahead for s in decoding) else []
+        if not any(drafts):
+            return decoding, []
+        chunks = [
+            Chunk(sequence, [sequence.tokens[-1], *draft], keep=1 + len(draft))
+            for sequence, draft in zip(decoding, drafts, strict=True)
+        ]
+        return [], chunks
+
+    def make_room(self) -> list[GeneratedSequence]:
+        """A free slot for what the sequences will append; those that had to give up their places for want of memory."""
+        decoding = self.memory.decoding
         speculating = self._may_speculate() and not any(sequence.behind for sequence in decoding)
         for sequence in decoding:
             sequence.lookahead = sequence.meter.most if speculating and sequence.meter else 0
-        preempted = self.rows.grow()
-        if decoding:
-            self._step(list(decoding), tick, speculating=speculating)
-        return preempted
+        return self.memory.grow()
 
-    def _step(self, rows: Sequence[GeneratedSequence], tick: Tick, *, speculating: bool) -> None:
-        start = time.perf_counter()
-        tick.decoded_rows = len(rows)
-        drafts = [self._draft(sequence) for sequence in rows] if speculating else []
-        if any(drafts):
-            taken = [self._check(sequence, draft, tick) for sequence, draft in zip(rows, drafts, strict=True)]
-        else:
-            self._decode(rows, tick)
-            taken = [0] * len(rows)
-        tick.decode_seconds = seconds = time.perf_counter() - start
-        for sequence, count in zip(rows, taken, strict=True):
-            if sequence.meter is not None:
-                sequence.meter.checked(count, seconds) if count else sequence.meter.plain(seconds)
-
-    def _decode(self, rows: Sequence[GeneratedSequence], tick: Tick) -> None:
+    def commit(self, rows: Sequence[GeneratedSequence], logits: NDArray[np.float32], tick: Tick) -> None:
         """One token for every row: its next one, or, after a preemption, one it has written already.
 
         An answer's KV is computed again as it was the first time, token by token: read like a prompt it would be rounded
         differently, and the tokens after it could be others.
         """
-        logits = self.rows.engine.decode([s.tokens[s.computed] for s in rows], [s.computed for s in rows])
         drawing = [index for index, sequence in enumerate(rows) if not sequence.behind]
         for sequence in rows:
             sequence.computed += 1
@@ -59,10 +55,17 @@ class Decode:
         if rows:
             draw(rows, logits, tick)
 
+    def measured(self, taken: dict[int, int], seconds: float) -> None:
+        """How long a tick took, and how many tokens each speculating sequence, by identity, has got in it."""
+        for sequence in self.memory.decoding:
+            if sequence.meter is not None:
+                count = taken.get(id(sequence), 0)
+                sequence.meter.checked(count, seconds) if count else sequence.meter.plain(seconds)
+
     # --- speculative decoding ---
 
     def _may_speculate(self) -> bool:
-        decoding = self.rows.decoding
+        decoding = self.memory.decoding
         meters = [sequence.meter for sequence in decoding if sequence.meter is not None]
         return len(meters) == len(decoding) <= self.speculation_rows and any(meter.allowed() for meter in meters)
 
@@ -73,10 +76,11 @@ class Decode:
         most = min(sequence.meter.allowed(), sequence.remaining - 1)
         return sequence.proposer.propose(most, sequence.next_row()) if most > 0 else []
 
-    def _check(self, sequence: GeneratedSequence, draft: list[int], tick: Tick) -> int:
-        """One call for a row and its draft; how many tokens it gave."""
-        tokens = [sequence.tokens[-1], *draft]
-        logits = self.rows.engine.extend(sequence.row, sequence.computed, tokens, keep=len(tokens))
+    @staticmethod
+    def check(chunk: Chunk, logits: NDArray[np.float32], tick: Tick) -> int:
+        """Draw where the draft was; how many tokens it gave."""
+        sequence, draft = chunk.holder, chunk.tokens[1:]
+        assert isinstance(sequence, GeneratedSequence)
         taken = 0
         for index, proposed in enumerate([*draft, -1]):
             (token,) = draw([sequence], logits[index : index + 1], tick)

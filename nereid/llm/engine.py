@@ -1,15 +1,95 @@
-"""What the scheduler needs of a decoder-only engine; implemented by nereid.engines.onnx_causal and, in tests, in closed form."""
+"""What the loop needs of a decoder-only engine and of the memory that holds its sequences.
+
+The scheduler speaks to a `KvMemory`: whether that deals in rows (nereid.llm.rows, over nereid.engines.onnx_causal) or in blocks
+(nereid.llm.blocks, over nereid.engines.openvino_causal) is its own business.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nereid.engines.kv_blocks import Piece
 
-class CausalEngine(Protocol):
+if TYPE_CHECKING:
+    from nereid.llm.sequences import GeneratedSequence
+
+
+class Holder(Protocol):
+    """What holds a place in the memory: an answer, or one that is read again. `computed` of its tokens have their KV there."""
+
+    prompt: list[int]
+    computed: int
+    row: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Chunk:
+    """Tokens that a call appends to what a holder has computed, read as a prompt is; the last `keep` of them give logits."""
+
+    holder: Holder
+    tokens: list[int]
+    keep: int = 1
+
+
+class KvMemory(Protocol):
+    """An engine's KV memory, its prefix cache included, and the sequences that hold places in it. Used by one thread."""
+
+    decoding: list[GeneratedSequence]
+    filling: list[Holder]
+
+    @property
+    def tokens(self) -> int:
+        """Places that sequences may hold, all together."""
+
+    @property
+    def used_tokens(self) -> int:
+        """Places that hold something needed."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens a sequence can have at most."""
+
+    @property
+    def held(self) -> list[Holder]: ...
+
+    @property
+    def prefix_block(self) -> int:
+        """Tokens in a block of the prefix cache; 0 where there is none."""
+
+    @property
+    def prefix_hits(self) -> tuple[int, int]:
+        """Prompt tokens looked for in the prefix cache, and found there, since the start."""
+
+    def begin(self, holder: Holder, slots: int, *, counted: bool = True) -> bool:
+        """Lend a place for `slots` tokens, with what the prefix cache has of the prompt; False where there is no room now."""
+
+    def grow(self) -> list[GeneratedSequence]:
+        """A free slot for every sequence that decodes, and for its draft; those that lost their place for it, youngest first."""
+
+    def run(
+        self, decoding: Sequence[GeneratedSequence], chunks: Sequence[Chunk]
+    ) -> tuple[NDArray[np.float32] | None, list[NDArray[np.float32]]]:
+        """The next token of each of `decoding`, which are all or none that decode, and the chunks.
+
+        Logits: one row a sequence, and `keep` rows a chunk, valid until the next call. Nobody's `computed` is changed.
+        """
+
+    def join(self, sequence: GeneratedSequence) -> None:
+        """Its prompt is read: from now on the sequence decodes with the others."""
+
+    def remember(self, holder: Holder) -> None:
+        """Put what is computed of its prompt into the prefix cache."""
+
+    def release(self, holder: Holder) -> None:
+        """Take the place back."""
+
+
+class RowEngine(Protocol):
     """An engine that owns its KV cache: `tokens` slots of one token each, divided into rows of equal capacity by `arrange`."""
 
     @property
@@ -38,6 +118,41 @@ class CausalEngine(Protocol):
 
     def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
         """One token for each of the first rows, in slot `lengths[i]`; logits rows x vocabulary, valid until the next call."""
+
+    def extend(self, row: int, start: int, tokens: Sequence[int], keep: int = 1) -> NDArray[np.float32]:
+        """Append tokens to a row that holds `start`; logits of the last `keep` of them. One more slot must be free.
+
+        They are valid until the row's next call.
+        """
+
+
+class BlockEngine(Protocol):
+    """An engine that owns its KV cache as blocks of `block_size` tokens, of which the first is its own."""
+
+    @property
+    def blocks(self) -> int: ...
+
+    @property
+    def block_size(self) -> int: ...
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    def run(self, pieces: Sequence[Piece]) -> NDArray[np.float32]:
+        """One call for all pieces; the logits that they keep, piece after piece, valid until the next call."""
+
+
+class DraftEngine(Protocol):
+    """A draft model's engine: a few rows, each followed by one call of its own."""
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    def arrange(self, rows: int, capacity: int) -> None:
+        """Divide the memory into rows."""
 
     def extend(self, row: int, start: int, tokens: Sequence[int], keep: int = 1) -> NDArray[np.float32]:
         """Append tokens to a row that holds `start`; logits of the last `keep` of them. One more slot must be free."""

@@ -15,7 +15,8 @@ _MANIFEST = "manifest.json"
 def system_fingerprint(folder: Path, limits: LlmLimits, *, gpu: int | None) -> str:
     """For the exported model in this version folder; what answers the same request the same way has the same."""
     total = hashlib.sha256()
-    total.update(json.dumps([own_version(), limits.batch_invariant, limits.threads, gpu is not None]).encode())
+    engine = (limits.engine, limits.kv_cache_precision)
+    total.update(json.dumps([own_version(), limits.batch_invariant, limits.threads, gpu is not None, *engine]).encode())
     total.update(json.dumps(_digests(folder)).encode())
     return f"nereid-{total.hexdigest()[:16]}"
 

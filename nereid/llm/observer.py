@@ -134,16 +134,17 @@ class LlmObserver:
         ):
             if value:
                 self.recorder.record(metric, value)
-        cache = scheduler.cache
-        seen = (cache.queried_tokens, cache.hit_tokens)
+        memory = scheduler.memory
+        seen = memory.prefix_hits
         for metric, value, before in zip((LLM_PREFIX_QUERIES, LLM_PREFIX_HITS), seen, self._cache_seen, strict=True):
             if value > before:
                 self.recorder.record(metric, value - before)
         self._cache_seen = seen
-        used = scheduler.used_tokens
-        self.recorder.record(LLM_KV_USAGE, used / scheduler.engine.tokens)
+        used = memory.used_tokens
+        self.recorder.record(LLM_KV_USAGE, used / memory.tokens)
         if tick.decoded_rows and self._facts is not None:
             self._sample(LLM_BATCH_SIZE, tick.decoded_rows)
+        if tick.decode_seconds and self._facts is not None:
             read = self._facts.weight_bytes + used * self._facts.kv_bytes_per_token
             self.recorder.record(LLM_BANDWIDTH_UTILISATION, read / tick.decode_seconds / self.peak.bytes_per_second)
             work = self._facts.flops_per_token * tick.decoded_rows

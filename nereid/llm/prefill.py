@@ -1,6 +1,6 @@
-"""Who waits for a row, and the reading of prompts in chunks; knows nothing of decoding.
+"""Who waits for a place in the memory, and what is read of prompts in a tick; knows nothing of decoding.
 
-One prompt is read at a time, first come, first served. A preempted sequence waits in front of all others.
+Prompts are read one after the other, first come, first served. A preempted sequence waits in front of all others.
 """
 
 from __future__ import annotations
@@ -9,70 +9,72 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nereid.llm.drawing import draw
-from nereid.llm.rows import KvRows
+from nereid.llm.engine import Chunk, KvMemory
 from nereid.llm.sequences import GeneratedSequence
 from nereid.llm.tick import Tick
 
 EXPECTED_TOKENS = 128
-"""Admission looks this far ahead; a longer answer makes the rows grow while it is written."""
+"""Admission looks this far ahead; a longer answer asks for more memory while it is written."""
 
 
 @dataclass(slots=True, eq=False)
 class Prefill:
     """`chunk` bounds the prompt tokens of a tick in which others decode, and with it the pause in their answers."""
 
-    rows: KvRows
+    memory: KvMemory
     chunk: int
     idle_chunk: int
     waiting: deque[GeneratedSequence] = field(default_factory=deque)
 
     def enqueue(self, sequences: Iterable[GeneratedSequence]) -> None:
-        """Those that are neither waiting nor holding a row wait from now on."""
-        known = {id(sequence) for sequence in (*self.waiting, *self.rows.held)}
+        """Those that neither wait nor hold a place wait from now on."""
+        known = {id(sequence) for sequence in (*self.waiting, *self.memory.held)}
         self.waiting.extend(s for s in sequences if id(s) not in known and not s.finished)
 
     def take_back(self, preempted: Sequence[GeneratedSequence]) -> None:
-        """They lost their rows: the oldest of them, which lost its row last, is the next to get one."""
+        """They lost their places: the oldest of them, which lost its place last, is the next to get one."""
         self.waiting.extendleft(preempted)
 
     def keep(self, alive: set[int]) -> None:
         """Forget those in the queue that are not among `alive` (by identity)."""
         self.waiting = deque(sequence for sequence in self.waiting if id(sequence) in alive)
 
-    def run(self, tick: Tick) -> None:
-        """Read prompts within this tick's budget."""
-        budget = self.chunk if self.rows.decoding else self.idle_chunk
-        while budget > 0:
-            self._admit()
-            sequence = self.rows.filling
-            if sequence is None:
-                return
-            budget -= self._read(sequence, budget, tick)
+    def plan(self) -> list[Chunk]:
+        """What is read in this tick: chunks of prompts, the last of which may go on in the next."""
+        budget = self.chunk if self.memory.decoding else self.idle_chunk
+        chunks: list[Chunk] = []
+        while budget > 0 and (len(chunks) < len(self.memory.filling) or self._admit()):
+            holder = self.memory.filling[len(chunks)]
+            chunks.append(Chunk(holder, holder.prompt[holder.computed : holder.computed + budget]))
+            budget -= len(chunks[-1].tokens)
+        return chunks
 
-    def _admit(self) -> None:
-        """Give the next waiting sequence a row, if there is room for it and for the beginning of its answer."""
-        rows = self.rows
-        if rows.filling is not None or not self.waiting:
-            return
+    def commit(self, chunks: Sequence[Chunk], logits: Sequence[NDArray[np.float32]], tick: Tick) -> None:
+        """After a prompt's last chunk the answer's first token is drawn, and the sequence joins those that decode."""
+        for chunk, values in zip(chunks, logits, strict=True):
+            sequence = chunk.holder
+            assert isinstance(sequence, GeneratedSequence)
+            sequence.computed += len(chunk.tokens)
+            tick.prompt_tokens += len(chunk.tokens)
+            if sequence.computed < len(sequence.prompt):
+                continue
+            self.memory.join(sequence)
+            if not sequence.written:
+                draw([sequence], values, tick)
+
+    def _admit(self) -> bool:
+        """Give the next waiting sequence a place, if there is room for it and for the beginning of its answer."""
+        if not self.waiting:
+            return False
         sequence = self.waiting[0]
         ahead = min(sequence.remaining, EXPECTED_TOKENS)
-        wanted = min(len(sequence.tokens) + ahead, rows.longest) + 2
-        if rows.make_room(wanted, len(rows.held) + 1):
-            self.waiting.popleft()
-            rows.begin(sequence)
-
-    def _read(self, sequence: GeneratedSequence, most: int, tick: Tick) -> int:
-        """Read a chunk of a prompt; after its last one the answer's first token is drawn, and the row joins the others."""
-        rows = self.rows
-        chunk = sequence.prompt[sequence.computed : sequence.computed + most]
-        logits = rows.engine.extend(sequence.row, sequence.computed, chunk)
-        sequence.computed += len(chunk)
-        tick.prompt_tokens += len(chunk)
-        if sequence.computed == len(sequence.prompt):
-            rows.join(sequence)
-            if not sequence.written:
-                draw([sequence], logits, tick)
-                if sequence.finished:
-                    rows.release(sequence)
-        return len(chunk)
+        if not self.memory.begin(sequence, min(len(sequence.tokens) + ahead, self.memory.longest) + 2):
+            return False
+        self.waiting.popleft()
+        if not sequence.written:
+            sequence.cached_tokens = sequence.computed
+        return True

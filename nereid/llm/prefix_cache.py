@@ -27,11 +27,11 @@ class Block:
     values: NDArray
 
 
-def block_keys(tokens: Sequence[int]) -> Iterator[tuple[bytes, tuple[int, ...]]]:
+def block_keys(tokens: Sequence[int], size: int = BLOCK) -> Iterator[tuple[bytes, tuple[int, ...]]]:
     """Key and tokens of every full block, in order."""
     key = b""
-    for start in range(0, len(tokens) - BLOCK + 1, BLOCK):
-        own = tuple(tokens[start : start + BLOCK])
+    for start in range(0, len(tokens) - size + 1, size):
+        own = tuple(tokens[start : start + size])
         key = hashlib.sha256(key + np.asarray(own, np.int64).tobytes()).digest()
         yield key, own
 

@@ -1,6 +1,6 @@
-"""Who holds which row of the KV cache, and how long the rows are: bookkeeping; knows nothing of what is computed in them.
+"""KV memory as rows of equal capacity: who holds which row, and how long the rows are; knows nothing of what is computed in them.
 
-Rows 0 to n-1 are decoded in one call, row n is being prefilled.
+Rows 0 to n-1 are decoded in one call, those behind them are being prefilled, each in calls of its own.
 """
 
 from __future__ import annotations
@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from nereid.llm.engine import CausalEngine, longest_row
+import numpy as np
+from numpy.typing import NDArray
+
+from nereid.llm.engine import Chunk, Holder, RowEngine, longest_row
 from nereid.llm.prefix_cache import BLOCK, PrefixCache
 from nereid.llm.sequences import GeneratedSequence
 
@@ -17,14 +20,18 @@ SMALLEST_CAPACITY = 256
 
 @dataclass(slots=True, eq=False)
 class KvRows:
-    """The engine's memory as rows of equal capacity, and the sequences that hold them. Used by one thread."""
+    """An engine's memory as rows, and the sequences that hold them. Used by one thread."""
 
-    engine: CausalEngine
+    engine: RowEngine
     cache: PrefixCache
     max_rows: int
     context_length: int
     decoding: list[GeneratedSequence] = field(default_factory=list)
-    filling: GeneratedSequence | None = None
+    filling: list[Holder] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        return self.engine.tokens
 
     @property
     def largest_capacity(self) -> int:
@@ -36,13 +43,21 @@ class KvRows:
         return self.largest_capacity - 2
 
     @property
-    def held(self) -> list[GeneratedSequence]:
-        return [*self.decoding, *([self.filling] if self.filling else [])]
+    def held(self) -> list[Holder]:
+        """In the order of their rows."""
+        return [*self.decoding, *self.filling]
 
     @property
     def used_tokens(self) -> int:
-        """Places of the KV cache that hold something needed."""
-        return sum(sequence.computed for sequence in self.held)
+        return sum(holder.computed for holder in self.held)
+
+    @property
+    def prefix_block(self) -> int:
+        return BLOCK if self.cache.budget else 0
+
+    @property
+    def prefix_hits(self) -> tuple[int, int]:
+        return self.cache.queried_tokens, self.cache.hit_tokens
 
     # --- slots ---
 
@@ -56,63 +71,73 @@ class KvRows:
         if rows > fitting:
             return False
         if capacity != self.engine.capacity or fitting != self.engine.rows:
-            self.engine.arrange(fitting, capacity, [sequence.computed for sequence in self.held])
+            self.engine.arrange(fitting, capacity, [holder.computed for holder in self.held])
         return True
 
     def grow(self) -> list[GeneratedSequence]:
-        """A free slot for every row, before a decode call; those that lost their row for it, the youngest first."""
+        """Longer rows for all, where the longest needs one; the youngest give theirs up where longer ones do not fit."""
         preempted: list[GeneratedSequence] = []
         while self.decoding:
-            slots = max(s.computed + 2 + s.lookahead for s in self.held)
-            if slots <= self.engine.capacity or self.make_room(slots, len(self.held)):
+            held = [sequence for sequence in self.held if isinstance(sequence, GeneratedSequence)]
+            slots = max(s.computed + 2 + s.lookahead for s in held)
+            if slots <= self.engine.capacity or self.make_room(slots, len(held)):
                 break
-            youngest = max(self.held, key=lambda s: s.admission)
+            youngest = max(held, key=lambda s: s.admission)
             self.release(youngest)
             youngest.computed = 0
             preempted.append(youngest)
         return preempted
 
+    # --- calls ---
+
+    def run(
+        self, decoding: Sequence[GeneratedSequence], chunks: Sequence[Chunk]
+    ) -> tuple[NDArray[np.float32] | None, list[NDArray[np.float32]]]:
+        """Every chunk is a call of its own, all that decode are one."""
+        read = [self.engine.extend(c.holder.row, c.holder.computed, c.tokens, keep=c.keep) for c in chunks]
+        if not decoding:
+            return None, read
+        return self.engine.decode([s.tokens[s.computed] for s in decoding], [s.computed for s in decoding]), read
+
     # --- holders ---
 
-    def begin(self, sequence: GeneratedSequence) -> None:
-        """Lend the row behind those that decode, with what the prefix cache has of the prompt filled in."""
-        self.filling = sequence
-        sequence.row = len(self.decoding)
-        sequence.computed = self.restore(sequence.row, sequence.prompt)
-        if not sequence.written:
-            sequence.cached_tokens = sequence.computed
-
-    def join(self, sequence: GeneratedSequence) -> None:
-        """The prompt is read: from now on the row decodes with the others."""
-        self.remember(sequence.row, sequence.prompt)
-        self.filling = None
-        self.decoding.append(sequence)
-
-    def release(self, sequence: GeneratedSequence) -> None:
-        """Free a row; the last decoding row and the one being prefilled move up."""
-        if sequence is self.filling:
-            self.filling = None
-        else:
-            hole = sequence.row
-            last = self.decoding[-1]
-            if last is not sequence:
-                self.engine.move(last.row, hole, last.computed)
-                last.row = hole
-                self.decoding[hole] = last
-            self.decoding.pop()
-            if self.filling is not None:
-                self.engine.move(self.filling.row, len(self.decoding), self.filling.computed)
-                self.filling.row = len(self.decoding)
-        sequence.row = -1
-
-    # --- the prefix cache ---
-
-    def restore(self, row: int, tokens: Sequence[int], *, counted: bool = True) -> int:
-        """Fill the row with what the prefix cache has of `tokens`; how many slots that is."""
-        blocks = self.cache.match(tokens, counted=counted)
+    def begin(self, holder: Holder, slots: int, *, counted: bool = True) -> bool:
+        """Lend the row behind the others, with what the prefix cache has of the prompt copied in."""
+        row = len(self.held)
+        if not self.make_room(slots, row + 1):
+            return False
+        blocks = self.cache.match(holder.prompt, counted=counted)
         for number, block in enumerate(blocks):
             self.engine.write(row, number * BLOCK, block.values)
-        return len(blocks) * BLOCK
+        holder.row, holder.computed = row, len(blocks) * BLOCK
+        self.filling.append(holder)
+        return True
 
-    def remember(self, row: int, tokens: Sequence[int]) -> None:
-        self.cache.insert(tokens, lambda start, end: self.engine.read(row, start, end))
+    def join(self, sequence: GeneratedSequence) -> None:
+        """The first of those that were being prefilled decodes: its row is the next one."""
+        self.remember(sequence)
+        self.filling.remove(sequence)
+        self.decoding.append(sequence)
+
+    def remember(self, holder: Holder) -> None:
+        known = holder.prompt[: holder.computed]
+        self.cache.insert(known, lambda start, end: self.engine.read(holder.row, start, end))
+
+    def release(self, holder: Holder) -> None:
+        """Free a row; the last decoding row takes its place, and those being prefilled move up."""
+        if holder in self.filling:
+            gap = self.filling.index(holder)
+            self.filling.remove(holder)
+        else:
+            gap, last = 0, self.decoding[-1]
+            if last is not holder:
+                self._move(last, holder.row)
+                self.decoding[holder.row] = last
+            self.decoding.pop()
+        for moved in self.filling[gap:]:
+            self._move(moved, moved.row - 1)
+        holder.row = -1
+
+    def _move(self, holder: Holder, row: int) -> None:
+        self.engine.move(holder.row, row, holder.computed)
+        holder.row = row

@@ -54,7 +54,11 @@ class LlmModel:
     @classmethod
     def read(cls, name: str, folder: Path, limits: LlmLimits, gpu: int | None) -> LlmModel:
         """Raises ValueError where the limits ask for what was not exported."""
-        has_draft = (folder / DRAFT_FOLDER / "model.onnx").is_file()
+        if not (folder / limits.engine_file).is_file():
+            raise ValueError(f"parameter engine: {limits.engine} needs {limits.engine_file}, which {folder} has not; export it")
+        if limits.engine == "openvino" and gpu is not None:
+            raise ValueError("instance_group: KIND_GPU is not allowed with engine openvino; it must be KIND_CPU")
+        has_draft = (folder / DRAFT_FOLDER / limits.engine_file).is_file()
         if limits.speculation == "draft" and not has_draft:
             raise ValueError("parameter speculation: draft needs a model that was exported with --draft")
         return cls(

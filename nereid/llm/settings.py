@@ -24,6 +24,11 @@ MAY_BE_ZERO = ("max_queue", "prefix_cache_megabytes", "stream_interval_seconds",
 
 SPECULATIONS = ("none", "ngram", "draft")
 
+ENGINE_FILES = {"onnxruntime": "model.onnx", "openvino": "model.xml"}
+"""What export writes for each engine, in the version folder and in a draft model's."""
+
+KV_CACHE_PRECISIONS = ("fp32", "int8")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlmFacts:
@@ -99,14 +104,38 @@ class LlmLimits:
     threads: int = 0
     batch_invariant: bool = True
     watchdog_seconds: float = 10.0
+    engine: str = "onnxruntime"
+    kv_cache_precision: str = "fp32"
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> LlmLimits:
         """Read config.pbtxt parameters; raises ValueError naming the one that does not parse or is out of range."""
         limits = read_parameters(cls, parameters, may_be_zero=MAY_BE_ZERO)
-        if limits.speculation not in SPECULATIONS:
-            raise ValueError(f"parameter speculation: {limits.speculation!r} is not allowed; it must be none, ngram or draft")
+        for name, allowed in (
+            ("speculation", SPECULATIONS),
+            ("engine", tuple(ENGINE_FILES)),
+            ("kv_cache_precision", KV_CACHE_PRECISIONS),
+        ):
+            if getattr(limits, name) not in allowed:
+                *first, last = allowed
+                raise ValueError(
+                    f"parameter {name}: {getattr(limits, name)!r} is not allowed; it must be {', '.join(first)} or {last}"
+                )
+        if limits.kv_cache_precision != "fp32":
+            limits._check_rounded_cache()
         return limits
+
+    @property
+    def engine_file(self) -> str:
+        return ENGINE_FILES[self.engine]
+
+    def _check_rounded_cache(self) -> None:
+        """The tokens of a block share a scale, so that what is written later changes what was written before."""
+        told = f"parameter kv_cache_precision: {self.kv_cache_precision} is not allowed with"
+        if self.engine != "openvino":
+            raise ValueError(f"{told} engine {self.engine}; export the model with --engine openvino, or use fp32")
+        if self.batch_invariant:
+            raise ValueError(f"{told} batch_invariant true: a token is rounded with its neighbours; set one of the two otherwise")
 
     def draft_tokens(self, facts: LlmFacts) -> int:
         """Places of a draft model's KV cache: a row as long as any for each sequence that may speculate, and the scratch row."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from nereid.llm.engine import CausalEngine
+from nereid.llm.engine import DraftEngine
 from nereid.llm.sampling import Row, sample
 
 LONGEST_MATCH = 4
@@ -69,7 +69,7 @@ class DraftModel:
     what comes after one that this model lacks is not proposed at all. Prompts are read `chunk` tokens a call.
     """
 
-    engine: CausalEngine
+    engine: DraftEngine
     rows: int
     capacity: int
     vocabulary: int

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Tick:
-    """Counted up by prefill and decode; the seconds are those of the decode call with the drawing."""
+    """Counted up by prefill and decode; the seconds are a decode call's with the drawing, 0 where it read prompts, too."""
 
     decoded_rows: int = 0
     prompt_tokens: int = 0

@@ -17,17 +17,15 @@ from tokenizers import Tokenizer
 
 from nereid.engines.channel import Message
 from nereid.engines.digests import verify_model
-from nereid.engines.onnx_causal import OnnxCausalEngine
 from nereid.engines.worker_main import Seat
 from nereid.flow.errors import InvalidRequestError, RequestError
 from nereid.flow.metrics import Recorder
-from nereid.llm.engine import CausalEngine
+from nereid.llm.loading import LoadedModel, check_widths, load_model
 from nereid.llm.observer import LlmObserver
 from nereid.llm.orders import DROP, REFUSED, START, TOKENS, Order, metric, pack_delta
-from nereid.llm.prefix_cache import PrefixCache
 from nereid.llm.scheduler import LlmScheduler
 from nereid.llm.sequences import Delta, GeneratedSequence
-from nereid.llm.settings import DRAFT_FOLDER, TOKENIZER_FILE, LlmFacts, LlmLimits, read_tokenizer
+from nereid.llm.settings import TOKENIZER_FILE, LlmFacts, LlmLimits, read_tokenizer
 from nereid.llm.speculation import DraftModel, DraftProposer, PromptLookup, Proposer, SpeculationMeter
 from nereid.llm.structure import Structure, StructureFactory
 from nereid.llm.text import TextStream
@@ -44,29 +42,14 @@ def run(seat: Seat) -> None:
     folder = Path(seat.settings["folder"])
     verify_model(folder.parent)  # here too: the worker is started again and again, its model's process once
     facts, limits = LlmFacts.read(folder), LlmLimits(**seat.settings["limits"])
-    options = {"threads": limits.threads, "gpu": seat.settings["gpu"], "batch_invariant": limits.batch_invariant}
-    tokenizer_file, draft_file = folder / TOKENIZER_FILE, folder / DRAFT_FOLDER / "model.onnx"
-    draft = None
-    if draft_file.is_file():
-        draft = OnnxCausalEngine.load(draft_file, tokens=limits.draft_tokens(facts), **options)
     LlmLoop(
         seat=seat,
         facts=facts,
         limits=limits,
-        engine=OnnxCausalEngine.load(folder / "model.onnx", tokens=limits.kv_tokens, **options),
-        draft_engine=draft,
+        model=load_model(folder, facts, limits, seat.settings["gpu"]),
         tokenizer=read_tokenizer(folder),
-        structures=StructureFactory.of(tokenizer_file, facts.vocabulary, facts.eos_token_ids),
+        structures=StructureFactory.of(folder / TOKENIZER_FILE, facts.vocabulary, facts.eos_token_ids),
     ).run()
-
-
-def check_widths(facts: LlmFacts, tokenizer: Tokenizer, engine: CausalEngine, draft: CausalEngine | None) -> None:
-    """Raises ValueError where an engine's logits are not for the model's tokens; a draft model's may differ in padding."""
-    if engine.vocabulary != facts.vocabulary:
-        raise ValueError(f"the engine has logits for {engine.vocabulary} tokens, and the model has {facts.vocabulary}")
-    tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
-    if draft is not None and draft.vocabulary < tokens:
-        raise ValueError(f"the draft model has logits for {draft.vocabulary} tokens, and the tokenizer has {tokens}")
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -76,10 +59,9 @@ class LlmLoop:
     seat: Seat
     facts: LlmFacts
     limits: LlmLimits
-    engine: CausalEngine
+    model: LoadedModel
     tokenizer: Tokenizer
     structures: StructureFactory | None
-    draft_engine: CausalEngine | None = None
     grammar_seconds: float = 5.0
     _draft: DraftModel | None = None
     _scheduler: LlmScheduler = field(init=False)
@@ -91,24 +73,21 @@ class LlmLoop:
     _events: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        check_widths(self.facts, self.tokenizer, self.engine, self.draft_engine)
+        draft = self.model.draft
+        check_widths(self.facts, self.tokenizer, self.model.vocabulary, draft)
         observer = LlmObserver(Recorder(self._send_metric))
         observer.start(self.facts)
         limits = self.limits
         self._scheduler = LlmScheduler(
-            self.engine,
-            PrefixCache(limits.prefix_cache_megabytes * 2**20),
-            limits.max_rows,
-            self.facts.context_length,
+            self.model.memory,
             limits.prefill_chunk,
             limits.idle_prefill_chunk,
             limits.speculation_rows,
             lambda tick: observer.tick(tick, self._scheduler),
         )
-        if self.draft_engine is not None:
+        if draft is not None:
             rows = limits.speculation_rows
-            capacity = self.draft_engine.tokens // (rows + 1)
-            self._draft = DraftModel(self.draft_engine, rows, capacity, self.facts.vocabulary, limits.prefill_chunk)
+            self._draft = DraftModel(draft, rows, draft.tokens // (rows + 1), self.facts.vocabulary, limits.prefill_chunk)
 
     def run(self) -> None:
         """Until the process ends, which it does when the answering side closes the pair."""

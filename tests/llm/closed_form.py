@@ -1,7 +1,7 @@
-"""A language model whose logits are a known function of the tokens it has really seen: KV cache holds the tokens themselves.
+"""Language models whose logits are a known function of the tokens really seen: their KV caches hold the tokens themselves.
 
-With `rounds` it tells decode from extend, as real engines do: a token that was decoded leaves another KV than one that was read
-like a prompt, and logits depend on it.
+With `rounds` they tell decode from extend, as real engines do: a token that was decoded leaves another KV than one that was
+read like a prompt, and logits depend on it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nereid.engines.kv_blocks import SCRATCH, Piece
 
 DECODED = 1 << 20
 """What is added to a token in the KV cache of an engine that rounds, where it was decoded."""
@@ -31,7 +33,7 @@ def logits_after(tokens: Sequence[int], vocabulary: int) -> NDArray[np.float32]:
 
 @dataclass(slots=True, eq=False)
 class ClosedFormEngine:
-    """Honours the whole interface of CausalEngine; rows that overlap or shift by mistake change the answers."""
+    """Honours the whole interface of RowEngine; rows that overlap or shift by mistake change the answers."""
 
     tokens: int
     vocabulary: int = 50
@@ -81,3 +83,35 @@ class ClosedFormEngine:
             assert (seen >= 0).all(), "a slot that nobody has written"
             made.append(logits_after(seen.tolist(), self.vocabulary))
         return made
+
+
+@dataclass(slots=True, eq=False)
+class ClosedFormBlocks:
+    """Honours the whole interface of BlockEngine; a block that two use by mistake changes the answers."""
+
+    blocks: int
+    block_size: int = 32
+    vocabulary: int = 50
+    rounds: bool = False
+    calls: list[list[Piece]] = field(default_factory=list)
+    memory: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.memory = np.full((self.blocks, self.block_size), -1, np.int64)
+
+    def run(self, pieces: Sequence[Piece]) -> NDArray[np.float32]:
+        self.calls.append(list(pieces))
+        made = [logits for piece in pieces for logits in self._append(piece)]
+        return np.stack(made)
+
+    def _append(self, piece: Piece) -> list[NDArray[np.float32]]:
+        assert SCRATCH not in piece.table
+        assert piece.start + len(piece.tokens) + (not piece.decoded) <= len(piece.table) * self.block_size, "no free place"
+        made = []
+        for slot, token in enumerate(piece.tokens, piece.start):
+            block, place = divmod(slot, self.block_size)
+            self.memory[piece.table[block], place] = token + (DECODED if piece.decoded and self.rounds else 0)
+            seen = self.memory[list(piece.table)].reshape(-1)[: slot + 1]
+            assert (seen >= 0).all(), "a slot that nobody has written"
+            made.append(logits_after(seen.tolist(), self.vocabulary))
+        return made[len(made) - piece.keep :]

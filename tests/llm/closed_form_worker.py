@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from test_requests import FACTS, WORDS
 
 from nereid.engines.worker_main import Seat
+from nereid.llm.loading import LoadedModel
+from nereid.llm.prefix_cache import PrefixCache
+from nereid.llm.rows import KvRows
 from nereid.llm.settings import LlmFacts, LlmLimits
 from nereid.llm.worker import LlmLoop
 
@@ -66,11 +69,14 @@ class Grammars:
 
 def run(seat: Seat) -> None:
     facts = LlmFacts(**{**{name: getattr(FACTS, name) for name in LlmFacts.__slots__}, "context_length": 2000})
+    limits = LlmLimits(**seat.settings["limits"])
+    cache = PrefixCache(limits.prefix_cache_megabytes * 2**20)
+    engine = SlowEngine(16_384)
     LlmLoop(
         seat=seat,
         facts=facts,
-        limits=LlmLimits(**seat.settings["limits"]),
-        engine=SlowEngine(16_384),
+        limits=limits,
+        model=LoadedModel(KvRows(engine, cache, limits.max_rows, facts.context_length), engine.vocabulary),
         tokenizer=WORDS,
         structures=Grammars(),  # type: ignore[arg-type]
         grammar_seconds=1.0,

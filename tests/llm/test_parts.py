@@ -12,12 +12,12 @@ from test_requests import FACTS, WORDS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from nereid.llm import prefix_cache
+from nereid.llm.loading import check_widths
 from nereid.llm.prefix_cache import BLOCK, PrefixCache
 from nereid.llm.sampling import Row, Sampling
 from nereid.llm.speculation import DraftModel, DraftProposer, PromptLookup, SpeculationMeter
 from nereid.llm.structure import StructureFactory
 from nereid.llm.text import TextStream, TokenTexts
-from nereid.llm.worker import check_widths
 
 from closed_form import ClosedFormEngine, logits_after
 
@@ -224,7 +224,7 @@ def test_a_draft_model_of_another_width_proposes_what_both_models_know() -> None
     ],
 )
 def test_logits_that_are_not_for_the_models_tokens_are_refused_at_load(engine: int, draft: int | None, words: str | None) -> None:
-    engines = ClosedFormEngine(256, engine), None if draft is None else ClosedFormEngine(256, draft)
+    engines = engine, None if draft is None else ClosedFormEngine(256, draft)
     if words is None:
         check_widths(FACTS, WORDS, *engines)
     else:

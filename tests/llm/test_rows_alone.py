@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from nereid.flow.errors import EngineError, InvalidRequestError
 from nereid.llm.kernels import likeliest
 from nereid.llm.prefix_cache import BLOCK, PrefixCache
+from nereid.llm.rows import KvRows
 from nereid.llm.sampling import NOT_FINITE, NOTHING_ALLOWED, Row, Sampling, sample
 from nereid.llm.scheduler import LlmScheduler
 from nereid.llm.sequences import GeneratedSequence
@@ -51,7 +52,7 @@ def sequence(prompt: list[int], **settings: Any) -> GeneratedSequence:
 
 
 def run(engine: ClosedFormEngine, *sequences: GeneratedSequence) -> None:
-    scheduler = LlmScheduler(engine, PrefixCache(0), 8, 128, 16, 64, 2, lambda tick: None)
+    scheduler = LlmScheduler(KvRows(engine, PrefixCache(0), 8, 128), 16, 64, 2)
     for _ in range(200):
         going = [one for one in sequences if not one.finished]
         if not going:

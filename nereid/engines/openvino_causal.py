@@ -1,0 +1,198 @@
+"""A decoder-only OpenVINO engine with its KV cache in blocks: tokens of any sequences in one call; knows no requests.
+
+The graph is what `nereid export llm --engine openvino` writes: `input_ids`, `position_ids`, `logits_to_keep`, and attention left
+open, which nereid.engines.paged_attention puts in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from nereid.engines.kv_blocks import SCRATCH, Piece
+from nereid.engines.paged_attention import close
+
+KV_PRECISIONS = {"fp32": "f32", "int8": "u8"}
+"""By the names that a config.pbtxt has for them."""
+
+_KV_PRECISIONS = {"fp32": "f32", "int8": "u8"}
+
+LARGEST_CALL = 512
+"""Tokens of a call beyond which nothing is gained."""
+
+
+@dataclass(slots=True, eq=False)
+class OpenVinoCausalEngine:
+    """One compiled graph and a KV cache of `blocks` blocks of `block_size` tokens, the scratch block among them.
+
+    Kernels round a single row differently from several, attention one new token of a sequence differently from several, and
+    products with quantised matrices many rows differently from few. So a lone row is computed beside a row of the scratch block,
+    a lone token of a prompt is followed by a padding one, for which the table must have a place, and no call has more than
+    `call_tokens` tokens, which is found by trying when the engine is loaded: a row's logits are the same bits in any company, a
+    prompt's the same bits in any chunks. Without `batch_invariant` all this is left out.
+    """
+
+    request: Any
+    blocks: int
+    block_size: int
+    block_bytes: int
+    vocabulary: int
+    batch_invariant: bool = True
+    call_tokens: int = LARGEST_CALL
+    _caches: list[Any] = field(default_factory=list)
+
+    @classmethod
+    def load(
+        cls,
+        file: Path,
+        *,
+        tokens: int,
+        cached_bytes: int = 0,
+        threads: int = 0,
+        batch_invariant: bool = True,
+        kv_cache_precision: str = "fp32",
+    ) -> OpenVinoCausalEngine:
+        """Compile the graph and reserve a KV cache of `tokens`, and of blocks for `cached_bytes` besides.
+
+        `threads` 0 lets OpenVINO choose. `kv_cache_precision` is fp32 or int8, where a token is rounded with those of its block,
+        so that what is written later changes what was before. Raises ValueError where the graph is not one of ours, or OpenVINO
+        cannot compile it.
+        """
+        wanted = _properties(threads, kv_cache_precision)
+        core = ov.Core()
+        try:
+            compiled = core.compile_model(close(core.read_model(file)), "CPU", wanted)
+        except RuntimeError as error:
+            last = str(error).strip().splitlines()[-1:] or ["no message"]
+            raise ValueError(f"{file.name}: OpenVINO {ov.__version__} cannot load it: {last[0].strip()}") from None
+        ports = {port.get_any_name(): port for port in compiled.inputs if "_cache." in port.get_any_name()}
+        shapes = {name: [size.get_length() for size in list(port.get_partial_shape())[1:]] for name, port in ports.items()}
+        block_size = shapes["value_cache.0"][1]
+        block_bytes = sum(int(np.prod(shapes[name])) * port.get_element_type().size for name, port in ports.items())
+        blocks = 1 + -(-tokens // block_size) + cached_bytes // block_bytes
+        request = compiled.create_infer_request()
+        caches = []
+        for name, port in ports.items():
+            cache = ov.Tensor(port.get_element_type(), ov.Shape([blocks, *shapes[name]]))
+            cache.data[...] = 0
+            request.set_tensor(name, cache)
+            caches.append(cache)
+        vocabulary = compiled.output("logits").get_partial_shape()[1].get_length()
+        engine = cls(request, blocks, block_size, block_bytes, vocabulary, batch_invariant, _caches=caches)
+        if batch_invariant:
+            engine.call_tokens = engine._largest_call()
+        return engine
+
+    def run(self, pieces: Sequence[Piece]) -> NDArray[np.float32]:
+        """One call for all pieces, or as few as `call_tokens` allows; the logits that they keep, piece after piece.
+
+        They are valid until the next call.
+        """
+        if not self.batch_invariant or sum(len(piece.tokens) + 1 for piece in pieces) <= self.call_tokens:
+            return self._run(pieces)
+        return np.concatenate([self._run(call).copy() for call in self._split(pieces)])
+
+    def read(self, block: int) -> list[NDArray]:
+        """What a block holds, layer by layer, keys and values: a copy."""
+        return [np.array(cache.data[block]) for cache in self._caches]
+
+    def _split(self, pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
+        """The pieces in parts, call by call."""
+        call: list[Piece] = []
+        room = self.call_tokens
+        for piece in pieces:
+            done = 0
+            while done < len(piece.tokens):
+                left = len(piece.tokens) - done
+                if room < 2:
+                    yield call
+                    call, room = [], self.call_tokens
+                count = min(left, room - 1)  # one is for padding
+                keep = max(0, piece.keep - (left - count))
+                call.append(replace(piece, start=piece.start + done, tokens=piece.tokens[done : done + count], keep=keep))
+                done += count
+                room -= count + 1
+        if call:
+            yield call
+
+    def _run(self, pieces: Sequence[Piece]) -> NDArray[np.float32]:
+        call = _Call(self.block_size)
+        for piece in pieces:
+            padding = [0] if self.batch_invariant and len(piece.tokens) == 1 and not piece.decoded else []
+            call.add(piece, padding)
+        wanted = len(call.kept)
+        if self.batch_invariant and len(call.tokens) == 1:
+            call.add(Piece((SCRATCH,), 0, (0,), keep=0), [])
+        if wanted < 2 and (self.batch_invariant or not wanted):  # the head, too, rounds a lone row differently
+            call.kept.append((call.kept[0] + 1) % len(call.tokens) if wanted else 0)
+        logits = self.request.infer(call.feeds(), share_inputs=True, share_outputs=True)["logits"]
+        return logits[:wanted]
+
+    def _largest_call(self) -> int:
+        """How many tokens a call may have before a row is rounded differently from one in a call of few."""
+        few = Piece((1,), 0, (1, 2))
+        expected, largest = self._run([few]).copy(), 4
+        while largest < LARGEST_CALL and 2 * largest <= (self.blocks - 2) * self.block_size:
+            many = Piece(range(2, self.blocks), 0, [token % self.vocabulary for token in range(2 * largest - 2)])
+            if not np.array_equal(self._run([few, many])[:1], expected):
+                break
+            largest *= 2
+        return largest
+
+
+@dataclass(slots=True)
+class _Call:
+    """The feeds of one call, sequence by sequence."""
+
+    block_size: int
+    tokens: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    begins: list[int] = field(default_factory=lambda: [0])
+    blocks: list[int] = field(default_factory=list)
+    block_begins: list[int] = field(default_factory=lambda: [0])
+    longest: int = 0
+
+    def add(self, piece: Piece, padding: list[int]) -> None:
+        own = len(piece.tokens)
+        end = piece.start + own + len(padding)
+        needed = -(-end // self.block_size)
+        if needed > len(piece.table):
+            raise ValueError(f"a sequence of {end} tokens needs {needed} blocks, and its table has {len(piece.table)}")
+        self.kept += range(len(self.tokens) + own - piece.keep, len(self.tokens) + own)
+        self.tokens += [*piece.tokens, *padding]
+        self.positions += range(piece.start, end)
+        self.starts.append(piece.start)
+        self.begins.append(len(self.tokens))
+        self.blocks += piece.table[:needed]
+        self.block_begins.append(len(self.blocks))
+        self.longest = max(self.longest, end)
+
+    def feeds(self) -> dict[str, NDArray]:
+        return {
+            "input_ids": np.array(self.tokens, np.int64),
+            "position_ids": np.array(self.positions, np.int64),
+            "logits_to_keep": np.array(self.kept, np.int64),
+            "past_lens": np.array(self.starts, np.int32),
+            "subsequence_begins": np.array(self.begins, np.int32),
+            "block_indices": np.array(self.blocks, np.int32),
+            "block_indices_begins": np.array(self.block_begins, np.int32),
+            "max_context_len": np.array(self.longest, np.int32),
+        }
+
+
+def _properties(threads: int, kv_cache_precision: str) -> dict[str, Any]:
+    """Everything in float32, also on processors where OpenVINO would choose bfloat16 by itself."""
+    made: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "KV_CACHE_PRECISION": _KV_PRECISIONS[kv_cache_precision],
+    }
+    return {**made, "INFERENCE_NUM_THREADS": threads} if threads else made

@@ -1,0 +1,87 @@
+"""Opens an exported model's engine, and the memory over it: the one place of the loop that tells engines apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from nereid.llm.blocks import DraftBlocks, KvBlocks
+from nereid.llm.engine import DraftEngine, KvMemory
+from nereid.llm.prefix_cache import PrefixCache
+from nereid.llm.rows import KvRows
+from nereid.llm.settings import DRAFT_FOLDER, LlmFacts, LlmLimits
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """What the loop computes with; `vocabulary` is how many logits a row has."""
+
+    memory: KvMemory
+    vocabulary: int
+    draft: DraftEngine | None = None
+
+
+def load_model(folder: Path, facts: LlmFacts, limits: LlmLimits, gpu: int | None) -> LoadedModel:
+    """The model in a version folder; raises ValueError where files, limits and machine do not fit."""
+    return _load_openvino(folder, facts, limits) if limits.engine == "openvino" else _load_onnx(folder, facts, limits, gpu)
+
+
+def check_widths(facts: LlmFacts, tokenizer: Tokenizer, vocabulary: int, draft: DraftEngine | None) -> None:
+    """Raises ValueError where an engine's logits are not for the model's tokens; a draft model's may differ in padding."""
+    if vocabulary != facts.vocabulary:
+        raise ValueError(f"the engine has logits for {vocabulary} tokens, and the model has {facts.vocabulary}")
+    tokens = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if draft is not None and draft.vocabulary < tokens:
+        raise ValueError(f"the draft model has logits for {draft.vocabulary} tokens, and the tokenizer has {tokens}")
+
+
+def _load_onnx(folder: Path, facts: LlmFacts, limits: LlmLimits, gpu: int | None) -> LoadedModel:
+    from nereid.engines.onnx_causal import OnnxCausalEngine
+
+    draft, draft_file = None, folder / DRAFT_FOLDER / limits.engine_file
+    if draft_file.is_file():
+        draft = OnnxCausalEngine.load(
+            draft_file,
+            tokens=limits.draft_tokens(facts),
+            threads=limits.threads,
+            gpu=gpu,
+            batch_invariant=limits.batch_invariant,
+        )
+    engine = OnnxCausalEngine.load(
+        folder / limits.engine_file,
+        tokens=limits.kv_tokens,
+        threads=limits.threads,
+        gpu=gpu,
+        batch_invariant=limits.batch_invariant,
+    )
+    cache = PrefixCache(limits.prefix_cache_megabytes * 2**20)
+    return LoadedModel(KvRows(engine, cache, limits.max_rows, facts.context_length), engine.vocabulary, draft)
+
+
+def _load_openvino(folder: Path, facts: LlmFacts, limits: LlmLimits) -> LoadedModel:
+    from nereid.engines.openvino_causal import OpenVinoCausalEngine
+
+    draft, draft_file = None, folder / DRAFT_FOLDER / limits.engine_file
+    if draft_file.is_file():
+        draft_engine = OpenVinoCausalEngine.load(
+            draft_file,
+            # whole blocks for every row
+            tokens=limits.draft_tokens(facts) + 32 * (limits.speculation_rows + 1),
+            threads=limits.threads,
+            batch_invariant=limits.batch_invariant,
+            kv_cache_precision=limits.kv_cache_precision,
+        )
+        draft = DraftBlocks(draft_engine)
+    engine = OpenVinoCausalEngine.load(
+        folder / limits.engine_file,
+        tokens=limits.kv_tokens,
+        cached_bytes=limits.prefix_cache_megabytes * 2**20,
+        threads=limits.threads,
+        batch_invariant=limits.batch_invariant,
+        kv_cache_precision=limits.kv_cache_precision,
+    )
+    caches = limits.prefix_cache_megabytes > 0
+    memory = KvBlocks(engine, limits.kv_tokens, limits.max_rows, facts.context_length, caches)
+    return LoadedModel(memory, engine.vocabulary, draft)
