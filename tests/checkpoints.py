@@ -125,6 +125,10 @@ def make_llm(folder: Path, family: str, **settings: object) -> Path:
     """A transformers folder of a tiny decoder with random weights and a byte-level tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import (
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        GemmaConfig,
+        GemmaForCausalLM,
         LlamaConfig,
         LlamaForCausalLM,
         MistralConfig,
@@ -151,6 +155,8 @@ def make_llm(folder: Path, family: str, **settings: object) -> Path:
         "pad_token_id": 256,
     }
     kinds = {
+        "gemma": (GemmaConfig, GemmaForCausalLM, {"head_dim": 16}),
+        "gemma2": (Gemma2Config, Gemma2ForCausalLM, {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 16}),
         "llama": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": True}),
         "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
         "phi3": (Phi3Config, Phi3ForCausalLM, {"original_max_position_embeddings": 256}),

@@ -19,7 +19,7 @@ from nereid_export.engines import Engine
 from nereid_export.engines.base import Precision
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
-from nereid_export.llm import LlmExportOptions, LlmPrecision, export_llm
+from nereid_export.llm import LlmEngine, LlmExportOptions, LlmPrecision, export_llm
 
 app = typer.Typer(
     help="Turn a checkpoint into engines inside a deployable Triton model repository.",
@@ -97,6 +97,7 @@ def diffusion(
 @app.command()
 def llm(
     path: Annotated[Path, typer.Argument(help="A local transformers folder (Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma).")],
+    engine: Annotated[LlmEngine, typer.Option(help="What computes it; openvino has paged attention.")] = LlmEngine.ONNXRUNTIME,
     precision: Annotated[LlmPrecision, typer.Option(help="Of the matrices; int4 and int8 are block-wise.")] = LlmPrecision.INT4,
     block_size: Annotated[int, typer.Option(help="Weights that share a scale: 16, 32, 64, 128 or 256.")] = 32,
     symmetric: Annotated[bool, typer.Option("--symmetric/--asymmetric", help="Without or with a zero point a block.")] = True,
@@ -125,6 +126,7 @@ def llm(
     options = LlmExportOptions(
         checkpoint=path,
         out=out,
+        engine=engine,
         precision=precision,
         block_size=block_size,
         symmetric=symmetric,
@@ -172,9 +174,19 @@ def _with_bar(work: Callable[[Bar], dict[str, Any]]) -> dict[str, Any]:
 def _show_llm(manifest: dict[str, Any], out: Path) -> None:
     engine = manifest["engine"]
     table = Table(title=f"{manifest['source']['name']} -> {out}")
-    for column in ("precision", "MB", "compression", "logits error", "next-token agreement", "perplexity (fp32)", "in 8 bits"):
+    for column in (
+        "engine",
+        "precision",
+        "MB",
+        "compression",
+        "logits error",
+        "next-token agreement",
+        "perplexity (fp32)",
+        "in 8 bits",
+    ):
         table.add_column(column, justify="right")
     table.add_row(
+        manifest["arguments"]["engine"],
         manifest["arguments"]["precision"],
         f"{engine['engine_bytes'] / 1e6:.1f}",
         f"{engine['compression']:.2f}x",

@@ -1,20 +1,15 @@
-"""Exports a language model: built by onnxruntime-genai's builder, quantised, checked against PyTorch, published at once."""
+"""Exports a language model: an engine built, quantised and checked against PyTorch, published at once with all it needs."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from nereid.llm.settings import DRAFT_FOLDER, LLM_FILE
 from nereid_export import configs
@@ -22,61 +17,26 @@ from nereid_export.checkpoint import read_json, read_text
 from nereid_export.engines.triton_config import place_on_gpu
 from nereid_export.errors import ExportError
 from nereid_export.frame import MANIFEST, MANIFEST_VERSION, Device, Progress, check_name, file_digests, models_of, versions
+from nereid_export.llm_built import EngineBuilder
 from nereid_export.llm_checkpoint import LlmCheckpoint
-from nereid_export.llm_figures import compare, feeds
-from nereid_export.llm_graph import fix_cache_size, keep_some_logits, save, set_window
-from nereid_export.llm_quantize import MatrixError, Scheme, measure, most_sensitive, quantize
+from nereid_export.llm_onnx import OnnxBuilder
+from nereid_export.llm_openvino import OpenVinoBuilder
+from nereid_export.llm_options import LlmEngine, LlmExportOptions, LlmPrecision
 from nereid_export.publish import adopt, locked, publish, readable_failures, require_space, staging_folder
 from nereid_export.resume import RECORD, Record, resume_key
 
-VERSIONED = ("torch", "transformers", "onnx", "onnxruntime", "onnxruntime-genai", "tokenizers", "numpy")
+__all__ = ["LlmEngine", "LlmExportOptions", "LlmPrecision", "chat_template_of", "export_llm"]
+
 HOME = "llm"
-BLOCK_SIZES = (16, 32, 64, 128, 256)
-FP32_BOUND = 1e-4
-FP16_BOUND = 1e-2
 SAMPLE_TOKENS = 256
-
-
-class LlmPrecision(StrEnum):
-    FP32 = "fp32"
-    FP16 = "fp16"
-    INT8 = "int8"
-    INT4 = "int4"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LlmExportOptions:
-    """What `nereid export llm` was asked for.
-
-    `eight_bit_share` is the share of the weights kept in 8 bits in an int4 engine; `draft` is the checkpoint of a smaller model
-    with the same tokens, the draft model of speculative decoding; `context_length` bounds prompt and answer together, the
-    checkpoint's own context where it is None.
-    """
-
-    checkpoint: Path
-    out: Path
-    precision: LlmPrecision = LlmPrecision.INT4
-    block_size: int = 32
-    symmetric: bool = True
-    eight_bit_share: float = 0.15
-    device: Device = Device.CPU
-    name: str = ""
-    sample_text: Path | None = None
-    draft: Path | None = None
-    context_length: int | None = None
+BUILDERS: dict[LlmEngine, EngineBuilder] = {LlmEngine.ONNXRUNTIME: OnnxBuilder(), LlmEngine.OPENVINO: OpenVinoBuilder()}
 
 
 def export_llm(options: LlmExportOptions, progress: Progress) -> dict[str, Any]:
     """Export and publish; returns the manifest. Raises ExportError, after which `out` is as it was before."""
     check_name(options.name)
-    if options.block_size not in BLOCK_SIZES:
-        raise ExportError(
-            f"--block-size: {options.block_size} is not allowed; it must be one of {', '.join(map(str, BLOCK_SIZES))}"
-        )
-    if not 0 <= options.eight_bit_share <= 1:
-        raise ExportError(f"--eight-bit-share: {options.eight_bit_share} is not allowed; it must be 0 to 1")
-    if options.precision is LlmPrecision.FP16 and options.device is Device.CPU:
-        raise ExportError("--precision: fp16 needs --device cuda; ONNX Runtime's processor kernels take fp32, int8 and int4")
+    options.check()
+    BUILDERS[options.engine].require()
     checkpoint = LlmCheckpoint.open(options.checkpoint)
     draft = _open_draft(checkpoint, options.draft) if options.draft is not None else None
     context = checkpoint.served_context(options.context_length)
@@ -142,7 +102,8 @@ def _build(
     }
     # `draft` is an engine with a record of its own.
     without_effect = ("checkpoint", "out", "name", "draft", "context_length")
-    key = resume_key(options, {**source, "sample": sample}, VERSIONED, without_effect=without_effect)
+    builder = BUILDERS[options.engine]
+    key = resume_key(options, {**source, "sample": sample}, builder.packages, without_effect=without_effect)
     record = Record(folder / RECORD, key)
     if (done := record.read()) is not None:
         for what in ("built", "quantised", "checked", "compared"):
@@ -151,67 +112,18 @@ def _build(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     start = time.monotonic()
-    progress.step("building the graph")
-    plain = folder / "plain"
-    precision = "fp16" if options.device is Device.CUDA and options.precision is not LlmPrecision.FP32 else "fp32"
-    _run_builder(checkpoint, plain, folder / "cache", precision, options.device)
-    progress.step("measuring and quantising the matrices" if options.precision.startswith("int") else "preparing the engine")
-    errors, eight_bit = _write_engine(checkpoint, options, plain, folder, sample)
-    progress.step("checking against PyTorch")
-    bound = FP16_BOUND if options.device is Device.CUDA and options.precision is not LlmPrecision.FP32 else FP32_BOUND
-    figures: dict[str, Any] = dict(compare(checkpoint, plain, folder, options.device, sample, bound))
-    figures["sample"] = options.sample_text.name if options.sample_text else "random tokens"
-    progress.step("comparing with fp32")
-    engine_bytes = sum(file.stat().st_size for file in folder.glob("model.onnx*"))
-    figures |= {
+    engine = builder.build(checkpoint, options, sample, folder, progress)
+    engine_bytes = sum(file.stat().st_size for pattern in builder.files for file in folder.glob(pattern))
+    figures: dict[str, Any] = {
+        **engine.figures(),
+        "sample": options.sample_text.name if options.sample_text else "random tokens",
         "source": source,
         "engine_bytes": engine_bytes,
         "compression": 4 * checkpoint.parameters() / engine_bytes,
-        "eight_bit": eight_bit,
-        "matrices": [asdict(error) for error in errors],
         "seconds": round(time.monotonic() - start, 1),
     }
-    for made in (plain, folder / "cache", folder / "checkpoint"):
-        shutil.rmtree(made, ignore_errors=True)
     record.write(figures)
     return figures
-
-
-def _run_builder(checkpoint: LlmCheckpoint, target: Path, cache: Path, precision: str, device: Device) -> None:
-    """onnxruntime-genai's model builder, in a process of its own: it prints, and keeps memory."""
-    source = checkpoint.with_older_names(target.with_name("checkpoint"))
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(target)]
-    command += ["-p", precision, "-e", str(device), "-c", str(cache)]
-    # Sliding windows over whole caches: a cache of the window alone would have places of its own, apart from the mask's.
-    command += ["--extra_options", "windowed_kv_cache=false"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-        raise ExportError(f"{checkpoint.folder}: onnxruntime-genai's builder has failed: {last}")
-    if (window := checkpoint.unlisted_window) is not None:  # the builder heeds `layer_types` alone
-        model = onnx.load(str(target / "model.onnx"), load_external_data=False)
-        set_window(model, window)
-        onnx.save_model(model, str(target / "model.onnx"))
-
-
-def _write_engine(
-    checkpoint: LlmCheckpoint, options: LlmExportOptions, plain: Path, folder: Path, sample: list[int]
-) -> tuple[list[MatrixError], list[str]]:
-    model = onnx.load(str(plain / "model.onnx"))
-    errors: list[MatrixError] = []
-    eight_bit: list[str] = []
-    if options.precision in (LlmPrecision.INT4, LlmPrecision.INT8):
-        bits = 4 if options.precision is LlmPrecision.INT4 else 8
-        scheme = Scheme(bits=bits, block_size=options.block_size, symmetric=options.symmetric)
-        errors = measure(model, scheme, feeds(checkpoint, sample, model))
-        if bits == 4:
-            eight_bit = most_sensitive(errors, options.eight_bit_share)
-        model = quantize(model, scheme, eight_bit)
-    keep_some_logits(model)
-    fix_cache_size(model, checkpoint.head_size)
-    save(model, folder)
-    return errors, eight_bit
 
 
 def _assemble(
@@ -228,13 +140,15 @@ def _assemble(
     repository.mkdir()
     config = configs.read_config(configs.SOURCE / HOME / "config.pbtxt")
     config.name = configs.prefixed(HOME, options.name)
+    config.parameters["engine"].string_value = str(options.engine)
     if options.device is Device.CUDA:
         place_on_gpu(config)
     folder = configs.write_model(config, HOME, repository)
     for part, target in ((HOME, folder / "1"), (DRAFT_FOLDER, folder / "1" / DRAFT_FOLDER)):
-        for file in sorted((repository.parent / part).glob("model.onnx*")) if part in built else ():
+        for pattern in BUILDERS[options.engine].files if part in built else ():
             target.mkdir(exist_ok=True)
-            (target / file.name).hardlink_to(file)
+            for file in sorted((repository.parent / part).glob(pattern)):
+                (target / file.name).hardlink_to(file)
     (folder / "1" / "tokenizer.json").write_bytes((checkpoint.folder / "tokenizer.json").read_bytes())
     template = chat_template_of(checkpoint.folder)
     if template is not None:
@@ -261,7 +175,7 @@ def _assemble(
         "arguments": {
             key: str(value) for key, value in asdict(options).items() if key not in ("checkpoint", "out", "sample_text", "draft")
         },
-        "versions": versions(VERSIONED),
+        "versions": versions(BUILDERS[options.engine].packages),
         "engine": figures,
         **({} if draft is None else {"draft": built[DRAFT_FOLDER]}),
         "models": [config.name],

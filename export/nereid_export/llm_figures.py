@@ -16,6 +16,9 @@ from nereid_export.frame import Device
 from nereid_export.llm_checkpoint import LlmCheckpoint
 from nereid_export.silence import quiet
 
+FP32_BOUND = 1e-4
+FP16_BOUND = 1e-2
+
 
 def feeds(checkpoint: LlmCheckpoint, ids: Sequence[int], model: Any, keep: bool = False) -> dict[str, NDArray]:
     """One whole sequence with an empty cache."""
@@ -33,39 +36,51 @@ def feeds(checkpoint: LlmCheckpoint, ids: Sequence[int], model: Any, keep: bool 
     return made
 
 
-def _torch_logits(checkpoint: LlmCheckpoint, ids: Sequence[int]) -> NDArray[np.float32]:
-    """What transformers makes of the sample in float32: tokens x vocabulary."""
+def load_torch(checkpoint: LlmCheckpoint) -> Any:
+    """The transformers model in float32."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    with understood(checkpoint.folder), quiet(), torch.no_grad():
-        model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32, use_safetensors=True).eval()
-        return model(torch.tensor([list(ids)])).logits[0].numpy()
+    with understood(checkpoint.folder), quiet():
+        return AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32, use_safetensors=True).eval()
+
+
+def torch_logits(checkpoint: LlmCheckpoint, ids: Sequence[int]) -> NDArray[np.float32]:
+    """What transformers makes of the sample in float32: tokens x vocabulary."""
+    import torch
+
+    with torch.no_grad():
+        return np.asarray(load_torch(checkpoint)(torch.tensor([list(ids)])).logits[0].numpy())
 
 
 def compare(
-    checkpoint: LlmCheckpoint, plain: Path, folder: Path, device: Device, sample: list[int], bound: float
-) -> dict[str, float]:
-    """The unquantised graph in `plain` must equal PyTorch within `bound`; the distance of the engine in `folder` is told."""
-    reference = _torch_logits(checkpoint, sample)
-    error = _relative(_engine_logits(checkpoint, plain, device, sample, keep=False), reference)
+    reference: NDArray[np.float32], unquantised: NDArray[np.float32], made: NDArray[np.float32], sample: list[int], bound: float
+) -> dict[str, Any]:
+    """The unquantised graph's logits must be PyTorch's within `bound`; the distance of those the engine has `made` is told."""
+    error = _relative(unquantised, reference)
     if not error <= bound:
         raise ExportError(
             f"relative error {error:.2g} of the logits against PyTorch is above the bound of {bound:g}; nothing was published"
         )
-    made = _engine_logits(checkpoint, folder, device, sample, keep=True)
     return {
         "unquantised_error": error,
         "error_bound": bound,
-        "logits_error": _relative(made, reference),
-        "next_token_agreement": float((made.argmax(1) == reference.argmax(1)).mean()),
+        **told(reference, made, sample),
         "perplexity_fp32": _perplexity(reference, sample),
-        "perplexity": _perplexity(made, sample),
         "sample_tokens": len(sample),
     }
 
 
-def _engine_logits(
+def told(reference: NDArray[np.float32], made: NDArray[np.float32], sample: list[int]) -> dict[str, float]:
+    """How far an engine's logits are from PyTorch's."""
+    return {
+        "logits_error": _relative(made, reference),
+        "next_token_agreement": float((made.argmax(1) == reference.argmax(1)).mean()),
+        "perplexity": _perplexity(made, sample),
+    }
+
+
+def engine_logits(
     checkpoint: LlmCheckpoint, folder: Path, device: Device, ids: Sequence[int], *, keep: bool
 ) -> NDArray[np.float32]:
     import onnxruntime as ort

@@ -62,7 +62,7 @@ class _Builder:
         if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
             logits = ops.multiply(ops.tanh(ops.divide(logits, _float(cap))), _float(cap))
         self._output("logits", logits)
-        made = ov.Model(self._taken, self._given, config.architectures[0])
+        made = ov.Model(self._taken, self._given, config.architectures[0])  # pyright: ignore[reportGeneralTypeIssues]
         describe(made, layers)
         return made
 

@@ -51,12 +51,15 @@ def measure(model: Any, scheme: Scheme, feeds: dict[str, NDArray]) -> list[Matri
     errors = []
     for name, node in found.items():
         weight = numpy_helper.to_array(weights[node.input[1]]).astype(np.float32)
-        rounded = round_trip(weight, scheme)
-        seen = inputs[node.input[0]].reshape(-1, weight.shape[0]).astype(np.float32)
-        errors.append(
-            MatrixError(name, weight.size, _ratio(rounded - weight, weight), _ratio(seen @ (rounded - weight), seen @ weight))
-        )
+        errors.append(error_of(name, weight, inputs[node.input[0]], scheme))
     return sorted(errors, key=lambda error: -error.output_error)
+
+
+def error_of(matrix: str, weight: NDArray[np.float32], seen: NDArray, scheme: Scheme) -> MatrixError:
+    """What rounding `weight` (inputs x outputs) does to it, and to its products with `seen` (inputs in the last axis)."""
+    difference = round_trip(weight, scheme) - weight
+    rows = seen.reshape(-1, weight.shape[0]).astype(np.float32)
+    return MatrixError(matrix, weight.size, _ratio(difference, weight), _ratio(rows @ difference, rows @ weight))
 
 
 def steps_of(

@@ -67,7 +67,7 @@ def close(model: Any) -> Any:
         caches += pair
     given = [node for name, node in inputs.items() if not name.startswith("attention.")]
     logits = next(port.get_node() for port in model.outputs if "logits" in port.get_names())
-    return ov.Model([logits], [*given, *call.values(), *caches], "paged")
+    return ov.Model([logits], [*given, *call.values(), *caches], "paged")  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def _input(name: str, kind: Any, shape: list[int]) -> Any:

@@ -16,7 +16,7 @@ from nereid_export.diffusion import ExportOptions, export_diffusion
 from nereid_export.engines import Engine
 from nereid_export.engines.base import Precision
 from nereid_export.frame import Device
-from nereid_export.llm import LlmExportOptions, LlmPrecision
+from nereid_export.llm import LlmEngine, LlmExportOptions, LlmPrecision
 from nereid_export.resume import Record, resume_key
 
 pytestmark = pytest.mark.torch
@@ -38,6 +38,7 @@ def key(options: Any) -> dict[str, Any]:
         (DIFFUSION, {"max_batch_size": 4}),
         (DIFFUSION, {"max_side": 512}),
         (LLM, {"device": Device.CUDA}),
+        (LLM, {"engine": LlmEngine.OPENVINO}),
         (LLM, {"precision": LlmPrecision.INT8}),
         (LLM, {"block_size": 64}),
         (LLM, {"symmetric": False}),

@@ -1,0 +1,48 @@
+"""What building a language model's engine gives, whichever engine it is: its figures, for the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from nereid_export.frame import Progress
+from nereid_export.llm_checkpoint import LlmCheckpoint
+from nereid_export.llm_options import LlmExportOptions
+from nereid_export.llm_quantize import MatrixError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltEngine:
+    """`matrices` are what could be quantised, worst first; `eight_bit` names those kept in 8 bits of an int4 engine.
+
+    `checks` is the comparison with PyTorch.
+    """
+
+    matrices: Sequence[MatrixError]
+    eight_bit: Sequence[str]
+    checks: dict[str, Any]
+
+    def figures(self) -> dict[str, Any]:
+        return {**self.checks, "eight_bit": list(self.eight_bit), "matrices": [asdict(error) for error in self.matrices]}
+
+
+class EngineBuilder(Protocol):
+    """One file for each engine."""
+
+    packages: tuple[str, ...]
+    """Whose versions the manifest names."""
+    files: tuple[str, ...]
+    """What it leaves, as patterns."""
+
+    def require(self) -> None:
+        """Raise ExportError where a package is missing."""
+
+    def build(
+        self, checkpoint: LlmCheckpoint, options: LlmExportOptions, sample: list[int], folder: Path, progress: Progress
+    ) -> BuiltEngine:
+        """Write the engine to `folder` and check it; raises ExportError where it is not what PyTorch computes.
+
+        Tells `progress` of building, of quantising, of the check, and of the comparison.
+        """

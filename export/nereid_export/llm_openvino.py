@@ -1,0 +1,141 @@
+"""A language model's OpenVINO engine: written from transformers' modules, quantised by the formulas of the ONNX Runtime one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nereid_export.errors import ExportError
+from nereid_export.frame import Progress
+from nereid_export.llm_built import BuiltEngine
+from nereid_export.llm_checkpoint import LlmCheckpoint
+from nereid_export.llm_figures import FP32_BOUND, compare, load_torch, told
+from nereid_export.llm_options import BLOCK_SIZES, LlmExportOptions, LlmPrecision
+from nereid_export.llm_quantize import MatrixError, Scheme, error_of, most_sensitive
+
+MODEL_FILE = "model.xml"
+
+
+class OpenVinoBuilder:
+    packages: tuple[str, ...] = ("torch", "transformers", "openvino", "tokenizers", "numpy")
+    files: tuple[str, ...] = (MODEL_FILE, "model.bin")
+
+    def require(self) -> None:
+        try:
+            import openvino  # noqa: F401
+        except ImportError:
+            raise ExportError("--engine openvino needs OpenVINO; install it with `pip install 'nereid[serve]'`") from None
+
+    def build(
+        self, checkpoint: LlmCheckpoint, options: LlmExportOptions, sample: list[int], folder: Path, progress: Progress
+    ) -> BuiltEngine:
+        import openvino as ov
+
+        from nereid_export.llm_ir import build_graph, matrices
+
+        progress.step("building the graph")
+        model = load_torch(checkpoint)
+        plain = folder / "plain.xml"
+        # Not `convert_model`, which sends telemetry; `save_model` does not.
+        ov.save_model(build_graph(model, {}), plain, compress_to_fp16=False)
+        quantises = options.precision.startswith("int")
+        progress.step("measuring and quantising the matrices" if quantises else "preparing the engine")
+        linear = matrices(model)
+        reference, seen = _logits(model, sample, linear if quantises else {})
+        errors, eight_bit = _measured(linear, seen, options) if quantises else ([], [])
+        if quantises:
+            graph = build_graph(model, _rounded(linear, options, eight_bit))
+            ov.save_model(graph, folder / MODEL_FILE, compress_to_fp16=False)
+            del graph
+        progress.step("checking against PyTorch")
+        del model, linear, seen
+        unquantised = _engine_logits(plain, sample)
+        for file in (plain, plain.with_suffix(".bin")):
+            if quantises:
+                file.unlink()
+            else:
+                file.rename(folder / f"model{file.suffix}")
+        made = _engine_logits(folder / MODEL_FILE, sample) if quantises else unquantised
+        checks: dict[str, Any] = dict(compare(reference, unquantised, made, sample, FP32_BOUND))
+        progress.step("comparing with fp32")
+        checks["kv_cache_int8"] = told(reference, _engine_logits(folder / MODEL_FILE, sample, kv_cache_precision="int8"), sample)
+        return BuiltEngine(matrices=errors, eight_bit=eight_bit, checks=checks)
+
+
+def _logits(model: Any, sample: list[int], seen: dict[str, Any]) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+    """What PyTorch makes of the sample: tokens x vocabulary; and what went into the matrices `seen`."""
+    import torch
+
+    inputs: dict[str, NDArray[np.float32]] = {}
+
+    def note(name: str) -> Any:
+        def hook(module: Any, given: Any) -> None:
+            inputs[name] = given[0].reshape(-1, given[0].shape[-1]).numpy()
+
+        return hook
+
+    hooks = [module.register_forward_pre_hook(note(name)) for name, module in seen.items()]
+    with torch.no_grad():
+        logits = model(torch.tensor([sample])).logits[0].numpy()
+    for hook in hooks:
+        hook.remove()
+    return logits, inputs
+
+
+def _scheme(options: LlmExportOptions) -> Scheme:
+    bits = 4 if options.precision is LlmPrecision.INT4 else 8
+    return Scheme(bits=bits, block_size=options.block_size, symmetric=options.symmetric)
+
+
+def _measured(
+    linear: dict[str, Any], seen: dict[str, NDArray[np.float32]], options: LlmExportOptions
+) -> tuple[list[MatrixError], list[str]]:
+    """The error of every matrix, worst first, and those that are to be kept in 8 bits."""
+    errors = []
+    for name, module in linear.items():
+        if module.in_features % options.block_size:
+            allowed = [size for size in BLOCK_SIZES if not any(other.in_features % size for other in linear.values())]
+            others = f"it must be {' or '.join(map(str, allowed))}" if allowed else "export it in fp32"
+            raise ExportError(
+                f"--block-size: {options.block_size} is not allowed with --engine openvino, for {name} has {module.in_features} "
+                f"inputs; {others}"
+            )
+        weight = np.ascontiguousarray(module.weight.detach().numpy().T)
+        errors.append(error_of(name, weight, seen[name], _scheme(options)))
+    errors.sort(key=lambda error: -error.output_error)
+    return errors, most_sensitive(errors, options.eight_bit_share) if options.precision is LlmPrecision.INT4 else []
+
+
+def _rounded(linear: dict[str, Any], options: LlmExportOptions, eight_bit: list[str]) -> dict[str, Any]:
+    from nereid_export.llm_ir_weights import Matrix
+
+    scheme = _scheme(options)
+    made = {}
+    for name, module in linear.items():
+        own = replace(scheme, bits=8) if name in eight_bit else scheme
+        made[name] = Matrix.of(module.weight.detach().numpy(), own)
+    return made
+
+
+def _engine_logits(file: Path, sample: list[int], kv_cache_precision: str = "fp32") -> NDArray[np.float32]:
+    """What the served engine makes of the sample, in calls as a server makes them."""
+    from nereid.engines.kv_blocks import Piece
+    from nereid.engines.openvino_causal import OpenVinoCausalEngine
+
+    exact = kv_cache_precision == "fp32"
+    try:
+        engine = OpenVinoCausalEngine.load(
+            file, tokens=len(sample) + 64, batch_invariant=exact, kv_cache_precision=kv_cache_precision
+        )
+    except ValueError as error:
+        raise ExportError(str(error)) from None
+    table = range(1, engine.blocks)
+    made = []
+    for start in range(0, len(sample), 128):
+        tokens = sample[start : start + 128]
+        made.append(engine.run([Piece(table, start, tokens, keep=len(tokens))]).copy())
+    return np.concatenate(made)

@@ -1,0 +1,63 @@
+"""What `nereid export llm` is asked for, and which of it cannot be had together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from nereid_export.errors import ExportError
+from nereid_export.frame import Device
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+
+
+class LlmPrecision(StrEnum):
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+class LlmEngine(StrEnum):
+    """What computes the exported model; parameter `engine` of its config.pbtxt."""
+
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlmExportOptions:
+    """What `nereid export llm` was asked for.
+
+    `eight_bit_share` is the share of the weights kept in 8 bits in an int4 engine; `draft` is the checkpoint of a smaller model
+    with the same tokens, the draft model of speculative decoding; `context_length` bounds prompt and answer together, the
+    checkpoint's own context where it is None.
+    """
+
+    checkpoint: Path
+    out: Path
+    engine: LlmEngine = LlmEngine.ONNXRUNTIME
+    precision: LlmPrecision = LlmPrecision.INT4
+    block_size: int = 32
+    symmetric: bool = True
+    eight_bit_share: float = 0.15
+    device: Device = Device.CPU
+    name: str = ""
+    sample_text: Path | None = None
+    draft: Path | None = None
+    context_length: int | None = None
+
+    def check(self) -> None:
+        """Raise ExportError naming the option that is not allowed."""
+        if self.block_size not in BLOCK_SIZES:
+            allowed = ", ".join(map(str, BLOCK_SIZES))
+            raise ExportError(f"--block-size: {self.block_size} is not allowed; it must be one of {allowed}")
+        if not 0 <= self.eight_bit_share <= 1:
+            raise ExportError(f"--eight-bit-share: {self.eight_bit_share} is not allowed; it must be 0 to 1")
+        if self.engine is LlmEngine.OPENVINO and self.device is not Device.CPU:
+            raise ExportError(f"--device: {self.device} is not allowed with --engine openvino; it must be cpu")
+        if self.engine is LlmEngine.OPENVINO and self.precision is LlmPrecision.FP16:
+            raise ExportError("--precision: fp16 is not allowed with --engine openvino; it must be fp32, int8 or int4")
+        if self.precision is LlmPrecision.FP16 and self.device is Device.CPU:
+            raise ExportError("--precision: fp16 needs --device cuda; ONNX Runtime's processor kernels take fp32, int8 and int4")

@@ -1,0 +1,303 @@
+"""Export of language models for OpenVINO: families, quantised matrices, figures of the manifest, refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from nereid.engines.kv_blocks import Piece
+from nereid.engines.openvino_causal import OpenVinoCausalEngine
+from nereid.engines.paged_attention import close, layers_of
+from nereid.llm.settings import LlmFacts
+from nereid_export.errors import ExportError
+from nereid_export.frame import Device
+from nereid_export.llm import LlmEngine, LlmExportOptions, LlmPrecision
+from nereid_export.llm import export_llm as run_export
+from nereid_export.llm_ir import build_graph, matrices
+from nereid_export.llm_ir_weights import Matrix
+from nereid_export.llm_quantize import Scheme, round_trip
+
+import checkpoints as make
+from conftest import Silent, export_llm
+
+pytestmark = pytest.mark.torch
+
+TABLE = range(1, 9)
+"""Room for a context of 256."""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make.make_llm(tmp_path_factory.mktemp("llm") / "llama", "llama")
+
+
+def export(checkpoint: Path, out: Path, precision: str = "fp32", **options: Any) -> Any:
+    return export_llm(checkpoint, out, precision, engine=LlmEngine.OPENVINO, **options)
+
+
+@pytest.fixture(scope="module")
+def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A repository of the tiny model in that precision, made once: to be read only."""
+    made: dict[str, Path] = {}
+
+    def repository(precision: str) -> Path:
+        if precision not in made:
+            made[precision] = tmp_path_factory.mktemp(precision) / "out"
+            export(tiny, made[precision], precision)
+        return made[precision]
+
+    return repository
+
+
+def engine_of(repository: Path, **options: Any) -> OpenVinoCausalEngine:
+    return OpenVinoCausalEngine.load(repository / "llm" / "1" / "model.xml", tokens=256, threads=1, **options)
+
+
+def with_settings(checkpoint: Path, settings: dict[str, object]) -> Path:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, **settings}))
+    return checkpoint
+
+
+def transformers_logits(checkpoint: Path, ids: list[int]) -> np.ndarray:
+    with torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+        return np.asarray(model(torch.tensor([ids])).logits[0].numpy())
+
+
+def served_logits(engine: OpenVinoCausalEngine, ids: list[int], decoded: int) -> np.ndarray:
+    """Of a whole sequence: read in chunks of 16 but for the last `decoded`, which are decoded one by one."""
+    made = []
+    for start in range(0, len(ids) - decoded, 16):
+        tokens = ids[start : min(start + 16, len(ids) - decoded)]
+        made.append(engine.run([Piece(TABLE, start, tokens, keep=len(tokens))]).copy())
+    for place in range(len(ids) - decoded, len(ids)):
+        made.append(engine.run([Piece(TABLE, place, [ids[place]], decoded=True)]).copy())
+    return np.concatenate(made)
+
+
+IDS = np.random.default_rng(0).integers(3, 250, 60).tolist()
+EVERY_OTHER = {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True, "max_window_layers": 1}
+ROPE = {"rope_theta": 10_000.0, "original_max_position_embeddings": 64, "factor": 4.0}
+LLAMA3 = {**ROPE, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("llama", {"rope_parameters": LLAMA3}),
+        ("llama", {"rope_parameters": {**ROPE, "rope_type": "yarn"}}),
+        ("qwen2", {}),
+        ("qwen2", {"sliding_window": 16, **EVERY_OTHER}),
+        ("qwen3", {}),
+        ("mistral", {"sliding_window": 16}),
+        ("phi3", {"sliding_window": 16}),
+        ("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}}),
+        ("gemma", {}),
+        ("gemma2", {"attn_logit_softcapping": None}),
+    ],
+)
+def test_each_family_computes_what_transformers_does(tmp_path: Path, family: str, settings: dict[str, object]) -> None:
+    """Biases, norms of queries and keys, fused weights, sliding windows, scaled and partial rotations, capped logits."""
+    checkpoint = make.make_llm(tmp_path / family, family, **settings)
+    manifest = export(checkpoint, tmp_path / "out")
+    assert manifest["engine"]["unquantised_error"] <= 1e-5
+    expected = transformers_logits(checkpoint, IDS)
+    made = served_logits(engine_of(tmp_path / "out"), IDS, decoded=20)
+    assert np.linalg.norm(made - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+def test_capped_attention_is_refused_by_its_name(tmp_path: Path) -> None:
+    checkpoint = make.make_llm(tmp_path / "gemma2", "gemma2")
+    with pytest.raises(ExportError, match=r"attn_logit_softcapping 50\.0 is not allowed .* use --engine onnxruntime"):
+        export(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_longrope_is_served_up_to_where_it_rotates_cached_keys_anew(tmp_path: Path) -> None:
+    factors = {"short_factor": [1 + 0.2 * i for i in range(8)], "long_factor": [3.0 + i for i in range(8)]}
+    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, **factors}
+    checkpoint = make.make_llm(tmp_path / "phi3", "phi3", original_max_position_embeddings=50, rope_parameters=rope)
+    with pytest.raises(ExportError, match=r"config\.json: beyond 50 tokens LongRoPE .* --context-length 50 or less"):
+        export(checkpoint, tmp_path / "out")
+    export(checkpoint, tmp_path / "out", context_length=50)
+    assert LlmFacts.read(tmp_path / "out" / "llm" / "1").context_length == 50
+    expected = transformers_logits(checkpoint, IDS[:50])
+    made = served_logits(engine_of(tmp_path / "out"), IDS[:50], decoded=20)
+    assert np.linalg.norm(made - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_few_bits_stay_few_and_are_the_rounded_matrices(tmp_path: Path, family: str, bits: int, symmetric: bool) -> None:
+    """Llama's embedding is its head, Qwen's is not."""
+    scheme = Scheme(bits=bits, block_size=16, symmetric=symmetric)
+    model = AutoModelForCausalLM.from_pretrained(make.make_llm(tmp_path / family, family), dtype=torch.float32).eval()
+    rounded = {}
+    for name, module in matrices(model).items():
+        weight = module.weight.detach().numpy()
+        rounded[name] = Matrix.of(weight, scheme)
+        module.weight.data = torch.from_numpy(np.ascontiguousarray(round_trip(np.ascontiguousarray(weight.T), scheme).T))
+    ov.save_model(build_graph(model, rounded), tmp_path / "model.xml", compress_to_fp16=False)
+    engine = OpenVinoCausalEngine.load(tmp_path / "model.xml", tokens=256, threads=1)
+    with torch.no_grad():
+        expected = model(torch.tensor([IDS])).logits[0].numpy()
+    made = served_logits(engine, IDS, decoded=3)
+    assert np.linalg.norm(made - expected) <= 2e-2 * np.linalg.norm(expected)  # activations may be rounded to 8 bits, too
+    kind = f"{'i' if symmetric else 'u'}{bits}"
+    products = [node for node in engine.request.get_compiled_model().get_runtime_model().get_ops() if "FullyConn" in _layer(node)]
+    assert len(products) == len(rounded)
+    assert {node.get_input_element_type(1).get_type_name() for node in products} == {kind}
+
+
+def _layer(node: Any) -> str:
+    return str(node.get_rt_info()["layerType"].astype(str))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int4", "int8"])
+def test_company_and_chunks_do_not_change_a_bit(exported: Callable[[str], Path], precision: str) -> None:
+    """Alone or in a batch, beside chunks of prompts, a prompt whole or in chunks, whatever is split into several calls."""
+    engine = OpenVinoCausalEngine.load(exported(precision) / "llm" / "1" / "model.xml", tokens=2048, threads=2)
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(3, 250, length).tolist() for length in (60, 17, 33, 65, 150)]
+    tables = [range(1 + 5 * row, 6 + 5 * row) for row in range(7)]
+
+    def fill(row: int, ids: list[int], chunk: int) -> np.ndarray:
+        for start in range(0, len(ids), chunk):
+            logits = engine.run([Piece(tables[row], start, ids[start : start + chunk])])
+        return np.array(logits[0])
+
+    whole = [fill(0, ids, 200) for ids in prompts]
+    for chunk in (1, 7, 16, 33):
+        assert all(np.array_equal(fill(6, ids, chunk), expected) for ids, expected in zip(prompts, whole, strict=True))
+    for row, ids in enumerate(prompts):
+        fill(row, ids, 40)
+    rows = [Piece(tables[row], len(ids), [5 + row], decoded=True) for row, ids in enumerate(prompts)]
+    alone = np.concatenate([engine.run([row]).copy() for row in rows])
+    for count in (2, 3, 5):
+        assert np.array_equal(engine.run(rows[:count]), alone[:count])
+    for length in (1, 2, 31, 150):
+        ids = prompts[4][:length]
+        beside = engine.run([*rows[:4], Piece(tables[6], 0, ids)]).copy()
+        assert np.array_equal(beside[:4], alone[:4])
+        assert np.array_equal(beside[4], fill(5, ids, 200))
+
+
+def test_a_draft_checked_at_once_has_the_logits_of_prompts(exported: Callable[[str], Path]) -> None:
+    engine = engine_of(exported("fp32"))
+    engine.run([Piece(TABLE, 0, IDS[:40])])
+    together = engine.run([Piece(TABLE, 40, IDS[40:45], keep=5)]).copy()
+    single = [engine.run([Piece(TABLE, place, [IDS[place]])])[0].copy() for place in range(40, 45)]
+    assert np.array_equal(together, np.stack(single))
+
+
+def test_the_manifest_says_what_the_engine_costs(tmp_path: Path, tiny: Path) -> None:
+    manifest = export(tiny, tmp_path / "out", "int4", eight_bit_share=0.3)
+    engine = manifest["engine"]
+    errors = [item["output_error"] for item in engine["matrices"]]
+    assert errors == sorted(errors, reverse=True)
+    assert engine["matrices"][0]["matrix"] in engine["eight_bit"]
+    assert 0 < engine["logits_error"] < 0.6
+    assert engine["perplexity"] > 1
+    assert engine["kv_cache_int8"]["logits_error"] == pytest.approx(engine["logits_error"], rel=0.2)
+    assert manifest["arguments"]["engine"] == "openvino"
+    assert manifest["versions"]["openvino"] == "".join(ov.__version__.split("-")[0])
+    facts = LlmFacts.read(tmp_path / "out" / "llm" / "1")
+    files = sum((tmp_path / "out" / "llm" / "1" / name).stat().st_size for name in ("model.xml", "model.bin"))
+    assert facts.weight_bytes == engine["engine_bytes"] == files
+    assert 'key: "engine"\n  value {\n    string_value: "openvino"' in (tmp_path / "out" / "llm" / "config.pbtxt").read_text()
+
+
+def test_an_8_bit_cache_is_told_apart_from_the_exact_one(exported: Callable[[str], Path]) -> None:
+    exact, rounded = engine_of(exported("fp32")), engine_of(exported("fp32"), batch_invariant=False, kv_cache_precision="int8")
+    assert rounded.block_bytes < 0.5 * exact.block_bytes
+    expected, made = (served_logits(engine, IDS, decoded=4) for engine in (exact, rounded))
+    assert 1e-6 < np.linalg.norm(made - expected) / np.linalg.norm(expected) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device": Device.CUDA}, "--device: cuda is not allowed with --engine openvino; it must be cpu"),
+        ({"precision": "fp16"}, "--precision: fp16 is not allowed with --engine openvino; it must be fp32, int8 or int4"),
+        (
+            {"precision": "int4", "block_size": 64},
+            r"--block-size: 64 .* model\.layers\.0\.mlp\.down_proj has 96 inputs; .* 16 or 32",
+        ),
+    ],
+)
+def test_what_the_engine_cannot_do_is_refused(tmp_path: Path, tiny: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ExportError, match=words):
+        export(tiny, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_graph_that_is_not_pytorchs_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nereid.engines.paged_attention import Attention
+    from nereid_export import llm_ir
+
+    checkpoint = make.make_llm(tmp_path / "mistral", "mistral", sliding_window=16)
+    seen_whole = Attention(kv_heads=2, head_size=16, scale=0.25)
+    monkeypatch.setattr(llm_ir, "_attention_of", lambda attention, config: seen_whole)
+    with pytest.raises(ExportError, match=r"relative error .* nothing was published"):
+        export(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_and_serving_send_nothing(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from openvino_telemetry.utils.sender import TelemetrySender
+
+    sent: list[object] = []
+    monkeypatch.setattr(TelemetrySender, "send", lambda self, *message: sent.append(message))
+    export(tiny, tmp_path / "out", "int8")
+    served_logits(engine_of(tmp_path / "out"), IDS[:4], decoded=1)
+    assert sent == []
+
+
+def test_a_draft_model_comes_with_the_large_one(tmp_path: Path, tiny: Path) -> None:
+    manifest = export(tiny, tmp_path / "out", draft=make.make_llm(tmp_path / "qwen3", "qwen3"))
+    folder = tmp_path / "out" / "llm" / "1"
+    assert manifest["draft"]["source"]["architecture"] == "Qwen3ForCausalLM"
+    graphs = [ov.Core().read_model(place / "model.xml") for place in (folder, folder / "draft")]
+    assert [layer.head_size for graph in graphs for layer in layers_of(graph)] == [16] * 4
+    assert {f"llm/1/draft/{file.name}" for file in (folder / "draft").iterdir()} <= set(manifest["files"])
+    assert {file.name for file in (folder / "draft").iterdir()} == {"model.xml", "model.bin"}
+
+
+def test_an_interrupted_export_resumes_with_the_same_engine_alone(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nereid_export.llm.publish", interrupt)
+    said = []
+    for engine in (LlmEngine.OPENVINO, LlmEngine.OPENVINO, LlmEngine.ONNXRUNTIME):
+        watcher = Silent()
+        options = LlmExportOptions(checkpoint=tiny, out=tmp_path / "out", precision=LlmPrecision.FP32, engine=engine)
+        with pytest.raises(KeyboardInterrupt):
+            run_export(options, watcher)
+        said.append("built before" in watcher.said)
+    assert said == [False, True, False]
+
+
+def test_a_graph_that_export_did_not_write_is_refused(tmp_path: Path) -> None:
+    from openvino import opset13 as ops
+
+    given = ops.parameter([1], np.float32)
+    ov.save_model(ov.Model([ops.result(given)], [given], "other"), tmp_path / "model.xml")
+    with pytest.raises(ValueError, match="the graph lacks nereid/attention"):
+        close(ov.Core().read_model(tmp_path / "model.xml"))
+    (tmp_path / "broken.xml").write_text("<net>")
+    with pytest.raises(ValueError, match=r"broken\.xml: OpenVINO .* cannot load it"):
+        OpenVinoCausalEngine.load(tmp_path / "broken.xml", tokens=64)
