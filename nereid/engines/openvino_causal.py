@@ -114,7 +114,7 @@ class OpenVinoCausalEngine:
                     yield call
                     call, room = [], self.call_tokens
                 count = min(left, room - 1)  # one is for padding
-                keep = max(0, piece.keep - (left - count))
+                keep = min(count, max(0, piece.keep - (left - count)))
                 call.append(replace(piece, start=piece.start + done, tokens=piece.tokens[done : done + count], keep=keep))
                 done += count
                 room -= count + 1

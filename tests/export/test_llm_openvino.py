@@ -154,6 +154,11 @@ def test_few_bits_stay_few_and_are_the_rounded_matrices(tmp_path: Path, family: 
         expected = model(torch.tensor([IDS])).logits[0].numpy()
     made = served_logits(engine, IDS, decoded=3)
     assert np.linalg.norm(made - expected) <= 2e-2 * np.linalg.norm(expected)  # activations may be rounded to 8 bits, too
+    graph = ov.Core().read_model(tmp_path / "model.xml")
+    whole = [
+        node for node in graph.get_ops() if node.get_type_name() == "Constant" and list(node.get_output_shape(0)) == [320, 64]
+    ]
+    assert len(whole) == (0 if family == "llama" else 1)
     kind = f"{'i' if symmetric else 'u'}{bits}"
     products = [node for node in engine.request.get_compiled_model().get_runtime_model().get_ops() if "FullyConn" in _layer(node)]
     assert len(products) == len(rounded)

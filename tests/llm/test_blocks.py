@@ -6,10 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from test_requests import WORDS
 
 from nereid.llm.block_pool import BlockPool
 from nereid.llm.blocks import DraftBlocks, KvBlocks
 from nereid.llm.engine import Chunk
+from nereid.llm.sampling import Sampling
+from nereid.llm.sequences import GeneratedSequence
+from nereid.llm.text import TextStream
 
 from closed_form import ClosedFormBlocks, logits_after
 
@@ -26,6 +30,17 @@ class Reader:
 def memory_of(blocks: int = 17, *, rows: int = 4, caches: bool = True) -> KvBlocks:
     engine = ClosedFormBlocks(blocks, 16)
     return KvBlocks(engine, (blocks - 1) * 16, rows, 4096, caches)
+
+
+def answer(prompt: list[int]) -> GeneratedSequence:
+    return GeneratedSequence(
+        prompt=prompt,
+        sampling=Sampling(),
+        max_tokens=50,
+        stop_ids=frozenset(),
+        text=TextStream(WORDS),
+        emit=lambda delta: None,
+    )
 
 
 def read(memory: KvBlocks, prompt: list[int]) -> Reader:
@@ -125,6 +140,48 @@ def test_a_block_given_back_by_all_its_users_is_available_again() -> None:
     assert pool.take((), 5) is None
     assert len(set(pool.take((), 4) or ())) == 4
     assert pool.match([*range(8), 1]) == []
+
+
+def test_known_blocks_that_nobody_uses_do_not_count_twice() -> None:
+    pool = BlockPool(5, 4)
+    table = pool.take((), 2)
+    assert table is not None
+    pool.remember(list(range(8)), table)
+    pool.give_back(table)
+    assert pool.available == 4
+    assert pool.take(table, 3) is None
+    assert pool.available == 4
+    assert pool.take(table, 2) is not None
+
+
+def test_a_sequence_gets_room_for_its_draft_and_for_padding() -> None:
+    memory = memory_of()
+    sequence = answer([3] * 27)
+    assert memory.begin(sequence, 29)
+    memory.run([], [Chunk(sequence, sequence.prompt)])
+    sequence.computed = 27
+    memory.join(sequence)
+    for lookahead, blocks in ((3, 2), (4, 3)):
+        sequence.lookahead = lookahead
+        assert memory.grow() == []
+        assert len(memory.table(sequence)) == blocks
+
+
+def test_what_is_decoded_is_told_apart_from_what_is_read() -> None:
+    memory = memory_of()
+    sequence = answer([3, 4])
+    memory.begin(sequence, 20)
+    memory.run([], [Chunk(sequence, [3, 4])])
+    sequence.computed = 2
+    memory.join(sequence)
+    sequence.take(9)
+    reader = Reader([5])
+    memory.begin(reader, 3)
+    logits, (read_logits,) = memory.run([sequence], [Chunk(reader, [5])])
+    assert logits is not None
+    assert np.array_equal(logits[0], logits_after([3, 4, 9], 50))
+    assert np.array_equal(read_logits[0], logits_after([5], 50))
+    assert [piece.decoded for piece in memory.engine.calls[-1]] == [True, False]
 
 
 def test_a_draft_models_rows_have_blocks_of_their_own() -> None:

@@ -196,6 +196,7 @@ def test_a_long_prompt_stalls_the_others_by_one_chunk_at_most(make: Make) -> Non
     during = [tick for tick in ticks if tick.prompt_tokens and tick.decoded_rows]
     assert len(during) >= 2000 // 64
     assert max(tick.prompt_tokens for tick in during) <= 64
+    assert all((tick.decode_seconds > 0) == (tick.decoded_rows > 0 and not tick.prompt_tokens) for tick in ticks)
 
 
 def test_a_known_prefix_is_not_computed_again_and_changes_nothing(make: Make) -> None:
