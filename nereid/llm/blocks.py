@@ -71,8 +71,11 @@ class KvBlocks:
     def run(
         self, decoding: Sequence[GeneratedSequence], chunks: Sequence[Chunk]
     ) -> tuple[NDArray[np.float32] | None, list[NDArray[np.float32]]]:
-        """One call for all of them."""
-        pieces = [Piece(self.table(s), s.computed, [s.tokens[s.computed]], decoded=True) for s in decoding]
+        """One call for all of them.
+
+        What may be speculated on is always read like a prompt, so that it is rounded alike whether it came in a draft or not.
+        """
+        pieces = [Piece(self.table(s), s.computed, [s.tokens[s.computed]], decoded=s.meter is None) for s in decoding]
         pieces += [Piece(self.table(c.holder), c.holder.computed, c.tokens, c.keep) for c in chunks]
         logits = self.engine.run(pieces)
         ends = np.cumsum([len(decoding), *(chunk.keep for chunk in chunks)])

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_service import answering
+from test_worker_deaths import tokens, until
 from tokenizers import Tokenizer
 
 from nereid.llm.loading import LoadedModel, load_model
 from nereid.llm.sampling import Sampling
 from nereid.llm.scheduler import LlmScheduler
 from nereid.llm.sequences import GeneratedSequence
+from nereid.llm.service import LlmModel
 from nereid.llm.settings import LlmFacts, LlmLimits
 from nereid.llm.speculation import DraftModel, DraftProposer, PromptLookup, SpeculationMeter
 from nereid.llm.text import TextStream
@@ -44,6 +49,7 @@ def load(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         facts = LlmFacts.read(version)
         return load_model(version, facts, own, None), facts, own
 
+    loaded.version = version  # type: ignore[attr-defined]
     return loaded
 
 
@@ -114,9 +120,20 @@ def test_speculation_draws_the_same_tokens(load: Load, kind: str) -> None:
     assert kind == "ngram" or sum(tick.draft_tokens for tick in ticks) > 0
 
 
-def test_a_parameter_for_another_engine_than_was_exported_is_refused(load: Load, tmp_path: Path) -> None:
-    from nereid.llm.service import LlmModel
+def test_a_worker_that_dies_is_replaced_by_one_that_answers_the_same(load: Load) -> None:
+    _, _, limits = load()
+    own = replace(limits, stream_interval_seconds=0.0)
+    with answering(own, model=LlmModel.read("llm", load.version, own, None)) as ask:  # type: ignore[attr-defined]
+        expected = ask(prompt="once upon", max_tokens=150, seed=3).wait()
+        assert expected.error is None
+        caller = ask(prompt="once upon", max_tokens=150, seed=3, stream=True)
+        until(lambda: bool(caller.answers))
+        os.kill(ask.service.worker_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        assert caller.wait().error is None
+        assert tokens(caller) == tokens(expected)
 
+
+def test_a_parameter_for_another_engine_than_was_exported_is_refused(load: Load, tmp_path: Path) -> None:
     _, _, limits = load()
     (tmp_path / limits.engine_file).write_bytes(b"")
     other = replace(limits, engine="openvino" if limits.engine == "onnxruntime" else "onnxruntime")

@@ -236,6 +236,20 @@ def test_speculation_does_not_change_the_answer(make: Make, temperature: float, 
     assert 0 < accepted < draft_tokens
 
 
+def test_in_blocks_what_speculates_gets_its_own_tokens_in_any_company() -> None:
+    """The engine tells decode from extend, and with many rows nobody speculates."""
+    draft = DraftModel(Mistaken(3 * 1024), rows=2, capacity=1024, vocabulary=50, chunk=64)
+    made = []
+    for company in (0, 5):
+        wanted = sequence(prompts(1, 2)[0], 80, seed=3, drafts=5, draft=DraftProposer(draft))
+        wanted.stop_ids, wanted.meter = frozenset(), SpeculationMeter(5, pause=0)
+        scheduler, ticks = make_blocks(rounds=True)
+        run(scheduler, [(0, wanted), *((0, sequence([seed], 20, seed=seed)) for seed in range(company))])
+        assert sum(tick.draft_tokens for tick in ticks) > 0
+        made.append(wanted.written)
+    assert made[0] == made[1]
+
+
 @pytest.mark.parametrize("width", [30, 70])
 def test_a_draft_model_of_another_width_changes_nothing(make: Make, width: int) -> None:
     """Biases, penalties and bans may name tokens that the draft model lacks; a token that it lacks ends the speculation."""

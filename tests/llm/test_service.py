@@ -68,15 +68,15 @@ def ask() -> Iterator[Ask]:
 
 
 @contextmanager
-def answering(limits: LlmLimits, record: FlightRecord | None = None) -> Iterator[Ask]:
-    """A service over the model in closed form."""
+def answering(limits: LlmLimits, record: FlightRecord | None = None, model: LlmModel | None = None) -> Iterator[Ask]:
+    """A service over `model`, or over one in closed form."""
     recorded: list[tuple[str, float, str]] = []
 
     def sink(metric: Metric, value: float, labels: Mapping[str, str]) -> None:
         recorded.append((metric.name, value, labels.get("outcome", "")))
 
     facts = LlmFacts(**{**{name: getattr(FACTS, name) for name in LlmFacts.__slots__}, "context_length": 2000})
-    model = LlmModel(
+    model = model or LlmModel(
         name="llm",
         facts=facts,
         limits=limits,
