@@ -22,7 +22,7 @@ from nereid.llm.sampling import Row, Sampling, sample
 from nereid.llm.settings import LlmFacts
 from nereid_bench.gguf_file import write_gguf
 from nereid_bench.llm_batching import in_flight_against_static
-from nereid_bench.llm_peers import Engine, Weights, bare_speed, installed, loaded
+from nereid_bench.llm_peers import Engine, Weights, bare_speed, has_llama_cpp, installed, loaded
 from nereid_bench.servers import serving, serving_with
 from nereid_client import Client
 from nereid_zoo.sections.chat import conversation
@@ -87,7 +87,7 @@ def decode_speeds(models: Mapping[str, Weights], plan: LlmPlan, say: Say, rounds
     found: list[dict[str, Any]] = []
     for name, weights in models.items():
         with ExitStack() as stack:
-            engines = {engine: stack.enter_context(loaded(engine, weights, plan.threads)) for engine in installed()}
+            engines = {engine: stack.enter_context(loaded(engine, weights, plan.threads)) for engine in installed(weights)}
             rows_of: dict[Engine, dict[str, Any]] = {e: {"model": name, "engine": str(e)} for e in engines}
             for rows in plan.batches:
                 say(f"{name}: {rows} rows")
@@ -101,23 +101,35 @@ def decode_speeds(models: Mapping[str, Weights], plan: LlmPlan, say: Say, rounds
 
 
 def prepare(checkpoint: Path, work: Path, say: Say) -> Weights:
-    """Our int4 export and onnxruntime-genai's own, both without 8-bit matrices, unless they are there."""
-    from nereid_export.llm import LlmExportOptions
+    """Our int4 exports and onnxruntime-genai's own, all without 8-bit matrices, unless they are there.
 
-    repository, genai = work / "repository", work / "genai"
-    if not (repository / "llm").is_dir():
-        say(f"exporting {checkpoint}")
-        _export(LlmExportOptions(checkpoint=checkpoint, out=repository, eight_bit_share=0.0))
+    OpenVINO GenAI's model is looked for in `openvino-genai`, and not made.
+    """
+    from nereid_export.llm import LlmEngine, LlmExportOptions
+
+    repository, openvino, genai = work / "repository", work / "openvino", work / "genai"
+    for engine, out in ((LlmEngine.ONNXRUNTIME, repository), (LlmEngine.OPENVINO, openvino)):
+        if not (out / "llm").is_dir():
+            say(f"exporting {checkpoint} for {engine}")
+            _export(LlmExportOptions(checkpoint=checkpoint, out=out, engine=engine, eight_bit_share=0.0))
     if not (genai / "genai_config.json").is_file():
         say(f"building {checkpoint} for onnxruntime-genai")
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint), "-o", str(genai)]
         command += ["-p", "int4", "-e", "cpu", "-c", str(work / "cache"), "--extra_options", "block_size=32", "accuracy_level=4"]
         subprocess.run(command, check=True, capture_output=True)
     gguf = work / "model-q4_0.gguf"
-    if Engine.LLAMA_CPP in installed() and not gguf.is_file():
+    if has_llama_cpp() and not gguf.is_file():
         write_gguf(checkpoint, gguf)
     facts = LlmFacts.read(repository / "llm" / "1")
-    return Weights(engine=repository / "llm" / "1", genai=genai, gguf=gguf, checkpoint=checkpoint, vocabulary=facts.vocabulary)
+    return Weights(
+        engine=repository / "llm" / "1",
+        openvino=openvino / "llm" / "1",
+        genai=genai,
+        openvino_genai=work / "openvino-genai",
+        gguf=gguf,
+        checkpoint=checkpoint,
+        vocabulary=facts.vocabulary,
+    )
 
 
 def _export(options: LlmExportOptions) -> None:

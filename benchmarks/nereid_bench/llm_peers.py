@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import multiprocessing as mp
 import os
 import time
@@ -23,26 +24,43 @@ PROMPT_TOKENS = 32
 class Engine(StrEnum):
     NEREID = "Nereid's engine, int4"
     NEREID_VARIANT = "Nereid's engine, int4, not batch-invariant"
+    NEREID_OPENVINO = "Nereid's engine on OpenVINO, int4"
+    NEREID_OPENVINO_VARIANT = "Nereid's engine on OpenVINO, int4, 8-bit KV cache, not batch-invariant"
     GENAI = "onnxruntime-genai, int4"
+    OPENVINO_GENAI = "OpenVINO GenAI, int4"
     LLAMA_CPP = "llama.cpp, Q4_0"
     TRANSFORMERS = "transformers, fp32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """One model as its peers read it: ours (a repository's `llm/1`), genai's folder, llama.cpp's file, the checkpoint."""
+    """One model as its peers read it: ours (two repositories' `llm/1`), the folders of onnxruntime-genai and of OpenVINO GenAI,
+    llama.cpp's file, the checkpoint."""
 
     engine: Path
+    openvino: Path
     genai: Path
+    openvino_genai: Path
     gguf: Path
     checkpoint: Path
     vocabulary: int
 
 
-def installed() -> list[Engine]:
-    """llama.cpp is built from source when it is installed, so it is a peer only where somebody did so."""
-    found = all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf"))
-    return [engine for engine in Engine if found or engine is not Engine.LLAMA_CPP]
+def has_llama_cpp() -> bool:
+    """It is built from source when it is installed, so it is a peer only where somebody did so."""
+    return all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf"))
+
+
+def has_openvino_genai(weights: Weights) -> bool:
+    """What converts its models does not fit beside our packages: it is a peer where somebody has left one in its folder."""
+    model = weights.openvino_genai / "openvino_model.xml"
+    return importlib.util.find_spec("openvino_genai") is not None and model.is_file()
+
+
+def installed(weights: Weights) -> list[Engine]:
+    """The peers that can be measured here."""
+    missing = {Engine.LLAMA_CPP: not has_llama_cpp(), Engine.OPENVINO_GENAI: not has_openvino_genai(weights)}
+    return [engine for engine in Engine if not missing.get(engine)]
 
 
 Step = Callable[[int, int], float]
@@ -101,7 +119,10 @@ def _load(engine: Engine, weights: Weights, threads: int) -> None:
     makers: dict[Engine, Callable[[Weights, int], Step]] = {
         Engine.NEREID: _nereid,
         Engine.NEREID_VARIANT: partial(_nereid, batch_invariant=False),
+        Engine.NEREID_OPENVINO: _nereid_openvino,
+        Engine.NEREID_OPENVINO_VARIANT: partial(_nereid_openvino, exact=False),
         Engine.GENAI: _genai,
+        Engine.OPENVINO_GENAI: _openvino_genai,
         Engine.LLAMA_CPP: _llama_cpp,
         Engine.TRANSFORMERS: _transformers,
     }
@@ -131,6 +152,59 @@ def _nereid(weights: Weights, threads: int, batch_invariant: bool = True) -> Ste
         for place in range(PROMPT_TOKENS, PROMPT_TOKENS + tokens):
             last = engine.decode(last, [place] * rows).argmax(axis=1).tolist()
         return time.perf_counter() - start
+
+    return step
+
+
+def _nereid_openvino(weights: Weights, threads: int, exact: bool = True) -> Step:
+    from nereid.engines.kv_blocks import Piece
+    from nereid.engines.openvino_causal import OpenVinoCausalEngine
+
+    engine = OpenVinoCausalEngine.load(
+        weights.openvino / "model.xml",
+        tokens=16 * 256,
+        threads=threads,
+        batch_invariant=exact,
+        kv_cache_precision="fp32" if exact else "int8",
+    )
+    size = 256 // engine.block_size
+    tables = [range(1 + row * size, 1 + (row + 1) * size) for row in range(16)]
+
+    def step(rows: int, tokens: int) -> float:
+        prompts = _prompts(weights, rows).tolist()
+        last = engine.run([Piece(tables[row], 0, prompts[row]) for row in range(rows)]).argmax(axis=1).tolist()
+        start = time.perf_counter()
+        for place in range(PROMPT_TOKENS, PROMPT_TOKENS + tokens):
+            pieces = [Piece(tables[row], place, [last[row]], decoded=True) for row in range(rows)]
+            last = engine.run(pieces).argmax(axis=1).tolist()
+        return time.perf_counter() - start
+
+    return step
+
+
+def _openvino_genai(weights: Weights, threads: int) -> Step:
+    import openvino as ov
+    import openvino_genai as og  # pyright: ignore[reportMissingImports]
+
+    scheduler = og.SchedulerConfig()
+    scheduler.max_num_batched_tokens = scheduler.max_num_seqs = 16 * PROMPT_TOKENS  # all prompts are read in the first step
+    scheduler.cache_size = 1
+    properties = {"INFERENCE_NUM_THREADS": threads}
+    pipeline = og.ContinuousBatchingPipeline(str(weights.openvino_genai), scheduler, "CPU", properties)
+    numbers = itertools.count()
+
+    def step(rows: int, tokens: int) -> float:
+        settings = og.GenerationConfig()
+        settings.max_new_tokens, settings.ignore_eos, settings.do_sample = tokens + 1, True, False
+        prompts = [ov.Tensor(prompt[None]) for prompt in _prompts(weights, rows)]
+        kept = [pipeline.add_request(next(numbers), prompt, settings) for prompt in prompts]
+        pipeline.step()
+        start = time.perf_counter()
+        while pipeline.has_non_finished_requests():
+            pipeline.step()
+        taken = time.perf_counter() - start
+        del kept  # a request whose handle is gone is dropped
+        return taken
 
     return step
 

@@ -8,7 +8,8 @@ import pytest
 
 from nereid_bench.llm import sampler_cost
 from nereid_bench.llm_batching import TextJob, TextOutcome, _summary, text_jobs
-from nereid_bench.llm_peers import Engine, Weights, loaded
+from nereid_bench.llm_peers import Engine, Weights, installed, loaded
+from nereid_export.llm import LlmEngine
 
 import checkpoints as make
 from conftest import export_llm
@@ -34,8 +35,18 @@ def test_summary_counts_what_came_in_time() -> None:
 def test_peers_decode_the_same_checkpoint(tmp_path: Path) -> None:
     checkpoint = make.make_llm(tmp_path / "checkpoint", "llama")
     export_llm(checkpoint, tmp_path / "out")
-    weights = Weights(engine=tmp_path / "out" / "llm" / "1", genai=Path(), gguf=Path(), checkpoint=checkpoint, vocabulary=320)
-    for engine in (Engine.NEREID, Engine.TRANSFORMERS):
+    export_llm(checkpoint, tmp_path / "openvino", engine=LlmEngine.OPENVINO)
+    weights = Weights(
+        engine=tmp_path / "out" / "llm" / "1",
+        openvino=tmp_path / "openvino" / "llm" / "1",
+        genai=Path(),
+        openvino_genai=tmp_path,
+        gguf=Path(),
+        checkpoint=checkpoint,
+        vocabulary=320,
+    )
+    assert Engine.OPENVINO_GENAI not in installed(weights)
+    for engine in (Engine.NEREID, Engine.NEREID_OPENVINO, Engine.NEREID_OPENVINO_VARIANT, Engine.TRANSFORMERS):
         with loaded(engine, weights, 1) as speed:
             assert speed(2, 4) > 0
             assert speed(1, 2) > 0
