@@ -36,11 +36,12 @@ def export_llm(options: LlmExportOptions, progress: Progress) -> dict[str, Any]:
     """Export and publish; returns the manifest. Raises ExportError, after which `out` is as it was before."""
     check_name(options.name)
     options.check()
-    BUILDERS[options.engine].require()
     checkpoint = LlmCheckpoint.open(options.checkpoint)
     draft = _open_draft(checkpoint, options.draft) if options.draft is not None else None
     context = checkpoint.served_context(options.context_length)
     parts = {HOME: checkpoint} if draft is None else {HOME: checkpoint, DRAFT_FOLDER: draft}
+    for part in parts.values():
+        BUILDERS[options.engine].check(part, options)
     samples = {part: _sample_ids(of, options.sample_text)[:context] for part, of in parts.items()}
     progress.total(6 if draft is None else 10)
     progress.step("reading the checkpoint")

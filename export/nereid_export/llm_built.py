@@ -36,8 +36,8 @@ class EngineBuilder(Protocol):
     files: tuple[str, ...]
     """What it leaves, as patterns."""
 
-    def require(self) -> None:
-        """Raise ExportError where a package is missing."""
+    def check(self, checkpoint: LlmCheckpoint, options: LlmExportOptions) -> None:
+        """Before anything slow begins: raise ExportError where a package is missing, or the engine cannot compute the model."""
 
     def build(
         self, checkpoint: LlmCheckpoint, options: LlmExportOptions, sample: list[int], folder: Path, progress: Progress

@@ -16,10 +16,9 @@ from openvino import op
 from openvino import opset13 as ops
 
 from nereid.engines.paged_attention import Attention, describe
-from nereid_export.errors import ExportError
 from nereid_export.llm_ir_weights import Matrix
 
-_ACTIVATIONS = {"silu": ops.swish, "gelu": ops.gelu, "gelu_pytorch_tanh": lambda node: ops.gelu(node, "tanh"), "relu": ops.relu}
+ACTIVATIONS = {"silu": ops.swish, "gelu": ops.gelu, "gelu_pytorch_tanh": lambda node: ops.gelu(node, "tanh"), "relu": ops.relu}
 
 
 def matrices(model: Any) -> dict[str, Any]:
@@ -116,13 +115,11 @@ class _Builder:
 
     def _feed_forward(self, mlp: Any, hidden: Any) -> Any:
         name = getattr(self.model.config, "hidden_activation", None) or self.model.config.hidden_act
-        if name not in _ACTIVATIONS:
-            raise ExportError(f"config.json: hidden_act {name!r} is not supported; it must be one of {', '.join(_ACTIVATIONS)}")
         if hasattr(mlp, "gate_up_proj"):  # Phi-3
             gate, up = ops.split(self._linear(mlp.gate_up_proj, hidden), _int(1), 2).outputs()
         else:
             gate, up = self._linear(mlp.gate_proj, hidden), self._linear(mlp.up_proj, hidden)
-        return self._linear(mlp.down_proj, ops.multiply(_ACTIVATIONS[name](gate), up))
+        return self._linear(mlp.down_proj, ops.multiply(ACTIVATIONS[name](gate), up))
 
     def _embedding(self, ids: Any) -> Any:
         table = self.model.model.embed_tokens
@@ -172,12 +169,7 @@ class _Builder:
 
 
 def _attention_of(attention: Any, config: Any) -> Attention:
-    """A layer's attention as the paged operator is told of it; what it cannot compute is refused."""
-    if getattr(attention, "attn_logit_softcapping", None) is not None:
-        raise ExportError(
-            f"config.json: attn_logit_softcapping {attention.attn_logit_softcapping} is not allowed with --engine openvino, "
-            "whose paged attention has no cap; use --engine onnxruntime"
-        )
+    """A layer's attention as the paged operator is told of it."""
     listed = getattr(attention, "layer_type", None) is not None
     window = attention.sliding_window if listed else getattr(config, "sliding_window", None)
     return Attention(

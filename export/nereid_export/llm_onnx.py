@@ -24,8 +24,8 @@ class OnnxBuilder:
     packages: tuple[str, ...] = ("torch", "transformers", "onnx", "onnxruntime", "onnxruntime-genai", "tokenizers", "numpy")
     files: tuple[str, ...] = ("model.onnx*",)
 
-    def require(self) -> None:
-        """Its packages are the exporter's own."""
+    def check(self, checkpoint: LlmCheckpoint, options: LlmExportOptions) -> None:
+        """Its packages are the exporter's own, and it computes every family."""
 
     def build(
         self, checkpoint: LlmCheckpoint, options: LlmExportOptions, sample: list[int], folder: Path, progress: Progress

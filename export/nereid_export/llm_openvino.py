@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nereid_export.checkpoint import understood
 from nereid_export.errors import ExportError
 from nereid_export.frame import Progress
 from nereid_export.llm_built import BuiltEngine
@@ -18,17 +19,32 @@ from nereid_export.llm_options import BLOCK_SIZES, LlmExportOptions, LlmPrecisio
 from nereid_export.llm_quantize import MatrixError, Scheme, error_of, most_sensitive
 
 MODEL_FILE = "model.xml"
+_GEMMA2_CAP = 50.0
+"""Transformers' default, where config.json does not say it."""
 
 
 class OpenVinoBuilder:
     packages: tuple[str, ...] = ("torch", "transformers", "openvino", "tokenizers", "numpy")
     files: tuple[str, ...] = (MODEL_FILE, "model.bin")
 
-    def require(self) -> None:
+    def check(self, checkpoint: LlmCheckpoint, options: LlmExportOptions) -> None:
         try:
-            import openvino  # noqa: F401
+            from nereid_export.llm_ir import ACTIVATIONS
         except ImportError:
             raise ExportError("--engine openvino needs OpenVINO; install it with `pip install 'nereid[serve]'`") from None
+        file, config = checkpoint.folder / "config.json", checkpoint.config
+        caps = config["architectures"][0] == "Gemma2ForCausalLM"
+        if caps and (cap := config.get("attn_logit_softcapping", _GEMMA2_CAP)) is not None:
+            raise ExportError(
+                f"{file}: attn_logit_softcapping {cap} is not allowed with --engine openvino, whose paged attention has no cap; "
+                "use --engine onnxruntime"
+            )
+        activation = config.get("hidden_activation") or config.get("hidden_act") or "silu"
+        if activation not in ACTIVATIONS:
+            raise ExportError(f"{file}: hidden_act {activation!r} is not supported; it must be one of {', '.join(ACTIVATIONS)}")
+        if options.precision.startswith("int"):
+            with understood(file):
+                _check_blocks(checkpoint, options.block_size)
 
     def build(
         self, checkpoint: LlmCheckpoint, options: LlmExportOptions, sample: list[int], folder: Path, progress: Progress
@@ -66,6 +82,21 @@ class OpenVinoBuilder:
         return BuiltEngine(matrices=errors, eight_bit=eight_bit, checks=checks)
 
 
+def _check_blocks(checkpoint: LlmCheckpoint, block_size: int) -> None:
+    """Every matrix's inputs must be whole blocks."""
+    config = checkpoint.config
+    widths = {name: int(config[name]) for name in ("hidden_size", "intermediate_size")}
+    widths["num_attention_heads x head_dim"] = int(config["num_attention_heads"]) * checkpoint.head_size
+    for name, width in widths.items():
+        if width % block_size:
+            allowed = [size for size in BLOCK_SIZES if not any(other % size for other in widths.values())]
+            others = f"it must be {' or '.join(map(str, allowed))}" if allowed else "export it in fp32"
+            raise ExportError(
+                f"--block-size: {block_size} is not allowed with --engine openvino: "
+                f"{checkpoint.folder.name}'s {name} is {width}; {others}"
+            )
+
+
 def _logits(model: Any, sample: list[int], seen: dict[str, Any]) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
     """What PyTorch makes of the sample: tokens x vocabulary; and what went into the matrices `seen`."""
     import torch
@@ -97,13 +128,6 @@ def _measured(
     """The error of every matrix, worst first, and those that are to be kept in 8 bits."""
     errors = []
     for name, module in linear.items():
-        if module.in_features % options.block_size:
-            allowed = [size for size in BLOCK_SIZES if not any(other.in_features % size for other in linear.values())]
-            others = f"it must be {' or '.join(map(str, allowed))}" if allowed else "export it in fp32"
-            raise ExportError(
-                f"--block-size: {options.block_size} is not allowed with --engine openvino, for {name} has {module.in_features} "
-                f"inputs; {others}"
-            )
         weight = np.ascontiguousarray(module.weight.detach().numpy().T)
         errors.append(error_of(name, weight, seen[name], _scheme(options)))
     errors.sort(key=lambda error: -error.output_error)

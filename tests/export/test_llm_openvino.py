@@ -116,9 +116,16 @@ def test_each_family_computes_what_transformers_does(tmp_path: Path, family: str
     assert np.linalg.norm(made - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
-def test_capped_attention_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_what_the_graph_cannot_hold_is_refused_by_its_name(tmp_path: Path) -> None:
     checkpoint = make.make_llm(tmp_path / "gemma2", "gemma2")
-    with pytest.raises(ExportError, match=r"attn_logit_softcapping 50\.0 is not allowed .* use --engine onnxruntime"):
+    with pytest.raises(
+        ExportError, match=r"config\.json: attn_logit_softcapping 50\.0 is not allowed .* use --engine onnxruntime"
+    ):
+        export(checkpoint, tmp_path / "out")
+    with_settings(checkpoint, {"attn_logit_softcapping": None, "hidden_activation": "quick_gelu"})
+    with pytest.raises(
+        ExportError, match=r"config\.json: hidden_act 'quick_gelu' is not supported; it must be one of silu, gelu"
+    ):
         export(checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -237,7 +244,7 @@ def test_an_8_bit_cache_is_told_apart_from_the_exact_one(exported: Callable[[str
         ({"precision": "fp16"}, "--precision: fp16 is not allowed with --engine openvino; it must be fp32, int8 or int4"),
         (
             {"precision": "int4", "block_size": 64},
-            r"--block-size: 64 .* model\.layers\.0\.mlp\.down_proj has 96 inputs; .* 16 or 32",
+            "--block-size: 64 .* llama's intermediate_size is 96; it must be 16 or 32",
         ),
     ],
 )
