@@ -89,27 +89,30 @@ class _Builder:
         return self._linear(attention.o_proj, self._input(f"attention.{number}", ov.Type.f32, [-1, heads * size]))
 
     def _rotated(self, node: Any, heads: int, size: int, norm: Any, rotation: tuple[Any, Any]) -> Any:
-        """Queries or keys by head, normalised where the family does so, and turned by their positions."""
+        """Queries or keys by head, normalised where the family does so, and turned by their positions.
+
+        In the very form, axes included, that OpenVINO computes as one operator.
+        """
         cosine, sine = rotation
-        node = ops.reshape(node, _ints([0, heads, size]), True)
+        node = ops.reshape(node, _ints([0, heads, 1, size]), True)
         if norm is not None:
             node = self._norm(norm, node)
         turned, rest = node, None
-        width = cosine.get_output_partial_shape(0)[2].get_length()
+        width = cosine.get_output_partial_shape(0)[3].get_length()
         if width < size:
-            turned, rest = ops.variadic_split(node, _int(2), _ints([width, size - width])).outputs()
-        first, second = ops.split(turned, _int(2), 2).outputs()
-        swapped = ops.concat([ops.negative(second), first], 2)
+            turned, rest = ops.variadic_split(node, _int(3), _ints([width, size - width])).outputs()
+        first, second = ops.variadic_split(turned, _int(3), _ints([width // 2, width // 2])).outputs()
+        swapped = ops.concat([ops.multiply(second, _float(-1)), first], -1)
         turned = ops.add(ops.multiply(turned, cosine), ops.multiply(swapped, sine))
-        whole = turned if rest is None else ops.concat([turned, rest], 2)
+        whole = turned if rest is None else ops.concat([turned, rest], -1)
         return ops.reshape(whole, _ints([0, heads * size]), True)
 
     def _rotation(self, positions: Any) -> tuple[Any, Any]:
-        """Cosines and sines of every token's position: tokens x 1 x rotated width."""
+        """Cosines and sines of every token's position: tokens x 1 x 1 x rotated width."""
         rotary = self.model.model.rotary_emb
-        places = ops.unsqueeze(ops.convert(positions, np.float32), _ints([1, 2]))
-        angles = ops.multiply(places, _constant(rotary.inv_freq.float().numpy()[None, None]))
-        angles = ops.concat([angles, angles], 2)
+        places = ops.unsqueeze(ops.convert(positions, np.float32), _ints([1, 2, 3]))
+        angles = ops.multiply(places, _constant(rotary.inv_freq.float().numpy()[None, None, None]))
+        angles = ops.concat([angles, angles], 3)
         scaling = _float(rotary.attention_scaling)
         return ops.multiply(ops.cos(angles), scaling), ops.multiply(ops.sin(angles), scaling)
 

@@ -169,6 +169,8 @@ def test_few_bits_stay_few_and_are_the_rounded_matrices(tmp_path: Path, family: 
     kind = f"{'i' if symmetric else 'u'}{bits}"
     products = [node for node in engine.request.get_compiled_model().get_runtime_model().get_ops() if "FullyConn" in _layer(node)]
     assert len(products) == len(rounded)
+    layers = [_layer(node) for node in engine.request.get_compiled_model().get_runtime_model().get_ops()]
+    assert (layers.count("PagedAttention"), layers.count("RoPE")) == (2, 4)
     assert {node.get_input_element_type(1).get_type_name() for node in products} == {kind}
 
 
