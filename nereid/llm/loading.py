@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -12,6 +13,9 @@ from nereid.llm.engine import DraftEngine, KvMemory
 from nereid.llm.prefix_cache import PrefixCache
 from nereid.llm.rows import KvRows
 from nereid.llm.settings import DRAFT_FOLDER, LlmFacts, LlmLimits
+
+_DRAFT_SLACK = 32
+"""Tokens that a draft model's row has besides, so that it ends with a block."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,22 +44,11 @@ def check_widths(facts: LlmFacts, tokenizer: Tokenizer, vocabulary: int, draft: 
 def _load_onnx(folder: Path, facts: LlmFacts, limits: LlmLimits, gpu: int | None) -> LoadedModel:
     from nereid.engines.onnx_causal import OnnxCausalEngine
 
+    options: dict[str, Any] = {"threads": limits.threads, "gpu": gpu, "batch_invariant": limits.batch_invariant}
     draft, draft_file = None, folder / DRAFT_FOLDER / limits.engine_file
     if draft_file.is_file():
-        draft = OnnxCausalEngine.load(
-            draft_file,
-            tokens=limits.draft_tokens(facts),
-            threads=limits.threads,
-            gpu=gpu,
-            batch_invariant=limits.batch_invariant,
-        )
-    engine = OnnxCausalEngine.load(
-        folder / limits.engine_file,
-        tokens=limits.kv_tokens,
-        threads=limits.threads,
-        gpu=gpu,
-        batch_invariant=limits.batch_invariant,
-    )
+        draft = OnnxCausalEngine.load(draft_file, tokens=limits.draft_tokens(facts), **options)
+    engine = OnnxCausalEngine.load(folder / limits.engine_file, tokens=limits.kv_tokens, **options)
     cache = PrefixCache(limits.prefix_cache_megabytes * 2**20)
     return LoadedModel(KvRows(engine, cache, limits.max_rows, facts.context_length), engine.vocabulary, draft)
 
@@ -63,25 +56,16 @@ def _load_onnx(folder: Path, facts: LlmFacts, limits: LlmLimits, gpu: int | None
 def _load_openvino(folder: Path, facts: LlmFacts, limits: LlmLimits) -> LoadedModel:
     from nereid.engines.openvino_causal import OpenVinoCausalEngine
 
+    options: dict[str, Any] = {
+        "threads": limits.threads,
+        "batch_invariant": limits.batch_invariant,
+        "kv_cache_precision": limits.kv_cache_precision,
+    }
     draft, draft_file = None, folder / DRAFT_FOLDER / limits.engine_file
     if draft_file.is_file():
-        draft_engine = OpenVinoCausalEngine.load(
-            draft_file,
-            # whole blocks for every row
-            tokens=limits.draft_tokens(facts) + 32 * (limits.speculation_rows + 1),
-            threads=limits.threads,
-            batch_invariant=limits.batch_invariant,
-            kv_cache_precision=limits.kv_cache_precision,
-        )
-        draft = DraftBlocks(draft_engine)
-    engine = OpenVinoCausalEngine.load(
-        folder / limits.engine_file,
-        tokens=limits.kv_tokens,
-        cached_bytes=limits.prefix_cache_megabytes * 2**20,
-        threads=limits.threads,
-        batch_invariant=limits.batch_invariant,
-        kv_cache_precision=limits.kv_cache_precision,
-    )
-    caches = limits.prefix_cache_megabytes > 0
-    memory = KvBlocks(engine, limits.kv_tokens, limits.max_rows, facts.context_length, caches)
+        tokens = limits.draft_tokens(facts) + _DRAFT_SLACK * (limits.speculation_rows + 1)
+        draft = DraftBlocks(OpenVinoCausalEngine.load(draft_file, tokens=tokens, **options))
+    cached_bytes = limits.prefix_cache_megabytes * 2**20
+    engine = OpenVinoCausalEngine.load(folder / limits.engine_file, tokens=limits.kv_tokens, cached_bytes=cached_bytes, **options)
+    memory = KvBlocks(engine, limits.kv_tokens, limits.max_rows, facts.context_length, caches=cached_bytes > 0)
     return LoadedModel(memory, engine.vocabulary, draft)

@@ -103,10 +103,16 @@ def test_defaults_are_vllms_and_everything_is_resolved() -> None:
 def test_limits_name_the_parameter_that_is_wrong() -> None:
     assert not LlmLimits.from_parameters({"batch_invariant": "false"}).batch_invariant
     assert LlmLimits.from_parameters({"stream_interval_seconds": "0"}).stream_interval_seconds == 0
+    rounded = {"kv_cache_precision": "int8"}
+    assert LlmLimits.from_parameters({**rounded, "engine": "openvino", "batch_invariant": "false"}).engine_file == "model.xml"
     for parameters, words in (
         ({"batch_invariant": "yes"}, "batch_invariant: 'yes' is not allowed; it must be true or false"),
         ({"speculation": "magic"}, "speculation: 'magic' is not allowed"),
         ({"kv_tokens": "0"}, "kv_tokens: 0 is not allowed"),
+        ({"engine": "tensorrt"}, "engine: 'tensorrt' is not allowed; it must be onnxruntime or openvino"),
+        ({"kv_cache_precision": "int4"}, "kv_cache_precision: 'int4' is not allowed; it must be fp32 or int8"),
+        ({"kv_cache_precision": "int8"}, "kv_cache_precision: int8 is not allowed with engine onnxruntime"),
+        ({**rounded, "engine": "openvino"}, "kv_cache_precision: int8 is not allowed with batch_invariant true"),
     ):
         with pytest.raises(ValueError, match=words):
             LlmLimits.from_parameters(parameters)
