@@ -18,10 +18,8 @@ from numpy.typing import NDArray
 from nereid.engines.kv_blocks import SCRATCH, Piece
 from nereid.engines.paged_attention import close
 
-KV_PRECISIONS = {"fp32": "f32", "int8": "u8"}
-"""By the names that a config.pbtxt has for them."""
-
 _KV_PRECISIONS = {"fp32": "f32", "int8": "u8"}
+"""OpenVINO's names, by those that a config.pbtxt has for them."""
 
 LARGEST_CALL = 512
 """Tokens of a call beyond which nothing is gained."""
@@ -45,7 +43,6 @@ class OpenVinoCausalEngine:
     vocabulary: int
     batch_invariant: bool = True
     call_tokens: int = LARGEST_CALL
-    _caches: list[Any] = field(default_factory=list)
 
     @classmethod
     def load(
@@ -77,14 +74,12 @@ class OpenVinoCausalEngine:
         block_bytes = sum(int(np.prod(shapes[name])) * port.get_element_type().size for name, port in ports.items())
         blocks = 1 + -(-tokens // block_size) + cached_bytes // block_bytes
         request = compiled.create_infer_request()
-        caches = []
         for name, port in ports.items():
             cache = ov.Tensor(port.get_element_type(), ov.Shape([blocks, *shapes[name]]))
             cache.data[...] = 0
             request.set_tensor(name, cache)
-            caches.append(cache)
         vocabulary = compiled.output("logits").get_partial_shape()[1].get_length()
-        engine = cls(request, blocks, block_size, block_bytes, vocabulary, batch_invariant, _caches=caches)
+        engine = cls(request, blocks, block_size, block_bytes, vocabulary, batch_invariant)
         if batch_invariant:
             engine.call_tokens = engine._largest_call()
         return engine
@@ -94,13 +89,16 @@ class OpenVinoCausalEngine:
 
         They are valid until the next call.
         """
-        if not self.batch_invariant or sum(len(piece.tokens) + 1 for piece in pieces) <= self.call_tokens:
+        if not self.batch_invariant or sum(map(self._cost, pieces)) <= self.call_tokens:
             return self._run(pieces)
         return np.concatenate([self._run(call).copy() for call in self._split(pieces)])
 
-    def read(self, block: int) -> list[NDArray]:
-        """What a block holds, layer by layer, keys and values: a copy."""
-        return [np.array(cache.data[block]) for cache in self._caches]
+    def _cost(self, piece: Piece) -> int:
+        """Tokens that a piece has in a call, the padding one included."""
+        return len(piece.tokens) + self._is_padded(piece)
+
+    def _is_padded(self, piece: Piece) -> bool:
+        return self.batch_invariant and len(piece.tokens) == 1 and not piece.decoded
 
     def _split(self, pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
         """The pieces in parts, call by call."""
@@ -113,19 +111,19 @@ class OpenVinoCausalEngine:
                 if room < 2:
                     yield call
                     call, room = [], self.call_tokens
-                count = min(left, room - 1)  # one is for padding
+                count = min(left, room)
                 keep = min(count, max(0, piece.keep - (left - count)))
-                call.append(replace(piece, start=piece.start + done, tokens=piece.tokens[done : done + count], keep=keep))
+                part = replace(piece, start=piece.start + done, tokens=piece.tokens[done : done + count], keep=keep)
+                call.append(part)
                 done += count
-                room -= count + 1
+                room -= self._cost(part)
         if call:
             yield call
 
     def _run(self, pieces: Sequence[Piece]) -> NDArray[np.float32]:
         call = _Call(self.block_size)
         for piece in pieces:
-            padding = [0] if self.batch_invariant and len(piece.tokens) == 1 and not piece.decoded else []
-            call.add(piece, padding)
+            call.add(piece, [0] if self._is_padded(piece) else [])
         wanted = len(call.kept)
         if self.batch_invariant and len(call.tokens) == 1:
             call.add(Piece((SCRATCH,), 0, (0,), keep=0), [])
