@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nereid.engines.openvino_options import BF16_PARAMETER, pads, properties
 from nereid.engines.served_model import Arguments, Port, Tensors, check_signature, run_as_one
+from nereid.engines.signal_stack import kept_signal_stack
 from nereid.flow.errors import EngineError, InvalidRequestError
 from nereid.flow.state_folder import state_file
 
@@ -51,7 +52,8 @@ def compile_file(path: Path, parameters: Mapping[str, str], batch: int = 0) -> A
         model = core.read_model(path)
         if batch:
             model.reshape({port: ov.PartialShape([batch, *list(port.get_partial_shape())[1:]]) for port in model.inputs})
-        return core.compile_model(model, "CPU", wanted)
+        with kept_signal_stack():
+            return core.compile_model(model, "CPU", wanted)
     except RuntimeError as error:
         raise ValueError(f"{path.name}: OpenVINO {ov.__version__} cannot load it: {_last_line(error)}") from None
 

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,12 +91,20 @@ def _regions_of(serve_id: str) -> str:
 
 def end_marked(mark: str, seconds: float = 5.0) -> int:
     """Kill every process of this user whose mark begins so; returns how many there were."""
-    found = [process for process in psutil.process_iter() if process.pid != os.getpid() and _mark_of(process).startswith(mark)]
+    found = [process for process in _others() if _mark_of(process).startswith(mark)]
     for process in found:
         with contextlib.suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(found, timeout=seconds)
     return len(found)
+
+
+def _others() -> Iterator[psutil.Process]:
+    """Not psutil's own iterator, which remembers processes: one whose number is used again would not be killed."""
+    for pid in psutil.pids():
+        if pid != os.getpid():
+            with contextlib.suppress(psutil.Error):
+                yield psutil.Process(pid)
 
 
 def _mark_of(process: psutil.Process) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,20 @@ def test_a_fixed_batch_refuses_fewer_rows_or_pads_them(folder: Path, weights: np
     np.testing.assert_allclose(first["y"], rows(3, 1) @ weights, rtol=1e-4, atol=1e-4)
     too_many = padded.run([{"x": rows(5)}])[0]
     assert isinstance(too_many, InvalidRequestError)
+
+
+def test_a_signal_finds_no_stack_of_a_model_that_is_gone(folder: Path) -> None:
+    """In a process of its own: OpenVINO leaves a freed signal stack behind, and the next signal would end the process."""
+    code = f"""
+import os, signal
+from pathlib import Path
+from nereid.engines.openvino_model import compile_file
+first, second = (compile_file(Path({str(folder / "model.xml")!r}), {{}}) for _ in range(2))
+del first, second
+signal.signal(signal.SIGTERM, lambda *_: None)
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
 def test_bf16_is_computed_only_where_it_is_asked_for(folder: Path, weights: np.ndarray) -> None:
