@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from nereid.engines.kv_blocks import SCRATCH, Piece
 from nereid.engines.paged_attention import close
+from nereid.engines.signal_stack import kept_signal_stack
 
 _KV_PRECISIONS = {"fp32": "f32", "int8": "u8"}
 """OpenVINO's names, by those that a config.pbtxt has for them."""
@@ -64,7 +65,9 @@ class OpenVinoCausalEngine:
         wanted = _properties(threads, kv_cache_precision)
         core = ov.Core()
         try:
-            compiled = core.compile_model(close(core.read_model(file)), "CPU", wanted)
+            graph = close(core.read_model(file))
+            with kept_signal_stack():
+                compiled = core.compile_model(graph, "CPU", wanted)
         except RuntimeError as error:
             last = str(error).strip().splitlines()[-1:] or ["no message"]
             raise ValueError(f"{file.name}: OpenVINO {ov.__version__} cannot load it: {last[0].strip()}") from None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,14 @@ def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
         return made[precision]
 
     return repository
+
+
+@pytest.fixture(scope="module", params=["fp32", "int4", "int8"])
+def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with matrices of sizes at which kernels are chosen by the number of rows."""
+    folder = tmp_path_factory.mktemp(request.param)
+    export(make.make_llm(folder / "llama", "llama", hidden_size=256, intermediate_size=672), folder / "out", request.param)
+    return folder / "out"
 
 
 def engine_of(repository: Path, **options: Any) -> OpenVinoCausalEngine:
@@ -178,10 +188,9 @@ def _layer(node: Any) -> str:
     return str(node.get_rt_info()["layerType"].astype(str))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int4", "int8"])
-def test_company_and_chunks_do_not_change_a_bit(exported: Callable[[str], Path], precision: str) -> None:
+def test_company_and_chunks_do_not_change_a_bit(wide: Path) -> None:
     """Alone or in a batch, beside chunks of prompts, a prompt whole or in chunks, whatever is split into several calls."""
-    engine = OpenVinoCausalEngine.load(exported(precision) / "llm" / "1" / "model.xml", tokens=2048, threads=2)
+    engine = OpenVinoCausalEngine.load(wide / "llm" / "1" / "model.xml", tokens=2048, threads=2)
     rng = np.random.default_rng(1)
     prompts = [rng.integers(3, 250, length).tolist() for length in (60, 17, 33, 65, 150)]
     tables = [range(1 + 5 * row, 6 + 5 * row) for row in range(7)]
@@ -276,6 +285,20 @@ def test_export_and_serving_send_nothing(tmp_path: Path, tiny: Path, monkeypatch
     export(tiny, tmp_path / "out", "int8")
     served_logits(engine_of(tmp_path / "out"), IDS[:4], decoded=1)
     assert sent == []
+
+
+def test_a_signal_finds_no_stack_of_an_engine_that_is_gone(exported: Callable[[str], Path]) -> None:
+    code = f"""
+import os, signal
+from pathlib import Path
+from nereid.engines.openvino_causal import OpenVinoCausalEngine
+file = Path({str(exported("fp32") / "llm" / "1" / "model.xml")!r})
+first, second = (OpenVinoCausalEngine.load(file, tokens=64, threads=1) for _ in range(2))
+del first, second
+signal.signal(signal.SIGTERM, lambda *_: None)
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
 def test_a_draft_model_comes_with_the_large_one(tmp_path: Path, tiny: Path) -> None:
