@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+pytest.importorskip("openvino")
+
 from nereid.engines.kv_blocks import SCRATCH, Piece
 from nereid.engines.openvino_causal import LARGEST_CALL, OpenVinoCausalEngine
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino as ov
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+
+ov = pytest.importorskip("openvino")
 
 from nereid.engines.kv_blocks import Piece
 from nereid.engines.openvino_causal import OpenVinoCausalEngine

@@ -37,6 +37,7 @@ Load = Callable[..., tuple[LoadedModel, LlmFacts, LlmLimits]]
 @pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
 def load(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Load:
     """The exported model, in int4 and with a draft model, under some limits."""
+    pytest.importorskip(request.param)
     folder = tmp_path_factory.mktemp(request.param)
     checkpoint = make.make_llm(folder / "llama", "llama", max_position_embeddings=1024)
     draft = make.make_llm(folder / "qwen3", "qwen3", max_position_embeddings=1024)
