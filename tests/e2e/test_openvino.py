@@ -1,4 +1,4 @@
-"""Pipelines on OpenVINO behind a real Triton: what diffusers draws, the same bytes in any company, refusals by name."""
+"""Models on OpenVINO behind a real Triton: what diffusers and transformers make, the same in any company, refusals by name."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from nereid_client import Client
+from nereid_zoo.sections.chat import conversation
+from nereid_zoo.sections.score import CHECKPOINT as SECTIONS
+from nereid_zoo.sections.score import held_out_briefs
 
-from conftest import Served, export, serving
+from conftest import Served, export, export_llm, serving, stub_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")
@@ -20,6 +24,7 @@ from tritonclient import grpc
 from tritonclient.utils import InferenceServerException
 
 from nereid_export.engines import Engine
+from nereid_export.llm_options import LlmEngine
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
@@ -32,6 +37,7 @@ def on_openvino(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("openvino")
     for name, family in PIPELINES.items():
         export(checkpoints[family], folder / "repository", name=name, engine=Engine.OPENVINO)
+    export_llm(SECTIONS, folder / "repository", precision="fp32", engine=LlmEngine.OPENVINO)
     yield from serving(folder / "repository", folder, checkpoints)
 
 
@@ -96,3 +102,27 @@ def test_direct_callers_get_shapes_refused_and_the_model_keeps_serving(on_openvi
         result = client.infer("unet", good).as_numpy("out_sample")
         assert result is not None
         assert result.shape == (3, 4, 8, 8)
+
+
+def test_greedy_tokens_are_transformers_own_alone_in_company_and_after_the_workers_death(on_openvino: Served) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(SECTIONS)
+    model = AutoModelForCausalLM.from_pretrained(SECTIONS, dtype=torch.float32).eval()
+    prompts = [conversation(brief.text) for brief in held_out_briefs(4, seed=3)]
+    expected = []
+    for prompt in prompts:
+        given = tokenizer(prompt, return_tensors="pt")
+        made = model.generate(**given, do_sample=False, max_new_tokens=60)
+        expected.append(made[0, given.input_ids.shape[1] :].tolist())
+    with Client(on_openvino.grpc_url, timeout=120) as client:
+
+        def tokens(prompt: str) -> list[int]:
+            return list(client.generate_text(prompt, temperature=0, max_tokens=60).choices[0].token_ids)
+
+        assert [tokens(prompt) for prompt in prompts] == expected
+        (worker,) = stub_of(on_openvino, "llm").children()
+        with ThreadPoolExecutor(4) as pool:
+            company = [pool.submit(tokens, prompt) for prompt in prompts]
+            psutil.Process(worker.pid).kill()
+            assert [made.result() for made in company] == expected
