@@ -7,8 +7,9 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,18 @@ def export_llm(checkpoint: Path, out: Path, precision: str = "int4", **options: 
 
     chosen = LlmExportOptions(checkpoint=checkpoint, out=out, precision=LlmPrecision(precision), **options)  # type: ignore[arg-type]
     return export(chosen, Silent())
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, write: Callable[[Path, str], object]) -> Callable[[str], Path]:
+    """Repositories by precision, each written when it is first asked for: to be read only."""
+
+    @cache
+    def repository(precision: str) -> Path:
+        out = tmp_path_factory.mktemp(precision) / "out"
+        write(out, precision)
+        return out
+
+    return repository
 
 
 def set_parameters(repository: Path, model: str, **parameters: object) -> None:

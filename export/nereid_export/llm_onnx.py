@@ -17,7 +17,7 @@ from nereid_export.llm_checkpoint import LlmCheckpoint
 from nereid_export.llm_figures import FP16_BOUND, FP32_BOUND, compare, engine_logits, feeds, torch_logits
 from nereid_export.llm_graph import fix_cache_size, keep_some_logits, save, set_window
 from nereid_export.llm_options import LlmExportOptions, LlmPrecision
-from nereid_export.llm_quantize import MatrixError, Scheme, measure, most_sensitive, quantize
+from nereid_export.llm_quantize import MatrixError, measure, most_sensitive, quantize
 
 
 class OnnxBuilder:
@@ -34,7 +34,7 @@ class OnnxBuilder:
         plain = folder / "plain"
         halves = options.device is Device.CUDA and options.precision is not LlmPrecision.FP32
         _run_builder(checkpoint, plain, folder / "cache", "fp16" if halves else "fp32", options.device)
-        progress.step("measuring and quantising the matrices" if options.precision.startswith("int") else "preparing the engine")
+        progress.step(options.preparing)
         errors, eight_bit = _write_engine(checkpoint, options, plain, folder, sample)
         progress.step("checking against PyTorch")
         reference = torch_logits(checkpoint, sample)
@@ -71,12 +71,9 @@ def _write_engine(
     model = onnx.load(str(plain / "model.onnx"))
     errors: list[MatrixError] = []
     eight_bit: list[str] = []
-    if options.precision in (LlmPrecision.INT4, LlmPrecision.INT8):
-        bits = 4 if options.precision is LlmPrecision.INT4 else 8
-        scheme = Scheme(bits=bits, block_size=options.block_size, symmetric=options.symmetric)
+    if (scheme := options.scheme) is not None:
         errors = measure(model, scheme, feeds(checkpoint, sample, model))
-        if bits == 4:
-            eight_bit = most_sensitive(errors, options.eight_bit_share)
+        eight_bit = most_sensitive(errors, options.share_in_eight_bits)
         model = quantize(model, scheme, eight_bit)
     keep_some_logits(model)
     fix_cache_size(model, checkpoint.head_size)

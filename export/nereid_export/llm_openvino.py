@@ -15,8 +15,8 @@ from nereid_export.frame import Progress
 from nereid_export.llm_built import BuiltEngine
 from nereid_export.llm_checkpoint import LlmCheckpoint
 from nereid_export.llm_figures import FP32_BOUND, compare, load_torch, told
-from nereid_export.llm_options import BLOCK_SIZES, LlmExportOptions, LlmPrecision
-from nereid_export.llm_quantize import MatrixError, Scheme, error_of, most_sensitive
+from nereid_export.llm_options import BLOCK_SIZES, LlmExportOptions
+from nereid_export.llm_quantize import MatrixError, Scheme, error_of, most_sensitive, worst_first
 
 MODEL_FILE = "model.xml"
 _GEMMA2_CAP = 50.0
@@ -42,7 +42,7 @@ class OpenVinoBuilder:
         activation = config.get("hidden_activation") or config.get("hidden_act") or "silu"
         if activation not in ACTIVATIONS:
             raise ExportError(f"{file}: hidden_act {activation!r} is not supported; it must be one of {', '.join(ACTIVATIONS)}")
-        if options.precision.startswith("int"):
+        if options.scheme is not None:
             with understood(file):
                 _check_blocks(checkpoint, options.block_size)
 
@@ -58,24 +58,26 @@ class OpenVinoBuilder:
         plain = folder / "plain.xml"
         # Not `convert_model`, which sends telemetry; `save_model` does not.
         ov.save_model(build_graph(model, {}), plain, compress_to_fp16=False)
-        quantises = options.precision.startswith("int")
-        progress.step("measuring and quantising the matrices" if quantises else "preparing the engine")
-        linear = matrices(model)
-        reference, seen = _logits(model, sample, linear if quantises else {})
-        errors, eight_bit = _measured(linear, seen, options) if quantises else ([], [])
-        if quantises:
-            graph = build_graph(model, _rounded(linear, options, eight_bit))
+        progress.step(options.preparing)
+        scheme, linear = options.scheme, matrices(model)
+        reference, seen = _logits(model, sample, {} if scheme is None else linear)
+        errors: list[MatrixError] = []
+        eight_bit: list[str] = []
+        if scheme is not None:
+            errors = _measured(linear, seen, scheme)
+            eight_bit = most_sensitive(errors, options.share_in_eight_bits)
+            graph = build_graph(model, _rounded(linear, scheme, eight_bit))
             ov.save_model(graph, folder / MODEL_FILE, compress_to_fp16=False)
             del graph
         progress.step("checking against PyTorch")
         del model, linear, seen
         unquantised = _engine_logits(plain, sample)
         for file in (plain, plain.with_suffix(".bin")):
-            if quantises:
-                file.unlink()
-            else:
+            if scheme is None:
                 file.rename(folder / f"model{file.suffix}")
-        made = _engine_logits(folder / MODEL_FILE, sample) if quantises else unquantised
+            else:
+                file.unlink()
+        made = unquantised if scheme is None else _engine_logits(folder / MODEL_FILE, sample)
         checks: dict[str, Any] = dict(compare(reference, unquantised, made, sample, FP32_BOUND))
         progress.step("comparing with fp32")
         checks["kv_cache_int8"] = told(reference, _engine_logits(folder / MODEL_FILE, sample, kv_cache_precision="int8"), sample)
@@ -117,27 +119,18 @@ def _logits(model: Any, sample: list[int], seen: dict[str, Any]) -> tuple[NDArra
     return logits, inputs
 
 
-def _scheme(options: LlmExportOptions) -> Scheme:
-    bits = 4 if options.precision is LlmPrecision.INT4 else 8
-    return Scheme(bits=bits, block_size=options.block_size, symmetric=options.symmetric)
-
-
-def _measured(
-    linear: dict[str, Any], seen: dict[str, NDArray[np.float32]], options: LlmExportOptions
-) -> tuple[list[MatrixError], list[str]]:
-    """The error of every matrix, worst first, and those that are to be kept in 8 bits."""
+def _measured(linear: dict[str, Any], seen: dict[str, NDArray[np.float32]], scheme: Scheme) -> list[MatrixError]:
+    """The error of every matrix, worst first."""
     errors = []
     for name, module in linear.items():
         weight = np.ascontiguousarray(module.weight.detach().numpy().T)
-        errors.append(error_of(name, weight, seen[name], _scheme(options)))
-    errors.sort(key=lambda error: -error.output_error)
-    return errors, most_sensitive(errors, options.eight_bit_share) if options.precision is LlmPrecision.INT4 else []
+        errors.append(error_of(name, weight, seen[name], scheme))
+    return worst_first(errors)
 
 
-def _rounded(linear: dict[str, Any], options: LlmExportOptions, eight_bit: list[str]) -> dict[str, Any]:
+def _rounded(linear: dict[str, Any], scheme: Scheme, eight_bit: list[str]) -> dict[str, Any]:
     from nereid_export.llm_ir_weights import Matrix
 
-    scheme = _scheme(options)
     made = {}
     for name, module in linear.items():
         own = replace(scheme, bits=8) if name in eight_bit else scheme

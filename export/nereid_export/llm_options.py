@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
+from nereid_export.llm_quantize import Scheme
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
@@ -47,6 +48,22 @@ class LlmExportOptions:
     sample_text: Path | None = None
     draft: Path | None = None
     context_length: int | None = None
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """How the matrices are rounded; None where they are not."""
+        bits = {LlmPrecision.INT4: 4, LlmPrecision.INT8: 8}.get(self.precision)
+        return None if bits is None else Scheme(bits=bits, block_size=self.block_size, symmetric=self.symmetric)
+
+    @property
+    def share_in_eight_bits(self) -> float:
+        """Of the weights, how many stay in 8 bits where the others have fewer."""
+        return self.eight_bit_share if self.precision is LlmPrecision.INT4 else 0.0
+
+    @property
+    def preparing(self) -> str:
+        """What is said while the engine is made of its graph."""
+        return "preparing the engine" if self.scheme is None else "measuring and quantising the matrices"
 
     def check(self) -> None:
         """Raise ExportError naming the option that is not allowed."""

@@ -52,6 +52,11 @@ def measure(model: Any, scheme: Scheme, feeds: dict[str, NDArray]) -> list[Matri
     for name, node in found.items():
         weight = numpy_helper.to_array(weights[node.input[1]]).astype(np.float32)
         errors.append(error_of(name, weight, inputs[node.input[0]], scheme))
+    return worst_first(errors)
+
+
+def worst_first(errors: Sequence[MatrixError]) -> list[MatrixError]:
+    """By what rounding does to the products."""
     return sorted(errors, key=lambda error: -error.output_error)
 
 

@@ -16,8 +16,8 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from nereid.engines.kv_blocks import SCRATCH, Piece
+from nereid.engines.openvino_graph import compile_graph
 from nereid.engines.paged_attention import close
-from nereid.engines.signal_stack import kept_signal_stack
 
 _KV_PRECISIONS = {"fp32": "f32", "int8": "u8"}
 """OpenVINO's names, by those that a config.pbtxt has for them."""
@@ -63,14 +63,7 @@ class OpenVinoCausalEngine:
         cannot compile it.
         """
         wanted = _properties(threads, kv_cache_precision)
-        core = ov.Core()
-        try:
-            graph = close(core.read_model(file))
-            with kept_signal_stack():
-                compiled = core.compile_model(graph, "CPU", wanted)
-        except RuntimeError as error:
-            last = str(error).strip().splitlines()[-1:] or ["no message"]
-            raise ValueError(f"{file.name}: OpenVINO {ov.__version__} cannot load it: {last[0].strip()}") from None
+        compiled = compile_graph(ov.Core(), file, wanted, close)
         ports = {port.get_any_name(): port for port in compiled.inputs if "_cache." in port.get_any_name()}
         shapes = {name: [size.get_length() for size in list(port.get_partial_shape())[1:]] for name, port in ports.items()}
         block_size = shapes["value_cache.0"][1]

@@ -12,9 +12,9 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from nereid.engines.openvino_graph import compile_graph, last_line
 from nereid.engines.openvino_options import BF16_PARAMETER, pads, properties
 from nereid.engines.served_model import Arguments, Port, Tensors, check_signature, run_as_one
-from nereid.engines.signal_stack import kept_signal_stack
 from nereid.flow.errors import EngineError, InvalidRequestError
 from nereid.flow.state_folder import state_file
 
@@ -48,14 +48,13 @@ def compile_file(path: Path, parameters: Mapping[str, str], batch: int = 0) -> A
         log.warning(
             "%s was exported for bfloat16, which this processor lacks; it is computed in float32", path.parent.parent.name
         )
-    try:
-        model = core.read_model(path)
+
+    def fix_batch(model: Any) -> Any:
         if batch:
             model.reshape({port: ov.PartialShape([batch, *list(port.get_partial_shape())[1:]]) for port in model.inputs})
-        with kept_signal_stack():
-            return core.compile_model(model, "CPU", wanted)
-    except RuntimeError as error:
-        raise ValueError(f"{path.name}: OpenVINO {ov.__version__} cannot load it: {_last_line(error)}") from None
+        return model
+
+    return compile_graph(core, path, wanted, fix_batch)
 
 
 def infer(request: Any, inputs: Tensors, outputs: Sequence[str]) -> list[NDArray]:
@@ -134,8 +133,8 @@ class OpenVinoModel:
         """Shapes that do not fit are found while the run is prepared; anything else is the engine's own failure."""
         text = str(error)
         if isinstance(error, ValueError) or any(word in text for word in ("shape", "Shape", "dimension", "broadcast")):
-            return InvalidRequestError(f"{self.name}: {_last_line(error)}")
-        return EngineError(f"{self.name}: {_last_line(error)}")
+            return InvalidRequestError(f"{self.name}: {last_line(error)}")
+        return EngineError(f"{self.name}: {last_line(error)}")
 
 
 def _runner(file: str, parameters: Mapping[str, str]) -> Callable[[Tensors], object]:
@@ -151,12 +150,6 @@ def runner_fp32(file: str) -> Callable[[Tensors], object]:
 
 def runner_bf16(file: str) -> Callable[[Tensors], object]:
     return _runner(file, {BF16_PARAMETER: "YES"})
-
-
-def _last_line(error: Exception) -> str:
-    """OpenVINO puts places in its own source first and the reason last."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def _ports(ports: Sequence[Any], declared: Sequence[Mapping[str, Any]]) -> list[Port]:

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from nereid.engines.kv_blocks import Piece
 from nereid.llm.block_pool import BlockPool
 from nereid.llm.engine import BlockEngine, Chunk, Holder, longest_row
+from nereid.llm.places import Places
 from nereid.llm.sequences import GeneratedSequence
 
 
 @dataclass(slots=True, eq=False)
-class KvBlocks:
+class KvBlocks(Places):
     """An engine's memory as blocks, and the sequences that hold them. Used by one thread.
 
     `kv_tokens` is what was asked for, and bounds the length of a sequence; the engine may have more, for prefixes. Running
@@ -31,8 +32,6 @@ class KvBlocks:
     max_rows: int
     context_length: int
     caches: bool = True
-    decoding: list[GeneratedSequence] = field(default_factory=list)
-    filling: list[Holder] = field(default_factory=list)
     prefix_hits: tuple[int, int] = (0, 0)
     _pool: BlockPool = field(init=False)
     _tables: dict[int, list[int]] = field(default_factory=dict)
@@ -48,15 +47,6 @@ class KvBlocks:
     def longest(self) -> int:
         """Tokens a sequence can have at most; two places are for what an engine appends as padding."""
         return longest_row(self.context_length, self.kv_tokens) - 2
-
-    @property
-    def held(self) -> list[Holder]:
-        return [*self.decoding, *self.filling]
-
-    @property
-    def used_tokens(self) -> int:
-        """A block that several share counts for each of them."""
-        return sum(holder.computed for holder in self.held)
 
     @property
     def prefix_block(self) -> int:
@@ -110,10 +100,7 @@ class KvBlocks:
                 if more is not None:
                     table += more
                     break
-                youngest = max((s for s in self.held if isinstance(s, GeneratedSequence)), key=lambda s: s.admission)
-                self.release(youngest)
-                youngest.computed = 0
-                preempted.append(youngest)
+                preempted.append(self.preempt())
         return preempted
 
     def join(self, sequence: GeneratedSequence) -> None:

@@ -6,12 +6,13 @@ Rows 0 to n-1 are decoded in one call, those behind them are being prefilled, ea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nereid.llm.engine import Chunk, Holder, RowEngine, longest_row
+from nereid.llm.places import Places
 from nereid.llm.prefix_cache import BLOCK, PrefixCache
 from nereid.llm.sequences import GeneratedSequence
 
@@ -19,15 +20,13 @@ SMALLEST_CAPACITY = 256
 
 
 @dataclass(slots=True, eq=False)
-class KvRows:
+class KvRows(Places):
     """An engine's memory as rows, and the sequences that hold them. Used by one thread."""
 
     engine: RowEngine
     cache: PrefixCache
     max_rows: int
     context_length: int
-    decoding: list[GeneratedSequence] = field(default_factory=list)
-    filling: list[Holder] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -41,15 +40,6 @@ class KvRows:
     def longest(self) -> int:
         """Tokens a sequence can have at most: two fewer than a row has slots, for what an engine appends as padding."""
         return self.largest_capacity - 2
-
-    @property
-    def held(self) -> list[Holder]:
-        """In the order of their rows."""
-        return [*self.decoding, *self.filling]
-
-    @property
-    def used_tokens(self) -> int:
-        return sum(holder.computed for holder in self.held)
 
     @property
     def prefix_block(self) -> int:
@@ -78,14 +68,11 @@ class KvRows:
         """Longer rows for all, where the longest needs one; the youngest give theirs up where longer ones do not fit."""
         preempted: list[GeneratedSequence] = []
         while self.decoding:
-            held = [sequence for sequence in self.held if isinstance(sequence, GeneratedSequence)]
+            held = self.sequences
             slots = max(s.computed + 2 + s.lookahead for s in held)
             if slots <= self.engine.capacity or self.make_room(slots, len(held)):
                 break
-            youngest = max(held, key=lambda s: s.admission)
-            self.release(youngest)
-            youngest.computed = 0
-            preempted.append(youngest)
+            preempted.append(self.preempt())
         return preempted
 
     # --- calls ---

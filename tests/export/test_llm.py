@@ -23,7 +23,7 @@ from nereid_export.llm import export_llm as run_export
 from nereid_export.llm_quantize import Scheme, round_trip
 
 import checkpoints as make
-from conftest import ZOO, Silent, export_llm
+from conftest import ZOO, Silent, export_llm, made_once
 
 pytestmark = pytest.mark.torch
 
@@ -37,16 +37,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A repository of the tiny model in that precision, made once: to be read only."""
-    made: dict[str, Path] = {}
-
-    def repository(precision: str) -> Path:
-        if precision not in made:
-            made[precision] = tmp_path_factory.mktemp(precision) / "out"
-            export_llm(tiny, made[precision], precision=precision)
-        return made[precision]
-
-    return repository
+    """A repository of the tiny model in that precision."""
+    return made_once(tmp_path_factory, lambda out, precision: export_llm(tiny, out, precision=precision))
 
 
 def engine_of(repository: Path, name: str = "llm") -> OnnxCausalEngine:

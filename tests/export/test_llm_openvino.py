@@ -29,7 +29,7 @@ from nereid_export.llm_ir_weights import Matrix
 from nereid_export.llm_quantize import Scheme, round_trip
 
 import checkpoints as make
-from conftest import Silent, export_llm
+from conftest import Silent, export_llm, made_once
 
 pytestmark = pytest.mark.torch
 
@@ -48,16 +48,8 @@ def export(checkpoint: Path, out: Path, precision: str = "fp32", **options: Any)
 
 @pytest.fixture(scope="module")
 def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A repository of the tiny model in that precision, made once: to be read only."""
-    made: dict[str, Path] = {}
-
-    def repository(precision: str) -> Path:
-        if precision not in made:
-            made[precision] = tmp_path_factory.mktemp(precision) / "out"
-            export(tiny, made[precision], precision)
-        return made[precision]
-
-    return repository
+    """A repository of the tiny model in that precision."""
+    return made_once(tmp_path_factory, lambda out, precision: export(tiny, out, precision))
 
 
 @pytest.fixture(scope="module", params=["fp32", "int4", "int8"])

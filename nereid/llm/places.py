@@ -1,0 +1,43 @@
+"""Who holds a place in the KV memory, whatever a place is: those that decode, and those that are still being read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from nereid.llm.engine import Holder
+from nereid.llm.sequences import GeneratedSequence
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Places(ABC):
+    """What memories of rows and of blocks share."""
+
+    decoding: list[GeneratedSequence] = field(default_factory=list)
+    filling: list[Holder] = field(default_factory=list)
+
+    @property
+    def held(self) -> list[Holder]:
+        """In the order of their rows."""
+        return [*self.decoding, *self.filling]
+
+    @property
+    def used_tokens(self) -> int:
+        """Places that hold something needed; what several share counts for each of them."""
+        return sum(holder.computed for holder in self.held)
+
+    @property
+    def sequences(self) -> list[GeneratedSequence]:
+        """The answers among those that are held."""
+        return [holder for holder in self.held if isinstance(holder, GeneratedSequence)]
+
+    def preempt(self) -> GeneratedSequence:
+        """The youngest gives its place up, and what is computed there with it."""
+        youngest = max(self.sequences, key=lambda sequence: sequence.admission)
+        self.release(youngest)
+        youngest.computed = 0
+        return youngest
+
+    @abstractmethod
+    def release(self, holder: Holder) -> None:
+        """Take the place back."""
