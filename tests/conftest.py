@@ -21,6 +21,7 @@ from nereid.serving.gateway.limits import Limits
 for folder in (
     Path(__file__).parent,
     Path(__file__).parent / "e2e",
+    Path(__file__).parent / "export",
     Path(__file__).parent / "llm",
     Path(__file__).parent / "serving",
     Path(__file__).parent / "client",
