@@ -30,11 +30,12 @@ LARGEST_CALL = 512
 class OpenVinoCausalEngine:
     """One compiled graph and a KV cache of `blocks` blocks of `block_size` tokens, the scratch block among them.
 
-    Kernels round a single row differently from several, attention one new token of a sequence differently from several, and
-    products with quantised matrices many rows differently from few. So a lone row is computed beside a row of the scratch block,
-    a lone token of a prompt is followed by a padding one, for which the table must have a place, and no call has more than
-    `call_tokens` tokens, which is found by trying when the engine is loaded: a row's logits are the same bits in any company, a
-    prompt's the same bits in any chunks. Without `batch_invariant` all this is left out.
+    Kernels round a single row differently from several, attention one new token of a sequence differently from several (and
+    fewer sequences of one new token each than there are `threads` differently from more), and products with quantised matrices
+    many rows differently from few. So rows that are fewer have a companion in the scratch block, a lone token of a prompt is
+    followed by a padding one, for which the table must have a place, and no call has more than `call_tokens` tokens, which is
+    found by trying when the engine is loaded: a row's logits are the same bits in any company, a prompt's the same bits in any
+    chunks. Without `batch_invariant` all this is left out.
     """
 
     request: Any
@@ -44,6 +45,8 @@ class OpenVinoCausalEngine:
     vocabulary: int
     batch_invariant: bool = True
     call_tokens: int = LARGEST_CALL
+    """Of a call, the companion's not counted."""
+    threads: int = 1
 
     @classmethod
     def load(
@@ -60,7 +63,7 @@ class OpenVinoCausalEngine:
 
         `threads` 0 lets OpenVINO choose. `kv_cache_precision` is fp32 or int8, where a token is rounded with those of its block,
         so that what is written later changes what was before. Raises ValueError where the graph is not one of ours, or OpenVINO
-        cannot compile it.
+        cannot compile it, MemoryError where the cache is larger than the memory.
         """
         wanted = _properties(threads, kv_cache_precision)
         compiled = compile_graph(ov.Core(), file, wanted, close)
@@ -71,13 +74,17 @@ class OpenVinoCausalEngine:
         blocks = 1 + -(-tokens // block_size) + cached_bytes // block_bytes
         request = compiled.create_infer_request()
         for name, port in ports.items():
-            cache = ov.Tensor(port.get_element_type(), ov.Shape([blocks, *shapes[name]]))
+            try:
+                cache = ov.Tensor(port.get_element_type(), ov.Shape([blocks, *shapes[name]]))
+            except RuntimeError as error:  # its "bad_alloc"
+                raise MemoryError(f"{blocks * block_bytes} bytes of KV cache") from error
             cache.data[...] = 0
             request.set_tensor(name, cache)
         vocabulary = compiled.output("logits").get_partial_shape()[1].get_length()
-        engine = cls(request, blocks, block_size, block_bytes, vocabulary, batch_invariant)
+        used = int(compiled.get_property("INFERENCE_NUM_THREADS"))
+        engine = cls(request, blocks, block_size, block_bytes, vocabulary, batch_invariant, threads=used)
         if batch_invariant:
-            engine.call_tokens = engine._largest_call()
+            engine.call_tokens = engine._largest_call() - len(engine._companion)
         return engine
 
     def run(self, pieces: Sequence[Piece]) -> NDArray[np.float32]:
@@ -121,12 +128,17 @@ class OpenVinoCausalEngine:
         for piece in pieces:
             call.add(piece, [0] if self._is_padded(piece) else [])
         wanted = len(call.kept)
-        if self.batch_invariant and len(call.tokens) == 1:
-            call.add(Piece((SCRATCH,), 0, (0,), keep=0), [])
+        if self.batch_invariant and len(call.tokens) == len(pieces) < max(2, self.threads):
+            call.add(Piece((SCRATCH,), 0, self._companion, keep=0), [])
         if wanted < 2 and (self.batch_invariant or not wanted):  # the head, too, rounds a lone row differently
             call.kept.append((call.kept[0] + 1) % len(call.tokens) if wanted else 0)
         logits = self.request.infer(call.feeds(), share_inputs=True, share_outputs=True)["logits"]
         return logits[:wanted]
+
+    @property
+    def _companion(self) -> tuple[int, ...]:
+        """Tokens that make attention choose the kernel that it has for many sequences; two sequences are many for two threads."""
+        return (0,) if self.threads <= 2 else (0, 0)
 
     def _largest_call(self) -> int:
         """How many tokens a call may have before a row is rounded differently from one in a call of few."""

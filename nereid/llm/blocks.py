@@ -74,6 +74,9 @@ class KvBlocks(Places):
 
     # --- holders ---
 
+    def known(self, prompt: Sequence[int]) -> int:
+        return len(self._pool.match(prompt)) * self.engine.block_size if self.caches else 0
+
     def begin(self, holder: Holder, slots: int, *, counted: bool = True) -> bool:
         """Lend blocks for `slots` tokens; those of the prompt that are known are shared."""
         if len(self.held) >= self.max_rows:

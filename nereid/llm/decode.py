@@ -38,7 +38,8 @@ class Decode:
         decoding = self.memory.decoding
         speculating = self._may_speculate() and not any(sequence.behind for sequence in decoding)
         for sequence in decoding:
-            sequence.lookahead = sequence.meter.most if speculating and sequence.meter else 0
+            # No more than may still be written: for a draft beyond that, there may never be room.
+            sequence.lookahead = min(sequence.meter.most, sequence.remaining - 1) if speculating and sequence.meter else 0
         return self.memory.grow()
 
     def commit(self, rows: Sequence[GeneratedSequence], logits: NDArray[np.float32], tick: Tick) -> None:

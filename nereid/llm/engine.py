@@ -65,6 +65,9 @@ class KvMemory(Protocol):
     def prefix_hits(self) -> tuple[int, int]:
         """Prompt tokens looked for in the prefix cache, and found there, since the start."""
 
+    def known(self, prompt: Sequence[int]) -> int:
+        """Tokens of the prompt that the prefix cache has."""
+
     def begin(self, holder: Holder, slots: int, *, counted: bool = True) -> bool:
         """Lend a place for `slots` tokens, with what the prefix cache has of the prompt; False where there is no room now."""
 

@@ -14,8 +14,8 @@ from nereid.llm.prefix_cache import PrefixCache
 from nereid.llm.rows import KvRows
 from nereid.llm.settings import DRAFT_FOLDER, LlmFacts, LlmLimits
 
-_DRAFT_SLACK = 32
-"""Tokens that a draft model's row has besides, so that it ends with a block."""
+_BLOCK = 32
+"""Tokens of a block of the engines that export writes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,7 +29,13 @@ class LoadedModel:
 
 def load_model(folder: Path, facts: LlmFacts, limits: LlmLimits, gpu: int | None) -> LoadedModel:
     """The model in a version folder; raises ValueError where files, limits and machine do not fit."""
-    return _load_openvino(folder, facts, limits) if limits.engine == "openvino" else _load_onnx(folder, facts, limits, gpu)
+    try:
+        return _load_openvino(folder, facts, limits) if limits.engine == "openvino" else _load_onnx(folder, facts, limits, gpu)
+    except MemoryError:
+        raise ValueError(
+            f"parameter kv_tokens: {limits.kv_tokens} with prefix_cache_megabytes {limits.prefix_cache_megabytes} is not "
+            f"allowed; the memory does not hold so many tokens of {facts.kv_bytes_per_token} bytes, it must be fewer"
+        ) from None
 
 
 def check_widths(facts: LlmFacts, tokenizer: Tokenizer, vocabulary: int, draft: DraftEngine | None) -> None:
@@ -63,7 +69,7 @@ def _load_openvino(folder: Path, facts: LlmFacts, limits: LlmLimits) -> LoadedMo
     }
     draft, draft_file = None, folder / DRAFT_FOLDER / limits.engine_file
     if draft_file.is_file():
-        tokens = limits.draft_tokens(facts) + _DRAFT_SLACK * (limits.speculation_rows + 1)
+        tokens = limits.draft_tokens(facts, block=_BLOCK)
         draft = DraftBlocks(OpenVinoCausalEngine.load(draft_file, tokens=tokens, **options))
     cached_bytes = limits.prefix_cache_megabytes * 2**20
     engine = OpenVinoCausalEngine.load(folder / limits.engine_file, tokens=limits.kv_tokens, cached_bytes=cached_bytes, **options)

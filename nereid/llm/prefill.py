@@ -71,6 +71,8 @@ class Prefill:
         if not self.waiting:
             return False
         sequence = self.waiting[0]
+        if self._is_being_read(sequence.prompt):
+            return False
         ahead = min(sequence.remaining, EXPECTED_TOKENS)
         if not self.memory.begin(sequence, min(len(sequence.tokens) + ahead, self.memory.longest) + 2):
             return False
@@ -78,3 +80,19 @@ class Prefill:
         if not sequence.written:
             sequence.cached_tokens = sequence.computed
         return True
+
+    def _is_being_read(self, prompt: Sequence[int]) -> bool:
+        """Whether another prompt that is being read begins as this one does: its blocks are worth waiting for."""
+        block = self.memory.prefix_block
+        if not block:
+            return False
+        # One token is left to compute logits from, as in the cache.
+        common = max((_common(holder.prompt, prompt[:-1]) // block * block for holder in self.memory.filling), default=0)
+        return common > 0 and common > self.memory.known(prompt)
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return next(
+        (place for place, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), min(len(first), len(second))
+    )

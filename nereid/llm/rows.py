@@ -88,6 +88,9 @@ class KvRows(Places):
 
     # --- holders ---
 
+    def known(self, prompt: Sequence[int]) -> int:
+        return len(self.cache.match(prompt, counted=False)) * BLOCK
+
     def begin(self, holder: Holder, slots: int, *, counted: bool = True) -> bool:
         """Lend the row behind the others, with what the prefix cache has of the prompt copied in."""
         row = len(self.held)

@@ -29,6 +29,9 @@ ENGINE_FILES = {"onnxruntime": "model.onnx", "openvino": "model.xml"}
 
 KV_CACHE_PRECISIONS = ("fp32", "int8")
 
+SMALLEST_KV_TOKENS = 8
+"""Of which a sequence may have a half, two of them as padding: one token of a prompt and one of its answer."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlmFacts:
@@ -121,6 +124,8 @@ class LlmLimits:
                 raise ValueError(
                     f"parameter {name}: {getattr(limits, name)!r} is not allowed; it must be {', '.join(first)} or {last}"
                 )
+        if limits.kv_tokens < SMALLEST_KV_TOKENS:
+            raise ValueError(f"parameter kv_tokens: {limits.kv_tokens} is not allowed; it must be at least {SMALLEST_KV_TOKENS}")
         if limits.kv_cache_precision != "fp32":
             limits._check_rounded_cache()
         return limits
@@ -137,6 +142,10 @@ class LlmLimits:
         if self.batch_invariant:
             raise ValueError(f"{told} batch_invariant true: a token is rounded with its neighbours; set one of the two otherwise")
 
-    def draft_tokens(self, facts: LlmFacts) -> int:
-        """Places of a draft model's KV cache: a row as long as any for each sequence that may speculate, and the scratch row."""
-        return (self.speculation_rows + 1) * longest_row(facts.context_length, self.kv_tokens)
+    def draft_tokens(self, facts: LlmFacts, block: int = 1) -> int:
+        """Places of a draft model's KV cache: a row as long as any for each sequence that may speculate, and the scratch row.
+
+        Every row is whole blocks.
+        """
+        longest = longest_row(facts.context_length, self.kv_tokens)
+        return (self.speculation_rows + 1) * -(-longest // block) * block

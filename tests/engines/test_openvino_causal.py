@@ -63,6 +63,22 @@ def test_a_lone_row_has_a_companion_and_a_lone_token_of_a_prompt_one_behind_it()
         assert lists(request.calls[-1], "input_ids", "logits_to_keep") == [[7], [0]]
 
 
+def test_fewer_rows_than_threads_have_a_companion_of_two_tokens() -> None:
+    """Attention has another kernel for fewer sequences than threads, unless one of them has several tokens."""
+    request = Recorded()
+    engine = engine_of(request, threads=4)
+    rows = [Piece((row,), 4, [row], decoded=True) for row in range(1, 6)]
+    for count in (1, 2, 3):
+        assert engine.run(rows[:count]).tolist() == [[row, 4] for row in range(1, count + 1)]
+        assert lists(request.calls[-1], "subsequence_begins") == [[*range(count + 1), count + 2]]
+        assert request.calls[-1]["block_indices"].tolist()[-1] == SCRATCH
+    for pieces in (rows[:4], rows, [rows[0], Piece((9,), 0, [1, 2])], [rows[0], Piece((9,), 0, [1])]):
+        engine.run(pieces)
+        assert SCRATCH not in request.calls[-1]["block_indices"]
+    engine_of(request, threads=4, batch_invariant=False).run(rows[:2])
+    assert SCRATCH not in request.calls[-1]["block_indices"]
+
+
 @pytest.mark.parametrize("most", [4, 5, 16, 33])
 def test_what_is_more_than_a_call_may_have_is_several_calls(most: int) -> None:
     request = Recorded()

@@ -109,6 +109,11 @@ def test_nothing_is_told_to_be_kept_in_8_bits_where_all_is(exported: Callable[[s
     assert told["int8"]["engine"]["eight_bit"] == []
 
 
+def test_a_cache_that_the_memory_cannot_hold_is_a_memory_error(exported: Callable[[str], Path]) -> None:
+    with pytest.raises(MemoryError):
+        OpenVinoCausalEngine.load(exported("fp32") / "llm" / "1" / "model.xml", tokens=10**14)
+
+
 def test_an_8_bit_cache_is_told_apart_from_the_exact_one(exported: Callable[[str], Path]) -> None:
     exact, rounded = engine_of(exported("fp32")), engine_of(exported("fp32"), batch_invariant=False, kv_cache_precision="int8")
     assert rounded.block_bytes < 0.5 * exact.block_bytes

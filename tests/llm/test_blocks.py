@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from test_requests import WORDS
 
+from nereid.llm import loading
 from nereid.llm.block_pool import BlockPool
 from nereid.llm.blocks import DraftBlocks, KvBlocks
 from nereid.llm.engine import Chunk
 from nereid.llm.sampling import Sampling
 from nereid.llm.sequences import GeneratedSequence
+from nereid.llm.settings import LlmFacts, LlmLimits
 from nereid.llm.text import TextStream
 
 from closed_form import ClosedFormBlocks, logits_after
@@ -194,3 +198,27 @@ def test_a_draft_models_rows_have_blocks_of_their_own() -> None:
     assert draft.tokens == 96
     with pytest.raises(ValueError, match="3 rows of 3 blocks are more than the 6 there are"):
         draft.arrange(3, 40)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 6, 45])
+@pytest.mark.parametrize("context", [100, 200, 1000, 1024])
+def test_a_draft_models_memory_has_whole_blocks_for_every_row(rows: int, context: int) -> None:
+    facts = LlmFacts(
+        architecture="", precision="", context_length=context, vocabulary=50, eos_token_ids=(), head_size=1,
+        weight_bytes=1, flops_per_token=1, kv_bytes_per_token=1,
+    )  # fmt: skip
+    tokens = LlmLimits(speculation_rows=rows).draft_tokens(facts, block=32)
+    draft = DraftBlocks(ClosedFormBlocks(1 + tokens // 32, 32))
+    capacity = draft.tokens // (rows + 1)
+    assert capacity >= context
+    draft.arrange(rows, capacity)
+
+
+def test_a_cache_larger_than_the_memory_is_refused_by_its_parameter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: object) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr(loading, "_load_onnx", full)
+    facts = SimpleNamespace(kv_bytes_per_token=2048)
+    with pytest.raises(ValueError, match=r"^parameter kv_tokens: 1000000000 with .* is not allowed; .* it must be fewer$"):
+        loading.load_model(tmp_path, facts, LlmLimits(kv_tokens=10**9), None)  # type: ignore[arg-type]

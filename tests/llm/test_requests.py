@@ -109,6 +109,7 @@ def test_limits_name_the_parameter_that_is_wrong() -> None:
         ({"batch_invariant": "yes"}, "batch_invariant: 'yes' is not allowed; it must be true or false"),
         ({"speculation": "magic"}, "speculation: 'magic' is not allowed"),
         ({"kv_tokens": "0"}, "kv_tokens: 0 is not allowed"),
+        ({"kv_tokens": "7"}, "kv_tokens: 7 is not allowed; it must be at least 8"),
         ({"engine": "tensorrt"}, "engine: 'tensorrt' is not allowed; it must be onnxruntime or openvino"),
         ({"kv_cache_precision": "int4"}, "kv_cache_precision: 'int4' is not allowed; it must be fp32 or int8"),
         ({"kv_cache_precision": "int8"}, "kv_cache_precision: int8 is not allowed with engine onnxruntime"),

@@ -105,6 +105,27 @@ def prompts(count: int, seed: int, longest: int = 200) -> list[list[int]]:
     return [[rng.randrange(49) for _ in range(rng.randrange(1, longest))] for _ in range(count)]
 
 
+def test_prompts_that_begin_alike_are_read_once_also_when_they_come_together(make: Make) -> None:
+    scheduler, ticks = make(cache=2**20)
+    shared = [*range(40), *range(5, 40)]
+    together = [sequence([*shared, own], 5, seed=own) for own in range(4)]
+    other = sequence([7, 8, 9], 5)
+    run(scheduler, [(0, one) for one in [*together, other]])
+    assert [one.cached_tokens for one in together] == [0, 64, 64, 64]
+    assert sum(tick.prompt_tokens for tick in ticks) == 76 + 3 * 12 + 3
+    assert [one.written for one in [*together, other]] == [alone(one) for one in [*together, other]]
+
+
+@pytest.mark.parametrize("drafts", [8, 64, 200])
+def test_a_draft_longer_than_the_memory_holds_nobody_up(make: Make, drafts: int) -> None:
+    scheduler, ticks = make(tokens=256)
+    prompt = [5, 6, 7] * 21
+    wanted = sequence(prompt, scheduler.longest - len(prompt), drafts=drafts, temperature=0.0)
+    run(scheduler, [(0, wanted)], ticks=300)
+    assert wanted.written == alone(wanted)
+    assert sum(tick.preempted for tick in ticks) == 0
+
+
 def test_tokens_alone_and_among_others_are_the_same(make: Make) -> None:
     rng = random.Random(1)
     arrivals = [
