@@ -114,6 +114,9 @@ def test_prompts_that_begin_alike_are_read_once_also_when_they_come_together(mak
     assert [one.cached_tokens for one in together] == [0, 64, 64, 64]
     assert sum(tick.prompt_tokens for tick in ticks) == 76 + 3 * 12 + 3
     assert [one.written for one in [*together, other]] == [alone(one) for one in [*together, other]]
+    ticks.clear()
+    run(scheduler, [(0, sequence([*shared, own], 5)) for own in range(4, 7)])
+    assert ticks[0].prompt_tokens == 3 * 12  # nobody waits for what is known
 
 
 @pytest.mark.parametrize("drafts", [8, 64, 200])
