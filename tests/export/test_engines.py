@@ -17,9 +17,7 @@ from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import Component, components_of
 from nereid_export.configs import read_config
 from nereid_export.engines import BUILDERS, Engine
-from nereid_export.engines.base import Precision, Target, batch_invariant_from, input_shape, shape_range
-from nereid_export.engines.onnx_graph import export_onnx
-from nereid_export.engines.tensorrt import build_plan
+from nereid_export.engines.base import Precision, Target, batch_invariant_from
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
 

@@ -54,13 +54,14 @@ def listener(trt: Any) -> Any:
             self.account: PlanAccount | None = None
             self.errors: list[str] = []
             self._own = trt.Logger(trt.Logger.WARNING)
+            self._printed = (trt.Logger.INTERNAL_ERROR, trt.Logger.ERROR, trt.Logger.WARNING)
 
         def log(self, severity: Any, msg: str) -> None:
             if severity in (trt.Logger.ERROR, trt.Logger.INTERNAL_ERROR):
                 self.errors.append(msg)
             if msg.startswith(_BEGINS):
                 self.account = read_account(msg)
-            else:
+            elif severity in self._printed:
                 self._own.log(severity, msg)
 
     return Listener()
