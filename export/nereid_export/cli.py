@@ -17,6 +17,7 @@ from nereid_client.terminal import console, fail
 from nereid_export.diffusion import ExportOptions, export_diffusion
 from nereid_export.engines import Engine
 from nereid_export.engines.base import Precision
+from nereid_export.engines.plan_options import PlanOptions, parse_buckets, parse_capabilities
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
 from nereid_export.llm import LlmEngine, LlmExportOptions, LlmPrecision, export_llm
@@ -59,10 +60,15 @@ def export() -> None:
 def diffusion(
     path: Annotated[Path, typer.Argument(help="A local diffusers folder (Stable Diffusion 1.x, 2.x or XL family).")],
     engine: Annotated[
-        Engine, typer.Option(help="What runs the networks; tensorrt is built in the container.")
+        Engine,
+        typer.Option(
+            help="What runs the networks; tensorrt is built in the container. Plans of tensorrt-rtx are built anywhere and run "
+            "on an RTX card by ONNX Runtime's plugin, in a Triton installed with pip: Triton's own backends do not read them."
+        ),
     ] = Engine.ONNXRUNTIME,
     precision: Annotated[
-        Precision, typer.Option(help="Arithmetic of the engines: fp16 with onnxruntime and tensorrt, bf16 with openvino.")
+        Precision,
+        typer.Option(help="Arithmetic of the engines: fp16 with onnxruntime and tensorrt, bf16 with openvino and tensorrt."),
     ] = Precision.FP32,
     device: Annotated[Device, typer.Option(help="Where the engines will run.")] = Device.CPU,
     max_batch_size: Annotated[int, typer.Option(help="Images in one request, and half the UNet's rows.")] = 8,
@@ -71,23 +77,66 @@ def diffusion(
         "build/repository"
     ),
     max_side: Annotated[int, typer.Option(help="Largest picture side in pixels that a TensorRT plan is built for.")] = 1024,
+    bucket: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WIDTHxHEIGHT",
+            help="Picture size that a TensorRT plan is optimised for beside the general range; may be repeated.",
+        ),
+    ] = None,
+    compute_capability: Annotated[
+        str,
+        typer.Option(
+            metavar="X.Y,...", help="Cards that tensorrt-rtx builds for, like 8.9,12.0; all from Ampere (8.0) on where absent."
+        ),
+    ] = "",
+    timing_cache: Annotated[
+        Path | None, typer.Option(help="File of kernels that TensorRT has measured: read if it exists, and written back.")
+    ] = None,
+    version_compatible: Annotated[
+        bool,
+        typer.Option(
+            "--version-compatible",
+            help="A TensorRT plan that later versions read, too; Triton with --backend-config=tensorrt,version-compatible=true.",
+        ),
+    ] = False,
+    weight_streaming: Annotated[
+        bool,
+        typer.Option(
+            "--weight-streaming",
+            help="A plan whose weights a runtime may stream from the host; Triton's TensorRT backend sets no budget for it.",
+        ),
+    ] = False,
+    refit: Annotated[bool, typer.Option("--refit", help="A TensorRT plan whose weights can be replaced later.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Export a diffusion pipeline: text encoder(s), UNet, VAE decoder and encoder, each checked against PyTorch.
 
     Nothing appears at OUT until everything is built and checked; an interrupted export resumes where it stopped.
     """
-    options = ExportOptions(
-        checkpoint=path,
-        out=out,
-        engine=engine,
-        precision=precision,
-        device=device,
-        max_batch_size=max_batch_size,
-        name=name,
-        max_side=max_side,
-    )
-    manifest = _with_bar(lambda bar: export_diffusion(options, bar))
+
+    def asked() -> ExportOptions:
+        plan = PlanOptions(
+            compute_capability=parse_capabilities(compute_capability),
+            timing_cache=timing_cache,
+            version_compatible=version_compatible,
+            weight_streaming=weight_streaming,
+            refit=refit,
+            bucket=parse_buckets(bucket or []),
+        )
+        return ExportOptions(
+            checkpoint=path,
+            out=out,
+            engine=engine,
+            precision=precision,
+            device=device,
+            max_batch_size=max_batch_size,
+            name=name,
+            max_side=max_side,
+            plan=plan,
+        )
+
+    manifest = _with_bar(lambda bar: export_diffusion(asked(), bar))
     if as_json:
         print(json.dumps(manifest))
     else:
@@ -203,16 +252,23 @@ def _show(manifest: dict[str, Any], out: Path) -> None:
     for column in ("model", "engine", "precision", "MB", "largest relative error", "bound", "same bits in any batch", "seconds"):
         table.add_column(column, justify="left" if column in ("model", "engine", "precision") else "right")
     for name, engine in manifest["engines"].items():
-        worst = max(check["relative_error"] for check in engine["checks"])
-        invariant = {None: "no", 1: "yes"}.get(engine["batch_invariant_from_rows"], "from 2 rows")
         table.add_row(
             name,
             engine["engine"],
             engine["precision"],
             f"{engine['bytes'] / 1e6:.1f}",
-            f"{worst:.1e}",
-            f"{engine['error_bound']:g}",
-            invariant,
+            *_findings(engine),
             f"{engine['seconds']:.1f}",
         )
     Console().print(table)
+    for reason in dict.fromkeys(engine["reason"] for engine in manifest["engines"].values() if not engine["checked"]):
+        Console().print(f"not checked against PyTorch: {reason}", highlight=False, soft_wrap=True)
+
+
+def _findings(engine: dict[str, Any]) -> tuple[str, str, str]:
+    """Error, bound, and whether rows are the same in any batch."""
+    if not engine["checked"]:
+        return "not checked", "-", "-"
+    worst = max(check["relative_error"] for check in engine["checks"])
+    invariant = {None: "no", 1: "yes"}.get(engine["batch_invariant_from_rows"], "from 2 rows")
+    return f"{worst:.1e}", f"{engine['error_bound']:g}", invariant

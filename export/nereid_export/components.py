@@ -51,13 +51,23 @@ class Component:
     example: dict[str, int]
     checks: tuple[tuple[int, dict[str, int]], ...]
 
+    @property
+    def spatial(self) -> bool:
+        """Whether its runs grow with the picture."""
+        return any(isinstance(dim, str) and dim != "tokens" for spec in self.inputs for dim in spec.dims)
+
 
 def sizes_at(component: Component, side: int, scale: int) -> dict[str, int]:
     """The named dimensions for square pictures of `side` pixels, where a latent is `scale` pixels wide."""
-    latent = side // scale
-    own = latent if component.name == "unet" else side
+    return sizes_of(component, side, side, scale)
+
+
+def sizes_of(component: Component, width: int, height: int, scale: int) -> dict[str, int]:
+    """The same for pictures of `width` x `height` pixels."""
+    own = scale if component.name == "unet" else 1
     tokens = component.example.get("tokens", 77)
-    return {"latent_height": latent, "latent_width": latent, "tokens": tokens, "height": own, "width": own}
+    latents = {"latent_height": height // scale, "latent_width": width // scale}
+    return {**latents, "tokens": tokens, "height": height // own, "width": width // own}
 
 
 class TextEncoder(nn.Module):

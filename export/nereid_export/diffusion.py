@@ -9,14 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nereid.diffusion.families import family_of
-from nereid.diffusion.prompts import SETTINGS_FILE
 from nereid.diffusion.settings import PIPELINE_FILE
 from nereid.diffusion.solvers import default_scheduler
 from nereid_export import configs
 from nereid_export.checkpoint import Checkpoint, understood
+from nereid_export.clip_tokenizers import read_tokenizers, write_tokenizers
 from nereid_export.components import Component, components_of, sizes_at
-from nereid_export.engines import BUILDERS, Engine
+from nereid_export.engines import BUILDERS, Engine, require_options
 from nereid_export.engines.base import (
     ERROR_BOUNDS,
     Check,
@@ -30,6 +29,7 @@ from nereid_export.engines.base import (
     refuse_above_bound,
     require_precision,
 )
+from nereid_export.engines.plan_options import PlanOptions
 from nereid_export.errors import ExportError
 from nereid_export.facts import pipeline_facts
 from nereid_export.frame import MANIFEST, MANIFEST_VERSION, Device, Progress, check_name, file_digests, models_of, versions
@@ -37,7 +37,6 @@ from nereid_export.memory import measure_memory, run_memories
 from nereid_export.preview import fit_latents_to_rgb
 from nereid_export.publish import adopt, locked, publish, readable_failures, require_space, staging_folder
 from nereid_export.resume import RECORD, Record, resume_key
-from nereid_export.silence import quiet
 
 VERSIONED = ("torch", "diffusers", "transformers", "numpy")
 """Whose versions shape every engine; each engine adds its own."""
@@ -55,6 +54,7 @@ class ExportOptions:
     max_batch_size: int = 8
     name: str = ""
     max_side: int = 1024
+    plan: PlanOptions = field(default_factory=PlanOptions)
 
 
 @dataclass(slots=True)
@@ -70,7 +70,16 @@ class Built:
     """What its runs need, where that was measured."""
     invariant_from: int | None = None
     """Rows of a call from which on each has the same bits in any company; None where it never has."""
+    unchecked: str | None = None
+    """Why it was not compared with PyTorch; None where it was."""
+    plan: dict[str, Any] | None = None
+    """What the engine's library says that it has built, where it does."""
     resumed: bool = False
+
+    def figures(self) -> dict[str, Any]:
+        """What a resumed export reads instead of building it."""
+        kept = {name: getattr(self, name) for name in ("seconds", "memory", "invariant_from", "unchecked", "plan")}
+        return {"checks": [asdict(check) for check in self.checks], **kept}
 
 
 def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, Any]:
@@ -81,6 +90,7 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
     checkpoint = Checkpoint.open(options.checkpoint)
     builder = BUILDERS[options.engine]
     require_precision(options.engine, builder, options.precision)
+    require_options(options.engine, options.plan)
     with understood(checkpoint.folder):
         parts = components_of(checkpoint)
         sizes = pipeline_facts(checkpoint, [])  # refuses scheduler settings before anything slow begins
@@ -127,6 +137,7 @@ def _target(component: Component, options: ExportOptions, facts: dict[str, Any])
         default_side=facts["default_width"],
         max_side=options.max_side,
         scale=facts["vae_scale_factor"],
+        plan=options.plan,
     )
 
 
@@ -137,30 +148,34 @@ def _build(component: Component, target: Target, digest: str, options: ExportOpt
     record = Record(
         folder / RECORD, resume_key(options, digest, _packages(builder), without_effect=("checkpoint", "out", "name"))
     )
-    if (done := record.read()) is not None:
+    unchecked = builder.unchecked(target)
+    # What was built where it could not be run is built and checked again where it can.
+    if (done := record.read()) is not None and done["unchecked"] == unchecked:
         progress.step(f"{component.name}: built before")
-        progress.step(f"{component.name}: checked before")
-        checks = [Check(**check) for check in done["checks"]]
-        return Built(component, target, folder, checks, done["seconds"], done["memory"], done["invariant_from"], resumed=True)
+        progress.step(f"{component.name}: {'not checked' if unchecked else 'checked before'}")
+        figures = {**done, "checks": [Check(**check) for check in done["checks"]]}
+        return Built(component, target, folder, **figures, resumed=True)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     start = time.monotonic()
     progress.step(f"{component.name}: exporting")
     module = component.load()
-    references = reference_outputs(component, module)
-    builder.build(component, module, folder, target)
+    references = [] if unchecked else reference_outputs(component, module)
+    built = Built(component, target, folder, unchecked=unchecked, plan=builder.build(component, module, folder, target))
     del module
-    progress.step(f"{component.name}: checking against PyTorch")
-    run = builder.load(component, folder, target)
-    checks = compare(references, run)
-    refuse_above_bound(component, checks, target.of(component))
-    invariant_from = batch_invariant_from(component, run, _places(component, target))
-    del run
-    memory = measure_memory(component, folder / builder.filename, target, builder.probe(component, target))
-    seconds = round(time.monotonic() - start, 1)
-    figures = {"seconds": seconds, "memory": memory, "invariant_from": invariant_from}
-    record.write({"checks": [asdict(check) for check in checks], **figures})
-    return Built(component, target, folder, checks, seconds, memory, invariant_from)
+    if unchecked:
+        progress.step(f"{component.name}: not checked against PyTorch")
+    else:
+        progress.step(f"{component.name}: checking against PyTorch")
+        run = builder.load(component, folder, target)
+        built.checks = compare(references, run)
+        refuse_above_bound(component, built.checks, target.of(component))
+        built.invariant_from = batch_invariant_from(component, run, _places(component, target))
+        del run
+    built.memory = measure_memory(component, folder / builder.filename, target, builder.probe(component, target))
+    built.seconds = round(time.monotonic() - start, 1)
+    record.write(built.figures())
+    return built
 
 
 def _places(component: Component, target: Target) -> list[tuple[int, dict[str, int]]]:
@@ -213,35 +228,13 @@ def _assemble(
     text = json.dumps({**facts, "memory": run_memories({engine.component.name: engine.memory for engine in built})}, indent=1)
     for model in ("denoise", "text_to_image_stream", "tokenizer"):
         (repository / configs.prefixed(model, options.name) / "1" / PIPELINE_FILE).write_text(text)
-    _write_tokenizers(checkpoint, repository / configs.prefixed("tokenizer", options.name) / "1")
+    write_tokenizers(checkpoint, repository / configs.prefixed("tokenizer", options.name) / "1")
     ours = {model.name for model in repository.iterdir()}
     home = repository / configs.prefixed("text_to_image", options.name)
     manifest = _manifest(checkpoint, digest, options, built, repository)
     (home / MANIFEST).write_text(json.dumps(manifest, indent=1))
     adopt(options.out, repository, ours | models_of(options.out, configs.prefixed("text_to_image", options.name)))
     return manifest
-
-
-def read_tokenizers(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The tokenizers by their folders' names; raises ExportError for one that cannot be read."""
-    from transformers import CLIPTokenizerFast
-
-    found = {}
-    for name in (encoder.tokenizer for encoder in family_of(checkpoint.family).encoders):
-        with understood(checkpoint.folder / name), quiet():
-            found[name] = CLIPTokenizerFast.from_pretrained(checkpoint.folder / name)
-    return found
-
-
-def _write_tokenizers(checkpoint: Checkpoint, folder: Path) -> None:
-    for name, tokenizer in read_tokenizers(checkpoint).items():
-        target = folder / name
-        target.mkdir()
-        tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
-        encoder = checkpoint.config(name.replace("tokenizer", "text_encoder"))
-        length = min(tokenizer.model_max_length, int(encoder["max_position_embeddings"]))
-        settings = {"model_max_length": length, "pad_token_id": tokenizer.pad_token_id}
-        (target / SETTINGS_FILE).write_text(json.dumps(settings))
 
 
 def _manifest(
@@ -252,7 +245,8 @@ def _manifest(
     repository: Path,
 ) -> dict[str, Any]:
     default = str(default_scheduler(checkpoint.config("scheduler")))
-    arguments = {key: str(value) for key, value in asdict(options).items() if key not in ("checkpoint", "out")}
+    given = {**asdict(options), **options.plan.asked()}
+    arguments = {key: str(value) for key, value in given.items() if key not in ("checkpoint", "out", "plan")}
     return {
         "version": MANIFEST_VERSION,
         "source": {
@@ -268,15 +262,26 @@ def _manifest(
             configs.prefixed(engine.component.name, options.name): {
                 "engine": str(options.engine),
                 "precision": str(engine.target.of(engine.component)),
-                "error_bound": ERROR_BOUNDS[engine.target.of(engine.component)],
                 "bytes": engine_bytes(engine.folder),
-                "batch_invariant_from_rows": engine.invariant_from,
-                "checks": [asdict(check) for check in engine.checks],
                 "seconds": engine.seconds,
+                **_findings(engine),
                 **({} if engine.memory is None else {"memory": engine.memory}),
+                **({} if engine.plan is None else {"plan": engine.plan}),
             }
             for engine in built
         },
         "models": sorted(folder.name for folder in repository.iterdir()),
         "files": file_digests(repository),
+    }
+
+
+def _findings(engine: Built) -> dict[str, Any]:
+    """What the check has found, or why there was none."""
+    if engine.unchecked:
+        return {"checked": False, "reason": engine.unchecked}
+    return {
+        "checked": True,
+        "error_bound": ERROR_BOUNDS[engine.target.of(engine.component)],
+        "batch_invariant_from_rows": engine.invariant_from,
+        "checks": [asdict(check) for check in engine.checks],
     }

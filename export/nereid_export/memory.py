@@ -36,8 +36,7 @@ def measure_memory(component: Component, file: Path, target: Target, probe: str 
     if probe is None:
         return None
     side = max(target.default_side, SMALLEST_LATENTS * target.scale)
-    spatial = any(isinstance(dim, str) and dim != "tokens" for spec in component.inputs for dim in spec.dims)
-    wanted = [(1, side // 2), (1, side), (2, side // 2)] if spatial else [(1, 0), (4, 0)]
+    wanted = [(1, side // 2), (1, side), (2, side // 2)] if component.spatial else [(1, 0), (4, 0)]
     runs = []
     for rows, of in wanted:
         sizes = {"batch": rows, **sizes_at(component, of, target.scale)}

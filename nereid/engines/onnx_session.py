@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from nereid.engines.arena import Arena
 from nereid.engines.onnx_options import SHRINKAGE, session_options
+from nereid.engines.onnx_plugins import NV_TENSORRT_RTX, add_tensorrt_rtx
 from nereid.engines.served_model import Arguments, Port, Tensors, check_signature, run_as_one
 from nereid.flow.errors import EngineError, InvalidRequestError
 
@@ -45,7 +46,8 @@ class OnnxModel:
         """Build the session; raises ValueError naming what in the config and the graph do not fit."""
         config, shrinkage = arguments.config, arguments.parameters.get(SHRINKAGE, "")
         path = arguments.version_folder / (config.get("default_model_filename") or "model.onnx")
-        session = ort.InferenceSession(str(path), session_options(config, arguments.parameters), _providers(arguments))
+        options = session_options(config, arguments.parameters)
+        session = ort.InferenceSession(str(path), options, _providers(arguments, options))
         check_signature(arguments.name, config, _ports(session.get_inputs()), _ports(session.get_outputs()), may_be_optional=True)
         return cls(
             name=arguments.name,
@@ -103,13 +105,18 @@ def _as_request_error(name: str, error: Exception) -> Exception:
     return EngineError(f"{name}: {first}")
 
 
-def _providers(arguments: Arguments) -> list[Any]:
+def _providers(arguments: Arguments, options: ort.SessionOptions) -> list[Any] | None:
+    """Those to name beside the session's options; None where the options have a plugin's, which a list would displace."""
     accelerators = arguments.config.get("optimization", {}).get("execution_accelerators", {})
     wanted: list[Any] = []
     for item in accelerators.get("gpu_execution_accelerator", []):
+        if item["name"] == NV_TENSORRT_RTX:
+            add_tensorrt_rtx(options, arguments.device_id)
+            return None
         if item["name"] not in _ACCELERATORS:
             raise ValueError(
-                f"gpu_execution_accelerator: {item['name']!r} is not allowed; it must be one of {', '.join(_ACCELERATORS)}"
+                f"gpu_execution_accelerator: {item['name']!r} is not allowed; it must be one of "
+                f"{', '.join((*_ACCELERATORS, NV_TENSORRT_RTX))}"
             )
         wanted.append((_ACCELERATORS[item["name"]], {"device_id": arguments.device_id}))
     for item in accelerators.get("cpu_execution_accelerator", []):

@@ -129,6 +129,24 @@ def test_image_is_recent_and_does_not_run_as_root() -> None:
     assert "HEALTHCHECK" in text
 
 
+def test_plans_are_built_by_the_tensorrt_that_serves_them() -> None:
+    """One argument for both stages, and the image itself must agree with it: the check is run here as the build would run it."""
+    text = (DOCKER / "Dockerfile").read_text()
+    before, serve, export = re.split(r"^FROM .*$", text, flags=re.MULTILINE)
+    version = re.search(r"^ARG TENSORRT=(\S+)$", before, re.MULTILINE).group(1)  # type: ignore[union-attr]
+    assert re.fullmatch(r"\d+\.\d+\.\d+\.\d+", version)
+    assert all(re.search(r"^ARG TENSORRT$", stage, re.MULTILINE) for stage in (serve, export))
+    assert '"tensorrt==$TENSORRT"' in export
+    assert not re.search(r"tensorrt[^\n]*[<>]", text)
+    check = re.search(r"^RUN (test .*)$", serve, re.MULTILINE).group(1)  # type: ignore[union-attr]
+    for found, status in ((version, 0), (f"{version}+cuda13.3", 0), ("10.9.0.34", 1), (f"{version}1", 1), ("", 1)):
+        done = subprocess.run(
+            ["sh", "-c", check], env={"TENSORRT": version, "TRT_VERSION": found}, capture_output=True, text=True
+        )
+        assert done.returncode == status, found
+        assert not status or f"TENSORRT: {version} is not allowed; this image of Triton has" in done.stderr
+
+
 def test_gateway_of_the_container_is_on_with_a_key_and_off_without(tmp_path: Path) -> None:
     """What `serve` makes of the image's variables and of what compose passes on."""
     text = (DOCKER / "Dockerfile").read_text()

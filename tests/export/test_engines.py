@@ -17,9 +17,7 @@ from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import Component, components_of
 from nereid_export.configs import read_config
 from nereid_export.engines import BUILDERS, Engine
-from nereid_export.engines.base import Precision, Target, batch_invariant_from, input_shape, shape_range
-from nereid_export.engines.onnx_graph import export_onnx
-from nereid_export.engines.tensorrt import build_plan
+from nereid_export.engines.base import Precision, Target, batch_invariant_from
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
 
@@ -36,11 +34,6 @@ def target(**changes: object) -> Target:
 
 def parts_of(checkpoint: Path) -> dict[str, Component]:
     return {part.name: part for part in components_of(Checkpoint.open(checkpoint))}
-
-
-def test_tensorrt_without_tensorrt_says_what_to_do(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="NVIDIA's container with `make docker-export"):
-        export(checkpoints["sd"], tmp_path / "out", engine=Engine.TENSORRT)
 
 
 @pytest.mark.parametrize(
@@ -118,53 +111,6 @@ def test_the_fewest_rows_with_the_same_bits_are_measured(
 ) -> None:
     decoder = parts_of(checkpoints["sd"])["vae_decoder"]
     assert batch_invariant_from(decoder, scaled_by(factor_of), [(8, decoder.example)]) == least  # type: ignore[arg-type]
-
-
-# --- TensorRT ---
-
-
-def test_profiles_cover_the_sizes_that_are_served(checkpoints: dict[str, Path]) -> None:
-    parts = parts_of(checkpoints["sd"])
-    shapes = shape_range(parts["unet"], target())
-    found = [input_shape(parts["unet"].inputs[0], sizes) for sizes in (shapes.minimum, shapes.optimum, shapes.maximum)]
-    assert found == [(1, 4, 8, 8), (8, 4, 8, 8), (16, 4, 16, 16)]
-    shapes = shape_range(parts["vae_encoder"], target(max_batch_size=8))
-    assert input_shape(parts["vae_encoder"].inputs[0], shapes.maximum) == (8, 3, 64, 64)
-
-
-@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
-def test_tensorrt_for_rtx_builds_what_was_exported_strongly_typed(
-    precision: Precision, checkpoints: dict[str, Path], tmp_path: Path
-) -> None:
-    """The same code builds TensorRT's plans; this library needs no graphics card to build."""
-    trt = pytest.importorskip("tensorrt_rtx", reason="extra tensorrt-rtx")
-    parts = parts_of(checkpoints["sdxl"])
-    for name in ("text_encoder_2", "unet", "vae_decoder") if precision is Precision.FP16 else ("text_encoder_2",):
-        component, graph = parts[name], tmp_path / f"{name}.onnx"
-        export_onnx(component, component.load(), graph, precision)
-        wanted = shape_range(component, target())
-        plan = bytes(build_plan(trt, component, graph, wanted, "8.9"))
-        assert len(plan) > 10_000
-        network = trt.Builder(trt.Logger(trt.Logger.ERROR)).create_network(
-            1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-        )
-        parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
-        assert parser.parse_from_file(str(graph))
-        assert {network.get_input(index).name for index in range(network.num_inputs)} == {spec.name for spec in component.inputs}
-        halves = sum(
-            layer.get_output(0).dtype == trt.float16
-            for layer in (network.get_layer(index) for index in range(network.num_layers))
-            if layer.num_outputs
-        )
-        assert (halves > network.num_layers // 4) is (precision is Precision.FP16)
-
-
-def test_a_compute_capability_that_is_not_there_is_refused_by_name(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    trt = pytest.importorskip("tensorrt_rtx", reason="extra tensorrt-rtx")
-    component = parts_of(checkpoints["sd"])["vae_decoder"]
-    export_onnx(component, component.load(), tmp_path / "model.onnx", Precision.FP32)
-    with pytest.raises(ExportError, match=r"compute capability: '9.0' is not allowed; it must be one of 7.5, 8.0, 8.6, 8.9"):
-        build_plan(trt, component, tmp_path / "model.onnx", shape_range(component, target()), "9.0")
 
 
 def test_every_engine_is_in_the_registry() -> None:

@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 from nereid_export.diffusion import ExportOptions, export_diffusion
 from nereid_export.engines import Engine
 from nereid_export.engines.base import Precision
+from nereid_export.engines.plan_options import PlanOptions
 from nereid_export.frame import Device
 from nereid_export.llm import LlmEngine, LlmExportOptions, LlmPrecision
 from nereid_export.resume import Record, resume_key
@@ -37,6 +38,8 @@ def key(options: Any) -> dict[str, Any]:
         (DIFFUSION, {"precision": Precision.FP16}),
         (DIFFUSION, {"max_batch_size": 4}),
         (DIFFUSION, {"max_side": 512}),
+        (DIFFUSION, {"plan": PlanOptions(refit=True)}),
+        (DIFFUSION, {"plan": PlanOptions(bucket=((64, 64),))}),
         (LLM, {"device": Device.CUDA}),
         (LLM, {"engine": LlmEngine.OPENVINO}),
         (LLM, {"precision": LlmPrecision.INT8}),

@@ -8,17 +8,32 @@ from enum import StrEnum
 from nereid_export.engines.base import EngineBuilder
 from nereid_export.engines.onnxruntime import OnnxRuntime
 from nereid_export.engines.openvino import OpenVino
+from nereid_export.engines.plan_options import PlanOptions, option
 from nereid_export.engines.tensorrt import TensorRt
+from nereid_export.engines.tensorrt_rtx import TensorRtRtx
+from nereid_export.errors import ExportError
 
 
 class Engine(StrEnum):
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
     TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
 
 
 BUILDERS: Mapping[Engine, EngineBuilder] = {
     Engine.ONNXRUNTIME: OnnxRuntime(),
     Engine.OPENVINO: OpenVino(),
     Engine.TENSORRT: TensorRt(),
+    Engine.TENSORRT_RTX: TensorRtRtx(),
 }
+
+
+def require_options(engine: Engine, plan: PlanOptions) -> None:
+    """Raise ExportError for an option that the engine does not have."""
+    for name in plan.asked():
+        if name not in BUILDERS[engine].options:
+            having = ", ".join(other for other, builder in BUILDERS.items() if name in builder.options)
+            raise ExportError(
+                f"{option(name)} is not allowed with --engine {engine}; it must be left out, or the engine be {having}"
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nereid_export.components import Component, TensorSpec, sizes_at
+from nereid_export.components import Component, TensorSpec, sizes_at, sizes_of
+from nereid_export.engines.plan_options import PlanOptions
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
 
@@ -42,6 +43,7 @@ class Target:
     max_side: int
     scale: int
     """Pixels a latent is wide."""
+    plan: PlanOptions = field(default_factory=PlanOptions)
 
     def of(self, component: Component) -> Precision:
         """The precision of this component: some VAEs overflow in half precision, and say so in their config."""
@@ -69,12 +71,24 @@ class EngineBuilder(Protocol):
     @property
     def precisions(self) -> tuple[Precision, ...]: ...
 
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the `PlanOptions` that the engine has."""
+        ...
+
     def require(self, target: Target) -> None:
         """Raise ExportError, before anything slow, where the engine cannot be built here; the sentence says what to install."""
         ...
 
-    def build(self, component: Component, module: nn.Module, folder: Path, target: Target) -> None:
-        """Write the engine's files, all named `model.*`, to `folder`, and leave nothing else there."""
+    def unchecked(self, target: Target) -> str | None:
+        """Why what is built cannot be run here, so that it is not checked against PyTorch; None where it is."""
+        ...
+
+    def build(self, component: Component, module: nn.Module, folder: Path, target: Target) -> dict[str, Any] | None:
+        """Write the engine's files, all named `model.*`, to `folder`, and leave nothing else there.
+
+        Returns what the manifest says of them, where the engine's library gives an account of what it has built.
+        """
         ...
 
     def load(self, component: Component, folder: Path, target: Target) -> Run:
@@ -218,6 +232,22 @@ def shape_range(component: Component, target: Target) -> ShapeRange:
         sizes(target.default_side, max(1, target.max_batch_size // 2)),
         sizes(max(target.max_side, target.default_side), target.max_batch_size),
     )
+
+
+def shape_ranges(component: Component, target: Target) -> tuple[ShapeRange, ...]:
+    """One range for each bucket, of its very size, and the general one last.
+
+    A component that does not see the picture has the general one alone.
+    """
+    general = shape_range(component, target)
+
+    def of(width: int, height: int) -> ShapeRange:
+        sizes = sizes_of(component, width, height, target.scale)
+        rows = (general.minimum["batch"], general.optimum["batch"], general.maximum["batch"])
+        return ShapeRange(*({**sizes, "batch": batch} for batch in rows))
+
+    buckets = target.plan.bucket if component.spatial else ()
+    return (*(of(width, height) for width, height in buckets), general)
 
 
 def input_shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...]:

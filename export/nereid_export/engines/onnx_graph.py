@@ -23,13 +23,13 @@ SMALL_MODEL_BYTES = 1_500_000_000
 def export_onnx(component: Component, module: nn.Module, file: Path, precision: Precision) -> None:
     """Write `file` (and `model.onnx.data` beside it for large models) with every named dimension dynamic.
 
-    In half precision the weights and all that is computed from them are float16; inputs and outputs stay float32.
+    In fp16 and bf16 the weights and all that is computed from them are of that type; inputs and outputs stay float32.
     """
     inputs = _example(component, rows=2)
     names = [spec.name for spec in component.inputs]
     outputs = [spec.name for spec in component.outputs]
-    if precision is Precision.FP16:
-        module = module.half()
+    if precision is not Precision.FP32:
+        module = module.to(torch.float16 if precision is Precision.FP16 else torch.bfloat16)
     size = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
     with torch.no_grad(), quiet(printing=True):
         if size < SMALL_MODEL_BYTES:

@@ -20,9 +20,13 @@ class OnnxRuntime:
     filename = "model.onnx"
     packages = ("onnx", "onnxruntime")
     precisions = (Precision.FP32, Precision.FP16)
+    options = ()
 
     def require(self, target: Target) -> None:
         """It is always here; an export for a card that is not is checked on the processor."""
+
+    def unchecked(self, target: Target) -> str | None:
+        return None
 
     def build(self, component: Component, module: nn.Module, folder: Path, target: Target) -> None:
         export_onnx(component, module, folder / self.filename, target.of(component))

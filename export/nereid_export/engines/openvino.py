@@ -25,6 +25,7 @@ class OpenVino:
     filename = "model.xml"
     packages = ("onnx", "openvino")
     precisions = (Precision.FP32, Precision.BF16)
+    options = ()
 
     def require(self, target: Target) -> None:
         try:
@@ -36,6 +37,9 @@ class OpenVino:
         if target.precision is Precision.BF16 and not computes_bf16():
             # It would be computed in float32 without a word, and the check would have checked nothing.
             raise ExportError("--precision: bf16 needs a processor with bfloat16 instructions, which this one lacks; use fp32")
+
+    def unchecked(self, target: Target) -> str | None:
+        return None
 
     def build(self, component: Component, module: nn.Module, folder: Path, target: Target) -> None:
         import openvino as ov
