@@ -41,7 +41,7 @@ serve: setup ## Serve REPOSITORY
 	@$(BIN)/nereid serve --repository $(REPOSITORY) $(ARGS)
 
 $(TEST_STAMP): $(STAMP)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar on -e 'export[tensorrt-rtx]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar on -e 'export[nncf,tensorrt-rtx]'
 	@touch $@
 
 test: setup $(TEST_STAMP) ## All tests, those with a real Triton included

@@ -65,6 +65,8 @@ class Silent:
     def step(self, text: str) -> None:
         self.said.append(text)
 
+    def detail(self, text: str) -> None: ...
+
     def waiting(self, text: str) -> None:
         self.said.append(text)
 
@@ -106,7 +108,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def export(checkpoint: Path, out: Path, **options: object) -> None:
-    from nereid_export.diffusion import ExportOptions, export_diffusion
+    from nereid_export.diffusion import export_diffusion
+    from nereid_export.options import ExportOptions
 
     export_diffusion(ExportOptions(checkpoint=checkpoint, out=out, **options), Silent())  # type: ignore[arg-type]
 

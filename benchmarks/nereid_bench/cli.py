@@ -63,7 +63,8 @@ def sd15_command(
     """The same comparison at Stable Diffusion 1.5's real sizes, 256 x 256, random weights."""
     from nereid_bench.random_checkpoint import make_sd15
     from nereid_export.cli import Bar
-    from nereid_export.diffusion import ExportOptions, export_diffusion
+    from nereid_export.diffusion import export_diffusion
+    from nereid_export.options import ExportOptions
 
     checkpoint, repository = work / "checkpoint", work / "repository"
     if not (checkpoint / "model_index.json").is_file():

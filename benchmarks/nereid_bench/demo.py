@@ -18,11 +18,12 @@ from nereid_client import Client, ImageProgress, ImageResult, NereidError
 from nereid_client.terminal import console, fail
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.cli import Bar
-from nereid_export.diffusion import ExportOptions, export_diffusion
+from nereid_export.diffusion import export_diffusion
 from nereid_export.errors import ExportError
 from nereid_export.frame import MANIFEST
 from nereid_export.llm import LlmExportOptions, export_llm
 from nereid_export.llm_checkpoint import LlmCheckpoint
+from nereid_export.options import ExportOptions
 from nereid_zoo.sections import score as sections
 from nereid_zoo.sections.chat import conversation
 from nereid_zoo.shapes.score import CHECKPOINT

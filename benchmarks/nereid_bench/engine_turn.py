@@ -19,7 +19,7 @@ from nereid_bench.engines import PEERS, target_of, unet_of
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import Component, sizes_at
 from nereid_export.engines import BUILDERS, Engine
-from nereid_export.engines.base import random_inputs
+from nereid_export.engines.check import random_inputs
 
 _FEWEST = 3
 """Runs of one measurement, however long each takes."""

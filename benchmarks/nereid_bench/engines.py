@@ -17,11 +17,13 @@ from typing import Any
 
 from nereid_bench.compare import Say
 from nereid_bench.random_checkpoint import make_sd15
+from nereid_export.built import VERSIONED
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import Component, components_of
-from nereid_export.diffusion import VERSIONED
 from nereid_export.engines import BUILDERS, Engine
-from nereid_export.engines.base import Precision, Target, compare, engine_bytes, reference_outputs
+from nereid_export.engines.base import Samples, Target, engine_bytes
+from nereid_export.engines.check import compare, random_references
+from nereid_export.engines.precision import Precision
 from nereid_export.errors import ExportError
 from nereid_export.facts import pipeline_facts
 from nereid_export.frame import Device
@@ -169,8 +171,8 @@ def _built(engine: Engine, component: Component, folder: Path, target: Target, s
     say(f"building {engine} {target.precision}")
     folder.mkdir(parents=True, exist_ok=True)
     module = component.load()
-    references = reference_outputs(component, module)
-    builder.build(component, module, folder, target)
+    references = random_references(component, module)
+    builder.build(component, module, folder, target, Samples(references))
     del module
     checks = compare(references, builder.load(component, folder, target))
     figures = {"error": max(check.relative_error for check in checks), "megabytes": engine_bytes(folder) / 1e6}

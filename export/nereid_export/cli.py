@@ -14,13 +14,14 @@ from rich.table import Table
 
 from nereid.engines import digests
 from nereid_client.terminal import console, fail
-from nereid_export.diffusion import ExportOptions, export_diffusion
+from nereid_export.diffusion import export_diffusion
 from nereid_export.engines import Engine
-from nereid_export.engines.base import Precision
 from nereid_export.engines.plan_options import PlanOptions, parse_buckets, parse_capabilities
+from nereid_export.engines.precision import Precision, parse_precisions
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
 from nereid_export.llm import LlmEngine, LlmExportOptions, LlmPrecision, export_llm
+from nereid_export.options import ExportOptions
 
 app = typer.Typer(
     help="Turn a checkpoint into engines inside a deployable Triton model repository.",
@@ -47,6 +48,9 @@ class Bar:
         if not self._progress.console.is_terminal:
             self._progress.console.print(text)
 
+    def detail(self, text: str) -> None:
+        self._progress.update(self._task, description=text)
+
     def waiting(self, text: str) -> None:
         self._progress.console.print(text)
 
@@ -67,9 +71,20 @@ def diffusion(
         ),
     ] = Engine.ONNXRUNTIME,
     precision: Annotated[
-        Precision,
-        typer.Option(help="Arithmetic of the engines: fp16 with onnxruntime and tensorrt, bf16 with openvino and tensorrt."),
+        str,
+        typer.Option(
+            metavar="PRECISION[,COMPONENT=PRECISION...]",
+            help=f"Arithmetic of the engines ({', '.join(Precision)}), with exceptions like `int8,vae_decoder=fp32`. Below fp32, "
+            "pictures are drawn and compared with PyTorch's.",
+        ),
     ] = Precision.FP32,
+    calibration_prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of prompts, one a line, that the engines are compared on, and that int8 takes its ranges from; "
+            "what the checkpoint was trained on is best. Random words of the tokenizer where absent."
+        ),
+    ] = None,
     device: Annotated[Device, typer.Option(help="Where the engines will run.")] = Device.CPU,
     max_batch_size: Annotated[int, typer.Option(help="Images in one request, and half the UNet's rows.")] = 8,
     name: Annotated[str, typer.Option(help="Prefix of the models' names, for several pipelines in one repository.")] = "",
@@ -128,7 +143,8 @@ def diffusion(
             checkpoint=path,
             out=out,
             engine=engine,
-            precision=precision,
+            precision=parse_precisions(precision),
+            calibration_prompts=calibration_prompts,
             device=device,
             max_batch_size=max_batch_size,
             name=name,

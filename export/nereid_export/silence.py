@@ -16,8 +16,10 @@ _CHATTY = (
     "onnxscript",
     "onnx_ir",
     "onnxruntime.quantization.matmul_nbits_quantizer",
+    "root",
 )
-"""Loggers that tell of every step. The first two set their own level when they are first imported."""
+"""Loggers that tell of every step; ONNX Runtime's quantisation advises through the root. The first two set their own level when
+they are first imported."""
 
 
 @contextmanager

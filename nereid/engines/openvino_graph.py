@@ -14,11 +14,15 @@ from nereid.engines.signal_stack import kept_signal_stack
 def compile_graph(core: Any, file: Path, wanted: Mapping[str, Any], edit: Callable[[Any], Any] = lambda graph: graph) -> Any:
     """Read, `edit` and compile with these properties. Raises ValueError where the file does not fit this OpenVINO."""
     try:
-        graph = edit(core.read_model(file))
-        with kept_signal_stack():
-            return core.compile_model(graph, "CPU", dict(wanted))
+        return compile_model(core, edit(core.read_model(file)), wanted)
     except RuntimeError as error:
         raise ValueError(f"{file.name}: OpenVINO {ov.__version__} cannot load it: {last_line(error)}") from None
+
+
+def compile_model(core: Any, graph: Any, wanted: Mapping[str, Any]) -> Any:
+    """Compile what is in memory; raises RuntimeError where OpenVINO cannot."""
+    with kept_signal_stack():
+        return core.compile_model(graph, "CPU", dict(wanted))
 
 
 def last_line(error: Exception) -> str:

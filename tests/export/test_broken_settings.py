@@ -11,8 +11,9 @@ import pytest
 from conftest import ZOO, Silent, export_llm
 
 pytest.importorskip("torch")
-from nereid_export.diffusion import ExportOptions, export_diffusion
+from nereid_export.diffusion import export_diffusion
 from nereid_export.errors import ExportError
+from nereid_export.options import ExportOptions
 
 pytestmark = pytest.mark.torch
 

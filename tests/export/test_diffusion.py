@@ -22,11 +22,12 @@ from conftest import Silent, export
 torch = pytest.importorskip("torch")
 from nereid_export.checkpoint import file_digest
 from nereid_export.configs import read_config
-from nereid_export.diffusion import ExportOptions, export_diffusion
+from nereid_export.diffusion import export_diffusion
 from nereid_export.engines import onnx_graph
-from nereid_export.engines.base import ERROR_BOUNDS, Precision
+from nereid_export.engines.precision import ERROR_BOUNDS, Precision, Precisions
 from nereid_export.errors import ExportError
 from nereid_export.facts import is_few_step
+from nereid_export.options import ExportOptions
 from nereid_export.publish import staging_folder
 
 from checkpoints import make_sd
@@ -63,7 +64,7 @@ def test_pipelines_stand_side_by_side_under_their_names(repository: Path) -> Non
 
 
 def test_fp16_engines_are_close_and_smaller(checkpoints: dict[str, Path], repository: Path, tmp_path: Path) -> None:
-    export(checkpoints["sdxl"], tmp_path / "out", precision=Precision.FP16)
+    export(checkpoints["sdxl"], tmp_path / "out", precision=Precisions(Precision.FP16))
     manifest = json.loads((tmp_path / "out" / "text_to_image" / "manifest.json").read_text())
     errors = [check["relative_error"] for check in manifest["engines"]["unet"]["checks"]]
     assert all(1e-5 < error < 1e-2 for error in errors)
@@ -219,7 +220,7 @@ def test_failed_export_leaves_the_published_repository_as_it_was(
     before = {str(file): file_digest(file) for file in out.rglob("*") if file.is_file()}
     monkeypatch.setitem(ERROR_BOUNDS, Precision.FP16, 1e-12)
     with pytest.raises(ExportError):
-        export(checkpoint, out, precision=Precision.FP16)
+        export(checkpoint, out, precision=Precisions(Precision.FP16))
     assert {str(file): file_digest(file) for file in out.rglob("*") if file.is_file()} == before
 
 

@@ -17,7 +17,9 @@ from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import Component, components_of
 from nereid_export.configs import read_config
 from nereid_export.engines import BUILDERS, Engine
-from nereid_export.engines.base import Precision, Target, batch_invariant_from
+from nereid_export.engines.base import Target
+from nereid_export.engines.check import batch_invariant_from
+from nereid_export.engines.precision import Precision, Precisions, parse_precisions
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
 
@@ -38,13 +40,14 @@ def parts_of(checkpoint: Path) -> dict[str, Component]:
 
 @pytest.mark.parametrize(
     ("engine", "precision", "allowed"),
-    [(Engine.OPENVINO, Precision.FP16, "fp32, bf16"), (Engine.ONNXRUNTIME, Precision.BF16, "fp32, fp16")],
+    [(Engine.OPENVINO, "fp16", "fp32, bf16"), (Engine.ONNXRUNTIME, "fp32,unet=bf16", "fp32, fp16")],
 )
 def test_a_precision_that_an_engine_does_not_have_is_refused_by_name(
-    engine: Engine, precision: Precision, allowed: str, checkpoints: dict[str, Path], tmp_path: Path
+    engine: Engine, precision: str, allowed: str, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(ExportError, match=f"--precision: {precision} is not allowed with --engine {engine}; .* {allowed}"):
-        export(checkpoints["sd"], tmp_path / "out", engine=engine, precision=precision)
+    refused = precision.rpartition("=")[2]
+    with pytest.raises(ExportError, match=f"--precision: {refused} is not allowed with --engine {engine}; .* {allowed}"):
+        export(checkpoints["sd"], tmp_path / "out", engine=engine, precision=parse_precisions(precision))
 
 
 def test_openvino_has_no_graphics_card(checkpoints: dict[str, Path], tmp_path: Path) -> None:
@@ -78,10 +81,10 @@ def test_bf16_is_asked_for_in_the_backends_own_terms(
     """Where a processor has no bfloat16, OpenVINO computes in float32: such an export would be checked for nothing."""
     if not computes_bf16():
         with pytest.raises(ExportError, match="bf16 needs a processor with bfloat16 instructions"):
-            export(checkpoints["sd"], tmp_path / "out", engine=Engine.OPENVINO, precision=Precision.BF16)
+            export(checkpoints["sd"], tmp_path / "out", engine=Engine.OPENVINO, precision=Precisions(Precision.BF16))
         assert not (tmp_path / "out").exists()
         monkeypatch.setattr("nereid.engines.openvino_model.computes_bf16", lambda: True)
-    export(checkpoints["sd"], tmp_path / "out", engine=Engine.OPENVINO, precision=Precision.BF16)
+    export(checkpoints["sd"], tmp_path / "out", engine=Engine.OPENVINO, precision=Precisions(Precision.BF16))
     config = read_config(tmp_path / "out" / "unet" / "config.pbtxt")
     assert config.parameters["HINT_BF16"].string_value == "YES"
     manifest = json.loads((tmp_path / "out" / "text_to_image" / "manifest.json").read_text())

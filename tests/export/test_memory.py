@@ -14,7 +14,8 @@ from conftest import export
 pytest.importorskip("torch")
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import components_of
-from nereid_export.engines.base import Precision, Target
+from nereid_export.engines.base import Target
+from nereid_export.engines.precision import Precision
 from nereid_export.frame import Device
 from nereid_export.memory import MeasuredRun, fit, measure_memory
 from nereid_export.memory_probe import main as probe

@@ -12,12 +12,13 @@ import pytest
 from conftest import Silent
 
 pytest.importorskip("torch")
-from nereid_export.diffusion import ExportOptions, export_diffusion
+from nereid_export.diffusion import export_diffusion
 from nereid_export.engines import Engine
-from nereid_export.engines.base import Precision
 from nereid_export.engines.plan_options import PlanOptions
+from nereid_export.engines.precision import Precision, Precisions
 from nereid_export.frame import Device
 from nereid_export.llm import LlmEngine, LlmExportOptions, LlmPrecision
+from nereid_export.options import ExportOptions
 from nereid_export.resume import Record, resume_key
 
 pytestmark = pytest.mark.torch
@@ -35,7 +36,7 @@ def key(options: Any) -> dict[str, Any]:
     [
         (DIFFUSION, {"device": Device.CUDA}),
         (DIFFUSION, {"engine": Engine.TENSORRT}),
-        (DIFFUSION, {"precision": Precision.FP16}),
+        (DIFFUSION, {"precision": Precisions(Precision.FP16)}),
         (DIFFUSION, {"max_batch_size": 4}),
         (DIFFUSION, {"max_side": 512}),
         (DIFFUSION, {"plan": PlanOptions(refit=True)}),

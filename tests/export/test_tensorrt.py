@@ -26,10 +26,12 @@ from nereid_export.cli import app
 from nereid_export.components import Component, components_of
 from nereid_export.configs import engine_config, read_config
 from nereid_export.engines import BUILDERS, Engine
-from nereid_export.engines.base import Precision, Target, input_shape, random_inputs, shape_range, shape_ranges
+from nereid_export.engines.base import Target, input_shape, shape_range, shape_ranges
+from nereid_export.engines.check import random_inputs
 from nereid_export.engines.onnx_graph import export_onnx
 from nereid_export.engines.plan_account import PlanAccount, difference, read_account
 from nereid_export.engines.plan_options import PlanOptions
+from nereid_export.engines.precision import Precision
 from nereid_export.engines.tensorrt import build_plan
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device

@@ -4,32 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from nereid_export.components import Component, TensorSpec, sizes_at, sizes_of
+from nereid_export.engines.check import Inputs, Reference, Run
 from nereid_export.engines.plan_options import PlanOptions
+from nereid_export.engines.precision import Precision
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
-
-
-class Precision(StrEnum):
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-
-
-ERROR_BOUNDS = {Precision.FP32: 1e-4, Precision.FP16: 1e-2, Precision.BF16: 5e-2}
-"""Largest relative error (norm of the difference over norm of the reference) with which an engine is published."""
-
-Run = Callable[[Mapping[str, NDArray], Sequence[str]], dict[str, NDArray]]
-"""An engine that is loaded: inputs by name and the outputs wanted, to those outputs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +32,19 @@ class Target:
 
     def of(self, component: Component) -> Precision:
         """The precision of this component: some VAEs overflow in half precision, and say so in their config."""
-        return Precision.FP32 if component.keep_fp32 else self.precision
+        return Precision.FP32 if component.keep_fp32 and self.precision.half else self.precision
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What one component is built and checked with."""
+
+    checks: Sequence[Reference]
+    """Inputs, and what PyTorch in float32 makes of them."""
+    ranges: Sequence[Inputs] = ()
+    """Inputs of real runs, other than those of `checks`, that static INT8 takes its ranges from."""
+    told: Callable[[str], None] = lambda text: None
+    """Told of slow parts."""
 
 
 class EngineBuilder(Protocol):
@@ -84,10 +81,13 @@ class EngineBuilder(Protocol):
         """Why what is built cannot be run here, so that it is not checked against PyTorch; None where it is."""
         ...
 
-    def build(self, component: Component, module: nn.Module, folder: Path, target: Target) -> dict[str, Any] | None:
-        """Write the engine's files, all named `model.*`, to `folder`, and leave nothing else there.
+    def build(
+        self, component: Component, module: nn.Module, folder: Path, target: Target, samples: Samples
+    ) -> dict[str, Any] | None:
+        """Write the engine's files, all named `model.*`, to `folder`, and leave nothing else there; may change the module.
 
-        Returns what the manifest says of them, where the engine's library gives an account of what it has built.
+        Returns what the manifest says of them beside the check's figures: an account of the library's, parts that are kept in
+        higher precision.
         """
         ...
 
@@ -115,98 +115,6 @@ def require_precision(name: str, builder: EngineBuilder, precision: Precision) -
         raise ExportError(
             f"--precision: {precision} is not allowed with --engine {name}; it must be one of {', '.join(builder.precisions)}"
         )
-
-
-# --- the check against PyTorch ---
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One comparison of an engine with PyTorch in float32, on random inputs."""
-
-    output: str
-    rows: int
-    sizes: dict[str, int]
-    relative_error: float
-    largest_error: float
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """Random inputs of one check, and what PyTorch in float32 makes of them."""
-
-    rows: int
-    sizes: dict[str, int]
-    inputs: dict[str, NDArray]
-    outputs: dict[str, NDArray]
-
-
-def random_inputs(component: Component, rows: int, sizes: dict[str, int], seed: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {spec.name: spec.random(rows, sizes, generator) for spec in component.inputs}
-
-
-def reference_outputs(component: Component, module: nn.Module) -> list[Reference]:
-    """What the engine will have to compute, at several batch and picture sizes."""
-    references = []
-    for number, (rows, sizes) in enumerate(component.checks):
-        inputs = random_inputs(component, rows, sizes, number + 1)
-        with torch.no_grad():
-            made = module(*inputs.values())
-        values = made if isinstance(made, tuple) else (made,)
-        outputs = {spec.name: value.numpy() for spec, value in zip(component.outputs, values, strict=True)}
-        references.append(Reference(rows, sizes, {name: value.numpy() for name, value in inputs.items()}, outputs))
-    return references
-
-
-def compare(references: list[Reference], run: Run) -> list[Check]:
-    """Run the engine on every reference's inputs and measure how far it is off."""
-    checks = []
-    for reference in references:
-        made = run(reference.inputs, list(reference.outputs))
-        for name, theirs in reference.outputs.items():
-            checks.append(_compare(name, reference.rows, reference.sizes, made[name], theirs))
-    return checks
-
-
-def _compare(name: str, rows: int, sizes: dict[str, int], ours: NDArray, theirs: NDArray) -> Check:
-    if ours.shape != theirs.shape:
-        raise ExportError(f"{name}: the engine gives shape {ours.shape}, PyTorch {theirs.shape}")
-    difference = ours.astype(np.float64) - theirs
-    scale = float(np.linalg.norm(theirs)) or 1.0
-    return Check(name, rows, sizes, float(np.linalg.norm(difference)) / scale, float(np.abs(difference).max()))
-
-
-def refuse_above_bound(component: Component, checks: list[Check], precision: Precision) -> None:
-    """Raise ExportError for an engine too far from PyTorch to be published; `precision` is this component's."""
-    bound = ERROR_BOUNDS[precision]
-    for check in checks:
-        if not check.relative_error <= bound:  # NaN included
-            raise ExportError(
-                f"{component.name}: relative error {check.relative_error:.2g} of {check.output} against PyTorch is above "
-                f"the bound of {bound:g} for {precision}; nothing was published"
-            )
-
-
-def batch_invariant_from(component: Component, run: Run, places: Sequence[tuple[int, Mapping[str, int]]]) -> int | None:
-    """The fewest rows of a call from which on a row's bits do not depend on its company: 1, 2, or None where they do.
-
-    Kernels are chosen by size, and several libraries have another one for a lone row. `places` are batches and sizes; compared
-    are the rows of each batch with the same rows in smaller calls, with other mates.
-    """
-    differing: set[int] = set()
-    names = [spec.name for spec in component.outputs]
-    for count, sizes in places:
-        inputs = {name: value.numpy() for name, value in random_inputs(component, count, dict(sizes), 99).items()}
-        together = run(inputs, names)
-        for rows in sorted(rows for rows in {1, 2, 3, count - 1} if 0 < rows < count):
-            for start in {0, count - rows}:
-                part = run({name: value[start : start + rows] for name, value in inputs.items()}, names)
-                if any(part[name].tobytes() != together[name][start : start + rows].tobytes() for name in names):
-                    differing.add(rows)
-    if not differing:
-        return 1
-    return 2 if differing == {1} else None
 
 
 # --- shapes ---

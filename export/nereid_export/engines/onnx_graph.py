@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nereid_export.components import Component, TensorSpec
-from nereid_export.engines.base import Precision
+from nereid_export.engines.precision import Precision
 from nereid_export.errors import ExportError
 from nereid_export.silence import quiet
 
@@ -65,12 +66,14 @@ def export_onnx(component: Component, module: nn.Module, file: Path, precision: 
 
 @contextmanager
 def passing_onnx(component: Component, module: nn.Module, folder: Path, precision: Precision) -> Iterator[Path]:
-    """The graph as a file that is there only while another engine is made of it."""
-    file = folder / "model.onnx"
-    export_onnx(component, module, file, precision)
-    yield file
-    for part in list(folder.glob(f"{file.name}*")):
-        part.unlink()
+    """The graph as a file, in a folder of its own within `folder`, that is there only while another engine is made of it."""
+    passed = folder / "graph"
+    passed.mkdir()
+    try:
+        export_onnx(component, module, passed / "model.onnx", precision)
+        yield passed / "model.onnx"
+    finally:
+        shutil.rmtree(passed)
 
 
 def _example(component: Component, rows: int) -> tuple[Tensor, ...]:

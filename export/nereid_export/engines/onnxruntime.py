@@ -9,17 +9,28 @@ import onnxruntime as ort
 from torch import nn
 
 from nereid_export.components import Component
-from nereid_export.engines.base import Precision, Run, Target
-from nereid_export.engines.onnx_graph import export_onnx
+from nereid_export.engines.base import Samples, Target
+from nereid_export.engines.check import Run
+from nereid_export.engines.onnx_graph import export_onnx, passing_onnx
+from nereid_export.engines.onnx_quantised import QdqGraph, write_dynamic, write_static, write_weights
+from nereid_export.engines.precision import Precision
 from nereid_export.engines.triton_config import place_on_gpu
 from nereid_export.frame import Device
+from nereid_export.quantisation import put_back, smoothed
 
 
 class OnnxRuntime:
     backend = "onnxruntime"
     filename = "model.onnx"
     packages = ("onnx", "onnxruntime")
-    precisions = (Precision.FP32, Precision.FP16)
+    precisions = (
+        Precision.FP32,
+        Precision.FP16,
+        Precision.INT8,
+        Precision.INT8_DYNAMIC,
+        Precision.INT8_WEIGHTS,
+        Precision.INT4_WEIGHTS,
+    )
     options = ()
 
     def require(self, target: Target) -> None:
@@ -28,8 +39,28 @@ class OnnxRuntime:
     def unchecked(self, target: Target) -> str | None:
         return None
 
-    def build(self, component: Component, module: nn.Module, folder: Path, target: Target) -> None:
-        export_onnx(component, module, folder / self.filename, target.of(component))
+    def build(
+        self, component: Component, module: nn.Module, folder: Path, target: Target, samples: Samples
+    ) -> dict[str, Any] | None:
+        precision, file = target.of(component), folder / self.filename
+        if not precision.quantised:
+            export_onnx(component, module, file, precision)
+            return None
+
+        norms = smoothed(component, module, samples) if precision is Precision.INT8 else 0
+        with passing_onnx(component, module, folder, Precision.FP32) as graph:
+            if precision is Precision.INT8:
+                write_static(graph, file, samples.ranges)
+            elif precision is Precision.INT8_DYNAMIC:
+                write_dynamic(graph, file)
+            else:
+                write_weights(graph, file, 8 if precision is Precision.INT8_WEIGHTS else 4)
+        if precision is not Precision.INT8:
+            return None
+        quantised = QdqGraph(file)
+        kept, facts = put_back(component, quantised, samples, norms)
+        quantised.write(kept, file)
+        return facts
 
     def load(self, component: Component, folder: Path, target: Target) -> Run:
         providers = ["CPUExecutionProvider"]

@@ -7,7 +7,7 @@ API, builds without a GPU, and goes through `build_plan` too; see README for wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,24 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nereid_export.components import Component
-from nereid_export.engines.base import Precision, Run, ShapeRange, Target, input_shape, shape_ranges
+from nereid_export.engines.base import Samples, ShapeRange, Target, input_shape, shape_ranges
+from nereid_export.engines.check import Run
 from nereid_export.engines.onnx_graph import passing_onnx
+from nereid_export.engines.onnx_quantised import QdqGraph, write_static
 from nereid_export.engines.plan_account import PlanAccount, listener
 from nereid_export.engines.plan_options import PlanOptions
+from nereid_export.engines.precision import Precision
 from nereid_export.engines.triton_config import place_on_gpu
 from nereid_export.errors import ExportError
+from nereid_export.quantisation import put_back, smoothed
 
 NEEDS_CONTAINER = (
     "--engine tensorrt needs TensorRT and an NVIDIA GPU, which are not here; "
     "run it in NVIDIA's container with `make docker-export ENGINE=tensorrt CHECKPOINT=...`"
 )
+
+PRECISIONS = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8)
+"""INT8 has float16 between its quantised layers, or float32 where a component asks for it."""
 
 _FLAGS = {"version_compatible": "VERSION_COMPATIBLE", "weight_streaming": "WEIGHT_STREAMING", "refit": "REFIT"}
 
@@ -35,7 +42,7 @@ class TensorRt:
     backend = "tensorrt"
     filename = "model.plan"
     packages = ("onnx", "tensorrt")  # a plan is only read by the TensorRT that wrote it
-    precisions = (Precision.FP32, Precision.FP16, Precision.BF16)
+    precisions = PRECISIONS
     options = ("timing_cache", "version_compatible", "weight_streaming", "refit", "bucket")
 
     def require(self, target: Target) -> None:
@@ -47,11 +54,13 @@ class TensorRt:
     def unchecked(self, target: Target) -> str | None:
         return None
 
-    def build(self, component: Component, module: nn.Module, folder: Path, target: Target) -> dict[str, Any] | None:
-        with passing_onnx(component, module, folder, target.of(component)) as graph:
+    def build(self, component: Component, module: nn.Module, folder: Path, target: Target, samples: Samples) -> dict[str, Any]:
+        def write(graph: Path) -> dict[str, Any]:
             plan = build_plan(import_tensorrt(), component, graph, shape_ranges(component, target), target.plan)
             (folder / self.filename).write_bytes(plan.data)
-        return None if plan.account is None else plan.account.facts()
+            return {} if plan.account is None else {"plan": plan.account.facts()}
+
+        return build_with(component, module, folder, target, samples, write)
 
     def load(self, component: Component, folder: Path, target: Target) -> Run:
         return load_plan(import_tensorrt(), component, folder / self.filename, target)
@@ -87,6 +96,33 @@ def _require_buckets(target: Target) -> None:
                 f"--bucket: {width}x{height} is not allowed; each side must be a multiple of {target.scale} "
                 f"from {least} to {most} (--max-side)"
             )
+
+
+def build_with(
+    component: Component,
+    module: nn.Module,
+    folder: Path,
+    target: Target,
+    samples: Samples,
+    write: Callable[[Path], dict[str, Any]],
+) -> dict[str, Any]:
+    """Pass the graph that the target's precision asks for to `write`, which makes a plan of it.
+
+    What int8 costs is measured on the graph with Q/DQ nodes itself, in ONNX Runtime, which computes what they say.
+    """
+    precision, norms = target.of(component), 0
+    facts: dict[str, Any] = {}
+    if precision is Precision.INT8:
+        norms = smoothed(component, module, samples)
+        precision = Precision.FP32 if component.keep_fp32 else Precision.FP16
+    with passing_onnx(component, module, folder, precision) as graph:
+        if target.of(component) is Precision.INT8:
+            file = graph.with_name("int8.onnx")
+            write_static(graph, file, samples.ranges, for_tensorrt=True)
+            quantised = QdqGraph(file)
+            kept, facts = put_back(component, quantised, samples, norms)
+            quantised.write(kept, graph := file)
+        return write(graph) | facts
 
 
 # --- building, with the module `tensorrt` or `tensorrt_rtx` ---

@@ -13,11 +13,11 @@ from torch import nn
 
 from nereid.engines.onnx_plugins import NV_TENSORRT_RTX
 from nereid_export.components import Component
-from nereid_export.engines.base import Precision, Run, Target, shape_ranges
+from nereid_export.engines.base import Samples, Target, shape_ranges
+from nereid_export.engines.check import Run
 from nereid_export.engines.ep_context import write_ep_context
-from nereid_export.engines.onnx_graph import passing_onnx
 from nereid_export.engines.plan_account import difference
-from nereid_export.engines.tensorrt import build_plan, capabilities_of, load_plan
+from nereid_export.engines.tensorrt import PRECISIONS, build_plan, build_with, capabilities_of, load_plan
 from nereid_export.engines.triton_config import place_on_gpu
 from nereid_export.errors import ExportError
 
@@ -28,7 +28,7 @@ class TensorRtRtx:
     backend = "onnxruntime"
     filename = "model.onnx"
     packages = ("onnx", "tensorrt-rtx-cu12")
-    precisions = (Precision.FP32, Precision.FP16, Precision.BF16)
+    precisions = PRECISIONS
     options = ("compute_capability", "weight_streaming")
 
     def require(self, target: Target) -> None:
@@ -44,22 +44,22 @@ class TensorRtRtx:
             return f"the card here has compute capability {here}, for which the plan is not built"
         return None
 
-    def build(self, component: Component, module: nn.Module, folder: Path, target: Target) -> dict[str, Any]:
+    def build(self, component: Component, module: nn.Module, folder: Path, target: Target, samples: Samples) -> dict[str, Any]:
         trt = import_tensorrt_rtx()
         ranges = shape_ranges(component, target)
-        passed = folder / "graph"  # the graph's file and the engine's have the same name
-        passed.mkdir()
-        with passing_onnx(component, module, passed, target.of(component)) as graph:
+
+        def write(graph: Path) -> dict[str, Any]:
             plan = build_plan(trt, component, graph, ranges, target.plan)
-        passed.rmdir()
-        if plan.account is None:
-            raise ExportError(f"{component.name}: TensorRT for RTX gives no account of the plan that it has built")
-        if (wrong := difference(component, plan.account, ranges)) is not None:
-            raise ExportError(f"{component.name}: the plan is not as asked for: {wrong}")
-        (folder / PLAN).write_bytes(plan.data)
-        capabilities = target.plan.compute_capability
-        write_ep_context(component, folder / self.filename, PLAN, version=trt.__version__, capabilities=capabilities)
-        return plan.account.facts()
+            if plan.account is None:
+                raise ExportError(f"{component.name}: TensorRT for RTX gives no account of the plan that it has built")
+            if (wrong := difference(component, plan.account, ranges)) is not None:
+                raise ExportError(f"{component.name}: the plan is not as asked for: {wrong}")
+            (folder / PLAN).write_bytes(plan.data)
+            capabilities = target.plan.compute_capability
+            write_ep_context(component, folder / self.filename, PLAN, version=trt.__version__, capabilities=capabilities)
+            return {"plan": plan.account.facts()}
+
+        return build_with(component, module, folder, target, samples, write)
 
     def load(self, component: Component, folder: Path, target: Target) -> Run:
         return load_plan(import_tensorrt_rtx(), component, folder / PLAN, target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from nereid_zoo.shapes.scenes import IMAGE_SIZE, sample_scene
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / Path(__file__).parent.name / "checkpoint"
 """The trained checkpoint, an ordinary diffusers folder."""
+
+_FORM = ("unet/config.json", "tokenizer/vocab.json")
 
 Draw = Callable[[list[str], list[int]], Iterator[NDArray[np.uint8]]]
 """Pictures (uint8 128 x 128 x 3) for captions and seeds, in order."""
@@ -51,6 +54,27 @@ def score(draw: Draw, captions: list[Caption], progress: Callable[[int], None] =
             wrong.append((caption.text, found))
         progress(done)
     return Score(drawn=len(captions), right=len(captions) - len(wrong), wrong=tuple(wrong))
+
+
+class ShapesScorer:
+    """Scores exports of a painter of shapes (`nereid_export.scorers.Scorer`)."""
+
+    name = "captions drawn right"
+
+    def prompts(self, count: int) -> list[str]:
+        return [caption.text for caption in held_out_captions(count, seed=77)]
+
+    def score(self, draw: Draw, count: int, told: Callable[[int], None]) -> float:
+        return score(draw, held_out_captions(count), told).percent
+
+
+def scorer_for(checkpoint: Path) -> ShapesScorer | None:
+    """A scorer where this folder has a painter of the shipped one's form, however it was trained."""
+    ours, theirs = (
+        [json.loads((folder / file).read_text(encoding="utf-8")) for file in _FORM if (folder / file).is_file()]
+        for folder in (CHECKPOINT, checkpoint)
+    )
+    return ShapesScorer() if ours == theirs else None
 
 
 def torch_drawer(checkpoint: Path, *, steps: int, guidance: float, batch: int = 16) -> Draw:

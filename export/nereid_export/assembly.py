@@ -1,0 +1,117 @@
+"""Lays built engines out as a Triton repository, with the configs, the pipeline's settings and the manifest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nereid.diffusion.settings import PIPELINE_FILE
+from nereid.diffusion.solvers import default_scheduler
+from nereid_export import configs
+from nereid_export.built import Built, packages_of
+from nereid_export.checkpoint import Checkpoint
+from nereid_export.clip_tokenizers import write_tokenizers
+from nereid_export.engines import BUILDERS
+from nereid_export.engines.base import engine_bytes
+from nereid_export.engines.precision import ERROR_BOUNDS
+from nereid_export.frame import MANIFEST, MANIFEST_VERSION, file_digests, models_of, versions
+from nereid_export.memory import run_memories
+from nereid_export.options import ExportOptions
+from nereid_export.publish import adopt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembly:
+    """All that one repository is made of."""
+
+    checkpoint: Checkpoint
+    digest: str
+    """The checkpoint's."""
+    options: ExportOptions
+    built: list[Built]
+    facts: dict[str, Any]
+    """pipeline.json, without the engines' memory."""
+    pictures: dict[str, Any] | None
+    """What the gate has found of whole pictures; None where everything is float32, or could not be run."""
+
+    def write(self, repository: Path) -> dict[str, Any]:
+        """Lay the whole repository out, other pipelines' models of `out` included; returns the manifest."""
+        options, facts = self.options, self.facts
+        shutil.rmtree(repository, ignore_errors=True)
+        repository.mkdir()
+        made = configs.pipeline_configs(
+            prefix=options.name,
+            family=self.checkpoint.family,
+            channels=facts["latent_channels"],
+            max_batch_size=options.max_batch_size,
+            force_zeros=facts["force_zeros_for_empty_prompt"],
+            unet_min_rows=next(engine.invariant_from or 1 for engine in self.built if engine.component.name == "unet"),
+        )
+        for source, config in made.items():
+            configs.write_model(config, source, repository)
+        for engine in self.built:
+            config = configs.engine_config(engine.component, BUILDERS[options.engine], engine.target, prefix=options.name)
+            folder = repository / config.name
+            configs.write_config(config, folder)
+            (folder / "1").mkdir()
+            for file in sorted(engine.folder.glob("model.*")):
+                # A link, so that an export interrupted from here on still finds its engine.
+                (folder / "1" / file.name).hardlink_to(file)
+        memory = run_memories({engine.component.name: engine.memory for engine in self.built})
+        text = json.dumps({**facts, "memory": memory}, indent=1)
+        for model in ("denoise", "text_to_image_stream", "tokenizer"):
+            (repository / configs.prefixed(model, options.name) / "1" / PIPELINE_FILE).write_text(text)
+        write_tokenizers(self.checkpoint, repository / configs.prefixed("tokenizer", options.name) / "1")
+        ours = {model.name for model in repository.iterdir()}
+        home = repository / configs.prefixed("text_to_image", options.name)
+        manifest = self._manifest(repository)
+        (home / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        adopt(options.out, repository, ours | models_of(options.out, configs.prefixed("text_to_image", options.name)))
+        return manifest
+
+    def _manifest(self, repository: Path) -> dict[str, Any]:
+        options, scheduler = self.options, self.checkpoint.config("scheduler")
+        given = {name: getattr(options, name) for name in options.__slots__ if name not in ("checkpoint", "out", "plan")}
+        return {
+            "version": MANIFEST_VERSION,
+            "source": {
+                "name": options.checkpoint.resolve().name,
+                "sha256": self.digest,
+                "architecture": self.checkpoint.index["_class_name"],
+            },
+            # Where a class has no solver here, requests that name none are served by another one.
+            "scheduler": {"checkpoint": scheduler.get("_class_name"), "default": str(default_scheduler(scheduler))},
+            "arguments": {key: str(value) for key, value in {**given, **options.plan.asked()}.items()},
+            "versions": versions(packages_of(BUILDERS[options.engine])),
+            "engines": {configs.prefixed(engine.component.name, options.name): self._engine(engine) for engine in self.built},
+            **({} if self.pictures is None else {"pictures": self.pictures}),
+            "models": sorted(folder.name for folder in repository.iterdir()),
+            "files": file_digests(repository),
+        }
+
+    def _engine(self, engine: Built) -> dict[str, Any]:
+        return {
+            "engine": str(self.options.engine),
+            "precision": str(engine.target.of(engine.component)),
+            "bytes": engine_bytes(engine.folder),
+            "seconds": engine.seconds,
+            **_findings(engine),
+            **({} if engine.memory is None else {"memory": engine.memory}),
+            **engine.account,
+        }
+
+
+def _findings(engine: Built) -> dict[str, Any]:
+    """What the check has found, or why there was none."""
+    if engine.unchecked:
+        return {"checked": False, "reason": engine.unchecked}
+    return {
+        "checked": True,
+        "error_bound": ERROR_BOUNDS[engine.target.of(engine.component)],
+        "batch_invariant_from_rows": engine.invariant_from,
+        "milliseconds": engine.milliseconds,
+        "checks": [asdict(check) for check in engine.checks],
+    }

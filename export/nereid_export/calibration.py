@@ -1,0 +1,140 @@
+"""Real inputs of every component, and pictures: what PyTorch draws of some prompts, and what it calls its components with.
+
+Static INT8 takes its ranges from such calls, quantised engines are checked on those of prompts that were set apart, and whole
+pipelines below float32 are checked by drawing the same pictures again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nereid_export.drawing import Drawer
+from nereid_export.engines.check import Inputs
+from nereid_export.errors import ExportError
+from nereid_export.resume import RECORD, Record
+
+CALLS = 8
+"""Calls of the UNet that are kept of each prompt's run, evenly spread over its steps, at other steps for each prompt."""
+SET_APART = 2
+"""Prompts, the last ones, that nothing is calibrated on: the check is made on them."""
+PROMPTS = 10
+MAX_PROMPTS = 200
+_WORDS = (3, 9)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A picture (uint8 H x W x 3) and what it was drawn of."""
+
+    prompt: str
+    seed: int
+    steps: int
+    picture: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Inputs by component: those to take ranges from, and those to check on; and all pictures."""
+
+    ranges: Mapping[str, Sequence[Inputs]] = field(default_factory=dict)
+    checks: Mapping[str, Sequence[Inputs]] = field(default_factory=dict)
+    pictures: Sequence[Drawn] = ()
+
+
+def read_prompts(file: Path) -> tuple[str, ...]:
+    """Prompts, one a line; raises ExportError for a file that cannot be read or has too few or too many."""
+    try:
+        lines = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExportError(f"--calibration-prompts: {file} cannot be read ({error})") from None
+    if not SET_APART < len(lines) <= MAX_PROMPTS:
+        raise ExportError(
+            f"--calibration-prompts: {len(lines)} prompts in {file} are not allowed; it must be {SET_APART + 1} to {MAX_PROMPTS}"
+        )
+    return lines
+
+
+def drawn_prompts(tokenizer: Any, count: int = PROMPTS) -> tuple[str, ...]:
+    """Random words of the tokenizer's vocabulary, for a checkpoint of which no prompts are known."""
+    words = sorted(
+        word
+        for word in (token.removesuffix("</w>") for token in tokenizer.get_vocab() if token.endswith("</w>"))
+        if len(word) > 1 and word.isascii() and word.isalpha()
+    )
+    if not words:
+        raise ExportError("--calibration-prompts: the tokenizer has no words to draw prompts from; name a file of prompts")
+    rng = Random(0)
+    return tuple(" ".join(rng.choices(words, k=rng.randrange(*_WORDS))) for _ in range(count))
+
+
+def calibrate(
+    drawer: Callable[[], Drawer], prompts: Sequence[str], folder: Path, source: str, told: Callable[[str], None]
+) -> Calibration:
+    """Draw every prompt and keep what the components are called with.
+
+    What `folder` has of an interrupted run with these prompts and this `source` (a checkpoint's digest) is not drawn again, and
+    `drawer` is asked for only where something is.
+    """
+    record = Record(folder / RECORD, {"prompts": list(prompts), "source": source})
+    if record.read() is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        record.write({})
+    ranges: dict[str, list[Inputs]] = defaultdict(list)
+    checks: dict[str, list[Inputs]] = defaultdict(list)
+    pictures, ready = [], None
+    for number, prompt in enumerate(prompts):
+        file = folder / f"{number}.npz"
+        if not file.is_file():
+            told(f"drawing picture {number + 1} of {len(prompts)} with PyTorch")
+            ready = ready or drawer()
+            _write(file, *_draw(ready, prompt, number))
+        steps, picture, calls = _read(file)
+        pictures.append(Drawn(prompt, number, steps, picture))
+        for name, inputs in calls:
+            (checks if number >= len(prompts) - SET_APART else ranges)[name].append(inputs)
+    return Calibration(ranges, checks, pictures)
+
+
+def _draw(drawer: Drawer, prompt: str, number: int) -> tuple[int, NDArray[np.uint8], list[tuple[str, Inputs]]]:
+    made: list[tuple[str, Inputs]] = []
+    listening = replace(drawer, called=lambda name, inputs: made.append((name, inputs)))
+    usual = drawer.pipeline.default_steps
+    # Runs of different lengths visit different timesteps; few-step models know only their own.
+    steps = usual if drawer.pipeline.few_step else usual + number % usual
+    (picture,) = listening.draw([prompt], [number], steps=steps)
+    listening.encode(picture)
+    unet = [call for call in made if call[0] == "unet"]
+    apart = max(1, len(unet) // CALLS)
+    return steps, picture, [call for call in made if call[0] != "unet"] + unet[number % apart :: apart]
+
+
+def _write(file: Path, steps: int, picture: NDArray[np.uint8], calls: Sequence[tuple[str, Inputs]]) -> None:
+    """Whole or not at all."""
+    arrays = {f"{index} {name} {key}": value for index, (name, inputs) in enumerate(calls) for key, value in inputs.items()}
+    beside = file.with_suffix(".new")
+    with beside.open("wb") as stream:
+        np.savez(stream, steps=np.int32(steps), picture=picture, **arrays)
+    beside.replace(file)
+
+
+def _read(file: Path) -> tuple[int, NDArray[np.uint8], list[tuple[str, Inputs]]]:
+    calls: dict[tuple[int, str], dict[str, NDArray]] = defaultdict(dict)
+    with np.load(file, allow_pickle=False) as arrays:
+        for key in arrays.files:
+            if " " in key:
+                index, name, tensor = key.split(" ")
+                calls[int(index), name][tensor] = arrays[key]
+        found: list[tuple[str, Inputs]] = [
+            (name, inputs) for (_, name), inputs in sorted(calls.items(), key=lambda item: item[0][0])
+        ]
+        return int(arrays["steps"]), arrays["picture"], found

@@ -1,0 +1,99 @@
+"""A whole pipeline in this process: prompts to pictures by whatever runs its components, as the server would make them.
+
+Validation, solver and guidance are the served ones (`nereid.diffusion`); only the engines are called directly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nereid.diffusion.families import family_of
+from nereid.diffusion.families.base import HALVES
+from nereid.diffusion.images import from_pixels, to_pixels
+from nereid.diffusion.plan import commit, pack
+from nereid.diffusion.requests import parse_image_request
+from nereid.diffusion.settings import Limits, Pipeline
+from nereid.diffusion.start import start_runs
+from nereid_export.checkpoint import Checkpoint
+from nereid_export.clip_tokenizers import read_tokenizers
+from nereid_export.engines.check import Run
+from nereid_export.errors import ExportError
+from nereid_export.facts import pipeline_facts
+
+Called = Callable[[str, Mapping[str, NDArray]], None]
+"""Told of every call of a component: its name and its inputs."""
+
+_LIMITS = Limits(max_pixels=2**40, max_steps=1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawer:
+    """Draws with one run for each component, by its name; `vae_encoder` is called only where pictures are encoded."""
+
+    pipeline: Pipeline
+    tokenizers: Mapping[str, Any]
+    runs: Mapping[str, Run]
+    called: Called = field(default=lambda name, inputs: None)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, runs: Mapping[str, Run]) -> Drawer:
+        """A drawer of this checkpoint's pictures; raises ExportError for tokenizers or settings that cannot be read."""
+        facts = pipeline_facts(checkpoint, [])
+        return cls(Pipeline.from_json(json.dumps(facts)), read_tokenizers(checkpoint), runs)
+
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], *, steps: int | None = None) -> NDArray[np.uint8]:
+        """One picture a prompt, of the usual size, at the usual guidance: uint8 N x H x W x 3."""
+        latents = self.denoise(prompts, seeds, steps=steps)
+        return to_pixels(self._call("vae_decoder", {"latents": latents}, "image")["image"])
+
+    def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The mean of a picture's latents: uint8 H x W x 3 to float32 C x H/8 x W/8."""
+        return self._call("vae_encoder", {"image": from_pixels(pixels)[None]}, "latents_mean", "latents_std")["latents_mean"][0]
+
+    def denoise(self, prompts: Sequence[str], seeds: Sequence[int], *, steps: int | None = None) -> NDArray[np.float32]:
+        """Finished latents, float32 N x C x H x W."""
+        inputs: dict[str, NDArray[Any]] = {}
+        for half in HALVES:
+            inputs |= self._encoded(list(prompts) if half == "" else [""] * len(prompts), half)
+        count = len(prompts)
+        inputs["seed"] = np.array(seeds, dtype=np.uint64).reshape(count, 1)
+        inputs["num_inference_steps"] = np.full((count, 1), steps or self.pipeline.default_steps, dtype=np.int32)
+        runs = start_runs(parse_image_request(inputs, self.pipeline, _LIMITS), self._no_picture, lambda: False)
+        while not all(run.done for run in runs):
+            packed = pack(runs)
+            for error in commit(runs, packed, self._call("unet", packed, "out_sample")["out_sample"]):
+                if error is not None:
+                    raise ExportError(str(error))
+        return np.stack([run.state.sample for run in runs])
+
+    def _encoded(self, texts: list[str], half: str) -> dict[str, NDArray[np.float32]]:
+        made: dict[str, NDArray[np.float32]] = {}
+        for encoder in family_of(self.pipeline.family).encoders:
+            tokenizer = self.tokenizers[encoder.tokenizer]
+            ids = tokenizer(
+                texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="np"
+            ).input_ids.astype(np.int32)
+            names = encoder.outputs(half)
+            found = self._call(encoder.model, {"input_ids": ids}, *names)
+            made |= {ours: found[theirs] for theirs, ours in names.items()}
+        return made
+
+    def _call(self, name: str, inputs: Mapping[str, NDArray], *outputs: str) -> dict[str, NDArray]:
+        self.called(name, inputs)
+        return self.runs[name](inputs, outputs)
+
+    @staticmethod
+    def _no_picture(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        raise AssertionError("nothing here starts from a picture")
+
+
+def psnr(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio of pictures, in dB; infinite where they are equal."""
+    error = float(np.mean((ours.astype(np.float64) - theirs) ** 2))
+    return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))

@@ -1,0 +1,143 @@
+"""An ONNX file to a quantised one, by ONNX Runtime's own tools; its QDQ form is what TensorRT reads, too."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime as ort
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+
+from nereid_export.engines.check import Inputs, Run
+from nereid_export.engines.onnx_graph import SMALL_MODEL_BYTES
+from nereid_export.sensitivity import dotted
+from nereid_export.silence import quiet
+
+BLOCK_SIZE = 32
+"""Weights of a matrix's column that share a scale."""
+_OPERATORS = ("Conv", "MatMul", "Gemm")
+
+
+class _Calls(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, calls: Sequence[Inputs]) -> None:
+        self._left = list(calls)
+
+    def get_next(self) -> dict[str, Any] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return dict(self._left.pop()) if self._left else None
+
+
+def write_static(graph: Path, file: Path, calls: Sequence[Inputs], *, for_tensorrt: bool = False) -> None:
+    """Q/DQ nodes around convolutions and products with weights.
+
+    Weights are symmetric, a scale a channel; activations have one range a tensor, about zero and without an integer bias where
+    TensorRT is to read them.
+    """
+    options = {"ActivationSymmetric": for_tensorrt, "WeightSymmetric": True, "QuantizeBias": not for_tensorrt}
+    with quiet(printing=True):
+        quantize_static(
+            str(graph),
+            str(file),
+            _Calls(calls),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QInt8 if for_tensorrt else QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            nodes_to_quantize=_weighted(graph),
+            op_types_to_quantize=list(_OPERATORS),
+            use_external_data_format=_large(graph),
+            extra_options=options,
+        )
+
+
+class QdqGraph:
+    """A graph that `write_static` has made, whose activations can be put back (`sensitivity.QuantisedGraph`)."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._model = onnx.load(str(file), load_external_data=False)
+        weights = {tensor.name for tensor in self._model.graph.initializer}
+        self._pairs = {
+            node.output[0]: node.input[0]
+            for node in self._model.graph.node
+            if node.op_type == "QuantizeLinear" and node.input[0] not in weights
+        }
+
+    @property
+    def rounded(self) -> list[str]:
+        return [dotted(tensor) for tensor in self._pairs.values()]
+
+    def without(self, names: Collection[str]) -> Run:
+        trial = self._file.with_name(f"trial-{self._file.name}")  # beside large weights, which it names
+        self.write(names, trial)
+        try:
+            return run_on_cpu(trial)
+        finally:
+            trial.unlink()
+
+    def write(self, names: Collection[str], file: Path) -> None:
+        """The graph with these activations as they were; weights stay in int8."""
+        made = onnx.ModelProto()
+        made.CopyFrom(self._model)
+        gone = {code: tensor for code, tensor in self._pairs.items() if dotted(tensor) in names}
+        outputs = {value.name for value in made.graph.output}
+        renamed, nodes = {}, []
+        for node in made.graph.node:
+            if node.op_type == "QuantizeLinear" and node.output[0] in gone:
+                continue
+            if node.op_type == "DequantizeLinear" and node.input[0] in gone:
+                if node.output[0] not in outputs:
+                    renamed[node.output[0]] = gone[node.input[0]]
+                    continue
+                node = onnx.helper.make_node("Identity", [gone[node.input[0]]], [node.output[0]], node.name)
+            nodes.append(node)
+        for node in nodes:
+            for index, name in enumerate(node.input):
+                node.input[index] = renamed.get(name, name)
+        del made.graph.node[:]
+        made.graph.node.extend(nodes)
+        onnx.save(made, str(file))
+
+
+def run_on_cpu(file: Path) -> Run:
+    """A graph in ONNX Runtime with its default settings."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return lambda inputs, outputs: dict(zip(outputs, session.run(list(outputs), dict(inputs)), strict=True))
+
+
+def write_dynamic(graph: Path, file: Path) -> None:
+    """Products with weights in int8, by the range of each call's activations."""
+    with quiet(printing=True):
+        quantize_dynamic(
+            str(graph),
+            str(file),
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=_large(graph),
+        )
+
+
+def write_weights(graph: Path, file: Path, bits: int) -> None:
+    """Matrices in 4 or 8 bits, a scale for each block of `BLOCK_SIZE`; convolutions stay as they are."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
+    with quiet(printing=True):
+        how = DefaultWeightOnlyQuantConfig(block_size=BLOCK_SIZE, is_symmetric=True, bits=bits)
+        made = MatMulNBitsQuantizer(onnx.load(str(graph)), algo_config=how)
+        made.process()
+        made.model.save_model_to_file(str(file), _large(graph))
+
+
+def _weighted(graph: Path) -> list[str]:
+    """Nodes with weights: products of activations with one another lose most by one range a tensor, and gain least."""
+    nodes = onnx.load(str(graph), load_external_data=False).graph
+    weights = {tensor.name for tensor in nodes.initializer}
+    return [node.name for node in nodes.node if node.op_type in _OPERATORS and weights & set(node.input[1:])]
+
+
+def _large(graph: Path) -> bool:
+    return sum(part.stat().st_size for part in graph.parent.glob(f"{graph.name}*")) >= SMALL_MODEL_BYTES

@@ -1,0 +1,106 @@
+"""The arithmetic of engines: what `--precision` may ask for, of all components or of one, and the bounds of the quality gate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from nereid_export.errors import ExportError
+
+
+class Precision(StrEnum):
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+    """Weights and activations, by ranges that calibration has found."""
+    INT8_DYNAMIC = "int8-dynamic"
+    """Matrix products, by the ranges of each call's own activations."""
+    INT8_WEIGHTS = "int8-weights"
+    INT4_WEIGHTS = "int4-weights"
+
+    @property
+    def quantised(self) -> bool:
+        return self.startswith("int")
+
+    @property
+    def half(self) -> bool:
+        return self in (Precision.FP16, Precision.BF16)
+
+    @property
+    def bytes_per_weight(self) -> int:
+        """At most, the weights that are kept in more bits included."""
+        return 2 if self.half else 4
+
+
+ERROR_BOUNDS: Mapping[Precision, float] = {
+    Precision.FP32: 1e-4,
+    Precision.FP16: 1e-2,
+    Precision.BF16: 5e-2,
+    Precision.INT8: 0.1,
+    Precision.INT8_DYNAMIC: 0.1,
+    Precision.INT8_WEIGHTS: 5e-2,
+    Precision.INT4_WEIGHTS: 0.2,
+}
+"""Largest relative error (norm of the difference over norm of the reference) with which an engine is published.
+
+Of quantised engines it is taken over the calls of real runs together, since ranges are made for what runs look like.
+"""
+
+PSNR_BOUNDS: Mapping[Precision, float] = {
+    Precision.FP16: 30.0,
+    Precision.BF16: 25.0,
+    Precision.INT8: 20.0,
+    Precision.INT8_DYNAMIC: 20.0,
+    Precision.INT8_WEIGHTS: 25.0,
+    Precision.INT4_WEIGHTS: 15.0,
+}
+"""Smallest median PSNR in dB, against PyTorch in float32, of the pictures that a whole pipeline draws from equal seeds."""
+
+SCORE_BOUND = 3.0
+"""Points (of 100) that a pipeline's score may lie below PyTorch's in float32; the gate's few pictures cannot tell fewer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Precisions:
+    """The precision of every component, with those that have one of their own."""
+
+    usual: Precision = Precision.FP32
+    by_component: Mapping[str, Precision] = field(default_factory=dict)
+
+    def of(self, component: str) -> Precision:
+        return self.by_component.get(component, self.usual)
+
+    @property
+    def all(self) -> tuple[Precision, ...]:
+        return tuple(dict.fromkeys((self.usual, *self.by_component.values())))
+
+    def __str__(self) -> str:
+        return ",".join((str(self.usual), *(f"{name}={precision}" for name, precision in sorted(self.by_component.items()))))
+
+
+def parse_precisions(text: str) -> Precisions:
+    """`int8`, or `unet=int8,vae_decoder=fp16`, or `int8,vae_encoder=fp32`; raises ExportError naming what is not allowed."""
+    usual: list[Precision] = []
+    by_component: dict[str, Precision] = {}
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        try:
+            precision = Precision(value if equals else name)
+        except ValueError:
+            raise ExportError(f"--precision: {part!r} is not allowed; it must be one of {', '.join(Precision)}") from None
+        if equals and name and name not in by_component:
+            by_component[name] = precision
+        elif not equals and not usual:
+            usual.append(precision)
+        else:
+            raise ExportError(f"--precision: {text!r} is not allowed; it must name each component, and the usual one, once")
+    return Precisions(usual[0] if usual else Precision.FP32, by_component)
+
+
+def require_components(precisions: Precisions, names: tuple[str, ...]) -> None:
+    """Raise ExportError for a component that the checkpoint does not have."""
+    for name in precisions.by_component:
+        if name not in names:
+            raise ExportError(f"--precision: {name!r} is not allowed; the checkpoint's components are {', '.join(names)}")
