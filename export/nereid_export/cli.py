@@ -59,10 +59,11 @@ def export() -> None:
 def diffusion(
     path: Annotated[Path, typer.Argument(help="A local diffusers folder (Stable Diffusion 1.x, 2.x or XL family).")],
     engine: Annotated[
-        Engine, typer.Option(help="What runs the networks; tensorrt is built in the container.")
+        Engine, typer.Option(help="What runs the networks; tensorrt is built in the container, torch needs a C++ compiler.")
     ] = Engine.ONNXRUNTIME,
     precision: Annotated[
-        Precision, typer.Option(help="Arithmetic of the engines: fp16 with onnxruntime and tensorrt, bf16 with openvino.")
+        Precision,
+        typer.Option(help="Arithmetic of the engines: fp16 not with openvino, bf16 with openvino and torch."),
     ] = Precision.FP32,
     device: Annotated[Device, typer.Option(help="Where the engines will run.")] = Device.CPU,
     max_batch_size: Annotated[int, typer.Option(help="Images in one request, and half the UNet's rows.")] = 8,
@@ -71,6 +72,9 @@ def diffusion(
         "build/repository"
     ),
     max_side: Annotated[int, typer.Option(help="Largest picture side in pixels that a TensorRT plan is built for.")] = 1024,
+    max_autotune: Annotated[
+        bool, typer.Option("--max-autotune", help="With torch: try several kernels for each matrix product, keep the fastest.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Export a diffusion pipeline: text encoder(s), UNet, VAE decoder and encoder, each checked against PyTorch.
@@ -86,6 +90,7 @@ def diffusion(
         max_batch_size=max_batch_size,
         name=name,
         max_side=max_side,
+        max_autotune=max_autotune,
     )
     manifest = _with_bar(lambda bar: export_diffusion(options, bar))
     if as_json:

@@ -56,6 +56,7 @@ class ExportOptions:
     max_batch_size: int = 8
     name: str = ""
     max_side: int = 1024
+    max_autotune: bool = False
 
 
 @dataclass(slots=True)
@@ -82,6 +83,8 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
     checkpoint = Checkpoint.open(options.checkpoint)
     builder = BUILDERS[options.engine]
     require_precision(options.engine, builder, options.precision)
+    if options.max_autotune and options.engine is not Engine.TORCH:
+        raise ExportError(f"--max-autotune is not allowed with --engine {options.engine}; it must be torch")
     with understood(checkpoint.folder):
         parts = components_of(checkpoint)
         sizes = pipeline_facts(checkpoint, [])  # refuses scheduler settings before anything slow begins
@@ -128,6 +131,7 @@ def _target(component: Component, options: ExportOptions, facts: dict[str, Any])
         default_side=facts["default_width"],
         max_side=options.max_side,
         scale=facts["vae_scale_factor"],
+        max_autotune=options.max_autotune,
     )
 
 

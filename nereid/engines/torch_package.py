@@ -110,11 +110,15 @@ def public_version(version: str) -> str:
 
 
 def processor_instructions() -> frozenset[str]:
-    """What the Linux kernel says of the first processor, without punctuation; empty where it says nothing."""
+    """Of this machine's first processor; empty where its kernel says nothing."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        return instructions_in(Path("/proc/cpuinfo").read_text())
     except OSError:
         return frozenset()
+
+
+def instructions_in(text: str) -> frozenset[str]:
+    """What Linux's `/proc/cpuinfo` says of the first processor, without punctuation: compilers write `avx512vnni`."""
     line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
     return frozenset(word.replace("_", "") for word in line.partition(":")[2].split())
 

@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from nereid.engines import torch_package
 from nereid.engines.torch_model import TorchModel, runner
 from nereid.engines.torch_options import TorchOptions
-from nereid.engines.torch_package import METADATA_KEY, PackageFacts, processor_instructions
+from nereid.engines.torch_package import METADATA_KEY, PackageFacts, instructions_in, processor_instructions
 from nereid.flow.errors import InvalidRequestError
 from nereid_export.components import Component, TensorSpec
 from nereid_export.engines.base import Precision, Target
 from nereid_export.engines.torch_aoti import TorchAoti
 from nereid_export.frame import Device
 
-pytestmark = pytest.mark.torch
+# The package is compiled once.
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(600)]
 
 WIDTH = 8
 
@@ -173,7 +174,7 @@ def test_the_unpacked_code_does_not_stay_on_the_disk(folder: Path, tmp_path: Pat
 
 def test_memory_is_measured_by_the_components_own_names(folder: Path) -> None:
     inputs = asked(2)
-    made = runner(str(folder / "model.pt2"))({"x": inputs["INPUT__0"], "offset": inputs["INPUT__1"]})
+    made = runner(str(folder / "model.pt2"))({"offset": inputs["INPUT__1"], "x": inputs["INPUT__0"]})
     assert isinstance(made, dict)
     np.testing.assert_allclose(made["total"], expected(inputs)[1], rtol=1e-4, atol=1e-4)
 
@@ -265,6 +266,13 @@ def test_what_a_package_uses_of_the_processor_is_told_in_the_kernels_words(folde
     assert set(used) <= processor_instructions()
     if "avx2" in processor_instructions():
         assert {"avx2", "fma"} <= set(used) or "avx512f" in used
+
+
+def test_the_kernels_words_for_instructions_are_the_compilers_without_punctuation() -> None:
+    text = "processor\t: 0\nflags\t\t: fpu avx512_vnni amx_tile\n\nprocessor\t: 1\nflags\t\t: fpu sse\n"
+    assert instructions_in(text) == {"fpu", "avx512vnni", "amxtile"}
+    assert instructions_in("processor : 0\nFeatures : asimd sve\n") == {"asimd", "sve"}
+    assert instructions_in("") == frozenset()
 
 
 def test_without_torch_one_sentence_says_which_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,12 @@ def test_a_precision_that_an_engine_does_not_have_is_refused_by_name(
         export(checkpoints["sd"], tmp_path / "out", engine=engine, precision=precision)
 
 
+@pytest.mark.parametrize("engine", [Engine.ONNXRUNTIME, Engine.OPENVINO, Engine.TENSORRT])
+def test_kernels_are_tried_by_torch_alone(engine: Engine, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=f"--max-autotune is not allowed with --engine {engine}; it must be torch"):
+        export(checkpoints["sd"], tmp_path / "out", engine=engine, max_autotune=True)
+
+
 def test_openvino_has_no_graphics_card(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="--device: cuda is not allowed with --engine openvino"):
         export(checkpoints["sd"], tmp_path / "out", engine=Engine.OPENVINO, device=Device.CUDA)

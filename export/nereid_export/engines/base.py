@@ -42,6 +42,8 @@ class Target:
     max_side: int
     scale: int
     """Pixels a latent is wide."""
+    max_autotune: bool = False
+    """Whether several kernels are tried for each matrix product and the fastest kept; PyTorch alone has that choice."""
 
     def of(self, component: Component) -> Precision:
         """The precision of this component: some VAEs overflow in half precision, and say so in their config."""

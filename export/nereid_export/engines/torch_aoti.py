@@ -18,7 +18,16 @@ from torch.export import ExportedProgram
 from nereid.engines.torch_model import INPUT, OUTPUT, PLATFORM, Program
 from nereid.engines.torch_package import PackageFacts, PackageTensor, public_version
 from nereid_export.components import Component, TensorSpec, sizes_at
-from nereid_export.engines.base import Precision, Run, Target, compare, reference_outputs, refuse_above_bound, shape_range
+from nereid_export.engines.base import (
+    Precision,
+    Reference,
+    Run,
+    Target,
+    compare,
+    reference_outputs,
+    refuse_above_bound,
+    shape_range,
+)
 from nereid_export.engines.traced import dynamic_shapes, example_inputs
 from nereid_export.engines.triton_config import batch_by_shape, name_by_place
 from nereid_export.errors import ExportError
@@ -55,11 +64,11 @@ class TorchAoti:
 
     def build(self, component: Component, module: nn.Module, folder: Path, target: Target) -> None:
         precision, smallest = target.of(component), _smallest(component, target)
-        edges = reference_outputs(replace(component, checks=_edges(component, smallest)), module)
+        edges = _edge_references(component, module, smallest)
         program = _export(component, module.to(_DTYPES[precision]))
         facts = _facts(component, program, smallest)
         _require_sizes(component, facts, target)
-        _compile(program, folder / self.filename, facts)
+        _compile(program, folder / self.filename, facts, target.max_autotune)
         # The exporter proves its guards for sizes of 2 and more; whether smaller ones are right is tried.
         refuse_above_bound(component, compare(edges, self.load(component, folder, target)), precision)
 
@@ -99,8 +108,7 @@ def _export(component: Component, module: nn.Module) -> ExportedProgram:
             # Non-strict: the modules are traced as Python runs them, which is how the graph for ONNX is made, too.
             return torch.export.export(module, example_inputs(component), dynamic_shapes=dynamic_shapes(component), strict=False)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ExportError(f"{component.name}: torch.export cannot make one graph for every size: {reason}") from None
+        raise ExportError(f"{component.name}: torch.export cannot make one graph for every size: {_first_line(error)}") from None
 
 
 def _facts(component: Component, program: ExportedProgram, smallest: dict[str, int]) -> PackageFacts:
@@ -154,13 +162,14 @@ def _smallest(component: Component, target: Target) -> dict[str, int]:
     return {"batch": 1, **{dim: size for dim, size in sizes.items() if dim in named}}
 
 
-def _edges(component: Component, smallest: dict[str, int]) -> tuple[tuple[int, dict[str, int]], ...]:
-    """Sizes of 1 everywhere, and each of them beside usual ones."""
+def _edge_references(component: Component, module: nn.Module, smallest: dict[str, int]) -> list[Reference]:
+    """What PyTorch makes of the smallest sizes all together, and of each beside usual ones."""
     rows, all_small = smallest["batch"], {dim: size for dim, size in smallest.items() if dim != "batch"}
-    return (
-        (rows, all_small),
-        *((rows + 1, {**component.example, dim: size}) for dim, size in all_small.items()),
-    )
+    each = ((rows + 1, {**component.example, dim: size}) for dim, size in all_small.items())
+    try:
+        return reference_outputs(replace(component, checks=((rows, all_small), *each)), module)
+    except RuntimeError as error:
+        raise ExportError(f"{component.name}: PyTorch cannot run it at the smallest sizes: {_first_line(error)}") from None
 
 
 def _require_sizes(component: Component, facts: PackageFacts, target: Target) -> None:
@@ -172,12 +181,13 @@ def _require_sizes(component: Component, facts: PackageFacts, target: Target) ->
             )
 
 
-def _compile(program: ExportedProgram, file: Path, facts: PackageFacts) -> None:
+def _compile(program: ExportedProgram, file: Path, facts: PackageFacts, max_autotune: bool) -> None:
     from torch._inductor.utils import fresh_cache
 
     options = {
         "aot_inductor.metadata": facts.metadata(),
         "freezing": True,
+        "max_autotune": max_autotune,
         # Else the compiler may use all that this very processor has, of which nothing in the package tells.
         "cpp.march": "",
         # They double the file.
@@ -188,3 +198,7 @@ def _compile(program: ExportedProgram, file: Path, facts: PackageFacts) -> None:
     # The weights lie in that cache, too: it ends with the export.
     with torch.no_grad(), quiet(printing=True), fresh_cache(dir=str(file.parent)):
         torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
