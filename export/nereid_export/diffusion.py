@@ -37,6 +37,7 @@ from nereid_export.memory import measure_memory, run_memories
 from nereid_export.preview import fit_latents_to_rgb
 from nereid_export.publish import adopt, locked, publish, readable_failures, require_space, staging_folder
 from nereid_export.resume import RECORD, Record, resume_key
+from nereid_export.tensor_names import tell_names
 
 VERSIONED = ("torch", "diffusers", "transformers", "numpy")
 """Whose versions shape every engine; each engine adds its own."""
@@ -215,10 +216,13 @@ def _assemble(
         force_zeros=facts["force_zeros_for_empty_prompt"],
         unet_min_rows=next(engine.invariant_from or 1 for engine in built if engine.component.name == "unet"),
     )
+    builder = BUILDERS[options.engine]
+    engines = [(engine, configs.engine_config(engine.component, builder, engine.target, prefix=options.name)) for engine in built]
+    for engine, config in engines:
+        tell_names(engine.component, config, made.values())
     for source, config in made.items():
         configs.write_model(config, source, repository)
-    for engine in built:
-        config = configs.engine_config(engine.component, BUILDERS[options.engine], engine.target, prefix=options.name)
+    for engine, config in engines:
         folder = repository / config.name
         configs.write_config(config, folder)
         (folder / "1").mkdir()

@@ -18,6 +18,7 @@ from nereid_export.components import Component, components_of
 from nereid_export.configs import read_config
 from nereid_export.engines import BUILDERS, Engine
 from nereid_export.engines.base import Precision, Target, batch_invariant_from
+from nereid_export.engines.plan_options import PlanOptions
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
 
@@ -45,6 +46,12 @@ def test_a_precision_that_an_engine_does_not_have_is_refused_by_name(
 ) -> None:
     with pytest.raises(ExportError, match=f"--precision: {precision} is not allowed with --engine {engine}; .* {allowed}"):
         export(checkpoints["sd"], tmp_path / "out", engine=engine, precision=precision)
+
+
+@pytest.mark.parametrize("engine", [engine for engine in Engine if engine is not Engine.TORCH])
+def test_kernels_are_tried_by_torch_alone(engine: Engine, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=f"--max-autotune is not allowed with --engine {engine}; .* engine be torch$"):
+        export(checkpoints["sd"], tmp_path / "out", engine=engine, plan=PlanOptions(max_autotune=True))
 
 
 def test_openvino_has_no_graphics_card(checkpoints: dict[str, Path], tmp_path: Path) -> None:
