@@ -15,46 +15,17 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from torch import Tensor, nn
-
 from nereid.engines import torch_package
 from nereid.engines.torch_model import TorchModel, runner
 from nereid.engines.torch_options import TorchOptions
 from nereid.engines.torch_package import METADATA_KEY, PackageFacts, instructions_in, processor_instructions
 from nereid.flow.errors import InvalidRequestError
-from nereid_export.components import Component, TensorSpec
-from nereid_export.engines.base import Precision, Target
-from nereid_export.engines.torch_aoti import TorchAoti
-from nereid_export.frame import Device
+
+from packages import WIDTH, Sums
 
 # The package is compiled once.
-pytestmark = [pytest.mark.torch, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]
 
-WIDTH = 8
-
-
-class Sums(nn.Module):
-    """`x` and `offset` as rows of equal height."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(3)))
-
-    def forward(self, x: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        made = x @ self.weight + offset[..., None]
-        return made, made.sum(2)
-
-
-SUMS = Component(
-    name="sums",
-    source="",
-    inputs=(TensorSpec(name="x", dims=("height", WIDTH)), TensorSpec(name="offset", dims=("height",))),
-    outputs=(TensorSpec(name="made", dims=("height", WIDTH)), TensorSpec(name="total", dims=("height",))),
-    load=Sums,
-    example={"height": 5},
-    checks=((1, {"height": 3}),),
-)
-TARGET = Target(precision=Precision.FP32, device=Device.CPU, max_batch_size=4, default_side=8, max_side=8, scale=1)
 INPUTS = [
     {"name": "INPUT__0", "dims": [-1, -1, WIDTH], "data_type": "TYPE_FP32"},
     {"name": "INPUT__1", "dims": [-1, -1], "data_type": "TYPE_FP32"},
@@ -82,15 +53,8 @@ class Started:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("package")
-    TorchAoti().build(SUMS, Sums(), made, TARGET)
-    return made
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> TorchModel:
-    return TorchModel.load(Started(folder))
+def model(package: Path) -> TorchModel:
+    return TorchModel.load(Started(package))
 
 
 def asked(rows: int, height: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
@@ -126,8 +90,26 @@ def test_requests_of_any_rows_and_sizes_are_run_each_by_itself(model: TorchModel
             np.testing.assert_allclose(result[name], wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_outputs_that_the_config_does_not_name_are_not_given(folder: Path) -> None:
-    made = TorchModel.load(Started(folder, changes={"output": OUTPUTS[1:]})).run([asked(2)])[0]
+@pytest.mark.parametrize("rows", [1, 2, 3, 16, 63])
+@pytest.mark.parametrize("height", [1, 2, 3, 8, 13, 32, 65])
+def test_compiled_code_is_right_at_every_size_that_a_request_may_have(rows: int, height: int, model: TorchModel) -> None:
+    inputs = asked(rows, height, seed=rows)
+    (result,) = model.run([inputs])
+    assert isinstance(result, dict)
+    for name, wanted in zip(("OUTPUT__0", "OUTPUT__1"), expected(inputs), strict=True):
+        error = np.linalg.norm(result[name] - wanted) / np.linalg.norm(wanted)
+        assert error < 1e-5
+
+
+def test_the_same_request_gives_the_same_bits(model: TorchModel) -> None:
+    first, second = model.run([asked(3), asked(3)])
+    assert isinstance(first, dict)
+    assert isinstance(second, dict)
+    assert all(first[name].tobytes() == second[name].tobytes() for name in first)
+
+
+def test_outputs_that_the_config_does_not_name_are_not_given(package: Path) -> None:
+    made = TorchModel.load(Started(package, changes={"output": OUTPUTS[1:]})).run([asked(2)])[0]
     assert isinstance(made, dict)
     assert set(made) == {"OUTPUT__1"}
     np.testing.assert_allclose(made["OUTPUT__1"], expected(asked(2))[1], rtol=1e-4, atol=1e-4)
@@ -154,27 +136,27 @@ def test_inputs_that_do_not_fit_are_refused_alone_before_native_code_reads_them(
     assert isinstance(right, dict)
 
 
-def test_more_than_a_package_was_compiled_for_is_refused(folder: Path, tmp_path: Path) -> None:
-    few = TorchModel.load(Started(rewritten(folder / "model.pt2", tmp_path, {"largest": {"batch": 2}})))
+def test_more_than_a_package_was_compiled_for_is_refused(package: Path, tmp_path: Path) -> None:
+    few = TorchModel.load(Started(rewritten(package / "model.pt2", tmp_path, {"largest": {"batch": 2}})))
     refused, taken = few.run([asked(3), asked(2)])
     assert isinstance(refused, InvalidRequestError)
     assert "batch 3 is not allowed; it must be 1 to 2" in str(refused)
     assert isinstance(taken, dict)
 
 
-def test_the_unpacked_code_does_not_stay_on_the_disk(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_unpacked_code_does_not_stay_on_the_disk(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is killed cannot remove it."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     before = set(Path("/tmp").glob("??????"))
-    model = TorchModel.load(Started(folder))
+    model = TorchModel.load(Started(package))
     assert not list(tmp_path.iterdir())
     assert not any((new / "data").exists() for new in set(Path("/tmp").glob("??????")) - before)
     assert isinstance(model.run([asked(2)])[0], dict)
 
 
-def test_memory_is_measured_by_the_components_own_names(folder: Path) -> None:
+def test_memory_is_measured_by_the_components_own_names(package: Path) -> None:
     inputs = asked(2)
-    made = runner(str(folder / "model.pt2"))({"offset": inputs["INPUT__1"], "x": inputs["INPUT__0"]})
+    made = runner(str(package / "model.pt2"))({"offset": inputs["INPUT__1"], "x": inputs["INPUT__0"]})
     assert isinstance(made, dict)
     np.testing.assert_allclose(made["total"], expected(inputs)[1], rtol=1e-4, atol=1e-4)
 
@@ -195,14 +177,14 @@ def test_memory_is_measured_by_the_components_own_names(folder: Path) -> None:
         ({"output": [{**OUTPUTS[0], "name": "OUTPUT__2"}]}, "outputs"),
     ],
 )
-def test_a_config_that_is_not_the_packages_is_refused(changes: dict[str, Any], sentence: str, folder: Path) -> None:
+def test_a_config_that_is_not_the_packages_is_refused(changes: dict[str, Any], sentence: str, package: Path) -> None:
     with pytest.raises(ValueError, match=sentence):
-        TorchModel.load(Started(folder, changes=changes))
+        TorchModel.load(Started(package, changes=changes))
 
 
-def test_no_graphics_card(folder: Path) -> None:
+def test_no_graphics_card(package: Path) -> None:
     with pytest.raises(ValueError, match="KIND_GPU is not allowed; it must be KIND_CPU"):
-        TorchModel.load(Started(folder, instance_kind="GPU"))
+        TorchModel.load(Started(package, instance_kind="GPU"))
 
 
 @pytest.mark.parametrize(
@@ -216,18 +198,18 @@ def test_no_graphics_card(folder: Path) -> None:
         ({"DISABLE_CUDNN": "true"}, "DISABLE_CUDNN: not known"),
     ],
 )
-def test_parameters_that_mean_nothing_are_refused_by_name(parameters: dict[str, str], sentence: str, folder: Path) -> None:
+def test_parameters_that_mean_nothing_are_refused_by_name(parameters: dict[str, str], sentence: str, package: Path) -> None:
     with pytest.raises(ValueError, match=sentence):
-        TorchModel.load(Started(folder, parameters))
+        TorchModel.load(Started(package, parameters))
 
 
-def test_threads_are_what_the_config_says(folder: Path) -> None:
+def test_threads_are_what_the_config_says(package: Path) -> None:
     assert TorchOptions.from_parameters({}) == TorchOptions(0, 0, True)
     known = {"INTER_OP_THREAD_COUNT": "3", "INFERENCE_MODE": "FALSE"}
     assert TorchOptions.from_parameters(known) == TorchOptions(0, 3, False)
     before = torch.get_num_threads()
     try:
-        TorchModel.load(Started(folder, {"INTRA_OP_THREAD_COUNT": str(before + 1)}))
+        TorchModel.load(Started(package, {"INTRA_OP_THREAD_COUNT": str(before + 1)}))
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
@@ -246,23 +228,23 @@ def test_threads_are_what_the_config_says(folder: Path) -> None:
     ],
 )
 def test_a_package_of_another_torch_processor_or_device_is_refused_before_its_code_runs(
-    own: dict[str, Any], pytorchs: dict[str, str], sentence: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    own: dict[str, Any], pytorchs: dict[str, str], sentence: str, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rewritten(folder / "model.pt2", tmp_path, own, **pytorchs)
+    rewritten(package / "model.pt2", tmp_path, own, **pytorchs)
     monkeypatch.setattr(torch._C._aoti, "AOTIModelPackageLoader", lambda *_: pytest.fail("its code was loaded"))
     monkeypatch.setattr(torch_package, "processor_instructions", lambda: frozenset({"avx2", "fma", "f16c"}))
     with pytest.raises(ValueError, match=sentence):
         TorchModel.load(Started(tmp_path))
 
 
-def test_a_build_of_the_same_torch_is_the_same_torch(folder: Path) -> None:
-    facts = PackageFacts.read(folder / "model.pt2")
+def test_a_build_of_the_same_torch_is_the_same_torch(package: Path) -> None:
+    facts = PackageFacts.read(package / "model.pt2")
     for version in (facts.torch, f"{facts.torch}+cu128"):
-        facts.require_torch(folder / "model.pt2", version)
+        facts.require_torch(package / "model.pt2", version)
 
 
-def test_what_a_package_uses_of_the_processor_is_told_in_the_kernels_words(folder: Path) -> None:
-    used = PackageFacts.read(folder / "model.pt2").instructions
+def test_what_a_package_uses_of_the_processor_is_told_in_the_kernels_words(package: Path) -> None:
+    used = PackageFacts.read(package / "model.pt2").instructions
     assert set(used) <= processor_instructions()
     if "avx2" in processor_instructions():
         assert {"avx2", "fma"} <= set(used) or "avx512f" in used
@@ -275,15 +257,15 @@ def test_the_kernels_words_for_instructions_are_the_compilers_without_punctuatio
     assert instructions_in("") == frozenset()
 
 
-def test_without_torch_one_sentence_says_which_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torch_one_sentence_says_which_to_install(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    version = PackageFacts.read(folder / "model.pt2").torch
+    version = PackageFacts.read(package / "model.pt2").torch
     with pytest.raises(ValueError, match=f"model.pt2: needs PyTorch {version}, .* `pip install torch=={version}`"):
-        TorchModel.load(Started(folder))
+        TorchModel.load(Started(package))
 
 
 @pytest.mark.parametrize("damage", ["absent", "no zip", "no metadata", "not exported"])
-def test_a_file_that_is_no_package_is_one_sentence(damage: str, folder: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_package_is_one_sentence(damage: str, package: Path, tmp_path: Path) -> None:
     file = tmp_path / "model.pt2"
     if damage == "no zip":
         file.write_bytes(b"PK")
@@ -296,8 +278,8 @@ def test_a_file_that_is_no_package_is_one_sentence(damage: str, folder: Path, tm
         TorchModel.load(Started(tmp_path))
 
 
-def test_code_that_does_not_load_is_one_sentence(folder: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(folder / "model.pt2") as given, zipfile.ZipFile(tmp_path / "model.pt2", "w") as made:
+def test_code_that_does_not_load_is_one_sentence(package: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(package / "model.pt2") as given, zipfile.ZipFile(tmp_path / "model.pt2", "w") as made:
         for item in given.infolist():
             made.writestr(item, b"no code" if item.filename.endswith(".so") else given.read(item))
     with pytest.raises(ValueError, match=r"model.pt2: PyTorch .* cannot load it: .+") as caught:
@@ -305,7 +287,7 @@ def test_code_that_does_not_load_is_one_sentence(folder: Path, tmp_path: Path) -
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_by_another_name_is_the_configs(folder: Path, tmp_path: Path) -> None:
-    shutil.copy(folder / "model.pt2", tmp_path / "sums.pt2")
+def test_a_file_by_another_name_is_the_configs(package: Path, tmp_path: Path) -> None:
+    shutil.copy(package / "model.pt2", tmp_path / "sums.pt2")
     model = TorchModel.load(Started(tmp_path, changes={"default_model_filename": "sums.pt2"}))
     assert isinstance(model.run([asked(2)])[0], dict)

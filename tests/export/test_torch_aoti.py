@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import json
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from numpy.typing import NDArray
 
 from nereid.engines.torch_package import PackageFacts
+
+from conftest import export
 
 torch = pytest.importorskip("torch")
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from nereid_export import configs
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import Component, TensorSpec, Unet, components_of
+from nereid_export.engines import Engine, torch_aoti
 from nereid_export.engines.base import Precision, Run, Target, batch_invariant_from, compare, reference_outputs
-from nereid_export.engines.torch_aoti import TorchAoti, computed_precisions
+from nereid_export.engines.torch_aoti import MOST_ROWS, TorchAoti, computed_precisions
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
 from nereid_export.tensor_names import tell_names
 
-# The UNet is compiled once.
-pytestmark = [pytest.mark.torch, pytest.mark.timeout(900)]
+from packages import SUMS, Sums
+from packages import TARGET as TINY
+
+# Compiled is the shared package; of a UNet, which takes minutes, the graph is tried that would be.
+pytestmark = [pytest.mark.torch, pytest.mark.timeout(300)]
 
 TARGET = Target(precision=Precision.FP32, device=Device.CPU, max_batch_size=16, default_side=32, max_side=64, scale=4)
 
@@ -51,56 +62,48 @@ def small_unet() -> UNet2DConditionModel:
 
 
 @pytest.fixture(scope="module")
-def unet(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Component, Path]:
-    """SDXL's, which has the most inputs; with few layers, for each takes seconds to compile."""
-    component, folder = part_of(checkpoints["sdxl"], "unet"), tmp_path_factory.mktemp("unet")
-    component = replace(component, load=lambda: Unet(small_unet(), tuple(spec.name for spec in component.inputs[3:])))
-    TorchAoti().build(component, component.load(), folder, TARGET)
-    return component, folder
+def unet(checkpoints: dict[str, Path]) -> Component:
+    """SDXL's, which has the most inputs, with few layers."""
+    component = part_of(checkpoints["sdxl"], "unet")
+    return replace(component, load=lambda: Unet(small_unet(), tuple(spec.name for spec in component.inputs[3:])))
 
 
 @pytest.fixture(scope="module")
-def run(unet: tuple[Component, Path]) -> Run:
-    return TorchAoti().load(*unet, TARGET)
+def graph(unet: Component) -> ExportedProgram:
+    return torch_aoti._export(unet, unet.load())
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 16, 63])
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 5), (8, 8), (13, 18), (16, 9), (33, 31)])
-def test_a_unet_is_right_at_every_size_that_a_request_may_have(
-    rows: int, height: int, width: int, unet: tuple[Component, Path], run: Run
+@pytest.fixture(scope="module")
+def run(unet: Component, graph: ExportedProgram) -> Run:
+    """The graph as it is compiled: without the exporter's guards, which say that its example's sizes were odd."""
+    module = graph.module(check_guards=False)
+
+    def run(inputs: Mapping[str, NDArray], outputs: Sequence[str]) -> dict[str, NDArray]:
+        with torch.no_grad():
+            return {outputs[0]: module(*(torch.from_numpy(inputs[spec.name]) for spec in unet.inputs)).numpy()}
+
+    return run
+
+
+@pytest.mark.parametrize("rows", [2, 3, 63])
+@pytest.mark.parametrize(("height", "width"), [(2, 5), (8, 8), (13, 18), (16, 9), (33, 31)])
+def test_a_unets_graph_is_right_at_every_size_that_a_request_may_have(
+    rows: int, height: int, width: int, unet: Component, run: Run
 ) -> None:
-    component = unet[0]
     sizes = {"height": height, "width": width, "tokens": 16}
-    (check,) = compare(reference_outputs(replace(component, checks=((rows, sizes),)), component.load()), run)
+    (check,) = compare(reference_outputs(replace(unet, checks=((rows, sizes),)), unet.load()), run)
     assert check.relative_error < 1e-5
 
 
-@pytest.mark.parametrize("tokens", [1, 7, 154])
-def test_prompts_may_have_any_length(tokens: int, unet: tuple[Component, Path], run: Run) -> None:
-    component = unet[0]
+@pytest.mark.parametrize("tokens", [2, 7, 154])
+def test_prompts_may_have_any_length(tokens: int, unet: Component, run: Run) -> None:
     sizes = {"height": 8, "width": 6, "tokens": tokens}
-    (check,) = compare(reference_outputs(replace(component, checks=((2, sizes),)), component.load()), run)
+    (check,) = compare(reference_outputs(replace(unet, checks=((2, sizes),)), unet.load()), run)
     assert check.relative_error < 1e-5
 
 
-def test_a_row_has_the_same_bits_in_some_company(unet: tuple[Component, Path], run: Run) -> None:
-    component = unet[0]
-    assert batch_invariant_from(component, run, [(4, component.checks[0][1])]) in (1, 2, None)
-    same = [run({name: value.numpy() for name, value in given.items()}, ["out_sample"]) for given in [_given(component)] * 2]
-    assert same[0]["out_sample"].tobytes() == same[1]["out_sample"].tobytes()
-
-
-def _given(component: Component) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return {spec.name: spec.random(2, component.example, generator) for spec in component.inputs}
-
-
-def test_one_file_is_left_that_tells_of_its_tensors_and_bounds(unet: tuple[Component, Path]) -> None:
-    _, folder = unet
-    assert [file.name for file in folder.iterdir()] == ["model.pt2"]
-    facts = PackageFacts.read(folder / "model.pt2")
-    assert facts.torch == torch.__version__.partition("+")[0]
-    assert facts.device == "cpu"
+def test_a_unets_package_tells_of_its_tensors_and_bounds(unet: Component, graph: ExportedProgram) -> None:
+    facts = torch_aoti._facts(unet, graph, torch_aoti._smallest(unet, TARGET))
     assert [(spec.name, spec.dtype, spec.dims) for spec in facts.inputs] == [
         ("sample", "float32", ("batch", 4, "height", "width")),
         ("timestep", "float32", ("batch", 1)),
@@ -110,7 +113,21 @@ def test_one_file_is_left_that_tells_of_its_tensors_and_bounds(unet: tuple[Compo
     ]
     assert [spec.name for spec in facts.outputs] == ["out_sample"]
     assert facts.smallest == {"batch": 1, "height": 1, "width": 1, "tokens": 1}
-    assert facts.largest == {"batch": 63}  # diffusers' upsampling has a branch for 64 rows and more
+    assert facts.largest == {"batch": MOST_ROWS}  # diffusers' upsampling has a branch for more rows
+
+
+def test_one_file_is_left_that_tells_what_it_was_compiled_for(package: Path) -> None:
+    assert [file.name for file in package.iterdir()] == ["model.pt2"]
+    facts = PackageFacts.read(package / "model.pt2")
+    assert facts.torch == torch.__version__.partition("+")[0]
+    assert (facts.device, facts.machine) == ("cpu", platform.machine())
+    assert facts.smallest == {"batch": 1, "height": 1}
+    assert facts.largest == {}
+
+
+def test_in_which_company_a_row_has_the_same_bits_is_measured(package: Path) -> None:
+    run = TorchAoti().load(SUMS, package, TINY)
+    assert batch_invariant_from(SUMS, run, [(4, {"height": 3})]) in (1, 2, None)
 
 
 # --- how it is served ---
@@ -192,11 +209,22 @@ def test_without_a_compiler_one_sentence_says_what_to_install() -> None:
         TorchAoti().require(TARGET)
 
 
-def test_more_rows_than_the_graph_takes_are_refused(unet: tuple[Component, Path], tmp_path: Path) -> None:
-    component = unet[0]
-    with pytest.raises(ExportError, match="unet: --max-batch-size needs a batch of 64, and PyTorch's graph takes 63 at most"):
-        TorchAoti().build(component, component.load(), tmp_path, replace(TARGET, max_batch_size=64))
+@pytest.mark.parametrize("images", [32, 64])
+def test_more_rows_than_a_unets_graph_takes_are_refused_before_anything_is_built(
+    images: int, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    sentence = "--max-batch-size: .* rows a call are not allowed with --engine torch; it must be 31 or less"
+    with pytest.raises(ExportError, match=sentence):
+        export(checkpoints["sd"], tmp_path / "out", engine=Engine.TORCH, max_batch_size=images)
     assert not list(tmp_path.iterdir())
+    TorchAoti().require(replace(TARGET, max_batch_size=62))
+
+
+class Few(nn.Module):
+    """Goes another way from 5 rows on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.shape[0] < 5 else x
 
 
 class Pairs(nn.Module):
@@ -213,26 +241,19 @@ class Fixed(nn.Module):
         return x + torch.zeros(6, 4)
 
 
-class Wrong(nn.Module):
-    """Takes a picture of one latent for something else."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * 2 if x.shape[1] > 1 else x
-
-
 @pytest.mark.parametrize(
     ("module", "sentence"),
     [
-        (Pairs, "pairs: PyTorch cannot run it at the smallest sizes: "),
-        (Fixed, "pairs: torch.export cannot make one graph for every size"),
-        (Wrong, "pairs: relative error .* of y against PyTorch is above the bound"),
+        (Few, "part: --max-batch-size needs a batch of 16, and PyTorch's graph takes 4 at most"),
+        (Pairs, "part: PyTorch cannot run it at the smallest sizes: "),
+        (Fixed, "part: torch.export cannot make one graph for every size"),
     ],
 )
-def test_a_component_that_is_not_right_at_every_size_is_not_exported(
+def test_a_component_that_has_no_graph_for_every_size_is_not_exported(
     module: type[nn.Module], sentence: str, tmp_path: Path
 ) -> None:
     component = Component(
-        name="pairs",
+        name="part",
         source="",
         inputs=(TensorSpec(name="x", dims=("height", 4)),),
         outputs=(TensorSpec(name="y", dims=("height", 4)),),
@@ -243,3 +264,22 @@ def test_a_component_that_is_not_right_at_every_size_is_not_exported(
     with pytest.raises(ExportError, match=sentence) as caught:
         TorchAoti().build(component, module(), tmp_path, replace(TARGET, scale=1))
     assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+class Lone(Sums):
+    """Takes a height of one for something else."""
+
+    def forward(self, x: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        made, total = super().forward(x, offset)
+        return (made, total) if x.shape[1] > 1 else (2 * made, total)
+
+
+def test_code_that_is_wrong_at_a_smallest_size_is_not_exported(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its graph is that of the shared package, so that it need not be compiled.
+    monkeypatch.setattr(torch_aoti, "_compile", lambda _, file, *__: shutil.copy(package / "model.pt2", file))
+    TorchAoti().build(SUMS, Sums(), tmp_path, TINY)
+    with pytest.raises(ExportError, match=r"sums: relative error .* of made against PyTorch is above the bound"):
+        TorchAoti().build(SUMS, Lone(), tmp_path, TINY)

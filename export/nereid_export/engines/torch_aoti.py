@@ -35,6 +35,8 @@ from nereid_export.frame import Device
 from nereid_export.silence import quiet
 
 _DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
+MOST_ROWS = 63
+"""From 64 rows on diffusers' upsampling goes another way, and one graph has one way."""
 _UNBOUNDED = 2**31
 """A dimension that may be as large as this has no bound: exporters write the largest integer."""
 
@@ -51,6 +53,11 @@ class TorchAoti:
 
         if target.device is not Device.CPU:
             raise ExportError(f"--device: {target.device} is not allowed with --engine torch; it must be cpu")
+        if target.max_batch_size > MOST_ROWS:
+            raise ExportError(
+                f"--max-batch-size: {target.max_batch_size} rows a call are not allowed with --engine torch; it must be "
+                f"{MOST_ROWS // 2} or less, for the UNet takes two rows an image and its graph {MOST_ROWS} at most"
+            )
         if target.precision not in computed_precisions():
             kind = {Precision.FP16: "float16", Precision.BF16: "bfloat16"}[target.precision]
             raise ExportError(
