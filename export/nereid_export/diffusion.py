@@ -224,7 +224,7 @@ def _assemble(
         configs.write_model(config, source, repository)
     for engine, config in engines:
         folder = repository / config.name
-        configs.write_config(config, folder)
+        configs.write_engine_config(config, folder)
         (folder / "1").mkdir()
         for file in sorted(engine.folder.glob("model.*")):
             # A link, so that an export interrupted from here on still finds its engine.

@@ -19,6 +19,8 @@ from nereid.flow.errors import EngineError, InvalidRequestError
 
 PLATFORM = "torch_aoti"
 """What Triton's `pytorch` backend calls these packages."""
+_PLATFORMS = (PLATFORM, "pytorch_libtorch")
+"""The second is what the Triton from pip (24.10), which refuses the first, writes where a config names none."""
 INPUT, OUTPUT = "INPUT__{}", "OUTPUT__{}"
 """What that backend calls tensors, by their place among a package's own."""
 _DATA_TYPES = {"float32": "TYPE_FP32", "int32": "TYPE_INT32"}
@@ -86,7 +88,7 @@ class TorchModel:
         """Load the package; raises ValueError naming what in the config and the package do not fit."""
         config = arguments.config
         options = TorchOptions.from_parameters(arguments.parameters)
-        if config.get("platform") != PLATFORM:
+        if config.get("platform") not in _PLATFORMS:
             raise ValueError(f"platform: {config.get('platform', '')!r} is not allowed; it must be {PLATFORM!r}")
         if arguments.instance_kind == "GPU":
             raise ValueError("instance_group: KIND_GPU is not allowed; it must be KIND_CPU")

@@ -167,7 +167,7 @@ def test_memory_is_measured_by_the_components_own_names(package: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"platform": "pytorch_libtorch"}, "platform: 'pytorch_libtorch' is not allowed; it must be 'torch_aoti'"),
+        ({"platform": "onnxruntime_onnx"}, "platform: 'onnxruntime_onnx' is not allowed; it must be 'torch_aoti'"),
         ({"max_batch_size": 4}, "max_batch_size: 4 is not allowed; it must be 0"),
         ({"input": [{**INPUTS[0], "name": "x"}, INPUTS[1]]}, r"inputs \['INPUT__1', 'x'\] are not the graph's"),
         ({"input": INPUTS[:1]}, "inputs"),
@@ -180,6 +180,10 @@ def test_memory_is_measured_by_the_components_own_names(package: Path) -> None:
 def test_a_config_that_is_not_the_packages_is_refused(changes: dict[str, Any], sentence: str, package: Path) -> None:
     with pytest.raises(ValueError, match=sentence):
         TorchModel.load(Started(package, changes=changes))
+
+
+def test_a_config_for_a_triton_that_does_not_know_the_platform_is_taken(package: Path) -> None:
+    assert isinstance(TorchModel.load(Started(package, changes={"platform": "pytorch_libtorch"})).run([asked(2)])[0], dict)
 
 
 def test_no_graphics_card(package: Path) -> None:

@@ -26,6 +26,7 @@ from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import Component, TensorSpec, Unet, components_of
 from nereid_export.engines import Engine, torch_aoti
 from nereid_export.engines.base import Precision, Run, Target, batch_invariant_from, compare, reference_outputs
+from nereid_export.engines.onnxruntime import OnnxRuntime
 from nereid_export.engines.torch_aoti import MOST_ROWS, TorchAoti, computed_precisions
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
@@ -142,6 +143,19 @@ def test_the_config_is_what_tritons_backend_takes(checkpoints: dict[str, Path]) 
     assert not config.parameters
     assert [(tensor.name, list(tensor.dims)) for tensor in config.input] == [("INPUT__0", [-1, 3, -1, -1])]
     assert [tensor.name for tensor in config.output] == ["OUTPUT__0", "OUTPUT__1"]
+
+
+def test_a_second_config_is_for_a_triton_that_does_not_know_the_platform(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    component = part_of(checkpoints["sd"], "vae_encoder")
+    config = configs.engine_config(component, TorchAoti(), TARGET, prefix="")
+    configs.write_engine_config(config, tmp_path / "torch")
+    older = configs.read_config(tmp_path / "torch" / "configs" / "stand_in.pbtxt")
+    assert configs.read_config(tmp_path / "torch" / "config.pbtxt") == config
+    assert (config.platform, older.platform) == ("torch_aoti", "")
+    older.platform = "torch_aoti"
+    assert older == config
+    configs.write_engine_config(configs.engine_config(component, OnnxRuntime(), TARGET, prefix=""), tmp_path / "onnx")
+    assert [file.name for file in (tmp_path / "onnx").iterdir()] == ["config.pbtxt"]
 
 
 def test_all_that_call_an_engine_are_told_its_names(checkpoints: dict[str, Path]) -> None:
