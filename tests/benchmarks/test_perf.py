@@ -1,12 +1,14 @@
-"""`nereid bench perf`: what perf_analyzer is told of the UNet's inputs, whichever engine has which names and batches how."""
+"""`nereid bench` and repositories of any engine: shapes that perf_analyzer is told of, and what cannot be compared is refused."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("torch")
+from nereid_bench.cli import app
 from nereid_bench.perf import _unet_shapes
 from nereid_export import configs
 from nereid_export.checkpoint import Checkpoint
@@ -39,3 +41,15 @@ def test_every_engines_unet_is_given_shapes_by_its_own_names(
         configs.write_config(config, tmp_path / config.name)
     configs.write_config(made["denoise"], tmp_path / "denoise")
     assert _unet_shapes(tmp_path, 8) == [f"--shape={shape}" for shape in shapes]
+
+
+def test_engines_that_the_peers_cannot_run_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    command = ["compare", "--repository", str(tmp_path)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    assert "has no unet; `make export` puts it there" in " ".join(done.output.split())
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.pbtxt").write_text('backend: "pytorch"')
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 1
+    assert "unet is for the backend pytorch; export with --engine onnxruntime" in " ".join(done.output.split())
