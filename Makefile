@@ -31,7 +31,7 @@ setup: $(STAMP) ## Make the virtual environment and install everything
 demo: setup ## Export the shipped models, start Triton, draw six pictures, write a section
 	@$(BIN)/nereid demo --repository $(REPOSITORY) $(ARGS)
 
-export: setup ## Export CHECKPOINT to REPOSITORY (ENGINE=onnxruntime|openvino|tensorrt|tensorrt-rtx)
+export: setup ## Export CHECKPOINT to REPOSITORY (ENGINE=onnxruntime|openvino|tensorrt|tensorrt-rtx|torch)
 	@$(EXPORT) $(ARGS)
 
 export-llm: setup ## Export the language model LLM to REPOSITORY (ARGS='--precision int8')

@@ -42,23 +42,24 @@ def _unet(**changes: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**{**settings, **changes})
 
 
-def _vae() -> AutoencoderKL:
+def _vae(channels: tuple[int, ...] = (8, 16, 16), **changes: Any) -> AutoencoderKL:
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
         layers_per_block=1,
         norm_num_groups=4,
         sample_size=32,
+        **changes,
     )
 
 
-def _text_config(tokenizer: Any, width: int = WIDTH) -> CLIPTextConfig:
+def _text_config(tokenizer: Any, width: int = WIDTH, layers: int = 3) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=2 * width,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=LENGTH,
         projection_dim=24,
@@ -95,22 +96,23 @@ def make_v_prediction(folder: Path) -> Path:
     return make_sd(folder, scheduler=PNDMScheduler(**SCHEDULER, skip_prk_steps=True, prediction_type="v_prediction"))
 
 
-def make_sdxl(folder: Path) -> Path:
+def make_sdxl(folder: Path, vae: AutoencoderKL | None = None, text_layers: int = 3, **changes: Any) -> Path:
     """A Stable Diffusion XL style checkpoint: two text encoders, pooled embeddings, time ids."""
     torch.manual_seed(0)
     tokenizer = train_tokenizer(folder / "bpe")
     tokenizer.model_max_length = LENGTH
-    unet = _unet(
-        cross_attention_dim=WIDTH + 24,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=24 + 6 * 8,
-        transformer_layers_per_block=(1, 2),
-    )
+    settings: dict[str, Any] = {
+        "cross_attention_dim": WIDTH + 24,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 24 + 6 * 8,
+        "transformer_layers_per_block": (1, 2),
+    }
+    unet = _unet(**{**settings, **changes})
     pipeline = StableDiffusionXLPipeline(
-        vae=_vae(),
-        text_encoder=CLIPTextModel(_text_config(tokenizer)),
-        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, 24)),
+        vae=vae or _vae(),
+        text_encoder=CLIPTextModel(_text_config(tokenizer, layers=text_layers)),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, 24, text_layers)),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         unet=unet,
@@ -176,3 +178,15 @@ def make_llm(folder: Path, family: str, **settings: object) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>").save_pretrained(folder)
     return folder
+
+
+def make_smallest_sdxl(folder: Path) -> Path:
+    """The same with one layer of each kind, for engines that take long to compile."""
+    return make_sdxl(
+        folder,
+        vae=_vae((8, 8), mid_block_add_attention=False),
+        text_layers=1,
+        mid_block_type=None,
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=1,
+    )

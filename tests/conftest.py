@@ -35,16 +35,21 @@ ZOO = Path(__file__).parents[1] / "zoo"
 
 SHARED_SERVER = ("tests/e2e/", "tests/docker/", "tests/repository/", "tests/diffusion/test_prompts_and_images.py")
 """Where tests use the shared repository, or would disturb those that do by a large server of their own."""
+SHARED_PACKAGE = ("tests/engines/test_torch.py", "tests/export/test_torch_aoti.py")
+"""Where tests use the shared package, which takes long to compile."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `--dist loadfile`: tests with the shared server run in one process, the others file by file."""
+    """With `--dist loadfile`: tests that share a server, or a package, run in one process, the others file by file."""
     from xdist.scheduler import LoadFileScheduling
 
     class ByServer(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return SHARED_SERVER[0] if nodeid.startswith(SHARED_SERVER) else super()._split_scope(nodeid)
+            for shared in (SHARED_SERVER, SHARED_PACKAGE):
+                if nodeid.startswith(shared):
+                    return shared[0]
+            return super()._split_scope(nodeid)
 
     return ByServer(config, log) if config.getvalue("dist") == "loadfile" else None
 
@@ -105,6 +110,15 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "sdxl": make.make_sdxl(root / "sdxl"),
         "v": make.make_v_prediction(root / "v"),
     }
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the AOTInductor package of a tiny component: to be read only."""
+    pytest.importorskip("torch")
+    import packages
+
+    return packages.make_package(tmp_path_factory.mktemp("package"))
 
 
 def export(checkpoint: Path, out: Path, **options: object) -> None:

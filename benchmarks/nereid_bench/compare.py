@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from nereid_bench.peers import LoneEngines, Peer, PeerProcess, PeerSettings
+from nereid_bench.peers import LoneEngines, Peer, PeerProcess, PeerSettings, require_onnx_engines
 from nereid_bench.servers import serving
 from nereid_bench.workload import GUIDANCE, Job, Outcome, Settings, drive, make_jobs
 
@@ -36,6 +36,7 @@ class Plan:
 
 def compare(plan: Plan, say: Say) -> dict[str, Any]:
     """Run everything; returns the report that is printed and written as JSON."""
+    require_onnx_engines(plan.settings)
     say("a lone request and its engines, in turn")
     lone_request = overhead(plan.settings, max(plan.steps), plan.overhead_rounds)
     lone: dict[Peer, dict[int, float]] = {}

@@ -7,6 +7,8 @@ another. They take turns for several rounds, and medians are told: a noisy minut
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import statistics
 import subprocess
 import sys
@@ -18,17 +20,20 @@ from typing import Any
 from nereid_bench.compare import Say
 from nereid_bench.random_checkpoint import make_sd15
 from nereid_export.built import VERSIONED
+from nereid_export.calibration import Calibration, calibrate
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import Component, components_of
+from nereid_export.drawing import Drawer
 from nereid_export.engines import BUILDERS, Engine
 from nereid_export.engines.base import Samples, Target, engine_bytes
-from nereid_export.engines.check import compare, random_references
+from nereid_export.engines.check import compare, compare_together, random_references, references_of, torch_run
 from nereid_export.engines.precision import Precision
 from nereid_export.errors import ExportError
 from nereid_export.facts import pipeline_facts
 from nereid_export.frame import Device
+from nereid_export.gate import check_pictures
 from nereid_export.resume import RECORD, Record, resume_key
-from nereid_zoo.shapes.score import CHECKPOINT
+from nereid_zoo.shapes.score import CHECKPOINT, held_out_captions
 
 MODELS: Mapping[str, int] = {"shapes": 128, "sd15-256": 256, "sd15-512": 512}
 """What is measured, and the pixels a side of its pictures. Stable Diffusion 1.5's sizes have random weights."""
@@ -80,7 +85,7 @@ def unet_of(checkpoint: Checkpoint) -> Component:
 
 
 def engines(plan: EnginesPlan, say: Say) -> list[dict[str, Any]]:
-    """Rows of model, engine, precision, rows, ms a step, and its load time, size, memory and error."""
+    """Rows of model, engine, precision, rows, ms a step, and its load time, size, memory, error and PSNR of whole pictures."""
     made: list[dict[str, Any]] = []
     for model in plan.models:
         checkpoint = _checkpoint(model, plan.work, say)
@@ -110,6 +115,7 @@ def _rows(model: str, turn: Turn, facts: dict[str, Any], found: list[dict[str, A
             "rows": rows,
             "ms": statistics.median(one["ms"][str(rows)] for one in found),
             "error": facts["error"],
+            "psnr": facts["psnr"],
             "load_seconds": statistics.median(one["load_seconds"] for one in found),
             "megabytes": facts["megabytes"],
             "peak_megabytes": max(one["peak_bytes"] for one in found) / 1e6,
@@ -141,12 +147,12 @@ def _ready(plan: EnginesPlan, model: str, folder: Path, say: Say) -> Iterator[tu
                 say(f"{engine} {precision} is left out: {error}")
                 continue
             built = plan.work / model.partition("-")[0] / f"{engine}-{precision}"
-            facts = _built(engine, component, built, target, say)
+            facts = _built(engine, checkpoint, component, built, target, say)
             yield _turn(plan, engine, precision, folder, built, side), facts
     for peer, precisions in PEERS.items():
         for name in precisions:
             if not plan.only or peer in plan.only:
-                yield _turn(plan, peer, name, folder, Path(), side), {"error": None, "megabytes": None}
+                yield _turn(plan, peer, name, folder, Path(), side), {"error": None, "megabytes": None, "psnr": None}
 
 
 def _turn(plan: EnginesPlan, name: str, precision: str, checkpoint: Path, folder: Path, side: int) -> Turn:
@@ -161,7 +167,9 @@ def _turn(plan: EnginesPlan, name: str, precision: str, checkpoint: Path, folder
     )
 
 
-def _built(engine: Engine, component: Component, folder: Path, target: Target, say: Say) -> dict[str, Any]:
+def _built(
+    engine: Engine, checkpoint: Checkpoint, component: Component, folder: Path, target: Target, say: Say
+) -> dict[str, Any]:
     builder = BUILDERS[engine]
     packages = (*VERSIONED, *builder.packages)
     # One graph serves every size.
@@ -169,15 +177,34 @@ def _built(engine: Engine, component: Component, folder: Path, target: Target, s
     if (done := record.read()) is not None:
         return done
     say(f"building {engine} {target.precision}")
-    folder.mkdir(parents=True, exist_ok=True)
-    module = component.load()
-    references = random_references(component, module)
-    builder.build(component, module, folder, target, Samples(references))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    module, trained = component.load(), checkpoint.folder == CHECKPOINT
+    made = _calibration(checkpoint, folder.parent / "calibration", say) if trained else Calibration()
+    if target.precision.quantised and trained:
+        samples = Samples(references_of(component, module, made.checks["unet"]), made.ranges["unet"], told=say)
+    else:
+        # Random weights say nothing of quality: nothing is put back for it.
+        checks = random_references(component, module)
+        samples = Samples(checks, [check.inputs for check in checks], math.inf, say)
+    builder.build(component, module, folder, target, samples)
     del module
-    checks = compare(references, builder.load(component, folder, target))
-    figures = {"error": max(check.relative_error for check in checks), "megabytes": engine_bytes(folder) / 1e6}
+    run = builder.load(component, folder, target)
+    checked = (compare_together if target.precision.quantised else compare)(samples.checks, run)
+    figures = {"error": max(check.relative_error for check in checked), "megabytes": engine_bytes(folder) / 1e6, "psnr": None}
+    if trained:
+        runs = {part.name: torch_run(part, part.load()) for part in components_of(checkpoint) if part.name != "unet"}
+        figures |= check_pictures(Drawer.of(checkpoint, {**runs, "unet": run}), made.pictures, say)
     record.write(figures)
     return figures
+
+
+def _calibration(checkpoint: Checkpoint, folder: Path, say: Say) -> Calibration:
+    def drawer() -> Drawer:
+        return Drawer.of(checkpoint, {part.name: torch_run(part, part.load()) for part in components_of(checkpoint)})
+
+    prompts = tuple(caption.text for caption in held_out_captions(10, seed=77))
+    return calibrate(drawer, prompts, folder, checkpoint.digest(), say)
 
 
 def _take(turn: Turn) -> dict[str, Any] | None:

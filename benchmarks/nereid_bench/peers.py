@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from nereid.serving.errors import ServingError
 from nereid_bench.workload import GUIDANCE, Job, Settings
 
 MAX_BATCH = 8
@@ -179,16 +180,33 @@ def engine_drawer(settings: PeerSettings) -> Draw:
     return draw
 
 
-def engine_session(settings: PeerSettings, model: str) -> Any:
-    """An ONNX Runtime session of one exported engine, with the options that its config.pbtxt gives the served one."""
-    import onnxruntime as ort
+def require_onnx_engines(settings: PeerSettings) -> None:
+    """Raise ServingError for a repository whose engines the peers cannot run without Triton."""
+    backend = _config(settings, "unet").backend
+    if backend != "onnxruntime":
+        raise ServingError(
+            f"{settings.repository}: unet is for the backend {backend}; export with --engine onnxruntime to compare"
+        )
+
+
+def _config(settings: PeerSettings, model: str) -> Any:
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
+    try:
+        text = (settings.repository / model / "config.pbtxt").read_text()
+    except OSError:
+        raise ServingError(f"{settings.repository} has no {model}; `make export` puts it there") from None
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def engine_session(settings: PeerSettings, model: str) -> Any:
+    """An ONNX Runtime session of one exported engine, with the options that its config.pbtxt gives the served one."""
+    import onnxruntime as ort
+
     from nereid.engines.onnx_options import session_options
 
-    folder = settings.repository / model
-    config = text_format.Parse((folder / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
+    folder, config = settings.repository / model, _config(settings, model)
     options = session_options({}, {key: value.string_value for key, value in config.parameters.items()})
     options.intra_op_num_threads = settings.threads
     return ort.InferenceSession(str(folder / "1" / "model.onnx"), options, providers=["CPUExecutionProvider"])

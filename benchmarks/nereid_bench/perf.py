@@ -13,6 +13,7 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from nereid.flow.parameters import read_tensor_names
 from nereid.serving.errors import ServingError
 from nereid.serving.installation import perf_analyzer_command
 from nereid_bench.servers import serving
@@ -64,24 +65,35 @@ def _text_case() -> dict[str, tuple[dict[str, Any], list[str]]]:
 def _image_cases(repository: Path, steps: int) -> dict[str, tuple[dict[str, Any], list[str]]]:
     facts = json.loads((repository / "denoise" / "1" / "pipeline.json").read_text())
     side = facts["default_width"] // facts["vae_scale_factor"]
-    tokens = _dims(repository, "text_encoder", "input_ids")[0]
-    width = _dims(repository, "unet", "encoder_hidden_states")[-1]
     image = {
         "prompt": ["a red circle above a blue square"],
         "num_inference_steps": [steps],
         "guidance_scale": [5.0],
         "seed": [7],
     }
-    shapes = [
-        f"--shape=sample:{facts['latent_channels']},{side},{side}",
-        f"--shape=encoder_hidden_states:{tokens},{width}",
-    ]
-    return {"text_to_image": (image, []), "unet": ({}, ["--input-data=random", *shapes])}
+    return {"text_to_image": (image, []), "unet": ({}, ["--input-data=random", *_unet_shapes(repository, side)])}
 
 
-def _dims(repository: Path, model: str, tensor: str) -> list[int]:
-    config = text_format.Parse((repository / model / "config.pbtxt").read_text(), ModelConfig())
-    return next(list(item.dims) for item in config.input if item.name == tensor)
+def _unet_shapes(repository: Path, side: int) -> list[str]:
+    """Of the inputs that perf_analyzer cannot know: those of any size, or, where the engine batches by its shape, all."""
+    text_encoder, unet, denoise = (_config(repository, name) for name in ("text_encoder", "unet", "denoise"))
+    tokens = text_encoder.input[0].dims[-1]
+    told = {key: value.string_value for key, value in denoise.parameters.items()}
+    sample, states = (read_tensor_names(told).get("unet", {}).get(name, name) for name in ("sample", "encoder_hidden_states"))
+    shapes = []
+    for tensor in unet.input:
+        batch, dims = ([], list(tensor.dims)) if unet.max_batch_size else ([1], list(tensor.dims)[1:])
+        if tensor.name == sample:
+            dims[1:] = [side, side]
+        if tensor.name == states:
+            dims[0] = tokens
+        if batch or dims != list(tensor.dims):
+            shapes.append(f"--shape={tensor.name}:{','.join(map(str, batch + dims))}")
+    return shapes
+
+
+def _config(repository: Path, model: str) -> Any:
+    return text_format.Parse((repository / model / "config.pbtxt").read_text(), ModelConfig())
 
 
 def _measure(

@@ -21,6 +21,7 @@ from nereid_export.frame import MANIFEST, MANIFEST_VERSION, file_digests, models
 from nereid_export.memory import run_memories
 from nereid_export.options import ExportOptions
 from nereid_export.publish import adopt
+from nereid_export.tensor_names import tell_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +51,18 @@ class Assembly:
             force_zeros=facts["force_zeros_for_empty_prompt"],
             unet_min_rows=next(engine.invariant_from or 1 for engine in self.built if engine.component.name == "unet"),
         )
+        builder = BUILDERS[options.engine]
+        engines = [
+            (engine, configs.engine_config(engine.component, builder, engine.target, prefix=options.name))
+            for engine in self.built
+        ]
+        for engine, config in engines:
+            tell_names(engine.component, config, made.values())
         for source, config in made.items():
             configs.write_model(config, source, repository)
-        for engine in self.built:
-            config = configs.engine_config(engine.component, BUILDERS[options.engine], engine.target, prefix=options.name)
+        for engine, config in engines:
             folder = repository / config.name
-            configs.write_config(config, folder)
+            configs.write_engine_config(config, folder)
             (folder / "1").mkdir()
             for file in sorted(engine.folder.glob("model.*")):
                 # A link, so that an export interrupted from here on still finds its engine.

@@ -97,7 +97,7 @@ def build(
         references = references_of(component, module, calibration.checks[component.name])
     else:
         references = [] if unchecked else random_references(component, module)
-    samples = Samples(references, calibration.ranges.get(component.name, ()), progress.detail)
+    samples = Samples(references, calibration.ranges.get(component.name, ()), told=progress.detail)
     built = Built(component, target, folder, unchecked=unchecked)
     built.account = builder.build(component, module, folder, target, samples) or {}
     del module

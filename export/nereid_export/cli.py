@@ -66,8 +66,9 @@ def diffusion(
     engine: Annotated[
         Engine,
         typer.Option(
-            help="What runs the networks; tensorrt is built in the container. Plans of tensorrt-rtx are built anywhere and run "
-            "on an RTX card by ONNX Runtime's plugin, in a Triton installed with pip: Triton's own backends do not read them."
+            help="What runs the networks; tensorrt is built in the container, torch needs a C++ compiler. Plans of tensorrt-rtx "
+            "are built anywhere and run on an RTX card by ONNX Runtime's plugin, in a Triton installed with pip: Triton's own "
+            "backends do not read them."
         ),
     ] = Engine.ONNXRUNTIME,
     precision: Annotated[
@@ -123,6 +124,9 @@ def diffusion(
         ),
     ] = False,
     refit: Annotated[bool, typer.Option("--refit", help="A TensorRT plan whose weights can be replaced later.")] = False,
+    max_autotune: Annotated[
+        bool, typer.Option("--max-autotune", help="With torch: try several kernels for each matrix product, keep the fastest.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Export a diffusion pipeline: text encoder(s), UNet, VAE decoder and encoder, each checked against PyTorch.
@@ -138,6 +142,7 @@ def diffusion(
             weight_streaming=weight_streaming,
             refit=refit,
             bucket=parse_buckets(bucket or []),
+            max_autotune=max_autotune,
         )
         return ExportOptions(
             checkpoint=path,

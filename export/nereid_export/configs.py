@@ -12,6 +12,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from nereid.diffusion.families import TextEncoder, family_of
 from nereid.diffusion.families.base import HALVES
+from nereid.engines.served_model import STAND_IN_CONFIG
 from nereid_export.components import Component, TensorSpec
 from nereid_export.engines.base import EngineBuilder, Target
 from nereid_protocol.field import Model
@@ -49,6 +50,18 @@ def write_config(config: Any, folder: Path) -> None:
     """Write a model's config.pbtxt."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
+
+
+def write_engine_config(config: Any, folder: Path) -> None:
+    """Write an engine's config, and where it names a platform of newer Tritons, the one by which stand-ins serve it."""
+    write_config(config, folder)
+    if config.platform:
+        older = pb.ModelConfig()
+        older.CopyFrom(config)
+        older.ClearField("platform")
+        file = folder / "configs" / f"{STAND_IN_CONFIG}.pbtxt"
+        file.parent.mkdir()
+        file.write_text(text_format.MessageToString(older))
 
 
 def write_model(config: Any, source: str, repository: Path) -> Path:

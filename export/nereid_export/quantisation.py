@@ -26,7 +26,8 @@ def put_back(component: Component, graph: QuantisedGraph, samples: Samples, norm
     def told(text: str) -> None:
         samples.told(f"{component.name}: measuring the error with {text}")
 
-    found = search(graph, samples.checks, ERROR_BOUNDS[Precision.INT8], told)
+    bound = ERROR_BOUNDS[Precision.INT8] if samples.error_bound is None else samples.error_bound
+    found = search(graph, samples.checks, bound, told)
     facts = {
         "calibration_calls": len(samples.ranges),
         "smoothed_norms": norms,

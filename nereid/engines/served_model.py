@@ -11,6 +11,9 @@ import numpy as np
 
 Tensors = Mapping[str, np.ndarray]
 
+STAND_IN_CONFIG = "stand_in"
+"""Name of the further config of a model whose own one the Triton from pip refuses, whoever would serve it."""
+
 
 class Arguments(Protocol):
     """The part of a model's start arguments that is read here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
@@ -11,6 +12,17 @@ T = TypeVar("T")
 
 READ_BY_OTHERS = ("restart_on_death", "EXECUTION_ENV_PATH", "FORCE_CPU_ONLY_INPUT_TENSORS")
 """What the supervisor and Triton's Python backend read of any model's parameters."""
+TENSOR_NAMES = "tensor_names"
+"""Where the backend of a called model has names of its own for its tensors; export writes it."""
+
+
+def read_tensor_names(parameters: Mapping[str, str]) -> Mapping[str, Mapping[str, str]]:
+    """By the called model's name: what it calls the tensors that the caller knows by the component's names."""
+    try:
+        names = json.loads(parameters.get(TENSOR_NAMES, "{}"))
+        return {str(model): {str(ours): str(theirs) for ours, theirs in of.items()} for model, of in names.items()}
+    except (ValueError, AttributeError):
+        raise ValueError(f'parameter {TENSOR_NAMES}: it must be JSON like {{"unet": {{"sample": "INPUT__0"}}}}') from None
 
 
 def refuse_unknown(parameters: Collection[str], known: Collection[str]) -> None:

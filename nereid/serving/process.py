@@ -14,6 +14,7 @@ import psutil
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
+from nereid.engines.served_model import STAND_IN_CONFIG
 from nereid.serving.child import Child, said_of_exit
 from nereid.serving.control import CONTROL_MODEL, CONTROL_SOCKET, ModelControl, write_control_repository
 from nereid.serving.errors import ServingError
@@ -88,6 +89,7 @@ class TritonProcess:
             "--model-control-mode=explicit",
             "--load-model=*",
             "--disable-auto-complete-config",
+            *([f"--model-config-name={STAND_IN_CONFIG}"] if "pytorch" in self.installation.python_backends() else []),
             f"--http-address={options.host}",
             f"--grpc-address={options.address}",
             f"--metrics-address={options.host}",

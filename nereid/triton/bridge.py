@@ -24,7 +24,7 @@ from nereid.flow import request_ids
 from nereid.flow.errors import CancelledError, EngineError, InvalidRequestError, LostError, RequestError
 from nereid.flow.fields import decode_text
 from nereid.flow.metrics import Record
-from nereid.flow.parameters import refuse_unknown
+from nereid.flow.parameters import TENSOR_NAMES, read_tensor_names, refuse_unknown
 from nereid.flow.request_ids import LOG_FORMAT, NamedThreads, RequestIds
 from nereid.flow.unanswered import Unanswered
 from nereid.triton.messages import shortened, tells_death
@@ -42,6 +42,9 @@ MODEL_CONTROL: Mapping[str, Callable[..., object]] = {
 _RELOAD_PARAMETER = "nereid.reload"
 """Set by the supervisor so that a config differs from the one before; no model's business."""
 
+TensorNames = Mapping[str, Mapping[str, str]]
+"""By model: what it calls the tensors that its callers know by other names."""
+
 _unanswered = Unanswered()
 """Of this process, which serves one model: every late answer goes through here."""
 
@@ -56,6 +59,7 @@ class ModelArguments:
     parameters: Mapping[str, str]
     instance_kind: str
     device_id: int
+    tensor_names: TensorNames
 
     @classmethod
     def parse(cls, args: Mapping[str, str], known: Collection[str] | None = None) -> ModelArguments:
@@ -69,6 +73,8 @@ class ModelArguments:
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
         parameters.pop(_RELOAD_PARAMETER, None)
+        tensor_names = read_tensor_names(parameters)
+        parameters.pop(TENSOR_NAMES, None)
         if known is not None:
             refuse_unknown(parameters, known)
         verify_model(Path(args["model_repository"]))
@@ -79,6 +85,7 @@ class ModelArguments:
             parameters=parameters,
             instance_kind=args["model_instance_kind"],
             device_id=int(args["model_instance_device_id"] or 0),
+            tensor_names=tensor_names,
         )
 
     @property
@@ -205,19 +212,22 @@ class Stream:
         return bool(self.sender.is_cancelled())
 
 
-def call_model(name: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
+def call_model(
+    name: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], tensor_names: TensorNames | None = None
+) -> dict[str, np.ndarray]:
     """Call a sibling model and wait: the wanted outputs that it gave; raises its RequestError."""
+    theirs = (tensor_names or {}).get(name, {})
     request = pb_utils.InferenceRequest(
         model_name=name,
         request_id=request_ids.current(),
-        requested_output_names=list(outputs),
-        inputs=[pb_utils.Tensor(key, np.ascontiguousarray(value)) for key, value in inputs.items()],
+        requested_output_names=[theirs.get(key, key) for key in outputs],
+        inputs=[pb_utils.Tensor(theirs.get(key, key), np.ascontiguousarray(value)) for key, value in inputs.items()],
         preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
     )
     answer = request.exec()
     if answer.has_error():
         raise _sibling_error(name, answer.error())
-    tensors = {key: pb_utils.get_output_tensor_by_name(answer, key) for key in outputs}
+    tensors = {key: pb_utils.get_output_tensor_by_name(answer, theirs.get(key, key)) for key in outputs}
     return {key: tensor.as_numpy() for key, tensor in tensors.items() if tensor is not None}
 
 
@@ -226,13 +236,14 @@ class Callers:
     """Calls of sibling models on threads of their own: a future for each, and a clock beside it where a caller wants one."""
 
     pool: ThreadPoolExecutor
+    tensor_names: TensorNames | None
 
     @classmethod
-    def of(cls, count: int) -> Callers:
-        return cls(NamedThreads(count, thread_name_prefix="call"))
+    def of(cls, count: int, tensor_names: TensorNames | None = None) -> Callers:
+        return cls(NamedThreads(count, thread_name_prefix="call"), tensor_names)
 
     def submit(self, name: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Future[dict[str, np.ndarray]]:
-        return self.pool.submit(call_model, name, inputs, outputs)
+        return self.pool.submit(call_model, name, inputs, outputs, self.tensor_names)
 
     def call(
         self, name: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], timeout: float | None = None

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from nereid.flow.errors import EngineError, InvalidRequestError, LostError
+from nereid.flow.parameters import read_tensor_names
 from nereid.flow.request_ids import LOG_FORMAT, NamedThreads, RequestIds, current, handling, named
 from nereid.flow.state_folder import STATE_FOLDER
 from nereid.flow.unanswered import Unanswered, take_unanswered
@@ -254,3 +255,29 @@ def test_several_requests_are_named_up_to_a_number() -> None:
 )
 def test_a_call_that_the_ending_server_refuses_is_lost_and_can_be_made_again(bridge: Any, said: str) -> None:
     assert isinstance(bridge._sibling_error("denoise", TritonError(said)), LostError)
+
+
+def test_a_called_models_tensors_have_the_names_that_its_backend_gives_them(
+    bridge: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = json.dumps({"unet": {"sample": "INPUT__0", "y": "OUTPUT__0"}})
+    config = {"parameters": {"tensor_names": {"string_value": told}, "own": {"string_value": "1"}}}
+    arguments = {"model_name": "m", "model_config": json.dumps(config), "model_repository": str(tmp_path / "m")}
+    model = bridge.ModelArguments.parse(
+        {**arguments, "model_version": "1", "model_instance_kind": "CPU", "model_instance_device_id": "0"}, known=("own",)
+    )
+    assert dict(model.parameters) == {"own": "1"}
+    monkeypatch.setattr(InferenceRequest, "answer", InferenceResponse([Tensor("OUTPUT__0", np.array([7]))]))
+    made = bridge.Callers.of(1, model.tensor_names).call("unet", {"sample": np.zeros(1), "x": np.zeros(1)}, ["y"])
+    assert [tensor.name() for tensor in InferenceRequest.last["inputs"]] == ["INPUT__0", "x"]
+    assert InferenceRequest.last["requested_output_names"] == ["OUTPUT__0"]
+    assert made["y"].tolist() == [7]
+    monkeypatch.setattr(InferenceRequest, "answer", InferenceResponse([Tensor("y", np.array([8]))]))
+    assert bridge.Callers.of(1, model.tensor_names).call("other", {"sample": np.zeros(1)}, ["y"])["y"].tolist() == [8]
+    assert [tensor.name() for tensor in InferenceRequest.last["inputs"]] == ["sample"]
+
+
+@pytest.mark.parametrize("text", ["unet", "[]", '{"unet": "sample"}'])
+def test_names_of_tensors_that_are_no_mapping_are_refused_by_name(text: str) -> None:
+    with pytest.raises(ValueError, match=r'parameter tensor_names: it must be JSON like {"unet": {"sample": "INPUT__0"}}'):
+        read_tensor_names({"tensor_names": text})

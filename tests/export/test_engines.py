@@ -19,6 +19,7 @@ from nereid_export.configs import read_config
 from nereid_export.engines import BUILDERS, Engine
 from nereid_export.engines.base import Target
 from nereid_export.engines.check import batch_invariant_from
+from nereid_export.engines.plan_options import PlanOptions
 from nereid_export.engines.precision import Precision, Precisions, parse_precisions
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
@@ -48,6 +49,12 @@ def test_a_precision_that_an_engine_does_not_have_is_refused_by_name(
     refused = precision.rpartition("=")[2]
     with pytest.raises(ExportError, match=f"--precision: {refused} is not allowed with --engine {engine}; .* {allowed}"):
         export(checkpoints["sd"], tmp_path / "out", engine=engine, precision=parse_precisions(precision))
+
+
+@pytest.mark.parametrize("engine", [engine for engine in Engine if engine is not Engine.TORCH])
+def test_kernels_are_tried_by_torch_alone(engine: Engine, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=f"--max-autotune is not allowed with --engine {engine}; .* engine be torch$"):
+        export(checkpoints["sd"], tmp_path / "out", engine=engine, plan=PlanOptions(max_autotune=True))
 
 
 def test_openvino_has_no_graphics_card(checkpoints: dict[str, Path], tmp_path: Path) -> None:

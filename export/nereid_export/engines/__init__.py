@@ -11,6 +11,7 @@ from nereid_export.engines.openvino import OpenVino
 from nereid_export.engines.plan_options import PlanOptions, option
 from nereid_export.engines.tensorrt import TensorRt
 from nereid_export.engines.tensorrt_rtx import TensorRtRtx
+from nereid_export.engines.torch_aoti import TorchAoti
 from nereid_export.errors import ExportError
 
 
@@ -19,6 +20,7 @@ class Engine(StrEnum):
     OPENVINO = "openvino"
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
+    TORCH = "torch"
 
 
 BUILDERS: Mapping[Engine, EngineBuilder] = {
@@ -26,6 +28,7 @@ BUILDERS: Mapping[Engine, EngineBuilder] = {
     Engine.OPENVINO: OpenVino(),
     Engine.TENSORRT: TensorRt(),
     Engine.TENSORRT_RTX: TensorRtRtx(),
+    Engine.TORCH: TorchAoti(),
 }
 
 

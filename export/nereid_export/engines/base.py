@@ -43,6 +43,8 @@ class Samples:
     """Inputs, and what PyTorch in float32 makes of them."""
     ranges: Sequence[Inputs] = ()
     """Inputs of real runs, other than those of `checks`, that static INT8 takes its ranges from."""
+    error_bound: float | None = None
+    """Within which static INT8 must bring the checks, where it is not that of the precision."""
     told: Callable[[str], None] = lambda text: None
     """Told of slow parts."""
 

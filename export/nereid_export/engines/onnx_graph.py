@@ -9,10 +9,11 @@ from pathlib import Path
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nereid_export.components import Component, TensorSpec
+from nereid_export.components import Component
 from nereid_export.engines.precision import Precision
+from nereid_export.engines.traced import dynamic_shapes, example_inputs
 from nereid_export.errors import ExportError
 from nereid_export.silence import quiet
 
@@ -26,7 +27,7 @@ def export_onnx(component: Component, module: nn.Module, file: Path, precision: 
 
     In fp16 and bf16 the weights and all that is computed from them are of that type; inputs and outputs stay float32.
     """
-    inputs = _example(component, rows=2)
+    inputs = example_inputs(component)
     names = [spec.name for spec in component.inputs]
     outputs = [spec.name for spec in component.outputs]
     if precision is not Precision.FP32:
@@ -59,7 +60,7 @@ def export_onnx(component: Component, module: nn.Module, file: Path, precision: 
                 opset_version=OPSET,
                 input_names=names,
                 output_names=outputs,
-                dynamic_shapes=_dynamic_shapes(component),
+                dynamic_shapes=dynamic_shapes(component),
             )
     _check_dimensions(component, file)
 
@@ -74,21 +75,6 @@ def passing_onnx(component: Component, module: nn.Module, folder: Path, precisio
         yield passed / "model.onnx"
     finally:
         shutil.rmtree(passed)
-
-
-def _example(component: Component, rows: int) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(0)
-    return tuple(spec.random(rows, component.example, generator) for spec in component.inputs)
-
-
-def _dynamic_shapes(component: Component) -> tuple[object, ...]:
-    def shape(spec: TensorSpec) -> dict[int, object]:
-        named = {i: torch.export.Dim.DYNAMIC for i, dim in enumerate(spec.dims, 1) if isinstance(dim, str)}
-        return {0: torch.export.Dim.DYNAMIC, **named}
-
-    shapes = [shape(spec) for spec in component.inputs]
-    # The UNet's extra inputs arrive as *extra, which the exporter sees as one tuple.
-    return (*shapes[:3], tuple(shapes[3:])) if len(shapes) > 3 else tuple(shapes)
 
 
 def _check_dimensions(component: Component, file: Path) -> None:

@@ -1,4 +1,4 @@
-"""What may be asked of a TensorRT plan beyond its precision, and how it is written on a command line."""
+"""What may be asked of an engine beyond its precision, and how it is written on a command line."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ class PlanOptions:
     refit: bool = False
     bucket: tuple[tuple[int, int], ...] = ()
     """Width and height in pixels of pictures that get an optimisation profile of their own."""
+    max_autotune: bool = False
+    """Whether several kernels are tried for each matrix product, and the fastest kept."""
 
     def asked(self) -> dict[str, str]:
         """The options that were given, as a manifest has them."""

@@ -19,3 +19,10 @@ def batch_by_shape(config: Any) -> None:
     config.ClearField("dynamic_batching")
     for tensor in (*config.input, *config.output):
         tensor.dims.insert(0, -1)
+
+
+def name_by_place(config: Any, inputs: str, outputs: str) -> None:
+    """Tensors named by their place among the engine's, for a backend that knows no others; the patterns have one `{}`."""
+    for pattern, tensors in ((inputs, config.input), (outputs, config.output)):
+        for place, tensor in enumerate(tensors):
+            tensor.name = pattern.format(place)

@@ -1,5 +1,7 @@
 """Triton's side of `denoise`: many requests in flight, answered late."""
 
+from functools import partial
+
 from nereid.diffusion.images import from_pixels
 from nereid.diffusion.service import DenoiseService
 from nereid.diffusion.settings import Limits, Pipeline
@@ -19,13 +21,15 @@ class TritonPythonModel:
         model = bridge.ModelArguments.parse(args)
         unet, vae_encoder = model.parameters["unet_model"], model.parameters["vae_encoder_model"]
         limits = Limits.from_parameters(model.parameters)
-        callers = bridge.Callers.of(limits.concurrent_calls)
+        callers = bridge.Callers.of(limits.concurrent_calls, model.tensor_names)
+
+        call = partial(bridge.call_model, tensor_names=model.tensor_names)
 
         def predict(inputs):
-            return callers.pool.submit(lambda: bridge.call_model(unet, inputs, ["out_sample"])["out_sample"])
+            return callers.pool.submit(lambda: call(unet, inputs, ["out_sample"])["out_sample"])
 
         def encode(pixels):
-            made = bridge.call_model(vae_encoder, {"image": from_pixels(pixels)[None]}, ["latents_mean", "latents_std"])
+            made = call(vae_encoder, {"image": from_pixels(pixels)[None]}, ["latents_mean", "latents_std"])
             return made["latents_mean"][0], made["latents_std"][0]
 
         self._service = DenoiseService(

@@ -16,7 +16,9 @@ class TritonPythonModel:
         model = bridge.ModelArguments.parse(args, known=("max_streams", *called))
         siblings, streams = Siblings.from_parameters(model.parameters), int(model.parameters["max_streams"])
         # Each stream has a run and a watch out at once.
-        self._stream = ImageStream(Pipeline.read(model.version_folder), siblings, bridge.Callers.of(3 * streams))
+        self._stream = ImageStream(
+            Pipeline.read(model.version_folder), siblings, bridge.Callers.of(3 * streams, model.tensor_names)
+        )
         self._workers, self._places = NamedThreads(streams, "stream"), StreamPlaces(streams)
 
     def execute(self, requests):
