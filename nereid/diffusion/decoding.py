@@ -86,7 +86,8 @@ class _Waited:
     def proceed(self) -> None:
         """Raises CancelledError or DeadlineError where nobody waits for the rest."""
         if self._overdue():
-            raise DeadlineError(f"timeout_seconds: the time is up after {self._calls} calls of the VAE decoder")
+            said = f"timeout_seconds: the time is up after {self._calls} calls of the VAE decoder"
+            raise DeadlineError(said, "timeout_seconds")
         if self.asks and (self.is_cancelled() or self._left()):
             raise CancelledError("the request was cancelled")
 

@@ -107,8 +107,9 @@ def test_a_deadline_counts_between_tiles_from_the_request_s_arrival() -> None:
         models.now += 1
 
     models.before = second
-    with pytest.raises(DeadlineError, match="timeout_seconds: the time is up after 3 calls of the VAE decoder"):
+    with pytest.raises(DeadlineError, match="timeout_seconds: the time is up after 3 calls of the VAE decoder") as caught:
         models.decode(LARGE, seconds_left=left(2.5))
+    assert caught.value.field == "timeout_seconds"
     models.now, models.decoded = 100.0, []
     with pytest.raises(DeadlineError, match="after 0 calls"):
         models.service().decode({"latents": values(SMALL), "seconds_left": left(5)}, lambda: False, arrived=95.0)

@@ -274,7 +274,7 @@ def test_of_a_large_picture_the_vae_needs_no_more_than_a_tile() -> None:
             assert isinstance(answer.error, InvalidRequestError) is refused
             wide = np.zeros((1, 64, 1024, 3), np.uint8)
             assert isinstance(ask(service, ticket=text("t"), init_image=wide).wait().error, InvalidRequestError) is refused
-    with serving(facts=pipeline(memory=MEASURED), memory_budget_bytes=6144, tile_sample_min_size=64) as service:
+    with serving(facts=pipeline(memory=MEASURED), memory_budget_bytes=8192, tile_sample_min_size=64) as service:
         assert isinstance(ask(service, ticket=text("t"), **size).wait().error, InvalidRequestError)  # the UNet sees it whole
 
 

@@ -83,6 +83,19 @@ def test_a_picture_is_cut_only_where_it_has_more_pixels_than_a_tile(height: int,
     assert len(decoder.calls) == calls
 
 
+def test_tiles_are_spread_evenly_from_edge_to_edge() -> None:
+    """The last one is as far from the one before it as the others are, and no further."""
+    places = np.broadcast_to(np.arange(50, dtype=np.float32), (1, 3, 16, 50))
+    starts: list[int] = []
+
+    def decode(given: Array) -> Array:
+        starts.append(int(given[0, 0, 0, 0]))
+        return Decoder()(given)
+
+    decode_latents(places, tiling(128), decode, nothing)
+    assert starts == [0, 11, 23, 34]
+
+
 def test_small_pictures_of_a_request_go_in_one_call_or_one_after_another() -> None:
     given = latents(8, 8, rows=3)
     together, alone = Decoder(), Decoder()
