@@ -1,7 +1,9 @@
 """A VAE's decode and encode by slices of a batch and by overlapping tiles, blended; knows the engine as a callable.
 
-Options have diffusers' names (`enable_tiling`, `enable_slicing`). Unlike diffusers' tiles, ours are all of one size and spread
-evenly, so that every call is a row of the same shape. What the convolutions' padding has spoiled at a tile's edge is left out.
+Options have diffusers' names (`enable_tiling`, `enable_slicing`). Tiles differ from diffusers' in three ways. All calls are of
+one shape, so that Triton can batch them. A tile is a mosaic of four parts from far places of the picture: group normalisation
+and attention see all of a call, and four places are a fairer sample of the picture than one. What the convolutions have mixed
+at a part's edge is left out.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ Encode = Callable[[Array], tuple[Array, Array]]
 Proceed = Callable[[], None]
 """Asked before every call; raises what ends the work."""
 
+PARTS = 2
+"""Parts of a tile, along each side that is cut."""
 SMALLEST_TILE = 64
-"""Pixels a side; below this a tile sees too little for its middle to be right."""
+"""Pixels a side; below this a part sees too little for its middle to be right."""
 LARGEST_OVERLAP = 1 / 3
-"""Up to this, no more than two evenly spread tiles are blended at one place."""
+"""Up to this, no more than two evenly spread parts are blended at one place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +46,8 @@ class VaeTiling:
 
     def __post_init__(self) -> None:
         side, scale = self.tile_sample_min_size, self.vae_scale_factor
-        if side < SMALLEST_TILE or side % scale:
-            allowed = f"{SMALLEST_TILE} or more, a multiple of {scale}"
+        if side < SMALLEST_TILE or side % (PARTS * scale):
+            allowed = f"{SMALLEST_TILE} or more, a multiple of {PARTS * scale}"
             raise ValueError(f"parameter tile_sample_min_size: {side} is not allowed; it must be {allowed}")
         if not 0 < self.tile_overlap_factor <= LARGEST_OVERLAP:
             raise ValueError(
@@ -53,11 +57,6 @@ class VaeTiling:
     @property
     def tile_latent_min_size(self) -> int:
         return self.tile_sample_min_size // self.vae_scale_factor
-
-    @property
-    def overlap(self) -> int:
-        """Latents that two tiles share at least."""
-        return max(2, int(self.tile_latent_min_size * self.tile_overlap_factor))
 
     def tiles(self, height: int, width: int) -> bool:
         """Whether latents of this size are cut: where they are more than a tile's, so that a call needs no more than a tile."""
@@ -79,62 +78,71 @@ def decode_latents(latents: Array, tiling: VaeTiling, decode: Decode, proceed: P
 def encode_image(image: Array, tiling: VaeTiling, encode: Encode, proceed: Proceed) -> tuple[Array, Array]:
     """Mean and standard deviation (C x h x w) of one image's (3 x H x W) latents."""
     scale = tiling.vae_scale_factor
-    height, width = (side // scale for side in image.shape[1:])
-    if not tiling.tiles(height, width):
+    if not tiling.tiles(*(side // scale for side in image.shape[1:])):
         proceed()
         mean, deviation = encode(image[None])
         return mean[0], deviation[0]
-    rows, columns = (_Axis.spread(side, tiling) for side in (height, width))
 
-    def moments(row: int, column: int) -> Array:
+    def moments(tile: Array) -> Array:
         proceed()
-        return np.concatenate(encode(image[None, :, rows.cut(row, scale), columns.cut(column, scale)]), axis=1)
+        return np.concatenate(encode(tile), axis=1)
 
-    mean, deviation = np.split(_blend(rows, columns, moments, 1)[0], 2)
+    mean, deviation = np.split(_by_tiles(image[None], tiling, moments, scale, 1)[0], 2)
     return mean, deviation
 
 
 def _decode_tiled(latents: Array, tiling: VaeTiling, decode: Decode, proceed: Proceed) -> Array:
-    rows, columns = (_Axis.spread(side, tiling) for side in latents.shape[2:])
-
-    def tile(row: int, column: int) -> Array:
+    def tile(given: Array) -> Array:
         proceed()
-        return decode(latents[:, :, rows.cut(row), columns.cut(column)])
+        return decode(given)
 
-    return _blend(rows, columns, tile, tiling.vae_scale_factor)
+    return _by_tiles(latents, tiling, tile, 1, tiling.vae_scale_factor)
 
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
-    """The tiles of one side, in latents: where each begins, how long all are, and over how much two are blended."""
+    """The parts of one side, in latents: where each begins, how long all are, and over how much two are blended."""
 
     length: int
-    tile: int
+    part: int
     starts: tuple[int, ...]
     blended: int
 
     @classmethod
     def spread(cls, length: int, tiling: VaeTiling) -> _Axis:
-        tile, overlap = tiling.tile_latent_min_size, tiling.overlap
-        if length <= tile:
+        if length <= tiling.tile_latent_min_size:
             return cls(length, length, (0,), 0)
-        steps = math.ceil((length - tile) / (tile - overlap))
-        starts = tuple(round(step * (length - tile) / steps) for step in range(steps + 1))
-        # The outer quarters of an overlap are seen by one tile alone: the other's edge is within reach there.
-        return cls(length, tile, starts, max(1, overlap // 2))
+        part = tiling.tile_latent_min_size // PARTS
+        overlap = max(2, int(part * tiling.tile_overlap_factor))
+        steps = math.ceil((length - part) / (part - overlap))
+        starts = tuple(round(step * (length - part) / steps) for step in range(steps + 1))
+        # The outer quarters of an overlap are seen by one part alone: the other's edge is within reach there.
+        return cls(length, part, starts, max(1, overlap // 2))
 
-    def cut(self, number: int, scale: int = 1) -> slice:
+    @property
+    def calls(self) -> list[tuple[int, ...]]:
+        """Which parts share a tile: those half a side apart. Where their number is odd, the last is there twice."""
+        count = len(self.starts)
+        if count == 1:
+            return [(0,)]
+        apart = -(-count // PARTS)
+        return [tuple(min(first + apart * step, count - 1) for step in range(PARTS)) for first in range(apart)]
+
+    def cut(self, number: int, scale: int) -> slice:
         start = self.starts[number]
-        return slice(start * scale, (start + self.tile) * scale)
+        return slice(start * scale, (start + self.part) * scale)
+
+    def place(self, position: int, scale: int) -> slice:
+        """Where a tile has its part at this position."""
+        return slice(position * self.part * scale, (position + 1) * self.part * scale)
 
     def weights(self, scale: int) -> list[Array]:
-        """What each tile counts along this side, at `scale` values a latent; for every place they sum up to 1."""
-        made = [np.ones(self.tile * scale, np.float32) for _ in self.starts]
+        """What each part counts along this side, at `scale` values a latent; for every place they sum up to 1."""
+        made = [np.ones(self.part * scale, np.float32) for _ in self.starts]
         size = self.blended * scale
-        ramp = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
+        ramp = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size or 1)
         for before, (left, right) in enumerate(zip(self.starts, self.starts[1:], strict=False)):
-            shared = left + self.tile - right
-            begin = (shared - self.blended) * scale // 2
+            begin = (left + self.part - right - self.blended) * scale // 2
             made[before + 1][:begin] = 0
             made[before + 1][begin : begin + size] = ramp
             begin += (right - left) * scale
@@ -143,14 +151,31 @@ class _Axis:
         return made
 
 
-def _blend(rows: _Axis, columns: _Axis, tile: Callable[[int, int], Array], scale: int) -> Array:
-    """The whole (1 x C x ...) of tiles, made one after the other and always in the same order; `scale`: values a latent."""
-    down, across = rows.weights(scale), columns.weights(scale)
+def _by_tiles(given: Array, tiling: VaeTiling, call: Callable[[Array], Array], scale: int, made_scale: int) -> Array:
+    """The whole (1 x C x ...) of tiles, one call after the other and always in the same order.
+
+    `scale` and `made_scale`: values a latent is wide in what is given and in what is made.
+    """
+    rows, columns = (_Axis.spread(side // scale, tiling) for side in given.shape[2:])
+    down, across = rows.weights(made_scale), columns.weights(made_scale)
     whole: Array | None = None
-    for row, column in product(range(len(down)), range(len(across))):
-        made = tile(row, column)
+    placed: set[tuple[int, int]] = set()
+    for tile in product(rows.calls, columns.calls):
+        made = call(_mosaic(given, rows, columns, tile, scale))
         if whole is None:
-            whole = np.zeros((*made.shape[:2], rows.length * scale, columns.length * scale), np.float32)
-        whole[:, :, rows.cut(row, scale), columns.cut(column, scale)] += made * (down[row][:, None] * across[column])
+            whole = np.zeros((*made.shape[:2], rows.length * made_scale, columns.length * made_scale), np.float32)
+        for (y, row), (x, column) in product(enumerate(tile[0]), enumerate(tile[1])):
+            if (row, column) in placed:
+                continue
+            placed.add((row, column))
+            part = made[:, :, rows.place(y, made_scale), columns.place(x, made_scale)]
+            whole[:, :, rows.cut(row, made_scale), columns.cut(column, made_scale)] += part * (
+                down[row][:, None] * across[column]
+            )
     assert whole is not None
     return whole
+
+
+def _mosaic(given: Array, rows: _Axis, columns: _Axis, tile: tuple[tuple[int, ...], tuple[int, ...]], scale: int) -> Array:
+    lines = [[given[:, :, rows.cut(row, scale), columns.cut(column, scale)] for column in tile[1]] for row in tile[0]]
+    return np.concatenate([np.concatenate(line, axis=3) for line in lines], axis=2)

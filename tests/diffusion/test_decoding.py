@@ -15,7 +15,7 @@ from nereid.flow.errors import CancelledError, DeadlineError, EngineError, Inval
 from image_forms import Array, text
 
 SMALL, LARGE = (1, 4, 8, 8), (1, 4, 16, 16)
-"""One call, and the nine of tiles of 64 pixels."""
+"""One call, and the sixteen of tiles of 64 pixels."""
 
 
 class Models:
@@ -83,12 +83,12 @@ def test_a_small_picture_is_one_call_and_nobody_is_asked() -> None:
 def test_a_large_picture_is_tiles_and_says_before_each_that_it_goes_on() -> None:
     models = Models()
     pixels = models.decode(LARGE, run_id=text("run"))
-    assert models.decoded == [SMALL] * 9
-    assert models.asked == 9
+    assert models.decoded == [SMALL] * 16
+    assert models.asked == 16
     expected = np.rint((values(LARGE)[0, :3] * 0.5 + 0.5) * 255).transpose(1, 2, 0).repeat(8, axis=0).repeat(8, axis=1)
     assert np.abs(pixels[0] - expected).max() <= 1
     assert models.decode((2, *LARGE[1:])).shape == (2, 128, 128, 3)  # a caller without a run
-    assert models.asked == 9
+    assert models.asked == 16
 
 
 def test_a_run_that_was_cancelled_ends_before_its_next_tile() -> None:
@@ -119,7 +119,7 @@ def test_a_deadline_counts_between_tiles_from_the_request_s_arrival() -> None:
 def test_a_decoder_that_died_is_called_again_for_the_same_tile() -> None:
     models, deaths = (
         Models(),
-        iter([None, LostError("vae_decoder: Stub process is not healthy"), LostError("still"), *[None] * 8]),
+        iter([None, LostError("vae_decoder: Stub process is not healthy"), LostError("still"), *[None] * 15]),
     )
 
     def die() -> None:
@@ -129,7 +129,7 @@ def test_a_decoder_that_died_is_called_again_for_the_same_tile() -> None:
     models.before = die
     undisturbed = Models().decode(LARGE)
     assert np.array_equal(models.decode(LARGE), undisturbed)
-    assert models.decoded == [SMALL] * 9
+    assert models.decoded == [SMALL] * 16
 
 
 def test_a_decoder_that_stays_away_is_waited_for_until_the_deadline() -> None:
@@ -221,6 +221,6 @@ def test_a_tiled_picture_has_the_same_bytes_alone_and_with_tiles_of_others_in_it
         DecodingService(settings=settings, tiling=settings.tiling(4), call=call, ask=call).decode(given, lambda: False)
         for call in (alone, in_company)
     ]
-    assert len(calls) == 6
+    assert len(calls) == 8
     assert made[0]["generated_image"].shape == (1, 96, 160, 3)
     assert np.array_equal(made[0]["generated_image"], made[1]["generated_image"])
