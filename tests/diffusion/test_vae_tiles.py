@@ -148,6 +148,24 @@ def test_an_image_is_encoded_by_tiles_to_the_same_moments(height: int, width: in
         assert np.abs(made - whole[0]).max() < 1e-6
 
 
+def test_the_encoding_may_be_ended_before_every_call() -> None:
+    calls: list[int] = []
+
+    def encode(part: Array) -> tuple[Array, Array]:
+        calls.append(1)
+        return shrink(part)
+
+    def proceed() -> None:
+        if len(calls) == 2:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        encode_image(np.zeros((3, 256, 256), np.float32), tiling(128), encode, proceed)
+    assert len(calls) == 2
+    with pytest.raises(TimeoutError):
+        encode_image(np.zeros((3, 64, 64), np.float32), tiling(128), encode, proceed)
+
+
 @pytest.mark.parametrize(
     ("side", "overlap", "sentence"),
     [
