@@ -139,7 +139,7 @@ def _ready(plan: EnginesPlan, model: str, folder: Path, say: Say) -> Iterator[tu
                 say(f"{engine} {precision} is left out: {error}")
                 continue
             built = plan.work / model.partition("-")[0] / f"{engine}-{precision}"
-            facts = _built(engine, component, built, target, say)
+            facts = build_engine(engine, component, built, target, say)
             yield _turn(plan, engine, precision, folder, built, side), facts
     for peer, precisions in PEERS.items():
         for name in precisions:
@@ -159,7 +159,8 @@ def _turn(plan: EnginesPlan, name: str, precision: str, checkpoint: Path, folder
     )
 
 
-def _built(engine: Engine, component: Component, folder: Path, target: Target, say: Say) -> dict[str, Any]:
+def build_engine(engine: Engine, component: Component, folder: Path, target: Target, say: Say) -> dict[str, Any]:
+    """An engine's files in `folder`, made unless they are there; its error against PyTorch in float32, and its size."""
     builder = BUILDERS[engine]
     packages = (*VERSIONED, *builder.packages)
     # One graph serves every size.

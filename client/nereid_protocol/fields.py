@@ -197,6 +197,14 @@ IMAGE_FIELDS: tuple[Field, ...] = (
         models=frozenset({Model.DENOISE}),
     ),
     Field(
+        name="decoding",
+        dtype=DType.STRING,
+        help="Says that the picture of the run with this id is being decoded; the answer is failed where it was cancelled.",
+        default="none",
+        per_request=True,
+        models=frozenset({Model.DENOISE}),
+    ),
+    Field(
         name="after_step",
         dtype=DType.INT32,
         help="With watch: answer once the run is beyond this step, with a preview. With ticket: the run will be watched.",

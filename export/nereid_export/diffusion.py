@@ -226,7 +226,7 @@ def _assemble(
             # A link, so that an export interrupted from here on still finds its engine.
             (folder / "1" / file.name).hardlink_to(file)
     text = json.dumps({**facts, "memory": run_memories({engine.component.name: engine.memory for engine in built})}, indent=1)
-    for model in ("denoise", "text_to_image_stream", "tokenizer"):
+    for model in ("denoise", "image_output", "text_to_image_stream", "tokenizer"):
         (repository / configs.prefixed(model, options.name) / "1" / PIPELINE_FILE).write_text(text)
     write_tokenizers(checkpoint, repository / configs.prefixed("tokenizer", options.name) / "1")
     ours = {model.name for model in repository.iterdir()}

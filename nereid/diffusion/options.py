@@ -116,7 +116,10 @@ def memory_of(fields: FieldReader, size: tuple[int, int], guided: list[bool], pi
     """What the engine runs of a request's images need together, each at its largest engine."""
     height, width = size
     from_image = fields.given("init_image")
-    needed = sum(pipeline.image_bytes(height * width, guided=half, from_image=from_image) for half in guided)
+    needed = sum(
+        pipeline.image_bytes(height * width, guided=half, from_image=from_image, tile_pixels=limits.tile_sample_min_size**2)
+        for half in guided
+    )
     most = limits.memory_budget_bytes
     if most and needed > most:
         need = "1 image needs" if len(guided) == 1 else f"{len(guided)} images need"

@@ -1,6 +1,5 @@
 """Triton's side of `denoise`: many requests in flight, answered late."""
 
-from nereid.diffusion.images import from_pixels
 from nereid.diffusion.service import DenoiseService
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.engines.costs import StepCosts
@@ -24,9 +23,9 @@ class TritonPythonModel:
         def predict(inputs):
             return callers.pool.submit(lambda: bridge.call_model(unet, inputs, ["out_sample"])["out_sample"])
 
-        def encode(pixels):
-            made = bridge.call_model(vae_encoder, {"image": from_pixels(pixels)[None]}, ["latents_mean", "latents_std"])
-            return made["latents_mean"][0], made["latents_std"][0]
+        def encode(images):
+            made = bridge.call_model(vae_encoder, {"image": images}, ["latents_mean", "latents_std"])
+            return made["latents_mean"], made["latents_std"]
 
         self._service = DenoiseService(
             pipeline=Pipeline.read(model.version_folder),

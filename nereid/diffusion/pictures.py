@@ -1,0 +1,62 @@
+"""Which ended runs are still being decoded elsewhere: for whoever asks or cancels, such a run has not ended yet.
+
+A large picture is decoded by many tiles after its run is done. `image_output` says so between two of them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nereid.flow.runs import RunState
+
+HELD_SECONDS = 30.0
+"""Nothing said for so long: the decoding has ended, one way or the other."""
+
+
+@dataclass(slots=True)
+class _Picture:
+    said: float
+    cancelled: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class PicturesDecoded:
+    """Given a run's id and the state that the batcher has for it, its state for others. Safe to use from several threads."""
+
+    clock: Callable[[], float] = time.monotonic
+    _held: dict[str, _Picture] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def goes_on(self, run_id: str, state: RunState) -> RunState:
+        """Its picture is being decoded: RUNNING, or FAILED where it was cancelled meanwhile."""
+        now = self.clock()
+        with self._lock:
+            self._held = {name: held for name, held in self._held.items() if held.said + HELD_SECONDS >= now}
+            if state is not RunState.DONE:
+                return state  # given up, or begun anew by its caller
+            held = self._held.setdefault(run_id, _Picture(now))
+            held.said = now
+            return RunState.FAILED if held.cancelled else RunState.RUNNING
+
+    def forget(self, run_id: str) -> None:
+        """A run of this id begins anew."""
+        with self._lock:
+            self._held.pop(run_id, None)
+
+    def cancel(self, run_id: str, state: RunState) -> RunState:
+        """What the run was until now."""
+        before = self.state(run_id, state)
+        with self._lock:
+            if before is RunState.RUNNING and run_id in self._held:
+                self._held[run_id].cancelled = True
+        return before
+
+    def state(self, run_id: str, state: RunState) -> RunState:
+        with self._lock:
+            held = self._held.get(run_id)
+            if state is not RunState.DONE or held is None or held.said + HELD_SECONDS < self.clock():
+                return state
+            return RunState.FAILED if held.cancelled else RunState.RUNNING
