@@ -158,8 +158,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, 
     for model in ("llm", "exact_llm"):
         set_parameters(out, model, kv_tokens=16384)
     set_parameters(out, "llm", stream_interval_seconds=0)  # streams are as fine as they can be
-    for model in ("v_denoise", "v_image_output"):
-        set_parameters(out, model, tile_sample_min_size=TILE)
+    set_parameters(out, "v_denoise", tile_sample_min_size=TILE)
     set_parameters(out, "tight_denoise", max_inflight=2, max_queue=1, max_pixels=64 * 64, max_steps=1000)
     return out
 

@@ -145,6 +145,18 @@ IMAGE_FIELDS: tuple[Field, ...] = (
         models=frozenset({Model.ENSEMBLE, Model.DENOISE}),
     ),
     Field(
+        name="tile_sample_min_size",
+        dtype=DType.INT32,
+        help="Pictures of more pixels than a square of this side are encoded and decoded by tiles of that side.",
+        default="the server's tile_sample_min_size",
+        low=64,
+        high=65_536,
+        per_request=True,
+        models=_ALL,
+        option="--tile-size",
+        gateway=True,
+    ),
+    Field(
         name="timeout_seconds",
         dtype=DType.FP32,
         help="Seconds until the request is given up, waiting included.",

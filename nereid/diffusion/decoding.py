@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from nereid.diffusion.decoder import RequestDecoder, SharedDecoder
 from nereid.diffusion.images import to_pixels
 from nereid.diffusion.vae_tiles import Array, VaeTiling, decode_latents
 from nereid.flow.errors import CancelledError, DeadlineError, InvalidRequestError, RequestError
 from nereid.flow.parameters import read_parameters
-from nereid.flow.retry import call_again
 from nereid.flow.runs import RunState
+
+TILING = ("tile_sample_min_size", "tile_overlap_factor")
+"""Inputs that say how large pictures are cut: outputs of `denoise`."""
 
 CallModel = Callable[[str, Mapping[str, np.ndarray], Sequence[str]], dict[str, np.ndarray]]
 """Calls a model by name with inputs and wanted outputs; raises RequestError."""
@@ -24,8 +27,6 @@ class DecodingSettings:
     """Every field is a parameter of `image_output`'s config.pbtxt, spelled the same."""
 
     max_calls: int = 16
-    tile_sample_min_size: int = 1024
-    tile_overlap_factor: float = 0.25
     use_slicing: bool = False
     vae_decoder_model: str = "vae_decoder"
     denoise_model: str = "denoise"
@@ -35,24 +36,23 @@ class DecodingSettings:
         """Raises ValueError naming the parameter that is not known or not allowed."""
         return read_parameters(cls, parameters, may_be_zero=())
 
-    def tiling(self, vae_scale_factor: int) -> VaeTiling:
-        return VaeTiling(
-            tile_sample_min_size=self.tile_sample_min_size,
-            tile_overlap_factor=self.tile_overlap_factor,
-            use_slicing=self.use_slicing,
-            vae_scale_factor=vae_scale_factor,
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodingService:
     """Requests of `image_output`; safe to use from several threads. `call` reaches the decoder, `ask` reaches `denoise`."""
 
     settings: DecodingSettings
-    tiling: VaeTiling
+    vae_scale_factor: int
     call: CallModel
     ask: CallModel
     clock: Callable[[], float] = time.monotonic
+    _decoder: SharedDecoder = field(init=False)
+
+    def __post_init__(self) -> None:
+        def image(latents: Array) -> Array:
+            return self.call(self.settings.vae_decoder_model, {"latents": latents}, ["image"])["image"]
+
+        object.__setattr__(self, "_decoder", SharedDecoder(image))
 
     def decode(
         self, inputs: Mapping[str, np.ndarray], is_cancelled: Callable[[], bool], arrived: float | None = None
@@ -61,10 +61,30 @@ class DecodingService:
         latents = inputs["latents"]
         if 0 in latents.shape:
             raise InvalidRequestError.of("shape of latents", latents.shape, "one latent at least on every side")
+        tiling = self._tiling(inputs)
         waited = _Waited(
-            self, self._deadline(inputs, arrived), _run_id(inputs), is_cancelled, asks=self.tiling.tiles(*latents.shape[2:])
+            self,
+            self._deadline(inputs, arrived),
+            _run_id(inputs),
+            is_cancelled,
+            asks=tiling is not None and tiling.tiles(*latents.shape[2:]),
         )
-        return {"generated_image": to_pixels(decode_latents(latents, self.tiling, waited.decode, waited.proceed))}
+        image = decode_latents(latents, tiling, waited.decode, waited.proceed, use_slicing=self.settings.use_slicing)
+        return {"generated_image": to_pixels(image)}
+
+    def _tiling(self, inputs: Mapping[str, np.ndarray]) -> VaeTiling | None:
+        """As `denoise` has resolved it; a caller who says nothing has pictures decoded whole."""
+        given = [name for name in TILING if name in inputs]
+        if not given:
+            return None
+        if len(given) < len(TILING):
+            missing = next(name for name in TILING if name not in inputs)
+            raise InvalidRequestError(f"{missing}: nothing is not allowed beside {given[0]}", missing)
+        side, overlap = (inputs[name].reshape(-1)[0].item() for name in TILING)
+        try:
+            return VaeTiling(tile_sample_min_size=side, tile_overlap_factor=overlap, vae_scale_factor=self.vae_scale_factor)
+        except ValueError as error:
+            raise InvalidRequestError(str(error), str(error).partition(":")[0]) from None
 
     def _deadline(self, inputs: Mapping[str, np.ndarray], arrived: float | None) -> float:
         if "seconds_left" not in inputs:
@@ -82,26 +102,26 @@ class _Waited:
     is_cancelled: Callable[[], bool]
     asks: bool
     _calls: int = 0
+    _decoder: RequestDecoder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._decoder = self.service._decoder.for_request(self._in_time)
 
     def proceed(self) -> None:
         """Raises CancelledError or DeadlineError where nobody waits for the rest."""
-        if self._overdue():
-            said = f"timeout_seconds: the time is up after {self._calls} calls of the VAE decoder"
-            raise DeadlineError(said, "timeout_seconds")
+        self._in_time()
         if self.asks and (self.is_cancelled() or self._left()):
             raise CancelledError("the request was cancelled")
 
     def decode(self, latents: Array) -> Array:
-        """The decoder's image; called again where the decoder died meanwhile."""
-        service = self.service
-        made = call_again(
-            lambda: service.call(service.settings.vae_decoder_model, {"latents": latents}, ["image"]), self._overdue
-        )
+        made = self._decoder(latents)
         self._calls += 1
-        return made["image"]
+        return made
 
-    def _overdue(self) -> bool:
-        return self.service.clock() >= self.deadline
+    def _in_time(self) -> None:
+        if self.service.clock() >= self.deadline:
+            said = f"timeout_seconds: the time is up after {self._calls} calls of the VAE decoder"
+            raise DeadlineError(said, "timeout_seconds")
 
     def _left(self) -> bool:
         if not self.run_id:

@@ -20,7 +20,7 @@ from nereid.diffusion.requests import parse_image_request
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.diffusion.start import start_runs
 from nereid.diffusion.state import ImageTask
-from nereid.diffusion.vae_tiles import Encode, VaeTiling
+from nereid.diffusion.vae_tiles import Encode
 from nereid.diffusion.watching import Watchers, state_outputs
 from nereid.engines.costs import StepCosts
 from nereid.engines.memory import available_bytes
@@ -45,7 +45,10 @@ _NOT_ASKED_FOR = ("run_id", "ticket", "timeout_seconds")
 
 @dataclass(slots=True)
 class DenoiseService:
-    """Owns the batcher and the loop of one `denoise` instance. `record` notes who is inside, `costs` what steps take."""
+    """Owns the batcher and the loop of one `denoise` instance. `record` notes who is inside, `costs` what steps take.
+
+    `decoders` are the processes that live of the model that decodes what is denoised here.
+    """
 
     pipeline: Pipeline
     limits: Limits
@@ -55,14 +58,14 @@ class DenoiseService:
     costs: StepCosts = field(default_factory=StepCosts)
     record: FlightRecord | None = None
     fingerprint: str = ""
+    decoders: Callable[[], frozenset[int]] = frozenset
     _observer: ImageObserver = field(init=False)
     _loop: DenoisingLoop = field(init=False)
     _lanes: LaneReport = field(init=False)
     _batcher: InFlightBatcher[ImageTask] = field(init=False)
     _preparing: NamedThreads = field(init=False)
     _watchers: Watchers = field(init=False)
-    _tiling: VaeTiling = field(init=False)
-    _decoded: PicturesDecoded = field(default_factory=PicturesDecoded)
+    _decoded: PicturesDecoded = field(init=False)
     _reserved: dict[str, Ticket[ImageTask]] = field(default_factory=dict)
     _kept: KeptResults = field(default_factory=KeptResults)
     _saved: float = field(default_factory=time.monotonic)
@@ -70,7 +73,8 @@ class DenoiseService:
     def __post_init__(self) -> None:
         budget = self.limits.memory_budget_bytes or available_bytes() // 2
         self.limits = replace(self.limits, memory_budget_bytes=budget)
-        self._tiling = self.limits.tiling(self.pipeline.vae_scale_factor)
+        self.limits.tiling(self.pipeline.vae_scale_factor)  # a mistake is told when the model loads
+        self._decoded = PicturesDecoded(self.decoders)
         self._observer = ImageObserver(self.recorder)
         self._loop = DenoisingLoop(
             self.predict,
@@ -158,10 +162,11 @@ class DenoiseService:
         digest = _digest(inputs)
         if self.record is not None and self.record.is_refused(digest):
             raise PoisonousRequestError("the request was alone in `denoise` when it died, twice; it is not tried a third time")
-        self._decoded.forget(request.run_id)
+        self._decoded.forget(request.run_id)  # its picture is asked for anew
         if (known := self._kept.find(request.run_id, digest)) is not None:
             if (taken := self._reserved.pop(request.ticket, None)) is not None:
                 self._batcher.give_back(taken)  # nothing will be drawn in its place
+            self._decoded.begin(request.run_id)
             reply({**known, "seconds_left": _each(request.timeout_seconds, len(request.rows))}, None)
             return
         task = ImageTask(request, self._answer_with(reply, digest), is_cancelled, digest=digest)
@@ -189,7 +194,7 @@ class DenoiseService:
     def _prepare(self, task: ImageTask, ticket: Ticket[ImageTask]) -> None:
         """Fill in the starting latents, which may call the VAE encoder; then the ticket may join."""
         try:
-            task.runs = start_runs(task.request, self._tiling, self.encode, lambda: ticket.finished)
+            task.runs = start_runs(task.request, self.encode, lambda: ticket.finished)
             task.due = self._due(task)
             if self.record is not None and self.record.is_suspect(task.digest):
                 ticket.alone = True
@@ -232,6 +237,7 @@ class DenoiseService:
             outputs = None
             if error is None:
                 outputs = _outputs(task, self.fingerprint)
+                self._decoded.begin(task.request.run_id)
                 self._kept.keep(task.request.run_id, digest, outputs)
                 self._observer.imaged(sum(run.row.end == run.row.origin + len(run.row.table) for run in task.runs))
             reply(outputs, error)
@@ -266,8 +272,10 @@ def _outputs(task: ImageTask, fingerprint: str) -> dict[str, np.ndarray]:
         "system_fingerprint": np.array([[fingerprint.encode()]] * count, dtype=np.object_),
         "seconds_left": _each(task.submitted + task.request.timeout_seconds - time.monotonic(), count),
         "run_id": np.array([[task.request.run_id.encode()]] * count, dtype=np.object_),
+        "tile_sample_min_size": _each(task.request.tiling.tile_sample_min_size, count, np.int32),
+        "tile_overlap_factor": _each(task.request.tiling.tile_overlap_factor, count),
     }
 
 
-def _each(seconds: float, rows: int) -> np.ndarray:
-    return np.full((rows, 1), seconds, np.float32)
+def _each(value: float, rows: int, dtype: type = np.float32) -> np.ndarray:
+    return np.full((rows, 1), value, dtype)

@@ -38,12 +38,12 @@ class Pipeline:
     memory: Mapping[str, RunMemory] = field(default_factory=dict)
     """What a run of each engine needs, by its component's name, where export has measured it."""
 
-    def image_bytes(self, pixels: int, *, guided: bool, from_image: bool, tile_pixels: int) -> float:
+    def image_bytes(self, pixels: int, *, guided: bool, from_image: bool, tiling: VaeTiling) -> float:
         """What one image of `pixels` needs at its largest engine; 0 where export has measured nothing.
 
-        No call of the VAE is for more than `tile_pixels`.
+        No call of the VAE is for more than a tile.
         """
-        seen = min(pixels, tile_pixels)
+        seen = min(pixels, tiling.tile_pixels)
         runs = {"unet": (2 if guided else 1, pixels), "vae_decoder": (1, seen), "vae_encoder": (int(from_image), seen)}
         return max((self.memory[name].run_bytes(*run) for name, run in runs.items() if name in self.memory), default=0.0)
 
@@ -89,11 +89,11 @@ class Limits:
             cls,
             parameters,
             may_be_zero=("max_queue", "memory_budget_bytes"),
-            others=("unet_model", "vae_encoder_model"),
+            others=("unet_model", "vae_encoder_model", "image_output_model"),
         )
 
     def tiling(self, vae_scale_factor: int) -> VaeTiling:
-        """How large pictures are encoded."""
+        """How large pictures are encoded and decoded; raises ValueError."""
         return VaeTiling(
             tile_sample_min_size=self.tile_sample_min_size,
             tile_overlap_factor=self.tile_overlap_factor,

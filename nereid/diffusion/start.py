@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,13 +11,13 @@ from nereid.diffusion.images import from_pixels
 from nereid.diffusion.requests import ImageRequest, ImageRow
 from nereid.diffusion.solvers import SolverState
 from nereid.diffusion.state import ImageRun
-from nereid.diffusion.vae_tiles import Array, Encode, VaeTiling, encode_image
+from nereid.diffusion.vae_tiles import Array, Encode, encode_image
 from nereid.flow.errors import CancelledError
 from nereid.flow.noise import Purpose, normal
 from nereid.flow.retry import call_again
 
 
-def start_runs(request: ImageRequest, tiling: VaeTiling, encode: Encode, given_up: Callable[[], bool]) -> list[ImageRun]:
+def start_runs(request: ImageRequest, encode: Encode, given_up: Callable[[], bool]) -> list[ImageRun]:
     """The runs of a request at their first step. Calls the VAE encoder where there is an image, again if it died meanwhile."""
 
     def proceed() -> None:
@@ -24,11 +25,13 @@ def start_runs(request: ImageRequest, tiling: VaeTiling, encode: Encode, given_u
             raise CancelledError("the request was given up while its picture was encoded")
 
     def again(image: Array) -> tuple[Array, Array]:
-        return call_again(lambda: encode(image), given_up)
+        # However long the encoder is away: the ticket's own deadline ends it.
+        return call_again(lambda: encode(image), given_up, longest=math.inf)
 
-    return [
-        ImageRun(row, _start(row, lambda image: encode_image(image, tiling, again, proceed)), row.begin) for row in request.rows
-    ]
+    def moments(image: Array) -> tuple[Array, Array]:
+        return encode_image(image, request.tiling, again, proceed)
+
+    return [ImageRun(row, _start(row, moments), row.begin) for row in request.rows]
 
 
 def _start(row: ImageRow, encode: Callable[[Array], tuple[Array, Array]]) -> SolverState:

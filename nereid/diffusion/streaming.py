@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -14,13 +15,14 @@ from typing import Protocol
 import numpy as np
 
 from nereid.diffusion.admission import take_ticket
+from nereid.diffusion.decoding import TILING
 from nereid.diffusion.families import family_of
 from nereid.diffusion.families.base import HALVES
 from nereid.diffusion.options import first_step
 from nereid.diffusion.requests import DEFAULT_STRENGTH
 from nereid.diffusion.settings import Pipeline
 from nereid.diffusion.watching import HOLD_SECONDS
-from nereid.flow.errors import CancelledError, LostError, QueueFullError
+from nereid.flow.errors import CancelledError, LostError, QueueFullError, RequestError
 from nereid.flow.fields import FieldReader, Inputs
 from nereid.flow.retry import call_again
 from nereid.flow.runs import RunState
@@ -31,9 +33,9 @@ Outputs = Mapping[str, np.ndarray]
 
 _PASSED_ON = names(passed_on(Model.STREAM, Model.DENOISE))
 _TOLD = ("image_seed", "warnings", "timings", "system_fingerprint")
-_DECODED = ("latents", "seconds_left", "run_id")
-_CANCELLED_SECONDS = 0.5
-"""How often a stream asks, while its picture is decoded, whether its caller has left."""
+_DECODED = ("latents", "seconds_left", "run_id", *TILING)
+_LOOK_SECONDS = 0.5
+"""How often a stream looks, while its picture is decoded, whether its caller has left or the decoding has died."""
 _PATIENCE_SECONDS = HOLD_SECONDS + 3.0
 """A watch that is not answered by then, though `denoise` answers each within HOLD_SECONDS, means that `denoise` has died."""
 
@@ -153,17 +155,33 @@ class ImageStream:
         return self.calls.call(self.siblings.denoise, asked, outputs, timeout=_PATIENCE_SECONDS)
 
     def _decode(self, made: Outputs, run_id: str, is_cancelled: Callable[[], bool]) -> np.ndarray:
-        """The picture. Large ones take long: a cancellation meanwhile is passed on, and ends the decoding after its tile."""
+        """The picture, asked for again where `image_output` died.
+
+        Large ones take long: a cancellation meanwhile is passed on, and ends the decoding after its tile.
+        """
+
+        begun = time.monotonic()
 
         def once() -> np.ndarray:
-            picture = self.calls.submit(self.siblings.image_output, made, ["generated_image"])
-            while not wait([picture], _CANCELLED_SECONDS).done:
+            left = made["seconds_left"] - np.float32(time.monotonic() - begun)
+            known = self._state({"decoding": _text(run_id)}) == RunState.RUNNING
+            picture = self.calls.submit(self.siblings.image_output, {**made, "seconds_left": left}, ["generated_image"])
+            while not wait([picture], _LOOK_SECONDS).done:
                 if is_cancelled():
                     self._ask({"cancel": _text(run_id)}, ["run_state"])
                     raise CancelledError("the request was cancelled")
+                if known and self._state({"watch": _text(run_id)}) == RunState.UNKNOWN:
+                    raise LostError("image_output: it died with the picture")  # its answer would never come
             return picture.result()["generated_image"]
 
         return call_again(once, is_cancelled)
+
+    def _state(self, asked: Outputs) -> str | None:
+        """What `denoise` says of the run; None where it says nothing: it may have died after its work was done."""
+        try:
+            return str(self._ask(asked, ["run_state"])["run_state"].item().decode())
+        except RequestError:
+            return None
 
     def _again(
         self, model: str, inputs: Outputs, outputs: Sequence[str], is_cancelled: Callable[[], bool]

@@ -42,17 +42,15 @@ class VaeTiling:
     tile_sample_min_size: int
     tile_overlap_factor: float
     vae_scale_factor: int
-    use_slicing: bool = False
 
     def __post_init__(self) -> None:
         side, scale = self.tile_sample_min_size, self.vae_scale_factor
         if side < SMALLEST_TILE or side % (PARTS * scale):
             allowed = f"{SMALLEST_TILE} or more, a multiple of {PARTS * scale}"
-            raise ValueError(f"parameter tile_sample_min_size: {side} is not allowed; it must be {allowed}")
+            raise ValueError(f"tile_sample_min_size: {side} is not allowed; it must be {allowed}")
         if not 0 < self.tile_overlap_factor <= LARGEST_OVERLAP:
-            raise ValueError(
-                f"parameter tile_overlap_factor: {self.tile_overlap_factor:g} is not allowed; it must be above 0 and at most 1/3"
-            )
+            factor = f"{self.tile_overlap_factor:g}"
+            raise ValueError(f"tile_overlap_factor: {factor} is not allowed; it must be above 0 and at most 1/3")
 
     @property
     def tile_latent_min_size(self) -> int:
@@ -62,12 +60,19 @@ class VaeTiling:
         """Whether latents of this size are cut: where they are more than a tile's, so that a call needs no more than a tile."""
         return height * width > self.tile_latent_min_size**2
 
+    @property
+    def tile_pixels(self) -> int:
+        """Of the largest call."""
+        return self.tile_sample_min_size**2
 
-def decode_latents(latents: Array, tiling: VaeTiling, decode: Decode, proceed: Proceed) -> Array:
+
+def decode_latents(
+    latents: Array, tiling: VaeTiling | None, decode: Decode, proceed: Proceed, *, use_slicing: bool = False
+) -> Array:
     """The images of a batch of latents: in one call, a call each (`use_slicing`), or a call for each tile of each."""
-    if tiling.tiles(*latents.shape[2:]):
+    if tiling is not None and tiling.tiles(*latents.shape[2:]):
         return np.concatenate([_decode_tiled(row[None], tiling, decode, proceed) for row in latents])
-    slices = list(latents[:, None]) if tiling.use_slicing else [latents]
+    slices = list(latents[:, None]) if use_slicing else [latents]
     made = []
     for part in slices:
         proceed()

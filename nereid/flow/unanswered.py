@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nereid.flow.state_folder import process_file, process_files
+from nereid.flow.state_folder import process_file, process_files, state_file
 
 _KIND = "unanswered"
 _WORD = struct.Struct("q")
@@ -57,6 +57,12 @@ class Unanswered:
             self._count += change
             if self._memory is not None:
                 _WORD.pack_into(self._memory, 0, self._count)
+
+
+def processes_of(model: str) -> frozenset[int]:
+    """The processes of this model that live, as far as the supervisor knows; none where there is no state folder."""
+    file = state_file(_KIND)
+    return frozenset(pid for pid, name, _ in process_files(file.parent, _KIND) if name == model) if file else frozenset()
 
 
 def take_unanswered(folder: Path, models: Collection[str]) -> list[str]:

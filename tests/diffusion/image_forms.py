@@ -117,7 +117,6 @@ def begun(inputs: dict[str, Array], facts: Pipeline | None = None, limits: Limit
     task = ImageTask(parsed, lambda task, error: None, lambda: False)
     task.runs = start_runs(
         task.request,
-        (limits or Limits()).tiling(8),
         lambda images: (np.zeros((1, 4, 8, 8), np.float32),) * 2,
         lambda: False,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,21 @@ import numpy as np
 import pytest
 
 from nereid.diffusion.decoding import DecodingService, DecodingSettings
-from nereid.flow.errors import CancelledError, DeadlineError, EngineError, InvalidRequestError, LostError, RequestError
+from nereid.flow.errors import (
+    CancelledError,
+    DeadlineError,
+    EngineError,
+    InvalidRequestError,
+    LostError,
+    PoisonousRequestError,
+    RequestError,
+)
 
 from image_forms import Array, text
 
 SMALL, LARGE = (1, 4, 8, 8), (1, 4, 16, 16)
 """One call, and the sixteen of tiles of 64 pixels."""
+CUT = {"tile_sample_min_size": np.array([[64]], np.int32), "tile_overlap_factor": np.array([[0.25]], np.float32)}
 
 
 class Models:
@@ -44,14 +55,14 @@ class Models:
         return {"run_state": text(self.state.decode())}
 
     def service(self, call: Any = None, **options: Any) -> DecodingService:
-        given = {"vae_decoder_model": "the_decoder", "denoise_model": "the_denoise", "tile_sample_min_size": 64, **options}
+        given = {"vae_decoder_model": "the_decoder", "denoise_model": "the_denoise", **options}
         settings = DecodingSettings.from_parameters({name: str(value) for name, value in given.items()})
         return DecodingService(
-            settings=settings, tiling=settings.tiling(8), call=call or self.call, ask=self.ask, clock=lambda: self.now
+            settings=settings, vae_scale_factor=8, call=call or self.call, ask=self.ask, clock=lambda: self.now
         )
 
     def decode(self, shape: tuple[int, ...], cancelled: Callable[[], bool] = lambda: False, **inputs: Array) -> Array:
-        return self.service().decode({"latents": values(shape), **inputs}, cancelled)["generated_image"]
+        return self.service().decode({"latents": values(shape), **CUT, **inputs}, cancelled)["generated_image"]
 
 
 def values(shape: tuple[int, ...], seed: int = 0) -> Array:
@@ -64,7 +75,7 @@ def left(seconds: float) -> Array:
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nereid.flow.retry.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("nereid.diffusion.decoder.RETRY_SECONDS", 0.0)
 
 
 def test_a_small_picture_is_one_call_and_nobody_is_asked() -> None:
@@ -112,24 +123,22 @@ def test_a_deadline_counts_between_tiles_from_the_request_s_arrival() -> None:
     assert caught.value.field == "timeout_seconds"
     models.now, models.decoded = 100.0, []
     with pytest.raises(DeadlineError, match="after 0 calls"):
-        models.service().decode({"latents": values(SMALL), "seconds_left": left(5)}, lambda: False, arrived=95.0)
+        models.service().decode({"latents": values(SMALL), **CUT, "seconds_left": left(5)}, lambda: False, arrived=95.0)
     assert not models.decoded
 
 
-def test_a_decoder_that_died_is_called_again_for_the_same_tile() -> None:
-    models, deaths = (
-        Models(),
-        iter([None, LostError("vae_decoder: Stub process is not healthy"), LostError("still"), *[None] * 15]),
-    )
+def test_a_decoder_that_died_is_called_again_for_the_same_tile_once_empty_latents_find_it_back() -> None:
+    models, answers = Models(), iter([True, False, False, False, *[True] * 16])
 
     def die() -> None:
-        if (error := next(deaths)) is not None:
-            raise error
+        if not next(answers):
+            raise LostError("vae_decoder: Stub process is not healthy")
 
     models.before = die
     undisturbed = Models().decode(LARGE)
     assert np.array_equal(models.decode(LARGE), undisturbed)
-    assert models.decoded == [SMALL] * 16
+    assert models.decoded == [SMALL] * 17  # the one that found it back was empty
+    assert next(answers, None) is None
 
 
 def test_a_decoder_that_stays_away_is_waited_for_until_the_deadline() -> None:
@@ -140,9 +149,67 @@ def test_a_decoder_that_stays_away_is_waited_for_until_the_deadline() -> None:
         raise LostError("vae_decoder: Stub process is not healthy")
 
     models.before = die
-    with pytest.raises(LostError):
-        models.decode(SMALL, seconds_left=left(3))
-    assert models.now == 3
+    with pytest.raises(DeadlineError, match="after 0 calls of the VAE decoder"):
+        models.decode(SMALL, seconds_left=left(300))
+    assert models.now == 300
+
+
+def test_a_picture_that_kills_the_decoder_alone_twice_is_refused() -> None:
+    given = values(SMALL)
+
+    def call(name: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        if np.array_equal(inputs["latents"], given):
+            deaths.append(1)
+            raise LostError("vae_decoder: Stub process is not healthy")
+        return Models().call(name, inputs, outputs)
+
+    deaths: list[int] = []
+    with pytest.raises(PoisonousRequestError):
+        Models().service(call).decode({"latents": given}, lambda: False)
+    assert len(deaths) == 2
+
+
+def test_those_inside_at_a_death_have_the_decoder_to_themselves_from_then_on() -> None:
+    """Two at once: after the death of both, the one that does not kill is answered, and the other is refused."""
+    deadly, inside, most = values(SMALL, seed=1), [], []
+    both, lock = threading.Barrier(2), threading.Lock()
+    first = iter([True, True])
+
+    def call(name: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        given = inputs["latents"]
+        with lock:
+            begins = next(first, False)
+            inside.append(given)
+            most.append(len(inside))
+        if begins:
+            both.wait(30)
+        with lock:
+            inside.pop()
+        if begins or np.array_equal(given, deadly):
+            raise LostError("vae_decoder: Stub process is not healthy")
+        return Models().call(name, inputs, outputs)
+
+    service = Models().service(call)
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(service.decode, {"latents": given}, lambda: False) for given in (values(SMALL), deadly)]
+        assert jobs[0].result(30)["generated_image"].shape == (1, 64, 64, 3)
+        assert isinstance(jobs[1].exception(30), PoisonousRequestError)
+    assert max(most[:2]) == 2
+    assert max(most[2:]) == 1
+
+
+def test_a_decoder_that_is_down_when_a_picture_comes_has_not_died_of_it() -> None:
+    models, answers = Models(), iter([False, False, False, True, True, False, True, True])
+    service = models.service()
+
+    def die() -> None:
+        if not next(answers):
+            raise LostError("vae_decoder: Stub process is not healthy")
+
+    models.before = die
+    for _ in range(2):  # the second dies of a later death
+        service.decode({"latents": values(SMALL)}, lambda: False)
+    assert next(answers, None) is None
 
 
 @pytest.mark.parametrize("error", [EngineError("vae_decoder: out of memory"), InvalidRequestError("latents: no", "latents")])
@@ -164,6 +231,19 @@ def test_a_denoise_that_died_does_not_end_what_it_has_made() -> None:
     assert models.decode(LARGE, run_id=text("run")).shape == (1, 128, 128, 3)
 
 
+def test_a_caller_who_says_nothing_of_tiles_gets_the_whole_and_half_a_word_or_a_wrong_one_is_refused() -> None:
+    models = Models()
+    models.service().decode({"latents": values(LARGE)}, lambda: False)
+    assert models.decoded == [LARGE]
+    for name, wrong in (("tile_sample_min_size", 72), ("tile_overlap_factor", 0.5)):
+        with pytest.raises(InvalidRequestError, match=f"{name}: {wrong} is not allowed") as caught:
+            models.decode(LARGE, **{name: np.array([[wrong]], CUT[name].dtype)})
+        assert caught.value.field == name
+        given = {key: value for key, value in CUT.items() if key != name}
+        with pytest.raises(InvalidRequestError, match=f"{name}: nothing is not allowed"):
+            models.service().decode({"latents": values(LARGE), **given}, lambda: False)
+
+
 def test_latents_without_places_are_refused() -> None:
     with pytest.raises(InvalidRequestError, match="shape of latents"):
         Models().decode((1, 4, 0, 8))
@@ -171,13 +251,13 @@ def test_latents_without_places_are_refused() -> None:
 
 def test_pictures_of_a_request_are_sliced_where_the_config_says_so() -> None:
     models = Models()
-    models.service(use_slicing="true").decode({"latents": values((3, 4, 8, 8))}, lambda: False)
+    models.service(use_slicing="true").decode({"latents": values((3, 4, 8, 8)), **CUT}, lambda: False)
     assert models.decoded == [SMALL] * 3
 
 
 def test_a_parameter_that_nobody_reads_is_refused() -> None:
-    with pytest.raises(ValueError, match="parameter tile_overlap: not known; did you mean tile_overlap_factor"):
-        DecodingSettings.from_parameters({"tile_overlap": "0.25"})
+    with pytest.raises(ValueError, match="parameter use_slices: not known; did you mean use_slicing"):
+        DecodingSettings.from_parameters({"use_slices": "true"})
 
 
 # --- with the engine ---
@@ -202,7 +282,7 @@ def engine(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.torch
 def test_a_tiled_picture_has_the_same_bytes_alone_and_with_tiles_of_others_in_its_calls(engine: Any) -> None:
-    settings = DecodingSettings(tile_sample_min_size=64)
+    settings = DecodingSettings()
     mates = values((2, 4, 16, 16), seed=9)
 
     def alone(name: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
@@ -216,9 +296,9 @@ def test_a_tiled_picture_has_the_same_bytes_alone_and_with_tiles_of_others_in_it
         return {"image": engine({"latents": together}, outputs)["image"][row : row + 1]}
 
     calls: list[int] = []
-    given = {"latents": values((1, 4, 24, 40))}
+    given = {"latents": values((1, 4, 24, 40)), **CUT}
     made = [
-        DecodingService(settings=settings, tiling=settings.tiling(4), call=call, ask=call).decode(given, lambda: False)
+        DecodingService(settings=settings, vae_scale_factor=4, call=call, ask=call).decode(given, lambda: False)
         for call in (alone, in_company)
     ]
     assert len(calls) == 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,12 @@ class Answer:
 
 @contextmanager
 def serving(
-    unet: Any = None, encode: Any = None, record: FlightRecord | None = None, facts: Any = None, **limits: Any
+    unet: Any = None,
+    encode: Any = None,
+    record: FlightRecord | None = None,
+    facts: Any = None,
+    decoders: Callable[[], frozenset[int]] = frozenset,
+    **limits: Any,
 ) -> Iterator[DenoiseService]:
     service = DenoiseService(
         pipeline=facts or pipeline(),
@@ -67,6 +72,7 @@ def serving(
         recorder=Recorder(lambda metric, value, labels: None),
         record=record,
         fingerprint="one",
+        decoders=decoders,
     )
     try:
         yield service
@@ -274,6 +280,9 @@ def test_of_a_large_picture_the_vae_needs_no_more_than_a_tile() -> None:
             assert isinstance(answer.error, InvalidRequestError) is refused
             wide = np.zeros((1, 64, 1024, 3), np.uint8)
             assert isinstance(ask(service, ticket=text("t"), init_image=wide).wait().error, InvalidRequestError) is refused
+            own = {"tile_sample_min_size": whole(320 - tile)}  # the other one
+            answer = ask(service, ticket=text("t"), **size, **own).wait()
+            assert isinstance(answer.error, InvalidRequestError) is not refused
     with serving(facts=pipeline(memory=MEASURED), memory_budget_bytes=8192, tile_sample_min_size=64) as service:
         assert isinstance(ask(service, ticket=text("t"), **size).wait().error, InvalidRequestError)  # the UNet sees it whole
 
@@ -291,6 +300,31 @@ def test_a_large_picture_is_encoded_by_tiles_of_one_shape() -> None:
     assert made.error is None
     assert set(shapes) == {(1, 3, 64, 64)}
     assert len(shapes) == 5
+
+
+def test_a_request_says_how_large_its_tiles_are_where_it_likes() -> None:
+    with serving(tile_sample_min_size=128, tile_overlap_factor=0.125) as service:
+        for given, side in (({}, 128), ({"tile_sample_min_size": whole(64)}, 64)):
+            made = draw(service, **given).wait().outputs
+            assert made is not None
+            assert made["tile_sample_min_size"].tolist() == [[side]]
+            assert made["tile_overlap_factor"].tolist() == [[0.125]]
+        refused = draw(service, tile_sample_min_size=whole(72)).wait().error
+        assert isinstance(refused, InvalidRequestError)
+        assert str(refused) == "tile_sample_min_size: 72 is not allowed; it must be a multiple of 16"
+        assert isinstance(draw(service, tile_sample_min_size=whole(48)).wait().error, InvalidRequestError)
+
+
+def test_a_run_whose_decoder_died_with_its_picture_is_unknown_until_it_is_asked_for_again() -> None:
+    lives = {1}
+    with serving(decoders=lambda: frozenset(lives)) as service:
+        draw(service, run_id=text("run")).wait()
+        assert ask(service, decoding=text("run")).state == "running"
+        lives.clear()
+        assert watch(service, "run").state == "unknown"
+        lives.add(2)
+        assert draw(service, run_id=text("run")).wait().error is None
+        assert watch(service, "run").state == "done"
 
 
 def test_an_answer_tells_the_decoder_whose_it_is_and_what_time_is_left() -> None:

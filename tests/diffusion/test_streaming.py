@@ -164,7 +164,7 @@ def test_leaving_a_stream_cancels_its_run(models: Any) -> None:
 
 
 def test_leaving_while_the_picture_is_decoded_cancels_the_run(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nereid.diffusion.streaming._CANCELLED_SECONDS", 0.01)
+    monkeypatch.setattr("nereid.diffusion.streaming._LOOK_SECONDS", 0.01)
     made = models()
     inside, left = threading.Event(), threading.Event()
 
@@ -180,6 +180,29 @@ def test_leaving_while_the_picture_is_decoded_cancels_the_run(models: Any, monke
         stream(made, inside.is_set, run_id=np.array([b"run"], np.object_))
     assert made._denoise({"decoding": text("run")})["run_state"].item() == b"failed"
     left.set()
+
+
+def test_a_picture_whose_decoding_died_without_an_answer_is_decoded_again(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nereid.diffusion.streaming._LOOK_SECONDS", 0.01)
+    lives, late = {1}, threading.Event()
+    made = models()
+    made.service._decoded.decoders = lambda: frozenset(lives)
+    times: list[float] = []
+
+    def decode(inputs: Mapping[str, Array]) -> None:
+        times.append(inputs["seconds_left"].item())
+        assert inputs["tile_sample_min_size"].item() == 1024
+        assert inputs["tile_overlap_factor"].item() == 0.25
+        if len(times) == 1:
+            lives.clear()
+            lives.add(2)
+            assert late.wait(30)
+
+    made.decode = decode
+    assert int(stream(made, run_id=np.array([b"run"], np.object_))[-1]["step"][0]) == 5
+    late.set()
+    assert made.called.count("image") == 2
+    assert times[1] < times[0]  # the time goes on
 
 
 def test_a_later_step_that_died_is_called_again_and_the_run_is_not(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """Triton's side of `denoise`: many requests in flight, answered late."""
 
+from functools import partial
+
 from nereid.diffusion.service import DenoiseService
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.engines.costs import StepCosts
@@ -7,6 +9,7 @@ from nereid.engines.digests import fingerprint_of, own_version
 from nereid.flow.flight_record import FlightRecord
 from nereid.flow.metrics import Recorder
 from nereid.flow.state_folder import state_file
+from nereid.flow.unanswered import processes_of
 from nereid.triton import bridge
 from nereid_protocol.metrics import IMAGE_METRICS
 
@@ -36,6 +39,7 @@ class TritonPythonModel:
             costs=StepCosts(state_file(f"{model.name}.costs.json")),
             record=FlightRecord.open(model.name),
             fingerprint=fingerprint_of(model.folder, own_version()),
+            decoders=partial(processes_of, model.parameters["image_output_model"]),
         )
 
     def execute(self, requests):

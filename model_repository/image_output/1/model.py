@@ -16,9 +16,9 @@ class TritonPythonModel:
     def initialize(self, args):
         model = bridge.ModelArguments.parse(args)
         settings = DecodingSettings.from_parameters(model.parameters)
-        tiling = settings.tiling(Pipeline.read(model.version_folder).vae_scale_factor)
+        scale = Pipeline.read(model.version_folder).vae_scale_factor
         self._workers, self._askers = NamedThreads(settings.max_calls, "decode"), bridge.Callers.of(settings.max_calls)
-        self._service = DecodingService(settings=settings, tiling=tiling, call=bridge.call_model, ask=self._ask)
+        self._service = DecodingService(settings=settings, vae_scale_factor=scale, call=bridge.call_model, ask=self._ask)
 
     def execute(self, requests):
         for request in requests:
