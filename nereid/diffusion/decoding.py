@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,12 +40,16 @@ class DecodingSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodingService:
-    """Requests of `image_output`; safe to use from several threads. `call` reaches the decoder, `ask` reaches `denoise`."""
+    """Requests of `image_output`; safe to use from several threads. `call` reaches the decoder, `ask` reaches `denoise`.
+
+    `decoders` are the processes of the decoder that live.
+    """
 
     settings: DecodingSettings
     vae_scale_factor: int
     call: CallModel
     ask: CallModel
+    decoders: Callable[[], frozenset[int]] = frozenset
     clock: Callable[[], float] = time.monotonic
     _decoder: SharedDecoder = field(init=False)
 
@@ -52,7 +57,7 @@ class DecodingService:
         def image(latents: Array) -> Array:
             return self.call(self.settings.vae_decoder_model, {"latents": latents}, ["image"])["image"]
 
-        object.__setattr__(self, "_decoder", SharedDecoder(image))
+        object.__setattr__(self, "_decoder", SharedDecoder(image, self.decoders))
 
     def decode(
         self, inputs: Mapping[str, np.ndarray], is_cancelled: Callable[[], bool], arrived: float | None = None
@@ -88,7 +93,7 @@ class DecodingService:
 
     def _deadline(self, inputs: Mapping[str, np.ndarray], arrived: float | None) -> float:
         if "seconds_left" not in inputs:
-            return float("inf")
+            return math.inf
         return (self.clock() if arrived is None else arrived) + float(inputs["seconds_left"].min())
 
 
@@ -105,7 +110,7 @@ class _Waited:
     _decoder: RequestDecoder = field(init=False)
 
     def __post_init__(self) -> None:
-        self._decoder = self.service._decoder.for_request(self._in_time)
+        self._decoder = RequestDecoder(self.service._decoder, self._in_time, math.isfinite(self.deadline))
 
     def proceed(self) -> None:
         """Raises CancelledError or DeadlineError where nobody waits for the rest."""

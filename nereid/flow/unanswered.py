@@ -60,9 +60,20 @@ class Unanswered:
 
 
 def processes_of(model: str) -> frozenset[int]:
-    """The processes of this model that live, as far as the supervisor knows; none where there is no state folder."""
+    """The processes of this model that live; none where there is no state folder, or the model has no process of its own."""
     file = state_file(_KIND)
-    return frozenset(pid for pid, name, _ in process_files(file.parent, _KIND) if name == model) if file else frozenset()
+    if file is None:
+        return frozenset()
+    return frozenset(pid for pid, name, _ in process_files(file.parent, _KIND) if name == model and _lives(pid))
+
+
+def _lives(pid: int) -> bool:
+    """A process that has ended may still be listed, until its parent has looked at it."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
 
 
 def take_unanswered(folder: Path, models: Collection[str]) -> list[str]:

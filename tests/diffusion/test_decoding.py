@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from nereid.flow.errors import (
 
 from image_forms import Array, text
 
+LOST = LostError("vae_decoder: Stub process 'vae_decoder_0_0' is not healthy.")
 SMALL, LARGE = (1, 4, 8, 8), (1, 4, 16, 16)
 """One call, and the sixteen of tiles of 64 pixels."""
 CUT = {"tile_sample_min_size": np.array([[64]], np.int32), "tile_overlap_factor": np.array([[0.25]], np.float32)}
@@ -37,6 +39,7 @@ class Models:
         self.asked = 0
         self.state = b"running"
         self.now = 0.0
+        self.processes = {1, 2}
         self.before: Callable[[], None] = lambda: None
         self.denoise_error: RequestError | None = None
 
@@ -58,7 +61,12 @@ class Models:
         given = {"vae_decoder_model": "the_decoder", "denoise_model": "the_denoise", **options}
         settings = DecodingSettings.from_parameters({name: str(value) for name, value in given.items()})
         return DecodingService(
-            settings=settings, vae_scale_factor=8, call=call or self.call, ask=self.ask, clock=lambda: self.now
+            settings=settings,
+            vae_scale_factor=8,
+            call=call or self.call,
+            ask=self.ask,
+            decoders=lambda: frozenset(self.processes),
+            clock=lambda: self.now,
         )
 
     def decode(self, shape: tuple[int, ...], cancelled: Callable[[], bool] = lambda: False, **inputs: Array) -> Array:
@@ -75,7 +83,7 @@ def left(seconds: float) -> Array:
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nereid.diffusion.decoder.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("nereid.diffusion.decoder.PAUSE_SECONDS", 0.0)
 
 
 def test_a_small_picture_is_one_call_and_nobody_is_asked() -> None:
@@ -127,26 +135,26 @@ def test_a_deadline_counts_between_tiles_from_the_request_s_arrival() -> None:
     assert not models.decoded
 
 
-def test_a_decoder_that_died_is_called_again_for_the_same_tile_once_empty_latents_find_it_back() -> None:
-    models, answers = Models(), iter([True, False, False, False, *[True] * 16])
+def test_a_decoder_that_died_is_called_again_for_the_same_tile() -> None:
+    models, answers = Models(), iter([True, False, False, False, *[True] * 15])
 
     def die() -> None:
         if not next(answers):
-            raise LostError("vae_decoder: Stub process is not healthy")
+            raise LOST
 
     models.before = die
     undisturbed = Models().decode(LARGE)
     assert np.array_equal(models.decode(LARGE), undisturbed)
-    assert models.decoded == [SMALL] * 17  # the one that found it back was empty
+    assert models.decoded == [SMALL] * 16
     assert next(answers, None) is None
 
 
-def test_a_decoder_that_stays_away_is_waited_for_until_the_deadline() -> None:
+def test_a_decoder_that_stays_away_is_waited_for_until_the_deadline_however_late() -> None:
     models = Models()
 
     def die() -> None:
         models.now += 1
-        raise LostError("vae_decoder: Stub process is not healthy")
+        raise LOST
 
     models.before = die
     with pytest.raises(DeadlineError, match="after 0 calls of the VAE decoder"):
@@ -154,26 +162,55 @@ def test_a_decoder_that_stays_away_is_waited_for_until_the_deadline() -> None:
     assert models.now == 300
 
 
+def test_who_has_no_deadline_waits_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nereid.diffusion.decoder.MAX_SECONDS", 0.05)
+    models, called = Models(), [0]
+
+    def die() -> None:
+        called[0] += 1
+        raise LOST
+
+    models.before = die
+    with pytest.raises(LostError, match="is not healthy"):
+        models.decode(SMALL)
+    assert called[0] > 1
+
+
 def test_a_picture_that_kills_the_decoder_alone_twice_is_refused() -> None:
-    given = values(SMALL)
+    models, deaths = Models(), itertools.count(10)
 
-    def call(name: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        if np.array_equal(inputs["latents"], given):
-            deaths.append(1)
-            raise LostError("vae_decoder: Stub process is not healthy")
-        return Models().call(name, inputs, outputs)
+    def die() -> None:
+        models.processes.pop()
+        models.processes.add(next(deaths))  # the supervisor's work
+        raise LOST
 
-    deaths: list[int] = []
+    models.before = die
     with pytest.raises(PoisonousRequestError):
-        Models().service(call).decode({"latents": given}, lambda: False)
-    assert len(deaths) == 2
+        models.decode(SMALL)
+    assert next(deaths) == 12
+
+
+def test_to_meet_a_dead_process_is_to_have_killed_none() -> None:
+    """Of two, one has died: calls go to the other, or fail at once, until it is replaced."""
+    models, answers = Models(), iter([False, True, False, False, False, True])
+    models.processes = {2}
+
+    def meet() -> None:
+        if not next(answers):
+            raise LOST
+
+    models.before = meet
+    for _ in range(2):
+        models.decode(SMALL)
+    assert next(answers, None) is None
 
 
 def test_those_inside_at_a_death_have_the_decoder_to_themselves_from_then_on() -> None:
-    """Two at once: after the death of both, the one that does not kill is answered, and the other is refused."""
-    deadly, inside, most = values(SMALL, seed=1), [], []
-    both, lock = threading.Barrier(2), threading.Lock()
-    first = iter([True, True])
+    """Two at once: after a death with both inside, the one that does not kill is answered, and the other is refused."""
+    models, deadly = Models(), values(SMALL, seed=1)
+    inside: list[Array] = []
+    most: list[int] = []
+    both, lock, first, deaths = threading.Barrier(2), threading.Lock(), iter([True, True]), itertools.count(10)
 
     def call(name: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         given = inputs["latents"]
@@ -183,33 +220,24 @@ def test_those_inside_at_a_death_have_the_decoder_to_themselves_from_then_on() -
             most.append(len(inside))
         if begins:
             both.wait(30)
+        kills = begins or np.array_equal(given, deadly)
+        with lock:
+            if kills:
+                models.processes = {next(deaths)}
+        if begins:
+            both.wait(30)
         with lock:
             inside.pop()
-        if begins or np.array_equal(given, deadly):
-            raise LostError("vae_decoder: Stub process is not healthy")
+        if kills:
+            raise LOST
         return Models().call(name, inputs, outputs)
 
-    service = Models().service(call)
+    service = models.service(call)
     with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(service.decode, {"latents": given}, lambda: False) for given in (values(SMALL), deadly)]
         assert jobs[0].result(30)["generated_image"].shape == (1, 64, 64, 3)
         assert isinstance(jobs[1].exception(30), PoisonousRequestError)
-    assert max(most[:2]) == 2
-    assert max(most[2:]) == 1
-
-
-def test_a_decoder_that_is_down_when_a_picture_comes_has_not_died_of_it() -> None:
-    models, answers = Models(), iter([False, False, False, True, True, False, True, True])
-    service = models.service()
-
-    def die() -> None:
-        if not next(answers):
-            raise LostError("vae_decoder: Stub process is not healthy")
-
-    models.before = die
-    for _ in range(2):  # the second dies of a later death
-        service.decode({"latents": values(SMALL)}, lambda: False)
-    assert next(answers, None) is None
+    assert most == [1, 2, 1, 1]
 
 
 @pytest.mark.parametrize("error", [EngineError("vae_decoder: out of memory"), InvalidRequestError("latents: no", "latents")])

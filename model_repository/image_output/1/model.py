@@ -1,10 +1,12 @@
 """Triton's side of `image_output`: latents to pixels, answered late, for the decoder may be called many times."""
 
 import time
+from functools import partial
 
 from nereid.diffusion.decoding import DecodingService, DecodingSettings
 from nereid.diffusion.settings import Pipeline
 from nereid.flow.request_ids import NamedThreads
+from nereid.flow.unanswered import processes_of
 from nereid.triton import bridge
 
 ASK_SECONDS = 10.0
@@ -18,7 +20,13 @@ class TritonPythonModel:
         settings = DecodingSettings.from_parameters(model.parameters)
         scale = Pipeline.read(model.version_folder).vae_scale_factor
         self._workers, self._askers = NamedThreads(settings.max_calls, "decode"), bridge.Callers.of(settings.max_calls)
-        self._service = DecodingService(settings=settings, vae_scale_factor=scale, call=bridge.call_model, ask=self._ask)
+        self._service = DecodingService(
+            settings=settings,
+            vae_scale_factor=scale,
+            call=bridge.call_model,
+            ask=self._ask,
+            decoders=partial(processes_of, settings.vae_decoder_model),
+        )
 
     def execute(self, requests):
         for request in requests:
