@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -149,7 +150,8 @@ def test_a_decoder_that_died_is_called_again_for_the_same_tile() -> None:
     assert next(answers, None) is None
 
 
-def test_a_decoder_that_stays_away_is_waited_for_until_the_deadline_however_late() -> None:
+def test_a_decoder_that_stays_away_is_waited_for_until_the_deadline_however_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nereid.diffusion.decoder.MAX_SECONDS", -1.0)
     models = Models()
 
     def die() -> None:
@@ -226,6 +228,8 @@ def test_those_inside_at_a_death_have_the_decoder_to_themselves_from_then_on() -
                 models.processes = {next(deaths)}
         if begins:
             both.wait(30)
+        else:
+            time.sleep(0.1)  # long enough for another to come in
         with lock:
             inside.pop()
         if kills:

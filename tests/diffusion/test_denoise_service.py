@@ -325,6 +325,8 @@ def test_a_run_whose_decoder_died_with_its_picture_is_unknown_until_it_is_asked_
         lives.add(2)
         assert draw(service, run_id=text("run")).wait().error is None
         assert watch(service, "run").state == "done"
+        lives.clear()
+        assert watch(service, "run").state == "unknown"  # nor was the second one answered
 
 
 def test_an_answer_tells_the_decoder_whose_it_is_and_what_time_is_left() -> None:
