@@ -12,7 +12,7 @@ ARGS ?=
 EXPORT = $(BIN)/nereid export diffusion $(CHECKPOINT) --engine $(ENGINE) --out $(REPOSITORY)
 EXPORT_LLM = $(BIN)/nereid export llm $(LLM) --out $(REPOSITORY)
 
-.PHONY: help setup demo export export-llm serve test lint reference bench bench-sd15 bench-engines bench-llm perf docker-build docker-up docker-export clean
+.PHONY: help setup demo export export-llm serve test lint reference bench bench-sd15 bench-engines bench-vae-tiles bench-llm perf docker-build docker-up docker-export clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -65,6 +65,9 @@ bench-sd15: setup ## The same at Stable Diffusion 1.5's sizes, random weights
 
 bench-engines: setup ## The UNet on every engine and precision, beside PyTorch (ARGS='--models shapes')
 	@$(BIN)/nereid bench engines $(ARGS)
+
+bench-vae-tiles: setup ## The VAE's decode of large pictures, whole and by tiles, beside diffusers
+	@$(BIN)/nereid bench vae-tiles $(ARGS)
 
 bench-llm: setup ## The language model against onnxruntime-genai, transformers, llama.cpp; batching, prefix cache, speculation
 	@$(BIN)/nereid bench llm $(ARGS)

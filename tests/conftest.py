@@ -33,6 +33,9 @@ for folder in (
 ZOO = Path(__file__).parents[1] / "zoo"
 
 
+TILE = 64
+"""Pixels a side of the pipeline `v`'s tiles: beyond that, its pictures are decoded by several."""
+
 SHARED_SERVER = ("tests/e2e/", "tests/docker/", "tests/repository/", "tests/diffusion/test_prompts_and_images.py")
 """Where tests use the shared repository, or would disturb those that do by a large server of their own."""
 SHARED_PACKAGE = ("tests/engines/test_torch.py", "tests/export/test_torch_aoti.py")
@@ -172,6 +175,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, 
     for model in ("llm", "exact_llm"):
         set_parameters(out, model, kv_tokens=16384)
     set_parameters(out, "llm", stream_interval_seconds=0)  # streams are as fine as they can be
+    set_parameters(out, "v_denoise", tile_sample_min_size=TILE)
     set_parameters(out, "tight_denoise", max_inflight=2, max_queue=1, max_pixels=64 * 64, max_steps=1000)
     return out
 

@@ -77,7 +77,11 @@ def _sentences_of_the_code() -> str:
 @pytest.mark.parametrize(
     "command",
     sorted(
-        set(re.findall(r"nereid ((?:export|zoo|bench) [a-z0-9]+|generate|serve|demo|chat|top)", "\n".join(DOCUMENTS.values())))
+        set(
+            re.findall(
+                r"nereid ((?:export|zoo|bench) [a-z0-9]+(?:-[a-z]+)*|generate|serve|demo|chat|top)", "\n".join(DOCUMENTS.values())
+            )
+        )
     ),
 )
 def test_commands_of_the_readme_have_help_that_lists_their_options(command: str) -> None:

@@ -23,6 +23,7 @@ from nereid_bench.llm import PARTS, LlmPlan, measure
 from nereid_bench.peers import PeerSettings
 from nereid_bench.perf import perf
 from nereid_bench.refusals import RefusalsPlan, refusals
+from nereid_bench.vae_tiles import VaeTilesPlan, vae_tiles
 from nereid_client.terminal import console, fail
 from nereid_export.engines import Engine
 from nereid_export.errors import ExportError
@@ -111,6 +112,24 @@ def engines_command(
     if not rows_found:
         _fail(ServingError("nothing that was asked for could be measured on this machine"))
     _report("ms a step of the UNet", rows_found, out, as_json)
+
+
+@app.command("vae-tiles")
+def vae_tiles_command(
+    work: Annotated[Path, typer.Option(help="Where the engine and the pictures are kept.")] = Path("build/bench-vae-tiles"),
+    sides: Annotated[str, typer.Option(help="Width and height of the pictures.")] = "512,1024,2048",
+    tile: Annotated[int, typer.Option(help="Width and height of a tile.", min=64)] = 512,
+    overlap: Annotated[float, typer.Option(help="What two tiles share, as a part of a tile.", min=0.05, max=1 / 3)] = 0.25,
+    out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/vae-tiles.json"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
+) -> None:
+    """The VAE's decode, whole and by tiles, beside diffusers' tiling: time, memory, difference from the whole in 1/255."""
+    if tile % 8:
+        raise typer.BadParameter(f"{tile} is not allowed; it must be a multiple of 8", param_hint="--tile")
+    rows = vae_tiles(VaeTilesPlan(work=work, sides=_numbers(sides, int), tile=tile, overlap=overlap), _say)
+    if not rows:
+        _fail(ServingError("no decode ran to its end on this machine"))
+    _report("decode of the VAE", rows, out, as_json)
 
 
 @app.command("llm")

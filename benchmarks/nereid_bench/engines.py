@@ -147,7 +147,7 @@ def _ready(plan: EnginesPlan, model: str, folder: Path, say: Say) -> Iterator[tu
                 say(f"{engine} {precision} is left out: {error}")
                 continue
             built = plan.work / model.partition("-")[0] / f"{engine}-{precision}"
-            facts = _built(engine, checkpoint, component, built, target, say)
+            facts = build_engine(engine, checkpoint, component, built, target, say)
             yield _turn(plan, engine, precision, folder, built, side), facts
     for peer, precisions in PEERS.items():
         for name in precisions:
@@ -167,9 +167,10 @@ def _turn(plan: EnginesPlan, name: str, precision: str, checkpoint: Path, folder
     )
 
 
-def _built(
+def build_engine(
     engine: Engine, checkpoint: Checkpoint, component: Component, folder: Path, target: Target, say: Say
 ) -> dict[str, Any]:
+    """An engine's files in `folder`, made unless they are there; its error against PyTorch in float32, and its size."""
     builder = BUILDERS[engine]
     packages = (*VERSIONED, *builder.packages)
     # One graph serves every size.
@@ -179,7 +180,8 @@ def _built(
     say(f"building {engine} {target.precision}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    module, trained = component.load(), checkpoint.folder == CHECKPOINT
+    module = component.load()
+    trained = checkpoint.folder == CHECKPOINT and component.name == "unet"
     made = _calibration(checkpoint, folder.parent / "calibration", say) if trained else Calibration()
     if target.precision.quantised and trained:
         samples = Samples(references_of(component, module, made.checks["unet"]), made.ranges["unet"], told=say)

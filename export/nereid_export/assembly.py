@@ -69,7 +69,7 @@ class Assembly:
                 (folder / "1" / file.name).hardlink_to(file)
         memory = run_memories({engine.component.name: engine.memory for engine in self.built})
         text = json.dumps({**facts, "memory": memory}, indent=1)
-        for model in ("denoise", "text_to_image_stream", "tokenizer"):
+        for model in ("denoise", "image_output", "text_to_image_stream", "tokenizer"):
             (repository / configs.prefixed(model, options.name) / "1" / PIPELINE_FILE).write_text(text)
         write_tokenizers(self.checkpoint, repository / configs.prefixed("tokenizer", options.name) / "1")
         ours = {model.name for model in repository.iterdir()}

@@ -89,7 +89,7 @@ class Drawer:
         return self.runs[name](inputs, outputs)
 
     @staticmethod
-    def _no_picture(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _no_picture(picture: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         raise AssertionError("nothing here starts from a picture")
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.diffusion.solvers import SCHEDULERS, ScheduleError, SchedulerName, SolverTable, build_table
+from nereid.diffusion.vae_tiles import PARTS, VaeTiling
 from nereid.flow.errors import InvalidRequestError
 from nereid.flow.fields import FieldReader, Inputs
 from nereid_protocol.fields import RUN_ID_FORM
@@ -39,7 +40,7 @@ def parse_reservation(inputs: Inputs, pipeline: Pipeline, limits: Limits) -> Res
         ticket=read_id(fields, "ticket"),
         run_id=read_id(fields, "run_id"),
         rows=fields.batch_size * images,
-        memory_bytes=memory_of(fields, size, guided, pipeline, limits),
+        memory_bytes=memory_of(fields, size, guided, pipeline, limits, tiling_of(fields, pipeline, limits)),
         timeout_seconds=fields.value("timeout_seconds", limits.default_timeout_seconds),
         watched=fields.given("after_step"),
     )
@@ -112,11 +113,27 @@ def size_of(fields: FieldReader, pipeline: Pipeline, limits: Limits) -> tuple[in
     return sides["height"], sides["width"]
 
 
-def memory_of(fields: FieldReader, size: tuple[int, int], guided: list[bool], pipeline: Pipeline, limits: Limits) -> float:
+def tiling_of(fields: FieldReader, pipeline: Pipeline, limits: Limits) -> VaeTiling:
+    """How the VAE cuts this request's pictures."""
+    scale = pipeline.vae_scale_factor
+    side = int(fields.value("tile_sample_min_size", limits.tile_sample_min_size))
+    if side % (PARTS * scale):
+        raise InvalidRequestError.of("tile_sample_min_size", side, f"a multiple of {PARTS * scale}")
+    return replace(limits.tiling(scale), tile_sample_min_size=side)
+
+
+def memory_of(
+    fields: FieldReader,
+    size: tuple[int, int],
+    guided: list[bool],
+    pipeline: Pipeline,
+    limits: Limits,
+    tiling: VaeTiling,
+) -> float:
     """What the engine runs of a request's images need together, each at its largest engine."""
     height, width = size
     from_image = fields.given("init_image")
-    needed = sum(pipeline.image_bytes(height * width, guided=half, from_image=from_image) for half in guided)
+    needed = sum(pipeline.image_bytes(height * width, guided=half, from_image=from_image, tiling=tiling) for half in guided)
     most = limits.memory_budget_bytes
     if most and needed > most:
         need = "1 image needs" if len(guided) == 1 else f"{len(guided)} images need"

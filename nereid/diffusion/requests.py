@@ -13,9 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nereid.diffusion.families import Conditioning, family_of
-from nereid.diffusion.options import first_step, guided_steps, images_of, memory_of, read_id, resolve, size_of, solver_table
+from nereid.diffusion.options import (
+    first_step,
+    guided_steps,
+    images_of,
+    memory_of,
+    read_id,
+    resolve,
+    size_of,
+    solver_table,
+    tiling_of,
+)
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.diffusion.solvers import SolverTable
+from nereid.diffusion.vae_tiles import VaeTiling
 from nereid.flow.errors import InvalidRequestError
 from nereid.flow.fields import FieldReader, Inputs
 from nereid.flow.noise import derived_seed
@@ -55,6 +66,7 @@ class ImageRequest:
     rows: tuple[ImageRow, ...]
     warnings: tuple[str, ...]
     timeout_seconds: float
+    tiling: VaeTiling
     memory_bytes: float = 0.0
     run_id: str = ""
     ticket: str = ""
@@ -65,13 +77,15 @@ def parse_image_request(inputs: Inputs, pipeline: Pipeline, limits: Limits) -> I
     fields = FieldReader(inputs, _batch_size(inputs), limits)
     images = images_of(fields, limits)
     size = size_of(fields, pipeline, limits)
+    tiling = tiling_of(fields, pipeline, limits)
     parser = _RowParser(fields, pipeline, size, images)
     parser.warnings += [text for text in fields.values("tokenizer_warnings", "") if text]
     rows = tuple(parser.row(prompt, image) for prompt in range(fields.batch_size) for image in range(images))
     return ImageRequest(
         rows=rows,
         warnings=tuple(dict.fromkeys(parser.warnings)),
-        memory_bytes=memory_of(fields, size, [bool(row.guided) for row in rows], pipeline, limits),
+        tiling=tiling,
+        memory_bytes=memory_of(fields, size, [bool(row.guided) for row in rows], pipeline, limits, tiling),
         timeout_seconds=fields.value("timeout_seconds", limits.default_timeout_seconds),
         run_id=read_id(fields, "run_id"),
         ticket=read_id(fields, "ticket"),

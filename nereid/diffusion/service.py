@@ -14,11 +14,13 @@ from nereid.diffusion.kept import KeptResults
 from nereid.diffusion.lane_report import LaneReport
 from nereid.diffusion.loop import DenoisingLoop, Predict, cost_key
 from nereid.diffusion.options import parse_reservation, read_id
+from nereid.diffusion.pictures import PicturesDecoded
 from nereid.diffusion.plan import engine_rows
 from nereid.diffusion.requests import parse_image_request
 from nereid.diffusion.settings import Limits, Pipeline
-from nereid.diffusion.start import Encode, start_runs
+from nereid.diffusion.start import start_runs
 from nereid.diffusion.state import ImageTask
+from nereid.diffusion.vae_tiles import Encode
 from nereid.diffusion.watching import Watchers, state_outputs
 from nereid.engines.costs import StepCosts
 from nereid.engines.memory import available_bytes
@@ -28,6 +30,7 @@ from nereid.flow.fields import FieldReader, Inputs
 from nereid.flow.flight_record import FlightRecord, digest_of
 from nereid.flow.metrics import ImageObserver, Recorder
 from nereid.flow.request_ids import NamedThreads
+from nereid.flow.runs import RunState
 from nereid.flow.tickets import Ticket
 
 log = logging.getLogger(__name__)
@@ -42,7 +45,10 @@ _NOT_ASKED_FOR = ("run_id", "ticket", "timeout_seconds")
 
 @dataclass(slots=True)
 class DenoiseService:
-    """Owns the batcher and the loop of one `denoise` instance. `record` notes who is inside, `costs` what steps take."""
+    """Owns the batcher and the loop of one `denoise` instance. `record` notes who is inside, `costs` what steps take.
+
+    `decoders` are the processes that live of the model that decodes what is denoised here.
+    """
 
     pipeline: Pipeline
     limits: Limits
@@ -52,12 +58,14 @@ class DenoiseService:
     costs: StepCosts = field(default_factory=StepCosts)
     record: FlightRecord | None = None
     fingerprint: str = ""
+    decoders: Callable[[], frozenset[int]] = frozenset
     _observer: ImageObserver = field(init=False)
     _loop: DenoisingLoop = field(init=False)
     _lanes: LaneReport = field(init=False)
     _batcher: InFlightBatcher[ImageTask] = field(init=False)
     _preparing: NamedThreads = field(init=False)
     _watchers: Watchers = field(init=False)
+    _decoded: PicturesDecoded = field(init=False)
     _reserved: dict[str, Ticket[ImageTask]] = field(default_factory=dict)
     _kept: KeptResults = field(default_factory=KeptResults)
     _saved: float = field(default_factory=time.monotonic)
@@ -65,6 +73,8 @@ class DenoiseService:
     def __post_init__(self) -> None:
         budget = self.limits.memory_budget_bytes or available_bytes() // 2
         self.limits = replace(self.limits, memory_budget_bytes=budget)
+        self.limits.tiling(self.pipeline.vae_scale_factor)  # a mistake is told when the model loads
+        self._decoded = PicturesDecoded(self.decoders)
         self._observer = ImageObserver(self.recorder)
         self._loop = DenoisingLoop(
             self.predict,
@@ -87,7 +97,7 @@ class DenoiseService:
         )
         self._loop.waiting = self._batcher.waiting
         self._preparing = NamedThreads(max_workers=2, thread_name_prefix="denoise-prepare")
-        self._watchers = Watchers(self._batcher.state, self._find, self.pipeline.latents_to_rgb)
+        self._watchers = Watchers(self._state, self._find, self.pipeline.latents_to_rgb)
 
     def handle(self, inputs: Inputs, reply: Reply, is_cancelled: Callable[[], bool]) -> None:
         """Take one request; returns at once, `reply` follows when it is done or refused."""
@@ -96,7 +106,10 @@ class DenoiseService:
                 self._watch(inputs, reply)
             elif "cancel" in inputs:
                 run_id = read_id(FieldReader(inputs, 1), "cancel")
-                reply(state_outputs(self._batcher.cancel(run_id)), None)
+                reply(state_outputs(self._decoded.cancel(run_id, self._batcher.cancel(run_id))), None)
+            elif "decoding" in inputs:
+                run_id = read_id(FieldReader(inputs, 1), "decoding")
+                reply(state_outputs(self._decoded.goes_on(run_id, self._batcher.state(run_id))), None)
             elif "ticket" in inputs and "prompt_embeds" not in inputs:
                 self._reserve(inputs, reply)
             else:
@@ -122,6 +135,9 @@ class DenoiseService:
         run_id, after = read_id(fields, "watch"), fields.value("after_step", None)
         self._watchers.ask(run_id, after, lambda outputs: reply(outputs, None))
 
+    def _state(self, run_id: str) -> RunState:
+        return self._decoded.state(run_id, self._batcher.state(run_id))
+
     def _find(self, run_id: str) -> ImageTask | None:
         ticket = self._batcher.find(run_id)
         return None if ticket is None else ticket.task
@@ -135,20 +151,23 @@ class DenoiseService:
             asked.rows, timeout_seconds=asked.timeout_seconds, run_id=asked.run_id, weight=asked.memory_bytes
         )
         ticket.watched = asked.watched
+        self._decoded.forget(asked.run_id)
         now = time.monotonic()
         self._reserved = {name: kept for name, kept in self._reserved.items() if kept.lost(now) is None}
         self._reserved[asked.ticket] = ticket
-        reply(state_outputs(self._batcher.state(asked.run_id)), None)
+        reply(state_outputs(self._state(asked.run_id)), None)
 
     def _start(self, inputs: Inputs, reply: Reply, is_cancelled: Callable[[], bool]) -> None:
         request = parse_image_request(inputs, self.pipeline, self.limits)
         digest = _digest(inputs)
         if self.record is not None and self.record.is_refused(digest):
             raise PoisonousRequestError("the request was alone in `denoise` when it died, twice; it is not tried a third time")
+        self._decoded.forget(request.run_id)  # its picture is asked for anew
         if (known := self._kept.find(request.run_id, digest)) is not None:
             if (taken := self._reserved.pop(request.ticket, None)) is not None:
                 self._batcher.give_back(taken)  # nothing will be drawn in its place
-            reply(known, None)
+            self._decoded.begin(request.run_id)
+            reply({**known, "seconds_left": _each(request.timeout_seconds, len(request.rows))}, None)
             return
         task = ImageTask(request, self._answer_with(reply, digest), is_cancelled, digest=digest)
         ticket = self._ticket(task)
@@ -218,6 +237,7 @@ class DenoiseService:
             outputs = None
             if error is None:
                 outputs = _outputs(task, self.fingerprint)
+                self._decoded.begin(task.request.run_id)
                 self._kept.keep(task.request.run_id, digest, outputs)
                 self._observer.imaged(sum(run.row.end == run.row.origin + len(run.row.table) for run in task.runs))
             reply(outputs, error)
@@ -250,4 +270,12 @@ def _outputs(task: ImageTask, fingerprint: str) -> dict[str, np.ndarray]:
         "warnings": np.array([[warnings]] * count, dtype=np.object_),
         "timings": np.array([task.timings] * count, dtype=np.float32),
         "system_fingerprint": np.array([[fingerprint.encode()]] * count, dtype=np.object_),
+        "seconds_left": _each(task.submitted + task.request.timeout_seconds - time.monotonic(), count),
+        "run_id": np.array([[task.request.run_id.encode()]] * count, dtype=np.object_),
+        "tile_sample_min_size": _each(task.request.tiling.tile_sample_min_size, count, np.int32),
+        "tile_overlap_factor": _each(task.request.tiling.tile_overlap_factor, count),
     }
+
+
+def _each(value: float, rows: int, dtype: type = np.float32) -> np.ndarray:
+    return np.full((rows, 1), value, dtype)

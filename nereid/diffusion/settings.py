@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nereid.diffusion.solvers import SchedulerConfig, SchedulerName
+from nereid.diffusion.vae_tiles import VaeTiling
 from nereid.engines.memory import RunMemory
 from nereid.flow.parameters import read_parameters
 
@@ -37,10 +38,14 @@ class Pipeline:
     memory: Mapping[str, RunMemory] = field(default_factory=dict)
     """What a run of each engine needs, by its component's name, where export has measured it."""
 
-    def image_bytes(self, pixels: int, *, guided: bool, from_image: bool) -> float:
-        """What one image of `pixels` needs at its largest engine; 0 where export has measured nothing."""
-        runs = {"unet": 2 if guided else 1, "vae_decoder": 1, "vae_encoder": int(from_image)}
-        return max((self.memory[name].run_bytes(rows, pixels) for name, rows in runs.items() if name in self.memory), default=0.0)
+    def image_bytes(self, pixels: int, *, guided: bool, from_image: bool, tiling: VaeTiling) -> float:
+        """What one image of `pixels` needs at its largest engine; 0 where export has measured nothing.
+
+        No call of the VAE is for more than a tile.
+        """
+        seen = min(pixels, tiling.tile_pixels)
+        runs = {"unet": (2 if guided else 1, pixels), "vae_decoder": (1, seen), "vae_encoder": (int(from_image), seen)}
+        return max((self.memory[name].run_bytes(*run) for name, run in runs.items() if name in self.memory), default=0.0)
 
     @classmethod
     def from_json(cls, text: str) -> Pipeline:
@@ -74,6 +79,8 @@ class Limits:
     latency_target: float = 2.0
     memory_budget_bytes: int = 0
     """What the engine runs of all images in flight may need together; 0: half of what the machine has left at start."""
+    tile_sample_min_size: int = 1024
+    tile_overlap_factor: float = 0.25
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> Limits:
@@ -82,5 +89,13 @@ class Limits:
             cls,
             parameters,
             may_be_zero=("max_queue", "memory_budget_bytes"),
-            others=("unet_model", "vae_encoder_model"),
+            others=("unet_model", "vae_encoder_model", "image_output_model"),
+        )
+
+    def tiling(self, vae_scale_factor: int) -> VaeTiling:
+        """How large pictures are encoded and decoded; raises ValueError."""
+        return VaeTiling(
+            tile_sample_min_size=self.tile_sample_min_size,
+            tile_overlap_factor=self.tile_overlap_factor,
+            vae_scale_factor=vae_scale_factor,
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -14,13 +15,14 @@ from typing import Protocol
 import numpy as np
 
 from nereid.diffusion.admission import take_ticket
+from nereid.diffusion.decoding import TILING
 from nereid.diffusion.families import family_of
 from nereid.diffusion.families.base import HALVES
 from nereid.diffusion.options import first_step
 from nereid.diffusion.requests import DEFAULT_STRENGTH
 from nereid.diffusion.settings import Pipeline
 from nereid.diffusion.watching import HOLD_SECONDS
-from nereid.flow.errors import CancelledError, LostError, QueueFullError
+from nereid.flow.errors import CancelledError, LostError, QueueFullError, RequestError
 from nereid.flow.fields import FieldReader, Inputs
 from nereid.flow.retry import call_again
 from nereid.flow.runs import RunState
@@ -30,7 +32,10 @@ from nereid_protocol.fields import names, passed_on
 Outputs = Mapping[str, np.ndarray]
 
 _PASSED_ON = names(passed_on(Model.STREAM, Model.DENOISE))
-_RESULTS = ("latents", "image_seed", "warnings", "timings", "system_fingerprint")
+_TOLD = ("image_seed", "warnings", "timings", "system_fingerprint")
+_DECODED = ("latents", "seconds_left", "run_id", *TILING)
+_LOOK_SECONDS = 0.5
+"""How often a stream looks, while its picture is decoded, whether its caller has left or the decoding has died."""
 _PATIENCE_SECONDS = HOLD_SECONDS + 3.0
 """A watch that is not answered by then, though `denoise` answers each within HOLD_SECONDS, means that `denoise` has died."""
 
@@ -52,7 +57,6 @@ class Siblings:
     tokenizer: str
     text_encoder: str
     denoise: str
-    vae_decoder: str
     image_output: str
 
     @classmethod
@@ -98,7 +102,7 @@ class ImageStream:
         denoise = self.siblings.denoise
         ticket = take_ticket(given, 1, denoise, partial(self.calls.call, timeout=_PATIENCE_SECONDS), watched=True)
         conditions = {**self._encode(given), **{name: given[name] for name in _PASSED_ON if name in given}, "ticket": ticket}
-        run = self.calls.submit(denoise, conditions, _RESULTS)
+        run = self.calls.submit(denoise, conditions, (*_TOLD, *_DECODED))
         steps = int(reader.value("num_inference_steps", self.pipeline.default_steps))
         begin = first_step(steps, reader.value("strength", DEFAULT_STRENGTH)) if "init_image" in given else 0
         for watched in self._watch(run_id, begin, interval, run, is_cancelled):
@@ -113,14 +117,13 @@ class ImageStream:
             made = run.result(_PATIENCE_SECONDS)  # it has ended
         except FutureTimeout:
             raise LostError("denoise: the run's answer does not come") from None
-        image = self._again(self.siblings.vae_decoder, {"latents": made["latents"]}, ["image"], is_cancelled)
-        pixels = self._again(self.siblings.image_output, image, ["generated_image"], is_cancelled)["generated_image"]
+        pixels = self._decode({name: made[name] for name in _DECODED}, run_id, is_cancelled)
         send(
             {
                 "step": np.array([steps], np.int32),
                 "num_inference_steps": np.array([steps], np.int32),
                 **_picture("generated_image", pixels[0]),
-                **{name: made[name][0] for name in _RESULTS if name != "latents"},
+                **{name: made[name][0] for name in _TOLD},
             }
         )
 
@@ -150,6 +153,35 @@ class ImageStream:
 
     def _ask(self, asked: Outputs, outputs: Sequence[str]) -> dict[str, np.ndarray]:
         return self.calls.call(self.siblings.denoise, asked, outputs, timeout=_PATIENCE_SECONDS)
+
+    def _decode(self, made: Outputs, run_id: str, is_cancelled: Callable[[], bool]) -> np.ndarray:
+        """The picture, asked for again where `image_output` died.
+
+        Large ones take long: a cancellation meanwhile is passed on, and ends the decoding after its tile.
+        """
+
+        begun = time.monotonic()
+
+        def once() -> np.ndarray:
+            left = made["seconds_left"] - np.float32(time.monotonic() - begun)
+            known = self._state({"decoding": _text(run_id)}) == RunState.RUNNING
+            picture = self.calls.submit(self.siblings.image_output, {**made, "seconds_left": left}, ["generated_image"])
+            while not wait([picture], _LOOK_SECONDS).done:
+                if is_cancelled():
+                    self._ask({"cancel": _text(run_id)}, ["run_state"])
+                    raise CancelledError("the request was cancelled")
+                if known and self._state({"watch": _text(run_id)}) == RunState.UNKNOWN:
+                    raise LostError("image_output: it died with the picture")  # its answer would never come
+            return picture.result()["generated_image"]
+
+        return call_again(once, is_cancelled)
+
+    def _state(self, asked: Outputs) -> str | None:
+        """What `denoise` says of the run; None where it says nothing: it may have died after its work was done."""
+        try:
+            return str(self._ask(asked, ["run_state"])["run_state"].item().decode())
+        except RequestError:
+            return None
 
     def _again(
         self, model: str, inputs: Outputs, outputs: Sequence[str], is_cancelled: Callable[[], bool]

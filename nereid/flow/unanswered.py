@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nereid.flow.state_folder import process_file, process_files
+from nereid.flow.state_folder import process_file, process_files, state_file
 
 _KIND = "unanswered"
 _WORD = struct.Struct("q")
@@ -57,6 +57,23 @@ class Unanswered:
             self._count += change
             if self._memory is not None:
                 _WORD.pack_into(self._memory, 0, self._count)
+
+
+def processes_of(model: str) -> frozenset[int]:
+    """The processes of this model that live; none where there is no state folder, or the model has no process of its own."""
+    file = state_file(_KIND)
+    if file is None:
+        return frozenset()
+    return frozenset(pid for pid, name, _ in process_files(file.parent, _KIND) if name == model and _lives(pid))
+
+
+def _lives(pid: int) -> bool:
+    """A process that has ended may still be listed, until its parent has looked at it."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
 
 
 def take_unanswered(folder: Path, models: Collection[str]) -> list[str]:

@@ -41,7 +41,8 @@ _HEAD = """# Reference
 Made from the tables in the code by `make reference`; do not edit it by hand. Sources:
 [fields](../client/nereid_protocol/fields.py), [sampling parameters](../client/nereid_protocol/sampling.py),
 [errors](../client/nereid_protocol/errors.py), [`denoise`](../model_repository/denoise/config.pbtxt),
-[`llm`](../model_repository/llm/config.pbtxt), [connection limits](../nereid/serving/gateway/limits.py).
+[`image_output`](../model_repository/image_output/config.pbtxt), [`llm`](../model_repository/llm/config.pbtxt),
+[connection limits](../nereid/serving/gateway/limits.py).
 """
 _IMAGES = """Inputs of `text_to_image` (one value for each prompt of the batch), `text_to_image_stream` and `text_to_image_json`;
 the same names are arguments of the SDK. All but `prompt` are optional. *Models* says who takes it: e `text_to_image`,
@@ -154,7 +155,7 @@ def _errors() -> Iterator[str]:
 def _limits() -> Iterator[str]:
     yield "## Limits"
     yield _LIMITS
-    for model in ("denoise", "llm"):
+    for model in ("denoise", "image_output", "llm"):
         yield f"### `{model}`"
         rows = ((f"`{entry.name}`", entry.value, entry.comment) for entry in _parameters(model))
         yield _table(("parameter", "value", "meaning"), rows)

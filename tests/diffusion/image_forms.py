@@ -115,5 +115,9 @@ def begun(inputs: dict[str, Array], facts: Pipeline | None = None, limits: Limit
     """A task at its first step."""
     parsed = parse_image_request(inputs, facts or pipeline(), limits or Limits())
     task = ImageTask(parsed, lambda task, error: None, lambda: False)
-    task.runs = start_runs(task.request, lambda image: (np.zeros((4, 8, 8), np.float32),) * 2, lambda: False)
+    task.runs = start_runs(
+        task.request,
+        lambda images: (np.zeros((1, 4, 8, 8), np.float32),) * 2,
+        lambda: False,
+    )
     return task

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,16 +57,22 @@ class Answer:
 
 @contextmanager
 def serving(
-    unet: Any = None, encode: Any = None, record: FlightRecord | None = None, facts: Any = None, **limits: Any
+    unet: Any = None,
+    encode: Any = None,
+    record: FlightRecord | None = None,
+    facts: Any = None,
+    decoders: Callable[[], frozenset[int]] = frozenset,
+    **limits: Any,
 ) -> Iterator[DenoiseService]:
     service = DenoiseService(
         pipeline=facts or pipeline(),
         limits=Limits(**limits),
         predict=unet or Unet(),
-        encode=encode or (lambda pixels: (np.zeros((4, 8, 8), np.float32), np.ones((4, 8, 8), np.float32))),
+        encode=encode or (lambda images: (np.zeros((1, 4, 8, 8), np.float32), np.ones((1, 4, 8, 8), np.float32))),
         recorder=Recorder(lambda metric, value, labels: None),
         record=record,
         fingerprint="one",
+        decoders=decoders,
     )
     try:
         yield service
@@ -163,9 +169,9 @@ def test_images_that_are_being_encoded_wait_in_the_queue_like_others() -> None:
     """The queue's limit, cancellation and deadline hold from arrival, not from when the picture is encoded."""
     gate = threading.Event()
 
-    def encode(pixels: Array) -> tuple[Array, Array]:
+    def encode(images: Array) -> tuple[Array, Array]:
         gate.wait(30)
-        return np.zeros((4, 8, 8), np.float32), np.ones((4, 8, 8), np.float32)
+        return np.zeros((1, 4, 8, 8), np.float32), np.ones((1, 4, 8, 8), np.float32)
 
     unet = Unet()
     with serving(unet=unet, encode=encode, max_inflight=1, max_queue=1) as service:
@@ -263,6 +269,90 @@ def test_what_an_image_needs_is_that_of_its_largest_engine() -> None:
         assert str(refused).startswith("width x height: at 64 x 64, 1 image needs")
         assert "memory_budget_bytes" in str(refused)
         assert isinstance(draw(service).wait().error, InvalidRequestError)
+
+
+def test_of_a_large_picture_the_vae_needs_no_more_than_a_tile() -> None:
+    size = {"width": whole(1024), "height": whole(64)}
+    facts = pipeline(memory={"vae_decoder": MEASURED["vae_decoder"], "vae_encoder": MEASURED["vae_decoder"]})
+    for tile, refused in ((64, False), (256, True)):
+        with serving(facts=facts, memory_budget_bytes=6144, tile_sample_min_size=tile) as service:
+            answer = ask(service, ticket=text("t"), **size).wait()
+            assert isinstance(answer.error, InvalidRequestError) is refused
+            wide = np.zeros((1, 64, 1024, 3), np.uint8)
+            assert isinstance(ask(service, ticket=text("t"), init_image=wide).wait().error, InvalidRequestError) is refused
+            own = {"tile_sample_min_size": whole(320 - tile)}  # the other one
+            answer = ask(service, ticket=text("t"), **size, **own).wait()
+            assert isinstance(answer.error, InvalidRequestError) is not refused
+    with serving(facts=pipeline(memory=MEASURED), memory_budget_bytes=8192, tile_sample_min_size=64) as service:
+        assert isinstance(ask(service, ticket=text("t"), **size).wait().error, InvalidRequestError)  # the UNet sees it whole
+
+
+def test_a_large_picture_is_encoded_by_tiles_of_one_shape() -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def encode(images: Array) -> tuple[Array, Array]:
+        shapes.append(images.shape)
+        moments = np.zeros((1, 4, images.shape[2] // 8, images.shape[3] // 8), np.float32)
+        return moments + 1, moments
+
+    with serving(encode=encode, tile_sample_min_size=64) as service:
+        made = draw(service, init_image=np.zeros((1, 64, 160, 3), np.uint8), strength=np.array([[0.5]], np.float32)).wait()
+    assert made.error is None
+    assert set(shapes) == {(1, 3, 64, 64)}
+    assert len(shapes) == 5
+
+
+def test_a_request_says_how_large_its_tiles_are_where_it_likes() -> None:
+    with serving(tile_sample_min_size=128, tile_overlap_factor=0.125) as service:
+        for given, side in (({}, 128), ({"tile_sample_min_size": whole(64)}, 64)):
+            made = draw(service, **given).wait().outputs
+            assert made is not None
+            assert made["tile_sample_min_size"].tolist() == [[side]]
+            assert made["tile_overlap_factor"].tolist() == [[0.125]]
+        refused = draw(service, tile_sample_min_size=whole(72)).wait().error
+        assert isinstance(refused, InvalidRequestError)
+        assert str(refused) == "tile_sample_min_size: 72 is not allowed; it must be a multiple of 16"
+        assert isinstance(draw(service, tile_sample_min_size=whole(48)).wait().error, InvalidRequestError)
+
+
+def test_a_run_whose_decoder_died_with_its_picture_is_unknown_until_it_is_asked_for_again() -> None:
+    lives = {1}
+    with serving(decoders=lambda: frozenset(lives)) as service:
+        draw(service, run_id=text("run")).wait()
+        assert ask(service, decoding=text("run")).state == "running"
+        lives.clear()
+        assert watch(service, "run").state == "unknown"
+        lives.add(2)
+        assert draw(service, run_id=text("run")).wait().error is None
+        assert watch(service, "run").state == "done"
+        lives.clear()
+        assert watch(service, "run").state == "unknown"  # nor was the second one answered
+
+
+def test_an_answer_tells_the_decoder_whose_it_is_and_what_time_is_left() -> None:
+    with serving() as service:
+        first = draw(service, run_id=text("run"), timeout_seconds=np.array([[50.0]], np.float32)).wait().outputs
+        again = draw(service, run_id=text("run"), timeout_seconds=np.array([[20.0]], np.float32)).wait().outputs
+        assert first is not None
+        assert again is not None
+        assert first["run_id"].item() == b"run"
+        assert 49 < first["seconds_left"].item() < 50
+        assert again["seconds_left"].item() == 20  # kept latents, and the time of who asks for them now
+
+
+def test_a_run_whose_picture_is_being_decoded_is_running_and_can_be_cancelled() -> None:
+    with serving() as service:
+        draw(service, run_id=text("run")).wait()
+        while watch(service, "run").state != "done":
+            pass
+        assert ask(service, decoding=text("run")).state == "running"
+        assert watch(service, "run").state == "running"
+        assert ask(service, cancel=text("run")).state == "running"
+        assert ask(service, decoding=text("run")).state == "failed"
+        assert watch(service, "run").state == "failed"
+        assert draw(service, run_id=text("run")).wait().error is None  # once more, by the same name
+        assert ask(service, decoding=text("run")).state == "running"
+        assert ask(service, decoding=text("nobody")).state == "unknown"
 
 
 def test_without_a_budget_half_of_what_is_left_counts_and_what_is_not_measured_needs_nothing() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -18,9 +18,7 @@ from nereid.flow.metrics import Recorder
 
 from image_forms import Array, SteppedUnet, Unet, pipeline, text
 
-SIBLINGS = Siblings(
-    tokenizer="tokenizer", text_encoder="text_encoder", denoise="denoise", vae_decoder="vae", image_output="image"
-)
+SIBLINGS = Siblings(tokenizer="tokenizer", text_encoder="text_encoder", denoise="denoise", image_output="image")
 
 
 class Models:
@@ -31,13 +29,14 @@ class Models:
             pipeline(),
             Limits(**limits),
             unet,
-            lambda pixels: (np.zeros((4, 8, 8), np.float32), np.ones((4, 8, 8), np.float32)),
+            lambda pixels: (np.zeros((1, 4, 8, 8), np.float32), np.ones((1, 4, 8, 8), np.float32)),
             Recorder(lambda metric, value, labels: None),
         )
         self.pool = ThreadPoolExecutor(16)
         self.called: list[str] = []
         self.dead: set[str] = set()
         self.lost = 0
+        self.decode: Callable[[Mapping[str, Array]], None] | None = None
 
     def submit(self, name: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> Future[dict[str, Array]]:
         return self.pool.submit(self._answer, name, inputs)
@@ -51,17 +50,18 @@ class Models:
 
     def _answer(self, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         self.called.append(name)
-        if name == "vae" and self.lost:
+        if name == "image" and self.decode is not None:
+            self.decode(inputs)
+        if name == "image" and self.lost:
             self.lost -= 1
-            raise LostError("vae: Stub process is not healthy")
+            raise LostError("image: Stub process is not healthy")
         if name == "denoise":
             return self._denoise(inputs)
         ids = np.zeros((1, 3), np.int32)
         return {
             "tokenizer": {"input_ids": ids, "negative_input_ids": ids, "tokenizer_warnings": text("cut")},
             "text_encoder": {"prompt_embeds": np.ones((1, 3, 2), np.float32)},
-            "vae": {"image": inputs.get("latents", ids)},
-            "image": {"generated_image": inputs.get("image", ids)},
+            "image": {"generated_image": inputs.get("latents", ids)},
         }[name]
 
     def _denoise(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -163,13 +163,55 @@ def test_leaving_a_stream_cancels_its_run(models: Any) -> None:
     assert made._denoise({"watch": text("run")})["run_state"].item() == b"failed"
 
 
+def test_leaving_while_the_picture_is_decoded_cancels_the_run(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nereid.diffusion.streaming._LOOK_SECONDS", 0.01)
+    made = models()
+    inside, left = threading.Event(), threading.Event()
+
+    def decode(inputs: Mapping[str, Array]) -> None:
+        assert inputs["run_id"].item() == b"run"
+        assert 0 < inputs["seconds_left"].item() <= 600
+        made._denoise({"decoding": text("run")})
+        inside.set()
+        assert left.wait(30)
+
+    made.decode = decode
+    with pytest.raises(CancelledError):
+        stream(made, inside.is_set, run_id=np.array([b"run"], np.object_))
+    assert made._denoise({"decoding": text("run")})["run_state"].item() == b"failed"
+    left.set()
+
+
+def test_a_picture_whose_decoding_died_without_an_answer_is_decoded_again(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nereid.diffusion.streaming._LOOK_SECONDS", 0.01)
+    lives, late = {1}, threading.Event()
+    made = models()
+    made.service._decoded.decoders = lambda: frozenset(lives)
+    times: list[float] = []
+
+    def decode(inputs: Mapping[str, Array]) -> None:
+        times.append(inputs["seconds_left"].item())
+        assert inputs["tile_sample_min_size"].item() == 1024
+        assert inputs["tile_overlap_factor"].item() == 0.25
+        if len(times) == 1:
+            lives.clear()
+            lives.add(2)
+            assert late.wait(30)
+
+    made.decode = decode
+    assert int(stream(made, run_id=np.array([b"run"], np.object_))[-1]["step"][0]) == 5
+    late.set()
+    assert made.called.count("image") == 2
+    assert times[1] < times[0]  # the time goes on
+
+
 def test_a_later_step_that_died_is_called_again_and_the_run_is_not(models: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nereid.flow.retry.PAUSE_SECONDS", 0.001)
     made = models()
     made.lost = 1
     sent = stream(made)
     assert int(sent[-1]["step"][0]) == 5
-    assert made.called.count("vae") == 2
+    assert made.called.count("image") == 2
 
 
 def test_a_denoise_that_died_ends_the_stream_as_lost(models: Any) -> None:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from nereid.diffusion.settings import Pipeline
+from nereid.diffusion.options import parse_reservation
+from nereid.diffusion.settings import Limits, Pipeline
+from nereid.diffusion.vae_tiles import VaeTiling
+from nereid.flow.errors import InvalidRequestError
 
 from conftest import export
 
@@ -58,6 +65,56 @@ def test_a_larger_picture_needs_about_what_was_foreseen(
     probe("nereid.engines.onnx_session:runner", str(exported / "unet" / "1" / "model.onnx"), json.dumps([inputs]))
     needed = json.loads(capsys.readouterr().out)["runs"][0]
     assert 0.5 < memory.run_bytes(1, (112 * scale) ** 2) / needed < 2.5
+
+
+SIDE, TILE = 2048, 256
+"""Pixels: whole, this picture's decode would need 64 x 64 times the attention of one tile."""
+
+_DECODE = """
+import sys
+import numpy as np
+from nereid.diffusion.vae_tiles import VaeTiling, decode_latents
+from nereid.engines.arena import peak_bytes, reset_peak
+from nereid.engines.onnx_session import runner
+file, latents, tile, scale = sys.argv[1], *map(int, sys.argv[2:])
+run = runner(file)
+tiling = VaeTiling(tile_sample_min_size=tile, tile_overlap_factor=0.25, vae_scale_factor=scale)
+before = reset_peak()
+image = decode_latents(np.zeros((1, 4, latents, latents), np.float32), tiling, lambda given: run({"latents": given})[0], int)
+print(image.shape[2], image.nbytes, peak_bytes() - before)
+"""
+
+
+def test_a_picture_of_2048_is_admitted_where_memory_suffices_for_its_tiles(exported: Path) -> None:
+    pipeline = Pipeline.read(exported / "denoise" / "1")
+    vae = replace(pipeline, memory={name: pipeline.memory[name] for name in ("vae_decoder", "vae_encoder")})
+    tiling = VaeTiling(tile_sample_min_size=TILE, tile_overlap_factor=0.25, vae_scale_factor=pipeline.vae_scale_factor)
+    budget = vae.image_bytes(SIDE**2, guided=True, from_image=True, tiling=tiling)
+    limits = Limits(max_pixels=SIDE**2, tile_sample_min_size=TILE, memory_budget_bytes=int(budget) + 1)
+    asked = {
+        "ticket": np.array([[b"t"]], np.object_),
+        "width": np.array([[SIDE]], np.int32),
+        "height": np.array([[SIDE]], np.int32),
+    }
+    assert parse_reservation(asked, vae, limits).memory_bytes <= budget
+    whole = {**asked, "tile_sample_min_size": np.array([[SIDE]], np.int32)}
+    with pytest.raises(InvalidRequestError, match="memory_budget_bytes"):
+        parse_reservation(whole, vae, limits)
+    with pytest.raises(InvalidRequestError, match="memory_budget_bytes"):
+        parse_reservation(asked, pipeline, limits)  # the UNet sees it whole
+
+
+def test_a_picture_decoded_by_tiles_needs_about_what_was_foreseen_of_one_tile(exported: Path) -> None:
+    pipeline = Pipeline.read(exported / "denoise" / "1")
+    scale, side = pipeline.vae_scale_factor, SIDE // 2
+    file = exported / "vae_decoder" / "1" / "model.onnx"
+    command = [sys.executable, "-c", _DECODE, file, side // scale, TILE, scale]
+    told = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True).stdout
+    made, image, needed = map(int, told.split())
+    assert made == side
+    memory = pipeline.memory["vae_decoder"]
+    assert needed - 2 * image < 1.5 * memory.run_bytes(1, TILE**2)
+    assert needed < memory.run_bytes(1, side**2) / 20
 
 
 def test_attention_is_a_square_of_the_pixels() -> None:

@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from nereid.flow.state_folder import STATE_FOLDER
-from nereid.flow.unanswered import Unanswered, take_unanswered
+from nereid.flow.unanswered import Unanswered, processes_of, take_unanswered
 
 _HOLDS = """
 import sys, time
@@ -27,15 +28,22 @@ time.sleep(600)
 """
 
 
-def test_who_held_requests_is_known_after_a_kill_and_told_once(tmp_path: Path) -> None:
+def test_who_held_requests_is_known_after_a_kill_and_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processes_of("left-one") == frozenset()
+    monkeypatch.setenv(STATE_FOLDER, str(tmp_path))
     command = [sys.executable, "-c", _HOLDS, "left-one", "answered-all"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, STATE_FOLDER: str(tmp_path)}) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
+        assert processes_of("left-one") == {process.pid}
+        assert processes_of("another") == frozenset()
         process.send_signal(signal.SIGKILL)
+        while processes_of("left-one"):  # not waited for yet, it is a zombie
+            time.sleep(0.001)
     assert take_unanswered(tmp_path, ["another"]) == []
     assert take_unanswered(tmp_path, ["left-one", "answered-all", "another"]) == ["left-one"]
     assert take_unanswered(tmp_path, ["left-one"]) == []
+    assert processes_of("left-one") == frozenset()
     assert list(tmp_path.iterdir()) == []
 
 

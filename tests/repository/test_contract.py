@@ -93,6 +93,32 @@ def test_every_parameter_is_read_by_somebody() -> None:
             assert known, f"{name}: nobody reads {key}"
 
 
+def test_image_output_and_denoise_know_each_other_and_the_decoder(
+    models: tuple[Path, dict[str, pb.ModelConfig]],
+) -> None:
+    _, known = models
+    pipelines = [name.removesuffix("denoise") for name in known if name.endswith("denoise")]
+    assert pipelines
+    for prefix in pipelines:
+        denoise, decoding = (known[f"{prefix}{model}"].parameters for model in ("denoise", "image_output"))
+        assert denoise["image_output_model"].string_value == f"{prefix}image_output"
+        assert decoding["vae_decoder_model"].string_value == f"{prefix}vae_decoder"
+        assert decoding["denoise_model"].string_value == f"{prefix}denoise"
+
+
+def test_defaults_of_the_code_are_those_of_the_configs() -> None:
+    from nereid.diffusion.decoding import DecodingSettings
+    from nereid.diffusion.settings import Limits
+    from nereid_export.configs import source_config
+
+    parameters = {key: value.string_value for key, value in source_config("image_output").parameters.items()}
+    del parameters["tensor_names"]  # the bridge's, which reads it for every model
+    assert DecodingSettings.from_parameters(parameters) == DecodingSettings()
+    denoise = source_config("denoise").parameters
+    assert Limits.from_parameters({"tile_sample_min_size": denoise["tile_sample_min_size"].string_value}) == Limits()
+    assert Limits.from_parameters({"tile_overlap_factor": denoise["tile_overlap_factor"].string_value}) == Limits()
+
+
 def test_model_files_only_adapt() -> None:
     for file in [*SOURCE.rglob("model.py"), *(ROOT / "nereid" / "triton" / "backends").rglob("model.py")]:
         lines = file.read_text().splitlines()

@@ -20,6 +20,6 @@ def test_reference_page_names_every_field_and_error() -> None:
 
 def test_limits_of_the_page_are_explained_where_they_stand() -> None:
     text = page()
-    for name in ("max_inflight", "memory_budget_bytes", "kv_tokens", "speculation"):
+    for name in ("max_inflight", "memory_budget_bytes", "use_slicing", "kv_tokens", "speculation"):
         line = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |") and line.count("|") == 4)
         assert len(line.split("|")[3].strip()) > 10

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-from nereid.diffusion.images import from_pixels
 from nereid.diffusion.service import DenoiseService
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.engines.costs import StepCosts
@@ -10,6 +9,7 @@ from nereid.engines.digests import fingerprint_of, own_version
 from nereid.flow.flight_record import FlightRecord
 from nereid.flow.metrics import Recorder
 from nereid.flow.state_folder import state_file
+from nereid.flow.unanswered import processes_of
 from nereid.triton import bridge
 from nereid_protocol.metrics import IMAGE_METRICS
 
@@ -28,9 +28,9 @@ class TritonPythonModel:
         def predict(inputs):
             return callers.pool.submit(lambda: call(unet, inputs, ["out_sample"])["out_sample"])
 
-        def encode(pixels):
-            made = call(vae_encoder, {"image": from_pixels(pixels)[None]}, ["latents_mean", "latents_std"])
-            return made["latents_mean"][0], made["latents_std"][0]
+        def encode(images):
+            made = call(vae_encoder, {"image": images}, ["latents_mean", "latents_std"])
+            return made["latents_mean"], made["latents_std"]
 
         self._service = DenoiseService(
             pipeline=Pipeline.read(model.version_folder),
@@ -41,6 +41,7 @@ class TritonPythonModel:
             costs=StepCosts(state_file(f"{model.name}.costs.json")),
             record=FlightRecord.open(model.name),
             fingerprint=fingerprint_of(model.folder, own_version()),
+            decoders=partial(processes_of, model.parameters["image_output_model"]),
         )
 
     def execute(self, requests):
