@@ -270,7 +270,8 @@ def _show_llm(manifest: dict[str, Any], out: Path) -> None:
 
 def _show(manifest: dict[str, Any], out: Path) -> None:
     table = Table(title=f"{manifest['source']['name']} -> {out}")
-    for column in ("model", "engine", "precision", "MB", "largest relative error", "bound", "same bits in any batch", "seconds"):
+    columns = ("model", "engine", "precision", "MB", "ms a call", "largest relative error", "bound", "same bits in any batch")
+    for column in (*columns, "built in s"):
         table.add_column(column, justify="left" if column in ("model", "engine", "precision") else "right")
     for name, engine in manifest["engines"].items():
         table.add_row(
@@ -278,10 +279,20 @@ def _show(manifest: dict[str, Any], out: Path) -> None:
             engine["engine"],
             engine["precision"],
             f"{engine['bytes'] / 1e6:.1f}",
+            "-" if not engine["checked"] else f"{engine['milliseconds']:.1f}",
             *_findings(engine),
             f"{engine['seconds']:.1f}",
         )
     Console().print(table)
+    for name, engine in manifest["engines"].items():
+        if kept := engine.get("quantization", {}).get("kept"):
+            Console().print(f"{name}: not rounded to 8 bits: {', '.join(kept)}", highlight=False, soft_wrap=True)
+    if (pictures := manifest.get("pictures")) is not None:
+        said = f"{pictures['pictures']} pictures against PyTorch's: PSNR {pictures['psnr']:.1f} dB in the median, "
+        said += f"{pictures['psnr_lowest']:.1f} dB at least (bound of the median: {pictures['psnr_bound']:g})"
+        if "score" in pictures:
+            said += f"; {pictures['scored_by']}: {pictures['score']:.1f}% ({pictures['score_fp32']:.1f}% by PyTorch)"
+        Console().print(said, highlight=False, soft_wrap=True)
     for reason in dict.fromkeys(engine["reason"] for engine in manifest["engines"].values() if not engine["checked"]):
         Console().print(f"not checked against PyTorch: {reason}", highlight=False, soft_wrap=True)
 

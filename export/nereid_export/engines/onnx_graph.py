@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from nereid_export.components import Component
+from nereid_export.engines.onnx_names import name_by_module
 from nereid_export.engines.precision import Precision
 from nereid_export.engines.traced import dynamic_shapes, example_inputs
 from nereid_export.errors import ExportError
@@ -62,6 +63,7 @@ def export_onnx(component: Component, module: nn.Module, file: Path, precision: 
                 output_names=outputs,
                 dynamic_shapes=dynamic_shapes(component),
             )
+            name_by_module(file)
     _check_dimensions(component, file)
 
 
