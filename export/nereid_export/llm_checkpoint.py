@@ -163,13 +163,15 @@ class LlmCheckpoint:
     @property
     def rope_switch(self) -> int | None:
         """Tokens beyond which LongRoPE rotates every key by other factors, the earliest too; None where it never does."""
-        rope = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
+        given = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
         kinds = ("longrope", "su", "yarn") if self.architecture == "Phi3ForCausalLM" else ("longrope",)
-        if rope.get("rope_type", rope.get("type")) not in kinds:
-            return None
         name = "original_max_position_embeddings"
-        switch = int(self.config.get(name) or rope.get(name) or _PHI3_ORIGINAL_CONTEXT)
-        return switch if switch < self.longest_context else None
+        switches = [
+            int(self.config.get(name) or rope.get(name) or _PHI3_ORIGINAL_CONTEXT)
+            for rope in (given, *(by_layer for by_layer in given.values() if isinstance(by_layer, dict)))
+            if rope.get("rope_type", rope.get("type")) in kinds
+        ]
+        return min((switch for switch in switches if switch < self.longest_context), default=None)
 
     def served_context(self, wanted: int | None) -> int:
         """Tokens that prompt and answer may have; raises ExportError where the engine would not compute what the checkpoint does.

@@ -15,6 +15,7 @@ from nereid_export.errors import ExportError
 from nereid_export.frame import Device
 from nereid_export.llm_checkpoint import LlmCheckpoint
 from nereid_export.llm_graph import leave_unrotated, set_embedding_scale, set_window
+from nereid_export.silence import quiet
 
 _ROTATED_STEP = 16
 """GroupQueryAttention turns whole groups of so many values of a head."""
@@ -66,7 +67,7 @@ def build_graph(checkpoint: LlmCheckpoint, target: Path, cache: Path, precision:
 def _transformers_config(checkpoint: LlmCheckpoint) -> Any:
     from transformers import AutoConfig
 
-    with understood(checkpoint.folder / "config.json"):
+    with understood(checkpoint.folder / "config.json"), quiet():
         return AutoConfig.from_pretrained(checkpoint.folder)
 
 
