@@ -123,12 +123,41 @@ def make_sdxl(folder: Path, vae: AutoencoderKL | None = None, text_layers: int =
     return folder / "checkpoint"
 
 
+GEMMA3: dict[str, Any] = {
+    "head_dim": 16,
+    "hidden_size": 80,  # whose root is no whole number
+    "num_hidden_layers": 3,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        "full_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+    },
+}
+PHI4_MINI: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "tie_word_embeddings": True,
+    "original_max_position_embeddings": 50,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10_000.0,
+        "partial_rotary_factor": 0.5,
+        "short_factor": [1 + 0.2 * i for i in range(8)],
+        "long_factor": [3.0 + i for i in range(8)],
+    },
+}
+
+
 def make_llm(folder: Path, family: str, **settings: object) -> Path:
     """A transformers folder of a tiny decoder with random weights and a byte-level tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import (
         Gemma2Config,
         Gemma2ForCausalLM,
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
         GemmaConfig,
         GemmaForCausalLM,
         LlamaConfig,
@@ -142,6 +171,8 @@ def make_llm(folder: Path, family: str, **settings: object) -> Path:
         Qwen2ForCausalLM,
         Qwen3Config,
         Qwen3ForCausalLM,
+        SmolLM3Config,
+        SmolLM3ForCausalLM,
     )
 
     sizes = {
@@ -159,11 +190,14 @@ def make_llm(folder: Path, family: str, **settings: object) -> Path:
     kinds = {
         "gemma": (GemmaConfig, GemmaForCausalLM, {"head_dim": 16}),
         "gemma2": (Gemma2Config, Gemma2ForCausalLM, {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 16}),
+        "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, GEMMA3),
         "llama": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": True}),
         "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
         "phi3": (Phi3Config, Phi3ForCausalLM, {"original_max_position_embeddings": 256}),
+        "phi4-mini": (Phi3Config, Phi3ForCausalLM, PHI4_MINI),
         "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
         "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16}),
+        "smollm3": (SmolLM3Config, SmolLM3ForCausalLM, {"no_rope_layers": [1, 0]}),
     }
     config, kind, extra = kinds[family]
     torch.manual_seed(0)

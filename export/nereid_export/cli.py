@@ -166,7 +166,9 @@ def diffusion(
 
 @app.command()
 def llm(
-    path: Annotated[Path, typer.Argument(help="A local transformers folder (Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma).")],
+    path: Annotated[
+        Path, typer.Argument(help="A local transformers folder (Llama, Mistral, Qwen2, Qwen3, Phi-3 and 4-mini, SmolLM3, Gemma).")
+    ],
     engine: Annotated[LlmEngine, typer.Option(help="What computes it; openvino has paged attention.")] = LlmEngine.ONNXRUNTIME,
     precision: Annotated[LlmPrecision, typer.Option(help="Of the matrices; int4 and int8 are block-wise.")] = LlmPrecision.INT4,
     block_size: Annotated[int, typer.Option(help="Weights that share a scale: 16, 32, 64, 128 or 256.")] = 32,

@@ -99,7 +99,7 @@ def _build(
     source = {
         "name": checkpoint.folder.resolve().name,
         "sha256": checkpoint.digest(),
-        "architecture": checkpoint.config["architectures"][0],
+        "architecture": checkpoint.architecture,
     }
     # `draft` is an engine with a record of its own.
     without_effect = ("checkpoint", "out", "name", "draft", "context_length")

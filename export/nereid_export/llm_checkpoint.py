@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ ARCHITECTURES = (
     "Phi3ForCausalLM",
     "GemmaForCausalLM",
     "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "SmolLM3ForCausalLM",
 )
 """Families that are exported. Others that onnxruntime-genai's builder knows have not been tried here."""
 
@@ -48,6 +51,11 @@ class LlmCheckpoint:
             )
         if config.get("quantization_config"):
             raise ExportError(f"{folder / 'config.json'}: the checkpoint is quantised already; export the original")
+        if config.get("use_bidirectional_attention"):
+            raise ExportError(
+                f"{folder / 'config.json'}: use_bidirectional_attention {config['use_bidirectional_attention']} is not allowed; "
+                "a token of a language model sees those before it alone"
+            )
         checkpoint = cls(folder, config)
         if not checkpoint.weights:
             pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLE_SUFFIXES]
@@ -69,13 +77,8 @@ class LlmCheckpoint:
         checkpoint._check_settings()
         return checkpoint
 
-    def with_older_names(self, folder: Path) -> Path:
-        """The checkpoint as onnxruntime-genai's builder reads it: transformers 5 writes a RoPE's kind as `rope_type` alone."""
-        changed = {
-            key: {**rope, "type": rope["rope_type"]}
-            for key in ("rope_parameters", "rope_scaling")
-            if isinstance(rope := self.config.get(key), dict) and "rope_type" in rope and "type" not in rope
-        }
+    def with_settings(self, changed: Mapping[str, Any], folder: Path) -> Path:
+        """The checkpoint with other settings in config.json, made in `folder` where there are any."""
         if not changed:
             return self.folder
         folder.mkdir()
@@ -145,6 +148,10 @@ class LlmCheckpoint:
         return [] if found is None else [found] if isinstance(found, int) else list(found)
 
     @property
+    def architecture(self) -> str:
+        return str(self.config["architectures"][0])
+
+    @property
     def head_size(self) -> int:
         return int(self.config.get("head_dim") or self.config["hidden_size"] // self.config["num_attention_heads"])
 
@@ -156,13 +163,15 @@ class LlmCheckpoint:
     @property
     def rope_switch(self) -> int | None:
         """Tokens beyond which LongRoPE rotates every key by other factors, the earliest too; None where it never does."""
-        rope = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
-        kinds = ("longrope", "su", "yarn") if self.config["architectures"][0] == "Phi3ForCausalLM" else ("longrope",)
-        if rope.get("rope_type", rope.get("type")) not in kinds:
-            return None
+        given = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
+        kinds = ("longrope", "su", "yarn") if self.architecture == "Phi3ForCausalLM" else ("longrope",)
         name = "original_max_position_embeddings"
-        switch = int(self.config.get(name) or rope.get(name) or _PHI3_ORIGINAL_CONTEXT)
-        return switch if switch < self.longest_context else None
+        switches = [
+            int(self.config.get(name) or rope.get(name) or _PHI3_ORIGINAL_CONTEXT)
+            for rope in (given, *(by_layer for by_layer in given.values() if isinstance(by_layer, dict)))
+            if rope.get("rope_type", rope.get("type")) in kinds
+        ]
+        return min((switch for switch in switches if switch < self.longest_context), default=None)
 
     def served_context(self, wanted: int | None) -> int:
         """Tokens that prompt and answer may have; raises ExportError where the engine would not compute what the checkpoint does.
@@ -182,7 +191,7 @@ class LlmCheckpoint:
     @property
     def unlisted_window(self) -> int | None:
         """How far every layer's attention sees back, where config.json does not list it layer by layer (`layer_types`)."""
-        listed = "layer_types" in self.config or self.config["architectures"][0] not in ("MistralForCausalLM", "Phi3ForCausalLM")
+        listed = "layer_types" in self.config or self.architecture not in ("MistralForCausalLM", "Phi3ForCausalLM")
         return None if listed else self.config.get("sliding_window")
 
     def digest(self) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from nereid_export.errors import ExportError
 
@@ -45,6 +47,24 @@ def set_window(model: Any, window: int) -> None:
     for node in model.graph.node:
         if node.op_type == "GroupQueryAttention":
             next(attribute for attribute in node.attribute if attribute.name == "local_window_size").i = window
+
+
+def leave_unrotated(model: Any, layers: Collection[int]) -> None:
+    """Let the attention of those layers take queries and keys as they are, wherever their tokens stand."""
+    attentions = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
+    for number in layers:
+        node = attentions[number]
+        next(attribute for attribute in node.attribute if attribute.name == "do_rotary").i = 0
+        node.input[7], node.input[8] = "", ""  # cos_cache, sin_cache
+
+
+def set_embedding_scale(model: Any, scale: float) -> None:
+    """Write the factor of the embeddings in full, of which the builder keeps two decimals."""
+    node = next(node for node in model.graph.node if node.name == "/model/embed_tokens/Mul")
+    cache = next(value for value in model.graph.input if value.name.startswith("past_key_values."))
+    exact = np.array(scale, helper.tensor_dtype_to_np_dtype(cache.type.tensor_type.elem_type))
+    model.graph.initializer.append(numpy_helper.from_array(exact, "/model/embed_tokens/scale"))
+    node.input[1] = "/model/embed_tokens/scale"
 
 
 def matrices(model: Any) -> dict[str, Any]:

@@ -18,6 +18,9 @@ from openvino import opset13 as ops
 from nereid.engines.paged_attention import Attention, describe
 from nereid_export.llm_ir_weights import Matrix
 
+Rotation = tuple[Any, Any]
+"""Cosines and sines of every token's position: tokens x 1 x 1 x rotated width."""
+
 ACTIVATIONS = {"silu": ops.swish, "gelu": ops.gelu, "gelu_pytorch_tanh": lambda node: ops.gelu(node, "tanh"), "relu": ops.relu}
 
 
@@ -51,9 +54,10 @@ class _Builder:
         ids, positions = self._input("input_ids", ov.Type.i64, [-1]), self._input("position_ids", ov.Type.i64, [-1])
         kept = self._input("logits_to_keep", ov.Type.i64, [-1])
         hidden = self._embedding(ids)
-        rotation = self._rotation(positions)
+        rotations = self._rotations(positions)
         layers = []
         for number, layer in enumerate(model.model.layers):
+            rotation = rotations[_kind(config, number)] if getattr(layer.self_attn, "use_rope", True) else None
             hidden = self._layer(layer, hidden, rotation, number)
             layers.append(_attention_of(layer.self_attn, config))
         hidden = ops.gather(self._norm(model.model.norm, hidden), kept, _int(0))
@@ -65,16 +69,16 @@ class _Builder:
         describe(made, layers)
         return made
 
-    def _layer(self, layer: Any, hidden: Any, rotation: tuple[Any, Any], number: int) -> Any:
+    def _layer(self, layer: Any, hidden: Any, rotation: Rotation | None, number: int) -> Any:
         made = self._attention(layer.self_attn, self._norm(layer.input_layernorm, hidden), rotation, number)
-        if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 2: norms before and after
+        if hasattr(layer, "pre_feedforward_layernorm"):  # Gemma 2 and 3: norms before and after
             hidden = ops.add(hidden, self._norm(layer.post_attention_layernorm, made))
             made = self._feed_forward(layer.mlp, self._norm(layer.pre_feedforward_layernorm, hidden))
             return ops.add(hidden, self._norm(layer.post_feedforward_layernorm, made))
         hidden = ops.add(hidden, made)
         return ops.add(hidden, self._feed_forward(layer.mlp, self._norm(layer.post_attention_layernorm, hidden)))
 
-    def _attention(self, attention: Any, hidden: Any, rotation: tuple[Any, Any], number: int) -> Any:
+    def _attention(self, attention: Any, hidden: Any, rotation: Rotation | None, number: int) -> Any:
         config, size = self.model.config, attention.head_dim
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         if hasattr(attention, "qkv_proj"):  # Phi-3
@@ -88,33 +92,28 @@ class _Builder:
             self._output(f"{kind}.{number}", node)
         return self._linear(attention.o_proj, self._input(f"attention.{number}", ov.Type.f32, [-1, heads * size]))
 
-    def _rotated(self, node: Any, heads: int, size: int, norm: Any, rotation: tuple[Any, Any]) -> Any:
-        """Queries or keys by head, normalised where the family does so, and turned by their positions.
+    def _rotated(self, node: Any, heads: int, size: int, norm: Any, rotation: Rotation | None) -> Any:
+        """Queries or keys by head, normalised where the family does so, and turned by their positions where the layer does so.
 
         In the very form, axes included, that OpenVINO computes as one operator.
         """
-        cosine, sine = rotation
+        if norm is None and rotation is None:
+            return node
         node = ops.reshape(node, _ints([0, heads, 1, size]), True)
         if norm is not None:
             node = self._norm(norm, node)
-        turned, rest = node, None
-        width = cosine.get_output_partial_shape(0)[3].get_length()
-        if width < size:
-            turned, rest = ops.variadic_split(node, _int(3), _ints([width, size - width])).outputs()
-        first, second = ops.variadic_split(turned, _int(3), _ints([width // 2, width // 2])).outputs()
-        swapped = ops.concat([ops.multiply(second, _float(-1)), first], -1)
-        turned = ops.add(ops.multiply(turned, cosine), ops.multiply(swapped, sine))
-        whole = turned if rest is None else ops.concat([turned, rest], -1)
+        whole = node if rotation is None else _turned(node, size, rotation)
         return ops.reshape(whole, _ints([0, heads * size]), True)
 
-    def _rotation(self, positions: Any) -> tuple[Any, Any]:
-        """Cosines and sines of every token's position: tokens x 1 x 1 x rotated width."""
+    def _rotations(self, positions: Any) -> dict[str, Rotation]:
+        """What turns every token, by the kind of layer: one for all, but for Gemma 3, where each kind has its own."""
         rotary = self.model.model.rotary_emb
         places = ops.unsqueeze(ops.convert(positions, np.float32), _ints([1, 2, 3]))
-        angles = ops.multiply(places, _constant(rotary.inv_freq.float().numpy()[None, None, None]))
-        angles = ops.concat([angles, angles], 3)
-        scaling = _float(rotary.attention_scaling)
-        return ops.multiply(ops.cos(angles), scaling), ops.multiply(ops.sin(angles), scaling)
+        kinds = sorted({_kind(self.model.config, number) for number in range(len(self.model.model.layers))})
+        if hasattr(rotary, "inv_freq"):
+            return dict.fromkeys(kinds, _rotation(places, rotary.inv_freq, rotary.attention_scaling))
+        own = {kind: (getattr(rotary, f"{kind}_inv_freq"), getattr(rotary, f"{kind}_attention_scaling")) for kind in kinds}
+        return {kind: _rotation(places, *given) for kind, given in own.items()}
 
     def _feed_forward(self, mlp: Any, hidden: Any) -> Any:
         name = getattr(self.model.config, "hidden_activation", None) or self.model.config.hidden_act
@@ -171,10 +170,35 @@ class _Builder:
         self._taken.append(made)
 
 
+def _rotation(places: Any, frequencies: Any, scaling: float) -> Rotation:
+    angles = ops.multiply(places, _constant(frequencies.float().numpy()[None, None, None]))
+    angles = ops.concat([angles, angles], 3)
+    return ops.multiply(ops.cos(angles), _float(scaling)), ops.multiply(ops.sin(angles), _float(scaling))
+
+
+def _turned(node: Any, size: int, rotation: Rotation) -> Any:
+    """The first values of every head, as many as are rotated, turned; the rest is left as it is."""
+    cosine, sine = rotation
+    turned, rest = node, None
+    width = cosine.get_output_partial_shape(0)[3].get_length()
+    if width < size:
+        turned, rest = ops.variadic_split(node, _int(3), _ints([width, size - width])).outputs()
+    first, second = ops.variadic_split(turned, _int(3), _ints([width // 2, width // 2])).outputs()
+    swapped = ops.concat([ops.multiply(second, _float(-1)), first], -1)
+    turned = ops.add(ops.multiply(turned, cosine), ops.multiply(swapped, sine))
+    return turned if rest is None else ops.concat([turned, rest], -1)
+
+
+def _kind(config: Any, number: int) -> str:
+    """A layer's kind as transformers names it; where it lists none, all layers are of one."""
+    listed = getattr(config, "layer_types", None)
+    return "" if listed is None else str(listed[number])
+
+
 def _attention_of(attention: Any, config: Any) -> Attention:
     """A layer's attention as the paged operator is told of it."""
-    listed = getattr(attention, "layer_type", None) is not None
-    window = attention.sliding_window if listed else getattr(config, "sliding_window", None)
+    own = attention if hasattr(attention, "sliding_window") else config
+    window = getattr(own, "sliding_window", None)
     return Attention(
         kv_heads=config.num_key_value_heads, head_size=attention.head_dim, scale=float(attention.scaling), window=window or 0
     )

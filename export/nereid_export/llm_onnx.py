@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import onnx
 
-from nereid_export.errors import ExportError
 from nereid_export.frame import Device, Progress
 from nereid_export.llm_built import BuiltEngine
 from nereid_export.llm_checkpoint import LlmCheckpoint
 from nereid_export.llm_figures import FP16_BOUND, FP32_BOUND, compare, engine_logits, feeds, torch_logits
-from nereid_export.llm_graph import fix_cache_size, keep_some_logits, save, set_window
+from nereid_export.llm_genai import build_graph, refuse_what_it_cannot_build
+from nereid_export.llm_graph import fix_cache_size, keep_some_logits, save
 from nereid_export.llm_options import LlmExportOptions, LlmPrecision
 from nereid_export.llm_quantize import MatrixError, measure, most_sensitive, quantize
 
@@ -25,7 +22,7 @@ class OnnxBuilder:
     files: tuple[str, ...] = ("model.onnx*",)
 
     def check(self, checkpoint: LlmCheckpoint, options: LlmExportOptions) -> None:
-        """Its packages are the exporter's own, and it computes every family."""
+        refuse_what_it_cannot_build(checkpoint)
 
     def build(
         self, checkpoint: LlmCheckpoint, options: LlmExportOptions, sample: list[int], folder: Path, progress: Progress
@@ -33,7 +30,7 @@ class OnnxBuilder:
         progress.step("building the graph")
         plain = folder / "plain"
         halves = options.device is Device.CUDA and options.precision is not LlmPrecision.FP32
-        _run_builder(checkpoint, plain, folder / "cache", "fp16" if halves else "fp32", options.device)
+        build_graph(checkpoint, plain, folder / "cache", "fp16" if halves else "fp32", options.device)
         progress.step(options.preparing)
         errors, eight_bit = _write_engine(checkpoint, options, plain, folder, sample)
         progress.step("checking against PyTorch")
@@ -45,24 +42,6 @@ class OnnxBuilder:
         for left in (plain, folder / "cache", folder / "checkpoint"):
             shutil.rmtree(left, ignore_errors=True)
         return BuiltEngine(matrices=errors, eight_bit=eight_bit, checks=checks)
-
-
-def _run_builder(checkpoint: LlmCheckpoint, target: Path, cache: Path, precision: str, device: Device) -> None:
-    """onnxruntime-genai's model builder, in a process of its own: it prints, and keeps memory."""
-    source = checkpoint.with_older_names(target.with_name("checkpoint"))
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(target)]
-    command += ["-p", precision, "-e", str(device), "-c", str(cache)]
-    # Sliding windows over whole caches: a cache of the window alone would have places of its own, apart from the mask's.
-    command += ["--extra_options", "windowed_kv_cache=false"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-        raise ExportError(f"{checkpoint.folder}: onnxruntime-genai's builder has failed: {last}")
-    if (window := checkpoint.unlisted_window) is not None:  # the builder heeds `layer_types` alone
-        model = onnx.load(str(target / "model.onnx"), load_external_data=False)
-        set_window(model, window)
-        onnx.save_model(model, str(target / "model.onnx"))
 
 
 def _write_engine(

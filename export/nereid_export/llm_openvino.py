@@ -33,7 +33,7 @@ class OpenVinoBuilder:
         except ImportError:
             raise ExportError("--engine openvino needs OpenVINO; install it with `pip install 'nereid[serve]'`") from None
         file, config = checkpoint.folder / "config.json", checkpoint.config
-        caps = config["architectures"][0] == "Gemma2ForCausalLM"
+        caps = checkpoint.architecture == "Gemma2ForCausalLM"
         if caps and (cap := config.get("attn_logit_softcapping", _GEMMA2_CAP)) is not None:
             raise ExportError(
                 f"{file}: attn_logit_softcapping {cap} is not allowed with --engine openvino, whose paged attention has no cap; "

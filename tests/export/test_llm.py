@@ -181,7 +181,7 @@ def test_measured_rounding_is_the_kernels(bits: int, symmetric: bool) -> None:
 
 def test_a_graph_that_is_not_pytorchs_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = with_settings(make.make_llm(tmp_path / "mistral", "mistral"), WINDOW)
-    monkeypatch.setattr("nereid_export.llm_onnx.set_window", lambda model, window: None)
+    monkeypatch.setattr("nereid_export.llm_genai.set_window", lambda model, window: None)
     with pytest.raises(ExportError, match=r"relative error .* nothing was published"):
         export_llm(checkpoint, tmp_path / "out", precision="fp32")
     assert not (tmp_path / "out").exists()
