@@ -41,7 +41,8 @@ class Row:
         """As a manifest has it: what was not measured is not there."""
         absent = {"compared", "invariant_from"}
         absent |= {name for name in ("milliseconds", "error", "bytes", "memory_bytes", "dropped") if not getattr(self, name)}
-        made = {name: value for name, value in asdict(self).items() if name not in absent}
+        values = {**asdict(self), "milliseconds": {str(rows): took for rows, took in self.milliseconds.items()}}
+        made = {name: value for name, value in values.items() if name not in absent}
         return {**made, "batch_invariant_from_rows": self.invariant_from} if self.compared else made
 
 

@@ -97,8 +97,8 @@ class _Pipeline:
                 refused.append(Row(engine=engine, precision=its["precision"], dropped=str(error)))
                 continue
             its["memory"] = measure_memory(component, folder / builder.filename, target, builder.probe(component, target))
-            error = max(check["relative_error"] for check in its["checks"])
-            entrants[name] = Entrant(engine=engine, target=target, folder=folder, error=error, memory=its["memory"])
+            worst = max(check["relative_error"] for check in its["checks"])
+            entrants[name] = Entrant(engine=engine, target=target, folder=folder, error=worst, memory=its["memory"])
         left = [_row(known) for known in self.manifest["candidates"][model] if _label(known) not in figures]
         return Contest(component, tuple(described["expected_rows"]), entrants, [*refused, *left]), figures
 

@@ -18,9 +18,8 @@ def tell_names(component: Component, engine: Any, callers: Iterable[Any], *, bef
     names, known = _names(component, engine), _names(component, before) if before is not None else {}
     if names == known:
         return
-    renamed = {
-        known.get(spec.name, spec.name): names.get(spec.name, spec.name) for spec in (*component.inputs, *component.outputs)
-    }
+    own = (spec.name for spec in (*component.inputs, *component.outputs))
+    renamed = {known.get(name, name): names.get(name, name) for name in own}
     for caller in callers:
         for step in caller.ensemble_scheduling.step:
             if step.model_name == engine.name:

@@ -64,7 +64,7 @@ def test_sizes_that_one_engine_was_too_slow_to_be_measured_at_are_compared_for_n
 
 def test_no_engine_left_names_every_reason_once() -> None:
     rows = [row("a", dropped="too far"), row("a", threads=1, dropped="too far"), row("b", dropped="too large")]
-    with pytest.raises(LookupError, match="^a-fp32: too far; b-fp32: too large$"):
+    with pytest.raises(LookupError, match=r"^a-fp32: too far; b-fp32: too large$"):
         pick(rows, STEP_ROWS)
 
 
