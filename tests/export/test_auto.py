@@ -36,7 +36,7 @@ pytestmark = pytest.mark.torch
 
 SMALL = component(Small())
 TARGET = Target(precision=Precision.FP32, device=Device.CPU, max_batch_size=4, default_side=16, max_side=16, scale=2)
-MEMORY = {"base_bytes": 10 * 2**20, "bytes_per_row": 1024.0, "measured": []}
+MEMORY: dict[str, Any] = {"base_bytes": 10 * 2**20, "bytes_per_row": 1024.0, "measured": []}
 PREFERRED = {"unet": "openvino", "vae_decoder": "onnxruntime", "vae_encoder": "openvino"}
 
 
@@ -53,9 +53,10 @@ def speeds(preferred: dict[str, str]) -> Callable[..., dict[int, float]]:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny checkpoint, exported: to be read only."""
+    """A tiny checkpoint, exported: to be read only. Its memory is made up: measuring takes a process for each engine."""
     root = tmp_path_factory.mktemp("auto")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("nereid_export.built.measure_memory", lambda *_: MEMORY)
         patch.setattr(contest, "cpus_here", lambda: 2)
         patch.setattr(contest, "milliseconds_by_rows", speeds(PREFERRED))
         export(make_sd(root), root / "out", engine=Engine.AUTO, name="p", max_batch_size=4)
@@ -64,7 +65,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def repository(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy that a test may choose again in, on a machine of two processors; memory is as it was, which processes measure."""
+    """A copy that a test may choose again in, on a machine of two processors."""
     monkeypatch.setattr(contest, "cpus_here", lambda: 2)
     monkeypatch.setattr("nereid_export.remeasure.measure_memory", lambda *_: MEMORY)
     return Path(shutil.copytree(exported, tmp_path / "out"))
