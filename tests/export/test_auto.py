@@ -20,14 +20,19 @@ pytest.importorskip("openvino")
 from small_module import Small, component
 
 from nereid_export import contest
+from nereid_export.auto import Auto
+from nereid_export.built import Built
 from nereid_export.candidates import AutoOptions, candidates_of, parse_candidates, parse_step_rows, thread_counts
+from nereid_export.choice import Row
 from nereid_export.configs import read_config
+from nereid_export.contest import Contest
 from nereid_export.engines import BUILDERS, Engine
 from nereid_export.engines.base import Target
 from nereid_export.engines.plan_options import PlanOptions
 from nereid_export.engines.precision import Precision, Precisions, parse_precisions
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
+from nereid_export.options import ExportOptions
 from nereid_export.remeasure import remeasure
 
 from checkpoints import make_sd
@@ -235,6 +240,21 @@ def test_candidates_are_engines_in_the_precision_asked_for_or_in_those_they_have
         ("openvino", "bf16"),
         ("openvino", "int8"),
     ]
+
+
+def test_refused_pictures_cost_the_coarsest_precision_its_place_and_then_the_next() -> None:
+    times = {Precision.INT8: 1.0, Precision.BF16: 2.0, Precision.FP32: 3.0}
+    rows = [Row(engine="openvino", precision=of, milliseconds={2: took}, compared=True) for of, took in times.items()]
+    made = Contest(SMALL, (2,), {}, rows)
+    auto = Auto(ExportOptions(checkpoint=Path("c"), out=Path("o"), engine=Engine.AUTO), {}, {"unet": made}, {})
+    for expected in times:
+        chosen = made.elect(print)
+        assert chosen.precision == expected
+        if expected is not Precision.FP32:
+            served = replace(TARGET, precision=expected)
+            auto.drop_coarsest([Built(SMALL, Engine.OPENVINO, served, Path())], "too far; nothing was published")
+            assert chosen.dropped == "too far"
+    assert [row.chosen for row in rows] == [False, False, True]
 
 
 def test_fewer_threads_are_tried_where_an_engine_can_be_told() -> None:
