@@ -11,9 +11,11 @@ from typing import Any
 from nereid.diffusion.settings import PIPELINE_FILE
 from nereid.diffusion.solvers import default_scheduler
 from nereid_export import configs
+from nereid_export.auto import Auto
 from nereid_export.built import Built, packages_of
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.clip_tokenizers import write_tokenizers
+from nereid_export.described import ALTERNATIVES, describe
 from nereid_export.engines import BUILDERS
 from nereid_export.engines.base import engine_bytes
 from nereid_export.engines.precision import ERROR_BOUNDS
@@ -37,6 +39,8 @@ class Assembly:
     """pipeline.json, without the engines' memory."""
     pictures: dict[str, Any] | None
     """What the gate has found of whole pictures; None where everything is float32, or could not be run."""
+    auto: Auto | None = None
+    """What the engines were chosen from; None where one was asked for."""
 
     def write(self, repository: Path) -> dict[str, Any]:
         """Lay the whole repository out, other pipelines' models of `out` included; returns the manifest."""
@@ -51,9 +55,8 @@ class Assembly:
             force_zeros=facts["force_zeros_for_empty_prompt"],
             unet_min_rows=next(engine.invariant_from or 1 for engine in self.built if engine.component.name == "unet"),
         )
-        builder = BUILDERS[options.engine]
         engines = [
-            (engine, configs.engine_config(engine.component, builder, engine.target, prefix=options.name))
+            (engine, configs.engine_config(engine.component, BUILDERS[engine.engine], engine.target, prefix=options.name))
             for engine in self.built
         ]
         for engine, config in engines:
@@ -63,10 +66,9 @@ class Assembly:
         for engine, config in engines:
             folder = repository / config.name
             configs.write_engine_config(config, folder)
-            (folder / "1").mkdir()
-            for file in sorted(engine.folder.glob("model.*")):
-                # A link, so that an export interrupted from here on still finds its engine.
-                (folder / "1" / file.name).hardlink_to(file)
+            _link_engine(engine, folder / "1")
+            for labelled, other in self._alternatives(engine).items():
+                _link_engine(other, folder / ALTERNATIVES / labelled)
         memory = run_memories({engine.component.name: engine.memory for engine in self.built})
         text = json.dumps({**facts, "memory": memory}, indent=1)
         for model in ("denoise", "image_output", "text_to_image_stream", "tokenizer"):
@@ -81,7 +83,7 @@ class Assembly:
 
     def _manifest(self, repository: Path) -> dict[str, Any]:
         options, scheduler = self.options, self.checkpoint.config("scheduler")
-        given = {name: getattr(options, name) for name in options.__slots__ if name not in ("checkpoint", "out", "plan")}
+        given = {name: getattr(options, name) for name in options.__slots__ if name not in ("checkpoint", "out", "plan", "auto")}
         return {
             "version": MANIFEST_VERSION,
             "source": {
@@ -91,17 +93,45 @@ class Assembly:
             },
             # Where a class has no solver here, requests that name none are served by another one.
             "scheduler": {"checkpoint": scheduler.get("_class_name"), "default": str(default_scheduler(scheduler))},
-            "arguments": {key: str(value) for key, value in {**given, **options.plan.asked()}.items()},
-            "versions": versions(packages_of(BUILDERS[options.engine])),
+            "arguments": {key: str(value) for key, value in {**given, **options.plan.asked(), **options.auto.asked()}.items()},
+            "versions": versions(packages_of(*(BUILDERS[engine.engine] for engine in self._all_built()))),
             "engines": {configs.prefixed(engine.component.name, options.name): self._engine(engine) for engine in self.built},
             **({} if self.pictures is None else {"pictures": self.pictures}),
+            **self._choice(),
             "models": sorted(folder.name for folder in repository.iterdir()),
             "files": file_digests(repository),
         }
 
+    def _alternatives(self, engine: Built) -> dict[str, Built]:
+        return {} if self.auto is None else self.auto.alternatives(engine.component.name)
+
+    def _all_built(self) -> list[Built]:
+        return [*self.built, *(other for engine in self.built for other in self._alternatives(engine).values())]
+
+    def _choice(self) -> dict[str, Any]:
+        """The tables, and all that another machine needs to choose again."""
+        if self.auto is None:
+            return {}
+        named = {configs.prefixed(engine.component.name, self.options.name): engine for engine in self.built}
+        contests = {model: self.auto.contests[engine.component.name] for model, engine in named.items()}
+        return {
+            "candidates": {model: [row.written() for row in contest.rows] for model, contest in contests.items()},
+            "choice": {
+                "max_engine_mib": self.options.auto.max_engine_mib,
+                "components": {
+                    model: describe(engine.component, engine.target, contests[model].expected) for model, engine in named.items()
+                },
+                "alternatives": {
+                    model: {labelled: self._engine(other) for labelled, other in self._alternatives(engine).items()}
+                    for model, engine in named.items()
+                },
+            },
+        }
+
     def _engine(self, engine: Built) -> dict[str, Any]:
         return {
-            "engine": str(self.options.engine),
+            "engine": str(engine.engine),
+            **({"threads": engine.target.plan.threads} if engine.target.plan.threads else {}),
             "precision": str(engine.target.of(engine.component)),
             "bytes": engine_bytes(engine.folder),
             "seconds": engine.seconds,
@@ -109,6 +139,13 @@ class Assembly:
             **({} if engine.memory is None else {"memory": engine.memory}),
             **engine.account,
         }
+
+
+def _link_engine(engine: Built, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for file in sorted(engine.folder.glob("model.*")):
+        # A link, so that an export interrupted from here on still finds its engine.
+        (folder / file.name).hardlink_to(file)
 
 
 def _findings(engine: Built) -> dict[str, Any]:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nereid_export.calibration import Calibration
+from nereid_export.candidates import AutoOptions
 from nereid_export.components import Component, sizes_at
-from nereid_export.engines import BUILDERS
+from nereid_export.engines import BUILDERS, Engine
 from nereid_export.engines.base import EngineBuilder, Samples, Target
 from nereid_export.engines.check import (
     Check,
-    Run,
     batch_invariant_from,
     compare,
     compare_together,
-    random_inputs,
     random_references,
     references_of,
     refuse_above_bound,
@@ -27,12 +26,10 @@ from nereid_export.frame import Progress
 from nereid_export.memory import measure_memory
 from nereid_export.options import ExportOptions
 from nereid_export.resume import RECORD, Record, resume_key
+from nereid_export.speed import milliseconds, usual_rows
 
 VERSIONED = ("torch", "diffusers", "transformers", "numpy")
 """Whose versions shape every engine; each engine adds its own."""
-
-_SPEED_SECONDS = 1.0
-_SPEED_RUNS = 9
 
 
 @dataclass(slots=True)
@@ -40,6 +37,7 @@ class Built:
     """One engine in the staging folder."""
 
     component: Component
+    engine: Engine
     target: Target
     folder: Path
     checks: list[Check] = field(default_factory=list)
@@ -64,19 +62,19 @@ class Built:
 
 def build(
     component: Component,
+    engine: Engine,
     target: Target,
     source: str,
     options: ExportOptions,
-    staging: Path,
+    folder: Path,
     calibration: Calibration,
     progress: Progress,
 ) -> Built:
-    """Build and check one engine; `source` is the checkpoint's digest."""
-    builder = BUILDERS[options.engine]
-    folder, precision = staging / "engines" / component.name, target.of(component)
+    """Build and check one engine in `folder`; `source` is the checkpoint's digest."""
+    builder, precision = BUILDERS[engine], target.of(component)
     # Another component's precision does not matter here, and prompts are read again only where calls were recorded of them.
     key = resume_key(
-        options,
+        replace(options, engine=engine, auto=AutoOptions()),
         [source, str(precision), [drawn.prompt for drawn in calibration.pictures] if precision.quantised else None],
         packages_of(builder),
         without_effect=("checkpoint", "out", "name", "precision", "calibration_prompts"),
@@ -87,7 +85,7 @@ def build(
         progress.step(f"{component.name}: built before")
         progress.step(f"{component.name}: {'not checked' if unchecked else 'checked before'}")
         figures = {**done, "checks": [Check(**check) for check in done["checks"]]}
-        return Built(component, target, folder, **figures, resumed=True)
+        return Built(component, engine, target, folder, **figures, resumed=True)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     start = time.monotonic()
@@ -98,7 +96,7 @@ def build(
     else:
         references = [] if unchecked else random_references(component, module)
     samples = Samples(references, calibration.ranges.get(component.name, ()), told=progress.detail)
-    built = Built(component, target, folder, unchecked=unchecked)
+    built = Built(component, engine, target, folder, unchecked=unchecked)
     built.account = builder.build(component, module, folder, target, samples) or {}
     del module
     if unchecked:
@@ -108,8 +106,8 @@ def build(
         run = builder.load(component, folder, target)
         built.checks = (compare_together if precision.quantised else compare)(references, run)
         refuse_above_bound(component, built.checks, precision)
-        built.invariant_from = batch_invariant_from(component, run, _places(component, target))
-        built.milliseconds = _milliseconds(component, run, target)
+        built.invariant_from = batch_invariant_from(component, run, places(component, target))
+        built.milliseconds = milliseconds(component, run, target, usual_rows(component))
         del run
     built.memory = measure_memory(component, folder / builder.filename, target, builder.probe(component, target))
     built.seconds = round(time.monotonic() - start, 1)
@@ -117,29 +115,14 @@ def build(
     return built
 
 
-def packages_of(builder: EngineBuilder) -> tuple[str, ...]:
-    return (*VERSIONED, *builder.packages)
+def packages_of(*builders: EngineBuilder) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*VERSIONED, *(package for builder in builders for package in builder.packages))))
 
 
-def _places(component: Component, target: Target) -> list[tuple[int, dict[str, int]]]:
+def places(component: Component, target: Target) -> list[tuple[int, dict[str, int]]]:
     """Where rows are compared in different company: small pictures, and the usual ones for the engine whose rows are packed."""
     rows = min(8, target.max_batch_size)
     places = [(rows, sizes) for _, sizes in component.checks]
     if component.name == "unet":
         places.append((min(4, rows), sizes_at(component, target.default_side, target.scale)))
     return places
-
-
-def _milliseconds(component: Component, run: Run, target: Target) -> float:
-    """The median of a few calls, of which the first does not count; a second's worth, or three."""
-    rows = 2 if component.name == "unet" else 1
-    sizes = sizes_at(component, target.default_side, target.scale)
-    inputs = {name: value.numpy() for name, value in random_inputs(component, rows, sizes, 1).items()}
-    names = [spec.name for spec in component.outputs]
-    run(inputs, names)
-    taken: list[float] = []
-    while len(taken) < 3 or (sum(taken) < _SPEED_SECONDS and len(taken) < _SPEED_RUNS):
-        start = time.perf_counter()
-        run(inputs, names)
-        taken.append(time.perf_counter() - start)
-    return round(1000 * sorted(taken)[len(taken) // 2], 3)

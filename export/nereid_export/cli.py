@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from nereid.engines import digests
 from nereid_client.terminal import console, fail
+from nereid_export.candidates import AutoOptions, parse_candidates, parse_step_rows
 from nereid_export.diffusion import export_diffusion
 from nereid_export.engines import Engine
 from nereid_export.engines.plan_options import PlanOptions, parse_buckets, parse_capabilities
@@ -22,6 +21,10 @@ from nereid_export.errors import ExportError
 from nereid_export.frame import Device
 from nereid_export.llm import LlmEngine, LlmExportOptions, LlmPrecision, export_llm
 from nereid_export.options import ExportOptions
+from nereid_export.remeasure import remeasure as remeasure_repository
+from nereid_export.shown import show_diffusion, show_llm
+
+T = TypeVar("T")
 
 app = typer.Typer(
     help="Turn a checkpoint into engines inside a deployable Triton model repository.",
@@ -68,7 +71,7 @@ def diffusion(
         typer.Option(
             help="What runs the networks; tensorrt is built in the container, torch needs a C++ compiler. Plans of tensorrt-rtx "
             "are built anywhere and run on an RTX card by ONNX Runtime's plugin, in a Triton installed with pip: Triton's own "
-            "backends do not read them."
+            "backends do not read them. auto builds several, measures them here, and gives each component the fastest."
         ),
     ] = Engine.ONNXRUNTIME,
     precision: Annotated[
@@ -76,7 +79,7 @@ def diffusion(
         typer.Option(
             metavar="PRECISION[,COMPONENT=PRECISION...]",
             help=f"Arithmetic of the engines ({', '.join(Precision)}), with exceptions like `int8,vae_decoder=fp32`. Below fp32, "
-            "pictures are drawn and compared with PyTorch's.",
+            "pictures are drawn and compared with PyTorch's. With --engine auto also auto: fp32, bf16 or int8 by measurement.",
         ),
     ] = Precision.FP32,
     calibration_prompts: Annotated[
@@ -127,6 +130,27 @@ def diffusion(
     max_autotune: Annotated[
         bool, typer.Option("--max-autotune", help="With torch: try several kernels for each matrix product, keep the fastest.")
     ] = False,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Threads of one call, with onnxruntime and openvino; the library's own choice where 0.")
+    ] = 0,
+    candidates: Annotated[
+        str,
+        typer.Option(
+            metavar="ENGINE,...",
+            help="With auto: engines to measure, of onnxruntime, openvino and torch, which compiles for minutes; the first two "
+            "where absent.",
+        ),
+    ] = "",
+    step_rows: Annotated[
+        str,
+        typer.Option(
+            metavar="ROWS,...",
+            help="With auto: rows of the UNet's calls that the server will see, two an image with guidance; 2,4,8 where absent.",
+        ),
+    ] = "",
+    max_engine_mib: Annotated[
+        int, typer.Option(help="With auto: MiB of memory that one engine may take with its runs; what is free where 0.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Export a diffusion pipeline: text encoder(s), UNet, VAE decoder and encoder, each checked against PyTorch.
@@ -143,6 +167,10 @@ def diffusion(
             refit=refit,
             bucket=parse_buckets(bucket or []),
             max_autotune=max_autotune,
+            threads=threads,
+        )
+        auto = AutoOptions(
+            candidates=parse_candidates(candidates), step_rows=parse_step_rows(step_rows), max_engine_mib=max_engine_mib
         )
         return ExportOptions(
             checkpoint=path,
@@ -155,13 +183,14 @@ def diffusion(
             name=name,
             max_side=max_side,
             plan=plan,
+            auto=auto,
         )
 
     manifest = _with_bar(lambda bar: export_diffusion(asked(), bar))
     if as_json:
         print(json.dumps(manifest))
     else:
-        _show(manifest, out)
+        show_diffusion(manifest, out)
 
 
 @app.command()
@@ -213,7 +242,26 @@ def llm(
     if as_json:
         print(json.dumps(manifest))
     else:
-        _show_llm(manifest, out)
+        show_llm(manifest, out)
+
+
+@app.command()
+def remeasure(
+    repository: Annotated[Path, typer.Argument(help="A repository that was exported with --engine auto.")] = Path(
+        "build/repository"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifests as a JSON list.")] = False,
+) -> None:
+    """Measure the engines of an export with `--engine auto` on this machine, and serve those that are fastest here.
+
+    Nothing is built, and no checkpoint is needed. Servers of the repository must be started again.
+    """
+    manifests = _with_bar(lambda bar: remeasure_repository(repository, bar))
+    if as_json:
+        print(json.dumps(manifests))
+        return
+    for manifest in manifests:
+        show_diffusion(manifest, repository)
 
 
 @app.command()
@@ -233,7 +281,7 @@ def sign(
     console.print(f"signed: {', '.join(changed)}" if changed else "nothing was changed", highlight=False)
 
 
-def _with_bar(work: Callable[[Bar], dict[str, Any]]) -> dict[str, Any]:
+def _with_bar(work: Callable[[Bar], T]) -> T:
     """Run an export under a progress bar; its refusals are one sentence and exit status 1."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     try:
@@ -241,68 +289,3 @@ def _with_bar(work: Callable[[Bar], dict[str, Any]]) -> dict[str, Any]:
             return work(Bar(progress))
     except ExportError as error:
         fail(error)
-
-
-def _show_llm(manifest: dict[str, Any], out: Path) -> None:
-    engine = manifest["engine"]
-    table = Table(title=f"{manifest['source']['name']} -> {out}")
-    for column in (
-        "engine",
-        "precision",
-        "MB",
-        "compression",
-        "logits error",
-        "next-token agreement",
-        "perplexity (fp32)",
-        "in 8 bits",
-    ):
-        table.add_column(column, justify="right")
-    table.add_row(
-        manifest["arguments"]["engine"],
-        manifest["arguments"]["precision"],
-        f"{engine['engine_bytes'] / 1e6:.1f}",
-        f"{engine['compression']:.2f}x",
-        f"{engine['logits_error']:.1e}",
-        f"{100 * engine['next_token_agreement']:.1f}%",
-        f"{engine['perplexity']:.3f} ({engine['perplexity_fp32']:.3f})",
-        f"{len(engine['eight_bit'])} of {len(engine['matrices'])}",
-    )
-    Console().print(table)
-
-
-def _show(manifest: dict[str, Any], out: Path) -> None:
-    table = Table(title=f"{manifest['source']['name']} -> {out}")
-    columns = ("model", "engine", "precision", "MB", "ms a call", "largest relative error", "bound", "same bits in any batch")
-    for column in (*columns, "built in s"):
-        table.add_column(column, justify="left" if column in ("model", "engine", "precision") else "right")
-    for name, engine in manifest["engines"].items():
-        table.add_row(
-            name,
-            engine["engine"],
-            engine["precision"],
-            f"{engine['bytes'] / 1e6:.1f}",
-            "-" if not engine["checked"] else f"{engine['milliseconds']:.1f}",
-            *_findings(engine),
-            f"{engine['seconds']:.1f}",
-        )
-    Console().print(table)
-    for name, engine in manifest["engines"].items():
-        if kept := engine.get("quantization", {}).get("kept"):
-            Console().print(f"{name}: not rounded to 8 bits: {', '.join(kept)}", highlight=False, soft_wrap=True)
-    if (pictures := manifest.get("pictures")) is not None:
-        said = f"{pictures['pictures']} pictures against PyTorch's: PSNR {pictures['psnr']:.1f} dB in the median, "
-        said += f"{pictures['psnr_lowest']:.1f} dB at least (bound of the median: {pictures['psnr_bound']:g})"
-        if "score" in pictures:
-            said += f"; {pictures['scored_by']}: {pictures['score']:.1f}% ({pictures['score_fp32']:.1f}% by PyTorch)"
-        Console().print(said, highlight=False, soft_wrap=True)
-    for reason in dict.fromkeys(engine["reason"] for engine in manifest["engines"].values() if not engine["checked"]):
-        Console().print(f"not checked against PyTorch: {reason}", highlight=False, soft_wrap=True)
-
-
-def _findings(engine: dict[str, Any]) -> tuple[str, str, str]:
-    """Error, bound, and whether rows are the same in any batch."""
-    if not engine["checked"]:
-        return "not checked", "-", "-"
-    worst = max(check["relative_error"] for check in engine["checks"])
-    invariant = {None: "no", 1: "yes"}.get(engine["batch_invariant_from_rows"], "from 2 rows")
-    return f"{worst:.1e}", f"{engine['error_bound']:g}", invariant

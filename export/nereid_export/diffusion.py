@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nereid_export.assembly import Assembly
+from nereid_export.auto import Auto, require_auto
 from nereid_export.built import Built, build, packages_of
 from nereid_export.calibration import Calibration, calibrate, drawn_prompts, read_prompts
 from nereid_export.checkpoint import Checkpoint, understood
 from nereid_export.clip_tokenizers import read_tokenizers
 from nereid_export.components import Component, components_of
 from nereid_export.drawing import Drawer
-from nereid_export.engines import BUILDERS, require_options
+from nereid_export.engines import BUILDERS, Engine, require_options
 from nereid_export.engines.base import Target, require_precision
 from nereid_export.engines.check import Run, torch_run
 from nereid_export.engines.precision import Precision, require_components
@@ -35,10 +36,11 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
         raise ExportError(f"--max-batch-size: {options.max_batch_size} is not allowed; it must be 1 to 256")
     check_name(options.name)
     checkpoint = Checkpoint.open(options.checkpoint)
-    builder = BUILDERS[options.engine]
-    for precision in options.precision.all:
-        require_precision(options.engine, builder, precision)
+    if options.engine is not Engine.AUTO:
+        for precision in options.precision.all:
+            require_precision(options.engine, BUILDERS[options.engine], precision)
     require_options(options.engine, options.plan)
+    require_auto(options)
     prompts = None if options.calibration_prompts is None else read_prompts(options.calibration_prompts)
     with understood(checkpoint.folder):
         parts = {part.name: part for part in components_of(checkpoint)}
@@ -46,19 +48,22 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
         tokenizers = read_tokenizers(checkpoint)
     require_components(options.precision, tuple(parts))
     targets = {name: _target(part, options, sizes) for name, part in parts.items()}
-    for target in targets.values():
-        builder.require(target)
-    below = tuple(
-        dict.fromkeys(precision for name, part in parts.items() if (precision := targets[name].of(part)) != Precision.FP32)
-    )
-    progress.total(2 * len(parts) + 3 + 2 * bool(below))
+    auto, planned = None, [(part, targets[name]) for name, part in parts.items()]
+    if options.engine is Engine.AUTO:
+        auto = Auto.of(options, parts, targets)
+        planned = auto.targets
+    else:
+        for target in targets.values():
+            BUILDERS[options.engine].require(target)
+    below = any(target.of(part) is not Precision.FP32 for part, target in planned)
+    progress.total(2 * len(planned) + 3 + 2 * below + (len(parts) if auto else 0))
     progress.step("reading the checkpoint")
     digest = checkpoint.digest()
     scorer = scorer_for(checkpoint.folder)
     with locked(options.out, lambda: progress.waiting(f"another export writes to {options.out}; waiting for it")):
         staging = staging_folder(options.out)
         with readable_failures(options.out):
-            require_space(options.out.parent, _bytes_needed(checkpoint, targets, parts))
+            require_space(options.out.parent, _bytes_needed(checkpoint, planned, copies=len(planned) / len(parts)))
             staging.mkdir(exist_ok=True)
             calibration, reference = Calibration(), _Reference(checkpoint, parts)
             if below:
@@ -67,18 +72,35 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
                     prompts = tuple(scorer.prompts(10)) if scorer else drawn_prompts(next(iter(tokenizers.values())))
                 calibration = calibrate(reference.drawer, prompts, staging / "calibration", digest, progress.detail)
                 reference.forget()
-            built = [build(part, targets[name], digest, options, staging, calibration, progress) for name, part in parts.items()]
-            pictures = None
+            if auto:
+                auto.build(digest, staging, calibration, progress)
+                auto.measure(progress)
+                built = auto.elect(progress.detail)
+            else:
+                engines = staging / "engines"
+                built = [
+                    build(part, options.engine, targets[name], digest, options, engines / name, calibration, progress)
+                    for name, part in parts.items()
+                ]
             if below:
                 progress.step("checking whole pictures")
+            pictures = None
+            while chosen_below := _below(built):
                 pictures = _checked_pictures(reference, built, digest, options, calibration, scorer, staging, progress)
-                if pictures is not None:
-                    refuse_pipeline(pictures, below)
+                try:
+                    if pictures is not None:
+                        refuse_pipeline(pictures, chosen_below)
+                    break
+                except ExportError as error:
+                    if auto is None:
+                        raise
+                    auto.drop_coarsest(built, str(error))
+                    built, pictures = auto.elect(progress.detail), None
             progress.step("fitting the preview colours")
             facts = pipeline_facts(checkpoint, fit_latents_to_rgb(_vae_encoder(parts)))
             progress.step("publishing the repository")
             assembly = Assembly(
-                checkpoint=checkpoint, digest=digest, options=options, built=built, facts=facts, pictures=pictures
+                checkpoint=checkpoint, digest=digest, options=options, built=built, facts=facts, pictures=pictures, auto=auto
             )
             manifest = assembly.write(staging / "repository")
             publish(staging / "repository", options.out)
@@ -100,6 +122,12 @@ def _target(component: Component, options: ExportOptions, facts: dict[str, Any])
         scale=facts["vae_scale_factor"],
         plan=options.plan,
     )
+
+
+def _below(built: Sequence[Built]) -> tuple[Precision, ...]:
+    """Precisions below float32, each once."""
+    precisions = (engine.target.of(engine.component) for engine in built)
+    return tuple(dict.fromkeys(precision for precision in precisions if precision is not Precision.FP32))
 
 
 class _Reference:
@@ -132,21 +160,24 @@ def _checked_pictures(
     """What the gate says of the engines together; None where one of them cannot be run here."""
     if any(engine.unchecked for engine in built):
         return None
-    builder = BUILDERS[options.engine]
     prompts = [drawn.prompt for drawn in calibration.pictures]
     record = Record(
         staging / "pictures.json",
-        resume_key(options, [digest, prompts], packages_of(builder), without_effect=("checkpoint", "out", "name")),
+        resume_key(
+            options,
+            [digest, prompts, [(engine.engine, str(engine.target)) for engine in built]],
+            packages_of(*(BUILDERS[engine.engine] for engine in built)),
+            without_effect=("checkpoint", "out", "name", "auto"),
+        ),
     )
     if (done := record.read()) is not None and all(engine.resumed for engine in built):
         return done
     runs: dict[str, Run] = {
-        engine.component.name: builder.load(engine.component, engine.folder, engine.target) for engine in built
+        engine.component.name: BUILDERS[engine.engine].load(engine.component, engine.folder, engine.target) for engine in built
     }
     engines = Drawer.of(reference.checkpoint, runs)
     found: dict[str, Any] = dict(check_pictures(engines, calibration.pictures, progress.detail))
-    below = [engine.target.of(engine.component) for engine in built]
-    found["psnr_bound"] = psnr_bound([precision for precision in below if precision is not Precision.FP32])
+    found["psnr_bound"] = psnr_bound(_below(built))
     if scorer is not None:
         found |= check_score(engines, reference.drawer(), scorer, progress.detail)
         reference.forget()
@@ -154,11 +185,11 @@ def _checked_pictures(
     return found
 
 
-def _bytes_needed(checkpoint: Checkpoint, targets: Mapping[str, Target], parts: Mapping[str, Component]) -> int:
-    """The engines' size at most; a quantised one is made of a whole graph beside it."""
-    size = max(targets[name].of(part).bytes_per_weight for name, part in parts.items())
-    passing = any(target.precision.quantised for target in targets.values())
-    return checkpoint.weight_bytes() * size * (2 if passing else 1) // _bytes_per_weight(checkpoint)
+def _bytes_needed(checkpoint: Checkpoint, planned: Sequence[tuple[Component, Target]], copies: float) -> int:
+    """The engines' size at most, `copies` of each component; a quantised one is made of a whole graph beside it."""
+    size = max(target.of(part).bytes_per_weight for part, target in planned)
+    passing = any(target.precision.quantised for _, target in planned)
+    return round(checkpoint.weight_bytes() * size * (copies + (1 if passing else 0)) / _bytes_per_weight(checkpoint))
 
 
 def _bytes_per_weight(checkpoint: Checkpoint) -> int:

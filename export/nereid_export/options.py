@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nereid_export.candidates import AutoOptions
 from nereid_export.engines import Engine
 from nereid_export.engines.plan_options import PlanOptions
 from nereid_export.engines.precision import Precisions
@@ -26,6 +27,7 @@ class ExportOptions:
     calibration_prompts: Path | None = None
     """A file of prompts, one a line; those of the checkpoint's scorer, or random words, where None."""
     plan: PlanOptions = field(default_factory=PlanOptions)
+    auto: AutoOptions = field(default_factory=AutoOptions)
 
     def engine_rows(self, component: str) -> int:
         """Guidance doubles the rows of the UNet; prompt and negative prompt meet in the text encoders' batches."""

@@ -98,10 +98,11 @@ def adopt(existing: Path, new: Path, replaced: set[str]) -> None:
         return
     for model in sorted(existing.iterdir()):
         if model.is_dir() and model.name not in replaced and not (new / model.name).exists():
-            shutil.copytree(model, new / model.name, copy_function=_link_or_copy)
+            shutil.copytree(model, new / model.name, copy_function=link_or_copy)
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def link_or_copy(source: str, target: str) -> None:
+    """A file's content at a second place, by a hard link where the file system has them."""
     try:
         os.link(source, target)
     except OSError:

@@ -50,7 +50,7 @@ def _machine(device: Device) -> dict[str, Any]:
     """Kernels are chosen by processor and card, and an export for a card that is not there is checked on the processor."""
     import onnxruntime as ort
 
-    found: dict[str, Any] = {"processor": _processor(), "providers": ort.get_available_providers()}
+    found: dict[str, Any] = {"processor": processor(), "providers": ort.get_available_providers()}
     if device is Device.CUDA:
         import torch
 
@@ -58,7 +58,8 @@ def _machine(device: Device) -> dict[str, Any]:
     return found
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

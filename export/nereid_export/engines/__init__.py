@@ -21,6 +21,8 @@ class Engine(StrEnum):
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt-rtx"
     TORCH = "torch"
+    AUTO = "auto"
+    """Not one of `BUILDERS`: several are measured, and each component gets its own."""
 
 
 BUILDERS: Mapping[Engine, EngineBuilder] = {
@@ -33,9 +35,9 @@ BUILDERS: Mapping[Engine, EngineBuilder] = {
 
 
 def require_options(engine: Engine, plan: PlanOptions) -> None:
-    """Raise ExportError for an option that the engine does not have."""
+    """Raise ExportError for an option that the engine does not have; `auto` has none of one engine's."""
     for name in plan.asked():
-        if name not in BUILDERS[engine].options:
+        if engine is Engine.AUTO or name not in BUILDERS[engine].options:
             having = ", ".join(other for other, builder in BUILDERS.items() if name in builder.options)
             raise ExportError(
                 f"{option(name)} is not allowed with --engine {engine}; it must be left out, or the engine be {having}"

@@ -31,7 +31,7 @@ class OnnxRuntime:
         Precision.INT8_WEIGHTS,
         Precision.INT4_WEIGHTS,
     )
-    options = ()
+    options = ("threads",)
 
     def require(self, target: Target) -> None:
         """It is always here; an export for a card that is not is checked on the processor."""
@@ -68,6 +68,7 @@ class OnnxRuntime:
             providers.insert(0, "CUDAExecutionProvider")
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        options.intra_op_num_threads = target.plan.threads
         session = ort.InferenceSession(str(folder / self.filename), options, providers=providers)
         return lambda inputs, outputs: dict(zip(outputs, session.run(list(outputs), dict(inputs)), strict=True))
 
@@ -75,6 +76,8 @@ class OnnxRuntime:
         return "nereid.engines.onnx_session:runner" if target.device is Device.CPU else None
 
     def configure(self, config: Any, component: Component, target: Target) -> None:
+        if target.plan.threads:
+            config.parameters["intra_op_thread_count"].string_value = str(target.plan.threads)
         if target.device is Device.CUDA:
             place_on_gpu(config)
             config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="cuda")

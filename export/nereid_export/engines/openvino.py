@@ -29,7 +29,7 @@ class OpenVino:
     filename = "model.xml"
     packages = ("onnx", "openvino")
     precisions = (Precision.FP32, Precision.BF16, Precision.INT8, Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS)
-    options = ()
+    options = ("threads",)
 
     def require(self, target: Target) -> None:
         try:
@@ -89,4 +89,5 @@ class OpenVino:
 
     @staticmethod
     def _parameters(component: Component, target: Target) -> dict[str, str]:
-        return {BF16_PARAMETER: "YES"} if target.of(component) is Precision.BF16 else {}
+        made = {BF16_PARAMETER: "YES"} if target.of(component) is Precision.BF16 else {}
+        return {**made, "INFERENCE_NUM_THREADS": str(target.plan.threads)} if target.plan.threads else made

@@ -25,6 +25,8 @@ class PlanOptions:
     """Width and height in pixels of pictures that get an optimisation profile of their own."""
     max_autotune: bool = False
     """Whether several kernels are tried for each matrix product, and the fastest kept."""
+    threads: int = 0
+    """Of one call on the processor; the library's own choice where 0."""
 
     def asked(self) -> dict[str, str]:
         """The options that were given, as a manifest has them."""

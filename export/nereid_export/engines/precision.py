@@ -68,6 +68,8 @@ class Precisions:
 
     usual: Precision = Precision.FP32
     by_component: Mapping[str, Precision] = field(default_factory=dict)
+    auto: bool = False
+    """Whether every component that has none of its own gets what is fastest within the bounds, instead of the usual."""
 
     def of(self, component: str) -> Precision:
         return self.by_component.get(component, self.usual)
@@ -77,26 +79,31 @@ class Precisions:
         return tuple(dict.fromkeys((self.usual, *self.by_component.values())))
 
     def __str__(self) -> str:
-        return ",".join((str(self.usual), *(f"{name}={precision}" for name, precision in sorted(self.by_component.items()))))
+        usual = "auto" if self.auto else str(self.usual)
+        return ",".join((usual, *(f"{name}={precision}" for name, precision in sorted(self.by_component.items()))))
 
 
 def parse_precisions(text: str) -> Precisions:
     """`int8`, or `unet=int8,vae_decoder=fp16`, or `int8,vae_encoder=fp32`; raises ExportError naming what is not allowed."""
     usual: list[Precision] = []
     by_component: dict[str, Precision] = {}
+    auto = False
     for part in text.split(","):
         name, equals, value = (piece.strip() for piece in part.partition("="))
+        if name == "auto" and not equals and not auto and not usual:
+            auto = True
+            continue
         try:
             precision = Precision(value if equals else name)
         except ValueError:
             raise ExportError(f"--precision: {part!r} is not allowed; it must be one of {', '.join(Precision)}") from None
         if equals and name and name not in by_component:
             by_component[name] = precision
-        elif not equals and not usual:
+        elif not equals and not usual and not auto:
             usual.append(precision)
         else:
             raise ExportError(f"--precision: {text!r} is not allowed; it must name each component, and the usual one, once")
-    return Precisions(usual[0] if usual else Precision.FP32, by_component)
+    return Precisions(usual[0] if usual else Precision.FP32, by_component, auto)
 
 
 def require_components(precisions: Precisions, names: tuple[str, ...]) -> None:

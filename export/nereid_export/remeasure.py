@@ -1,0 +1,182 @@
+"""`nereid export remeasure`: the engines that `--engine auto` has built are measured here, and the fastest ones are served."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nereid.diffusion.settings import PIPELINE_FILE
+from nereid.engines.digests import DigestError, Verifier
+from nereid_export import configs
+from nereid_export.auto import memory_bound
+from nereid_export.choice import Row, label
+from nereid_export.contest import Contest, Entrant
+from nereid_export.described import ALTERNATIVES, component_of, target_of
+from nereid_export.engines import BUILDERS, Engine
+from nereid_export.errors import ExportError
+from nereid_export.frame import MANIFEST, Progress, file_digests
+from nereid_export.memory import measure_memory, run_memories
+from nereid_export.publish import link_or_copy, locked, publish, readable_failures
+from nereid_export.speed import usual_rows
+from nereid_export.tensor_names import tell_names
+
+
+def remeasure(repository: Path, progress: Progress) -> list[dict[str, Any]]:
+    """Choose again and publish; returns the manifests. Raises ExportError, after which the repository is as it was before."""
+    if not repository.is_dir():
+        raise ExportError(f"{repository}: no such folder; it must be a repository that was exported with --engine auto")
+    beside = repository.parent / f".{repository.name}.remeasured"
+    with (
+        locked(repository, lambda: progress.waiting(f"an export writes to {repository}; waiting for it")),
+        readable_failures(repository),
+    ):
+        homes = _homes(repository)
+        progress.total(1 + sum(2 * len(manifest["candidates"]) for manifest in homes.values()))
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(repository, beside, ignore=shutil.ignore_patterns("__pycache__"), copy_function=_link_or_copy)
+        for home, manifest in homes.items():
+            _Pipeline(beside, manifest).choose(progress)
+            (beside / home).unlink()
+            found = {model: file_digests(beside / model) for model in manifest["models"]}
+            manifest["files"] = {f"{model}/{file}": digest for model, its in found.items() for file, digest in its.items()}
+            (beside / home).write_text(json.dumps(manifest, indent=1))
+        progress.step("publishing the repository")
+        publish(beside, repository)
+    return list(homes.values())
+
+
+def _homes(repository: Path) -> dict[Path, dict[str, Any]]:
+    """Manifests with a choice, by their place; raises ExportError where there are none, or files are not what was exported."""
+    try:
+        # Engines are programs: what is run here is what was exported.
+        Verifier(repository).verify(folder.name for folder in sorted(repository.iterdir()) if folder.is_dir())
+    except DigestError as error:
+        raise ExportError(str(error)) from None
+    read = {file.relative_to(repository): json.loads(file.read_text()) for file in sorted(repository.glob(f"*/{MANIFEST}"))}
+    found = {file: manifest for file, manifest in read.items() if "choice" in manifest}
+    if not found:
+        raise ExportError(f"{repository}: nothing here was exported with --engine auto, so that there is nothing to choose from")
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Pipeline:
+    """A copy of one pipeline, that is changed here, and its manifest."""
+
+    repository: Path
+    manifest: dict[str, Any]
+
+    def choose(self, progress: Progress) -> None:
+        """Measure every component's engines, and put the chosen ones in their places."""
+        contests, figures = {}, {}
+        bound = memory_bound(self.manifest["choice"]["max_engine_mib"])
+        for model, described in self.manifest["choice"]["components"].items():
+            progress.step(f"{model}: measuring memory")
+            contests[model], figures[model] = self._contest(model, described)
+            progress.step(f"{model}: measuring {len(contests[model].entrants)} engines")
+            contests[model].measure(bound, progress.detail)
+        for model, contest in contests.items():
+            self._serve(model, contest, contest.elect(progress.detail), figures[model])
+            self.manifest["candidates"][model] = [row.written() for row in contest.rows]
+        self._tell_loops(contests)
+
+    def _contest(self, model: str, described: dict[str, Any]) -> tuple[Contest, dict[str, dict[str, Any]]]:
+        """The contest, and what the manifest says of its engines by their labels."""
+        component, served = component_of(described), self.manifest["engines"][model]
+        figures = {_label(served): served, **self.manifest["choice"]["alternatives"][model]}
+        entrants, refused = {}, []
+        for name, its in figures.items():
+            engine, target = Engine(its["engine"]), target_of(described, its["precision"])
+            builder, folder = BUILDERS[engine], self._folder(model, name)
+            try:
+                builder.require(target)
+            except ExportError as error:
+                refused.append(Row(engine=engine, precision=its["precision"], dropped=str(error)))
+                continue
+            its["memory"] = measure_memory(component, folder / builder.filename, target, builder.probe(component, target))
+            worst = max(check["relative_error"] for check in its["checks"])
+            entrants[name] = Entrant(engine=engine, target=target, folder=folder, error=worst, memory=its["memory"])
+        left = [_row(known) for known in self.manifest["candidates"][model] if _label(known) not in figures]
+        return Contest(component, tuple(described["expected_rows"]), entrants, [*refused, *left]), figures
+
+    def _folder(self, model: str, name: str) -> Path:
+        """Where an engine's files are."""
+        if name == _label(self.manifest["engines"][model]):
+            return self.repository / model / "1"
+        return self.repository / model / ALTERNATIVES / name
+
+    def _serve(self, model: str, contest: Contest, row: Row, figures: dict[str, dict[str, Any]]) -> None:
+        before = self.manifest["engines"][model]
+        if row.label != _label(before):
+            served, chosen = self._folder(model, _label(before)), self._folder(model, row.label)
+            _move(served, served.parent / ALTERNATIVES / _label(before))
+            _move(chosen, served)
+            chosen.rmdir()
+        if row.label != _label(before) or row.threads != before.get("threads", 0):
+            self._configure(model, contest, row)
+        now = figures[row.label]
+        losers = {name: its for name, its in figures.items() if name != row.label}
+        self.manifest["choice"]["alternatives"][model] = losers
+        now |= {"milliseconds": row.milliseconds[usual_rows(contest.component)], "batch_invariant_from_rows": row.invariant_from}
+        for its in figures.values():
+            its.pop("threads", None)
+            if its.get("memory", {}) is None:
+                del its["memory"]
+        self.manifest["engines"][model] = {**now, **({"threads": row.threads} if row.threads else {})}
+
+    def _configure(self, model: str, contest: Contest, row: Row) -> None:
+        folder, prefix = self.repository / model, self.manifest["arguments"]["name"]
+        before = configs.read_config(folder / "config.pbtxt")
+        shutil.rmtree(folder / "configs", ignore_errors=True)
+        builder, target = BUILDERS[Engine(row.engine)], contest.target(row)
+        config = configs.engine_config(contest.component, builder, target, prefix=prefix)
+        configs.write_engine_config(config, folder)
+        for caller in sorted(set(self.manifest["models"]) - set(self.manifest["engines"])):
+            edited = configs.read_config(self.repository / caller / "config.pbtxt")
+            unedited = edited.SerializeToString(deterministic=True)
+            tell_names(contest.component, config, [edited], before=before)
+            if edited.SerializeToString(deterministic=True) != unedited:
+                configs.write_config(edited, self.repository / caller)
+
+    def _tell_loops(self, contests: dict[str, Contest]) -> None:
+        """What the Python models know of their engines: the UNet's fewest rows, and everyone's memory."""
+        engines = {contest.component.name: self.manifest["engines"][model] for model, contest in contests.items()}
+        denoise = self.repository / configs.prefixed("denoise", self.manifest["arguments"]["name"])
+        config = configs.read_config(denoise / "config.pbtxt")
+        fewest = str(engines["unet"]["batch_invariant_from_rows"] or 1)
+        if config.parameters["unet_min_batch_size"].string_value != fewest:
+            config.parameters["unet_min_batch_size"].string_value = fewest
+            configs.write_config(config, denoise)
+        memory = run_memories({name: its.get("memory") for name, its in engines.items()})
+        for model in self.manifest["models"]:
+            file = self.repository / model / "1" / PIPELINE_FILE
+            if file.is_file():
+                file.write_text(json.dumps({**json.loads(file.read_text()), "memory": memory}, indent=1))
+
+
+def _label(figures: dict[str, Any]) -> str:
+    return label(figures["engine"], figures["precision"])
+
+
+def _row(written: dict[str, Any]) -> Row:
+    """Of an engine that was not published: it stays dropped for the reason it had."""
+    return Row(
+        engine=written["engine"],
+        precision=written["precision"],
+        dropped=written.get("dropped") or "it was not chosen where its pictures could have been checked",
+    )
+
+
+def _move(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.glob("model.*")):
+        file.rename(target / file.name)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """Engines and code are linked; what is edited here is copied, so that the published file stays as it is."""
+    edited = (MANIFEST, PIPELINE_FILE, ".pbtxt")
+    (shutil.copy2 if source.endswith(edited) else link_or_copy)(source, target)
