@@ -24,6 +24,7 @@ from nereid_export.memory import run_memories
 from nereid_export.options import ExportOptions
 from nereid_export.publish import adopt
 from nereid_export.tensor_names import tell_names
+from nereid_export.warm_up import add_warm_up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,7 @@ class Assembly:
             for engine in self.built
         ]
         for engine, config in engines:
+            add_warm_up(config, engine.component, engine.target, engine.memory)
             tell_names(engine.component, config, made.values())
         for source, config in made.items():
             configs.write_model(config, source, repository)

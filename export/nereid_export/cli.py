@@ -100,7 +100,8 @@ def diffusion(
         list[str] | None,
         typer.Option(
             metavar="WIDTHxHEIGHT",
-            help="Picture size that a TensorRT plan is optimised for beside the general range; may be repeated.",
+            help="Picture size that the engines run at once when they are loaded, and that a TensorRT plan is optimised for "
+            "beside the general range; may be repeated. The checkpoint's usual size where absent.",
         ),
     ] = None,
     compute_capability: Annotated[

@@ -16,7 +16,7 @@ from nereid_export.clip_tokenizers import read_tokenizers
 from nereid_export.components import Component, components_of
 from nereid_export.drawing import Drawer
 from nereid_export.engines import BUILDERS, Engine, require_options
-from nereid_export.engines.base import Target, require_precision
+from nereid_export.engines.base import Target, require_buckets, require_precision
 from nereid_export.engines.check import Run, torch_run
 from nereid_export.engines.precision import Precision, require_components
 from nereid_export.errors import ExportError
@@ -48,6 +48,8 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
         tokenizers = read_tokenizers(checkpoint)
     require_components(options.precision, tuple(parts))
     targets = {name: _target(part, options, sizes) for name, part in parts.items()}
+    for target in targets.values():
+        require_buckets(target)
     auto, planned = None, [(part, targets[name]) for name, part in parts.items()]
     if options.engine is Engine.AUTO:
         auto = Auto.of(options, parts, targets)

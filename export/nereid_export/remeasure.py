@@ -22,6 +22,7 @@ from nereid_export.memory import measure_memory, run_memories
 from nereid_export.publish import link_or_copy, locked, publish, readable_failures
 from nereid_export.speed import usual_rows
 from nereid_export.tensor_names import tell_names
+from nereid_export.warm_up import add_warm_up
 
 
 def remeasure(repository: Path, progress: Progress) -> list[dict[str, Any]]:
@@ -116,7 +117,7 @@ class _Pipeline:
             _move(chosen, served)
             chosen.rmdir()
         if row.label != _label(before) or row.threads != before.get("threads", 0):
-            self._configure(model, contest, row)
+            self._configure(model, contest, row, figures[row.label].get("memory"))
         now = figures[row.label]
         losers = {name: its for name, its in figures.items() if name != row.label}
         self.manifest["choice"]["alternatives"][model] = losers
@@ -127,12 +128,13 @@ class _Pipeline:
                 del its["memory"]
         self.manifest["engines"][model] = {**now, **({"threads": row.threads} if row.threads else {})}
 
-    def _configure(self, model: str, contest: Contest, row: Row) -> None:
+    def _configure(self, model: str, contest: Contest, row: Row, memory: dict[str, Any] | None) -> None:
         folder, prefix = self.repository / model, self.manifest["arguments"]["name"]
         before = configs.read_config(folder / "config.pbtxt")
         shutil.rmtree(folder / "configs", ignore_errors=True)
         builder, target = BUILDERS[Engine(row.engine)], contest.target(row)
         config = configs.engine_config(contest.component, builder, target, prefix=prefix)
+        add_warm_up(config, contest.component, target, memory)
         configs.write_engine_config(config, folder)
         for caller in sorted(set(self.manifest["models"]) - set(self.manifest["engines"])):
             edited = configs.read_config(self.repository / caller / "config.pbtxt")

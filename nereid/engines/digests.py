@@ -109,6 +109,13 @@ def fingerprint_of(folder: Path, version: str) -> str:
     return f"nereid-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}"
 
 
+def version_digest(folder: Path) -> str | None:
+    """One word for what was exported into a model's version folder; None for a model that no manifest knows."""
+    expected = _digests_of(folder.parent.parent).get(folder.parent.name, {})
+    files = sorted((name, digest) for name, digest in expected.items() if name.startswith(f"{folder.name}/"))
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest() if files else None
+
+
 def own_version() -> str:
     """Of the installed distribution."""
     try:

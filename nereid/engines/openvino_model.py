@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from nereid.engines.compile_cache import CompileCache
+from nereid.engines.digests import version_digest
 from nereid.engines.openvino_graph import compile_graph, last_line
 from nereid.engines.openvino_options import BF16_PARAMETER, pads, properties
 from nereid.engines.served_model import Arguments, Port, Tensors, check_signature, run_as_one
 from nereid.flow.errors import EngineError, InvalidRequestError
-from nereid.flow.state_folder import state_file
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +31,6 @@ _TYPES = {
     "i8": "TYPE_INT8",
     "boolean": "TYPE_BOOL",
 }
-_CACHE = "openvino-cache"
-"""Folder of compiled models within one serve: a model that is loaded again after a death is ready sooner."""
 
 
 def computes_bf16() -> bool:
@@ -41,9 +41,6 @@ def computes_bf16() -> bool:
 def compile_file(path: Path, parameters: Mapping[str, str], batch: int = 0) -> Any:
     """Read and compile an IR; `batch` fixes its first dimension. Raises ValueError where the file does not fit this OpenVINO."""
     core, wanted = ov.Core(), properties(parameters)
-    cache = state_file(_CACHE)
-    if cache is not None:
-        core.set_property({"CACHE_DIR": str(cache)})
     if wanted["INFERENCE_PRECISION_HINT"] == "bf16" and not computes_bf16():
         log.warning(
             "%s was exported for bfloat16, which this processor lacks; it is computed in float32", path.parent.parent.name
@@ -54,6 +51,14 @@ def compile_file(path: Path, parameters: Mapping[str, str], batch: int = 0) -> A
             model.reshape({port: ov.PartialShape([batch, *list(port.get_partial_shape())[1:]]) for port in model.inputs})
         return model
 
+    cache, digest = CompileCache.of_environment(), version_digest(path.parent)
+    if cache is None or digest is None:
+        return compile_graph(core, path, wanted, fix_batch)
+    processor = [str(core.get_property("CPU", name)) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
+    key = ("openvino", ov.__version__, digest, path.name, *processor, str(sorted(wanted.items())), str(batch))
+    with contextlib.suppress(ValueError), cache.entry(*key) as kept:  # the disk may be full
+        if kept is not None:
+            return compile_graph(core, path, {**wanted, "CACHE_DIR": str(kept)}, fix_batch)
     return compile_graph(core, path, wanted, fix_batch)
 
 

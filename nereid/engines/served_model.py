@@ -1,4 +1,4 @@
-"""What the stand-ins of Triton's backends share: start arguments, the check of config against graph, requests as one batch."""
+"""What the stand-ins of Triton's backends share: start arguments, config against graph, warm-up, requests as one batch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,18 @@ Tensors = Mapping[str, np.ndarray]
 
 STAND_IN_CONFIG = "stand_in"
 """Name of the further config of a model whose own one the Triton from pip refuses, whoever would serve it."""
+
+
+_WARM_UP_TYPES = {
+    "TYPE_FP16": "float16",
+    "TYPE_FP32": "float32",
+    "TYPE_FP64": "float64",
+    "TYPE_INT8": "int8",
+    "TYPE_INT32": "int32",
+    "TYPE_INT64": "int64",
+    "TYPE_UINT8": "uint8",
+    "TYPE_BOOL": "bool",
+}
 
 
 class Arguments(Protocol):
@@ -67,6 +79,37 @@ def check_signature(
                 raise ValueError(f"{name}: {kind} {item['name']} is {port.type} in the graph, {item['data_type']} in config")
             if port.rank is not None and port.rank != rank:
                 raise ValueError(f"{name}: {kind} {item['name']} has rank {port.rank} in the graph, {rank} in config")
+
+
+class Runs(Protocol):
+    """A loaded model."""
+
+    def run(self, requests: Sequence[Tensors]) -> Sequence[Mapping[str, np.ndarray] | Exception]: ...
+
+
+def warm_up(model: Runs, arguments: Arguments) -> None:
+    """Run every sample of the config's `model_warmup`; raises ValueError naming the one that failed.
+
+    Triton runs them as well, once the model is loaded, but Triton 24.10 crashes where one fails.
+    """
+    batched = int(arguments.config.get("max_batch_size", 0)) > 0
+    names = sorted(item["name"] for item in arguments.config["input"])
+    for sample in arguments.config.get("model_warmup", []):
+        where = f"{arguments.name}: model_warmup {sample['name']!r}"
+        if sorted(sample["inputs"]) != names:
+            raise ValueError(f"{where}: inputs {sorted(sample['inputs'])} are not allowed; they must be the model's {names}")
+        feeds = {name: _warm_up_tensor(where, name, entry, batched) for name, entry in sample["inputs"].items()}
+        for result in model.run([feeds] * max(1, int(sample.get("batch_size", 1)))):
+            if isinstance(result, Exception):
+                raise ValueError(f"{where} failed: {str(result).removeprefix(f'{arguments.name}: ')}")
+
+
+def _warm_up_tensor(where: str, name: str, entry: Mapping[str, Any], batched: bool) -> np.ndarray:
+    if not entry.get("zero_data"):
+        raise ValueError(f"{where}: input {name} must have zero_data: true, the only data that this backend warms up with")
+    if entry["data_type"] not in _WARM_UP_TYPES:
+        raise ValueError(f"{where}: input {name}: {entry['data_type']} is not allowed; it must be {', '.join(_WARM_UP_TYPES)}")
+    return np.zeros([1] * batched + [int(size) for size in entry["dims"]], _WARM_UP_TYPES[entry["data_type"]])
 
 
 def run_as_one(

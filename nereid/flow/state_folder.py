@@ -11,6 +11,7 @@ STATE_FOLDER = "NEREID_STATE_DIR"
 """The environment variable that names the folder; without it no such state is kept."""
 
 _DOWN = "worker-down"
+_LOADED = "loaded"
 
 
 def state_file(name: str) -> Path | None:
@@ -47,3 +48,20 @@ def set_worker_down(model: str, is_down: bool) -> None:
 def models_with_worker_down(folder: Path) -> list[str]:
     """Models whose process lives and has said that its worker is gone."""
     return sorted({model for pid, model, _ in process_files(folder, _DOWN) if Path(f"/proc/{pid}").is_dir()})
+
+
+def set_loaded(model: str) -> None:
+    """Tell the supervisor that this process has loaded its model just now."""
+    file = process_file(_LOADED, model)
+    if file is not None:
+        with contextlib.suppress(OSError):  # the model is then told without its seconds
+            file.touch(mode=0o600)
+
+
+def loaded_at(folder: Path) -> dict[int, float]:
+    """When (in seconds since the epoch) the processes that have said so had loaded their models, by pid."""
+    found = {}
+    for pid, _, file in process_files(folder, _LOADED):
+        with contextlib.suppress(OSError):
+            found[pid] = file.stat().st_mtime
+    return found

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from nereid.engines.compile_cache import default_folder
 from nereid.serving.errors import ServingError
 from nereid.serving.gateway.service import GatewayOptions, gateway_service
 from nereid.serving.installation import Source
@@ -41,6 +42,13 @@ def serve(
     ] = "127.0.0.1",
     triton: Annotated[Source, typer.Option(help="Which Triton: on PATH (as in the container), or from pip.")] = Source.AUTO,
     log_file: Annotated[Path | None, typer.Option(help="Write Triton's log here instead of to the terminal.")] = None,
+    cache_dir: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder that keeps compiled engines for the next start, of this user and writable by nobody else; "
+            "$XDG_CACHE_HOME/nereid or ~/.cache/nereid where absent, none where empty."
+        ),
+    ] = None,
     start_timeout: Annotated[float, typer.Option(help="Seconds until all models must be ready.")] = 600.0,
     drain_seconds: Annotated[
         float, typer.Option(help="Seconds that requests in flight may take to finish after Ctrl-C or SIGTERM.")
@@ -58,6 +66,7 @@ def serve(
         health_port=health_port,
         triton=triton,
         log_file=log_file,
+        cache_dir=default_folder() if cache_dir is None else Path(cache_dir).absolute() if cache_dir else None,
         start_timeout=start_timeout,
         drain_seconds=drain_seconds,
         verbose=verbose,
@@ -98,6 +107,7 @@ def _run(options: ServeOptions, gateway: GatewayOptions | None) -> None:
             running.append(supervisor)
             supervisor.start()
             ending = "stopping"
+        console.print(supervisor.load_table())
         _say_ready(options, gateway)
         supervisor.watch()
     except _StopRequestedError:

@@ -8,12 +8,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 import psutil
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
+from nereid.engines.compile_cache import CACHE_FOLDER, choose_folder
 from nereid.engines.served_model import STAND_IN_CONFIG
 from nereid.serving.child import Child, said_of_exit
 from nereid.serving.control import CONTROL_MODEL, CONTROL_SOCKET, ModelControl, write_control_repository
@@ -43,12 +45,14 @@ class TritonProcess:
     models: ServedModels
     stopping: threading.Event = field(default_factory=threading.Event)
     control: ModelControl = field(init=False)
+    _cache: Path = field(init=False)
     _child: Child | None = field(default=None, init=False)
     _log: IO[bytes] | None = field(default=None, init=False)
     _log_start: int = field(default=0, init=False)
     _client: Any = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        self._cache = choose_folder(self.options.cache_dir, self.folder.state / "cache")
         self.control = ModelControl(self.folder.path / "control", self.stopping, self.options.start_timeout)
 
     def start(self) -> None:
@@ -62,6 +66,7 @@ class TritonProcess:
         self._open_log()
         environment = {**self.installation.environment(), **self.folder.environment("triton")}
         environment.pop("NEREID_API_KEY", None)  # the gateway's alone
+        environment[CACHE_FOLDER] = str(self._cache)
         environment[CONTROL_SOCKET] = str(self.control.path)
         self._child = Child(
             [str(self.installation.server), *self._arguments()], environment, folder=self.folder.path, output=self._log

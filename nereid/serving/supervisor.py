@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from rich.table import Table
+
 from nereid.engines.digests import DigestError, Verifier
 from nereid.flow.flight_record import forgive_all
 from nereid.flow.state_folder import models_with_worker_down
@@ -20,6 +22,7 @@ from nereid.serving.control import CONTROL_MODEL, ControlError
 from nereid.serving.errors import ServingError
 from nereid.serving.health import HealthServer
 from nereid.serving.installation import find_triton
+from nereid.serving.load_times import load_seconds, load_table
 from nereid.serving.models import ServedModels
 from nereid.serving.numbers import Numbers
 from nereid.serving.options import ServeOptions
@@ -60,6 +63,7 @@ class Supervisor:
     _models: ServedModels = field(init=False)
     _verifier: Verifier = field(init=False)
     _expected: dict[str, int] = field(default_factory=dict, init=False)
+    _load_seconds: dict[str, float] = field(default_factory=dict, init=False)
     _unwell: set[str] = field(default_factory=set, init=False)
     _unready: list[str] = field(default_factory=list, init=False)
     _ready: bool = field(default=False, init=False)
@@ -115,6 +119,7 @@ class Supervisor:
         self._triton.start()
         self._triton.wait_until_ready(self._while_starting)
         self._expected = dict(self._triton.count_stubs())
+        self._load_seconds = load_seconds(self.folder.state, self._triton.stubs())
         self._unwell.clear()
         self._unready = []
         self._restart_by = None
@@ -123,6 +128,10 @@ class Supervisor:
     def _while_starting(self, processes: int) -> None:
         if self.on_progress is not None:
             self.on_progress(processes, len(self._models.configs))
+
+    def load_table(self) -> Table:
+        """How long each model took to load."""
+        return load_table(self._models.configs, self._load_seconds)
 
     @property
     def triton_pid(self) -> int | None:
@@ -144,6 +153,7 @@ class Supervisor:
             "services_down": down,
             "restart_pending": self._restart_by is not None,
             "draining": self._draining,
+            "load_seconds": self._load_seconds,
         }
 
     # --- the end ---
@@ -280,6 +290,7 @@ class Supervisor:
                 log.error("%s; restarting Triton", error)
                 self._restart()
             return
+        self._load_seconds = load_seconds(self.folder.state, self._triton.stubs())
         late = [model for model in models if model in held or self._models.answers_late(model)]
         if late:
             self._restart_later(late)

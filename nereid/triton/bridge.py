@@ -26,6 +26,7 @@ from nereid.flow.fields import decode_text
 from nereid.flow.metrics import Record
 from nereid.flow.parameters import TENSOR_NAMES, read_tensor_names, refuse_unknown
 from nereid.flow.request_ids import LOG_FORMAT, NamedThreads, RequestIds
+from nereid.flow.state_folder import set_loaded
 from nereid.flow.unanswered import Unanswered
 from nereid.triton.messages import shortened, tells_death
 from nereid_protocol.errors import ErrorKind, WireError
@@ -95,6 +96,11 @@ class ModelArguments:
     @property
     def max_batch_size(self) -> int:
         return int(self.config.get("max_batch_size", 0))
+
+
+def tell_loaded(model: str) -> None:
+    """Tell the supervisor that this process is ready to serve, as the last thing of `initialize`."""
+    set_loaded(model)
 
 
 def _log_with_request_ids() -> None:

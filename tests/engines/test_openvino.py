@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,11 @@ import pytest
 ov = pytest.importorskip("openvino")
 import openvino.opset13 as ops
 
+from nereid.engines.compile_cache import CACHE_FOLDER, choose_folder
+from nereid.engines.digests import sign
 from nereid.engines.openvino_model import OpenVinoModel, computes_bf16
 from nereid.engines.openvino_options import properties
+from nereid.engines.served_model import warm_up
 from nereid.flow.errors import EngineError, InvalidRequestError
 
 WIDTH = 64
@@ -206,13 +211,85 @@ def test_no_graphics_card(folder: Path) -> None:
         OpenVinoModel.load(Started(folder, instance_kind="GPU"))
 
 
-def test_a_model_that_is_loaded_again_is_read_from_the_serves_cache(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def exported(repository: Path, weights: np.ndarray) -> Path:
+    """The version folder of a model that a manifest knows."""
+    made = repository / "sums" / "1"
+    made.mkdir(parents=True)
+    save(made, weights, "x")
+    (repository / "sums" / "manifest.json").write_text(json.dumps({"version": 2, "models": ["sums"], "files": {}}))
+    sign(repository)
+    return made
+
+
+def test_a_compiled_engine_is_kept_for_the_next_load_and_a_damaged_one_is_compiled_again(
+    tmp_path: Path, weights: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("NEREID_STATE_DIR", str(tmp_path))
-    x = rows(3)
-    first, again = (OpenVinoModel.load(Started(folder)).run([{"x": x}])[0] for _ in range(2))
-    assert list((tmp_path / "openvino-cache").glob("*.blob"))
-    assert isinstance(first, dict)
-    assert isinstance(again, dict)
-    assert np.array_equal(first["y"], again["y"])
+    cache = choose_folder(tmp_path / "cache", tmp_path / "other")
+    monkeypatch.setenv(CACHE_FOLDER, str(cache))
+    folder, x = exported(tmp_path / "repository", weights), rows(3)
+
+    def made() -> np.ndarray:
+        (result,) = OpenVinoModel.load(Started(folder)).run([{"x": x}])
+        assert isinstance(result, dict)
+        return result["y"]
+
+    first = made()
+    (blob,) = cache.rglob("*.blob")
+    written = blob.stat().st_ino
+    assert np.array_equal(made(), first)
+    assert blob.stat().st_ino == written
+    content = bytearray(blob.read_bytes())
+    for offset in range(len(content) // 4, len(content), 64):
+        content[offset] ^= 0x40
+    blob.write_bytes(content)
+    assert np.array_equal(made(), first)
+    assert blob.read_bytes() != bytes(content)
+
+
+def test_a_changed_engine_never_meets_the_entry_of_the_old_one(
+    tmp_path: Path, weights: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = choose_folder(tmp_path / "cache", tmp_path / "other")
+    monkeypatch.setenv(CACHE_FOLDER, str(cache))
+    for repository, changed in (("old", weights), ("new", 2 * weights)):
+        OpenVinoModel.load(Started(exported(tmp_path / repository, changed)))
+    assert len({blob.parent for blob in cache.rglob("*.blob")}) == 2
+
+
+def warm_up_sample(**inputs: dict[str, Any]) -> dict[str, Any]:
+    return {"model_warmup": [{"name": "3 rows", "batch_size": 1, "inputs": inputs}]}
+
+
+@pytest.mark.parametrize(
+    ("sample", "sentence"),
+    [
+        ({"x": {"data_type": "TYPE_FP32", "dims": [3, WIDTH + 1], "zero_data": True}}, "sums: model_warmup '3 rows' failed: "),
+        (
+            {"x": {"data_type": "TYPE_FP32", "dims": [3, WIDTH], "random_data": True}},
+            "input x must have zero_data: true",
+        ),
+        ({"x": {"data_type": "TYPE_BF16", "dims": [3, WIDTH], "zero_data": True}}, "'3 rows': input x: TYPE_BF16 is not allowed"),
+        ({}, r"'3 rows': inputs \[\] are not allowed; they must be the model's \['x'\]"),
+    ],
+)
+def test_a_sample_that_cannot_be_run_is_named(sample: dict[str, Any], sentence: str, folder: Path) -> None:
+    arguments = Started(folder, changes=warm_up_sample(**sample))
+    with pytest.raises(ValueError, match=sentence) as caught:
+        warm_up(OpenVinoModel.load(arguments), arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("batch", "dims"), [(0, [3, WIDTH]), (3, [WIDTH])])
+def test_every_sample_is_run_with_its_rows(batch: int, dims: list[int], folder: Path) -> None:
+    """As one request where the batch is a dimension, as several of one row where it is Triton's."""
+    runs: list[list[tuple[int, ...]]] = []
+
+    class Watched:
+        def run(self, requests: Sequence[Mapping[str, np.ndarray]]) -> Sequence[dict[str, np.ndarray] | Exception]:
+            runs.append([request["x"].shape for request in requests])
+            return [{} for _ in requests]
+
+    changes = warm_up_sample(x={"data_type": "TYPE_FP32", "dims": dims, "zero_data": True})
+    changes["model_warmup"][0]["batch_size"] = batch or 1
+    warm_up(Watched(), Started(folder, max_batch_size=batch, changes=changes))
+    assert runs == [[(1, WIDTH)] * 3 if batch else [(3, WIDTH)]]

@@ -122,6 +122,17 @@ def require_precision(name: str, builder: EngineBuilder, precision: Precision) -
 # --- shapes ---
 
 
+def require_buckets(target: Target) -> None:
+    """Raise ExportError for a bucket that is not within the range of pictures in general, as which every other size is served."""
+    least, most = min(target.default_side, 8 * target.scale), max(target.max_side, target.default_side)
+    for width, height in target.plan.bucket:
+        if any(side % target.scale or not least <= side <= most for side in (width, height)):
+            raise ExportError(
+                f"--bucket: {width}x{height} is not allowed; each side must be a multiple of {target.scale} "
+                f"from {least} to {most} (--max-side)"
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class ShapeRange:
     """Smallest, most usual and largest value of each named dimension, and of the batch."""

@@ -31,7 +31,7 @@ class OnnxRuntime:
         Precision.INT8_WEIGHTS,
         Precision.INT4_WEIGHTS,
     )
-    options = ("threads",)
+    options = ("bucket", "threads")
 
     def require(self, target: Target) -> None:
         """It is always here; an export for a card that is not is checked on the processor."""

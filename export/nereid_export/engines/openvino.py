@@ -29,7 +29,7 @@ class OpenVino:
     filename = "model.xml"
     packages = ("onnx", "openvino")
     precisions = (Precision.FP32, Precision.BF16, Precision.INT8, Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS)
-    options = ("threads",)
+    options = ("bucket", "threads")
 
     def require(self, target: Target) -> None:
         try:

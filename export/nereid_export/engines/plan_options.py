@@ -22,7 +22,7 @@ class PlanOptions:
     weight_streaming: bool = False
     refit: bool = False
     bucket: tuple[tuple[int, int], ...] = ()
-    """Width and height in pixels of pictures that get an optimisation profile of their own."""
+    """Width and height in pixels of pictures that engines run when they are loaded; plans have a profile for each."""
     max_autotune: bool = False
     """Whether several kernels are tried for each matrix product, and the fastest kept."""
     threads: int = 0

@@ -46,7 +46,6 @@ class TensorRt:
     options = ("timing_cache", "version_compatible", "weight_streaming", "refit", "bucket")
 
     def require(self, target: Target) -> None:
-        _require_buckets(target)
         if (cache := target.plan.timing_cache) is not None and (not cache.parent.is_dir() or cache.is_dir()):
             raise ExportError(f"--timing-cache: {cache} is not allowed; it must be a file in a folder that exists")
         import_tensorrt()
@@ -85,17 +84,6 @@ def import_tensorrt() -> Any:
     except (ImportError, OSError, AttributeError, RuntimeError):
         raise ExportError(NEEDS_CONTAINER) from None
     return tensorrt
-
-
-def _require_buckets(target: Target) -> None:
-    """A bucket lies within the general profile, which serves every other size."""
-    least, most = min(target.default_side, 8 * target.scale), max(target.max_side, target.default_side)
-    for width, height in target.plan.bucket:
-        if any(side % target.scale or not least <= side <= most for side in (width, height)):
-            raise ExportError(
-                f"--bucket: {width}x{height} is not allowed; each side must be a multiple of {target.scale} "
-                f"from {least} to {most} (--max-side)"
-            )
 
 
 def build_with(

@@ -39,7 +39,7 @@ class TorchAoti:
     filename = "model.pt2"
     packages = ()  # `torch` is every engine's
     precisions = (Precision.FP32, Precision.FP16, Precision.BF16)
-    options = ("max_autotune",)
+    options = ("max_autotune", "bucket")
 
     def require(self, target: Target) -> None:
         from torch._inductor import cpp_builder, exc

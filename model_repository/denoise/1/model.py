@@ -43,6 +43,7 @@ class TritonPythonModel:
             fingerprint=fingerprint_of(model.folder, own_version()),
             decoders=partial(processes_of, model.parameters["image_output_model"]),
         )
+        bridge.tell_loaded(model.name)
 
     def execute(self, requests):
         for request in requests:

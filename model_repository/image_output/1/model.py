@@ -27,6 +27,7 @@ class TritonPythonModel:
             ask=self._ask,
             decoders=partial(processes_of, settings.vae_decoder_model),
         )
+        bridge.tell_loaded(model.name)
 
     def execute(self, requests):
         for request in requests:

@@ -24,6 +24,7 @@ class TritonPythonModel:
             LlmObserver(Recorder(bridge.metric_sink(LLM_METRICS, model.name)), Peak(1.0, 1.0)),
             FlightRecord.open(model.name),
         )
+        bridge.tell_loaded(model.name)
 
     def execute(self, requests):
         for request in requests:

@@ -12,6 +12,7 @@ class TritonPythonModel:
         model = bridge.ModelArguments.parse(args, known=("max_calls", "text_to_image_model"))
         self._target = model.parameters["text_to_image_model"]
         self._workers = NamedThreads(int(model.parameters["max_calls"]), "call")
+        bridge.tell_loaded(model.name)
 
     def execute(self, requests):
         for request in requests:

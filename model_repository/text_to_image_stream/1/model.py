@@ -20,6 +20,7 @@ class TritonPythonModel:
             Pipeline.read(model.version_folder), siblings, bridge.Callers.of(3 * streams, model.tensor_names)
         )
         self._workers, self._places = NamedThreads(streams, "stream"), StreamPlaces(streams)
+        bridge.tell_loaded(model.name)
 
     def execute(self, requests):
         for request in requests:

@@ -19,6 +19,7 @@ class TritonPythonModel:
         threads = int(model.parameters["max_calls"])
         self._workers, self._callers = NamedThreads(threads, "tokenize"), bridge.Callers.of(threads)
         self._admission = Admission(model.parameters["denoise_model"], self._call)
+        bridge.tell_loaded(model.name)
 
     def execute(self, requests):
         for request in requests:

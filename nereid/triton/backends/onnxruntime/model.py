@@ -1,14 +1,15 @@
 """A stand-in for Triton's C++ ONNX Runtime backend: the same config.pbtxt, the same demands on it, served from Python.
 
-Honours `default_model_filename`, `optimization.graph.level`, CUDA and TensorRT execution accelerators (and TensorRT for RTX,
-which Triton's own backend lacks), instance kinds, and the parameters `intra_op_thread_count`, `inter_op_thread_count`,
-`execution_mode`, `enable_mem_arena`, `enable_mem_pattern`, `memory.enable_memory_arena_shrinkage` and known `session.*`; others
-are refused. On the processor, runs that need much memory give it back afterwards. Requests that the dynamic batcher delivers
-together run as one batch.
+Honours `default_model_filename`, `model_warmup`, `optimization.graph.level`, CUDA and TensorRT execution accelerators (and
+TensorRT for RTX, which Triton's own backend lacks), instance kinds, and the parameters `intra_op_thread_count`,
+`inter_op_thread_count`, `execution_mode`, `enable_mem_arena`, `enable_mem_pattern`, `memory.enable_memory_arena_shrinkage` and
+known `session.*`; others are refused. On the processor, runs that need much memory give it back afterwards. Requests that the
+dynamic batcher delivers together run as one batch.
 """
 
 from nereid.engines.onnx_session import OnnxModel
 from nereid.engines.priority import give_way
+from nereid.engines.served_model import warm_up
 from nereid.triton import bridge
 
 
@@ -17,7 +18,10 @@ class TritonPythonModel:
 
     def initialize(self, args):
         give_way()
-        self._model = OnnxModel.load(bridge.ModelArguments.parse(args))
+        arguments = bridge.ModelArguments.parse(args)
+        self._model = OnnxModel.load(arguments)
+        warm_up(self._model, arguments)
+        bridge.tell_loaded(arguments.name)
 
     def execute(self, requests):
         results = self._model.run([bridge.read_inputs(request) for request in requests])
