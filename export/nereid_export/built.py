@@ -27,6 +27,7 @@ from nereid_export.frame import Progress
 from nereid_export.memory import measure_memory
 from nereid_export.options import ExportOptions
 from nereid_export.resume import RECORD, Record, resume_key
+from nereid_export.timing import median_milliseconds
 
 VERSIONED = ("torch", "diffusers", "transformers", "numpy")
 """Whose versions shape every engine; each engine adds its own."""
@@ -131,15 +132,9 @@ def _places(component: Component, target: Target) -> list[tuple[int, dict[str, i
 
 
 def _milliseconds(component: Component, run: Run, target: Target) -> float:
-    """The median of a few calls, of which the first does not count; a second's worth, or three."""
+    """Of one call for one picture of the usual size, guided."""
     rows = 2 if component.name == "unet" else 1
     sizes = sizes_at(component, target.default_side, target.scale)
     inputs = {name: value.numpy() for name, value in random_inputs(component, rows, sizes, 1).items()}
     names = [spec.name for spec in component.outputs]
-    run(inputs, names)
-    taken: list[float] = []
-    while len(taken) < 3 or (sum(taken) < _SPEED_SECONDS and len(taken) < _SPEED_RUNS):
-        start = time.perf_counter()
-        run(inputs, names)
-        taken.append(time.perf_counter() - start)
-    return round(1000 * sorted(taken)[len(taken) // 2], 3)
+    return round(median_milliseconds(lambda: run(inputs, names), _SPEED_SECONDS, _SPEED_RUNS), 3)

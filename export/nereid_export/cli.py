@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from nereid.engines import digests
 from nereid_client.terminal import console, fail
@@ -22,6 +20,7 @@ from nereid_export.errors import ExportError
 from nereid_export.frame import Device
 from nereid_export.llm import LlmEngine, LlmExportOptions, LlmPrecision, export_llm
 from nereid_export.options import ExportOptions
+from nereid_export.shown import show_diffusion, show_llm
 
 app = typer.Typer(
     help="Turn a checkpoint into engines inside a deployable Triton model repository.",
@@ -161,7 +160,7 @@ def diffusion(
     if as_json:
         print(json.dumps(manifest))
     else:
-        _show(manifest, out)
+        show_diffusion(manifest, out)
 
 
 @app.command()
@@ -213,7 +212,7 @@ def llm(
     if as_json:
         print(json.dumps(manifest))
     else:
-        _show_llm(manifest, out)
+        show_llm(manifest, out)
 
 
 @app.command()
@@ -241,68 +240,3 @@ def _with_bar(work: Callable[[Bar], dict[str, Any]]) -> dict[str, Any]:
             return work(Bar(progress))
     except ExportError as error:
         fail(error)
-
-
-def _show_llm(manifest: dict[str, Any], out: Path) -> None:
-    engine = manifest["engine"]
-    table = Table(title=f"{manifest['source']['name']} -> {out}")
-    for column in (
-        "engine",
-        "precision",
-        "MB",
-        "compression",
-        "logits error",
-        "next-token agreement",
-        "perplexity (fp32)",
-        "in 8 bits",
-    ):
-        table.add_column(column, justify="right")
-    table.add_row(
-        manifest["arguments"]["engine"],
-        manifest["arguments"]["precision"],
-        f"{engine['engine_bytes'] / 1e6:.1f}",
-        f"{engine['compression']:.2f}x",
-        f"{engine['logits_error']:.1e}",
-        f"{100 * engine['next_token_agreement']:.1f}%",
-        f"{engine['perplexity']:.3f} ({engine['perplexity_fp32']:.3f})",
-        f"{len(engine['eight_bit'])} of {len(engine['matrices'])}",
-    )
-    Console().print(table)
-
-
-def _show(manifest: dict[str, Any], out: Path) -> None:
-    table = Table(title=f"{manifest['source']['name']} -> {out}")
-    columns = ("model", "engine", "precision", "MB", "ms a call", "largest relative error", "bound", "same bits in any batch")
-    for column in (*columns, "built in s"):
-        table.add_column(column, justify="left" if column in ("model", "engine", "precision") else "right")
-    for name, engine in manifest["engines"].items():
-        table.add_row(
-            name,
-            engine["engine"],
-            engine["precision"],
-            f"{engine['bytes'] / 1e6:.1f}",
-            "-" if not engine["checked"] else f"{engine['milliseconds']:.1f}",
-            *_findings(engine),
-            f"{engine['seconds']:.1f}",
-        )
-    Console().print(table)
-    for name, engine in manifest["engines"].items():
-        if kept := engine.get("quantization", {}).get("kept"):
-            Console().print(f"{name}: not rounded to 8 bits: {', '.join(kept)}", highlight=False, soft_wrap=True)
-    if (pictures := manifest.get("pictures")) is not None:
-        said = f"{pictures['pictures']} pictures against PyTorch's: PSNR {pictures['psnr']:.1f} dB in the median, "
-        said += f"{pictures['psnr_lowest']:.1f} dB at least (bound of the median: {pictures['psnr_bound']:g})"
-        if "score" in pictures:
-            said += f"; {pictures['scored_by']}: {pictures['score']:.1f}% ({pictures['score_fp32']:.1f}% by PyTorch)"
-        Console().print(said, highlight=False, soft_wrap=True)
-    for reason in dict.fromkeys(engine["reason"] for engine in manifest["engines"].values() if not engine["checked"]):
-        Console().print(f"not checked against PyTorch: {reason}", highlight=False, soft_wrap=True)
-
-
-def _findings(engine: dict[str, Any]) -> tuple[str, str, str]:
-    """Error, bound, and whether rows are the same in any batch."""
-    if not engine["checked"]:
-        return "not checked", "-", "-"
-    worst = max(check["relative_error"] for check in engine["checks"])
-    invariant = {None: "no", 1: "yes"}.get(engine["batch_invariant_from_rows"], "from 2 rows")
-    return f"{worst:.1e}", f"{engine['error_bound']:g}", invariant

@@ -16,7 +16,7 @@ from nereid_export.components import Component, components_of
 from nereid_export.drawing import Drawer
 from nereid_export.engines import BUILDERS, require_options
 from nereid_export.engines.base import Target, require_precision
-from nereid_export.engines.check import Run, torch_run
+from nereid_export.engines.check import Run
 from nereid_export.engines.precision import Precision, require_components
 from nereid_export.errors import ExportError
 from nereid_export.facts import pipeline_facts
@@ -51,6 +51,10 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
     below = tuple(
         dict.fromkeys(precision for name, part in parts.items() if (precision := targets[name].of(part)) != Precision.FP32)
     )
+    if prompts is not None and not below:
+        raise ExportError(
+            "--calibration-prompts: a file is not allowed with --precision fp32, for which no pictures are drawn; leave it out"
+        )
     progress.total(2 * len(parts) + 3 + 2 * bool(below))
     progress.step("reading the checkpoint")
     digest = checkpoint.digest()
@@ -60,7 +64,7 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
         with readable_failures(options.out):
             require_space(options.out.parent, _bytes_needed(checkpoint, targets, parts))
             staging.mkdir(exist_ok=True)
-            calibration, reference = Calibration(), _Reference(checkpoint, parts)
+            calibration, reference = Calibration(), _Reference(checkpoint)
             if below:
                 progress.step("drawing pictures with PyTorch")
                 if prompts is None:
@@ -105,14 +109,13 @@ def _target(component: Component, options: ExportOptions, facts: dict[str, Any])
 class _Reference:
     """The checkpoint's pictures by PyTorch in float32; the modules are in memory only while somebody draws."""
 
-    def __init__(self, checkpoint: Checkpoint, parts: Mapping[str, Component]) -> None:
-        self.checkpoint, self._parts = checkpoint, parts
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
         self._drawer: Drawer | None = None
 
     def drawer(self) -> Drawer:
         if self._drawer is None:
-            runs = {name: torch_run(part, part.load()) for name, part in self._parts.items()}
-            self._drawer = Drawer.of(self.checkpoint, runs)
+            self._drawer = Drawer.by_torch(self.checkpoint)
         return self._drawer
 
     def forget(self) -> None:
