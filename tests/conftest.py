@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +19,7 @@ import psutil
 import pytest
 
 from nereid.serving.gateway.limits import Limits
+from nereid_client import Client, ImageResult
 
 for folder in (
     Path(__file__).parent,
@@ -195,6 +198,28 @@ def serving(repository: Path, folder: Path, checkpoints: dict[str, Path]) -> Ite
             supervisor,
             checkpoints,
         )
+
+
+def wait_until_whole(served: Served, *, seconds: float) -> None:
+    """Until the server is ready, and has done with the deaths that it was told of."""
+    import httpx
+
+    deadline = time.monotonic() + seconds
+    while True:
+        page = httpx.get(f"http://127.0.0.1:{served.health}/ready", timeout=30).json()
+        if page["ready"] and not page["restart_pending"]:
+            return
+        assert time.monotonic() < deadline, page
+        time.sleep(0.1)
+
+
+def in_company(client: Client, prompt: str, **request: Any) -> ImageResult:
+    """The picture while seven others are drawn, all different, which join and leave at other steps."""
+    with ThreadPoolExecutor(8) as pool:
+        others = [pool.submit(client.generate_image, f"a box {i}", num_inference_steps=4 + i, seed=i) for i in range(7)]
+        made = pool.submit(client.generate_image, prompt, **request).result()
+        assert len({other.result().pixels.tobytes() for other in others}) == 7
+    return made
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -20,9 +19,7 @@ from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import Component, sizes_at
 from nereid_export.engines import BUILDERS, Engine
 from nereid_export.engines.check import random_inputs
-
-_FEWEST = 3
-"""Runs of one measurement, however long each takes."""
+from nereid_export.timing import median_milliseconds
 
 
 def main(text: str) -> None:
@@ -36,18 +33,8 @@ def main(text: str) -> None:
     made = {}
     for rows in turn["rows"]:
         inputs = {name: value.numpy() for name, value in random_inputs(component, rows, sizes, 1).items()}
-        made[rows] = _milliseconds(partial(run, inputs), turn["seconds"])
+        made[rows] = median_milliseconds(partial(run, inputs), turn["seconds"])
     print(json.dumps({"load_seconds": load_seconds, "peak_bytes": peak_bytes() - before, "ms": made}))
-
-
-def _milliseconds(work: Callable[[], object], seconds: float) -> float:
-    work()  # shapes are met, kernels compiled
-    taken: list[float] = []
-    while len(taken) < _FEWEST or sum(taken) < seconds:
-        start = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - start)
-    return 1000 * statistics.median(taken)
 
 
 def _engine(component: Component, checkpoint: Checkpoint, turn: dict[str, Any]) -> Callable[[Mapping[str, NDArray]], object]:

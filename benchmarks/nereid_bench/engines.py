@@ -13,7 +13,8 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from nereid_export.components import Component, components_of
 from nereid_export.drawing import Drawer
 from nereid_export.engines import BUILDERS, Engine
 from nereid_export.engines.base import Samples, Target, engine_bytes
-from nereid_export.engines.check import compare, compare_together, random_references, references_of, torch_run
+from nereid_export.engines.check import compare, compare_together, random_references, references_of
 from nereid_export.engines.precision import Precision
 from nereid_export.errors import ExportError
 from nereid_export.facts import pipeline_facts
@@ -195,18 +196,15 @@ def build_engine(
     checked = (compare_together if target.precision.quantised else compare)(samples.checks, run)
     figures = {"error": max(check.relative_error for check in checked), "megabytes": engine_bytes(folder) / 1e6, "psnr": None}
     if trained:
-        runs = {part.name: torch_run(part, part.load()) for part in components_of(checkpoint) if part.name != "unet"}
-        figures |= check_pictures(Drawer.of(checkpoint, {**runs, "unet": run}), made.pictures, say)
+        torch_drawer = Drawer.by_torch(checkpoint)
+        figures |= check_pictures(replace(torch_drawer, runs={**torch_drawer.runs, "unet": run}), made.pictures, say)
     record.write(figures)
     return figures
 
 
 def _calibration(checkpoint: Checkpoint, folder: Path, say: Say) -> Calibration:
-    def drawer() -> Drawer:
-        return Drawer.of(checkpoint, {part.name: torch_run(part, part.load()) for part in components_of(checkpoint)})
-
     prompts = tuple(caption.text for caption in held_out_captions(10, seed=77))
-    return calibrate(drawer, prompts, folder, checkpoint.digest(), say)
+    return calibrate(partial(Drawer.by_torch, checkpoint), prompts, folder, checkpoint.digest(), say)
 
 
 def _take(turn: Turn) -> dict[str, Any] | None:

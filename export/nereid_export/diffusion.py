@@ -17,7 +17,7 @@ from nereid_export.components import Component, components_of
 from nereid_export.drawing import Drawer
 from nereid_export.engines import BUILDERS, Engine, require_options
 from nereid_export.engines.base import Target, require_buckets, require_precision
-from nereid_export.engines.check import Run, torch_run
+from nereid_export.engines.check import Run
 from nereid_export.engines.precision import Precision, require_components
 from nereid_export.errors import ExportError
 from nereid_export.facts import pipeline_facts
@@ -58,6 +58,10 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
         for target in targets.values():
             BUILDERS[options.engine].require(target)
     below = any(target.of(part) is not Precision.FP32 for part, target in planned)
+    if prompts is not None and not below:
+        raise ExportError(
+            "--calibration-prompts: a file is not allowed with --precision fp32, for which no pictures are drawn; leave it out"
+        )
     progress.total(2 * len(planned) + 3 + 2 * below + (len(parts) if auto else 0))
     progress.step("reading the checkpoint")
     digest = checkpoint.digest()
@@ -67,7 +71,7 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
         with readable_failures(options.out):
             require_space(options.out.parent, _bytes_needed(checkpoint, planned, copies=len(planned) / len(parts)))
             staging.mkdir(exist_ok=True)
-            calibration, reference = Calibration(), _Reference(checkpoint, parts)
+            calibration, reference = Calibration(), _Reference(checkpoint)
             if below:
                 progress.step("drawing pictures with PyTorch")
                 if prompts is None:
@@ -135,14 +139,13 @@ def _below(built: Sequence[Built]) -> tuple[Precision, ...]:
 class _Reference:
     """The checkpoint's pictures by PyTorch in float32; the modules are in memory only while somebody draws."""
 
-    def __init__(self, checkpoint: Checkpoint, parts: Mapping[str, Component]) -> None:
-        self.checkpoint, self._parts = checkpoint, parts
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
         self._drawer: Drawer | None = None
 
     def drawer(self) -> Drawer:
         if self._drawer is None:
-            runs = {name: torch_run(part, part.load()) for name, part in self._parts.items()}
-            self._drawer = Drawer.of(self.checkpoint, runs)
+            self._drawer = Drawer.by_torch(self.checkpoint)
         return self._drawer
 
     def forget(self) -> None:

@@ -22,7 +22,8 @@ from nereid.diffusion.settings import Limits, Pipeline
 from nereid.diffusion.start import start_runs
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.clip_tokenizers import read_tokenizers
-from nereid_export.engines.check import Run
+from nereid_export.components import components_of
+from nereid_export.engines.check import Run, torch_run
 from nereid_export.errors import ExportError
 from nereid_export.facts import pipeline_facts
 
@@ -46,6 +47,11 @@ class Drawer:
         """A drawer of this checkpoint's pictures; raises ExportError for tokenizers or settings that cannot be read."""
         facts = pipeline_facts(checkpoint, [])
         return cls(Pipeline.from_json(json.dumps(facts)), read_tokenizers(checkpoint), runs)
+
+    @classmethod
+    def by_torch(cls, checkpoint: Checkpoint) -> Drawer:
+        """The same in PyTorch, with every component in memory."""
+        return cls.of(checkpoint, {part.name: torch_run(part, part.load()) for part in components_of(checkpoint)})
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], *, steps: int | None = None) -> NDArray[np.uint8]:
         """One picture a prompt, of the usual size, at the usual guidance: uint8 N x H x W x 3."""

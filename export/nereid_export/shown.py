@@ -38,7 +38,7 @@ def show_llm(manifest: dict[str, Any], out: Path) -> None:
 
 
 def show_diffusion(manifest: dict[str, Any], out: Path) -> None:
-    """A pipeline's engines, and what they were chosen from."""
+    """A pipeline's engines, what they were chosen from, and what whole pictures say of them."""
     table = Table(title=f"{manifest['source']['name']} -> {out}")
     columns = ("model", "engine", "precision", "MB", "ms a call", "largest relative error", "bound", "same bits in any batch")
     for column in (*columns, "built in s"):

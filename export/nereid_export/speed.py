@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from nereid_export.components import Component, sizes_at
 from nereid_export.engines.base import Target
 from nereid_export.engines.check import Run, random_inputs
+from nereid_export.timing import median_milliseconds
 
 _SECONDS = 1.0
 _RUNS = 9
-_LEAST_RUNS = 3
 _LONG_SECONDS = 3.0
 """A call that takes longer is measured once: its first and second run differ by little."""
 _LONGEST_SECONDS = 10.0
@@ -28,18 +27,7 @@ def milliseconds(component: Component, run: Run, target: Target, rows: int) -> f
     sizes = sizes_at(component, target.default_side, target.scale)
     inputs = {name: value.numpy() for name, value in random_inputs(component, rows, sizes, 1).items()}
     names = [spec.name for spec in component.outputs]
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        run(inputs, names)
-        return time.perf_counter() - start
-
-    if seconds() > _LONG_SECONDS:
-        return round(1000 * seconds(), 3)
-    taken: list[float] = []
-    while len(taken) < _LEAST_RUNS or (sum(taken) < _SECONDS and len(taken) < _RUNS):
-        taken.append(seconds())
-    return round(1000 * sorted(taken)[len(taken) // 2], 3)
+    return round(median_milliseconds(lambda: run(inputs, names), _SECONDS, _RUNS, once_above=_LONG_SECONDS), 3)
 
 
 def milliseconds_by_rows(component: Component, run: Run, target: Target, expected: Sequence[int]) -> dict[int, float]:

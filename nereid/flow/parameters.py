@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-READ_BY_OTHERS = ("restart_on_death", "EXECUTION_ENV_PATH", "FORCE_CPU_ONLY_INPUT_TENSORS")
-"""What the supervisor and Triton's Python backend read of any model's parameters."""
 TENSOR_NAMES = "tensor_names"
 """Where the backend of a called model has names of its own for its tensors; export writes it."""
+READ_BY_OTHERS = ("restart_on_death", "EXECUTION_ENV_PATH", "FORCE_CPU_ONLY_INPUT_TENSORS", TENSOR_NAMES)
+"""What the supervisor, Triton's Python backend and the bridge read of any model's parameters."""
 
 
 def read_tensor_names(parameters: Mapping[str, str]) -> Mapping[str, Mapping[str, str]]:

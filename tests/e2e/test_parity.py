@@ -17,6 +17,8 @@ from conftest import Served
 torch = pytest.importorskip("torch")
 import diffusers
 
+from nereid_export.drawing import psnr
+
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
 SCHEDULERS = {
@@ -26,11 +28,6 @@ SCHEDULERS = {
     "dpmpp_2m_karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
     "unipc": (diffusers.UniPCMultistepScheduler, {}),
 }
-
-
-def psnr(ours: np.ndarray, theirs: np.ndarray) -> float:
-    error = np.mean((ours.astype(np.float64) - theirs.astype(np.float64)) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def pixels(images: Any) -> np.ndarray:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from nereid_client import AsyncClient, Client, ImageResult
 
-from conftest import Served, export, gateway, serving, set_parameters, stub_of
+from conftest import Served, export, gateway, serving, set_parameters, stub_of, wait_until_whole
 from raw import metric
 
 pytestmark = pytest.mark.triton
@@ -45,13 +45,7 @@ def own(checkpoints: dict[str, Path], repository: Path, tmp_path_factory: pytest
 @pytest.fixture(autouse=True)
 def whole(own: Served) -> None:
     """Each test begins with a server that has done with the death of the test before."""
-    deadline = time.monotonic() + 200
-    while True:
-        page = httpx.get(f"http://127.0.0.1:{own.health}/ready", timeout=30).json()
-        if page["ready"] and not page["restart_pending"]:
-            return
-        assert time.monotonic() < deadline, page
-        time.sleep(0.1)
+    wait_until_whole(own, seconds=200)
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,7 @@ pytest.importorskip("torch")
 from nereid_export.calibration import CALLS, SET_APART, calibrate, drawn_prompts, read_prompts
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.clip_tokenizers import read_tokenizers
-from nereid_export.components import components_of
 from nereid_export.drawing import Drawer, psnr
-from nereid_export.engines.check import torch_run
 from nereid_export.errors import ExportError
 
 pytestmark = pytest.mark.torch
@@ -22,8 +20,7 @@ pytestmark = pytest.mark.torch
 
 @pytest.fixture(scope="module")
 def drawer(checkpoints: dict[str, Path]) -> Drawer:
-    checkpoint = Checkpoint.open(checkpoints["sd"])
-    return Drawer.of(checkpoint, {part.name: torch_run(part, part.load()) for part in components_of(checkpoint)})
+    return Drawer.by_torch(Checkpoint.open(checkpoints["sd"]))
 
 
 def told(lines: list[str]) -> Callable[[str], None]:

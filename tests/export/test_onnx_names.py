@@ -12,7 +12,6 @@ from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import components_of
 from nereid_export.engines import onnx_graph
 from nereid_export.engines.check import compare, random_references
-from nereid_export.engines.onnx_quantised import run_on_cpu
 from nereid_export.engines.precision import Precision
 
 pytestmark = pytest.mark.torch
@@ -39,5 +38,5 @@ def test_both_exporters_name_layers_by_their_modules(
     weights = {f".{name.rpartition('.')[0]}" for name, value in module.named_parameters() if value.ndim in (2, 4)}
     assert set().union(*named.values()) <= weights
     assert ".unet.conv_in" in named[0] & named[onnx_graph.SMALL_MODEL_BYTES or max(named)]
-    checks = compare(random_references(unet, module), run_on_cpu(tmp_path / "0" / "model.onnx"))
+    checks = compare(random_references(unet, module), onnx_graph.run_file(tmp_path / "0" / "model.onnx"))
     assert max(check.relative_error for check in checks) < 1e-4

@@ -163,6 +163,11 @@ def test_an_interrupted_export_builds_again_only_what_changed(
     assert "vae_decoder: exporting" in again.said
 
 
+def test_prompts_that_nobody_would_draw_are_refused(checkpoints: dict[str, Path], prompts: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="--calibration-prompts: a file is not allowed with --precision fp32"):
+        export(checkpoints["sd"], tmp_path / "out", calibration_prompts=prompts)
+
+
 # --- whole pictures ---
 
 FOUND = {"pictures": 10, "psnr": 21.0, "psnr_lowest": 9.0}

@@ -19,20 +19,21 @@ from nereid.engines.digests import sign
 from conftest import ZOO, export
 
 torch = pytest.importorskip("torch")
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.cli import app
 from nereid_export.components import Component, components_of
 from nereid_export.configs import engine_config, read_config
 from nereid_export.engines import BUILDERS, Engine
-from nereid_export.engines.base import Target, input_shape, shape_range, shape_ranges
-from nereid_export.engines.check import random_inputs
-from nereid_export.engines.onnx_graph import export_onnx
+from nereid_export.engines.base import Samples, Target, input_shape, shape_range, shape_ranges
+from nereid_export.engines.check import random_inputs, references_of
+from nereid_export.engines.onnx_graph import OPSET, QDQ_OPSET, export_onnx
+from nereid_export.engines.onnx_quantised import write_static
 from nereid_export.engines.plan_account import PlanAccount, difference, read_account
 from nereid_export.engines.plan_options import PlanOptions
-from nereid_export.engines.precision import Precision
+from nereid_export.engines.precision import ERROR_BOUNDS, Precision
 from nereid_export.engines.tensorrt import build_plan
+from nereid_export.engines.tensorrt_rtx import TensorRtRtx
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
 
@@ -155,9 +156,9 @@ def test_a_config_names_its_profiles_where_there_are_several(
 # --- plans, built by TensorRT for RTX ---
 
 
-def exported(component: Component, wanted: Target, folder: Path) -> Path:
+def exported(component: Component, wanted: Target, folder: Path, opset: int = OPSET) -> Path:
     file = folder / f"{component.name}.onnx"
-    export_onnx(component, component.load(), file, wanted.of(component))
+    export_onnx(component, component.load(), file, wanted.of(component), opset)
     return file
 
 
@@ -172,29 +173,14 @@ def account_of(trt: object, component: Component, graph: Path, wanted: Target) -
 
 def quantised(component: Component, graph: Path) -> Path:
     """The graph with Q/DQ nodes around its convolutions and products: symmetric int8, by one random sample."""
-
-    class Sample(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            small = {name: size if name == "tokens" else min(size, 8) for name, size in component.example.items()}
-            inputs = random_inputs(component, 1, small, 1)
-            self._left = [{name: value.numpy() for name, value in inputs.items()}]
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return self._left.pop() if self._left else None
-
     made = graph.with_suffix(".int8.onnx")
-    quantize_static(
-        str(graph),
-        str(made),
-        Sample(),
-        quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QInt8,
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        op_types_to_quantize=["Conv", "MatMul", "Gemm"],
-        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False},
-    )
+    write_static(graph, made, [sample(component)], for_tensorrt=True)
     return made
+
+
+def sample(component: Component) -> dict[str, np.ndarray]:
+    small = {name: size if name == "tokens" else min(size, 8) for name, size in component.example.items()}
+    return {name: value.numpy() for name, value in random_inputs(component, 1, small, 1).items()}
 
 
 def form(graph: Path) -> str:
@@ -230,12 +216,25 @@ def test_every_component_becomes_a_plan_of_int8_and_half_precision(
     wanted = target(precision=Precision.FP16, plan=PlanOptions(), **sizes)
     for part in parts.values():
         component = replace(part, keep_fp32=False)  # a VAE that asks for float32 is tried in half precision, too
-        graph = exported(component, wanted, tmp_path)
+        graph = exported(component, wanted, tmp_path, QDQ_OPSET)
         key = form(graph)
         if key not in built:
             built[key] = account_of(trt, component, quantised(component, graph), wanted)
         assert difference(component, built[key], shape_ranges(component, wanted)) is None
         assert min(built[key].layers["Int8"], built[key].layers["Half"]) >= 5, component.name
+
+
+def test_int8_has_half_precision_between_and_says_what_it_kept(trt: object, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """What it costs is measured on the graph, which needs no card."""
+    component = parts_of(checkpoints["sd"])["text_encoder"]
+    module = component.load()
+    calls = [sample(component)]
+    samples = Samples(references_of(component, module, calls), calls)
+    facts = TensorRtRtx().build(component, module, tmp_path, target(precision=Precision.INT8, plan=RTX), samples)
+    assert min(facts["plan"]["layers"]["Int8"], facts["plan"]["layers"]["Half"]) >= 5
+    assert facts["quantization"]["kept"] == []
+    assert 1e-4 < facts["quantization"]["error_without_kept"] <= ERROR_BOUNDS[Precision.INT8]
+    assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "model.plan"}
 
 
 def test_bfloat16_is_in_the_graph(trt: object, checkpoints: dict[str, Path], tmp_path: Path) -> None:

@@ -112,11 +112,19 @@ def test_defaults_of_the_code_are_those_of_the_configs() -> None:
     from nereid_export.configs import source_config
 
     parameters = {key: value.string_value for key, value in source_config("image_output").parameters.items()}
-    del parameters["tensor_names"]  # the bridge's, which reads it for every model
     assert DecodingSettings.from_parameters(parameters) == DecodingSettings()
     denoise = source_config("denoise").parameters
     assert Limits.from_parameters({"tile_sample_min_size": denoise["tile_sample_min_size"].string_value}) == Limits()
     assert Limits.from_parameters({"tile_overlap_factor": denoise["tile_overlap_factor"].string_value}) == Limits()
+
+
+def test_whoever_reads_limits_from_a_whole_config_knows_all_of_its_parameters() -> None:
+    """As the gateway does, beside the model itself."""
+    from nereid.diffusion.settings import Limits
+    from nereid_export.configs import source_config
+
+    parameters = {key: value.string_value for key, value in source_config("denoise").parameters.items()}
+    assert Limits.from_parameters(parameters).concurrent_calls == int(parameters["concurrent_calls"])
 
 
 def test_model_files_only_adapt() -> None:

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
+import onnxruntime as ort
 import torch
 from torch import nn
 
 from nereid_export.components import Component
+from nereid_export.engines.check import Run
 from nereid_export.engines.onnx_names import name_by_module
 from nereid_export.engines.precision import Precision
 from nereid_export.engines.traced import dynamic_shapes, example_inputs
@@ -19,11 +21,13 @@ from nereid_export.errors import ExportError
 from nereid_export.silence import quiet
 
 OPSET = 18
+QDQ_OPSET = 19
+"""From which on scales of Q/DQ nodes may be float16."""
 SMALL_MODEL_BYTES = 1_500_000_000
 """Above this, weights go to a file of their own: a protobuf holds 2 GB at most."""
 
 
-def export_onnx(component: Component, module: nn.Module, file: Path, precision: Precision) -> None:
+def export_onnx(component: Component, module: nn.Module, file: Path, precision: Precision, opset: int = OPSET) -> None:
     """Write `file` (and `model.onnx.data` beside it for large models) with every named dimension dynamic.
 
     In fp16 and bf16 the weights and all that is computed from them are of that type; inputs and outputs stay float32.
@@ -46,7 +50,7 @@ def export_onnx(component: Component, module: nn.Module, file: Path, precision: 
                 inputs,
                 str(file),
                 dynamo=False,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=names,
                 output_names=outputs,
                 dynamic_axes=axes,
@@ -58,7 +62,7 @@ def export_onnx(component: Component, module: nn.Module, file: Path, precision: 
                 str(file),
                 dynamo=True,
                 external_data=True,
-                opset_version=OPSET,
+                opset_version=opset,
                 input_names=names,
                 output_names=outputs,
                 dynamic_shapes=dynamic_shapes(component),
@@ -67,13 +71,24 @@ def export_onnx(component: Component, module: nn.Module, file: Path, precision: 
     _check_dimensions(component, file)
 
 
+def run_file(file: Path, *providers: str, threads: int = 0) -> Run:
+    """A graph in ONNX Runtime, by these providers before the processor; with 0 threads, as many as it chooses."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(str(file), options, providers=[*providers, "CPUExecutionProvider"])
+    return lambda inputs, outputs: dict(zip(outputs, session.run(list(outputs), dict(inputs)), strict=True))
+
+
 @contextmanager
-def passing_onnx(component: Component, module: nn.Module, folder: Path, precision: Precision) -> Iterator[Path]:
+def passing_onnx(
+    component: Component, module: nn.Module, folder: Path, precision: Precision, opset: int = OPSET
+) -> Iterator[Path]:
     """The graph as a file, in a folder of its own within `folder`, that is there only while another engine is made of it."""
     passed = folder / "graph"
     passed.mkdir()
     try:
-        export_onnx(component, module, passed / "model.onnx", precision)
+        export_onnx(component, module, passed / "model.onnx", precision, opset)
         yield passed / "model.onnx"
     finally:
         shutil.rmtree(passed)

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime as ort
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from nereid_export.engines.check import Inputs, Run
-from nereid_export.engines.onnx_graph import SMALL_MODEL_BYTES
+from nereid_export.engines.onnx_graph import SMALL_MODEL_BYTES, run_file
 from nereid_export.sensitivity import dotted
 from nereid_export.silence import quiet
 
@@ -72,7 +71,7 @@ class QdqGraph:
         trial = self._file.with_name(f"trial-{self._file.name}")  # beside large weights, which it names
         self.write(names, trial)
         try:
-            return run_on_cpu(trial)
+            return run_file(trial)
         finally:
             trial.unlink()
 
@@ -98,14 +97,6 @@ class QdqGraph:
         del made.graph.node[:]
         made.graph.node.extend(nodes)
         onnx.save(made, str(file))
-
-
-def run_on_cpu(file: Path) -> Run:
-    """A graph in ONNX Runtime with its default settings."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    return lambda inputs, outputs: dict(zip(outputs, session.run(list(outputs), dict(inputs)), strict=True))
 
 
 def write_dynamic(graph: Path, file: Path) -> None:

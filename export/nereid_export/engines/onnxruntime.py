@@ -11,7 +11,7 @@ from torch import nn
 from nereid_export.components import Component
 from nereid_export.engines.base import Samples, Target
 from nereid_export.engines.check import Run
-from nereid_export.engines.onnx_graph import export_onnx, passing_onnx
+from nereid_export.engines.onnx_graph import export_onnx, passing_onnx, run_file
 from nereid_export.engines.onnx_quantised import QdqGraph, write_dynamic, write_static, write_weights
 from nereid_export.engines.precision import Precision
 from nereid_export.engines.triton_config import place_on_gpu
@@ -63,14 +63,9 @@ class OnnxRuntime:
         return facts
 
     def load(self, component: Component, folder: Path, target: Target) -> Run:
-        providers = ["CPUExecutionProvider"]
-        if target.device is Device.CUDA and "CUDAExecutionProvider" in ort.get_available_providers():
-            providers.insert(0, "CUDAExecutionProvider")
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = target.plan.threads
-        session = ort.InferenceSession(str(folder / self.filename), options, providers=providers)
-        return lambda inputs, outputs: dict(zip(outputs, session.run(list(outputs), dict(inputs)), strict=True))
+        cuda = "CUDAExecutionProvider"
+        here = target.device is Device.CUDA and cuda in ort.get_available_providers()
+        return run_file(folder / self.filename, *([cuda] if here else []), threads=target.plan.threads)
 
     def probe(self, component: Component, target: Target) -> str | None:
         return "nereid.engines.onnx_session:runner" if target.device is Device.CPU else None

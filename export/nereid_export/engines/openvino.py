@@ -16,7 +16,7 @@ from nereid_export.components import Component
 from nereid_export.engines.base import Samples, Target
 from nereid_export.engines.check import Run
 from nereid_export.engines.onnx_graph import passing_onnx
-from nereid_export.engines.openvino_quantised import FakeQuantizeGraph, import_nncf, static, weights
+from nereid_export.engines.openvino_quantised import FakeQuantizeGraph, import_nncf, run_compiled, static, weights
 from nereid_export.engines.precision import Precision
 from nereid_export.engines.triton_config import batch_by_shape
 from nereid_export.errors import ExportError
@@ -53,7 +53,6 @@ class OpenVino:
         import openvino as ov
 
         precision = target.of(component)
-
         facts: dict[str, Any] = {}
         bits = {Precision.INT8_WEIGHTS: 8, Precision.INT4_WEIGHTS: 4}.get(precision)
         norms = smoothed(component, module, samples) if precision is Precision.INT8 else 0
@@ -71,11 +70,9 @@ class OpenVino:
         return facts
 
     def load(self, component: Component, folder: Path, target: Target) -> Run:
-        from nereid.engines.openvino_model import compile_file, infer
+        from nereid.engines.openvino_model import compile_file
 
-        compiled = compile_file(folder / self.filename, self._parameters(component, target))
-        request = compiled.create_infer_request()
-        return lambda inputs, outputs: dict(zip(outputs, infer(request, inputs, outputs), strict=True))
+        return run_compiled(compile_file(folder / self.filename, self._parameters(component, target)))
 
     def probe(self, component: Component, target: Target) -> str | None:
         kind = "bf16" if target.of(component) is Precision.BF16 else "fp32"

@@ -60,12 +60,9 @@ class FakeQuantizeGraph:
         import openvino as ov
 
         from nereid.engines.openvino_graph import compile_model
-        from nereid.engines.openvino_model import infer
         from nereid.engines.openvino_options import properties
 
-        compiled = compile_model(ov.Core(), self.edited(names), properties({}))
-        request = compiled.create_infer_request()
-        return lambda inputs, outputs: dict(zip(outputs, infer(request, inputs, outputs), strict=True))
+        return run_compiled(compile_model(ov.Core(), self.edited(names), properties({})))
 
     def edited(self, names: Collection[str]) -> Any:
         """The graph with these activations as they were, and weights in int8."""
@@ -77,6 +74,14 @@ class FakeQuantizeGraph:
                 node.output(0).replace(node.input_value(0))
         compress_quantize_weights_transformation(made)
         return made
+
+
+def run_compiled(compiled: Any) -> Run:
+    """A compiled graph, as export runs it."""
+    from nereid.engines.openvino_model import infer
+
+    request = compiled.create_infer_request()
+    return lambda inputs, outputs: dict(zip(outputs, infer(request, inputs, outputs), strict=True))
 
 
 def _roundings(graph: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from torch import nn
 from nereid_export.components import Component
 from nereid_export.engines.base import Samples, ShapeRange, Target, input_shape, shape_ranges
 from nereid_export.engines.check import Run
-from nereid_export.engines.onnx_graph import passing_onnx
+from nereid_export.engines.onnx_graph import QDQ_OPSET, passing_onnx
 from nereid_export.engines.onnx_quantised import QdqGraph, write_static
 from nereid_export.engines.plan_account import PlanAccount, listener
 from nereid_export.engines.plan_options import PlanOptions
@@ -98,19 +98,19 @@ def build_with(
 
     What int8 costs is measured on the graph with Q/DQ nodes itself, in ONNX Runtime, which computes what they say.
     """
-    precision, norms = target.of(component), 0
-    facts: dict[str, Any] = {}
-    if precision is Precision.INT8:
-        norms = smoothed(component, module, samples)
-        precision = Precision.FP32 if component.keep_fp32 else Precision.FP16
-    with passing_onnx(component, module, folder, precision) as graph:
-        if target.of(component) is Precision.INT8:
-            file = graph.with_name("int8.onnx")
-            write_static(graph, file, samples.ranges, for_tensorrt=True)
-            quantised = QdqGraph(file)
-            kept, facts = put_back(component, quantised, samples, norms)
-            quantised.write(kept, graph := file)
-        return write(graph) | facts
+    precision = target.of(component)
+    if precision is not Precision.INT8:
+        with passing_onnx(component, module, folder, precision) as graph:
+            return write(graph)
+    norms = smoothed(component, module, samples)
+    between = Precision.FP32 if component.keep_fp32 else Precision.FP16
+    with passing_onnx(component, module, folder, between, QDQ_OPSET) as graph:
+        file = graph.with_name("int8.onnx")
+        write_static(graph, file, samples.ranges, for_tensorrt=True)
+        quantised = QdqGraph(file)
+        kept, facts = put_back(component, quantised, samples, norms)
+        quantised.write(kept, file)
+        return write(file) | facts
 
 
 # --- building, with the module `tensorrt` or `tensorrt_rtx` ---
