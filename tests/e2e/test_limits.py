@@ -102,8 +102,8 @@ def test_request_cancelled_on_denoise_frees_its_place(served: Served) -> None:
         wait_until(lambda: active(served, "tight_denoise") == 1)
         call.cancel()
         wait_until(lambda: active(served, "tight_denoise") == 0)
-    now = metric(served.metrics, "nereid_image_requests_total", model="tight_denoise", outcome="cancelled")
-    assert now == cancelled + 1
+    outcome = {"model": "tight_denoise", "outcome": "cancelled"}
+    wait_until(lambda: metric(served.metrics, "nereid_image_requests_total", **outcome) == cancelled + 1)
 
 
 @pytest.mark.parametrize("protocol", ["sync", "async"])
@@ -213,7 +213,7 @@ def test_metrics_are_exported_and_count(served: Served) -> None:
     with Client(served.grpc_url) as client:
         client.generate_image("a box", num_inference_steps=2, num_images_per_prompt=3)
     wait_until(lambda: metric(served.metrics, "nereid_images_total", **labels) == before + 3)
-    assert metric(served.metrics, "nereid_image_requests_total", outcome="success", **labels) == succeeded + 1
+    wait_until(lambda: metric(served.metrics, "nereid_image_requests_total", outcome="success", **labels) == succeeded + 1)
 
 
 def test_model_control_is_closed_to_everybody(served: Served) -> None:
