@@ -199,7 +199,10 @@ def llm(
     path: Annotated[
         Path, typer.Argument(help="A local transformers folder (Llama, Mistral, Qwen2, Qwen3, Phi-3 and 4-mini, SmolLM3, Gemma).")
     ],
-    engine: Annotated[LlmEngine, typer.Option(help="What computes it; openvino has paged attention.")] = LlmEngine.ONNXRUNTIME,
+    engine: Annotated[
+        LlmEngine,
+        typer.Option(help="What computes it; openvino has paged attention. auto builds both and takes the faster one here."),
+    ] = LlmEngine.ONNXRUNTIME,
     precision: Annotated[LlmPrecision, typer.Option(help="Of the matrices; int4 and int8 are block-wise.")] = LlmPrecision.INT4,
     block_size: Annotated[int, typer.Option(help="Weights that share a scale: 16, 32, 64, 128 or 256.")] = 32,
     symmetric: Annotated[bool, typer.Option("--symmetric/--asymmetric", help="Without or with a zero point a block.")] = True,
@@ -219,6 +222,10 @@ def llm(
     sample_text: Annotated[
         Path | None, typer.Option(help="Text that errors and perplexity are measured on; random tokens where absent.")
     ] = None,
+    step_rows: Annotated[
+        str,
+        typer.Option(metavar="N[,N...]", help="Answers that will be decoded together (--engine auto); 1,4,8 where absent."),
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Export a language model: one engine with its KV cache in place, checked against PyTorch.
@@ -238,6 +245,7 @@ def llm(
         sample_text=sample_text,
         draft=draft,
         context_length=context_length,
+        step_rows=parse_step_rows(step_rows),
     )
     manifest = _with_bar(lambda bar: export_llm(options, bar))
     if as_json:

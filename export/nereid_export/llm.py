@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import numpy as np
 from nereid.llm.settings import DRAFT_FOLDER, LLM_FILE
 from nereid_export import configs
 from nereid_export.checkpoint import read_json, read_text
+from nereid_export.choice import Row
 from nereid_export.engines.triton_config import place_on_gpu
 from nereid_export.errors import ExportError
 from nereid_export.frame import MANIFEST, MANIFEST_VERSION, Device, Progress, check_name, file_digests, models_of, versions
+from nereid_export.llm_auto import candidates, dropped, elect, measured
 from nereid_export.llm_built import EngineBuilder
 from nereid_export.llm_checkpoint import LlmCheckpoint
 from nereid_export.llm_onnx import OnnxBuilder
@@ -40,20 +43,36 @@ def export_llm(options: LlmExportOptions, progress: Progress) -> dict[str, Any]:
     draft = _open_draft(checkpoint, options.draft) if options.draft is not None else None
     context = checkpoint.served_context(options.context_length)
     parts = {HOME: checkpoint} if draft is None else {HOME: checkpoint, DRAFT_FOLDER: draft}
-    for part in parts.values():
-        BUILDERS[options.engine].check(part, options)
+    engines, refused = candidates(options, tuple(parts.values()), BUILDERS)
     samples = {part: _sample_ids(of, options.sample_text)[:context] for part, of in parts.items()}
-    progress.total(6 if draft is None else 10)
+    progress.total(2 + (4 * len(parts) + (options.engine is LlmEngine.AUTO)) * len(engines))
     progress.step("reading the checkpoint")
     with locked(options.out, lambda: progress.waiting(f"another export writes to {options.out}; waiting for it")):
         staging = staging_folder(options.out)
         with readable_failures(options.out):
             parameters = checkpoint.parameters() + (0 if draft is None else draft.parameters())
-            require_space(options.out.parent, 2 * 4 * parameters)
+            require_space(options.out.parent, 2 * 4 * parameters * len(engines))
             staging.mkdir(exist_ok=True)
-            built = {part: _build(of, options, samples[part], staging / part, progress) for part, of in parts.items()}
+            built, rows = {}, refused
+            for engine in engines:
+                own = replace(options, engine=engine, step_rows=())
+                try:
+                    its = {part: _build(of, own, samples[part], staging / engine / part, progress) for part, of in parts.items()}
+                except ExportError as error:
+                    if options.engine is not LlmEngine.AUTO:
+                        raise
+                    rows.append(dropped(engine, options, error))
+                    continue
+                built[engine] = its
+            served = options.engine
+            if options.engine is LlmEngine.AUTO:
+                for engine, its in built.items():
+                    progress.step(f"measuring {engine}")
+                    _write_facts(checkpoint, draft, options, its[HOME], context, staging / engine / HOME)
+                    rows.insert(0, measured(engine, staging / engine / HOME, options, its[HOME]))
+                served = elect(rows, options.expected_rows)
             progress.step("publishing the repository")
-            manifest = _assemble(checkpoint, draft, options, built, context, staging / "repository")
+            manifest = _assemble(checkpoint, draft, options, served, built[served], rows, context, staging)
             publish(staging / "repository", options.out)
             shutil.rmtree(staging)
     return manifest
@@ -131,29 +150,59 @@ def _assemble(
     checkpoint: LlmCheckpoint,
     draft: LlmCheckpoint | None,
     options: LlmExportOptions,
+    engine: LlmEngine,
     built: dict[str, dict[str, Any]],
+    measured: Sequence[Row],
     context: int,
-    repository: Path,
+    staging: Path,
 ) -> dict[str, Any]:
-    """Lay the whole repository out in `repository`, other models of `out` included."""
-    figures = built[HOME]
+    """Lay the whole repository out in `staging`, other models of `out` included."""
+    figures, repository = built[HOME], staging / "repository"
     shutil.rmtree(repository, ignore_errors=True)
     repository.mkdir()
     config = configs.read_config(configs.SOURCE / HOME / "config.pbtxt")
     config.name = configs.prefixed(HOME, options.name)
-    config.parameters["engine"].string_value = str(options.engine)
+    config.parameters["engine"].string_value = str(engine)
     if options.device is Device.CUDA:
         place_on_gpu(config)
     folder = configs.write_model(config, HOME, repository)
     for part, target in ((HOME, folder / "1"), (DRAFT_FOLDER, folder / "1" / DRAFT_FOLDER)):
-        for pattern in BUILDERS[options.engine].files if part in built else ():
+        for pattern in BUILDERS[engine].files if part in built else ():
             target.mkdir(exist_ok=True)
-            for file in sorted((repository.parent / part).glob(pattern)):
+            for file in sorted((staging / engine / part).glob(pattern)):
                 (target / file.name).hardlink_to(file)
     (folder / "1" / "tokenizer.json").write_bytes((checkpoint.folder / "tokenizer.json").read_bytes())
     template = chat_template_of(checkpoint.folder)
     if template is not None:
         (folder / "1" / "chat_template.jinja").write_text(template, encoding="utf-8")
+    _write_facts(checkpoint, draft, options, figures, context, folder / "1")
+    manifest = {
+        "version": MANIFEST_VERSION,
+        "source": figures["source"],
+        "arguments": {
+            key: str(value) for key, value in asdict(options).items() if key not in ("checkpoint", "out", "sample_text", "draft")
+        },
+        "versions": versions(BUILDERS[engine].packages),
+        "engine": {"engine": str(engine), **figures},
+        **({} if draft is None else {"draft": built[DRAFT_FOLDER]}),
+        **({"candidates": {config.name: [row.written() for row in measured]}} if measured else {}),
+        "models": [config.name],
+        "files": file_digests(repository),
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    adopt(options.out, repository, {config.name} | models_of(options.out, config.name))
+    return manifest
+
+
+def _write_facts(
+    checkpoint: LlmCheckpoint,
+    draft: LlmCheckpoint | None,
+    options: LlmExportOptions,
+    figures: dict[str, Any],
+    context: int,
+    folder: Path,
+) -> None:
+    """What serving reads of the model."""
     layers = checkpoint.config["num_hidden_layers"]
     heads = checkpoint.config.get("num_key_value_heads") or checkpoint.config["num_attention_heads"]
     element = 2 if options.device is Device.CUDA and options.precision is not LlmPrecision.FP32 else 4
@@ -169,22 +218,7 @@ def _assemble(
         "kv_bytes_per_token": 2 * layers * heads * checkpoint.head_size * element,
         **_chat_tokens(checkpoint),
     }
-    (folder / "1" / LLM_FILE).write_text(json.dumps(facts, indent=1))
-    manifest = {
-        "version": MANIFEST_VERSION,
-        "source": figures["source"],
-        "arguments": {
-            key: str(value) for key, value in asdict(options).items() if key not in ("checkpoint", "out", "sample_text", "draft")
-        },
-        "versions": versions(BUILDERS[options.engine].packages),
-        "engine": figures,
-        **({} if draft is None else {"draft": built[DRAFT_FOLDER]}),
-        "models": [config.name],
-        "files": file_digests(repository),
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    adopt(options.out, repository, {config.name} | models_of(options.out, config.name))
-    return manifest
+    (folder / LLM_FILE).write_text(json.dumps(facts, indent=1))
 
 
 def _chat_tokens(checkpoint: LlmCheckpoint) -> dict[str, str]:

@@ -11,6 +11,10 @@ from nereid_export.frame import Device
 from nereid_export.llm_quantize import Scheme
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+STEP_ROWS = (1, 4, 8)
+"""Answers that decode together, where nothing else is said."""
+MOST_ROWS = 256
+"""Of the calls that `auto` measures."""
 
 
 class LlmPrecision(StrEnum):
@@ -21,10 +25,11 @@ class LlmPrecision(StrEnum):
 
 
 class LlmEngine(StrEnum):
-    """What computes the exported model; parameter `engine` of its config.pbtxt."""
+    """What computes the exported model; parameter `engine` of its config.pbtxt. `auto` is the fastest of the others here."""
 
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
+    AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +38,8 @@ class LlmExportOptions:
 
     `eight_bit_share` is the share of the weights kept in 8 bits in an int4 engine; `draft` is the checkpoint of a smaller model
     with the same tokens, the draft model of speculative decoding; `context_length` bounds prompt and answer together, the
-    checkpoint's own context where it is None.
+    checkpoint's own context where it is None; `step_rows` are the numbers of answers that the server will decode together, for
+    `auto`.
     """
 
     checkpoint: Path
@@ -48,6 +54,12 @@ class LlmExportOptions:
     sample_text: Path | None = None
     draft: Path | None = None
     context_length: int | None = None
+    step_rows: tuple[int, ...] = ()
+
+    @property
+    def expected_rows(self) -> tuple[int, ...]:
+        """Of the calls that the server will make."""
+        return self.step_rows or STEP_ROWS
 
     @property
     def scheme(self) -> Scheme | None:
@@ -72,8 +84,14 @@ class LlmExportOptions:
             raise ExportError(f"--block-size: {self.block_size} is not allowed; it must be one of {allowed}")
         if not 0 <= self.eight_bit_share <= 1:
             raise ExportError(f"--eight-bit-share: {self.eight_bit_share} is not allowed; it must be 0 to 1")
-        if self.engine is LlmEngine.OPENVINO and self.device is not Device.CPU:
-            raise ExportError(f"--device: {self.device} is not allowed with --engine openvino; it must be cpu")
+        if self.engine is not LlmEngine.ONNXRUNTIME and self.device is not Device.CPU:
+            raise ExportError(f"--device: {self.device} is not allowed with --engine {self.engine}; it must be cpu")
+        if self.step_rows and self.engine is not LlmEngine.AUTO:
+            raise ExportError(
+                f"--step-rows is not allowed with --engine {self.engine}; it must be left out, or the engine be auto"
+            )
+        if max(self.step_rows, default=1) > MOST_ROWS:
+            raise ExportError(f"--step-rows: {max(self.step_rows)} is not allowed; it must be 1 to {MOST_ROWS}")
         if self.engine is LlmEngine.OPENVINO and self.precision is LlmPrecision.FP16:
             raise ExportError("--precision: fp16 is not allowed with --engine openvino; it must be fp32, int8 or int4")
         if self.precision is LlmPrecision.FP16 and self.device is Device.CPU:

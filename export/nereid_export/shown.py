@@ -10,7 +10,7 @@ from rich.table import Table
 
 
 def show_llm(manifest: dict[str, Any], out: Path) -> None:
-    """A language model's engine."""
+    """A language model's engine, and what it was chosen from."""
     engine = manifest["engine"]
     table = Table(title=f"{manifest['source']['name']} -> {out}")
     for column in (
@@ -25,7 +25,7 @@ def show_llm(manifest: dict[str, Any], out: Path) -> None:
     ):
         table.add_column(column, justify="right")
     table.add_row(
-        manifest["arguments"]["engine"],
+        engine["engine"],
         manifest["arguments"]["precision"],
         f"{engine['engine_bytes'] / 1e6:.1f}",
         f"{engine['compression']:.2f}x",
@@ -35,6 +35,8 @@ def show_llm(manifest: dict[str, Any], out: Path) -> None:
         f"{len(engine['eight_bit'])} of {len(engine['matrices'])}",
     )
     Console().print(table)
+    if "candidates" in manifest:
+        _show_candidates(manifest["candidates"])
 
 
 def show_diffusion(manifest: dict[str, Any], out: Path) -> None:

@@ -22,7 +22,7 @@ from nereid.engines.onnx_causal import OnnxCausalEngine
 from nereid.llm.engine import longest_row
 from nereid.llm.settings import LlmFacts
 from nereid_export.errors import ExportError
-from nereid_export.llm import LlmEngine
+from nereid_export.llm import BUILDERS, LlmEngine
 from nereid_export.llm_quantize import Scheme, round_trip
 
 import checkpoints as make
@@ -42,7 +42,7 @@ CONTEXT = 50
 """Of Phi-4-mini, the length up to which its keys stay as they were rotated."""
 PROMPTS = [np.random.default_rng(length).integers(3, 250, length).tolist() for length in (29, 3, 21)]
 ANSWER = CONTEXT - 29
-ENGINES = list(LlmEngine)
+ENGINES = list(BUILDERS)
 
 Decode = Callable[[Sequence[int], Sequence[int]], np.ndarray]
 
