@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("openvino")
 
+from nereid.llm.engine import KvMemory
 from nereid.llm.loading import load_model
 from nereid.llm.settings import LlmFacts, LlmLimits
 from nereid_export import llm_auto
@@ -32,10 +33,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prefer(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time the engines as if this one were twice as fast."""
-    monkeypatch.setattr(
-        llm_auto, "_milliseconds", lambda memory, facts, rows: rows * (1.0 if engine in repr(type(memory)) else 2.0)
-    )
+    """Time the engines as if the one with this memory were twice as fast."""
+
+    def milliseconds(memory: KvMemory, facts: LlmFacts, rows: int) -> float:
+        return rows * (1.0 if type(memory).__name__ == kind else 2.0)
+
+    monkeypatch.setattr(llm_auto, "_milliseconds", milliseconds)
 
 
 @pytest.mark.parametrize(("memory", "engine"), [("KvRows", "onnxruntime"), ("KvBlocks", "openvino")])
