@@ -28,6 +28,7 @@ from nereid_export.configs import read_config
 from nereid_export.contest import Contest
 from nereid_export.engines import BUILDERS, Engine
 from nereid_export.engines.base import Target
+from nereid_export.engines.check import Run
 from nereid_export.engines.plan_options import PlanOptions
 from nereid_export.engines.precision import Precision, Precisions, parse_precisions
 from nereid_export.errors import ExportError
@@ -45,15 +46,14 @@ MEMORY: dict[str, Any] = {"base_bytes": 10 * 2**20, "bytes_per_row": 1024.0, "me
 PREFERRED = {"unet": "openvino", "vae_decoder": "onnxruntime", "vae_encoder": "openvino"}
 
 
-def speeds(preferred: dict[str, str]) -> Callable[..., dict[int, float]]:
+def speeds(preferred: dict[str, str]) -> Callable[[Contest, Row, Run], None]:
     """Known times in the place of measured ones, which no test can know: the preferred engine is fastest with one thread."""
 
-    def made(part: Any, run: Any, target: Target, expected: Any) -> dict[int, float]:
-        run_of = {"onnxruntime": "OnnxRuntime.", "openvino": "OpenVino."}[preferred.get(part.name, "onnxruntime")]
-        fast = run_of in run.__qualname__ and target.plan.threads == 1
-        return {rows: rows * (1.0 if fast else 2.0) for rows in {1, 2, *expected}}
+    def time(made: Contest, row: Row, run: Run) -> None:
+        fast = row.engine == preferred.get(made.component.name, "onnxruntime") and row.threads == 1
+        row.milliseconds = {rows: rows * (1.0 if fast else 2.0) for rows in {1, 2, *made.expected}}
 
-    return made
+    return time
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nereid_export.built.measure_memory", lambda *_: MEMORY)
         patch.setattr(contest, "cpus_here", lambda: 2)
-        patch.setattr(contest, "milliseconds_by_rows", speeds(PREFERRED))
+        patch.setattr(Contest, "_time", speeds(PREFERRED))
         export(make_sd(root), root / "out", engine=Engine.AUTO, name="p", max_batch_size=4)
     return root / "out"
 
@@ -124,7 +124,7 @@ def test_the_manifest_has_the_whole_table(exported: Path) -> None:
 
 def test_another_machine_exchanges_engines_and_configs_and_can_go_back(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, was = manifest_of(repository), files(repository)
-    monkeypatch.setattr(contest, "milliseconds_by_rows", speeds({"text_encoder": "openvino"}))
+    monkeypatch.setattr(Contest, "_time", speeds({"text_encoder": "openvino"}))
     (manifest,) = remeasure(repository, Silent())
     assert manifest == manifest_of(repository)
     verify(repository)
@@ -142,7 +142,7 @@ def test_another_machine_exchanges_engines_and_configs_and_can_go_back(repositor
     unet = read_config(repository / "p_unet" / "config.pbtxt")
     assert (unet.name, unet.backend, unet.max_batch_size) == ("p_unet", "onnxruntime", 8)
     assert {path.name for path in repository.parent.iterdir()} == {"out", ".out.lock"}
-    monkeypatch.setattr(contest, "milliseconds_by_rows", speeds(PREFERRED))
+    monkeypatch.setattr(Contest, "_time", speeds(PREFERRED))
     (back,) = remeasure(repository, Silent())
     assert files(repository) == was
     assert {name: its["engine"] for name, its in back["engines"].items()} == {
@@ -156,7 +156,7 @@ def test_an_engine_that_this_machine_cannot_run_loses_with_its_reason(repository
     def lacking(self: object, target: Target) -> None:
         raise ExportError("it is not installed")
 
-    monkeypatch.setattr(contest, "milliseconds_by_rows", speeds(PREFERRED))
+    monkeypatch.setattr(Contest, "_time", speeds(PREFERRED))
     monkeypatch.setattr(type(BUILDERS[Engine.OPENVINO]), "require", lacking)
     (manifest,) = remeasure(repository, Silent())
     assert {its["engine"] for its in manifest["engines"].values()} == {"onnxruntime"}
