@@ -19,7 +19,7 @@ from nereid_export.engines import BUILDERS, Engine
 from nereid_export.errors import ExportError
 from nereid_export.frame import MANIFEST, Progress, file_digests
 from nereid_export.memory import measure_memory, run_memories
-from nereid_export.publish import link_or_copy, locked, publish, readable_failures
+from nereid_export.publish import link_or_copy, locked, publish, readable_failures, real_place
 from nereid_export.speed import usual_rows
 from nereid_export.tensor_names import tell_names
 from nereid_export.warm_up import add_warm_up
@@ -29,6 +29,7 @@ def remeasure(repository: Path, progress: Progress) -> list[dict[str, Any]]:
     """Choose again and publish; returns the manifests. Raises ExportError, after which the repository is as it was before."""
     if not repository.is_dir():
         raise ExportError(f"{repository}: no such folder; it must be a repository that was exported with --engine auto")
+    repository = real_place(repository)
     beside = repository.parent / f".{repository.name}.remeasured"
     with (
         locked(repository, lambda: progress.waiting(f"an export writes to {repository}; waiting for it")),
