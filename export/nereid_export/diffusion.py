@@ -10,8 +10,8 @@ from typing import Any
 
 from nereid_export.assembly import Assembly
 from nereid_export.auto import Auto, require_auto
-from nereid_export.built import Built, build, packages_of
-from nereid_export.calibration import Calibration, calibrate, drawn_prompts, read_prompts
+from nereid_export.built import Built, build, made_with, packages_of
+from nereid_export.calibration import PROMPTS, Calibration, calibrate, drawn_prompts, read_prompts
 from nereid_export.checkpoint import Checkpoint, understood
 from nereid_export.clip_tokenizers import read_tokenizers
 from nereid_export.components import Component, components_of
@@ -77,7 +77,7 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
             if below:
                 progress.step("drawing pictures with PyTorch")
                 if prompts is None:
-                    prompts = tuple(scorer.prompts(10)) if scorer else drawn_prompts(next(iter(tokenizers.values())))
+                    prompts = tuple(scorer.prompts(PROMPTS)) if scorer else drawn_prompts(next(iter(tokenizers.values())))
                 calibration = calibrate(reference.drawer, prompts, staging / "calibration", digest, progress.detail)
                 reference.forget()
             if auto:
@@ -172,8 +172,8 @@ def _checked_pictures(
         staging / "pictures.json",
         resume_key(
             options,
-            [digest, prompts, [(engine.engine, str(engine.target)) for engine in built]],
-            packages_of(*(BUILDERS[engine.engine] for engine in built)),
+            [digest, prompts, [(engine.engine, str(engine.target)) for engine in built], scorer.name if scorer else None],
+            packages_of(*map(made_with, built)),
             without_effect=("checkpoint", "out", "name", "auto"),
         ),
     )

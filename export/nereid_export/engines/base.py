@@ -68,6 +68,11 @@ class EngineBuilder(Protocol):
         ...
 
     @property
+    def quantisers(self) -> tuple[str, ...]:
+        """Further ones, whose version shapes a quantised engine."""
+        ...
+
+    @property
     def precisions(self) -> tuple[Precision, ...]: ...
 
     @property

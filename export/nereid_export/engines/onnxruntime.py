@@ -23,6 +23,7 @@ class OnnxRuntime:
     backend = "onnxruntime"
     filename = "model.onnx"
     packages = ("onnx", "onnxruntime")
+    quantisers = ()  # ONNX Runtime's own tools
     precisions = (
         Precision.FP32,
         Precision.FP16,

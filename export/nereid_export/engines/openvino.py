@@ -28,6 +28,7 @@ class OpenVino:
     backend = "openvino"
     filename = "model.xml"
     packages = ("onnx", "openvino")
+    quantisers = ("nncf",)
     precisions = (Precision.FP32, Precision.BF16, Precision.INT8, Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS)
     options = ("bucket", "threads")
 

@@ -42,6 +42,7 @@ class TensorRt:
     backend = "tensorrt"
     filename = "model.plan"
     packages = ("onnx", "tensorrt")  # a plan is only read by the TensorRT that wrote it
+    quantisers = ("onnxruntime",)
     precisions = PRECISIONS
     options = ("timing_cache", "version_compatible", "weight_streaming", "refit", "bucket")
 

@@ -28,6 +28,7 @@ class TensorRtRtx:
     backend = "onnxruntime"
     filename = "model.onnx"
     packages = ("onnx", "tensorrt-rtx-cu12")
+    quantisers = ("onnxruntime",)
     precisions = PRECISIONS
     options = ("compute_capability", "weight_streaming")
 

@@ -38,6 +38,7 @@ class TorchAoti:
     backend = "pytorch"
     filename = "model.pt2"
     packages = ()  # `torch` is every engine's
+    quantisers = ()
     precisions = (Precision.FP32, Precision.FP16, Precision.BF16)
     options = ("max_autotune", "bucket")
 
