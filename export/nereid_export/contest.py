@@ -16,7 +16,7 @@ from nereid_export.engines import BUILDERS, Engine
 from nereid_export.engines.base import Target, engine_bytes
 from nereid_export.engines.check import Run, batch_invariant_from
 from nereid_export.engines.precision import Precision
-from nereid_export.errors import ExportError
+from nereid_export.errors import ExportError, first_line
 from nereid_export.memory import run_memories
 from nereid_export.speed import milliseconds_by_rows
 
@@ -102,8 +102,8 @@ class Contest:
         folder = self.entrants[row.label].folder
         try:
             work(row, BUILDERS[Engine(row.engine)].load(self.component, folder, self.target(row)))
-        except (ExportError, RuntimeError, ValueError) as error:
-            row.dropped = f"it cannot be run here: {_first_line(error)}"
+        except Exception as error:  # ONNX Runtime's have no class in common with others'
+            row.dropped = f"it cannot be run here: {first_line(error)}"
 
     def _time(self, row: Row, run: Run) -> None:
         row.milliseconds = milliseconds_by_rows(self.component, run, self.target(row), self.expected)
@@ -115,7 +115,3 @@ class Contest:
 
 def _said(row: Row) -> str:
     return f"{row.label}, {row.threads} threads" if row.threads else row.label
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -22,10 +22,11 @@ from small_module import Small, component
 from nereid_export import contest
 from nereid_export.auto import Auto
 from nereid_export.built import Built
+from nereid_export.calibration import Calibration
 from nereid_export.candidates import AutoOptions, candidates_of, parse_candidates, parse_step_rows, thread_counts
 from nereid_export.choice import Row
 from nereid_export.configs import read_config
-from nereid_export.contest import Contest
+from nereid_export.contest import Contest, Entrant
 from nereid_export.engines import BUILDERS, Engine
 from nereid_export.engines.base import Target
 from nereid_export.engines.check import Run
@@ -255,6 +256,28 @@ def test_refused_pictures_cost_the_coarsest_precision_its_place_and_then_the_nex
             auto.drop_coarsest([Built(SMALL, Engine.OPENVINO, served, Path())], "too far; nothing was published")
             assert chosen.dropped == "too far"
     assert [row.chosen for row in rows] == [False, False, True]
+
+
+def test_an_engine_that_onnx_runtime_refuses_loses_with_its_sentence(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    entrant = Entrant(engine=Engine.ONNXRUNTIME, target=TARGET, folder=tmp_path, error=0.0, memory=None)
+    made = Contest(SMALL, (1,), {"onnxruntime-fp32": entrant}, [])
+    made.measure(2**30, print)
+    assert made.rows
+    assert all(row.dropped.startswith("it cannot be run here: [ONNXRuntimeError]") for row in made.rows)
+
+
+def test_a_candidate_whose_library_fails_without_a_word_is_dropped_by_the_kind_of_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AttributeError
+
+    monkeypatch.setattr("nereid_export.auto.build", fail)
+    options = ExportOptions(checkpoint=tmp_path, out=tmp_path, engine=Engine.AUTO)
+    auto = Auto.of(options, {"unet": SMALL}, {"unet": TARGET})
+    auto.build("digest", tmp_path, Calibration(), Silent())
+    assert [row.dropped for row in auto.contests["unet"].rows] == ["AttributeError", "AttributeError"]
 
 
 def test_fewer_threads_are_tried_where_an_engine_can_be_told() -> None:
