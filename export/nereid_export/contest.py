@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nereid.engines.memory import RunMemory
 from nereid_export.built import places
 from nereid_export.candidates import cpus_here, thread_counts
 from nereid_export.choice import Row, contenders, drop_above, label, pick
@@ -17,7 +16,7 @@ from nereid_export.engines.base import Target, engine_bytes
 from nereid_export.engines.check import Run, batch_invariant_from
 from nereid_export.engines.precision import Precision
 from nereid_export.errors import ExportError, first_line
-from nereid_export.memory import run_memories
+from nereid_export.memory import run_memory
 from nereid_export.speed import milliseconds_by_rows
 
 
@@ -91,10 +90,9 @@ class Contest:
         return row
 
     def _memory_bytes(self, entrant: Entrant) -> int | None:
-        needed = run_memories({"": entrant.memory})
-        if not needed:
+        memory = run_memory(entrant.memory)
+        if memory is None:
             return None
-        memory = RunMemory(**needed[""])
         return round(memory.base_bytes + memory.run_bytes(max(self.expected), entrant.target.default_side**2))
 
     def _try(self, row: Row, work: Callable[[Row, Run], None]) -> None:

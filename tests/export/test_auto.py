@@ -294,3 +294,11 @@ def test_lists_are_read_or_refused_by_name() -> None:
     with pytest.raises(ExportError, match="--step-rows: '0' is not allowed"):
         parse_step_rows("2,0")
     assert str(parse_precisions("auto,unet=int8")) == "auto,unet=int8"
+
+
+def test_a_manifest_has_the_options_that_were_given_as_they_are_typed() -> None:
+    auto = AutoOptions(candidates=(Engine.OPENVINO, Engine.TORCH), step_rows=(2, 4), max_engine_mib=100)
+    assert auto.asked() == {"candidates": "openvino,torch", "step_rows": "2,4", "max_engine_mib": "100"}
+    plan = PlanOptions(compute_capability=("8.9", "12.0"), bucket=((64, 96), (32, 32)), refit=True)
+    assert plan.asked() == {"compute_capability": "8.9,12.0", "bucket": "64x96,32x32", "refit": "True"}
+    assert AutoOptions().asked() == PlanOptions().asked() == {}
