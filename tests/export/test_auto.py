@@ -158,12 +158,33 @@ def test_an_engine_that_this_machine_cannot_run_loses_with_its_reason(repository
         raise ExportError("it is not installed")
 
     monkeypatch.setattr(Contest, "_time", speeds(PREFERRED))
-    monkeypatch.setattr(type(BUILDERS[Engine.OPENVINO]), "require", lacking)
+    monkeypatch.setattr(type(BUILDERS[Engine.OPENVINO]), "require_run", lacking)
     (manifest,) = remeasure(repository, Silent())
     assert {its["engine"] for its in manifest["engines"].values()} == {"onnxruntime"}
     dropped = {row["engine"]: row.get("dropped") for row in manifest["candidates"]["p_unet"]}
     assert dropped == {"onnxruntime": None, "openvino": "it is not installed"}
     verify(repository)
+
+
+def test_an_engine_that_this_machine_can_run_but_not_build_is_measured(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(self: object, target: Target) -> None:
+        raise ExportError("its compiler is not here")
+
+    monkeypatch.setattr(Contest, "_time", speeds(PREFERRED))
+    monkeypatch.setattr(type(BUILDERS[Engine.OPENVINO]), "require", lacking)
+    (manifest,) = remeasure(repository, Silent())
+    assert manifest["engines"]["p_unet"]["engine"] == "openvino"
+
+
+def test_what_was_not_published_has_one_row_after_another_choice(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = repository / "p_text_to_image" / "manifest.json"
+    manifest = manifest_of(repository)
+    gone = [{"engine": "openvino", "precision": "int8", "threads": threads, "chosen": False} for threads in (0, 1)]
+    manifest["candidates"]["p_unet"] += gone
+    home.write_text(json.dumps(manifest))
+    monkeypatch.setattr(Contest, "_time", speeds(PREFERRED))
+    (again,) = remeasure(repository, Silent())
+    assert [row["precision"] for row in again["candidates"]["p_unet"]] == ["fp32", "fp32", "fp32", "fp32", "int8"]
 
 
 def test_nothing_is_run_whose_files_were_changed(repository: Path) -> None:
@@ -183,6 +204,7 @@ def test_a_choice_that_fails_leaves_the_repository_as_it_was(repository: Path, m
         remeasure(repository, Silent())
     assert manifest_of(repository) == before
     verify(repository)
+    assert {path.name for path in repository.parent.iterdir()} == {"out", ".out.lock"}
 
 
 def test_a_repository_without_a_choice_is_refused(tmp_path: Path) -> None:

@@ -84,6 +84,10 @@ class EngineBuilder(Protocol):
         """Raise ExportError, before anything slow, where the engine cannot be built here; the sentence says what to install."""
         ...
 
+    def require_run(self, target: Target) -> None:
+        """Raise ExportError where the library that runs the engine is not here; what building needs besides is not asked for."""
+        ...
+
     def unchecked(self, target: Target) -> str | None:
         """Why what is built cannot be run here, so that it is not checked against PyTorch; None where it is."""
         ...

@@ -37,6 +37,9 @@ class OnnxRuntime:
     def require(self, target: Target) -> None:
         """It is always here; an export for a card that is not is checked on the processor."""
 
+    def require_run(self, target: Target) -> None:
+        """It is always here."""
+
     def unchecked(self, target: Target) -> str | None:
         return None
 

@@ -49,6 +49,9 @@ class TensorRt:
     def require(self, target: Target) -> None:
         if (cache := target.plan.timing_cache) is not None and (not cache.parent.is_dir() or cache.is_dir()):
             raise ExportError(f"--timing-cache: {cache} is not allowed; it must be a file in a folder that exists")
+        self.require_run(target)
+
+    def require_run(self, target: Target) -> None:
         import_tensorrt()
 
     def unchecked(self, target: Target) -> str | None:

@@ -35,6 +35,9 @@ class TensorRtRtx:
     def require(self, target: Target) -> None:
         capabilities_of(import_tensorrt_rtx(), target.plan.compute_capability)
 
+    def require_run(self, target: Target) -> None:
+        import_tensorrt_rtx()
+
     def unchecked(self, target: Target) -> str | None:
         import torch
 

@@ -64,6 +64,9 @@ class TorchAoti:
                 "--engine torch needs a C++ compiler, which is not here; install one with `apt-get install g++`"
             ) from None
 
+    def require_run(self, target: Target) -> None:
+        """PyTorch is always here; a package says itself which processor and which PyTorch it is for, when it is loaded."""
+
     def unchecked(self, target: Target) -> str | None:
         return None
 
