@@ -20,7 +20,7 @@ from typing import Any
 
 from nereid_bench.compare import Say
 from nereid_bench.random_checkpoint import make_sd15
-from nereid_export.built import VERSIONED
+from nereid_export.built import packages_of
 from nereid_export.calibration import Calibration, calibrate
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import Component, components_of
@@ -173,7 +173,7 @@ def build_engine(
 ) -> dict[str, Any]:
     """An engine's files in `folder`, made unless they are there; its error against PyTorch in float32, and its size."""
     builder = BUILDERS[engine]
-    packages = (*VERSIONED, *builder.packages)
+    packages = packages_of((builder, target.of(component)))
     # One graph serves every size.
     record = Record(folder / RECORD, resume_key(target, component.name, packages, without_effect=("default_side", "max_side")))
     if (done := record.read()) is not None:

@@ -12,7 +12,7 @@ from nereid.diffusion.settings import PIPELINE_FILE
 from nereid.diffusion.solvers import default_scheduler
 from nereid_export import configs
 from nereid_export.auto import Auto
-from nereid_export.built import Built, packages_of
+from nereid_export.built import Built, made_with, packages_of
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.clip_tokenizers import write_tokenizers
 from nereid_export.described import ALTERNATIVES, describe
@@ -96,7 +96,7 @@ class Assembly:
             # Where a class has no solver here, requests that name none are served by another one.
             "scheduler": {"checkpoint": scheduler.get("_class_name"), "default": str(default_scheduler(scheduler))},
             "arguments": {key: str(value) for key, value in {**given, **options.plan.asked(), **options.auto.asked()}.items()},
-            "versions": versions(packages_of(*(BUILDERS[engine.engine] for engine in self._all_built()))),
+            "versions": versions(packages_of(*map(made_with, self._all_built()))),
             "engines": {configs.prefixed(engine.component.name, options.name): self._engine(engine) for engine in self.built},
             **({} if self.pictures is None else {"pictures": self.pictures}),
             **self._choice(),

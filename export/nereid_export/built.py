@@ -22,14 +22,12 @@ from nereid_export.engines.check import (
     references_of,
     refuse_above_bound,
 )
+from nereid_export.engines.precision import Precision
 from nereid_export.frame import Progress
 from nereid_export.memory import measure_memory
 from nereid_export.options import ExportOptions
-from nereid_export.resume import RECORD, Record, resume_key
+from nereid_export.resume import RECORD, VERSIONED, Record, resume_key
 from nereid_export.speed import milliseconds, usual_rows
-
-VERSIONED = ("torch", "diffusers", "transformers", "numpy")
-"""Whose versions shape every engine; each engine adds its own."""
 
 
 @dataclass(slots=True)
@@ -76,7 +74,7 @@ def build(
     key = resume_key(
         replace(options, engine=engine, auto=AutoOptions()),
         [source, str(precision), [drawn.prompt for drawn in calibration.pictures] if precision.quantised else None],
-        packages_of(builder),
+        packages_of((builder, precision)),
         without_effect=("checkpoint", "out", "name", "precision", "calibration_prompts"),
     )
     record, unchecked = Record(folder / RECORD, key), builder.unchecked(target)
@@ -115,8 +113,17 @@ def build(
     return built
 
 
-def packages_of(*builders: EngineBuilder) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*VERSIONED, *(package for builder in builders for package in builder.packages))))
+def made_with(engine: Built) -> tuple[EngineBuilder, Precision]:
+    """What `packages_of` asks of an engine."""
+    return BUILDERS[engine.engine], engine.target.of(engine.component)
+
+
+def packages_of(*engines: tuple[EngineBuilder, Precision]) -> tuple[str, ...]:
+    """Distributions whose versions shape engines of these precisions, each once."""
+    found: list[str] = [*VERSIONED]
+    for builder, precision in engines:
+        found += (*builder.packages, *(builder.quantisers if precision.quantised else ()))
+    return tuple(dict.fromkeys(found))
 
 
 def places(component: Component, target: Target) -> list[tuple[int, dict[str, int]]]:

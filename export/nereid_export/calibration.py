@@ -20,13 +20,16 @@ from numpy.typing import NDArray
 from nereid_export.drawing import Drawer
 from nereid_export.engines.check import Inputs
 from nereid_export.errors import ExportError
-from nereid_export.resume import RECORD, Record
+from nereid_export.frame import versions
+from nereid_export.resume import RECORD, VERSIONED, Record
 
 CALLS = 8
-"""Calls of the UNet that are kept of each prompt's run, evenly spread over its steps, at other steps for each prompt."""
+"""Calls of the UNet that are kept of each prompt's run at least, or all where it has fewer: evenly spread over its steps, at
+other steps for each prompt."""
 SET_APART = 2
 """Prompts, the last ones, that nothing is calibrated on: the check is made on them."""
 PROMPTS = 10
+"""How many are drawn where no file has them."""
 MAX_PROMPTS = 200
 _WORDS = (3, 9)
 
@@ -81,10 +84,10 @@ def calibrate(
 ) -> Calibration:
     """Draw every prompt and keep what the components are called with.
 
-    What `folder` has of an interrupted run with these prompts and this `source` (a checkpoint's digest) is not drawn again, and
-    `drawer` is asked for only where something is.
+    What `folder` has of an interrupted run with these prompts, this `source` (a checkpoint's digest) and these versions is not
+    drawn again, and `drawer` is asked for only where something is.
     """
-    record = Record(folder / RECORD, {"prompts": list(prompts), "source": source})
+    record = Record(folder / RECORD, {"prompts": list(prompts), "source": source, "versions": versions(VERSIONED)})
     if record.read() is None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from nereid_export.components import Component
 from nereid_export.engines import BUILDERS, Engine
 from nereid_export.engines.base import Target, require_precision
+from nereid_export.engines.plan_options import given
 from nereid_export.engines.precision import Precision, Precisions
 from nereid_export.errors import ExportError
 
@@ -32,8 +33,7 @@ class AutoOptions:
 
     def asked(self) -> dict[str, str]:
         """The options that were given, as a manifest has them."""
-        given = ((item.name, getattr(self, item.name)) for item in fields(self) if getattr(self, item.name) != item.default)
-        return {name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value) for name, value in given}
+        return given(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nereid.engines.memory import RunMemory
 from nereid_export.built import places
 from nereid_export.candidates import cpus_here, thread_counts
 from nereid_export.choice import Row, contenders, drop_above, label, pick
@@ -16,8 +15,8 @@ from nereid_export.engines import BUILDERS, Engine
 from nereid_export.engines.base import Target, engine_bytes
 from nereid_export.engines.check import Run, batch_invariant_from
 from nereid_export.engines.precision import Precision
-from nereid_export.errors import ExportError
-from nereid_export.memory import run_memories
+from nereid_export.errors import ExportError, first_line
+from nereid_export.memory import run_memory
 from nereid_export.speed import milliseconds_by_rows
 
 
@@ -91,10 +90,9 @@ class Contest:
         return row
 
     def _memory_bytes(self, entrant: Entrant) -> int | None:
-        needed = run_memories({"": entrant.memory})
-        if not needed:
+        memory = run_memory(entrant.memory)
+        if memory is None:
             return None
-        memory = RunMemory(**needed[""])
         return round(memory.base_bytes + memory.run_bytes(max(self.expected), entrant.target.default_side**2))
 
     def _try(self, row: Row, work: Callable[[Row, Run], None]) -> None:
@@ -102,8 +100,8 @@ class Contest:
         folder = self.entrants[row.label].folder
         try:
             work(row, BUILDERS[Engine(row.engine)].load(self.component, folder, self.target(row)))
-        except (ExportError, RuntimeError, ValueError) as error:
-            row.dropped = f"it cannot be run here: {_first_line(error)}"
+        except Exception as error:  # ONNX Runtime's have no class in common with others'
+            row.dropped = f"it cannot be run here: {first_line(error)}"
 
     def _time(self, row: Row, run: Run) -> None:
         row.milliseconds = milliseconds_by_rows(self.component, run, self.target(row), self.expected)
@@ -115,7 +113,3 @@ class Contest:
 
 def _said(row: Row) -> str:
     return f"{row.label}, {row.threads} threads" if row.threads else row.label
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

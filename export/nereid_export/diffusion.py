@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nereid_export.assembly import Assembly
 from nereid_export.auto import Auto, require_auto
-from nereid_export.built import Built, build, packages_of
-from nereid_export.calibration import Calibration, calibrate, drawn_prompts, read_prompts
+from nereid_export.built import Built, build, made_with, packages_of
+from nereid_export.calibration import PROMPTS, Calibration, calibrate, drawn_prompts, read_prompts
 from nereid_export.checkpoint import Checkpoint, understood
 from nereid_export.clip_tokenizers import read_tokenizers
 from nereid_export.components import Component, components_of
@@ -25,7 +26,7 @@ from nereid_export.frame import Progress, check_name
 from nereid_export.gate import check_pictures, check_score, psnr_bound, refuse_pipeline
 from nereid_export.options import ExportOptions
 from nereid_export.preview import fit_latents_to_rgb
-from nereid_export.publish import locked, publish, readable_failures, require_space, staging_folder
+from nereid_export.publish import locked, publish, readable_failures, real_place, require_space, staging_folder
 from nereid_export.resume import Record, resume_key
 from nereid_export.scorers import Scorer, scorer_for
 
@@ -35,6 +36,7 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
     if not 1 <= options.max_batch_size <= 256:
         raise ExportError(f"--max-batch-size: {options.max_batch_size} is not allowed; it must be 1 to 256")
     check_name(options.name)
+    options = replace(options, out=real_place(options.out))
     checkpoint = Checkpoint.open(options.checkpoint)
     if options.engine is not Engine.AUTO:
         for precision in options.precision.all:
@@ -75,7 +77,7 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
             if below:
                 progress.step("drawing pictures with PyTorch")
                 if prompts is None:
-                    prompts = tuple(scorer.prompts(10)) if scorer else drawn_prompts(next(iter(tokenizers.values())))
+                    prompts = tuple(scorer.prompts(PROMPTS)) if scorer else drawn_prompts(next(iter(tokenizers.values())))
                 calibration = calibrate(reference.drawer, prompts, staging / "calibration", digest, progress.detail)
                 reference.forget()
             if auto:
@@ -170,8 +172,8 @@ def _checked_pictures(
         staging / "pictures.json",
         resume_key(
             options,
-            [digest, prompts, [(engine.engine, str(engine.target)) for engine in built]],
-            packages_of(*(BUILDERS[engine.engine] for engine in built)),
+            [digest, prompts, [(engine.engine, str(engine.target)) for engine in built], scorer.name if scorer else None],
+            packages_of(*map(made_with, built)),
             without_effect=("checkpoint", "out", "name", "auto"),
         ),
     )

@@ -25,7 +25,7 @@ from nereid_export.llm_checkpoint import LlmCheckpoint
 from nereid_export.llm_onnx import OnnxBuilder
 from nereid_export.llm_openvino import OpenVinoBuilder
 from nereid_export.llm_options import LlmEngine, LlmExportOptions, LlmPrecision
-from nereid_export.publish import adopt, locked, publish, readable_failures, require_space, staging_folder
+from nereid_export.publish import adopt, locked, publish, readable_failures, real_place, require_space, staging_folder
 from nereid_export.resume import RECORD, Record, resume_key
 
 __all__ = ["LlmEngine", "LlmExportOptions", "LlmPrecision", "chat_template_of", "export_llm"]
@@ -39,6 +39,7 @@ def export_llm(options: LlmExportOptions, progress: Progress) -> dict[str, Any]:
     """Export and publish; returns the manifest. Raises ExportError, after which `out` is as it was before."""
     check_name(options.name)
     options.check()
+    options = replace(options, out=real_place(options.out))
     checkpoint = LlmCheckpoint.open(options.checkpoint)
     draft = _open_draft(checkpoint, options.draft) if options.draft is not None else None
     context = checkpoint.served_context(options.context_length)
@@ -58,7 +59,7 @@ def export_llm(options: LlmExportOptions, progress: Progress) -> dict[str, Any]:
                 own = replace(options, engine=engine, step_rows=())
                 try:
                     its = {part: _build(of, own, samples[part], staging / engine / part, progress) for part, of in parts.items()}
-                except ExportError as error:
+                except Exception as error:  # the engines' have no class in common
                     if options.engine is not LlmEngine.AUTO:
                         raise
                     rows.append(dropped(engine, options, error))

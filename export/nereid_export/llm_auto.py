@@ -18,7 +18,7 @@ from nereid.llm.sequences import GeneratedSequence
 from nereid.llm.settings import LlmFacts, LlmLimits
 from nereid.llm.text import TextStream
 from nereid_export.choice import Row, pick
-from nereid_export.errors import ExportError
+from nereid_export.errors import ExportError, first_line
 from nereid_export.llm_built import EngineBuilder
 from nereid_export.llm_checkpoint import LlmCheckpoint
 from nereid_export.llm_options import LlmEngine, LlmExportOptions
@@ -55,9 +55,9 @@ def candidates(
     return able, refused
 
 
-def dropped(engine: LlmEngine, options: LlmExportOptions, error: ExportError) -> Row:
+def dropped(engine: LlmEngine, options: LlmExportOptions, error: Exception) -> Row:
     """The row of an engine that was not built."""
-    return Row(engine=engine, precision=options.precision, dropped=str(error).removesuffix("; nothing was published"))
+    return Row(engine=engine, precision=options.precision, dropped=first_line(error).removesuffix("; nothing was published"))
 
 
 def measured(engine: LlmEngine, folder: Path, options: LlmExportOptions, figures: Mapping[str, Any]) -> Row:
@@ -75,8 +75,8 @@ def measured(engine: LlmEngine, folder: Path, options: LlmExportOptions, figures
     try:
         loaded = load_model(folder, facts, limits, None)
         row.milliseconds = {count: round(_milliseconds(loaded.memory, facts, count), 3) for count in expected}
-    except (RuntimeError, ValueError) as error:
-        row.dropped = f"it cannot be run here: {str(error).strip().partition(chr(10))[0]}"
+    except Exception as error:  # the engines' have no class in common
+        row.dropped = f"it cannot be run here: {first_line(error)}"
     gc.collect()  # engines have threads that wait busily: the next one is timed alone
     return row
 

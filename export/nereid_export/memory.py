@@ -50,13 +50,19 @@ def measure_memory(component: Component, file: Path, target: Target, probe: str 
     return {**asdict(fit(found["base"], measured)), "measured": [asdict(run) for run in measured]}
 
 
+def run_memory(measured: dict[str, Any] | None) -> RunMemory | None:
+    """What an engine's runs need, by what the manifest says of it; None where that was not measured."""
+    return None if measured is None else RunMemory(**_needed(measured))
+
+
 def run_memories(measured: Mapping[str, dict[str, Any] | None]) -> dict[str, dict[str, Any]]:
-    """What pipeline.json says of its engines' memory (nereid.diffusion.settings reads it), without how it was measured."""
-    return {
-        name: {key: value for key, value in found.items() if key != "measured"}
-        for name, found in measured.items()
-        if found is not None
-    }
+    """What pipeline.json says of its engines' memory (nereid.diffusion.settings reads it)."""
+    return {name: _needed(found) for name, found in measured.items() if found is not None}
+
+
+def _needed(measured: dict[str, Any]) -> dict[str, Any]:
+    """Without how it was measured."""
+    return {key: value for key, value in measured.items() if key != "measured"}
 
 
 def fit(base: int, runs: Sequence[MeasuredRun]) -> RunMemory:

@@ -19,6 +19,11 @@ _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
 
+def real_place(out: Path) -> Path:
+    """Where `out` lies: of a link, what it leads to is exchanged, and the link stays; `.` has a name there."""
+    return out.resolve()
+
+
 @contextmanager
 def locked(out: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Only one export writes to `out` at a time; `waiting` is called once where another one is at it."""

@@ -19,7 +19,7 @@ from nereid_export.engines import BUILDERS, Engine
 from nereid_export.errors import ExportError
 from nereid_export.frame import MANIFEST, Progress, file_digests
 from nereid_export.memory import measure_memory, run_memories
-from nereid_export.publish import link_or_copy, locked, publish, readable_failures
+from nereid_export.publish import link_or_copy, locked, publish, readable_failures, real_place
 from nereid_export.speed import usual_rows
 from nereid_export.tensor_names import tell_names
 from nereid_export.warm_up import add_warm_up
@@ -29,6 +29,7 @@ def remeasure(repository: Path, progress: Progress) -> list[dict[str, Any]]:
     """Choose again and publish; returns the manifests. Raises ExportError, after which the repository is as it was before."""
     if not repository.is_dir():
         raise ExportError(f"{repository}: no such folder; it must be a repository that was exported with --engine auto")
+    repository = real_place(repository)
     beside = repository.parent / f".{repository.name}.remeasured"
     with (
         locked(repository, lambda: progress.waiting(f"an export writes to {repository}; waiting for it")),
@@ -37,15 +38,18 @@ def remeasure(repository: Path, progress: Progress) -> list[dict[str, Any]]:
         homes = _homes(repository)
         progress.total(1 + sum(2 * len(manifest["candidates"]) for manifest in homes.values()))
         shutil.rmtree(beside, ignore_errors=True)
-        shutil.copytree(repository, beside, ignore=shutil.ignore_patterns("__pycache__"), copy_function=_link_or_copy)
-        for home, manifest in homes.items():
-            _Pipeline(beside, manifest).choose(progress)
-            (beside / home).unlink()
-            found = {model: file_digests(beside / model) for model in manifest["models"]}
-            manifest["files"] = {f"{model}/{file}": digest for model, its in found.items() for file, digest in its.items()}
-            (beside / home).write_text(json.dumps(manifest, indent=1))
-        progress.step("publishing the repository")
-        publish(beside, repository)
+        try:
+            shutil.copytree(repository, beside, ignore=shutil.ignore_patterns("__pycache__"), copy_function=_link_or_copy)
+            for home, manifest in homes.items():
+                _Pipeline(beside, manifest).choose(progress)
+                (beside / home).unlink()
+                found = {model: file_digests(beside / model) for model in manifest["models"]}
+                manifest["files"] = {f"{model}/{file}": digest for model, its in found.items() for file, digest in its.items()}
+                (beside / home).write_text(json.dumps(manifest, indent=1))
+            progress.step("publishing the repository")
+            publish(beside, repository)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
     return list(homes.values())
 
 
@@ -93,15 +97,16 @@ class _Pipeline:
             engine, target = Engine(its["engine"]), target_of(described, its["precision"])
             builder, folder = BUILDERS[engine], self._folder(model, name)
             try:
-                builder.require(target)
+                builder.require_run(target)
             except ExportError as error:
                 refused.append(Row(engine=engine, precision=its["precision"], dropped=str(error)))
                 continue
             its["memory"] = measure_memory(component, folder / builder.filename, target, builder.probe(component, target))
             worst = max(check["relative_error"] for check in its["checks"])
             entrants[name] = Entrant(engine=engine, target=target, folder=folder, error=worst, memory=its["memory"])
-        left = [_row(known) for known in self.manifest["candidates"][model] if _label(known) not in figures]
-        return Contest(component, tuple(described["expected_rows"]), entrants, [*refused, *left]), figures
+        # One row for each, however many numbers of threads it was measured with where it was built.
+        left = {_label(known): _row(known) for known in self.manifest["candidates"][model] if _label(known) not in figures}
+        return Contest(component, tuple(described["expected_rows"]), entrants, [*refused, *left.values()]), figures
 
     def _folder(self, model: str, name: str) -> Path:
         """Where an engine's files are."""

@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nereid_export.frame import Device, versions
+from nereid_export.frame import versions
 
 RECORD = "done.json"
+VERSIONED = ("torch", "diffusers", "transformers", "numpy")
+"""Whose versions shape every engine of a diffusion checkpoint, and what PyTorch draws of it; each engine adds its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +44,23 @@ def resume_key(options: Any, source: object, packages: Iterable[str], *, without
     An option that is added later is part of the key unless somebody says that it has no effect.
     """
     arguments = {name: str(value) for name, value in asdict(options).items() if name not in without_effect}
-    key = {"source": source, "options": arguments, "versions": versions(packages), "machine": _machine(options.device)}
+    key = {"source": source, "options": arguments, "versions": versions(packages), "machine": _machine()}
     return dict(json.loads(json.dumps(key)))  # as it will be read back
 
 
-def _machine(device: Device) -> dict[str, Any]:
-    """Kernels are chosen by processor and card, and an export for a card that is not there is checked on the processor."""
+def _machine() -> dict[str, Any]:
+    """Kernels are chosen by processor and card, and an export for a card that is not there is checked on the processor.
+
+    The card counts whatever `--device` says: TensorRT builds for it without being told.
+    """
     import onnxruntime as ort
+    import torch
 
-    found: dict[str, Any] = {"processor": processor(), "providers": ort.get_available_providers()}
-    if device is Device.CUDA:
-        import torch
-
-        found["card"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
-    return found
+    return {
+        "processor": processor(),
+        "providers": ort.get_available_providers(),
+        "card": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "",
+    }
 
 
 def processor() -> str:

@@ -61,10 +61,9 @@ def search(graph: QuantisedGraph, checks: Sequence[Reference], bound: float, tol
         return found[count] <= bound
 
     found: dict[int, float] = {}
-    most = 1
+    least, most = 0, 1
     while not within(most) and most < len(ordered):
-        most = min(2 * most, len(ordered))
-    least = most // 2
+        least, most = most, min(2 * most, len(ordered))
     while found[most] <= bound and most - least > 1:
         middle = (least + most) // 2
         least, most = (least, middle) if within(middle) else (middle, most)

@@ -71,8 +71,9 @@ def _prepare(folder: Path) -> str | None:
 
 def _remove_unused(folder: Path) -> None:
     for entry in folder.iterdir():
-        if _OURS.fullmatch(entry.name) and entry.lstat().st_mtime < time.time() - KEPT_DAYS * 86400:
-            shutil.rmtree(entry, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another server has renamed or removed it since
+            if _OURS.fullmatch(entry.name) and entry.lstat().st_mtime < time.time() - KEPT_DAYS * 86400:
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,16 @@ def test_what_nobody_used_for_long_goes_and_other_things_stay(cache: CompileCach
     assert [path.name for path in cache.folder.iterdir()] == ["mine"]
 
 
+def test_an_entry_that_another_server_renames_while_old_ones_are_looked_for_costs_nothing(
+    cache: CompileCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = cache.folder / "new-abc"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", lambda folder: iter([gone]))
+        assert choose_folder(cache.folder.parent, tmp_path / "other") == cache.folder.parent
+    assert caplog.text == ""
+
+
 def test_the_users_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")

@@ -22,12 +22,14 @@ from small_module import Small, component
 from nereid_export import contest
 from nereid_export.auto import Auto
 from nereid_export.built import Built
+from nereid_export.calibration import Calibration
 from nereid_export.candidates import AutoOptions, candidates_of, parse_candidates, parse_step_rows, thread_counts
 from nereid_export.choice import Row
 from nereid_export.configs import read_config
-from nereid_export.contest import Contest
+from nereid_export.contest import Contest, Entrant
 from nereid_export.engines import BUILDERS, Engine
 from nereid_export.engines.base import Target
+from nereid_export.engines.check import Run
 from nereid_export.engines.plan_options import PlanOptions
 from nereid_export.engines.precision import Precision, Precisions, parse_precisions
 from nereid_export.errors import ExportError
@@ -45,15 +47,14 @@ MEMORY: dict[str, Any] = {"base_bytes": 10 * 2**20, "bytes_per_row": 1024.0, "me
 PREFERRED = {"unet": "openvino", "vae_decoder": "onnxruntime", "vae_encoder": "openvino"}
 
 
-def speeds(preferred: dict[str, str]) -> Callable[..., dict[int, float]]:
+def speeds(preferred: dict[str, str]) -> Callable[[Contest, Row, Run], None]:
     """Known times in the place of measured ones, which no test can know: the preferred engine is fastest with one thread."""
 
-    def made(part: Any, run: Any, target: Target, expected: Any) -> dict[int, float]:
-        run_of = {"onnxruntime": "OnnxRuntime.", "openvino": "OpenVino."}[preferred.get(part.name, "onnxruntime")]
-        fast = run_of in run.__qualname__ and target.plan.threads == 1
-        return {rows: rows * (1.0 if fast else 2.0) for rows in {1, 2, *expected}}
+    def time(made: Contest, row: Row, run: Run) -> None:
+        fast = row.engine == preferred.get(made.component.name, "onnxruntime") and row.threads == 1
+        row.milliseconds = {rows: rows * (1.0 if fast else 2.0) for rows in {1, 2, *made.expected}}
 
-    return made
+    return time
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nereid_export.built.measure_memory", lambda *_: MEMORY)
         patch.setattr(contest, "cpus_here", lambda: 2)
-        patch.setattr(contest, "milliseconds_by_rows", speeds(PREFERRED))
+        patch.setattr(Contest, "_time", speeds(PREFERRED))
         export(make_sd(root), root / "out", engine=Engine.AUTO, name="p", max_batch_size=4)
     return root / "out"
 
@@ -124,7 +125,7 @@ def test_the_manifest_has_the_whole_table(exported: Path) -> None:
 
 def test_another_machine_exchanges_engines_and_configs_and_can_go_back(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, was = manifest_of(repository), files(repository)
-    monkeypatch.setattr(contest, "milliseconds_by_rows", speeds({"text_encoder": "openvino"}))
+    monkeypatch.setattr(Contest, "_time", speeds({"text_encoder": "openvino"}))
     (manifest,) = remeasure(repository, Silent())
     assert manifest == manifest_of(repository)
     verify(repository)
@@ -142,7 +143,7 @@ def test_another_machine_exchanges_engines_and_configs_and_can_go_back(repositor
     unet = read_config(repository / "p_unet" / "config.pbtxt")
     assert (unet.name, unet.backend, unet.max_batch_size) == ("p_unet", "onnxruntime", 8)
     assert {path.name for path in repository.parent.iterdir()} == {"out", ".out.lock"}
-    monkeypatch.setattr(contest, "milliseconds_by_rows", speeds(PREFERRED))
+    monkeypatch.setattr(Contest, "_time", speeds(PREFERRED))
     (back,) = remeasure(repository, Silent())
     assert files(repository) == was
     assert {name: its["engine"] for name, its in back["engines"].items()} == {
@@ -156,13 +157,34 @@ def test_an_engine_that_this_machine_cannot_run_loses_with_its_reason(repository
     def lacking(self: object, target: Target) -> None:
         raise ExportError("it is not installed")
 
-    monkeypatch.setattr(contest, "milliseconds_by_rows", speeds(PREFERRED))
-    monkeypatch.setattr(type(BUILDERS[Engine.OPENVINO]), "require", lacking)
+    monkeypatch.setattr(Contest, "_time", speeds(PREFERRED))
+    monkeypatch.setattr(type(BUILDERS[Engine.OPENVINO]), "require_run", lacking)
     (manifest,) = remeasure(repository, Silent())
     assert {its["engine"] for its in manifest["engines"].values()} == {"onnxruntime"}
     dropped = {row["engine"]: row.get("dropped") for row in manifest["candidates"]["p_unet"]}
     assert dropped == {"onnxruntime": None, "openvino": "it is not installed"}
     verify(repository)
+
+
+def test_an_engine_that_this_machine_can_run_but_not_build_is_measured(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(self: object, target: Target) -> None:
+        raise ExportError("its compiler is not here")
+
+    monkeypatch.setattr(Contest, "_time", speeds(PREFERRED))
+    monkeypatch.setattr(type(BUILDERS[Engine.OPENVINO]), "require", lacking)
+    (manifest,) = remeasure(repository, Silent())
+    assert manifest["engines"]["p_unet"]["engine"] == "openvino"
+
+
+def test_what_was_not_published_has_one_row_after_another_choice(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = repository / "p_text_to_image" / "manifest.json"
+    manifest = manifest_of(repository)
+    gone = [{"engine": "openvino", "precision": "int8", "threads": threads, "chosen": False} for threads in (0, 1)]
+    manifest["candidates"]["p_unet"] += gone
+    home.write_text(json.dumps(manifest))
+    monkeypatch.setattr(Contest, "_time", speeds(PREFERRED))
+    (again,) = remeasure(repository, Silent())
+    assert [row["precision"] for row in again["candidates"]["p_unet"]] == ["fp32", "fp32", "fp32", "fp32", "int8"]
 
 
 def test_nothing_is_run_whose_files_were_changed(repository: Path) -> None:
@@ -182,6 +204,7 @@ def test_a_choice_that_fails_leaves_the_repository_as_it_was(repository: Path, m
         remeasure(repository, Silent())
     assert manifest_of(repository) == before
     verify(repository)
+    assert {path.name for path in repository.parent.iterdir()} == {"out", ".out.lock"}
 
 
 def test_a_repository_without_a_choice_is_refused(tmp_path: Path) -> None:
@@ -257,6 +280,28 @@ def test_refused_pictures_cost_the_coarsest_precision_its_place_and_then_the_nex
     assert [row.chosen for row in rows] == [False, False, True]
 
 
+def test_an_engine_that_onnx_runtime_refuses_loses_with_its_sentence(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    entrant = Entrant(engine=Engine.ONNXRUNTIME, target=TARGET, folder=tmp_path, error=0.0, memory=None)
+    made = Contest(SMALL, (1,), {"onnxruntime-fp32": entrant}, [])
+    made.measure(2**30, print)
+    assert made.rows
+    assert all(row.dropped.startswith("it cannot be run here: [ONNXRuntimeError]") for row in made.rows)
+
+
+def test_a_candidate_whose_library_fails_without_a_word_is_dropped_by_the_kind_of_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AttributeError
+
+    monkeypatch.setattr("nereid_export.auto.build", fail)
+    options = ExportOptions(checkpoint=tmp_path, out=tmp_path, engine=Engine.AUTO)
+    auto = Auto.of(options, {"unet": SMALL}, {"unet": TARGET})
+    auto.build("digest", tmp_path, Calibration(), Silent())
+    assert [row.dropped for row in auto.contests["unet"].rows] == ["AttributeError", "AttributeError"]
+
+
 def test_fewer_threads_are_tried_where_an_engine_can_be_told() -> None:
     assert thread_counts(Engine.ONNXRUNTIME, 8) == (0, 4)
     assert thread_counts(Engine.OPENVINO, 1) == (0,)
@@ -271,3 +316,11 @@ def test_lists_are_read_or_refused_by_name() -> None:
     with pytest.raises(ExportError, match="--step-rows: '0' is not allowed"):
         parse_step_rows("2,0")
     assert str(parse_precisions("auto,unet=int8")) == "auto,unet=int8"
+
+
+def test_a_manifest_has_the_options_that_were_given_as_they_are_typed() -> None:
+    auto = AutoOptions(candidates=(Engine.OPENVINO, Engine.TORCH), step_rows=(2, 4), max_engine_mib=100)
+    assert auto.asked() == {"candidates": "openvino,torch", "step_rows": "2,4", "max_engine_mib": "100"}
+    plan = PlanOptions(compute_capability=("8.9", "12.0"), bucket=((64, 96), (32, 32)), refit=True)
+    assert plan.asked() == {"compute_capability": "8.9,12.0", "bucket": "64x96,32x32", "refit": "True"}
+    assert AutoOptions().asked() == PlanOptions().asked() == {}

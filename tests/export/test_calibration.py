@@ -81,6 +81,14 @@ def test_an_interrupted_calibration_goes_on_where_it_stopped(drawer: Drawer, tmp
     assert len(again) == len(prompts)
 
 
+def test_pictures_of_other_versions_are_drawn_again(drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, lines = ("red fish", "blue fish", "one fish"), []
+    calibrate(lambda: drawer, prompts, tmp_path, "digest", told([]))
+    monkeypatch.setattr("nereid_export.calibration.versions", lambda packages: {"torch": "another"})
+    calibrate(lambda: drawer, prompts, tmp_path, "digest", lines.append)
+    assert len(lines) == len(prompts)
+
+
 def test_ranges_and_checks_are_of_different_prompts_and_of_steps_all_over_the_run(drawer: Drawer, tmp_path: Path) -> None:
     made = calibrate(lambda: drawer, ("red fish", "blue fish", "one fish", "two fish"), tmp_path, "digest", told([]))
     assert len(made.checks["vae_decoder"]) == SET_APART

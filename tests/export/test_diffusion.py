@@ -98,6 +98,16 @@ def test_large_models_keep_their_weights_in_a_file_beside(tmp_path: Path, monkey
     assert files == {"model.onnx", "model.onnx.data"}
 
 
+def test_of_a_link_what_it_leads_to_is_exchanged_and_the_link_stays(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    (disk / "repository" / "other").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(disk / "repository")
+    export(checkpoints["sd"], tmp_path / "out")
+    assert (tmp_path / "out").readlink() == disk / "repository"
+    assert {path.name for path in disk.iterdir()} == {"repository", ".repository.lock"}
+    assert {"other", "unet"} <= {path.name for path in (disk / "repository").iterdir()}
+
+
 def test_preview_colours_follow_the_picture(repository: Path) -> None:
     facts = json.loads((repository / "denoise" / "1" / "pipeline.json").read_text())
     assert np.array(facts["latents_to_rgb"]).shape == (5, 3)

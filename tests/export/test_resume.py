@@ -11,20 +11,36 @@ import pytest
 
 from conftest import Silent
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
+from small_module import Small, component
+
+from nereid_export import diffusion
+from nereid_export.built import Built, packages_of
+from nereid_export.calibration import Calibration
 from nereid_export.diffusion import export_diffusion
-from nereid_export.engines import Engine
+from nereid_export.engines import BUILDERS, Engine
+from nereid_export.engines.base import Target
 from nereid_export.engines.plan_options import PlanOptions
 from nereid_export.engines.precision import Precision, Precisions
 from nereid_export.frame import Device
 from nereid_export.llm import LlmEngine, LlmExportOptions, LlmPrecision
 from nereid_export.options import ExportOptions
-from nereid_export.resume import Record, resume_key
+from nereid_export.resume import VERSIONED, Record, resume_key
 
 pytestmark = pytest.mark.torch
 
 DIFFUSION = ExportOptions(checkpoint=Path("c"), out=Path("o"))
 LLM = LlmExportOptions(checkpoint=Path("c"), out=Path("o"))
+
+
+class Undrawn:
+    """In the place of what draws, where only the records of it matter."""
+
+    @classmethod
+    def of(cls, *_: object) -> Undrawn:
+        return cls()
+
+    by_torch = of
 
 
 def key(options: Any) -> dict[str, Any]:
@@ -63,6 +79,48 @@ def test_a_machine_with_other_kernels_checks_anew(monkeypatch: pytest.MonkeyPatc
     before = key(DIFFUSION)
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     assert key(DIFFUSION) != before
+
+
+def test_a_plan_of_another_card_is_built_again_whatever_the_device_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = replace(DIFFUSION, engine=Engine.TENSORRT)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "one card")
+    before = key(plan)
+    assert key(plan) == before
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "another card")
+    assert key(plan) != before
+
+
+def test_versions_of_what_quantises_shape_quantised_engines_alone() -> None:
+    openvino, plan = BUILDERS[Engine.OPENVINO], BUILDERS[Engine.TENSORRT]
+    assert packages_of((openvino, Precision.FP32)) == (*VERSIONED, "onnx", "openvino")
+    assert packages_of((openvino, Precision.INT8)) == (*VERSIONED, "onnx", "openvino", "nncf")
+    assert packages_of((openvino, Precision.FP32), (plan, Precision.INT8)) == (
+        *VERSIONED,
+        "onnx",
+        "openvino",
+        "tensorrt",
+        "onnxruntime",
+    )
+
+
+def test_pictures_that_were_checked_are_scored_once_there_is_a_scorer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Named:
+        name = "right shapes"
+
+    monkeypatch.setattr(type(BUILDERS[Engine.ONNXRUNTIME]), "load", lambda *_: None)
+    monkeypatch.setattr(diffusion, "Drawer", Undrawn)
+    monkeypatch.setattr(diffusion, "check_pictures", lambda *_: {"psnr": 30.0})
+    monkeypatch.setattr(diffusion, "check_score", lambda *_: {"score": 90.0})
+    target = Target(precision=Precision.INT8, device=Device.CPU, max_batch_size=4, default_side=16, max_side=16, scale=2)
+    built = [Built(component(Small()), Engine.ONNXRUNTIME, target, tmp_path, resumed=True)]
+
+    def checked(scorer: Any) -> Any:
+        reference = diffusion._Reference(None)  # type: ignore[arg-type]
+        return diffusion._checked_pictures(reference, built, "digest", DIFFUSION, Calibration(), scorer, tmp_path, Silent())
+
+    assert checked(None) == {"psnr": 30.0, "psnr_bound": 20.0}
+    assert checked(Named())["score"] == 90.0
 
 
 def test_a_record_is_read_under_its_own_key_only_and_never_half(tmp_path: Path) -> None:

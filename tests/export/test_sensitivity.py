@@ -52,6 +52,12 @@ def test_the_parts_of_largest_effect_are_put_back_and_no_more(bound: float, kept
     assert found.error <= bound
 
 
+def test_no_number_of_parts_is_tried_below_one_that_was_too_few() -> None:
+    graph = Errors(a=0.07, b=0.3, c=0.01, d=0.075, e=0.04)
+    search(graph, CHECKS, 0.005, lambda text: None)
+    assert [len(names) for names in graph.tried] == [0, *[1] * 5, 1, 2, 4, 5]
+
+
 def test_where_nothing_helps_all_is_put_back_and_the_error_is_told() -> None:
     class Stubborn(Errors):
         def without(self, names: Collection[str]) -> Run:

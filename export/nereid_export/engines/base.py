@@ -68,6 +68,11 @@ class EngineBuilder(Protocol):
         ...
 
     @property
+    def quantisers(self) -> tuple[str, ...]:
+        """Further ones, whose version shapes a quantised engine."""
+        ...
+
+    @property
     def precisions(self) -> tuple[Precision, ...]: ...
 
     @property
@@ -77,6 +82,10 @@ class EngineBuilder(Protocol):
 
     def require(self, target: Target) -> None:
         """Raise ExportError, before anything slow, where the engine cannot be built here; the sentence says what to install."""
+        ...
+
+    def require_run(self, target: Target) -> None:
+        """Raise ExportError where the library that runs the engine is not here; what building needs besides is not asked for."""
         ...
 
     def unchecked(self, target: Target) -> str | None:

@@ -23,6 +23,7 @@ class OnnxRuntime:
     backend = "onnxruntime"
     filename = "model.onnx"
     packages = ("onnx", "onnxruntime")
+    quantisers = ()  # ONNX Runtime's own tools
     precisions = (
         Precision.FP32,
         Precision.FP16,
@@ -35,6 +36,9 @@ class OnnxRuntime:
 
     def require(self, target: Target) -> None:
         """It is always here; an export for a card that is not is checked on the processor."""
+
+    def require_run(self, target: Target) -> None:
+        """It is always here."""
 
     def unchecked(self, target: Target) -> str | None:
         return None

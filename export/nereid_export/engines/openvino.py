@@ -28,18 +28,22 @@ class OpenVino:
     backend = "openvino"
     filename = "model.xml"
     packages = ("onnx", "openvino")
+    quantisers = ("nncf",)
     precisions = (Precision.FP32, Precision.BF16, Precision.INT8, Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS)
     options = ("bucket", "threads")
 
     def require(self, target: Target) -> None:
-        try:
-            from nereid.engines.openvino_model import computes_bf16
-        except ImportError:
-            raise ExportError("--engine openvino needs OpenVINO; install it with `pip install 'nereid[serve]'`") from None
+        self.require_run(target)
         if target.device is not Device.CPU:
             raise ExportError(f"--device: {target.device} is not allowed with --engine openvino; it must be cpu")
         if target.precision.quantised:
             import_nncf()
+
+    def require_run(self, target: Target) -> None:
+        try:
+            from nereid.engines.openvino_model import computes_bf16
+        except ImportError:
+            raise ExportError("--engine openvino needs OpenVINO; install it with `pip install 'nereid[serve]'`") from None
         if target.precision is Precision.BF16 and not computes_bf16():
             # It would be computed in float32 without a word, and the check would have checked nothing.
             raise ExportError("--precision: bf16 needs a processor with bfloat16 instructions, which this one lacks; use fp32")

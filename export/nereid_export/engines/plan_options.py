@@ -30,13 +30,20 @@ class PlanOptions:
 
     def asked(self) -> dict[str, str]:
         """The options that were given, as a manifest has them."""
-        given = ((field.name, getattr(self, field.name)) for field in fields(self) if getattr(self, field.name) != field.default)
-        return {name: _written(value) for name, value in given}
+        return given(self)
+
+
+def given(options: Any) -> dict[str, str]:
+    """Those of a dataclass of options that are not as by default, as a manifest has them."""
+    values = (
+        (field.name, getattr(options, field.name)) for field in fields(options) if getattr(options, field.name) != field.default
+    )
+    return {name: _written(value) for name, value in values}
 
 
 def _written(value: Any) -> str:
     if isinstance(value, tuple):
-        return ",".join(part if isinstance(part, str) else "x".join(map(str, part)) for part in value)
+        return ",".join("x".join(map(str, part)) if isinstance(part, tuple) else str(part) for part in value)
     return str(value)
 
 

@@ -42,12 +42,16 @@ class TensorRt:
     backend = "tensorrt"
     filename = "model.plan"
     packages = ("onnx", "tensorrt")  # a plan is only read by the TensorRT that wrote it
+    quantisers = ("onnxruntime",)
     precisions = PRECISIONS
     options = ("timing_cache", "version_compatible", "weight_streaming", "refit", "bucket")
 
     def require(self, target: Target) -> None:
         if (cache := target.plan.timing_cache) is not None and (not cache.parent.is_dir() or cache.is_dir()):
             raise ExportError(f"--timing-cache: {cache} is not allowed; it must be a file in a folder that exists")
+        self.require_run(target)
+
+    def require_run(self, target: Target) -> None:
         import_tensorrt()
 
     def unchecked(self, target: Target) -> str | None:

@@ -28,11 +28,15 @@ class TensorRtRtx:
     backend = "onnxruntime"
     filename = "model.onnx"
     packages = ("onnx", "tensorrt-rtx-cu12")
+    quantisers = ("onnxruntime",)
     precisions = PRECISIONS
     options = ("compute_capability", "weight_streaming")
 
     def require(self, target: Target) -> None:
         capabilities_of(import_tensorrt_rtx(), target.plan.compute_capability)
+
+    def require_run(self, target: Target) -> None:
+        import_tensorrt_rtx()
 
     def unchecked(self, target: Target) -> str | None:
         import torch

@@ -23,7 +23,7 @@ from nereid_export.engines.check import Reference, Run, compare, random_referenc
 from nereid_export.engines.precision import Precision
 from nereid_export.engines.traced import dynamic_shapes, example_inputs
 from nereid_export.engines.triton_config import batch_by_shape, name_by_place
-from nereid_export.errors import ExportError
+from nereid_export.errors import ExportError, first_line
 from nereid_export.frame import Device
 from nereid_export.silence import quiet
 
@@ -38,6 +38,7 @@ class TorchAoti:
     backend = "pytorch"
     filename = "model.pt2"
     packages = ()  # `torch` is every engine's
+    quantisers = ()
     precisions = (Precision.FP32, Precision.FP16, Precision.BF16)
     options = ("max_autotune", "bucket")
 
@@ -62,6 +63,9 @@ class TorchAoti:
             raise ExportError(
                 "--engine torch needs a C++ compiler, which is not here; install one with `apt-get install g++`"
             ) from None
+
+    def require_run(self, target: Target) -> None:
+        """PyTorch is always here; a package says itself which processor and which PyTorch it is for, when it is loaded."""
 
     def unchecked(self, target: Target) -> str | None:
         return None
@@ -112,7 +116,7 @@ def _export(component: Component, module: nn.Module) -> ExportedProgram:
             # Non-strict: the modules are traced as Python runs them, which is how the graph for ONNX is made, too.
             return torch.export.export(module, example_inputs(component), dynamic_shapes=dynamic_shapes(component), strict=False)
     except (RuntimeError, ValueError) as error:
-        raise ExportError(f"{component.name}: torch.export cannot make one graph for every size: {_first_line(error)}") from None
+        raise ExportError(f"{component.name}: torch.export cannot make one graph for every size: {first_line(error)}") from None
 
 
 def _facts(component: Component, program: ExportedProgram, smallest: dict[str, int]) -> PackageFacts:
@@ -173,7 +177,7 @@ def _edge_references(component: Component, module: nn.Module, smallest: dict[str
     try:
         return random_references(replace(component, checks=((rows, all_small), *each)), module)
     except RuntimeError as error:
-        raise ExportError(f"{component.name}: PyTorch cannot run it at the smallest sizes: {_first_line(error)}") from None
+        raise ExportError(f"{component.name}: PyTorch cannot run it at the smallest sizes: {first_line(error)}") from None
 
 
 def _require_sizes(component: Component, facts: PackageFacts, target: Target) -> None:
@@ -202,7 +206,3 @@ def _compile(program: ExportedProgram, file: Path, facts: PackageFacts, max_auto
     # The weights lie in that cache, too: it ends with the export.
     with torch.no_grad(), quiet(printing=True), fresh_cache(dir=str(file.parent)):
         torch._inductor.aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
