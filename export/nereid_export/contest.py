@@ -102,7 +102,7 @@ class Contest:
         folder = self.entrants[row.label].folder
         try:
             work(row, BUILDERS[Engine(row.engine)].load(self.component, folder, self.target(row)))
-        except (ExportError, RuntimeError, ValueError) as error:
+        except Exception as error:  # libraries have their own, some of them no RuntimeError
             row.dropped = f"it cannot be run here: {_first_line(error)}"
 
     def _time(self, row: Row, run: Run) -> None:
