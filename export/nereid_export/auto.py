@@ -101,9 +101,9 @@ class Auto:
                     built = build(
                         contest.component, candidate.engine, candidate.target, source, self.options, folder, calibration, named
                     )
-                except (ExportError, RuntimeError) as error:
+                except ExportError as error:
                     named.finish()
-                    reason = str(error).strip().partition("\n")[0].removesuffix("; nothing was published")
+                    reason = str(error).removesuffix("; nothing was published")
                     contest.rows.append(_dropped(contest.component, candidate, reason))
                     continue
                 self.built[name, labelled] = built
