@@ -17,7 +17,7 @@ from nereid_export.engines import Engine
 from nereid_export.engines.base import Target
 from nereid_export.engines.plan_options import option
 from nereid_export.engines.precision import PSNR_BOUNDS, Precision
-from nereid_export.errors import ExportError, first_line
+from nereid_export.errors import ExportError
 from nereid_export.frame import Device, Progress
 from nereid_export.options import ExportOptions
 from nereid_export.speed import usual_rows
@@ -101,9 +101,9 @@ class Auto:
                     built = build(
                         contest.component, candidate.engine, candidate.target, source, self.options, folder, calibration, named
                     )
-                except Exception as error:  # ONNX Runtime's and NNCF's have no class in common with others'
+                except ExportError as error:
                     named.finish()
-                    reason = first_line(error).removesuffix("; nothing was published")
+                    reason = str(error).removesuffix("; nothing was published")
                     contest.rows.append(_dropped(contest.component, candidate, reason))
                     continue
                 self.built[name, labelled] = built

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from nereid_export.calibration import Calibration
 from nereid_export.candidates import AutoOptions
+from nereid_export.choice import label
 from nereid_export.components import Component, sizes_at
 from nereid_export.engines import BUILDERS, Engine
 from nereid_export.engines.base import EngineBuilder, Samples, Target
@@ -23,9 +26,11 @@ from nereid_export.engines.check import (
     refuse_above_bound,
 )
 from nereid_export.engines.precision import Precision
+from nereid_export.errors import ExportError
 from nereid_export.frame import Progress
 from nereid_export.memory import measure_memory
 from nereid_export.options import ExportOptions
+from nereid_export.publish import full_disk_named
 from nereid_export.resume import RECORD, VERSIONED, Record, resume_key
 from nereid_export.speed import milliseconds, usual_rows
 
@@ -95,21 +100,22 @@ def build(
         references = [] if unchecked else random_references(component, module)
     samples = Samples(references, calibration.ranges.get(component.name, ()), told=progress.detail)
     built = Built(component, engine, target, folder, unchecked=unchecked)
-    built.account = builder.build(component, module, folder, target, samples) or {}
-    del module
-    if unchecked:
-        progress.step(f"{component.name}: not checked against PyTorch")
-    else:
-        progress.step(f"{component.name}: checking against PyTorch")
-        run = builder.load(component, folder, target)
-        built.checks = (compare_together if precision.quantised else compare)(references, run)
-        refuse_above_bound(component, built.checks, precision)
-        built.invariant_from = batch_invariant_from(component, run, places(component, target))
-        built.milliseconds = milliseconds(component, run, target, usual_rows(component))
-        del run
+    with _library_failures(component, engine, precision, folder):
+        built.account = builder.build(component, module, folder, target, samples) or {}
+        del module
+        if unchecked:
+            progress.step(f"{component.name}: not checked against PyTorch")
+        else:
+            progress.step(f"{component.name}: checking against PyTorch")
+            run = builder.load(component, folder, target)
+            built.checks = (compare_together if precision.quantised else compare)(references, run)
+            refuse_above_bound(component, built.checks, precision)
+            built.invariant_from = batch_invariant_from(component, run, places(component, target))
+            built.milliseconds = milliseconds(component, run, target, usual_rows(component))
+            del run
     built.memory = measure_memory(component, folder / builder.filename, target, builder.probe(component, target))
     built.seconds = round(time.monotonic() - start, 1)
-    record.write(built.figures())
+    record.write(built.figures(), sorted(folder.glob("model.*")))
     return built
 
 
@@ -124,6 +130,21 @@ def packages_of(*engines: tuple[EngineBuilder, Precision]) -> tuple[str, ...]:
     for builder, precision in engines:
         found += (*builder.packages, *(builder.quantisers if precision.quantised else ()))
     return tuple(dict.fromkeys(found))
+
+
+@contextmanager
+def _library_failures(component: Component, engine: Engine, precision: Precision, folder: Path) -> Iterator[None]:
+    """Turn what an engine's libraries raise, assertions included, into one sentence; what the disk refuses passes."""
+    try:
+        with full_disk_named(folder):
+            yield
+    except (ExportError, OSError):
+        raise
+    except Exception as error:
+        said = str(error).strip().partition("\n")[0]
+        raise ExportError(
+            f"{component.name}: {label(engine, precision)} cannot be built: {type(error).__name__}{': ' if said else ''}{said}"
+        ) from error
 
 
 def places(component: Component, target: Target) -> list[tuple[int, dict[str, int]]]:

@@ -6,17 +6,21 @@ pipelines below float32 are checked by drawing the same pictures again.
 
 from __future__ import annotations
 
+import errno
 import shutil
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nereid.diffusion.prompts import MAX_PROMPT_CHARACTERS
 from nereid_export.drawing import Drawer
 from nereid_export.engines.check import Inputs
 from nereid_export.errors import ExportError
@@ -54,15 +58,26 @@ class Calibration:
 
 
 def read_prompts(file: Path) -> tuple[str, ...]:
-    """Prompts, one a line; raises ExportError for a file that cannot be read or has too few or too many."""
+    """Prompts, one a line; raises ExportError for a file that cannot be read, or whose prompts are not what can be asked for."""
     try:
-        lines = tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(f"--calibration-prompts: {file} cannot be read ({error})") from None
+        if file.exists() and not file.is_file():  # a device never ends, a pipe may never begin
+            raise OSError(errno.EINVAL, "it is not a file")
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ExportError(f"--calibration-prompts: {file} cannot be read: it is not UTF-8 text") from None
+    except OSError as error:
+        raise ExportError(f"--calibration-prompts: {file} cannot be read: {str(error.strerror).lower()}") from None
+    lines = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not SET_APART < len(lines) <= MAX_PROMPTS:
         raise ExportError(
             f"--calibration-prompts: {len(lines)} prompts in {file} are not allowed; it must be {SET_APART + 1} to {MAX_PROMPTS}"
         )
+    for number, line in enumerate(lines, 1):
+        if len(line) > MAX_PROMPT_CHARACTERS:
+            raise ExportError(
+                f"--calibration-prompts: {len(line)} characters in prompt {number} of {file} are not allowed; "
+                f"it must be {MAX_PROMPT_CHARACTERS} at most, as in a request"
+            )
     return lines
 
 
@@ -97,11 +112,11 @@ def calibrate(
     pictures, ready = [], None
     for number, prompt in enumerate(prompts):
         file = folder / f"{number}.npz"
-        if not file.is_file():
+        if (kept := _read(file)) is None:
             told(f"drawing picture {number + 1} of {len(prompts)} with PyTorch")
             ready = ready or drawer()
-            _write(file, *_draw(ready, prompt, number))
-        steps, picture, calls = _read(file)
+            _write(file, *(kept := _draw(ready, prompt, number)))
+        steps, picture, calls = kept
         pictures.append(Drawn(prompt, number, steps, picture))
         for name, inputs in calls:
             (checks if number >= len(prompts) - SET_APART else ranges)[name].append(inputs)
@@ -130,14 +145,18 @@ def _write(file: Path, steps: int, picture: NDArray[np.uint8], calls: Sequence[t
     beside.replace(file)
 
 
-def _read(file: Path) -> tuple[int, NDArray[np.uint8], list[tuple[str, Inputs]]]:
+def _read(file: Path) -> tuple[int, NDArray[np.uint8], list[tuple[str, Inputs]]] | None:
+    """None where there is no such file, or its sums say that it is not as it was written."""
     calls: dict[tuple[int, str], dict[str, NDArray]] = defaultdict(dict)
-    with np.load(file, allow_pickle=False) as arrays:
-        for key in arrays.files:
-            if " " in key:
-                index, name, tensor = key.split(" ")
-                calls[int(index), name][tensor] = arrays[key]
-        found: list[tuple[str, Inputs]] = [
-            (name, inputs) for (_, name), inputs in sorted(calls.items(), key=lambda item: item[0][0])
-        ]
-        return int(arrays["steps"]), arrays["picture"], found
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            for key in arrays.files:
+                if " " in key:
+                    index, name, tensor = key.split(" ")
+                    calls[int(index), name][tensor] = arrays[key]
+            found: list[tuple[str, Inputs]] = [
+                (name, inputs) for (_, name), inputs in sorted(calls.items(), key=lambda item: item[0][0])
+            ]
+            return int(arrays["steps"]), arrays["picture"], found
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error):
+        return None

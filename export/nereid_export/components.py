@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nereid_export.checkpoint import Checkpoint, understood
+from nereid_export.errors import ExportError
 from nereid_export.families import export_family
 from nereid_export.silence import quiet
 
@@ -236,5 +237,10 @@ def _load_vae(checkpoint: Checkpoint) -> Any:
 
 def _quiet_load(checkpoint: Checkpoint, component: str, load: Callable[..., Any]) -> Any:
     """Load a component's safetensors; raises ExportError where its weights do not fit its config."""
-    with understood(checkpoint.folder / component), quiet():
-        return load(str(checkpoint.folder / component), variant=checkpoint.variant(component)).eval()
+    folder = checkpoint.folder / component
+    with understood(folder), quiet():
+        module = load(str(folder), variant=checkpoint.variant(component)).eval()
+        for name, tensor in module.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise ExportError(f"{folder}: {name} holds NaN or infinite values; weights must be finite")
+        return module

@@ -26,7 +26,7 @@ from nereid_export.frame import Progress, check_name
 from nereid_export.gate import check_pictures, check_score, psnr_bound, refuse_pipeline
 from nereid_export.options import ExportOptions
 from nereid_export.preview import fit_latents_to_rgb
-from nereid_export.publish import locked, publish, readable_failures, real_place, require_space, staging_folder
+from nereid_export.publish import destination, locked, publish, readable_failures, require_space, staging_folder
 from nereid_export.resume import Record, resume_key
 from nereid_export.scorers import Scorer, scorer_for
 
@@ -36,7 +36,7 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
     if not 1 <= options.max_batch_size <= 256:
         raise ExportError(f"--max-batch-size: {options.max_batch_size} is not allowed; it must be 1 to 256")
     check_name(options.name)
-    options = replace(options, out=real_place(options.out))
+    options = replace(options, out=destination(options.out))
     checkpoint = Checkpoint.open(options.checkpoint)
     if options.engine is not Engine.AUTO:
         for precision in options.precision.all:
@@ -94,8 +94,8 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
                 progress.step("checking whole pictures")
             pictures = None
             while chosen_below := _below(built):
-                pictures = _checked_pictures(reference, built, digest, options, calibration, scorer, staging, progress)
                 try:
+                    pictures = _checked_pictures(reference, built, digest, options, calibration, scorer, staging, progress)
                     if pictures is not None:
                         refuse_pipeline(pictures, chosen_below)
                     break

@@ -20,6 +20,7 @@ from nereid.diffusion.plan import commit, pack
 from nereid.diffusion.requests import parse_image_request
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.diffusion.start import start_runs
+from nereid.flow.errors import RequestError
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.clip_tokenizers import read_tokenizers
 from nereid_export.components import components_of
@@ -54,9 +55,15 @@ class Drawer:
         return cls.of(checkpoint, {part.name: torch_run(part, part.load()) for part in components_of(checkpoint)})
 
     def draw(self, prompts: Sequence[str], seeds: Sequence[int], *, steps: int | None = None) -> NDArray[np.uint8]:
-        """One picture a prompt, of the usual size, at the usual guidance: uint8 N x H x W x 3."""
-        latents = self.denoise(prompts, seeds, steps=steps)
-        return to_pixels(self._call("vae_decoder", {"latents": latents}, "image")["image"])
+        """One picture a prompt, of the usual size, at the usual guidance: uint8 N x H x W x 3.
+
+        Raises ExportError where a component's output is none that a picture can be made of.
+        """
+        try:
+            latents = self.denoise(prompts, seeds, steps=steps)
+            return to_pixels(self._call("vae_decoder", {"latents": latents}, "image")["image"])
+        except RequestError as error:
+            raise ExportError(f"a picture cannot be drawn: {error}") from None
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The mean of a picture's latents: uint8 H x W x 3 to float32 C x H/8 x W/8."""
@@ -75,7 +82,7 @@ class Drawer:
             packed = pack(runs)
             for error in commit(runs, packed, self._call("unet", packed, "out_sample")["out_sample"]):
                 if error is not None:
-                    raise ExportError(str(error))
+                    raise error
         return np.stack([run.state.sample for run in runs])
 
     def _encoded(self, texts: list[str], half: str) -> dict[str, NDArray[np.float32]]:

@@ -25,7 +25,7 @@ from nereid_export.llm_checkpoint import LlmCheckpoint
 from nereid_export.llm_onnx import OnnxBuilder
 from nereid_export.llm_openvino import OpenVinoBuilder
 from nereid_export.llm_options import LlmEngine, LlmExportOptions, LlmPrecision
-from nereid_export.publish import adopt, locked, publish, readable_failures, real_place, require_space, staging_folder
+from nereid_export.publish import adopt, destination, locked, publish, readable_failures, require_space, staging_folder
 from nereid_export.resume import RECORD, Record, resume_key
 
 __all__ = ["LlmEngine", "LlmExportOptions", "LlmPrecision", "chat_template_of", "export_llm"]
@@ -39,7 +39,7 @@ def export_llm(options: LlmExportOptions, progress: Progress) -> dict[str, Any]:
     """Export and publish; returns the manifest. Raises ExportError, after which `out` is as it was before."""
     check_name(options.name)
     options.check()
-    options = replace(options, out=real_place(options.out))
+    options = replace(options, out=destination(options.out))
     checkpoint = LlmCheckpoint.open(options.checkpoint)
     draft = _open_draft(checkpoint, options.draft) if options.draft is not None else None
     context = checkpoint.served_context(options.context_length)
@@ -143,7 +143,7 @@ def _build(
         "compression": 4 * checkpoint.parameters() / engine_bytes,
         "seconds": round(time.monotonic() - start, 1),
     }
-    record.write(figures)
+    record.write(figures, sorted({file for pattern in builder.files for file in folder.glob(pattern)}))
     return figures
 
 

@@ -15,13 +15,24 @@ from filelock import FileLock, Timeout
 from nereid_export.errors import ExportError
 
 HEADROOM_BYTES = 64 * 2**20
+_FULL_BYTES = 2**20
+"""A disk with less is full: blocks that are still free are too few for the next write."""
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
 
-def real_place(out: Path) -> Path:
-    """Where `out` lies: of a link, what it leads to is exchanged, and the link stays; `.` has a name there."""
-    return out.resolve()
+def destination(out: Path) -> Path:
+    """The folder that `out` means, links followed; raises ExportError where no folder can be exchanged with another."""
+    with readable_failures(out):
+        try:
+            place = out.resolve()
+        except RuntimeError:  # Python 3.11 has this for links in a circle
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from None
+        if place.exists() and not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if place.is_mount():
+            raise ExportError(f"{out} cannot be written: a file system is mounted there; name a folder in it")
+    return place
 
 
 @contextmanager
@@ -36,6 +47,8 @@ def locked(out: Path, waiting: Callable[[], None]) -> Iterator[None]:
             waiting()
             lock.acquire()
     try:
+        with readable_failures(out):
+            _finish_exchange(out)
         yield
     finally:
         lock.release()
@@ -64,12 +77,26 @@ def readable_failures(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT):
-            raise ExportError(f"{out} cannot be written: {os.strerror(error.errno).lower()}") from None
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        code, said = error.errno, error.strerror
+        if isinstance(error, shutil.Error):  # of a folder's copy, with a line for each file: [source, target, what was wrong]
+            said = str(error.args[0][-1][-1])
+            code = next((known for known in (errno.ENOSPC, errno.EDQUOT) if os.strerror(known) in said), None)
+        if code in (errno.ENOSPC, errno.EDQUOT):
             raise ExportError(f"{out}: the disk is full; nothing was published") from None
-        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        if code in (errno.ENOTDIR, errno.EEXIST):
             raise ExportError(f"{out} cannot be written: a file stands in its way") from None
+        raise ExportError(f"{out} cannot be written: {(said or str(error) or type(error).__name__).lower()}") from None
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Raise what Python raises of a full disk, where a library that writes to `folder` has failed with words of its own."""
+    try:
+        yield
+    except Exception as error:
+        full = os.strerror(errno.ENOSPC)
+        if full in str(error) or shutil.disk_usage(folder).free < _FULL_BYTES:
+            raise OSError(errno.ENOSPC, full) from error
         raise
 
 
@@ -78,8 +105,6 @@ def publish(new: Path, out: Path) -> None:
     if not out.exists():
         new.rename(out)
         return
-    if not out.is_dir():
-        raise ExportError(f"{out} cannot be written: a file stands in its way")
     _exchange(new, out)
     shutil.rmtree(new)
 
@@ -90,11 +115,21 @@ def _exchange(first: Path, second: Path) -> None:
     arguments = (_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
     if hasattr(libc, "renameat2") and libc.renameat2(*arguments) == 0:
         return
-    aside = second.with_name(f".{second.name}.old")
+    aside = _aside(second)
     shutil.rmtree(aside, ignore_errors=True)
     second.rename(aside)
     first.rename(second)
     aside.rename(first)
+
+
+def _finish_exchange(out: Path) -> None:
+    """Bring back what an exchange in two steps has put aside, if it was interrupted between them."""
+    if _aside(out).is_dir() and not out.exists():
+        _aside(out).rename(out)
+
+
+def _aside(out: Path) -> Path:
+    return out.with_name(f".{out.name}.old")
 
 
 def adopt(existing: Path, new: Path, replaced: set[str]) -> None:

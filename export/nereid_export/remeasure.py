@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from nereid_export.engines import BUILDERS, Engine
 from nereid_export.errors import ExportError
 from nereid_export.frame import MANIFEST, Progress, file_digests
 from nereid_export.memory import measure_memory, run_memories
-from nereid_export.publish import link_or_copy, locked, publish, readable_failures, real_place
+from nereid_export.publish import destination, link_or_copy, locked, publish, readable_failures
 from nereid_export.speed import usual_rows
 from nereid_export.tensor_names import tell_names
 from nereid_export.warm_up import add_warm_up
@@ -29,42 +31,66 @@ def remeasure(repository: Path, progress: Progress) -> list[dict[str, Any]]:
     """Choose again and publish; returns the manifests. Raises ExportError, after which the repository is as it was before."""
     if not repository.is_dir():
         raise ExportError(f"{repository}: no such folder; it must be a repository that was exported with --engine auto")
-    repository = real_place(repository)
+    repository = destination(repository)
     beside = repository.parent / f".{repository.name}.remeasured"
     with (
         locked(repository, lambda: progress.waiting(f"an export writes to {repository}; waiting for it")),
         readable_failures(repository),
+        _removed(beside),
     ):
         homes = _homes(repository)
-        progress.total(1 + sum(2 * len(manifest["candidates"]) for manifest in homes.values()))
-        shutil.rmtree(beside, ignore_errors=True)
-        try:
-            shutil.copytree(repository, beside, ignore=shutil.ignore_patterns("__pycache__"), copy_function=_link_or_copy)
-            for home, manifest in homes.items():
+        progress.total(1 + sum(2 * len(manifest["engines"]) for manifest in homes.values()))
+        shutil.copytree(repository, beside, ignore=shutil.ignore_patterns("__pycache__"), copy_function=_link_or_copy)
+        for home, manifest in homes.items():
+            with _damage_named(repository / home):
                 _Pipeline(beside, manifest).choose(progress)
-                (beside / home).unlink()
-                found = {model: file_digests(beside / model) for model in manifest["models"]}
-                manifest["files"] = {f"{model}/{file}": digest for model, its in found.items() for file, digest in its.items()}
-                (beside / home).write_text(json.dumps(manifest, indent=1))
-            progress.step("publishing the repository")
-            publish(beside, repository)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+            (beside / home).unlink()
+            found = {model: file_digests(beside / model) for model in manifest["models"]}
+            manifest["files"] = {f"{model}/{file}": digest for model, its in found.items() for file, digest in its.items()}
+            (beside / home).write_text(json.dumps(manifest, indent=1))
+        progress.step("publishing the repository")
+        publish(beside, repository)
     return list(homes.values())
+
+
+@contextmanager
+def _removed(folder: Path) -> Iterator[None]:
+    """The folder is not there before, nor after."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _homes(repository: Path) -> dict[Path, dict[str, Any]]:
     """Manifests with a choice, by their place; raises ExportError where there are none, or files are not what was exported."""
+    verifier, found = Verifier(repository), {}
     try:
         # Engines are programs: what is run here is what was exported.
-        Verifier(repository).verify(folder.name for folder in sorted(repository.iterdir()) if folder.is_dir())
+        verifier.verify(folder.name for folder in sorted(repository.iterdir()) if folder.is_dir())
+        for file in sorted(repository.glob(f"*/{MANIFEST}")):
+            manifest = json.loads(file.read_text())
+            if "choice" in manifest:
+                with _damage_named(file):
+                    verifier.verify([*manifest["models"], *manifest["engines"]])  # whole folders may be gone
+                found[file.relative_to(repository)] = manifest
     except DigestError as error:
         raise ExportError(str(error)) from None
-    read = {file.relative_to(repository): json.loads(file.read_text()) for file in sorted(repository.glob(f"*/{MANIFEST}"))}
-    found = {file: manifest for file, manifest in read.items() if "choice" in manifest}
     if not found:
         raise ExportError(f"{repository}: nothing here was exported with --engine auto, so that there is nothing to choose from")
     return found
+
+
+@contextmanager
+def _damage_named(manifest: Path) -> Iterator[None]:
+    """Turn what is not in a manifest, or not as export writes it, into one sentence."""
+    try:
+        yield
+    except DigestError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ExportError(f"{manifest} is damaged ({type(error).__name__}: {error}); export the models again") from error
 
 
 @dataclass(frozen=True, slots=True)

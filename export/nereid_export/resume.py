@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nereid_export.checkpoint import file_digest
 from nereid_export.frame import versions
 
 RECORD = "done.json"
@@ -24,17 +25,24 @@ class Record:
     key: dict[str, Any]
 
     def read(self) -> dict[str, Any] | None:
-        """The figures of an engine that was built and checked before; None where it was not, or under another key."""
+        """The figures of an engine that was built and checked before; None where it was not, or under another key.
+
+        None as well where its files are not what was checked: a machine that went down has perhaps not written them.
+        """
         try:
             done = json.loads(self.file.read_text(encoding="utf-8"))
-            return dict(done["figures"]) if done["key"] == self.key else None
-        except (OSError, ValueError, KeyError, TypeError):
+            same = done["key"] == self.key and all(
+                file_digest(self.file.parent / name) == digest for name, digest in done["files"].items()
+            )
+            return dict(done["figures"]) if same else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
-    def write(self, figures: dict[str, Any]) -> None:
-        """Written whole or not at all, after everything else of the engine."""
+    def write(self, figures: dict[str, Any], files: Iterable[Path] = ()) -> None:
+        """Written whole or not at all, after everything else of the engine, whose `files` lie beside it."""
+        digests = {file.name: file_digest(file) for file in files}
         beside = self.file.with_suffix(".new")
-        beside.write_text(json.dumps({"key": self.key, "figures": figures}), encoding="utf-8")
+        beside.write_text(json.dumps({"key": self.key, "figures": figures, "files": digests}), encoding="utf-8")
         beside.replace(self.file)
 
 

@@ -96,7 +96,8 @@ class CompileCache:
         """
         entry = self.folder / hashlib.sha256(json.dumps(key).encode()).hexdigest()
         if self._is_whole(entry):
-            os.utime(entry)
+            with contextlib.suppress(OSError):  # where it can only be read, nobody removes what is old either
+                os.utime(entry)
             yield entry
             return
         try:
@@ -108,21 +109,25 @@ class CompileCache:
         try:
             yield made
             with contextlib.suppress(OSError):  # another process was sooner, or the disk is full
-                (made / _DIGESTS).write_text(json.dumps(_digests(made)))
-                made.rename(entry)
+                # Libraries keep nothing where the disk is full, and say nothing.
+                if digests := _digests(made):
+                    (made / _DIGESTS).write_text(json.dumps(digests))
+                    made.rename(entry)
         finally:
             shutil.rmtree(made, ignore_errors=True)
 
     @staticmethod
     def _is_whole(entry: Path) -> bool:
         """Whether the entry is as it was written; what is left of another one is removed."""
-        if not entry.exists():
+        if not os.path.lexists(entry):
             return False
+        folder = entry.is_dir() and not entry.is_symlink()
         with contextlib.suppress(OSError, ValueError):
-            if json.loads((entry / _DIGESTS).read_text()) == _digests(entry):
+            if folder and json.loads((entry / _DIGESTS).read_text()) == _digests(entry):
                 return True
         log.warning("%s is damaged; the engine is compiled again", entry)
-        shutil.rmtree(entry, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            shutil.rmtree(entry) if folder else entry.unlink()
         return False
 
 

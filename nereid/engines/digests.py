@@ -162,10 +162,12 @@ def _manifests(repository: Path) -> list[tuple[Path, dict[str, Any]]]:
         except (OSError, ValueError) as error:
             raise DigestError(f"{file} cannot be read: {error}") from None
         version = manifest.get("version") if isinstance(manifest, dict) else None
-        if version != MANIFEST_VERSION or not isinstance(manifest.get("files"), dict):
+        if version != MANIFEST_VERSION:
             raise DigestError(
                 f"{file} is of version {version or '0.1'}, this Nereid reads version {MANIFEST_VERSION}; export the model again"
             )
+        if not isinstance(manifest.get("files"), dict) or not isinstance(manifest.get("models"), list):
+            raise DigestError(f"{file} is damaged: it must name `models` and `files`; export the model again")
         found.append((file, manifest))
     return found
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,32 @@ def test_what_a_failure_has_written_is_not_kept(cache: CompileCache) -> None:
     with pytest.raises(ValueError, match="no"):
         fail()
     assert list(cache.folder.iterdir()) == []
+
+
+def test_an_entry_in_which_nothing_was_kept_is_none(cache: CompileCache) -> None:
+    """OpenVINO removes what it cannot write whole, and says nothing."""
+    with cache.entry("a"):
+        pass
+    assert list(cache.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("make", [lambda place: place.write_text("x"), lambda place: place.symlink_to("/nowhere")])
+def test_what_stands_where_an_entry_should_is_removed(make: Callable[[Path], object], cache: CompileCache) -> None:
+    entry = write(cache, "a")
+    shutil.rmtree(entry)
+    make(entry)
+    assert (write(cache, "a") / "blob").read_text() == "compiled"
+    assert not entry.is_symlink()
+
+
+def test_a_cache_that_can_only_be_read_is_read(cache: CompileCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    entry = write(cache, "a")
+    monkeypatch.setattr(os, "utime", refused)
+    with cache.entry("a") as found:
+        assert found == entry
 
 
 @pytest.mark.parametrize("content", ["compilex", "comp", None])

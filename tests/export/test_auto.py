@@ -194,6 +194,68 @@ def test_nothing_is_run_whose_files_were_changed(repository: Path) -> None:
         remeasure(repository, Silent())
 
 
+def edit_manifest(repository: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    manifest = manifest_of(repository)
+    edit(manifest)
+    (repository / "p_text_to_image" / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda it: shutil.rmtree(it / "p_vae_encoder"), r"p_vae_encoder/\S+ is missing; export the model again"),
+        (lambda it: shutil.rmtree(it / "p_denoise"), r"p_denoise/\S+ is missing; export the model again"),
+        (lambda it: edit_manifest(it, lambda m: m.pop("models")), "manifest.json is damaged: it must name `models` and `files`"),
+        (
+            lambda it: edit_manifest(it, lambda m: m.pop("engines")),
+            "manifest.json is damaged .*'engines'.; export",
+        ),
+        (lambda it: edit_manifest(it, lambda m: m.pop("candidates")), "manifest.json is damaged .*'candidates'"),
+        (lambda it: edit_manifest(it, lambda m: m["engines"]["p_unet"].update(engine="x")), "manifest.json is damaged .*'x'"),
+    ],
+)
+def test_what_was_removed_or_damaged_is_one_sentence_and_nothing_is_left(
+    damage: Callable[[Path], object], sentence: str, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contest, "milliseconds_by_rows", speeds(PREFERRED))
+    damage(repository)
+    before = files(repository)
+    with pytest.raises(ExportError, match=sentence):
+        remeasure(repository, Silent())
+    assert files(repository) == before
+    assert {path.name for path in repository.parent.iterdir()} == {"out", ".out.lock"}
+
+
+def test_an_engine_may_fail_with_an_exception_of_its_librarys_own(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's are no RuntimeError."""
+
+    class OwnError(Exception):
+        pass
+
+    def without_openvino(part: Any, run: Any, target: Target, expected: Any) -> dict[int, float]:
+        if "run_compiled." in run.__qualname__:
+            raise OwnError("no kernel\nmore")
+        return speeds({})(part, run, target, expected)
+
+    monkeypatch.setattr(contest, "milliseconds_by_rows", without_openvino)
+    (manifest,) = remeasure(repository, Silent())
+    assert {its["engine"] for its in manifest["engines"].values()} == {"onnxruntime"}
+    dropped = {row["engine"]: row.get("dropped") for row in manifest["candidates"]["p_unet"]}
+    assert dropped == {"onnxruntime": None, "openvino": "it cannot be run here: no kernel"}
+
+
+def test_a_repository_is_found_by_a_link_and_from_within(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contest, "milliseconds_by_rows", speeds(PREFERRED))
+    was, link = files(repository), repository.parent / "link"
+    link.symlink_to("out")
+    remeasure(link, Silent())
+    monkeypatch.chdir(repository)
+    remeasure(Path(), Silent())
+    assert files(repository) == was
+    assert link.is_symlink()
+    assert {path.name for path in repository.parent.iterdir()} == {"out", "link", ".out.lock"}
+
+
 def test_a_choice_that_fails_leaves_the_repository_as_it_was(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> dict[int, float]:
         raise RuntimeError("no kernel")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +40,12 @@ def test_prompts_are_lines_of_a_file(tmp_path: Path) -> None:
     [
         (b"one\ntwo\n", "2 prompts in .* are not allowed; it must be 3 to 200"),
         (b"fish\n" * 201, "201 prompts"),
-        (b"\xff\xfe", "cannot be read"),
-        (None, "cannot be read"),
+        (
+            b"fish\n\nfish\nfish " + 4000 * b"fish " + b"\n",
+            "20004 characters in prompt 3 of .* are not allowed; it must be 20000",
+        ),
+        (b"\xff\xfe", "cannot be read: it is not UTF-8 text"),
+        (None, "cannot be read: no such file or directory"),
     ],
 )
 def test_a_file_of_too_few_or_no_prompts_is_refused(content: bytes | None, refusal: str, tmp_path: Path) -> None:
@@ -48,6 +54,20 @@ def test_a_file_of_too_few_or_no_prompts_is_refused(content: bytes | None, refus
         file.write_bytes(content)
     with pytest.raises(ExportError, match=f"--calibration-prompts: .*{refusal}"):
         read_prompts(file)
+
+
+def test_prompts_of_windows_are_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "prompts"
+    file.write_bytes(b"\xef\xbb\xbfa red fish\r\na blue fish\r\ntwo fish\r\n")
+    assert read_prompts(file) == ("a red fish", "a blue fish", "two fish")
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    """A device never ends, and a pipe may never begin."""
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ExportError, match=f"--calibration-prompts: {place} cannot be read: it is not a file"):
+            read_prompts(place)
 
 
 def test_without_prompts_words_of_the_tokenizer_are_drawn(checkpoints: dict[str, Path]) -> None:
@@ -103,3 +123,37 @@ def test_equal_pictures_have_no_error() -> None:
     picture = np.full((4, 4, 3), 7, dtype=np.uint8)
     assert psnr(picture, picture) == float("inf")
     assert psnr(picture, picture + np.uint8(1)) == pytest.approx(48.13, abs=0.01)
+
+
+def test_a_damaged_picture_is_drawn_again(drawer: Drawer, tmp_path: Path) -> None:
+    prompts = ("red fish", "blue fish", "one fish")
+    whole = calibrate(lambda: drawer, prompts, tmp_path / "c", "digest", told([]))
+    file = tmp_path / "c" / "1.npz"
+    data = file.read_bytes()
+    for damaged in (data[: len(data) // 2], data[:2000] + bytes([data[2000] ^ 1]) + data[2001:], b""):
+        file.write_bytes(damaged)
+        lines: list[str] = []
+        again = calibrate(lambda: drawer, prompts, tmp_path / "c", "digest", told(lines))
+        assert lines == ["drawing picture 2 of 3 with PyTorch"]
+        assert np.array_equal(again.pictures[1].picture, whole.pictures[1].picture)
+        assert file.read_bytes() == data
+
+
+@pytest.mark.parametrize(
+    ("component", "sentence"),
+    [
+        ("text_encoder", "prompt_embeds: 'NaN or infinite' is not allowed"),
+        ("unet", "unet: the output holds NaN or infinite values"),
+        ("vae_decoder", "vae_decoder: the image holds NaN"),
+    ],
+)
+def test_what_no_picture_can_be_made_of_is_one_sentence(component: str, sentence: str, drawer: Drawer) -> None:
+    """Weights that are finite may overflow on the way."""
+    run = drawer.runs[component]
+
+    def overflowing(inputs: object, names: object) -> dict[str, np.ndarray]:
+        return {name: np.full_like(value, np.nan) for name, value in run(inputs, names).items()}  # type: ignore[arg-type]
+
+    broken = replace(drawer, runs={**drawer.runs, component: overflowing})
+    with pytest.raises(ExportError, match=f"^a picture cannot be drawn: {sentence}"):
+        broken.draw(["red fish"], [0])

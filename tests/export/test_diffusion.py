@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,10 +21,12 @@ import pytest
 from conftest import Silent, export
 
 torch = pytest.importorskip("torch")
+from safetensors.torch import load_file, save_file
+
 from nereid_export.checkpoint import file_digest
 from nereid_export.configs import read_config
 from nereid_export.diffusion import export_diffusion
-from nereid_export.engines import onnx_graph
+from nereid_export.engines import Engine, onnx_graph
 from nereid_export.engines.precision import ERROR_BOUNDS, Precision, Precisions
 from nereid_export.errors import ExportError
 from nereid_export.facts import is_few_step
@@ -136,7 +139,15 @@ def edit(folder: Path, name: str, **changes: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
+def damage_weight(folder: Path) -> None:
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["encoder.conv_in.weight"][0, 0, 0, 0] = float("nan")
+    save_file(weights, file, {"format": "pt"})
+
+
 REFUSALS = {
+    "weights not finite": (damage_weight, "vae: encoder.conv_in.weight holds NaN or infinite values; weights must be finite"),
     "pickle": (damage_bin, "is a pickle"),
     "truncated weights": (damage_truncate, "truncated or corrupt"),
     "corrupt header": (damage_header, "truncated or corrupt"),
@@ -210,9 +221,78 @@ def test_disk_that_fills_up_on_the_way_publishes_nothing(
 ) -> None:
     (small_disk / "filler").write_bytes(b"\0" * (79 * 2**20))
     monkeypatch.setattr("nereid_export.diffusion.require_space", lambda folder, needed: None)
-    with pytest.raises((ExportError, RuntimeError, OSError)):
+    with pytest.raises(ExportError, match="the disk is full; nothing was published"):
         export(checkpoint, small_disk / "out")
     assert not (small_disk / "out").exists()
+
+
+def test_a_library_that_meets_a_full_disk_with_other_words_is_understood(
+    checkpoint: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO says `basic_ios::clear: iostream error`, ONNX Runtime reads its own half file."""
+    pytest.importorskip("openvino")
+    monkeypatch.setattr("nereid_export.diffusion.require_space", lambda folder, needed: None)
+
+    def fails(*_: object, **__: object) -> None:
+        with (small_disk / "filler").open("wb") as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"\0" * 4096)
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr("openvino.save_model", fails)
+    for engine in (Engine.OPENVINO, Engine.AUTO):
+        with pytest.raises(ExportError, match="the disk is full; nothing was published"):
+            export(checkpoint, small_disk / "out", engine=engine)
+        (small_disk / "filler").unlink()
+
+
+def test_whatever_a_library_raises_is_one_sentence(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise AssertionError("scale issue\nmore")
+
+    monkeypatch.setattr("nereid_export.engines.onnxruntime.export_onnx", fails)
+    with pytest.raises(ExportError, match=r"^text_encoder: onnxruntime-fp32 cannot be built: AssertionError: scale issue$"):
+        export(checkpoint, tmp_path / "out")
+
+
+def test_a_link_leads_to_the_repository_and_stays(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "versions" / "one").mkdir(parents=True)
+    (tmp_path / "current").symlink_to("versions/one")
+    export(checkpoint, tmp_path / "current")
+    assert (tmp_path / "current").is_symlink()
+    assert (tmp_path / "versions" / "one" / "unet" / "config.pbtxt").is_file()
+    monkeypatch.chdir(tmp_path / "versions" / "one")
+    export(checkpoint, Path(), name="second")
+    models = {path.name for path in (tmp_path / "versions" / "one").iterdir()}
+    assert {"unet", "second_unet"} <= models
+    assert not any(name.startswith(".") for name in models)
+    assert {path.name for path in (tmp_path / "versions").iterdir()} == {"one", ".one.lock"}
+
+
+def test_places_where_no_folder_can_be_exchanged_are_refused_before_anything_slow(
+    checkpoint: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nereid_export.diffusion.Checkpoint.open", lambda folder: pytest.fail("something slow"))
+    (small_disk / "file").write_text("")
+    (small_disk / "circle").symlink_to("circle")
+    for out, why in (
+        (Path("/"), "a file system is mounted there; name a folder in it"),
+        (small_disk, "a file system is mounted there"),
+        (small_disk / "file", "a file stands in its way"),
+        (small_disk / "circle", "too many levels of symbolic links"),
+    ):
+        with pytest.raises(ExportError, match=f"^{out} cannot be written: {why}"):
+            export(checkpoint, out)
+    monkeypatch.undo()
+    with pytest.raises(ExportError, match="cannot be written: file name too long"):
+        export(checkpoint, small_disk / ("n" * 254))
+
+
+def test_an_exchange_in_two_steps_that_was_interrupted_is_taken_back(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / ".out.old" / "mine").mkdir(parents=True)
+    export(checkpoint, tmp_path / "out")
+    assert {"mine", "unet"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert not (tmp_path / ".out.old").exists()
 
 
 def test_engine_too_far_from_pytorch_is_not_published(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from nereid_export.engines.precision import Precision, Precisions
 from nereid_export.frame import Device
 from nereid_export.llm import LlmEngine, LlmExportOptions, LlmPrecision
 from nereid_export.options import ExportOptions
+from nereid_export.publish import staging_folder
 from nereid_export.resume import VERSIONED, Record, resume_key
 
 pytestmark = pytest.mark.torch
@@ -131,6 +133,38 @@ def test_a_record_is_read_under_its_own_key_only_and_never_half(tmp_path: Path) 
     assert Record(record.file, key(replace(DIFFUSION, device=Device.CUDA))).read() is None
     record.file.write_text(record.file.read_text()[:-9])
     assert record.read() is None
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.write_bytes(b""), lambda file: file.unlink()])
+def test_a_record_is_not_read_where_its_files_are_not_what_was_checked(damage: Callable[[Path], Any], tmp_path: Path) -> None:
+    engine = tmp_path / "model.onnx"
+    engine.write_bytes(b"engine")
+    record = Record(tmp_path / "done.json", key(DIFFUSION))
+    record.write({"seconds": 1.5}, [engine])
+    assert record.read() == {"seconds": 1.5}
+    damage(engine)
+    assert record.read() is None
+
+
+def test_an_engine_that_an_interruption_has_damaged_is_built_again(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    options = ExportOptions(checkpoint=checkpoints["sd"], out=tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr("nereid_export.diffusion.publish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            export_diffusion(options, Silent())
+    engine = staging_folder(tmp_path / "out") / "engines" / "unet" / "model.onnx"
+    whole = engine.read_bytes()
+    engine.write_bytes(whole[:-100])
+    again = Silent()
+    export_diffusion(options, again)
+    assert "text_encoder: built before" in again.said
+    assert "unet: exporting" in again.said
+    assert (tmp_path / "out" / "unet" / "1" / "model.onnx").read_bytes() == whole
 
 
 def test_an_export_for_another_device_builds_and_checks_again(

@@ -18,6 +18,7 @@ from nereid_export.engines.onnx_names import name_by_module
 from nereid_export.engines.precision import Precision
 from nereid_export.engines.traced import dynamic_shapes, example_inputs
 from nereid_export.errors import ExportError
+from nereid_export.publish import full_disk_named
 from nereid_export.silence import quiet
 
 OPSET = 18
@@ -88,8 +89,9 @@ def passing_onnx(
     passed = folder / "graph"
     passed.mkdir()
     try:
-        export_onnx(component, module, passed / "model.onnx", precision, opset)
-        yield passed / "model.onnx"
+        with full_disk_named(folder):  # asked while this file is there
+            export_onnx(component, module, passed / "model.onnx", precision, opset)
+            yield passed / "model.onnx"
     finally:
         shutil.rmtree(passed)
 
