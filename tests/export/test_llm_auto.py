@@ -17,7 +17,7 @@ from nereid.llm.settings import LlmFacts, LlmLimits
 from nereid_export import llm_auto
 from nereid_export.configs import read_config
 from nereid_export.errors import ExportError
-from nereid_export.frame import Device
+from nereid_export.frame import MANIFEST, Device
 from nereid_export.llm import BUILDERS, LlmEngine, LlmExportOptions
 from nereid_export.llm_openvino import OpenVinoBuilder
 
@@ -58,7 +58,7 @@ def test_the_fastest_engine_is_served_and_the_table_has_both(
     load_model(folder / "1", LlmFacts.read(folder / "1"), LlmLimits(engine=engine, kv_tokens=512), None)
     left = {LlmEngine.ONNXRUNTIME: "model.xml", LlmEngine.OPENVINO: "model.onnx"}[LlmEngine(engine)]
     assert not (folder / "1" / left).exists()
-    assert json.loads((folder / "nereid.json").read_text()) == manifest
+    assert json.loads((folder / MANIFEST).read_text()) == manifest
 
 
 def test_engines_are_timed_as_the_server_calls_them(llama: Path, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_without_any_engine_every_reason_is_named(llama: Path, tmp_path: Path, m
     ("options", "sentence"),
     [
         ({"engine": LlmEngine.AUTO, "device": Device.CUDA}, "--device: cuda is not allowed with --engine auto; it must be cpu"),
-        ({"step_rows": (2,)}, "--step-rows: it is not allowed with --engine onnxruntime; the engine must be auto"),
+        ({"step_rows": (2,)}, "--step-rows is not allowed with --engine onnxruntime; .* the engine be auto"),
         ({"engine": LlmEngine.AUTO, "step_rows": (1, 257)}, "--step-rows: 257 is not allowed; it must be 1 to 256"),
     ],
 )
