@@ -12,6 +12,8 @@ pytest.importorskip("torch")
 from nereid_bench import engines as module
 from nereid_bench.cli import app
 from nereid_bench.engines import EnginesPlan, engines
+from nereid_export.engines import BUILDERS, Engine
+from nereid_export.engines.precision import Precision
 
 pytestmark = pytest.mark.torch
 
@@ -21,12 +23,17 @@ def test_engines_and_peers_are_measured_by_rows(
 ) -> None:
     monkeypatch.setattr(module, "MODELS", {"tiny": 32})
     monkeypatch.setattr(module, "_checkpoint", lambda *_: checkpoints["sd"])
+    quick = (Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8_WEIGHTS)
+    for engine in (Engine.ONNXRUNTIME, Engine.OPENVINO):
+        kind = type(BUILDERS[engine])
+        monkeypatch.setattr(kind, "precisions", tuple(one for one in kind.precisions if one in quick))
     said: list[str] = []
     only = ("onnxruntime", "openvino", "diffusers")
     plan = EnginesPlan(work=tmp_path, models=("tiny",), rows=(1, 2), rounds=1, seconds=0.01, only=only)
     found = engines(plan, said.append)
     kinds = {(row["engine"], row["precision"]) for row in found}
     assert {("onnxruntime", "fp32"), ("onnxruntime", "fp16"), ("openvino", "fp32"), ("diffusers", "fp32")} <= kinds
+    assert {("onnxruntime", "int8-weights"), ("openvino", "int8-weights")} <= kinds
     assert ("openvino", "bf16") in kinds or any("openvino bf16 is left out" in line for line in said)
     for kind in kinds:
         rows = [row for row in found if (row["engine"], row["precision"]) == kind]

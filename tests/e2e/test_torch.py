@@ -31,7 +31,8 @@ REQUEST = {"seed": 41, "num_inference_steps": 9, "scheduler": "euler_a"}
 def on_torch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("torch")
     checkpoint = make_smallest_sdxl(folder / "checkpoint")
-    export(checkpoint, folder / "repository", engine=Engine.TORCH)
+    with torch._inductor.config.patch({"aot_inductor.compile_wrapper_opt_level": "O0"}):  # it compiles sooner
+        export(checkpoint, folder / "repository", engine=Engine.TORCH)
     yield from serving(folder / "repository", folder, {"sdxl": checkpoint})
 
 
