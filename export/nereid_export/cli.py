@@ -232,22 +232,25 @@ def llm(
 
     Nothing appears at OUT until everything is built and checked; an interrupted export resumes where it stopped.
     """
-    options = LlmExportOptions(
-        checkpoint=path,
-        out=out,
-        engine=engine,
-        precision=precision,
-        block_size=block_size,
-        symmetric=symmetric,
-        eight_bit_share=eight_bit_share,
-        device=device,
-        name=name,
-        sample_text=sample_text,
-        draft=draft,
-        context_length=context_length,
-        step_rows=parse_step_rows(step_rows),
-    )
-    manifest = _with_bar(lambda bar: export_llm(options, bar))
+
+    def asked() -> LlmExportOptions:
+        return LlmExportOptions(
+            checkpoint=path,
+            out=out,
+            engine=engine,
+            precision=precision,
+            block_size=block_size,
+            symmetric=symmetric,
+            eight_bit_share=eight_bit_share,
+            device=device,
+            name=name,
+            sample_text=sample_text,
+            draft=draft,
+            context_length=context_length,
+            step_rows=parse_step_rows(step_rows),
+        )
+
+    manifest = _with_bar(lambda bar: export_llm(asked(), bar))
     if as_json:
         print(json.dumps(manifest))
     else:

@@ -59,6 +59,8 @@ def export_llm(options: LlmExportOptions, progress: Progress) -> dict[str, Any]:
                 own = replace(options, engine=engine, step_rows=())
                 try:
                     its = {part: _build(of, own, samples[part], staging / engine / part, progress) for part, of in parts.items()}
+                except OSError:  # of the disk, which another engine would meet, too
+                    raise
                 except Exception as error:  # the engines' have no class in common
                     if options.engine is not LlmEngine.AUTO:
                         raise

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("torch")
 pytest.importorskip("openvino")
@@ -15,6 +16,7 @@ from nereid.llm.engine import KvMemory
 from nereid.llm.loading import load_model
 from nereid.llm.settings import LlmFacts, LlmLimits
 from nereid_export import llm_auto
+from nereid_export.cli import app
 from nereid_export.configs import read_config
 from nereid_export.errors import ExportError
 from nereid_export.frame import MANIFEST, Device
@@ -110,3 +112,12 @@ def test_without_any_engine_every_reason_is_named(llama: Path, tmp_path: Path, m
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ExportError, match=sentence):
         LlmExportOptions(checkpoint=Path("c"), out=Path("o"), **options).check()
+
+
+def test_rows_that_are_no_numbers_are_one_sentence_on_the_command_line(llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = CliRunner().invoke(app, ["llm", str(llama), "--engine", "auto", "--step-rows", "1,0", "--out", str(out)])
+    assert result.exit_code == 1
+    assert "error: --step-rows: '0' is not allowed; it must be whole numbers above 0" in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+    assert not out.exists()
