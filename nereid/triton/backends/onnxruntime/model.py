@@ -8,21 +8,10 @@ dynamic batcher delivers together run as one batch.
 """
 
 from nereid.engines.onnx_session import OnnxModel
-from nereid.engines.priority import give_way
-from nereid.engines.served_model import warm_up
-from nereid.triton import bridge
+from nereid.triton.stand_in import StandIn
 
 
-class TritonPythonModel:
+class TritonPythonModel(StandIn):
     """Serves any model whose config says `backend: "onnxruntime"`."""
 
-    def initialize(self, args):
-        give_way()
-        arguments = bridge.ModelArguments.parse(args)
-        self._model = OnnxModel.load(arguments)
-        warm_up(self._model, arguments)
-        bridge.tell_loaded(arguments.name)
-
-    def execute(self, requests):
-        results = self._model.run([bridge.read_inputs(request) for request in requests])
-        return [bridge.answer_of(request, result) for request, result in zip(requests, results, strict=True)]
+    engine = OnnxModel

@@ -6,21 +6,10 @@ Honours `default_model_filename`, `model_warmup`, the fixed batch of `max_batch_
 """
 
 from nereid.engines.openvino_model import OpenVinoModel
-from nereid.engines.priority import give_way
-from nereid.engines.served_model import warm_up
-from nereid.triton import bridge
+from nereid.triton.stand_in import StandIn
 
 
-class TritonPythonModel:
+class TritonPythonModel(StandIn):
     """Serves any model whose config says `backend: "openvino"`."""
 
-    def initialize(self, args):
-        give_way()
-        arguments = bridge.ModelArguments.parse(args)
-        self._model = OpenVinoModel.load(arguments)
-        warm_up(self._model, arguments)
-        bridge.tell_loaded(arguments.name)
-
-    def execute(self, requests):
-        results = self._model.run([bridge.read_inputs(request) for request in requests])
-        return [bridge.answer_of(request, result) for request, result in zip(requests, results, strict=True)]
+    engine = OpenVinoModel

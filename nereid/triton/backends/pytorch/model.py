@@ -5,22 +5,11 @@ and the parameters `INTRA_OP_THREAD_COUNT`, `INTER_OP_THREAD_COUNT` and `INFEREN
 backend it refuses packages of another PyTorch or processor, and inputs whose shapes do not fit each other.
 """
 
-from nereid.engines.priority import give_way
-from nereid.engines.served_model import warm_up
 from nereid.engines.torch_model import TorchModel
-from nereid.triton import bridge
+from nereid.triton.stand_in import StandIn
 
 
-class TritonPythonModel:
+class TritonPythonModel(StandIn):
     """Serves any model whose config says `backend: "pytorch"` and `platform: "torch_aoti"`."""
 
-    def initialize(self, args):
-        give_way()
-        arguments = bridge.ModelArguments.parse(args)
-        self._model = TorchModel.load(arguments)
-        warm_up(self._model, arguments)
-        bridge.tell_loaded(arguments.name)
-
-    def execute(self, requests):
-        results = self._model.run([bridge.read_inputs(request) for request in requests])
-        return [bridge.answer_of(request, result) for request, result in zip(requests, results, strict=True)]
+    engine = TorchModel
