@@ -17,7 +17,7 @@ from nereid_export.checkpoint import Checkpoint
 from nereid_export.clip_tokenizers import write_tokenizers
 from nereid_export.described import ALTERNATIVES, describe
 from nereid_export.engines import BUILDERS
-from nereid_export.engines.base import engine_bytes
+from nereid_export.engines.base import engine_bytes, engine_files
 from nereid_export.engines.precision import ERROR_BOUNDS
 from nereid_export.frame import MANIFEST, MANIFEST_VERSION, file_digests, models_of, versions
 from nereid_export.memory import run_memories
@@ -145,7 +145,7 @@ class Assembly:
 
 def _link_engine(engine: Built, folder: Path) -> None:
     folder.mkdir(parents=True)
-    for file in sorted(engine.folder.glob("model.*")):
+    for file in engine_files(engine.folder):
         # A link, so that an export interrupted from here on still finds its engine.
         (folder / file.name).hardlink_to(file)
 

@@ -15,7 +15,7 @@ from nereid_export.candidates import AutoOptions
 from nereid_export.choice import label
 from nereid_export.components import Component, sizes_at
 from nereid_export.engines import BUILDERS, Engine
-from nereid_export.engines.base import EngineBuilder, Samples, Target
+from nereid_export.engines.base import EngineBuilder, Samples, Target, engine_files
 from nereid_export.engines.check import (
     Check,
     batch_invariant_from,
@@ -26,7 +26,7 @@ from nereid_export.engines.check import (
     refuse_above_bound,
 )
 from nereid_export.engines.precision import Precision
-from nereid_export.errors import ExportError
+from nereid_export.errors import ExportError, first_line
 from nereid_export.frame import Progress
 from nereid_export.memory import measure_memory
 from nereid_export.options import ExportOptions
@@ -115,7 +115,7 @@ def build(
             del run
     built.memory = measure_memory(component, folder / builder.filename, target, builder.probe(component, target))
     built.seconds = round(time.monotonic() - start, 1)
-    record.write(built.figures(), sorted(folder.glob("model.*")))
+    record.write(built.figures(), engine_files(folder))
     return built
 
 
@@ -141,10 +141,9 @@ def _library_failures(component: Component, engine: Engine, precision: Precision
     except (ExportError, OSError):
         raise
     except Exception as error:
-        said = str(error).strip().partition("\n")[0]
-        raise ExportError(
-            f"{component.name}: {label(engine, precision)} cannot be built: {type(error).__name__}{': ' if said else ''}{said}"
-        ) from error
+        kind, said = type(error).__name__, first_line(error)
+        reason = said if said == kind else f"{kind}: {said}"
+        raise ExportError(f"{component.name}: {label(engine, precision)} cannot be built: {reason}") from error
 
 
 def places(component: Component, target: Target) -> list[tuple[int, dict[str, int]]]:

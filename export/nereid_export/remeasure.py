@@ -18,6 +18,7 @@ from nereid_export.choice import Row, label
 from nereid_export.contest import Contest, Entrant
 from nereid_export.described import ALTERNATIVES, component_of, target_of
 from nereid_export.engines import BUILDERS, Engine
+from nereid_export.engines.base import engine_files
 from nereid_export.errors import ExportError
 from nereid_export.frame import MANIFEST, Progress, file_digests
 from nereid_export.memory import measure_memory, run_memories
@@ -205,7 +206,7 @@ def _row(written: dict[str, Any]) -> Row:
 
 def _move(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    for file in sorted(source.glob("model.*")):
+    for file in engine_files(source):
         file.rename(target / file.name)
 
 

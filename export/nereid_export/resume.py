@@ -65,14 +65,13 @@ def _machine() -> dict[str, Any]:
     import torch
 
     return {
-        "processor": processor(),
+        "processor": _processor(),
         "providers": ort.get_available_providers(),
         "card": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "",
     }
 
 
-def processor() -> str:
-    """The name of this machine's."""
+def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -49,6 +49,20 @@ def key(options: Any) -> dict[str, Any]:
     return resume_key(options, "digest", ("numpy",), without_effect=("checkpoint", "out", "name", "draft"))
 
 
+def interrupted(options: ExportOptions, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Export up to the publication; what was said on the way."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    silent = Silent()
+    with monkeypatch.context() as patch:
+        patch.setattr("nereid_export.diffusion.publish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            export_diffusion(options, silent)
+    return silent.said
+
+
 @pytest.mark.parametrize(
     ("options", "changed"),
     [
@@ -149,14 +163,8 @@ def test_a_record_is_not_read_where_its_files_are_not_what_was_checked(damage: C
 def test_an_engine_that_an_interruption_has_damaged_is_built_again(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
     options = ExportOptions(checkpoint=checkpoints["sd"], out=tmp_path / "out")
-    with monkeypatch.context() as patch:
-        patch.setattr("nereid_export.diffusion.publish", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            export_diffusion(options, Silent())
+    interrupted(options, monkeypatch)
     engine = staging_folder(tmp_path / "out") / "engines" / "unet" / "model.onnx"
     whole = engine.read_bytes()
     engine.write_bytes(whole[:-100])
@@ -170,18 +178,9 @@ def test_an_engine_that_an_interruption_has_damaged_is_built_again(
 def test_an_export_for_another_device_builds_and_checks_again(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
     options = ExportOptions(checkpoint=checkpoints["sd"], out=tmp_path / "out")
-    with monkeypatch.context() as patch:
-        patch.setattr("nereid_export.diffusion.publish", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            export_diffusion(options, Silent())
-        again = Silent()
-        with pytest.raises(KeyboardInterrupt):
-            export_diffusion(options, again)
-        assert "unet: checked before" in again.said
+    interrupted(options, monkeypatch)
+    assert "unet: checked before" in interrupted(options, monkeypatch)
     other = Silent()
     export_diffusion(replace(options, device=Device.CUDA), other)
     assert not any("before" in line for line in other.said)

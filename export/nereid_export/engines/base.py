@@ -115,9 +115,14 @@ class EngineBuilder(Protocol):
         ...
 
 
+def engine_files(folder: Path) -> list[Path]:
+    """What a builder has left of an engine."""
+    return sorted(folder.glob("model.*"))
+
+
 def engine_bytes(folder: Path) -> int:
     """The size of the engine that `build` has written to this folder."""
-    return sum(file.stat().st_size for file in folder.glob("model.*"))
+    return sum(file.stat().st_size for file in engine_files(folder))
 
 
 def require_precision(name: str, builder: EngineBuilder, precision: Precision) -> None:
