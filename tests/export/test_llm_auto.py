@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,18 @@ def test_an_engine_that_fails_its_check_loses_with_its_reason(
     manifest: dict[str, Any] = export_llm(llama, tmp_path / "out", engine=LlmEngine.AUTO, step_rows=(1,))
     rows = {row["engine"]: row for row in manifest["candidates"]["llm"]}
     assert (rows["onnxruntime"]["chosen"], rows["openvino"]["dropped"]) == (True, "the logits differ")
+
+
+def test_a_full_disk_ends_the_export_whichever_engine_meets_it(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(OpenVinoBuilder, "build", full)
+    with pytest.raises(ExportError, match="the disk is full; nothing was published"):
+        export_llm(llama, tmp_path / "out", engine=LlmEngine.AUTO, step_rows=(1,))
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_any_engine_every_reason_is_named(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
