@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -63,6 +64,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_configure() -> None:
     """Tests interrupt themselves and their children, also where a shell has started them in the background (SIGINT ignored)."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _logging_stays_as_it_was() -> Iterator[None]:
+    """What a test leaves silenced would be missed by another, in an order that only some runs have."""
+    loggers = [logging.getLogger(name) for name in ("root", "nereid", "nereid.serve")]
+
+    def state() -> list[tuple[str, int, bool]]:
+        return [(logger.name, logging.root.manager.disable or logger.level, logger.disabled) for logger in loggers]
+
+    before = state()
+    yield
+    assert before == state()
 
 
 class Silent:

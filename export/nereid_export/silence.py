@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import io
 import logging
+import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr, redirect_stdout
 
 _CHATTY = (
     "diffusers",
@@ -22,19 +23,55 @@ _CHATTY = (
 they are first imported."""
 
 
+class _Shared:
+    """A setting of the whole process, made by the first of those inside and taken back by the last, on whatever thread."""
+
+    def __init__(self, setting: Callable[[], AbstractContextManager[None]]) -> None:
+        self._setting = setting
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._kept = ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._kept.enter_context(self._setting())
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._kept.close()
+
+
+@contextmanager
+def _errors_alone() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(action="ignore"), ExitStack() as stack:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(logging.ERROR)
+            stack.callback(logger.setLevel, level)
+        yield
+
+
+@contextmanager
+def _nothing_printed() -> Iterator[None]:
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
+
+
+_LOGGED, _PRINTED = _Shared(_errors_alone), _Shared(_nothing_printed)
+
+
 @contextmanager
 def quiet(*, printing: bool = False) -> Iterator[None]:
     """Errors alone are logged, and no warnings given; with `printing`, nothing is printed either. Failures still raise."""
     for name in ("diffusers.utils", "transformers.utils"):
         importlib.import_module(name).logging.disable_progress_bar()
-    loggers = [logging.getLogger(name) for name in _CHATTY]
-    levels = [logger.level for logger in loggers]
     with ExitStack() as stack:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(logging.ERROR)
-            stack.callback(logger.setLevel, level)
-        stack.enter_context(warnings.catch_warnings(action="ignore"))
+        stack.enter_context(_LOGGED)
         if printing:
-            stack.enter_context(redirect_stdout(io.StringIO()))
-            stack.enter_context(redirect_stderr(io.StringIO()))
+            stack.enter_context(_PRINTED)
         yield

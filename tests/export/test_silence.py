@@ -1,0 +1,56 @@
+"""Other libraries are silenced while they work, and heard again afterwards, also where exports work on several threads."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import warnings
+
+import pytest
+
+pytest.importorskip("torch")
+
+from nereid_export.silence import quiet
+
+pytestmark = pytest.mark.torch
+
+
+def heard() -> tuple[object, ...]:
+    levels = [logging.getLogger(name).level for name in ("root", "transformers", "onnxscript")]
+    return (*levels, sys.stdout, sys.stderr, list(warnings.filters))
+
+
+def test_who_leaves_first_does_not_end_the_silence_of_others_nor_does_the_last_keep_it() -> None:
+    with quiet():  # imports what sets levels of its own
+        pass
+    before = heard()
+    is_inside, may_leave = threading.Event(), threading.Event()
+
+    def another() -> None:
+        with quiet(printing=True):
+            is_inside.set()
+            may_leave.wait(30)
+
+    thread = threading.Thread(target=another)
+    with quiet(printing=True):
+        thread.start()
+        assert is_inside.wait(30)
+    assert logging.getLogger("root").level == logging.ERROR
+    assert sys.stdout is not before[3]
+    may_leave.set()
+    thread.join()
+    assert heard() == before
+
+
+def test_printing_is_silenced_only_where_asked_and_failures_raise(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        with quiet(printing=True):
+            print("silenced")
+            raise ValueError("wrong")
+
+    with quiet():
+        print("heard")
+        with pytest.raises(ValueError, match="wrong"):
+            fail()
+    assert capsys.readouterr().out == "heard\n"
