@@ -67,16 +67,15 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _logging_stays_as_it_was() -> Iterator[None]:
-    """What a test leaves silenced would be missed by another, in an order that only some runs have."""
+def _logging_is_put_back() -> Iterator[None]:
+    """What a test left silenced would be missed by another, in an order that only some runs have."""
     loggers = [logging.getLogger(name) for name in ("root", "nereid", "nereid.serve")]
-
-    def state() -> list[tuple[str, int, bool]]:
-        return [(logger.name, logging.root.manager.disable or logger.level, logger.disabled) for logger in loggers]
-
-    before = state()
+    before = [(logger.level, logger.disabled) for logger in loggers]
     yield
-    assert before == state()
+    logging.disable(logging.NOTSET)
+    for logger, (level, disabled) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.disabled = disabled
 
 
 class Silent:
