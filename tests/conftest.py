@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -64,18 +63,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_configure() -> None:
     """Tests interrupt themselves and their children, also where a shell has started them in the background (SIGINT ignored)."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.fixture(autouse=True)
-def _logging_is_put_back() -> Iterator[None]:
-    """What a test left silenced would be missed by another, in an order that only some runs have."""
-    loggers = [logging.getLogger(name) for name in ("root", "nereid", "nereid.serve")]
-    before = [(logger.level, logger.disabled) for logger in loggers]
-    yield
-    logging.disable(logging.NOTSET)
-    for logger, (level, disabled) in zip(loggers, before, strict=True):
-        logger.setLevel(level)
-        logger.disabled = disabled
 
 
 class Silent:
