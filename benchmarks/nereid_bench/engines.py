@@ -7,7 +7,6 @@ another. They take turns for several rounds, and medians are told: a noisy minut
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import statistics
 import subprocess
@@ -24,7 +23,7 @@ from nereid_export.built import packages_of
 from nereid_export.calibration import Calibration, calibrate
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import Component, components_of
-from nereid_export.drawing import Drawer
+from nereid_export.drawing import Drawer, pipeline_of
 from nereid_export.engines import BUILDERS, Engine
 from nereid_export.engines.base import Samples, Target, engine_bytes
 from nereid_export.engines.check import compare, compare_together, random_references, references_of
@@ -185,11 +184,12 @@ def build_engine(
     trained = checkpoint.folder == CHECKPOINT and component.name == "unet"
     made = _calibration(checkpoint, folder.parent / "calibration", say) if trained else Calibration()
     if target.precision.quantised and trained:
-        samples = Samples(references_of(component, module, made.checks["unet"]), made.ranges["unet"], told=say)
+        assert made.runs is not None
+        samples = Samples(references_of(component, module, made.checks["unet"]), made.ranges["unet"], made.runs.error, told=say)
     else:
         # Random weights say nothing of quality: nothing is put back for it.
         checks = random_references(component, module)
-        samples = Samples(checks, [check.inputs for check in checks], math.inf, say)
+        samples = Samples(checks, [check.inputs for check in checks], bounded=False, told=say)
     builder.build(component, module, folder, target, samples)
     del module
     run = builder.load(component, folder, target)
@@ -204,7 +204,7 @@ def build_engine(
 
 def _calibration(checkpoint: Checkpoint, folder: Path, say: Say) -> Calibration:
     prompts = tuple(caption.text for caption in held_out_captions(10, seed=77))
-    return calibrate(partial(Drawer.by_torch, checkpoint), prompts, folder, checkpoint.digest(), say)
+    return calibrate(partial(Drawer.by_torch, checkpoint), pipeline_of(checkpoint), prompts, folder, checkpoint.digest(), say)
 
 
 def _take(turn: Turn) -> dict[str, Any] | None:

@@ -157,6 +157,7 @@ def _findings(engine: Built) -> dict[str, Any]:
     return {
         "checked": True,
         "error_bound": ERROR_BOUNDS[engine.target.of(engine.component)],
+        **({} if engine.end_error is None else {"end_error": engine.end_error}),
         "batch_invariant_from_rows": engine.invariant_from,
         "milliseconds": engine.milliseconds,
         "checks": [asdict(check) for check in engine.checks],

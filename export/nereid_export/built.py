@@ -24,6 +24,7 @@ from nereid_export.engines.check import (
     random_references,
     references_of,
     refuse_above_bound,
+    refuse_end_above_bound,
 )
 from nereid_export.engines.precision import Precision
 from nereid_export.errors import ExportError, first_line
@@ -49,6 +50,8 @@ class Built:
     """Of one call for one picture of the usual size, guided; None where the engine could not be run."""
     memory: dict[str, Any] | None = None
     """What its runs need, where that was measured."""
+    end_error: float | None = None
+    """Of whole runs, where the component's calls follow one another and it computes below float32."""
     invariant_from: int | None = None
     """Rows of a call from which on each has the same bits in any company; None where it never has."""
     unchecked: str | None = None
@@ -59,7 +62,7 @@ class Built:
 
     def figures(self) -> dict[str, Any]:
         """What a resumed export reads instead of building it."""
-        kept = ("seconds", "milliseconds", "memory", "invariant_from", "unchecked", "account")
+        kept = ("seconds", "milliseconds", "memory", "end_error", "invariant_from", "unchecked", "account")
         return {"checks": [asdict(check) for check in self.checks], **{name: getattr(self, name) for name in kept}}
 
 
@@ -98,7 +101,8 @@ def build(
         references = references_of(component, module, calibration.checks[component.name])
     else:
         references = [] if unchecked else random_references(component, module)
-    samples = Samples(references, calibration.ranges.get(component.name, ()), told=progress.detail)
+    end_error = calibration.runs.error if calibration.runs and component.name == "unet" else None
+    samples = Samples(references, calibration.ranges.get(component.name, ()), end_error, told=progress.detail)
     built = Built(component, engine, target, folder, unchecked=unchecked)
     with _library_failures(component, engine, precision, folder):
         built.account = builder.build(component, module, folder, target, samples) or {}
@@ -110,6 +114,10 @@ def build(
             run = builder.load(component, folder, target)
             built.checks = (compare_together if precision.quantised else compare)(references, run)
             refuse_above_bound(component, built.checks, precision)
+            if end_error is not None and precision is not Precision.FP32:
+                progress.detail(f"{component.name}: finishing runs with the engine")
+                built.end_error = end_error(run)
+                refuse_end_above_bound(component, built.end_error, precision)
             built.invariant_from = batch_invariant_from(component, run, places(component, target))
             built.milliseconds = milliseconds(component, run, target, usual_rows(component))
             del run

@@ -21,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nereid.diffusion.prompts import MAX_PROMPT_CHARACTERS
+from nereid.diffusion.settings import Pipeline
 from nereid_export.drawing import Drawer
+from nereid_export.end_error import WholeRuns
 from nereid_export.engines.check import Inputs
 from nereid_export.errors import ExportError
 from nereid_export.frame import versions
@@ -50,11 +52,13 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Inputs by component: those to take ranges from, and those to check on; and all pictures."""
+    """Inputs by component: those to take ranges from, and those to check on; all pictures, and runs of the UNet."""
 
     ranges: Mapping[str, Sequence[Inputs]] = field(default_factory=dict)
     checks: Mapping[str, Sequence[Inputs]] = field(default_factory=dict)
     pictures: Sequence[Drawn] = ()
+    runs: WholeRuns | None = None
+    """Of the prompts that were set apart."""
 
 
 def read_prompts(file: Path) -> tuple[str, ...]:
@@ -95,9 +99,14 @@ def drawn_prompts(tokenizer: Any, count: int = PROMPTS) -> tuple[str, ...]:
 
 
 def calibrate(
-    drawer: Callable[[], Drawer], prompts: Sequence[str], folder: Path, source: str, told: Callable[[str], None]
+    drawer: Callable[[], Drawer],
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    folder: Path,
+    source: str,
+    told: Callable[[str], None],
 ) -> Calibration:
-    """Draw every prompt and keep what the components are called with.
+    """Draw every prompt of this pipeline and keep what the components are called with.
 
     What `folder` has of an interrupted run with these prompts, this `source` (a checkpoint's digest) and these versions is not
     drawn again, and `drawer` is asked for only where something is.
@@ -120,7 +129,12 @@ def calibrate(
         pictures.append(Drawn(prompt, number, steps, picture))
         for name, inputs in calls:
             (checks if number >= len(prompts) - SET_APART else ranges)[name].append(inputs)
-    return Calibration(ranges, checks, pictures)
+    file = folder / "runs.npz"
+    if (runs := WholeRuns.read(file, pipeline)) is None:
+        told("finishing runs with PyTorch")
+        runs = WholeRuns.by(ready or drawer(), prompts[-SET_APART:])
+        runs.write(file)
+    return Calibration(ranges, checks, pictures, runs)
 
 
 def _draw(drawer: Drawer, prompt: str, number: int) -> tuple[int, NDArray[np.uint8], list[tuple[str, Inputs]]]:

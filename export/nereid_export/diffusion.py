@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from nereid_export.calibration import PROMPTS, Calibration, calibrate, drawn_pro
 from nereid_export.checkpoint import Checkpoint, understood
 from nereid_export.clip_tokenizers import read_tokenizers
 from nereid_export.components import Component, components_of
-from nereid_export.drawing import Drawer
+from nereid_export.drawing import Drawer, pipeline_of
 from nereid_export.engines import BUILDERS, Engine, require_options
 from nereid_export.engines.base import Target, require_buckets, require_precision
 from nereid_export.engines.check import Run
@@ -23,7 +23,7 @@ from nereid_export.engines.precision import Precision, require_components
 from nereid_export.errors import ExportError
 from nereid_export.facts import pipeline_facts
 from nereid_export.frame import Progress, check_name
-from nereid_export.gate import check_pictures, check_score, psnr_bound, refuse_pipeline
+from nereid_export.gate import SCORED, check_pictures, psnr_bound, refuse_pipeline, score
 from nereid_export.options import ExportOptions
 from nereid_export.preview import fit_latents_to_rgb
 from nereid_export.publish import destination, locked, publish, readable_failures, require_space, staging_folder
@@ -78,7 +78,8 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
                 progress.step("drawing pictures with PyTorch")
                 if prompts is None:
                     prompts = tuple(scorer.prompts(PROMPTS)) if scorer else drawn_prompts(next(iter(tokenizers.values())))
-                calibration = calibrate(reference.drawer, prompts, staging / "calibration", digest, progress.detail)
+                folder = staging / "calibration"
+                calibration = calibrate(reference.drawer, pipeline_of(checkpoint), prompts, folder, digest, progress.detail)
                 reference.forget()
             if auto:
                 auto.build(digest, staging, calibration, progress)
@@ -144,11 +145,19 @@ class _Reference:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self._drawer: Drawer | None = None
+        self._score: float | None = None
 
     def drawer(self) -> Drawer:
         if self._drawer is None:
             self._drawer = Drawer.by_torch(self.checkpoint)
         return self._drawer
+
+    def score(self, scorer: Scorer, told: Callable[[str], None]) -> float:
+        """Percent of its pictures that are right; counted once."""
+        if self._score is None:
+            self._score = score(self.drawer(), scorer, "scoring PyTorch's pictures", told)
+            self.forget()
+        return self._score
 
     def forget(self) -> None:
         self._drawer = None
@@ -186,8 +195,9 @@ def _checked_pictures(
     found: dict[str, Any] = dict(check_pictures(engines, calibration.pictures, progress.detail))
     found["psnr_bound"] = psnr_bound(_below(built))
     if scorer is not None:
-        found |= check_score(engines, reference.drawer(), scorer, progress.detail)
-        reference.forget()
+        ours = score(engines, scorer, "scoring the engines' pictures", progress.detail)
+        theirs = reference.score(scorer, progress.detail)
+        found |= {"scored_by": scorer.name, "scored": SCORED, "score_fp32": theirs, "score": ours}
     record.write(found)
     return found
 

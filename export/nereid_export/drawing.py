@@ -46,8 +46,7 @@ class Drawer:
     @classmethod
     def of(cls, checkpoint: Checkpoint, runs: Mapping[str, Run]) -> Drawer:
         """A drawer of this checkpoint's pictures; raises ExportError for tokenizers or settings that cannot be read."""
-        facts = pipeline_facts(checkpoint, [])
-        return cls(Pipeline.from_json(json.dumps(facts)), read_tokenizers(checkpoint), runs)
+        return cls(pipeline_of(checkpoint), read_tokenizers(checkpoint), runs)
 
     @classmethod
     def by_torch(cls, checkpoint: Checkpoint) -> Drawer:
@@ -60,7 +59,7 @@ class Drawer:
         Raises ExportError where a component's output is none that a picture can be made of.
         """
         try:
-            latents = self.denoise(prompts, seeds, steps=steps)
+            latents = self.denoise(self.request(prompts, seeds, steps=steps))
             return to_pixels(self._call("vae_decoder", {"latents": latents}, "image")["image"])
         except RequestError as error:
             raise ExportError(f"a picture cannot be drawn: {error}") from None
@@ -69,21 +68,19 @@ class Drawer:
         """The mean of a picture's latents: uint8 H x W x 3 to float32 C x H/8 x W/8."""
         return self._call("vae_encoder", {"image": from_pixels(pixels)[None]}, "latents_mean", "latents_std")["latents_mean"][0]
 
-    def denoise(self, prompts: Sequence[str], seeds: Sequence[int], *, steps: int | None = None) -> NDArray[np.float32]:
-        """Finished latents, float32 N x C x H x W."""
-        inputs: dict[str, NDArray[Any]] = {}
+    def request(self, prompts: Sequence[str], seeds: Sequence[int], *, steps: int | None = None) -> dict[str, NDArray]:
+        """What the served pipeline is asked for these pictures, prompts embedded."""
+        inputs: dict[str, NDArray] = {}
         for half in HALVES:
             inputs |= self._encoded(list(prompts) if half == "" else [""] * len(prompts), half)
         count = len(prompts)
         inputs["seed"] = np.array(seeds, dtype=np.uint64).reshape(count, 1)
         inputs["num_inference_steps"] = np.full((count, 1), steps or self.pipeline.default_steps, dtype=np.int32)
-        runs = start_runs(parse_image_request(inputs, self.pipeline, _LIMITS), self._no_picture, lambda: False)
-        while not all(run.done for run in runs):
-            packed = pack(runs)
-            for error in commit(runs, packed, self._call("unet", packed, "out_sample")["out_sample"]):
-                if error is not None:
-                    raise error
-        return np.stack([run.state.sample for run in runs])
+        return inputs
+
+    def denoise(self, request: Mapping[str, NDArray]) -> NDArray[np.float32]:
+        """Finished latents, float32 N x C x H x W."""
+        return denoised(self.pipeline, request, lambda inputs: self._call("unet", inputs, "out_sample")["out_sample"])
 
     def _encoded(self, texts: list[str], half: str) -> dict[str, NDArray[np.float32]]:
         made: dict[str, NDArray[np.float32]] = {}
@@ -101,9 +98,30 @@ class Drawer:
         self.called(name, inputs)
         return self.runs[name](inputs, outputs)
 
-    @staticmethod
-    def _no_picture(picture: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        raise AssertionError("nothing here starts from a picture")
+
+def pipeline_of(checkpoint: Checkpoint) -> Pipeline:
+    """What is served of this checkpoint."""
+    return Pipeline.from_json(json.dumps(pipeline_facts(checkpoint, [])))
+
+
+def denoised(
+    pipeline: Pipeline, request: Mapping[str, NDArray], unet: Callable[[Mapping[str, NDArray]], NDArray]
+) -> NDArray[np.float32]:
+    """The latents, float32 N x C x H x W, of a request whose prompts are embedded, by a UNet: its inputs to its output.
+
+    Raises RequestError for an output that no run can go on from.
+    """
+    runs = start_runs(parse_image_request(request, pipeline, _LIMITS), _no_picture, lambda: False)
+    while not all(run.done for run in runs):
+        packed = pack(runs)
+        for error in commit(runs, packed, unet(packed)):
+            if error is not None:
+                raise error
+    return np.stack([run.state.sample for run in runs])
+
+
+def _no_picture(picture: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    raise AssertionError("nothing here starts from a picture")
 
 
 def psnr(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> float:

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from nereid_export.components import Component
 from nereid_export.engines.base import Samples
-from nereid_export.engines.precision import ERROR_BOUNDS, Precision
+from nereid_export.engines.check import Run, aggregate_error
+from nereid_export.engines.precision import END_ERROR_BOUND, ERROR_BOUNDS, Precision
 from nereid_export.observed import observe
 from nereid_export.sensitivity import QuantisedGraph, search
 from nereid_export.smoothing import smooth
+
+INPUTS = 4
+"""Inputs of the check on which each part is rounded alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Of a graph: over calls, and at the end of whole runs where its component has such."""
+
+    calls: float
+    end: float | None
+
+    @property
+    def excess(self) -> float:
+        """The larger of both over its bound; NaN where one is."""
+        calls = self.calls / ERROR_BOUNDS[Precision.INT8]
+        end = 0.0 if self.end is None else self.end / END_ERROR_BOUND
+        return calls if calls != calls or calls > end else end
 
 
 def smoothed(component: Component, module: nn.Module, samples: Samples) -> int:
@@ -21,18 +41,20 @@ def smoothed(component: Component, module: nn.Module, samples: Samples) -> int:
 
 
 def put_back(component: Component, graph: QuantisedGraph, samples: Samples, norms: int) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Activations that must not be rounded for the engine to be within its bound, and what the manifest says of it."""
+    """Activations that must not be rounded for the engine to be within its bounds, and what the manifest says of it."""
 
     def told(text: str) -> None:
         samples.told(f"{component.name}: measuring the error with {text}")
 
-    bound = ERROR_BOUNDS[Precision.INT8] if samples.error_bound is None else samples.error_bound
-    found = search(graph, samples.checks, bound, told)
-    facts = {
-        "calibration_calls": len(samples.ranges),
-        "smoothed_norms": norms,
-        "parts": found.parts,
-        "kept": list(found.kept),
-        "error_without_kept": found.error_without_kept,
-    }
+    def measure(run: Run) -> Errors:
+        return Errors(aggregate_error(samples.checks, run), samples.end_error(run) if samples.end_error else None)
+
+    facts: dict[str, Any] = {"calibration_calls": len(samples.ranges), "smoothed_norms": norms}
+    if not samples.bounded:
+        return (), {"quantization": facts}
+    few = samples.checks[:: max(1, len(samples.checks) // INPUTS)][:INPUTS]
+    found = search(graph, measure, lambda run: aggregate_error(few, run), told)
+    facts |= {"parts": found.parts, "kept": list(found.kept), "error_without_kept": found.rounded.calls}
+    if found.rounded.end is not None:
+        facts["end_error_without_kept"] = found.rounded.end
     return found.names, {"quantization": facts}

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
-from nereid_export.engines.check import Reference, Run, aggregate_error
+from nereid_export.engines.check import Run
 
 MOST_PARTS = 48
 """Parts that are tried apart, each with a graph of its own; layers beyond are taken together by their blocks."""
-INPUTS = 4
-"""Inputs of the check that each part is tried on."""
 
 
 class QuantisedGraph(Protocol):
@@ -20,7 +18,7 @@ class QuantisedGraph(Protocol):
 
     @property
     def rounded(self) -> Sequence[str]:
-        """What is rounded, each named by the path of the module that makes or reads it, with dots."""
+        """What is rounded, each named by the path of the node that reads it first, with dots."""
         ...
 
     def without(self, names: Collection[str]) -> Run:
@@ -28,43 +26,61 @@ class QuantisedGraph(Protocol):
         ...
 
 
+class Excess(Protocol):
+    """What was measured of a graph."""
+
+    @property
+    def excess(self) -> float:
+        """Its error over the bound: 1 at most where it may be published, NaN where it computes nothing."""
+        ...
+
+
+E = TypeVar("E", bound=Excess)
+
+
 @dataclass(frozen=True, slots=True)
-class Search:
-    """Parts put back, largest effect first, and what is rounded in them; the error with all rounded, and with these put back."""
+class Search(Generic[E]):
+    """Parts put back, largest effect first, and what is rounded in them; what was measured with all rounded, and so."""
 
     parts: int
     kept: tuple[str, ...]
     names: tuple[str, ...]
-    error_without_kept: float
-    error: float
+    rounded: E
+    found: E
 
 
-def search(graph: QuantisedGraph, checks: Sequence[Reference], bound: float, told: Callable[[str], None]) -> Search:
-    """The fewest parts whose rounding must go until the error is within the bound; all of them where it never is."""
+def search(
+    graph: QuantisedGraph, measure: Callable[[Run], E], alone: Callable[[Run], float], told: Callable[[str], None]
+) -> Search[E]:
+    """The fewest parts whose rounding must go until the graph is within its bound; all of them where it never is.
+
+    Their order is by the error (`alone`) that each makes where nothing else is rounded: beside the others' errors its own
+    would hardly be seen.
+    """
     grouped = parts(graph.rounded)
-    whole = aggregate_error(checks, graph.without(()))
-    if whole <= bound:
+    whole = measure(graph.without(()))
+    if whole.excess <= 1:
         return Search(len(grouped), (), (), whole, whole)
-    chosen = checks[:: max(1, len(checks) // INPUTS)][:INPUTS]
     errors = {}
     for number, (part, names) in enumerate(grouped.items()):
-        told(f"part {number + 1} of {len(grouped)} in higher precision")
-        errors[part] = aggregate_error(chosen, graph.without(names))
-    ordered = sorted(grouped, key=lambda part: errors[part])
+        told(f"part {number + 1} of {len(grouped)} rounded alone")
+        others = {name for name in graph.rounded if name not in names}
+        errors[part] = alone(graph.without(others))
+    ordered = sorted(grouped, key=lambda part: -errors[part])
 
     def names_of(count: int) -> tuple[str, ...]:
         return tuple(name for part in ordered[:count] for name in grouped[part])
 
     def within(count: int) -> bool:
         told(f"{count} of {len(grouped)} parts in higher precision")
-        found[count] = aggregate_error(checks, graph.without(names_of(count)))
-        return found[count] <= bound
+        found[count] = measure(graph.without(names_of(count)))
+        return found[count].excess <= 1
 
-    found: dict[int, float] = {}
+    found: dict[int, E] = {}
     least, most = 0, 1
     while not within(most) and most < len(ordered):
         least, most = most, min(2 * most, len(ordered))
-    while found[most] <= bound and most - least > 1:
+    while found[most].excess <= 1 and most - least > 1:
         middle = (least + most) // 2
         least, most = (least, middle) if within(middle) else (middle, most)
     return Search(len(grouped), tuple(ordered[:most]), names_of(most), whole, found[most])

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+_SAME_BITS = {None: "no", 1: "yes", 2: "from 2"}
+
 
 def show_llm(manifest: dict[str, Any], out: Path) -> None:
     """A language model's engine, and what it was chosen from."""
@@ -41,19 +43,17 @@ def show_llm(manifest: dict[str, Any], out: Path) -> None:
 
 def show_diffusion(manifest: dict[str, Any], out: Path) -> None:
     """A pipeline's engines, what they were chosen from, and what whole pictures say of them."""
-    table = Table(title=f"{manifest['source']['name']} -> {out}")
-    columns = ("model", "engine", "precision", "MB", "ms a call", "largest relative error", "bound", "same bits in any batch")
-    for column in (*columns, "built in s"):
-        table.add_column(column, justify="left" if column in ("model", "engine", "precision") else "right")
+    table = _table(f"{manifest['source']['name']} -> {out}")
+    for column in ("model", "engine", "MB", "ms", "error", "bound", "at end", "bits"):
+        named = column in ("model", "engine")
+        table.add_column(column, justify="left" if named else "right", no_wrap=True)
     for name, engine in manifest["engines"].items():
         table.add_row(
             name,
-            engine["engine"],
-            engine["precision"],
+            f"{engine['engine']} {engine['precision']}",
             f"{engine['bytes'] / 1e6:.1f}",
             "-" if not engine["checked"] else f"{engine['milliseconds']:.1f}",
             *_findings(engine),
-            f"{engine['seconds']:.1f}",
         )
     Console().print(table)
     for name, engine in manifest["engines"].items():
@@ -71,32 +71,43 @@ def show_diffusion(manifest: dict[str, Any], out: Path) -> None:
         Console().print(f"not checked against PyTorch: {reason}", highlight=False, soft_wrap=True)
 
 
-def _findings(engine: dict[str, Any]) -> tuple[str, str, str]:
-    """Error, bound, and whether rows are the same in any batch."""
+def _findings(engine: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Largest relative error and its bound, that of finished latents, and whether rows are the same in any batch."""
     if not engine["checked"]:
-        return "not checked", "-", "-"
+        return "-", "-", "-", "-"
     worst = max(check["relative_error"] for check in engine["checks"])
-    invariant = {None: "no", 1: "yes"}.get(engine["batch_invariant_from_rows"], "from 2 rows")
-    return f"{worst:.1e}", f"{engine['error_bound']:g}", invariant
+    end = f"{engine['end_error']:.0e}" if "end_error" in engine else "-"
+    return f"{worst:.0e}", f"{engine['error_bound']:.0e}", end, _SAME_BITS[engine["batch_invariant_from_rows"]]
+
+
+def _table(title: str) -> Table:
+    """Without frames, which take a terminal's width."""
+    return Table(title=title, box=None, padding=(0, 1), pad_edge=False, collapse_padding=True)
 
 
 def _show_candidates(candidates: dict[str, list[dict[str, Any]]]) -> None:
-    table = Table(title="measured")
-    for column in ("model", "engine", "precision", "threads", "ms a call (rows)", "error", "MB", "memory MiB", "same bits", ""):
-        table.add_column(column, justify="right" if column in ("error", "MB", "memory MiB") else "left")
+    """What was measured, within 80 columns; what was dropped, and why, in lines below."""
+    table = _table("measured (> is chosen)")
+    for column in ("engine, threads", "ms a call@rows", "error", "MB", "MiB run", "same bits"):
+        table.add_column(column, justify="right" if column in ("error", "MB", "MiB run") else "left", overflow="fold")
     for model, rows in candidates.items():
+        table.add_section()
+        table.add_row(f"[bold]{model}[/]")
         for row in rows:
-            same = {None: "no", 1: "yes", 2: "from 2 rows"}
+            if "dropped" in row and "milliseconds" not in row:
+                continue
             table.add_row(
-                model,
-                row["engine"],
-                row["precision"],
-                str(row["threads"] or "its own"),
-                ", ".join(f"{took:.4g} ({count})" for count, took in row.get("milliseconds", {}).items()),
-                f"{row['error']:.1e}" if "error" in row else "",
-                f"{row['bytes'] / 1e6:.1f}" if "bytes" in row else "",
+                f"{'>' if row['chosen'] else ' '} {row['engine']} {row['precision']}"
+                + (f", {row['threads']}" if row["threads"] else ""),
+                " ".join(f"{took:.3g}@{count}" for count, took in row.get("milliseconds", {}).items()),
+                f"{row['error']:.0e}" if "error" in row else "",
+                f"{row['bytes'] / 1e6:.0f}" if "bytes" in row else "",
                 f"{row['memory_bytes'] / 2**20:.0f}" if "memory_bytes" in row else "",
-                same[row["batch_invariant_from_rows"]] if "batch_invariant_from_rows" in row else "",
-                "chosen" if row["chosen"] else row.get("dropped", ""),
+                _SAME_BITS[row["batch_invariant_from_rows"]] if "batch_invariant_from_rows" in row else "",
             )
     Console().print(table)
+    for model, rows in candidates.items():
+        for row in rows:
+            if "dropped" in row:
+                said = f"{model}: {row['engine']} {row['precision']} was dropped: {row['dropped']}"
+                Console().print(said, highlight=False, soft_wrap=True)

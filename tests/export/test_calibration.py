@@ -88,29 +88,31 @@ def test_an_interrupted_calibration_goes_on_where_it_stopped(drawer: Drawer, tmp
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        calibrate(lambda: drawer, prompts, tmp_path / "c", "digest", interrupted)
+        calibrate(lambda: drawer, drawer.pipeline, prompts, tmp_path / "c", "digest", interrupted)
     lines.clear()
-    resumed = calibrate(lambda: drawer, prompts, tmp_path / "c", "digest", told(lines))
-    assert [line.split()[2] for line in lines] == ["3", "4"]
-    whole = calibrate(lambda: drawer, prompts, tmp_path / "other", "digest", told([]))
+    resumed = calibrate(lambda: drawer, drawer.pipeline, prompts, tmp_path / "c", "digest", told(lines))
+    assert lines == [*(f"drawing picture {number} of 4 with PyTorch" for number in (3, 4)), "finishing runs with PyTorch"]
+    whole = calibrate(lambda: drawer, drawer.pipeline, prompts, tmp_path / "other", "digest", told([]))
     assert all(np.array_equal(a.picture, b.picture) for a, b in zip(resumed.pictures, whole.pictures, strict=True))
     again: list[str] = []
-    calibrate(lambda: pytest.fail("nothing is left to draw"), prompts, tmp_path / "c", "digest", told(again))
+    calibrate(lambda: pytest.fail("nothing is left to draw"), drawer.pipeline, prompts, tmp_path / "c", "digest", told(again))
     assert again == []
-    calibrate(lambda: drawer, prompts, tmp_path / "c", "another checkpoint", told(again))
-    assert len(again) == len(prompts)
+    calibrate(lambda: drawer, drawer.pipeline, prompts, tmp_path / "c", "another checkpoint", told(again))
+    assert len(again) == len(prompts) + 1
 
 
 def test_pictures_of_other_versions_are_drawn_again(drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts, lines = ("red fish", "blue fish", "one fish"), []
-    calibrate(lambda: drawer, prompts, tmp_path, "digest", told([]))
+    calibrate(lambda: drawer, drawer.pipeline, prompts, tmp_path, "digest", told([]))
     monkeypatch.setattr("nereid_export.calibration.versions", lambda packages: {"torch": "another"})
-    calibrate(lambda: drawer, prompts, tmp_path, "digest", lines.append)
-    assert len(lines) == len(prompts)
+    calibrate(lambda: drawer, drawer.pipeline, prompts, tmp_path, "digest", lines.append)
+    assert len(lines) == len(prompts) + 1
 
 
 def test_ranges_and_checks_are_of_different_prompts_and_of_steps_all_over_the_run(drawer: Drawer, tmp_path: Path) -> None:
-    made = calibrate(lambda: drawer, ("red fish", "blue fish", "one fish", "two fish"), tmp_path, "digest", told([]))
+    made = calibrate(
+        lambda: drawer, drawer.pipeline, ("red fish", "blue fish", "one fish", "two fish"), tmp_path, "digest", told([])
+    )
     assert len(made.checks["vae_decoder"]) == SET_APART
     assert len(made.ranges["vae_encoder"]) == 4 - SET_APART
     assert len(made.ranges["unet"]) >= CALLS * (4 - SET_APART)
@@ -127,13 +129,13 @@ def test_equal_pictures_have_no_error() -> None:
 
 def test_a_damaged_picture_is_drawn_again(drawer: Drawer, tmp_path: Path) -> None:
     prompts = ("red fish", "blue fish", "one fish")
-    whole = calibrate(lambda: drawer, prompts, tmp_path / "c", "digest", told([]))
+    whole = calibrate(lambda: drawer, drawer.pipeline, prompts, tmp_path / "c", "digest", told([]))
     file = tmp_path / "c" / "1.npz"
     data = file.read_bytes()
     for damaged in (data[: len(data) // 2], data[:2000] + bytes([data[2000] ^ 1]) + data[2001:], b""):
         file.write_bytes(damaged)
         lines: list[str] = []
-        again = calibrate(lambda: drawer, prompts, tmp_path / "c", "digest", told(lines))
+        again = calibrate(lambda: drawer, drawer.pipeline, prompts, tmp_path / "c", "digest", told(lines))
         assert lines == ["drawing picture 2 of 3 with PyTorch"]
         assert np.array_equal(again.pictures[1].picture, whole.pictures[1].picture)
         assert file.read_bytes() == data

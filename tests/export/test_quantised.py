@@ -18,9 +18,9 @@ from nereid_export.checkpoint import Checkpoint
 from nereid_export.diffusion import export_diffusion
 from nereid_export.engines import Engine
 from nereid_export.engines import openvino_quantised as by_openvino
-from nereid_export.engines.precision import ERROR_BOUNDS, Precision, parse_precisions
+from nereid_export.engines.precision import END_ERROR_BOUND, ERROR_BOUNDS, Precision, parse_precisions
 from nereid_export.errors import ExportError
-from nereid_export.gate import check_score, refuse_pipeline
+from nereid_export.gate import SCORED, refuse_pipeline, score
 from nereid_export.options import ExportOptions
 from nereid_export.scorers import scorer_for
 from nereid_zoo.shapes.score import CHECKPOINT
@@ -75,6 +75,8 @@ def test_onnx_runtime_has_quantised_engines_within_their_bound(
     assert manifest["pictures"]["psnr"] >= manifest["pictures"]["psnr_bound"]
     assert manifest["arguments"]["precision"] == f"fp32,unet={precision}"
     assert ("quantization" in unet) == (precision is Precision.INT8)
+    assert 1e-6 < unet["end_error"] < 1
+    assert "end_error" not in manifest["engines"]["vae_decoder"]
 
 
 def test_parts_of_large_error_stay_as_they_were_and_are_named(
@@ -86,10 +88,13 @@ def test_parts_of_large_error_stay_as_they_were_and_are_named(
     unet = manifest_of(tmp_path / "out")["engines"]["unet"]
     found, bound = unet["quantization"], ERROR_BOUNDS[Precision.INT8]
     assert 0 < len(found["kept"]) < found["parts"] <= 12
-    assert max(check["relative_error"] for check in unet["checks"]) <= bound < found["error_without_kept"]
+    assert max(check["relative_error"] for check in unet["checks"]) <= bound
+    assert unet["end_error"] <= END_ERROR_BOUND
+    assert found["error_without_kept"] > bound or found["end_error_without_kept"] > END_ERROR_BOUND
     kept = operators(tmp_path / "out" / "unet" / "1" / "model.onnx")["QuantizeLinear"]
-    monkeypatch.setattr("nereid_export.quantisation.ERROR_BOUNDS", {**ERROR_BOUNDS, Precision.INT8: 1.0})
-    monkeypatch.setattr("nereid_export.engines.check.ERROR_BOUNDS", {**ERROR_BOUNDS, Precision.INT8: 1.0})
+    for module in ("nereid_export.quantisation", "nereid_export.engines.check"):
+        monkeypatch.setattr(f"{module}.ERROR_BOUNDS", {**ERROR_BOUNDS, Precision.INT8: 1.0})
+        monkeypatch.setattr(f"{module}.END_ERROR_BOUND", 1.0)
     export(checkpoints["sd"], tmp_path / "all", precision=parse_precisions("unet=int8"), calibration_prompts=prompts)
     assert operators(tmp_path / "all" / "unet" / "1" / "model.onnx")["QuantizeLinear"] > kept
 
@@ -183,7 +188,7 @@ def test_pictures_too_far_from_pytorch_are_refused() -> None:
 
 
 def test_a_score_too_far_below_pytorchs_is_refused() -> None:
-    scored = {**FOUND, "scored_by": "captions drawn right", "scored": 96, "score_fp32": 98.0}
+    scored = {**FOUND, "scored_by": "captions drawn right", "scored": 288, "score_fp32": 98.0}
     refuse_pipeline({**scored, "score": 95.5}, (Precision.INT8,))
     with pytest.raises(ExportError, match=r"captions drawn right: 94\.0% .* more than 3 points below PyTorch's 98\.0%"):
         refuse_pipeline({**scored, "score": 94.0}, (Precision.INT8,))
@@ -219,7 +224,7 @@ def test_a_score_is_of_equal_prompts_and_seeds_by_both(monkeypatch: pytest.Monke
             return 100 * sum(picture.endswith(("0", "2", "4", "6", "8")) for picture in made) / count
 
     ours, theirs, lines = Drawing(), Drawing(), []
-    found = check_score(ours, theirs, Counting(), lines.append)  # type: ignore[arg-type]
+    for drawer in (ours, theirs):
+        assert score(drawer, Counting(), "scoring", lines.append) == 50  # type: ignore[arg-type]
     assert ours.asked == theirs.asked
-    assert found == {"scored_by": "even seeds", "scored": 96, "score_fp32": 50.0, "score": 50.0}
-    assert lines == ["scoring PyTorch's pictures: 96 of 96", "scoring the engines' pictures: 96 of 96"]
+    assert lines == 2 * [f"scoring: {SCORED} of {SCORED}"]

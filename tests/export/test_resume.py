@@ -127,7 +127,7 @@ def test_pictures_that_were_checked_are_scored_once_there_is_a_scorer(tmp_path: 
     monkeypatch.setattr(type(BUILDERS[Engine.ONNXRUNTIME]), "load", lambda *_: None)
     monkeypatch.setattr(diffusion, "Drawer", Undrawn)
     monkeypatch.setattr(diffusion, "check_pictures", lambda *_: {"psnr": 30.0})
-    monkeypatch.setattr(diffusion, "check_score", lambda *_: {"score": 90.0})
+    monkeypatch.setattr(diffusion, "score", lambda *_: 90.0)
     target = Target(precision=Precision.INT8, device=Device.CPU, max_batch_size=4, default_side=16, max_side=16, scale=2)
     built = [Built(component(Small()), Engine.ONNXRUNTIME, target, tmp_path, resumed=True)]
 

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
-from nereid_export.engines.check import Reference, Run
-from nereid_export.sensitivity import MOST_PARTS, parts, search
+from nereid_export.engines.check import Run
+from nereid_export.sensitivity import MOST_PARTS, Search, parts, search
 
-CHECKS = [Reference(1, {}, {"x": np.full((1, 4), 10.0)}, {"y": np.full((1, 4), 10.0)}) for _ in range(6)]
+
+@dataclass(frozen=True)
+class Error:
+    value: float
+    bound: float
+
+    @property
+    def excess(self) -> float:
+        return self.value / self.bound
 
 
 class Errors:
-    """A graph whose parts add errors of their own to the output, relative to it."""
+    """A graph whose parts add errors of their own to the output."""
 
     def __init__(self, **errors: float) -> None:
         self.errors = errors
@@ -25,17 +34,26 @@ class Errors:
     def rounded(self) -> list[str]:
         return [f"{name}.conv" for name in self.errors]
 
+    def error(self, rounded: Collection[str]) -> float:
+        return sum(self.errors[name] for name in rounded)
+
     def without(self, names: Collection[str]) -> Run:
-        self.tried.append(tuple(names))
-        left = sum(error for name, error in self.errors.items() if f"{name}.conv" not in names)
-        return lambda inputs, outputs: {"y": inputs["x"] * (1 + left)}
+        self.tried.append(tuple(sorted(name.removesuffix(".conv") for name in names)))
+        left = [name for name in self.errors if f"{name}.conv" not in names]
+        return lambda inputs, outputs: {"y": np.full(1, self.error(left))}
+
+    def searched(self, bound: float) -> Search[Error]:
+        def value(run: Run) -> float:
+            return float(run({}, ["y"])["y"][0])
+
+        return search(self, lambda run: Error(value(run), bound), value, lambda text: None)
 
 
 def test_a_graph_within_its_bound_keeps_nothing_and_is_run_once() -> None:
     graph = Errors(a=0.03, b=0.04)
-    found = search(graph, CHECKS, 0.1, lambda text: None)
+    found = graph.searched(0.1)
     assert (found.kept, found.parts, graph.tried) == ((), 2, [()])
-    assert found.error == found.error_without_kept == pytest.approx(0.07)
+    assert found.found == found.rounded == Error(pytest.approx(0.07), 0.1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -43,28 +61,39 @@ def test_a_graph_within_its_bound_keeps_nothing_and_is_run_once() -> None:
     [(0.2, ("b",)), (0.16, ("b", "d")), (0.1, ("b", "d", "a")), (0.04, ("b", "d", "a", "e")), (0.005, ("b", "d", "a", "e", "c"))],
 )
 def test_the_parts_of_largest_effect_are_put_back_and_no_more(bound: float, kept: tuple[str, ...]) -> None:
-    graph = Errors(a=0.07, b=0.3, c=0.01, d=0.05, e=0.04)
-    graph.errors["d"] = 0.075
-    found = search(graph, CHECKS, bound, lambda text: None)
+    found = Errors(a=0.07, b=0.3, c=0.01, d=0.075, e=0.04).searched(bound)
     assert found.kept == kept
     assert found.names == tuple(f"{part}.conv" for part in kept)
-    assert found.error_without_kept == pytest.approx(0.495)
-    assert found.error <= bound
+    assert found.rounded.value == pytest.approx(0.495)
+    assert found.found.value <= bound
+
+
+def test_a_part_is_judged_by_what_it_does_where_nothing_else_is_rounded() -> None:
+    """Beside a part whose error is the most there can be, no other seems to do anything."""
+
+    class Saturated(Errors):
+        def error(self, rounded: Collection[str]) -> float:
+            return min(0.3, super().error(rounded))
+
+    found = Saturated(a=0.05, b=0.4, c=0.2, d=0.02).searched(0.1)
+    assert found.kept == ("b", "c")
 
 
 def test_no_number_of_parts_is_tried_below_one_that_was_too_few() -> None:
     graph = Errors(a=0.07, b=0.3, c=0.01, d=0.075, e=0.04)
-    search(graph, CHECKS, 0.005, lambda text: None)
-    assert [len(names) for names in graph.tried] == [0, *[1] * 5, 1, 2, 4, 5]
+    graph.searched(0.005)
+    assert [len(names) for names in graph.tried] == [0, *[4] * 5, 1, 2, 4, 5]
 
 
-def test_where_nothing_helps_all_is_put_back_and_the_error_is_told() -> None:
+@pytest.mark.parametrize("error", [0.5, float("nan")])
+def test_where_nothing_helps_all_is_put_back_and_the_error_is_told(error: float) -> None:
     class Stubborn(Errors):
-        def without(self, names: Collection[str]) -> Run:
-            return lambda inputs, outputs: {"y": inputs["x"] * 1.5}
+        def error(self, rounded: Collection[str]) -> float:
+            return error
 
-    found = search(Stubborn(a=0.1, b=0.1, c=0.1), CHECKS, 0.1, lambda text: None)
-    assert (set(found.kept), found.error) == ({"a", "b", "c"}, pytest.approx(0.5))
+    found = Stubborn(a=0.1, b=0.1, c=0.1).searched(0.1)
+    assert set(found.kept) == {"a", "b", "c"}
+    assert found.found.value == pytest.approx(error, nan_ok=True)
 
 
 def test_layers_are_taken_together_by_blocks_where_there_are_many() -> None:

@@ -43,8 +43,10 @@ class Samples:
     """Inputs, and what PyTorch in float32 makes of them."""
     ranges: Sequence[Inputs] = ()
     """Inputs of real runs, other than those of `checks`, that static INT8 takes its ranges from."""
-    error_bound: float | None = None
-    """Within which static INT8 must bring the checks, where it is not that of the precision."""
+    end_error: Callable[[Run], float] | None = None
+    """What is left of an engine's errors at the end of whole runs, for the component whose calls follow one another."""
+    bounded: bool = True
+    """Whether static INT8 puts parts back into higher precision until the errors are within their bounds."""
     told: Callable[[str], None] = lambda text: None
     """Told of slow parts."""
 

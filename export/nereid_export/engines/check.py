@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nereid_export.components import Component
-from nereid_export.engines.precision import ERROR_BOUNDS, Precision
+from nereid_export.engines.precision import END_ERROR_BOUND, ERROR_BOUNDS, Precision
 from nereid_export.errors import ExportError
 
 Inputs = Mapping[str, NDArray]
@@ -126,6 +126,15 @@ def refuse_above_bound(component: Component, checks: list[Check], precision: Pre
                 f"{component.name}: relative error {check.relative_error:.2g} of {check.output} against PyTorch is above "
                 f"the bound of {bound:g} for {precision}; nothing was published"
             )
+
+
+def refuse_end_above_bound(component: Component, error: float, precision: Precision) -> None:
+    """The same for its error at the end of whole runs, which static INT8 has a bound of."""
+    if precision is Precision.INT8 and not error <= END_ERROR_BOUND:
+        raise ExportError(
+            f"{component.name}: relative error {error:.2g} of finished latents against PyTorch is above the bound of "
+            f"{END_ERROR_BOUND:g} for {precision}; nothing was published"
+        )
 
 
 def batch_invariant_from(component: Component, run: Run, places: Sequence[tuple[int, Mapping[str, int]]]) -> int | None:

@@ -56,16 +56,16 @@ class QdqGraph:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._model = onnx.load(str(file), load_external_data=False)
-        weights = {tensor.name for tensor in self._model.graph.initializer}
-        self._pairs = {
-            node.output[0]: node.input[0]
-            for node in self._model.graph.node
-            if node.op_type == "QuantizeLinear" and node.input[0] not in weights
-        }
+        nodes, weights = self._model.graph.node, {tensor.name for tensor in self._model.graph.initializer}
+        codes = [node for node in nodes if node.op_type == "QuantizeLinear" and node.input[0] not in weights]
+        self._pairs = {node.output[0]: node.input[0] for node in codes}
+        read = {name: node for node in reversed(nodes) for name in node.input}
+        values = {node.output[0]: read[node.output[0]].output[0] for node in codes}
+        self._places = {code: dotted(read[value].name if value in read else code) for code, value in values.items()}
 
     @property
     def rounded(self) -> list[str]:
-        return [dotted(tensor) for tensor in self._pairs.values()]
+        return list(self._places.values())
 
     def without(self, names: Collection[str]) -> Run:
         trial = self._file.with_name(f"trial-{self._file.name}")  # beside large weights, which it names
@@ -79,7 +79,7 @@ class QdqGraph:
         """The graph with these activations as they were; weights stay in int8."""
         made = onnx.ModelProto()
         made.CopyFrom(self._model)
-        gone = {code: tensor for code, tensor in self._pairs.items() if dotted(tensor) in names}
+        gone = {code: tensor for code, tensor in self._pairs.items() if self._places[code] in names}
         outputs = {value.name for value in made.graph.output}
         renamed, nodes = {}, []
         for node in made.graph.node:

@@ -13,6 +13,7 @@ from nereid_export.errors import ExportError
 from nereid_export.sensitivity import dotted
 from nereid_export.silence import quiet
 
+_COMPUTING = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
 BLOCK_SIZE = 64
 """Weights of a matrix's row that share a scale in 4 bits."""
 
@@ -94,8 +95,15 @@ def _roundings(graph: Any) -> list[Any]:
 
 
 def _place(node: Any) -> str:
-    """The layer that a rounding was made for, as a path; NNCF names it `layer/fq_input_0` or `layer/fq_output_0`."""
-    return dotted(node.get_friendly_name().rpartition("/fq_")[0])
+    """The layer that reads what is rounded, as a path; what other operations pass on is followed to the first that computes."""
+    seen = [node]
+    for passed in seen:
+        for target in passed.output(0).get_target_inputs():
+            reader = target.get_node()
+            if reader.get_type_name() in _COMPUTING:
+                return dotted(reader.get_friendly_name().removesuffix("/WithoutBiases"))
+            seen.append(reader)
+    return dotted(node.get_friendly_name().rpartition("/fq_")[0])  # NNCF names a rounding after a layer beside it
 
 
 def weights(graph: Any, bits: int) -> Any:
