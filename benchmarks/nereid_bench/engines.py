@@ -184,8 +184,7 @@ def build_engine(
     trained = checkpoint.folder == CHECKPOINT and component.name == "unet"
     made = _calibration(checkpoint, folder.parent / "calibration", say) if trained else Calibration()
     if target.precision.quantised and trained:
-        assert made.runs is not None
-        samples = Samples(references_of(component, module, made.checks["unet"]), made.ranges["unet"], made.runs.error, told=say)
+        samples = Samples(references_of(component, module, made.checks["unet"]), made.ranges["unet"], made.runs, told=say)
     else:
         # Random weights say nothing of quality: nothing is put back for it.
         checks = random_references(component, module)

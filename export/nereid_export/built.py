@@ -101,8 +101,8 @@ def build(
         references = references_of(component, module, calibration.checks[component.name])
     else:
         references = [] if unchecked else random_references(component, module)
-    end_error = calibration.runs.error if calibration.runs and component.name == "unet" else None
-    samples = Samples(references, calibration.ranges.get(component.name, ()), end_error, told=progress.detail)
+    runs = calibration.runs if component.name == "unet" else None
+    samples = Samples(references, calibration.ranges.get(component.name, ()), runs, told=progress.detail)
     built = Built(component, engine, target, folder, unchecked=unchecked)
     with _library_failures(component, engine, precision, folder):
         built.account = builder.build(component, module, folder, target, samples) or {}
@@ -114,9 +114,9 @@ def build(
             run = builder.load(component, folder, target)
             built.checks = (compare_together if precision.quantised else compare)(references, run)
             refuse_above_bound(component, built.checks, precision)
-            if end_error is not None and precision is not Precision.FP32:
+            if runs is not None and precision is not Precision.FP32:
                 progress.detail(f"{component.name}: finishing runs with the engine")
-                built.end_error = end_error(run)
+                built.end_error = runs.error(run)
                 refuse_end_above_bound(component, built.end_error, precision)
             built.invariant_from = batch_invariant_from(component, run, places(component, target))
             built.milliseconds = milliseconds(component, run, target, usual_rows(component))

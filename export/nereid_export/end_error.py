@@ -40,10 +40,10 @@ class WholeRuns:
         requests = [drawer.request([prompts[seed % len(prompts)]], [seed], steps=steps) for seed in range(RUNS)]
         return cls(drawer.pipeline, requests, [drawer.denoise(request)[0] for request in requests])
 
-    def error(self, run: Run) -> float:
-        """Root mean square over the runs of the relative error of their finished latents; NaN where one has none."""
+    def error(self, run: Run, *, first: int | None = None) -> float:
+        """Root mean square of the relative errors of finished latents, over the first runs or all; NaN where one has none."""
         squares = []
-        for request, theirs in zip(self.requests, self.latents, strict=True):
+        for request, theirs in zip(self.requests[:first], self.latents[:first], strict=True):
             try:
                 (ours,) = denoised(self.pipeline, request, lambda inputs: run(inputs, ["out_sample"])["out_sample"])
             except RequestError:

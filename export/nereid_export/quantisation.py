@@ -15,8 +15,8 @@ from nereid_export.observed import observe
 from nereid_export.sensitivity import QuantisedGraph, search
 from nereid_export.smoothing import smooth
 
-INPUTS = 4
-"""Inputs of the check on which each part is rounded alone."""
+INPUTS, RUNS = 4, 2
+"""Inputs of the check, and whole runs where there are such, on which each part is rounded alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,16 @@ def put_back(component: Component, graph: QuantisedGraph, samples: Samples, norm
         samples.told(f"{component.name}: measuring the error with {text}")
 
     def measure(run: Run) -> Errors:
-        return Errors(aggregate_error(samples.checks, run), samples.end_error(run) if samples.end_error else None)
+        return Errors(aggregate_error(samples.checks, run), samples.runs.error(run) if samples.runs else None)
+
+    def alone(run: Run) -> float:
+        return samples.runs.error(run, first=RUNS) if samples.runs else aggregate_error(few, run)
 
     facts: dict[str, Any] = {"calibration_calls": len(samples.ranges), "smoothed_norms": norms}
     if not samples.bounded:
         return (), {"quantization": facts}
     few = samples.checks[:: max(1, len(samples.checks) // INPUTS)][:INPUTS]
-    found = search(graph, measure, lambda run: aggregate_error(few, run), told)
+    found = search(graph, measure, alone, told)
     facts |= {"parts": found.parts, "kept": list(found.kept), "error_without_kept": found.rounded.calls}
     if found.rounded.end is not None:
         facts["end_error_without_kept"] = found.rounded.end

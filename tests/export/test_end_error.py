@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,17 @@ from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import Component
 from nereid_export.drawing import Drawer
 from nereid_export.end_error import RUNS, STEPS, WholeRuns
-from nereid_export.engines.check import Inputs, refuse_end_above_bound
+from nereid_export.engines.base import Samples
+from nereid_export.engines.check import Inputs, Reference, Run, refuse_end_above_bound
 from nereid_export.engines.precision import END_ERROR_BOUND, Precision
 from nereid_export.errors import ExportError
-from nereid_export.quantisation import Errors
+from nereid_export.quantisation import Errors, put_back
 
 pytestmark = pytest.mark.torch
+
+
+def component(name: str) -> Component:
+    return Component(name=name, source=name, inputs=(), outputs=(), load=nn.Identity, example={}, checks=())
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +99,35 @@ def test_both_errors_have_a_bound(calls: float, end: float | None, within: bool)
 
 
 def test_static_int8_beyond_the_bound_is_refused_by_name() -> None:
-    unet = Component(name="unet", source="unet", inputs=(), outputs=(), load=nn.Identity, example={}, checks=())
+    unet = component("unet")
     refuse_end_above_bound(unet, END_ERROR_BOUND, Precision.INT8)
     refuse_end_above_bound(unet, 2 * END_ERROR_BOUND, Precision.INT4_WEIGHTS)
     for error in (2 * END_ERROR_BOUND, float("nan")):
         with pytest.raises(ExportError, match=r"unet: relative error .* of finished latents .* above the bound of 0\.1 for int8"):
             refuse_end_above_bound(unet, error, Precision.INT8)
+
+
+def test_each_part_is_judged_by_what_whole_runs_end_with() -> None:
+    """A part that is wrong by little in every call, and always the same way, comes before one that is wrong by more."""
+
+    class Graph:
+        rounded = ("often.conv", "drift.conv", "fine.conv")
+
+        def without(self, names: Collection[str]) -> Run:
+            left = tuple(name for name in self.rounded if name not in names)
+            return lambda inputs, outputs: {"y": np.full((1, 1), 1 + (0.09 if "often.conv" in left else 0.0)), "left": left}  # type: ignore[dict-item]
+
+    class Runs:
+        def error(self, run: Run, *, first: int | None = None) -> float:
+            return 0.2 if "drift.conv" in run({}, [])["left"] else 0.01
+
+    check = Reference(1, {}, {}, {"y": np.ones((1, 1))})
+    kept, facts = put_back(component("unet"), Graph(), Samples([check], (), Runs()), 0)
+    assert kept == ("drift.conv",)
+    assert facts["quantization"]["kept"] == ["drift"]
+    assert (facts["quantization"]["error_without_kept"], facts["quantization"]["end_error_without_kept"]) == (
+        pytest.approx(0.09),
+        0.2,
+    )
+    assert put_back(component("unet"), Graph(), Samples([check]), 0)[0] == ()
+    assert put_back(component("unet"), Graph(), Samples([check], (), Runs(), bounded=False), 0)[0] == ()

@@ -35,6 +35,14 @@ class Target:
         return Precision.FP32 if component.keep_fp32 and self.precision.half else self.precision
 
 
+class WholeRuns(Protocol):
+    """Runs that PyTorch in float32 has finished."""
+
+    def error(self, run: Run, *, first: int | None = None) -> float:
+        """What is left of an engine's errors at the end of the first of them, or of all; NaN where one has no end."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Samples:
     """What one component is built and checked with."""
@@ -43,8 +51,8 @@ class Samples:
     """Inputs, and what PyTorch in float32 makes of them."""
     ranges: Sequence[Inputs] = ()
     """Inputs of real runs, other than those of `checks`, that static INT8 takes its ranges from."""
-    end_error: Callable[[Run], float] | None = None
-    """What is left of an engine's errors at the end of whole runs, for the component whose calls follow one another."""
+    runs: WholeRuns | None = None
+    """Runs to be finished with the engine, for the component whose calls follow one another."""
     bounded: bool = True
     """Whether static INT8 puts parts back into higher precision until the errors are within their bounds."""
     told: Callable[[str], None] = lambda text: None
