@@ -134,6 +134,14 @@ def diffusion(
     threads: Annotated[
         int, typer.Option(min=0, help="Threads of one call, with onnxruntime and openvino; the library's own choice where 0.")
     ] = 0,
+    plain_attention: Annotated[
+        bool,
+        typer.Option(
+            "--plain-attention",
+            help="With onnxruntime on the processor: attention as the checkpoint has it, which holds the scores of all pixels "
+            "with all others, instead of ONNX Runtime's operator.",
+        ),
+    ] = False,
     candidates: Annotated[
         str,
         typer.Option(
@@ -169,6 +177,7 @@ def diffusion(
             bucket=parse_buckets(bucket or []),
             max_autotune=max_autotune,
             threads=threads,
+            plain_attention=plain_attention,
         )
         auto = AutoOptions(
             candidates=parse_candidates(candidates), step_rows=parse_step_rows(step_rows), max_engine_mib=max_engine_mib

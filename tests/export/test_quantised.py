@@ -15,9 +15,13 @@ from conftest import Silent, export
 
 pytest.importorskip("torch")
 from nereid_export.checkpoint import Checkpoint
+from nereid_export.components import components_of
 from nereid_export.diffusion import export_diffusion
-from nereid_export.engines import Engine
+from nereid_export.engines import Engine, onnx_graph
 from nereid_export.engines import openvino_quantised as by_openvino
+from nereid_export.engines.check import aggregate_error, random_inputs, references_of
+from nereid_export.engines.onnx_graph import run_file
+from nereid_export.engines.onnx_quantised import QdqGraph, write_static
 from nereid_export.engines.precision import END_ERROR_BOUND, ERROR_BOUNDS, Precision, parse_precisions
 from nereid_export.errors import ExportError
 from nereid_export.gate import SCORED, refuse_pipeline, score
@@ -228,3 +232,44 @@ def test_a_score_is_of_equal_prompts_and_seeds_by_both(monkeypatch: pytest.Monke
         assert score(drawer, Counting(), "scoring", lines.append) == 50  # type: ignore[arg-type]
     assert ours.asked == theirs.asked
     assert lines == 2 * [f"scoring: {SCORED} of {SCORED}"]
+
+
+def test_layers_that_are_put_back_are_as_the_checkpoint_has_them(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all put back nothing is rounded, neither activations nor weights, wherever these lie."""
+    part = next(part for part in components_of(Checkpoint.open(checkpoints["sd"])) if part.name == "unet")
+    calls = [{name: value.numpy() for name, value in random_inputs(part, 2, part.example, 1).items()}]
+    references = references_of(part, part.load(), calls)
+    for size in (onnx_graph.SMALL_MODEL_BYTES, 1000):
+        monkeypatch.setattr(onnx_graph, "SMALL_MODEL_BYTES", size)
+        monkeypatch.setattr("nereid_export.engines.onnx_quantised.SMALL_MODEL_BYTES", size)
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        with onnx_graph.passing_onnx(part, part.load(), folder, Precision.FP32) as source:
+            file = folder / "model.onnx"
+            write_static(source, file, calls)
+            graph = QdqGraph(file, source)
+            rounded = graph.rounded
+            some = [name for name in rounded if ".mid_block." in name]
+            errors = [aggregate_error(references, graph.without(names)) for names in ((), some, rounded)]
+            assert errors[0] > errors[1] > 1e-3
+            assert errors[2] < 1e-5
+            assert sorted(path.name for path in folder.glob("trial*")) == []
+            graph.write(some, file)
+        assert operators(file)["DequantizeLinear"] < 3 * len(rounded)
+        assert aggregate_error(references, run_file(file)) == errors[1]
+        assert operators(file)["QuantizeLinear"] == len([name for name in rounded if name not in some])
+
+
+def test_layers_that_are_put_back_are_whole_with_openvino_too(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    import openvino as ov
+
+    part = next(part for part in components_of(Checkpoint.open(checkpoints["sd"])) if part.name == "unet")
+    calls = [{name: value.numpy() for name, value in random_inputs(part, 2, part.example, 1).items()}]
+    references = references_of(part, part.load(), calls)
+    with onnx_graph.passing_onnx(part, part.load(), tmp_path, Precision.FP32) as source:
+        graph = by_openvino.FakeQuantizeGraph(by_openvino.static(ov.Core().read_model(source), calls))
+    assert aggregate_error(references, graph.without(())) > 1e-3
+    assert aggregate_error(references, graph.without(graph.rounded)) < 1e-5

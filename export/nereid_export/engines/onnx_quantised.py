@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
+from onnx import external_data_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from nereid_export.engines.check import Inputs, Run
@@ -51,13 +52,15 @@ def write_static(graph: Path, file: Path, calls: Sequence[Inputs], *, for_tensor
 
 
 class QdqGraph:
-    """A graph that `write_static` has made, whose activations can be put back (`sensitivity.QuantisedGraph`)."""
+    """A graph that `write_static` has made of `source`, whose layers can be put back (`sensitivity.QuantisedGraph`)."""
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
+    def __init__(self, file: Path, source: Path) -> None:
+        self._file, self._source = file, source
         self._model = onnx.load(str(file), load_external_data=False)
-        nodes, weights = self._model.graph.node, {tensor.name for tensor in self._model.graph.initializer}
-        codes = [node for node in nodes if node.op_type == "QuantizeLinear" and node.input[0] not in weights]
+        before = onnx.load(str(source), load_external_data=False).graph.initializer
+        self._weights = {f"{tensor.name}_quantized": tensor for tensor in before}
+        nodes, constants = self._model.graph.node, {tensor.name for tensor in self._model.graph.initializer}
+        codes = [node for node in nodes if node.op_type == "QuantizeLinear" and node.input[0] not in constants]
         self._pairs = {node.output[0]: node.input[0] for node in codes}
         read = {name: node for node in reversed(nodes) for name in node.input}
         values = {node.output[0]: read[node.output[0]].output[0] for node in codes}
@@ -73,10 +76,11 @@ class QdqGraph:
         try:
             return run_file(trial)
         finally:
-            trial.unlink()
+            for part in trial.parent.glob(f"{trial.name}*"):
+                part.unlink()
 
     def write(self, names: Collection[str], file: Path) -> None:
-        """The graph with these activations as they were; weights stay in int8."""
+        """The graph with these activations as they were, and the weights of layers that no other rounding feeds."""
         made = onnx.ModelProto()
         made.CopyFrom(self._model)
         gone = {code: tensor for code, tensor in self._pairs.items() if self._places[code] in names}
@@ -94,9 +98,47 @@ class QdqGraph:
         for node in nodes:
             for index, name in enumerate(node.input):
                 node.input[index] = renamed.get(name, name)
-        del made.graph.node[:]
+        restored = self._restore(nodes)
+        read = {name for node in nodes for name in node.input}
+        nodes = [node for node in nodes if node.op_type != "DequantizeLinear" or {*node.output} & (read | outputs)]
+        read = {name for node in nodes for name in node.input}
+        kept = [tensor for tensor in made.graph.initializer if tensor.name in read]
+        del made.graph.node[:], made.graph.initializer[:]
         made.graph.node.extend(nodes)
+        made.graph.initializer.extend([*kept, *self._loaded(restored, file)])
         onnx.save(made, str(file))
+
+    def _restore(self, nodes: Sequence[onnx.NodeProto]) -> dict[str, onnx.TensorProto]:
+        """Let layers whose input is not rounded read the weights of `source`; returns those by the names that they get."""
+        made = {output: node for node in nodes for output in node.output}
+        restored = {}
+        for node in nodes:
+            fed = made.get(node.input[0]) if node.input else None
+            if node.op_type not in _OPERATORS or (fed is not None and fed.op_type == "DequantizeLinear"):
+                continue
+            for index, name in enumerate(node.input):
+                code = made[name].input[0] if name in made and made[name].op_type == "DequantizeLinear" else ""
+                if (tensor := self._weights.get(code)) is not None:
+                    node.input[index] = f"{tensor.name}_float"
+                    restored[node.input[index]] = tensor
+        return restored
+
+    def _loaded(self, tensors: Mapping[str, onnx.TensorProto], file: Path) -> Iterator[onnx.TensorProto]:
+        """The tensors to be written with `file`; large ones are in a file of their own, as they were in the source's."""
+        beside, end = file.with_name(f"{file.name}.float"), 0
+        beside.unlink(missing_ok=True)
+        for name, tensor in tensors.items():
+            made = onnx.TensorProto()
+            made.CopyFrom(tensor)
+            made.name = name
+            if external_data_helper.uses_external_data(tensor):
+                external_data_helper.load_external_data_for_tensor(made, str(self._source.parent))
+                with beside.open("ab") as stream:
+                    stream.write(made.raw_data)
+                external_data_helper.set_external_data(made, beside.name, end, len(made.raw_data))
+                end += len(made.raw_data)
+                made.ClearField("raw_data")
+            yield made
 
 
 def write_dynamic(graph: Path, file: Path) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from nereid_export.components import Component
 from nereid_export.engines.base import Samples, Target
 from nereid_export.engines.check import Run
+from nereid_export.engines.onnx_attention import fuse_attention
 from nereid_export.engines.onnx_graph import export_onnx, passing_onnx, run_file
 from nereid_export.engines.onnx_quantised import QdqGraph, write_dynamic, write_static, write_weights
 from nereid_export.engines.precision import Precision
@@ -32,7 +33,7 @@ class OnnxRuntime:
         Precision.INT8_WEIGHTS,
         Precision.INT4_WEIGHTS,
     )
-    options = ("bucket", "threads")
+    options = ("bucket", "threads", "plain_attention")
 
     def require(self, target: Target) -> None:
         """It is always here; an export for a card that is not is checked on the processor."""
@@ -49,22 +50,28 @@ class OnnxRuntime:
         precision, file = target.of(component), folder / self.filename
         if not precision.quantised:
             export_onnx(component, module, file, precision)
+            self._fuse(file, target, precision)
             return None
-
+        facts = None
         norms = smoothed(component, module, samples) if precision is Precision.INT8 else 0
         with passing_onnx(component, module, folder, Precision.FP32) as graph:
             if precision is Precision.INT8:
                 write_static(graph, file, samples.ranges)
+                quantised = QdqGraph(file, graph)
+                kept, facts = put_back(component, quantised, samples, norms)
+                quantised.write(kept, file)
             elif precision is Precision.INT8_DYNAMIC:
                 write_dynamic(graph, file)
             else:
                 write_weights(graph, file, 8 if precision is Precision.INT8_WEIGHTS else 4)
-        if precision is not Precision.INT8:
-            return None
-        quantised = QdqGraph(file)
-        kept, facts = put_back(component, quantised, samples, norms)
-        quantised.write(kept, file)
+        self._fuse(file, target, precision)
         return facts
+
+    @staticmethod
+    def _fuse(file: Path, target: Target, precision: Precision) -> None:
+        """On the processor ONNX Runtime's attention is for float32 alone; on cards the operator has never been run."""
+        if target.device is Device.CPU and not precision.half and not target.plan.plain_attention:
+            fuse_attention(file)
 
     def load(self, component: Component, folder: Path, target: Target) -> Run:
         cuda = "CUDAExecutionProvider"

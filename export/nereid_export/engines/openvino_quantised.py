@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from nereid.engines.signal_stack import kept_signal_stack
@@ -43,12 +43,15 @@ def static(graph: Any, calls: Sequence[Inputs]) -> Any:
             preset=nncf.QuantizationPreset.MIXED,
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(calls),
-            advanced_parameters=nncf.AdvancedQuantizationParameters(backend_params={"compress_weights": False}),
+            # Biases that make up for roundings would be wrong in layers that are put back.
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                disable_bias_correction=True, backend_params={"compress_weights": False}
+            ),
         )
 
 
 class FakeQuantizeGraph:
-    """A graph that `static` has made, whose activations can be put back (`sensitivity.QuantisedGraph`)."""
+    """A graph that `static` has made, whose layers can be put back (`sensitivity.QuantisedGraph`)."""
 
     def __init__(self, graph: Any) -> None:
         self._graph = graph
@@ -66,12 +69,15 @@ class FakeQuantizeGraph:
         return run_compiled(compile_model(ov.Core(), self.edited(names), properties({})))
 
     def edited(self, names: Collection[str]) -> Any:
-        """The graph with these activations as they were, and weights in int8."""
+        """The graph with these activations as they were, and the weights of layers that no rounding feeds; others in int8."""
         from openvino._offline_transformations import compress_quantize_weights_transformation
 
         made = self._graph.clone()
-        for node in _roundings(made):
-            if _place(node) in names:
+        for node in [node for node in _roundings(made) if _place(node) in names]:  # all named before the first is gone
+            node.output(0).replace(node.input_value(0))
+        fed = {layer.get_friendly_name() for node in _roundings(made) for layer in _layers(node)}
+        for node in _roundings(made, constant=True):
+            if not any(layer.get_friendly_name() in fed for layer in _layers(node)):
                 node.output(0).replace(node.input_value(0))
         compress_quantize_weights_transformation(made)
         return made
@@ -85,25 +91,38 @@ def run_compiled(compiled: Any) -> Run:
     return lambda inputs, outputs: dict(zip(outputs, infer(request, inputs, outputs), strict=True))
 
 
-def _roundings(graph: Any) -> list[Any]:
-    """Roundings of activations; those of weights have a constant before them."""
+def _roundings(graph: Any, *, constant: bool = False) -> list[Any]:
+    """Roundings of activations, or those of weights, which have a constant before them."""
     return [
         node
         for node in graph.get_ordered_ops()
-        if node.get_type_name() == "FakeQuantize" and node.input_value(0).get_node().get_type_name() != "Constant"
+        if node.get_type_name() == "FakeQuantize" and (node.input_value(0).get_node().get_type_name() == "Constant") == constant
     ]
 
 
 def _place(node: Any) -> str:
-    """The layer that reads what is rounded, as a path; what other operations pass on is followed to the first that computes."""
-    seen = [node]
+    """A layer that reads what is rounded, as a path: of several the first by name, since a graph has its readers in no order."""
+    names = sorted(layer.get_friendly_name() for layer in _layers(node))
+    if not names:
+        return dotted(node.get_friendly_name().rpartition("/fq_")[0])  # NNCF names a rounding after a layer beside it
+    return dotted(names[0].removesuffix("/WithoutBiases"))
+
+
+def _layers(node: Any) -> Iterator[Any]:
+    """Those that read a rounding's output; what other operations pass on is followed to those that compute."""
+    seen, names = [node], set()
     for passed in seen:
         for target in passed.output(0).get_target_inputs():
             reader = target.get_node()
+            if reader.get_friendly_name() in names:
+                continue
+            names.add(reader.get_friendly_name())
+            if reader.get_type_name() == "FakeQuantize":
+                continue
             if reader.get_type_name() in _COMPUTING:
-                return dotted(reader.get_friendly_name().removesuffix("/WithoutBiases"))
-            seen.append(reader)
-    return dotted(node.get_friendly_name().rpartition("/fq_")[0])  # NNCF names a rounding after a layer beside it
+                yield reader
+            else:
+                seen.append(reader)
 
 
 def weights(graph: Any, bits: int) -> Any:

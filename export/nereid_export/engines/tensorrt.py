@@ -111,7 +111,7 @@ def build_with(
     with passing_onnx(component, module, folder, between, QDQ_OPSET) as graph:
         file = graph.with_name("int8.onnx")
         write_static(graph, file, samples.ranges, for_tensorrt=True)
-        quantised = QdqGraph(file)
+        quantised = QdqGraph(file, graph)
         kept, facts = put_back(component, quantised, samples, norms)
         quantised.write(kept, file)
         return write(file) | facts
