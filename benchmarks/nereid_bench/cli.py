@@ -26,12 +26,19 @@ from nereid_bench.refusals import RefusalsPlan, refusals
 from nereid_bench.vae_tiles import VaeTilesPlan, vae_tiles
 from nereid_client.terminal import console, fail
 from nereid_export.engines import Engine
+from nereid_export.engines.precision import Precision
 from nereid_export.errors import ExportError
 from nereid_zoo.sections.score import CHECKPOINT as SECTIONS
 from nereid_zoo.shapes.score import CHECKPOINT
 
 app = typer.Typer(help="Measure, peers side by side.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 REPOSITORY = Path("build/repository")
+OptimumCli = Annotated[
+    Path | None,
+    typer.Option(
+        help="Hugging Face's optimum-cli (optimum-intel, in an environment of its own), which makes the models of OpenVINO GenAI."
+    ),
+]
 
 
 @app.command("compare")
@@ -93,9 +100,11 @@ def engines_command(
     only: Annotated[
         str, typer.Option(help="Engines and peers to measure, by name; all that this machine has where absent.")
     ] = "",
+    precisions: Annotated[str, typer.Option(help="Of engines and peers; all that each has where absent.")] = "",
     rows: Annotated[str, typer.Option(help="Rows of a call.")] = "1,2,4,8",
     rounds: Annotated[int, typer.Option(help="Rounds in which all take turns; medians are told.", min=1)] = 3,
     seconds: Annotated[float, typer.Option(help="Shortest time of one measurement.")] = 1.0,
+    optimum_cli: OptimumCli = None,
     out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/engines.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
 ) -> None:
@@ -107,8 +116,25 @@ def engines_command(
     asked = tuple(name.strip() for name in only.split(",") if name.strip())
     if unknown := [name for name in asked if name not in names]:
         raise typer.BadParameter(f"{unknown[0]!r} is not measured; it must be one of {', '.join(names)}", param_hint="--only")
-    plan = EnginesPlan(work=work, models=chosen, rows=_numbers(rows, int), rounds=rounds, seconds=seconds, only=asked)
-    rows_found = engines(plan, _say)
+    kinds = tuple(kind.strip() for kind in precisions.split(",") if kind.strip())
+    if unknown := [kind for kind in kinds if kind not in tuple(Precision)]:
+        raise typer.BadParameter(
+            f"{unknown[0]!r} is not a precision; it must be one of {', '.join(Precision)}", param_hint="--precisions"
+        )
+    plan = EnginesPlan(
+        work=work,
+        models=chosen,
+        rows=_numbers(rows, int),
+        rounds=rounds,
+        seconds=seconds,
+        only=asked,
+        precisions=kinds,
+        optimum_cli=optimum_cli,
+    )
+    try:
+        rows_found = engines(plan, _say)
+    except ExportError as error:
+        _fail(error)
     if not rows_found:
         _fail(ServingError("nothing that was asked for could be measured on this machine"))
     _report("ms a step of the UNet", rows_found, out, as_json)
@@ -140,6 +166,7 @@ def llm_command(
     tokens: Annotated[int, typer.Option(help="Tokens decoded in one measurement of an engine.")] = 48,
     requests: Annotated[int, typer.Option(help="Requests of the served workloads.")] = 32,
     only: Annotated[str, typer.Option(help=f"Parts to run, of {', '.join(PARTS)}; all where absent.")] = "",
+    optimum_cli: OptimumCli = None,
     out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/llm.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
 ) -> None:
@@ -152,6 +179,7 @@ def llm_command(
         tokens=tokens,
         requests=requests,
         parts=_parts(only),
+        optimum_cli=optimum_cli,
     )
     try:
         report = measure(plan, _say)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from nereid.engines.arena import peak_bytes, reset_peak
-from nereid_bench.engines import PEERS, target_of, unet_of
+from nereid_bench.engines import PEERS, network_of, target_of
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import Component, sizes_at
 from nereid_export.engines import BUILDERS, Engine
@@ -24,12 +24,15 @@ from nereid_export.timing import median_milliseconds
 
 def main(text: str) -> None:
     turn = json.loads(text)
-    checkpoint = Checkpoint.open(Path(turn["checkpoint"]))
-    component, before = unet_of(checkpoint), reset_peak()
+    if turn["name"] == "openvino-genai":
+        print(json.dumps(_openvino_genai(turn)))
+        return
+    checkpoint = Checkpoint.open(Path(turn["checkpoint"])) if turn["checkpoint"] else None
+    component, before = network_of(checkpoint), reset_peak()
     start = time.perf_counter()
     run = _peer(component, turn) if turn["name"] in PEERS else _engine(component, checkpoint, turn)
     load_seconds = time.perf_counter() - start
-    sizes = sizes_at(component, turn["side"], target_of(component, "fp32", turn["side"], checkpoint).scale)
+    sizes = sizes_at(component, turn["side"], target_of("fp32", turn["side"], checkpoint).scale)
     made = {}
     for rows in turn["rows"]:
         inputs = {name: value.numpy() for name, value in random_inputs(component, rows, sizes, 1).items()}
@@ -37,8 +40,32 @@ def main(text: str) -> None:
     print(json.dumps({"load_seconds": load_seconds, "peak_bytes": peak_bytes() - before, "ms": made}))
 
 
-def _engine(component: Component, checkpoint: Checkpoint, turn: dict[str, Any]) -> Callable[[Mapping[str, NDArray]], object]:
-    target = target_of(component, turn["precision"], turn["side"], checkpoint)
+def _openvino_genai(turn: dict[str, Any]) -> dict[str, Any]:
+    """The pipeline's own account of its UNet, which is called for whole pictures: one row without guidance, two an image with."""
+    import openvino_genai as og  # pyright: ignore[reportMissingImports]
+
+    before, start = reset_peak(), time.perf_counter()
+    pipeline = og.Text2ImagePipeline(turn["folder"], "CPU")
+    load_seconds, made = time.perf_counter() - start, {}
+    for rows in turn["rows"]:
+        if rows > 1 and rows % 2:
+            continue
+        sizes = {"width": turn["side"], "height": turn["side"], "num_images_per_prompt": max(1, rows // 2)}
+        guidance = 1.0 if rows == 1 else 7.5
+
+        def draw(steps: int, sizes: dict[str, int] = sizes, guidance: float = guidance) -> float:
+            pipeline.generate("a red circle", num_inference_steps=steps, guidance_scale=guidance, **sizes)
+            return float(pipeline.get_performance_metrics().get_unet_infer_duration().mean)
+
+        first = draw(2)
+        made[rows] = draw(max(3, min(50, round(1000 * turn["seconds"] / first))))
+    return {"load_seconds": load_seconds, "peak_bytes": peak_bytes() - before, "ms": made}
+
+
+def _engine(
+    component: Component, checkpoint: Checkpoint | None, turn: dict[str, Any]
+) -> Callable[[Mapping[str, NDArray]], object]:
+    target = target_of(turn["precision"], turn["side"], checkpoint)
     loaded = BUILDERS[Engine(turn["name"])].load(component, Path(turn["folder"]), target)
     return lambda inputs: loaded(inputs, ["out_sample"])
 

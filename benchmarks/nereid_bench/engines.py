@@ -17,7 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nereid_bench import small_transformer
 from nereid_bench.compare import Say
+from nereid_bench.optimum_cli import IMAGES, converted, has_openvino_genai
 from nereid_bench.random_checkpoint import make_sd15
 from nereid_export.built import packages_of
 from nereid_export.calibration import Calibration, calibrate
@@ -35,11 +37,16 @@ from nereid_export.gate import check_pictures
 from nereid_export.resume import RECORD, Record, resume_key
 from nereid_zoo.shapes.score import CHECKPOINT, held_out_captions
 
-MODELS: Mapping[str, int] = {"shapes": 128, "sd15-256": 256, "sd15-512": 512}
-"""What is measured, and the pixels a side of its pictures. Stable Diffusion 1.5's sizes have random weights."""
+MODELS: Mapping[str, int] = {"shapes": 128, "sd15-256": 256, "sd15-512": 512, "transformer": small_transformer.SIDE}
+"""What is measured, and the pixels a side of its pictures. Stable Diffusion 1.5's sizes, and a small diffusion transformer, have
+random weights."""
 
-PEERS: Mapping[str, tuple[str, ...]] = {"diffusers": ("fp32", "bf16"), "torch.compile": ("fp32", "bf16")}
-"""PyTorch's own ways to run the same module."""
+PEERS: Mapping[str, tuple[str, ...]] = {
+    "diffusers": ("fp32", "bf16"),
+    "torch.compile": ("fp32", "bf16"),
+    "openvino-genai": ("fp32",),
+}
+"""PyTorch's own ways to run the same module, and OpenVINO GenAI's pipeline with the same checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +60,13 @@ class EnginesPlan:
     seconds: float = 1.0
     only: tuple[str, ...] = ()
     """Engines and peers to measure; all that this machine has where empty."""
+    precisions: tuple[str, ...] = ()
+    """Of engines and peers; all that each has where empty."""
+    optimum_cli: Path | None = None
+    """What makes OpenVINO GenAI's models; without it those are measured that are there."""
+
+    def asks(self, name: str, precision: str) -> bool:
+        return (not self.only or name in self.only) and (not self.precisions or precision in self.precisions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +75,7 @@ class Turn:
 
     name: str
     precision: str
+    model: str
     checkpoint: str
     folder: str
     side: int
@@ -68,19 +83,21 @@ class Turn:
     seconds: float
 
 
-def target_of(component: Component, precision: str, side: int, checkpoint: Checkpoint) -> Target:
-    facts = pipeline_facts(checkpoint, [])
+def target_of(precision: str, side: int, checkpoint: Checkpoint | None) -> Target:
     return Target(
         precision=Precision(precision),
         device=Device.CPU,
         max_batch_size=16,
         default_side=side,
         max_side=side,
-        scale=facts["vae_scale_factor"],
+        scale=8 if checkpoint is None else pipeline_facts(checkpoint, [])["vae_scale_factor"],
     )
 
 
-def unet_of(checkpoint: Checkpoint) -> Component:
+def network_of(checkpoint: Checkpoint | None) -> Component:
+    """The checkpoint's UNet; without one, the small transformer."""
+    if checkpoint is None:
+        return small_transformer.small_transformer()
     return next(part for part in components_of(checkpoint) if part.name == "unet")
 
 
@@ -108,12 +125,15 @@ def _rows(model: str, turn: Turn, facts: dict[str, Any], found: list[dict[str, A
     if not found:
         return
     for rows in turn.rows:
+        times = [one["ms"][str(rows)] for one in found if str(rows) in one["ms"]]
+        if not times:
+            continue
         yield {
             "model": model,
             "engine": turn.name,
             "precision": turn.precision,
             "rows": rows,
-            "ms": statistics.median(one["ms"][str(rows)] for one in found),
+            "ms": statistics.median(times),
             "error": facts["error"],
             "psnr": facts["psnr"],
             "load_seconds": statistics.median(one["load_seconds"] for one in found),
@@ -122,7 +142,9 @@ def _rows(model: str, turn: Turn, facts: dict[str, Any], found: list[dict[str, A
         }
 
 
-def _checkpoint(model: str, work: Path, say: Say) -> Path:
+def _checkpoint(model: str, work: Path, say: Say) -> Path | None:
+    if model == "transformer":
+        return None
     if model == "shapes":
         return CHECKPOINT
     folder = work / "sd15"
@@ -132,34 +154,48 @@ def _checkpoint(model: str, work: Path, say: Say) -> Path:
     return folder
 
 
-def _ready(plan: EnginesPlan, model: str, folder: Path, say: Say) -> Iterator[tuple[Turn, dict[str, Any]]]:
+def _ready(plan: EnginesPlan, model: str, folder: Path | None, say: Say) -> Iterator[tuple[Turn, dict[str, Any]]]:
     """Everything that can be measured here, built; with its size and its error against PyTorch in float32."""
-    checkpoint, side = Checkpoint.open(folder), MODELS[model]
-    component = unet_of(checkpoint)
+    checkpoint, side = None if folder is None else Checkpoint.open(folder), MODELS[model]
+    component, work = network_of(checkpoint), plan.work / model.partition("-")[0]
     for engine, builder in BUILDERS.items():
         for precision in builder.precisions:
-            if plan.only and engine not in plan.only:
+            if not plan.asks(engine, precision):
                 continue
-            target = target_of(component, precision, side, checkpoint)
+            target = target_of(precision, side, checkpoint)
             try:
                 builder.require(target)
             except ExportError as error:
                 say(f"{engine} {precision} is left out: {error}")
                 continue
-            built = plan.work / model.partition("-")[0] / f"{engine}-{precision}"
+            built = work / f"{engine}-{precision}"
             facts = build_engine(engine, checkpoint, component, built, target, say)
-            yield _turn(plan, engine, precision, folder, built, side), facts
+            yield _turn(plan, model, engine, precision, folder, built, side), facts
+    genai = work / "openvino-genai"
     for peer, precisions in PEERS.items():
         for name in precisions:
-            if not plan.only or peer in plan.only:
-                yield _turn(plan, peer, name, folder, Path(), side), {"error": None, "megabytes": None, "psnr": None}
+            if not plan.asks(peer, name) or (peer == "openvino-genai" and not _has_genai(plan, folder, genai, say)):
+                continue
+            yield _turn(plan, model, peer, name, folder, genai, side), {"error": None, "megabytes": None, "psnr": None}
 
 
-def _turn(plan: EnginesPlan, name: str, precision: str, checkpoint: Path, folder: Path, side: int) -> Turn:
+def _has_genai(plan: EnginesPlan, checkpoint: Path | None, folder: Path, say: Say) -> bool:
+    if checkpoint is None:
+        return False  # a transformer is no pipeline
+    if has_openvino_genai():
+        converted(checkpoint, folder, plan.optimum_cli, *IMAGES)
+    found = has_openvino_genai() and folder.is_dir()
+    if not found:
+        say("openvino-genai is left out: it needs `pip install './benchmarks[openvino-genai]'` and --optimum-cli")
+    return found
+
+
+def _turn(plan: EnginesPlan, model: str, name: str, precision: str, checkpoint: Path | None, folder: Path, side: int) -> Turn:
     return Turn(
         name=str(name),
         precision=str(precision),
-        checkpoint=str(checkpoint),
+        model=model,
+        checkpoint="" if checkpoint is None else str(checkpoint),
         folder=str(folder),
         side=side,
         rows=plan.rows,
@@ -168,7 +204,7 @@ def _turn(plan: EnginesPlan, name: str, precision: str, checkpoint: Path, folder
 
 
 def build_engine(
-    engine: Engine, checkpoint: Checkpoint, component: Component, folder: Path, target: Target, say: Say
+    engine: Engine, checkpoint: Checkpoint | None, component: Component, folder: Path, target: Target, say: Say
 ) -> dict[str, Any]:
     """An engine's files in `folder`, made unless they are there; its error against PyTorch in float32, and its size."""
     builder = BUILDERS[engine]
@@ -181,9 +217,10 @@ def build_engine(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     module = component.load()
-    trained = checkpoint.folder == CHECKPOINT and component.name == "unet"
-    made = _calibration(checkpoint, folder.parent / "calibration", say) if trained else Calibration()
-    if target.precision.quantised and trained:
+    known = checkpoint is not None and checkpoint.folder == CHECKPOINT and component.name == "unet"
+    trained = checkpoint if known else None
+    made = Calibration() if trained is None else _calibration(trained, folder.parent / "calibration", say)
+    if target.precision.quantised and trained is not None:
         samples = Samples(references_of(component, module, made.checks["unet"]), made.ranges["unet"], made.runs, told=say)
     else:
         # Random weights say nothing of quality: nothing is put back for it.
@@ -194,8 +231,8 @@ def build_engine(
     run = builder.load(component, folder, target)
     checked = (compare_together if target.precision.quantised else compare)(samples.checks, run)
     figures = {"error": max(check.relative_error for check in checked), "megabytes": engine_bytes(folder) / 1e6, "psnr": None}
-    if trained:
-        torch_drawer = Drawer.by_torch(checkpoint)
+    if trained is not None:
+        torch_drawer = Drawer.by_torch(trained)
         figures |= check_pictures(replace(torch_drawer, runs={**torch_drawer.runs, "unet": run}), made.pictures, say)
     record.write(figures)
     return figures

@@ -23,6 +23,7 @@ from nereid.llm.settings import LlmFacts
 from nereid_bench.gguf_file import write_gguf
 from nereid_bench.llm_batching import in_flight_against_static
 from nereid_bench.llm_peers import Engine, Weights, bare_speed, has_llama_cpp, installed, loaded
+from nereid_bench.optimum_cli import LLM, converted, has_openvino_genai
 from nereid_bench.servers import serving, serving_with
 from nereid_client import Client
 from nereid_zoo.sections.chat import conversation
@@ -59,12 +60,15 @@ class LlmPlan:
     tokens: int = 48
     requests: int = 32
     parts: tuple[str, ...] = PARTS
+    optimum_cli: Path | None = None
+    """What makes OpenVINO GenAI's models; without it those are measured that are there."""
 
 
 def measure(plan: LlmPlan, say: Say) -> dict[str, Any]:
     """The parts asked for, as one report."""
-    zoo = prepare(plan.checkpoint, plan.work / "sections", say)
-    large = prepare(random_llama(plan.work / "llama-200m" / "checkpoint", plan.checkpoint), plan.work / "llama-200m", say)
+    cli = plan.optimum_cli
+    zoo = prepare(plan.checkpoint, plan.work / "sections", say, cli)
+    large = prepare(random_llama(plan.work / "llama-200m" / "checkpoint", plan.checkpoint), plan.work / "llama-200m", say, cli)
     report: dict[str, Any] = {"threads": plan.threads}
     repository = zoo.engine.parent.parent
     work: dict[str, Callable[[], Any]] = {
@@ -100,11 +104,8 @@ def decode_speeds(models: Mapping[str, Weights], plan: LlmPlan, say: Say, rounds
     return found
 
 
-def prepare(checkpoint: Path, work: Path, say: Say) -> Weights:
-    """Our int4 exports and onnxruntime-genai's own, all without 8-bit matrices, unless they are there.
-
-    OpenVINO GenAI's model is looked for in `openvino-genai`, and not made.
-    """
+def prepare(checkpoint: Path, work: Path, say: Say, optimum_cli: Path | None = None) -> Weights:
+    """Our int4 exports and the peers' own, all without 8-bit matrices, unless they are there."""
     from nereid_export.llm import LlmEngine, LlmExportOptions
 
     repository, openvino, genai = work / "repository", work / "openvino", work / "genai"
@@ -117,6 +118,8 @@ def prepare(checkpoint: Path, work: Path, say: Say) -> Weights:
         command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint), "-o", str(genai)]
         command += ["-p", "int4", "-e", "cpu", "-c", str(work / "cache"), "--extra_options", "block_size=32", "accuracy_level=4"]
         subprocess.run(command, check=True, capture_output=True)
+    if has_openvino_genai():
+        converted(checkpoint, work / "openvino-genai", optimum_cli, *LLM)
     gguf = work / "model-q4_0.gguf"
     if has_llama_cpp() and not gguf.is_file():
         write_gguf(checkpoint, gguf)

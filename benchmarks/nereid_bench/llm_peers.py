@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from nereid_bench.optimum_cli import has_openvino_genai
+
 PROMPT_TOKENS = 32
 
 
@@ -51,15 +53,10 @@ def has_llama_cpp() -> bool:
     return all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf"))
 
 
-def has_openvino_genai(weights: Weights) -> bool:
-    """What converts its models does not fit beside our packages: it is a peer where somebody has left one in its folder."""
-    model = weights.openvino_genai / "openvino_model.xml"
-    return importlib.util.find_spec("openvino_genai") is not None and model.is_file()
-
-
 def installed(weights: Weights) -> list[Engine]:
     """The peers that can be measured here."""
-    missing = {Engine.LLAMA_CPP: not has_llama_cpp(), Engine.OPENVINO_GENAI: not has_openvino_genai(weights)}
+    converted = (weights.openvino_genai / "openvino_model.xml").is_file()
+    missing = {Engine.LLAMA_CPP: not has_llama_cpp(), Engine.OPENVINO_GENAI: not (has_openvino_genai() and converted)}
     return [engine for engine in Engine if not missing.get(engine)]
 
 

@@ -71,7 +71,7 @@ def vae_tiles(plan: VaeTilesPlan, say: Say) -> list[dict[str, Any]]:
     """Rows of picture, side, engine, whole or tiles, seconds, peak of memory, and differences from diffusers' whole picture."""
     plan.work.mkdir(parents=True, exist_ok=True)
     component = decoder_of(CHECKPOINT)
-    target = target_of(component, "fp32", plan.tile, Checkpoint.open(CHECKPOINT))
+    target = target_of("fp32", plan.tile, Checkpoint.open(CHECKPOINT))
     build_engine(Engine.ONNXRUNTIME, Checkpoint.open(CHECKPOINT), component, plan.work / "decoder", target, say)
     made: list[dict[str, Any]] = []
     for side in plan.sides:

@@ -12,8 +12,10 @@ pytest.importorskip("torch")
 from nereid_bench import engines as module
 from nereid_bench.cli import app
 from nereid_bench.engines import EnginesPlan, engines
+from nereid_bench.optimum_cli import IMAGES, converted
 from nereid_export.engines import BUILDERS, Engine
 from nereid_export.engines.precision import Precision
+from nereid_export.errors import ExportError
 
 pytestmark = pytest.mark.torch
 
@@ -61,9 +63,51 @@ def test_a_turn_that_dies_is_said_and_left_out(
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
-    [(["--models", "sd3"], "'sd3' is not a model"), (["--only", "vllm"], "'vllm' is not measured")],
+    [
+        (["--models", "sd3"], "'sd3' is not a model"),
+        (["--only", "vllm"], "'vllm' is not measured"),
+        (["--precisions", "fp8"], "'fp8' is not a precision"),
+    ],
 )
 def test_what_is_not_there_is_refused_by_name(arguments: list[str], sentence: str) -> None:
     result = CliRunner().invoke(app, ["engines", *arguments])
     assert result.exit_code == 2
     assert sentence in result.output.replace("\n", " ").replace("│", "").replace("  ", " ")
+
+
+def test_a_transformer_is_built_and_measured_without_a_checkpoint(tmp_path: Path) -> None:
+    said: list[str] = []
+    plan = EnginesPlan(
+        work=tmp_path, models=("transformer",), rows=(1,), rounds=1, seconds=0.01, only=("onnxruntime",), precisions=("fp32",)
+    )
+    (row,) = engines(plan, said.append)
+    assert (row["model"], row["engine"], row["precision"], row["rows"]) == ("transformer", "onnxruntime", "fp32", 1)
+    assert 1e-8 < row["error"] < 1e-4
+    assert row["ms"] > 0
+
+
+def test_the_command_that_makes_openvino_genais_models_is_run_once_and_its_failure_is_one_sentence(tmp_path: Path) -> None:
+    cli, log = tmp_path / "optimum-cli", tmp_path / "log"
+    cli.write_text(f'#!/bin/sh\necho "$@" >> {log}\nfor last; do :; done\nmkdir "$last"\n')
+    cli.chmod(0o700)
+    converted(tmp_path / "checkpoint", tmp_path / "none", None, *IMAGES)
+    for _ in range(2):
+        converted(tmp_path / "checkpoint", tmp_path / "made", cli, *IMAGES)
+    (line,) = log.read_text().splitlines()
+    assert line == f"export openvino -m {tmp_path}/checkpoint {' '.join(IMAGES)} {tmp_path}/made"
+    cli.write_text("#!/bin/sh\necho 'Traceback' >&2\necho 'no such model' >&2\nexit 3\n")
+    with pytest.raises(ExportError, match=r"--optimum-cli: .* could not convert .*: no such model"):
+        converted(tmp_path / "checkpoint", tmp_path / "other", cli, *IMAGES)
+    with pytest.raises(ExportError, match=r"--optimum-cli: .*/absent cannot be run: no such file or directory"):
+        converted(tmp_path / "checkpoint", tmp_path / "other", tmp_path / "absent", *IMAGES)
+
+
+def test_openvino_genai_is_left_out_by_name_where_it_is_not(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MODELS", {"tiny": 32})
+    monkeypatch.setattr(module, "_checkpoint", lambda *_: checkpoints["sd"])
+    said: list[str] = []
+    plan = EnginesPlan(work=tmp_path, models=("tiny",), rows=(1,), rounds=1, only=("openvino-genai",))
+    assert engines(plan, said.append) == []
+    assert said == ["openvino-genai is left out: it needs `pip install './benchmarks[openvino-genai]'` and --optimum-cli"]

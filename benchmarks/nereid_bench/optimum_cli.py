@@ -1,0 +1,30 @@
+"""OpenVINO GenAI's models, which Hugging Face's `optimum-cli` makes: its packages fit beside ours only in another environment."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+from pathlib import Path
+
+from nereid_export.errors import ExportError
+
+LLM = ("--task", "text-generation-with-past", "--weight-format", "int4", "--group-size", "32", "--sym", "--ratio", "1.0")
+IMAGES = ("--task", "text-to-image", "--weight-format", "fp32")
+
+
+def converted(checkpoint: Path, folder: Path, cli: Path | None, *options: str) -> None:
+    """Make the checkpoint's model in `folder`, unless it is there or nobody has said where the command is."""
+    if cli is None or folder.is_dir():
+        return
+    command = [str(cli), "export", "openvino", "-m", str(checkpoint.absolute()), *options]
+    try:
+        done = subprocess.run([*command, str(folder.absolute())], check=False, capture_output=True, text=True)
+    except OSError as error:
+        raise ExportError(f"--optimum-cli: {cli} cannot be run: {str(error.strerror).lower()}") from None
+    if done.returncode or not folder.is_dir():
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise ExportError(f"--optimum-cli: {cli} could not convert {checkpoint}: {said[-1]}")
+
+
+def has_openvino_genai() -> bool:
+    return importlib.util.find_spec("openvino_genai") is not None
