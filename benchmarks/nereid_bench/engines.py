@@ -185,7 +185,14 @@ def _has_genai(plan: EnginesPlan, checkpoint: Path | None, folder: Path, say: Sa
     if has_openvino_genai():
         converted(checkpoint, folder, plan.optimum_cli, *IMAGES)
     found = has_openvino_genai() and folder.is_dir()
-    if not found:
+    if found:
+        from diffusers import DDIMScheduler
+
+        # It has fewer schedulers than diffusers, and calls of the UNet take as long with each.
+        config = DDIMScheduler.load_config(checkpoint, subfolder="scheduler")
+        same = {name: config[name] for name in ("beta_start", "beta_end", "beta_schedule", "prediction_type") if name in config}
+        DDIMScheduler(**same, clip_sample=False).save_pretrained(folder / "scheduler")
+    else:
         say("openvino-genai is left out: it needs `pip install './benchmarks[openvino-genai]'` and --optimum-cli")
     return found
 
