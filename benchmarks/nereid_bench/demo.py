@@ -19,6 +19,7 @@ from nereid_client.terminal import console, fail
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.cli import Bar
 from nereid_export.diffusion import export_diffusion
+from nereid_export.engines import Engine
 from nereid_export.errors import ExportError
 from nereid_export.frame import MANIFEST
 from nereid_export.llm import LlmExportOptions, export_llm
@@ -78,13 +79,13 @@ def demo(
 
 
 def _export(repository: Path) -> None:
-    """Both shipped checkpoints, unless they stand there already."""
+    """Both shipped checkpoints, unless they stand there already; the image pipeline's engines are the fastest ones here."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     if _is_exported(repository / "text_to_image", Checkpoint.open(CHECKPOINT).digest()):
         console.print(f"{repository} has the image pipeline already", highlight=False)
     else:
         with Progress(*columns, console=console, transient=True) as progress:
-            export_diffusion(ExportOptions(checkpoint=CHECKPOINT, out=repository), Bar(progress))
+            export_diffusion(ExportOptions(checkpoint=CHECKPOINT, out=repository, engine=Engine.AUTO), Bar(progress))
     if _is_exported(repository / "llm", LlmCheckpoint.open(sections.CHECKPOINT).digest()):
         console.print(f"{repository} has the language model already", highlight=False)
     else:
