@@ -192,6 +192,28 @@ def test_an_interrupted_export_builds_again_only_what_changed(
     assert "vae_decoder: exporting" in again.said
 
 
+def test_other_prompts_build_again_what_was_measured_on_them(
+    checkpoints: dict[str, Path], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A half-precision UNet has an end error, of the runs of these prompts."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nereid_export.diffusion.publish", interrupt)
+    others = tmp_path / "others"
+    others.write_text("a green circle\na red square\ntwo blue squares\n", encoding="utf-8")
+    said = []
+    for file in (prompts, others):
+        silent = Silent()
+        options = ExportOptions(checkpoint=checkpoints["sd"], out=tmp_path / "out", precision=parse_precisions("fp16"))
+        with pytest.raises(KeyboardInterrupt):
+            export_diffusion(replace(options, calibration_prompts=file), silent)
+        said.append(silent.said)
+    assert "unet: exporting" in said[1]
+    assert "vae_decoder: built before" in said[1]
+
+
 def test_prompts_that_nobody_would_draw_are_refused(checkpoints: dict[str, Path], prompts: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="--calibration-prompts: a file is not allowed with --precision fp32"):
         export(checkpoints["sd"], tmp_path / "out", calibration_prompts=prompts)
