@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -13,17 +14,20 @@ IMAGES = ("--task", "text-to-image", "--weight-format", "fp32")
 
 
 def converted(checkpoint: Path, folder: Path, cli: Path | None, *options: str) -> None:
-    """Make the checkpoint's model in `folder`, unless it is there or nobody has said where the command is."""
+    """Make the checkpoint's model in `folder`, whole or not at all, unless it is there or nobody said where the command is."""
     if cli is None or folder.is_dir():
         return
+    beside = folder.absolute().with_name(f"{folder.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
     command = [str(cli), "export", "openvino", "-m", str(checkpoint.absolute()), *options]
     try:
-        done = subprocess.run([*command, str(folder.absolute())], check=False, capture_output=True, text=True)
+        done = subprocess.run([*command, str(beside)], check=False, capture_output=True, text=True)
     except OSError as error:
         raise ExportError(f"--optimum-cli: {cli} cannot be run: {str(error.strerror).lower()}") from None
-    if done.returncode or not folder.is_dir():
+    if done.returncode or not beside.is_dir():
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise ExportError(f"--optimum-cli: {cli} could not convert {checkpoint}: {said[-1]}")
+    beside.replace(folder)
 
 
 def has_openvino_genai() -> bool:

@@ -78,10 +78,12 @@ def build(
 ) -> Built:
     """Build and check one engine in `folder`; `source` is the checkpoint's digest."""
     builder, precision = BUILDERS[engine], target.of(component)
-    # Another component's precision does not matter here, and prompts are read again only where calls were recorded of them.
+    runs = calibration.runs if component.name == "unet" and precision is not Precision.FP32 else None
+    prompted = precision.quantised or runs is not None
+    # Another component's precision does not matter here, nor do prompts where neither calls nor runs of them are used.
     key = resume_key(
         replace(options, engine=engine, auto=AutoOptions()),
-        [source, str(precision), [drawn.prompt for drawn in calibration.pictures] if precision.quantised else None],
+        [source, str(precision), [drawn.prompt for drawn in calibration.pictures] if prompted else None],
         packages_of((builder, precision)),
         without_effect=("checkpoint", "out", "name", "precision", "calibration_prompts"),
     )
@@ -101,7 +103,6 @@ def build(
         references = references_of(component, module, calibration.checks[component.name])
     else:
         references = [] if unchecked else random_references(component, module)
-    runs = calibration.runs if component.name == "unet" else None
     samples = Samples(references, calibration.ranges.get(component.name, ()), runs, told=progress.detail)
     built = Built(component, engine, target, folder, unchecked=unchecked)
     with _library_failures(component, engine, precision, folder):
@@ -114,7 +115,7 @@ def build(
             run = builder.load(component, folder, target)
             built.checks = (compare_together if precision.quantised else compare)(references, run)
             refuse_above_bound(component, built.checks, precision)
-            if runs is not None and precision is not Precision.FP32:
+            if runs is not None:
                 progress.detail(f"{component.name}: finishing runs with the engine")
                 built.end_error = runs.error(run)
                 refuse_end_above_bound(component, built.end_error, precision)

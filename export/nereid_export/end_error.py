@@ -18,6 +18,7 @@ from nereid.diffusion.settings import Pipeline
 from nereid.flow.errors import RequestError
 from nereid_export.drawing import Drawer, denoised
 from nereid_export.engines.check import Run
+from nereid_export.errors import ExportError
 
 RUNS = 8
 """Runs that the end error is measured on."""
@@ -35,10 +36,13 @@ class WholeRuns:
 
     @classmethod
     def by(cls, drawer: Drawer, prompts: Sequence[str]) -> WholeRuns:
-        """Of these prompts in turn, each time with another seed."""
+        """Of these prompts in turn, each time with another seed; raises ExportError where a run has no end."""
         steps = drawer.pipeline.default_steps if drawer.pipeline.few_step else STEPS
         requests = [drawer.request([prompts[seed % len(prompts)]], [seed], steps=steps) for seed in range(RUNS)]
-        return cls(drawer.pipeline, requests, [drawer.denoise(request)[0] for request in requests])
+        try:
+            return cls(drawer.pipeline, requests, [drawer.denoise(request)[0] for request in requests])
+        except RequestError as error:
+            raise ExportError(f"a run of {steps} steps cannot be finished with PyTorch: {error}") from None
 
     def error(self, run: Run, *, first: int | None = None) -> float:
         """Root mean square of the relative errors of finished latents, over the first runs or all; NaN where one has none."""

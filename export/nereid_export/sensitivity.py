@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,8 @@ def search(
         told(f"part {number + 1} of {len(grouped)} rounded alone")
         others = {name for name in graph.rounded if name not in names}
         errors[part] = alone(graph.without(others))
-    ordered = sorted(grouped, key=lambda part: -errors[part])
+    # What computes nothing is worst, and no number is before or after NaN.
+    ordered = sorted(grouped, key=lambda part: -math.inf if math.isnan(errors[part]) else -errors[part])
 
     def names_of(count: int) -> tuple[str, ...]:
         return tuple(name for part in ordered[:count] for name in grouped[part])

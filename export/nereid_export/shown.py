@@ -68,7 +68,7 @@ def show_diffusion(manifest: dict[str, Any], out: Path) -> None:
     if "candidates" in manifest:
         _show_candidates(manifest["candidates"])
     for reason in dict.fromkeys(engine["reason"] for engine in manifest["engines"].values() if not engine["checked"]):
-        Console().print(f"not checked against PyTorch: {reason}", highlight=False, soft_wrap=True)
+        Console().print(f"not checked against PyTorch: {reason}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _findings(engine: dict[str, Any]) -> tuple[str, str, str, str]:
@@ -110,4 +110,4 @@ def _show_candidates(candidates: dict[str, list[dict[str, Any]]]) -> None:
         for row in rows:
             if "dropped" in row:
                 said = f"{model}: {row['engine']} {row['precision']} was dropped: {row['dropped']}"
-                Console().print(said, highlight=False, soft_wrap=True)
+                Console().print(said, highlight=False, markup=False, soft_wrap=True)

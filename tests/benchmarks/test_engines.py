@@ -94,12 +94,14 @@ def test_the_command_that_makes_openvino_genais_models_is_run_once_and_its_failu
     for _ in range(2):
         converted(tmp_path / "checkpoint", tmp_path / "made", cli, *IMAGES)
     (line,) = log.read_text().splitlines()
-    assert line == f"export openvino -m {tmp_path}/checkpoint {' '.join(IMAGES)} {tmp_path}/made"
-    cli.write_text("#!/bin/sh\necho 'Traceback' >&2\necho 'no such model' >&2\nexit 3\n")
+    assert line == f"export openvino -m {tmp_path}/checkpoint {' '.join(IMAGES)} {tmp_path}/made.new"
+    assert (tmp_path / "made").is_dir()
+    cli.write_text("#!/bin/sh\nfor last; do :; done\nmkdir \"$last\"\necho 'Traceback' >&2\necho 'no such model' >&2\nexit 3\n")
     with pytest.raises(ExportError, match=r"--optimum-cli: .* could not convert .*: no such model"):
         converted(tmp_path / "checkpoint", tmp_path / "other", cli, *IMAGES)
     with pytest.raises(ExportError, match=r"--optimum-cli: .*/absent cannot be run: no such file or directory"):
         converted(tmp_path / "checkpoint", tmp_path / "other", tmp_path / "absent", *IMAGES)
+    assert not (tmp_path / "other").exists()  # half a model is not taken for one the next time
 
 
 def test_openvino_genai_is_left_out_by_name_where_it_is_not(

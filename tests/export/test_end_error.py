@@ -70,6 +70,14 @@ def test_an_engine_without_finite_latents_has_no_number_for_an_error(drawer: Dra
     assert not Errors(0.0, runs.error(broken)).excess <= 1
 
 
+def test_a_checkpoint_whose_own_runs_have_no_end_is_refused_in_one_sentence(drawer: Drawer) -> None:
+    def broken(inputs: Inputs, outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        return {name: np.full_like(value, np.nan) for name, value in drawer.runs["unet"](inputs, outputs).items()}
+
+    with pytest.raises(ExportError, match=f"a run of {STEPS} steps cannot be finished with PyTorch: "):
+        WholeRuns.by(replace(drawer, runs={**drawer.runs, "unet": broken}), ["fish"])
+
+
 def test_runs_are_read_as_they_were_written_or_not_at_all(drawer: Drawer, runs: WholeRuns, tmp_path: Path) -> None:
     file = tmp_path / "runs.npz"
     assert WholeRuns.read(file, drawer.pipeline) is None

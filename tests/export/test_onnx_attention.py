@@ -118,3 +118,18 @@ def test_attention_with_a_mask_and_other_softmaxes_stay_as_they_are(tmp_path: Pa
         before = file.read_bytes()
         assert fuse_attention(file) == 0
         assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_attention_without_heads_is_one_operator_and_equal(newer: bool, tmp_path: Path) -> None:
+    class Lone(nn.Module):
+        def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
+            return (tokens @ (2 * text).transpose(1, 2)).softmax(-1) @ (text + 1)
+
+    module = Lone()
+    file = exported(module, tmp_path / "model.onnx", newer=newer)
+    assert fuse_attention(file) == 1
+    given = inputs(3)
+    theirs = module(*(torch.from_numpy(value) for value in given.values())).numpy()
+    ours = run_file(file)(given, ["made"])["made"]
+    assert np.linalg.norm(ours - theirs) < 1e-5 * np.linalg.norm(theirs)

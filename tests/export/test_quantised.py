@@ -83,6 +83,26 @@ def test_onnx_runtime_has_quantised_engines_within_their_bound(
     assert "end_error" not in manifest["engines"]["vae_decoder"]
 
 
+def test_the_graph_that_is_measured_has_the_bits_of_the_one_that_is_published(
+    checkpoints: dict[str, Path], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding makes much of the little that attention as one operator differs by."""
+    measured = []
+
+    def nothing_put_back(component: Any, graph: QdqGraph, samples: Any, norms: int) -> Any:
+        measured.append(aggregate_error(samples.checks, graph.without(())))
+        return (), {}
+
+    monkeypatch.setattr("nereid_export.engines.onnxruntime.put_back", nothing_put_back)
+    for module in ("nereid_export.engines.check.ERROR_BOUNDS", "nereid_export.gate.PSNR_BOUNDS"):
+        monkeypatch.setattr(module, dict.fromkeys(Precision, 1.0))
+    monkeypatch.setattr("nereid_export.engines.check.END_ERROR_BOUND", 10.0)
+    export(checkpoints["sd"], tmp_path / "out", precision=parse_precisions("unet=int8"), calibration_prompts=prompts)
+    assert operators(tmp_path / "out" / "unet" / "1" / "model.onnx")["MultiHeadAttention"] > 0
+    (check,) = manifest_of(tmp_path / "out")["engines"]["unet"]["checks"]
+    assert [check["relative_error"]] == measured
+
+
 def test_parts_of_large_error_stay_as_they_were_and_are_named(
     checkpoints: dict[str, Path], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +190,28 @@ def test_an_interrupted_export_builds_again_only_what_changed(
     assert "unet: built before" in again.said
     assert "vae_encoder: built before" in again.said
     assert "vae_decoder: exporting" in again.said
+
+
+def test_other_prompts_build_again_what_was_measured_on_them(
+    checkpoints: dict[str, Path], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A half-precision UNet has an end error, of the runs of these prompts."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nereid_export.diffusion.publish", interrupt)
+    others = tmp_path / "others"
+    others.write_text("a green circle\na red square\ntwo blue squares\n", encoding="utf-8")
+    said = []
+    for file in (prompts, others):
+        silent = Silent()
+        options = ExportOptions(checkpoint=checkpoints["sd"], out=tmp_path / "out", precision=parse_precisions("fp16"))
+        with pytest.raises(KeyboardInterrupt):
+            export_diffusion(replace(options, calibration_prompts=file), silent)
+        said.append(silent.said)
+    assert "unet: exporting" in said[1]
+    assert "vae_decoder: built before" in said[1]
 
 
 def test_prompts_that_nobody_would_draw_are_refused(checkpoints: dict[str, Path], prompts: Path, tmp_path: Path) -> None:

@@ -79,6 +79,15 @@ def test_a_part_is_judged_by_what_it_does_where_nothing_else_is_rounded() -> Non
     assert found.kept == ("b", "c")
 
 
+def test_a_part_that_computes_nothing_comes_first() -> None:
+    class Broken(Errors):
+        def error(self, rounded: Collection[str]) -> float:
+            return float("nan") if "c" in rounded else super().error(rounded)
+
+    found = Broken(a=0.01, b=0.04, c=0.0, d=0.03, e=0.2).searched(0.1)
+    assert found.kept == ("c", "e")
+
+
 def test_no_number_of_parts_is_tried_below_one_that_was_too_few() -> None:
     graph = Errors(a=0.07, b=0.3, c=0.01, d=0.075, e=0.04)
     graph.searched(0.005)

@@ -16,8 +16,8 @@ _DOMAIN = "com.microsoft"
 def fuse_attention(file: Path) -> int:
     """Replace softmax(q k) v by `MultiHeadAttention`, in place; returns how many were.
 
-    Heads are taken as rows of the batch, so that the graph need not say how many there are. Scores with a mask stay as they are:
-    text encoders have few tokens.
+    Heads are taken as rows of the batch, so that the graph need not say how many there are, if any. Scores with a mask stay as
+    they are: text encoders have few tokens.
     """
     model = onnx.load(str(file), load_external_data=False)
     nodes = list(model.graph.node)
@@ -55,11 +55,11 @@ def fuse_attention(file: Path) -> int:
 
 
 def _last_axis(softmax: NodeProto) -> bool:
-    return next((item.i for item in softmax.attribute if item.name == "axis"), -1) in (-1, 3)
+    return next((item.i for item in softmax.attribute if item.name == "axis"), -1) == -1
 
 
 def _fused(scores: NodeProto, weighted: NodeProto) -> Iterator[NodeProto]:
-    """Of scaled q [rows, heads, tokens, size], scaled k [rows, heads, size, others] and v [rows, heads, others, size]."""
+    """Of scaled q [..., tokens, size], scaled k [..., size, others] and v [..., others, size]."""
     (query, transposed), values, name = scores.input, weighted.input[1], f"{weighted.name}/fused"
 
     def constant(what: str, *numbers: int) -> NodeProto:
@@ -67,14 +67,14 @@ def _fused(scores: NodeProto, weighted: NodeProto) -> Iterator[NodeProto]:
         return helper.make_node("Constant", [], [f"{name}/{what}"], f"{name}/{what}_constant", value=tensor)
 
     yield constant("rest", -1)
-    yield helper.make_node("Transpose", [transposed], [f"{name}/keys"], f"{name}/transpose", perm=[0, 1, 3, 2])
-    for what, tensor in (("q", query), ("k", f"{name}/keys"), ("v", values)):
-        # [rows, heads, tokens, size] to [rows x heads, tokens, size]
-        yield helper.make_node("Shape", [tensor], [f"{name}/{what}_sizes"], f"{name}/{what}_shape", start=2)
+    for what, tensor in (("q", query), ("transposed", transposed), ("v", values)):
+        # [..., tokens, size] to [all before, tokens, size]
+        yield helper.make_node("Shape", [tensor], [f"{name}/{what}_sizes"], f"{name}/{what}_shape", start=-2)
         yield helper.make_node(
             "Concat", [f"{name}/rest", f"{name}/{what}_sizes"], [f"{name}/{what}_flat"], f"{name}/{what}_concat", axis=0
         )
         yield helper.make_node("Reshape", [tensor, f"{name}/{what}_flat"], [f"{name}/{what}"], f"{name}/{what}_reshape")
+    yield helper.make_node("Transpose", [f"{name}/transposed"], [f"{name}/k"], f"{name}/transpose", perm=[0, 2, 1])
     yield helper.make_node(
         "MultiHeadAttention",
         [f"{name}/q", f"{name}/k", f"{name}/v"],
@@ -84,6 +84,6 @@ def _fused(scores: NodeProto, weighted: NodeProto) -> Iterator[NodeProto]:
         num_heads=1,
         scale=1.0,
     )
-    yield helper.make_node("Shape", [query], [f"{name}/before"], f"{name}/before_shape", start=0, end=3)
+    yield helper.make_node("Shape", [query], [f"{name}/before"], f"{name}/before_shape", start=0, end=-1)
     yield helper.make_node("Concat", [f"{name}/before", f"{name}/rest"], [f"{name}/after"], f"{name}/after_concat", axis=0)
     yield helper.make_node("Reshape", [f"{name}/out", f"{name}/after"], [weighted.output[0]], f"{name}/after_reshape")

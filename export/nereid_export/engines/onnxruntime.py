@@ -52,20 +52,21 @@ class OnnxRuntime:
             export_onnx(component, module, file, precision)
             self._fuse(file, target, precision)
             return None
-        facts = None
         norms = smoothed(component, module, samples) if precision is Precision.INT8 else 0
         with passing_onnx(component, module, folder, Precision.FP32) as graph:
             if precision is Precision.INT8:
                 write_static(graph, file, samples.ranges)
+                self._fuse(file, target, precision)  # what is measured is what is published, to the bit
                 quantised = QdqGraph(file, graph)
                 kept, facts = put_back(component, quantised, samples, norms)
                 quantised.write(kept, file)
-            elif precision is Precision.INT8_DYNAMIC:
+                return facts
+            if precision is Precision.INT8_DYNAMIC:
                 write_dynamic(graph, file)
             else:
                 write_weights(graph, file, 8 if precision is Precision.INT8_WEIGHTS else 4)
         self._fuse(file, target, precision)
-        return facts
+        return None
 
     @staticmethod
     def _fuse(file: Path, target: Target, precision: Precision) -> None:
