@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Generic, Protocol, TypeVar
 
 from nereid_export.engines.check import Run
@@ -66,7 +67,8 @@ def search(
         told(f"part {number + 1} of {len(grouped)} rounded alone")
         others = {name for name in graph.rounded if name not in names}
         errors[part] = alone(graph.without(others))
-    ordered = sorted(grouped, key=lambda part: -errors[part])
+    # One without a number computes nothing, which is worse than any error, and would leave the others in no order.
+    ordered = sorted(grouped, key=lambda part: -errors[part] if errors[part] == errors[part] else -inf)
 
     def names_of(count: int) -> tuple[str, ...]:
         return tuple(name for part in ordered[:count] for name in grouped[part])

@@ -79,6 +79,18 @@ def test_a_part_is_judged_by_what_it_does_where_nothing_else_is_rounded() -> Non
     assert found.kept == ("b", "c")
 
 
+def test_a_part_without_a_number_for_an_error_is_put_back_first() -> None:
+    """Latents that overflow where it alone is rounded."""
+
+    class Overflowing(Errors):
+        def error(self, rounded: Collection[str]) -> float:
+            return float("nan") if "c" in rounded else super().error(rounded)
+
+    found = Overflowing(a=0.02, b=0.07, c=0.0, d=0.3, e=0.04).searched(0.1)
+    assert found.kept == ("c", "d", "b")
+    assert found.found.value <= 0.1
+
+
 def test_no_number_of_parts_is_tried_below_one_that_was_too_few() -> None:
     graph = Errors(a=0.07, b=0.3, c=0.01, d=0.075, e=0.04)
     graph.searched(0.005)
