@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import errno
 import shutil
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +25,7 @@ from nereid_export.end_error import WholeRuns
 from nereid_export.engines.check import Inputs
 from nereid_export.errors import ExportError
 from nereid_export.frame import versions
+from nereid_export.kept_arrays import read_arrays, write_arrays
 from nereid_export.resume import RECORD, VERSIONED, Record
 
 CALLS = 8
@@ -151,26 +150,17 @@ def _draw(drawer: Drawer, prompt: str, number: int) -> tuple[int, NDArray[np.uin
 
 
 def _write(file: Path, steps: int, picture: NDArray[np.uint8], calls: Sequence[tuple[str, Inputs]]) -> None:
-    """Whole or not at all."""
     arrays = {f"{index} {name} {key}": value for index, (name, inputs) in enumerate(calls) for key, value in inputs.items()}
-    beside = file.with_suffix(".new")
-    with beside.open("wb") as stream:
-        np.savez(stream, steps=np.int32(steps), picture=picture, **arrays)
-    beside.replace(file)
+    write_arrays(file, {"steps": np.array(steps, dtype=np.int32), "picture": picture, **arrays})
 
 
 def _read(file: Path) -> tuple[int, NDArray[np.uint8], list[tuple[str, Inputs]]] | None:
-    """None where there is no such file, or its sums say that it is not as it was written."""
-    calls: dict[tuple[int, str], dict[str, NDArray]] = defaultdict(dict)
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            for key in arrays.files:
-                if " " in key:
-                    index, name, tensor = key.split(" ")
-                    calls[int(index), name][tensor] = arrays[key]
-            found: list[tuple[str, Inputs]] = [
-                (name, inputs) for (_, name), inputs in sorted(calls.items(), key=lambda item: item[0][0])
-            ]
-            return int(arrays["steps"]), arrays["picture"], found
-    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error):
+    """None where there is no such file, or it is not as it was written."""
+    if (arrays := read_arrays(file)) is None:
         return None
+    steps, picture = int(arrays.pop("steps")), arrays.pop("picture")
+    calls: dict[tuple[int, str], dict[str, NDArray]] = defaultdict(dict)
+    for key, value in arrays.items():
+        index, name, tensor = key.split(" ")
+        calls[int(index), name][tensor] = value
+    return steps, picture, [(name, inputs) for (_, name), inputs in sorted(calls.items(), key=lambda item: item[0][0])]

@@ -5,11 +5,9 @@ Errors of single calls say little of the pictures: some cancel from step to step
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +17,7 @@ from nereid.flow.errors import RequestError
 from nereid_export.drawing import Drawer, denoised
 from nereid_export.engines.check import Run
 from nereid_export.errors import ExportError
+from nereid_export.kept_arrays import read_arrays, write_arrays
 
 RUNS = 8
 """Runs that the end error is measured on."""
@@ -58,22 +57,16 @@ class WholeRuns:
     def write(self, file: Path) -> None:
         """Whole or not at all."""
         arrays = {f"{index} {name}": value for index, request in enumerate(self.requests) for name, value in request.items()}
-        beside = file.with_suffix(".new")
-        with beside.open("wb") as stream:
-            np.savez(stream, latents=np.stack(self.latents), **arrays)
-        beside.replace(file)
+        write_arrays(file, {"latents": np.stack(self.latents), **arrays})
 
     @classmethod
     def read(cls, file: Path, pipeline: Pipeline) -> WholeRuns | None:
-        """None where there is no such file, or its sums say that it is not as it was written."""
-        try:
-            with np.load(file, allow_pickle=False) as arrays:
-                latents = list(arrays["latents"])
-                requests: list[dict[str, NDArray]] = [{} for _ in latents]
-                for key in arrays.files:
-                    index, _, name = key.partition(" ")
-                    if name:
-                        requests[int(index)][name] = arrays[key]
-                return cls(pipeline, requests, latents)
-        except (OSError, EOFError, ValueError, KeyError, IndexError, BadZipFile, zlib.error):
+        """None where there is no such file, or it is not as it was written."""
+        if (arrays := read_arrays(file)) is None:
             return None
+        latents = list(arrays.pop("latents"))
+        requests: list[dict[str, NDArray]] = [{} for _ in latents]
+        for key, value in arrays.items():
+            index, _, name = key.partition(" ")
+            requests[int(index)][name] = value
+        return cls(pipeline, requests, latents)

@@ -72,8 +72,8 @@ class QdqGraph:
 
     def without(self, names: Collection[str]) -> Run:
         trial = self._file.with_name(f"trial-{self._file.name}")  # beside large weights, which it names
-        self.write(names, trial)
         try:
+            self.write(names, trial)
             return run_file(trial)
         finally:
             for part in trial.parent.glob(f"{trial.name}*"):
