@@ -104,8 +104,10 @@ def calibrate(
     folder: Path,
     source: str,
     told: Callable[[str], None],
+    *,
+    whole_runs: bool = True,
 ) -> Calibration:
-    """Draw every prompt of this pipeline and keep what the components are called with.
+    """Draw every prompt of this pipeline and keep what the components are called with; with `whole_runs`, finish such, too.
 
     What `folder` has of an interrupted run with these prompts, this `source` (a checkpoint's digest) and these versions is not
     drawn again, and `drawer` is asked for only where something is.
@@ -128,8 +130,8 @@ def calibrate(
         pictures.append(Drawn(prompt, number, steps, picture))
         for name, inputs in calls:
             (checks if number >= len(prompts) - SET_APART else ranges)[name].append(inputs)
-    file = folder / "runs.npz"
-    if (runs := WholeRuns.read(file, pipeline)) is None:
+    file, runs = folder / "runs.npz", None
+    if whole_runs and (runs := WholeRuns.read(file, pipeline)) is None:
         told("finishing runs with PyTorch")
         runs = WholeRuns.by(ready or drawer(), prompts[-SET_APART:])
         runs.write(file)

@@ -59,7 +59,8 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
     else:
         for target in targets.values():
             BUILDERS[options.engine].require(target)
-    below = any(target.of(part) is not Precision.FP32 for part, target in planned)
+    lower = {part.name for part, target in planned if target.of(part) is not Precision.FP32}
+    below = bool(lower)
     if prompts is not None and not below:
         raise ExportError(
             "--calibration-prompts: a file is not allowed with --precision fp32, for which no pictures are drawn; leave it out"
@@ -79,7 +80,15 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
                 if prompts is None:
                     prompts = tuple(scorer.prompts(PROMPTS)) if scorer else drawn_prompts(next(iter(tokenizers.values())))
                 folder = staging / "calibration"
-                calibration = calibrate(reference.drawer, pipeline_of(checkpoint), prompts, folder, digest, progress.detail)
+                calibration = calibrate(
+                    reference.drawer,
+                    pipeline_of(checkpoint),
+                    prompts,
+                    folder,
+                    digest,
+                    progress.detail,
+                    whole_runs="unet" in lower,
+                )
                 reference.forget()
             if auto:
                 auto.build(digest, staging, calibration, progress)

@@ -101,6 +101,16 @@ def test_an_interrupted_calibration_goes_on_where_it_stopped(drawer: Drawer, tmp
     assert len(again) == len(prompts) + 1
 
 
+def test_runs_are_finished_only_where_somebody_measures_their_end(drawer: Drawer, tmp_path: Path) -> None:
+    prompts, lines = ("red fish", "blue fish", "one fish"), []
+    made = calibrate(lambda: drawer, drawer.pipeline, prompts, tmp_path, "digest", lines.append, whole_runs=False)
+    assert made.runs is None
+    assert len(lines) == len(prompts)
+    again = calibrate(lambda: drawer, drawer.pipeline, prompts, tmp_path, "digest", lines.append)
+    assert again.runs is not None
+    assert lines[len(prompts) :] == ["finishing runs with PyTorch"]
+
+
 def test_pictures_of_other_versions_are_drawn_again(drawer: Drawer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts, lines = ("red fish", "blue fish", "one fish"), []
     calibrate(lambda: drawer, drawer.pipeline, prompts, tmp_path, "digest", told([]))

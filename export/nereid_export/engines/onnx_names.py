@@ -12,6 +12,9 @@ import onnx
 _SCOPES = "pkg.torch.onnx.name_scopes"
 """Where the newer exporter keeps the modules around a node, outermost first and the node itself last."""
 
+_NO_MODULE = "_empty_nn_module_stack"
+"""What torch writes where it knows of none."""
+
 
 def name_by_module(file: Path) -> None:
     """Rename in place: `node_conv2d_3` of `unet.conv_in` becomes `/unet/conv_in/Conv`; weights and graph outputs keep theirs.
@@ -41,7 +44,7 @@ def name_by_module(file: Path) -> None:
 
 def _module(scopes: str) -> str:
     """The path of the innermost module; torch writes some of its steps as look-ups in `_modules`."""
-    found = ast.literal_eval(scopes)
+    found = [scope for scope in ast.literal_eval(scopes) if not scope.startswith(_NO_MODULE)]
     plain = re.sub(r"\.__dict__\['_modules'\]|\._modules(?=\[)", "", found[-2] if len(found) > 1 else "")
     return re.sub(r"\['([^']*)'\]", r".\1", plain)
 
