@@ -1,4 +1,4 @@
-"""Measures what the runs of an engine need in memory: a line (or, for attention, a parabola) through a few runs in a process."""
+"""Measures what an engine's runs need in memory: a line (where scores of attention are held, a parabola) through a few of them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,11 @@ def fit(base: int, runs: Sequence[MeasuredRun]) -> RunMemory:
     else:
         (small, small_bytes), (large, large_bytes) = ((run.pixels, max(run.bytes, 1)) for run in runs[:2])
         squared = (large_bytes / large - small_bytes / small) / (large - small)
-        squared = max(squared, 0.0)
-        line = max(large_bytes / large - squared * large, 0.0)
-        made = RunMemory(base_bytes=base, bytes_per_row_pixel=line, bytes_per_row_pixel_squared=squared)
+        if squared > 0:
+            line = max(large_bytes / large - squared * large, 0.0)
+            made = RunMemory(base_bytes=base, bytes_per_row_pixel=line, bytes_per_row_pixel_squared=squared)
+        else:  # something that every picture needs, whatever its size
+            line = max((large_bytes - small_bytes) / (large - small), 0.0)
+            every = max(small_bytes - line * small, large_bytes - line * large)
+            made = RunMemory(base_bytes=base, bytes_per_row=every, bytes_per_row_pixel=line)
     return made.scaled(max(1.0, *(run.bytes / made.run_bytes(run.rows, run.pixels) for run in runs[1:])))
