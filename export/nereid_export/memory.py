@@ -1,4 +1,4 @@
-"""Measures what an engine's runs need in memory: a line (where scores of attention are held, a parabola) through a few of them."""
+"""Measures what an engine's runs need in memory: a line (where scores of attention are held, a parabola) through a few."""
 
 from __future__ import annotations
 
