@@ -22,6 +22,7 @@ pytest.importorskip("torch")
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import components_of
 from nereid_export.engines.base import Target
+from nereid_export.engines.plan_options import PlanOptions
 from nereid_export.engines.precision import Precision
 from nereid_export.frame import Device
 from nereid_export.memory import MeasuredRun, fit, measure_memory
@@ -33,7 +34,8 @@ pytestmark = pytest.mark.torch
 @pytest.fixture(scope="module")
 def exported(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("memory") / "repository"
-    export(checkpoints["sd"], out)
+    # With the scores of all places in memory: without them a tiny model's runs need too little to be told from noise.
+    export(checkpoints["sd"], out, plan=PlanOptions(plain_attention=True))
     return out
 
 
@@ -68,7 +70,7 @@ def test_a_larger_picture_needs_about_what_was_foreseen(
 
 
 SIDE, TILE = 2048, 256
-"""Pixels: whole, this picture's decode would need 64 times the memory of one tile."""
+"""Pixels: whole, this picture's decode would need 64 x 64 times the attention of one tile."""
 
 _DECODE = """
 import sys
@@ -113,9 +115,8 @@ def test_a_picture_decoded_by_tiles_needs_about_what_was_foreseen_of_one_tile(ex
     made, image, needed = map(int, told.split())
     assert made == side
     memory = pipeline.memory["vae_decoder"]
-    # Beside the tile's run, the picture is held as what was summed, what is added, and what is answered.
-    assert needed - 6 * image < 1.5 * memory.run_bytes(1, TILE**2)
-    assert needed < memory.run_bytes(1, side**2) / 2
+    assert needed - 2 * image < 1.5 * memory.run_bytes(1, TILE**2)
+    assert needed < memory.run_bytes(1, side**2) / 20
 
 
 def test_what_every_picture_needs_is_told_apart_from_what_its_pixels_need() -> None:
