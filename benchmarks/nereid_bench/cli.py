@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from nereid.serving.errors import ServingError
 from nereid_bench.beside import BesidePlan, beside
@@ -23,9 +21,10 @@ from nereid_bench.llm import PARTS, LlmPlan, measure
 from nereid_bench.peers import PeerSettings
 from nereid_bench.perf import perf
 from nereid_bench.refusals import RefusalsPlan, refusals
+from nereid_bench.tables import print_rows, report_rows, rows_of
 from nereid_bench.vae_tiles import VaeTilesPlan, vae_tiles
 from nereid_client.terminal import console, fail
-from nereid_export.engines import Engine
+from nereid_export.engines import BUILDERS
 from nereid_export.engines.precision import Precision
 from nereid_export.errors import ExportError
 from nereid_zoo.sections.score import CHECKPOINT as SECTIONS
@@ -70,7 +69,7 @@ def sd15_command(
 ) -> None:
     """The same comparison at Stable Diffusion 1.5's real sizes, 256 x 256, random weights."""
     from nereid_bench.random_checkpoint import make_sd15
-    from nereid_export.cli import Bar
+    from nereid_export.bar import progress_bar
     from nereid_export.diffusion import export_diffusion
     from nereid_export.options import ExportOptions
 
@@ -79,11 +78,9 @@ def sd15_command(
         console.print("writing a random checkpoint")
         make_sd15(checkpoint, CHECKPOINT / "tokenizer")
     if not repository.is_dir():
-        from rich.progress import Progress
-
-        with Progress(console=console, transient=True) as progress:
+        with progress_bar() as bar:
             try:
-                export_diffusion(ExportOptions(checkpoint=checkpoint, out=repository), Bar(progress))
+                export_diffusion(ExportOptions(checkpoint=checkpoint, out=repository), bar)
             except ExportError as error:
                 _fail(error)
     settings = PeerSettings(checkpoint=checkpoint, repository=repository, threads=os.cpu_count() or 1, side=256)
@@ -109,26 +106,14 @@ def engines_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
 ) -> None:
     """The UNet on every engine and precision: ms a step, load time, size, memory, error; beside PyTorch, eager and compiled."""
-    chosen = tuple(model.strip() for model in models.split(","))
-    if unknown := [model for model in chosen if model not in MODELS]:
-        raise typer.BadParameter(f"{unknown[0]!r} is not a model; it must be one of {', '.join(MODELS)}", param_hint="--models")
-    names = (*Engine, *PEERS)
-    asked = tuple(name.strip() for name in only.split(",") if name.strip())
-    if unknown := [name for name in asked if name not in names]:
-        raise typer.BadParameter(f"{unknown[0]!r} is not measured; it must be one of {', '.join(names)}", param_hint="--only")
-    kinds = tuple(kind.strip() for kind in precisions.split(",") if kind.strip())
-    if unknown := [kind for kind in kinds if kind not in tuple(Precision)]:
-        raise typer.BadParameter(
-            f"{unknown[0]!r} is not a precision; it must be one of {', '.join(Precision)}", param_hint="--precisions"
-        )
     plan = EnginesPlan(
         work=work,
-        models=chosen,
+        models=_names("--models", models, tuple(MODELS), "is not a model; it "),
         rows=_numbers(rows, int),
         rounds=rounds,
         seconds=seconds,
-        only=asked,
-        precisions=kinds,
+        only=_names("--only", only, (*BUILDERS, *PEERS), "is not measured; it ", blank=True),
+        precisions=_names("--precisions", precisions, tuple(Precision), "is not a precision; it ", blank=True),
         optimum_cli=optimum_cli,
     )
     try:
@@ -137,7 +122,7 @@ def engines_command(
         _fail(error)
     if not rows_found:
         _fail(ServingError("nothing that was asked for could be measured on this machine"))
-    _report("ms a step of the UNet", rows_found, out, as_json)
+    report_rows("ms a step of the UNet", rows_found, out, as_json)
 
 
 @app.command("vae-tiles")
@@ -155,7 +140,7 @@ def vae_tiles_command(
     rows = vae_tiles(VaeTilesPlan(work=work, sides=_numbers(sides, int), tile=tile, overlap=overlap), _say)
     if not rows:
         _fail(ServingError("no decode ran to its end on this machine"))
-    _report("decode of the VAE", rows, out, as_json)
+    report_rows("decode of the VAE", rows, out, as_json)
 
 
 @app.command("llm")
@@ -178,7 +163,7 @@ def llm_command(
         batches=_numbers(batches, int),
         tokens=tokens,
         requests=requests,
-        parts=_parts(only),
+        parts=_names("--only", only, PARTS, "is not a part; it ") if only else PARTS,
         optimum_cli=optimum_cli,
     )
     try:
@@ -189,25 +174,8 @@ def llm_command(
     out.write_text(json.dumps(report, indent=1))
     if not as_json:
         for part in plan.parts:
-            _print_rows(f"{part}, {plan.threads} threads", _llm_rows(report[part]))
+            print_rows(f"{part}, {plan.threads} threads", rows_of(report[part]))
     print(json.dumps(report))
-
-
-def _llm_rows(found: Any) -> list[dict[str, Any]]:
-    """One part of the report as rows of a table: it is a list of rows, rows by name, or one row."""
-    if isinstance(found, list):
-        return found
-    rows = found.get("rows", found)
-    if all(isinstance(row, dict) for row in rows.values()):
-        return [{"": name, **row} for name, row in rows.items()]
-    return [rows]
-
-
-def _parts(text: str) -> tuple[str, ...]:
-    chosen = tuple(part.strip() for part in text.split(",")) if text else PARTS
-    if unknown := [part for part in chosen if part not in PARTS]:
-        raise typer.BadParameter(f"{unknown[0]!r} is not a part; it must be one of {', '.join(PARTS)}", param_hint="--only")
-    return chosen
 
 
 @app.command("beside")
@@ -225,7 +193,7 @@ def beside_command(
         row = beside(plan, _say)
     except ServingError as error:
         _fail(error)
-    _report(f"{small} x {small} beside {large} x {large}, seconds", [row], out, as_json)
+    report_rows(f"{small} x {small} beside {large} x {large}, seconds", [row], out, as_json)
 
 
 @app.command("refusals")
@@ -241,7 +209,7 @@ def refusals_command(
         rows = refusals(RefusalsPlan(repository=repository, requests=requests, rounds=rounds), _say)
     except ServingError as error:
         _fail(error)
-    _report("refusals, seconds", rows, out, as_json)
+    report_rows("refusals, seconds", rows, out, as_json)
 
 
 @app.command("deaths")
@@ -256,16 +224,14 @@ def deaths_command(
 
     First with the SDK's callers, then with the gateway's.
     """
-    chosen = tuple(part.strip() for part in victims.split(","))
-    if unknown := [part for part in chosen if part not in VICTIMS]:
-        raise typer.BadParameter(f"{unknown[0]!r} must be one of {', '.join(VICTIMS)}", param_hint="--victims")
+    chosen = _names("--victims", victims, VICTIMS, "")
     if signal_name not in SIGNALS:
         raise typer.BadParameter(f"{signal_name!r} must be one of {', '.join(SIGNALS)}", param_hint="--signal")
     try:
         rows = deaths(DeathsPlan(repository=repository, victims=chosen, signal_name=signal_name), _say)
     except ServingError as error:
         _fail(error)
-    _report(f"SIG{signal_name} to", rows, out, as_json)
+    report_rows(f"SIG{signal_name} to", rows, out, as_json)
 
 
 @app.command("perf")
@@ -284,7 +250,7 @@ def perf_command(
         _fail(error)
     if not as_json:
         for model, rows in report["models"].items():
-            _print_rows(f"{model} ({out / 'perf.png'})", rows)
+            print_rows(f"{model} ({out / 'perf.png'})", rows)
     print(json.dumps(report))
 
 
@@ -298,7 +264,7 @@ def _compare(plan: Plan, out: Path, as_json: bool) -> None:
     if not as_json:
         settings = plan.settings
         title = f"{plan.jobs} requests, steps {plan.steps}, {settings.side} x {settings.side}, {settings.threads} threads"
-        _print_rows(title, report["rows"])
+        print_rows(title, report["rows"])
         lone = report["lone_request"]
         Console().print(
             f"one lone request of {lone['steps']} steps: {lone['seconds']:.3f} s, its engines {lone['engines']:.3f} s, "
@@ -307,27 +273,12 @@ def _compare(plan: Plan, out: Path, as_json: bool) -> None:
     print(json.dumps(report))
 
 
-def _report(title: str, rows: list[dict[str, Any]], out: Path, as_json: bool) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(rows, indent=1))
-    if not as_json:
-        _print_rows(title, rows)
-    print(json.dumps(rows))
-
-
-def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
-    table = Table(title=title)
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "), justify="left" if isinstance(rows[0][column], str) else "right")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return value if isinstance(value, str) else f"{value:.3g}"
+def _names(option: str, text: str, allowed: Sequence[str], said: str, *, blank: bool = False) -> tuple[str, ...]:
+    """The parts of a list, with `blank` without empty ones; refuses what is not allowed, with what is `said` of it."""
+    chosen = tuple(part.strip() for part in text.split(",") if part.strip() or not blank)
+    if unknown := [part for part in chosen if part not in allowed]:
+        raise typer.BadParameter(f"{unknown[0]!r} {said}must be one of {', '.join(allowed)}", param_hint=option)
+    return chosen
 
 
 def _numbers(text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:

@@ -9,15 +9,14 @@ from typing import Annotated, Any
 
 import typer
 from PIL import Image, ImageDraw
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from nereid.serving.errors import ServingError
 from nereid.serving.options import ServeOptions
 from nereid.serving.supervisor import Supervisor
 from nereid_client import Client, ImageProgress, ImageResult, NereidError
 from nereid_client.terminal import console, fail
+from nereid_export.bar import progress_bar
 from nereid_export.checkpoint import Checkpoint
-from nereid_export.cli import Bar
 from nereid_export.diffusion import export_diffusion
 from nereid_export.engines import Engine
 from nereid_export.errors import ExportError
@@ -80,17 +79,16 @@ def demo(
 
 def _export(repository: Path) -> None:
     """Both shipped checkpoints, unless they stand there already; the image pipeline's engines are the fastest ones here."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     if _is_exported(repository / "text_to_image", Checkpoint.open(CHECKPOINT).digest()):
         console.print(f"{repository} has the image pipeline already", highlight=False)
     else:
-        with Progress(*columns, console=console, transient=True) as progress:
-            export_diffusion(ExportOptions(checkpoint=CHECKPOINT, out=repository, engine=Engine.AUTO), Bar(progress))
+        with progress_bar() as bar:
+            export_diffusion(ExportOptions(checkpoint=CHECKPOINT, out=repository, engine=Engine.AUTO), bar)
     if _is_exported(repository / "llm", LlmCheckpoint.open(sections.CHECKPOINT).digest()):
         console.print(f"{repository} has the language model already", highlight=False)
     else:
-        with Progress(*columns, console=console, transient=True) as progress:
-            export_llm(LlmExportOptions(checkpoint=sections.CHECKPOINT, out=repository), Bar(progress))
+        with progress_bar() as bar:
+            export_llm(LlmExportOptions(checkpoint=sections.CHECKPOINT, out=repository), bar)
 
 
 def _is_exported(home: Path, digest: str) -> bool:

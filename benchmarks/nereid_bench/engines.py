@@ -75,7 +75,6 @@ class Turn:
 
     name: str
     precision: str
-    model: str
     checkpoint: str
     folder: str
     side: int
@@ -170,13 +169,13 @@ def _ready(plan: EnginesPlan, model: str, folder: Path | None, say: Say) -> Iter
                 continue
             built = work / f"{engine}-{precision}"
             facts = build_engine(engine, checkpoint, component, built, target, say)
-            yield _turn(plan, model, engine, precision, folder, built, side), facts
+            yield _turn(plan, engine, precision, folder, built, side), facts
     genai = work / "openvino-genai"
     for peer, precisions in PEERS.items():
         for name in precisions:
             if not plan.asks(peer, name) or (peer == "openvino-genai" and not _has_genai(plan, folder, genai, say)):
                 continue
-            yield _turn(plan, model, peer, name, folder, genai, side), {"error": None, "megabytes": None, "psnr": None}
+            yield _turn(plan, peer, name, folder, genai, side), {"error": None, "megabytes": None, "psnr": None}
 
 
 def _has_genai(plan: EnginesPlan, checkpoint: Path | None, folder: Path, say: Say) -> bool:
@@ -197,11 +196,10 @@ def _has_genai(plan: EnginesPlan, checkpoint: Path | None, folder: Path, say: Sa
     return found
 
 
-def _turn(plan: EnginesPlan, model: str, name: str, precision: str, checkpoint: Path | None, folder: Path, side: int) -> Turn:
+def _turn(plan: EnginesPlan, name: str, precision: str, checkpoint: Path | None, folder: Path, side: int) -> Turn:
     return Turn(
         name=str(name),
         precision=str(precision),
-        model=model,
         checkpoint="" if checkpoint is None else str(checkpoint),
         folder=str(folder),
         side=side,
@@ -224,8 +222,7 @@ def build_engine(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     module = component.load()
-    known = checkpoint is not None and checkpoint.folder == CHECKPOINT and component.name == "unet"
-    trained = checkpoint if known else None
+    trained = checkpoint if component.name == "unet" and checkpoint and checkpoint.folder == CHECKPOINT else None
     made = Calibration() if trained is None else _calibration(trained, folder.parent / "calibration", say)
     if target.precision.quantised and trained is not None:
         samples = Samples(references_of(component, module, made.checks["unet"]), made.ranges["unet"], made.runs, told=say)

@@ -136,14 +136,11 @@ def prepare(checkpoint: Path, work: Path, say: Say, optimum_cli: Path | None = N
 
 
 def _export(options: LlmExportOptions) -> None:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from nereid_export.cli import Bar
+    from nereid_export.bar import progress_bar
     from nereid_export.llm import export_llm
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        export_llm(options, Bar(progress))
+    with progress_bar() as bar:
+        export_llm(options, bar)
 
 
 def random_llama(folder: Path, tokenizer_from: Path) -> Path:

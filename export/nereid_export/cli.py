@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from nereid.engines import digests
 from nereid_client.terminal import console, fail
+from nereid_export.bar import Bar, progress_bar
 from nereid_export.candidates import AutoOptions, parse_candidates, parse_step_rows
 from nereid_export.diffusion import export_diffusion
 from nereid_export.engines import Engine
@@ -32,30 +32,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class Bar:
-    """Progress on stderr: what is being done, how far, since when."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task: TaskID = progress.add_task("starting", total=None)
-
-    def total(self, steps: int) -> None:
-        self._progress.update(self._task, total=steps)
-        self._done = -1
-
-    def step(self, text: str) -> None:
-        self._done += 1
-        self._progress.update(self._task, description=text, completed=self._done)
-        if not self._progress.console.is_terminal:
-            self._progress.console.print(text)
-
-    def detail(self, text: str) -> None:
-        self._progress.update(self._task, description=text)
-
-    def waiting(self, text: str) -> None:
-        self._progress.console.print(text)
 
 
 @app.callback()
@@ -304,9 +280,8 @@ def sign(
 
 def _with_bar(work: Callable[[Bar], T]) -> T:
     """Run an export under a progress bar; its refusals are one sentence and exit status 1."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     try:
-        with Progress(*columns, console=console, transient=True) as progress:
-            return work(Bar(progress))
+        with progress_bar() as bar:
+            return work(bar)
     except ExportError as error:
         fail(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from nereid_export.components import Component
@@ -29,9 +30,8 @@ class Errors:
     @property
     def excess(self) -> float:
         """The larger of both over its bound; NaN where one is."""
-        calls = self.calls / ERROR_BOUNDS[Precision.INT8]
         end = 0.0 if self.end is None else self.end / END_ERROR_BOUND
-        return calls if calls != calls or calls > end else end
+        return float(np.max([self.calls / ERROR_BOUNDS[Precision.INT8], end]))
 
 
 def smoothed(component: Component, module: nn.Module, samples: Samples) -> int:

@@ -58,15 +58,15 @@ def search(
     Their order is by the error (`alone`) that each makes where nothing else is rounded: beside the others' errors its own
     would hardly be seen.
     """
-    grouped = parts(graph.rounded)
+    rounded = graph.rounded
+    grouped = parts(rounded)
     whole = measure(graph.without(()))
     if whole.excess <= 1:
         return Search(len(grouped), (), (), whole, whole)
     errors = {}
     for number, (part, names) in enumerate(grouped.items()):
         told(f"part {number + 1} of {len(grouped)} rounded alone")
-        others = {name for name in graph.rounded if name not in names}
-        errors[part] = alone(graph.without(others))
+        errors[part] = alone(graph.without(set(rounded) - set(names)))
     # What computes nothing is worst, and no number is before or after NaN.
     ordered = sorted(grouped, key=lambda part: -math.inf if math.isnan(errors[part]) else -errors[part])
 

@@ -66,6 +66,7 @@ def test_a_turn_that_dies_is_said_and_left_out(
     [
         (["--models", "sd3"], "'sd3' is not a model"),
         (["--only", "vllm"], "'vllm' is not measured"),
+        (["--only", "auto"], "'auto' is not measured"),
         (["--precisions", "fp8"], "'fp8' is not a precision"),
     ],
 )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx_files import operators
 
 pytest.importorskip("torch")
 import torch
@@ -58,10 +57,6 @@ def inputs(rows: int, tokens: int = 130) -> dict[str, NDArray]:
     rng = np.random.default_rng(0)
     sizes = {"tokens": (rows, tokens, WIDTH), "text": (rows, 7, WIDTH)}
     return {name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
-
-
-def operators(file: Path) -> Counter[str]:
-    return Counter(node.op_type for node in onnx.load(str(file)).graph.node)
 
 
 @pytest.mark.parametrize("newer", [False, True])

@@ -12,6 +12,7 @@ from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import components_of
 from nereid_export.engines import onnx_graph
 from nereid_export.engines.check import compare, random_references
+from nereid_export.engines.onnx_names import name_by_module
 from nereid_export.engines.precision import Precision
 
 pytestmark = pytest.mark.torch
@@ -40,3 +41,18 @@ def test_both_exporters_name_layers_by_their_modules(
     assert ".unet.conv_in" in named[0] & named[onnx_graph.SMALL_MODEL_BYTES or max(named)]
     checks = compare(random_references(unet, module), onnx_graph.run_file(tmp_path / "0" / "model.onnx"))
     assert max(check.relative_error for check in checks) < 1e-4
+
+
+def test_what_belongs_to_no_module_has_no_modules_name(tmp_path: Path) -> None:
+    """torch writes a placeholder where it knows of none, and would name a part of the model after it."""
+    nodes = [onnx.helper.make_node("Relu", ["x"], ["y"], "node_relu"), onnx.helper.make_node("Relu", ["y"], ["z"], "node_relu_1")]
+    scopes = (["", "unet", "conv_in", "relu"], ["", "_empty_nn_module_stack_from_metadata_hook", "relu_1"])
+    for node, names in zip(nodes, scopes, strict=True):
+        node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=repr(names))
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xz"]
+    onnx.save(
+        onnx.helper.make_model(onnx.helper.make_graph(nodes, "graph", values[:1], values[1:])), str(tmp_path / "model.onnx")
+    )
+    name_by_module(tmp_path / "model.onnx")
+    named = [node.name for node in onnx.load(str(tmp_path / "model.onnx")).graph.node]
+    assert named == ["/conv_in/Relu", "node_relu_1"]

@@ -1,43 +1,32 @@
-"""Engines in 8 and 4 bits: what is published, what is refused, and what whole pictures say."""
+"""Engines in 8 and 4 bits: what is published, and what is refused."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
+from onnx_files import operators
 
 from conftest import Silent, export
 
 pytest.importorskip("torch")
-from nereid_export.checkpoint import Checkpoint
-from nereid_export.components import components_of
 from nereid_export.diffusion import export_diffusion
-from nereid_export.engines import Engine, onnx_graph
+from nereid_export.engines import Engine
 from nereid_export.engines import openvino_quantised as by_openvino
-from nereid_export.engines.check import aggregate_error, random_inputs, references_of
-from nereid_export.engines.onnx_graph import run_file
-from nereid_export.engines.onnx_quantised import QdqGraph, write_static
+from nereid_export.engines.check import aggregate_error
+from nereid_export.engines.onnx_quantised import QdqGraph
 from nereid_export.engines.precision import END_ERROR_BOUND, ERROR_BOUNDS, Precision, parse_precisions
 from nereid_export.errors import ExportError
-from nereid_export.gate import SCORED, refuse_pipeline, score
 from nereid_export.options import ExportOptions
-from nereid_export.scorers import scorer_for
-from nereid_zoo.shapes.score import CHECKPOINT
 
 pytestmark = pytest.mark.torch
 
 
 def manifest_of(out: Path) -> dict[str, Any]:
     return dict(json.loads((out / "text_to_image" / "manifest.json").read_text()))
-
-
-def operators(file: Path) -> Counter[str]:
-    return Counter(node.op_type for node in onnx.load(str(file), load_external_data=False).graph.node)
 
 
 @pytest.fixture(scope="session")
@@ -217,101 +206,3 @@ def test_other_prompts_build_again_what_was_measured_on_them(
 def test_prompts_that_nobody_would_draw_are_refused(checkpoints: dict[str, Path], prompts: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="--calibration-prompts: a file is not allowed with --precision fp32"):
         export(checkpoints["sd"], tmp_path / "out", calibration_prompts=prompts)
-
-
-# --- whole pictures ---
-
-FOUND = {"pictures": 10, "psnr": 21.0, "psnr_lowest": 9.0}
-
-
-def test_pictures_too_far_from_pytorch_are_refused() -> None:
-    refuse_pipeline(FOUND, (Precision.INT8,))
-    refuse_pipeline(FOUND, (Precision.FP16, Precision.INT8))
-    with pytest.raises(ExportError, match=r"median PSNR of 21\.0 dB .* below the bound of 30 for fp16; nothing was published"):
-        refuse_pipeline(FOUND, (Precision.FP16,))
-    with pytest.raises(ExportError, match="median PSNR"):
-        refuse_pipeline({**FOUND, "psnr": float("nan")}, (Precision.INT8,))
-
-
-def test_a_score_too_far_below_pytorchs_is_refused() -> None:
-    scored = {**FOUND, "scored_by": "captions drawn right", "scored": 288, "score_fp32": 98.0}
-    refuse_pipeline({**scored, "score": 95.5}, (Precision.INT8,))
-    with pytest.raises(ExportError, match=r"captions drawn right: 94\.0% .* more than 3 points below PyTorch's 98\.0%"):
-        refuse_pipeline({**scored, "score": 94.0}, (Precision.INT8,))
-
-
-def test_the_zoos_scorer_knows_its_own_checkpoints_form_and_no_other(checkpoints: dict[str, Path]) -> None:
-    scorer = scorer_for(CHECKPOINT)
-    assert scorer is not None
-    assert scorer_for(checkpoints["sd"]) is None
-    assert scorer_for(Checkpoint.open(checkpoints["sdxl"]).folder) is None
-    prompts = scorer.prompts(10)
-    assert len(set(prompts)) == 10
-
-
-def test_a_score_is_of_equal_prompts_and_seeds_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Drawing:
-        def __init__(self) -> None:
-            self.asked: list[tuple[str, int]] = []
-
-        def draw(self, prompts: list[str], seeds: list[int]) -> list[str]:
-            self.asked += zip(prompts, seeds, strict=True)
-            return [f"{prompt} {seed}" for prompt, seed in zip(prompts, seeds, strict=True)]
-
-    class Counting:
-        name = "even seeds"
-
-        def prompts(self, count: int) -> list[str]:
-            return []
-
-        def score(self, draw: Any, count: int, told: Any) -> float:
-            made = list(draw([f"p{number}" for number in range(count)], list(range(count))))
-            told(count)
-            return 100 * sum(picture.endswith(("0", "2", "4", "6", "8")) for picture in made) / count
-
-    ours, theirs, lines = Drawing(), Drawing(), []
-    for drawer in (ours, theirs):
-        assert score(drawer, Counting(), "scoring", lines.append) == 50  # type: ignore[arg-type]
-    assert ours.asked == theirs.asked
-    assert lines == 2 * [f"scoring: {SCORED} of {SCORED}"]
-
-
-def test_layers_that_are_put_back_are_as_the_checkpoint_has_them(
-    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With all put back nothing is rounded, neither activations nor weights, wherever these lie."""
-    part = next(part for part in components_of(Checkpoint.open(checkpoints["sd"])) if part.name == "unet")
-    calls = [{name: value.numpy() for name, value in random_inputs(part, 2, part.example, 1).items()}]
-    references = references_of(part, part.load(), calls)
-    for size in (onnx_graph.SMALL_MODEL_BYTES, 1000):
-        monkeypatch.setattr(onnx_graph, "SMALL_MODEL_BYTES", size)
-        monkeypatch.setattr("nereid_export.engines.onnx_quantised.SMALL_MODEL_BYTES", size)
-        folder = tmp_path / str(size)
-        folder.mkdir()
-        with onnx_graph.passing_onnx(part, part.load(), folder, Precision.FP32) as source:
-            file = folder / "model.onnx"
-            write_static(source, file, calls)
-            graph = QdqGraph(file, source)
-            rounded = graph.rounded
-            some = [name for name in rounded if ".mid_block." in name]
-            errors = [aggregate_error(references, graph.without(names)) for names in ((), some, rounded)]
-            assert errors[0] > errors[1] > 1e-3
-            assert errors[2] < 1e-5
-            assert sorted(path.name for path in folder.glob("trial*")) == []
-            graph.write(some, file)
-        assert operators(file)["DequantizeLinear"] < 3 * len(rounded)
-        assert aggregate_error(references, run_file(file)) == errors[1]
-        assert operators(file)["QuantizeLinear"] == len([name for name in rounded if name not in some])
-
-
-def test_layers_that_are_put_back_are_whole_with_openvino_too(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    pytest.importorskip("nncf")
-    import openvino as ov
-
-    part = next(part for part in components_of(Checkpoint.open(checkpoints["sd"])) if part.name == "unet")
-    calls = [{name: value.numpy() for name, value in random_inputs(part, 2, part.example, 1).items()}]
-    references = references_of(part, part.load(), calls)
-    with onnx_graph.passing_onnx(part, part.load(), tmp_path, Precision.FP32) as source:
-        graph = by_openvino.FakeQuantizeGraph(by_openvino.static(ov.Core().read_model(source), calls))
-    assert aggregate_error(references, graph.without(())) > 1e-3
-    assert aggregate_error(references, graph.without(graph.rounded)) < 1e-5

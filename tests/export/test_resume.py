@@ -24,6 +24,7 @@ from nereid_export.engines.base import Target
 from nereid_export.engines.plan_options import PlanOptions
 from nereid_export.engines.precision import Precision, Precisions
 from nereid_export.frame import Device
+from nereid_export.gate import SCORED
 from nereid_export.llm import LlmEngine, LlmExportOptions, LlmPrecision
 from nereid_export.options import ExportOptions
 from nereid_export.publish import staging_folder
@@ -127,7 +128,9 @@ def test_pictures_that_were_checked_are_scored_once_there_is_a_scorer(tmp_path: 
     monkeypatch.setattr(type(BUILDERS[Engine.ONNXRUNTIME]), "load", lambda *_: None)
     monkeypatch.setattr(diffusion, "Drawer", Undrawn)
     monkeypatch.setattr(diffusion, "check_pictures", lambda *_: {"psnr": 30.0})
-    monkeypatch.setattr(diffusion, "score", lambda *_: 90.0)
+    monkeypatch.setattr(
+        diffusion, "score", lambda drawer, scorer, said, told: {"scoring PyTorch's pictures": 95.0}.get(said, 90.0)
+    )
     target = Target(precision=Precision.INT8, device=Device.CPU, max_batch_size=4, default_side=16, max_side=16, scale=2)
     built = [Built(component(Small()), Engine.ONNXRUNTIME, target, tmp_path, resumed=True)]
 
@@ -136,7 +139,17 @@ def test_pictures_that_were_checked_are_scored_once_there_is_a_scorer(tmp_path: 
         return diffusion._checked_pictures(reference, built, "digest", DIFFUSION, Calibration(), scorer, tmp_path, Silent())
 
     assert checked(None) == {"psnr": 30.0, "psnr_bound": 20.0}
-    assert checked(Named())["score"] == 90.0
+    scored = {"scored_by": "right shapes", "scored": SCORED, "score_fp32": 95.0, "score": 90.0}
+    assert checked(Named()) == {"psnr": 30.0, "psnr_bound": 20.0, **scored}
+
+
+def test_pytorchs_pictures_are_scored_once_however_often_engines_are_chosen_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(diffusion.Drawer, "by_torch", lambda checkpoint: None)
+    monkeypatch.setattr(diffusion, "score", lambda drawer, scorer, saying, told: said.append(saying) or 95.0)
+    reference = diffusion._Reference(None)  # type: ignore[arg-type]
+    assert [reference.score(None, said.append) for _ in range(3)] == [95.0] * 3  # type: ignore[arg-type]
+    assert said == ["scoring PyTorch's pictures"]
 
 
 def test_a_record_is_read_under_its_own_key_only_and_never_half(tmp_path: Path) -> None:

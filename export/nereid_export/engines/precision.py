@@ -51,7 +51,7 @@ Of quantised engines it is taken over the calls of real runs together, since ran
 END_ERROR_BOUND = 0.1
 """Largest error of the latents that whole runs end with (the same norm) with which a UNet in static INT8 is published.
 
-Measured on `shapes`: at 0.2 some pictures of 100 become wrong, at 0.1 hardly one.
+Within it `shapes` keeps its score (docs/benchmarks.md).
 """
 
 PSNR_BOUNDS: Mapping[Precision, float] = {

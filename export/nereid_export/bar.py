@@ -1,0 +1,42 @@
+"""The exporter's progress bar on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from nereid_client.terminal import console
+
+
+class Bar:
+    """Progress on stderr: what is being done, how far, since when."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: TaskID = progress.add_task("starting", total=None)
+        self._done = -1
+
+    def total(self, steps: int) -> None:
+        self._progress.update(self._task, total=steps)
+
+    def step(self, text: str) -> None:
+        self._done += 1
+        self._progress.update(self._task, description=text, completed=self._done)
+        if not self._progress.console.is_terminal:
+            self._progress.console.print(text)
+
+    def detail(self, text: str) -> None:
+        self._progress.update(self._task, description=text)
+
+    def waiting(self, text: str) -> None:
+        self._progress.console.print(text)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Bar]:
+    """A bar for one export, gone after it."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield Bar(progress)
