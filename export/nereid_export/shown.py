@@ -45,8 +45,7 @@ def show_diffusion(manifest: dict[str, Any], out: Path) -> None:
     """A pipeline's engines, what they were chosen from, and what whole pictures say of them."""
     table = _table(f"{manifest['source']['name']} -> {out}")
     for column in ("model", "engine", "MB", "ms", "error", "bound", "at end", "bits"):
-        named = column in ("model", "engine")
-        table.add_column(column, justify="left" if named else "right", no_wrap=True)
+        table.add_column(column, justify="left" if column in ("model", "engine") else "right", overflow="fold")
     for name, engine in manifest["engines"].items():
         table.add_row(
             name,

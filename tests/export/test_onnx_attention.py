@@ -108,7 +108,13 @@ def test_attention_with_a_mask_and_other_softmaxes_stay_as_they_are(tmp_path: Pa
             weights = (tokens @ text.transpose(1, 2)).softmax(-1)
             return torch.cat([weights @ text, weights], -1)
 
-    for number, module in enumerate((Attention(masked=True), Weights())):
+    class Scores(nn.Module):
+        def forward(self, tokens: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+            """They are an output of the graph."""
+            weights = (tokens @ text.transpose(1, 2)).softmax(-1)
+            return weights @ text, weights
+
+    for number, module in enumerate((Attention(masked=True), Weights(), Scores())):
         file = exported(module, tmp_path / f"{number}.onnx")
         before = file.read_bytes()
         assert fuse_attention(file) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 from onnx_files import operators
 
@@ -27,6 +28,11 @@ def unet_of(checkpoint: Path) -> tuple[Component, list[Inputs], list[Reference]]
     return part, calls, references_of(part, part.load(), calls)
 
 
+def restored(file: Path) -> list[str]:
+    tensors = onnx.load(str(file), load_external_data=False).graph.initializer
+    return [tensor.name for tensor in tensors if tensor.name.endswith("_float")]
+
+
 def test_layers_that_are_put_back_are_as_the_checkpoint_has_them(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,7 +53,11 @@ def test_layers_that_are_put_back_are_as_the_checkpoint_has_them(
             assert errors[0] > errors[1] > 1e-3
             assert errors[2] < 1e-5
             assert sorted(path.name for path in folder.glob("trial*")) == []
+            kept = folder / "kept.onnx"
+            graph.write((), kept)
+            assert restored(kept) == []
             graph.write(some, file)
+            assert 0 < len(restored(file)) < operators(file)["DequantizeLinear"]
         assert operators(file)["DequantizeLinear"] < 3 * len(rounded)
         assert aggregate_error(references, run_file(file)) == errors[1]
         assert operators(file)["QuantizeLinear"] == len([name for name in rounded if name not in some])
