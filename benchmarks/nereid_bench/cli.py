@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -152,6 +153,10 @@ def llm_command(
     requests: Annotated[int, typer.Option(help="Requests of the served workloads.")] = 32,
     only: Annotated[str, typer.Option(help=f"Parts to run, of {', '.join(PARTS)}; all where absent.")] = "",
     optimum_cli: OptimumCli = None,
+    vllm: Annotated[
+        Path | None,
+        typer.Option(help="vLLM's command (in an environment of its own); its server is measured in the part batching."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/llm.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
 ) -> None:
@@ -165,6 +170,7 @@ def llm_command(
         requests=requests,
         parts=_names("--only", only, PARTS, "is not a part; it ") if only else PARTS,
         optimum_cli=optimum_cli,
+        vllm=vllm or (Path(found) if (found := shutil.which("vllm")) else None),
     )
     try:
         report = measure(plan, _say)

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nereid.engines.openvino_model import computes_bf16
 from nereid_bench import small_transformer
 from nereid_bench.compare import Say
 from nereid_bench.optimum_cli import IMAGES, converted, has_openvino_genai
@@ -44,7 +45,7 @@ random weights."""
 PEERS: Mapping[str, tuple[str, ...]] = {
     "diffusers": ("fp32", "bf16"),
     "torch.compile": ("fp32", "bf16"),
-    "openvino-genai": ("fp32",),
+    "openvino-genai": ("fp32", "bf16"),
 }
 """PyTorch's own ways to run the same module, and OpenVINO GenAI's pipeline with the same checkpoint."""
 
@@ -172,8 +173,11 @@ def _ready(plan: EnginesPlan, model: str, folder: Path | None, say: Say) -> Iter
             yield _turn(plan, engine, precision, folder, built, side), facts
     genai = work / "openvino-genai"
     for peer, precisions in PEERS.items():
-        for name in precisions:
-            if not plan.asks(peer, name) or (peer == "openvino-genai" and not _has_genai(plan, folder, genai, say)):
+        wanted = [name for name in precisions if plan.asks(peer, name)]
+        if peer == "openvino-genai" and wanted and not _has_genai(plan, folder, genai, say):
+            continue
+        for name in wanted:
+            if peer == "openvino-genai" and name == "bf16" and not computes_bf16():
                 continue
             yield _turn(plan, peer, name, folder, genai, side), {"error": None, "megabytes": None, "psnr": None}
 
@@ -192,7 +196,7 @@ def _has_genai(plan: EnginesPlan, checkpoint: Path | None, folder: Path, say: Sa
         same = {name: config[name] for name in ("beta_start", "beta_end", "beta_schedule", "prediction_type") if name in config}
         DDIMScheduler(**same, clip_sample=False).save_pretrained(folder / "scheduler")
     else:
-        say("openvino-genai is left out: it needs `pip install './benchmarks[openvino-genai]'` and --optimum-cli")
+        say("openvino-genai is left out: it needs `pip install -e './benchmarks[openvino-genai]'` and --optimum-cli")
     return found
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +62,8 @@ class LlmPlan:
     parts: tuple[str, ...] = PARTS
     optimum_cli: Path | None = None
     """What makes OpenVINO GenAI's models; without it those are measured that are there."""
+    vllm: Path | None = None
+    """vLLM's command, where it is to be measured as a served peer."""
 
 
 def measure(plan: LlmPlan, say: Say) -> dict[str, Any]:
@@ -75,7 +77,7 @@ def measure(plan: LlmPlan, say: Say) -> dict[str, Any]:
         "decode": lambda: decode_speeds({"200 M random": large, "sections": zoo}, plan, say),
         "sampler": lambda: [{"rows": rows, "microseconds_a_row": sampler_cost(rows)} for rows in (1, 8, 16)],
         "served": lambda: served_against_bare({"200 M random": large, "sections": zoo}, plan),
-        "batching": lambda: in_flight_against_static(repository, plan.requests * 3, plan.threads),
+        "batching": lambda: in_flight_against_static(repository, plan.requests * 3, plan.threads, plan.checkpoint, plan.vllm),
         "prefix": lambda: prefix_cache(repository, plan),
         "speculation": lambda: speculation(repository),
         "draft": lambda: draft_speculation(plan, say),
@@ -87,7 +89,10 @@ def measure(plan: LlmPlan, say: Say) -> dict[str, Any]:
 
 
 def decode_speeds(models: Mapping[str, Weights], plan: LlmPlan, say: Say, rounds: int = 5) -> list[dict[str, Any]]:
-    """Tokens a second of every engine at every batch size, all rows together: medians of rounds in which engines take turns."""
+    """Tokens a second of every engine at every batch size, all rows together: medians of rounds in which engines take turns.
+
+    An engine whose process dies, as one does that was built for another processor, is left out and named.
+    """
     found: list[dict[str, Any]] = []
     for name, weights in models.items():
         with ExitStack() as stack:
@@ -95,12 +100,17 @@ def decode_speeds(models: Mapping[str, Weights], plan: LlmPlan, say: Say, rounds
             rows_of: dict[Engine, dict[str, Any]] = {e: {"model": name, "engine": str(e)} for e in engines}
             for rows in plan.batches:
                 say(f"{name}: {rows} rows")
-                for speed in engines.values():
-                    speed(rows, 4)  # to warm up
-                taken = [{engine: speed(rows, plan.tokens) for engine, speed in engines.items()} for _ in range(rounds)]
-                for engine, row in rows_of.items():
-                    row[f"batch {rows}"] = statistics.median(speeds[engine] for speeds in taken)
-            found += rows_of.values()
+                taken: dict[Engine, list[float]] = {engine: [] for engine in engines}
+                for tokens in (4, *[plan.tokens] * rounds):  # the first is to warm up
+                    for engine, speed in list(engines.items()):
+                        try:
+                            taken[engine].append(speed(rows, tokens))
+                        except BrokenExecutor:
+                            say(f"{name}: {engine} is left out: its process died")
+                            del engines[engine]
+                for engine in engines:
+                    rows_of[engine][f"batch {rows}"] = statistics.median(taken[engine][1:])
+            found += [rows_of[engine] for engine in engines]
     return found
 
 

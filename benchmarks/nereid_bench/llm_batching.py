@@ -21,6 +21,7 @@ from nereid.llm.observer import LlmObserver
 from nereid.llm.service import LlmModel, LlmService
 from nereid.llm.settings import LlmFacts, LlmLimits
 from nereid_bench.servers import serving_with
+from nereid_bench.vllm_peer import serving_vllm, stream_completion
 from nereid_client import Client
 from nereid_client.texts import text_tensors
 
@@ -57,9 +58,11 @@ def text_jobs(count: int, rate: float, vocabulary: int, answers: Sequence[int] =
     return jobs
 
 
-def in_flight_against_static(repository: Path, count: int, threads: int) -> list[dict[str, Any]]:
-    """The same arrivals, fast enough to fill all, answered greedily: in flight through Triton, in flight without Triton, and by
-    static batches of 8 or 100 ms around the bare engine."""
+def in_flight_against_static(
+    repository: Path, count: int, threads: int, checkpoint: Path, vllm: Path | None = None
+) -> list[dict[str, Any]]:
+    """The same arrivals, fast enough to fill all, answered greedily: in flight through Triton, in flight without Triton, by
+    static batches of 8 or 100 ms around the bare engine, and by vLLM's server of the checkpoint where its command is given."""
     folder = repository / "llm" / "1"
     vocabulary = LlmFacts.read(folder).vocabulary
     rows: list[dict[str, Any]] = []
@@ -73,6 +76,9 @@ def in_flight_against_static(repository: Path, count: int, threads: int) -> list
         static = StaticBatcher(OnnxCausalEngine.load(folder / "model.onnx", tokens=32_768, threads=threads))
         made["static batches"] = _drive(jobs, static.ask)
         static.stop()
+        if vllm is not None:
+            with serving_vllm(vllm, checkpoint, threads) as url:
+                made["vLLM, served"] = _drive(jobs, partial(_complete, url))
         rows += [{"answers": name, "batching": kind, **_summary(jobs, *outcomes)} for kind, outcomes in made.items()]
     return rows
 
@@ -89,6 +95,10 @@ def _stream(client: Client, job: TextJob, told: Callable[[], None]) -> None:
     for delta in client.stream_text(list(job.prompt), **_sampling(job)):
         for _ in delta.token_ids:
             told()
+
+
+def _complete(url: str, job: TextJob, told: Callable[[], None]) -> None:
+    stream_completion(url, job.prompt, told, **_sampling(job))
 
 
 @dataclass(slots=True, eq=False)

@@ -29,7 +29,8 @@ class Engine(StrEnum):
     NEREID_OPENVINO = "Nereid's engine on OpenVINO, int4"
     NEREID_OPENVINO_VARIANT = "Nereid's engine on OpenVINO, int4, 8-bit KV cache, not batch-invariant"
     GENAI = "onnxruntime-genai, int4"
-    OPENVINO_GENAI = "OpenVINO GenAI, int4"
+    OPENVINO_GENAI = "OpenVINO GenAI, int4, its own choice of precision and KV cache"
+    OPENVINO_GENAI_FP32 = "OpenVINO GenAI, int4, fp32 KV cache"
     LLAMA_CPP = "llama.cpp, Q4_0"
     TRANSFORMERS = "transformers, fp32"
 
@@ -56,7 +57,12 @@ def has_llama_cpp() -> bool:
 def installed(weights: Weights) -> list[Engine]:
     """The peers that can be measured here."""
     converted = (weights.openvino_genai / "openvino_model.xml").is_file()
-    missing = {Engine.LLAMA_CPP: not has_llama_cpp(), Engine.OPENVINO_GENAI: not (has_openvino_genai() and converted)}
+    genai = has_openvino_genai() and converted
+    missing = {
+        Engine.LLAMA_CPP: not has_llama_cpp(),
+        Engine.OPENVINO_GENAI: not genai,
+        Engine.OPENVINO_GENAI_FP32: not genai,
+    }
     return [engine for engine in Engine if not missing.get(engine)]
 
 
@@ -120,6 +126,7 @@ def _load(engine: Engine, weights: Weights, threads: int) -> None:
         Engine.NEREID_OPENVINO_VARIANT: partial(_nereid_openvino, exact=False),
         Engine.GENAI: _genai,
         Engine.OPENVINO_GENAI: _openvino_genai,
+        Engine.OPENVINO_GENAI_FP32: partial(_openvino_genai, precision="f32"),
         Engine.LLAMA_CPP: _llama_cpp,
         Engine.TRANSFORMERS: _transformers,
     }
@@ -179,14 +186,16 @@ def _nereid_openvino(weights: Weights, threads: int, exact: bool = True) -> Step
     return step
 
 
-def _openvino_genai(weights: Weights, threads: int) -> Step:
+def _openvino_genai(weights: Weights, threads: int, precision: str | None = None) -> Step:
     import openvino as ov
     import openvino_genai as og  # pyright: ignore[reportMissingImports]
 
     scheduler = og.SchedulerConfig()
     scheduler.max_num_batched_tokens = scheduler.max_num_seqs = 16 * PROMPT_TOKENS  # all prompts are read in the first step
     scheduler.cache_size = 1
-    properties = {"INFERENCE_NUM_THREADS": threads}
+    properties: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads}
+    if precision is not None:
+        properties |= {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": precision}
     pipeline = og.ContinuousBatchingPipeline(str(weights.openvino_genai), scheduler, "CPU", properties)
     numbers = itertools.count()
 

@@ -71,7 +71,7 @@ def diffusion(
     out: Annotated[Path, typer.Option(help="The repository to write; other pipelines in it are kept.")] = Path(
         "build/repository"
     ),
-    max_side: Annotated[int, typer.Option(help="Largest picture side in pixels that a TensorRT plan is built for.")] = 1024,
+    max_side: Annotated[int, typer.Option(min=64, help="Longest side in pixels that a TensorRT plan is built for.")] = 1024,
     bucket: Annotated[
         list[str] | None,
         typer.Option(

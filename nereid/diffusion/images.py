@@ -15,16 +15,24 @@ from nereid.flow.errors import EngineError
 LARGEST_COLOUR = 1e4
 """A decoder's colours lie in -1..1 and stray a little; values as large as this come of an overflow, not of a picture."""
 
+_BAND = 64
+"""Lines that are converted together."""
+
 
 def to_pixels(images: NDArray[np.float32]) -> NDArray[np.uint8]:
     """float32 N x 3 x H x W in -1..1 to uint8 N x H x W x 3; raises EngineError where the values are no picture's."""
-    if not (np.abs(images) <= LARGEST_COLOUR).all():  # so written, NaN fails too
-        raise EngineError(
-            f"vae_decoder: the image holds NaN or values beyond {LARGEST_COLOUR:g}; "
-            "an fp16 VAE may have overflowed (export it with --precision fp32)"
-        )
-    scaled = np.clip(images * np.float32(0.5) + np.float32(0.5), 0, 1) * np.float32(255)
-    return np.ascontiguousarray(np.rint(scaled).astype(np.uint8).transpose(0, 2, 3, 1))
+    rows, _, height, width = images.shape
+    pixels = np.empty((rows, height, width, 3), np.uint8)
+    for top in range(0, height, _BAND):  # so that intermediate values are never held of a whole picture
+        band = images[:, :, top : top + _BAND]
+        if not (np.abs(band) <= LARGEST_COLOUR).all():  # so written, NaN fails too
+            raise EngineError(
+                f"vae_decoder: the image holds NaN or values beyond {LARGEST_COLOUR:g}; "
+                "an fp16 VAE may have overflowed (export it with --precision fp32)"
+            )
+        scaled = np.clip(band * np.float32(0.5) + np.float32(0.5), 0, 1) * np.float32(255)
+        pixels[:, top : top + _BAND] = np.rint(scaled).astype(np.uint8).transpose(0, 2, 3, 1)
+    return pixels
 
 
 def from_pixels(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nereid.diffusion.solvers import SchedulerConfig, SchedulerName
-from nereid.diffusion.vae_tiles import VaeTiling
+from nereid.diffusion.vae_tiles import BYTES_PER_PIXEL, VaeTiling
 from nereid.engines.memory import RunMemory
 from nereid.flow.parameters import read_parameters
 
@@ -41,11 +41,17 @@ class Pipeline:
     def image_bytes(self, pixels: int, *, guided: bool, from_image: bool, tiling: VaeTiling) -> float:
         """What one image of `pixels` needs at its largest engine; 0 where export has measured nothing.
 
-        No call of the VAE is for more than a tile.
+        No call of the VAE is for more than a tile; where there are several, the whole picture is held beside them.
         """
         seen = min(pixels, tiling.tile_pixels)
-        runs = {"unet": (2 if guided else 1, pixels), "vae_decoder": (1, seen), "vae_encoder": (int(from_image), seen)}
-        return max((self.memory[name].run_bytes(*run) for name, run in runs.items() if name in self.memory), default=0.0)
+        held = BYTES_PER_PIXEL * pixels if pixels > seen else 0
+        runs = {
+            "unet": (2 if guided else 1, pixels, 0),
+            "vae_decoder": (1, seen, held),
+            "vae_encoder": (int(from_image), seen, held * from_image),
+        }
+        needed = (self.memory[name].run_bytes(*run) + beside for name, (*run, beside) in runs.items() if name in self.memory)
+        return max(needed, default=0.0)
 
     @classmethod
     def from_json(cls, text: str) -> Pipeline:

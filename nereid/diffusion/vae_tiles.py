@@ -27,6 +27,8 @@ Encode = Callable[[Array], tuple[Array, Array]]
 Proceed = Callable[[], None]
 """Asked before every call; raises what ends the work."""
 
+BYTES_PER_PIXEL = 3 * 4 + 3
+"""Of a picture beside the calls of its tiles: what is put together of them, float32, and its pixels, uint8."""
 PARTS = 2
 """Parts of a tile, along each side that is cut."""
 SMALLEST_TILE = 64
@@ -71,12 +73,17 @@ def decode_latents(
 ) -> Array:
     """The images of a batch of latents: in one call, a call each (`use_slicing`), or a call for each tile of each."""
     if tiling is not None and tiling.tiles(*latents.shape[2:]):
-        return np.concatenate([_decode_tiled(row[None], tiling, decode, proceed) for row in latents])
+        return _joined([_decode_tiled(row[None], tiling, decode, proceed) for row in latents])
     slices = list(latents[:, None]) if use_slicing else [latents]
     made = []
     for part in slices:
         proceed()
         made.append(decode(part))
+    return _joined(made)
+
+
+def _joined(made: list[Array]) -> Array:
+    """One batch; of a single picture there is never a copy."""
     return made[0] if len(made) == 1 else np.concatenate(made)
 
 

@@ -113,4 +113,4 @@ def test_openvino_genai_is_left_out_by_name_where_it_is_not(
     said: list[str] = []
     plan = EnginesPlan(work=tmp_path, models=("tiny",), rows=(1,), rounds=1, only=("openvino-genai",))
     assert engines(plan, said.append) == []
-    assert said == ["openvino-genai is left out: it needs `pip install './benchmarks[openvino-genai]'` and --optimum-cli"]
+    assert said == ["openvino-genai is left out: it needs `pip install -e './benchmarks[openvino-genai]'` and --optimum-cli"]

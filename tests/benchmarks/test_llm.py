@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from nereid_bench import llm
 from nereid_bench.llm import sampler_cost
 from nereid_bench.llm_batching import TextJob, TextOutcome, _summary, text_jobs
-from nereid_bench.llm_peers import Engine, Weights, installed, loaded
+from nereid_bench.llm_peers import DecodeSpeed, Engine, Weights, installed, loaded
 from nereid_export.llm import LlmEngine
 
 import checkpoints as make
@@ -31,6 +36,25 @@ def test_summary_counts_what_came_in_time() -> None:
     assert made["itl_p50"] == pytest.approx(0.03)
 
 
+def test_an_engine_whose_process_dies_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    @contextmanager
+    def one(engine: Engine, weights: Weights, threads: int) -> Iterator[DecodeSpeed]:
+        def speed(rows: int, tokens: int) -> float:
+            if engine is Engine.LLAMA_CPP and rows == 2:
+                raise BrokenExecutor
+            return 10.0 * rows
+
+        yield speed
+
+    monkeypatch.setattr(llm, "loaded", one)
+    monkeypatch.setattr(llm, "installed", lambda weights: [Engine.NEREID, Engine.LLAMA_CPP])
+    said: list[str] = []
+    plan = llm.LlmPlan(work=tmp_path, checkpoint=tmp_path, threads=1, batches=(1, 2, 4))
+    found = llm.decode_speeds({"tiny": cast(Weights, None)}, plan, said.append)
+    assert found == [{"model": "tiny", "engine": "Nereid's engine, int4", "batch 1": 10, "batch 2": 20, "batch 4": 40}]
+    assert said == ["tiny: 1 rows", "tiny: 2 rows", "tiny: llama.cpp, Q4_0 is left out: its process died", "tiny: 4 rows"]
+
+
 @pytest.mark.torch
 def test_peers_decode_the_same_checkpoint(tmp_path: Path) -> None:
     checkpoint = make.make_llm(tmp_path / "checkpoint", "llama")
@@ -45,7 +69,7 @@ def test_peers_decode_the_same_checkpoint(tmp_path: Path) -> None:
         checkpoint=checkpoint,
         vocabulary=320,
     )
-    assert Engine.OPENVINO_GENAI not in installed(weights)
+    assert not {Engine.OPENVINO_GENAI, Engine.OPENVINO_GENAI_FP32} & set(installed(weights))
     for engine in (Engine.NEREID, Engine.NEREID_OPENVINO, Engine.NEREID_OPENVINO_VARIANT, Engine.TRANSFORMERS):
         with loaded(engine, weights, 1) as speed:
             assert speed(2, 4) > 0

@@ -13,6 +13,7 @@ import pytest
 
 from nereid.diffusion.service import DenoiseService
 from nereid.diffusion.settings import Limits
+from nereid.diffusion.vae_tiles import BYTES_PER_PIXEL
 from nereid.engines.memory import RunMemory
 from nereid.flow.errors import (
     CancelledError,
@@ -271,11 +272,15 @@ def test_what_an_image_needs_is_that_of_its_largest_engine() -> None:
         assert isinstance(draw(service).wait().error, InvalidRequestError)
 
 
-def test_of_a_large_picture_the_vae_needs_no_more_than_a_tile() -> None:
+def test_of_a_large_picture_the_vae_needs_no_more_than_a_tile_and_the_picture_itself() -> None:
     size = {"width": whole(1024), "height": whole(64)}
-    facts = pipeline(memory={"vae_decoder": MEASURED["vae_decoder"], "vae_encoder": MEASURED["vae_decoder"]})
+    vae = RunMemory(base_bytes=0, bytes_per_row_pixel=100.0)
+    facts = pipeline(memory={"vae_decoder": vae, "vae_encoder": vae})
+    budget = 100 * 64**2 + BYTES_PER_PIXEL * 1024 * 64
+    with serving(facts=facts, memory_budget_bytes=budget - 1, tile_sample_min_size=64) as service:
+        assert isinstance(ask(service, ticket=text("t"), **size).wait().error, InvalidRequestError)
     for tile, refused in ((64, False), (256, True)):
-        with serving(facts=facts, memory_budget_bytes=6144, tile_sample_min_size=tile) as service:
+        with serving(facts=facts, memory_budget_bytes=budget, tile_sample_min_size=tile) as service:
             answer = ask(service, ticket=text("t"), **size).wait()
             assert isinstance(answer.error, InvalidRequestError) is refused
             wide = np.zeros((1, 64, 1024, 3), np.uint8)

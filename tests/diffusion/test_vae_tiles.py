@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nereid.diffusion.vae_tiles import VaeTiling, decode_latents, encode_image
+from nereid.diffusion.images import to_pixels
+from nereid.diffusion.vae_tiles import BYTES_PER_PIXEL, VaeTiling, decode_latents, encode_image
 
 Array = np.ndarray
 
@@ -110,6 +112,20 @@ def test_large_pictures_of_a_request_are_those_of_requests_alone() -> None:
     assert {shape[0] for shape in decoder.calls} == {1}
     for row, picture in zip(given, made, strict=True):
         assert np.array_equal(decode_latents(row[None], tiling(), Decoder(1), nothing)[0], picture)
+
+
+def test_no_more_is_held_beside_a_tile_than_the_picture_and_its_pixels() -> None:
+    side, tile = 1024, 128
+    given = latents(side // SCALE, side // SCALE)
+    plain = np.zeros((1, 3, tile, tile), np.float32)
+    tracemalloc.start()
+    try:
+        pixels = to_pixels(decode_latents(given, tiling(tile), lambda _: plain, nothing))
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert pixels.shape == (1, side, side, 3)
+    assert BYTES_PER_PIXEL * side**2 <= held < 1.1 * BYTES_PER_PIXEL * side**2 + 10 * plain.nbytes
 
 
 def test_the_work_may_be_ended_before_every_call() -> None:

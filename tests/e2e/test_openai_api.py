@@ -17,6 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from nereid.serving.gateway.limits import Limits
+from nereid_bench.vllm_peer import stream_completion
 from nereid_client import Client
 from nereid_client.main import app
 from nereid_zoo.sections.chat import conversation
@@ -244,3 +245,10 @@ def test_a_caller_that_hangs_up_cancels_its_request(served: Served, url: str, st
     while metric(served.metrics, "nereid_llm_requests_total", model="exact_llm", outcome="cancelled") <= before:
         assert time.monotonic() < deadline
         time.sleep(0.3)
+
+
+def test_the_benchmarks_count_the_tokens_of_a_streamed_completion(served: Served) -> None:
+    told: list[None] = []
+    with gateway(served) as url:
+        stream_completion(url, (5, 9, 12), lambda: told.append(None), max_tokens=23, ignore_eos=True, temperature=0)
+    assert len(told) == 23

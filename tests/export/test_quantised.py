@@ -144,7 +144,7 @@ def test_openvino_without_nncf_says_what_to_install(
     checkpoints: dict[str, Path], prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "nncf", None)
-    with pytest.raises(ExportError, match=r"need NNCF; install it with `pip install './export\[nncf\]'`"):
+    with pytest.raises(ExportError, match=r"need NNCF; install it with `pip install -e './export\[nncf\]'`"):
         by_openvino.import_nncf()
     with pytest.raises(ExportError, match="need NNCF"):
         export(

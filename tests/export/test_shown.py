@@ -49,7 +49,7 @@ def test_engines_and_candidates_are_shown_whole_in_80_columns(
 
 
 def test_reasons_are_said_as_they_are_whatever_brackets_they_have(capsys: pytest.CaptureFixture[str]) -> None:
-    reason = "int8 needs NNCF; install it with `pip install './export[nncf]'`, and not [/opt]"
+    reason = "int8 needs NNCF; install it with `pip install -e './export[nncf]'`, and not [/opt]"
     dropped = {"engine": "openvino", "precision": "int8", "threads": 0, "chosen": False, "dropped": reason}
     engines = {"vae_decoder": engine(checked=False, reason=reason)}
     show_diffusion({"source": {"name": "shapes"}, "engines": engines, "candidates": {"unet": [dropped]}}, Path("out"))

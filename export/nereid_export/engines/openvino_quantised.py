@@ -27,7 +27,7 @@ def import_nncf() -> Any:
     except ImportError:
         raise ExportError(
             "--precision: int8 and weights in int8 or int4 with --engine openvino need NNCF; "
-            "install it with `pip install './export[nncf]'`"
+            "install it with `pip install -e './export[nncf]'`"
         ) from None
     nncf.set_log_level(logging.ERROR)
     return nncf

