@@ -49,6 +49,35 @@ def train_shapes(
     console.print(f"shapes: written to {out}")
 
 
+@_train.command("shapes-student")
+def train_shapes_student(
+    out: Annotated[Path, typer.Option(help="The diffusers folder to write.")],
+    steps: Annotated[int, typer.Option(min=1, max=8, help="Steps that the student is made for.")] = 4,
+    teacher: Annotated[Path, typer.Option(help="The diffusers folder that it learns from.")] = CHECKPOINT,
+    work: Annotated[Path, typer.Option(help="Where finished stages are kept, to resume from.")] = Path(
+        "build/zoo/shapes-student"
+    ),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    minutes: Annotated[float, typer.Option(help="Of the consistency distillation.")] = 60,
+    matching_minutes: Annotated[
+        float, typer.Option(help="Of the distribution matching that follows; none where 0. It is for one and two steps.")
+    ] = 0,
+) -> None:
+    """Distil the painter of shapes to few steps, without guidance. Each finished stage is kept in WORK."""
+    from nereid_zoo.shapes.distil import DistillationPlan, distil
+
+    plan = DistillationPlan(
+        work=work,
+        teacher=teacher,
+        device=device,
+        steps=steps,
+        consistency_minutes=minutes,
+        matching_minutes=matching_minutes,
+    )
+    distil(plan, out)
+    console.print(f"shapes-student: written to {out}")
+
+
 @_train.command("sections")
 def train_sections(
     out: Annotated[Path, typer.Option(help="The transformers folder to write.")] = sections.CHECKPOINT,

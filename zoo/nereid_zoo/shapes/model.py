@@ -16,6 +16,7 @@ from nereid_zoo.shapes.scenes import IMAGE_SIZE, sample_scene
 MAX_TOKENS = 32
 """Longest prompt in tokens, begin and end marks included."""
 VAE_SCALE_FACTOR = 8
+LATENT_SIZE = IMAGE_SIZE // VAE_SCALE_FACTOR
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
 SCHEDULER_CONFIG = {
@@ -94,7 +95,7 @@ def make_vae() -> AutoencoderKL:
 def make_unet() -> UNet2DConditionModel:
     """Three levels (16, 8 and 4 latents wide); cross-attention to the caption on the lower two."""
     return UNet2DConditionModel(
-        sample_size=IMAGE_SIZE // VAE_SCALE_FACTOR,
+        sample_size=LATENT_SIZE,
         block_out_channels=(32, 96, 128),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),

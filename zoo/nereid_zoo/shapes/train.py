@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import shutil
-import time
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from nereid_zoo.shapes import model
 from nereid_zoo.shapes.captions import Demand, write_caption
+from nereid_zoo.shapes.optimisation import follow, optimizer_of, report, schedule, update
 from nereid_zoo.shapes.scenes import BACKGROUNDS, COLORS, POSITIONS, Layout, Scene, Shape, Size, render, sample_scene
 
 
@@ -70,9 +68,9 @@ def train_text_encoder(plan: TrainingPlan, tokenizer: CLIPTokenizer) -> CLIPText
     encoder = model.make_text_encoder(tokenizer).to(plan.device)
     head = nn.Linear(encoder.config.hidden_size, sum(map(len, SLOTS))).to(plan.device)
     parameters = [*encoder.parameters(), *head.parameters()]
-    optimizer = _optimizer(parameters)
+    optimizer = optimizer_of(parameters)
     rng = Random(plan.seed + 1)
-    for step, rate in _schedule("text encoder", plan.text_minutes, peak=1.5e-3):
+    for step, rate in schedule("text encoder", plan.text_minutes, peak=1.5e-3):
         captions = [write_caption(sample_scene(rng), rng) for _ in range(128)]
         ids = tokenize(tokenizer, [caption.text for caption in captions])
         labels = torch.tensor([slot_labels(caption.demand) for caption in captions]).to(plan.device)
@@ -80,10 +78,10 @@ def train_text_encoder(plan: TrainingPlan, tokenizer: CLIPTokenizer) -> CLIPText
         ends = hidden[torch.arange(len(ids)), (ids == tokenizer.eos_token_id).int().argmax(1)]
         logits = head(ends).split([len(choices) for choices in SLOTS], dim=1)
         loss = sum((F.cross_entropy(part, labels[:, i]) for i, part in enumerate(logits)), torch.zeros(()))
-        _step(optimizer, loss, rate)
+        update(optimizer, loss, rate)
         if step % 50 == 0:
             right = torch.stack([part.argmax(1) == labels[:, i] for i, part in enumerate(logits)]).all(0)
-            _report("text encoder", step, loss=loss.item(), captions_understood=right.float().mean().item())
+            report("text encoder", step, loss=loss.item(), captions_understood=right.float().mean().item())
     return encoder
 
 
@@ -112,18 +110,18 @@ def train_vae(plan: TrainingPlan) -> AutoencoderKL:
 
 def reconstruct(plan: TrainingPlan, vae: AutoencoderKL, rng: Random, *, minutes: float, crops: bool) -> None:
     """One phase of the VAE's training: on 24 crops of 32 x 32 pixels a step, or on 6 whole pictures."""
-    optimizer = _optimizer(vae.parameters())
+    optimizer = optimizer_of(vae.parameters())
     stage = "vae on crops" if crops else "vae on pictures"
-    for step, rate in _schedule(stage, minutes, peak=1.5e-3 if crops else 8e-4):
+    for step, rate in schedule(stage, minutes, peak=1.5e-3 if crops else 8e-4):
         scenes = [sample_scene(rng) for _ in range(24 if crops else 6)]
         pixels = (_crops(_pixels(scenes), scenes, rng) if crops else _pixels(scenes)).to(plan.device)
         posterior = vae.encode(pixels).latent_dist
         error = vae.decode(posterior.sample()).sample - pixels
         loss = 4 * error.square().mean() + 0.3 * error.abs().mean() + 1e-6 * posterior.kl().mean()
-        _step(optimizer, loss, rate)
+        update(optimizer, loss, rate)
         if step % 50 == 0:
             psnr = 10 * math.log10(4 / error.square().mean().item())
-            _report(stage, step, loss=loss.item(), psnr=psnr, latent_std=posterior.mean.std().item())
+            report(stage, step, loss=loss.item(), psnr=psnr, latent_std=posterior.mean.std().item())
 
 
 def _pixels(scenes: list[Scene]) -> Tensor:
@@ -162,7 +160,7 @@ def encode_scenes(plan: TrainingPlan, vae: AutoencoderKL) -> tuple[list[Scene], 
         for start in range(0, len(scenes), 50):
             parts.append(vae.encode(_pixels(scenes[start : start + 50]).to(plan.device)).latent_dist.mean.cpu())
             if start % 2000 == 0:
-                _report("latents", start, of=float(len(scenes)))
+                report("latents", start, of=float(len(scenes)))
         save_file({"latents": torch.cat(parts).contiguous()}, file)
     return scenes, load_file(file)["latents"] * vae.config.scaling_factor
 
@@ -197,10 +195,10 @@ def fit_unet(
     scheduler = DPMSolverMultistepScheduler.from_config(model.SCHEDULER_CONFIG)
     alphas = scheduler.alphas_cumprod.to(plan.device)
     average = deepcopy(unet)
-    optimizer = _optimizer(unet.parameters())
+    optimizer = optimizer_of(unet.parameters())
     rng = Random(f"{plan.seed} {drop}")
     generator = torch.Generator(plan.device).manual_seed(plan.seed)
-    for step, rate in _schedule("unet", minutes, peak=peak):
+    for step, rate in schedule("unet", minutes, peak=peak):
         rows = [rng.randrange(len(scenes)) for _ in range(plan.batch_size)]
         # Stratified timesteps: the same spread of noise levels in every batch keeps the gradient calm.
         strata = torch.arange(len(rows), device=plan.device)
@@ -219,49 +217,14 @@ def fit_unet(
         ratio = (alpha / (1 - alpha)).flatten()
         weights = ratio.clamp(max=5) / (ratio + 1) + 0.1
         loss = (weights * (predicted - target).square().mean((1, 2, 3))).mean()
-        _step(optimizer, loss, rate)
-        _follow(average, unet, decay=min(0.998, (step + 1) / (step + 20)))
+        update(optimizer, loss, rate)
+        follow(average, unet, decay=min(0.998, (step + 1) / (step + 20)))
         if step % 100 == 0:
-            _report("unet", step, loss=loss.item(), rate=rate)
+            report("unet", step, loss=loss.item(), rate=rate)
     return average
 
 
-@torch.no_grad()
-def _follow(average: nn.Module, unet: nn.Module, *, decay: float) -> None:
-    for kept, new in zip(average.parameters(), unet.parameters(), strict=True):
-        kept.lerp_(new, 1 - decay)
-
-
-# --- shared ---
-
-
-def _optimizer(parameters: Iterator[nn.Parameter] | list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-2, betas=(0.9, 0.99))
-
-
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
-    optimizer.step()
-
-
-def _schedule(stage: str, minutes: float, *, peak: float) -> Iterator[tuple[int, float]]:
-    """Steps and learning rates until the time is up: 2% warm-up, then a cosine to a fiftieth of the peak."""
-    start = time.monotonic()
-    for step in itertools.count():
-        done = (time.monotonic() - start) / (60 * minutes)
-        if done >= 1:
-            _report(stage, step, minutes=minutes)
-            return
-        rise = min(1.0, done / 0.02 + 0.01)
-        yield step, peak * rise * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
-
-
-def _report(stage: str, step: int, **figures: float) -> None:
-    print(time.strftime("%H:%M:%S"), stage, step, *(f"{name}={value:.4g}" for name, value in figures.items()), flush=True)
+# --- all of it ---
 
 
 def train(plan: TrainingPlan, destination: Path) -> None:

@@ -1,0 +1,65 @@
+"""Distilling `shapes`: what a student is, and that both stages run, and once. How good one is `nereid zoo score` tells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+from nereid_zoo.shapes.distil import DistillationPlan, Teacher, distil, student_scheduler, student_timesteps
+from nereid_zoo.shapes.score import CHECKPOINT
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    return Teacher(CHECKPOINT, "cpu")
+
+
+def test_a_students_timesteps_are_those_that_it_is_trained_on() -> None:
+    assert student_timesteps(4) == [999, 759, 499, 259]
+    assert student_timesteps(2) == [999, 499]
+    assert student_timesteps(1) == [999]
+
+
+def test_at_the_data_a_consistency_model_leaves_its_sample_as_it_is(teacher: Teacher) -> None:
+    sample = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    made = teacher.consistent(teacher.unet, sample, torch.zeros(2, dtype=torch.long), teacher.states(["a red circle"] * 2))
+    assert torch.equal(made, sample)
+
+
+def test_the_clean_latents_are_those_of_diffusers(teacher: Teacher) -> None:
+    scheduler = diffusers.LCMScheduler.from_config(student_scheduler(1))
+    scheduler.set_timesteps(1)
+    sample = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    states, timesteps = teacher.states(["a red circle"]), torch.tensor([999])
+    with torch.no_grad():
+        velocity = teacher.unet(sample, timesteps, states).sample
+        made = teacher.consistent(teacher.unet, sample, timesteps, states)
+    wanted = scheduler.step(velocity, scheduler.timesteps[0], sample).denoised
+    assert torch.allclose(made, wanted, atol=1e-5)
+
+
+def test_both_stages_give_an_ordinary_pipeline_of_few_steps_and_are_not_run_again(tmp_path: Path) -> None:
+    plan = DistillationPlan(
+        work=tmp_path / "work",
+        teacher=CHECKPOINT,
+        steps=2,
+        consistency_minutes=0.02,
+        matching_minutes=0.02,
+        batch_size=4,
+        scenes=8,
+    )
+    distil(plan, tmp_path / "student")
+    stages = {folder.name: folder.stat().st_mtime_ns for folder in plan.work.iterdir() if folder.is_dir()}
+    assert set(stages) == {"consistency", "matching-2step"}
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "student", torch_dtype=torch.float32)
+    assert isinstance(pipeline.scheduler, diffusers.LCMScheduler)
+    ours, theirs = pipeline.unet.state_dict(), Teacher(CHECKPOINT, "cpu").unet.state_dict()
+    assert any(not torch.equal(ours[name], theirs[name]) for name in theirs)
+    distil(plan, tmp_path / "again")
+    assert {folder.name: folder.stat().st_mtime_ns for folder in plan.work.iterdir() if folder.is_dir()} == stages

@@ -1,0 +1,50 @@
+"""What every stage of training shares: optimizer, schedule by the clock, one update, moving average, a line of figures."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+def optimizer_of(parameters: Iterator[nn.Parameter] | list[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW; `update` sets its rate."""
+    return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-2, betas=(0.9, 0.99))
+
+
+def update(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
+    """One step down the gradient, whose norm is cut to 1."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+    optimizer.step()
+
+
+def schedule(stage: str, minutes: float, *, peak: float) -> Iterator[tuple[int, float]]:
+    """Steps and learning rates until the time is up: 2% warm-up, then a cosine to a fiftieth of the peak."""
+    start = time.monotonic()
+    for step in itertools.count():
+        done = (time.monotonic() - start) / (60 * minutes)
+        if done >= 1:
+            report(stage, step, minutes=minutes)
+            return
+        rise = min(1.0, done / 0.02 + 0.01)
+        yield step, peak * rise * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+
+
+def report(stage: str, step: int, **figures: float) -> None:
+    """Print the time, where the training stands, and its figures."""
+    print(time.strftime("%H:%M:%S"), stage, step, *(f"{name}={value:.4g}" for name, value in figures.items()), flush=True)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, unet: nn.Module, *, decay: float) -> None:
+    """Move the average towards the weights; what it keeps of itself is `decay`."""
+    for kept, new in zip(average.parameters(), unet.parameters(), strict=True):
+        kept.lerp_(new, 1 - decay)
