@@ -10,12 +10,11 @@ import os
 import subprocess
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nereid.serving.errors import ServingError
 from nereid.serving.options import free_ports
@@ -49,7 +48,7 @@ def serving_vllm(command: Path, checkpoint: Path, threads: int) -> Iterator[str]
             raise ServingError(f"--vllm: {command} cannot be run: {str(error.strerror).lower()}") from None
         try:
             url = f"http://{HOST}:{port}"
-            _wait(process, url, lambda: _last_line(log))
+            _wait(process, url, log)
             yield url
         finally:
             process.terminate()
@@ -84,21 +83,21 @@ def stream_completion(url: str, prompt: tuple[int, ...], told: Callable[[], None
         told()
 
 
-def _wait(process: subprocess.Popen[bytes], url: str, said: Callable[[], str]) -> None:
+def _wait(process: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
     start = time.monotonic()
     while True:
         if process.poll() is not None:
-            raise ServingError(f"--vllm: the server ended with {process.returncode}: {said()}")
+            raise ServingError(f"--vllm: the server ended with {process.returncode}: {_last_line(log)}")
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5):
                 return
-        except (urllib.error.URLError, OSError):
+        except OSError:
             if time.monotonic() - start > _START_SECONDS:
-                raise ServingError(f"--vllm: the server did not answer within {_START_SECONDS:g} s: {said()}") from None
+                raise ServingError(f"--vllm: the server did not answer within {_START_SECONDS:g} s: {_last_line(log)}") from None
             time.sleep(0.5)
 
 
-def _last_line(log: Any) -> str:
+def _last_line(log: IO[bytes]) -> str:
     log.seek(0)
     lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
     return lines[-1].strip() if lines else "it said nothing"

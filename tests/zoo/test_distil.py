@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
+from nereid_zoo.cli import app
 from nereid_zoo.shapes.distil import DistillationPlan, Teacher, distil, student_scheduler, student_timesteps
 from nereid_zoo.shapes.score import CHECKPOINT
 
@@ -33,7 +35,7 @@ def test_at_the_data_a_consistency_model_leaves_its_sample_as_it_is(teacher: Tea
 
 
 def test_the_clean_latents_are_those_of_diffusers(teacher: Teacher) -> None:
-    scheduler = diffusers.LCMScheduler.from_config(student_scheduler(1))
+    scheduler = diffusers.LCMScheduler.from_config(student_scheduler())
     scheduler.set_timesteps(1)
     sample = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     states, timesteps = teacher.states(["a red circle"]), torch.tensor([999])
@@ -63,3 +65,17 @@ def test_both_stages_give_an_ordinary_pipeline_of_few_steps_and_are_not_run_agai
     assert any(not torch.equal(ours[name], theirs[name]) for name in theirs)
     distil(plan, tmp_path / "again")
     assert {folder.name: folder.stat().st_mtime_ns for folder in plan.work.iterdir() if folder.is_dir()} == stages
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--teacher", "nowhere"), "nowhere is not allowed; it must be a painter of shapes"),
+        (("--minutes", "0"), "'--minutes': Input should be greater than or equal to 0.01"),
+        (("--steps", "9"), "'--steps': Input should be less than or equal to 8"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_by_name(tmp_path: Path, words: tuple[str, str], said: str) -> None:
+    done = CliRunner().invoke(app, ["train", "shapes-student", "--out", str(tmp_path / "out"), *words], terminal_width=200)
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.replace("│", " ").split())

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from nereid_client import Client
 from nereid_zoo.sections import score as sections
-from nereid_zoo.shapes.score import CHECKPOINT, held_out_captions, score, served_drawer, torch_drawer
+from nereid_zoo.shapes.score import CHECKPOINT, held_out_captions, score, scorer_for, served_drawer, torch_drawer
 
 app = typer.Typer(
     help="Train and score this project's own small checkpoints.",
@@ -38,7 +38,7 @@ def train_shapes(
     out: Annotated[Path, typer.Option(help="The diffusers folder to write.")] = CHECKPOINT,
     work: Annotated[Path, typer.Option(help="Where finished stages are kept, to resume from.")] = Path("build/zoo/shapes"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    minutes: Annotated[float, typer.Option(help="All stages together; 123 is what the shipped one took on two cores.")] = 123,
+    minutes: Annotated[float, typer.Option(min=0.01, help="All stages together; the shipped one took 123 on two cores.")] = 123,
 ) -> None:
     """Train the painter of shapes from nothing. Each finished stage is kept in WORK."""
     from nereid_zoo.shapes.train import TrainingPlan, train
@@ -52,20 +52,26 @@ def train_shapes(
 @_train.command("shapes-student")
 def train_shapes_student(
     out: Annotated[Path, typer.Option(help="The diffusers folder to write.")],
-    steps: Annotated[int, typer.Option(min=1, max=8, help="Steps that the student is made for.")] = 4,
+    steps: Annotated[
+        int, typer.Option(min=1, max=8, help="Steps that the distribution matching is for; consistency alone takes any number.")
+    ] = 2,
     teacher: Annotated[Path, typer.Option(help="The diffusers folder that it learns from.")] = CHECKPOINT,
     work: Annotated[Path, typer.Option(help="Where finished stages are kept, to resume from.")] = Path(
         "build/zoo/shapes-student"
     ),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    minutes: Annotated[float, typer.Option(help="Of the consistency distillation.")] = 60,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Of the consistency distillation.")] = 60,
     matching_minutes: Annotated[
-        float, typer.Option(help="Of the distribution matching that follows; none where 0. It is for one and two steps.")
+        float, typer.Option(min=0, help="Of the distribution matching that follows; none where 0. It is for one and two steps.")
     ] = 0,
 ) -> None:
     """Distil the painter of shapes to few steps, without guidance. Each finished stage is kept in WORK."""
     from nereid_zoo.shapes.distil import DistillationPlan, distil
 
+    if scorer_for(teacher) is None:
+        raise typer.BadParameter(
+            f"{teacher} is not allowed; it must be a painter of shapes, as `zoo train shapes` writes it", param_hint="--teacher"
+        )
     plan = DistillationPlan(
         work=work,
         teacher=teacher,
@@ -85,7 +91,9 @@ def train_sections(
         "build/zoo/sections"
     ),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    minutes: Annotated[float, typer.Option(help="All phases together; 164.5 is what the shipped one took on two cores.")] = 164.5,
+    minutes: Annotated[
+        float, typer.Option(min=0.01, help="All phases together; the shipped one took 164.5 on two cores.")
+    ] = 164.5,
 ) -> None:
     """Train the writer of web-page sections from nothing. Each finished phase is kept in WORK."""
     from nereid_zoo.sections.train import TrainingPlan, train

@@ -32,12 +32,12 @@ SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillationPlan:
-    """How long each stage trains. `steps` is what the student is made for: its timesteps are those of LCMScheduler."""
+    """How long each stage trains. Matching is done at the timesteps that LCMScheduler has for so many `steps`."""
 
     work: Path
     teacher: Path
     device: str = "cpu"
-    steps: int = 4
+    steps: int = 2
     consistency_minutes: float = 60
     matching_minutes: float = 0
     batch_size: int = 32
@@ -141,12 +141,12 @@ def distil_consistency(plan: DistillationPlan, teacher: Teacher) -> UNet2DCondit
 
 def student_timesteps(steps: int) -> list[int]:
     """LCMScheduler's own, highest first."""
-    scheduler = LCMScheduler.from_config(student_scheduler(steps))
+    scheduler = LCMScheduler.from_config(student_scheduler())
     scheduler.set_timesteps(steps)
     return [int(value) for value in scheduler.timesteps]
 
 
-def student_scheduler(steps: int) -> dict[str, object]:
+def student_scheduler() -> dict[str, object]:
     """scheduler_config.json of a student."""
     shared = {name: model.SCHEDULER_CONFIG[name] for name in ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps")}
     return {
@@ -227,7 +227,7 @@ def distil(plan: DistillationPlan, destination: Path) -> None:
         unet = _stage(plan.work / f"matching-{plan.steps}step", lambda: distil_matching(plan, teacher, unet))
     pipeline = teacher.pipeline
     pipeline.unet = unet
-    pipeline.scheduler = LCMScheduler.from_config(student_scheduler(plan.steps))
+    pipeline.scheduler = LCMScheduler.from_config(student_scheduler())
     pipeline.to(dtype=torch.float16).save_pretrained(destination, safe_serialization=True)
 
 
