@@ -22,6 +22,7 @@ from nereid.llm.crew import Crew
 from nereid.llm.engine import longest_row
 from nereid.llm.fingerprint import system_fingerprint
 from nereid.llm.observer import LlmObserver
+from nereid.llm.pace import StreamPace
 from nereid.llm.requests import LlmRequest, parse_llm_request
 from nereid.llm.sent import REQUEST_PARAMETERS, Inputs
 from nereid.llm.settings import DRAFT_FOLDER, LlmFacts, LlmLimits, read_tokenizer
@@ -161,6 +162,7 @@ class LlmService:
     record: FlightRecord | None = None
     _runs: Runs = field(default_factory=Runs)
     _texts: TokenTexts = field(init=False)
+    _pace: StreamPace = field(init=False)
     _crew: Crew = field(init=False)
     _batcher: InFlightBatcher[LlmTask] = field(init=False)
     _senders: NamedThreads = field(init=False)
@@ -171,6 +173,7 @@ class LlmService:
         limits = self.model.limits
         self.observer.start(self.model.facts)
         self._texts = TokenTexts(self.model.tokenizer)
+        self._pace = StreamPace(limits.stream_interval_seconds, limits.stream_answers_per_second)
         self._crew = Crew(self.model.worker_options(), self.observer, self._runs)
         try:
             self._crew.worker.wait_ready()
@@ -259,9 +262,8 @@ class LlmService:
             )
             for _ in request.samplings
         ]
-        interval = model.limits.stream_interval_seconds
         return LlmTask(
-            request, reply, self._senders, self.observer, self._texts, interval, answers, fingerprint=model.fingerprint
+            request, reply, self._senders, self.observer, self._texts, self._pace, answers, fingerprint=model.fingerprint
         )
 
     def _end(self, task: LlmTask, flight: _Flight, error: RequestError | None) -> None:

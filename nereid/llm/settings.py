@@ -20,7 +20,7 @@ TOKENIZER_FILE = "tokenizer.json"
 DRAFT_FOLDER = "draft"
 """Where export leaves a draft model's engine, in the version folder."""
 
-MAY_BE_ZERO = ("max_queue", "prefix_cache_megabytes", "stream_interval_seconds", "threads")
+MAY_BE_ZERO = ("max_queue", "prefix_cache_megabytes", "stream_interval_seconds", "stream_answers_per_second", "threads")
 
 SPECULATIONS = ("none", "ngram", "draft")
 
@@ -101,6 +101,7 @@ class LlmLimits:
     max_input_bytes: int = 1_000_000
     default_timeout_seconds: float = 600.0
     stream_interval_seconds: float = 0.04
+    stream_answers_per_second: float = 0.0
     speculation: str = "none"
     speculation_tokens: int = 6
     speculation_rows: int = 2

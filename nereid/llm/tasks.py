@@ -20,6 +20,7 @@ from nereid.flow.errors import EngineError, RequestError
 from nereid.flow.request_ids import NamedThreads, current, handling
 from nereid.llm.answers import Answer
 from nereid.llm.observer import LlmObserver
+from nereid.llm.pace import StreamPace
 from nereid.llm.requests import LlmRequest
 from nereid.llm.sequences import Delta, TokenLogprob
 from nereid.llm.text import TokenTexts
@@ -46,8 +47,8 @@ class Reply(Protocol):
 class LlmTask:
     """One request in flight: `n` answers and what is still to be sent of them.
 
-    Tokens that come within `interval` seconds of the last answer of a stream are sent together. All sending is done by the
-    threads of `senders`, at most one for a task at a time: a slow reader holds up nobody who finishes or ticks.
+    Tokens that come within the `pace` of the last answer of a stream are sent together. All sending is done by the threads of
+    `senders`, at most one for a task at a time: a slow reader holds up nobody who finishes or ticks.
     """
 
     request: LlmRequest
@@ -55,7 +56,7 @@ class LlmTask:
     senders: NamedThreads
     observer: LlmObserver
     texts: TokenTexts
-    interval: float = 0.0
+    pace: StreamPace = field(default_factory=StreamPace)
     answers: list[Answer] = field(default_factory=list)
     fingerprint: str = ""
     entered: Callable[[], None] = lambda: None
@@ -72,6 +73,8 @@ class LlmTask:
     _pending: deque[tuple[int, Delta]] = field(default_factory=deque)
     _sending: threading.Lock = field(default_factory=threading.Lock)
     _scheduled: bool = False
+    _begun: bool = False
+    """Whether the pace counts it."""
     _state: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -117,6 +120,9 @@ class LlmTask:
         if not self.request.stream:
             return
         with self._state:
+            if not (self._begun or self._ended.is_set()):
+                self._begun = True
+                self.pace.begin()
             self._pending.append((index, delta))
             if self._scheduled:
                 return  # they go with the answer that is being prepared; so a slow reader gets several tokens at once
@@ -125,7 +131,10 @@ class LlmTask:
 
     def finish(self, error: RequestError | None) -> None:
         """Have the last answer sent; deltas that are still pending go first. Returns at once."""
-        self._ended.set()
+        with self._state:
+            self._ended.set()
+            if self._begun:
+                self.pace.end()
         self._submit(self._send_last, error)
 
     def _submit(self, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
@@ -151,7 +160,7 @@ class LlmTask:
         return [(last - first) / (written - 1) for written, first, last in times if written > 1]
 
     def _send_soon(self) -> None:
-        self._ended.wait(max(0.0, self._last_sent + self.interval - time.monotonic()))
+        self._ended.wait(max(0.0, self._last_sent + self.pace.seconds - time.monotonic()))
         self._send_pending()
 
     def _send_pending(self) -> None:

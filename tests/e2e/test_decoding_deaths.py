@@ -80,7 +80,8 @@ def decoded(served: Served) -> float:
 def kill_while_decoding(served: Served, victim: str, jobs: list[Future[Any]], tiles: int = 20) -> None:
     start = decoded(served)
     while decoded(served) < start + tiles:
-        assert not any(job.done() for job in jobs), "they ended before they could be disturbed"
+        ended = [job.exception() or "answered" for job in jobs if job.done()]
+        assert not ended, f"they ended before they could be disturbed: {ended}"
         time.sleep(0.005)
     if victim == "tritonserver":
         psutil.Process(served.supervisor.triton_pid).kill()  # type: ignore[attr-defined]

@@ -85,7 +85,7 @@ def test_deadline_ends_a_running_request(tight: Client) -> None:
 
 def test_deadline_ends_a_waiting_request(served: Served, tight: Client) -> None:
     with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(tight.generate_image, "a box", num_inference_steps=400) for _ in range(2)]
+        jobs = [pool.submit(tight.generate_image, "a box", num_inference_steps=900) for _ in range(2)]
         wait_until(lambda: active(served, "tight_denoise") == 2)
         with pytest.raises(DeadlineExceededError, match=r"timeout_seconds.*waiting"):
             tight.generate_image("a box", timeout=0.2)

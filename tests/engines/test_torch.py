@@ -225,10 +225,14 @@ def test_threads_are_what_the_config_says(package: Path) -> None:
 @pytest.mark.parametrize(
     ("own", "pytorchs", "sentence"),
     [
-        ({"torch": "2.9.1"}, {}, r"model.pt2: compiled with PyTorch 2\.9\.1, and 2\.13\.\S+ is installed; export it again"),
+        (
+            {"torch": "2.9.1", "instructions": ["avx2"]},
+            {},
+            r"model.pt2: compiled with PyTorch 2\.9\.1, and 2\.13\.\S+ is installed; export it again",
+        ),
         ({"instructions": ["avx2", "avx9"]}, {}, "model.pt2: compiled for a processor with avx9, which this one lacks"),
-        ({}, {"AOTI_MACHINE": "riscv64"}, "model.pt2: compiled for riscv64, and this machine is"),
-        ({}, {"AOTI_DEVICE_KEY": "cuda"}, "model.pt2: compiled for the device cuda; it must be cpu"),
+        ({"instructions": ["avx2"]}, {"AOTI_MACHINE": "riscv64"}, "model.pt2: compiled for riscv64, and this machine is"),
+        ({"instructions": ["avx2"]}, {"AOTI_DEVICE_KEY": "cuda"}, "model.pt2: compiled for the device cuda; it must be cpu"),
     ],
 )
 def test_a_package_of_another_torch_processor_or_device_is_refused_before_its_code_runs(

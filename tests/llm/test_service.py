@@ -144,6 +144,34 @@ def test_tokens_that_come_at_once_are_sent_together_but_the_first_is_not_kept_wa
     assert len(sizes) == 2
 
 
+def test_a_bound_on_all_streams_makes_each_answer_less_often_and_loses_no_token() -> None:
+    limits = LlmLimits(max_rows=4, max_queue=4, stream_interval_seconds=1e-6, stream_answers_per_second=1e-3)
+    with answering(limits) as ask:
+        whole = ask(max_tokens=100).wait()
+        streams = [ask(max_tokens=100, stream=True) for _ in range(4)]
+        assert {stream.wait().text for stream in streams} == {whole.text}
+        assert [len(stream.answers) for stream in streams] == [2] * 4
+        pace = ask.service._pace  # type: ignore[attr-defined]
+        assert pace.streams == 0
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "late", "refused"])
+def test_a_stream_that_ends_before_its_time_no_longer_slows_others_down(ending: str) -> None:
+    with answering(LlmLimits(max_rows=2, max_queue=4, stream_interval_seconds=1e-6)) as ask:
+        pace = ask.service._pace  # type: ignore[attr-defined]
+        if ending == "refused":
+            assert isinstance(ask(temperature=-1, stream=True).wait().error, InvalidRequestError)
+            assert pace.streams == 0
+            return
+        stream = ask(max_tokens=1900, stream=True, timeout_seconds=0.3 if ending == "late" else 60)
+        while not stream.answers:
+            time.sleep(0.001)
+        assert pace.streams == 1
+        stream.gone = ending == "cancelled"
+        assert stream.wait().error is not None
+        assert pace.streams == 0
+
+
 def test_several_answers_differ_and_are_told_apart(ask: Ask) -> None:
     whole = ask(n=3, max_tokens=10).wait().answers[0]
     assert len({bytes(value) for value in whole["text_output"]}) == 3

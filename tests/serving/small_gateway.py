@@ -68,6 +68,7 @@ class Model:
         if prompt == b"much":
             for token in range(4000):
                 yield delta([token], "x" * 50_000)
+                time.sleep(0.005)  # longer, all in all, than a caller may stand still, however quick the machine
         text = {b"wait": "last" if stream else "first last"}.get(prompt, "done")
         whole = {"num_output_tokens": np.array([1]), "cumulative_logprob": np.array([0.0])}
         yield delta([2], text, "stop", **({} if stream else whole))
