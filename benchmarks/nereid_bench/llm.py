@@ -77,7 +77,7 @@ def measure(plan: LlmPlan, say: Say) -> dict[str, Any]:
         "decode": lambda: decode_speeds({"200 M random": large, "sections": zoo}, plan, say),
         "sampler": lambda: [{"rows": rows, "microseconds_a_row": sampler_cost(rows)} for rows in (1, 8, 16)],
         "served": lambda: served_against_bare({"200 M random": large, "sections": zoo}, plan),
-        "batching": lambda: in_flight_against_static(repository, plan.requests * 3, plan.threads, plan.checkpoint, plan.vllm),
+        "batching": lambda: in_flight_against_static(zoo, plan.requests * 3, plan.threads, plan.vllm),
         "prefix": lambda: prefix_cache(repository, plan),
         "speculation": lambda: speculation(repository),
         "draft": lambda: draft_speculation(plan, say),

@@ -20,6 +20,7 @@ from nereid.flow.metrics import Recorder
 from nereid.llm.observer import LlmObserver
 from nereid.llm.service import LlmModel, LlmService
 from nereid.llm.settings import LlmFacts, LlmLimits
+from nereid_bench.llm_peers import Weights
 from nereid_bench.servers import serving_with
 from nereid_bench.vllm_peer import serving_vllm, stream_completion
 from nereid_client import Client
@@ -58,26 +59,26 @@ def text_jobs(count: int, rate: float, vocabulary: int, answers: Sequence[int] =
     return jobs
 
 
-def in_flight_against_static(
-    repository: Path, count: int, threads: int, checkpoint: Path, vllm: Path | None = None
-) -> list[dict[str, Any]]:
-    """The same arrivals, fast enough to fill all, answered greedily: in flight through Triton, in flight without Triton, by
-    static batches of 8 or 100 ms around the bare engine, and by vLLM's server of the checkpoint where its command is given."""
-    folder = repository / "llm" / "1"
+def in_flight_against_static(weights: Weights, count: int, threads: int, vllm: Path | None = None) -> list[dict[str, Any]]:
+    """The same arrivals, fast enough to fill all, answered greedily: in flight through Triton (both engines, each with the rows
+    that its export gives it), in flight without Triton, by static batches of 8 or 100 ms around the bare engine, and by vLLM's
+    server of the checkpoint where its command is given."""
+    folder = weights.engine
     vocabulary = LlmFacts.read(folder).vocabulary
     rows: list[dict[str, Any]] = []
     for name, lengths in {"10 to 200": SHORT_ANSWERS, "20 to 400": LONG_ANSWERS}.items():
         jobs = text_jobs(count, 100.0, vocabulary, lengths)
         made = {}
-        with serving_with(repository, threads=threads, prefix_cache_megabytes=0) as (client, _):
-            made["in flight, served"] = _drive(jobs, partial(_stream, client))
+        for engine, served in {"ONNX Runtime": weights.engine, "OpenVINO": weights.openvino}.items():
+            with serving_with(served.parent.parent, threads=threads, prefix_cache_megabytes=0) as (client, _):
+                made[f"in flight, served, {engine}"] = _drive(jobs, partial(_stream, client))
         with in_process(folder, threads) as ask:
             made["in flight, no Triton"] = _drive(jobs, ask)
         static = StaticBatcher(OnnxCausalEngine.load(folder / "model.onnx", tokens=32_768, threads=threads))
         made["static batches"] = _drive(jobs, static.ask)
         static.stop()
         if vllm is not None:
-            with serving_vllm(vllm, checkpoint, threads) as url:
+            with serving_vllm(vllm, weights.checkpoint, threads) as url:
                 made["vLLM, served"] = _drive(jobs, partial(_complete, url))
         rows += [{"answers": name, "batching": kind, **_summary(jobs, *outcomes)} for kind, outcomes in made.items()]
     return rows

@@ -166,6 +166,7 @@ def _assemble(
     config = configs.read_config(configs.SOURCE / HOME / "config.pbtxt")
     config.name = configs.prefixed(HOME, options.name)
     config.parameters["engine"].string_value = str(engine)
+    config.parameters["max_rows"].string_value = str(BUILDERS[engine].max_rows)
     if options.device is Device.CUDA:
         place_on_gpu(config)
     folder = configs.write_model(config, HOME, repository)

@@ -35,6 +35,8 @@ class EngineBuilder(Protocol):
     """Whose versions the manifest names."""
     files: tuple[str, ...]
     """What it leaves, as patterns."""
+    max_rows: int
+    """Answers written at once: as many as one call still computes quicker than two calls, each with half of them."""
 
     def check(self, checkpoint: LlmCheckpoint, options: LlmExportOptions) -> None:
         """Before anything slow begins: raise ExportError where a package is missing, or the engine cannot compute the model."""

@@ -20,6 +20,7 @@ from nereid_export.llm_quantize import MatrixError, measure, most_sensitive, qua
 class OnnxBuilder:
     packages: tuple[str, ...] = ("torch", "transformers", "onnx", "onnxruntime", "onnxruntime-genai", "tokenizers", "numpy")
     files: tuple[str, ...] = ("model.onnx*",)
+    max_rows: int = 16
 
     def check(self, checkpoint: LlmCheckpoint, options: LlmExportOptions) -> None:
         refuse_what_it_cannot_build(checkpoint)

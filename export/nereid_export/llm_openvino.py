@@ -26,6 +26,7 @@ _GEMMA2_CAP = 50.0
 class OpenVinoBuilder:
     packages: tuple[str, ...] = ("torch", "transformers", "openvino", "tokenizers", "numpy")
     files: tuple[str, ...] = (MODEL_FILE, "model.bin")
+    max_rows: int = 64
 
     def check(self, checkpoint: LlmCheckpoint, options: LlmExportOptions) -> None:
         try:

@@ -52,7 +52,9 @@ def test_the_fastest_engine_is_served_and_the_table_has_both(
     prefer(memory, monkeypatch)
     manifest: dict[str, Any] = export_llm(llama, tmp_path / "out", engine=LlmEngine.AUTO, step_rows=(1, 2))
     folder = tmp_path / "out" / "llm"
-    assert read_config(folder / "config.pbtxt").parameters["engine"].string_value == engine
+    parameters = read_config(folder / "config.pbtxt").parameters
+    assert parameters["engine"].string_value == engine
+    assert int(parameters["max_rows"].string_value) == BUILDERS[LlmEngine(engine)].max_rows
     assert (manifest["arguments"]["engine"], manifest["engine"]["engine"]) == ("auto", engine)
     rows = {row["engine"]: row for row in manifest["candidates"]["llm"]}
     assert set(rows) == {"onnxruntime", "openvino"}
