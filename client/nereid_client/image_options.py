@@ -34,8 +34,19 @@ def with_image_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def _parameter(field: Field) -> inspect.Parameter:
     kind: Any = _TYPES[field.dtype]
-    if not field.scalar:
-        kind = tuple.__class_getitem__((kind,) * field.shape[0])
     assert field.option is not None
-    annotation = Annotated[kind | None, typer.Option(field.option, help=field.help)]
+    if field.listed:
+        option = typer.Option(field.option, help=field.help, metavar="N[,N...]", parser=functools.partial(_numbers, kind))
+        kind = str
+    else:
+        option = typer.Option(field.option, help=field.help)
+        kind = kind if field.scalar else tuple.__class_getitem__((kind,) * field.shape[0])
+    annotation = Annotated[kind | None, option]
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _numbers(kind: type, text: str) -> tuple[Any, ...]:
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not allowed; it must be numbers with commas between them") from None

@@ -61,12 +61,12 @@ class _ImageRequest(BaseModel):
 
 def annotation(field: RequestField) -> Any:
     """A field's type in Python: numbers and texts are checked here, ranges by the server against its own limits."""
-    if -1 in field.shape:
+    if -1 in field.shape and not field.listed:
         return Any
     kind = _TYPES[field.dtype]
     if field.scalar:
         return kind | None
-    several: Any = tuple.__class_getitem__((kind,) * field.shape[0])
+    several: Any = tuple.__class_getitem__((kind, ...) if field.listed else (kind,) * field.shape[0])
     lenient: Any = Annotated[several, Strict(False)]
     return lenient | None
 

@@ -39,6 +39,7 @@ class Field:
         default: in words, for the reference; a server resolves it.
         low, high: bounds of every element, both allowed; a server may set narrower ones (`limit`).
         limit: the parameter of `denoise` that bounds it from above.
+        limit_length: the parameter of `denoise` that bounds how many values there may be, where any number is allowed.
         per_request: one value for all prompts of a request; otherwise each prompt has its own.
         models: who takes it as an input.
         option: its name on the command line of `nereid generate`, where it has one.
@@ -53,6 +54,7 @@ class Field:
     low: float | None = None
     high: float | None = None
     limit: str | None = None
+    limit_length: str | None = None
     per_request: bool = False
     models: frozenset[Model]
     option: str | None = None
@@ -61,6 +63,11 @@ class Field:
     @property
     def scalar(self) -> bool:
         return self.shape == (1,)
+
+    @property
+    def listed(self) -> bool:
+        """Whether it is a list of numbers of any length."""
+        return self.shape == (-1,)
 
     @property
     def client_side(self) -> bool:

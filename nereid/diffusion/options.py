@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 from nereid.diffusion.settings import Limits, Pipeline
-from nereid.diffusion.solvers import SCHEDULERS, ScheduleError, SchedulerName, SolverTable, build_table
+from nereid.diffusion.solvers import (
+    SCHEDULERS,
+    ScheduleError,
+    SchedulerConfig,
+    SchedulerName,
+    SolverTable,
+    Spacing,
+    build_table,
+    require_spacing,
+)
 from nereid.diffusion.vae_tiles import PARTS, VaeTiling
 from nereid.flow.errors import InvalidRequestError
 from nereid.flow.fields import FieldReader, Inputs
-from nereid_protocol.fields import RUN_ID_FORM
+from nereid_protocol.fields import BY_NAME, RUN_ID_FORM
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +84,8 @@ class Options:
     guided: bool
     interval: tuple[float, float]
     scheduler: SchedulerName
+    schedule: SchedulerConfig
+    """The checkpoint's noise levels, with what the request chooses of them."""
     steps: int
 
 
@@ -86,17 +101,52 @@ def resolve(fields: FieldReader, prompt: int, pipeline: Pipeline) -> Options:
             "guidance_interval: it has no meaning for this model, whose UNet is told the guidance", "guidance_interval"
         )
     name = _scheduler(fields.values("scheduler", pipeline.default_scheduler)[prompt])
-    steps = fields.values("num_inference_steps", pipeline.default_steps)[prompt]
-    solver_table(name, pipeline, steps, 0)
-    return Options(guidance=guidance, guided=guidance > 1 and not embedded, interval=interval, scheduler=name, steps=steps)
+    schedule = _schedule(fields, prompt, pipeline, name)
+    steps = steps_of(fields, pipeline, prompt)
+    solver_table(name, schedule, steps, 0)
+    return Options(
+        guidance=guidance,
+        guided=guidance > 1 and not embedded,
+        interval=interval,
+        scheduler=name,
+        schedule=schedule,
+        steps=steps,
+    )
 
 
-def solver_table(name: SchedulerName, pipeline: Pipeline, steps: int, begin: int) -> SolverTable:
+def steps_of(fields: FieldReader, pipeline: Pipeline, prompt: int = 0) -> int:
+    """Steps of one prompt's runs: as many as timesteps or sigmas are given, else what is asked for."""
+    default = pipeline.default_steps
+    if fields.given("timesteps"):
+        default = len(fields.values("timesteps", ())[prompt])
+    elif fields.given("sigmas"):
+        default = len(fields.values("sigmas", ())[prompt]) - 1
+    return int(fields.values("num_inference_steps", default)[prompt])
+
+
+def _schedule(fields: FieldReader, prompt: int, pipeline: Pipeline, name: SchedulerName) -> SchedulerConfig:
+    chosen = {key: fields.values(key, None)[prompt] for key in ("timesteps", "sigmas", "eta")}
+    spacing = fields.values("timestep_spacing", None)[prompt]
+    if spacing is not None:
+        if spacing not in tuple(Spacing):
+            raise InvalidRequestError.of("timestep_spacing", spacing, ", ".join(Spacing))
+        _of_the_solver(lambda: require_spacing(name))
+        chosen["timestep_spacing"] = Spacing(spacing)
+    return replace(pipeline.scheduler, **{key: value for key, value in chosen.items() if value is not None})
+
+
+def solver_table(name: SchedulerName, schedule: SchedulerConfig, steps: int, begin: int) -> SolverTable:
     """The solver's coefficients of a run that begins at step `begin`; raises InvalidRequestError."""
+    return _of_the_solver(lambda: build_table(name, schedule, steps, begin))
+
+
+def _of_the_solver(work: Callable[[], T]) -> T:
+    """Its refusals begin with the field."""
     try:
-        return build_table(name, pipeline.scheduler, steps, begin)
+        return work()
     except ScheduleError as error:
-        raise InvalidRequestError(str(error), "num_inference_steps") from None
+        field = str(error).partition(":")[0]
+        raise InvalidRequestError(str(error), field if field in BY_NAME else "num_inference_steps") from None
 
 
 def size_of(fields: FieldReader, pipeline: Pipeline, limits: Limits) -> tuple[int, int]:

@@ -132,7 +132,7 @@ class _RowParser:
             raise InvalidRequestError.of("shape of negative_prompt_embeds", negative.states.shape, "that of prompt_embeds")
         seeds = fields.values("seed", None)
         return ImageRow(
-            table=solver_table(options.scheduler, pipeline, steps, origin),
+            table=solver_table(options.scheduler, options.schedule, steps, origin),
             begin=begin,
             end=end,
             origin=origin,

@@ -18,7 +18,7 @@ from nereid.diffusion.admission import take_ticket
 from nereid.diffusion.decoding import TILING
 from nereid.diffusion.families import family_of
 from nereid.diffusion.families.base import HALVES
-from nereid.diffusion.options import first_step
+from nereid.diffusion.options import first_step, steps_of
 from nereid.diffusion.requests import DEFAULT_STRENGTH
 from nereid.diffusion.settings import Pipeline
 from nereid.diffusion.watching import HOLD_SECONDS
@@ -103,7 +103,7 @@ class ImageStream:
         ticket = take_ticket(given, 1, denoise, partial(self.calls.call, timeout=_PATIENCE_SECONDS), watched=True)
         conditions = {**self._encode(given), **{name: given[name] for name in _PASSED_ON if name in given}, "ticket": ticket}
         run = self.calls.submit(denoise, conditions, (*_TOLD, *_DECODED))
-        steps = int(reader.value("num_inference_steps", self.pipeline.default_steps))
+        steps = steps_of(reader, self.pipeline)
         begin = first_step(steps, reader.value("strength", DEFAULT_STRENGTH)) if "init_image" in given else 0
         for watched in self._watch(run_id, begin, interval, run, is_cancelled):
             send(

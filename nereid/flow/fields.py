@@ -35,8 +35,9 @@ class FieldReader:
         raw = self.inputs.get(name)
         if raw is None:
             return [default] * self.batch_size
-        wanted = self.batch_size * int(np.prod(field.shape))
-        if raw.size != wanted:
+        if field.listed:
+            self._check_list(field, raw)
+        elif raw.size != self.batch_size * int(np.prod(field.shape)):
             each = "one value" if field.scalar else f"{field.shape[0]} values"
             raise InvalidRequestError.of(f"shape of {name}", raw.shape, f"{each} for each of {self.batch_size} prompts")
         values = [self._value(field, row) for row in raw.reshape(self.batch_size, -1)]
@@ -55,6 +56,13 @@ class FieldReader:
             shown = f"{value.dtype} of rank {value.ndim}"
             raise InvalidRequestError.of(f"type of {name}", shown, f"{np.dtype(dtype)} of rank {rank}")
         return value
+
+    def _check_list(self, field: Field, raw: np.ndarray) -> None:
+        if raw.ndim != 2 or raw.shape[0] != self.batch_size or not raw.size:
+            raise InvalidRequestError.of(f"shape of {field.name}", raw.shape, f"values for each of {self.batch_size} prompts")
+        most = getattr(self.limits, field.limit_length, None) if field.limit_length else None
+        if most is not None and raw.shape[1] > most + 1:  # sigmas are one more than their steps
+            raise InvalidRequestError.of(f"length of {field.name}", raw.shape[1], f"at most {most} ({field.limit_length})")
 
     def _value(self, field: Field, row: np.ndarray) -> Any:
         if field.dtype is DType.STRING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -31,8 +32,17 @@ def noise_at(step: int) -> np.ndarray:
     return np.random.default_rng(step + 1).standard_normal(SHAPE).astype(np.float32)
 
 
-def run_diffusers(scheduler: Any, steps: int, begin: int = 0, image: np.ndarray | None = None) -> np.ndarray:
-    scheduler.set_timesteps(steps)
+def run_diffusers(
+    scheduler: Any,
+    steps: int,
+    begin: int = 0,
+    image: np.ndarray | None = None,
+    eta: float | None = None,
+    **given: list[int] | list[float],
+) -> np.ndarray:
+    """`given` are timesteps or sigmas, instead of a number of steps."""
+    scheduler.set_timesteps(**given) if given else scheduler.set_timesteps(steps)
+    stepping = {} if eta is None else {"eta": eta}
     scheduler.set_begin_index(begin) if hasattr(scheduler, "set_begin_index") else None
     timesteps = scheduler.timesteps[begin:]
     noise = torch.from_numpy(noise_at(-1))
@@ -51,14 +61,21 @@ def run_diffusers(scheduler: Any, steps: int, begin: int = 0, image: np.ndarray 
             step_now["i"] = begin + i
             scaled = scheduler.scale_model_input(sample, timestep)
             output = torch.from_numpy(model(scaled.numpy(), float(timestep)))
-            sample = scheduler.step(output, timestep, sample, return_dict=False)[0]
+            sample = scheduler.step(output, timestep, sample, **stepping, return_dict=False)[0]
     return sample.numpy()
 
 
 def run_ours(
-    name: SchedulerName, config: dict[str, Any], steps: int, begin: int = 0, image: np.ndarray | None = None
+    name: SchedulerName,
+    config: dict[str, Any],
+    steps: int,
+    begin: int = 0,
+    image: np.ndarray | None = None,
+    eta: float | None = None,
+    **given: list[int] | list[float],
 ) -> np.ndarray:
-    table = build_table(name, SchedulerConfig.from_diffusers(config), steps, begin)
+    chosen: dict[str, Any] = {"eta": eta, **{key: tuple(values) for key, values in given.items()}}
+    table = build_table(name, replace(SchedulerConfig.from_diffusers(config), **chosen), steps, begin)
     start = noise_at(-1)[0] * np.float32(table.initial_scale)
     if image is not None:
         start = np.float32(table.signal) * image[0] + np.float32(table.noise) * noise_at(-1)[0]

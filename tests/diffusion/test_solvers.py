@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from nereid.diffusion.solvers import (
     default_scheduler,
     needs_noise,
 )
+
+from nereid.diffusion.solvers.choices import ETA, SIGMAS, TIMESTEPS
 
 diffusers = pytest.importorskip("diffusers")
 from diffusers_runs import SHAPE, noise_at, run_diffusers, run_ours
@@ -47,6 +50,7 @@ def reference(name: SchedulerName, config: dict[str, Any]) -> Any:
         "dpmpp_3m": (diffusers.DPMSolverMultistepScheduler, {"solver_order": 3}),
         "dpmpp_2m_sde": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
         "lcm": (diffusers.LCMScheduler, {}),
+        "tcd": (diffusers.TCDScheduler, {}),
         "unipc": (diffusers.UniPCMultistepScheduler, {}),
     }
     kind, extra = classes[name.family]
@@ -68,7 +72,7 @@ def test_whole_run_equals_diffusers(name: SchedulerName, prediction: str, steps:
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
-@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name is not SchedulerName.LCM])
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name not in (SchedulerName.LCM, SchedulerName.TCD)])
 def test_every_timestep_spacing_equals_diffusers(name: SchedulerName, spacing: str) -> None:
     config = {**SD15, "timestep_spacing": spacing}
     assert_close(run_ours(name, config, 13), run_diffusers(reference(name, config), 13))
@@ -97,6 +101,52 @@ def test_zero_terminal_snr_equals_diffusers(name: str) -> None:
 def test_other_beta_schedules_equal_diffusers(name: str, schedule: str) -> None:
     config = {"beta_schedule": schedule, "clip_sample": False}
     assert_close(run_ours(SchedulerName(name), config, 20), run_diffusers(reference(SchedulerName(name), config), 20))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8, 50])
+@pytest.mark.parametrize("eta", [0.0, 0.3, 0.75, 1.0])
+@pytest.mark.parametrize("name", ETA)
+def test_stochastic_runs_equal_diffusers(name: SchedulerName, eta: float, steps: int) -> None:
+    config = {**SD15, "prediction_type": "v_prediction"}
+    assert_close(run_ours(name, config, steps, eta=eta), run_diffusers(reference(name, config), steps, eta=eta))
+
+
+@pytest.mark.parametrize("timesteps", [[999], [999, 499], [999, 850, 736, 645, 545, 455, 343, 233, 124, 24], [700, 3, 0]])
+@pytest.mark.parametrize("name", TIMESTEPS)
+def test_timesteps_of_a_request_equal_diffusers(name: SchedulerName, timesteps: list[int]) -> None:
+    """Among them those of Align Your Steps (Sabour et al., 2024)."""
+    theirs = run_diffusers(reference(name, SD15), 0, timesteps=timesteps)
+    assert_close(run_ours(name, SD15, len(timesteps), timesteps=timesteps), theirs)
+
+
+@pytest.mark.parametrize("sigmas", [[14.615, 0.0], [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]])
+@pytest.mark.parametrize("name", SIGMAS)
+def test_sigmas_of_a_request_equal_diffusers(name: SchedulerName, sigmas: list[float]) -> None:
+    assert_close(run_ours(name, SD15, len(sigmas) - 1, sigmas=sigmas), run_diffusers(reference(name, SD15), 0, sigmas=sigmas))
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "words"),
+    [
+        ("ddim", {"timesteps": (999, 499)}, "timesteps: it has no meaning for scheduler ddim; these take it: ddpm, euler"),
+        ("dpmpp_2m_karras", {"timesteps": (999, 499)}, "timesteps: it has no meaning for scheduler dpmpp_2m_karras"),
+        ("lcm", {"sigmas": (14.0, 1.0, 0.0)}, "sigmas: it has no meaning for scheduler lcm; these take it: euler"),
+        ("euler", {"eta": 0.5}, "eta: it has no meaning for scheduler euler; these take it: ddim, tcd"),
+        ("euler", {"timesteps": (499, 999)}, "timesteps: .* is not allowed; they must fall, from 999"),
+        ("euler", {"timesteps": (999, 999)}, "timesteps: "),
+        ("euler", {"timesteps": (1000, 1)}, "timesteps: "),
+        ("euler", {"timesteps": (5, -1)}, "timesteps: "),
+        ("euler", {"sigmas": (14.0, 1.0, 1.0)}, "sigmas: "),
+        ("euler", {"sigmas": (float("inf"), 1.0, 0.0)}, "sigmas: "),
+        ("euler", {"sigmas": (1.0, 0.5, -0.1)}, "sigmas: "),
+        ("euler", {"sigmas": (14.0, 1.0, 0.0), "timesteps": (9, 1)}, "sigmas: they are not allowed with timesteps"),
+        ("euler", {"timesteps": (9, 5, 1)}, "num_inference_steps: 2 is not allowed with timesteps of 3 steps"),
+        ("euler", {"sigmas": (9.0, 1.0)}, "num_inference_steps: 2 is not allowed with sigmas of 1 steps"),
+    ],
+)
+def test_choices_that_the_solver_does_not_take_are_refused_by_name(name: str, chosen: dict[str, Any], words: str) -> None:
+    with pytest.raises(ScheduleError, match=words):
+        build_table(SchedulerName(name), replace(SchedulerConfig(), **chosen), 2)
 
 
 def test_rows_of_different_runs_advance_as_if_alone() -> None:

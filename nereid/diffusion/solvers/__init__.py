@@ -1,8 +1,9 @@
 """Diffusion solvers as tables of coefficients: any mix of them advances in one vectorised update; knows numpy only."""
 
+from nereid.diffusion.solvers.choices import require_spacing
 from nereid.diffusion.solvers.names import SCHEDULERS, SchedulerName, default_scheduler
 from nereid.diffusion.solvers.schedule import SchedulerConfig
-from nereid.diffusion.solvers.scheduler_file import PredictionType, ScheduleError
+from nereid.diffusion.solvers.scheduler_file import PredictionType, ScheduleError, Spacing
 from nereid.diffusion.solvers.table import SolverTable, build_table
 from nereid.diffusion.solvers.update import SolverState, advance, needs_noise, predict_clean
 
@@ -14,9 +15,11 @@ __all__ = [
     "SchedulerName",
     "SolverState",
     "SolverTable",
+    "Spacing",
     "advance",
     "build_table",
     "default_scheduler",
     "needs_noise",
     "predict_clean",
+    "require_spacing",
 ]

@@ -50,10 +50,14 @@ def visited_levels(name: SchedulerName, config: SchedulerConfig, steps: int) -> 
             return _point_levels(name, config, steps)
         case SchedulerName.EULER | SchedulerName.EULER_A:
             return _euler_levels(name, config, steps)
-        case SchedulerName.LCM:
-            return _lcm_levels(config, steps)
+        case SchedulerName.LCM | SchedulerName.TCD:
+            return _distilled_levels(name, config, steps)
         case _:
             return _interval_levels(name, config, steps)
+
+
+def _given(config: SchedulerConfig) -> Array | None:
+    return None if config.timesteps is None else np.array(config.timesteps, np.float64)
 
 
 def _training_sigmas(config: SchedulerConfig) -> Array:
@@ -80,7 +84,9 @@ def _interval_levels(name: SchedulerName, config: SchedulerConfig, steps: int) -
     else:
         singlestep = name.family is SchedulerName.DPMPP_2S
         spacing = Spacing.LINSPACE if singlestep else config.timestep_spacing or Spacing.LINSPACE
-        timesteps = schedule.spaced_timesteps(config, steps, spacing, intervals=True).round()
+        timesteps = _given(config)
+        if timesteps is None:
+            timesteps = schedule.spaced_timesteps(config, steps, spacing, intervals=True).round()
         sigmas = np.interp(timesteps, np.arange(len(training)), training)
     return Levels(timesteps, sigmas, np.append(sigmas[1:], last))
 
@@ -88,14 +94,20 @@ def _interval_levels(name: SchedulerName, config: SchedulerConfig, steps: int) -
 def _euler_levels(name: SchedulerName, config: SchedulerConfig, steps: int) -> Levels:
     training = _training_sigmas(config)
     spacing = config.timestep_spacing or Spacing.LINSPACE
-    timesteps = schedule.spaced_timesteps(config, steps, spacing, intervals=False)
+    last = _last_sigma(config) if name.family is SchedulerName.EULER else 0.0
+    timesteps = _given(config)
+    if timesteps is None:
+        timesteps = schedule.spaced_timesteps(config, steps, spacing, intervals=False)
     sigmas = np.interp(timesteps, np.arange(len(training)), training)
     if name.karras:
         low = config.sigma_min if config.sigma_min is not None else float(sigmas[-1])
         high = config.sigma_max if config.sigma_max is not None else float(sigmas[0])
         sigmas = schedule.karras_sigmas(low, high, steps)
         timesteps = schedule.timesteps_of_sigmas(sigmas, training)
-    last = _last_sigma(config) if name.family is SchedulerName.EULER else 0.0
+    if config.sigmas is not None:
+        *given, last = config.sigmas
+        sigmas = np.array(given)
+        timesteps = schedule.timesteps_of_sigmas(sigmas, training)
     # Euler starts from noise as large as its largest sigma, which the input's scaling brings just below 1.
     scale = 1.0 if spacing is Spacing.LEADING else float(noise(sigmas[:1])[0])
     return Levels(timesteps, sigmas, np.append(sigmas[1:], last), scale)
@@ -105,7 +117,9 @@ def _point_levels(name: SchedulerName, config: SchedulerConfig, steps: int) -> L
     """DDPM and DDIM: `steps` points of the training range. DDPM goes to the next one, DDIM down by a whole ratio."""
     alphas = schedule.alphas_cumprod(config)
     spacing = config.timestep_spacing or Spacing.LEADING
-    timesteps = schedule.spaced_timesteps(config, steps, spacing, intervals=False).round()
+    timesteps = _given(config)
+    if timesteps is None:
+        timesteps = schedule.spaced_timesteps(config, steps, spacing, intervals=False).round()
     points = timesteps.astype(int)
     if name is SchedulerName.DDIM:
         below = points - config.num_train_timesteps // steps
@@ -124,14 +138,16 @@ def _visited_sigmas(config: SchedulerConfig, alphas: Array) -> Array:
     return np.sqrt((1 - visited) / visited)
 
 
-def _lcm_levels(config: SchedulerConfig, steps: int) -> Levels:
-    """Luo et al. (2023): a subset of the timesteps that the model was distilled on."""
-    original = config.original_inference_steps
-    if steps > original:
-        raise ScheduleError(f"num_inference_steps: {steps} is not allowed; lcm takes 1 to {original}")
-    distilled = (np.arange(1, original + 1) * (config.num_train_timesteps // original) - 1)[::-1]
-    chosen = np.floor(np.linspace(0, len(distilled), steps, endpoint=False)).astype(int)
-    timesteps = distilled[chosen].astype(np.float64)
+def _distilled_levels(name: SchedulerName, config: SchedulerConfig, steps: int) -> Levels:
+    """Luo et al. (2023): a subset of the timesteps that the model was distilled on. LCM ends at no noise, TCD at timestep 0."""
+    timesteps = _given(config)
+    if timesteps is None:
+        original = config.original_inference_steps
+        if steps > original:
+            raise ScheduleError(f"num_inference_steps: {steps} is not allowed; {name} takes 1 to {original}")
+        distilled = (np.arange(1, original + 1) * (config.num_train_timesteps // original) - 1)[::-1]
+        chosen = np.floor(np.linspace(0, len(distilled), steps, endpoint=False)).astype(int)
+        timesteps = distilled[chosen].astype(np.float64)
     alphas = schedule.alphas_cumprod(config)[timesteps.astype(int)]
     sigmas = _visited_sigmas(config, alphas)
     return Levels(timesteps, sigmas, np.append(sigmas[1:], 0.0))

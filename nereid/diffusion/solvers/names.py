@@ -26,6 +26,7 @@ class SchedulerName(StrEnum):
     DPMPP_2M_SDE = "dpmpp_2m_sde"
     DPMPP_2M_SDE_KARRAS = "dpmpp_2m_sde_karras"
     LCM = "lcm"
+    TCD = "tcd"
     UNIPC = "unipc"
     UNIPC_KARRAS = "unipc_karras"
 
@@ -64,5 +65,6 @@ _CLASSES = {
     "EulerAncestralDiscreteScheduler": SchedulerName.EULER_A,
     "DPMSolverSinglestepScheduler": SchedulerName.DPMPP_2S,
     "LCMScheduler": SchedulerName.LCM,
+    "TCDScheduler": SchedulerName.TCD,
     "UniPCMultistepScheduler": SchedulerName.UNIPC,
 }

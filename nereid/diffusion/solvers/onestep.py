@@ -1,11 +1,11 @@
-"""Solvers without memory: DDIM, Euler, DDPM, ancestral Euler, LCM."""
+"""Solvers without memory: DDIM, Euler, DDPM, ancestral Euler, LCM, TCD."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from nereid.diffusion.solvers.levels import Levels, alpha, noise
-from nereid.diffusion.solvers.schedule import SchedulerConfig
+from nereid.diffusion.solvers.schedule import SchedulerConfig, alphas_cumprod
 from nereid.diffusion.solvers.terms import Step, Term
 
 
@@ -25,6 +25,19 @@ def deterministic(levels: Levels, config: SchedulerConfig) -> list[Step]:
     for start, end in zip(levels.sigmas, levels.targets, strict=True):
         keep, clean = first_order(start, end)
         steps.append(Step({Term.SAMPLE: keep, Term.CLEAN: clean}))
+    return steps
+
+
+def ddim(levels: Levels, config: SchedulerConfig) -> list[Step]:
+    """Song et al. (2021), eq. 12 and 16: `eta` is the share of DDPM's fresh noise."""
+    if not config.eta:
+        return deterministic(levels, config)
+    steps = []
+    for start, end in zip(levels.sigmas, levels.targets, strict=True):
+        now, after = 1 / (start**2 + 1), 1 / (end**2 + 1)
+        fresh = config.eta * np.sqrt((1 - after) / (1 - now) * (1 - now / after))
+        keep = np.sqrt(max(1 - after - fresh**2, 0.0) / (1 - now))
+        steps.append(Step({Term.SAMPLE: keep, Term.CLEAN: np.sqrt(after) - keep * np.sqrt(now), Term.NOISE: fresh}))
     return steps
 
 
@@ -80,4 +93,25 @@ def lcm(levels: Levels, config: SchedulerConfig) -> list[Step]:
         scaled = timestep * config.timestep_scaling
         skip, out = 0.25 / (scaled**2 + 0.25), scaled / np.sqrt(scaled**2 + 0.25)
         steps.append(Step({Term.SAMPLE: signal * skip, Term.CLEAN: signal * out, Term.NOISE: level}))
+    return steps
+
+
+TCD_ETA = 0.3
+"""Of trajectory consistency distillation where a request says nothing, as diffusers has it."""
+
+
+def tcd(levels: Levels, config: SchedulerConfig) -> list[Step]:
+    """Zheng et al. (2024): down to a level below the next, then noise again up to it; `eta` says how far below (their gamma)."""
+    alphas = alphas_cumprod(config)
+    eta = TCD_ETA if config.eta is None else config.eta
+    following = [*levels.timesteps[1:].astype(int), 0]
+    steps = []
+    for number, (start, timestep) in enumerate(zip(levels.sigmas, following, strict=True), 1):
+        now, after, below = 1 / (start**2 + 1), alphas[timestep], alphas[int((1 - eta) * timestep)]
+        keep = np.sqrt((1 - below) / (1 - now))
+        terms = {Term.SAMPLE: keep, Term.CLEAN: np.sqrt(below) - keep * np.sqrt(now)}
+        if eta > 0 and number < len(levels):
+            terms = {term: np.sqrt(after / below) * weight for term, weight in terms.items()}
+            terms[Term.NOISE] = np.sqrt(1 - after / below)
+        steps.append(Step(terms))
     return steps

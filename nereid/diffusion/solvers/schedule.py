@@ -44,11 +44,21 @@ class SchedulerConfig:
     sigma_max: float | None = None
     original_inference_steps: int = 50
     timestep_scaling: float = 10.0
+    eta: float | None = None
+    timesteps: tuple[int, ...] | None = None
+    sigmas: tuple[float, ...] | None = None
+    """These three are a request's, and in no file; `sigmas` ends with the level that the run ends at."""
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> SchedulerConfig:
         """Read a `scheduler_config.json`; raises ScheduleError naming the first setting that cannot be honoured."""
         return cls(**resolve(config, cls.__dataclass_fields__))
+
+    def steps(self, wanted: int) -> int:
+        """Of a run that is asked for `wanted` steps: as many as are given, where they are."""
+        if self.timesteps is not None:
+            return len(self.timesteps)
+        return wanted if self.sigmas is None else len(self.sigmas) - 1
 
 
 def alphas_cumprod(config: SchedulerConfig) -> Array:

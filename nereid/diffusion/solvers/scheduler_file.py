@@ -35,6 +35,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "DDIMScheduler": {"clip_sample": True},
     "DPMSolverSinglestepScheduler": {"lower_order_final": False},
     "LCMScheduler": {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
+    "TCDScheduler": {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
     "DPMSolverSDEScheduler": {"beta_start": 0.00085, "beta_end": 0.012},
     "HeunDiscreteScheduler": {"beta_start": 0.00085, "beta_end": 0.012},
     "KDPM2DiscreteScheduler": {"beta_start": 0.00085, "beta_end": 0.012},

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nereid.diffusion.solvers import multistep, onestep
+from nereid.diffusion.solvers.choices import check_choices
 from nereid.diffusion.solvers.levels import Levels, alpha, noise, visited_levels
 from nereid.diffusion.solvers.names import SchedulerName
 from nereid.diffusion.solvers.schedule import SchedulerConfig
@@ -56,6 +57,7 @@ def build_table(name: SchedulerName, config: SchedulerConfig, steps: int, begin:
         raise ScheduleError(f"num_inference_steps: {steps} is not allowed; it must be 1 to {config.num_train_timesteps}")
     if not 0 <= begin < steps:
         raise ScheduleError(f"first step: {begin} is not allowed; it must be 0 to {steps - 1}")
+    check_choices(name, config, steps)
     levels = visited_levels(name, config, steps)
     if (np.diff(levels.sigmas) >= 0).any():
         raise ScheduleError(
@@ -92,10 +94,11 @@ def _clean(levels: Levels, prediction: PredictionType) -> NDArray[np.float32]:
 
 _SOLVERS: dict[SchedulerName, Callable[[Levels, SchedulerConfig], list[Step]]] = {
     SchedulerName.DDPM: onestep.ddpm,
-    SchedulerName.DDIM: onestep.deterministic,
+    SchedulerName.DDIM: onestep.ddim,
     SchedulerName.EULER: onestep.euler,
     SchedulerName.EULER_A: onestep.euler_ancestral,
     SchedulerName.LCM: onestep.lcm,
+    SchedulerName.TCD: onestep.tcd,
     SchedulerName.DPMPP_2S: multistep.dpmpp_singlestep,
     SchedulerName.DPMPP_2M: multistep.dpmpp_2m,
     SchedulerName.DPMPP_3M: multistep.dpmpp_3m,
