@@ -48,10 +48,10 @@ def pipeline_facts(checkpoint: Checkpoint, latents_to_rgb: list[list[float]]) ->
 
 
 def is_few_step(scheduler: dict[str, Any]) -> bool:
-    """Whether the checkpoint was distilled for a few steps: LCM, or trailing timesteps without zero terminal SNR.
+    """Whether the checkpoint was distilled for a few steps: LCM, TCD, or trailing timesteps without zero terminal SNR.
 
     Turbo and Lightning models ship trailing timesteps; so do models trained with zero terminal SNR, which take many steps.
     """
-    if scheduler.get("_class_name") == "LCMScheduler":
+    if scheduler.get("_class_name") in ("LCMScheduler", "TCDScheduler"):
         return True
     return scheduler.get("timestep_spacing") == "trailing" and not scheduler.get("rescale_betas_zero_snr")

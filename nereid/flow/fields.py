@@ -61,7 +61,7 @@ class FieldReader:
         if raw.ndim != 2 or raw.shape[0] != self.batch_size or not raw.size:
             raise InvalidRequestError.of(f"shape of {field.name}", raw.shape, f"values for each of {self.batch_size} prompts")
         most = getattr(self.limits, field.limit_length, None) if field.limit_length else None
-        if most is not None and raw.shape[1] > most + 1:  # sigmas are one more than their steps
+        if most is not None and raw.shape[1] > most:
             raise InvalidRequestError.of(f"length of {field.name}", raw.shape[1], f"at most {most} ({field.limit_length})")
 
     def _value(self, field: Field, row: np.ndarray) -> Any:

@@ -19,7 +19,6 @@ from nereid.diffusion.solvers import (
     default_scheduler,
     needs_noise,
 )
-
 from nereid.diffusion.solvers.choices import ETA, SIGMAS, TIMESTEPS
 
 diffusers = pytest.importorskip("diffusers")
@@ -119,7 +118,9 @@ def test_timesteps_of_a_request_equal_diffusers(name: SchedulerName, timesteps: 
     assert_close(run_ours(name, SD15, len(timesteps), timesteps=timesteps), theirs)
 
 
-@pytest.mark.parametrize("sigmas", [[14.615, 0.0], [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]])
+@pytest.mark.parametrize(
+    "sigmas", [[14.615, 0.0], [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029]]
+)
 @pytest.mark.parametrize("name", SIGMAS)
 def test_sigmas_of_a_request_equal_diffusers(name: SchedulerName, sigmas: list[float]) -> None:
     assert_close(run_ours(name, SD15, len(sigmas) - 1, sigmas=sigmas), run_diffusers(reference(name, SD15), 0, sigmas=sigmas))

@@ -60,8 +60,10 @@ def _require(field: str, name: SchedulerName, allowed: tuple[SchedulerName, ...]
 
 def _check_timesteps(timesteps: tuple[int, ...], train: int) -> None:
     falls = all(before > after for before, after in pairwise(timesteps))
-    if not timesteps or not falls or not (0 <= timesteps[-1] and timesteps[0] < train):
-        raise ScheduleError(f"timesteps: {list(timesteps)} is not allowed; they must fall, from {train - 1} at most to 0 at least")
+    if not timesteps or not falls or not (timesteps[-1] >= 0 and timesteps[0] < train):
+        raise ScheduleError(
+            f"timesteps: {list(timesteps)} is not allowed; they must fall, from {train - 1} at most to 0 at least"
+        )
 
 
 def _check_sigmas(sigmas: tuple[float, ...]) -> None:

@@ -53,11 +53,11 @@ def build_table(name: SchedulerName, config: SchedulerConfig, steps: int, begin:
 
     Raises ScheduleError when the scheduler cannot take that many steps.
     """
+    check_choices(name, config, steps)
     if not 1 <= steps <= config.num_train_timesteps:
         raise ScheduleError(f"num_inference_steps: {steps} is not allowed; it must be 1 to {config.num_train_timesteps}")
     if not 0 <= begin < steps:
         raise ScheduleError(f"first step: {begin} is not allowed; it must be 0 to {steps - 1}")
-    check_choices(name, config, steps)
     levels = visited_levels(name, config, steps)
     if (np.diff(levels.sigmas) >= 0).any():
         raise ScheduleError(
