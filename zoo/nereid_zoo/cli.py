@@ -16,7 +16,15 @@ from rich.table import Table
 
 from nereid_client import Client
 from nereid_zoo.sections import score as sections
-from nereid_zoo.shapes.score import CHECKPOINT, held_out_captions, score, scorer_for, served_drawer, torch_drawer
+from nereid_zoo.shapes.score import (
+    CHECKPOINT,
+    DrawingSettings,
+    held_out_captions,
+    score,
+    scorer_for,
+    served_drawer,
+    torch_drawer,
+)
 
 app = typer.Typer(
     help="Train and score this project's own small checkpoints.",
@@ -140,8 +148,10 @@ def score_sections(
 @_score.command("shapes")
 def score_shapes(
     count: Annotated[int, typer.Option(help="Held-out captions to draw.")] = 200,
-    steps: Annotated[int, typer.Option(help="DPM++ 2M steps.")] = 20,
-    guidance: Annotated[list[float], typer.Option(help="Guidance scales, each scored.")] = [3.0, 5.0, 7.5],  # noqa: B006
+    steps: Annotated[int | None, typer.Option(min=1, help="Of the checkpoint's own scheduler; 20, and 4 of a student.")] = None,
+    guidance: Annotated[
+        list[float] | None, typer.Option(help="Guidance scales, each scored; 3, 5 and 7.5, and 1 of a student.")
+    ] = None,
     path: Annotated[Path, typer.Option(help="The diffusers folder.")] = CHECKPOINT,
     repository: Annotated[
         Path | None, typer.Option(help="An exported repository to score as well; a server is started for it.")
@@ -150,9 +160,15 @@ def score_shapes(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Share of held-out captions drawn right, by PyTorch and, with --repository, by the served engines."""
+    if scorer_for(path) is None:
+        raise typer.BadParameter(
+            f"{path} is not allowed; it must be a painter of shapes, as `zoo train shapes` writes it", param_hint="--path"
+        )
+    usual = DrawingSettings.of(path)
+    steps = steps or usual.steps
     rows = []
     with _maybe_serving(repository) as client:
-        for scale in guidance:
+        for scale in guidance or usual.guidance:
             drawers = {"PyTorch": torch_drawer(path, steps=steps, guidance=scale)}
             if client is not None:
                 drawers["served"] = served_drawer(client, steps=steps, guidance=scale)
@@ -164,9 +180,9 @@ def score_shapes(
                     for text, found in made.wrong:
                         console.print(f"  {text}: {'; '.join(found)}", highlight=False)
     if as_json:
-        print(json.dumps({"checkpoint": "shapes", "steps": steps, "scores": rows}))
+        print(json.dumps({"checkpoint": "shapes", "scheduler": usual.scheduler, "steps": steps, "scores": rows}))
         return
-    table = Table(title=f"shapes: held-out captions drawn right, {steps} steps of DPM++ 2M")
+    table = Table(title=f"shapes: held-out captions drawn right, {steps} steps of {usual.scheduler}")
     for column in ("engine", "guidance", "drawn", "right"):
         table.add_column(column, justify="left" if column == "engine" else "right")
     for row in rows:

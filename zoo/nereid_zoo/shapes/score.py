@@ -77,13 +77,28 @@ def scorer_for(checkpoint: Path) -> ShapesScorer | None:
     return ShapesScorer() if ours == theirs else None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawingSettings:
+    """What a checkpoint is scored at where nothing else is asked for."""
+
+    scheduler: str
+    steps: int
+    guidance: tuple[float, ...]
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> DrawingSettings:
+        """By its own scheduler: a consistency model takes few steps and no guidance."""
+        name = json.loads((checkpoint / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))["_class_name"]
+        few = name == "LCMScheduler"
+        return cls(scheduler=name, steps=4 if few else 20, guidance=(1.0,) if few else (3.0, 5.0, 7.5))
+
+
 def torch_drawer(checkpoint: Path, *, steps: int, guidance: float, batch: int = 16) -> Draw:
-    """Draw with diffusers' own StableDiffusionPipeline in float32 and DPM++ 2M."""
+    """Draw with diffusers' own StableDiffusionPipeline in float32 and the checkpoint's own scheduler."""
     import torch
-    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
-    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     shape = (4, IMAGE_SIZE // 8, IMAGE_SIZE // 8)
 
@@ -96,6 +111,7 @@ def torch_drawer(checkpoint: Path, *, steps: int, guidance: float, batch: int = 
                 latents=torch.from_numpy(noise),
                 num_inference_steps=steps,
                 guidance_scale=guidance,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds[chosen]],  # noise of steps that take any
                 output_type="np",
             )
             yield from np.rint(made.images * 255).astype(np.uint8)
@@ -104,15 +120,12 @@ def torch_drawer(checkpoint: Path, *, steps: int, guidance: float, batch: int = 
 
 
 def served_drawer(client: Client, *, steps: int, guidance: float, at_once: int = 8) -> Draw:
-    """Draw through a running server, several requests in flight."""
+    """Draw through a running server with the checkpoint's own scheduler, several requests in flight."""
     from concurrent.futures import ThreadPoolExecutor
 
     def draw(texts: list[str], seeds: list[int]) -> Iterator[NDArray[np.uint8]]:
         def one(text: str, seed: int) -> NDArray[np.uint8]:
-            result = client.generate_image(
-                text, seed=seed, num_inference_steps=steps, guidance_scale=guidance, scheduler="dpmpp_2m"
-            )
-            return result.pixels[0]
+            return client.generate_image(text, seed=seed, num_inference_steps=steps, guidance_scale=guidance).pixels[0]
 
         with ThreadPoolExecutor(at_once) as pool:
             yield from pool.map(one, texts, seeds)
