@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -98,8 +97,3 @@ def expected_rows(component: Component, target: Target, asked: Sequence[int]) ->
 def thread_counts(engine: Engine, cpus: int) -> tuple[int, ...]:
     """The engine's own choice, and half the processors: threads that share a core, or its memory, may be slower than fewer."""
     return (0, cpus // 2) if cpus > 1 and "threads" in BUILDERS[engine].options else (0,)
-
-
-def cpus_here() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nereid.engines.processors import available_processors
 from nereid_export.built import places
-from nereid_export.candidates import cpus_here, thread_counts
+from nereid_export.candidates import thread_counts
 from nereid_export.choice import Row, contenders, drop_above, label, pick
 from nereid_export.components import Component
 from nereid_export.engines import BUILDERS, Engine
@@ -48,7 +49,7 @@ class Contest:
         entered = [
             self._row(name, entrant, threads)
             for name, entrant in self.entrants.items()
-            for threads in thread_counts(entrant.engine, cpus_here())
+            for threads in thread_counts(entrant.engine, available_processors())
         ]
         drop_above(entered, bound)
         self.rows = [*entered, *self.rows]

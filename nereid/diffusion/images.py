@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +24,15 @@ def to_pixels(images: NDArray[np.float32]) -> NDArray[np.uint8]:
     """float32 N x 3 x H x W in -1..1 to uint8 N x H x W x 3; raises EngineError where the values are no picture's."""
     rows, _, height, width = images.shape
     pixels = np.empty((rows, height, width, 3), np.uint8)
-    for top in range(0, height, _BAND):  # so that intermediate values are never held of a whole picture
-        band = images[:, :, top : top + _BAND]
+    for row, top in product(range(rows), range(0, height, _BAND)):  # intermediate values are never held of a whole picture
+        band = images[row, :, top : top + _BAND]
         if not (np.abs(band) <= LARGEST_COLOUR).all():  # so written, NaN fails too
             raise EngineError(
                 f"vae_decoder: the image holds NaN or values beyond {LARGEST_COLOUR:g}; "
                 "an fp16 VAE may have overflowed (export it with --precision fp32)"
             )
         scaled = np.clip(band * np.float32(0.5) + np.float32(0.5), 0, 1) * np.float32(255)
-        pixels[:, top : top + _BAND] = np.rint(scaled).astype(np.uint8).transpose(0, 2, 3, 1)
+        pixels[row, top : top + _BAND] = np.rint(scaled).astype(np.uint8).transpose(1, 2, 0)
     return pixels
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
@@ -23,6 +23,9 @@ Decode = Callable[[Array], Array]
 
 Encode = Callable[[Array], tuple[Array, Array]]
 """The encoder: images N x 3 x H x W to mean and standard deviation of their scaled latents, N x C x h x w."""
+
+Empty = Callable[[tuple[int, ...]], Array]
+"""Zeros of a shape, where a picture is put together."""
 
 Proceed = Callable[[], None]
 """Asked before every call; raises what ends the work."""
@@ -73,7 +76,10 @@ def decode_latents(
 ) -> Array:
     """The images of a batch of latents: in one call, a call each (`use_slicing`), or a call for each tile of each."""
     if tiling is not None and tiling.tiles(*latents.shape[2:]):
-        return _joined([_decode_tiled(row[None], tiling, decode, proceed) for row in latents])
+        whole = _Whole(len(latents))
+        for number, row in enumerate(latents):
+            _decode_tiled(row[None], tiling, decode, proceed, whole.of(number))
+        return whole.made
     slices = list(latents[:, None]) if use_slicing else [latents]
     made = []
     for part in slices:
@@ -103,12 +109,32 @@ def encode_image(image: Array, tiling: VaeTiling, encode: Encode, proceed: Proce
     return mean, deviation
 
 
-def _decode_tiled(latents: Array, tiling: VaeTiling, decode: Decode, proceed: Proceed) -> Array:
+def _decode_tiled(latents: Array, tiling: VaeTiling, decode: Decode, proceed: Proceed, empty: Empty) -> None:
     def tile(given: Array) -> Array:
         proceed()
         return decode(given)
 
-    return _by_tiles(latents, tiling, tile, 1, tiling.vae_scale_factor)
+    _by_tiles(latents, tiling, tile, 1, tiling.vae_scale_factor, empty)
+
+
+@dataclass(slots=True)
+class _Whole:
+    """All pictures of a batch, held once: each is put together in its own place."""
+
+    rows: int
+    made: Array = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    def of(self, row: int) -> Empty:
+        def empty(shape: tuple[int, ...]) -> Array:
+            if not self.made.size:
+                self.made = np.zeros((self.rows, *shape[1:]), np.float32)
+            return self.made[row : row + 1]
+
+        return empty
+
+
+def _zeros(shape: tuple[int, ...]) -> Array:
+    return np.zeros(shape, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +189,9 @@ class _Axis:
         return made
 
 
-def _by_tiles(given: Array, tiling: VaeTiling, call: Callable[[Array], Array], scale: int, made_scale: int) -> Array:
+def _by_tiles(
+    given: Array, tiling: VaeTiling, call: Callable[[Array], Array], scale: int, made_scale: int, empty: Empty = _zeros
+) -> Array:
     """The whole (1 x C x ...) of tiles, one call after the other and always in the same order.
 
     `scale` and `made_scale`: values a latent is wide in what is given and in what is made.
@@ -175,7 +203,7 @@ def _by_tiles(given: Array, tiling: VaeTiling, call: Callable[[Array], Array], s
     for tile in product(rows.calls, columns.calls):
         made = call(_mosaic(given, rows, columns, tile, scale))
         if whole is None:
-            whole = np.zeros((*made.shape[:2], rows.length * made_scale, columns.length * made_scale), np.float32)
+            whole = empty((*made.shape[:2], rows.length * made_scale, columns.length * made_scale))
         for (y, row), (x, column) in product(enumerate(tile[0]), enumerate(tile[1])):
             if (row, column) in placed:
                 continue

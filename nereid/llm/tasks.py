@@ -70,7 +70,8 @@ class LlmTask:
     _token_times: dict[int, tuple[float, float]] = field(default_factory=dict)
     _last_sent: float = -math.inf
     _ended: threading.Event = field(default_factory=threading.Event)
-    _pending: deque[tuple[int, Delta]] = field(default_factory=deque)
+    _pending: deque[tuple[int, Delta, float]] = field(default_factory=deque)
+    """Deltas of answers, and the sum of the answer's log probabilities up to each."""
     _sending: threading.Lock = field(default_factory=threading.Lock)
     _scheduled: bool = False
     _begun: bool = False
@@ -122,8 +123,8 @@ class LlmTask:
         with self._state:
             if not (self._begun or self._ended.is_set()):
                 self._begun = True
-                self.pace.begin()
-            self._pending.append((index, delta))
+                self.pace.begin(self.rows)
+            self._pending.append((index, delta, self.answers[index].cumulative_logprob))
             if self._scheduled:
                 return  # they go with the answer that is being prepared; so a slow reader gets several tokens at once
             self._scheduled = True
@@ -134,7 +135,7 @@ class LlmTask:
         with self._state:
             self._ended.set()
             if self._begun:
-                self.pace.end()
+                self.pace.end(self.rows)
         self._submit(self._send_last, error)
 
     def _submit(self, work: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
@@ -170,9 +171,9 @@ class LlmTask:
                 pending, self._pending = list(self._pending), deque()
                 self._scheduled = False
             for index in range(len(self.answers)):
-                deltas = [delta for owner, delta in pending if owner == index]
-                if deltas:
-                    self._send(partial(self._piece, index, _merge(deltas)))
+                mine = [(delta, total) for owner, delta, total in pending if owner == index]
+                if mine:
+                    self._send(partial(self._piece, index, _merge([delta for delta, _ in mine]), mine[-1][1]))
 
     def _send(self, make: Callable[[], Outputs]) -> None:
         """Make and send an answer; where it cannot be made, for its text cannot, the request ends with an error."""
@@ -193,14 +194,14 @@ class LlmTask:
         except Exception:
             log.info("an answer was not sent: its caller is gone")
 
-    def _piece(self, index: int, delta: Delta) -> Outputs:
+    def _piece(self, index: int, delta: Delta, cumulative_logprob: float) -> Outputs:
         answer = self.answers[index]
         return {
             **self._common(),
             "text_output": _texts([answer.show(delta)]),
             "output_ids": np.array(delta.tokens, np.int32),
             "finish_reason": _texts([delta.finish_reason or ""]),
-            "cumulative_logprob": np.array([answer.cumulative_logprob], np.float32),
+            "cumulative_logprob": np.array([cumulative_logprob], np.float32),
             "logprobs": _texts([self._logprobs(delta.logprobs)]),
             "num_output_tokens": np.array([len(delta.tokens)], np.uint32),
             "index": np.array([index], np.int32),

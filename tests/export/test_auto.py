@@ -62,7 +62,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("auto")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("nereid_export.built.measure_memory", lambda *_: MEMORY)
-        patch.setattr(contest, "cpus_here", lambda: 2)
+        patch.setattr(contest, "available_processors", lambda: 2)
         patch.setattr(Contest, "_time", speeds(PREFERRED))
         export(make_sd(root), root / "out", engine=Engine.AUTO, name="p", max_batch_size=4)
     return root / "out"
@@ -71,7 +71,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def repository(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy that a test may choose again in, on a machine of two processors."""
-    monkeypatch.setattr(contest, "cpus_here", lambda: 2)
+    monkeypatch.setattr(contest, "available_processors", lambda: 2)
     monkeypatch.setattr("nereid_export.remeasure.measure_memory", lambda *_: MEMORY)
     return Path(shutil.copytree(exported, tmp_path / "out"))
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from nereid.llm.pace import ANSWERS_PER_PROCESSOR, StreamPace, processors
+from nereid.engines.processors import available_processors
+from nereid.llm.pace import ANSWERS_PER_PROCESSOR, StreamPace
 
 
 def after(pace: StreamPace, streams: int) -> float:
     for _ in range(streams):
-        pace.begin()
+        pace.begin(1)
     return pace.seconds
 
 
@@ -18,11 +19,17 @@ def test_streams_share_the_answers_that_all_may_have(streams: int, seconds: floa
     assert after(StreamPace(0.04, 100.0), streams) == pytest.approx(seconds)
 
 
+def test_a_stream_counts_as_often_as_it_has_rows() -> None:
+    pace = StreamPace(0.04, 100.0)
+    pace.begin(16)
+    assert pace.seconds == pytest.approx(0.16)
+
+
 def test_a_stream_that_has_ended_gives_its_share_back() -> None:
     pace = StreamPace(0.04, 100.0)
     assert after(pace, 20) == pytest.approx(0.2)
     for _ in range(20):
-        pace.end()
+        pace.end(1)
     assert pace.seconds == 0.04
 
 
@@ -31,4 +38,4 @@ def test_without_a_least_time_every_token_is_answered_by_itself() -> None:
 
 
 def test_the_bound_follows_the_processors_where_none_is_given() -> None:
-    assert after(StreamPace(0.001), 1000) == pytest.approx(1000 / (ANSWERS_PER_PROCESSOR * processors()))
+    assert after(StreamPace(0.001), 1000) == pytest.approx(1000 / (ANSWERS_PER_PROCESSOR * available_processors()))

@@ -107,6 +107,7 @@ def answering(limits: LlmLimits, record: FlightRecord | None = None, model: LlmM
             "return_token_ids": np.array([True]),
             "return_num_output_tokens": np.array([True]),
             "return_logprobs": np.array([True]),
+            "return_cumulative_logprob": np.array([True]),
         }
         if run_id is not None:
             inputs["run_id"] = text(run_id)
@@ -151,8 +152,37 @@ def test_a_bound_on_all_streams_makes_each_answer_less_often_and_loses_no_token(
         streams = [ask(max_tokens=100, stream=True) for _ in range(4)]
         assert {stream.wait().text for stream in streams} == {whole.text}
         assert [len(stream.answers) for stream in streams] == [2] * 4
+        several = ask(max_tokens=100, stream=True, n=4)
+        assert len(several.wait().answers) == 8
         pace = ask.service._pace  # type: ignore[attr-defined]
-        assert pace.streams == 0
+        assert pace.rows == 0
+
+
+def test_rows_of_a_stream_share_the_bound() -> None:
+    """Counted over a second: first and last answers come beside the bound."""
+    limits = LlmLimits(max_rows=4, max_queue=4, stream_interval_seconds=1e-6, stream_answers_per_second=20.0)
+    with answering(limits) as ask:
+        stream = ask(max_tokens=1900, stream=True, n=4)
+        while len(stream.answers) < 8:
+            time.sleep(0.001)
+        assert ask.service._pace.rows == 4  # type: ignore[attr-defined]
+        before = len(stream.answers)
+        time.sleep(1.0)
+        stream.gone = True
+        assert 1 <= len(stream.answers) - before <= 40
+        stream.wait()
+
+
+def test_a_sum_of_log_probabilities_is_that_of_the_tokens_sent_so_far() -> None:
+    """With more than one row tokens arrive between the making of two answers."""
+    stream = Collected(pause=0.005)
+    with answering(LlmLimits(max_rows=4, max_queue=4, stream_interval_seconds=1e-6)) as ask:
+        ask(stream, max_tokens=200, stream=True, n=4, logprobs=0, temperature=1).wait()
+    sums = [0.0] * 4
+    for answer in stream.answers:
+        row = int(answer["index"][0])
+        sums[row] += sum(item["logprob"] for item in json.loads(answer["logprobs"][0]))
+        assert answer["cumulative_logprob"][0] == pytest.approx(sums[row], abs=1e-3)
 
 
 @pytest.mark.parametrize("ending", ["cancelled", "late", "refused"])
@@ -161,15 +191,15 @@ def test_a_stream_that_ends_before_its_time_no_longer_slows_others_down(ending: 
         pace = ask.service._pace  # type: ignore[attr-defined]
         if ending == "refused":
             assert isinstance(ask(temperature=-1, stream=True).wait().error, InvalidRequestError)
-            assert pace.streams == 0
+            assert pace.rows == 0
             return
         stream = ask(max_tokens=1900, stream=True, timeout_seconds=0.3 if ending == "late" else 60)
         while not stream.answers:
             time.sleep(0.001)
-        assert pace.streams == 1
+        assert pace.rows == 1
         stream.gone = ending == "cancelled"
         assert stream.wait().error is not None
-        assert pace.streams == 0
+        assert pace.rows == 0
 
 
 def test_several_answers_differ_and_are_told_apart(ask: Ask) -> None:

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
+from safetensors.torch import load_file
 
 from nereid_zoo.cli import app
 from nereid_zoo.shapes.distil import DistillationPlan, Teacher, distil, student_scheduler, student_timesteps
@@ -58,11 +59,14 @@ def test_both_stages_give_an_ordinary_pipeline_of_few_steps_and_are_not_run_agai
     )
     distil(plan, tmp_path / "student")
     stages = {folder.name: folder.stat().st_mtime_ns for folder in plan.work.iterdir() if folder.is_dir()}
-    assert set(stages) == {"consistency", "matching-2step"}
+    stages_in_order = ("matching-2step", "consistency")
+    assert set(stages) == set(stages_in_order)
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "student", torch_dtype=torch.float32)
     assert isinstance(pipeline.scheduler, diffusers.LCMScheduler)
     ours, theirs = pipeline.unet.state_dict(), Teacher(CHECKPOINT, "cpu").unet.state_dict()
     assert any(not torch.equal(ours[name], theirs[name]) for name in theirs)
+    matched, before = (load_file(plan.work / name / "diffusion_pytorch_model.safetensors") for name in stages_in_order)
+    assert any(not torch.equal(matched[name], before[name]) for name in before), "matching has trained nothing"
     distil(plan, tmp_path / "again")
     assert {folder.name: folder.stat().st_mtime_ns for folder in plan.work.iterdir() if folder.is_dir()} == stages
 
@@ -73,6 +77,7 @@ def test_both_stages_give_an_ordinary_pipeline_of_few_steps_and_are_not_run_agai
         (("--teacher", "nowhere"), "nowhere is not allowed; it must be a painter of shapes"),
         (("--minutes", "0"), "'--minutes': Input should be greater than or equal to 0.01"),
         (("--steps", "9"), "'--steps': Input should be less than or equal to 8"),
+        (("--steps", "2"), "--steps: 2 is not allowed without --matching-minutes"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_by_name(tmp_path: Path, words: tuple[str, str], said: str) -> None:

@@ -25,6 +25,7 @@ from nereid_zoo.shapes.score import (
     served_drawer,
     torch_drawer,
 )
+from nereid_zoo.stages import StageError
 
 app = typer.Typer(
     help="Train and score this project's own small checkpoints.",
@@ -53,7 +54,7 @@ def train_shapes(
 
     share = minutes / 123
     plan = TrainingPlan(work=work, device=device, text_minutes=6 * share, vae_minutes=21 * share, unet_minutes=96 * share)
-    train(plan, out)
+    _trained(lambda: train(plan, out))
     console.print(f"shapes: written to {out}")
 
 
@@ -61,8 +62,8 @@ def train_shapes(
 def train_shapes_student(
     out: Annotated[Path, typer.Option(help="The diffusers folder to write.")],
     steps: Annotated[
-        int, typer.Option(min=1, max=8, help="Steps that the distribution matching is for; consistency alone takes any number.")
-    ] = 2,
+        int | None, typer.Option(min=1, max=8, help="Steps that the distribution matching is for, 2 where absent.")
+    ] = None,
     teacher: Annotated[Path, typer.Option(help="The diffusers folder that it learns from.")] = CHECKPOINT,
     work: Annotated[Path, typer.Option(help="Where finished stages are kept, to resume from.")] = Path(
         "build/zoo/shapes-student"
@@ -70,7 +71,7 @@ def train_shapes_student(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     minutes: Annotated[float, typer.Option(min=0.01, help="Of the consistency distillation.")] = 60,
     matching_minutes: Annotated[
-        float, typer.Option(min=0, help="Of the distribution matching that follows; none where 0. It is for one and two steps.")
+        float, typer.Option(min=0, help="Of the distribution matching that follows; none where 0. Fewer steps gain more by it.")
     ] = 0,
 ) -> None:
     """Distil the painter of shapes to few steps, without guidance. Each finished stage is kept in WORK."""
@@ -80,15 +81,19 @@ def train_shapes_student(
         raise typer.BadParameter(
             f"{teacher} is not allowed; it must be a painter of shapes, as `zoo train shapes` writes it", param_hint="--teacher"
         )
+    if steps is not None and not matching_minutes:
+        raise typer.BadParameter(
+            f"{steps} is not allowed without --matching-minutes: consistency alone is for any number", param_hint="--steps"
+        )
     plan = DistillationPlan(
         work=work,
         teacher=teacher,
         device=device,
-        steps=steps,
+        steps=steps or 2,
         consistency_minutes=minutes,
         matching_minutes=matching_minutes,
     )
-    distil(plan, out)
+    _trained(lambda: distil(plan, out))
     console.print(f"shapes-student: written to {out}")
 
 
@@ -106,8 +111,15 @@ def train_sections(
     """Train the writer of web-page sections from nothing. Each finished phase is kept in WORK."""
     from nereid_zoo.sections.train import TrainingPlan, train
 
-    train(TrainingPlan(work=work, device=device, minutes=minutes), out)
+    _trained(lambda: train(TrainingPlan(work=work, device=device, minutes=minutes), out))
     console.print(f"sections: written to {out}")
+
+
+def _trained(work: Callable[[], None]) -> None:
+    try:
+        work()
+    except StageError as error:
+        raise typer.BadParameter(str(error), param_hint="--work") from None
 
 
 @_score.command("sections")

@@ -28,6 +28,19 @@ SMALL_MODEL_BYTES = 1_500_000_000
 """Above this, weights go to a file of their own: a protobuf holds 2 GB at most."""
 
 
+def keep_scores_in_float32(module: nn.Module) -> None:
+    """Of attention layers whose config says `upcast_attention`: their scores are beyond float16's range (SD 2.1's, for one).
+
+    A processor cannot see that where it computes float16 in float32, as ONNX Runtime's does.
+    """
+    from diffusers.models.attention_processor import Attention, AttnProcessor
+
+    for layer in module.modules():
+        if isinstance(layer, Attention) and layer.upcast_attention:
+            layer.upcast_softmax = True
+            layer.set_processor(AttnProcessor())  # the fused one has no scores to upcast
+
+
 def export_onnx(component: Component, module: nn.Module, file: Path, precision: Precision, opset: int = OPSET) -> None:
     """Write `file` (and `model.onnx.data` beside it for large models) with every named dimension dynamic.
 
@@ -36,6 +49,8 @@ def export_onnx(component: Component, module: nn.Module, file: Path, precision: 
     inputs = example_inputs(component)
     names = [spec.name for spec in component.inputs]
     outputs = [spec.name for spec in component.outputs]
+    if precision is Precision.FP16:
+        keep_scores_in_float32(module)
     if precision is not Precision.FP32:
         module = module.to(torch.float16 if precision is Precision.FP16 else torch.bfloat16)
     size = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())

@@ -84,9 +84,8 @@ def _interval_levels(name: SchedulerName, config: SchedulerConfig, steps: int) -
     else:
         singlestep = name.family is SchedulerName.DPMPP_2S
         spacing = Spacing.LINSPACE if singlestep else config.timestep_spacing or Spacing.LINSPACE
-        timesteps = _given(config)
-        if timesteps is None:
-            timesteps = schedule.spaced_timesteps(config, steps, spacing, intervals=True).round()
+        given = _given(config)
+        timesteps = schedule.spaced_timesteps(config, steps, spacing, intervals=True).round() if given is None else given
         sigmas = np.interp(timesteps, np.arange(len(training)), training)
     return Levels(timesteps, sigmas, np.append(sigmas[1:], last))
 

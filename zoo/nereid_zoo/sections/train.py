@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -18,6 +19,7 @@ from nereid_zoo.sections import model
 from nereid_zoo.sections.briefs import Kind, invent_name, sample_brief
 from nereid_zoo.sections.chat import conversation
 from nereid_zoo.sections.html import write_section
+from nereid_zoo.stages import finished_stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,15 +78,19 @@ def train(plan: TrainingPlan, destination: Path) -> None:
     tokenizer = model.train_tokenizer(plan.work / "tokenizer")
     llama = model.make_model(tokenizer)
     for number, phase in enumerate(PHASES, 1):
-        finished = plan.work / f"{number}-{phase.name}"
-        if finished.exists():
-            llama = LlamaForCausalLM.from_pretrained(finished, dtype=torch.float32)
-            continue
-        fit(plan, phase, tokenizer, llama.to(plan.device), Random(plan.seed + number))
-        llama.save_pretrained(finished, safe_serialization=True)
+        trained = partial(_train_phase, plan, phase, number, tokenizer, llama)
+        finished = finished_stage(plan.work / f"{number}-{phase.name}", {"minutes": plan.minutes, "seed": plan.seed}, trained)
+        llama = LlamaForCausalLM.from_pretrained(finished, dtype=torch.float32, use_safetensors=True)
     llama.cpu().load_state_dict(_mean([plan.work / f"{n}-{phase.name}" for n, phase in enumerate(PHASES, 1) if phase.averaged]))
     llama.half().save_pretrained(destination, safe_serialization=True)
     tokenizer.save_pretrained(destination)
+
+
+def _train_phase(
+    plan: TrainingPlan, phase: Phase, number: int, tokenizer: PreTrainedTokenizerFast, llama: LlamaForCausalLM, folder: Path
+) -> None:
+    fit(plan, phase, tokenizer, llama.to(plan.device), Random(plan.seed + number))
+    llama.save_pretrained(folder, safe_serialization=True)
 
 
 def _mean(checkpoints: list[Path]) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ difference of two score functions, the teacher's (guided) and that of a network 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from nereid_zoo.shapes import model
 from nereid_zoo.shapes.captions import write_caption
-from nereid_zoo.shapes.optimisation import follow, optimizer_of, report, schedule, update
+from nereid_zoo.shapes.optimisation import optimizer_of, optimizer_step, report, schedule, update_ema
 from nereid_zoo.shapes.scenes import sample_scene
 from nereid_zoo.shapes.train import TrainingPlan, encode_scenes, tokenize
 
@@ -28,6 +29,7 @@ GRID = 50
 GUIDANCE = 5.0
 SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0
 """Of the boundary condition, as diffusers' LCMScheduler has them."""
+from nereid_zoo.stages import finished_stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +52,12 @@ class Teacher:
     """The pipeline that is distilled, with its noise schedule; all in float32 on one device."""
 
     def __init__(self, folder: Path, device: str) -> None:
-        pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True).to(device)
         self.pipeline, self.unet, self.device = pipeline, pipeline.unet.eval().requires_grad_(False), device
         self.alphas: Tensor = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config).alphas_cumprod.to(device)
         self.empty = self.states([""])
+        self.digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(folder.glob("*/*.safetensors")))).hexdigest()
+        """Of its weights."""
 
     @torch.no_grad()
     def states(self, texts: list[str]) -> Tensor:
@@ -132,8 +136,8 @@ def distil_consistency(plan: DistillationPlan, teacher: Teacher) -> UNet2DCondit
             target = torch.where(last, guided, teacher.consistent(average, nearer, before, states))
         error = teacher.consistent(student, sample, timesteps, states) - target
         loss = ((error.square() + 1e-6).sqrt() - 1e-3).mean()
-        update(optimizer, loss, rate)
-        follow(average, student, decay=min(0.98, (step + 1) / (step + 20)))
+        optimizer_step(optimizer, loss, rate)
+        update_ema(average, student, decay=min(0.98, (step + 1) / (step + 20)))
         if step % 100 == 0:
             report("consistency", step, loss=loss.item(), rate=rate)
     return average
@@ -199,7 +203,7 @@ def distil_matching(plan: DistillationPlan, teacher: Teacher, student: UNet2DCon
             signal, level = teacher.scales(timesteps)
             predicted = fake(sample, timesteps, states).sample
             wrong = (predicted - (signal * added - level * made)).square().mean()
-            update(theirs, wrong, rate)
+            optimizer_step(theirs, wrong, rate)
         states = captions(plan, teacher, rng)
         made = draw(states, rng.randrange(len(levels)))
         timesteps = any_timesteps(20, 980)
@@ -210,8 +214,8 @@ def distil_matching(plan: DistillationPlan, teacher: Teacher, student: UNet2DCon
             scale = (made - real).abs().mean((1, 2, 3), keepdim=True)
             aim = made - towards / scale.clamp(min=1e-3)
         loss = 0.5 * (made - aim).square().mean()
-        update(ours, loss, rate)
-        follow(average, student, decay=min(0.98, (step + 1) / (step + 20)))
+        optimizer_step(ours, loss, rate)
+        update_ema(average, student, decay=min(0.98, (step + 1) / (step + 20)))
         if step % 50 == 0:
             report("matching", step, fake=wrong.item(), moved=towards.abs().mean().item(), rate=rate)
     return average
@@ -219,19 +223,21 @@ def distil_matching(plan: DistillationPlan, teacher: Teacher, student: UNet2DCon
 
 def distil(plan: DistillationPlan, destination: Path) -> None:
     """Run the stages that `plan.work` does not hold yet and save a diffusers folder in fp16 to `destination`."""
-    torch.manual_seed(plan.seed)
     plan.work.mkdir(parents=True, exist_ok=True)
     teacher = Teacher(plan.teacher, plan.device)
-    unet = _stage(plan.work / "consistency", lambda: distil_consistency(plan, teacher))
+    facts = {"teacher": teacher.digest, "minutes": plan.consistency_minutes, "scenes": plan.scenes, "seed": plan.seed}
+    unet = _stage(plan, "consistency", facts, lambda: distil_consistency(plan, teacher))
     if plan.matching_minutes:
-        unet = _stage(plan.work / f"matching-{plan.steps}step", lambda: distil_matching(plan, teacher, unet))
+        facts = {**facts, "matching_minutes": plan.matching_minutes, "steps": plan.steps}
+        unet = _stage(plan, f"matching-{plan.steps}step", facts, lambda: distil_matching(plan, teacher, unet))
     pipeline = teacher.pipeline
     pipeline.unet = unet
     pipeline.scheduler = LCMScheduler.from_config(student_scheduler())
     pipeline.to(dtype=torch.float16).save_pretrained(destination, safe_serialization=True)
 
 
-def _stage(folder: Path, train: Callable[[], UNet2DConditionModel]) -> UNet2DConditionModel:
-    if not folder.exists():
-        train().save_pretrained(folder)
-    return UNet2DConditionModel.from_pretrained(folder)
+def _stage(
+    plan: DistillationPlan, name: str, facts: Mapping[str, object], train: Callable[[], UNet2DConditionModel]
+) -> UNet2DConditionModel:
+    folder = finished_stage(plan.work / name, facts, lambda beside: train().save_pretrained(beside))
+    return UNet2DConditionModel.from_pretrained(folder, use_safetensors=True).to(plan.device)

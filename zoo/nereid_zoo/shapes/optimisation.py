@@ -1,4 +1,4 @@
-"""What every stage of training shares: optimizer, schedule by the clock, one update, moving average, a line of figures."""
+"""What every stage of training shares: optimizer, schedule by the clock, one step, moving average, a line of figures."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 
 def optimizer_of(parameters: Iterator[nn.Parameter] | list[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW; `update` sets its rate."""
+    """AdamW; `optimizer_step` sets its rate."""
     return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=1e-2, betas=(0.9, 0.99))
 
 
-def update(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
+def optimizer_step(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) -> None:
     """One step down the gradient, whose norm is cut to 1."""
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -44,7 +44,7 @@ def report(stage: str, step: int, **figures: float) -> None:
 
 
 @torch.no_grad()
-def follow(average: nn.Module, unet: nn.Module, *, decay: float) -> None:
+def update_ema(average: nn.Module, weights: nn.Module, *, decay: float) -> None:
     """Move the average towards the weights; what it keeps of itself is `decay`."""
-    for kept, new in zip(average.parameters(), unet.parameters(), strict=True):
+    for kept, new in zip(average.parameters(), weights.parameters(), strict=True):
         kept.lerp_(new, 1 - decay)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
 from copy import deepcopy
@@ -19,8 +20,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from nereid_zoo.shapes import model
 from nereid_zoo.shapes.captions import Demand, write_caption
-from nereid_zoo.shapes.optimisation import follow, optimizer_of, report, schedule, update
+from nereid_zoo.shapes.optimisation import optimizer_of, optimizer_step, report, schedule, update_ema
 from nereid_zoo.shapes.scenes import BACKGROUNDS, COLORS, POSITIONS, Layout, Scene, Shape, Size, render, sample_scene
+from nereid_zoo.stages import finished_stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +80,7 @@ def train_text_encoder(plan: TrainingPlan, tokenizer: CLIPTokenizer) -> CLIPText
         ends = hidden[torch.arange(len(ids)), (ids == tokenizer.eos_token_id).int().argmax(1)]
         logits = head(ends).split([len(choices) for choices in SLOTS], dim=1)
         loss = sum((F.cross_entropy(part, labels[:, i]) for i, part in enumerate(logits)), torch.zeros(()))
-        update(optimizer, loss, rate)
+        optimizer_step(optimizer, loss, rate)
         if step % 50 == 0:
             right = torch.stack([part.argmax(1) == labels[:, i] for i, part in enumerate(logits)]).all(0)
             report("text encoder", step, loss=loss.item(), captions_understood=right.float().mean().item())
@@ -118,7 +120,7 @@ def reconstruct(plan: TrainingPlan, vae: AutoencoderKL, rng: Random, *, minutes:
         posterior = vae.encode(pixels).latent_dist
         error = vae.decode(posterior.sample()).sample - pixels
         loss = 4 * error.square().mean() + 0.3 * error.abs().mean() + 1e-6 * posterior.kl().mean()
-        update(optimizer, loss, rate)
+        optimizer_step(optimizer, loss, rate)
         if step % 50 == 0:
             psnr = 10 * math.log10(4 / error.square().mean().item())
             report(stage, step, loss=loss.item(), psnr=psnr, latent_std=posterior.mean.std().item())
@@ -154,14 +156,17 @@ def encode_scenes(plan: TrainingPlan, vae: AutoencoderKL) -> tuple[list[Scene], 
     """The training scenes and their scaled latents (scenes x 4 x 16 x 16), computed once."""
     rng = Random(3)
     scenes = [sample_scene(rng) for _ in range(plan.scenes)]
-    file = plan.work / f"latents-{plan.scenes}.safetensors"
+    digest = hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for value in vae.state_dict().values())).hexdigest()
+    file = plan.work / f"latents-{plan.scenes}-{digest[:12]}.safetensors"
     if not file.exists():
         parts = []
         for start in range(0, len(scenes), 50):
             parts.append(vae.encode(_pixels(scenes[start : start + 50]).to(plan.device)).latent_dist.mean.cpu())
             if start % 2000 == 0:
                 report("latents", start, of=float(len(scenes)))
-        save_file({"latents": torch.cat(parts).contiguous()}, file)
+        beside = file.with_suffix(".unfinished")
+        save_file({"latents": torch.cat(parts).contiguous()}, beside)
+        beside.rename(file)
     return scenes, load_file(file)["latents"] * vae.config.scaling_factor
 
 
@@ -217,8 +222,8 @@ def fit_unet(
         ratio = (alpha / (1 - alpha)).flatten()
         weights = ratio.clamp(max=5) / (ratio + 1) + 0.1
         loss = (weights * (predicted - target).square().mean((1, 2, 3))).mean()
-        update(optimizer, loss, rate)
-        follow(average, unet, decay=min(0.998, (step + 1) / (step + 20)))
+        optimizer_step(optimizer, loss, rate)
+        update_ema(average, unet, decay=min(0.998, (step + 1) / (step + 20)))
         if step % 100 == 0:
             report("unet", step, loss=loss.item(), rate=rate)
     return average
@@ -233,14 +238,12 @@ def train(plan: TrainingPlan, destination: Path) -> None:
     plan.work.mkdir(parents=True, exist_ok=True)
     tokenizer = model.train_tokenizer(plan.work / "tokenizer")
     text_folder, vae_folder, unet_folder = (plan.work / name for name in ("text_encoder", "vae", "unet"))
-    if not text_folder.exists():
-        train_text_encoder(plan, tokenizer).save_pretrained(text_folder)
-    if not vae_folder.exists():
-        train_vae(plan).save_pretrained(vae_folder)
-    encoder = CLIPTextModel.from_pretrained(text_folder).to(plan.device).eval()
-    vae = AutoencoderKL.from_pretrained(vae_folder).to(plan.device).eval()
-    if not unet_folder.exists():
-        train_unet(plan, tokenizer, encoder, vae).save_pretrained(unet_folder)
+    facts = {"minutes": [plan.text_minutes, plan.vae_minutes, plan.unet_minutes], "scenes": plan.scenes, "seed": plan.seed}
+    finished_stage(text_folder, facts, lambda beside: train_text_encoder(plan, tokenizer).save_pretrained(beside))
+    finished_stage(vae_folder, facts, lambda beside: train_vae(plan).save_pretrained(beside))
+    encoder = CLIPTextModel.from_pretrained(text_folder, use_safetensors=True).to(plan.device).eval()
+    vae = AutoencoderKL.from_pretrained(vae_folder, use_safetensors=True).to(plan.device).eval()
+    finished_stage(unet_folder, facts, lambda beside: train_unet(plan, tokenizer, encoder, vae).save_pretrained(beside))
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=encoder,
