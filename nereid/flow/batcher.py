@@ -25,7 +25,7 @@ __all__ = ["InFlightBatcher", "Observer", "Task", "Ticket"]
 log = logging.getLogger(__name__)
 
 _WAITING_ASKED = 4
-"""How many of those that wait are asked in a turn whether they were cancelled."""
+"""So many of those that wait are asked in a turn whether they were cancelled, or a quarter of the active ones' number."""
 
 
 class Observer(Protocol):
@@ -256,8 +256,9 @@ class InFlightBatcher(Generic[T]):
                 while not (self._stopping or tickets.queue or tickets.active):
                     self._changed.wait()
                 waiting = list(tickets.queue)
-                first = (first + _WAITING_ASKED) % max(len(waiting), 1)
-                asked = [*tickets.active, *waiting[first : first + _WAITING_ASKED]]
+                share = max(_WAITING_ASKED, len(tickets.active) // 4)
+                first = (first + share) % max(len(waiting), 1)
+                asked = [*tickets.active, *waiting[first : first + share]]
             pause = max(self.poll_seconds / max(len(asked), 1), self.question_seconds)
             for ticket in asked:
                 if self._stopping:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
@@ -12,6 +13,9 @@ T = TypeVar("T")
 
 TENSOR_NAMES = "tensor_names"
 """Where the backend of a called model has names of its own for its tensors; export writes it."""
+SMALLEST, LARGEST = 1e-6, 1e18
+"""Of numbers: beyond these they mean nothing, and clocks and sums overflow."""
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf|nan", re.ASCII)
 READ_BY_OTHERS = ("restart_on_death", "EXECUTION_ENV_PATH", "FORCE_CPU_ONLY_INPUT_TENSORS", TENSOR_NAMES)
 """What the supervisor, Triton's Python backend and the bridge read of any model's parameters."""
 
@@ -58,10 +62,14 @@ def read_parameters(
             known[field.name] = text == "true"
             continue
         try:
+            if not _NUMBER.fullmatch(text):
+                raise ValueError
             value = float(text) if field.type == "float" else int(text)
         except ValueError:
             raise ValueError(f"parameter {field.name}: {text!r} is not a number") from None
-        if not value > 0 and not (field.name in may_be_zero and value == 0):
-            raise ValueError(f"parameter {field.name}: {text} is not allowed; it must be above 0")
+        zero, least = field.name in may_be_zero, SMALLEST if field.type == "float" else 1
+        if not (least <= value <= LARGEST or (zero and value == 0)):
+            allowed = f"{'0, or ' if zero else ''}{least:g} to {LARGEST:g}"
+            raise ValueError(f"parameter {field.name}: {text} is not allowed; it must be {allowed}")
         known[field.name] = value
     return cls(**known)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +17,9 @@ import numpy as np
 from nereid.flow.errors import InvalidRequestError
 
 REMEMBERED = 4096
-"""Ended runs whose end can still be asked for."""
+"""Ended runs whose end can still be asked for, and cancellations whose runs have not come yet."""
+EARLY_SECONDS = 10.0
+"""So long before its run may a cancellation come: it is read at once, and a request only after others."""
 
 _ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 
@@ -52,6 +56,8 @@ class Runs:
 
     _open: dict[str, tuple[Run, RunState]] = field(default_factory=dict)
     _ended: OrderedDict[str, RunState] = field(default_factory=OrderedDict)
+    _early: OrderedDict[str, float] = field(default_factory=OrderedDict)
+    """When unknown runs were cancelled."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, name: str, run: Run) -> None:
@@ -62,6 +68,7 @@ class Runs:
                 before[0].cancelled = True
             self._ended.pop(name, None)
             self._open[name] = (run, RunState.WAITING)
+            run.cancelled |= time.monotonic() - self._early.pop(name, -math.inf) <= EARLY_SECONDS
 
     def started(self, name: str, run: Run) -> None:
         with self._lock:
@@ -89,10 +96,16 @@ class Runs:
             return found[1] if found is not None else self._ended.get(name, RunState.UNKNOWN)
 
     def cancel(self, name: str) -> RunState:
-        """Mark the run as cancelled; its state as it was."""
+        """Mark the run as cancelled; its state as it was. One that is not known yet is cancelled when it comes."""
         with self._lock:
             found = self._open.get(name)
             if found is not None:
                 found[0].cancelled = True
                 return found[1]
-            return self._ended.get(name, RunState.UNKNOWN)
+            if name in self._ended:
+                return self._ended[name]
+            self._early[name] = time.monotonic()
+            self._early.move_to_end(name)
+            while len(self._early) > REMEMBERED:
+                self._early.popitem(last=False)
+            return RunState.UNKNOWN

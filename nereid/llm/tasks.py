@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 _numbers = itertools.count(1)
 
+_LONGEST_PAUSE = 86_400.0
+"""Seconds between two answers of a stream, whatever its pace."""
+
 Outputs = Mapping[str, np.ndarray]
 P = ParamSpec("P")
 
@@ -64,6 +67,8 @@ class LlmTask:
     error: RequestError | None = None
     number: int = field(default_factory=lambda: next(_numbers))
     deaths: int = 0
+    part: int = 0
+    """Suspects of the same part run together; one of none runs alone."""
     request_id: str = field(default_factory=current)
     cancelled: bool = False
     arrived: float = field(default_factory=time.monotonic)
@@ -91,7 +96,7 @@ class LlmTask:
 
     @property
     def suspect(self) -> bool:
-        """Whether its worker has died with it: it runs alone until it is answered."""
+        """Whether its worker has died with it: no others than its part run beside it until it is answered."""
         return self.deaths > 0
 
     def rewind(self) -> None:
@@ -161,7 +166,7 @@ class LlmTask:
         return [(last - first) / (written - 1) for written, first, last in times if written > 1]
 
     def _send_soon(self) -> None:
-        self._ended.wait(max(0.0, self._last_sent + self.pace.seconds - time.monotonic()))
+        self._ended.wait(min(max(0.0, self._last_sent + self.pace.seconds - time.monotonic()), _LONGEST_PAUSE))
         self._send_pending()
 
     def _send_pending(self) -> None:

@@ -1,0 +1,105 @@
+"""Who is let into a worker after its death: those that were inside, in parts, which are divided until the guilty one is alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from nereid.flow.errors import PoisonousRequestError
+from nereid.flow.metrics import Recorder
+from nereid.flow.runs import Runs
+from nereid.llm import crew as module
+from nereid.llm.crew import Crew
+from nereid.llm.observer import LlmObserver, Peak
+
+
+class NoWorker:
+    def __init__(self, options: Any, owner: Any) -> None: ...
+
+    def send(self, message: Any) -> None: ...
+
+
+@dataclass(eq=False)
+class Inside:
+    """As much of a task as the crew looks at."""
+
+    number: int
+    deaths: int = 0
+    part: int = 0
+    done: bool = False
+    error: Exception | None = None
+    request_id: str = "req"
+
+    @property
+    def suspect(self) -> bool:
+        return self.deaths > 0
+
+    def rewind(self) -> None: ...
+
+
+@pytest.fixture
+def crew(monkeypatch: pytest.MonkeyPatch) -> Crew:
+    monkeypatch.setattr(module, "Worker", NoWorker)
+    monkeypatch.setattr(Crew, "_send", lambda self, task: self._inside.__setitem__(task.number, task))
+    made = Crew(type("Options", (), {"name": "llm"})(), LlmObserver(Recorder(lambda *_: None), Peak(1.0, 1.0)), Runs())  # type: ignore[arg-type]
+    made._up = made._news = True
+    return made
+
+
+def let_in(crew: Crew, tasks: list[Inside]) -> list[int]:
+    """Numbers of those inside once the crew has looked at all."""
+    crew._up = crew._news = True
+    crew.advance([task for task in tasks if not task.done and task.error is None])  # type: ignore[misc]
+    return sorted(crew._inside)
+
+
+def answer(crew: Crew, tasks: list[Inside]) -> None:
+    for number in list(crew._inside):
+        crew._inside.pop(number)
+        tasks[number].done = True
+
+
+def run(crew: Crew, tasks: list[Inside], dies: Callable[[list[int]], bool]) -> list[list[int]]:
+    """Who was inside together, time after time, until all are answered or refused."""
+    together: list[list[int]] = []
+    while any(not task.done and task.error is None for task in tasks):
+        together.append(let_in(crew, tasks))
+        assert together[-1], "nobody is let in"
+        if dies(together[-1]):
+            crew.died("died")
+        else:
+            answer(crew, tasks)
+    return together
+
+
+def test_after_a_death_that_is_nobodys_fault_all_run_in_four_parts(crew: Crew) -> None:
+    tasks = [Inside(number) for number in range(10)]
+    deaths = iter([True])
+    together = run(crew, tasks, lambda _: next(deaths, False))
+    assert together == [list(range(10)), [0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    assert all(task.done for task in tasks)
+
+
+def test_a_request_that_ends_workers_is_alone_at_last_and_refused(crew: Crew) -> None:
+    tasks = [Inside(number) for number in range(64)]
+    together = run(crew, tasks, lambda inside: 41 in inside)
+    assert isinstance(tasks[41].error, PoisonousRequestError)
+    assert all(task.done for task in tasks if task.number != 41)
+    assert [len(inside) for inside in together if 41 in inside] == [64, 16, 4, 1]
+
+
+def test_newcomers_wait_until_the_suspects_are_answered(crew: Crew) -> None:
+    tasks = [Inside(number) for number in range(4)]
+    let_in(crew, tasks)
+    crew.died("died")
+    tasks.append(Inside(4))
+    seen = run(crew, tasks, lambda _: False)
+    assert seen == [[0], [1], [2], [3], [4]]
+
+
+def test_a_suspect_of_before_this_process_runs_alone(crew: Crew) -> None:
+    tasks = [Inside(0, deaths=1), Inside(1, deaths=1), Inside(2)]
+    assert run(crew, tasks, lambda _: False) == [[0], [1], [2]]
