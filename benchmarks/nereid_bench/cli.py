@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -170,7 +169,7 @@ def llm_command(
         requests=requests,
         parts=_names("--only", only, PARTS, "is not a part; it ") if only else PARTS,
         optimum_cli=optimum_cli,
-        vllm=vllm or (Path(found) if (found := shutil.which("vllm")) else None),
+        vllm=vllm,
     )
     try:
         report = measure(plan, _say)

@@ -25,6 +25,7 @@ from nereid_bench.llm_batching import in_flight_against_static
 from nereid_bench.llm_peers import Engine, Weights, bare_speed, has_llama_cpp, installed, loaded
 from nereid_bench.optimum_cli import LLM, converted, has_openvino_genai
 from nereid_bench.servers import serving, serving_with
+from nereid_bench.vllm_peer import require_vllm
 from nereid_client import Client
 from nereid_zoo.sections.chat import conversation
 from nereid_zoo.sections.score import held_out_briefs
@@ -68,6 +69,8 @@ class LlmPlan:
 
 def measure(plan: LlmPlan, say: Say) -> dict[str, Any]:
     """The parts asked for, as one report."""
+    if plan.vllm is not None:
+        require_vllm(plan.vllm)
     cli = plan.optimum_cli
     zoo = prepare(plan.checkpoint, plan.work / "sections", say, cli)
     large = prepare(random_llama(plan.work / "llama-200m" / "checkpoint", plan.checkpoint), plan.work / "llama-200m", say, cli)
@@ -77,7 +80,7 @@ def measure(plan: LlmPlan, say: Say) -> dict[str, Any]:
         "decode": lambda: decode_speeds({"200 M random": large, "sections": zoo}, plan, say),
         "sampler": lambda: [{"rows": rows, "microseconds_a_row": sampler_cost(rows)} for rows in (1, 8, 16)],
         "served": lambda: served_against_bare({"200 M random": large, "sections": zoo}, plan),
-        "batching": lambda: in_flight_against_static(zoo, plan.requests * 3, plan.threads, plan.vllm),
+        "batching": lambda: in_flight_against_static(zoo, plan.requests * 3, plan.threads, say, plan.vllm),
         "prefix": lambda: prefix_cache(repository, plan),
         "speculation": lambda: speculation(repository),
         "draft": lambda: draft_speculation(plan, say),

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,11 +21,14 @@ from nereid.flow.metrics import Recorder
 from nereid.llm.observer import LlmObserver
 from nereid.llm.service import LlmModel, LlmService
 from nereid.llm.settings import LlmFacts, LlmLimits
+from nereid.serving.errors import ServingError
 from nereid_bench.llm_peers import Weights
 from nereid_bench.servers import serving_with
 from nereid_bench.vllm_peer import serving_vllm, stream_completion
 from nereid_client import Client
 from nereid_client.texts import text_tensors
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +40,12 @@ class TextJob:
     tokens: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class TextOutcome:
-    """Seconds from arrival to the first and the last token, and between tokens."""
+    """How many tokens came, and when, in seconds from arrival: an entry for each piece of the answer, however many it held."""
 
-    first: float
-    last: float
-    gaps: list[float] = field(default_factory=list)
+    tokens: int
+    times: tuple[float, ...]
 
 
 SHORT_ANSWERS = (10, 25, 50, 100, 200)
@@ -59,7 +62,9 @@ def text_jobs(count: int, rate: float, vocabulary: int, answers: Sequence[int] =
     return jobs
 
 
-def in_flight_against_static(weights: Weights, count: int, threads: int, vllm: Path | None = None) -> list[dict[str, Any]]:
+def in_flight_against_static(
+    weights: Weights, count: int, threads: int, say: Say, vllm: Path | None = None
+) -> list[dict[str, Any]]:
     """The same arrivals, fast enough to fill all, answered greedily: in flight through Triton (both engines, each with the rows
     that its export gives it), in flight without Triton, by static batches of 8 or 100 ms around the bare engine, and by vLLM's
     server of the checkpoint where its command is given."""
@@ -78,28 +83,33 @@ def in_flight_against_static(weights: Weights, count: int, threads: int, vllm: P
         made["static batches"] = _drive(jobs, static.ask)
         static.stop()
         if vllm is not None:
-            with serving_vllm(vllm, weights.checkpoint, threads) as url:
-                made["vLLM, served"] = _drive(jobs, partial(_complete, url))
-        rows += [{"answers": name, "batching": kind, **_summary(jobs, *outcomes)} for kind, outcomes in made.items()]
+            try:
+                with serving_vllm(vllm, weights.checkpoint, threads) as url:
+                    made["vLLM, served"] = _drive(jobs, partial(_complete, url))
+            except ServingError as error:
+                say(f"vLLM is left out: {error}")
+        rows += [{"answers": name, "batching": kind, **_summary(*outcomes)} for kind, outcomes in made.items()]
     return rows
 
 
-Ask = Callable[[TextJob, Callable[[], None]], None]
-"""Answers a job, and tells of each token; returns when all are there."""
+Ask = Callable[[TextJob, Callable[[], None]], int]
+"""Answers a job, and tells of each piece when it comes; returns how many tokens came, once all are there."""
 
 
 def _sampling(job: TextJob) -> dict[str, Any]:
     return {"max_tokens": job.tokens, "ignore_eos": True, "temperature": 0}
 
 
-def _stream(client: Client, job: TextJob, told: Callable[[], None]) -> None:
+def _stream(client: Client, job: TextJob, told: Callable[[], None]) -> int:
+    tokens = 0
     for delta in client.stream_text(list(job.prompt), **_sampling(job)):
-        for _ in delta.token_ids:
-            told()
+        told()
+        tokens += len(delta.token_ids)
+    return tokens
 
 
-def _complete(url: str, job: TextJob, told: Callable[[], None]) -> None:
-    stream_completion(url, job.prompt, told, **_sampling(job))
+def _complete(url: str, job: TextJob, told: Callable[[], None]) -> int:
+    return stream_completion(url, job.prompt, told, **_sampling(job))
 
 
 @dataclass(slots=True, eq=False)
@@ -107,13 +117,16 @@ class _Caller:
     """One request's way back where there is no Triton."""
 
     told: Callable[[], None]
+    tokens: int = 0
+    error: Exception | None = None
     done: threading.Event = field(default_factory=threading.Event)
 
     def send(self, outputs: Mapping[str, np.ndarray]) -> None:
-        for _ in outputs["output_ids"]:
-            self.told()
+        self.told()
+        self.tokens += len(outputs["output_ids"])
 
     def close(self, error: Exception | None = None) -> None:
+        self.error = error
         self.done.set()
 
     def is_cancelled(self) -> bool:
@@ -127,10 +140,13 @@ def in_process(folder: Path, threads: int) -> Iterator[Ask]:
     observer = LlmObserver(Recorder(lambda metric, value, labels: None))
     service = LlmService(LlmModel.read("llm", folder, limits, None), observer)
 
-    def ask(job: TextJob, told: Callable[[], None]) -> None:
+    def ask(job: TextJob, told: Callable[[], None]) -> int:
         caller = _Caller(told)
         service.handle(text_tensors(job.prompt, _sampling(job), stream=True), caller)
         caller.done.wait()
+        if caller.error is not None:
+            raise caller.error
+        return caller.tokens
 
     yield ask
     service.stop()
@@ -148,14 +164,14 @@ class StaticBatcher:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def ask(self, job: TextJob, told: Callable[[], None]) -> None:
+    def ask(self, job: TextJob, told: Callable[[], None]) -> int:
         done = threading.Event()
         with self._changed:
             self._waiting.append((job, done))
             self._changed.notify()
         done.wait()
-        for _ in range(job.tokens):
-            told()
+        told()
+        return job.tokens
 
     def stop(self) -> None:
         with self._changed:
@@ -185,35 +201,39 @@ class StaticBatcher:
             last = self._engine.decode(last, [len(job.prompt) + place for job in jobs]).argmax(axis=1).tolist()
 
 
-def _drive(jobs: Sequence[TextJob], ask: Callable[[TextJob, Callable[[], None]], None]) -> tuple[list[TextOutcome], float]:
-    """Send each job at its time; outcomes, and the seconds from the first arrival to the last answer."""
+def _drive(jobs: Sequence[TextJob], ask: Ask) -> tuple[list[TextOutcome], float]:
+    """Send each job at its time; outcomes, and the seconds from the first arrival to the last answer. Raises ServingError where
+    one was not answered."""
     start = time.perf_counter() + 0.1
-    outcomes = [TextOutcome(0, 0) for _ in jobs]
 
-    def one(index: int) -> None:
-        job, times = jobs[index], []
+    def one(job: TextJob) -> TextOutcome:
+        times: list[float] = []
         time.sleep(max(0.0, start + job.arrival - time.perf_counter()))
-        ask(job, lambda: times.append(time.perf_counter() - start - job.arrival))
-        outcomes[index] = TextOutcome(times[0], times[-1], [b - a for a, b in itertools.pairwise(times)])
+        tokens = ask(job, lambda: times.append(time.perf_counter() - start - job.arrival))
+        if tokens != job.tokens:
+            raise ServingError(f"{tokens} tokens came where {job.tokens} were asked for")
+        return TextOutcome(tokens, tuple(times))
 
-    threads = [threading.Thread(target=one, args=(index,)) for index in range(len(jobs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return outcomes, time.perf_counter() - start - jobs[0].arrival
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        asked = [pool.submit(one, job) for job in jobs]
+    seconds = time.perf_counter() - start - jobs[0].arrival
+    failed = [str(error) for future in asked if (error := future.exception()) is not None]
+    if failed:  # what is left says nothing of the load that was meant
+        raise ServingError(f"{len(failed)} of {len(jobs)} requests failed, the first: {failed[0]}")
+    return [future.result() for future in asked], seconds
 
 
-def _summary(jobs: Sequence[TextJob], outcomes: Sequence[TextOutcome], seconds: float) -> dict[str, float]:
-    """`goodput`: first token within half a second and the answer within 20 ms a token beyond it."""
-    firsts = [outcome.first for outcome in outcomes]
-    gaps = [gap for outcome in outcomes for gap in outcome.gaps]
-    good = [o.first <= 0.5 and o.last <= 0.5 + 0.02 * job.tokens for job, o in zip(jobs, outcomes, strict=True)]
+def _summary(outcomes: Sequence[TextOutcome], seconds: float) -> dict[str, float]:
+    """`goodput`: first token within half a second and the answer within 20 ms a token beyond it. `gap`: between two pieces of an
+    answer as its reader sees them, which may hold several tokens."""
+    firsts = [outcome.times[0] for outcome in outcomes]
+    gaps = [after - before for outcome in outcomes for before, after in itertools.pairwise(outcome.times)] or [0.0]
+    good = [o.times[0] <= 0.5 and o.times[-1] <= 0.5 + 0.02 * o.tokens for o in outcomes]
     return {
-        "tokens_per_second": sum(job.tokens for job in jobs) / seconds,
+        "tokens_per_second": sum(outcome.tokens for outcome in outcomes) / seconds,
         "ttft_p50": float(np.percentile(firsts, 50)),
         "ttft_p95": float(np.percentile(firsts, 95)),
-        "itl_p50": float(np.percentile(gaps, 50)),
-        "itl_p95": float(np.percentile(gaps, 95)),
+        "gap_p50": float(np.percentile(gaps, 50)),
+        "gap_p95": float(np.percentile(gaps, 95)),
         "goodput": sum(good) / len(good),
     }

