@@ -85,7 +85,10 @@ class Assembly:
 
     def _manifest(self, repository: Path) -> dict[str, Any]:
         options, scheduler = self.options, self.checkpoint.config("scheduler")
-        given = {name: getattr(options, name) for name in options.__slots__ if name not in ("checkpoint", "out", "plan", "auto")}
+        apart = ("checkpoint", "out", "plan", "auto", "lora")
+        given = {name: getattr(options, name) for name in options.__slots__ if name not in apart}
+        if options.lora:
+            given["lora"] = ", ".join(map(str, options.lora))
         return {
             "version": MANIFEST_VERSION,
             "source": {

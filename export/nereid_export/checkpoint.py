@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 
 from nereid_export.errors import ExportError
 from nereid_export.families import PIPELINES, export_family
+
+
+class Fused(Protocol):
+    """Weights that are added to a checkpoint's (`nereid_export.lora.Lora`)."""
+
+    def digest(self) -> str: ...
+
+    def require_parts(self, unet_config: Mapping[str, Any], parts: Sequence[str]) -> None:
+        """Raises ExportError where it is for a part that the checkpoint has not."""
+
+    def fuse(self, unet_config: Mapping[str, Any], part: str, module: Any) -> None:
+        """Add what is for `part`, in float32; raises ExportError for what does not fit."""
+
 
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
@@ -25,9 +38,11 @@ class Checkpoint:
     folder: Path
     family: str
     index: dict[str, Any]
+    fused: tuple[Fused, ...] = ()
+    """What is added to its parts when they are loaded."""
 
     @classmethod
-    def open(cls, folder: Path) -> Checkpoint:
+    def open(cls, folder: Path, fused: tuple[Fused, ...] = ()) -> Checkpoint:
         """Look the folder through without loading weights; raises ExportError with what is wrong."""
         if not folder.is_dir():
             hint = " (a single-file checkpoint; save it with diffusers' save_pretrained first)" if folder.is_file() else ""
@@ -41,11 +56,13 @@ class Checkpoint:
             raise ExportError(f"{index_file}: architecture {name!r} is not supported; it must be one of {', '.join(PIPELINES)}")
         if index.get("requires_aesthetics_score"):
             raise ExportError(f"{index_file}: the XL refiner is not supported; export the base model")
-        checkpoint = cls(folder, PIPELINES[name], index)
+        checkpoint = cls(folder, PIPELINES[name], index, fused)
         for component in export_family(checkpoint.family).components:
             checkpoint._check_component(component)
         with understood(folder):
             checkpoint._check_architecture()
+        for item in fused:
+            item.require_parts(checkpoint.config("unet"), export_family(checkpoint.family).components)
         return checkpoint
 
     def config(self, component: str) -> Settings:
@@ -74,6 +91,8 @@ class Checkpoint:
         for file in self._files():
             total.update(f"{file.relative_to(self.folder)}\0".encode())
             total.update(file_digest(file).encode())
+        for item in self.fused:
+            total.update(f"{item.digest()}\0".encode())
         return total.hexdigest()
 
     def _files(self) -> Iterator[Path]:

@@ -20,6 +20,7 @@ from nereid_export.engines.precision import Precision, parse_precisions
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
 from nereid_export.llm import LlmEngine, LlmExportOptions, LlmPrecision, export_llm
+from nereid_export.lora import Lora
 from nereid_export.options import ExportOptions
 from nereid_export.remeasure import remeasure as remeasure_repository
 from nereid_export.shown import show_diffusion, show_llm
@@ -63,6 +64,14 @@ def diffusion(
         typer.Option(
             help="File of prompts, one a line, that the engines are compared on, and that int8 takes its ranges from; "
             "what the checkpoint was trained on is best. Random words of the tokenizer where absent."
+        ),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH[:SCALE]",
+            help="LoRA weights to fuse (safetensors of diffusers, PEFT or kohya's scripts), at a scale, 1 where absent; may be "
+            "repeated.",
         ),
     ] = None,
     device: Annotated[Device, typer.Option(help="Where the engines will run.")] = Device.CPU,
@@ -164,6 +173,7 @@ def diffusion(
             engine=engine,
             precision=parse_precisions(precision),
             calibration_prompts=calibration_prompts,
+            lora=tuple(Lora.parse(text) for text in lora or []),
             device=device,
             max_batch_size=max_batch_size,
             name=name,

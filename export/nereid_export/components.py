@@ -187,7 +187,7 @@ def _text_encoder(checkpoint: Checkpoint, name: str, pooled: bool) -> Component:
         encoder = _quiet_load(
             checkpoint, name, lambda path, **how: kind.from_pretrained(path, attn_implementation="eager", **how)
         )
-        return TextEncoder(encoder.float(), export_family(checkpoint.family).text_layer, pooled)
+        return TextEncoder(encoder, export_family(checkpoint.family).text_layer, pooled)
 
     return Component(
         name=name, source=name, inputs=(ids,), outputs=tuple(outputs), load=load, example={}, checks=((1, {}), (3, {}))
@@ -213,7 +213,7 @@ def _unet(checkpoint: Checkpoint, sizes: dict[str, int]) -> Component:
         from diffusers import UNet2DConditionModel
 
         unet = _quiet_load(checkpoint, "unet", UNet2DConditionModel.from_pretrained)
-        return Unet(unet.float(), tuple(spec.name for spec in inputs[3:]))
+        return Unet(unet, tuple(spec.name for spec in inputs[3:]))
 
     return Component(
         name="unet",
@@ -232,14 +232,16 @@ def _unet(checkpoint: Checkpoint, sizes: dict[str, int]) -> Component:
 def _load_vae(checkpoint: Checkpoint) -> Any:
     from diffusers import AutoencoderKL
 
-    return _quiet_load(checkpoint, "vae", AutoencoderKL.from_pretrained).float()
+    return _quiet_load(checkpoint, "vae", AutoencoderKL.from_pretrained)
 
 
 def _quiet_load(checkpoint: Checkpoint, component: str, load: Callable[..., Any]) -> Any:
-    """Load a component's safetensors; raises ExportError where its weights do not fit its config."""
+    """A component in float32, with all that is fused into it; raises ExportError where its weights do not fit its config."""
     folder = checkpoint.folder / component
     with understood(folder), quiet():
-        module = load(str(folder), variant=checkpoint.variant(component)).eval()
+        module = load(str(folder), variant=checkpoint.variant(component)).eval().float()
+        for item in checkpoint.fused:
+            item.fuse(checkpoint.config("unet"), component, module)
         for name, tensor in module.state_dict().items():
             if not torch.isfinite(tensor).all():
                 raise ExportError(f"{folder}: {name} holds NaN or infinite values; weights must be finite")

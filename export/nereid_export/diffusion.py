@@ -37,7 +37,7 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
         raise ExportError(f"--max-batch-size: {options.max_batch_size} is not allowed; it must be 1 to 256")
     check_name(options.name)
     options = replace(options, out=destination(options.out))
-    checkpoint = Checkpoint.open(options.checkpoint)
+    checkpoint = Checkpoint.open(options.checkpoint, options.lora)
     if options.engine is not Engine.AUTO:
         for precision in options.precision.all:
             require_precision(options.engine, BUILDERS[options.engine], precision)

@@ -10,6 +10,7 @@ from nereid_export.engines import Engine
 from nereid_export.engines.plan_options import PlanOptions
 from nereid_export.engines.precision import Precisions
 from nereid_export.frame import Device
+from nereid_export.lora import Lora
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,7 @@ class ExportOptions:
     max_side: int = 1024
     calibration_prompts: Path | None = None
     """A file of prompts, one a line; those of the checkpoint's scorer, or random words, where None."""
+    lora: tuple[Lora, ...] = ()
     plan: PlanOptions = field(default_factory=PlanOptions)
     auto: AutoOptions = field(default_factory=AutoOptions)
 

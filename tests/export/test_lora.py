@@ -1,0 +1,212 @@
+"""LoRA fused at export: the weights are those of diffusers and PEFT, whoever wrote the file; what does not fit is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel
+
+from nereid_export.checkpoint import Checkpoint
+from nereid_export.components import components_of
+from nereid_export.errors import ExportError
+from nereid_export.lora import Lora
+
+pytestmark = pytest.mark.torch
+
+Weights = dict[str, Any]
+UNET = LoraConfig(
+    r=4,
+    lora_alpha=6,
+    target_modules=["to_q", "to_k", "to_v", "to_out.0", "conv1", "proj_in", "time_emb_proj"],
+    alpha_pattern={"to_q": 3},
+    init_lora_weights=False,
+)
+TEXT = LoraConfig(r=3, lora_alpha=3, target_modules=["q_proj", "out_proj"], init_lora_weights=False)
+
+
+@pytest.fixture(scope="module")
+def written(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as diffusers' training scripts leave it, for UNet and text encoder."""
+    folder = tmp_path_factory.mktemp("lora")
+    torch.manual_seed(3)
+    unet = UNet2DConditionModel.from_pretrained(checkpoints["sd"] / "unet")
+    text = CLIPTextModel.from_pretrained(checkpoints["sd"] / "text_encoder")
+    inject_adapter_in_model(UNET, unet)
+    inject_adapter_in_model(TEXT, text)
+    StableDiffusionPipeline.save_lora_weights(
+        folder,
+        unet_lora_layers=get_peft_model_state_dict(unet),
+        text_encoder_lora_layers=get_peft_model_state_dict(text),
+        unet_lora_adapter_metadata=UNET.to_dict(),
+        text_encoder_lora_adapter_metadata=TEXT.to_dict(),
+    )
+    return folder
+
+
+def ours(folder: Path, part: str, *loras: Lora) -> Weights:
+    component = next(item for item in components_of(Checkpoint.open(folder, loras)) if item.name == part)
+    module = component.load()
+    inner = getattr(module, {"unet": "unet", "text_encoder": "encoder"}[part])
+    return dict(inner.state_dict())
+
+
+def theirs(folder: Path, part: str, *loras: tuple[Path, float]) -> Weights:
+    """By diffusers, of a UNet; by PEFT itself of a text encoder, which diffusers leaves to transformers and that to PEFT."""
+    if part == "text_encoder":
+        ((file, scale),) = loras
+        text = CLIPTextModel.from_pretrained(folder / part)
+        inject_adapter_in_model(TEXT, text)
+        state = {name.removeprefix(f"{part}."): value for name, value in load_file(file).items() if name.startswith(f"{part}.")}
+        assert not set_peft_model_state_dict(text, state).unexpected_keys
+        for layer in [module for module in text.modules() if isinstance(module, LoraLayer)]:
+            layer.set_scale("default", scale)
+            layer.merge()
+        return {name.replace(".base_layer", ""): value for name, value in text.state_dict().items() if "lora_" not in name}
+    unet = UNet2DConditionModel.from_pretrained(folder / part)
+    for file, scale in loras:
+        state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
+            str(file.parent), weight_name=file.name, unet_config=unet.config, return_lora_metadata=True
+        )
+        StableDiffusionPipeline.load_lora_into_unet(state, alphas, unet, metadata=metadata)
+        unet.fuse_lora(lora_scale=scale)
+        unet.unload_lora()
+    return dict(unet.state_dict())
+
+
+def assert_equal(ours: Weights, theirs: Weights, plain: Weights) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert torch.allclose(ours[name], value, atol=1e-6), name
+    assert any(not torch.allclose(theirs[name], plain[name], atol=1e-3) for name in plain), "nothing was fused"
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_files_of_diffusers_are_fused_as_diffusers_fuses_them(checkpoints: dict[str, Path], written: Path, part: str) -> None:
+    folder, file = checkpoints["sd"], written / "pytorch_lora_weights.safetensors"
+    assert_equal(ours(folder, part, Lora.parse(f"{written}:0.7")), theirs(folder, part, (file, 0.7)), ours(folder, part))
+
+
+def test_files_without_metadata_have_their_rank_for_alpha(checkpoints: dict[str, Path], written: Path, tmp_path: Path) -> None:
+    file = tmp_path / "old.safetensors"
+    save_file(load_file(written / "pytorch_lora_weights.safetensors"), file)
+    folder = checkpoints["sd"]
+    assert_equal(ours(folder, "unet", Lora.parse(str(file))), theirs(folder, "unet", (file, 1.0)), ours(folder, "unet"))
+
+
+def test_text_encoders_of_before_transformers_5_have_the_same_layers(
+    checkpoints: dict[str, Path], written: Path, tmp_path: Path
+) -> None:
+    """Their files name a level that is no more."""
+    file = tmp_path / "old.safetensors"
+    save_file(renamed("text_encoder.", "text_encoder.text_model.")(load_file(written / FILE)), file)
+    folder, plain = checkpoints["sd"], tmp_path / "plain.safetensors"
+    save_file(load_file(written / FILE), plain)
+    expected = ours(folder, "text_encoder", Lora.parse(str(plain)))
+    assert_equal(ours(folder, "text_encoder", Lora.parse(str(file))), expected, ours(folder, "text_encoder"))
+
+
+def kohyas(tensors: Weights) -> Weights:
+    """The same layers under the names of kohya's scripts, with an alpha each."""
+    made: Weights = {}
+    for name, value in tensors.items():
+        if not name.startswith("unet.") or "attentions" not in name or "proj_in" in name:
+            continue
+        path, _, half = name.removeprefix("unet.").partition(".lora_")
+        flat = f"lora_unet_{path.replace('.', '_')}"
+        made[f"{flat}.lora_{ {'A.weight': 'down', 'B.weight': 'up'}[half] }.weight"] = value
+        made[f"{flat}.alpha"] = torch.tensor(2.0)
+    return made
+
+
+def test_files_of_kohyas_scripts_are_fused_as_diffusers_fuses_them(
+    checkpoints: dict[str, Path], written: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "kohya.safetensors"
+    save_file(kohyas(load_file(written / "pytorch_lora_weights.safetensors")), file)
+    folder = checkpoints["sd"]
+    assert_equal(ours(folder, "unet", Lora.parse(f"{file}:-0.5")), theirs(folder, "unet", (file, -0.5)), ours(folder, "unet"))
+
+
+def test_an_adapter_of_peft_is_fused_as_peft_merges_it(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    folder = checkpoints["sd"]
+    get_peft_model(UNet2DConditionModel.from_pretrained(folder / "unet"), UNET).save_pretrained(tmp_path / "adapter")
+    merged = PeftModel.from_pretrained(UNet2DConditionModel.from_pretrained(folder / "unet"), tmp_path / "adapter")
+    expected = merged.merge_and_unload().state_dict()
+    assert_equal(ours(folder, "unet", Lora.parse(str(tmp_path / "adapter"))), expected, ours(folder, "unet"))
+
+
+def test_several_are_added_up(checkpoints: dict[str, Path], written: Path, tmp_path: Path) -> None:
+    folder, file, second = checkpoints["sd"], written / "pytorch_lora_weights.safetensors", tmp_path / "kohya.safetensors"
+    save_file(kohyas(load_file(file)), second)
+    both = ours(folder, "unet", Lora.parse(f"{file}:0.5"), Lora.parse(str(second)))
+    assert_equal(both, theirs(folder, "unet", (file, 0.5), (second, 1.0)), ours(folder, "unet"))
+
+
+def test_an_engine_of_another_lora_or_scale_is_another_engine(checkpoints: dict[str, Path], written: Path) -> None:
+    def digest(*loras: str) -> str:
+        return Checkpoint.open(checkpoints["sd"], tuple(map(Lora.parse, loras))).digest()
+
+    assert len({digest(), digest(str(written)), digest(f"{written}:0.5"), digest(str(written), str(written))}) == 4
+
+
+def renamed(old: str, new: str) -> Callable[[Weights], Weights]:
+    return lambda tensors: {name.replace(old, new): value for name, value in tensors.items()}
+
+
+def widened(tensors: Weights) -> Weights:
+    return {name: value.repeat(1, 2, *[1] * (value.ndim - 2)) if "lora_A" in name else value for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (renamed("text_encoder.", "text_encoder_2."), "it is for text_encoder_2, which this checkpoint has not; .* same family"),
+        (renamed("mid_block", "middle"), "does not fit the checkpoint's unet"),
+        (widened, r"does not fit the checkpoint's unet \(.*for a weight of shape"),
+        (renamed("lora_A", "hada_w1"), "is of LoHa, which is not supported; it must be LoRA"),
+        (lambda tensors: {**tensors, "unet.conv_in.dora_scale": torch.ones(3)}, "is of DoRA"),
+        (lambda tensors: {name: value for name, value in tensors.items() if "lora_B" not in name}, "counterpart"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(
+    checkpoints: dict[str, Path], written: Path, tmp_path: Path, change: Callable[[Weights], Weights], words: str
+) -> None:
+    file = tmp_path / "odd.safetensors"
+    save_file({name: value.contiguous() for name, value in change(load_file(written / FILE)).items()}, file)
+    with pytest.raises(ExportError, match=words):
+        ours(checkpoints["sd"], "unet", Lora.parse(str(file)))
+
+
+FILE = "pytorch_lora_weights.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("nowhere.safetensors", "nowhere.safetensors is not there"),
+        ("{folder}", "has no pytorch_lora_weights.safetensors or adapter_model.safetensors"),
+        ("{folder}/weights.bin", "is not a safetensors file; others can run code when read"),
+        ("{folder}/broken.safetensors", "truncated or corrupt"),
+        ("{written}:0", "scale 0 is not allowed; it must be within 10, and not 0"),
+        ("{written}:nan", "scale nan is not allowed"),
+        ("{written}:11", "scale 11 is not allowed"),
+        ("{written}:half", "is not there"),
+    ],
+)
+def test_what_is_no_lora_file_is_refused_by_name(written: Path, tmp_path: Path, given: str, words: str) -> None:
+    (tmp_path / "weights.bin").write_bytes(b"\x80")
+    (tmp_path / "broken.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
+    with pytest.raises(ExportError, match=words):
+        Lora.parse(given.format(folder=tmp_path, written=written))
