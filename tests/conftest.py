@@ -201,13 +201,15 @@ def serving(repository: Path, folder: Path, checkpoints: dict[str, Path]) -> Ite
 
 
 def wait_until_whole(served: Served, *, seconds: float) -> None:
-    """Until the server is ready, and has done with the deaths that it was told of."""
+    """Until the server is ready, and has done with all deaths, those that it has not noticed yet included."""
     import httpx
 
     deadline = time.monotonic() + seconds
     while True:
         page = httpx.get(f"http://127.0.0.1:{served.health}/ready", timeout=30).json()
-        if page["ready"] and not page["restart_pending"]:
+        supervisor: Any = served.supervisor
+        alive = supervisor._triton.count_stubs()
+        if page["ready"] and not page["restart_pending"] and all(alive[name] >= n for name, n in supervisor._expected.items()):
             return
         assert time.monotonic() < deadline, page
         time.sleep(0.1)
