@@ -2,7 +2,7 @@
 
 A large picture is decoded by many tiles after its run is done. `image_output` says so between two of them. A process of
 `image_output` that dies takes its late answers with it: the runs that were done while it lived are unknown from then on, so
-that who waits for their pictures asks anew.
+that who waits for their pictures asks anew; so are those that were sent while no such process lived, once one does.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ class PicturesDecoded:
                 return state
             if held.cancelled:
                 return RunState.FAILED
-            if held.decoders - self.decoders():
+            alive = self.decoders()
+            # Sent while none lived, it went to a process that was dead already: Triton may never answer that either.
+            if held.decoders - alive or (alive and not held.decoders):
                 return RunState.UNKNOWN
             return RunState.RUNNING if held.told else RunState.DONE
 

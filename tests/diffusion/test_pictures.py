@@ -43,6 +43,20 @@ def test_a_cancelled_picture_is_failed_until_its_run_begins_anew() -> None:
     assert decoded.goes_on("a", DONE) is RUNNING
 
 
+def test_pictures_that_were_sent_while_no_process_lived_are_unknown_once_one_does() -> None:
+    """Triton may have given them to the dead one, and never answers."""
+    lives: set[int] = set()
+    decoded = PicturesDecoded(lambda: frozenset(lives), lambda: 0.0)
+    decoded.begin("sent")
+    decoded.begin("told")
+    decoded.goes_on("told", DONE)
+    assert [decoded.state(name, DONE) for name in ("sent", "told")] == [DONE, RUNNING]
+    lives.add(8)
+    assert [decoded.state(name, DONE) for name in ("sent", "told")] == [UNKNOWN, UNKNOWN]
+    assert decoded.goes_on("told", DONE) is RUNNING
+    assert decoded.state("told", DONE) is RUNNING
+
+
 def test_pictures_in_a_process_that_died_are_unknown_until_another_begins_them() -> None:
     lives = {7}
     decoded = PicturesDecoded(lambda: frozenset(lives), lambda: 0.0)

@@ -77,7 +77,7 @@ def decoded(served: Served) -> float:
     return metric(served.metrics, "nv_inference_request_success", model="vae_decoder")
 
 
-def kill_while_decoding(served: Served, victim: str, jobs: list[Future[Any]], tiles: int = 5) -> None:
+def kill_while_decoding(served: Served, victim: str, jobs: list[Future[Any]], tiles: int = 20) -> None:
     start = decoded(served)
     while decoded(served) < start + tiles:
         ended = [job.exception() or "answered" for job in jobs if job.done()]
@@ -136,12 +136,13 @@ def test_others_go_on_when_image_output_dies_and_its_pictures_come_before_the_se
     """The runs inside `denoise` are not ended for the sake of those who wait for a dead process: who watches is told."""
     with Client(own.grpc_url, timeout=TIMEOUT) as client, ThreadPoolExecutor(2) as pool:
         pid = own.supervisor.triton_pid  # type: ignore[attr-defined]
-        busy = client.submit_image("a box", num_inference_steps=900, num_images_per_prompt=8, height=256, width=256)
+        busy = client.submit_image("a box", num_inference_steps=900, num_images_per_prompt=8, height=128, width=128)
         while metric(own.metrics, "nereid_image_active_requests", model="denoise") < 1:
             time.sleep(0.01)
         jobs = [pool.submit(request, client) for request in (picture, streamed)]
         kill_while_decoding(own, "image_output", jobs)
         assert [job.result(TIMEOUT) == undisturbed for job in jobs] == [True] * 2
+        assert not busy.done, "it ended before the pictures came, and with it what the server was kept for"
         assert own.supervisor.triton_pid == pid  # type: ignore[attr-defined]
         assert metric(own.metrics, "nereid_image_active_requests", model="denoise") == 1
         busy.cancel()
