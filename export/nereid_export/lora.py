@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from nereid_export.checkpoint import check_safetensors, file_digest, read_json
+from nereid_export.checkpoint import check_safetensors, file_digest, read_json, understood
 from nereid_export.errors import ExportError
 
 FILE_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
@@ -71,15 +71,15 @@ class Lora:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             metadata = opened.metadata() or {}
         self._refuse_other_kinds(tensors)
-        try:
+        with understood(self.file):
             if all(name.startswith(_PEFT_PREFIX) for name in tensors):
                 parts, alphas, settings = _of_peft(tensors, self._config())
             else:
                 parts, alphas = _of_diffusers(tensors, unet_config)
                 settings = _settings(json.loads(metadata.get(_METADATA, "{}")))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ExportError(f"{self.file}: not LoRA weights that can be read ({error})") from None
-        return {part: self._paired(part, found, alphas.get(part, {}), settings.get(part, {})) for part, found in parts.items()}
+            return {
+                name: self._paired(name, found, alphas.get(name, {}), settings.get(name, {})) for name, found in parts.items()
+            }
 
     def require_parts(self, unet_config: Mapping[str, Any], parts: Sequence[str]) -> None:
         """See Fused: it is then a LoRA of another family."""
@@ -176,12 +176,8 @@ def _of_diffusers(
         mine = {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
         parts[part] = convert(mine)
         told = {name.removeprefix(f"{part}."): value for name, value in (alphas or {}).items() if name.startswith(f"{part}.")}
-        scales[part] = {_path_of(name): float(value) for name, value in _converted_alphas(convert, told).items()}
+        scales[part] = {_path_of(name): float(value) for name, value in (convert(told) if told else {}).items()}
     return parts, scales
-
-
-def _converted_alphas(convert: Callable[[Any], Any], alphas: dict[str, Any]) -> dict[str, Any]:
-    return convert(alphas) if alphas else {}
 
 
 def _path_of(name: str) -> str:

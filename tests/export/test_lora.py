@@ -178,6 +178,10 @@ def widened(tensors: Weights) -> Weights:
         (renamed("lora_A", "hada_w1"), "is of LoHa, which is not supported; it must be LoRA"),
         (lambda tensors: {**tensors, "unet.conv_in.dora_scale": torch.ones(3)}, "is of DoRA"),
         (lambda tensors: {name: value for name, value in tensors.items() if "lora_B" not in name}, "counterpart"),
+        (lambda tensors: {"weight": torch.ones(2)}, r"odd.safetensors cannot be used: ValueError: weight is no part"),
+        (lambda tensors: {"lora_unet_nonsense.lora_down.weight": torch.ones(2)}, "odd.safetensors"),
+        (lambda tensors: {f"{name}.more": value for name, value in tensors.items()}, "is not supported, or its counterpart"),
+        (lambda tensors: {name: value[0] for name, value in tensors.items()}, "does not fit|cannot be used"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(
