@@ -212,8 +212,8 @@ def _lane(size: str, model: str, triton: _Reading) -> Lane:
         size=size,
         running=triton.now(names.IMAGE_LANE_IMAGES, model=model, size=size, state="running") or 0.0,
         waiting=triton.now(names.IMAGE_LANE_IMAGES, model=model, size=size, state="waiting") or 0.0,
-        call_seconds=triton.now(names.IMAGE_STEP_COST, model=model, size=size, per="call"),
-        row_seconds=triton.now(names.IMAGE_STEP_COST, model=model, size=size, per="row"),
+        call_seconds=triton.now(names.IMAGE_STEP_COST, model=model, size=size, engine="unet", per="call"),
+        row_seconds=triton.now(names.IMAGE_STEP_COST, model=model, size=size, engine="unet", per="row"),
     )
 
 

@@ -135,6 +135,27 @@ IMAGE_FIELDS: tuple[Field, ...] = (
         gateway=True,
     ),
     Field(
+        name="cache",
+        dtype=DType.STRING,
+        help="Feature caching: off, light, balanced, aggressive, or how much the features may change (0 to 1) before all is "
+        "computed again.",
+        default="off",
+        models=_ALL,
+        option="--cache",
+        gateway=True,
+    ),
+    Field(
+        name="cache_interval",
+        dtype=DType.INT32,
+        help="Feature caching at a fixed pace: every so many steps the whole UNet is computed.",
+        default="as cache says",
+        low=1,
+        high=1000,
+        models=_ALL,
+        option="--cache-interval",
+        gateway=True,
+    ),
+    Field(
         name="width",
         dtype=DType.INT32,
         help="Pixels.",

@@ -65,8 +65,10 @@ IMAGE_LANE_IMAGES = _gauge(
     "nereid_image_lane_images", "Images by size (width x height in pixels) that run, or wait to join", "size", "state"
 )
 IMAGE_STEP_COST = _gauge(
-    "nereid_image_step_cost_seconds", "Learned cost of a UNet call of this size: per call, and per row in it", "size", "per"
+    "nereid_image_step_cost_seconds", "Learned cost of a call of this size and engine: per call, and per row in it", "size", "engine", "per"
 )
+IMAGE_STEPS = _counter("nereid_image_steps_total", "Steps of images, by engine: unet_shallow goes on from kept features", "engine")
+IMAGE_FEATURE_MEMORY = _gauge("nereid_image_feature_memory_bytes", "Features that images in flight keep")
 IMAGE_MEMORY_USED = _gauge("nereid_image_memory_used_bytes", "Memory that the admitted requests need at their largest engine")
 IMAGE_MEMORY_BUDGET = _gauge("nereid_image_memory_budget_bytes", "Memory that admitted requests may need together")
 IMAGE_ENGINE_DEATHS = _counter("nereid_image_engine_deaths_total", "Times that the UNet's process died with calls inside")
@@ -82,6 +84,8 @@ IMAGE_METRICS = (
     IMAGES,
     IMAGE_LANE_IMAGES,
     IMAGE_STEP_COST,
+    IMAGE_STEPS,
+    IMAGE_FEATURE_MEMORY,
     IMAGE_MEMORY_USED,
     IMAGE_MEMORY_BUDGET,
     IMAGE_ENGINE_DEATHS,

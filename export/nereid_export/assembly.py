@@ -54,7 +54,7 @@ class Assembly:
             channels=facts["latent_channels"],
             max_batch_size=options.max_batch_size,
             force_zeros=facts["force_zeros_for_empty_prompt"],
-            unet_min_rows=next(engine.invariant_from or 1 for engine in self.built if engine.component.name == "unet"),
+            unet_min_rows=max(engine.invariant_from or 1 for engine in self.built if engine.component.denoises),
         )
         engines = [
             (engine, configs.engine_config(engine.component, BUILDERS[engine.engine], engine.target, prefix=options.name))

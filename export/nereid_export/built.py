@@ -159,6 +159,6 @@ def places(component: Component, target: Target) -> list[tuple[int, dict[str, in
     """Where rows are compared in different company: small pictures, and the usual ones for the engine whose rows are packed."""
     rows = min(8, target.max_batch_size)
     places = [(rows, sizes) for _, sizes in component.checks]
-    if component.name == "unet":
+    if component.denoises:
         places.append((min(4, rows), sizes_at(component, target.default_side, target.scale)))
     return places

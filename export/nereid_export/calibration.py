@@ -11,6 +11,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nereid.diffusion.feature_cache import FEATURES, Variant
 from nereid.diffusion.prompts import MAX_PROMPT_CHARACTERS
 from nereid.diffusion.settings import Pipeline
 from nereid_export.drawing import Drawer
@@ -146,9 +148,15 @@ def _draw(drawer: Drawer, prompt: str, number: int) -> tuple[int, NDArray[np.uin
     steps = usual if drawer.pipeline.few_step else usual + number % usual
     (picture,) = listening.draw([prompt], [number], steps=steps)
     listening.encode(picture)
-    unet = [call for call in made if call[0] == "unet"]
+    unet = [call for call in made if call[0] == Variant.FULL]
     apart = max(1, len(unet) // CALLS)
-    return steps, picture, [call for call in made if call[0] != "unet"] + unet[number % apart :: apart]
+    kept = [call for call in made if call[0] != Variant.FULL] + unet[number % apart :: apart]
+    if drawer.pipeline.cache is not None:
+        # What the outer part of the UNet would be called with, had the step before been the last whole one.
+        for (_, before), (_, inputs) in list(pairwise(unet))[number % apart :: apart]:
+            features = drawer.runs[Variant.FULL](before, [FEATURES])[FEATURES]
+            kept.append((Variant.SHALLOW, {**inputs, FEATURES: features}))
+    return steps, picture, kept
 
 
 def _write(file: Path, steps: int, picture: NDArray[np.uint8], calls: Sequence[tuple[str, Inputs]]) -> None:

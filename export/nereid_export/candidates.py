@@ -90,7 +90,7 @@ def _refusal(engine: Engine, target: Target) -> str:
 
 def expected_rows(component: Component, target: Target, asked: Sequence[int]) -> tuple[int, ...]:
     """Rows of a component's calls that decide: the UNet's as asked, of the others a picture's and two pictures'."""
-    rows = (asked or STEP_ROWS) if component.name == "unet" else (1, 2)
+    rows = (asked or STEP_ROWS) if component.denoises else (1, 2)
     return tuple(count for count in rows if count <= target.max_batch_size) or (1,)
 
 

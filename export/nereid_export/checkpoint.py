@@ -40,9 +40,11 @@ class Checkpoint:
     index: dict[str, Any]
     fused: tuple[Fused, ...] = ()
     """What is added to its parts when they are loaded."""
+    cache_branch: int | None = None
+    """Where its UNet is cut for feature caching (nereid_export.split_unet)."""
 
     @classmethod
-    def open(cls, folder: Path, fused: tuple[Fused, ...] = ()) -> Checkpoint:
+    def open(cls, folder: Path, fused: tuple[Fused, ...] = (), cache_branch: int | None = None) -> Checkpoint:
         """Look the folder through without loading weights; raises ExportError with what is wrong."""
         if not folder.is_dir():
             hint = " (a single-file checkpoint; save it with diffusers' save_pretrained first)" if folder.is_file() else ""
@@ -56,7 +58,7 @@ class Checkpoint:
             raise ExportError(f"{index_file}: architecture {name!r} is not supported; it must be one of {', '.join(PIPELINES)}")
         if index.get("requires_aesthetics_score"):
             raise ExportError(f"{index_file}: the XL refiner is not supported; export the base model")
-        checkpoint = cls(folder, PIPELINES[name], index, fused)
+        checkpoint = cls(folder, PIPELINES[name], index, fused, cache_branch)
         for component in export_family(checkpoint.family).components:
             checkpoint._check_component(component)
         with understood(folder):

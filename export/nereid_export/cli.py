@@ -74,6 +74,14 @@ def diffusion(
             "repeated.",
         ),
     ] = None,
+    cache_branch: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Cut the UNet for feature caching: its outer part becomes an engine of its own, unet_shallow, with this many "
+            "layers besides the outermost one; 0 is the quickest. Requests switch it on by cache or cache_interval.",
+        ),
+    ] = None,
     device: Annotated[Device, typer.Option(help="Where the engines will run.")] = Device.CPU,
     max_batch_size: Annotated[int, typer.Option(help="Images in one request, and half the UNet's rows.")] = 8,
     name: Annotated[str, typer.Option(help="Prefix of the models' names, for several pipelines in one repository.")] = "",
@@ -174,6 +182,7 @@ def diffusion(
             precision=parse_precisions(precision),
             calibration_prompts=calibration_prompts,
             lora=tuple(Lora.parse(text) for text in lora or []),
+            cache_branch=cache_branch,
             device=device,
             max_batch_size=max_batch_size,
             name=name,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nereid.diffusion.feature_cache import FEATURES, SHALLOW
 from nereid_export.checkpoint import Checkpoint, understood
 from nereid_export.errors import ExportError
 from nereid_export.families import export_family
 from nereid_export.silence import quiet
+from nereid_export.split_unet import ShallowUnet, Unet, features_channels
 
 # Odd on purpose: a UNet traced at sizes that its levels divide evenly fails at all others.
 TRACE_HEIGHT, TRACE_WIDTH = 37, 29
@@ -53,6 +55,11 @@ class Component:
     checks: tuple[tuple[int, dict[str, int]], ...]
 
     @property
+    def denoises(self) -> bool:
+        """Whether the denoising loop calls it, with two rows for a guided picture."""
+        return self.source == "unet"
+
+    @property
     def spatial(self) -> bool:
         """Whether its runs grow with the picture."""
         return any(isinstance(dim, str) and dim != "tokens" for spec in self.inputs for dim in spec.dims)
@@ -65,7 +72,7 @@ def sizes_at(component: Component, side: int, scale: int) -> dict[str, int]:
 
 def sizes_of(component: Component, width: int, height: int, scale: int) -> dict[str, int]:
     """The same for pictures of `width` x `height` pixels."""
-    own = scale if component.name == "unet" else 1
+    own = scale if component.denoises else 1
     tokens = component.example.get("tokens", 77)
     latents = {"latent_height": height // scale, "latent_width": width // scale}
     return {**latents, "tokens": tokens, "height": height // own, "width": width // own}
@@ -82,28 +89,6 @@ class TextEncoder(nn.Module):
         made = self.encoder(input_ids.long(), output_hidden_states=self.layer is not None)
         states = made.last_hidden_state if self.layer is None else made.hidden_states[self.layer]
         return (states.float(), made.text_embeds.float()) if self.pooled else states.float()
-
-
-class Unet(nn.Module):
-    """The UNet with one timestep a row."""
-
-    def __init__(self, unet: Any, extra: tuple[str, ...]) -> None:
-        super().__init__()
-        self.unet, self.extra = unet, extra
-
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *extra: Tensor) -> Tensor:
-        dtype: torch.dtype = self.unet.dtype
-        given = dict(zip(self.extra, extra, strict=True))
-        arguments: dict[str, Any] = {}
-        if "text_embeds" in given:
-            arguments["added_cond_kwargs"] = {
-                "text_embeds": given["text_embeds"].to(dtype),
-                "time_ids": given["time_ids"].to(dtype),
-            }
-        if "timestep_cond" in given:
-            arguments["timestep_cond"] = given["timestep_cond"].to(dtype)
-        made = self.unet(sample.to(dtype), timestep[:, 0], encoder_hidden_states.to(dtype), return_dict=False, **arguments)
-        return made[0].float()
 
 
 class VaeDecoder(nn.Module):
@@ -144,7 +129,7 @@ def components_of(checkpoint: Checkpoint) -> tuple[Component, ...]:
     small = {"latent_height": 12, "latent_width": 10}
     return (
         *(_text_encoder(checkpoint, encoder.model, encoder.pooled) for encoder in encoders),
-        _unet(checkpoint, sizes),
+        *_unets(checkpoint, sizes),
         Component(
             name="vae_decoder",
             source="vae",
@@ -194,8 +179,9 @@ def _text_encoder(checkpoint: Checkpoint, name: str, pooled: bool) -> Component:
     )
 
 
-def _unet(checkpoint: Checkpoint, sizes: dict[str, int]) -> Component:
-    config = checkpoint.config("unet")
+def _unets(checkpoint: Checkpoint, sizes: dict[str, int]) -> Iterator[Component]:
+    """The UNet, and its outer part alone where the checkpoint was opened with a branch for feature caching."""
+    config, branch = checkpoint.config("unet"), checkpoint.cache_branch
     channels = int(config["in_channels"])
     spatial = (channels, "height", "width")
     inputs = [
@@ -207,25 +193,35 @@ def _unet(checkpoint: Checkpoint, sizes: dict[str, int]) -> Component:
         inputs.append(TensorSpec(name=extra.name, dims=(extra.width,), high=extra.high))
     if config.get("time_cond_proj_dim"):
         inputs.append(TensorSpec(name="timestep_cond", dims=(int(config["time_cond_proj_dim"]),)))
+    names = tuple(spec.name for spec in inputs[3:])
     length = int(checkpoint.config("text_encoder")["max_position_embeddings"])
+    out = TensorSpec(name="out_sample", dims=spatial)
 
-    def load() -> nn.Module:
+    def load() -> Any:
         from diffusers import UNet2DConditionModel
 
-        unet = _quiet_load(checkpoint, "unet", UNet2DConditionModel.from_pretrained)
-        return Unet(unet, tuple(spec.name for spec in inputs[3:]))
+        return _quiet_load(checkpoint, "unet", UNet2DConditionModel.from_pretrained)
 
-    return Component(
+    whole = Component(
         name="unet",
         source="unet",
         inputs=tuple(inputs),
-        outputs=(TensorSpec(name="out_sample", dims=spatial),),
-        load=load,
+        outputs=(out,),
+        load=lambda: Unet(load(), names, branch),
         example={**sizes, "tokens": length},
         checks=(
             (1, {"height": 16, "width": 16, "tokens": length}),
             (3, {"height": 13, "width": 18, "tokens": length}),
         ),
+    )
+    if branch is None:
+        yield whole
+        return
+    width = features_channels(config, branch, checkpoint.folder / "unet")
+    features = TensorSpec(name=FEATURES, dims=(width, "height", "width"))
+    yield replace(whole, outputs=(out, features))
+    yield replace(
+        whole, name=SHALLOW, inputs=(*whole.inputs, features), load=lambda: ShallowUnet(load(), names, branch)
     )
 
 

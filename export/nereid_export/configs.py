@@ -79,8 +79,9 @@ def prefixed(name: str, prefix: str) -> str:
 
 def engine_config(component: Component, builder: EngineBuilder, target: Target, *, prefix: str) -> Any:
     """The config of one engine model: real sizes, backend, place."""
-    source = "text_encoder" if component.name.startswith("text_encoder") else component.name
-    config = read_config(SOURCE / source / "config.pbtxt")
+    own = SOURCE / component.name
+    source = own if own.is_dir() else SOURCE / component.name.rpartition("_")[0]  # text_encoder_2, unet_shallow
+    config = read_config(source / "config.pbtxt")
     config.name = prefixed(component.name, prefix)
     config.max_batch_size = target.max_batch_size
     config.backend, config.default_model_filename = builder.backend, builder.filename

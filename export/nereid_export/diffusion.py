@@ -37,7 +37,7 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
         raise ExportError(f"--max-batch-size: {options.max_batch_size} is not allowed; it must be 1 to 256")
     check_name(options.name)
     options = replace(options, out=destination(options.out))
-    checkpoint = Checkpoint.open(options.checkpoint, options.lora)
+    checkpoint = Checkpoint.open(options.checkpoint, options.lora, options.cache_branch)
     if options.engine is not Engine.AUTO:
         for precision in options.precision.all:
             require_precision(options.engine, BUILDERS[options.engine], precision)
@@ -85,7 +85,7 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
                     pipeline_of(checkpoint),
                     prompts,
                     folder,
-                    digest,
+                    digest if options.cache_branch is None else f"{digest} {options.cache_branch}",
                     progress.detail,
                     whole_runs="unet" in lower,
                 )

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from nereid.diffusion.families import family_of
 from nereid.diffusion.families.base import HALVES
 from nereid.diffusion.images import from_pixels, to_pixels
-from nereid.diffusion.plan import commit, pack
+from nereid.diffusion.plan import EngineCall, commit, pack
 from nereid.diffusion.requests import parse_image_request
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.diffusion.start import start_runs
+from nereid.diffusion.state import ImageRun
 from nereid.flow.errors import RequestError
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.clip_tokenizers import read_tokenizers
@@ -80,7 +81,7 @@ class Drawer:
 
     def denoise(self, request: Mapping[str, NDArray]) -> NDArray[np.float32]:
         """Finished latents, float32 N x C x H x W."""
-        return denoised(self.pipeline, request, lambda inputs: self._call("unet", inputs, "out_sample")["out_sample"])
+        return denoised(self.pipeline, request, lambda call: self._call(call.variant, call.inputs, *call.outputs))
 
     def _encoded(self, texts: list[str], half: str) -> dict[str, NDArray[np.float32]]:
         made: dict[str, NDArray[np.float32]] = {}
@@ -105,16 +106,25 @@ def pipeline_of(checkpoint: Checkpoint) -> Pipeline:
 
 
 def denoised(
-    pipeline: Pipeline, request: Mapping[str, NDArray], unet: Callable[[Mapping[str, NDArray]], NDArray]
+    pipeline: Pipeline,
+    request: Mapping[str, NDArray],
+    engines: Callable[[EngineCall], Mapping[str, NDArray]],
+    stepped: Callable[[Sequence[ImageRun], EngineCall, Mapping[str, NDArray]], None] = lambda runs, call, outputs: None,
 ) -> NDArray[np.float32]:
-    """The latents, float32 N x C x H x W, of a request whose prompts are embedded, by a UNet: its inputs to its output.
+    """The latents, float32 N x C x H x W, of a request whose prompts are embedded; `engines` answer calls.
 
-    Raises RequestError for an output that no run can go on from.
+    `stepped` is shown every call, its runs and its outputs before they are used. Raises RequestError for an output that no run
+    can go on from.
     """
     runs = start_runs(parse_image_request(request, pipeline, _LIMITS), _no_picture, lambda: False)
-    while not all(run.done for run in runs):
-        packed = pack(runs)
-        for error in commit(runs, packed, unet(packed)):
+    while going := [run for run in runs if not run.done]:
+        least = min(run.step for run in going)
+        together = [run for run in going if run.step == least]
+        together = [run for run in together if run.variant is together[0].variant]
+        call = pack(together)
+        outputs = engines(call)
+        stepped(together, call, outputs)
+        for error in commit(together, call, outputs):
             if error is not None:
                 raise error
     return np.stack([run.state.sample for run in runs])

@@ -48,7 +48,7 @@ class WholeRuns:
         squares = []
         for request, theirs in zip(self.requests[:first], self.latents[:first], strict=True):
             try:
-                (ours,) = denoised(self.pipeline, request, lambda inputs: run(inputs, ["out_sample"])["out_sample"])
+                (ours,) = denoised(self.pipeline, request, lambda call: run(call.inputs, call.outputs))
             except RequestError:
                 return float("nan")
             squares.append(float(((ours - theirs) ** 2).sum() / (theirs**2).sum()))

@@ -8,6 +8,7 @@ from nereid.diffusion.solvers import ScheduleError, SchedulerConfig, build_table
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.errors import ExportError
 from nereid_export.families import export_family
+from nereid_export.split_unet import features_channels
 
 
 def pipeline_facts(checkpoint: Checkpoint, latents_to_rgb: list[list[float]]) -> dict[str, Any]:
@@ -43,8 +44,18 @@ def pipeline_facts(checkpoint: Checkpoint, latents_to_rgb: list[list[float]]) ->
             **{extra.name: extra.width for extra in export_family(checkpoint.family).extra_inputs(checkpoint.config)},
         },
         "latents_to_rgb": latents_to_rgb,
+        "cache": _cache(checkpoint),
         "scheduler": scheduler,
     }
+
+
+def _cache(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Where the UNet is cut, and what `nereid calibrate` will have found."""
+    branch = checkpoint.cache_branch
+    if branch is None:
+        return None
+    channels = features_channels(checkpoint.config("unet"), branch, checkpoint.folder / "unet")
+    return {"branch": branch, "channels": channels, "calibrations": []}
 
 
 def is_few_step(scheduler: dict[str, Any]) -> bool:

@@ -28,9 +28,11 @@ class ExportOptions:
     calibration_prompts: Path | None = None
     """A file of prompts, one a line; those of the checkpoint's scorer, or random words, where None."""
     lora: tuple[Lora, ...] = ()
+    cache_branch: int | None = None
+    """Where the UNet is cut for feature caching; not at all where None."""
     plan: PlanOptions = field(default_factory=PlanOptions)
     auto: AutoOptions = field(default_factory=AutoOptions)
 
     def engine_rows(self, component: str) -> int:
         """Guidance doubles the rows of the UNet; prompt and negative prompt meet in the text encoders' batches."""
-        return 2 * self.max_batch_size if component == "unet" or component.startswith("text_encoder") else self.max_batch_size
+        return 2 * self.max_batch_size if component.startswith(("unet", "text_encoder")) else self.max_batch_size

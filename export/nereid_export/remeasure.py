@@ -180,7 +180,8 @@ class _Pipeline:
         engines = {contest.component.name: self.manifest["engines"][model] for model, contest in contests.items()}
         denoise = self.repository / configs.prefixed("denoise", self.manifest["arguments"]["name"])
         config = configs.read_config(denoise / "config.pbtxt")
-        fewest = str(engines["unet"]["batch_invariant_from_rows"] or 1)
+        called = [contest.component.name for contest in contests.values() if contest.component.denoises]
+        fewest = str(max(engines[name]["batch_invariant_from_rows"] or 1 for name in called))
         if config.parameters["unet_min_batch_size"].string_value != fewest:
             config.parameters["unet_min_batch_size"].string_value = fewest
             configs.write_config(config, denoise)

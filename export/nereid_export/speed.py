@@ -19,7 +19,7 @@ _LONGEST_SECONDS = 10.0
 
 def usual_rows(component: Component) -> int:
     """Of a call for one picture, guided."""
-    return 2 if component.name == "unet" else 1
+    return 2 if component.denoises else 1
 
 
 def milliseconds(component: Component, run: Run, target: Target, rows: int) -> float:

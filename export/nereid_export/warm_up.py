@@ -53,7 +53,7 @@ def _name(rows: int) -> str:
 
 def _rows(component: Component, target: Target, memory: dict[str, Any] | None, pixels: int, on_gpu: bool) -> list[int]:
     """One picture's, which guidance doubles, and the most that a call may have."""
-    if component.name != "unet":
+    if not component.denoises:
         return [1]
     few, most = min(2, target.max_batch_size), target.max_batch_size
     needed = run_memory(memory)

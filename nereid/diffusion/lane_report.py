@@ -11,11 +11,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from nereid.diffusion.feature_cache import Variant
 from nereid.diffusion.loop import cost_key
 from nereid.diffusion.state import ImageRun, ImageTask
 from nereid.engines.costs import StepCosts
 from nereid.flow.metrics import Recorder
-from nereid_protocol.metrics import IMAGE_LANE_IMAGES, IMAGE_MEMORY_BUDGET, IMAGE_MEMORY_USED, IMAGE_STEP_COST
+from nereid_protocol.metrics import (
+    IMAGE_FEATURE_MEMORY,
+    IMAGE_LANE_IMAGES,
+    IMAGE_MEMORY_BUDGET,
+    IMAGE_MEMORY_USED,
+    IMAGE_STEP_COST,
+)
 
 SIZES = 16
 OTHER = "other"
@@ -32,9 +39,10 @@ class LaneReport:
     memory_budget: float
     _told: dict[tuple[str, str], int] = field(default_factory=dict)
     _memory: float = -1.0
+    _features: int = -1
     _costs: dict[str, tuple[str, str]] = field(default_factory=dict)
     _sizes: set[str] = field(default_factory=set)
-    _keys: dict[str, str] = field(default_factory=dict)
+    _keys: dict[str, tuple[str, Variant]] = field(default_factory=dict)
     _next: float = 0.0
 
     def __post_init__(self) -> None:
@@ -60,12 +68,17 @@ class LaneReport:
         if memory != self._memory:
             self._memory = memory
             self.recorder.record(IMAGE_MEMORY_USED, memory)
+        features = sum(run.kept.nbytes for task in active for run in task.runs if run.kept is not None)
+        if features != self._features:
+            self._features = features
+            self.recorder.record(IMAGE_FEATURE_MEMORY, features)
         for key, (call, row) in self.costs.coefficients().items():
             shown = f"{call:.2g}", f"{row:.2g}"  # each call moves them a little
             if key in self._keys and self._costs.get(key) != shown:
                 self._costs[key] = shown
-                self.recorder.record(IMAGE_STEP_COST, call, size=self._keys[key], per="call")
-                self.recorder.record(IMAGE_STEP_COST, row, size=self._keys[key], per="row")
+                size, variant = self._keys[key]
+                self.recorder.record(IMAGE_STEP_COST, call, size=size, engine=variant, per="call")
+                self.recorder.record(IMAGE_STEP_COST, row, size=size, engine=variant, per="row")
 
     def _size(self, run: ImageRun) -> str:
         height, width = (self.pixels * side for side in run.row.latent_shape[-2:])
@@ -74,5 +87,6 @@ class LaneReport:
             if len(self._sizes) >= SIZES:
                 return OTHER
             self._sizes.add(size)
-        self._keys[cost_key(run.lane)] = size
+        for variant in Variant:
+            self._keys[cost_key(variant, run.shape)] = size, variant
         return size

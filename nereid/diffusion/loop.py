@@ -1,4 +1,4 @@
-"""The denoising loop: chooses a lane and its rows, calls the UNet, commits what comes; knows an engine only as a callable.
+"""The denoising loop: chooses a lane and its rows, calls the UNet or its outer part, commits what comes; engines are a callable.
 
 Every tick plans and sends calls until as many are out as the engine takes at once, then commits the first that comes back. A
 call that fails because its engine died is made again once the engine is back, until the request's own deadline: the run has
@@ -14,12 +14,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nereid.diffusion.plan import commit, engine_rows, pack
+from nereid.diffusion.feature_cache import Variant
+from nereid.diffusion.phases import held_for_phase
+from nereid.diffusion.plan import EngineCall, commit, engine_rows, pack
 from nereid.diffusion.state import ImageRun, ImageTask
 from nereid.engines.costs import StepCosts
 from nereid.engines.lanes import CallSizes, Candidate, FairClock, order
@@ -32,9 +34,9 @@ Array = NDArray[np.float32]
 Lane = tuple[object, ...]
 Member = tuple[ImageTask, ImageRun]
 
-Predict = Callable[[Mapping[str, Array]], Future[Array]]
-"""The UNet: inputs `sample` (rows x C x H x W), `timestep` (rows x 1), `encoder_hidden_states` (rows x tokens x width) and the
-family's extra ones, all float32; a future of the model output, shaped as `sample`. Fails with RequestError."""
+Predict = Callable[[EngineCall], Future[Mapping[str, Array]]]
+"""The engines: inputs `sample` (rows x C x H x W), `timestep` (rows x 1), `encoder_hidden_states` (rows x tokens x width), the
+family's extra ones and a shallow call's `features`; a future of the outputs that the call names. Fails with RequestError."""
 
 _RETRY_SECONDS = 0.1
 """Between two looks whether a dead engine is back."""
@@ -50,8 +52,8 @@ class _Call:
 
     lane: Lane
     members: list[Member]
-    inputs: dict[str, Array]
-    parts: list[Future[Array]]
+    call: EngineCall
+    parts: list[Future[Mapping[str, Array]]]
     rows: list[int]
     """Of each part, without those that fill it up."""
     sent: float
@@ -61,10 +63,13 @@ class _Call:
     def done(self) -> bool:
         return all(part.done() for part in self.parts)
 
-    def outputs(self) -> Array:
+    def outputs(self) -> dict[str, Array]:
         """Raises what the first failed part failed with."""
-        made = [part.result()[:rows] for part, rows in zip(self.parts, self.rows, strict=True)]
-        return made[0] if len(made) == 1 else np.concatenate(made)
+        results = [part.result() for part in self.parts]
+        made = {
+            name: [result[name][:rows] for result, rows in zip(results, self.rows, strict=True)] for name in self.call.outputs
+        }
+        return {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in made.items()}
 
 
 @dataclass(slots=True, eq=False)
@@ -80,19 +85,20 @@ class DenoisingLoop:
     calls: int = 1
     min_batch_size: int = 1
     waiting: Callable[[], Sequence[ImageTask]] = tuple
-    stepped: Callable[[Sequence[ImageTask], int, float], None] = lambda tasks, rows, seconds: None
+    stepped: Callable[[Variant, int, float], None] = lambda variant, images, seconds: None
     died: Callable[[], None] = lambda: None
     _clock: FairClock[Lane] = field(default_factory=lambda: FairClock[Lane]())
+    _variants: FairClock[Lane] = field(default_factory=lambda: FairClock[Lane]())
     _sizes: CallSizes[Lane] = field(default_factory=lambda: CallSizes[Lane]())
     _out: list[_Call] = field(default_factory=list)
-    _down: bool = False
-    _retry_at: float = 0.0
+    _down: dict[Variant, float] = field(default_factory=dict)
+    """Engines that have died, and when it is looked next whether they are back."""
 
     def advance(self, tasks: Sequence[ImageTask]) -> None:
         """One tick: send what can be sent, commit what has come."""
-        ready = [(task, run) for task in tasks for run in task.runs if not run.done and not run.busy and task.error is None]
-        while ready and len(self._out) < self.calls and self._may_send():
-            ready = self._send(ready)
+        going = [(task, run) for task in tasks for run in task.runs if not run.done and task.error is None]
+        while len(self._out) < self.calls and self._send(going):
+            pass
         if not self._out:
             time.sleep(_RETRY_SECONDS / 2)  # the engine is down
             return
@@ -103,50 +109,66 @@ class DenoisingLoop:
 
     # --- sending ---
 
-    def _may_send(self) -> bool:
-        return not self._down or (not self._out and time.monotonic() >= self._retry_at)
+    def _may_call(self, variant: Variant) -> bool:
+        if variant not in self._down:
+            return True
+        return time.monotonic() >= self._down[variant] and all(call.call.variant is not variant for call in self._out)
 
-    def _send(self, ready: list[Member]) -> list[Member]:
-        """Plan and send one call; who is left."""
-        lanes: dict[Lane, list[Member]] = defaultdict(list)
-        for member in ready:
-            lanes[_lane(member[1])].append(member)
-        self._clock.forget(lanes)
-        self._sizes.forget(lanes)
-        lane = self._clock.next(lanes)
-        members = self._choose(lane, lanes[lane])
-        inputs = pack([run for _, run in members])
-        if self._down:
-            inputs = {name: np.zeros_like(value[:1]) for name, value in inputs.items()}  # is it back? nobody's step is risked
-        rows = len(inputs["sample"])
-        expected = self.costs.predict(_key(lane), rows)
-        self._clock.charge(lane, 1e-3 if math.isnan(expected) else expected)
-        cuts = self._cuts(rows)
-        parts = [self.predict(self._filled(inputs, first, last)) for first, last in cuts]
+    def _send(self, going: list[Member]) -> bool:
+        """Plan and send one call; False where there is none to send."""
+        lanes: dict[Lane, dict[Lane, list[Member]]] = defaultdict(lambda: defaultdict(list))
+        held = held_for_phase([run for _, run in going], self._step_cost, time.monotonic())
+        for member in going:
+            run = member[1]
+            if not run.busy and run not in held and self._may_call(run.variant):
+                lanes[_shape(run)][_lane(run)].append(member)
+        if not lanes:
+            return False
+        # Shapes share the engine's time; those at a whole and those at a shallow step of a shape share its part of it.
+        kept = [lane for shape in lanes.values() for lane in shape]
+        for clock, alive in ((self._clock, list(lanes)), (self._variants, kept)):
+            clock.forget(alive)
+        self._sizes.forget(kept)
+        shape = self._clock.next(lanes)
+        lane = self._variants.next(lanes[shape])
+        members = self._choose(lane, lanes[shape][lane])
+        call = pack([run for _, run in members])
+        probe = call.variant in self._down
+        if probe:  # is it back? nobody's step is risked
+            call = replace(call.of(slice(1)), inputs={name: np.zeros_like(value[:1]) for name, value in call.inputs.items()})
+        expected = self.costs.predict(_key(lane), call.rows)
+        seconds = 1e-3 if math.isnan(expected) else expected
+        self._clock.charge(shape, seconds)
+        self._variants.charge(lane, seconds)
+        cuts = self._cuts(call.rows)
+        parts = [self.predict(self._filled(call, first, last)) for first, last in cuts]
         counts = [last - first for first, last in cuts]
-        self._out.append(_Call(lane, members, inputs, parts, counts, time.perf_counter(), self._down))
+        self._out.append(_Call(lane, members, call, parts, counts, time.perf_counter(), probe))
         now = time.monotonic()
         for task, run in members:
             run.busy = True
             task.started = task.started if task.started is not None else now
-        return [member for member in ready if not member[1].busy]
+        return True
+
+    def _step_cost(self, run: ImageRun, variant: Variant) -> float:
+        """Seconds of a call for this run alone; NaN where nothing is known."""
+        return self.costs.predict(cost_key(variant, run.shape), engine_rows(run))
 
     def _cuts(self, rows: int) -> list[tuple[int, int]]:
         """More than one call where an engine takes fewer rows than one guided image has."""
         return [(first, min(first + self.max_batch_size, rows)) for first in range(0, rows, self.max_batch_size)]
 
-    def _filled(self, inputs: dict[str, Array], first: int, last: int) -> dict[str, Array]:
+    def _filled(self, call: EngineCall, first: int, last: int) -> EngineCall:
         """The rows of one part, with copies of the last one where they are too few."""
-        if first == 0 and last == len(inputs["sample"]) and last >= self.min_batch_size:
-            return inputs
-        rows = np.minimum(np.arange(first, max(last, first + self.min_batch_size)), last - 1)
-        return {name: value[rows] for name, value in inputs.items()}
+        if first == 0 and last == call.rows and last >= self.min_batch_size:
+            return call
+        return call.of(np.minimum(np.arange(first, max(last, first + self.min_batch_size)), last - 1))
 
     def _choose(self, lane: Lane, members: list[Member]) -> list[Member]:
         """As many of the most urgent as is best; where all go that fit, one that does not fit leaves its place to the next."""
-        candidates = [_candidate(task, run) for task, run in members]
+        candidates = [self._candidate(task, run) for task, run in members]
         ranked = order(candidates)
-        behind = [_candidate(task, run) for task in self.waiting() for run in task.runs if _lane(run) == lane]
+        behind = [self._candidate(task, run) for task in self.waiting() for run in task.runs if _lane(run) == lane]
         key = _key(lane)
         count = self._sizes.take(
             lane,
@@ -169,6 +191,15 @@ class DenoisingLoop:
 
     # --- receiving ---
 
+    def _candidate(self, task: ImageTask, run: ImageRun) -> Candidate:
+        """Its steps left count in calls of the engine that is next: the other's are dearer or cheaper."""
+        left, other = run.steps_left, Variant.FULL if run.variant is Variant.SHALLOW else Variant.SHALLOW
+        steps: float = left[run.variant]
+        if left[other]:
+            ratio = self._step_cost(run, other) / (self._step_cost(run, run.variant) or math.nan)
+            steps += left[other] * (1.0 if math.isnan(ratio) else ratio)
+        return Candidate(steps, engine_rows(run), task.due, run.passed_over)
+
     def _receive(self, call: _Call) -> None:
         for _, run in call.members:
             run.busy = False
@@ -178,21 +209,22 @@ class DenoisingLoop:
             self._lost(call, error)
             return
         except RequestError as error:
-            self._down = self._down and not call.probe
+            if call.probe:
+                self._down.pop(call.call.variant, None)
             _fail(call.members, error)
             return
-        self._down = False
+        self._down.pop(call.call.variant, None)
         if call.probe:
             return
         seconds = time.perf_counter() - call.sent
-        self.costs.learn(_key(call.lane), len(call.inputs["sample"]), seconds)
+        self.costs.learn(_key(call.lane), call.call.rows, seconds)
         self._commit(call, outputs)
-        self.stepped([task for task, _ in call.members], len(call.members), seconds)
+        self.stepped(call.call.variant, len(call.members), seconds)
 
     @staticmethod
-    def _commit(call: _Call, outputs: Array) -> None:
+    def _commit(call: _Call, outputs: Mapping[str, Array]) -> None:
         try:
-            errors = commit([run for _, run in call.members], call.inputs, outputs)
+            errors = commit([run for _, run in call.members], call.call, outputs)
         except EngineError as error:
             _fail(call.members, error)
             return
@@ -202,10 +234,11 @@ class DenoisingLoop:
 
     def _lost(self, call: _Call, error: LostError) -> None:
         """The engine is down. Only the first failure is somebody's death inside; later ones find it still down."""
-        self._retry_at = time.monotonic() + _RETRY_SECONDS
-        if self._down or call.probe:
+        variant = call.call.variant
+        known = variant in self._down
+        self._down[variant] = time.monotonic() + _RETRY_SECONDS
+        if known or call.probe:
             return
-        self._down = True
         self.died()
         inside = named(list(dict.fromkeys(task.request_id for task, _ in call.members)))
         log.warning("an engine call for %s failed (%s); it is repeated when the engine is back", inside, error)
@@ -222,19 +255,21 @@ def _fail(members: list[Member], error: RequestError) -> None:
         task.error = task.error or error
 
 
+def _shape(run: ImageRun) -> Lane:
+    """What can share calls; a suspect has a lane of its own."""
+    return (run.shape, id(run) if run.deaths else 0)
+
+
 def _lane(run: ImageRun) -> Lane:
-    """What can share a call; a suspect has a lane of its own."""
-    return (run.lane, id(run) if run.deaths else 0)
+    """What can share the next call."""
+    return (*_shape(run), run.variant)
 
 
 def _key(lane: Lane) -> str:
-    return cost_key(lane[0])
+    shape, _, variant = lane
+    return cost_key(variant, shape)
 
 
-def cost_key(shapes: object) -> str:
+def cost_key(variant: object, shape: object) -> str:
     """A lane's name in the table of costs."""
-    return f"unet {shapes}"
-
-
-def _candidate(task: ImageTask, run: ImageRun) -> Candidate:
-    return Candidate(run.row.end - run.step, engine_rows(run), task.due, run.passed_over)
+    return f"{variant} {shape}"

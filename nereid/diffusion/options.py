@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 
+from nereid.diffusion.cache_options import cache_plan
+from nereid.diffusion.feature_cache import CachePlan
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.diffusion.solvers import (
     SCHEDULERS,
@@ -48,12 +50,13 @@ def parse_reservation(inputs: Inputs, pipeline: Pipeline, limits: Limits) -> Res
     fields = FieldReader(inputs, len(inputs["ticket"]), limits)
     images = images_of(fields, limits)
     size = size_of(fields, pipeline, limits)
-    guided = [resolve(fields, prompt, pipeline).guided for prompt in range(fields.batch_size) for _ in range(images)]
+    options = [resolve(fields, prompt, pipeline) for prompt in range(fields.batch_size) for _ in range(images)]
+    needs = [(its.guided, its.cache is not None) for its in options]
     return Reservation(
         ticket=read_id(fields, "ticket"),
         run_id=read_id(fields, "run_id"),
         rows=fields.batch_size * images,
-        memory_bytes=memory_of(fields, size, guided, pipeline, limits, tiling_of(fields, pipeline, limits)),
+        memory_bytes=memory_of(fields, size, needs, pipeline, limits, tiling_of(fields, pipeline, limits)),
         timeout_seconds=fields.value("timeout_seconds", limits.default_timeout_seconds),
         watched=fields.given("after_step"),
     )
@@ -87,6 +90,8 @@ class Options:
     schedule: SchedulerConfig
     """The checkpoint's noise levels, with what the request chooses of them."""
     steps: int
+    cache: CachePlan | None
+    """Of a run that begins at its first step."""
 
 
 def resolve(fields: FieldReader, prompt: int, pipeline: Pipeline) -> Options:
@@ -111,6 +116,7 @@ def resolve(fields: FieldReader, prompt: int, pipeline: Pipeline) -> Options:
         scheduler=name,
         schedule=schedule,
         steps=steps,
+        cache=cache_plan(fields, prompt, pipeline, scheduler=name, steps=steps, origin=0),
     )
 
 
@@ -175,18 +181,25 @@ def tiling_of(fields: FieldReader, pipeline: Pipeline, limits: Limits) -> VaeTil
 def memory_of(
     fields: FieldReader,
     size: tuple[int, int],
-    guided: list[bool],
+    needs: Sequence[tuple[bool, bool]],
     pipeline: Pipeline,
     limits: Limits,
     tiling: VaeTiling,
 ) -> float:
-    """What the engine runs of a request's images need together, each at its largest engine."""
+    """What a request's images need together, each at its largest engine, with the features that are kept of it.
+
+    `needs` says of each image whether it is guided and whether it caches features.
+    """
+    pixels, from_image = size[0] * size[1], fields.given("init_image")
     height, width = size
-    from_image = fields.given("init_image")
-    needed = sum(pipeline.image_bytes(height * width, guided=half, from_image=from_image, tiling=tiling) for half in guided)
+    item = np.dtype(limits.feature_type).itemsize
+    needed = 0.0
+    for guided, cached in needs:
+        needed += pipeline.image_bytes(pixels, guided=guided, from_image=from_image, tiling=tiling)
+        needed += pipeline.feature_bytes(pixels, guided=guided, item_bytes=item) if cached else 0
     most = limits.memory_budget_bytes
     if most and needed > most:
-        need = "1 image needs" if len(guided) == 1 else f"{len(guided)} images need"
+        need = "1 image needs" if len(needs) == 1 else f"{len(needs)} images need"
         raise InvalidRequestError(
             f"width x height: at {width} x {height}, {need} {needed / 1e9:.3g} GB of memory; at most {most / 1e9:.3g} GB are "
             "allowed (memory_budget_bytes)",

@@ -6,11 +6,13 @@ Planning and committing touch no engine; an engine's call knows no request.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nereid.diffusion.families import Conditioning
+from nereid.diffusion.feature_cache import FEATURES, Variant
 from nereid.diffusion.solvers import advance, needs_noise, predict_clean
 from nereid.diffusion.state import ImageRun
 from nereid.flow.errors import EngineError
@@ -18,14 +20,33 @@ from nereid.flow.noise import Purpose, normal
 
 Array = NDArray[np.float32]
 
+OUT = "out_sample"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCall:
+    """A batch for one engine: its inputs, float32, rows first, and the outputs that are wanted of it."""
+
+    variant: Variant
+    inputs: Mapping[str, Array]
+    outputs: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        return len(self.inputs["sample"])
+
+    def of(self, rows: slice | NDArray[np.intp]) -> EngineCall:
+        """The same with some of the rows."""
+        return replace(self, inputs={name: value[rows] for name, value in self.inputs.items()})
+
 
 def engine_rows(run: ImageRun) -> int:
     """Rows of the UNet that a run's next step takes: classifier-free guidance (Ho and Salimans, 2022) takes two."""
     return 2 if run.guided else 1
 
 
-def pack(runs: Sequence[ImageRun]) -> dict[str, Array]:
-    """One call's inputs: a row for every run, then an unconditional one for those that are guided in this step."""
+def pack(runs: Sequence[ImageRun]) -> EngineCall:
+    """One call for runs of one variant: a row for every run, then an unconditional one for those guided in this step."""
     guided = [run for run in runs if run.guided]
     conditions: list[Conditioning] = [run.row.positive for run in runs]
     conditions += [run.row.negative for run in guided if run.row.negative is not None]
@@ -37,18 +58,38 @@ def pack(runs: Sequence[ImageRun]) -> dict[str, Array]:
     }
     for name in conditions[0].extra:
         inputs[name] = np.stack([condition.extra[name] for condition in conditions])
-    return inputs
+    variant = runs[0].variant
+    if variant is Variant.SHALLOW:
+        halves = [run.kept.halves[0] for run in runs if run.kept] + [run.kept.halves[1] for run in guided if run.kept]
+        inputs[FEATURES] = np.stack([half for half in halves if half is not None], dtype=np.float32)
+    caching = variant is Variant.FULL and any(run.kept is not None for run in runs)
+    return EngineCall(variant, inputs, (OUT, FEATURES) if caching else (OUT,))
 
 
-def commit(runs: Sequence[ImageRun], inputs: Mapping[str, Array], outputs: Array) -> list[EngineError | None]:
+def commit(runs: Sequence[ImageRun], call: EngineCall, outputs: Mapping[str, Array]) -> list[EngineError | None]:
     """Guide, predict, and move every run one step on; an error for each run whose output is not finite, which stays."""
-    if outputs.shape != inputs["sample"].shape:
-        raise EngineError(f"unet: output of shape {outputs.shape} for samples of shape {inputs['sample'].shape}")
-    made = _guide(runs, outputs)
+    samples, made = call.inputs["sample"], outputs[OUT]
+    if made.shape != samples.shape:
+        raise EngineError(f"{call.variant}: output of shape {made.shape} for samples of shape {samples.shape}")
+    if FEATURES in call.outputs:
+        _keep(runs, outputs[FEATURES])
+    made = _guide(runs, made)
     finite = [bool(np.isfinite(row).all()) for row in made]
-    kept = [index for index, good in enumerate(finite) if good]
-    _move([runs[index] for index in kept], inputs["sample"][kept], made[kept])
-    return [None if good else EngineError("unet: the output holds NaN or infinite values") for good in finite]
+    going_on = [index for index, good in enumerate(finite) if good]
+    _move([runs[index] for index in going_on], samples[going_on], made[going_on])
+    wrong = EngineError(f"{call.variant}: the output holds NaN or infinite values")
+    return [None if good else wrong for good in finite]
+
+
+def _keep(runs: Sequence[ImageRun], features: Array) -> None:
+    negative = len(runs)
+    for index, run in enumerate(runs):
+        halves = [features[index]]
+        if run.guided:
+            halves.append(features[negative])
+            negative += 1
+        if run.kept is not None:
+            run.kept.keep(run.step, halves)
 
 
 def _guide(runs: Sequence[ImageRun], outputs: Array) -> Array:
@@ -77,3 +118,5 @@ def _move(runs: Sequence[ImageRun], samples: Array, outputs: Array) -> None:
     advance(tables, steps, [run.state for run in runs], clean, noises)
     for run in runs:
         run.step += 1
+        if run.done and run.kept is not None:
+            run.kept.forget()

@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from nereid.diffusion.cache_options import cache_plan
 from nereid.diffusion.families import Conditioning, family_of
+from nereid.diffusion.feature_cache import CachePlan
 from nereid.diffusion.options import (
+    Options,
     first_step,
     guided_steps,
     images_of,
@@ -57,6 +60,8 @@ class ImageRow:
     latents: NDArray[np.float32] | None
     memory: NDArray[np.float32] | None
     image: NDArray[np.uint8] | None
+    cache: CachePlan | None = None
+    feature_dtype: type = np.float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,14 +83,16 @@ def parse_image_request(inputs: Inputs, pipeline: Pipeline, limits: Limits) -> I
     images = images_of(fields, limits)
     size = size_of(fields, pipeline, limits)
     tiling = tiling_of(fields, pipeline, limits)
-    parser = _RowParser(fields, pipeline, size, images)
+    parser = _RowParser(fields, pipeline, size, images, limits.feature_type)
     parser.warnings += [text for text in fields.values("tokenizer_warnings", "") if text]
     rows = tuple(parser.row(prompt, image) for prompt in range(fields.batch_size) for image in range(images))
     return ImageRequest(
         rows=rows,
         warnings=tuple(dict.fromkeys(parser.warnings)),
         tiling=tiling,
-        memory_bytes=memory_of(fields, size, [bool(row.guided) for row in rows], pipeline, limits, tiling),
+        memory_bytes=memory_of(
+            fields, size, [(bool(row.guided), row.cache is not None) for row in rows], pipeline, limits, tiling
+        ),
         timeout_seconds=fields.value("timeout_seconds", limits.default_timeout_seconds),
         run_id=read_id(fields, "run_id"),
         ticket=read_id(fields, "ticket"),
@@ -106,6 +113,7 @@ class _RowParser:
     pipeline: Pipeline
     size: tuple[int, int]
     images: int
+    feature_dtype: type
     warnings: list[str] = field(default_factory=list)
 
     def row(self, prompt: int, image: int) -> ImageRow:
@@ -120,6 +128,7 @@ class _RowParser:
         if origin == steps:
             raise InvalidRequestError.of("strength", strength, f"at least 1/num_inference_steps ({1 / steps:.3g})")
         begin, end = self._segment(prompt, origin, steps)
+        cache = self._cache(prompt, options, origin, begin)
         if pipeline.few_step and options.guided:
             self.warnings.append(
                 f"guidance_scale: {options.guidance:g} is unsuitable for this few-step model; "
@@ -145,7 +154,22 @@ class _RowParser:
             latents=latents,
             memory=memory,
             image=None if picture is None or memory is not None else self._picture(picture[prompt]),
+            cache=cache,
+            feature_dtype=self.feature_dtype,
         )
+
+    def _cache(self, prompt: int, options: Options, origin: int, begin: int) -> CachePlan | None:
+        """A segment has no features of the one before it, so that it must begin where none are needed."""
+        plan = options.cache
+        if plan is None:
+            return None
+        if origin:
+            name = options.scheduler
+            plan = cache_plan(self.fields, prompt, self.pipeline, scheduler=name, steps=options.steps, origin=origin)
+        if plan is not None and begin != origin and begin not in (plan.full or ()):
+            allowed = f"one of {sorted(plan.full)}, which compute the whole UNet" if plan.full else f"{origin} with this cache"
+            raise InvalidRequestError.of("step_begin", begin, allowed)
+        return plan
 
     @property
     def _latent_shape(self) -> tuple[int, ...]:

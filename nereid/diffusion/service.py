@@ -74,6 +74,7 @@ class DenoiseService:
         budget = self.limits.memory_budget_bytes or available_bytes() // 2
         self.limits = replace(self.limits, memory_budget_bytes=budget)
         self.limits.tiling(self.pipeline.vae_scale_factor)  # a mistake is told when the model loads
+        _ = self.limits.feature_type
         self._decoded = PicturesDecoded(self.decoders)
         self._observer = ImageObserver(self.recorder)
         self._loop = DenoisingLoop(
@@ -82,7 +83,7 @@ class DenoiseService:
             self.costs,
             self.limits.concurrent_calls,
             min_batch_size=min(self.limits.unet_min_batch_size, self.limits.unet_max_batch_size),
-            stepped=lambda tasks, rows, seconds: self._observer.stepped(rows, seconds),
+            stepped=self._observer.stepped,
             died=self._observer.engine_died,
         )
         self._lanes = LaneReport(self.recorder, self.costs, self.pipeline.vae_scale_factor, budget)
@@ -207,7 +208,12 @@ class DenoiseService:
 
     def _due(self, task: ImageTask) -> float:
         """When it should be done to have taken no more than `latency_target` times as long as alone."""
-        lone = sum((run.row.end - run.step) * self.costs.predict(cost_key(run.lane), engine_rows(run)) for run in task.runs)
+        lone = sum(
+            steps * self.costs.predict(cost_key(variant, run.shape), engine_rows(run))
+            for run in task.runs
+            for variant, steps in run.steps_left.items()
+            if steps
+        )
         return math.inf if math.isnan(lone) else task.submitted + self.limits.latency_target * lone
 
     def _advance(self, tasks: Sequence[ImageTask]) -> None:

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from nereid.diffusion.feature_cache import FeatureCache
 from nereid.diffusion.solvers import SchedulerConfig, SchedulerName
 from nereid.diffusion.vae_tiles import BYTES_PER_PIXEL, VaeTiling
 from nereid.engines.memory import RunMemory
@@ -37,6 +40,14 @@ class Pipeline:
     scheduler: SchedulerConfig
     memory: Mapping[str, RunMemory] = field(default_factory=dict)
     """What a run of each engine needs, by its component's name, where export has measured it."""
+    cache: FeatureCache | None = None
+    """Where the UNet is cut for feature caching."""
+
+    def feature_bytes(self, pixels: int, *, guided: bool, item_bytes: int) -> int:
+        """What the kept features of one image of `pixels` take."""
+        if self.cache is None:
+            return 0
+        return (2 if guided else 1) * self.cache.feature_bytes(pixels // self.vae_scale_factor**2, item_bytes)
 
     def image_bytes(self, pixels: int, *, guided: bool, from_image: bool, tiling: VaeTiling) -> float:
         """What one image of `pixels` needs at its largest engine; 0 where export has measured nothing.
@@ -60,6 +71,7 @@ class Pipeline:
         raw["default_scheduler"] = SchedulerName(raw["default_scheduler"])
         raw["latents_to_rgb"] = tuple(tuple(row) for row in raw["latents_to_rgb"])
         raw["scheduler"] = SchedulerConfig.from_diffusers(raw["scheduler"])
+        raw["cache"] = None if raw.get("cache") is None else FeatureCache.parse(raw["cache"])
         raw["memory"] = {name: RunMemory(**measured) for name, measured in raw.get("memory", {}).items()}
         return cls(**raw)
 
@@ -87,6 +99,16 @@ class Limits:
     """What the engine runs of all images in flight may need together; 0: half of what the machine has left at start."""
     tile_sample_min_size: int = 1024
     tile_overlap_factor: float = 0.25
+    features_dtype: str = "fp32"
+    """fp32 or fp16: how the features of runs that cache are kept."""
+
+    @property
+    def feature_type(self) -> type:
+        """As numpy has it; raises ValueError."""
+        types = {"fp32": np.float32, "fp16": np.float16}
+        if self.features_dtype not in types:
+            raise ValueError(f"parameter features_dtype: {self.features_dtype!r} is not allowed; it must be fp32 or fp16")
+        return types[self.features_dtype]
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> Limits:
@@ -95,7 +117,7 @@ class Limits:
             cls,
             parameters,
             may_be_zero=("max_queue", "memory_budget_bytes"),
-            others=("unet_model", "vae_encoder_model", "image_output_model"),
+            others=("unet_model", "unet_shallow_model", "vae_encoder_model", "image_output_model"),
         )
 
     def tiling(self, vae_scale_factor: int) -> VaeTiling:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from nereid.diffusion.feature_cache import KeptFeatures, Variant
 from nereid.diffusion.requests import ImageRequest, ImageRow
 from nereid.diffusion.solvers import SolverState
 from nereid.flow.errors import RequestError
@@ -31,6 +32,10 @@ class ImageRun:
     passed_over: int = 0
     busy: bool = False
     deaths: int = 0
+    kept: KeptFeatures | None = None
+    """Where the run caches features."""
+    held_since: float | None = None
+    """When its start was first delayed for the sake of its phase."""
 
     @property
     def done(self) -> bool:
@@ -47,9 +52,22 @@ class ImageRun:
         return self.row.negative is not None and self.step in self.row.guided
 
     @property
-    def lane(self) -> tuple[object, ...]:
-        """What must be equal for two runs to share a call."""
+    def variant(self) -> Variant:
+        """The engine that the next step calls."""
+        shallow = self.kept is not None and not self.kept.is_full(self.step, self.guided)
+        return Variant.SHALLOW if shallow else Variant.FULL
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What must be equal for two runs to be ever in the same call."""
         return (self.row.latent_shape, *self.row.positive.shapes)
+
+    @property
+    def steps_left(self) -> dict[Variant, int]:
+        """Of either engine, as far as that is planned."""
+        left = self.row.end - self.step
+        full = left if self.kept is None else self.kept.full_steps_from(self.step, self.row.end)
+        return {Variant.FULL: full, Variant.SHALLOW: left - full}
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ class FairClock(Generic[K]):
 class Candidate:
     """A row that wants a step: how many it has left, engine rows of one, and when (on the caller's clock) it is due."""
 
-    steps_left: int
+    steps_left: float
     rows: int
     due: float = math.inf
     passed_over: int = 0

@@ -21,6 +21,7 @@ from nereid_protocol.metrics import (
     IMAGE_REQUESTS,
     IMAGE_ROWS_PER_TICK,
     IMAGE_STEP_SECONDS,
+    IMAGE_STEPS,
     IMAGES,
     Kind,
     Metric,
@@ -98,10 +99,11 @@ class ImageObserver:
     def ticked(self, seconds: float, rows: int) -> None:
         """A tick may wait for a call that it did not send; what calls take is told by `stepped`."""
 
-    def stepped(self, rows: int, seconds: float) -> None:
-        """A call has moved so many images one step on."""
+    def stepped(self, engine: str, images: int, seconds: float) -> None:
+        """A call of this engine has moved so many images one step on."""
         self.recorder.record(IMAGE_STEP_SECONDS, seconds)
-        self.recorder.record(IMAGE_ROWS_PER_TICK, rows)
+        self.recorder.record(IMAGE_ROWS_PER_TICK, images)
+        self.recorder.record(IMAGE_STEPS, images, engine=str(engine))
 
     def occupancy(self, active: int, queued: int) -> None:
         if (active, queued) != self._occupancy:

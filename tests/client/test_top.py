@@ -49,8 +49,8 @@ nereid_image_step_seconds_bucket{{model="denoise",le="+Inf"}} {calls}
 nereid_image_lane_images{{model="denoise",size="512x512",state="running"}} 3
 nereid_image_lane_images{{model="denoise",size="512x512",state="waiting"}} 1
 # TYPE nereid_image_step_cost_seconds gauge
-nereid_image_step_cost_seconds{{model="denoise",size="512x512",per="call"}} 0.25
-nereid_image_step_cost_seconds{{model="denoise",size="512x512",per="row"}} 0.5
+nereid_image_step_cost_seconds{{model="denoise",size="512x512",engine="unet",per="call"}} 0.25
+nereid_image_step_cost_seconds{{model="denoise",size="512x512",engine="unet",per="row"}} 0.5
 # TYPE nereid_llm_requests_running gauge
 nereid_llm_requests_running{{model="llm"}} 2
 # TYPE nereid_llm_generation_tokens_total counter

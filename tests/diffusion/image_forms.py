@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from nereid.diffusion.feature_cache import FEATURES, Variant
+from nereid.diffusion.plan import OUT, EngineCall
 from nereid.diffusion.requests import parse_image_request
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.diffusion.solvers import SchedulerConfig, SchedulerName
@@ -17,6 +19,7 @@ from nereid.diffusion.state import ImageTask
 from nereid.flow.errors import LostError, RequestError
 
 Array = np.ndarray
+Outputs = Mapping[str, Array]
 
 
 def pipeline(**changes: Any) -> Pipeline:
@@ -53,17 +56,27 @@ def text(value: str) -> Array:
 
 
 class Unet:
-    """Notes its calls; `answer` makes the output from the inputs, at once."""
+    """Notes its calls; `answer` makes the output from the inputs, at once, and `features` what a whole call gives besides."""
 
-    def __init__(self, answer: Callable[[Mapping[str, Array]], Array] = lambda inputs: np.zeros_like(inputs["sample"])) -> None:
-        self.answer = answer
+    def __init__(
+        self,
+        answer: Callable[[Mapping[str, Array]], Array] = lambda inputs: np.zeros_like(inputs["sample"]),
+        features: Callable[[Mapping[str, Array]], Array] = lambda inputs: inputs["sample"][:, :2],
+    ) -> None:
+        self.answer, self.features = answer, features
         self.calls: list[dict[str, tuple[int, ...]]] = []
+        self.variants: list[Variant] = []
 
-    def __call__(self, inputs: Mapping[str, Array]) -> Future[Array]:
+    def __call__(self, call: EngineCall) -> Future[Outputs]:
+        inputs = call.inputs
         self.calls.append({name: value.shape for name, value in inputs.items()})
-        future: Future[Array] = Future()
+        self.variants.append(call.variant)
+        future: Future[Outputs] = Future()
         try:
-            future.set_result(self.answer(inputs))
+            made = {OUT: self.answer(inputs)}
+            if FEATURES in call.outputs:
+                made[FEATURES] = self.features(inputs)
+            future.set_result(made)
         except RequestError as error:
             future.set_exception(error)
         return future
@@ -81,10 +94,10 @@ class SteppedUnet(Unet):
         for _ in range(calls):
             self._allowed.release()
 
-    def __call__(self, inputs: Mapping[str, Array]) -> Future[Array]:
-        made = super().__call__(inputs)
+    def __call__(self, call: EngineCall) -> Future[Outputs]:
+        made = super().__call__(call)
 
-        def wait() -> Array:
+        def wait() -> Outputs:
             self._allowed.acquire()
             return made.result()
 
@@ -98,17 +111,17 @@ class MortalUnet(Unet):
         super().__init__(**options)
         self.deadly, self.away, self.deaths, self._absent = deadly, away, 0, 0
 
-    def __call__(self, inputs: Mapping[str, Array]) -> Future[Array]:
-        lost: Future[Array] = Future()
+    def __call__(self, call: EngineCall) -> Future[Outputs]:
+        lost: Future[Outputs] = Future()
         lost.set_exception(LostError("unet: Stub process 'unet_0_0' is not healthy."))
         if self._absent:
             self._absent -= 1
             return lost
-        if self.deadly(inputs):
+        if self.deadly(call.inputs):
             self.deaths += 1
             self._absent = self.away
             return lost
-        return super().__call__(inputs)
+        return super().__call__(call)
 
 
 def begun(inputs: dict[str, Array], facts: Pipeline | None = None, limits: Limits | None = None) -> ImageTask:

@@ -9,7 +9,7 @@ import pytest
 
 from nereid.diffusion.loop import DenoisingLoop
 from nereid.diffusion.options import first_step
-from nereid.diffusion.plan import commit, pack
+from nereid.diffusion.plan import OUT, commit, pack
 from nereid.diffusion.requests import guidance_embedding, parse_image_request
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.diffusion.state import ImageTask
@@ -43,9 +43,10 @@ def test_unet_that_predicts_no_noise_scales_the_sample_by_the_signal() -> None:
 def test_guidance_pushes_away_from_the_negative_prompt() -> None:
     """Outputs are the mean of the embeddings: 1 and -1, so guidance 4 makes -1 + 4 * 2 = 7."""
     task = begun(request(guidance_scale=np.array([[4.0]], np.float32)), pipeline(), Limits())
-    inputs = pack(task.runs)
+    call = pack(task.runs)
+    inputs = call.inputs
     mean = inputs["encoder_hidden_states"].mean((1, 2))[:, None, None, None]
-    commit(task.runs, inputs, np.broadcast_to(mean, inputs["sample"].shape))
+    commit(task.runs, call, {OUT: np.broadcast_to(mean, inputs["sample"].shape)})
     clean = task.runs[0].state.memory[1]
     weights = task.request.rows[0].table.clean[0]
     assert np.allclose((clean - weights[0] * inputs["sample"][0]) / weights[1], 7.0, atol=1e-4)

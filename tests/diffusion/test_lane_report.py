@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from nereid.diffusion.lane_report import SIZES, LaneReport
+from nereid.diffusion.feature_cache import Variant
 from nereid.diffusion.loop import cost_key
 from nereid.engines.costs import StepCosts
 from nereid_protocol.metrics import IMAGE_LANE_IMAGES, IMAGE_MEMORY_BUDGET, IMAGE_MEMORY_USED, IMAGE_STEP_COST, Metric
@@ -31,7 +32,7 @@ class Written:
 
 def task(*sides: tuple[int, int], memory: float = 0.0) -> Any:
     runs = [
-        SimpleNamespace(row=SimpleNamespace(latent_shape=(4, height, width)), lane=((4, height, width),), done=False)
+        SimpleNamespace(row=SimpleNamespace(latent_shape=(4, height, width)), shape=((4, height, width),), done=False, kept=None)
         for width, height in sides
     ]
     return SimpleNamespace(runs=runs, request=SimpleNamespace(memory_bytes=memory))
@@ -72,11 +73,11 @@ def test_memory_and_learned_costs_are_told() -> None:
     lanes, written = report(costs)
     drawn = task((8, 8), memory=300.0)
     for _ in range(20):
-        costs.learn(cost_key(drawn.runs[0].lane), 1, 0.3)
-        costs.learn(cost_key(drawn.runs[0].lane), 2, 0.5)
+        costs.learn(cost_key(Variant.FULL, drawn.runs[0].shape), 1, 0.3)
+        costs.learn(cost_key(Variant.FULL, drawn.runs[0].shape), 2, 0.5)
     lanes.tell([drawn], [])
     assert written.of(IMAGE_MEMORY_BUDGET) == {(): 1000.0}
     assert written.of(IMAGE_MEMORY_USED) == {(): 300.0}
     found = written.of(IMAGE_STEP_COST)
-    assert abs(found["64x64", "call"] - 0.1) < 0.01
-    assert abs(found["64x64", "row"] - 0.2) < 0.01
+    assert abs(found["64x64", "unet", "call"] - 0.1) < 0.01
+    assert abs(found["64x64", "unet", "row"] - 0.2) < 0.01

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nereid.diffusion import loop as module
+from nereid.diffusion.feature_cache import Variant
 from nereid.diffusion.loop import DenoisingLoop
 from nereid.diffusion.state import ImageTask
 from nereid.flow.errors import EngineError, PoisonousRequestError
@@ -131,7 +132,7 @@ def test_small_pictures_wait_for_one_large_step_and_not_for_a_large_run() -> Non
     loop = DenoisingLoop(unet, 16)
     large, small = begun(request(width=whole(256))), seeded(2)
     for task, seconds in ((large, 1.0), (small, 0.01)):
-        key = module.cost_key(task.runs[0].lane)
+        key = module.cost_key(Variant.FULL, task.runs[0].shape)
         for _ in range(20):
             loop.costs.learn(key, 2, seconds)
     loop.advance([large])

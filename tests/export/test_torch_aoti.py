@@ -23,7 +23,7 @@ from torch.export import ExportedProgram
 
 from nereid_export import configs
 from nereid_export.checkpoint import Checkpoint
-from nereid_export.components import Component, TensorSpec, Unet, components_of
+from nereid_export.components import Component, TensorSpec, components_of
 from nereid_export.engines import Engine, torch_aoti
 from nereid_export.engines.base import Samples, Target
 from nereid_export.engines.check import Run, batch_invariant_from, compare, random_references
@@ -32,6 +32,7 @@ from nereid_export.engines.precision import Precision
 from nereid_export.engines.torch_aoti import MOST_ROWS, TorchAoti, computed_precisions
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
+from nereid_export.split_unet import Unet
 from nereid_export.tensor_names import tell_names
 
 from packages import SUMS, Sums

@@ -78,7 +78,8 @@ class Precisions:
     """Whether every component that has none of its own gets what is fastest within the bounds, instead of the usual."""
 
     def of(self, component: str) -> Precision:
-        return self.by_component.get(component, self.usual)
+        whole = component.removesuffix("_shallow")  # a part of the UNet has the UNet's, where it has none of its own
+        return self.by_component.get(component, self.by_component.get(whole, self.usual))
 
     @property
     def all(self) -> tuple[Precision, ...]:

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from nereid.diffusion.feature_cache import Variant
 from nereid.diffusion.service import DenoiseService
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.engines.costs import StepCosts
@@ -19,14 +20,15 @@ class TritonPythonModel:
 
     def initialize(self, args):
         model = bridge.ModelArguments.parse(args)
-        unet, vae_encoder = model.parameters["unet_model"], model.parameters["vae_encoder_model"]
+        engines = {variant: model.parameters[f"{variant}_model"] for variant in Variant}
+        vae_encoder = model.parameters["vae_encoder_model"]
         limits = Limits.from_parameters(model.parameters)
         callers = bridge.Callers.of(limits.concurrent_calls, model.tensor_names)
 
         call = partial(bridge.call_model, tensor_names=model.tensor_names)
 
-        def predict(inputs):
-            return callers.pool.submit(lambda: call(unet, inputs, ["out_sample"])["out_sample"])
+        def predict(wanted):
+            return callers.pool.submit(lambda: call(engines[wanted.variant], wanted.inputs, wanted.outputs))
 
         def encode(images):
             made = call(vae_encoder, {"image": images}, ["latents_mean", "latents_std"])

@@ -1,0 +1,179 @@
+"""Feature caching: which steps of a run compute the whole UNet, which go on from features that were kept; knows no engine.
+
+Ma et al., 2023 (DeepCache). A plan is made once, at the beginning of a run, beside the solver's table: a fixed interval, or
+steps that calibration has chosen (as SmoothCache, Liu et al., 2024, greedy under a threshold). Where a request gives a threshold
+itself, the run goes by how its own features change. Either way it depends on nothing but the run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FEATURES = "features"
+"""Second output of the whole UNet, last input of the shallow one: rows x channels x latent height x latent width."""
+SHALLOW = "unet_shallow"
+LONGEST_INTERVAL = 10
+"""Steps from one whole call to the next, at most, where the features' own change decides."""
+
+Array = NDArray[np.float32]
+
+
+class Variant(StrEnum):
+    """The engines that a step may call."""
+
+    FULL = "unet"
+    SHALLOW = SHALLOW
+
+
+class Level(StrEnum):
+    """Names of calibrated thresholds, the most careful first."""
+
+    LIGHT = "light"
+    BALANCED = "balanced"
+    AGGRESSIVE = "aggressive"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CachePlan:
+    """`full` are the absolute steps that compute everything; None where the change of the features decides by `threshold`."""
+
+    full: frozenset[int] | None
+    threshold: float = 0.0
+
+    @classmethod
+    def every(cls, interval: int, origin: int, steps: int) -> CachePlan:
+        """Every `interval`th step of a run of `steps` that begins at `origin`."""
+        return cls(full=frozenset(range(origin, steps, interval)))
+
+    @classmethod
+    def by_change(cls, threshold: float) -> CachePlan:
+        """As many steps go on from kept features as may pass until these have changed by `threshold`, at the pace seen last."""
+        return cls(full=None, threshold=threshold)
+
+
+def greedy_plan(curves: Sequence[Sequence[float]], threshold: float, origin: int, steps: int) -> CachePlan:
+    """From each whole step on, as many go on from its features as have an error of `threshold` at most; the last is whole.
+
+    `curves[k - 1][s]` is the error of step s + k with the features of step s.
+    """
+    full, step = set(), origin
+    while step < steps:
+        full.add(step)
+        reused = 0
+        while reused < len(curves) and step + reused + 1 < steps and curves[reused][step] <= threshold:
+            reused += 1
+        step += reused + 1
+    return CachePlan(full=frozenset(full | {steps - 1}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibratedLevel:
+    """A threshold, and what it was measured to cost: mean PSNR in dB against the uncached pictures, score where one is known."""
+
+    threshold: float
+    psnr: float | None
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheCalibration:
+    """Error curves of one scheduler at one number of steps, and its levels by name."""
+
+    scheduler: str
+    steps: int
+    curves: tuple[tuple[float, ...], ...]
+    levels: Mapping[Level, CalibratedLevel]
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> CacheCalibration:
+        """What pipeline.json has of it."""
+        levels = {
+            Level(name): CalibratedLevel(threshold=its["threshold"], psnr=its["psnr"], score=its.get("score"))
+            for name, its in raw["levels"].items()
+        }
+        curves = tuple(tuple(float(value) for value in curve) for curve in raw["curves"])
+        return cls(scheduler=raw["scheduler"], steps=int(raw["steps"]), curves=curves, levels=levels)
+
+    def plan(self, level: Level, origin: int) -> CachePlan:
+        """The plan of a run that begins at step `origin`."""
+        return greedy_plan(self.curves, self.levels[level].threshold, origin, self.steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureCache:
+    """What a pipeline whose UNet is cut in two knows of it."""
+
+    branch: int
+    channels: int
+    calibrations: tuple[CacheCalibration, ...] = ()
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> FeatureCache:
+        """What pipeline.json has of it."""
+        calibrations = tuple(CacheCalibration.parse(item) for item in raw.get("calibrations", ()))
+        return cls(branch=int(raw["branch"]), channels=int(raw["channels"]), calibrations=calibrations)
+
+    def feature_bytes(self, latent_pixels: int, item_bytes: int) -> int:
+        """Of one engine row."""
+        return self.channels * latent_pixels * item_bytes
+
+
+@dataclass(slots=True, eq=False)
+class KeptFeatures:
+    """One run's features, each half's as its last whole step gave them, and when the next whole step is due."""
+
+    plan: CachePlan
+    dtype: type = np.float32
+    halves: list[NDArray[Any] | None] = field(default_factory=lambda: [None, None])
+    _taken: int = -1
+    _next: int = 0
+
+    def is_full(self, step: int, guided: bool) -> bool:
+        """Whether this step computes everything: by plan, or because a half has no features yet."""
+        if self.halves[0] is None or (guided and self.halves[1] is None):
+            return True
+        return step in self.plan.full if self.plan.full is not None else step >= self._next
+
+    def keep(self, step: int, halves: Sequence[NDArray[np.float32]]) -> None:
+        """Take over what a whole step gave, of the guided half, too, where there was one."""
+        if self.plan.full is None:
+            self._next = step + self._interval(step, halves[0])
+        for index, half in enumerate(halves):
+            self.halves[index] = half.astype(self.dtype)  # a copy: the call's array holds everybody's
+        if len(halves) == 1:
+            self.halves[1] = None  # of an older step than the other half's
+        self._taken = step
+
+    def forget(self) -> None:
+        """The run has ended."""
+        self.halves = [None, None]
+
+    def steps_to_full(self, step: int) -> int:
+        """Steps until the next whole one, as far as that is known."""
+        if self.plan.full is None:
+            return max(self._next - step, 0)
+        return min((full - step for full in self.plan.full if full >= step), default=0)
+
+    def full_steps_from(self, step: int, end: int) -> int:
+        """Whole steps of those from `step` on: all of them where the plan does not know."""
+        return end - step if self.plan.full is None else sum(step <= full < end for full in self.plan.full)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(half.nbytes for half in self.halves if half is not None)
+
+    def _interval(self, step: int, now: NDArray[np.float32]) -> int:
+        before = self.halves[0]
+        if before is None:
+            return 1  # how fast they change is known from the second whole step on
+        change = float(np.abs(now - before).mean() / max(float(np.abs(now).mean()), 1e-12)) / (step - self._taken)
+        if not change > 0:
+            return LONGEST_INTERVAL
+        return min(max(math.floor(self.plan.threshold / change), 1), LONGEST_INTERVAL)

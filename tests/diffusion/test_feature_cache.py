@@ -1,0 +1,281 @@
+"""Feature caching in the loop: plans, what is kept of whom, phases, deaths, segments, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+
+from nereid.diffusion.feature_cache import (
+    CacheCalibration,
+    CalibratedLevel,
+    CachePlan,
+    FeatureCache,
+    KeptFeatures,
+    Level,
+    Variant,
+    greedy_plan,
+)
+from nereid.diffusion.loop import DenoisingLoop, cost_key
+from nereid.diffusion.phases import held_for_phase
+from nereid.diffusion.plan import EngineCall
+from nereid.diffusion.requests import parse_image_request
+from nereid.diffusion.settings import Limits, Pipeline
+from nereid.diffusion.state import ImageTask
+from nereid.engines.costs import StepCosts
+from nereid.flow.errors import InvalidRequestError, LostError
+
+from image_forms import Array, MortalUnet, Unet, begun, pipeline, request, text, whole
+
+FULL, SHALLOW = Variant.FULL, Variant.SHALLOW
+CURVES = ((0.3, 0.1, 0.1, 0.1, 0.1, 9.0), (0.6, 0.2, 0.2, 0.2, 9.0, 9.0))
+
+
+def cut(**changes: object) -> Pipeline:
+    """A pipeline whose UNet is cut, with one calibration."""
+    levels = {Level.LIGHT: CalibratedLevel(threshold=0.15, psnr=33.0), Level.BALANCED: CalibratedLevel(threshold=0.25, psnr=28.0)}
+    found = CacheCalibration(scheduler="ddim", steps=6, curves=CURVES, levels={**levels, Level.AGGRESSIVE: levels[Level.BALANCED]})
+    return pipeline(default_steps=6, cache=FeatureCache(branch=0, channels=2, calibrations=(found,)), **changes)
+
+
+def answer(inputs: Mapping[str, Array]) -> Array:
+    """Depends on the row's own features, where it has some, so that a mistaken row shows."""
+    made = inputs["sample"] * np.float32(0.1) + inputs["encoder_hidden_states"].mean((1, 2))[:, None, None, None]
+    if "features" in inputs:
+        made = made + inputs["features"].mean((1, 2, 3))[:, None, None, None]
+    return made
+
+
+def features(inputs: Mapping[str, Array]) -> Array:
+    return inputs["sample"][:, :2] + inputs["timestep"][:, :, None, None] / np.float32(1000)
+
+
+def unet() -> Unet:
+    return Unet(answer, features)
+
+
+def seeded(seed: int, **inputs: Array) -> ImageTask:
+    return begun(request(seed=np.array([[seed]]), **inputs), cut())
+
+
+def finish(loop: DenoisingLoop, *tasks: ImageTask) -> None:
+    for _ in range(10_000):
+        waiting = [task for task in tasks if not task.done and task.error is None]
+        if not waiting:
+            return
+        loop.advance(waiting)
+    raise AssertionError("the loop does not come to an end")
+
+
+def latents(task: ImageTask) -> bytes:
+    return task.runs[0].state.sample.tobytes()
+
+
+def alone(seed: int, **inputs: Array) -> bytes:
+    task = seeded(seed, **inputs)
+    finish(DenoisingLoop(unet(), 16), task)
+    return latents(task)
+
+
+@pytest.mark.parametrize(
+    ("asked", "full"),
+    [
+        ({"cache_interval": whole(3)}, {0, 3}),
+        ({"cache_interval": whole(1)}, {0, 1, 2, 3, 4, 5}),
+        ({"cache": text("light")}, {0, 1, 3, 5}),
+        ({"cache": text("balanced")}, {0, 1, 4, 5}),
+        ({"cache": text("off")}, {0, 1, 2, 3, 4, 5}),
+    ],
+)
+def test_a_plan_says_which_steps_call_the_whole_unet(asked: dict[str, Array], full: set[int]) -> None:
+    engine = unet()
+    finish(DenoisingLoop(engine, 16), seeded(1, **asked))
+    assert {step for step, variant in enumerate(engine.variants) if variant is FULL} == full
+    assert all(("features" in call) is (variant is SHALLOW) for call, variant in zip(engine.calls, engine.variants, strict=True))
+
+
+def test_without_caching_features_are_not_asked_for() -> None:
+    def refuses(inputs: Mapping[str, Array]) -> Array:
+        raise AssertionError("nobody keeps them")
+
+    finish(DenoisingLoop(Unet(answer, refuses), 16), seeded(1), seeded(2, cache=text("off")))
+
+
+def test_a_cached_row_has_the_same_bytes_alone_and_with_mates_of_any_plan() -> None:
+    asked: list[dict[str, Array]] = [
+        {"cache_interval": whole(3)},
+        {"cache_interval": whole(2), "guidance_interval": np.array([[0.3, 0.9]], np.float32)},
+        {"cache": text("light")},
+        {"cache": text("0.5")},
+        {},
+        {"cache_interval": whole(3), "guidance_scale": np.array([[1]], np.float32)},
+    ]
+    tasks = [seeded(seed, **inputs) for seed, inputs in enumerate(asked)]
+    loop = DenoisingLoop(unet(), 8, calls=2)
+    loop.advance(tasks[:2])
+    finish(loop, *tasks)
+    assert [latents(task) for task in tasks] == [alone(seed, **inputs) for seed, inputs in enumerate(asked)]
+
+
+def test_after_a_death_of_either_engine_a_run_goes_on_with_its_features() -> None:
+    for dying in (2, 3):  # a shallow and a whole call
+        deaths = iter([number == dying for number in range(100)])
+        engine = MortalUnet(lambda inputs, deaths=deaths: next(deaths), answer=answer, features=features)
+        task = seeded(4, cache_interval=whole(3))
+        finish(DenoisingLoop(engine, 16), task)
+        assert engine.deaths == 1
+        assert latents(task) == alone(4, cache_interval=whole(3))
+
+
+def test_a_death_of_the_outer_part_does_not_stop_whole_calls() -> None:
+    engine, away = unet(), {"now": True}
+
+    def mortal(call: EngineCall) -> Future[Mapping[str, Array]]:
+        if call.variant is FULL or not away["now"]:
+            return engine(call)
+        failed: Future[Mapping[str, Array]] = Future()
+        failed.set_exception(LostError("unet_shallow: Stub process is not healthy."))
+        return failed
+
+    cached, plain = seeded(1, cache_interval=whole(3)), seeded(2)
+    loop = DenoisingLoop(mortal, 16)
+    for _ in range(40):
+        if not plain.done:
+            loop.advance([cached, plain])
+    assert plain.done
+    assert not cached.done
+    away["now"] = False
+    finish(loop, cached)
+    assert latents(cached) == alone(1, cache_interval=whole(3))
+
+
+def known_costs(full: float, shallow: float) -> StepCosts:
+    """Seconds of a call of either engine; a row adds a hundredth."""
+    costs, shape = StepCosts(), seeded(1).runs[0].shape
+    for rows in (2, 4) * 3:
+        costs.learn(cost_key(FULL, shape), rows, full * (1 + rows / 100))
+        costs.learn(cost_key(SHALLOW, shape), rows, shallow * (1 + rows / 100))
+    return costs
+
+
+def test_a_start_waits_for_its_mates_whole_step_and_stays_in_phase() -> None:
+    engine = unet()
+    loop = DenoisingLoop(engine, 16, known_costs(100, 1))
+    first, second = seeded(1, cache_interval=whole(3)), seeded(2, cache_interval=whole(3))
+    loop.advance([first])
+    finish(loop, first, second)
+    sizes = [(variant, call["sample"][0]) for variant, call in zip(engine.variants, engine.calls, strict=True)]
+    round_of = [(FULL, 4), (SHALLOW, 4), (SHALLOW, 4)]
+    assert sizes == [(FULL, 2), (SHALLOW, 2), (SHALLOW, 2), *round_of, (FULL, 2), (SHALLOW, 2), (SHALLOW, 2)]
+
+
+def test_a_start_does_not_wait_longer_than_a_whole_step_takes() -> None:
+    loop = DenoisingLoop(unet(), 16, known_costs(100, 70))
+    first, second = seeded(1, cache_interval=whole(3)), seeded(2, cache_interval=whole(3))
+    loop.advance([first])
+    loop.advance([first, second])
+    loop.advance([first, second])
+    assert second.runs[0].step == 1
+
+
+def test_runs_that_do_not_cache_wait_for_no_phase() -> None:
+    loop = DenoisingLoop(unet(), 16, known_costs(100, 1))
+    first, plain = seeded(1, cache_interval=whole(3)), seeded(2)
+    assert not held_for_phase([first.runs[0], plain.runs[0]], loop._step_cost, 0.0)
+    loop.advance([first])
+    assert held_for_phase([first.runs[0], seeded(3, cache_interval=whole(3)).runs[0]], loop._step_cost, 0.0)
+    assert not held_for_phase([first.runs[0], plain.runs[0]], loop._step_cost, 0.0)
+
+
+def test_a_half_that_begins_to_be_guided_computes_everything_first() -> None:
+    engine = unet()
+    interval = np.array([[0.4, 1]], np.float32)  # guided from step 2 on, which the plan would not compute
+    finish(DenoisingLoop(engine, 16), seeded(1, cache_interval=whole(3), guidance_interval=interval))
+    assert engine.variants == [FULL, SHALLOW, FULL, FULL, SHALLOW, SHALLOW]
+
+
+def test_a_threshold_follows_the_rows_own_change() -> None:
+    kept = KeptFeatures(CachePlan.by_change(0.25))
+    value = np.ones((2, 4, 4), np.float32)
+    assert kept.is_full(0, False)
+    kept.keep(0, [value])
+    assert kept.is_full(1, False)  # how fast they change is not known yet
+    kept.keep(1, [value * np.float32(1 / 0.9)])  # by a tenth of what they are now
+    assert [kept.is_full(step, False) for step in (2, 3)] == [False, True]
+    kept.keep(3, [value * np.float32(1 / 0.9)])  # not at all
+    assert kept.steps_to_full(3) == 10
+
+
+def test_features_may_be_kept_in_half_the_memory() -> None:
+    half = KeptFeatures(CachePlan.every(3, 0, 6), np.float16)
+    half.keep(0, [np.full((2, 4, 4), 0.1, np.float32)] * 2)
+    assert half.nbytes == 2 * 2 * 2 * 16
+    half.forget()
+    assert half.nbytes == 0
+
+
+def test_a_finished_run_keeps_no_features() -> None:
+    task = seeded(1, cache_interval=whole(3))
+    loop = DenoisingLoop(unet(), 16)
+    loop.advance([task])
+    assert task.runs[0].kept is not None
+    assert task.runs[0].kept.nbytes == 2 * 2 * 64 * 4
+    finish(loop, task)
+    assert task.runs[0].kept.nbytes == 0
+
+
+def test_kept_features_count_in_the_requests_memory() -> None:
+    facts = cut()
+    plain = parse_image_request(request(), facts, Limits()).memory_bytes
+    cached = parse_image_request(request(cache_interval=whole(3)), facts, Limits()).memory_bytes
+    half = parse_image_request(request(cache_interval=whole(3)), facts, Limits(features_dtype="fp16")).memory_bytes
+    assert (cached - plain, half - plain) == (2 * 2 * 64 * 4, 2 * 2 * 64 * 2)
+
+
+def test_greedy_plans_reuse_while_the_error_is_within_the_threshold() -> None:
+    assert greedy_plan(CURVES, 0.05, 0, 6).full == frozenset(range(6))
+    assert greedy_plan(CURVES, 0.35, 0, 6).full == {0, 2, 5}
+    assert greedy_plan(CURVES, 0.35, 2, 6).full == {2, 5}
+
+
+def test_a_segment_begins_where_no_features_are_needed() -> None:
+    whole_run = seeded(5, cache_interval=whole(3))
+    finish(DenoisingLoop(unet(), 16), whole_run)
+    first = seeded(5, cache_interval=whole(3), step_end=whole(3))
+    finish(DenoisingLoop(unet(), 16), first)
+    state = first.runs[0].state
+    goes_on = {"latents": state.sample[None], "solver_memory": state.memory[None]}
+    second = seeded(5, cache_interval=whole(3), step_begin=whole(3), **goes_on)
+    finish(DenoisingLoop(unet(), 16), second)
+    assert latents(second) == latents(whole_run)
+    for asked in ({"cache_interval": whole(3)}, {"cache": text("0.5")}):
+        with pytest.raises(InvalidRequestError, match="step_begin"):
+            seeded(5, step_begin=whole(2), **goes_on, **asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"cache": text("fast")}, "cache: 'fast' is not allowed; it must be off, light, balanced, aggressive or a threshold"),
+        ({"cache": text("0")}, "cache: '0' is not allowed"),
+        ({"cache": text("1.5")}, "cache: '1.5' is not allowed"),
+        ({"cache": text("nan")}, "cache: 'nan' is not allowed"),
+        ({"cache": text("light"), "num_inference_steps": whole(7)}, "not calibrated for ddim with 7 steps; it is for ddim with 6"),
+        ({"cache": text("light"), "scheduler": text("euler")}, "not calibrated for euler with 6 steps"),
+        ({"cache": text("light"), "eta": np.array([[0.5]], np.float32)}, "not allowed with eta"),
+        ({"cache": text("light"), "cache_interval": whole(2)}, "cache_interval: 2 is not allowed"),
+    ],
+)
+def test_what_cannot_be_cached_is_refused_by_name(asked: dict[str, Array], said: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        seeded(1, **asked)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("asked", [{"cache": text("light")}, {"cache": text("0.1")}, {"cache_interval": whole(2)}])
+def test_a_unet_that_is_not_cut_refuses_by_name(asked: dict[str, Array]) -> None:
+    with pytest.raises(InvalidRequestError, match="--cache-branch"):
+        begun(request(**asked))
+    assert begun(request(cache=text("off"))).runs[0].kept is None
