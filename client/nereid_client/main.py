@@ -24,6 +24,12 @@ from nereid_client.top import top
 # Verbs of other distributions: imported when used, because they need packages that a client does without.
 OTHER_ROOMS = {
     "export": ("nereid_export.cli", "app", "Turn a checkpoint into a deployable Triton model repository.", "nereid-export"),
+    "calibrate": (
+        "nereid_export.calibrate_cli",
+        "calibrate",
+        "Measure feature caching on an exported pipeline.",
+        "nereid-export",
+    ),
     "serve": ("nereid.serving.cli", "serve", "Serve a model repository with Triton.", "nereid[serve,gateway]"),
     "zoo": ("nereid_zoo.cli", "app", "Train and score this project's own small checkpoints.", "nereid-zoo"),
     "bench": ("nereid_bench.cli", "app", "Measure, peers side by side.", "nereid-bench"),

@@ -65,9 +65,15 @@ IMAGE_LANE_IMAGES = _gauge(
     "nereid_image_lane_images", "Images by size (width x height in pixels) that run, or wait to join", "size", "state"
 )
 IMAGE_STEP_COST = _gauge(
-    "nereid_image_step_cost_seconds", "Learned cost of a call of this size and engine: per call, and per row in it", "size", "engine", "per"
+    "nereid_image_step_cost_seconds",
+    "Learned cost of a call of this size and engine: per call, and per row in it",
+    "size",
+    "engine",
+    "per",
 )
-IMAGE_STEPS = _counter("nereid_image_steps_total", "Steps of images, by engine: unet_shallow goes on from kept features", "engine")
+IMAGE_STEPS = _counter(
+    "nereid_image_steps_total", "Steps of images, by engine: unet_shallow goes on from kept features", "engine"
+)
 IMAGE_FEATURE_MEMORY = _gauge("nereid_image_feature_memory_bytes", "Features that images in flight keep")
 IMAGE_MEMORY_USED = _gauge("nereid_image_memory_used_bytes", "Memory that the admitted requests need at their largest engine")
 IMAGE_MEMORY_BUDGET = _gauge("nereid_image_memory_budget_bytes", "Memory that admitted requests may need together")

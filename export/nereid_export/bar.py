@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from nereid_client.terminal import console
+from nereid_client.terminal import console, fail
+from nereid_export.errors import ExportError
+
+T = TypeVar("T")
 
 
 class Bar:
@@ -40,3 +44,12 @@ def progress_bar() -> Iterator[Bar]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         yield Bar(progress)
+
+
+def with_bar(work: Callable[[Bar], T]) -> T:
+    """Run an export under a progress bar; its refusals are one sentence and exit status 1."""
+    try:
+        with progress_bar() as bar:
+            return work(bar)
+    except ExportError as error:
+        fail(error)

@@ -151,11 +151,12 @@ def _draw(drawer: Drawer, prompt: str, number: int) -> tuple[int, NDArray[np.uin
     unet = [call for call in made if call[0] == Variant.FULL]
     apart = max(1, len(unet) // CALLS)
     kept = [call for call in made if call[0] != Variant.FULL] + unet[number % apart :: apart]
-    if drawer.pipeline.cache is not None:
+    if (cache := drawer.pipeline.cache) is not None:
         # What the outer part of the UNet would be called with, had the step before been the last whole one.
         for (_, before), (_, inputs) in list(pairwise(unet))[number % apart :: apart]:
             features = drawer.runs[Variant.FULL](before, [FEATURES])[FEATURES]
-            kept.append((Variant.SHALLOW, {**inputs, FEATURES: features}))
+            told = {name: value for name, value in inputs.items() if cache.attends or name != "encoder_hidden_states"}
+            kept.append((Variant.SHALLOW, {**told, FEATURES: features}))
     return steps, picture, kept
 
 

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
 from nereid.engines import digests
 from nereid_client.terminal import console, fail
-from nereid_export.bar import Bar, progress_bar
+from nereid_export.bar import with_bar
 from nereid_export.candidates import AutoOptions, parse_candidates, parse_step_rows
 from nereid_export.diffusion import export_diffusion
 from nereid_export.engines import Engine
 from nereid_export.engines.plan_options import PlanOptions, parse_buckets, parse_capabilities
 from nereid_export.engines.precision import Precision, parse_precisions
-from nereid_export.errors import ExportError
 from nereid_export.frame import Device
 from nereid_export.llm import LlmEngine, LlmExportOptions, LlmPrecision, export_llm
 from nereid_export.lora import Lora
 from nereid_export.options import ExportOptions
 from nereid_export.remeasure import remeasure as remeasure_repository
 from nereid_export.shown import show_diffusion, show_llm
-
-T = TypeVar("T")
 
 app = typer.Typer(
     help="Turn a checkpoint into engines inside a deployable Triton model repository.",
@@ -191,7 +187,7 @@ def diffusion(
             auto=auto,
         )
 
-    manifest = _with_bar(lambda bar: export_diffusion(asked(), bar))
+    manifest = with_bar(lambda bar: export_diffusion(asked(), bar))
     if as_json:
         print(json.dumps(manifest))
     else:
@@ -254,7 +250,7 @@ def llm(
             step_rows=parse_step_rows(step_rows),
         )
 
-    manifest = _with_bar(lambda bar: export_llm(asked(), bar))
+    manifest = with_bar(lambda bar: export_llm(asked(), bar))
     if as_json:
         print(json.dumps(manifest))
     else:
@@ -272,7 +268,7 @@ def remeasure(
 
     Nothing is built, and no checkpoint is needed. Servers of the repository must be started again.
     """
-    manifests = _with_bar(lambda bar: remeasure_repository(repository, bar))
+    manifests = with_bar(lambda bar: remeasure_repository(repository, bar))
     if as_json:
         print(json.dumps(manifests))
         return
@@ -295,12 +291,3 @@ def sign(
     except (digests.DigestError, OSError) as error:
         fail(error)
     console.print(f"signed: {', '.join(changed)}" if changed else "nothing was changed", highlight=False)
-
-
-def _with_bar(work: Callable[[Bar], T]) -> T:
-    """Run an export under a progress bar; its refusals are one sentence and exit status 1."""
-    try:
-        with progress_bar() as bar:
-            return work(bar)
-    except ExportError as error:
-        fail(error)

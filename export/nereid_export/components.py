@@ -14,7 +14,7 @@ from nereid_export.checkpoint import Checkpoint, understood
 from nereid_export.errors import ExportError
 from nereid_export.families import export_family
 from nereid_export.silence import quiet
-from nereid_export.split_unet import ShallowUnet, Unet, features_channels
+from nereid_export.split_unet import ShallowUnet, Unet, attends, features_channels
 
 # Odd on purpose: a UNet traced at sizes that its levels divide evenly fails at all others.
 TRACE_HEIGHT, TRACE_WIDTH = 37, 29
@@ -220,9 +220,9 @@ def _unets(checkpoint: Checkpoint, sizes: dict[str, int]) -> Iterator[Component]
     width = features_channels(config, branch, checkpoint.folder / "unet")
     features = TensorSpec(name=FEATURES, dims=(width, "height", "width"))
     yield replace(whole, outputs=(out, features))
-    yield replace(
-        whole, name=SHALLOW, inputs=(*whole.inputs, features), load=lambda: ShallowUnet(load(), names, branch)
-    )
+    outer = tuple(spec for spec in whole.inputs if spec.name != "encoder_hidden_states" or attends(config, branch))
+    taken = (*outer, features)
+    yield replace(whole, name=SHALLOW, inputs=taken, load=lambda: ShallowUnet(load(), tuple(spec.name for spec in taken), branch))
 
 
 def _load_vae(checkpoint: Checkpoint) -> Any:

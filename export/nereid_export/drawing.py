@@ -43,6 +43,8 @@ class Drawer:
     tokenizers: Mapping[str, Any]
     runs: Mapping[str, Run]
     called: Called = field(default=lambda name, inputs: None)
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """Further options of every request, by their fields' names."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, runs: Mapping[str, Run]) -> Drawer:
@@ -77,6 +79,9 @@ class Drawer:
         count = len(prompts)
         inputs["seed"] = np.array(seeds, dtype=np.uint64).reshape(count, 1)
         inputs["num_inference_steps"] = np.full((count, 1), steps or self.pipeline.default_steps, dtype=np.int32)
+        for name, value in self.asked.items():
+            kind = np.object_ if isinstance(value, str) else np.int32
+            inputs[name] = np.full((count, 1), value.encode() if isinstance(value, str) else value, dtype=kind)
         return inputs
 
     def denoise(self, request: Mapping[str, NDArray]) -> NDArray[np.float32]:

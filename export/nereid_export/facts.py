@@ -8,7 +8,7 @@ from nereid.diffusion.solvers import ScheduleError, SchedulerConfig, build_table
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.errors import ExportError
 from nereid_export.families import export_family
-from nereid_export.split_unet import features_channels
+from nereid_export.split_unet import attends, features_channels
 
 
 def pipeline_facts(checkpoint: Checkpoint, latents_to_rgb: list[list[float]]) -> dict[str, Any]:
@@ -54,8 +54,9 @@ def _cache(checkpoint: Checkpoint) -> dict[str, Any] | None:
     branch = checkpoint.cache_branch
     if branch is None:
         return None
-    channels = features_channels(checkpoint.config("unet"), branch, checkpoint.folder / "unet")
-    return {"branch": branch, "channels": channels, "calibrations": []}
+    unet = checkpoint.config("unet")
+    channels = features_channels(unet, branch, checkpoint.folder / "unet")
+    return {"branch": branch, "channels": channels, "attends": attends(unet, branch), "calibrations": []}
 
 
 def is_few_step(scheduler: dict[str, Any]) -> bool:

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nereid.diffusion.settings import PIPELINE_FILE
-from nereid.engines.digests import DigestError, Verifier
 from nereid_export import configs
 from nereid_export.auto import memory_bound
 from nereid_export.choice import Row, label
 from nereid_export.contest import Contest, Entrant
 from nereid_export.described import ALTERNATIVES, component_of, target_of
+from nereid_export.edited import damage_named, edited, rewrite_facts
 from nereid_export.engines import BUILDERS, Engine
 from nereid_export.engines.base import engine_files
 from nereid_export.errors import ExportError
-from nereid_export.frame import MANIFEST, Progress, file_digests
+from nereid_export.frame import Progress
 from nereid_export.memory import measure_memory, run_memories
-from nereid_export.publish import destination, link_or_copy, locked, publish, readable_failures
 from nereid_export.speed import usual_rows
 from nereid_export.tensor_names import tell_names
 from nereid_export.warm_up import add_warm_up
@@ -30,68 +27,13 @@ from nereid_export.warm_up import add_warm_up
 
 def remeasure(repository: Path, progress: Progress) -> list[dict[str, Any]]:
     """Choose again and publish; returns the manifests. Raises ExportError, after which the repository is as it was before."""
-    if not repository.is_dir():
-        raise ExportError(f"{repository}: no such folder; it must be a repository that was exported with --engine auto")
-    repository = destination(repository)
-    beside = repository.parent / f".{repository.name}.remeasured"
-    with (
-        locked(repository, lambda: progress.waiting(f"an export writes to {repository}; waiting for it")),
-        readable_failures(repository),
-        _removed(beside),
-    ):
-        homes = _homes(repository)
+    copied = edited(repository, progress, "remeasured", lambda manifest: "choice" in manifest, "with --engine auto")
+    with copied as (beside, homes):
         progress.total(1 + sum(2 * len(manifest["engines"]) for manifest in homes.values()))
-        shutil.copytree(repository, beside, ignore=shutil.ignore_patterns("__pycache__"), copy_function=_link_or_copy)
         for home, manifest in homes.items():
-            with _damage_named(repository / home):
+            with damage_named(repository / home):
                 _Pipeline(beside, manifest).choose(progress)
-            (beside / home).unlink()
-            found = {model: file_digests(beside / model) for model in manifest["models"]}
-            manifest["files"] = {f"{model}/{file}": digest for model, its in found.items() for file, digest in its.items()}
-            (beside / home).write_text(json.dumps(manifest, indent=1))
-        progress.step("publishing the repository")
-        publish(beside, repository)
     return list(homes.values())
-
-
-@contextmanager
-def _removed(folder: Path) -> Iterator[None]:
-    """The folder is not there before, nor after."""
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _homes(repository: Path) -> dict[Path, dict[str, Any]]:
-    """Manifests with a choice, by their place; raises ExportError where there are none, or files are not what was exported."""
-    verifier, found = Verifier(repository), {}
-    try:
-        # Engines are programs: what is run here is what was exported.
-        verifier.verify(folder.name for folder in sorted(repository.iterdir()) if folder.is_dir())
-        for file in sorted(repository.glob(f"*/{MANIFEST}")):
-            manifest = json.loads(file.read_text())
-            if "choice" in manifest:
-                with _damage_named(file):
-                    verifier.verify([*manifest["models"], *manifest["engines"]])  # whole folders may be gone
-                found[file.relative_to(repository)] = manifest
-    except DigestError as error:
-        raise ExportError(str(error)) from None
-    if not found:
-        raise ExportError(f"{repository}: nothing here was exported with --engine auto, so that there is nothing to choose from")
-    return found
-
-
-@contextmanager
-def _damage_named(manifest: Path) -> Iterator[None]:
-    """Turn what is not in a manifest, or not as export writes it, into one sentence."""
-    try:
-        yield
-    except DigestError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ExportError(f"{manifest} is damaged ({type(error).__name__}: {error}); export the models again") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +52,20 @@ class _Pipeline:
             contests[model], figures[model] = self._contest(model, described)
             progress.step(f"{model}: measuring {len(contests[model].entrants)} engines")
             contests[model].measure(bound, progress.detail)
+        before = {model: _label(its) for model, its in self.manifest["engines"].items()}
         for model, contest in contests.items():
             self._serve(model, contest, contest.elect(progress.detail), figures[model])
             self.manifest["candidates"][model] = [row.written() for row in contest.rows]
         self._tell_loops(contests)
+        now = {model: _label(its) for model, its in self.manifest["engines"].items()}
+        if any(before[model] != now[model] for model, contest in contests.items() if contest.component.denoises):
+            self._forget_calibrations()
+
+    def _forget_calibrations(self) -> None:
+        """Feature caching was measured with other engines."""
+        file = self.repository / configs.prefixed("denoise", self.manifest["arguments"]["name"]) / "1" / PIPELINE_FILE
+        if (cache := json.loads(file.read_text()).get("cache")) is not None:
+            rewrite_facts(self.repository, self.manifest, cache={**cache, "calibrations": []})
 
     def _contest(self, model: str, described: dict[str, Any]) -> tuple[Contest, dict[str, dict[str, Any]]]:
         """The contest, and what the manifest says of its engines by their labels."""
@@ -186,10 +138,7 @@ class _Pipeline:
             config.parameters["unet_min_batch_size"].string_value = fewest
             configs.write_config(config, denoise)
         memory = run_memories({name: its.get("memory") for name, its in engines.items()})
-        for model in self.manifest["models"]:
-            file = self.repository / model / "1" / PIPELINE_FILE
-            if file.is_file():
-                file.write_text(json.dumps({**json.loads(file.read_text()), "memory": memory}, indent=1))
+        rewrite_facts(self.repository, self.manifest, memory=memory)
 
 
 def _label(figures: dict[str, Any]) -> str:
@@ -209,9 +158,3 @@ def _move(source: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for file in engine_files(source):
         file.rename(target / file.name)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    """Engines and code are linked; what is edited here is copied, so that the published file stays as it is."""
-    edited = (MANIFEST, PIPELINE_FILE, ".pbtxt")
-    (shutil.copy2 if source.endswith(edited) else link_or_copy)(source, target)

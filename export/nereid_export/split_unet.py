@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nereid.diffusion.feature_cache import FEATURES
 from nereid_export.errors import ExportError
 
 _DOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
@@ -36,6 +37,12 @@ def features_channels(config: Mapping[str, Any], branch: int, source: object) ->
         raise ExportError(f"--cache-branch: {branch} is not allowed for {source}; it must be 0 to {most}")
     widths = config["block_out_channels"]
     return int(widths[0] if branch < most else widths[min(1, len(widths) - 1)])
+
+
+def attends(config: Mapping[str, Any], branch: int) -> bool:
+    """Whether the outer part has attention, so that it takes the prompt's states."""
+    blocks = [config["up_block_types"][-1], *config["down_block_types"][: min(branch, 1)]]
+    return any(block.startswith("CrossAttn") for block in blocks)
 
 
 class Unet(nn.Module):
@@ -68,9 +75,9 @@ class Unet(nn.Module):
 
 
 class ShallowUnet(nn.Module):
-    """The UNet's outer part alone; takes the features of a whole call as its last input. Cuts the rest off `unet`."""
+    """The UNet's outer part alone. Takes sample, timestep and what else `inputs` names; cuts the rest off `unet`."""
 
-    def __init__(self, unet: Any, extra: tuple[str, ...], branch: int) -> None:
+    def __init__(self, unet: Any, inputs: tuple[str, ...], branch: int) -> None:
         super().__init__()
         down, up = unet.down_blocks[0], unet.up_blocks[-1]
         for block, kept in ((down, slice(branch)), (up, slice(len(up.resnets) - 1 - branch, None))):
@@ -78,24 +85,24 @@ class ShallowUnet(nn.Module):
             block.attentions = block.attentions[kept] if hasattr(block, "attentions") else [None] * len(block.resnets)
         down.downsamplers, unet.mid_block = None, None
         unet.down_blocks, unet.up_blocks = nn.ModuleList([down]), nn.ModuleList([up])
-        self.unet, self.extra = unet, extra
+        self.unet, self.inputs = unet, inputs
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *extra: Tensor) -> Tensor:
+    def forward(self, sample: Tensor, timestep: Tensor, *others: Tensor) -> Tensor:
         unet, dtype = self.unet, self.unet.dtype
-        *others, features = extra
-        arguments = _arguments(self.extra, tuple(others), dtype)
+        given = dict(zip(self.inputs[2:], others, strict=True))
+        features, states = given.pop(FEATURES).to(dtype), given.pop("encoder_hidden_states", None)
+        arguments = _arguments(tuple(given), tuple(given.values()), dtype)
         added = arguments.get("added_cond_kwargs")
-        sample, states = sample.to(dtype), encoder_hidden_states.to(dtype)
+        sample, states = sample.to(dtype), None if states is None else states.to(dtype)
         embedding = unet.time_embedding(unet.get_time_embed(sample, timestep[:, 0]), arguments.get("timestep_cond"))
         more = unet.get_aug_embed(emb=embedding, encoder_hidden_states=states, added_cond_kwargs=added)
         embedding = embedding if more is None else embedding + more
-        states = unet.process_encoder_hidden_states(encoder_hidden_states=states, added_cond_kwargs=added)
         hidden = unet.conv_in(sample)
         skipped = [hidden]
         for layer in _layers(unet.down_blocks[0]):
             hidden = _through(layer, hidden, embedding, states)
             skipped.append(hidden)
-        hidden = features.to(dtype)
+        hidden = features
         for layer in _layers(unet.up_blocks[0]):
             hidden = _through(layer, torch.cat([hidden, skipped.pop()], dim=1), embedding, states)
         return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden))).float()
@@ -105,7 +112,7 @@ def _layers(block: Any) -> list[tuple[Any, Any]]:
     return list(zip(block.resnets, block.attentions, strict=True))
 
 
-def _through(layer: tuple[Any, Any], hidden: Tensor, embedding: Tensor, states: Tensor) -> Tensor:
+def _through(layer: tuple[Any, Any], hidden: Tensor, embedding: Tensor, states: Tensor | None) -> Tensor:
     resnet, attention = layer
     hidden = resnet(hidden, embedding)
     return hidden if attention is None else attention(hidden, encoder_hidden_states=states, return_dict=False)[0]

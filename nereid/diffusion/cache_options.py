@@ -1,8 +1,10 @@
-"""What a request asks of feature caching: one prompt's plan, or a refusal that says what this pipeline has."""
+"""What a request asks of feature caching and of guidance's reuse: one prompt's plans, or a refusal that says what there is."""
 
 from __future__ import annotations
 
-from nereid.diffusion.feature_cache import CacheCalibration, CachePlan, FeatureCache, Level
+from collections.abc import Sequence
+
+from nereid.diffusion.feature_cache import CacheCalibration, CachePlan, Level
 from nereid.diffusion.settings import Pipeline
 from nereid.flow.errors import InvalidRequestError
 from nereid.flow.fields import FieldReader
@@ -10,42 +12,53 @@ from nereid.flow.fields import FieldReader
 OFF = "off"
 MOST_THRESHOLD = 1.0
 _LEVELS = ", ".join(Level)
+_OWN_SCHEDULE = ("timesteps", "sigmas", "timestep_spacing", "eta")
 
 
 def cache_plan(
     fields: FieldReader, prompt: int, pipeline: Pipeline, *, scheduler: str, steps: int, origin: int
 ) -> CachePlan | None:
-    """The plan of one prompt's runs of `steps` steps from `origin` on, None where nothing is cached; raises InvalidRequestError."""
-    asked, interval = fields.values("cache", OFF)[prompt].strip(), fields.values("cache_interval", None)[prompt]
-    if interval is not None:
-        if asked != OFF:
-            raise InvalidRequestError.of("cache_interval", interval, f"nothing beside cache ({asked})")
-        _require(pipeline, "cache_interval", interval)
-        return CachePlan.every(interval, origin, steps)
-    if asked == OFF:
+    """Of features, for runs of `steps` steps from `origin` on; None where nothing is cached. Raises InvalidRequestError."""
+    asked, interval = _asked(fields, prompt, "cache")
+    if asked == OFF and interval is None:
         return None
-    threshold = _threshold(asked)
-    cache = _require(pipeline, "cache", asked)
-    if threshold is not None:
-        return CachePlan.by_change(threshold)
-    chosen = [name for name in ("timesteps", "sigmas", "timestep_spacing", "eta") if fields.given(name)]
-    if chosen:
-        raise InvalidRequestError(
-            f"cache: {asked!r} is not allowed with {chosen[0]}, for which nothing is calibrated; a threshold, cache_interval or "
-            f"{OFF} is allowed",
-            "cache",
-        )
-    return _calibration(cache, asked, scheduler, steps).plan(Level(asked), origin)
-
-
-def _require(pipeline: Pipeline, name: str, value: object) -> FeatureCache:
+    threshold = None if interval is not None else _threshold(asked)
     if pipeline.cache is None:
+        name, value = ("cache", asked) if interval is None else ("cache_interval", interval)
         raise InvalidRequestError(
             f"{name}: {value} is not allowed; this model's UNet was exported without --cache-branch, so that it cannot go on "
             "from kept features",
             name,
         )
-    return pipeline.cache
+    if interval is not None:
+        return CachePlan.every(interval, origin, steps)
+    if threshold is not None:
+        return CachePlan.by_change(threshold)
+    found = _calibration(fields, "cache", pipeline.cache.calibrations, asked, scheduler, steps)
+    return found.plan(Level(asked), origin)
+
+
+def guidance_plan(
+    fields: FieldReader, prompt: int, pipeline: Pipeline, *, guided: range, scheduler: str, steps: int, origin: int
+) -> CachePlan | None:
+    """The same of the unconditional prediction, for runs that are guided at the steps `guided`."""
+    asked, interval = _asked(fields, prompt, "guidance_cache")
+    if asked == OFF and interval is None:
+        return None
+    if interval is None and asked not in set(Level):
+        raise InvalidRequestError.of("guidance_cache", asked, f"{OFF}, {_LEVELS}")
+    if interval is not None:
+        return CachePlan.every(interval, max(guided.start, origin), steps)
+    found = _calibration(fields, "guidance_cache", pipeline.guidance_calibrations, asked, scheduler, steps)
+    return found.plan(Level(asked), origin)
+
+
+def _asked(fields: FieldReader, prompt: int, name: str) -> tuple[str, int | None]:
+    """What the field `name` says, and that of its interval, which go not together."""
+    asked, interval = fields.values(name, OFF)[prompt].strip(), fields.values(f"{name}_interval", None)[prompt]
+    if interval is not None and asked != OFF:
+        raise InvalidRequestError.of(f"{name}_interval", interval, f"nothing beside {name} ({asked})")
+    return asked, interval
 
 
 def _threshold(asked: str) -> float | None:
@@ -57,19 +70,24 @@ def _threshold(asked: str) -> float | None:
     except ValueError:
         threshold = -1.0
     if not 0 < threshold <= MOST_THRESHOLD:
-        raise InvalidRequestError.of(
-            "cache", asked, f"{OFF}, {_LEVELS} or a threshold above 0, {MOST_THRESHOLD:g} at most"
-        )
+        raise InvalidRequestError.of("cache", asked, f"{OFF}, {_LEVELS} or a threshold above 0, {MOST_THRESHOLD:g} at most")
     return threshold
 
 
-def _calibration(cache: FeatureCache, asked: str, scheduler: str, steps: int) -> CacheCalibration:
-    for found in cache.calibrations:
+def _calibration(
+    fields: FieldReader, name: str, calibrations: Sequence[CacheCalibration], asked: str, scheduler: str, steps: int
+) -> CacheCalibration:
+    chosen = [field for field in _OWN_SCHEDULE if fields.given(field)]
+    if chosen:
+        raise InvalidRequestError(
+            f"{name}: {asked!r} is not allowed with {chosen[0]}, for which nothing is calibrated; {name}_interval or {OFF} is",
+            name,
+        )
+    for found in calibrations:
         if (found.scheduler, found.steps) == (scheduler, steps):
             return found
-    known = ", ".join(f"{found.scheduler} with {found.steps} steps" for found in cache.calibrations)
+    known = ", ".join(f"{found.scheduler} with {found.steps} steps" for found in calibrations)
+    where = f"it is for {known}" if known else "nothing is (nereid calibrate does it)"
     raise InvalidRequestError(
-        f"cache: {asked!r} is not calibrated for {scheduler} with {steps} steps; "
-        f"{f'it is for {known}' if known else 'nothing is (nereid calibrate does it)'}, and a threshold or cache_interval is allowed",
-        "cache",
+        f"{name}: {asked!r} is not calibrated for {scheduler} with {steps} steps; {where}, and {name}_interval is allowed", name
     )

@@ -112,32 +112,48 @@ class FeatureCache:
 
     branch: int
     channels: int
+    attends: bool = True
+    """Whether the outer part has attention, so that it takes `encoder_hidden_states`."""
     calibrations: tuple[CacheCalibration, ...] = ()
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> FeatureCache:
         """What pipeline.json has of it."""
         calibrations = tuple(CacheCalibration.parse(item) for item in raw.get("calibrations", ()))
-        return cls(branch=int(raw["branch"]), channels=int(raw["channels"]), calibrations=calibrations)
+        return cls(
+            branch=int(raw["branch"]), channels=int(raw["channels"]), attends=bool(raw["attends"]), calibrations=calibrations
+        )
 
     def feature_bytes(self, latent_pixels: int, item_bytes: int) -> int:
         """Of one engine row."""
         return self.channels * latent_pixels * item_bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caching:
+    """How one image caches: its plan, as what its features are kept, and whether the outer part takes the prompt."""
+
+    plan: CachePlan
+    dtype: type = np.float32
+    attends: bool = True
+
+
 @dataclass(slots=True, eq=False)
 class KeptFeatures:
     """One run's features, each half's as its last whole step gave them, and when the next whole step is due."""
 
-    plan: CachePlan
-    dtype: type = np.float32
+    caching: Caching
     halves: list[NDArray[Any] | None] = field(default_factory=lambda: [None, None])
     _taken: int = -1
     _next: int = 0
 
-    def is_full(self, step: int, guided: bool) -> bool:
-        """Whether this step computes everything: by plan, or because a half has no features yet."""
-        if self.halves[0] is None or (guided and self.halves[1] is None):
+    @property
+    def plan(self) -> CachePlan:
+        return self.caching.plan
+
+    def is_full(self, step: int, *, both: bool) -> bool:
+        """Whether this step computes everything: by plan, or because a half that is needed has no features yet."""
+        if self.halves[0] is None or (both and self.halves[1] is None):
             return True
         return step in self.plan.full if self.plan.full is not None else step >= self._next
 
@@ -146,7 +162,7 @@ class KeptFeatures:
         if self.plan.full is None:
             self._next = step + self._interval(step, halves[0])
         for index, half in enumerate(halves):
-            self.halves[index] = half.astype(self.dtype)  # a copy: the call's array holds everybody's
+            self.halves[index] = half.astype(self.caching.dtype)  # a copy: the call's array holds everybody's
         if len(halves) == 1:
             self.halves[1] = None  # of an older step than the other half's
         self._taken = step

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from nereid.diffusion.cache_options import cache_plan
+from nereid.diffusion.cache_options import cache_plan, guidance_plan
 from nereid.diffusion.feature_cache import CachePlan
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.diffusion.solvers import (
@@ -92,6 +92,8 @@ class Options:
     steps: int
     cache: CachePlan | None
     """Of a run that begins at its first step."""
+    guidance_cache: CachePlan | None
+    """The same of the unconditional prediction."""
 
 
 def resolve(fields: FieldReader, prompt: int, pipeline: Pipeline) -> Options:
@@ -101,22 +103,24 @@ def resolve(fields: FieldReader, prompt: int, pipeline: Pipeline) -> Options:
     if interval[0] > interval[1]:
         raise InvalidRequestError.of("guidance_interval", interval, "two fractions, the smaller one first")
     embedded = pipeline.time_cond_proj_dim is not None
-    if embedded and fields.given("guidance_interval"):
-        raise InvalidRequestError(
-            "guidance_interval: it has no meaning for this model, whose UNet is told the guidance", "guidance_interval"
-        )
-    name = _scheduler(fields.values("scheduler", pipeline.default_scheduler)[prompt])
-    schedule = _schedule(fields, prompt, pipeline, name)
+    for name in ("guidance_interval", "guidance_cache", "guidance_cache_interval"):
+        if embedded and fields.given(name):
+            raise InvalidRequestError(f"{name}: it has no meaning for this model, whose UNet is told the guidance", name)
+    scheduler = _scheduler(fields.values("scheduler", pipeline.default_scheduler)[prompt])
+    schedule = _schedule(fields, prompt, pipeline, scheduler)
     steps = steps_of(fields, pipeline, prompt)
-    solver_table(name, schedule, steps, 0)
+    solver_table(scheduler, schedule, steps, 0)
     return Options(
         guidance=guidance,
         guided=guidance > 1 and not embedded,
         interval=interval,
-        scheduler=name,
+        scheduler=scheduler,
         schedule=schedule,
         steps=steps,
-        cache=cache_plan(fields, prompt, pipeline, scheduler=name, steps=steps, origin=0),
+        cache=cache_plan(fields, prompt, pipeline, scheduler=scheduler, steps=steps, origin=0),
+        guidance_cache=guidance_plan(
+            fields, prompt, pipeline, guided=guided_steps(interval, steps), scheduler=scheduler, steps=steps, origin=0
+        ),
     )
 
 

@@ -16,17 +16,15 @@ StepCost = Callable[[ImageRun, Variant], float]
 
 
 def held_for_phase(runs: Sequence[ImageRun], cost: StepCost, now: float) -> set[ImageRun]:
-    """Those of the runs in flight whose start is worth waiting with at `now`; notes on them since when."""
+    """Those of the runs in flight whose start is worth waiting with at `now`; notes since when each could start."""
     starting = [run for run in runs if run.kept is not None and not run.busy and run.step == run.row.begin and not run.deaths]
     return {run for run in starting if _waits(run, runs, cost, now)}
 
 
 def _waits(run: ImageRun, runs: Sequence[ImageRun], cost: StepCost, now: float) -> bool:
     bound, shallow = cost(run, Variant.FULL), cost(run, Variant.SHALLOW)
-    if run.held_since is not None and not now - run.held_since <= bound:
+    run.ready_since = now if run.ready_since is None else run.ready_since
+    if not now - run.ready_since <= bound:
         return False
     mates = (mate for mate in runs if mate.shape == run.shape and mate.variant is Variant.SHALLOW and not mate.deaths)
-    if not any(mate.kept is not None and mate.kept.steps_to_full(mate.step) * shallow <= bound for mate in mates):
-        return False
-    run.held_since = now if run.held_since is None else run.held_since
-    return True
+    return any(mate.kept is not None and mate.kept.steps_to_full(mate.step) * shallow <= bound for mate in mates)

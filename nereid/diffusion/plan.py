@@ -6,7 +6,7 @@ Planning and committing touch no engine; an engine's call knows no request.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ class EngineCall:
     variant: Variant
     inputs: Mapping[str, Array]
     outputs: tuple[str, ...]
+    negatives: Mapping[int, int] = field(default_factory=dict)
+    """Of runs, by their places in the call, the rows of their unconditional halves."""
 
     @property
     def rows(self) -> int:
@@ -42,12 +44,13 @@ class EngineCall:
 
 def engine_rows(run: ImageRun) -> int:
     """Rows of the UNet that a run's next step takes: classifier-free guidance (Ho and Salimans, 2022) takes two."""
-    return 2 if run.guided else 1
+    return 2 if run.has_negative_row else 1
 
 
 def pack(runs: Sequence[ImageRun]) -> EngineCall:
-    """One call for runs of one variant: a row for every run, then an unconditional one for those guided in this step."""
-    guided = [run for run in runs if run.guided]
+    """One call for runs of one variant: a row for every run, then an unconditional one for those that compute it now."""
+    halved = [index for index, run in enumerate(runs) if run.has_negative_row]
+    guided = [runs[index] for index in halved]
     conditions: list[Conditioning] = [run.row.positive for run in runs]
     conditions += [run.row.negative for run in guided if run.row.negative is not None]
     members = [*runs, *guided]
@@ -58,12 +61,14 @@ def pack(runs: Sequence[ImageRun]) -> EngineCall:
     }
     for name in conditions[0].extra:
         inputs[name] = np.stack([condition.extra[name] for condition in conditions])
-    variant = runs[0].variant
+    variant, kept = runs[0].variant, [run.kept for run in runs if run.kept is not None]
     if variant is Variant.SHALLOW:
-        halves = [run.kept.halves[0] for run in runs if run.kept] + [run.kept.halves[1] for run in guided if run.kept]
+        halves = [its.halves[0] for its in kept] + [run.kept.halves[1] for run in guided if run.kept is not None]
         inputs[FEATURES] = np.stack([half for half in halves if half is not None], dtype=np.float32)
-    caching = variant is Variant.FULL and any(run.kept is not None for run in runs)
-    return EngineCall(variant, inputs, (OUT, FEATURES) if caching else (OUT,))
+        if not kept[0].caching.attends:
+            del inputs["encoder_hidden_states"]
+    negatives = {index: row for row, index in enumerate(halved, len(runs))}
+    return EngineCall(variant, inputs, (OUT, FEATURES) if kept and variant is Variant.FULL else (OUT,), negatives)
 
 
 def commit(runs: Sequence[ImageRun], call: EngineCall, outputs: Mapping[str, Array]) -> list[EngineError | None]:
@@ -72,8 +77,8 @@ def commit(runs: Sequence[ImageRun], call: EngineCall, outputs: Mapping[str, Arr
     if made.shape != samples.shape:
         raise EngineError(f"{call.variant}: output of shape {made.shape} for samples of shape {samples.shape}")
     if FEATURES in call.outputs:
-        _keep(runs, outputs[FEATURES])
-    made = _guide(runs, made)
+        _keep(runs, call, outputs[FEATURES])
+    made = _guide(runs, call, made)
     finite = [bool(np.isfinite(row).all()) for row in made]
     going_on = [index for index, good in enumerate(finite) if good]
     _move([runs[index] for index in going_on], samples[going_on], made[going_on])
@@ -81,26 +86,35 @@ def commit(runs: Sequence[ImageRun], call: EngineCall, outputs: Mapping[str, Arr
     return [None if good else wrong for good in finite]
 
 
-def _keep(runs: Sequence[ImageRun], features: Array) -> None:
-    negative = len(runs)
+def _keep(runs: Sequence[ImageRun], call: EngineCall, features: Array) -> None:
     for index, run in enumerate(runs):
-        halves = [features[index]]
-        if run.guided:
-            halves.append(features[negative])
-            negative += 1
         if run.kept is not None:
+            halves = [features[index]]
+            if index in call.negatives and run.reused is None:
+                halves.append(features[call.negatives[index]])
             run.kept.keep(run.step, halves)
 
 
-def _guide(runs: Sequence[ImageRun], outputs: Array) -> Array:
+def _guide(runs: Sequence[ImageRun], call: EngineCall, outputs: Array) -> Array:
     guided = [index for index, run in enumerate(runs) if run.guided]
     if not guided:
         return outputs
     made = outputs[: len(runs)].copy()
     scales = np.array([runs[index].row.guidance_scale for index in guided], dtype=np.float32)[:, None, None, None]
-    negative = outputs[len(runs) :]
+    negative = np.stack([_negative(runs[index], call.negatives.get(index), outputs) for index in guided])
     made[guided] = negative + scales * (made[guided] - negative)
     return made
+
+
+def _negative(run: ImageRun, row: int | None, outputs: Array) -> Array:
+    """A guided run's unconditional prediction: this call's row, which is kept where that is planned, or what was kept."""
+    if row is None:
+        assert run.reused is not None
+        assert run.reused.prediction is not None
+        return run.reused.prediction
+    if run.reused is not None:
+        run.reused.keep(run.step, outputs[row])
+    return outputs[row]
 
 
 def _move(runs: Sequence[ImageRun], samples: Array, outputs: Array) -> None:
@@ -118,5 +132,6 @@ def _move(runs: Sequence[ImageRun], samples: Array, outputs: Array) -> None:
     advance(tables, steps, [run.state for run in runs], clean, noises)
     for run in runs:
         run.step += 1
-        if run.done and run.kept is not None:
-            run.kept.forget()
+        for kept in (run.kept, run.reused):
+            if run.done and kept is not None:
+                kept.forget()

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from nereid.diffusion.cache_options import cache_plan
+from nereid.diffusion.cache_options import cache_plan, guidance_plan
 from nereid.diffusion.families import Conditioning, family_of
-from nereid.diffusion.feature_cache import CachePlan
+from nereid.diffusion.feature_cache import CachePlan, Caching
 from nereid.diffusion.options import (
     Options,
     first_step,
@@ -60,8 +60,8 @@ class ImageRow:
     latents: NDArray[np.float32] | None
     memory: NDArray[np.float32] | None
     image: NDArray[np.uint8] | None
-    cache: CachePlan | None = None
-    feature_dtype: type = np.float32
+    cache: Caching | None = None
+    guidance_cache: CachePlan | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -128,7 +128,7 @@ class _RowParser:
         if origin == steps:
             raise InvalidRequestError.of("strength", strength, f"at least 1/num_inference_steps ({1 / steps:.3g})")
         begin, end = self._segment(prompt, origin, steps)
-        cache = self._cache(prompt, options, origin, begin)
+        cache, guidance_cache = self._caches(prompt, options, origin, begin)
         if pipeline.few_step and options.guided:
             self.warnings.append(
                 f"guidance_scale: {options.guidance:g} is unsuitable for this few-step model; "
@@ -155,21 +155,31 @@ class _RowParser:
             memory=memory,
             image=None if picture is None or memory is not None else self._picture(picture[prompt]),
             cache=cache,
-            feature_dtype=self.feature_dtype,
+            guidance_cache=guidance_cache,
         )
 
-    def _cache(self, prompt: int, options: Options, origin: int, begin: int) -> CachePlan | None:
-        """A segment has no features of the one before it, so that it must begin where none are needed."""
-        plan = options.cache
-        if plan is None:
-            return None
+    def _caches(self, prompt: int, options: Options, origin: int, begin: int) -> tuple[Caching | None, CachePlan | None]:
+        """The plans from `origin` on. A segment has nothing kept by the one before it: it must begin where nothing is needed."""
+        plans = {"cache": options.cache, "guidance_cache": options.guidance_cache if options.guided else None}
         if origin:
-            name = options.scheduler
-            plan = cache_plan(self.fields, prompt, self.pipeline, scheduler=name, steps=options.steps, origin=origin)
-        if plan is not None and begin != origin and begin not in (plan.full or ()):
-            allowed = f"one of {sorted(plan.full)}, which compute the whole UNet" if plan.full else f"{origin} with this cache"
-            raise InvalidRequestError.of("step_begin", begin, allowed)
-        return plan
+            its = {"scheduler": options.scheduler, "steps": options.steps, "origin": origin}
+            guided = guided_steps(options.interval, options.steps)
+            again = {
+                "cache": lambda: cache_plan(self.fields, prompt, self.pipeline, **its),
+                "guidance_cache": lambda: guidance_plan(self.fields, prompt, self.pipeline, guided=guided, **its),
+            }
+            plans = {name: None if plan is None else again[name]() for name, plan in plans.items()}
+        for name, plan in plans.items():
+            if plan is not None and begin != origin and begin not in (plan.full or ()):
+                allowed = (
+                    f"one of {sorted(plan.full)}, at which {name} keeps nothing" if plan.full else f"{origin} with this {name}"
+                )
+                raise InvalidRequestError.of("step_begin", begin, allowed)
+        facts, plan = self.pipeline.cache, plans["cache"]
+        caching = None
+        if plan is not None and facts is not None:
+            caching = Caching(plan=plan, dtype=self.feature_dtype, attends=facts.attends)
+        return caching, plans["guidance_cache"]
 
     @property
     def _latent_shape(self) -> tuple[int, ...]:

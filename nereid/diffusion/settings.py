@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nereid.diffusion.feature_cache import FeatureCache
+from nereid.diffusion.feature_cache import CacheCalibration, FeatureCache
 from nereid.diffusion.solvers import SchedulerConfig, SchedulerName
 from nereid.diffusion.vae_tiles import BYTES_PER_PIXEL, VaeTiling
 from nereid.engines.memory import RunMemory
@@ -42,6 +42,8 @@ class Pipeline:
     """What a run of each engine needs, by its component's name, where export has measured it."""
     cache: FeatureCache | None = None
     """Where the UNet is cut for feature caching."""
+    guidance_calibrations: tuple[CacheCalibration, ...] = ()
+    """What was measured of the unconditional prediction's reuse."""
 
     def feature_bytes(self, pixels: int, *, guided: bool, item_bytes: int) -> int:
         """What the kept features of one image of `pixels` take."""
@@ -72,6 +74,7 @@ class Pipeline:
         raw["latents_to_rgb"] = tuple(tuple(row) for row in raw["latents_to_rgb"])
         raw["scheduler"] = SchedulerConfig.from_diffusers(raw["scheduler"])
         raw["cache"] = None if raw.get("cache") is None else FeatureCache.parse(raw["cache"])
+        raw["guidance_calibrations"] = tuple(map(CacheCalibration.parse, raw.get("guidance_calibrations", ())))
         raw["memory"] = {name: RunMemory(**measured) for name, measured in raw.get("memory", {}).items()}
         return cls(**raw)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from nereid.diffusion.feature_cache import KeptFeatures
+from nereid.diffusion.guidance_cache import KeptPrediction
 from nereid.diffusion.images import from_pixels
 from nereid.diffusion.requests import ImageRequest, ImageRow
 from nereid.diffusion.solvers import SolverState
@@ -32,11 +33,16 @@ def start_runs(request: ImageRequest, encode: Encode, given_up: Callable[[], boo
     def moments(image: Array) -> tuple[Array, Array]:
         return encode_image(image, request.tiling, again, proceed)
 
-    return [ImageRun(row, _start(row, moments), row.begin, kept=_kept(row)) for row in request.rows]
-
-
-def _kept(row: ImageRow) -> KeptFeatures | None:
-    return None if row.cache is None else KeptFeatures(row.cache, row.feature_dtype)
+    return [
+        ImageRun(
+            row,
+            _start(row, moments),
+            row.begin,
+            kept=None if row.cache is None else KeptFeatures(row.cache),
+            reused=None if row.guidance_cache is None else KeptPrediction(row.guidance_cache),
+        )
+        for row in request.rows
+    ]
 
 
 def _start(row: ImageRow, encode: Callable[[Array], tuple[Array, Array]]) -> SolverState:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nereid.diffusion.feature_cache import KeptFeatures, Variant
+from nereid.diffusion.guidance_cache import KeptPrediction
 from nereid.diffusion.requests import ImageRequest, ImageRow
 from nereid.diffusion.solvers import SolverState
 from nereid.flow.errors import RequestError
@@ -34,8 +35,10 @@ class ImageRun:
     deaths: int = 0
     kept: KeptFeatures | None = None
     """Where the run caches features."""
-    held_since: float | None = None
-    """When its start was first delayed for the sake of its phase."""
+    reused: KeptPrediction | None = None
+    """Where it reuses the unconditional prediction."""
+    ready_since: float | None = None
+    """When a run that caches features was first looked at, to know how long its start has been delayed."""
 
     @property
     def done(self) -> bool:
@@ -48,14 +51,25 @@ class ImageRun:
 
     @property
     def guided(self) -> bool:
-        """Whether this step has an unconditional half."""
+        """Whether this step is guided."""
         return self.row.negative is not None and self.step in self.row.guided
 
     @property
     def variant(self) -> Variant:
         """The engine that the next step calls."""
-        shallow = self.kept is not None and not self.kept.is_full(self.step, self.guided)
-        return Variant.SHALLOW if shallow else Variant.FULL
+        if self.kept is None:
+            return Variant.FULL
+        if self.reused is None:
+            return Variant.FULL if self.kept.is_full(self.step, both=self.guided) else Variant.SHALLOW
+        lacking = self.guided and self.reused.prediction is None
+        return Variant.FULL if lacking or self.kept.is_full(self.step, both=False) else Variant.SHALLOW
+
+    @property
+    def has_negative_row(self) -> bool:
+        """Whether the next step computes the unconditional half; with kept features, whole steps alone do where it is reused."""
+        if self.reused is None or not self.guided:
+            return self.guided
+        return self.variant is Variant.FULL and self.reused.is_due(self.step)
 
     @property
     def shape(self) -> tuple[object, ...]:

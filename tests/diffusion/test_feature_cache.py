@@ -10,8 +10,9 @@ import pytest
 
 from nereid.diffusion.feature_cache import (
     CacheCalibration,
-    CalibratedLevel,
     CachePlan,
+    Caching,
+    CalibratedLevel,
     FeatureCache,
     KeptFeatures,
     Level,
@@ -36,7 +37,9 @@ CURVES = ((0.3, 0.1, 0.1, 0.1, 0.1, 9.0), (0.6, 0.2, 0.2, 0.2, 9.0, 9.0))
 def cut(**changes: object) -> Pipeline:
     """A pipeline whose UNet is cut, with one calibration."""
     levels = {Level.LIGHT: CalibratedLevel(threshold=0.15, psnr=33.0), Level.BALANCED: CalibratedLevel(threshold=0.25, psnr=28.0)}
-    found = CacheCalibration(scheduler="ddim", steps=6, curves=CURVES, levels={**levels, Level.AGGRESSIVE: levels[Level.BALANCED]})
+    found = CacheCalibration(
+        scheduler="ddim", steps=6, curves=CURVES, levels={**levels, Level.AGGRESSIVE: levels[Level.BALANCED]}
+    )
     return pipeline(default_steps=6, cache=FeatureCache(branch=0, channels=2, calibrations=(found,)), **changes)
 
 
@@ -172,7 +175,7 @@ def test_a_start_waits_for_its_mates_whole_step_and_stays_in_phase() -> None:
 
 
 def test_a_start_does_not_wait_longer_than_a_whole_step_takes() -> None:
-    loop = DenoisingLoop(unet(), 16, known_costs(100, 70))
+    loop = DenoisingLoop(unet(), 16, known_costs(100, 110))
     first, second = seeded(1, cache_interval=whole(3)), seeded(2, cache_interval=whole(3))
     loop.advance([first])
     loop.advance([first, second])
@@ -197,19 +200,19 @@ def test_a_half_that_begins_to_be_guided_computes_everything_first() -> None:
 
 
 def test_a_threshold_follows_the_rows_own_change() -> None:
-    kept = KeptFeatures(CachePlan.by_change(0.25))
+    kept = KeptFeatures(Caching(plan=CachePlan.by_change(0.25)))
     value = np.ones((2, 4, 4), np.float32)
-    assert kept.is_full(0, False)
+    assert kept.is_full(0, both=False)
     kept.keep(0, [value])
-    assert kept.is_full(1, False)  # how fast they change is not known yet
+    assert kept.is_full(1, both=False)  # how fast they change is not known yet
     kept.keep(1, [value * np.float32(1 / 0.9)])  # by a tenth of what they are now
-    assert [kept.is_full(step, False) for step in (2, 3)] == [False, True]
+    assert [kept.is_full(step, both=False) for step in (2, 3)] == [False, True]
     kept.keep(3, [value * np.float32(1 / 0.9)])  # not at all
     assert kept.steps_to_full(3) == 10
 
 
 def test_features_may_be_kept_in_half_the_memory() -> None:
-    half = KeptFeatures(CachePlan.every(3, 0, 6), np.float16)
+    half = KeptFeatures(Caching(plan=CachePlan.every(3, 0, 6), dtype=np.float16))
     half.keep(0, [np.full((2, 4, 4), 0.1, np.float32)] * 2)
     assert half.nbytes == 2 * 2 * 2 * 16
     half.forget()
@@ -262,7 +265,10 @@ def test_a_segment_begins_where_no_features_are_needed() -> None:
         ({"cache": text("0")}, "cache: '0' is not allowed"),
         ({"cache": text("1.5")}, "cache: '1.5' is not allowed"),
         ({"cache": text("nan")}, "cache: 'nan' is not allowed"),
-        ({"cache": text("light"), "num_inference_steps": whole(7)}, "not calibrated for ddim with 7 steps; it is for ddim with 6"),
+        (
+            {"cache": text("light"), "num_inference_steps": whole(7)},
+            "not calibrated for ddim with 7 steps; it is for ddim with 6",
+        ),
         ({"cache": text("light"), "scheduler": text("euler")}, "not calibrated for euler with 6 steps"),
         ({"cache": text("light"), "eta": np.array([[0.5]], np.float32)}, "not allowed with eta"),
         ({"cache": text("light"), "cache_interval": whole(2)}, "cache_interval: 2 is not allowed"),
@@ -272,6 +278,14 @@ def test_what_cannot_be_cached_is_refused_by_name(asked: dict[str, Array], said:
     with pytest.raises(InvalidRequestError) as refused:
         seeded(1, **asked)
     assert said in str(refused.value)
+
+
+def test_an_outer_part_without_attention_is_not_told_the_prompt() -> None:
+    facts = pipeline(cache=FeatureCache(branch=0, channels=2, attends=False))
+    engine = Unet(lambda inputs: inputs["sample"], features)
+    finish(DenoisingLoop(engine, 16), begun(request(cache_interval=whole(3)), facts))
+    told = {variant: "encoder_hidden_states" in call for variant, call in zip(engine.variants, engine.calls, strict=True)}
+    assert told == {FULL: True, SHALLOW: False}
 
 
 @pytest.mark.parametrize("asked", [{"cache": text("light")}, {"cache": text("0.1")}, {"cache_interval": whole(2)}])

@@ -1,0 +1,320 @@
+"""`nereid calibrate`: how features and unconditional predictions change from step to step, and which thresholds deserve a name.
+
+The engines of a published pipeline draw pictures in this process, with the served scheduler, solver and guidance. The curves and
+what each name costs go into the pipeline; nothing is guessed for schedulers or numbers of steps that were not measured.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nereid.diffusion.feature_cache import FEATURES, CachePlan, CalibratedLevel, Level, greedy_plan
+from nereid.diffusion.plan import OUT, EngineCall
+from nereid.diffusion.settings import PIPELINE_FILE, Pipeline
+from nereid.diffusion.solvers import ScheduleError, SchedulerName, build_table
+from nereid.diffusion.state import ImageRun
+from nereid_export.calibration import PROMPTS, drawn_prompts, read_prompts
+from nereid_export.checkpoint import Checkpoint, understood
+from nereid_export.clip_tokenizers import read_tokenizers
+from nereid_export.components import Component, components_of
+from nereid_export.configs import prefixed
+from nereid_export.drawing import Drawer, denoised, psnr
+from nereid_export.edited import Manifest, damage_named, edited, rewrite_facts
+from nereid_export.engines import BUILDERS, Engine
+from nereid_export.engines.base import Target
+from nereid_export.engines.check import Run
+from nereid_export.engines.plan_options import PlanOptions
+from nereid_export.engines.precision import Precision
+from nereid_export.errors import ExportError
+from nereid_export.frame import Device, Progress
+from nereid_export.gate import score
+from nereid_export.lora import Lora
+from nereid_export.scorers import Scorer, scorer_for
+
+PSNR_BOUNDS: Mapping[Level, float] = {Level.LIGHT: 30.0, Level.BALANCED: 25.0, Level.AGGRESSIVE: 20.0}
+"""Smallest median PSNR in dB, against the uncached pictures of the same seeds, that a level's threshold may have."""
+SCORE_BOUNDS: Mapping[Level, float] = {Level.LIGHT: 1.0, Level.BALANCED: 2.0, Level.AGGRESSIVE: 5.0}
+"""Points of the checkpoint's score, where it has a scorer, that a level may cost."""
+LONGEST_REUSE = 9
+"""Steps that features are compared over."""
+_MOST_DB = 100.0
+"""Of pictures that are equal, whose PSNR is infinite."""
+
+
+Curves = tuple[tuple[float, ...], ...]
+"""`curves[k - 1][s]`: the error at step s + k of what was kept at step s."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateOptions:
+    """What `nereid calibrate` may be asked for; the pipeline's own scheduler and steps where they are empty."""
+
+    repository: Path
+    checkpoint: Path
+    name: str = ""
+    lora: tuple[Lora, ...] = ()
+    schedulers: tuple[str, ...] = ()
+    steps: tuple[int, ...] = ()
+    prompts: Path | None = None
+
+
+def calibrate(options: CalibrateOptions, progress: Progress) -> list[dict[str, Any]]:
+    """Measure, choose and publish; returns the calibrations. Raises ExportError, after which the repository is as before."""
+    home = prefixed("text_to_image", options.name)
+    copied = edited(
+        options.repository, progress, "calibrated", lambda manifest: home in manifest["models"], f"as the pipeline {home}"
+    )
+    with copied as (beside, homes):
+        ((place, manifest),) = homes.items()
+        with damage_named(options.repository / place):
+            found = _Calibrating.of(options, beside, manifest).all(progress)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Calibrating:
+    """A copy of the repository that is changed here, the pipeline's manifest, and what draws its pictures."""
+
+    repository: Path
+    manifest: Manifest
+    facts: dict[str, Any]
+    drawer: Drawer
+    scorer: Scorer | None
+    prompts: tuple[str, ...]
+    settings: Sequence[tuple[str, int]]
+    """Scheduler and steps of each calibration."""
+
+    @classmethod
+    def of(cls, options: CalibrateOptions, repository: Path, manifest: Manifest) -> _Calibrating:
+        denoise = repository / prefixed("denoise", options.name) / "1" / PIPELINE_FILE
+        text = denoise.read_text()
+        facts, pipeline = json.loads(text), Pipeline.from_json(text)
+        branch = None if pipeline.cache is None else pipeline.cache.branch
+        if branch is None and not _guided(pipeline):
+            raise ExportError(
+                f"{options.repository}: there is nothing to calibrate; its UNet was exported without --cache-branch, and is not "
+                "guided by an unconditional half"
+            )
+        checkpoint = Checkpoint.open(options.checkpoint, options.lora, branch)
+        if checkpoint.digest() != manifest["source"]["sha256"]:
+            raise ExportError(
+                f"--checkpoint: {options.checkpoint} is not allowed; its digest is not that of {manifest['source']['name']}, "
+                "which these engines were made from (LoRA weights are to be named as at export)"
+            )
+        with understood(checkpoint.folder):
+            tokenizers = read_tokenizers(checkpoint)
+            parts = components_of(checkpoint)
+        scorer = scorer_for(checkpoint.folder)
+        if options.prompts is not None:
+            prompts = read_prompts(options.prompts)
+        else:
+            prompts = tuple(scorer.prompts(PROMPTS)) if scorer else drawn_prompts(next(iter(tokenizers.values())))
+        settings = [
+            (str(_scheduler(name)), steps)
+            for name in options.schedulers or (str(pipeline.default_scheduler),)
+            for steps in options.steps or (pipeline.default_steps,)
+        ]
+        for name, steps in settings:
+            _require(pipeline, name, steps)
+        runs = {part.name: _load(part, repository, manifest, options.name) for part in parts}
+        return cls(repository, manifest, facts, Drawer(pipeline, tokenizers, runs), scorer, prompts, settings)
+
+    def all(self, progress: Progress) -> list[dict[str, Any]]:
+        """Every calibration, written into the copy; those of other schedulers and steps stay as they are."""
+        pipeline = self.drawer.pipeline
+        kinds = [*([_FEATURES] if pipeline.cache else []), *([_GUIDANCE] if _guided(pipeline) else [])]
+        progress.total(2 * len(self.settings) * len(kinds) + 1)
+        made: dict[str, list[dict[str, Any]]] = {kind.field: [] for kind in kinds}
+        for scheduler, steps in self.settings:
+            for kind in kinds:
+                said = f"{kind.field}, {scheduler}, {steps} steps"
+                progress.step(f"{said}: measuring changes")
+                curves = self._curves(kind, scheduler, steps, progress.detail)
+                progress.step(f"{said}: measuring levels")
+                levels = self._levels(kind, scheduler, steps, curves, progress.detail)
+                made[kind.field].append({"scheduler": scheduler, "steps": steps, **levels})
+        new = {(scheduler, steps) for scheduler, steps in self.settings}
+        for kind in kinds:
+            kept = [its for its in kind.known(self.facts) if (its["scheduler"], its["steps"]) not in new]
+            known = [*kept, *made[kind.field]]
+            rewrite_facts(self.repository, self.manifest, **kind.written(self.facts, known))
+            shown = [{name: value for name, value in its.items() if name != "curves"} for its in known]
+            self.manifest.setdefault("calibrations", {})[kind.field] = shown
+        return [{"field": kind, **its} for kind, found in made.items() for its in found]
+
+    def _curves(self, kind: _Kind, scheduler: str, steps: int, told: Callable[[str], None]) -> Curves:
+        """Mean relative change of what is kept over 1 to LONGEST_REUSE steps, from each step on."""
+        longest = min(LONGEST_REUSE, steps - 1)
+        sums = np.zeros((longest, steps))
+        drawer = self._asked(scheduler, steps, **kind.watched)
+        for number, prompt in enumerate(self.prompts):
+            told(f"picture {number + 1} of {len(self.prompts)}")
+            seen: list[NDArray[np.float32]] = []
+
+            def note(runs: Sequence[ImageRun], call: EngineCall, outputs: Mapping[str, NDArray], seen: list = seen) -> None:
+                seen.append(kind.of(call, outputs))
+
+            request = drawer.request([prompt], [number], steps=steps)
+            denoised(drawer.pipeline, request, lambda call: drawer.runs[call.variant](call.inputs, call.outputs), note)
+            for over in range(1, longest + 1):
+                for step in range(steps - over):
+                    before, after = seen[step], seen[step + over]
+                    sums[over - 1, step] += np.abs(before - after).sum() / max(float(np.abs(after).sum()), 1e-12)
+        return tuple(tuple(float(f"{value:.5g}") for value in curve) for curve in sums / len(self.prompts))
+
+    def _levels(self, kind: _Kind, scheduler: str, steps: int, curves: Curves, told: Callable[[str], None]) -> dict[str, Any]:
+        """The quickest plan of each level within its bounds, and what it costs."""
+        plans = _plans(curves, steps)
+        told("uncached pictures")
+        plain = self._pictures(self._asked(scheduler, steps), steps)
+        whole = None if self.scorer is None else self._score(self._asked(scheduler, steps), steps, "uncached", told)
+        measured: dict[float, float] = {}
+        scores: dict[float, float] = {}
+
+        def likeness(threshold: float) -> float:
+            if threshold not in measured:
+                told(f"{len(plans[threshold].full or ())} of {steps} steps whole")
+                ours = self._pictures(self._with(kind, scheduler, steps, curves, threshold), steps)
+                pairs = zip(ours, plain, strict=True)
+                measured[threshold] = round(statistics.median(min(psnr(one, other), _MOST_DB) for one, other in pairs), 2)
+            return measured[threshold]
+
+        def loss(threshold: float) -> float:
+            if whole is None:
+                return 0.0
+            if threshold not in scores:
+                count = len(plans[threshold].full or ())
+                drawer = self._with(kind, scheduler, steps, curves, threshold)
+                scores[threshold] = self._score(drawer, steps, f"{count} of {steps} steps whole", told)
+            return whole - scores[threshold]
+
+        levels, rising = {}, list(plans)
+        for level in Level:
+            threshold = quickest(rising, partial(_within, likeness, PSNR_BOUNDS[level]))
+            while threshold > 0 and loss(threshold) > SCORE_BOUNDS[level]:
+                threshold = max((one for one in plans if one < threshold), default=0.0)
+            found = CalibratedLevel(
+                threshold=threshold, psnr=likeness(threshold), score=None if whole is None else whole - loss(threshold)
+            )
+            levels[level] = {**asdict(found), "whole_steps": len(plans[threshold].full or ())}
+        return {
+            "prompts": len(self.prompts),
+            **({} if self.scorer is None else {"scored_by": self.scorer.name, "score_uncached": whole}),
+            "curves": curves,
+            "levels": levels,
+        }
+
+    def _asked(self, scheduler: str, steps: int, **more: Any) -> Drawer:
+        return replace(self.drawer, asked={"scheduler": scheduler, "num_inference_steps": steps, **more})
+
+    def _with(self, kind: _Kind, scheduler: str, steps: int, curves: Curves, threshold: float) -> Drawer:
+        """A drawer that keeps by this threshold."""
+        level = {"threshold": threshold, "psnr": None}
+        found = {"scheduler": scheduler, "steps": steps, "curves": curves, "levels": {Level.LIGHT: level}}
+        pipeline = Pipeline.from_json(json.dumps({**self.facts, **kind.written(self.facts, [found])}))
+        return replace(self._asked(scheduler, steps, **{kind.field: str(Level.LIGHT)}), pipeline=pipeline)
+
+    def _pictures(self, drawer: Drawer, steps: int) -> list[NDArray[np.uint8]]:
+        return [drawer.draw([prompt], [seed], steps=steps)[0] for seed, prompt in enumerate(self.prompts)]
+
+    def _score(self, drawer: Drawer, steps: int, said: str, told: Callable[[str], None]) -> float:
+        assert self.scorer is not None
+        return round(score(drawer, self.scorer, said, told), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What may be kept between steps: the request's `field`, what a request `watched` for it asks, and where facts have it."""
+
+    field: str
+    watched: Mapping[str, int]
+    of: Callable[[EngineCall, Mapping[str, NDArray]], NDArray[np.float32]]
+    known: Callable[[Mapping[str, Any]], list[dict[str, Any]]]
+    written: Callable[[Mapping[str, Any], list[dict[str, Any]]], dict[str, Any]]
+
+
+_FEATURES = _Kind(
+    field="cache",
+    watched={"cache_interval": 1},
+    of=lambda call, outputs: outputs[FEATURES],
+    known=lambda facts: facts["cache"]["calibrations"],
+    written=lambda facts, found: {"cache": {**facts["cache"], "calibrations": found}},
+)
+_GUIDANCE = _Kind(
+    field="guidance_cache",
+    watched={},
+    of=lambda call, outputs: outputs[OUT][list(call.negatives.values())],
+    known=lambda facts: facts.get("guidance_calibrations", []),
+    written=lambda facts, found: {"guidance_calibrations": found},
+)
+
+
+def _guided(pipeline: Pipeline) -> bool:
+    """Whether a request that names nothing has an unconditional half."""
+    return pipeline.default_guidance > 1 and pipeline.time_cond_proj_dim is None
+
+
+def _within(likeness: Callable[[float], float], bound: float, threshold: float) -> bool:
+    return likeness(threshold) >= bound
+
+
+def quickest(thresholds: Sequence[float], good: Callable[[float], bool]) -> float:
+    """The largest of rising thresholds that is good, where those below a good one are taken for good; the first is."""
+    low, high = 0, len(thresholds)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if good(thresholds[middle]) else (low, middle)
+    return thresholds[low]
+
+
+def _plans(curves: tuple[tuple[float, ...], ...], steps: int) -> dict[float, CachePlan]:
+    """Plans by the smallest threshold that makes them, rising, each once; the first reuses nothing."""
+    plans = {0.0: greedy_plan(curves, 0.0, 0, steps)}
+    for threshold in sorted({value for curve in curves for value in curve if 0 < value <= 1}):
+        plan = greedy_plan(curves, threshold, 0, steps)
+        if plan not in plans.values() and len(plan.full or ()) < min(len(its.full or ()) for its in plans.values()):
+            plans[threshold] = plan
+    return plans
+
+
+def _scheduler(name: str) -> SchedulerName:
+    try:
+        return SchedulerName(name)
+    except ValueError:
+        raise ExportError(f"--scheduler: {name!r} is not allowed; it must be one of {', '.join(SchedulerName)}") from None
+
+
+def _require(pipeline: Pipeline, name: str, steps: int) -> None:
+    if steps < 3:
+        raise ExportError(f"--steps: {steps} is not allowed; it must be 3 at least, since the first and the last step are whole")
+    try:
+        build_table(SchedulerName(name), pipeline.scheduler, steps)
+    except ScheduleError as error:
+        raise ExportError(f"--steps: {steps} is not allowed with {name}: {error}") from None
+
+
+def _load(component: Component, repository: Path, manifest: Manifest, prefix: str) -> Run:
+    """The published engine, with the settings that it is served with."""
+    model = prefixed(component.name, prefix)
+    figures, asked = manifest["engines"][model], manifest["arguments"]
+    engine = Engine(figures["engine"])
+    target = Target(
+        precision=Precision(figures["precision"]),
+        device=Device(asked["device"]),
+        max_batch_size=int(asked["max_batch_size"]),
+        default_side=0,
+        max_side=int(asked["max_side"]),
+        scale=1,
+        plan=replace(PlanOptions(), threads=figures.get("threads", 0)),
+    )
+    BUILDERS[engine].require_run(target)
+    return BUILDERS[engine].load(component, repository / model / "1", target)
