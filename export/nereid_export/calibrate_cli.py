@@ -41,9 +41,9 @@ def calibrate(
 ) -> None:
     """Measure what may be kept between steps, and give thresholds their names, for requests' cache and guidance_cache.
 
-    Feature caching wants a UNet that was exported with --cache-branch. Each name (light, balanced, aggressive) stands for the quickest plan whose pictures stay within its bounds: a median PSNR of 30, 25 and 20 dB against the
-    uncached pictures, and a loss of 1, 2 and 5 points where the checkpoint has a scorer. Servers of the repository must be
-    started again.
+    Feature caching wants a UNet that was exported with --cache-branch. Each name (light, balanced, aggressive) stands for the
+    quickest plan whose pictures stay within its bounds: a median PSNR of 30, 25 and 20 dB against the pictures without it, and
+    a loss of 1, 2 and 5 points where the checkpoint has a scorer. Servers of the repository must be started again.
     """
 
     def work(bar: Any) -> list[dict[str, Any]]:

@@ -62,10 +62,12 @@ class _Pipeline:
             self._forget_calibrations()
 
     def _forget_calibrations(self) -> None:
-        """Feature caching was measured with other engines."""
+        """What may be kept between steps was measured with other engines."""
         file = self.repository / configs.prefixed("denoise", self.manifest["arguments"]["name"]) / "1" / PIPELINE_FILE
-        if (cache := json.loads(file.read_text()).get("cache")) is not None:
-            rewrite_facts(self.repository, self.manifest, cache={**cache, "calibrations": []})
+        cache = json.loads(file.read_text()).get("cache")
+        emptied = None if cache is None else {**cache, "calibrations": []}
+        rewrite_facts(self.repository, self.manifest, cache=emptied, guidance_calibrations=[])
+        self.manifest.pop("calibrations", None)
 
     def _contest(self, model: str, described: dict[str, Any]) -> tuple[Contest, dict[str, dict[str, Any]]]:
         """The contest, and what the manifest says of its engines by their labels."""

@@ -160,26 +160,23 @@ class _RowParser:
 
     def _caches(self, prompt: int, options: Options, origin: int, begin: int) -> tuple[Caching | None, CachePlan | None]:
         """The plans from `origin` on. A segment has nothing kept by the one before it: it must begin where nothing is needed."""
-        plans = {"cache": options.cache, "guidance_cache": options.guidance_cache if options.guided else None}
+        cache, reuse = options.cache, options.guidance_cache if options.guided else None
         if origin:
-            its = {"scheduler": options.scheduler, "steps": options.steps, "origin": origin}
-            guided = guided_steps(options.interval, options.steps)
-            again = {
-                "cache": lambda: cache_plan(self.fields, prompt, self.pipeline, **its),
-                "guidance_cache": lambda: guidance_plan(self.fields, prompt, self.pipeline, guided=guided, **its),
-            }
-            plans = {name: None if plan is None else again[name]() for name, plan in plans.items()}
-        for name, plan in plans.items():
+            scheduler, steps = options.scheduler, options.steps
+            fields, pipeline, guided = self.fields, self.pipeline, guided_steps(options.interval, steps)
+            cache = cache_plan(fields, prompt, pipeline, scheduler=scheduler, steps=steps, origin=origin)
+            if reuse is not None:
+                reuse = guidance_plan(fields, prompt, pipeline, guided=guided, scheduler=scheduler, steps=steps, origin=origin)
+        for name, plan in (("cache", cache), ("guidance_cache", reuse)):
             if plan is not None and begin != origin and begin not in (plan.full or ()):
                 allowed = (
                     f"one of {sorted(plan.full)}, at which {name} keeps nothing" if plan.full else f"{origin} with this {name}"
                 )
                 raise InvalidRequestError.of("step_begin", begin, allowed)
-        facts, plan = self.pipeline.cache, plans["cache"]
-        caching = None
-        if plan is not None and facts is not None:
-            caching = Caching(plan=plan, dtype=self.feature_dtype, attends=facts.attends)
-        return caching, plans["guidance_cache"]
+        facts, caching = self.pipeline.cache, None
+        if cache is not None and facts is not None:
+            caching = Caching(plan=cache, dtype=self.feature_dtype, attends=facts.attends)
+        return caching, reuse
 
     @property
     def _latent_shape(self) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from nereid.diffusion.state import ImageTask
 from nereid.diffusion.vae_tiles import Encode
 from nereid.diffusion.watching import Watchers, state_outputs
 from nereid.engines.costs import StepCosts
-from nereid.engines.memory import available_bytes
+from nereid.engines.memory import available_bytes, shared_bytes
 from nereid.flow.batcher import InFlightBatcher
 from nereid.flow.errors import EngineError, PoisonousRequestError, RequestError
 from nereid.flow.fields import FieldReader, Inputs
@@ -75,6 +75,7 @@ class DenoiseService:
         self.limits = replace(self.limits, memory_budget_bytes=budget)
         self.limits.tiling(self.pipeline.vae_scale_factor)  # a mistake is told when the model loads
         _ = self.limits.feature_type
+        self.pipeline.require_shared_memory(self.limits.unet_max_batch_size, shared_bytes())
         self._decoded = PicturesDecoded(self.decoders)
         self._observer = ImageObserver(self.recorder)
         self._loop = DenoisingLoop(

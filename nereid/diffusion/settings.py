@@ -51,6 +51,20 @@ class Pipeline:
             return 0
         return (2 if guided else 1) * self.cache.feature_bytes(pixels // self.vae_scale_factor**2, item_bytes)
 
+    def require_shared_memory(self, rows: int, free: int) -> None:
+        """Raise ValueError where features of a call of so many rows of the usual size do not go through shared memory, there and
+        back."""
+        if self.cache is None:
+            return
+        latent_pixels = self.default_width * self.default_height // self.vae_scale_factor**2
+        needed = 2 * rows * self.cache.feature_bytes(latent_pixels, 4)
+        if needed > free:
+            raise ValueError(
+                f"/dev/shm: {free / 2**20:.0f} MiB are free; features of a call of {rows} rows (unet_max_batch_size) at "
+                f"{self.default_width} x {self.default_height} need {needed / 2**20:.0f} MiB there (docker run --shm-size), or "
+                "export without --cache-branch"
+            )
+
     def image_bytes(self, pixels: int, *, guided: bool, from_image: bool, tiling: VaeTiling) -> float:
         """What one image of `pixels` needs at its largest engine; 0 where export has measured nothing.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+_SHARED = Path("/dev/shm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,11 @@ class RunMemory:
             bytes_per_row_pixel=factor * self.bytes_per_row_pixel,
             bytes_per_row_pixel_squared=factor * self.bytes_per_row_pixel_squared,
         )
+
+
+def shared_bytes(folder: Path = _SHARED) -> int:
+    """What shared memory may still take: tensors go to and from engines through it."""
+    return shutil.disk_usage(folder).free
 
 
 def available_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int:

@@ -237,6 +237,19 @@ def test_kept_features_count_in_the_requests_memory() -> None:
     assert (cached - plain, half - plain) == (2 * 2 * 64 * 4, 2 * 2 * 64 * 2)
 
 
+def test_shared_memory_that_is_too_small_for_features_is_told_at_the_start() -> None:
+    facts = cut()  # 2 channels x 8 x 8 latents of 4 bytes
+    facts.require_shared_memory(16, 2 * 16 * 512)
+    with pytest.raises(ValueError, match=r"/dev/shm: 0 MiB are free; .* 16 rows .* at 64 x 64 need 0 MiB"):
+        facts.require_shared_memory(16, 2 * 16 * 512 - 1)
+    pipeline().require_shared_memory(16, 0)
+
+
+def test_how_features_are_kept_is_fp32_or_fp16() -> None:
+    with pytest.raises(ValueError, match="parameter features_dtype: 'int8' is not allowed; it must be fp32 or fp16"):
+        _ = Limits(features_dtype="int8").feature_type
+
+
 def test_greedy_plans_reuse_while_the_error_is_within_the_threshold() -> None:
     assert greedy_plan(CURVES, 0.05, 0, 6).full == frozenset(range(6))
     assert greedy_plan(CURVES, 0.35, 0, 6).full == {0, 2, 5}

@@ -1,0 +1,160 @@
+"""Reuse of the unconditional prediction: which steps compute it, what it guides by, with cached features, in any company."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from nereid.diffusion.feature_cache import CacheCalibration, CalibratedLevel, FeatureCache, Level, Variant
+from nereid.diffusion.loop import DenoisingLoop
+from nereid.diffusion.settings import Pipeline
+from nereid.diffusion.state import ImageTask
+from nereid.flow.errors import InvalidRequestError
+
+from image_forms import Array, MortalUnet, Unet, begun, pipeline, request, text, whole
+
+FULL, SHALLOW = Variant.FULL, Variant.SHALLOW
+CURVES = ((0.3, 0.1, 0.1, 0.1, 0.1, 9.0), (0.6, 0.2, 0.2, 0.2, 9.0, 9.0))
+
+
+def facts(**changes: object) -> Pipeline:
+    found = CacheCalibration(
+        scheduler="ddim", steps=6, curves=CURVES, levels={level: CalibratedLevel(threshold=0.15, psnr=33.0) for level in Level}
+    )
+    cache = FeatureCache(branch=0, channels=2)
+    return pipeline(**{"default_steps": 6, "guidance_calibrations": (found,), "cache": cache, **changes})
+
+
+def answer(inputs: Mapping[str, Array]) -> Array:
+    made = inputs["sample"] * np.float32(0.1) + inputs["encoder_hidden_states"].mean((1, 2))[:, None, None, None]
+    made = made + inputs["timestep"][:, :, None, None] / np.float32(5000)
+    return made + inputs["features"].mean((1, 2, 3))[:, None, None, None] if "features" in inputs else made
+
+
+def features(inputs: Mapping[str, Array]) -> Array:
+    return inputs["sample"][:, :2] + inputs["timestep"][:, :, None, None] / np.float32(1000)
+
+
+def seeded(seed: int, **inputs: Array) -> ImageTask:
+    return begun(request(seed=np.array([[seed]]), **inputs), facts())
+
+
+def finish(loop: DenoisingLoop, *tasks: ImageTask) -> None:
+    for _ in range(10_000):
+        waiting = [task for task in tasks if not task.done and task.error is None]
+        if not waiting:
+            return
+        loop.advance(waiting)
+    raise AssertionError("the loop does not come to an end")
+
+
+def alone(seed: int, **inputs: Array) -> tuple[bytes, list[int], list[Variant]]:
+    """A run's latents, the rows of its calls, and their engines."""
+    engine, task = Unet(answer, features), seeded(seed, **inputs)
+    finish(DenoisingLoop(engine, 16), task)
+    return task.runs[0].state.sample.tobytes(), [call["sample"][0] for call in engine.calls], engine.variants
+
+
+INTERVAL = np.array([[0.34, 1]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("asked", "rows"),
+    [
+        ({}, [2, 2, 2, 2, 2, 2]),
+        ({"guidance_cache": text("off")}, [2, 2, 2, 2, 2, 2]),
+        ({"guidance_cache_interval": whole(2)}, [2, 1, 2, 1, 2, 1]),
+        ({"guidance_cache_interval": whole(1)}, [2, 2, 2, 2, 2, 2]),
+        ({"guidance_cache": text("light")}, [2, 2, 1, 2, 1, 2]),
+        ({"guidance_cache_interval": whole(2), "guidance_interval": INTERVAL}, [1, 1, 2, 1, 2, 1]),
+        ({"guidance_cache_interval": whole(2), "guidance_scale": np.array([[1]], np.float32)}, [1] * 6),
+    ],
+)
+def test_a_plan_says_which_steps_compute_the_unconditional_half(asked: dict[str, Array], rows: list[int]) -> None:
+    assert alone(1, **asked)[1] == rows
+
+
+def test_a_step_without_it_guides_by_what_the_last_one_made_of_it() -> None:
+    """Outputs are the mean of the embeddings, 1 and at first -1: whatever the unconditional half becomes, -1 goes on guiding."""
+    told: list[Array] = []
+
+    def changing(inputs: Mapping[str, Array]) -> Array:
+        sign = inputs["encoder_hidden_states"].mean((1, 2))
+        told.append(sign)
+        made = np.where(sign > 0, 1.0, -1.0 - len(told)).astype(np.float32)
+        return np.broadcast_to(made[:, None, None, None], inputs["sample"].shape).copy()
+
+    kept, fresh = seeded(1, guidance_cache_interval=whole(6)), seeded(1)
+    finish(DenoisingLoop(Unet(changing), 16), kept)
+    assert [len(rows) for rows in told] == [2, 1, 1, 1, 1, 1]
+    told.clear()
+
+    def constant(inputs: Mapping[str, Array]) -> Array:
+        sign = inputs["encoder_hidden_states"].mean((1, 2))
+        made = np.where(sign > 0, 1.0, -2.0).astype(np.float32)
+        return np.broadcast_to(made[:, None, None, None], inputs["sample"].shape).copy()
+
+    finish(DenoisingLoop(Unet(constant), 16), fresh)
+    assert np.array_equal(kept.runs[0].state.sample, fresh.runs[0].state.sample)
+
+
+def test_with_kept_features_whole_steps_alone_compute_it() -> None:
+    _, rows, variants = alone(1, guidance_cache_interval=whole(2), cache_interval=whole(3))
+    assert variants == [FULL, SHALLOW, SHALLOW, FULL, SHALLOW, SHALLOW]
+    assert rows == [2, 1, 1, 2, 1, 1]
+
+
+def test_a_half_that_begins_to_be_guided_is_computed_whole() -> None:
+    _, rows, variants = alone(1, guidance_cache_interval=whole(6), cache_interval=whole(4), guidance_interval=INTERVAL)
+    assert variants == [FULL, SHALLOW, FULL, SHALLOW, FULL, SHALLOW]
+    assert rows == [1, 1, 2, 1, 1, 1]
+
+
+def test_it_has_the_same_bytes_alone_and_with_mates_of_any_plan() -> None:
+    asked: list[dict[str, Array]] = [
+        {"guidance_cache_interval": whole(2)},
+        {"guidance_cache": text("light"), "cache_interval": whole(3)},
+        {},
+        {"guidance_cache_interval": whole(3), "cache": text("0.5")},
+        {"guidance_cache_interval": whole(3), "guidance_interval": INTERVAL},
+    ]
+    tasks = [seeded(seed, **inputs) for seed, inputs in enumerate(asked)]
+    deaths = iter([number == 3 for number in range(1000)])
+    loop = DenoisingLoop(MortalUnet(lambda inputs: next(deaths), answer=answer, features=features), 8)
+    loop.advance(tasks[:2])
+    finish(loop, *tasks)
+    assert [task.runs[0].state.sample.tobytes() for task in tasks] == [alone(seed, **its)[0] for seed, its in enumerate(asked)]
+
+
+def test_a_segment_begins_where_it_is_computed() -> None:
+    asked = {"guidance_cache_interval": whole(3)}
+    first = seeded(5, step_end=whole(3), **asked)
+    finish(DenoisingLoop(Unet(answer), 16), first)
+    state = first.runs[0].state
+    goes_on = {"latents": state.sample[None], "solver_memory": state.memory[None]}
+    second = seeded(5, step_begin=whole(3), **goes_on, **asked)
+    finish(DenoisingLoop(Unet(answer), 16), second)
+    assert second.runs[0].state.sample.tobytes() == alone(5, **asked)[0]
+    with pytest.raises(InvalidRequestError, match="step_begin: 2 is not allowed"):
+        seeded(5, step_begin=whole(2), **goes_on, **asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"guidance_cache": text("0.1")}, "guidance_cache: '0.1' is not allowed; it must be off, light, balanced, aggressive"),
+        ({"guidance_cache": text("light"), "num_inference_steps": whole(7)}, "not calibrated for ddim with 7 steps"),
+        ({"guidance_cache": text("light"), "guidance_cache_interval": whole(2)}, "guidance_cache_interval: 2 is not allowed"),
+    ],
+)
+def test_what_cannot_be_reused_is_refused_by_name(asked: dict[str, Array], said: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        seeded(1, **asked)
+    assert said in str(refused.value)
+
+
+def test_a_unet_that_is_told_the_guidance_has_no_half_to_reuse() -> None:
+    with pytest.raises(InvalidRequestError, match="guidance_cache_interval: it has no meaning"):
+        begun(request(guidance_cache_interval=whole(2)), facts(time_cond_proj_dim=32))
