@@ -17,6 +17,7 @@ from nereid_bench.beside import BesidePlan, beside
 from nereid_bench.compare import Plan, compare
 from nereid_bench.deaths import SIGNALS, VICTIMS, DeathsPlan, deaths
 from nereid_bench.engines import MODELS, PEERS, EnginesPlan, engines
+from nereid_bench.kept_cli import cache_command
 from nereid_bench.llm import PARTS, LlmPlan, measure
 from nereid_bench.peers import PeerSettings
 from nereid_bench.perf import perf
@@ -31,6 +32,7 @@ from nereid_zoo.sections.score import CHECKPOINT as SECTIONS
 from nereid_zoo.shapes.score import CHECKPOINT
 
 app = typer.Typer(help="Measure, peers side by side.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command("cache")(cache_command)
 REPOSITORY = Path("build/repository")
 OptimumCli = Annotated[
     Path | None,

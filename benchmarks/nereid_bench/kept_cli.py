@@ -1,0 +1,53 @@
+"""`nereid bench cache`: the command line of what measures kept features and predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nereid.serving.errors import ServingError
+from nereid_bench.kept import KeptPlan, kept, parse_modes
+from nereid_bench.tables import report_rows
+from nereid_client import NereidError
+from nereid_client.terminal import console, fail
+from nereid_zoo.shapes.captions import held_out_captions
+
+
+def cache_command(
+    repository: Annotated[Path, typer.Option(help="A repository that was exported with --cache-branch.")] = Path(
+        "build/repository"
+    ),
+    modes: Annotated[
+        str,
+        typer.Option(help="What requests ask for: fields joined by commas, modes by semicolons; without any comes by itself."),
+    ] = "cache_interval=2;cache_interval=3;cache_interval=5;guidance_cache_interval=2;cache_interval=3,guidance_cache_interval=3",
+    steps: Annotated[int, typer.Option(min=2, help="Denoising steps.")] = 30,
+    side: Annotated[int | None, typer.Option(help="Width and height; the checkpoint's where absent.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="The checkpoint's where absent.")] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="Pictures of each mode and load.")] = 8,
+    at_once: Annotated[str, typer.Option(help="Requests in flight, for each load.")] = "1,8",
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which all take turns; medians are told.")] = 3,
+    out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/cache.json"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
+) -> None:
+    """Feature caching and reused guidance beside none: the UNet's time a picture, alone and under load, and what it costs."""
+    try:
+        plan = KeptPlan(
+            repository=repository,
+            modes=parse_modes(modes),
+            prompts=[caption.text for caption in held_out_captions(prompts)],
+            steps=steps,
+            side=side,
+            scheduler=scheduler,
+            at_once=tuple(int(part) for part in at_once.split(",")),
+            rounds=rounds,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    try:
+        rows = kept(plan, lambda text: console.print(text, highlight=False))
+    except (ServingError, NereidError) as error:
+        fail(error)
+    report_rows(f"{repository}: {steps} steps", rows, out, as_json)
