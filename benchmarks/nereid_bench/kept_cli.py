@@ -12,7 +12,7 @@ from nereid_bench.kept import KeptPlan, kept, parse_modes
 from nereid_bench.tables import report_rows
 from nereid_client import NereidError
 from nereid_client.terminal import console, fail
-from nereid_zoo.shapes.captions import held_out_captions
+from nereid_zoo.shapes.score import held_out_captions
 
 
 def cache_command(

@@ -15,7 +15,7 @@ def test_modes_are_fields_of_requests_and_the_first_is_without_any() -> None:
         "cache_interval=3": {"cache_interval": 3},
         "cache=light,guidance_cache_interval=2": {"cache": "light", "guidance_cache_interval": 2},
     }
-    assert list(modes)[0] == "off"
+    assert next(iter(modes)) == "off"
 
 
 @pytest.mark.parametrize("text", ["cache", "cache=", "steps=3", "cache_interval=3,x=1"])
