@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from nereid_zoo.cli import app
 from nereid_zoo.shapes.distil import DistillationPlan, Teacher, distil, student_scheduler, student_timesteps
-from nereid_zoo.shapes.score import CHECKPOINT
+from nereid_zoo.shapes.score import CHECKPOINT, scorer_for
 
 pytestmark = pytest.mark.torch
 
@@ -51,7 +51,7 @@ def test_both_stages_give_an_ordinary_pipeline_of_few_steps_and_are_not_run_agai
     plan = DistillationPlan(
         work=tmp_path / "work",
         teacher=CHECKPOINT,
-        steps=2,
+        steps=(2, 1),
         consistency_minutes=0.02,
         matching_minutes=0.02,
         batch_size=4,
@@ -59,10 +59,14 @@ def test_both_stages_give_an_ordinary_pipeline_of_few_steps_and_are_not_run_agai
     )
     distil(plan, tmp_path / "student")
     stages = {folder.name: folder.stat().st_mtime_ns for folder in plan.work.iterdir() if folder.is_dir()}
-    stages_in_order = ("matching-2step", "consistency")
+    stages_in_order = ("matching-2-1step", "consistency")
     assert set(stages) == set(stages_in_order)
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "student", torch_dtype=torch.float32)
     assert isinstance(pipeline.scheduler, diffusers.LCMScheduler)
+    assert scorer_for(tmp_path / "student") is not None, "a student is scored as its teacher is"
+    written = "".join(file.read_text() for file in (tmp_path / "student").rglob("*.json"))
+    assert str(tmp_path) not in written
+    assert str(CHECKPOINT) not in written
     ours, theirs = pipeline.unet.state_dict(), Teacher(CHECKPOINT, "cpu").unet.state_dict()
     assert any(not torch.equal(ours[name], theirs[name]) for name in theirs)
     matched, before = (load_file(plan.work / name / "diffusion_pytorch_model.safetensors") for name in stages_in_order)
@@ -76,7 +80,8 @@ def test_both_stages_give_an_ordinary_pipeline_of_few_steps_and_are_not_run_agai
     [
         (("--teacher", "nowhere"), "nowhere is not allowed; it must be a painter of shapes"),
         (("--minutes", "0"), "'--minutes': Input should be greater than or equal to 0.01"),
-        (("--steps", "9"), "'--steps': Input should be less than or equal to 8"),
+        (("--steps", "9", "--matching-minutes", "1"), "--steps: 9 is not allowed; it must be numbers from 1 to 8, like 4,2"),
+        (("--steps", "2,", "--matching-minutes", "1"), "--steps: 2, is not allowed; it must be numbers from 1 to 8, like 4,2"),
         (("--steps", "2"), "--steps: 2 is not allowed without --matching-minutes"),
     ],
 )

@@ -58,12 +58,16 @@ def train_shapes(
     console.print(f"shapes: written to {out}")
 
 
+MOST_STEPS = 8
+"""Of a student."""
+
+
 @_train.command("shapes-student")
 def train_shapes_student(
     out: Annotated[Path, typer.Option(help="The diffusers folder to write.")],
     steps: Annotated[
-        int | None, typer.Option(min=1, max=8, help="Steps that the distribution matching is for, 2 where absent.")
-    ] = None,
+        str, typer.Option(metavar="N[,N...]", help="Numbers of steps that the distribution matching is for, 2 where absent.")
+    ] = "",
     teacher: Annotated[Path, typer.Option(help="The diffusers folder that it learns from.")] = CHECKPOINT,
     work: Annotated[Path, typer.Option(help="Where finished stages are kept, to resume from.")] = Path(
         "build/zoo/shapes-student"
@@ -81,7 +85,7 @@ def train_shapes_student(
         raise typer.BadParameter(
             f"{teacher} is not allowed; it must be a painter of shapes, as `zoo train shapes` writes it", param_hint="--teacher"
         )
-    if steps is not None and not matching_minutes:
+    if steps and not matching_minutes:
         raise typer.BadParameter(
             f"{steps} is not allowed without --matching-minutes: consistency alone is for any number", param_hint="--steps"
         )
@@ -89,7 +93,7 @@ def train_shapes_student(
         work=work,
         teacher=teacher,
         device=device,
-        steps=steps or 2,
+        steps=_steps(steps or "2"),
         consistency_minutes=minutes,
         matching_minutes=matching_minutes,
     )
@@ -113,6 +117,15 @@ def train_sections(
 
     _trained(lambda: train(TrainingPlan(work=work, device=device, minutes=minutes), out))
     console.print(f"sections: written to {out}")
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdigit() and 1 <= int(part) <= MOST_STEPS for part in parts):
+        raise typer.BadParameter(
+            f"{text} is not allowed; it must be numbers from 1 to {MOST_STEPS}, like 4,2", param_hint="--steps"
+        )
+    return tuple(int(part) for part in parts)
 
 
 def _trained(work: Callable[[], None]) -> None:

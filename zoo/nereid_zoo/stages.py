@@ -31,3 +31,11 @@ def finished_stage(folder: Path, facts: Mapping[str, object], write: Callable[[P
     (beside / record.name).write_text(json.dumps(wanted))
     beside.rename(folder)
     return folder
+
+
+def forget_places(folder: Path) -> None:
+    """Drop from a saved pipeline's settings where each part was loaded from: it is another machine's path elsewhere."""
+    for file in folder.rglob("*.json"):
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(settings, dict) and settings.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

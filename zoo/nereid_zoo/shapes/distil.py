@@ -23,23 +23,23 @@ from nereid_zoo.shapes.captions import write_caption
 from nereid_zoo.shapes.optimisation import optimizer_of, optimizer_step, report, schedule, update_ema
 from nereid_zoo.shapes.scenes import sample_scene
 from nereid_zoo.shapes.train import TrainingPlan, encode_scenes, tokenize
+from nereid_zoo.stages import finished_stage, forget_places
 
 GRID = 50
 """Steps of the teacher's DDIM; the student knows its timesteps, every twentieth from 19 to 999."""
 GUIDANCE = 5.0
 SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0
 """Of the boundary condition, as diffusers' LCMScheduler has them."""
-from nereid_zoo.stages import finished_stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillationPlan:
-    """How long each stage trains. Matching is done at the timesteps that LCMScheduler has for so many `steps`."""
+    """How long each stage trains. Matching is done at the timesteps that LCMScheduler has for so many `steps`, in turn."""
 
     work: Path
     teacher: Path
     device: str = "cpu"
-    steps: int = 2
+    steps: tuple[int, ...] = (2,)
     consistency_minutes: float = 60
     matching_minutes: float = 0
     batch_size: int = 32
@@ -172,14 +172,16 @@ def distil_matching(plan: DistillationPlan, teacher: Teacher, student: UNet2DCon
     average = deepcopy(student)
     ours, theirs = optimizer_of(student.parameters()), optimizer_of(fake.parameters())
     rng, generator = Random(plan.seed + 22), torch.Generator(plan.device).manual_seed(plan.seed + 22)
-    levels = torch.tensor(student_timesteps(plan.steps), device=plan.device)
+    schedules = [torch.tensor(student_timesteps(steps), device=plan.device) for steps in plan.steps]
     shape = (plan.batch_size, 4, model.LATENT_SIZE, model.LATENT_SIZE)
 
     def noise() -> Tensor:
         return torch.randn(shape, generator=generator, device=plan.device)
 
-    def draw(states: Tensor, wanted: int) -> Tensor:
-        """The student's clean latents at its `wanted`th timestep, from its own latents of those before (without gradient)."""
+    def draw(states: Tensor) -> Tensor:
+        """The student's clean latents at some step of some schedule, from its own of the steps before (without gradient)."""
+        levels = rng.choice(schedules)
+        wanted = rng.randrange(len(levels))
         sample = made = noise()
         for number in range(wanted + 1):
             timesteps = levels[number].expand(len(states))
@@ -196,7 +198,7 @@ def distil_matching(plan: DistillationPlan, teacher: Teacher, student: UNet2DCon
         for _ in range(plan.fake_updates):
             states = captions(plan, teacher, rng)
             with torch.no_grad():
-                made = draw(states, rng.randrange(len(levels)))
+                made = draw(states)
             timesteps = any_timesteps(0, len(teacher.alphas))
             added = noise()
             sample = teacher.noisy(made, added, timesteps)
@@ -205,7 +207,7 @@ def distil_matching(plan: DistillationPlan, teacher: Teacher, student: UNet2DCon
             wrong = (predicted - (signal * added - level * made)).square().mean()
             optimizer_step(theirs, wrong, rate)
         states = captions(plan, teacher, rng)
-        made = draw(states, rng.randrange(len(levels)))
+        made = draw(states)
         timesteps = any_timesteps(20, 980)
         sample = teacher.noisy(made.detach(), noise(), timesteps)
         with torch.no_grad():
@@ -229,11 +231,12 @@ def distil(plan: DistillationPlan, destination: Path) -> None:
     unet = _stage(plan, "consistency", facts, lambda: distil_consistency(plan, teacher))
     if plan.matching_minutes:
         facts = {**facts, "matching_minutes": plan.matching_minutes, "steps": plan.steps}
-        unet = _stage(plan, f"matching-{plan.steps}step", facts, lambda: distil_matching(plan, teacher, unet))
+        unet = _stage(plan, f"matching-{'-'.join(map(str, plan.steps))}step", facts, lambda: distil_matching(plan, teacher, unet))
     pipeline = teacher.pipeline
     pipeline.unet = unet
     pipeline.scheduler = LCMScheduler.from_config(student_scheduler())
     pipeline.to(dtype=torch.float16).save_pretrained(destination, safe_serialization=True)
+    forget_places(destination)
 
 
 def _stage(

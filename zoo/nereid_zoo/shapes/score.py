@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,6 @@ from nereid_zoo.shapes.scenes import IMAGE_SIZE, sample_scene
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / Path(__file__).parent.name / "checkpoint"
 """The trained checkpoint, an ordinary diffusers folder."""
-
-_FORM = ("unet/config.json", "tokenizer/vocab.json")
 
 Draw = Callable[[list[str], list[int]], Iterator[NDArray[np.uint8]]]
 """Pictures (uint8 128 x 128 x 3) for captions and seeds, in order."""
@@ -70,11 +69,17 @@ class ShapesScorer:
 
 def scorer_for(checkpoint: Path) -> ShapesScorer | None:
     """A scorer where this folder has a painter of the shipped one's form, however it was trained."""
-    ours, theirs = (
-        [json.loads((folder / file).read_text(encoding="utf-8")) for file in _FORM if (folder / file).is_file()]
-        for folder in (CHECKPOINT, checkpoint)
-    )
-    return ShapesScorer() if ours == theirs else None
+    return ShapesScorer() if _form(CHECKPOINT) == _form(checkpoint) else None
+
+
+def _form(checkpoint: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The UNet's settings, without what diffusers notes of where a file came from, and the tokenizer's vocabulary."""
+    unet, tokenizer = (_read(checkpoint / file) for file in ("unet/config.json", "tokenizer/tokenizer.json"))
+    return {key: value for key, value in unet.items() if not key.startswith("_")}, tokenizer.get("model", {}).get("vocab", {})
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
