@@ -24,6 +24,7 @@ from nereid_export.lora import Lora
 from nereid_export.options import ExportOptions
 from nereid_export.remeasure import remeasure as remeasure_repository
 from nereid_export.shown import show_diffusion, show_llm
+from nereid_export.tiny_vae import TinyVae
 
 T = TypeVar("T")
 
@@ -72,6 +73,13 @@ def diffusion(
             metavar="PATH[:SCALE]",
             help="LoRA weights to fuse (safetensors of diffusers, PEFT or kohya's scripts), at a scale, 1 where absent; may be "
             "repeated.",
+        ),
+    ] = None,
+    tiny_vae: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of an AutoencoderTiny (diffusers) for the checkpoint's latents: its decoder is served beside the VAE's, "
+            "for requests with decoder=tiny and for previews. Pictures by both are compared."
         ),
     ] = None,
     device: Annotated[Device, typer.Option(help="Where the engines will run.")] = Device.CPU,
@@ -147,7 +155,7 @@ def diffusion(
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
-    """Export a diffusion pipeline: text encoder(s), UNet, VAE decoder and encoder, each checked against PyTorch.
+    """Export a diffusion pipeline: text encoder(s), UNet, VAE decoder(s) and encoder, each checked against PyTorch.
 
     Nothing appears at OUT until everything is built and checked; an interrupted export resumes where it stopped.
     """
@@ -174,6 +182,7 @@ def diffusion(
             precision=parse_precisions(precision),
             calibration_prompts=calibration_prompts,
             lora=tuple(Lora.parse(text) for text in lora or []),
+            tiny_vae=None if tiny_vae is None else TinyVae.open(tiny_vae),
             device=device,
             max_batch_size=max_batch_size,
             name=name,

@@ -79,7 +79,7 @@ def prefixed(name: str, prefix: str) -> str:
 
 def engine_config(component: Component, builder: EngineBuilder, target: Target, *, prefix: str) -> Any:
     """The config of one engine model: real sizes, backend, place."""
-    source = "text_encoder" if component.name.startswith("text_encoder") else component.name
+    source = next((name for name in ("text_encoder", "vae_decoder") if component.name.startswith(name)), component.name)
     config = read_config(SOURCE / source / "config.pbtxt")
     config.name = prefixed(component.name, prefix)
     config.max_batch_size = target.max_batch_size

@@ -44,6 +44,7 @@ def pipeline_facts(checkpoint: Checkpoint, latents_to_rgb: list[list[float]]) ->
         },
         "latents_to_rgb": latents_to_rgb,
         "scheduler": scheduler,
+        "tiny_decoder": checkpoint.tiny_vae is not None,
     }
 
 

@@ -11,6 +11,7 @@ from nereid_export.engines.plan_options import PlanOptions
 from nereid_export.engines.precision import Precisions
 from nereid_export.frame import Device
 from nereid_export.lora import Lora
+from nereid_export.tiny_vae import TinyVae
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,8 @@ class ExportOptions:
     calibration_prompts: Path | None = None
     """A file of prompts, one a line; those of the checkpoint's scorer, or random words, where None."""
     lora: tuple[Lora, ...] = ()
+    tiny_vae: TinyVae | None = None
+    """Whose decoder is served beside the checkpoint's own."""
     plan: PlanOptions = field(default_factory=PlanOptions)
     auto: AutoOptions = field(default_factory=AutoOptions)
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from nereid.diffusion.settings import Limits, Pipeline
+from nereid.diffusion.settings import Decoder, Limits, Pipeline
 from nereid.diffusion.solvers import (
     SCHEDULERS,
     ScheduleError,
@@ -172,6 +172,11 @@ def tiling_of(fields: FieldReader, pipeline: Pipeline, limits: Limits) -> VaeTil
     return replace(limits.tiling(scale), tile_sample_min_size=side)
 
 
+def decoder_of(fields: FieldReader, pipeline: Pipeline) -> Decoder:
+    """Which VAE decoder makes this request's pictures."""
+    return Decoder.parse(fields.value("decoder", Decoder.FULL), tiny=pipeline.tiny_decoder)
+
+
 def memory_of(
     fields: FieldReader,
     size: tuple[int, int],
@@ -180,10 +185,15 @@ def memory_of(
     limits: Limits,
     tiling: VaeTiling,
 ) -> float:
-    """What the engine runs of a request's images need together, each at its largest engine."""
+    """What the engine runs of a request's images need together, each at its largest engine, and previews of a watched one."""
     height, width = size
-    from_image = fields.given("init_image")
-    needed = sum(pipeline.image_bytes(height * width, guided=half, from_image=from_image, tiling=tiling) for half in guided)
+    from_image, decoder = fields.given("init_image"), decoder_of(fields, pipeline)
+    needed = sum(
+        pipeline.image_bytes(height * width, guided=half, from_image=from_image, tiling=tiling, decoder=decoder)
+        for half in guided
+    )
+    if fields.given("after_step"):
+        needed += pipeline.preview_bytes(height * width, tiling)
     most = limits.memory_budget_bytes
     if most and needed > most:
         need = "1 image needs" if len(guided) == 1 else f"{len(guided)} images need"

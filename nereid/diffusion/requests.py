@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nereid.diffusion.families import Conditioning, family_of
 from nereid.diffusion.options import (
+    decoder_of,
     first_step,
     guided_steps,
     images_of,
@@ -24,7 +25,7 @@ from nereid.diffusion.options import (
     solver_table,
     tiling_of,
 )
-from nereid.diffusion.settings import Limits, Pipeline
+from nereid.diffusion.settings import Decoder, Limits, Pipeline
 from nereid.diffusion.solvers import SolverTable
 from nereid.diffusion.vae_tiles import VaeTiling
 from nereid.flow.errors import InvalidRequestError
@@ -67,6 +68,7 @@ class ImageRequest:
     warnings: tuple[str, ...]
     timeout_seconds: float
     tiling: VaeTiling
+    decoder: Decoder = Decoder.FULL
     memory_bytes: float = 0.0
     run_id: str = ""
     ticket: str = ""
@@ -85,6 +87,7 @@ def parse_image_request(inputs: Inputs, pipeline: Pipeline, limits: Limits) -> I
         rows=rows,
         warnings=tuple(dict.fromkeys(parser.warnings)),
         tiling=tiling,
+        decoder=decoder_of(fields, pipeline),
         memory_bytes=memory_of(fields, size, [bool(row.guided) for row in rows], pipeline, limits, tiling),
         timeout_seconds=fields.value("timeout_seconds", limits.default_timeout_seconds),
         run_id=read_id(fields, "run_id"),

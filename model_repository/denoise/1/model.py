@@ -13,6 +13,9 @@ from nereid.flow.unanswered import processes_of
 from nereid.triton import bridge
 from nereid_protocol.metrics import IMAGE_METRICS
 
+PREVIEW_CALLS = 4
+"""Threads: one call at a time, and some whose answers never come, because a decoder has died with them."""
+
 
 class TritonPythonModel:
     """Adapts nereid.diffusion.service."""
@@ -21,7 +24,9 @@ class TritonPythonModel:
         model = bridge.ModelArguments.parse(args)
         unet, vae_encoder = model.parameters["unet_model"], model.parameters["vae_encoder_model"]
         limits = Limits.from_parameters(model.parameters)
+        tiny_decoder = model.parameters["vae_decoder_tiny_model"]
         callers = bridge.Callers.of(limits.concurrent_calls, model.tensor_names)
+        previewers = bridge.Callers.of(PREVIEW_CALLS, model.tensor_names)
 
         call = partial(bridge.call_model, tensor_names=model.tensor_names)
 
@@ -31,6 +36,9 @@ class TritonPythonModel:
         def encode(images):
             made = call(vae_encoder, {"image": images}, ["latents_mean", "latents_std"])
             return made["latents_mean"], made["latents_std"]
+
+        def decode_preview(latents, seconds):
+            return previewers.call(tiny_decoder, {"latents": latents}, ["image"], timeout=seconds)["image"]
 
         self._service = DenoiseService(
             pipeline=Pipeline.read(model.version_folder),
@@ -42,6 +50,7 @@ class TritonPythonModel:
             record=FlightRecord.open(model.name),
             fingerprint=fingerprint_of(model.folder, own_version()),
             decoders=partial(processes_of, model.parameters["image_output_model"]),
+            decode_preview=decode_preview,
         )
         bridge.tell_loaded(model.name)
 
