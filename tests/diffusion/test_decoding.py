@@ -384,4 +384,4 @@ def test_a_decoder_that_is_not_there_is_refused_by_name(name: str, tiny: bool, s
     with pytest.raises(InvalidRequestError) as refused:
         Models().service(tiny_decoder=tiny).decode({"latents": values(SMALL), "decoder": text(name)}, lambda: False)
     assert refused.value.field == "decoder"
-    assert str(refused.value) == f"decoder: {name} is not allowed; {said}"
+    assert str(refused.value) == f"decoder: {name!r} is not allowed; {said}"
