@@ -28,6 +28,8 @@ PreviewDecode = Callable[[Array, float], Array]
 
 HOLD_SECONDS = 2.0
 """A watch is answered by then, with or without news: whoever watches sees from it that this process lives."""
+PREVIEW_CALLS = 4
+"""Threads that call the decoder: one at a time does, and others may wait for an answer that died with its process."""
 PREVIEW_SECONDS = 1.0
 """Where a preview is not decoded by then, waiting for those before it included, it is made of the latents alone."""
 PAUSE_SECONDS = 2.0

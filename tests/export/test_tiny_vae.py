@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from test_auto import MEMORY, speeds
 
 from nereid.diffusion.settings import Decoder, Pipeline
-from nereid_export import contest
+from nereid_export import contest, diffusion
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.cli import app
 from nereid_export.configs import read_config
@@ -219,3 +219,22 @@ def test_both_decoders_are_scored_on_the_same_latents_which_are_drawn_once() -> 
     assert (found["score_full"], found["score_tiny"], found["scored"]) == (50, 50, SCORED)
     assert lines[-2:] == [f"scoring the {name} decoder's pictures: {SCORED} of {SCORED}" for name in ("full", "tiny")]
     assert "score_full" not in compare_decoders(drawing, ["a"], None, lines.append)  # type: ignore[arg-type]
+
+
+def test_an_interrupted_export_does_not_compare_the_decoders_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reference:
+        known: float | None = None
+
+        def drawer(self) -> None: ...
+
+        def scored(self, percent: float) -> None:
+            self.known = percent
+
+    compared = []
+    monkeypatch.setattr(diffusion, "compare_decoders", lambda *_: compared.append(1) or {"psnr": 30.0, "score_full": 90.0})
+    for digest, times in (("one", 1), ("one", 1), ("another", 2)):
+        reference = Reference()
+        found = diffusion._compared_decoders(reference, ["a box"], digest, None, tmp_path, Silent())  # type: ignore[arg-type]
+        assert found["psnr"] == 30
+        assert reference.known == 90  # what the gate would otherwise draw again
+        assert len(compared) == times

@@ -4,6 +4,7 @@ from functools import partial
 
 from nereid.diffusion.service import DenoiseService
 from nereid.diffusion.settings import Limits, Pipeline
+from nereid.diffusion.watching import PREVIEW_CALLS
 from nereid.engines.costs import StepCosts
 from nereid.engines.digests import fingerprint_of, own_version
 from nereid.flow.flight_record import FlightRecord
@@ -13,9 +14,6 @@ from nereid.flow.unanswered import processes_of
 from nereid.triton import bridge
 from nereid_protocol.metrics import IMAGE_METRICS
 
-PREVIEW_CALLS = 4
-"""Threads: one call at a time, and some whose answers never come, because a decoder has died with them."""
-
 
 class TritonPythonModel:
     """Adapts nereid.diffusion.service."""
@@ -24,10 +22,8 @@ class TritonPythonModel:
         model = bridge.ModelArguments.parse(args)
         unet, vae_encoder = model.parameters["unet_model"], model.parameters["vae_encoder_model"]
         limits = Limits.from_parameters(model.parameters)
-        tiny_decoder = model.parameters["vae_decoder_tiny_model"]
         callers = bridge.Callers.of(limits.concurrent_calls, model.tensor_names)
         previewers = bridge.Callers.of(PREVIEW_CALLS, model.tensor_names)
-
         call = partial(bridge.call_model, tensor_names=model.tensor_names)
 
         def predict(inputs):
@@ -38,7 +34,8 @@ class TritonPythonModel:
             return made["latents_mean"], made["latents_std"]
 
         def decode_preview(latents, seconds):
-            return previewers.call(tiny_decoder, {"latents": latents}, ["image"], timeout=seconds)["image"]
+            tiny = model.parameters["vae_decoder_tiny_model"]
+            return previewers.call(tiny, {"latents": latents}, ["image"], timeout=seconds)["image"]
 
         self._service = DenoiseService(
             pipeline=Pipeline.read(model.version_folder),
