@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderTiny,
     LCMScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
@@ -85,6 +86,15 @@ def make_sd(folder: Path, *, scheduler: Any = None, **unet: Any) -> Path:
     )
     pipeline.save_pretrained(folder / "checkpoint")
     return folder / "checkpoint"
+
+
+def make_tiny_vae(folder: Path, *, levels: int = 3, **changes: Any) -> Path:
+    """A tiny VAE for the latents of `make_sd`; returns its folder."""
+    torch.manual_seed(0)
+    halves = {f"{half}_block_out_channels": (8,) * levels for half in ("encoder", "decoder")}
+    blocks = {f"num_{half}_blocks": (1,) * levels for half in ("encoder", "decoder")}
+    AutoencoderTiny(**halves, **blocks, **changes).save_pretrained(folder)
+    return folder
 
 
 def make_lcm(folder: Path) -> Path:

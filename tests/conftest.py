@@ -119,6 +119,15 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny VAE with random weights, for the latents of `sd`."""
+    pytest.importorskip("torch")
+    import checkpoints as make
+
+    return make.make_tiny_vae(tmp_path_factory.mktemp("tiny") / "little")
+
+
+@pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the AOTInductor package of a tiny component: to be read only."""
     pytest.importorskip("torch")

@@ -149,13 +149,21 @@ class ImageResult:
         )
 
 
+PREVIEW_SCALE = 8
+"""Of servers that do not say it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageProgress:
-    """A request on its way: `step` of `num_inference_steps` are done; `preview` is uint8, height/8 x width/8 x 3."""
+    """A request on its way: `step` of `num_inference_steps` are done; `preview` is uint8, height x width x 3.
+
+    One of its pixels is `preview_scale` of the picture's wide: 1 where the server decodes previews, else usually 8.
+    """
 
     step: int
     num_inference_steps: int
     preview: NDArray[np.uint8]
+    preview_scale: int = PREVIEW_SCALE
 
     @property
     def preview_image(self) -> Image.Image:
@@ -170,4 +178,5 @@ def from_stream(outputs: Mapping[str, np.ndarray]) -> ImageProgress | ImageResul
         step=int(outputs["step"][0]),
         num_inference_steps=int(outputs["num_inference_steps"][0]),
         preview=outputs["preview"],
+        preview_scale=int(outputs["preview_scale"][0]) if "preview_scale" in outputs else PREVIEW_SCALE,
     )

@@ -246,6 +246,16 @@ IMAGE_FIELDS: tuple[Field, ...] = (
         gateway=True,
     ),
     Field(
+        name="decoder",
+        dtype=DType.STRING,
+        help="Which VAE decoder makes the picture: full, or tiny where the pipeline was exported with one, fast and less exact.",
+        default="full",
+        per_request=True,
+        models=_ALL,
+        option="--decoder",
+        gateway=True,
+    ),
+    Field(
         name="timeout_seconds",
         dtype=DType.FP32,
         help="Seconds until the request is given up, waiting included.",

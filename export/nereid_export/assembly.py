@@ -40,6 +40,8 @@ class Assembly:
     """pipeline.json, without the engines' memory."""
     pictures: dict[str, Any] | None
     """What the gate has found of whole pictures; None where everything is float32, or could not be run."""
+    decoders: dict[str, Any] | None = None
+    """What the tiny decoder's pictures cost beside the full one's; None where there is none."""
     auto: Auto | None = None
     """What the engines were chosen from; None where one was asked for."""
 
@@ -85,10 +87,12 @@ class Assembly:
 
     def _manifest(self, repository: Path) -> dict[str, Any]:
         options, scheduler = self.options, self.checkpoint.config("scheduler")
-        apart = ("checkpoint", "out", "plan", "auto", "lora")
+        apart = ("checkpoint", "out", "plan", "auto", "lora", "tiny_vae")
         given = {name: getattr(options, name) for name in options.__slots__ if name not in apart}
         if options.lora:
             given["lora"] = ", ".join(map(str, options.lora))
+        if options.tiny_vae is not None:
+            given["tiny_vae"] = options.tiny_vae
         return {
             "version": MANIFEST_VERSION,
             "source": {
@@ -102,6 +106,7 @@ class Assembly:
             "versions": versions(packages_of(*map(made_with, self._all_built()))),
             "engines": {configs.prefixed(engine.component.name, options.name): self._engine(engine) for engine in self.built},
             **({} if self.pictures is None else {"pictures": self.pictures}),
+            **({} if self.decoders is None else {"decoders": self.decoders}),
             **self._choice(),
             "models": sorted(folder.name for folder in repository.iterdir()),
             "files": file_digests(repository),

@@ -39,6 +39,7 @@ from nereid_export.frame import Device, Progress
 from nereid_export.gate import score
 from nereid_export.lora import Lora
 from nereid_export.scorers import Scorer, scorer_for
+from nereid_export.tiny_vae import TinyVae
 
 PSNR_BOUNDS: Mapping[Level, float] = {Level.LIGHT: 30.0, Level.BALANCED: 25.0, Level.AGGRESSIVE: 20.0}
 """Smallest median PSNR in dB, against the uncached pictures of the same seeds, that a level's threshold may have."""
@@ -62,6 +63,7 @@ class CalibrateOptions:
     checkpoint: Path
     name: str = ""
     lora: tuple[Lora, ...] = ()
+    tiny_vae: TinyVae | None = None
     schedulers: tuple[str, ...] = ()
     steps: tuple[int, ...] = ()
     prompts: Path | None = None
@@ -104,11 +106,11 @@ class _Calibrating:
                 f"{options.repository}: there is nothing to calibrate; its UNet was exported without --cache-branch, and is not "
                 "guided by an unconditional half"
             )
-        checkpoint = Checkpoint.open(options.checkpoint, options.lora, branch)
+        checkpoint = Checkpoint.open(options.checkpoint, options.lora, cache_branch=branch, tiny_vae=options.tiny_vae)
         if checkpoint.digest() != manifest["source"]["sha256"]:
             raise ExportError(
                 f"--checkpoint: {options.checkpoint} is not allowed; its digest is not that of {manifest['source']['name']}, "
-                "which these engines were made from (LoRA weights are to be named as at export)"
+                "which these engines were made from (LoRA weights and a tiny VAE are to be named as at export)"
             )
         with understood(checkpoint.folder):
             tokenizers = read_tokenizers(checkpoint)

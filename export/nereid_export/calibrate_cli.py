@@ -15,6 +15,7 @@ from nereid_export.calibrate import CalibrateOptions
 from nereid_export.calibrate import calibrate as calibrate_pipeline
 from nereid_export.errors import ExportError
 from nereid_export.lora import Lora
+from nereid_export.tiny_vae import TinyVae
 
 
 def calibrate(
@@ -25,6 +26,7 @@ def calibrate(
     lora: Annotated[
         list[str] | None, typer.Option(metavar="PATH[:SCALE]", help="LoRA weights that were fused at export; may be repeated.")
     ] = None,
+    tiny_vae: Annotated[Path | None, typer.Option(help="The tiny VAE's folder, where the export had one.")] = None,
     name: Annotated[str, typer.Option(help="The pipeline's prefix, where the repository has several.")] = "",
     scheduler: Annotated[
         list[str] | None,
@@ -52,6 +54,7 @@ def calibrate(
             checkpoint=checkpoint,
             name=name,
             lora=tuple(Lora.parse(text) for text in lora or []),
+            tiny_vae=None if tiny_vae is None else TinyVae.open(tiny_vae),
             schedulers=tuple(scheduler or ()),
             steps=_steps(steps),
             prompts=calibration_prompts,

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from nereid.diffusion.feature_cache import FEATURES, Variant
 from nereid.diffusion.prompts import MAX_PROMPT_CHARACTERS
-from nereid.diffusion.settings import Pipeline
+from nereid.diffusion.settings import Decoder, Pipeline
+from nereid_export.components import TINY_DECODER
 from nereid_export.drawing import Drawer
 from nereid_export.end_error import WholeRuns
 from nereid_export.engines.check import Inputs
@@ -148,6 +149,8 @@ def _draw(drawer: Drawer, prompt: str, number: int) -> tuple[int, NDArray[np.uin
     steps = usual if drawer.pipeline.few_step else usual + number % usual
     (picture,) = listening.draw([prompt], [number], steps=steps)
     listening.encode(picture)
+    if drawer.pipeline.tiny_decoder:  # it is called with what the full one is
+        made += [(TINY_DECODER, inputs) for name, inputs in made if name == Decoder.FULL.component]
     unet = [call for call in made if call[0] == Variant.FULL]
     apart = max(1, len(unet) // CALLS)
     kept = [call for call in made if call[0] != Variant.FULL] + unet[number % apart :: apart]

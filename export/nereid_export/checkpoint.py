@@ -28,6 +28,20 @@ class Fused(Protocol):
         """Add what is for `part`, in float32; raises ExportError for what does not fit."""
 
 
+class Tiny(Protocol):
+    """A small VAE for the latents of a checkpoint's own (`nereid_export.tiny_vae.TinyVae`)."""
+
+    def digest(self) -> str: ...
+
+    def weight_bytes(self) -> int: ...
+
+    def require_fits(self, vae_config: Mapping[str, Any]) -> None:
+        """Raises ExportError where it is for other latents than the checkpoint's VAE."""
+
+    def load(self) -> Any:
+        """The module in float32; raises ExportError where its weights do not fit its config."""
+
+
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
@@ -42,9 +56,13 @@ class Checkpoint:
     """What is added to its parts when they are loaded."""
     cache_branch: int | None = None
     """Where its UNet is cut for feature caching (nereid_export.split_unet)."""
+    tiny_vae: Tiny | None = None
+    """Whose decoder is served beside the VAE's."""
 
     @classmethod
-    def open(cls, folder: Path, fused: tuple[Fused, ...] = (), cache_branch: int | None = None) -> Checkpoint:
+    def open(
+        cls, folder: Path, fused: tuple[Fused, ...] = (), *, cache_branch: int | None = None, tiny_vae: Tiny | None = None
+    ) -> Checkpoint:
         """Look the folder through without loading weights; raises ExportError with what is wrong."""
         if not folder.is_dir():
             hint = " (a single-file checkpoint; save it with diffusers' save_pretrained first)" if folder.is_file() else ""
@@ -58,13 +76,16 @@ class Checkpoint:
             raise ExportError(f"{index_file}: architecture {name!r} is not supported; it must be one of {', '.join(PIPELINES)}")
         if index.get("requires_aesthetics_score"):
             raise ExportError(f"{index_file}: the XL refiner is not supported; export the base model")
-        checkpoint = cls(folder, PIPELINES[name], index, fused, cache_branch)
+        checkpoint = cls(folder, PIPELINES[name], index, fused, cache_branch, tiny_vae)
         for component in export_family(checkpoint.family).components:
             checkpoint._check_component(component)
         with understood(folder):
             checkpoint._check_architecture()
         for item in fused:
             item.require_parts(checkpoint.config("unet"), export_family(checkpoint.family).components)
+        if tiny_vae is not None:
+            with understood(folder):
+                tiny_vae.require_fits(checkpoint.config("vae"))
         return checkpoint
 
     def config(self, component: str) -> Settings:
@@ -74,18 +95,17 @@ class Checkpoint:
 
     def weights(self, component: str) -> list[Path]:
         """The component's safetensors files; fp16 variants only where nothing else is there."""
-        files = sorted((self.folder / component).glob("*.safetensors"))
-        return [file for file in files if not is_fp16(file)] or files
+        return weights_in(self.folder / component)
 
     def variant(self, component: str) -> str | None:
         """What diffusers and transformers must be told to find the component's weights under their name."""
-        files = self.weights(component)
-        return "fp16" if files and is_fp16(files[0]) else None
+        return variant_in(self.folder / component)
 
     def weight_bytes(self) -> int:
         """Size of all weights on disk."""
         parts = [name for name in export_family(self.family).components if not name.startswith(("tokenizer", "scheduler"))]
-        return sum(file.stat().st_size for part in parts for file in self.weights(part))
+        size = sum(file.stat().st_size for part in parts for file in self.weights(part))
+        return size + (0 if self.tiny_vae is None else self.tiny_vae.weight_bytes())
 
     def digest(self) -> str:
         """SHA-256 over every component's files, names included: what an engine was made from."""
@@ -95,6 +115,8 @@ class Checkpoint:
             total.update(file_digest(file).encode())
         for item in self.fused:
             total.update(f"{item.digest()}\0".encode())
+        if self.tiny_vae is not None:
+            total.update(f"{self.tiny_vae.digest()}\0".encode())
         return total.hexdigest()
 
     def _files(self) -> Iterator[Path]:
@@ -109,16 +131,7 @@ class Checkpoint:
         self.config(component)
         if component.startswith(("tokenizer", "scheduler")):
             return
-        if not self.weights(component):
-            pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLE_SUFFIXES]
-            if pickles:
-                raise ExportError(
-                    f"{folder / pickles[0]} is a pickle, which can run code when read, and is refused; "
-                    "convert it to safetensors first"
-                )
-            raise ExportError(f"{folder} has no *.safetensors file")
-        for file in self.weights(component):
-            check_safetensors(file)
+        check_weights(folder)
 
     def _check_architecture(self) -> None:
         unet, vae = self.config("unet"), self.config("vae")
@@ -143,6 +156,32 @@ class Checkpoint:
                 f"{self.folder / 'unet'}: addition_embed_type {unet.get('addition_embed_type')!r} is not supported "
                 f"for this family; it must be {wanted!r}"
             )
+
+
+def weights_in(folder: Path) -> list[Path]:
+    """A folder's safetensors files; fp16 variants only where nothing else is there."""
+    files = sorted(folder.glob("*.safetensors"))
+    return [file for file in files if not is_fp16(file)] or files
+
+
+def variant_in(folder: Path) -> str | None:
+    """What diffusers and transformers must be told to find a folder's weights under their name."""
+    files = weights_in(folder)
+    return "fp16" if files and is_fp16(files[0]) else None
+
+
+def check_weights(folder: Path) -> None:
+    """Raises ExportError for a folder without safetensors files, or with one that cannot be read."""
+    if not weights_in(folder):
+        pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLE_SUFFIXES]
+        if pickles:
+            raise ExportError(
+                f"{folder / pickles[0]} is a pickle, which can run code when read, and is refused; "
+                "convert it to safetensors first"
+            )
+        raise ExportError(f"{folder} has no *.safetensors file")
+    for file in weights_in(folder):
+        check_safetensors(file)
 
 
 def is_fp16(file: Path) -> bool:

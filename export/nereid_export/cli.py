@@ -22,6 +22,7 @@ from nereid_export.lora import Lora
 from nereid_export.options import ExportOptions
 from nereid_export.remeasure import remeasure as remeasure_repository
 from nereid_export.shown import show_diffusion, show_llm
+from nereid_export.tiny_vae import TinyVae
 
 app = typer.Typer(
     help="Turn a checkpoint into engines inside a deployable Triton model repository.",
@@ -76,6 +77,13 @@ def diffusion(
             min=0,
             help="Cut the UNet for feature caching: its outer part becomes an engine of its own, unet_shallow, with this many "
             "layers besides the outermost one; 0 is the quickest. Requests switch it on by cache or cache_interval.",
+        ),
+    ] = None,
+    tiny_vae: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of an AutoencoderTiny (diffusers) for the checkpoint's latents: its decoder is served beside the VAE's, "
+            "for requests with decoder=tiny and for previews. Pictures by both are compared."
         ),
     ] = None,
     device: Annotated[Device, typer.Option(help="Where the engines will run.")] = Device.CPU,
@@ -151,7 +159,7 @@ def diffusion(
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
-    """Export a diffusion pipeline: text encoder(s), UNet, VAE decoder and encoder, each checked against PyTorch.
+    """Export a diffusion pipeline: text encoder(s), UNet, VAE decoder(s) and encoder, each checked against PyTorch.
 
     Nothing appears at OUT until everything is built and checked; an interrupted export resumes where it stopped.
     """
@@ -179,6 +187,7 @@ def diffusion(
             calibration_prompts=calibration_prompts,
             lora=tuple(Lora.parse(text) for text in lora or []),
             cache_branch=cache_branch,
+            tiny_vae=None if tiny_vae is None else TinyVae.open(tiny_vae),
             device=device,
             max_batch_size=max_batch_size,
             name=name,

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nereid.diffusion.feature_cache import FEATURES, SHALLOW
+from nereid.diffusion.settings import Decoder
 from nereid_export.checkpoint import Checkpoint, understood
 from nereid_export.errors import ExportError
 from nereid_export.families import export_family
 from nereid_export.silence import quiet
 from nereid_export.split_unet import ShallowUnet, Unet, attends, features_channels
+
+TINY_DECODER = Decoder.TINY.component
+"""The component of a tiny VAE that was given beside the checkpoint."""
 
 # Odd on purpose: a UNet traced at sizes that its levels divide evenly fails at all others.
 TRACE_HEIGHT, TRACE_WIDTH = 37, 29
@@ -92,7 +97,7 @@ class TextEncoder(nn.Module):
 
 
 class VaeDecoder(nn.Module):
-    """Latents as the denoising loop keeps them to an image in -1..1."""
+    """Latents as the denoising loop keeps them to an image in -1..1; a tiny VAE's own latents are these (its scale is 1)."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
@@ -127,19 +132,27 @@ def components_of(checkpoint: Checkpoint) -> tuple[Component, ...]:
     latents = TensorSpec(name="latents", dims=(channels, "latent_height", "latent_width"))
     image = TensorSpec(name="image", dims=(3, "height", "width"), scale=0.5)
     small = {"latent_height": 12, "latent_width": 10}
+    decoder = Component(
+        name="vae_decoder",
+        source="vae",
+        inputs=(latents,),
+        outputs=(image,),
+        load=lambda: VaeDecoder(_load_vae(checkpoint)),
+        keep_fp32=bool(vae.get("force_upcast", False)),
+        example=small,
+        checks=((1, small), (3, {"latent_height": 9, "latent_width": 16})),
+    )
+    tiny = checkpoint.tiny_vae
+
+    def tiny_decoder() -> nn.Module:
+        assert tiny is not None
+        return VaeDecoder(tiny.load())
+
     return (
         *(_text_encoder(checkpoint, encoder.model, encoder.pooled) for encoder in encoders),
         *_unets(checkpoint, sizes),
-        Component(
-            name="vae_decoder",
-            source="vae",
-            inputs=(latents,),
-            outputs=(image,),
-            load=lambda: VaeDecoder(_load_vae(checkpoint)),
-            keep_fp32=bool(vae.get("force_upcast", False)),
-            example=small,
-            checks=((1, small), (3, {"latent_height": 9, "latent_width": 16})),
-        ),
+        decoder,
+        *(() if tiny is None else (replace(decoder, name=TINY_DECODER, source="tiny_vae", load=tiny_decoder, keep_fp32=False),)),
         Component(
             name="vae_encoder",
             source="vae",
@@ -238,7 +251,12 @@ def _quiet_load(checkpoint: Checkpoint, component: str, load: Callable[..., Any]
         module = load(str(folder), variant=checkpoint.variant(component)).eval().float()
         for item in checkpoint.fused:
             item.fuse(checkpoint.config("unet"), component, module)
-        for name, tensor in module.state_dict().items():
-            if not torch.isfinite(tensor).all():
-                raise ExportError(f"{folder}: {name} holds NaN or infinite values; weights must be finite")
-        return module
+        return finite(folder, module)
+
+
+def finite(folder: Path, module: Any) -> Any:
+    """The module; raises ExportError where a weight is none that can be computed with."""
+    for name, tensor in module.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise ExportError(f"{folder}: {name} holds NaN or infinite values; weights must be finite")
+    return module

@@ -22,12 +22,12 @@ from nereid_export.engines.check import Run
 from nereid_export.engines.precision import Precision, require_components
 from nereid_export.errors import ExportError
 from nereid_export.facts import pipeline_facts
-from nereid_export.frame import Progress, check_name
-from nereid_export.gate import SCORED, check_pictures, psnr_bound, refuse_pipeline, score
+from nereid_export.frame import Progress, check_name, versions
+from nereid_export.gate import SCORED, check_pictures, compare_decoders, psnr_bound, refuse_pipeline, score
 from nereid_export.options import ExportOptions
 from nereid_export.preview import fit_latents_to_rgb
 from nereid_export.publish import destination, locked, publish, readable_failures, require_space, staging_folder
-from nereid_export.resume import Record, resume_key
+from nereid_export.resume import VERSIONED, Record, resume_key
 from nereid_export.scorers import Scorer, scorer_for
 
 
@@ -37,7 +37,7 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
         raise ExportError(f"--max-batch-size: {options.max_batch_size} is not allowed; it must be 1 to 256")
     check_name(options.name)
     options = replace(options, out=destination(options.out))
-    checkpoint = Checkpoint.open(options.checkpoint, options.lora, options.cache_branch)
+    checkpoint = Checkpoint.open(options.checkpoint, options.lora, cache_branch=options.cache_branch, tiny_vae=options.tiny_vae)
     if options.engine is not Engine.AUTO:
         for precision in options.precision.all:
             require_precision(options.engine, BUILDERS[options.engine], precision)
@@ -61,11 +61,12 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
             BUILDERS[options.engine].require(target)
     lower = {part.name for part, target in planned if target.of(part) is not Precision.FP32}
     below = bool(lower)
-    if prompts is not None and not below:
+    tiny = checkpoint.tiny_vae is not None
+    if prompts is not None and not (below or tiny):
         raise ExportError(
             "--calibration-prompts: a file is not allowed with --precision fp32, for which no pictures are drawn; leave it out"
         )
-    progress.total(2 * len(planned) + 3 + 2 * below + (len(parts) if auto else 0))
+    progress.total(2 * len(planned) + 3 + 2 * below + tiny + (len(parts) if auto else 0))
     progress.step("reading the checkpoint")
     digest = checkpoint.digest()
     scorer = scorer_for(checkpoint.folder)
@@ -75,10 +76,14 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
             require_space(options.out.parent, _bytes_needed(checkpoint, planned, copies=len(planned) / len(parts)))
             staging.mkdir(exist_ok=True)
             calibration, reference = Calibration(), _Reference(checkpoint)
-            if below:
+            if (below or tiny) and prompts is None:
+                prompts = tuple(scorer.prompts(PROMPTS)) if scorer else drawn_prompts(next(iter(tokenizers.values())))
+            decoders = None
+            if tiny and prompts is not None:
+                progress.step("comparing the decoders' pictures")
+                decoders = _compared_decoders(reference, prompts, digest, scorer, staging, progress)
+            if below and prompts is not None:
                 progress.step("drawing pictures with PyTorch")
-                if prompts is None:
-                    prompts = tuple(scorer.prompts(PROMPTS)) if scorer else drawn_prompts(next(iter(tokenizers.values())))
                 folder = staging / "calibration"
                 calibration = calibrate(
                     reference.drawer,
@@ -89,7 +94,7 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
                     progress.detail,
                     whole_runs="unet" in lower,
                 )
-                reference.forget()
+            reference.forget()
             if auto:
                 auto.build(digest, staging, calibration, progress)
                 auto.measure(progress)
@@ -118,7 +123,14 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
             facts = pipeline_facts(checkpoint, fit_latents_to_rgb(_vae_encoder(parts)))
             progress.step("publishing the repository")
             assembly = Assembly(
-                checkpoint=checkpoint, digest=digest, options=options, built=built, facts=facts, pictures=pictures, auto=auto
+                checkpoint=checkpoint,
+                digest=digest,
+                options=options,
+                built=built,
+                facts=facts,
+                pictures=pictures,
+                decoders=decoders,
+                auto=auto,
             )
             manifest = assembly.write(staging / "repository")
             publish(staging / "repository", options.out)
@@ -168,8 +180,28 @@ class _Reference:
             self.forget()
         return self._score
 
+    def scored(self, percent: float) -> None:
+        """Its pictures were counted by somebody else."""
+        self._score = percent
+
     def forget(self) -> None:
         self._drawer = None
+
+
+def _compared_decoders(
+    reference: _Reference, prompts: Sequence[str], digest: str, scorer: Scorer | None, staging: Path, progress: Progress
+) -> dict[str, Any]:
+    """What the tiny decoder costs, found now or by an interrupted export."""
+    scored_by = scorer.name if scorer else None
+    key = {"prompts": list(prompts), "source": digest, "scored_by": scored_by, "versions": versions(VERSIONED)}
+    record = Record(staging / "decoders.json", key)
+    found = record.read()
+    if found is None:
+        found = compare_decoders(reference.drawer(), prompts, scorer, progress.detail)
+        record.write(found)
+    if "score_full" in found:
+        reference.scored(found["score_full"])
+    return found
 
 
 def _checked_pictures(

@@ -6,7 +6,8 @@ Validation, solver and guidance are the served ones (`nereid.diffusion`); only t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from nereid.diffusion.families.base import HALVES
 from nereid.diffusion.images import from_pixels, to_pixels
 from nereid.diffusion.plan import EngineCall, commit, pack
 from nereid.diffusion.requests import parse_image_request
-from nereid.diffusion.settings import Limits, Pipeline
+from nereid.diffusion.settings import Decoder, Limits, Pipeline
 from nereid.diffusion.start import start_runs
 from nereid.diffusion.state import ImageRun
 from nereid.flow.errors import RequestError
@@ -61,11 +62,13 @@ class Drawer:
 
         Raises ExportError where a component's output is none that a picture can be made of.
         """
-        try:
-            latents = self.denoise(self.request(prompts, seeds, steps=steps))
-            return to_pixels(self._call("vae_decoder", {"latents": latents}, "image")["image"])
-        except RequestError as error:
-            raise ExportError(f"a picture cannot be drawn: {error}") from None
+        with _drawn():
+            return self.decode(self.denoise(self.request(prompts, seeds, steps=steps)))
+
+    def decode(self, latents: NDArray[np.float32], decoder: Decoder = Decoder.FULL) -> NDArray[np.uint8]:
+        """Pictures (uint8 N x H x W x 3) of finished latents; raises ExportError."""
+        with _drawn():
+            return to_pixels(self._call(decoder.component, {"latents": latents}, "image")["image"])
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The mean of a picture's latents: uint8 H x W x 3 to float32 C x H/8 x W/8."""
@@ -103,6 +106,14 @@ class Drawer:
     def _call(self, name: str, inputs: Mapping[str, NDArray], *outputs: str) -> dict[str, NDArray]:
         self.called(name, inputs)
         return self.runs[name](inputs, outputs)
+
+
+@contextmanager
+def _drawn() -> Iterator[None]:
+    try:
+        yield
+    except RequestError as error:
+        raise ExportError(f"a picture cannot be drawn: {error}") from None
 
 
 def pipeline_of(checkpoint: Checkpoint) -> Pipeline:

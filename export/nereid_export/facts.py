@@ -46,6 +46,7 @@ def pipeline_facts(checkpoint: Checkpoint, latents_to_rgb: list[list[float]]) ->
         "latents_to_rgb": latents_to_rgb,
         "cache": _cache(checkpoint),
         "scheduler": scheduler,
+        "tiny_decoder": checkpoint.tiny_vae is not None,
     }
 
 

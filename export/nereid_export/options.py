@@ -11,6 +11,7 @@ from nereid_export.engines.plan_options import PlanOptions
 from nereid_export.engines.precision import Precisions
 from nereid_export.frame import Device
 from nereid_export.lora import Lora
+from nereid_export.tiny_vae import TinyVae
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,8 @@ class ExportOptions:
     lora: tuple[Lora, ...] = ()
     cache_branch: int | None = None
     """Where the UNet is cut for feature caching; not at all where None."""
+    tiny_vae: TinyVae | None = None
+    """Whose decoder is served beside the checkpoint's own."""
     plan: PlanOptions = field(default_factory=PlanOptions)
     auto: AutoOptions = field(default_factory=AutoOptions)
 

@@ -64,6 +64,14 @@ def show_diffusion(manifest: dict[str, Any], out: Path) -> None:
         if "score" in pictures:
             said += f"; {pictures['scored_by']}: {pictures['score']:.1f}% ({pictures['score_fp32']:.1f}% by PyTorch)"
         Console().print(said, highlight=False, soft_wrap=True)
+    if (decoders := manifest.get("decoders")) is not None:
+        said = (
+            f"{decoders['pictures']} pictures by the tiny decoder against the full one's: PSNR {decoders['psnr']:.1f} dB in the "
+        )
+        said += f"median, {decoders['psnr_lowest']:.1f} dB at least"
+        if "score_tiny" in decoders:
+            said += f"; {decoders['scored_by']}: {decoders['score_tiny']:.1f}% ({decoders['score_full']:.1f}% by the full one)"
+        Console().print(said, highlight=False, soft_wrap=True)
     if "candidates" in manifest:
         _show_candidates(manifest["candidates"])
     for reason in dict.fromkeys(engine["reason"] for engine in manifest["engines"].values() if not engine["checked"]):

@@ -6,18 +6,23 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from nereid.diffusion.decoder import RequestDecoder, SharedDecoder
 from nereid.diffusion.images import to_pixels
+from nereid.diffusion.settings import Decoder
 from nereid.diffusion.vae_tiles import Array, VaeTiling, decode_latents
 from nereid.flow.errors import CancelledError, DeadlineError, InvalidRequestError, RequestError
+from nereid.flow.fields import decode_text
 from nereid.flow.parameters import read_parameters
 from nereid.flow.runs import RunState
 
 TILING = ("tile_sample_min_size", "tile_overlap_factor")
 """Inputs that say how large pictures are cut: outputs of `denoise`."""
+DECODING = ("seconds_left", "run_id", *TILING, "decoder")
+"""Inputs beside the latents: outputs of `denoise`, too."""
 
 CallModel = Callable[[str, Mapping[str, np.ndarray], Sequence[str]], dict[str, np.ndarray]]
 """Calls a model by name with inputs and wanted outputs; raises RequestError."""
@@ -30,7 +35,11 @@ class DecodingSettings:
     max_calls: int = 16
     use_slicing: bool = False
     vae_decoder_model: str = "vae_decoder"
+    vae_decoder_tiny_model: str = "vae_decoder_tiny"
     denoise_model: str = "denoise"
+
+    def model_of(self, decoder: Decoder) -> str:
+        return self.vae_decoder_tiny_model if decoder is Decoder.TINY else self.vae_decoder_model
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> DecodingSettings:
@@ -42,22 +51,26 @@ class DecodingSettings:
 class DecodingService:
     """Requests of `image_output`; safe to use from several threads. `call` reaches the decoder, `ask` reaches `denoise`.
 
-    `decoders` are the processes of the decoder that live.
+    `decoders` are the processes that live of a decoder, by its model; `tiny_decoder`: whether the pipeline has a tiny one.
     """
 
     settings: DecodingSettings
     vae_scale_factor: int
     call: CallModel
     ask: CallModel
-    decoders: Callable[[], frozenset[int]] = frozenset
+    decoders: Callable[[str], frozenset[int]] = lambda model: frozenset()
+    tiny_decoder: bool = False
     clock: Callable[[], float] = time.monotonic
-    _decoder: SharedDecoder = field(init=False)
+    _decoders: Mapping[Decoder, SharedDecoder] = field(init=False)
 
     def __post_init__(self) -> None:
-        def image(latents: Array) -> Array:
-            return self.call(self.settings.vae_decoder_model, {"latents": latents}, ["image"])["image"]
+        object.__setattr__(self, "_decoders", {decoder: self._shared(self.settings.model_of(decoder)) for decoder in Decoder})
 
-        object.__setattr__(self, "_decoder", SharedDecoder(image, self.decoders))
+    def _shared(self, model: str) -> SharedDecoder:
+        def image(latents: Array) -> Array:
+            return self.call(model, {"latents": latents}, ["image"])["image"]
+
+        return SharedDecoder(image, partial(self.decoders, model))
 
     def decode(
         self, inputs: Mapping[str, np.ndarray], is_cancelled: Callable[[], bool], arrived: float | None = None
@@ -67,10 +80,12 @@ class DecodingService:
         if 0 in latents.shape:
             raise InvalidRequestError.of("shape of latents", latents.shape, "one latent at least on every side")
         tiling = self._tiling(inputs)
+        decoder = Decoder.parse(_text(inputs, "decoder") or Decoder.FULL, tiny=self.tiny_decoder)
         waited = _Waited(
             self,
+            self._decoders[decoder],
             self._deadline(inputs, arrived),
-            _run_id(inputs),
+            _text(inputs, "run_id"),
             is_cancelled,
             asks=tiling is not None and tiling.tiles(*latents.shape[2:]),
         )
@@ -102,6 +117,7 @@ class _Waited:
     """One request's caller. `asks`: it takes long, so `denoise` is told of it and asked whether the run was cancelled."""
 
     service: DecodingService
+    shared: SharedDecoder
     deadline: float
     run_id: str
     is_cancelled: Callable[[], bool]
@@ -110,7 +126,7 @@ class _Waited:
     _decoder: RequestDecoder = field(init=False)
 
     def __post_init__(self) -> None:
-        self._decoder = RequestDecoder(self.service._decoder, self._in_time, math.isfinite(self.deadline))
+        self._decoder = RequestDecoder(self.shared, self._in_time, math.isfinite(self.deadline))
 
     def proceed(self) -> None:
         """Raises CancelledError or DeadlineError where nobody waits for the rest."""
@@ -139,9 +155,8 @@ class _Waited:
         return bool(state.decode() == RunState.FAILED)
 
 
-def _run_id(inputs: Mapping[str, np.ndarray]) -> str:
-    """The run that the latents are of; all rows of a request have the same."""
-    if "run_id" not in inputs:
+def _text(inputs: Mapping[str, np.ndarray], name: str) -> str:
+    """What all rows of a request have the same of; "" where absent."""
+    if name not in inputs:
         return ""
-    value = inputs["run_id"].reshape(-1)[0]
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return decode_text(name, inputs[name].reshape(-1)[0])

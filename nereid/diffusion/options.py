@@ -11,7 +11,7 @@ import numpy as np
 
 from nereid.diffusion.cache_options import cache_plan, guidance_plan
 from nereid.diffusion.feature_cache import CachePlan
-from nereid.diffusion.settings import Limits, Pipeline
+from nereid.diffusion.settings import Decoder, Limits, Pipeline
 from nereid.diffusion.solvers import (
     SCHEDULERS,
     ScheduleError,
@@ -182,6 +182,11 @@ def tiling_of(fields: FieldReader, pipeline: Pipeline, limits: Limits) -> VaeTil
     return replace(limits.tiling(scale), tile_sample_min_size=side)
 
 
+def decoder_of(fields: FieldReader, pipeline: Pipeline) -> Decoder:
+    """Which VAE decoder makes this request's pictures."""
+    return Decoder.parse(fields.value("decoder", Decoder.FULL), tiny=pipeline.tiny_decoder)
+
+
 def memory_of(
     fields: FieldReader,
     size: tuple[int, int],
@@ -190,17 +195,19 @@ def memory_of(
     limits: Limits,
     tiling: VaeTiling,
 ) -> float:
-    """What a request's images need together, each at its largest engine, with the features that are kept of it.
+    """What a request's images need together, each at its largest engine, the features that are kept of it, and previews.
 
     `needs` says of each image whether it is guided and whether it caches features.
     """
-    pixels, from_image = size[0] * size[1], fields.given("init_image")
     height, width = size
+    pixels, from_image, decoder = height * width, fields.given("init_image"), decoder_of(fields, pipeline)
     item = np.dtype(limits.feature_type).itemsize
     needed = 0.0
     for guided, cached in needs:
-        needed += pipeline.image_bytes(pixels, guided=guided, from_image=from_image, tiling=tiling)
+        needed += pipeline.image_bytes(pixels, guided=guided, from_image=from_image, tiling=tiling, decoder=decoder)
         needed += pipeline.feature_bytes(pixels, guided=guided, item_bytes=item) if cached else 0
+    if fields.given("after_step"):
+        needed += pipeline.preview_bytes(pixels, tiling)
     most = limits.memory_budget_bytes
     if most and needed > most:
         need = "1 image needs" if len(needs) == 1 else f"{len(needs)} images need"

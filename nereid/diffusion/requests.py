@@ -17,6 +17,7 @@ from nereid.diffusion.families import Conditioning, family_of
 from nereid.diffusion.feature_cache import CachePlan, Caching
 from nereid.diffusion.options import (
     Options,
+    decoder_of,
     first_step,
     guided_steps,
     images_of,
@@ -27,7 +28,7 @@ from nereid.diffusion.options import (
     solver_table,
     tiling_of,
 )
-from nereid.diffusion.settings import Limits, Pipeline
+from nereid.diffusion.settings import Decoder, Limits, Pipeline
 from nereid.diffusion.solvers import SolverTable
 from nereid.diffusion.vae_tiles import VaeTiling
 from nereid.flow.errors import InvalidRequestError
@@ -72,6 +73,7 @@ class ImageRequest:
     warnings: tuple[str, ...]
     timeout_seconds: float
     tiling: VaeTiling
+    decoder: Decoder = Decoder.FULL
     memory_bytes: float = 0.0
     run_id: str = ""
     ticket: str = ""
@@ -90,6 +92,7 @@ def parse_image_request(inputs: Inputs, pipeline: Pipeline, limits: Limits) -> I
         rows=rows,
         warnings=tuple(dict.fromkeys(parser.warnings)),
         tiling=tiling,
+        decoder=decoder_of(fields, pipeline),
         memory_bytes=memory_of(
             fields, size, [(bool(row.guided), row.cache is not None) for row in rows], pipeline, limits, tiling
         ),

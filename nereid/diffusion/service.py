@@ -21,7 +21,7 @@ from nereid.diffusion.settings import Limits, Pipeline
 from nereid.diffusion.start import start_runs
 from nereid.diffusion.state import ImageTask
 from nereid.diffusion.vae_tiles import Encode
-from nereid.diffusion.watching import Watchers, state_outputs
+from nereid.diffusion.watching import PreviewDecode, Watchers, state_outputs
 from nereid.engines.costs import StepCosts
 from nereid.engines.memory import available_bytes, shared_bytes
 from nereid.flow.batcher import InFlightBatcher
@@ -47,7 +47,8 @@ _NOT_ASKED_FOR = ("run_id", "ticket", "timeout_seconds")
 class DenoiseService:
     """Owns the batcher and the loop of one `denoise` instance. `record` notes who is inside, `costs` what steps take.
 
-    `decoders` are the processes that live of the model that decodes what is denoised here.
+    `decoders` are the processes that live of the model that decodes what is denoised here. `decode_preview` calls the tiny
+    decoder, where the pipeline has one.
     """
 
     pipeline: Pipeline
@@ -59,6 +60,7 @@ class DenoiseService:
     record: FlightRecord | None = None
     fingerprint: str = ""
     decoders: Callable[[], frozenset[int]] = frozenset
+    decode_preview: PreviewDecode | None = None
     _observer: ImageObserver = field(init=False)
     _loop: DenoisingLoop = field(init=False)
     _lanes: LaneReport = field(init=False)
@@ -99,7 +101,8 @@ class DenoiseService:
         )
         self._loop.waiting = self._batcher.waiting
         self._preparing = NamedThreads(max_workers=2, thread_name_prefix="denoise-prepare")
-        self._watchers = Watchers(self._state, self._find, self.pipeline.latents_to_rgb)
+        decode = self.decode_preview if self.pipeline.tiny_decoder else None
+        self._watchers = Watchers(self._state, self._find, self.pipeline.latents_to_rgb, self.pipeline.vae_scale_factor, decode)
 
     def handle(self, inputs: Inputs, reply: Reply, is_cancelled: Callable[[], bool]) -> None:
         """Take one request; returns at once, `reply` follows when it is done or refused."""
@@ -171,7 +174,8 @@ class DenoiseService:
             self._decoded.begin(request.run_id)
             reply({**known, "seconds_left": _each(request.timeout_seconds, len(request.rows))}, None)
             return
-        task = ImageTask(request, self._answer_with(reply, digest), is_cancelled, digest=digest)
+        answer, shows_clean = self._answer_with(reply, digest), self._watchers.decodes
+        task = ImageTask(request, answer, is_cancelled, digest=digest, shows_clean=shows_clean)
         ticket = self._ticket(task)
         if any(row.image is not None for row in request.rows):
             self._preparing.submit(self._prepare, task, ticket)
@@ -182,7 +186,8 @@ class DenoiseService:
         """The one that was taken in advance, or a new one."""
         request = task.request
         taken = self._reserved.pop(request.ticket, None) if request.ticket else None
-        if taken is not None and self._batcher.attach(taken, task, request.memory_bytes):
+        # What was asked for in advance includes what watching it needs.
+        if taken is not None and self._batcher.attach(taken, task, max(taken.weight, request.memory_bytes)):
             task.submitted, task.watched = taken.submitted, taken.watched
             return taken
         return self._batcher.take_ticket(
@@ -281,6 +286,7 @@ def _outputs(task: ImageTask, fingerprint: str) -> dict[str, np.ndarray]:
         "run_id": np.array([[task.request.run_id.encode()]] * count, dtype=np.object_),
         "tile_sample_min_size": _each(task.request.tiling.tile_sample_min_size, count, np.int32),
         "tile_overlap_factor": _each(task.request.tiling.tile_overlap_factor, count),
+        "decoder": np.array([[task.request.decoder.encode()]] * count, dtype=np.object_),
     }
 
 

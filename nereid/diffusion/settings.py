@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,32 @@ from nereid.diffusion.feature_cache import CacheCalibration, FeatureCache
 from nereid.diffusion.solvers import SchedulerConfig, SchedulerName
 from nereid.diffusion.vae_tiles import BYTES_PER_PIXEL, VaeTiling
 from nereid.engines.memory import RunMemory
+from nereid.flow.errors import InvalidRequestError
 from nereid.flow.parameters import read_parameters
 
 PIPELINE_FILE = "pipeline.json"
 """Where export leaves a pipeline's facts, in the version folders of the models that need them."""
+
+
+class Decoder(StrEnum):
+    """The VAE decoders that a request may name."""
+
+    FULL = "full"
+    TINY = "tiny"
+
+    @classmethod
+    def parse(cls, name: str, *, tiny: bool) -> Decoder:
+        """`tiny`: whether the pipeline has a tiny one. Raises InvalidRequestError."""
+        if name == cls.TINY and not tiny:
+            raise InvalidRequestError.of("decoder", name, "full: the pipeline was exported without a tiny one (--tiny-vae)")
+        if name not in tuple(cls):
+            raise InvalidRequestError.of("decoder", name, " or ".join(cls) if tiny else str(cls.FULL))
+        return cls(name)
+
+    @property
+    def component(self) -> str:
+        """The name of its engine."""
+        return "vae_decoder_tiny" if self is Decoder.TINY else "vae_decoder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +67,8 @@ class Pipeline:
     """Where the UNet is cut for feature caching."""
     guidance_calibrations: tuple[CacheCalibration, ...] = ()
     """What was measured of the unconditional prediction's reuse."""
+    tiny_decoder: bool = False
+    """Whether there is a tiny VAE decoder beside the full one."""
 
     def feature_bytes(self, pixels: int, *, guided: bool, item_bytes: int) -> int:
         """What the kept features of one image of `pixels` take."""
@@ -65,7 +90,9 @@ class Pipeline:
                 "export without --cache-branch"
             )
 
-    def image_bytes(self, pixels: int, *, guided: bool, from_image: bool, tiling: VaeTiling) -> float:
+    def image_bytes(
+        self, pixels: int, *, guided: bool, from_image: bool, tiling: VaeTiling, decoder: Decoder = Decoder.FULL
+    ) -> float:
         """What one image of `pixels` needs at its largest engine; 0 where export has measured nothing.
 
         No call of the VAE is for more than a tile; where there are several, the whole picture is held beside them.
@@ -74,11 +101,17 @@ class Pipeline:
         held = BYTES_PER_PIXEL * pixels if pixels > seen else 0
         runs = {
             "unet": (2 if guided else 1, pixels, 0),
-            "vae_decoder": (1, seen, held),
+            decoder.component: (1, seen, held),
             "vae_encoder": (int(from_image), seen, held * from_image),
         }
         needed = (self.memory[name].run_bytes(*run) + beside for name, (*run, beside) in runs.items() if name in self.memory)
         return max(needed, default=0.0)
+
+    def preview_bytes(self, pixels: int, tiling: VaeTiling) -> float:
+        """What decoding a watched image's previews needs beside its steps; 0 where they are not decoded."""
+        measured = self.memory.get(Decoder.TINY.component) if self.tiny_decoder else None
+        seen = min(pixels, tiling.tile_pixels)
+        return 0.0 if measured is None else measured.run_bytes(1, seen) + (BYTES_PER_PIXEL * pixels if pixels > seen else 0)
 
     @classmethod
     def from_json(cls, text: str) -> Pipeline:
@@ -134,7 +167,7 @@ class Limits:
             cls,
             parameters,
             may_be_zero=("max_queue", "memory_budget_bytes"),
-            others=("unet_model", "unet_shallow_model", "vae_encoder_model", "image_output_model"),
+            others=("unet_model", "unet_shallow_model", "vae_encoder_model", "vae_decoder_tiny_model", "image_output_model"),
         )
 
     def tiling(self, vae_scale_factor: int) -> VaeTiling:

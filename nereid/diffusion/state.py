@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nereid.diffusion.feature_cache import KeptFeatures, Variant
 from nereid.diffusion.guidance_cache import KeptPrediction
 from nereid.diffusion.requests import ImageRequest, ImageRow
-from nereid.diffusion.solvers import SolverState
+from nereid.diffusion.solvers import LATEST_CLEAN, SolverState
 from nereid.flow.errors import RequestError
 from nereid.flow.request_ids import current
 
@@ -86,7 +86,7 @@ class ImageRun:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A watched run after a step: `step` is absolute, `sample` float32 C x H x W."""
+    """A watched run after a step: `step` is absolute, `sample` float32 C x H x W, what a preview is made of."""
 
     step: int
     sample: NDArray[np.float32]
@@ -94,7 +94,10 @@ class Snapshot:
 
 @dataclass(slots=True, eq=False)
 class ImageTask:
-    """A request in the batcher; `answer` is told the outcome once, with None for success."""
+    """A request in the batcher; `answer` is told the outcome once, with None for success.
+
+    `shows_clean`: watchers are shown what the picture is predicted to be, which a decoder can read, instead of noisy latents.
+    """
 
     request: ImageRequest
     answer: Callable[[ImageTask, RequestError | None], None]
@@ -105,6 +108,7 @@ class ImageTask:
     started: float | None = None
     due: float = math.inf
     watched: bool = False
+    shows_clean: bool = False
     digest: bytes = b""
     request_id: str = field(default_factory=current)
     _snapshots: deque[Snapshot] = field(default_factory=lambda: deque(maxlen=_SNAPSHOTS))
@@ -138,7 +142,10 @@ class ImageTask:
         if self.watched:
             with self._lock:
                 if not self._snapshots or self._snapshots[-1].step < self.step:
-                    self._snapshots.append(Snapshot(self.step, self.runs[0].state.sample))
+                    state = self.runs[0].state
+                    # A copy of the prediction: a view would keep all that the solver remembers.
+                    shown = state.memory[LATEST_CLEAN].copy() if self.shows_clean else state.sample
+                    self._snapshots.append(Snapshot(self.step, shown))
 
     @property
     def snapshot_bytes(self) -> int:

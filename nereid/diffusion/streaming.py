@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from nereid.diffusion.admission import take_ticket
-from nereid.diffusion.decoding import TILING
+from nereid.diffusion.decoding import DECODING
 from nereid.diffusion.families import family_of
 from nereid.diffusion.families.base import HALVES
 from nereid.diffusion.options import first_step, steps_of
@@ -33,7 +33,7 @@ Outputs = Mapping[str, np.ndarray]
 
 _PASSED_ON = names(passed_on(Model.STREAM, Model.DENOISE))
 _TOLD = ("image_seed", "warnings", "timings", "system_fingerprint")
-_DECODED = ("latents", "seconds_left", "run_id", *TILING)
+_DECODED = ("latents", *DECODING)
 _LOOK_SECONDS = 0.5
 """How often a stream looks, while its picture is decoded, whether its caller has left or the decoding has died."""
 _PATIENCE_SECONDS = HOLD_SECONDS + 3.0
@@ -110,6 +110,7 @@ class ImageStream:
                 {
                     "step": watched["step"].reshape(1),
                     "num_inference_steps": watched["num_inference_steps"].reshape(1),
+                    "preview_scale": watched["preview_scale"].reshape(1),
                     **_picture("preview", watched["preview"][0]),
                 }
             )
@@ -137,7 +138,7 @@ class ImageStream:
                 self._ask({"cancel": _text(run_id)}, ["run_state"])
                 raise CancelledError("the request was cancelled")
             asked = {"watch": _text(run_id), "after_step": np.array([[after]], np.int32)}
-            found = self._ask(asked, ["run_state", "step", "num_inference_steps", "preview"])
+            found = self._ask(asked, ["run_state", "step", "num_inference_steps", "preview", "preview_scale"])
             if "preview" in found:
                 step = int(found["step"].item())
                 if step >= int(found["num_inference_steps"].item()):

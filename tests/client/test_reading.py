@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nereid_client import ImageProgress, ImageResult, LostError, ServerError
+from nereid_client.images import from_stream
 from nereid_client.transport import Answered, Ended
 
 from scripted import World, answers, delta, draw_stream, fails, image, progress, write_stream
@@ -124,3 +125,9 @@ def test_two_answers_where_one_was_asked_for_are_an_error() -> None:
     work, reader = Session(transport=world)._image("a box", {}, None, None)
     with pytest.raises(ServerError, match="second"):
         list(world.drive(work, reader))
+
+
+def test_a_preview_says_how_many_pixels_of_the_picture_one_of_its_own_is() -> None:
+    small, whole = progress(1, 4), {**progress(2, 4), "preview_scale": np.array([1], np.int32)}
+    shown = [from_stream(outputs) for outputs in (small, whole)]
+    assert [answer.preview_scale for answer in shown if isinstance(answer, ImageProgress)] == [8, 1]

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class Models:
 
     def __init__(self) -> None:
         self.decoded: list[tuple[int, ...]] = []
+        self.decoder = "the_decoder"
         self.asked = 0
         self.state = b"running"
         self.now = 0.0
@@ -45,7 +47,7 @@ class Models:
         self.denoise_error: RequestError | None = None
 
     def call(self, name: str, inputs: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        assert (name, set(inputs), list(outputs)) == ("the_decoder", {"latents"}, ["image"])
+        assert (name, set(inputs), list(outputs)) == (self.decoder, {"latents"}, ["image"])
         self.before()
         self.decoded.append(inputs["latents"].shape)
         return {"image": inputs["latents"][:, :3].repeat(8, axis=2).repeat(8, axis=3)}
@@ -58,15 +60,21 @@ class Models:
             raise self.denoise_error
         return {"run_state": text(self.state.decode())}
 
-    def service(self, call: Any = None, **options: Any) -> DecodingService:
-        given = {"vae_decoder_model": "the_decoder", "denoise_model": "the_denoise", **options}
+    def service(self, call: Any = None, tiny_decoder: bool = False, **options: Any) -> DecodingService:
+        given = {
+            "vae_decoder_model": "the_decoder",
+            "vae_decoder_tiny_model": "the_tiny_one",
+            "denoise_model": "the_denoise",
+            **options,
+        }
         settings = DecodingSettings.from_parameters({name: str(value) for name, value in given.items()})
         return DecodingService(
             settings=settings,
             vae_scale_factor=8,
             call=call or self.call,
             ask=self.ask,
-            decoders=lambda: frozenset(self.processes),
+            decoders=lambda model: frozenset(self.processes),
+            tiny_decoder=tiny_decoder,
             clock=lambda: self.now,
         )
 
@@ -337,3 +345,43 @@ def test_a_tiled_picture_has_the_same_bytes_alone_and_with_tiles_of_others_in_it
     assert len(calls) == 8
     assert made[0]["generated_image"].shape == (1, 96, 160, 3)
     assert np.array_equal(made[0]["generated_image"], made[1]["generated_image"])
+
+
+def test_a_request_for_the_tiny_decoder_is_decoded_by_it_whole_and_by_tiles() -> None:
+    models = Models()
+    models.decoder = "the_tiny_one"
+    service = models.service(tiny_decoder=True)
+    service.decode({"latents": values(SMALL), **CUT, "decoder": text("tiny")}, lambda: False)
+    service.decode({"latents": values(LARGE), **CUT, "decoder": text("tiny")}, lambda: False)
+    assert models.decoded == [SMALL] * 17
+    models.decoder = "the_decoder"
+    service.decode({"latents": values(SMALL), **CUT, "decoder": text("full")}, lambda: False)
+
+
+def test_the_deaths_of_one_decoder_do_not_count_for_the_other() -> None:
+    models, asked = Models(), set()
+
+    def decoders(model: str) -> frozenset[int]:
+        asked.add(model)
+        return frozenset(models.processes)
+
+    service = replace(models.service(tiny_decoder=True), decoders=decoders)
+    for models.decoder, name in (("the_tiny_one", "tiny"), ("the_decoder", "full")):
+        asked.clear()
+        service.decode({"latents": values(SMALL), "decoder": text(name)}, lambda: False)
+        assert asked == {models.decoder}
+
+
+@pytest.mark.parametrize(
+    ("name", "tiny", "said"),
+    [
+        ("tiny", False, "it must be full: the pipeline was exported without a tiny one (--tiny-vae)"),
+        ("huge", True, "it must be full or tiny"),
+        ("huge", False, "it must be full"),
+    ],
+)
+def test_a_decoder_that_is_not_there_is_refused_by_name(name: str, tiny: bool, said: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        Models().service(tiny_decoder=tiny).decode({"latents": values(SMALL), "decoder": text(name)}, lambda: False)
+    assert refused.value.field == "decoder"
+    assert str(refused.value) == f"decoder: {name!r} is not allowed; {said}"

@@ -14,6 +14,7 @@ import pytest
 from nereid.diffusion.service import DenoiseService
 from nereid.diffusion.settings import Limits
 from nereid.diffusion.vae_tiles import BYTES_PER_PIXEL
+from nereid.diffusion.watching import PreviewDecode
 from nereid.engines.memory import RunMemory
 from nereid.flow.errors import (
     CancelledError,
@@ -63,6 +64,7 @@ def serving(
     record: FlightRecord | None = None,
     facts: Any = None,
     decoders: Callable[[], frozenset[int]] = frozenset,
+    decode_preview: PreviewDecode | None = None,
     **limits: Any,
 ) -> Iterator[DenoiseService]:
     service = DenoiseService(
@@ -74,6 +76,7 @@ def serving(
         record=record,
         fingerprint="one",
         decoders=decoders,
+        decode_preview=decode_preview,
     )
     try:
         yield service
@@ -318,6 +321,38 @@ def test_a_request_says_how_large_its_tiles_are_where_it_likes() -> None:
         assert isinstance(refused, InvalidRequestError)
         assert str(refused) == "tile_sample_min_size: 72 is not allowed; it must be a multiple of 16"
         assert isinstance(draw(service, tile_sample_min_size=whole(48)).wait().error, InvalidRequestError)
+
+
+def test_which_decoder_makes_the_picture_is_said_by_the_request_and_handed_on() -> None:
+    with serving(facts=pipeline(tiny_decoder=True)) as service:
+        for given, decoder in (({}, b"full"), ({"decoder": text("full")}, b"full"), ({"decoder": text("tiny")}, b"tiny")):
+            made = draw(service, run_id=text("run"), **given).wait().outputs
+            assert made is not None
+            assert made["decoder"].tolist() == [[decoder]]
+        assert isinstance(ask(service, ticket=text("t"), decoder=text("huge")).wait().error, InvalidRequestError)
+    with serving() as service:
+        refused = ask(service, ticket=text("t"), decoder=text("tiny")).wait().error
+        assert isinstance(refused, InvalidRequestError)
+        assert refused.field == "decoder"
+        assert isinstance(draw(service, decoder=text("tiny")).wait().error, InvalidRequestError)
+
+
+def test_an_image_needs_what_its_own_decoder_does_and_a_watched_one_its_previews_too() -> None:
+    tiny = RunMemory(base_bytes=0, bytes_per_row_pixel=0.5)
+    facts = pipeline(memory={**MEASURED, "vae_decoder_tiny": tiny}, tiny_decoder=True)
+    unguided = {"guidance_scale": np.array([[1.0]], np.float32)}
+    by_tiny = {**unguided, "decoder": text("tiny")}
+    with serving(facts=facts, memory_budget_bytes=4096) as service:  # one row of the UNet
+        assert isinstance(draw(service, **unguided).wait().error, InvalidRequestError)
+        assert draw(service, **by_tiny).wait().error is None
+        assert isinstance(ask(service, ticket=text("t"), after_step=whole(-1), **by_tiny).wait().error, InvalidRequestError)
+    with serving(facts=facts, memory_budget_bytes=6144, unet=(unet := SteppedUnet())) as service:
+        ask(service, ticket=text("t"), run_id=text("run"), after_step=whole(-1), **by_tiny).wait()
+        draw(service, ticket=text("t"), run_id=text("run"), **by_tiny)
+        while watch(service, "run").state != "running":
+            pass
+        assert service._batcher.find("run").weight == 6144
+        unet.allow(100)
 
 
 def test_a_run_whose_decoder_died_with_its_picture_is_unknown_until_it_is_asked_for_again() -> None:

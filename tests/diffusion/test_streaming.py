@@ -104,6 +104,7 @@ def test_every_preview_comes_however_fast_the_run_is(models: Any, interval: int,
     sent = stream(models(), preview_interval=np.array([interval], np.int32))
     assert [int(answer["step"][0]) for answer in sent[:-1]] == steps
     assert all(answer["preview"].shape == (8, 8, 3) for answer in sent[:-1])
+    assert all(answer["preview_scale"].tolist() == [8] for answer in sent[:-1])
     assert int(sent[-1]["step"][0]) == 5
     assert sent[-1]["warnings"].item() == b"cut"
 

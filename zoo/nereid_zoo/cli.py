@@ -101,6 +101,28 @@ def train_shapes_student(
     console.print(f"shapes-student: written to {out}")
 
 
+@_train.command("shapes-tiny-vae")
+def train_shapes_tiny_vae(
+    out: Annotated[Path, typer.Option(help="The folder of an AutoencoderTiny to write.")],
+    teacher: Annotated[Path, typer.Option(help="The diffusers folder whose VAE it learns from.")] = CHECKPOINT,
+    work: Annotated[
+        Path,
+        typer.Option(help="Where finished stages are kept, to resume from; a student's has the latents that are needed here."),
+    ] = Path("build/zoo/shapes-student"),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    minutes: Annotated[float, typer.Option(min=0.01, help="Both stages together.")] = 30,
+) -> None:
+    """Distil the VAE of the painter of shapes to a tiny one, for `nereid export diffusion --tiny-vae`."""
+    from nereid_zoo.shapes.tiny_vae import TinyVaePlan, distil_vae
+
+    if scorer_for(teacher) is None:
+        raise typer.BadParameter(
+            f"{teacher} is not allowed; it must be a painter of shapes, as `zoo train shapes` writes it", param_hint="--teacher"
+        )
+    _trained(lambda: distil_vae(TinyVaePlan(work=work, teacher=teacher, device=device, minutes=minutes), out))
+    console.print(f"shapes-tiny-vae: written to {out}")
+
+
 @_train.command("sections")
 def train_sections(
     out: Annotated[Path, typer.Option(help="The transformers folder to write.")] = sections.CHECKPOINT,

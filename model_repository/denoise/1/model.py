@@ -5,6 +5,7 @@ from functools import partial
 from nereid.diffusion.feature_cache import Variant
 from nereid.diffusion.service import DenoiseService
 from nereid.diffusion.settings import Limits, Pipeline
+from nereid.diffusion.watching import PREVIEW_CALLS
 from nereid.engines.costs import StepCosts
 from nereid.engines.digests import fingerprint_of, own_version
 from nereid.flow.flight_record import FlightRecord
@@ -24,7 +25,7 @@ class TritonPythonModel:
         vae_encoder = model.parameters["vae_encoder_model"]
         limits = Limits.from_parameters(model.parameters)
         callers = bridge.Callers.of(limits.concurrent_calls, model.tensor_names)
-
+        previewers = bridge.Callers.of(PREVIEW_CALLS, model.tensor_names)
         call = partial(bridge.call_model, tensor_names=model.tensor_names)
 
         def predict(wanted):
@@ -33,6 +34,10 @@ class TritonPythonModel:
         def encode(images):
             made = call(vae_encoder, {"image": images}, ["latents_mean", "latents_std"])
             return made["latents_mean"], made["latents_std"]
+
+        def decode_preview(latents, seconds):
+            tiny = model.parameters["vae_decoder_tiny_model"]
+            return previewers.call(tiny, {"latents": latents}, ["image"], timeout=seconds)["image"]
 
         self._service = DenoiseService(
             pipeline=Pipeline.read(model.version_folder),
@@ -44,6 +49,7 @@ class TritonPythonModel:
             record=FlightRecord.open(model.name),
             fingerprint=fingerprint_of(model.folder, own_version()),
             decoders=partial(processes_of, model.parameters["image_output_model"]),
+            decode_preview=decode_preview,
         )
         bridge.tell_loaded(model.name)
 

@@ -18,14 +18,15 @@ class TritonPythonModel:
     def initialize(self, args):
         model = bridge.ModelArguments.parse(args)
         settings = DecodingSettings.from_parameters(model.parameters)
-        scale = Pipeline.read(model.version_folder).vae_scale_factor
+        pipeline = Pipeline.read(model.version_folder)
         self._workers, self._askers = NamedThreads(settings.max_calls, "decode"), bridge.Callers.of(settings.max_calls)
         self._service = DecodingService(
             settings=settings,
-            vae_scale_factor=scale,
+            vae_scale_factor=pipeline.vae_scale_factor,
             call=partial(bridge.call_model, tensor_names=model.tensor_names),
             ask=self._ask,
-            decoders=partial(processes_of, settings.vae_decoder_model),
+            decoders=processes_of,
+            tiny_decoder=pipeline.tiny_decoder,
         )
         bridge.tell_loaded(model.name)
 

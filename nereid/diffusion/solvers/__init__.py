@@ -5,9 +5,10 @@ from nereid.diffusion.solvers.names import SCHEDULERS, SchedulerName, default_sc
 from nereid.diffusion.solvers.schedule import SchedulerConfig
 from nereid.diffusion.solvers.scheduler_file import PredictionType, ScheduleError, Spacing
 from nereid.diffusion.solvers.table import SolverTable, build_table
-from nereid.diffusion.solvers.update import SolverState, advance, needs_noise, predict_clean
+from nereid.diffusion.solvers.update import LATEST_CLEAN, SolverState, advance, needs_noise, predict_clean
 
 __all__ = [
+    "LATEST_CLEAN",
     "SCHEDULERS",
     "PredictionType",
     "ScheduleError",

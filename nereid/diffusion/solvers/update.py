@@ -13,6 +13,9 @@ from nereid.diffusion.solvers.terms import HISTORY, Term
 
 Latents = NDArray[np.float32]
 
+LATEST_CLEAN = 1
+"""Where a solver's memory has what the image was predicted to be in the step before."""
+
 
 @dataclass(slots=True, eq=False)
 class SolverState:

@@ -21,7 +21,7 @@ NAMES: Mapping[str, str] = {"num_images_per_prompt": "n", "width": "size", "heig
 
 def _encode(pixels: Any, kind: str, enlarge: int) -> str:
     picture = Image.fromarray(pixels)
-    if enlarge > 1:  # previews have an eighth of the picture's sides
+    if enlarge > 1:  # a preview may be smaller than the picture
         picture = picture.resize((enlarge * picture.width, enlarge * picture.height), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     picture.save(buffer, kind.upper())
@@ -45,7 +45,7 @@ async def stream(client: AsyncClient, body: OpenAIImageBody, request_id: str) ->
             if isinstance(answer, ImageProgress):
                 due = int((body.partial_images + 1) * answer.step / answer.num_inference_steps)
                 if answer.preview is not None and shown < min(due, body.partial_images):
-                    picture = await _picture(answer.preview, body.output_format, enlarge=8)
+                    picture = await _picture(answer.preview, body.output_format, enlarge=answer.preview_scale)
                     yield _event("partial_image", picture, created, partial_image_index=shown)
                     shown += 1
             elif isinstance(answer, ImageResult):

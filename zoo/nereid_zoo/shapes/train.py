@@ -104,7 +104,7 @@ def train_vae(plan: TrainingPlan) -> AutoencoderKL:
     reconstruct(plan, vae, rng, minutes=plan.vae_minutes * 0.55, crops=True)
     reconstruct(plan, vae, rng, minutes=plan.vae_minutes * 0.45, crops=False)
     with torch.no_grad():
-        batches = [_pixels([sample_scene(rng) for _ in range(16)]).to(plan.device) for _ in range(16)]
+        batches = [pixels_of([sample_scene(rng) for _ in range(16)]).to(plan.device) for _ in range(16)]
         latents = torch.cat([vae.encode(pixels).latent_dist.mean for pixels in batches])
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     return vae
@@ -116,7 +116,7 @@ def reconstruct(plan: TrainingPlan, vae: AutoencoderKL, rng: Random, *, minutes:
     stage = "vae on crops" if crops else "vae on pictures"
     for step, rate in schedule(stage, minutes, peak=1.5e-3 if crops else 8e-4):
         scenes = [sample_scene(rng) for _ in range(24 if crops else 6)]
-        pixels = (_crops(_pixels(scenes), scenes, rng) if crops else _pixels(scenes)).to(plan.device)
+        pixels = (_crops(pixels_of(scenes), scenes, rng) if crops else pixels_of(scenes)).to(plan.device)
         posterior = vae.encode(pixels).latent_dist
         error = vae.decode(posterior.sample()).sample - pixels
         loss = 4 * error.square().mean() + 0.3 * error.abs().mean() + 1e-6 * posterior.kl().mean()
@@ -126,7 +126,7 @@ def reconstruct(plan: TrainingPlan, vae: AutoencoderKL, rng: Random, *, minutes:
             report(stage, step, loss=loss.item(), psnr=psnr, latent_std=posterior.mean.std().item())
 
 
-def _pixels(scenes: list[Scene]) -> Tensor:
+def pixels_of(scenes: list[Scene]) -> Tensor:
     """Rendered scenes as float32 in -1..1: rows x 3 x 128 x 128."""
     pictures = np.stack([render(scene) for scene in scenes])
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -161,7 +161,7 @@ def encode_scenes(plan: TrainingPlan, vae: AutoencoderKL) -> tuple[list[Scene], 
     if not file.exists():
         parts = []
         for start in range(0, len(scenes), 50):
-            parts.append(vae.encode(_pixels(scenes[start : start + 50]).to(plan.device)).latent_dist.mean.cpu())
+            parts.append(vae.encode(pixels_of(scenes[start : start + 50]).to(plan.device)).latent_dist.mean.cpu())
             if start % 2000 == 0:
                 report("latents", start, of=float(len(scenes)))
         beside = file.with_suffix(".unfinished")

@@ -1,0 +1,117 @@
+"""Distilling the VAE of `shapes`: what diffusers makes of the tiny one, how small it is, and that it comes nearer its teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+from safetensors.torch import load_file
+
+from nereid_zoo.cli import app
+from nereid_zoo.shapes import model
+from nereid_zoo.shapes.score import CHECKPOINT
+from nereid_zoo.shapes.tiny_vae import FullVae, TinyVaePlan, distil_vae, lessons
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module")
+def full() -> FullVae:
+    return FullVae(CHECKPOINT, "cpu")
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> TinyVaePlan:
+    work = tmp_path_factory.mktemp("work")
+    return TinyVaePlan(work=work, teacher=CHECKPOINT, minutes=0.1, batch_size=2, scenes=8)
+
+
+@pytest.fixture(scope="module")
+def distilled(plan: TinyVaePlan) -> Path:
+    distil_vae(plan, plan.work / "tiny")
+    return plan.work / "tiny"
+
+
+def multiplications(module: Any, latents: Any) -> int:
+    """Of the convolutions that a decode calls; there is nothing else that multiplies much."""
+    counted = 0
+
+    def count(layer: Any, given: Any, made: Any) -> None:
+        nonlocal counted
+        counted += made.shape[2] * made.shape[3] * layer.weight.numel()
+
+    hooks = [layer.register_forward_hook(count) for layer in module.decoder.modules() if isinstance(layer, torch.nn.Conv2d)]
+    with torch.no_grad():
+        module.decode(latents)
+    for hook in hooks:
+        hook.remove()
+    return counted
+
+
+def test_a_decode_is_a_sixth_of_the_full_ones_work(full: FullVae) -> None:
+    latents = torch.zeros(1, 4, model.LATENT_SIZE, model.LATENT_SIZE)
+    assert multiplications(full.vae, latents) >= 6 * multiplications(model.make_tiny_vae(), latents)
+
+
+def test_pictures_to_learn_from_are_the_full_decoders_of_the_very_latents(plan: TinyVaePlan, full: FullVae) -> None:
+    latents = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    given, wanted = next(lessons(plan, full, latents))
+    assert torch.allclose(full.picture(given), wanted, atol=1e-4)
+    nearest = (given[:, None] - latents[None]).abs().amax((2, 3, 4)).min(1).values
+    assert (nearest > 0).all(), "no noise was added"
+    assert (nearest < 1).all(), "the noise drowns the latents"
+
+
+def test_diffusers_pipeline_takes_it_for_its_vae(distilled: Path, full: FullVae) -> None:
+    tiny = diffusers.AutoencoderTiny.from_pretrained(distilled, torch_dtype=torch.float32)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(CHECKPOINT, torch_dtype=torch.float32)
+    scale, pipeline.vae = pipeline.vae_scale_factor, tiny
+    assert tiny.config.scaling_factor == 1
+    assert tiny.config.latent_channels == full.vae.config.latent_channels
+    assert 2 ** (len(tiny.config.block_out_channels) - 1) == scale
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("a red circle", num_inference_steps=1, output_type="np").images.shape == (1, 128, 128, 3)
+
+
+def test_both_halves_come_nearer_to_their_teacher(distilled: Path, full: FullVae) -> None:
+    trained = diffusers.AutoencoderTiny.from_pretrained(distilled, torch_dtype=torch.float32)
+    torch.manual_seed(31)
+    untrained = model.make_tiny_vae()
+    (latents,) = (load_file(file)["latents"] for file in distilled.parent.glob("latents-*.safetensors"))
+    latents = latents * full.vae.config.scaling_factor
+    pixels = full.picture(latents)
+
+    def errors(tiny: Any) -> tuple[float, float]:
+        with torch.no_grad():
+            decoded, encoded = tiny.decode(latents).sample - pixels, tiny.encode(pixels).latents - latents
+        return decoded.square().mean().item(), encoded.square().mean().item()
+
+    for now, before in zip(errors(trained), errors(untrained), strict=True):
+        assert now < before
+
+
+def test_it_is_written_in_halves_without_a_path_of_its_work_and_not_trained_again(distilled: Path, plan: TinyVaePlan) -> None:
+    assert {value.dtype for value in load_file(distilled / "diffusion_pytorch_model.safetensors").values()} == {torch.float16}
+    assert str(plan.work) not in (distilled / "config.json").read_text()
+    stages = {folder.name: folder.stat().st_mtime_ns for folder in plan.work.glob("tiny-*")}
+    assert set(stages) == {"tiny-decoder", "tiny-encoder"}
+    distil_vae(plan, plan.work / "tiny")
+    assert {folder.name: folder.stat().st_mtime_ns for folder in plan.work.glob("tiny-*")} == stages
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--teacher", "nowhere"), "nowhere is not allowed; it must be a painter of shapes"),
+        (("--minutes", "0"), "'--minutes': Input should be greater than or equal to 0.01"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_by_name(tmp_path: Path, words: tuple[str, str], said: str) -> None:
+    done = CliRunner().invoke(app, ["train", "shapes-tiny-vae", "--out", str(tmp_path / "out"), *words], terminal_width=200)
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.replace("│", " ").split())

@@ -1,0 +1,142 @@
+"""Distils the VAE of `shapes` to a tiny one of diffusers' kind (AutoencoderTiny): first its decoder, then its encoder.
+
+It speaks of latents as the denoising loop keeps them, which for a tiny VAE are the VAE's own: its scaling factor is 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch import Tensor
+
+from nereid_zoo.shapes import model
+from nereid_zoo.shapes.optimisation import optimizer_of, optimizer_step, report, schedule, update_ema
+from nereid_zoo.shapes.scenes import Scene
+from nereid_zoo.shapes.train import TrainingPlan, encode_scenes, pixels_of
+from nereid_zoo.stages import finished_stage
+
+DECODER_SHARE = 0.8
+"""Of the minutes; only the decoder is served."""
+NOISE = 0.1
+"""Up to this, normal noise is added to latents of scenes: those of a UNet are not quite an encoder's."""
+POOL, FRESH = 512, 8
+"""Pictures of the full decoder that are kept to learn from, and how many are replaced in each step: each is seen a few times,
+since the full decoder takes far longer for a picture than the tiny one takes to learn from it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TinyVaePlan:
+    """How long both stages train together, in minutes of wall clock, and from what."""
+
+    work: Path
+    teacher: Path
+    device: str = "cpu"
+    minutes: float = 30
+    batch_size: int = 16
+    scenes: int = 24_000
+    seed: int = 0
+
+
+class FullVae:
+    """The VAE that is distilled, as the denoising loop sees it; in float32 on one device."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, use_safetensors=True)
+        self.vae = vae.to(device).eval().requires_grad_(False)
+        self.digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted((folder / "vae").glob("*")))).hexdigest()
+        """Of its weights and settings."""
+
+    @torch.no_grad()
+    def picture(self, latents: Tensor) -> Tensor:
+        """Of scaled latents, rows x 4 x 16 x 16: rows x 3 x 128 x 128, without what lies beyond black and white."""
+        config = self.vae.config
+        return self.vae.decode(latents / config.scaling_factor + (config.shift_factor or 0)).sample.clamp(-1, 1)
+
+
+def lessons(plan: TinyVaePlan, full: FullVae, latents: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of latents, some noise added, and of the full decoder's pictures of these very latents; without end."""
+    rng, generator = Random(plan.seed + 31), torch.Generator().manual_seed(plan.seed + 31)
+
+    def draw(count: int) -> tuple[Tensor, Tensor]:
+        chosen = latents[[rng.randrange(len(latents)) for _ in range(count)]]
+        levels = torch.rand(count, 1, 1, 1, generator=generator) * NOISE
+        noisy = (chosen + levels * torch.randn(chosen.shape, generator=generator)).to(plan.device)
+        return noisy, full.picture(noisy)
+
+    given, wanted = draw(plan.batch_size)
+    while True:
+        fresh = draw(FRESH)
+        given, wanted = (torch.cat([new, old])[:POOL] for new, old in zip(fresh, (given, wanted), strict=True))
+        rows = torch.tensor([rng.randrange(len(given)) for _ in range(plan.batch_size)], device=plan.device)
+        yield given[rows], wanted[rows]
+
+
+def distil_decoder(plan: TinyVaePlan, full: FullVae, latents: Tensor) -> AutoencoderTiny:
+    """Pictures like the full decoder's; returns the moving average."""
+    torch.manual_seed(plan.seed + 31)
+    batches = lessons(plan, full, latents)
+
+    def error(tiny: AutoencoderTiny) -> Tensor:
+        given, wanted = next(batches)
+        return tiny.decode(given).sample - wanted
+
+    tiny = model.make_tiny_vae().to(plan.device)
+    return _fit(tiny, "tiny decoder", plan.minutes * DECODER_SHARE, tiny.decoder, error)
+
+
+def distil_encoder(plan: TinyVaePlan, full: FullVae, tiny: AutoencoderTiny) -> AutoencoderTiny:
+    """Of a scene's picture the mean of its latents, as the full encoder gives it; returns the moving average."""
+    scenes, latents = _scenes(plan, full)
+    rng = Random(plan.seed + 32)
+
+    def error(tiny: AutoencoderTiny) -> Tensor:
+        rows = [rng.randrange(len(scenes)) for _ in range(plan.batch_size)]
+        pixels = pixels_of([scenes[row] for row in rows]).to(plan.device)
+        return tiny.encode(pixels).latents - latents[rows].to(plan.device)
+
+    return _fit(tiny, "tiny encoder", plan.minutes * (1 - DECODER_SHARE), tiny.encoder, error)
+
+
+def _fit(
+    tiny: AutoencoderTiny, stage: str, minutes: float, part: torch.nn.Module, error: Callable[[AutoencoderTiny], Tensor]
+) -> AutoencoderTiny:
+    average = deepcopy(tiny)
+    optimizer = optimizer_of(list(part.parameters()))
+    for step, rate in schedule(stage, minutes, peak=2e-3):
+        wrong = error(tiny)
+        loss = 4 * wrong.square().mean() + 0.3 * wrong.abs().mean()
+        optimizer_step(optimizer, loss, rate)
+        update_ema(average, tiny, decay=min(0.99, (step + 1) / (step + 20)))
+        if step % 50 == 0:
+            report(stage, step, loss=loss.item(), psnr=10 * math.log10(4 / wrong.square().mean().item()), rate=rate)
+    return average
+
+
+def _scenes(plan: TinyVaePlan, full: FullVae) -> tuple[list[Scene], Tensor]:
+    return encode_scenes(TrainingPlan(work=plan.work, device=plan.device, scenes=plan.scenes), full.vae)
+
+
+def distil_vae(plan: TinyVaePlan, destination: Path) -> None:
+    """Run the stages that `plan.work` does not hold yet and save an AutoencoderTiny in fp16 to `destination`."""
+    plan.work.mkdir(parents=True, exist_ok=True)
+    full = FullVae(plan.teacher, plan.device)
+    shape = {key: value for key, value in model.make_tiny_vae().config.items() if not key.startswith("_")}
+    facts = {"teacher": full.digest, "minutes": plan.minutes, "scenes": plan.scenes, "seed": plan.seed, "shape": shape}
+
+    def stage(name: str, train: Callable[[], AutoencoderTiny]) -> AutoencoderTiny:
+        folder = finished_stage(plan.work / name, facts, lambda beside: train().save_pretrained(beside))
+        tiny = model.make_tiny_vae()  # not from_pretrained, which would have the config name a folder of the work
+        tiny.load_state_dict(AutoencoderTiny.from_pretrained(folder, use_safetensors=True).state_dict())
+        return tiny.to(plan.device)
+
+    tiny = stage("tiny-decoder", lambda: distil_decoder(plan, full, _scenes(plan, full)[1]))
+    tiny = stage("tiny-encoder", lambda: distil_encoder(plan, full, tiny))
+    tiny.half().save_pretrained(destination, safe_serialization=True)
