@@ -1,4 +1,8 @@
-"""Which of the measured settings are worth their time: the Pareto front, and the cheapest that is good enough. Pure functions."""
+"""Which of the measured settings are worth their time: the Pareto front, and the cheapest that is good enough. Pure functions.
+
+Settings with equal steps make the same calls of the UNet, and their times differ by little but chance: of them, only the best is
+worth its time, and fewer steps are what is cheaper.
+"""
 
 from __future__ import annotations
 
@@ -25,29 +29,19 @@ class Measured:
 
 
 def pareto_front(measured: Sequence[Measured], kind: str) -> list[Measured]:
-    """Those that nothing as fast surpasses, from the fastest on: each is better than all that take less time."""
+    """The best of each number of steps, from the fewest on, where it is better than all that have fewer."""
     front: list[Measured] = []
-    for one in sorted(measured, key=lambda one: (one.seconds, -one.quality(kind))):
+    for one in sorted(measured, key=lambda one: (one.steps, -one.quality(kind), -one.psnr, one.seconds)):
         if not front or one.quality(kind) > front[-1].quality(kind):
             front.append(one)
     return front
 
 
 def cheapest(measured: Sequence[Measured], bounds: Mapping[str, float]) -> Measured | None:
-    """The cheapest that reaches every bound; None where none does.
-
-    Cheapest is the number of steps of the fastest one. Those with as many steps make the same calls of the UNet, and their times
-    differ by little but chance: of them, the best that the bounds speak of is taken.
-    """
+    """The cheapest that reaches every bound, the best of these by the score (or PSNR) that is asked for; None where none does."""
     good = [one for one in measured if all(one.quality(kind) >= bound for kind, bound in bounds.items())]
-    if not good:
-        return None
-    fastest = min(good, key=lambda one: one.seconds)
-    kinds = [kind for kind in (SCORE, PSNR) if kind in bounds]
-    return max(
-        (one for one in good if one.steps == fastest.steps),
-        key=lambda one: (*(one.quality(kind) for kind in kinds), one.quality(PSNR), -one.seconds),
-    )
+    kinds = [*(kind for kind in (SCORE, PSNR) if kind in bounds), PSNR]
+    return min(good, key=lambda one: (one.steps, *(-one.quality(kind) for kind in kinds), one.seconds), default=None)
 
 
 def best(measured: Sequence[Measured], kind: str) -> Measured:

@@ -35,7 +35,7 @@ def plot(rows: Sequence[Mapping[str, Any]], measured: Sequence[Measured], told: 
         front = pareto_front(measured, kind)
         axis.plot([one.seconds for one in front], [one.quality(kind) for one in front], color="black", lw=1, zorder=0)
         for number, one in enumerate(front):
-            above = number % 2 == 0  # names of neighbours do not lie on each other
+            above = number % 2 == 1  # names of neighbours do not lie on each other
             axis.annotate(
                 one.label,
                 (one.seconds, one.quality(kind)),
@@ -45,6 +45,9 @@ def plot(rows: Sequence[Mapping[str, Any]], measured: Sequence[Measured], told: 
                 fontsize=7,
             )
         axis.set(xscale="log", xlabel="seconds a picture, median", ylabel=_NAMES[kind].format(**told))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("{x:g}")
+        axis.tick_params(axis="x", which="minor", labelsize=7)
         axis.margins(x=0.12, y=0.08)
         axis.grid(alpha=0.3, which="both")
     figure.legend(handles=_legend(plt, colors, rows), loc="outside right center", fontsize=8)

@@ -268,7 +268,7 @@ class Schedulers:
         wanted = " and ".join(f"{kind} {bound:g}{units[kind]}" for kind, bound in bounds.items())
         chosen = cheapest(measured, bounds)
         if chosen is None:
-            tops = " and ".join(
+            tops = ", and ".join(
                 f"{top.label} has the best {kind}, {top.quality(kind):.1f}{units[kind]}"
                 for kind, top in ((kind, best(measured, kind)) for kind in bounds)
             )

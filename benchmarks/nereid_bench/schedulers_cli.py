@@ -80,9 +80,12 @@ def schedulers_command(
     chosen_variations = names("--variations", variations, VARIATIONS, "is not a variation; it ")
     chosen_steps = numbers(steps, int)
     try:
-        scorer = None if prompts is not None else _scorer(repository, name, checkpoint, _say)
+        scorer = _scorer(repository, name, checkpoint, _say)
+        if prompts is not None and scorer is not None:
+            _say("nothing is scored: the scorer knows its own captions, and not the prompts of --prompts")
+            scorer = None
         if recommend is not None and scorer is None:
-            raise ServingError(f"--recommend: {repository} has no scorer here; ask for a PSNR instead, with --recommend-psnr")
+            raise ServingError("--recommend: it has no meaning where nothing is scored; --recommend-psnr asks for a PSNR")
         plan = SchedulersPlan(
             repository=repository,
             name=name,
@@ -130,7 +133,7 @@ def _print(report: Mapping[str, Any], kinds: list[str], picture: Path) -> None:
     rows = report["rows"]
     reference = report["reference"]
     print_rows(
-        f"{report['captions']} captions, {report['seeds']} seeds, guidance {report['guidance_scale']:g}; PSNR against "
+        f"captions: {report['captions']}, seeds of each: {report['seeds']}, guidance {report['guidance_scale']:g}; PSNR against "
         f"{reference['num_inference_steps']} steps of {reference['scheduler']}, {reference['timestep_spacing']}",
         rows,
     )

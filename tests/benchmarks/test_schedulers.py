@@ -179,29 +179,27 @@ def test_seeds_of_a_caption_differ_and_more_of_them_leave_the_first_as_they_were
 # --- what is worth its time ---
 
 
-def test_the_front_has_what_nothing_as_fast_surpasses() -> None:
+def test_the_front_has_the_best_of_each_number_of_steps_that_is_better_than_all_with_fewer() -> None:
     found = [
-        measured("slow good", 4, 40),
-        measured("fast poor", 1, 10),
-        measured("dominated", 3, 20),
-        measured("middle", 2, 30),
-        measured("equal time, worse", 2, 25),
-        measured("no better than middle", 3, 30),
+        measured("40", 4, 40, steps=40),
+        measured("5", 1, 10, steps=5),
+        measured("20, no better than 10", 3, 30, steps=20),
+        measured("10", 2, 30, steps=10),
+        measured("10, faster by chance", 1.9, 25, steps=10),
     ]
-    assert labels(pareto_front(found, PSNR)) == ["fast poor", "middle", "slow good"]
-    scored = [measured("a", 1, 40, 50), measured("b", 2, 10, 90)]
+    assert labels(pareto_front(found, PSNR)) == ["5", "10", "40"]
+    scored = [measured("a", 1, 40, 50), measured("b", 2, 10, 90, steps=20)]
     assert labels(pareto_front(scored, PSNR)) == ["a"]
     assert labels(pareto_front(scored, SCORE)) == ["a", "b"]
 
 
-def test_the_cheapest_that_reaches_every_bound_is_recommended() -> None:
+@pytest.mark.parametrize(
+    ("bounds", "label"),
+    [({SCORE: 80}, "a"), ({SCORE: 95}, "b"), ({SCORE: 95, PSNR: 30}, "c"), ({PSNR: 31}, "c"), ({SCORE: 97}, None)],
+)
+def test_the_cheapest_that_reaches_every_bound_is_recommended(bounds: dict[str, float], label: str | None) -> None:
     found = [measured("a", 1, 30, 80), measured("b", 2, 20, 95, steps=20), measured("c", 3, 35, 96, steps=30)]
-    assert [getattr(cheapest(found, bounds), "label", None) for bounds in ({SCORE: 80}, {SCORE: 95}, {SCORE: 95, PSNR: 30})] == [
-        "a",
-        "b",
-        "c",
-    ]
-    assert cheapest(found, {SCORE: 97}) is None
+    assert getattr(cheapest(found, bounds), "label", None) == label
     assert best(found, SCORE).label == "c"
 
 
@@ -294,6 +292,29 @@ def test_the_command_reports_plots_and_recommends(
     assert len(painted.order) == 3 * before
 
 
+def test_prompts_of_a_file_are_drawn_in_turn_and_not_scored(
+    tiny: Path, tmp_path: Path, painted: Painter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedulers_cli, "_scorer", lambda *_: HalfRight())
+    file = tmp_path / "prompts.txt"
+    file.write_text("a box\n\n a dot \n")
+    arguments = ["--repository", str(tiny), "--out", str(tmp_path / "found.json"), "--captions", "3", "--schedulers", "ddim"]
+    done = command(*arguments, "--steps", "2", "--prompts", str(file))
+    assert done.exit_code == 0, done.output
+    assert "score" not in json.loads(done.stdout.splitlines()[-1])["rows"][0]
+    assert {asked for asked, _ in painted.order} == {Asked("a box", 0), Asked("a dot", 1), Asked("a box", 2)}
+    file.write_text("\n")
+    assert "has no prompts; it must have one a line" in flat(command(*arguments, "--prompts", str(file)).output)
+
+
+def test_an_interrupted_command_says_that_it_goes_on(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedulers_cli, "_draw", lambda work: work.draw(lambda _: None, Painter(most=2)))
+    done = command("--repository", str(tiny), "--out", str(tmp_path / "found.json"), "--schedulers", "ddim", "--steps", "2")
+    assert done.exit_code == 130
+    assert "error: stopped; what was drawn is kept, and the same command goes on from there" in flat(done.output)
+    assert len(list(tmp_path.rglob("*.png"))) == 2
+
+
 def test_a_bound_that_nothing_reaches_is_one_sentence_after_the_table(tiny: Path, tmp_path: Path, painted: Painter) -> None:
     arguments = ["--repository", str(tiny), "--out", str(tmp_path / "found.json"), "--captions", "1", "--schedulers", "ddim"]
     done = command(*arguments, "--steps", "2", "--recommend-psnr", "99")
@@ -305,7 +326,7 @@ def test_a_bound_that_nothing_reaches_is_one_sentence_after_the_table(tiny: Path
 def test_a_bound_on_the_score_needs_a_scorer(tiny: Path, tmp_path: Path) -> None:
     done = command("--repository", str(tiny), "--out", str(tmp_path / "found.json"), "--recommend", "90")
     assert done.exit_code == 1
-    assert "has no scorer here; ask for a PSNR instead, with --recommend-psnr" in flat(done.output)
+    assert "--recommend: it has no meaning where nothing is scored; --recommend-psnr asks for a PSNR" in flat(done.output)
     assert "nothing is scored: no scorer knows this checkpoint; name its folder with --checkpoint" in flat(done.output)
 
 
