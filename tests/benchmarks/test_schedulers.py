@@ -191,6 +191,8 @@ def test_the_front_has_the_best_of_each_number_of_steps_that_is_better_than_all_
     scored = [measured("a", 1, 40, 50), measured("b", 2, 10, 90, steps=20)]
     assert labels(pareto_front(scored, PSNR)) == ["a"]
     assert labels(pareto_front(scored, SCORE)) == ["a", "b"]
+    equal = [measured("fast", 1, 30, 90), measured("near the reference", 1.1, 35, 90)]
+    assert labels(pareto_front(equal, SCORE)) == ["near the reference"]
 
 
 @pytest.mark.parametrize(
