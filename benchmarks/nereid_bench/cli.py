@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 from nereid.serving.errors import ServingError
+from nereid_bench.arguments import names, numbers
 from nereid_bench.beside import BesidePlan, beside
 from nereid_bench.compare import Plan, compare
 from nereid_bench.deaths import SIGNALS, VICTIMS, DeathsPlan, deaths
@@ -22,6 +22,7 @@ from nereid_bench.llm import PARTS, LlmPlan, measure
 from nereid_bench.peers import PeerSettings
 from nereid_bench.perf import perf
 from nereid_bench.refusals import RefusalsPlan, refusals
+from nereid_bench.schedulers_cli import schedulers_command
 from nereid_bench.tables import print_rows, report_rows, rows_of
 from nereid_bench.vae_tiles import VaeTilesPlan, vae_tiles
 from nereid_client.terminal import console, fail
@@ -56,7 +57,7 @@ def compare_command(
 ) -> None:
     """Nereid against diffusers and against batching servers, under the same Poisson load."""
     settings = PeerSettings(checkpoint=checkpoint, repository=repository, threads=os.cpu_count() or 1, side=side)
-    plan = Plan(settings=settings, jobs=jobs, steps=_numbers(steps, int), loads=_numbers(loads, float), rounds=rounds)
+    plan = Plan(settings=settings, jobs=jobs, steps=numbers(steps, int), loads=numbers(loads, float), rounds=rounds)
     _compare(plan, out, as_json)
 
 
@@ -86,7 +87,7 @@ def sd15_command(
             except ExportError as error:
                 _fail(error)
     settings = PeerSettings(checkpoint=checkpoint, repository=repository, threads=os.cpu_count() or 1, side=256)
-    plan = Plan(settings=settings, jobs=jobs, steps=_numbers(steps, int), loads=_numbers(loads, float), overhead_rounds=3)
+    plan = Plan(settings=settings, jobs=jobs, steps=numbers(steps, int), loads=numbers(loads, float), overhead_rounds=3)
     _compare(plan, out, as_json)
 
 
@@ -110,12 +111,12 @@ def engines_command(
     """The UNet on every engine and precision: ms a step, load time, size, memory, error; beside PyTorch, eager and compiled."""
     plan = EnginesPlan(
         work=work,
-        models=_names("--models", models, tuple(MODELS), "is not a model; it "),
-        rows=_numbers(rows, int),
+        models=names("--models", models, tuple(MODELS), "is not a model; it "),
+        rows=numbers(rows, int),
         rounds=rounds,
         seconds=seconds,
-        only=_names("--only", only, (*BUILDERS, *PEERS), "is not measured; it ", blank=True),
-        precisions=_names("--precisions", precisions, tuple(Precision), "is not a precision; it ", blank=True),
+        only=names("--only", only, (*BUILDERS, *PEERS), "is not measured; it ", blank=True),
+        precisions=names("--precisions", precisions, tuple(Precision), "is not a precision; it ", blank=True),
         optimum_cli=optimum_cli,
     )
     try:
@@ -139,7 +140,7 @@ def vae_tiles_command(
     """The VAE's decode, whole and by tiles, beside diffusers' tiling: time, memory, difference from the whole in 1/255."""
     if tile % 8:
         raise typer.BadParameter(f"{tile} is not allowed; it must be a multiple of 8", param_hint="--tile")
-    rows = vae_tiles(VaeTilesPlan(work=work, sides=_numbers(sides, int), tile=tile, overlap=overlap), _say)
+    rows = vae_tiles(VaeTilesPlan(work=work, sides=numbers(sides, int), tile=tile, overlap=overlap), _say)
     if not rows:
         _fail(ServingError("no decode ran to its end on this machine"))
     report_rows("decode of the VAE", rows, out, as_json)
@@ -166,10 +167,10 @@ def llm_command(
         work=work,
         checkpoint=checkpoint,
         threads=os.cpu_count() or 1,
-        batches=_numbers(batches, int),
+        batches=numbers(batches, int),
         tokens=tokens,
         requests=requests,
-        parts=_names("--only", only, PARTS, "is not a part; it ") if only else PARTS,
+        parts=names("--only", only, PARTS, "is not a part; it ") if only else PARTS,
         optimum_cli=optimum_cli,
         vllm=vllm,
     )
@@ -231,7 +232,7 @@ def deaths_command(
 
     First with the SDK's callers, then with the gateway's.
     """
-    chosen = _names("--victims", victims, VICTIMS, "")
+    chosen = names("--victims", victims, VICTIMS, "")
     if signal_name not in SIGNALS:
         raise typer.BadParameter(f"{signal_name!r} must be one of {', '.join(SIGNALS)}", param_hint="--signal")
     try:
@@ -239,6 +240,9 @@ def deaths_command(
     except ServingError as error:
         _fail(error)
     report_rows(f"SIG{signal_name} to", rows, out, as_json)
+
+
+app.command("schedulers")(schedulers_command)
 
 
 @app.command("perf")
@@ -252,7 +256,7 @@ def perf_command(
 ) -> None:
     """perf_analyzer against `text_to_image`, `unet` and `llm` (32 tokens an answer) over a range of concurrencies."""
     try:
-        report = perf(repository, out, _numbers(concurrencies, int), steps, seconds, _say)
+        report = perf(repository, out, numbers(concurrencies, int), steps, seconds, _say)
     except ServingError as error:
         _fail(error)
     if not as_json:
@@ -278,21 +282,6 @@ def _compare(plan: Plan, out: Path, as_json: bool) -> None:
             f"everything else {100 * lone['overhead']:.1f}%"
         )
     print(json.dumps(report))
-
-
-def _names(option: str, text: str, allowed: Sequence[str], said: str, *, blank: bool = False) -> tuple[str, ...]:
-    """The parts of a list, with `blank` without empty ones; refuses what is not allowed, with what is `said` of it."""
-    chosen = tuple(part.strip() for part in text.split(",") if part.strip() or not blank)
-    if unknown := [part for part in chosen if part not in allowed]:
-        raise typer.BadParameter(f"{unknown[0]!r} {said}must be one of {', '.join(allowed)}", param_hint=option)
-    return chosen
-
-
-def _numbers(text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
-    try:
-        return tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 1,2,4") from None
 
 
 def _say(text: str) -> None:

@@ -52,11 +52,11 @@ class WithGateway:
 
 
 @contextmanager
-def serving(repository: Path) -> Iterator[tuple[Client, ServeOptions]]:
-    """Nereid on free ports."""
+def serving(repository: Path, name: str = "") -> Iterator[tuple[Client, ServeOptions]]:
+    """Nereid on free ports; the client is for the pipeline whose models have the prefix `name`."""
     with tempfile.TemporaryDirectory() as folder:
         options = ServeOptions.on_free_ports(repository, Path(folder) / "triton.log")
-        with Supervisor(options), Client(f"{HOST}:{options.grpc_port}") as client:
+        with Supervisor(options), Client(f"{HOST}:{options.grpc_port}", name=name) as client:
             yield client, options
 
 

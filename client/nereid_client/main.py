@@ -18,7 +18,7 @@ from nereid_client.errors import NereidError
 from nereid_client.image_options import with_image_options
 from nereid_client.images import ImageProgress, ImageResult
 from nereid_client.options import Protocol
-from nereid_client.terminal import console, fail, say_error
+from nereid_client.terminal import INTERRUPTED, console, fail, say_error
 from nereid_client.top import top
 
 # Verbs of other distributions: imported when used, because they need packages that a client does without.
@@ -35,8 +35,6 @@ OTHER_ROOMS = {
     "bench": ("nereid_bench.cli", "app", "Measure, peers side by side.", "nereid-bench"),
     "demo": ("nereid_bench.demo", "demo", "Export, serve and draw a handful of images.", "nereid-bench nereid[serve]"),
 }
-INTERRUPTED = 130
-"""The status of a command that Ctrl-C ended, as shells have it."""
 
 app = typer.Typer(
     help="Generative models on Triton: export, serve, generate, chat, watch, measure.",

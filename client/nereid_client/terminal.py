@@ -8,6 +8,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+INTERRUPTED = 130
+"""The status of a command that Ctrl-C ended, as shells have it."""
+
 console = Console(stderr=True)
 
 

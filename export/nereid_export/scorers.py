@@ -28,6 +28,10 @@ class Scorer(Protocol):
         """Prompts as the checkpoint knows them, none of which is scored."""
         ...
 
+    def scored(self, count: int) -> list[str]:
+        """The prompts that `score` has drawn, in its order."""
+        ...
+
     def score(self, draw: Draw, count: int, told: Callable[[int], None]) -> float:
         """Percent of `count` pictures that are right; `told` how many are done."""
         ...

@@ -26,13 +26,12 @@ class TritonPythonModel:
         limits = Limits.from_parameters(model.parameters)
         callers = bridge.Callers.of(limits.concurrent_calls, model.tensor_names)
         previewers = bridge.Callers.of(PREVIEW_CALLS, model.tensor_names)
-        call = partial(bridge.call_model, tensor_names=model.tensor_names)
 
         def predict(wanted):
-            return callers.pool.submit(lambda: call(engines[wanted.variant], wanted.inputs, wanted.outputs))
+            return callers.submit(engines[wanted.variant], wanted.inputs, wanted.outputs)
 
         def encode(images):
-            made = call(vae_encoder, {"image": images}, ["latents_mean", "latents_std"])
+            made = bridge.call_model(vae_encoder, {"image": images}, ["latents_mean", "latents_std"], model.tensor_names)
             return made["latents_mean"], made["latents_std"]
 
         def decode_preview(latents, seconds):

@@ -63,6 +63,9 @@ class ShapesScorer:
     def prompts(self, count: int) -> list[str]:
         return [caption.text for caption in held_out_captions(count, seed=77)]
 
+    def scored(self, count: int) -> list[str]:
+        return [caption.text for caption in held_out_captions(count)]
+
     def score(self, draw: Draw, count: int, told: Callable[[int], None]) -> float:
         return score(draw, held_out_captions(count), told).percent
 

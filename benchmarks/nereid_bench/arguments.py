@@ -1,0 +1,24 @@
+"""Lists that the benchmarks' options take, read and refused in one way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+
+def names(option: str, text: str, allowed: Sequence[str], said: str, *, blank: bool = False) -> tuple[str, ...]:
+    """The parts of a list, with `blank` without empty ones; refuses what is not allowed, with what is `said` of it."""
+    chosen = tuple(part.strip() for part in text.split(",") if part.strip() or not blank)
+    if unknown := [part for part in chosen if part not in allowed]:
+        raise typer.BadParameter(f"{unknown[0]!r} {said}must be one of {', '.join(allowed)}", param_hint=option)
+    return chosen
+
+
+def numbers(text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
+    """The numbers of a list; refuses what is none."""
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers such as 1,2,4") from None
