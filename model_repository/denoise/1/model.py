@@ -1,7 +1,5 @@
 """Triton's side of `denoise`: many requests in flight, answered late."""
 
-from functools import partial
-
 from nereid.diffusion.feature_cache import Variant
 from nereid.diffusion.service import DenoiseService
 from nereid.diffusion.settings import Limits, Pipeline
@@ -47,7 +45,7 @@ class TritonPythonModel:
             costs=StepCosts(state_file(f"{model.name}.costs.json")),
             record=FlightRecord.open(model.name),
             fingerprint=fingerprint_of(model.folder, own_version()),
-            decoders=partial(processes_of, model.parameters["image_output_model"]),
+            decoders=lambda: processes_of(model.parameters["image_output_model"]),
             decode_preview=decode_preview,
         )
         bridge.tell_loaded(model.name)
