@@ -24,9 +24,10 @@ from nereid.diffusion.phases import held_for_phase
 from nereid.diffusion.plan import EngineCall, commit, engine_rows, pack
 from nereid.diffusion.state import ImageRun, ImageTask
 from nereid.engines.costs import StepCosts
-from nereid.engines.lanes import CallSizes, Candidate, FairClock, order
+from nereid.engines.lanes import CallSizes, Candidate, FairClock, order, rows_for_the_best
 from nereid.flow.errors import EngineError, LostError, PoisonousRequestError, RequestError
 from nereid.flow.request_ids import named
+from nereid.flow.tickets import aged
 
 log = logging.getLogger(__name__)
 
@@ -129,8 +130,10 @@ class DenoisingLoop:
         for clock, alive in ((self._clock, list(lanes)), (self._variants, kept)):
             clock.forget(alive)
         self._sizes.forget(kept)
-        shape = self._clock.next(lanes)
-        lane = self._variants.next(lanes[shape])
+        best = min(self._priority(*member) for shape in lanes.values() for members in shape.values() for member in members)
+        chosen = _with_priority(lanes, best, self._priority)
+        shape = self._clock.next(chosen)
+        lane = self._variants.next(chosen[shape])
         members = self._choose(lane, lanes[shape][lane])
         call = pack([run for _, run in members])
         probe = call.variant in self._down
@@ -170,19 +173,24 @@ class DenoisingLoop:
         ranked = order(candidates)
         behind = [self._candidate(task, run) for task in self.waiting() for run in task.runs if _lane(run) == lane]
         key = _key(lane)
+
+        def known(rows: int) -> float:
+            return self.costs.known(key, rows)
+
+        most = rows_for_the_best([candidates[index] for index in ranked], self.max_batch_size, known)
         count = self._sizes.take(
             lane,
             [candidates[index] for index in ranked],
             behind[:_BEHIND],
-            self.max_batch_size,
-            lambda rows: self.costs.known(key, rows),
+            most,
+            known,
             time.monotonic(),
         )
         chosen: list[int] = []
         rows = 0
         for index in ranked:
             wanted = candidates[index].rows
-            if len(chosen) < count and (not chosen or rows + wanted <= self.max_batch_size):
+            if len(chosen) < count and (not chosen or rows + wanted <= most):
                 chosen.append(index)
                 rows += wanted
             else:
@@ -198,7 +206,14 @@ class DenoisingLoop:
         if left[other]:
             ratio = self._step_cost(run, other) / (self._step_cost(run, run.variant) or math.nan)
             steps += left[other] * (1.0 if math.isnan(ratio) else ratio)
-        return Candidate(steps, engine_rows(run), task.due, run.passed_over)
+        seconds = self._step_cost(run, run.variant)
+        goal = task.request.deadline_seconds is not None
+        pressing = goal and _pressing(task.due - time.monotonic(), steps * seconds, seconds)
+        return Candidate(steps, engine_rows(run), task.due, run.passed_over, self._priority(task, run), pressing)
+
+    @staticmethod
+    def _priority(task: ImageTask, run: ImageRun) -> int:
+        return aged(task.request.priority, time.monotonic() - run.waits_since)
 
     def _receive(self, call: _Call) -> None:
         for _, run in call.members:
@@ -231,6 +246,9 @@ class DenoisingLoop:
         for (task, _), wrong in zip(call.members, errors, strict=True):
             task.error = wrong or task.error
             task.note_step()
+        now = time.monotonic()
+        for _, run in call.members:
+            run.waits_since = now
 
     def _lost(self, call: _Call, error: LostError) -> None:
         """The engine is down. Only the first failure is somebody's death inside; later ones find it still down."""
@@ -253,6 +271,23 @@ class DenoisingLoop:
 def _fail(members: list[Member], error: RequestError) -> None:
     for task, _ in members:
         task.error = task.error or error
+
+
+def _pressing(left: float, needed: float, step: float) -> bool:
+    """Whether a goal is missed if one step more is waited for, and is not missed in any case; seconds, NaN where not known."""
+    return needed <= left <= needed + 2 * step
+
+
+def _with_priority(
+    lanes: Mapping[Lane, Mapping[Lane, list[Member]]], best: int, priority: Callable[[ImageTask, ImageRun], int]
+) -> dict[Lane, dict[Lane, list[Member]]]:
+    """The lanes in which somebody has the best priority, by shape."""
+    found: dict[Lane, dict[Lane, list[Member]]] = {}
+    for shape, its in lanes.items():
+        for lane, members in its.items():
+            if any(priority(*member) <= best for member in members):
+                found.setdefault(shape, {})[lane] = members
+    return found
 
 
 def _shape(run: ImageRun) -> Lane:

@@ -25,6 +25,7 @@ from nereid.diffusion.solvers import (
 from nereid.diffusion.vae_tiles import PARTS, VaeTiling
 from nereid.flow.errors import InvalidRequestError
 from nereid.flow.fields import FieldReader, Inputs
+from nereid.flow.tickets import USUAL_PRIORITY
 from nereid_protocol.fields import BY_NAME, RUN_ID_FORM
 
 T = TypeVar("T")
@@ -43,6 +44,7 @@ class Reservation:
     memory_bytes: float
     timeout_seconds: float
     watched: bool
+    priority: int
 
 
 def parse_reservation(inputs: Inputs, pipeline: Pipeline, limits: Limits) -> Reservation:
@@ -59,6 +61,7 @@ def parse_reservation(inputs: Inputs, pipeline: Pipeline, limits: Limits) -> Res
         memory_bytes=memory_of(fields, size, needs, pipeline, limits, tiling_of(fields, pipeline, limits)),
         timeout_seconds=fields.value("timeout_seconds", limits.default_timeout_seconds),
         watched=fields.given("after_step"),
+        priority=fields.value("priority", USUAL_PRIORITY),
     )
 
 

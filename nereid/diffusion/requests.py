@@ -34,6 +34,7 @@ from nereid.diffusion.vae_tiles import VaeTiling
 from nereid.flow.errors import InvalidRequestError
 from nereid.flow.fields import FieldReader, Inputs
 from nereid.flow.noise import derived_seed
+from nereid.flow.tickets import USUAL_PRIORITY
 
 MEMORY_ARRAYS = 4
 DEFAULT_STRENGTH = 0.8
@@ -77,6 +78,9 @@ class ImageRequest:
     memory_bytes: float = 0.0
     run_id: str = ""
     ticket: str = ""
+    priority: int = USUAL_PRIORITY
+    deadline_seconds: float | None = None
+    """A soft goal, from arrival on."""
 
 
 def parse_image_request(inputs: Inputs, pipeline: Pipeline, limits: Limits) -> ImageRequest:
@@ -99,6 +103,8 @@ def parse_image_request(inputs: Inputs, pipeline: Pipeline, limits: Limits) -> I
         timeout_seconds=fields.value("timeout_seconds", limits.default_timeout_seconds),
         run_id=read_id(fields, "run_id"),
         ticket=read_id(fields, "ticket"),
+        priority=fields.value("priority", USUAL_PRIORITY),
+        deadline_seconds=fields.value("deadline_seconds", None),
     )
 
 

@@ -39,7 +39,7 @@ Reply = Callable[[Mapping[str, np.ndarray] | None, RequestError | None], None]
 """Called once for every request, with its outputs or its error, from any thread."""
 
 _SAVE_SECONDS = 30.0
-_NOT_ASKED_FOR = ("run_id", "ticket", "timeout_seconds")
+_NOT_ASKED_FOR = ("run_id", "ticket", "timeout_seconds", "priority", "deadline_seconds")
 """Inputs that say nothing of the picture: a request that is tried again has the same others."""
 
 
@@ -153,7 +153,11 @@ class DenoiseService:
         """A place in the queue before anything is encoded: refused at once, or kept for a while."""
         asked = parse_reservation(inputs, self.pipeline, self.limits)
         ticket = self._batcher.take_ticket(
-            asked.rows, timeout_seconds=asked.timeout_seconds, run_id=asked.run_id, weight=asked.memory_bytes
+            asked.rows,
+            timeout_seconds=asked.timeout_seconds,
+            run_id=asked.run_id,
+            weight=asked.memory_bytes,
+            priority=asked.priority,
         )
         ticket.watched = asked.watched
         self._decoded.forget(asked.run_id)
@@ -196,13 +200,14 @@ class DenoiseService:
             task=task,
             run_id=request.run_id,
             weight=request.memory_bytes,
+            priority=request.priority,
         )
 
     def _prepare(self, task: ImageTask, ticket: Ticket[ImageTask]) -> None:
         """Fill in the starting latents, which may call the VAE encoder; then the ticket may join."""
         try:
             task.runs = start_runs(task.request, self.encode, lambda: ticket.finished)
-            task.due = self._due(task)
+            task.due, ticket.start_by = self._due(task)
             if self.record is not None and self.record.is_suspect(task.digest):
                 ticket.alone = True
             self._batcher.redeem(ticket)
@@ -212,15 +217,19 @@ class DenoiseService:
             log.exception("a request could not be started")
             self._batcher.give_back(ticket, EngineError("internal error before the first step; see the server's log"))
 
-    def _due(self, task: ImageTask) -> float:
-        """When it should be done to have taken no more than `latency_target` times as long as alone."""
+    def _due(self, task: ImageTask) -> tuple[float, float]:
+        """When it should be done: as its goal says, or to have taken no more than `latency_target` times as long as alone; and
+        when it must be admitted for a goal, with as much time in hand as it takes alone."""
         lone = sum(
             steps * self.costs.predict(cost_key(variant, run.shape), engine_rows(run))
             for run in task.runs
             for variant, steps in run.steps_left.items()
             if steps
         )
-        return math.inf if math.isnan(lone) else task.submitted + self.limits.latency_target * lone
+        if (goal := task.request.deadline_seconds) is not None:
+            due = task.submitted + goal
+            return due, due - 2 * (0.0 if math.isnan(lone) else lone)
+        return (math.inf if math.isnan(lone) else task.submitted + self.limits.latency_target * lone), math.inf
 
     def _advance(self, tasks: Sequence[ImageTask]) -> None:
         if self.record is not None:

@@ -33,6 +33,8 @@ class ImageRun:
     passed_over: int = 0
     busy: bool = False
     deaths: int = 0
+    waits_since: float = field(default_factory=time.monotonic)
+    """When its last step ended, or it came to be."""
     kept: KeptFeatures | None = None
     """Where the run caches features."""
     reused: KeptPrediction | None = None

@@ -21,6 +21,9 @@ _WASTE = 0.03
 """What a row may cost more in a smaller call than in the largest: where rows are cheaper together, small calls would save those
 who are inside at the cost of all who come (simulated over loads and cost lines: more in time and more a second without)."""
 
+_SHARED = 0.1
+"""By how much others may make a call longer that has rows of a better priority."""
+
 _LOOK_AGAIN = 16
 """After so many smaller calls of a lane one takes all that fit: the cost of a size that is never called is never learned, and one
 that was thought dear for a chance delay would be avoided for ever."""
@@ -57,6 +60,9 @@ class Candidate:
     rows: int
     due: float = math.inf
     passed_over: int = 0
+    priority: int = 0
+    pressing: bool = False
+    """Whether it misses a goal that it was given unless it is taken now."""
 
     @property
     def urgency(self) -> float:
@@ -65,8 +71,25 @@ class Candidate:
 
 
 def order(candidates: Sequence[Candidate]) -> list[int]:
-    """Indices, the most urgent first."""
-    return sorted(range(len(candidates)), key=lambda index: candidates[index].urgency)
+    """Indices: the best priority first, of equal ones those that are pressing, and then the most urgent."""
+
+    def turn(index: int) -> tuple[int, bool, float]:
+        candidate = candidates[index]
+        return candidate.priority, not candidate.pressing, candidate.urgency
+
+    return sorted(range(len(candidates)), key=turn)
+
+
+def rows_for_the_best(ranked: Sequence[Candidate], most: int, seconds: Callable[[int], float]) -> int:
+    """Engine rows of a call that those of the best priority share with others: no more than leave it about as short.
+
+    `ranked` by `order`. As many as `most` where there are no others, or costs are not known.
+    """
+    best = sum(candidate.rows for candidate in ranked if candidate.priority == ranked[0].priority)
+    if best == sum(candidate.rows for candidate in ranked) or best >= most or math.isnan(seconds(best)):
+        return most
+    longest = (1 + _SHARED) * seconds(best)
+    return max((rows for rows in range(best, most + 1) if seconds(rows) <= longest), default=best)
 
 
 def rows_to_take(

@@ -18,7 +18,7 @@ from typing import Generic, Protocol
 from nereid.flow.errors import EngineError, RequestError, StoppingError
 from nereid.flow.request_ids import handling, named
 from nereid.flow.runs import RunState
-from nereid.flow.tickets import T, Task, Ticket, Tickets
+from nereid.flow.tickets import USUAL_PRIORITY, T, Task, Ticket, Tickets
 
 __all__ = ["InFlightBatcher", "Observer", "Task", "Ticket"]
 
@@ -86,6 +86,7 @@ class InFlightBatcher(Generic[T]):
         task: T | None = None,
         run_id: str = "",
         weight: float = 0.0,
+        priority: int = USUAL_PRIORITY,
     ) -> Ticket[T]:
         """A place in the queue for work that is not ready yet; raises RequestError where there is none.
 
@@ -94,7 +95,7 @@ class InFlightBatcher(Generic[T]):
         with self._changed:
             if self._stopping:
                 raise StoppingError("the model is being unloaded")
-            ticket = self._tickets.take(rows, timeout_seconds, task, run_id, weight)
+            ticket = self._tickets.take(rows, timeout_seconds, task, run_id, weight, priority)
             self._changed.notify_all()
             return ticket
 

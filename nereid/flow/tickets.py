@@ -21,6 +21,14 @@ from nereid.flow.runs import Runs
 
 UNUSED_SECONDS = 30.0
 """How long a ticket without work is kept."""
+USUAL_PRIORITY = 5
+AGING_SECONDS = 10.0
+"""Who waits so long is of one priority better, so that none starves."""
+
+
+def aged(priority: int, waited: float) -> int:
+    """A priority, the lower the sooner, after a time of waiting."""
+    return priority - int(waited / AGING_SECONDS)
 
 
 class Task(Protocol):
@@ -72,6 +80,9 @@ class Ticket(Generic[T]):
     finished: bool = False
     watched: bool = False
     alone: bool = False
+    priority: int = USUAL_PRIORITY
+    start_by: float = math.inf
+    """When it must be admitted to meet a goal that it was given."""
     request_id: str = field(default_factory=current)
     in_use: threading.Lock = field(default_factory=threading.Lock)
 
@@ -104,7 +115,13 @@ class Tickets(Generic[T]):
     runs: Runs = field(default_factory=Runs)
 
     def take(
-        self, rows: int, timeout_seconds: float | None, task: T | None = None, run_id: str = "", weight: float = 0.0
+        self,
+        rows: int,
+        timeout_seconds: float | None,
+        task: T | None = None,
+        run_id: str = "",
+        weight: float = 0.0,
+        priority: int = USUAL_PRIORITY,
     ) -> Ticket[T]:
         """A place in the queue; raises InvalidRequestError for more rows than there will ever be, QueueFullError for no place."""
         if rows > self.max_inflight:
@@ -117,16 +134,21 @@ class Tickets(Generic[T]):
         now = time.monotonic()
         deadline = math.inf if timeout_seconds is None else now + timeout_seconds
         expires = math.inf if task is not None else now + UNUSED_SECONDS
-        ticket = Ticket(rows, now, deadline, run_id, weight, task, expires=expires)
+        ticket = Ticket(rows, now, deadline, run_id, weight, task, expires=expires, priority=priority)
         if run_id:
             self.runs.begin(run_id, ticket)
         self.queue.append(ticket)
         return ticket
 
     def admit(self, told: Callable[[float], None]) -> None:
-        """First come, first served, as rows and weight allow; who is not ready yet is passed over and keeps its place."""
+        """As rows and weight allow; who is not ready yet is passed over and keeps its place.
+
+        The best priority first; of equal ones those whose goal is at stake, and then first come, first served.
+        """
         rows, weight = self._in_use(self.active)
-        for ticket in list(self.queue):
+        now = time.monotonic()
+        turn = sorted(self.queue, key=lambda ticket: (aged(ticket.priority, now - ticket.submitted), now < ticket.start_by))
+        for ticket in turn:
             if not ticket.ready:
                 continue
             if rows + ticket.rows > self.max_inflight or (self.active and weight + ticket.weight > self.max_weight):

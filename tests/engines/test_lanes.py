@@ -7,7 +7,7 @@ import math
 import pytest
 
 from nereid.engines.costs import StepCosts
-from nereid.engines.lanes import CallSizes, Candidate, FairClock, order, rows_to_take
+from nereid.engines.lanes import CallSizes, Candidate, FairClock, order, rows_for_the_best, rows_to_take
 
 
 def served(costs: dict[str, float], calls: int) -> list[str]:
@@ -119,3 +119,21 @@ def test_guided_rows_count_twice_and_one_always_goes() -> None:
 def test_fewest_steps_left_go_first_and_none_starves() -> None:
     assert order([Candidate(9, 1), Candidate(3, 1), Candidate(5, 1)]) == [1, 2, 0]
     assert order([Candidate(20, 1, passed_over=72), Candidate(3, 1)]) == [0, 1]
+
+
+def test_priority_goes_before_urgency_and_a_goal_at_stake_before_equal_ones() -> None:
+    candidates = [
+        Candidate(1, 1, priority=5),
+        Candidate(9, 1, priority=5, pressing=True),
+        Candidate(8, 1, priority=2),
+        Candidate(3, 1, priority=5),
+    ]
+    assert order(candidates) == [2, 1, 0, 3]
+
+
+def test_others_share_a_call_of_the_best_only_while_they_hardly_lengthen_it() -> None:
+    ranked = [Candidate(5, 2, priority=2), *[Candidate(5, 2, priority=5)] * 3]
+    assert rows_for_the_best(ranked, 16, lambda rows: 1.0 + 0.02 * rows) == 7  # a tenth more than 1.04 s
+    assert rows_for_the_best(ranked, 16, lambda rows: 0.1 * rows) == 2
+    assert rows_for_the_best(ranked, 16, lambda rows: math.nan) == 16
+    assert rows_for_the_best(ranked[1:], 16, lambda rows: 0.1 * rows) == 16

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import pytest
 
 from nereid.flow.errors import CancelledError, DeadlineError, InvalidRequestError, QueueFullError
 from nereid.flow.runs import RunState
-from nereid.flow.tickets import Tickets
+from nereid.flow.tickets import AGING_SECONDS, Tickets
 
 
 def admitted(tickets: Tickets, **_: object) -> list[str]:
@@ -97,3 +98,31 @@ def test_a_suspect_runs_with_nobody_beside_it() -> None:
     assert admitted(tickets) == ["suspect"]
     tickets.remove(tickets.active[0], None)
     assert admitted(tickets) == ["b"]
+
+
+def test_the_best_priority_is_admitted_first_and_equal_ones_as_they_came() -> None:
+    tickets: Tickets = Tickets(max_inflight=10, max_queue=10)
+    for name, priority in (("a", 5), ("b", 7), ("c", 2), ("d", 5), ("e", 2)):
+        tickets.take(1, 60.0, run_id=name, priority=priority).ready = True
+    assert admitted(tickets) == ["c", "e", "a", "d", "b"]
+
+
+def test_waiting_raises_a_priority_so_that_nobody_starves() -> None:
+    tickets: Tickets = Tickets(max_inflight=1, max_queue=10)
+    patient = tickets.take(1, 60.0, run_id="patient", priority=9)
+    patient.ready, patient.submitted = True, time.monotonic() - 5 * AGING_SECONDS
+    tickets.take(1, 60.0, run_id="newcomer", priority=5).ready = True
+    assert admitted(tickets) == ["patient"]
+
+
+def test_of_equal_priority_one_whose_goal_is_at_stake_goes_first() -> None:
+    tickets: Tickets = Tickets(max_inflight=10, max_queue=10)
+    for name, priority, start_by in (
+        ("a", 5, math.inf),
+        ("late", 5, 0.0),
+        ("calm", 5, time.monotonic() + 60),
+        ("best", 4, math.inf),
+    ):
+        ticket = tickets.take(1, 60.0, run_id=name, priority=priority)
+        ticket.ready, ticket.start_by = True, start_by
+    assert admitted(tickets) == ["best", "late", "a", "calm"]
