@@ -20,7 +20,7 @@ def test_a_request_of_better_priority_overtakes_those_that_came_before(served: S
     lock = threading.Lock()
 
     def draw(client: Client, name: str, priority: int) -> None:
-        client.generate_image(name, seed=1, num_inference_steps=150, priority=priority, deadline_seconds=60)
+        client.generate_image(name, seed=1, num_inference_steps=200, priority=priority, deadline_seconds=60)
         with lock:
             ended.append(name)
 
@@ -30,7 +30,7 @@ def test_a_request_of_better_priority_overtakes_those_that_came_before(served: S
         jobs.append(pool.submit(draw, client, "urgent", 0))
         for job in jobs:
             job.result()
-    assert ended.index("urgent") < 6, ended
+    assert ended.index("urgent") < 10, ended  # among equals, fewest steps left go first: it would be the last of 13
 
 
 def test_an_odd_priority_is_refused_by_name(served: Served) -> None:
