@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nereid.diffusion.feature_cache import Variant
 from nereid.serving.errors import ServingError
 from nereid.serving.options import ServeOptions
 from nereid_bench.compare import Say
@@ -27,7 +28,6 @@ from nereid_export.drawing import psnr
 from nereid_protocol.metrics import IMAGE_STEP_SECONDS, IMAGE_STEPS
 
 OFF = "off"
-_MOST_DB = 100.0
 _TOLD_SECONDS = 0.5
 """Metrics are gathered before they are told."""
 
@@ -81,7 +81,7 @@ def kept(plan: KeptPlan, say: Say) -> list[dict[str, Any]]:
         row |= {column: statistics.median(found[column] for found in rounds) for column in rounds[0]}
         plain = statistics.median(found["unet_ms"] for found in taken[OFF, at_once])
         row["times_fewer_unet_ms"] = plain / row["unet_ms"]
-        likeness = [min(psnr(one, other), _MOST_DB) for one, other in zip(pictures[name], pictures[OFF], strict=True)]
+        likeness = [psnr(one, other) for one, other in zip(pictures[name], pictures[OFF], strict=True)]
         row["psnr"] = statistics.median(likeness)
         rows.append(row)
     return sorted(rows, key=lambda row: (row["at_once"], list(plan.modes).index(row["mode"])))
@@ -131,6 +131,6 @@ def _counted(options: ServeOptions) -> tuple[float, float, float]:
         raise ServingError("the server's metrics do not answer")
     return (
         page.total(f"{IMAGE_STEP_SECONDS.name}_sum") or 0.0,
-        page.total(IMAGE_STEPS.name, engine="unet") or 0.0,
-        page.total(IMAGE_STEPS.name, engine="unet_shallow") or 0.0,
+        page.total(IMAGE_STEPS.name, engine=Variant.FULL) or 0.0,
+        page.total(IMAGE_STEPS.name, engine=Variant.SHALLOW) or 0.0,
     )

@@ -45,8 +45,6 @@ PROMPTS = (
     "the interior of a library, wide angle",
 )
 """Drawn in turn, each time with another seed, where nobody knows what a checkpoint's captions are."""
-MOST_DB = 100.0
-"""Of pictures that are equal, whose PSNR is infinite."""
 MEMORY = "sum of each server process's own peak of resident memory during a picture; what processes share counts in each"
 
 Say = Callable[[str], None]
@@ -244,7 +242,7 @@ class Schedulers:
     @staticmethod
     def _psnr(drawn: Sequence[Drawn], references: Sequence[NDArray[np.uint8]]) -> tuple[float, float]:
         """Median and lowest, in dB."""
-        found = [min(psnr(one.pixels, other), MOST_DB) for one, other in zip(drawn, references, strict=True)]
+        found = [psnr(one.pixels, other) for one, other in zip(drawn, references, strict=True)]
         return statistics.median(found), min(found)
 
     def _score(self, drawn: Sequence[Drawn]) -> float | None:

@@ -162,9 +162,9 @@ def _scorer(repository: Path, name: str, checkpoint: Path | None, say: Say) -> S
         raise ServingError(f"{manifest} is missing; `make export` puts it there")
     told = json.loads(manifest.read_text(encoding="utf-8"))
     folder = checkpoint or CHECKPOINT
-    # With fused LoRA weights the digest is of both: the checkpoint's own says nothing.
+    # With fused LoRA weights or a tiny VAE the digest is of all: the checkpoint's own says nothing.
     same = told["source"]["sha256"] == Checkpoint.open(folder).digest() or (
-        checkpoint is not None and "lora" in told["arguments"]
+        checkpoint is not None and bool(told["arguments"].keys() & {"lora", "tiny_vae"})
     )
     if not same and checkpoint is not None:
         raise ServingError(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError, create_model
 
 from nereid_client.errors import InvalidRequestError
 from nereid_protocol.field import DType
@@ -59,11 +59,15 @@ class _ImageRequest(BaseModel):
         return {name: value[None] for name, value in values.items()} if batched else values
 
 
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 def annotation(field: RequestField) -> Any:
     """A field's type in Python: numbers and texts are checked here, ranges by the server against its own limits."""
     if -1 in field.shape and not field.listed:
         return Any
-    kind = _TYPES[field.dtype]
+    kind = Annotated[str, BeforeValidator(_as_text)] if field.or_number else _TYPES[field.dtype]
     if field.scalar:
         return kind | None
     several: Any = tuple.__class_getitem__((kind, ...) if field.listed else (kind,) * field.shape[0])

@@ -42,6 +42,7 @@ class Field:
         limit_length: the parameter of `denoise` that bounds how many values there may be, where any number is allowed.
         per_request: one value for all prompts of a request; otherwise each prompt has its own.
         models: who takes it as an input.
+        or_number: a text that may be given as a number.
         option: its name on the command line of `nereid generate`, where it has one.
         gateway: whether /v1/images/generations takes it under this name.
     """
@@ -57,6 +58,7 @@ class Field:
     limit_length: str | None = None
     per_request: bool = False
     models: frozenset[Model]
+    or_number: bool = False
     option: str | None = None
     gateway: bool = False
 

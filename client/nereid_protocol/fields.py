@@ -137,6 +137,7 @@ IMAGE_FIELDS: tuple[Field, ...] = (
     Field(
         name="cache",
         dtype=DType.STRING,
+        or_number=True,
         help="Feature caching: off, light, balanced, aggressive, or how much the features may change (0 to 1) before all is "
         "computed again.",
         default="off",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from nereid_export.checkpoint import Checkpoint, understood
 from nereid_export.clip_tokenizers import read_tokenizers
 from nereid_export.components import Component, components_of
 from nereid_export.configs import prefixed
-from nereid_export.drawing import Drawer, denoised, psnr
+from nereid_export.drawing import Drawer, psnr, refusals_told
 from nereid_export.edited import Manifest, damage_named, edited, rewrite_facts
 from nereid_export.engines import BUILDERS, Engine
 from nereid_export.engines.base import Target
@@ -47,8 +47,6 @@ SCORE_BOUNDS: Mapping[Level, float] = {Level.LIGHT: 1.0, Level.BALANCED: 2.0, Le
 """Points of the checkpoint's score, where it has a scorer, that a level may cost."""
 LONGEST_REUSE = 9
 """Steps that features are compared over."""
-_MOST_DB = 100.0
-"""Of pictures that are equal, whose PSNR is infinite."""
 
 
 Curves = tuple[tuple[float, ...], ...]
@@ -94,6 +92,7 @@ class _Calibrating:
     prompts: tuple[str, ...]
     settings: Sequence[tuple[str, int]]
     """Scheduler and steps of each calibration."""
+    plain: dict[tuple[str, int], tuple[list[NDArray[np.uint8]], float | None]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, options: CalibrateOptions, repository: Path, manifest: Manifest) -> _Calibrating:
@@ -125,6 +124,7 @@ class _Calibrating:
             for name in options.schedulers or (str(pipeline.default_scheduler),)
             for steps in options.steps or (pipeline.default_steps,)
         ]
+        settings = list(dict.fromkeys(settings))
         for name, steps in settings:
             _require(pipeline, name, steps)
         runs = {part.name: _load(part, repository, manifest, options.name) for part in parts}
@@ -166,7 +166,8 @@ class _Calibrating:
                 seen.append(kind.of(call, outputs))
 
             request = drawer.request([prompt], [number], steps=steps)
-            denoised(drawer.pipeline, request, lambda call: drawer.runs[call.variant](call.inputs, call.outputs), note)
+            with refusals_told():
+                drawer.denoise(request, note)
             for over in range(1, longest + 1):
                 for step in range(steps - over):
                     before, after = seen[step], seen[step + over]
@@ -176,9 +177,7 @@ class _Calibrating:
     def _levels(self, kind: _Kind, scheduler: str, steps: int, curves: Curves, told: Callable[[str], None]) -> dict[str, Any]:
         """The quickest plan of each level within its bounds, and what it costs."""
         plans = _plans(curves, steps)
-        told("uncached pictures")
-        plain = self._pictures(self._asked(scheduler, steps), steps)
-        whole = None if self.scorer is None else self._score(self._asked(scheduler, steps), steps, "uncached", told)
+        plain, whole = self._without(scheduler, steps, told)
         measured: dict[float, float] = {}
         scores: dict[float, float] = {}
 
@@ -187,7 +186,7 @@ class _Calibrating:
                 told(f"{len(plans[threshold].full or ())} of {steps} steps whole")
                 ours = self._pictures(self._with(kind, scheduler, steps, curves, threshold), steps)
                 pairs = zip(ours, plain, strict=True)
-                measured[threshold] = round(statistics.median(min(psnr(one, other), _MOST_DB) for one, other in pairs), 2)
+                measured[threshold] = round(statistics.median(psnr(one, other) for one, other in pairs), 2)
             return measured[threshold]
 
         def loss(threshold: float) -> float:
@@ -214,6 +213,15 @@ class _Calibrating:
             "curves": curves,
             "levels": levels,
         }
+
+    def _without(self, scheduler: str, steps: int, told: Callable[[str], None]) -> tuple[list[NDArray[np.uint8]], float | None]:
+        """Pictures, and the score where there is a scorer, of runs that keep nothing; drawn once for all kinds."""
+        if (scheduler, steps) not in self.plain:
+            told("pictures of runs that keep nothing")
+            drawer = self._asked(scheduler, steps)
+            whole = None if self.scorer is None else self._score(drawer, steps, "keeping nothing", told)
+            self.plain[scheduler, steps] = self._pictures(drawer, steps), whole
+        return self.plain[scheduler, steps]
 
     def _asked(self, scheduler: str, steps: int, **more: Any) -> Drawer:
         return replace(self.drawer, asked={"scheduler": scheduler, "num_inference_steps": steps, **more})

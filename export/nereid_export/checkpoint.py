@@ -150,6 +150,9 @@ class Checkpoint:
                 f"do not fit the VAE's {vae.get('latent_channels', 4)} latent channels; "
                 "inpainting and depth models are not supported"
             )
+        for name in ("latents_mean", "latents_std"):
+            if vae.get(name) is not None:
+                raise ExportError(f"{self.folder / 'vae'}: {name} is not supported; latents are scaled by scaling_factor alone")
         wanted = export_family(self.family).addition_embed_type
         if unet.get("addition_embed_type") != wanted or unet.get("class_embed_type") is not None:
             raise ExportError(

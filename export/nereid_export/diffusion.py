@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nereid.diffusion.feature_cache import Variant
 from nereid_export.assembly import Assembly
 from nereid_export.auto import Auto, require_auto
 from nereid_export.built import Built, build, made_with, packages_of
@@ -18,7 +19,7 @@ from nereid_export.components import Component, components_of
 from nereid_export.drawing import Drawer, pipeline_of
 from nereid_export.engines import BUILDERS, Engine, require_options
 from nereid_export.engines.base import Target, require_buckets, require_precision
-from nereid_export.engines.check import Run
+from nereid_export.engines.check import Run, random_inputs
 from nereid_export.engines.precision import Precision, require_components
 from nereid_export.errors import ExportError
 from nereid_export.facts import pipeline_facts
@@ -29,6 +30,7 @@ from nereid_export.preview import fit_latents_to_rgb
 from nereid_export.publish import destination, locked, publish, readable_failures, require_space, staging_folder
 from nereid_export.resume import VERSIONED, Record, resume_key
 from nereid_export.scorers import Scorer, scorer_for
+from nereid_export.split_unet import require_equal
 
 
 def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, Any]:
@@ -78,6 +80,9 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
             calibration, reference = Calibration(), _Reference(checkpoint)
             if (below or tiny) and prompts is None:
                 prompts = tuple(scorer.prompts(PROMPTS)) if scorer else drawn_prompts(next(iter(tokenizers.values())))
+            if options.cache_branch is not None:
+                progress.detail("comparing the UNet's outer part with the whole")
+                _require_split(parts)
             decoders = None
             if tiny and prompts is not None:
                 progress.step("comparing the decoders' pictures")
@@ -136,6 +141,14 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
             publish(staging / "repository", options.out)
             shutil.rmtree(staging)
     return manifest
+
+
+def _require_split(parts: Mapping[str, Component]) -> None:
+    """Raise ExportError where the UNet's outer part is not the whole with fresh features."""
+    whole, outer = parts[Variant.FULL], parts[Variant.SHALLOW]
+    inputs = random_inputs(whole, 2, dict(whole.checks[-1][1]), 3)
+    places = [list(inputs).index(spec.name) for spec in outer.inputs[:-1]]
+    require_equal(whole.load(), outer.load(), list(inputs.values()), places)
 
 
 def _vae_encoder(parts: Mapping[str, Component]) -> Any:

@@ -30,9 +30,13 @@ from nereid_export.engines.check import Run, torch_run
 from nereid_export.errors import ExportError
 from nereid_export.facts import pipeline_facts
 
+Stepped = Callable[[Sequence[ImageRun], EngineCall, Mapping[str, NDArray]], None]
+"""Shown every call of the UNet, its runs and its outputs before they are used."""
 Called = Callable[[str, Mapping[str, NDArray]], None]
 """Told of every call of a component: its name and its inputs."""
 
+MOST_DB = 100.0
+"""Of pictures that are equal, whose PSNR is infinite."""
 _LIMITS = Limits(max_pixels=2**40, max_steps=1000)
 
 
@@ -62,12 +66,12 @@ class Drawer:
 
         Raises ExportError where a component's output is none that a picture can be made of.
         """
-        with _drawn():
+        with refusals_told():
             return self.decode(self.denoise(self.request(prompts, seeds, steps=steps)))
 
     def decode(self, latents: NDArray[np.float32], decoder: Decoder = Decoder.FULL) -> NDArray[np.uint8]:
         """Pictures (uint8 N x H x W x 3) of finished latents; raises ExportError."""
-        with _drawn():
+        with refusals_told():
             return to_pixels(self._call(decoder.component, {"latents": latents}, "image")["image"])
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -87,9 +91,9 @@ class Drawer:
             inputs[name] = np.full((count, 1), value.encode() if isinstance(value, str) else value, dtype=kind)
         return inputs
 
-    def denoise(self, request: Mapping[str, NDArray]) -> NDArray[np.float32]:
-        """Finished latents, float32 N x C x H x W."""
-        return denoised(self.pipeline, request, lambda call: self._call(call.variant, call.inputs, *call.outputs))
+    def denoise(self, request: Mapping[str, NDArray], stepped: Stepped = lambda runs, call, outputs: None) -> NDArray[np.float32]:
+        """Finished latents, float32 N x C x H x W; raises RequestError."""
+        return denoised(self.pipeline, request, lambda call: self._call(call.variant, call.inputs, *call.outputs), stepped)
 
     def _encoded(self, texts: list[str], half: str) -> dict[str, NDArray[np.float32]]:
         made: dict[str, NDArray[np.float32]] = {}
@@ -109,7 +113,8 @@ class Drawer:
 
 
 @contextmanager
-def _drawn() -> Iterator[None]:
+def refusals_told() -> Iterator[None]:
+    """Turn what no picture can be made of into an ExportError."""
     try:
         yield
     except RequestError as error:
@@ -125,12 +130,11 @@ def denoised(
     pipeline: Pipeline,
     request: Mapping[str, NDArray],
     engines: Callable[[EngineCall], Mapping[str, NDArray]],
-    stepped: Callable[[Sequence[ImageRun], EngineCall, Mapping[str, NDArray]], None] = lambda runs, call, outputs: None,
+    stepped: Stepped = lambda runs, call, outputs: None,
 ) -> NDArray[np.float32]:
     """The latents, float32 N x C x H x W, of a request whose prompts are embedded; `engines` answer calls.
 
-    `stepped` is shown every call, its runs and its outputs before they are used. Raises RequestError for an output that no run
-    can go on from.
+    Raises RequestError for an output that no run can go on from.
     """
     runs = start_runs(parse_image_request(request, pipeline, _LIMITS), _no_picture, lambda: False)
     while going := [run for run in runs if not run.done]:
@@ -151,6 +155,6 @@ def _no_picture(picture: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDAr
 
 
 def psnr(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of pictures, in dB; infinite where they are equal."""
+    """Peak signal-to-noise ratio of pictures, in dB; MOST_DB where they are equal."""
     error = float(np.mean((ours.astype(np.float64) - theirs) ** 2))
-    return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
+    return MOST_DB if error == 0 else min(float(10 * np.log10(255.0**2 / error)), MOST_DB)

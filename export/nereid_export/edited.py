@@ -40,7 +40,10 @@ def edited(
         if not homes:
             raise ExportError(f"{repository}: nothing here was exported {otherwise}")
         shutil.copytree(repository, beside, ignore=shutil.ignore_patterns("__pycache__"), copy_function=_link_or_copy)
+        before = {home: (repository / home).read_bytes() for home in homes}
         yield beside, homes
+        if any((repository / home).read_bytes() != text for home, text in before.items()):
+            raise ExportError(f"{repository}: it was changed meanwhile; nothing was published, begin again")
         for home, manifest in homes.items():
             (beside / home).unlink()
             found = {model: file_digests(beside / model) for model in manifest["models"]}

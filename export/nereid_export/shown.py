@@ -11,6 +11,10 @@ from rich.table import Table
 _SAME_BITS = {None: "no", 1: "yes", 2: "from 2"}
 
 
+LIKELY_PSNR = 15.0
+"""Of the pictures of a tiny VAE that was distilled for these latents, at least: SD's and XL's are of one form, but not alike."""
+
+
 def show_llm(manifest: dict[str, Any], out: Path) -> None:
     """A language model's engine, and what it was chosen from."""
     engine = manifest["engine"]
@@ -69,6 +73,8 @@ def show_diffusion(manifest: dict[str, Any], out: Path) -> None:
             f"{decoders['pictures']} pictures by the tiny decoder against the full one's: PSNR {decoders['psnr']:.1f} dB in the "
         )
         said += f"median, {decoders['psnr_lowest']:.1f} dB at least"
+        if decoders["psnr"] < LIKELY_PSNR:
+            said += " (so unlike that it may be another family's tiny VAE)"
         if "score_tiny" in decoders:
             said += f"; {decoders['scored_by']}: {decoders['score_tiny']:.1f}% ({decoders['score_full']:.1f}% by the full one)"
         Console().print(said, highlight=False, soft_wrap=True)

@@ -7,7 +7,7 @@ layers of the first down block, those b + 1 last layers and conv_out. With featu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from nereid.diffusion.feature_cache import FEATURES
 from nereid_export.errors import ExportError
 
+_ROUNDING = 1e-5
+"""Relative error of the same sums in another order, at most."""
 _DOWN = ("DownBlock2D", "CrossAttnDownBlock2D")
 _UP = ("UpBlock2D", "CrossAttnUpBlock2D")
 
@@ -31,6 +33,12 @@ def features_channels(config: Mapping[str, Any], branch: int, source: object) ->
                 f"--cache-branch: {branch} is not allowed for {source}, whose outermost {side} block is a {block}; "
                 f"it must be one of {', '.join(known)}"
             )
+    for name in ("center_input_sample", "time_embedding_act_fn", "encoder_hid_dim_type"):
+        if config.get(name):
+            raise ExportError(
+                f"--cache-branch: {branch} is not allowed for {source}, whose {name} is {config[name]!r}: its outer part is not "
+                "known with it"
+            )
     layers = config.get("layers_per_block", 2)
     most = layers if isinstance(layers, int) else layers[0]
     if not 0 <= branch <= most:
@@ -43,6 +51,22 @@ def attends(config: Mapping[str, Any], branch: int) -> bool:
     """Whether the outer part has attention, so that it takes the prompt's states."""
     blocks = [config["up_block_types"][-1], *config["down_block_types"][: min(branch, 1)]]
     return any(block.startswith("CrossAttn") for block in blocks)
+
+
+def require_equal(whole: nn.Module, outer: nn.Module, inputs: Sequence[Tensor], of_outer: Sequence[int]) -> None:
+    """Raise ExportError where the outer part, with the whole's own features, is not the whole.
+
+    `of_outer` are the places of its other inputs among the whole's.
+    """
+    with torch.no_grad():
+        out, features = whole(*inputs)
+        shallow = outer(*(inputs[place] for place in of_outer), features)
+    error = float((shallow - out).norm() / out.norm())
+    if not error <= _ROUNDING:
+        raise ExportError(
+            f"--cache-branch: the UNet's outer part is not the whole with the same features (relative error {error:.2g}); this "
+            "UNet has something that it does not know"
+        )
 
 
 class Unet(nn.Module):

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nereid.flow.errors import EngineError
+
 FEATURES = "features"
 """Second output of the whole UNet, last input of the shallow one: rows x channels x latent height x latent width."""
 SHALLOW = "unet_shallow"
@@ -75,7 +77,7 @@ def greedy_plan(curves: Sequence[Sequence[float]], threshold: float, origin: int
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibratedLevel:
-    """A threshold, and what it was measured to cost: mean PSNR in dB against the uncached pictures, score where one is known."""
+    """A threshold, and what it was measured to cost: median PSNR in dB against the pictures without, score where one is known."""
 
     threshold: float
     psnr: float | None
@@ -159,6 +161,9 @@ class KeptFeatures:
 
     def keep(self, step: int, halves: Sequence[NDArray[np.float32]]) -> None:
         """Take over what a whole step gave, of the guided half, too, where there was one."""
+        for half in halves:
+            if self.caching.dtype is np.float16 and np.abs(half).max() > np.finfo(np.float16).max:
+                raise EngineError("features_dtype: fp16 does not hold this model's features; fp32 does")
         if self.plan.full is None:
             self._next = step + self._interval(step, halves[0])
         for index, half in enumerate(halves):
@@ -171,11 +176,10 @@ class KeptFeatures:
         """The run has ended."""
         self.halves = [None, None]
 
-    def steps_to_full(self, step: int) -> int:
-        """Steps until the next whole one, as far as that is known."""
-        if self.plan.full is None:
-            return max(self._next - step, 0)
-        return min((full - step for full in self.plan.full if full >= step), default=0)
+    def steps_to_full(self, step: int, end: int) -> float:
+        """Steps until the next whole one of a run that ends at `end`; infinite where none comes."""
+        coming = [self._next] if self.plan.full is None else [full for full in self.plan.full if full >= step]
+        return min((full - step for full in coming if full < end), default=math.inf)
 
     def full_steps_from(self, step: int, end: int) -> int:
         """Whole steps of those from `step` on: all of them where the plan does not know."""

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nereid.diffusion.feature_cache import Variant
-from nereid.diffusion.phases import held_for_phase
+from nereid.diffusion.phases import waits_for_phase
 from nereid.diffusion.plan import EngineCall, commit, engine_rows, pack
 from nereid.diffusion.state import ImageRun, ImageTask
 from nereid.engines.costs import StepCosts
@@ -86,10 +86,13 @@ class DenoisingLoop:
     calls: int = 1
     min_batch_size: int = 1
     waiting: Callable[[], Sequence[ImageTask]] = tuple
+    caching_rows: Callable[[ImageRun], int] | None = None
+    """Rows that a call may have where features go with it; as many as others where None."""
     stepped: Callable[[Variant, int, float], None] = lambda variant, images, seconds: None
     died: Callable[[], None] = lambda: None
     _clock: FairClock[Lane] = field(default_factory=lambda: FairClock[Lane]())
-    _variants: FairClock[Lane] = field(default_factory=lambda: FairClock[Lane]())
+    _variants: dict[Lane, FairClock[Lane]] = field(default_factory=dict)
+    """Of each shape: on one clock for all, another shape's calls would make a shape's two lanes level again and again."""
     _sizes: CallSizes[Lane] = field(default_factory=lambda: CallSizes[Lane]())
     _out: list[_Call] = field(default_factory=list)
     _down: dict[Variant, float] = field(default_factory=dict)
@@ -118,7 +121,7 @@ class DenoisingLoop:
     def _send(self, going: list[Member]) -> bool:
         """Plan and send one call; False where there is none to send."""
         lanes: dict[Lane, dict[Lane, list[Member]]] = defaultdict(lambda: defaultdict(list))
-        held = held_for_phase([run for _, run in going], self._step_cost, time.monotonic())
+        held = self._held(going)
         for member in going:
             run = member[1]
             if not run.busy and run not in held and self._may_call(run.variant):
@@ -126,14 +129,15 @@ class DenoisingLoop:
         if not lanes:
             return False
         # Shapes share the engine's time; those at a whole and those at a shallow step of a shape share its part of it.
-        kept = [lane for shape in lanes.values() for lane in shape]
-        for clock, alive in ((self._clock, list(lanes)), (self._variants, kept)):
-            clock.forget(alive)
-        self._sizes.forget(kept)
+        self._clock.forget(lanes)
+        shapes = {_shape(run) for _, run in going}
+        self._variants = {shape: clock for shape, clock in self._variants.items() if shape in shapes}
+        self._sizes.forget(lane for shape in lanes.values() for lane in shape)
         best = min(self._priority(*member) for shape in lanes.values() for members in shape.values() for member in members)
         chosen = _with_priority(lanes, best, self._priority)
         shape = self._clock.next(chosen)
-        lane = self._variants.next(chosen[shape])
+        variants = self._variants.setdefault(shape, FairClock[Lane]())
+        lane = variants.next(chosen[shape])
         members = self._choose(lane, lanes[shape][lane])
         call = pack([run for _, run in members])
         probe = call.variant in self._down
@@ -142,7 +146,7 @@ class DenoisingLoop:
         expected = self.costs.predict(_key(lane), call.rows)
         seconds = 1e-3 if math.isnan(expected) else expected
         self._clock.charge(shape, seconds)
-        self._variants.charge(lane, seconds)
+        variants.charge(lane, seconds)
         cuts = self._cuts(call.rows)
         parts = [self.predict(self._filled(call, first, last)) for first, last in cuts]
         counts = [last - first for first, last in cuts]
@@ -152,6 +156,19 @@ class DenoisingLoop:
             run.busy = True
             task.started = task.started if task.started is not None else now
         return True
+
+    def _held(self, going: list[Member]) -> set[ImageRun]:
+        """Starts that are delayed: for mates of no worse priority, whose engines live, and not where a goal is at stake."""
+        free = [(task, run) for task, run in going if run.variant not in self._down]
+        classes = {run: self._priority(task, run) for task, run in free}
+        held: set[ImageRun] = set()
+        for task, run in free:
+            if run.kept is None or run.busy or run.step != run.row.begin or task.request.deadline_seconds is not None:
+                continue
+            mates = [mate for mate, priority in classes.items() if priority <= classes[run]]
+            if waits_for_phase(run, mates, self._step_cost, time.monotonic()):
+                held.add(run)
+        return held
 
     def _step_cost(self, run: ImageRun, variant: Variant) -> float:
         """Seconds of a call for this run alone; NaN where nothing is known."""
@@ -177,7 +194,7 @@ class DenoisingLoop:
         def known(rows: int) -> float:
             return self.costs.known(key, rows)
 
-        most = rows_for_the_best([candidates[index] for index in ranked], self.max_batch_size, known)
+        most = rows_for_the_best([candidates[index] for index in ranked], self._most(members), known)
         count = self._sizes.take(
             lane,
             [candidates[index] for index in ranked],
@@ -196,6 +213,12 @@ class DenoisingLoop:
             else:
                 members[index][1].passed_over += 1
         return [members[index] for index in chosen]
+
+    def _most(self, members: list[Member]) -> int:
+        """Rows of a call that somebody of these may be in."""
+        if self.caching_rows is None or all(run.kept is None for _, run in members):
+            return self.max_batch_size
+        return min(self.max_batch_size, self.caching_rows(members[0][1]))
 
     # --- receiving ---
 

@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from nereid.diffusion.cache_options import cache_plan, guidance_plan
-from nereid.diffusion.feature_cache import CachePlan
+from nereid.diffusion.cache_options import OFF, cache_plan, guidance_plan
+from nereid.diffusion.feature_cache import CachePlan, Level
 from nereid.diffusion.settings import Decoder, Limits, Pipeline
 from nereid.diffusion.solvers import (
     SCHEDULERS,
@@ -29,6 +29,10 @@ from nereid.flow.tickets import USUAL_PRIORITY
 from nereid_protocol.fields import BY_NAME, RUN_ID_FORM
 
 T = TypeVar("T")
+
+FEW_STEP_SCHEDULERS = (SchedulerName.LCM, SchedulerName.TCD)
+MOST_FEW_STEP_GUIDANCE = 2.0
+"""Luo et al., 2023 (LCM-LoRA): beyond it pictures are oversaturated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +113,10 @@ def resolve(fields: FieldReader, prompt: int, pipeline: Pipeline) -> Options:
     for name in ("guidance_interval", "guidance_cache", "guidance_cache_interval"):
         if embedded and fields.given(name):
             raise InvalidRequestError(f"{name}: it has no meaning for this model, whose UNet is told the guidance", name)
+    if guidance <= 1:
+        for field in ("guidance_cache", "guidance_cache_interval"):
+            if fields.given(field) and fields.values(field, OFF)[prompt] != OFF:
+                raise InvalidRequestError(f"{field}: it has no meaning without guidance (guidance_scale {guidance:g})", field)
     scheduler = _scheduler(fields.values("scheduler", pipeline.default_scheduler)[prompt])
     schedule = _schedule(fields, prompt, pipeline, scheduler)
     steps = steps_of(fields, pipeline, prompt)
@@ -125,6 +133,29 @@ def resolve(fields: FieldReader, prompt: int, pipeline: Pipeline) -> Options:
             fields, prompt, pipeline, guided=guided_steps(interval, steps), scheduler=scheduler, steps=steps, origin=0
         ),
     )
+
+
+def unsuitable(fields: FieldReader, prompt: int, pipeline: Pipeline, options: Options, size: tuple[int, int]) -> list[str]:
+    """Warnings of what may be asked for, but was not what something was made or measured for."""
+    said, usual = [], (pipeline.default_height, pipeline.default_width)
+    if pipeline.few_step and options.guided:
+        said.append(
+            f"guidance_scale: {options.guidance:g} is unsuitable for this few-step model; "
+            f"{pipeline.default_guidance:g} is what it was distilled for"
+        )
+    elif options.guided and options.guidance > MOST_FEW_STEP_GUIDANCE and options.scheduler in FEW_STEP_SCHEDULERS:
+        said.append(
+            f"guidance_scale: {options.guidance:g} is unsuitable for {options.scheduler}, whose models and LoRAs were distilled "
+            f"for guidance of 1 to {MOST_FEW_STEP_GUIDANCE:g}"
+        )
+    for name in ("cache", "guidance_cache"):
+        asked = fields.values(name, OFF)[prompt].strip()
+        if asked in set(Level) and (options.guidance > pipeline.default_guidance or size != usual):
+            said.append(
+                f"{name}: {asked!r} was measured at guidance_scale {pipeline.default_guidance:g} and {usual[1]} x {usual[0]}; "
+                "elsewhere it may cost more"
+            )
+    return said
 
 
 def steps_of(fields: FieldReader, pipeline: Pipeline, prompt: int = 0) -> int:
@@ -207,10 +238,13 @@ def memory_of(
     item = np.dtype(limits.feature_type).itemsize
     needed = 0.0
     for guided, cached in needs:
-        needed += pipeline.image_bytes(pixels, guided=guided, from_image=from_image, tiling=tiling, decoder=decoder)
+        needed += pipeline.image_bytes(
+            pixels, guided=guided, from_image=from_image, tiling=tiling, decoder=decoder, caching=cached
+        )
         needed += pipeline.feature_bytes(pixels, guided=guided, item_bytes=item) if cached else 0
     if fields.given("after_step"):
         needed += pipeline.preview_bytes(pixels, tiling)
+    _require_shared(pipeline, limits, size, needs)
     most = limits.memory_budget_bytes
     if most and needed > most:
         need = "1 image needs" if len(needs) == 1 else f"{len(needs)} images need"
@@ -220,6 +254,19 @@ def memory_of(
             "width",
         )
     return needed
+
+
+def _require_shared(pipeline: Pipeline, limits: Limits, size: tuple[int, int], needs: Sequence[tuple[bool, bool]]) -> None:
+    """Raise InvalidRequestError where features of one image do not go through shared memory."""
+    height, width = size
+    rows = max((2 if guided else 1 for guided, cached in needs if cached), default=0)
+    needed = limits.concurrent_calls * pipeline.shared_bytes(height * width, rows)
+    if limits.features_shared_bytes and needed > limits.features_shared_bytes:
+        raise InvalidRequestError(
+            f"cache: at {width} x {height} features of one image need {needed / 2**20:.0f} MiB of /dev/shm; at most "
+            f"{limits.features_shared_bytes / 2**20:.0f} MiB are allowed (features_shared_bytes)",
+            "cache",
+        )
 
 
 def _scheduler(text: str) -> SchedulerName:

@@ -74,25 +74,36 @@ def pack(runs: Sequence[ImageRun]) -> EngineCall:
 def commit(runs: Sequence[ImageRun], call: EngineCall, outputs: Mapping[str, Array]) -> list[EngineError | None]:
     """Guide, predict, and move every run one step on; an error for each run whose output is not finite, which stays."""
     samples, made = call.inputs["sample"], outputs[OUT]
+    refused: dict[int, EngineError] = {}
     if made.shape != samples.shape:
         raise EngineError(f"{call.variant}: output of shape {made.shape} for samples of shape {samples.shape}")
     if FEATURES in call.outputs:
-        _keep(runs, call, outputs[FEATURES])
+        features = outputs[FEATURES]
+        if features.ndim != 4 or len(features) != len(samples) or features.shape[2:] != samples.shape[2:]:
+            raise EngineError(f"{call.variant}: features of shape {features.shape} for samples of shape {samples.shape}")
+        refused = _keep(runs, call, features)
     made = _guide(runs, call, made)
-    finite = [bool(np.isfinite(row).all()) for row in made]
-    going_on = [index for index, good in enumerate(finite) if good]
+    for index, row in enumerate(made):
+        if not np.isfinite(row).all():
+            refused[index] = EngineError(f"{call.variant}: the output holds NaN or infinite values")
+    going_on = [index for index in range(len(runs)) if index not in refused]
     _move([runs[index] for index in going_on], samples[going_on], made[going_on])
-    wrong = EngineError(f"{call.variant}: the output holds NaN or infinite values")
-    return [None if good else wrong for good in finite]
+    return [refused.get(index) for index in range(len(runs))]
 
 
-def _keep(runs: Sequence[ImageRun], call: EngineCall, features: Array) -> None:
+def _keep(runs: Sequence[ImageRun], call: EngineCall, features: Array) -> dict[int, EngineError]:
+    """Errors of those whose features cannot be kept, by their places."""
+    refused = {}
     for index, run in enumerate(runs):
         if run.kept is not None:
             halves = [features[index]]
             if index in call.negatives and run.reused is None:
                 halves.append(features[call.negatives[index]])
-            run.kept.keep(run.step, halves)
+            try:
+                run.kept.keep(run.step, halves)
+            except EngineError as error:
+                refused[index] = error
+    return refused
 
 
 def _guide(runs: Sequence[ImageRun], call: EngineCall, outputs: Array) -> Array:

@@ -27,6 +27,7 @@ from nereid.diffusion.options import (
     size_of,
     solver_table,
     tiling_of,
+    unsuitable,
 )
 from nereid.diffusion.settings import Decoder, Limits, Pipeline
 from nereid.diffusion.solvers import SolverTable
@@ -138,11 +139,7 @@ class _RowParser:
             raise InvalidRequestError.of("strength", strength, f"at least 1/num_inference_steps ({1 / steps:.3g})")
         begin, end = self._segment(prompt, origin, steps)
         cache, guidance_cache = self._caches(prompt, options, origin, begin)
-        if pipeline.few_step and options.guided:
-            self.warnings.append(
-                f"guidance_scale: {options.guidance:g} is unsuitable for this few-step model; "
-                f"{pipeline.default_guidance:g} is what it was distilled for"
-            )
+        self.warnings += unsuitable(fields, prompt, pipeline, options, self.size)
         latents, memory = self._state(prompt, image, begin > origin)
         positive = self._conditioning("", prompt, options.guidance)
         negative = self._negative(prompt, options.guidance) if options.guided else None
@@ -176,12 +173,11 @@ class _RowParser:
             cache = cache_plan(fields, prompt, pipeline, scheduler=scheduler, steps=steps, origin=origin)
             if reuse is not None:
                 reuse = guidance_plan(fields, prompt, pipeline, guided=guided, scheduler=scheduler, steps=steps, origin=origin)
-        for name, plan in (("cache", cache), ("guidance_cache", reuse)):
-            if plan is not None and begin != origin and begin not in (plan.full or ()):
-                allowed = (
-                    f"one of {sorted(plan.full)}, at which {name} keeps nothing" if plan.full else f"{origin} with this {name}"
-                )
-                raise InvalidRequestError.of("step_begin", begin, allowed)
+        guided = guided_steps(options.interval, options.steps)
+        plans = [plan for plan in (cache, reuse if begin < guided.stop else None) if plan is not None]
+        if begin != origin and any(begin not in (plan.full or ()) for plan in plans):
+            possible = sorted(frozenset.intersection(*(plan.full or frozenset({origin}) for plan in plans)))
+            raise InvalidRequestError.of("step_begin", begin, f"one of {possible}, which need nothing that was kept")
         facts, caching = self.pipeline.cache, None
         if cache is not None and facts is not None:
             caching = Caching(plan=cache, dtype=self.feature_dtype, attends=facts.attends)

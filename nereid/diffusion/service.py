@@ -19,7 +19,7 @@ from nereid.diffusion.plan import engine_rows
 from nereid.diffusion.requests import parse_image_request
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.diffusion.start import start_runs
-from nereid.diffusion.state import ImageTask
+from nereid.diffusion.state import ImageRun, ImageTask
 from nereid.diffusion.vae_tiles import Encode
 from nereid.diffusion.watching import PreviewDecode, Watchers, state_outputs
 from nereid.engines.costs import StepCosts
@@ -74,10 +74,11 @@ class DenoiseService:
 
     def __post_init__(self) -> None:
         budget = self.limits.memory_budget_bytes or available_bytes() // 2
-        self.limits = replace(self.limits, memory_budget_bytes=budget)
+        shared = self.limits.features_shared_bytes or int(0.8 * shared_bytes())
+        self.limits = replace(self.limits, memory_budget_bytes=budget, features_shared_bytes=shared)
         self.limits.tiling(self.pipeline.vae_scale_factor)  # a mistake is told when the model loads
         _ = self.limits.feature_type
-        self.pipeline.require_shared_memory(self.limits.unet_max_batch_size, shared_bytes())
+        self.pipeline.require_shared_memory(self.limits)
         self._decoded = PicturesDecoded(self.decoders)
         self._observer = ImageObserver(self.recorder)
         self._loop = DenoisingLoop(
@@ -86,6 +87,7 @@ class DenoiseService:
             self.costs,
             self.limits.concurrent_calls,
             min_batch_size=min(self.limits.unet_min_batch_size, self.limits.unet_max_batch_size),
+            caching_rows=self._caching_rows,
             stepped=self._observer.stepped,
             died=self._observer.engine_died,
         )
@@ -216,6 +218,11 @@ class DenoiseService:
         except Exception:
             log.exception("a request could not be started")
             self._batcher.give_back(ticket, EngineError("internal error before the first step; see the server's log"))
+
+    def _caching_rows(self, run: ImageRun) -> int:
+        """Rows of a call whose features go through shared memory."""
+        height, width = (side * self.pipeline.vae_scale_factor for side in run.row.latent_shape[-2:])
+        return self.limits.features_shared_bytes // (self.limits.concurrent_calls * self.pipeline.shared_bytes(height * width, 1))
 
     def _due(self, task: ImageTask) -> tuple[float, float]:
         """When it should be done: as its goal says, or to have taken no more than `latency_target` times as long as alone; and

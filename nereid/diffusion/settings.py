@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nereid.diffusion.feature_cache import CacheCalibration, FeatureCache
+from nereid.diffusion.feature_cache import SHALLOW, CacheCalibration, FeatureCache
 from nereid.diffusion.solvers import SchedulerConfig, SchedulerName
 from nereid.diffusion.vae_tiles import BYTES_PER_PIXEL, VaeTiling
 from nereid.engines.memory import RunMemory
@@ -76,31 +76,39 @@ class Pipeline:
             return 0
         return (2 if guided else 1) * self.cache.feature_bytes(pixels // self.vae_scale_factor**2, item_bytes)
 
-    def require_shared_memory(self, rows: int, free: int) -> None:
-        """Raise ValueError where features of a call of so many rows of the usual size do not go through shared memory, there and
-        back."""
-        if self.cache is None:
-            return
-        latent_pixels = self.default_width * self.default_height // self.vae_scale_factor**2
-        needed = 2 * rows * self.cache.feature_bytes(latent_pixels, 4)
-        if needed > free:
+    def shared_bytes(self, pixels: int, rows: int) -> int:
+        """What features of a call of so many rows of pictures of `pixels` take in shared memory, there and back."""
+        return 0 if self.cache is None else 2 * rows * self.cache.feature_bytes(pixels // self.vae_scale_factor**2, 4)
+
+    def require_shared_memory(self, limits: Limits) -> None:
+        """Raise ValueError where not even one guided image of the usual size may cache."""
+        needed = limits.concurrent_calls * self.shared_bytes(self.default_width * self.default_height, 2)
+        if needed > limits.features_shared_bytes:
             raise ValueError(
-                f"/dev/shm: {free / 2**20:.0f} MiB are free; features of a call of {rows} rows (unet_max_batch_size) at "
-                f"{self.default_width} x {self.default_height} need {needed / 2**20:.0f} MiB there (docker run --shm-size), or "
-                "export without --cache-branch"
+                f"/dev/shm: {limits.features_shared_bytes / 2**20:.1f} MiB are there for features (features_shared_bytes); one "
+                f"image of {self.default_width} x {self.default_height} needs {needed / 2**20:.1f} MiB (docker run --shm-size), "
+                "or export without --cache-branch"
             )
 
     def image_bytes(
-        self, pixels: int, *, guided: bool, from_image: bool, tiling: VaeTiling, decoder: Decoder = Decoder.FULL
+        self,
+        pixels: int,
+        *,
+        guided: bool,
+        from_image: bool,
+        tiling: VaeTiling,
+        decoder: Decoder = Decoder.FULL,
+        caching: bool = False,
     ) -> float:
         """What one image of `pixels` needs at its largest engine; 0 where export has measured nothing.
 
         No call of the VAE is for more than a tile; where there are several, the whole picture is held beside them.
         """
-        seen = min(pixels, tiling.tile_pixels)
+        rows, seen = 2 if guided else 1, min(pixels, tiling.tile_pixels)
         held = BYTES_PER_PIXEL * pixels if pixels > seen else 0
         runs = {
-            "unet": (2 if guided else 1, pixels, 0),
+            "unet": (rows, pixels, 0),
+            SHALLOW: (rows if caching else 0, pixels, 0),
             decoder.component: (1, seen, held),
             "vae_encoder": (int(from_image), seen, held * from_image),
         }
@@ -152,6 +160,9 @@ class Limits:
     features_dtype: str = "fp32"
     """fp32 or fp16: how the features of runs that cache are kept."""
 
+    features_shared_bytes: int = 0
+    """What features may take in shared memory on their way; 0: four fifths of what is free at start."""
+
     @property
     def feature_type(self) -> type:
         """As numpy has it; raises ValueError."""
@@ -166,7 +177,7 @@ class Limits:
         return read_parameters(
             cls,
             parameters,
-            may_be_zero=("max_queue", "memory_budget_bytes"),
+            may_be_zero=("max_queue", "memory_budget_bytes", "features_shared_bytes"),
             others=("unet_model", "unet_shallow_model", "vae_encoder_model", "vae_decoder_tiny_model", "image_output_model"),
         )
 

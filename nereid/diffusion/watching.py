@@ -32,8 +32,9 @@ PREVIEW_CALLS = 4
 """Threads that call the decoder: one at a time does, and others may wait for an answer that died with its process."""
 PREVIEW_SECONDS = 1.0
 """Where a preview is not decoded by then, waiting for those before it included, it is made of the latents alone."""
-PAUSE_SECONDS = 2.0
-"""After a decoder that failed, previews are made of the latents alone for so long."""
+PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 2.0, 60.0
+"""After a decoder that failed or was too slow, previews are made of the latents alone for so long; each time in a row doubles it:
+what a call began goes on in the engine, whoever has given up waiting, and requests' pictures wait for it."""
 _ENDED_BYTES, _ENDED_SECONDS = 64 * 2**20, 10.0
 """What the last steps of ended runs, kept for their watchers, may hold together, and for how long they are kept."""
 
@@ -59,6 +60,7 @@ class Watchers:
     vae_scale_factor: int = 8
     decode: PreviewDecode | None = None
     _decode_from: float = 0.0
+    _failures: int = 0
     _open: list[_Watch] = field(default_factory=list)
     _ended: OrderedDict[str, tuple[float, ImageTask]] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -163,11 +165,14 @@ class Watchers:
         if time.monotonic() >= self._decode_from:
             try:
                 picture = to_pixels(decode_latents(snapshot.sample[None], task.request.tiling, call, proceed))[0]
+                self._failures = 0
             except DeadlineError:
                 pass  # many are watched, or the picture is large
             except RequestError as error:
-                log.warning("a preview could not be decoded (%s); for a while they are made of the latents alone", error)
-                self._decode_from = time.monotonic() + PAUSE_SECONDS
+                if not self._failures:
+                    log.warning("a preview could not be decoded (%s); for a while they are made of the latents alone", error)
+                self._decode_from = time.monotonic() + min(PAUSE_SECONDS * 2**self._failures, LONGEST_PAUSE_SECONDS)
+                self._failures += 1
             except Exception:
                 log.exception("a preview could not be decoded")
         self._senders.submit(self._show, watch, state, task, snapshot, picture)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
+from nereid.diffusion.feature_cache import CacheCalibration, CalibratedLevel, Level
 from nereid.diffusion.loop import DenoisingLoop
 from nereid.diffusion.options import first_step
 from nereid.diffusion.plan import OUT, commit, pack
@@ -17,7 +18,7 @@ from nereid.flow.errors import EngineError, InvalidRequestError
 from nereid.flow.noise import Purpose, derived_seed, normal
 from nereid_protocol.field import MAX_SEED
 
-from image_forms import Array, Unet, begun, pipeline, request, whole
+from image_forms import Array, Unet, begun, pipeline, request, text, whole
 
 
 def run(unet: Unet, *requests: dict[str, Array], max_batch_size: int = 16, facts: Pipeline | None = None) -> list[ImageTask]:
@@ -94,6 +95,28 @@ def test_few_step_model_warns_of_guidance() -> None:
     assert parse_image_request(request(), facts, limits).warnings == ()
     guided = parse_image_request(request(guidance_scale=np.array([[7.0]], np.float32)), facts, limits)
     assert "guidance_scale: 7 is unsuitable" in guided.warnings[0]
+
+
+@pytest.mark.parametrize(("scheduler", "guidance", "said"), [("lcm", 7.0, 1), ("tcd", 7.0, 1), ("lcm", 1.5, 0), ("ddim", 7.0, 0)])
+def test_a_few_step_scheduler_warns_of_guidance_whatever_the_checkpoint(scheduler: str, guidance: float, said: int) -> None:
+    """A LoRA has made a few-step model of it."""
+    asked = request(scheduler=text(scheduler), guidance_scale=np.array([[guidance]], np.float32))
+    assert len(parse_image_request(asked, pipeline(), Limits()).warnings) == said
+
+
+def test_a_calibrated_level_warns_of_what_it_was_not_measured_at() -> None:
+    level = CalibratedLevel(threshold=0.1, psnr=30.0)
+    found = CacheCalibration(scheduler="ddim", steps=5, curves=((0.2,) * 5,), levels={Level.LIGHT: level})
+    facts = pipeline(guidance_calibrations=(found,))
+    for more, said in (({}, 0), ({"guidance_scale": np.array([[9]], np.float32)}, 1), ({"width": whole(128)}, 1)):
+        warnings = parse_image_request(request(guidance_cache=text("light"), **more), facts, Limits()).warnings
+        assert len(warnings) == said
+        assert all("guidance_cache: 'light' was measured at guidance_scale 7.5 and 64 x 64" in text for text in warnings)
+
+
+def test_more_steps_than_training_has_are_refused_by_name() -> None:
+    with pytest.raises(InvalidRequestError, match="num_inference_steps: 1000 is not allowed"):
+        parse_image_request(request(num_inference_steps=whole(1000)), pipeline(), Limits(max_steps=1000))
 
 
 def test_guidance_distilled_model_is_told_its_guidance_and_runs_no_unconditional_half() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from concurrent.futures import Future
 
@@ -20,11 +21,11 @@ from nereid.diffusion.feature_cache import (
     greedy_plan,
 )
 from nereid.diffusion.loop import DenoisingLoop, cost_key
-from nereid.diffusion.phases import held_for_phase
+from nereid.diffusion.phases import waits_for_phase
 from nereid.diffusion.plan import EngineCall
 from nereid.diffusion.requests import parse_image_request
 from nereid.diffusion.settings import Limits, Pipeline
-from nereid.diffusion.state import ImageTask
+from nereid.diffusion.state import ImageRun, ImageTask
 from nereid.engines.costs import StepCosts
 from nereid.flow.errors import InvalidRequestError, LostError
 
@@ -183,13 +184,62 @@ def test_a_start_does_not_wait_longer_than_a_whole_step_takes() -> None:
     assert second.runs[0].step == 1
 
 
-def test_runs_that_do_not_cache_wait_for_no_phase() -> None:
+def cost(run: ImageRun, variant: Variant) -> float:
+    return 100.0 if variant is FULL else 1.0
+
+
+def begun_mate(**inputs: Array) -> ImageTask:
+    """Past its first, whole step."""
+    task = seeded(1, **inputs)
+    DenoisingLoop(unet(), 16).advance([task])
+    return task
+
+
+def test_a_start_waits_for_no_mate_that_comes_to_no_whole_step() -> None:
+    start, mate = seeded(3, cache_interval=whole(3)).runs[0], begun_mate(cache_interval=whole(3)).runs[0]
+    assert waits_for_phase(start, [mate], cost, 0.0)
+    mate.step = 4  # steps 3 and 6 would be whole, and there are 6
+    assert not waits_for_phase(start, [mate], cost, 0.0)
+    assert not waits_for_phase(start, [seeded(2).runs[0]], cost, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "held"),
+    [
+        ({}, True),
+        ({"priority": whole(5)}, True),
+        ({"priority": whole(0)}, False),
+        ({"deadline_seconds": np.array([[9]], np.float32)}, False),
+    ],
+)
+def test_a_start_waits_for_no_mate_of_worse_priority_nor_where_it_has_a_goal(asked: dict[str, Array], held: bool) -> None:
+    mate, start = begun_mate(cache_interval=whole(3)), seeded(3, cache_interval=whole(3), **asked)
     loop = DenoisingLoop(unet(), 16, known_costs(100, 1))
-    first, plain = seeded(1, cache_interval=whole(3)), seeded(2)
-    assert not held_for_phase([first.runs[0], plain.runs[0]], loop._step_cost, 0.0)
-    loop.advance([first])
-    assert held_for_phase([first.runs[0], seeded(3, cache_interval=whole(3)).runs[0]], loop._step_cost, 0.0)
-    assert not held_for_phase([first.runs[0], plain.runs[0]], loop._step_cost, 0.0)
+    members = [(task, task.runs[0]) for task in (mate, start)]
+    assert (start.runs[0] in loop._held(members)) is held
+    loop._down[SHALLOW] = 1e9  # the mate cannot come to its whole step
+    assert start.runs[0] not in loop._held(members)
+
+
+class EqualCosts(StepCosts):
+    """Every call takes a second, whatever a test's engine takes."""
+
+    def predict(self, key: str, rows: int) -> float:
+        return 1.0
+
+    known = predict
+
+
+def test_shapes_beside_it_starve_neither_engine_of_a_shape() -> None:
+    """A plain run, a cached one of the same shape, and one of another: each has its share."""
+    wide = np.ones((1, 3, 4), np.float32)
+    plain, cached = seeded(1, num_inference_steps=whole(60)), seeded(2, num_inference_steps=whole(60), cache_interval=whole(10))
+    other = seeded(3, num_inference_steps=whole(200), prompt_embeds=wide, negative_prompt_embeds=wide)
+    loop = DenoisingLoop(unet(), 16, EqualCosts())
+    for _ in range(100):
+        loop.advance([plain, cached, other])
+    steps = [task.runs[0].step for task in (plain, cached, other)]
+    assert min(steps) >= 20, steps
 
 
 def test_a_half_that_begins_to_be_guided_computes_everything_first() -> None:
@@ -208,7 +258,8 @@ def test_a_threshold_follows_the_rows_own_change() -> None:
     kept.keep(1, [value * np.float32(1 / 0.9)])  # by a tenth of what they are now
     assert [kept.is_full(step, both=False) for step in (2, 3)] == [False, True]
     kept.keep(3, [value * np.float32(1 / 0.9)])  # not at all
-    assert kept.steps_to_full(3) == 10
+    assert kept.steps_to_full(3, 20) == 10
+    assert kept.steps_to_full(3, 13) == math.inf
 
 
 def test_features_may_be_kept_in_half_the_memory() -> None:
@@ -217,6 +268,19 @@ def test_features_may_be_kept_in_half_the_memory() -> None:
     assert half.nbytes == 2 * 2 * 2 * 16
     half.forget()
     assert half.nbytes == 0
+
+
+def test_features_that_fp16_does_not_hold_fail_their_own_run_by_name() -> None:
+    def large(inputs: Mapping[str, Array]) -> Array:
+        return features(inputs) + np.where((inputs["encoder_hidden_states"] == 5).any((1, 2)), 1e6, 0)[:, None, None, None]
+
+    facts, embeds = cut(), np.full((1, 3, 2), 5, np.float32)
+    limits = Limits(features_dtype="fp16")
+    bad = begun(request(prompt_embeds=embeds, negative_prompt_embeds=-embeds, cache_interval=whole(3)), facts, limits)
+    good = begun(request(cache_interval=whole(3)), facts, limits)
+    finish(DenoisingLoop(Unet(answer, large), 16), bad, good)
+    assert "features_dtype: fp16 does not hold" in str(bad.error)
+    assert good.done
 
 
 def test_a_finished_run_keeps_no_features() -> None:
@@ -238,11 +302,28 @@ def test_kept_features_count_in_the_requests_memory() -> None:
 
 
 def test_shared_memory_that_is_too_small_for_features_is_told_at_the_start() -> None:
-    facts = cut()  # 2 channels x 8 x 8 latents of 4 bytes
-    facts.require_shared_memory(16, 2 * 16 * 512)
-    with pytest.raises(ValueError, match=r"/dev/shm: 0 MiB are free; .* 16 rows .* at 64 x 64 need 0 MiB"):
-        facts.require_shared_memory(16, 2 * 16 * 512 - 1)
-    pipeline().require_shared_memory(16, 0)
+    facts, row = cut(), 2 * 2 * 64 * 4  # there and back, channels, latents, bytes
+    facts.require_shared_memory(Limits(features_shared_bytes=2 * row))
+    with pytest.raises(ValueError, match=r"/dev/shm: 0.0 MiB are there for features .* one image of 64 x 64 needs 0.0 MiB"):
+        facts.require_shared_memory(Limits(features_shared_bytes=2 * row - 1))
+    with pytest.raises(ValueError, match="/dev/shm"):
+        facts.require_shared_memory(Limits(features_shared_bytes=3 * row, concurrent_calls=2))
+    pipeline().require_shared_memory(Limits())
+
+
+def test_an_image_whose_features_do_not_fit_into_shared_memory_is_refused_and_others_share_what_does() -> None:
+    row = 2 * 2 * 64 * 4
+    limits = Limits(features_shared_bytes=2 * row)
+    parse_image_request(request(cache_interval=whole(3)), cut(), limits)
+    large = {"width": whole(128), "height": whole(64)}
+    with pytest.raises(InvalidRequestError, match="cache: at 128 x 64 features of one image need"):
+        parse_image_request(request(cache_interval=whole(3), **large), cut(), limits)
+    parse_image_request(request(**large), cut(), limits)
+    engine = unet()
+    tasks = [seeded(seed, cache_interval=whole(3)) for seed in range(3)]
+    finish(DenoisingLoop(engine, 16, caching_rows=lambda run: 4), *tasks)
+    assert max(call["sample"][0] for call in engine.calls) == 4
+    assert [latents(task) for task in tasks] == [alone(seed, cache_interval=whole(3)) for seed in range(3)]
 
 
 def test_how_features_are_kept_is_fp32_or_fp16() -> None:

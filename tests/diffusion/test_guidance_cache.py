@@ -57,6 +57,7 @@ def alone(seed: int, **inputs: Array) -> tuple[bytes, list[int], list[Variant]]:
     return task.runs[0].state.sample.tobytes(), [call["sample"][0] for call in engine.calls], engine.variants
 
 
+ONE = np.array([[1]], np.float32)
 INTERVAL = np.array([[0.34, 1]], np.float32)
 
 
@@ -69,7 +70,6 @@ INTERVAL = np.array([[0.34, 1]], np.float32)
         ({"guidance_cache_interval": whole(1)}, [2, 2, 2, 2, 2, 2]),
         ({"guidance_cache": text("light")}, [2, 2, 1, 2, 1, 2]),
         ({"guidance_cache_interval": whole(2), "guidance_interval": INTERVAL}, [1, 1, 2, 1, 2, 1]),
-        ({"guidance_cache_interval": whole(2), "guidance_scale": np.array([[1]], np.float32)}, [1] * 6),
     ],
 )
 def test_a_plan_says_which_steps_compute_the_unconditional_half(asked: dict[str, Array], rows: list[int]) -> None:
@@ -137,8 +137,11 @@ def test_a_segment_begins_where_it_is_computed() -> None:
     second = seeded(5, step_begin=whole(3), **goes_on, **asked)
     finish(DenoisingLoop(Unet(answer), 16), second)
     assert second.runs[0].state.sample.tobytes() == alone(5, **asked)[0]
-    with pytest.raises(InvalidRequestError, match="step_begin: 2 is not allowed"):
+    with pytest.raises(InvalidRequestError, match=r"step_begin: 2 is not allowed; it must be one of \[0, 3\]"):
         seeded(5, step_begin=whole(2), **goes_on, **asked)
+    with pytest.raises(InvalidRequestError, match=r"it must be one of \[0, 3\]"):
+        seeded(5, step_begin=whole(2), **goes_on, **asked, cache_interval=whole(1))
+    seeded(5, step_begin=whole(5), **goes_on, **asked, guidance_interval=np.array([[0, 0.5]], np.float32))
 
 
 @pytest.mark.parametrize(
@@ -147,6 +150,8 @@ def test_a_segment_begins_where_it_is_computed() -> None:
         ({"guidance_cache": text("0.1")}, "guidance_cache: '0.1' is not allowed; it must be off, light, balanced, aggressive"),
         ({"guidance_cache": text("light"), "num_inference_steps": whole(7)}, "not calibrated for ddim with 7 steps"),
         ({"guidance_cache": text("light"), "guidance_cache_interval": whole(2)}, "guidance_cache_interval: 2 is not allowed"),
+        ({"guidance_cache_interval": whole(2), "guidance_scale": ONE}, "it has no meaning without guidance (guidance_scale 1)"),
+        ({"guidance_cache": text("light"), "guidance_scale": ONE}, "it has no meaning without guidance (guidance_scale 1)"),
     ],
 )
 def test_what_cannot_be_reused_is_refused_by_name(asked: dict[str, Array], said: str) -> None:

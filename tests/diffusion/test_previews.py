@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -107,3 +108,25 @@ def test_a_preview_that_waited_too_long_is_made_of_its_latents_and_nobody_else_w
         busy.set()
         assert first.wait().outputs["preview_scale"].item() == 1  # type: ignore[index]
         assert second.wait().outputs["preview_scale"].item() == 8  # type: ignore[index]
+
+
+def test_a_decoder_that_is_always_too_slow_is_asked_ever_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a call began goes on in the engine, and pictures wait for it there."""
+    monkeypatch.setattr(watching, "PAUSE_SECONDS", 0.02)
+    asked: list[float] = []
+
+    def decode(latents: Array, seconds: float) -> Array:
+        asked.append(time.monotonic())
+        raise LostError("vae_decoder_tiny: no answer within 1 s")
+
+    unet = SteppedUnet()
+    with serving(unet=unet, facts=pipeline(tiny_decoder=True, default_steps=60), decode_preview=decode) as service:
+        ask(service, ticket=text("t"), run_id=text("run"), after_step=whole(-1)).wait()
+        draw(service, ticket=text("t"), run_id=text("run"))
+        for step in range(50):
+            unet.allow(1)
+            watch(service, "run", step).wait()
+            time.sleep(0.01)
+    pauses = np.diff(asked)
+    assert 2 <= len(pauses) <= 6
+    assert all(later > earlier for earlier, later in pairwise(pauses)), pauses

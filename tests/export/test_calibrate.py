@@ -112,6 +112,34 @@ def test_a_unet_that_is_not_cut_is_calibrated_for_guidance_alone(
     assert Pipeline.read(tmp_path / "repository" / "denoise" / "1").cache is None
 
 
+def test_a_repository_that_is_changed_meanwhile_stays_as_it_is(
+    copied: Path, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nereid_export.calibrate import _Calibrating
+
+    def interfered(calibrating: object, progress: object) -> list[dict[str, object]]:
+        manifest.write_text(manifest.read_text() + "\n")
+        return []
+
+    manifest = copied / "text_to_image" / "manifest.json"
+    monkeypatch.setattr(_Calibrating, "all", interfered)
+    with pytest.raises(ExportError, match="it was changed meanwhile; nothing was published"):
+        calibrate(options(copied, checkpoints["sd"]), Silent())
+    assert manifest.read_text().endswith("\n")
+    assert Pipeline.read(copied / "denoise" / "1").guidance_calibrations == ()
+
+
+def test_an_engine_whose_output_is_none_ends_in_one_sentence(copied: Path, checkpoints: dict[str, Path]) -> None:
+    from nereid_export.calibrate import _GUIDANCE, _Calibrating
+
+    manifest = json.loads((copied / "text_to_image" / "manifest.json").read_text())
+    calibrating = _Calibrating.of(options(copied, checkpoints["sd"]), copied, manifest)
+    runs = calibrating.drawer.runs
+    runs["unet"] = lambda inputs, outputs: {"out_sample": np.full_like(inputs["sample"], np.nan)}  # type: ignore[index]
+    with pytest.raises(ExportError, match="a picture cannot be drawn: unet: the output holds NaN"):
+        calibrating._curves(_GUIDANCE, "ddim", 4, lambda text: None)
+
+
 def test_the_quickest_good_threshold_is_found() -> None:
     thresholds = [0.0, 0.1, 0.2, 0.3, 0.4]
     for most in thresholds:

@@ -159,6 +159,10 @@ REFUSALS = {
         lambda folder: edit(folder, "model_index.json", _class_name="FluxPipeline"),
         "architecture 'FluxPipeline'",
     ),
+    "means of latents": (
+        lambda folder: edit(folder, "vae/config.json", latents_mean=[0.0] * 4, latents_std=[1.0] * 4),
+        "latents_mean is not supported",
+    ),
     "inpainting model": (lambda folder: edit(folder, "unet/config.json", in_channels=9), "in_channels 9"),
     "weights of another shape": (lambda folder: edit(folder, "unet/config.json", block_out_channels=[8, 16]), "unet"),
     "unsupported scheduler": (

@@ -21,7 +21,7 @@ from nereid_export.engines.precision import Precision, parse_precisions
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
 from nereid_export.options import ExportOptions
-from nereid_export.split_unet import attends, features_channels
+from nereid_export.split_unet import attends, features_channels, require_equal
 
 pytestmark = pytest.mark.torch
 
@@ -47,6 +47,18 @@ def test_with_fresh_features_the_outer_part_is_the_whole_unet(family: str, branc
     assert torch.equal(shallow, alone)
     assert not torch.equal(stale, alone)
     assert tuple(features.shape) == (3, cut["unet"].outputs[1].dims[0], 13, 18)
+
+
+def test_an_outer_part_that_is_not_the_whole_is_refused(checkpoints: dict[str, Path]) -> None:
+    whole, outer = (parts(checkpoints["sd"], 0)[name] for name in ("unet", "unet_shallow"))
+    inputs = list(random_inputs(whole, 2, {**SIZES, "tokens": whole.example["tokens"]}, 1).values())
+    places = [0, 1]  # sample and timestep: this outer part does not attend
+    require_equal(whole.load(), outer.load(), inputs, places)
+    other = outer.load()
+    with torch.no_grad():
+        other.unet.conv_out.weight.mul_(1.01)
+    with pytest.raises(ExportError, match="the UNet's outer part is not the whole with the same features"):
+        require_equal(whole.load(), other, inputs, places)
 
 
 def test_the_outer_part_has_its_own_weights_alone(checkpoints: dict[str, Path]) -> None:
@@ -82,6 +94,9 @@ def test_engines_agree_with_fresh_features(engine: Engine, checkpoints: dict[str
         ({}, -1, "-1 is not allowed for here; it must be 0 to 2"),
         ({"up_block_types": ["AttnUpBlock2D"]}, 0, "whose outermost up block is a AttnUpBlock2D"),
         ({"down_block_types": ["SimpleCrossAttnDownBlock2D"]}, 0, "whose outermost down block is a SimpleCrossAttnDownBlock2D"),
+        ({"center_input_sample": True}, 0, "whose center_input_sample is True"),
+        ({"time_embedding_act_fn": "silu"}, 0, "whose time_embedding_act_fn is 'silu'"),
+        ({"encoder_hid_dim_type": "text_proj"}, 0, "whose encoder_hid_dim_type is 'text_proj'"),
     ],
 )
 def test_odd_cuts_are_refused_in_one_sentence(config: dict[str, object], branch: int, said: str) -> None:

@@ -120,6 +120,11 @@ def _point_levels(name: SchedulerName, config: SchedulerConfig, steps: int) -> L
     if timesteps is None:
         timesteps = schedule.spaced_timesteps(config, steps, spacing, intervals=False).round()
     points = timesteps.astype(int)
+    if points.max() >= config.num_train_timesteps:
+        raise ScheduleError(
+            f"num_inference_steps: {steps} is not allowed; with this spacing and steps_offset it goes beyond the last training "
+            f"timestep ({config.num_train_timesteps - 1})"
+        )
     if name is SchedulerName.DDIM:
         below = points - config.num_train_timesteps // steps
         final = 1.0 if config.set_alpha_to_one else alphas[0]
