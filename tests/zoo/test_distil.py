@@ -75,11 +75,23 @@ def test_both_stages_give_an_ordinary_pipeline_of_few_steps_and_are_not_run_agai
     assert {folder.name: folder.stat().st_mtime_ns for folder in plan.work.iterdir() if folder.is_dir()} == stages
 
 
+def test_a_student_is_matched_further(tmp_path: Path) -> None:
+    tiny = {"teacher": CHECKPOINT, "matching_minutes": 0.01, "batch_size": 4, "scenes": 8}
+    distil(DistillationPlan(work=tmp_path / "a", consistency_minutes=0.01, **tiny), tmp_path / "first")
+    plan = DistillationPlan(work=tmp_path / "b", student=tmp_path / "first", steps=(1,), **tiny)
+    distil(plan, tmp_path / "second")
+    assert {folder.name for folder in plan.work.iterdir() if folder.is_dir()} == {"matching-1step"}
+    first, second = (load_file(tmp_path / name / "unet" / "diffusion_pytorch_model.safetensors") for name in ("first", "second"))
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("--teacher", "nowhere"), "nowhere is not allowed; it must be a painter of shapes"),
         (("--minutes", "0"), "'--minutes': Input should be greater than or equal to 0.01"),
+        (("--student", "nowhere", "--matching-minutes", "1"), "--student: nowhere is not allowed; it must be a student of shapes"),
+        (("--student", str(CHECKPOINT)), "is not allowed; it must be a student of shapes, to be matched (--matching-minutes)"),
         (("--steps", "9", "--matching-minutes", "1"), "--steps: 9 is not allowed; it must be numbers from 1 to 8, like 4,2"),
         (("--steps", "2,", "--matching-minutes", "1"), "--steps: 2, is not allowed; it must be numbers from 1 to 8, like 4,2"),
         (("--steps", "2"), "--steps: 2 is not allowed without --matching-minutes"),

@@ -69,6 +69,9 @@ def train_shapes_student(
         str, typer.Option(metavar="N[,N...]", help="Numbers of steps that the distribution matching is for, 2 where absent.")
     ] = "",
     teacher: Annotated[Path, typer.Option(help="The diffusers folder that it learns from.")] = CHECKPOINT,
+    student: Annotated[
+        Path | None, typer.Option(help="A student to go on from, instead of a consistency distillation from the teacher.")
+    ] = None,
     work: Annotated[Path, typer.Option(help="Where finished stages are kept, to resume from.")] = Path(
         "build/zoo/shapes-student"
     ),
@@ -85,6 +88,11 @@ def train_shapes_student(
         raise typer.BadParameter(
             f"{teacher} is not allowed; it must be a painter of shapes, as `zoo train shapes` writes it", param_hint="--teacher"
         )
+    if student is not None and (not matching_minutes or scorer_for(student) is None):
+        raise typer.BadParameter(
+            f"{student} is not allowed; it must be a student of shapes, to be matched (--matching-minutes)",
+            param_hint="--student",
+        )
     if steps and not matching_minutes:
         raise typer.BadParameter(
             f"{steps} is not allowed without --matching-minutes: consistency alone is for any number", param_hint="--steps"
@@ -92,6 +100,7 @@ def train_shapes_student(
     plan = DistillationPlan(
         work=work,
         teacher=teacher,
+        student=student,
         device=device,
         steps=_steps(steps or "2"),
         consistency_minutes=minutes,

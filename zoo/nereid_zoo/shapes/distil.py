@@ -38,6 +38,8 @@ class DistillationPlan:
 
     work: Path
     teacher: Path
+    student: Path | None = None
+    """A student to go on from, instead of a consistency distillation from the teacher."""
     device: str = "cpu"
     steps: tuple[int, ...] = (2,)
     consistency_minutes: float = 60
@@ -48,6 +50,11 @@ class DistillationPlan:
     seed: int = 0
 
 
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of a pipeline's weights."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(folder.glob("*/*.safetensors")))).hexdigest()
+
+
 class Teacher:
     """The pipeline that is distilled, with its noise schedule; all in float32 on one device."""
 
@@ -56,8 +63,7 @@ class Teacher:
         self.pipeline, self.unet, self.device = pipeline, pipeline.unet.eval().requires_grad_(False), device
         self.alphas: Tensor = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config).alphas_cumprod.to(device)
         self.empty = self.states([""])
-        self.digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(folder.glob("*/*.safetensors")))).hexdigest()
-        """Of its weights."""
+        self.digest = weights_digest(folder)
 
     @torch.no_grad()
     def states(self, texts: list[str]) -> Tensor:
@@ -227,8 +233,13 @@ def distil(plan: DistillationPlan, destination: Path) -> None:
     """Run the stages that `plan.work` does not hold yet and save a diffusers folder in fp16 to `destination`."""
     plan.work.mkdir(parents=True, exist_ok=True)
     teacher = Teacher(plan.teacher, plan.device)
-    facts = {"teacher": teacher.digest, "minutes": plan.consistency_minutes, "scenes": plan.scenes, "seed": plan.seed}
-    unet = _stage(plan, "consistency", facts, lambda: distil_consistency(plan, teacher))
+    facts: dict[str, object] = {"teacher": teacher.digest, "scenes": plan.scenes, "seed": plan.seed}
+    if plan.student is None:
+        facts |= {"minutes": plan.consistency_minutes}
+        unet = _stage(plan, "consistency", facts, lambda: distil_consistency(plan, teacher))
+    else:
+        facts |= {"student": weights_digest(plan.student)}
+        unet = UNet2DConditionModel.from_pretrained(plan.student / "unet", use_safetensors=True).float().to(plan.device)
     if plan.matching_minutes:
         facts = {**facts, "matching_minutes": plan.matching_minutes, "steps": plan.steps}
         unet = _stage(plan, f"matching-{'-'.join(map(str, plan.steps))}step", facts, lambda: distil_matching(plan, teacher, unet))
