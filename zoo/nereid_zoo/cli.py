@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -60,6 +61,8 @@ def train_shapes(
 
 MOST_STEPS = 8
 """Of a student."""
+MOST_RANK = 128
+"""Of LoRA weights: no weight of the UNet has a higher one."""
 
 
 @_train.command("shapes-student")
@@ -80,6 +83,14 @@ def train_shapes_student(
     matching_minutes: Annotated[
         float, typer.Option(min=0, help="Of the distribution matching that follows; none where 0. Fewer steps gain more by it.")
     ] = 0,
+    lora_rank: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=MOST_RANK,
+            help="Train LoRA weights of this rank (LCM-LoRA) and write them to OUT as well; whole weights where 0.",
+        ),
+    ] = 0,
 ) -> None:
     """Distil the painter of shapes to few steps, without guidance. Each finished stage is kept in WORK."""
     from nereid_zoo.shapes.distil import DistillationPlan, distil
@@ -97,6 +108,8 @@ def train_shapes_student(
         raise typer.BadParameter(
             f"{steps} is not allowed without --matching-minutes: consistency alone is for any number", param_hint="--steps"
         )
+    if lora_rank:
+        _require_lora(lora_rank, matching_minutes)
     plan = DistillationPlan(
         work=work,
         teacher=teacher,
@@ -105,6 +118,7 @@ def train_shapes_student(
         steps=_steps(steps or "2"),
         consistency_minutes=minutes,
         matching_minutes=matching_minutes,
+        lora_rank=lora_rank,
     )
     _trained(lambda: distil(plan, out))
     console.print(f"shapes-student: written to {out}")
@@ -157,6 +171,17 @@ def _steps(text: str) -> tuple[int, ...]:
             f"{text} is not allowed; it must be numbers from 1 to {MOST_STEPS}, like 4,2", param_hint="--steps"
         )
     return tuple(int(part) for part in parts)
+
+
+def _require_lora(rank: int, matching_minutes: float) -> None:
+    if matching_minutes:
+        raise typer.BadParameter(
+            f"{rank} is not allowed with --matching-minutes: matching trains the whole UNet", param_hint="--lora-rank"
+        )
+    if find_spec("peft") is None:
+        raise typer.BadParameter(
+            f"{rank} is not allowed without peft; install it with `pip install -e './zoo[lora]'`", param_hint="--lora-rank"
+        )
 
 
 def _trained(work: Callable[[], None]) -> None:

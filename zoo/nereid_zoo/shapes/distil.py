@@ -1,6 +1,7 @@
 """Distils `shapes` to few steps: a latent consistency model, then distribution matching from it; each stage resumable.
 
 Consistency: Luo et al., 2023 (Latent Consistency Models), with the guidance of the teacher fixed, so that a step is one row.
+It trains the whole UNet, or LoRA weights of it (LCM-LoRA, Luo et al., 2023b).
 Distribution matching: Yin et al., 2024 (DMD2), without its adversarial part: the student's pictures are moved along the
 difference of two score functions, the teacher's (guided) and that of a network which follows the student's own pictures.
 """
@@ -8,6 +9,7 @@ difference of two score functions, the teacher's (guided) and that of a network 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from nereid_zoo.shapes import model
 from nereid_zoo.shapes.captions import write_caption
+from nereid_zoo.shapes.learner import LORA_FILE, Adapters, Learner, Network, WholeNetwork, fuse
 from nereid_zoo.shapes.optimisation import optimizer_of, optimizer_step, report, schedule, update_ema
 from nereid_zoo.shapes.scenes import sample_scene
 from nereid_zoo.shapes.train import TrainingPlan, encode_scenes, tokenize
@@ -44,6 +47,8 @@ class DistillationPlan:
     steps: tuple[int, ...] = (2,)
     consistency_minutes: float = 60
     matching_minutes: float = 0
+    lora_rank: int = 0
+    """Of the LoRA weights that the consistency distillation trains; 0 where it trains the whole UNet. Not with matching."""
     batch_size: int = 32
     fake_updates: int = 2
     scenes: int = 24_000
@@ -80,7 +85,7 @@ class Teacher:
         signal, level = self.scales(timesteps)
         return signal * clean + level * noise
 
-    def clean(self, unet: UNet2DConditionModel, sample: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
+    def clean(self, unet: Network, sample: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
         """What a network takes for the clean latents; all of them predict v."""
         signal, level = self.scales(timesteps)
         return signal * sample - level * unet(sample, timesteps, states).sample
@@ -93,7 +98,7 @@ class Teacher:
         conditional, unconditional = made.chunk(2)
         return unconditional + guidance * (conditional - unconditional)
 
-    def consistent(self, unet: UNet2DConditionModel, sample: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
+    def consistent(self, unet: Network, sample: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
         """A consistency model's clean latents: with the boundary condition of Song et al., 2023."""
         scaled = timesteps.view(-1, 1, 1, 1) * TIMESTEP_SCALING
         skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
@@ -120,13 +125,27 @@ def captions(plan: DistillationPlan, teacher: Teacher, rng: Random) -> Tensor:
 
 
 def distil_consistency(plan: DistillationPlan, teacher: Teacher) -> UNet2DConditionModel:
-    """The student agrees with itself, one step of the teacher's guided DDIM further on; returns its moving average."""
-    student, average = deepcopy(teacher.unet).train().requires_grad_(True), deepcopy(teacher.unet)
-    optimizer = optimizer_of(student.parameters())
+    """A whole UNet, the moving average of its student."""
+    whole = WholeNetwork(teacher.unet)
+    train_consistency(plan, teacher, whole)
+    return whole.average
+
+
+def distil_lora(plan: DistillationPlan, teacher: Teacher, folder: Path) -> None:
+    """LoRA weights of `plan.lora_rank` for the teacher's UNet, written to `folder`."""
+    adapters = Adapters(teacher.unet, plan.lora_rank, plan.seed)
+    train_consistency(plan, teacher, adapters)
+    adapters.save(folder)
+    adapters.remove()
+
+
+def train_consistency(plan: DistillationPlan, teacher: Teacher, learner: Learner) -> None:
+    """The student agrees with its own moving average, one step of the teacher's guided DDIM further on."""
+    optimizer = optimizer_of(learner.weights.parameters())
     draw = batches(plan, teacher, Random(plan.seed + 21))
     generator = torch.Generator(plan.device).manual_seed(plan.seed + 21)
     stride = len(teacher.alphas) // GRID
-    for step, rate in schedule("consistency", plan.consistency_minutes, peak=3e-4):
+    for step, rate in schedule("consistency", plan.consistency_minutes, peak=learner.peak):
         clean, states = draw()
         strata = torch.arange(len(clean), device=plan.device)
         offsets = torch.rand(len(clean), generator=generator, device=plan.device)
@@ -134,19 +153,19 @@ def distil_consistency(plan: DistillationPlan, teacher: Teacher) -> UNet2DCondit
         noise = torch.randn(clean.shape, generator=generator, device=plan.device)
         sample = teacher.noisy(clean, noise, timesteps)
         with torch.no_grad():
-            guided = teacher.guided(sample, timesteps, states, GUIDANCE)
+            with learner.teaching():
+                guided = teacher.guided(sample, timesteps, states, GUIDANCE)
             signal, level = teacher.scales(timesteps)
             before = (timesteps - stride).clamp(min=0)
             last = (timesteps < stride).view(-1, 1, 1, 1)
             nearer = teacher.noisy(guided, (sample - signal * guided) / level, before)
-            target = torch.where(last, guided, teacher.consistent(average, nearer, before, states))
-        error = teacher.consistent(student, sample, timesteps, states) - target
+            target = torch.where(last, guided, teacher.consistent(learner.average, nearer, before, states))
+        error = teacher.consistent(learner.student, sample, timesteps, states) - target
         loss = ((error.square() + 1e-6).sqrt() - 1e-3).mean()
         optimizer_step(optimizer, loss, rate)
-        update_ema(average, student, decay=min(0.98, (step + 1) / (step + 20)))
+        learner.follow(decay=min(0.98, (step + 1) / (step + 20)))
         if step % 100 == 0:
             report("consistency", step, loss=loss.item(), rate=rate)
-    return average
 
 
 def student_timesteps(steps: int) -> list[int]:
@@ -230,10 +249,22 @@ def distil_matching(plan: DistillationPlan, teacher: Teacher, student: UNet2DCon
 
 
 def distil(plan: DistillationPlan, destination: Path) -> None:
-    """Run the stages that `plan.work` does not hold yet and save a diffusers folder in fp16 to `destination`."""
+    """Run the stages that `plan.work` does not hold yet and save a diffusers folder in fp16 to `destination`.
+
+    With `plan.lora_rank`, the LoRA weights that are in its UNet lie in it, too, as a file for the teacher.
+    """
     plan.work.mkdir(parents=True, exist_ok=True)
     teacher = Teacher(plan.teacher, plan.device)
     facts: dict[str, object] = {"teacher": teacher.digest, "scenes": plan.scenes, "seed": plan.seed}
+    if plan.lora_rank:
+        facts |= {"minutes": plan.consistency_minutes, "lora_rank": plan.lora_rank}
+        lora = finished_stage(
+            plan.work / f"consistency-lora-rank{plan.lora_rank}", facts, lambda beside: distil_lora(plan, teacher, beside)
+        )
+        fuse(teacher.unet, lora)
+        save_student(teacher, destination)
+        shutil.copyfile(lora / LORA_FILE, destination / LORA_FILE)
+        return
     if plan.student is None:
         facts |= {"minutes": plan.consistency_minutes}
         unet = _stage(plan, "consistency", facts, lambda: distil_consistency(plan, teacher))
@@ -243,10 +274,15 @@ def distil(plan: DistillationPlan, destination: Path) -> None:
     if plan.matching_minutes:
         facts = {**facts, "matching_minutes": plan.matching_minutes, "steps": plan.steps}
         unet = _stage(plan, f"matching-{'-'.join(map(str, plan.steps))}step", facts, lambda: distil_matching(plan, teacher, unet))
-    pipeline = teacher.pipeline
-    pipeline.unet = unet
-    pipeline.scheduler = LCMScheduler.from_config(student_scheduler())
-    pipeline.to(dtype=torch.float16).save_pretrained(destination, safe_serialization=True)
+    teacher.pipeline.unet = unet
+    save_student(teacher, destination)
+    (destination / LORA_FILE).unlink(missing_ok=True)  # it would be another student's
+
+
+def save_student(teacher: Teacher, destination: Path) -> None:
+    """Write what has become of the teacher's pipeline as a consistency model's diffusers folder, in fp16."""
+    teacher.pipeline.scheduler = LCMScheduler.from_config(student_scheduler())
+    teacher.pipeline.to(dtype=torch.float16).save_pretrained(destination, safe_serialization=True)
     forget_places(destination)
 
 
