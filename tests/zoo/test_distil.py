@@ -90,7 +90,10 @@ def test_a_student_is_matched_further(tmp_path: Path) -> None:
     [
         (("--teacher", "nowhere"), "nowhere is not allowed; it must be a painter of shapes"),
         (("--minutes", "0"), "'--minutes': Input should be greater than or equal to 0.01"),
-        (("--student", "nowhere", "--matching-minutes", "1"), "--student: nowhere is not allowed; it must be a student of shapes"),
+        (
+            ("--student", "nowhere", "--matching-minutes", "1"),
+            "--student: nowhere is not allowed; it must be a student of shapes",
+        ),
         (("--student", str(CHECKPOINT)), "is not allowed; it must be a student of shapes, to be matched (--matching-minutes)"),
         (("--steps", "9", "--matching-minutes", "1"), "--steps: 9 is not allowed; it must be numbers from 1 to 8, like 4,2"),
         (("--steps", "2,", "--matching-minutes", "1"), "--steps: 2, is not allowed; it must be numbers from 1 to 8, like 4,2"),
