@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -13,7 +14,7 @@ from nereid_client import Client
 from nereid_zoo.shapes.analyse import analyse, mistakes
 from nereid_zoo.shapes.captions import write_caption
 from nereid_zoo.shapes.scenes import Layout, Scene, SceneObject, Shape, Size, render, sample_scene
-from nereid_zoo.shapes.score import CHECKPOINT, held_out_captions, score, served_drawer, torch_drawer
+from nereid_zoo.shapes.score import CHECKPOINT, STUDENT, held_out_captions, score, scorer_for, served_drawer, torch_drawer
 
 from conftest import Served, export, serving
 
@@ -56,11 +57,19 @@ def test_held_out_combinations_are_never_trained_on() -> None:
     assert not trained & held_out
 
 
-def test_checkpoint_is_small_safe_and_an_ordinary_diffusers_folder() -> None:
-    files = [file for file in CHECKPOINT.rglob("*") if file.is_file()]
+@pytest.mark.parametrize("folder", [CHECKPOINT, STUDENT])
+def test_a_shipped_checkpoint_is_small_safe_and_an_ordinary_diffusers_folder(folder: Path) -> None:
+    files = [file for file in folder.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 40 * 2**20
     assert {file.suffix for file in files} <= {".json", ".safetensors", ".txt"}
-    assert json.loads((CHECKPOINT / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    assert scorer_for(folder) is not None
+
+
+def test_the_student_draws_right_in_four_steps_without_guidance() -> None:
+    """A sample of what `nereid zoo score shapes --path zoo/shapes/student-4step` measures in full."""
+    captions = held_out_captions(24, seed=5)
+    assert score(torch_drawer(STUDENT, steps=4, guidance=1.0), captions).percent >= 75
 
 
 @pytest.fixture(scope="module")
