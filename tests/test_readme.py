@@ -79,7 +79,8 @@ def _sentences_of_the_code() -> str:
     sorted(
         set(
             re.findall(
-                r"nereid ((?:export|zoo|bench) [a-z0-9]+(?:-[a-z]+)*|generate|serve|demo|chat|top)", "\n".join(DOCUMENTS.values())
+                r"nereid ((?:export|bench) [a-z0-9]+(?:-[a-z]+)*|zoo (?:train|score) [a-z-]+|generate|serve|demo|chat|top)",
+                "\n".join(DOCUMENTS.values()),
             )
         )
     ),

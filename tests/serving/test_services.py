@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -80,6 +81,7 @@ def kept() -> Iterator[KeptServices]:
 
 
 def test_service_comes_back_and_waits_longer_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     fails = service(FAILS)
     until(lambda: fails.tend() or "death 3 in a row" in caplog.text)  # type: ignore[func-returns-value]
     assert not fails.is_well()
@@ -100,6 +102,7 @@ def test_service_that_cannot_be_started_says_why_in_one_sentence() -> None:
 
 
 def test_service_whose_loop_hangs_is_replaced(kept: KeptServices, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     hangs = service(BEATS_ONCE, silent_seconds=1)
     kept.add(hangs)
     kept.start()
