@@ -12,7 +12,7 @@ ARGS ?=
 EXPORT = $(BIN)/nereid export diffusion $(CHECKPOINT) --engine $(ENGINE) --out $(REPOSITORY)
 EXPORT_LLM = $(BIN)/nereid export llm $(LLM) --out $(REPOSITORY)
 
-.PHONY: help setup demo export export-llm serve test lint reference bench bench-sd15 bench-engines bench-schedulers bench-vae-tiles bench-llm perf docker-build docker-up docker-export clean
+.PHONY: help setup demo export export-llm serve test lint reference bench bench-sd15 bench-engines bench-schedulers bench-ladder bench-vae-tiles bench-llm perf docker-build docker-up docker-export clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -69,6 +69,9 @@ bench-engines: setup ## The UNet on every engine and precision, beside PyTorch (
 bench-schedulers: setup ## Every scheduler, step count and variation: time, PSNR, score, memory (ARGS='--recommend 95')
 	@$(EXPORT)
 	@$(BIN)/nereid bench schedulers --repository $(REPOSITORY) --checkpoint $(CHECKPOINT) $(ARGS)
+
+bench-ladder: setup ## From plain diffusers to all of Nereid, rung by rung, peers beside (ARGS='--models sd15-256')
+	@$(BIN)/nereid bench ladder $(ARGS)
 
 bench-vae-tiles: setup ## The VAE's decode of large pictures, whole and by tiles, beside diffusers
 	@$(BIN)/nereid bench vae-tiles $(ARGS)

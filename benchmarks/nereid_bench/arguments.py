@@ -1,11 +1,14 @@
-"""Lists that the benchmarks' options take, read and refused in one way."""
+"""Lists and files that the benchmarks' options take, read and refused in one way."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
+
+_PLOTS = (".png", ".svg", ".pdf")
 
 
 def names(option: str, text: str, allowed: Sequence[str], said: str, *, blank: bool = False) -> tuple[str, ...]:
@@ -22,3 +25,10 @@ def numbers(text: str, kind: Callable[[str], Any]) -> tuple[Any, ...]:
         return tuple(kind(part) for part in text.split(","))
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a list of numbers such as 1,2,4") from None
+
+
+def plot_file(file: Path) -> Path:
+    """A file that a plot can be written to; refuses one whose name ends with something else."""
+    if file.suffix not in _PLOTS:
+        raise typer.BadParameter(f"{file} is not allowed; its name must end with one of {', '.join(_PLOTS)}", param_hint="--plot")
+    return file

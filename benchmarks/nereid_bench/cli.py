@@ -18,6 +18,7 @@ from nereid_bench.compare import Plan, compare
 from nereid_bench.deaths import SIGNALS, VICTIMS, DeathsPlan, deaths
 from nereid_bench.engines import MODELS, PEERS, EnginesPlan, engines
 from nereid_bench.kept_cli import cache_command
+from nereid_bench.ladder_cli import ladder_command
 from nereid_bench.llm import PARTS, LlmPlan, measure
 from nereid_bench.peers import PeerSettings
 from nereid_bench.perf import perf
@@ -34,6 +35,7 @@ from nereid_zoo.shapes.score import CHECKPOINT
 
 app = typer.Typer(help="Measure, peers side by side.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command("cache")(cache_command)
+app.command("ladder")(ladder_command)
 REPOSITORY = Path("build/repository")
 OptimumCli = Annotated[
     Path | None,
@@ -71,15 +73,12 @@ def sd15_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
 ) -> None:
     """The same comparison at Stable Diffusion 1.5's real sizes, 256 x 256, random weights."""
-    from nereid_bench.random_checkpoint import make_sd15
+    from nereid_bench.random_checkpoint import sd15_at
     from nereid_export.bar import progress_bar
     from nereid_export.diffusion import export_diffusion
     from nereid_export.options import ExportOptions
 
-    checkpoint, repository = work / "checkpoint", work / "repository"
-    if not (checkpoint / "model_index.json").is_file():
-        console.print("writing a random checkpoint")
-        make_sd15(checkpoint, CHECKPOINT / "tokenizer")
+    checkpoint, repository = sd15_at(work / "checkpoint", _say), work / "repository"
     if not repository.is_dir():
         with progress_bar() as bar:
             try:

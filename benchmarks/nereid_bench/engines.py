@@ -20,8 +20,8 @@ from typing import Any
 from nereid.engines.openvino_model import computes_bf16
 from nereid_bench import small_transformer
 from nereid_bench.compare import Say
-from nereid_bench.optimum_cli import IMAGES, converted, has_openvino_genai
-from nereid_bench.random_checkpoint import make_sd15
+from nereid_bench.optimum_cli import LEFT_OUT, images_converted
+from nereid_bench.random_checkpoint import sd15_at
 from nereid_export.built import packages_of
 from nereid_export.calibration import Calibration, calibrate
 from nereid_export.checkpoint import Checkpoint
@@ -147,11 +147,7 @@ def _checkpoint(model: str, work: Path, say: Say) -> Path | None:
         return None
     if model == "shapes":
         return CHECKPOINT
-    folder = work / "sd15"
-    if not (folder / "model_index.json").is_file():
-        say("writing a random checkpoint of Stable Diffusion 1.5's sizes")
-        make_sd15(folder, CHECKPOINT / "tokenizer")
-    return folder
+    return sd15_at(work / "sd15", say)
 
 
 def _ready(plan: EnginesPlan, model: str, folder: Path | None, say: Say) -> Iterator[tuple[Turn, dict[str, Any]]]:
@@ -185,18 +181,9 @@ def _ready(plan: EnginesPlan, model: str, folder: Path | None, say: Say) -> Iter
 def _has_genai(plan: EnginesPlan, checkpoint: Path | None, folder: Path, say: Say) -> bool:
     if checkpoint is None:
         return False  # a transformer is no pipeline
-    if has_openvino_genai():
-        converted(checkpoint, folder, plan.optimum_cli, *IMAGES)
-    found = has_openvino_genai() and folder.is_dir()
-    if found:
-        from diffusers import DDIMScheduler
-
-        # It has fewer schedulers than diffusers, and calls of the UNet take as long with each.
-        config = DDIMScheduler.load_config(checkpoint, subfolder="scheduler")
-        same = {name: config[name] for name in ("beta_start", "beta_end", "beta_schedule", "prediction_type") if name in config}
-        DDIMScheduler(**same, clip_sample=False).save_pretrained(folder / "scheduler")
-    else:
-        say("openvino-genai is left out: it needs `pip install -e './benchmarks[openvino-genai]'` and --optimum-cli")
+    found = images_converted(checkpoint, folder, plan.optimum_cli)
+    if not found:
+        say(LEFT_OUT)
     return found
 
 

@@ -22,6 +22,7 @@ from nereid.serving.errors import ServingError
 from nereid.serving.options import ServeOptions
 from nereid_bench.compare import Say
 from nereid_bench.servers import HOST, serving
+from nereid_bench.turns import turned
 from nereid_client import Client
 from nereid_client.scraping import Page
 from nereid_export.drawing import psnr
@@ -89,8 +90,7 @@ def kept(plan: KeptPlan, say: Say) -> list[dict[str, Any]]:
 
 def _turned(modes: Mapping[str, Mapping[str, Any]], turn: int) -> list[tuple[str, Mapping[str, Any]]]:
     """All of them, each round beginning with another."""
-    items = list(modes.items())
-    return items[turn % len(items) :] + items[: turn % len(items)]
+    return turned(list(modes.items()), turn)
 
 
 def _measure(

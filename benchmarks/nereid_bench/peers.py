@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from nereid.serving.errors import ServingError
-from nereid_bench.workload import GUIDANCE, Job, Settings
+from nereid_bench.workload import GUIDANCE, SCHEDULERS, Job, Settings
 
 MAX_BATCH = 8
 WINDOW_SECONDS = 0.1
@@ -109,27 +109,23 @@ def _serve(peer: Peer, settings: PeerSettings, pipe: Connection) -> None:
             pipe.send((job.number, first.settings))
 
 
+def diffusers_schedulers() -> dict[str, Any]:
+    """diffusers' classes of the schedulers that peers are asked for, by their names in requests."""
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
+
+    kinds = (DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler)
+    return dict(zip(SCHEDULERS, kinds, strict=True))
+
+
 def diffusers_drawer(settings: PeerSettings) -> Draw:
     """StableDiffusionPipeline in float32."""
     import torch
-    from diffusers import (
-        DDIMScheduler,
-        DPMSolverMultistepScheduler,
-        EulerDiscreteScheduler,
-        StableDiffusionPipeline,
-        UniPCMultistepScheduler,
-    )
+    from diffusers import StableDiffusionPipeline
 
     torch.set_num_threads(settings.threads)
     pipeline = StableDiffusionPipeline.from_pretrained(settings.checkpoint, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    kinds = {
-        "ddim": DDIMScheduler,
-        "euler": EulerDiscreteScheduler,
-        "dpmpp_2m": DPMSolverMultistepScheduler,
-        "unipc": UniPCMultistepScheduler,
-    }
-    made = {name: kind.from_config(pipeline.scheduler.config) for name, kind in kinds.items()}
+    made = {name: kind.from_config(pipeline.scheduler.config) for name, kind in diffusers_schedulers().items()}
 
     def draw(prompts: list[str], seeds: list[int], steps: int, scheduler: str) -> None:
         pipeline.scheduler = made[scheduler]

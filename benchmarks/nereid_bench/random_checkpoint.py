@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+
+from nereid_zoo.shapes.score import CHECKPOINT
 
 SD15_UNET = {
     "sample_size": 64,
@@ -31,7 +34,15 @@ SD15_VAE = {
 }
 
 
-def make_sd15(folder: Path, tokenizer_folder: Path) -> None:
+def sd15_at(folder: Path, say: Callable[[str], None], side: int = 512) -> Path:
+    """The checkpoint in `folder`, written unless it is there; its pictures have `side` pixels a side where nothing is said."""
+    if not (folder / "model_index.json").is_file():
+        say("writing a random checkpoint of Stable Diffusion 1.5's sizes")
+        make_sd15(folder, CHECKPOINT / "tokenizer", side)
+    return folder
+
+
+def make_sd15(folder: Path, tokenizer_folder: Path, side: int = 512) -> None:
     """Write the checkpoint; the tokenizer is borrowed, its vocabulary padded to CLIP's 49,408 in the embedding alone."""
     import torch
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -47,10 +58,10 @@ def make_sd15(folder: Path, tokenizer_folder: Path) -> None:
         **SD15_TEXT,
     )
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL(**SD15_VAE),
+        vae=AutoencoderKL(**{**SD15_VAE, "sample_size": side}),
         text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
-        unet=UNet2DConditionModel(**SD15_UNET),
+        unet=UNet2DConditionModel(**{**SD15_UNET, "sample_size": side // 8}),
         scheduler=PNDMScheduler(
             beta_start=0.00085,
             beta_end=0.012,

@@ -14,12 +14,12 @@ from random import Random
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from nereid_bench.scheduler_settings import Setting
+from nereid_bench.server_memory import ServerMemory
 from nereid_bench.servers import serving
 
 SEED_STRIDE = 10_000
@@ -125,33 +125,15 @@ def draw_missing(
 def served(repository: Path, name: str, more: dict[str, Any]) -> Iterator[Draw]:
     """Draw through a real Triton and the SDK, one request at a time, with `more` fields of every request."""
     with serving(repository, name) as (client, _):
-        processes: list[psutil.Process] = []
+        memory = ServerMemory()
 
         def draw(asked: Asked, setting: Setting) -> Drawn:
-            if not processes or not all(process.is_running() for process in processes):
-                # All that this process has started: Triton, its Python processes, and the keepers above them.
-                processes[:] = psutil.Process().children(recursive=True)
-            _reset_peaks(processes)
+            memory.reset()
             start = time.perf_counter()
             result = client.generate_image(asked.prompt, seed=asked.seed, **setting.fields, **more)
             seconds = time.perf_counter() - start
-            return Drawn(pixels=result.pixels[0], seconds=seconds, peak_bytes=_peak_bytes(processes))
+            return Drawn(pixels=result.pixels[0], seconds=seconds, peak_bytes=memory.peak_bytes())
 
         for _ in range(2):  # the first requests fill caches
             client.generate_image("warm up", seed=0, num_inference_steps=4, **more)
         yield draw
-
-
-def _reset_peaks(processes: Sequence[psutil.Process]) -> None:
-    for process in processes:
-        with contextlib.suppress(OSError):  # one that has ended, or a kernel that refuses: the peak stays the older, higher one
-            Path(f"/proc/{process.pid}/clear_refs").write_text("5")
-
-
-def _peak_bytes(processes: Sequence[psutil.Process]) -> int:
-    total = 0
-    for process in processes:
-        with contextlib.suppress(OSError):
-            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    return total

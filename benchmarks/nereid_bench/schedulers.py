@@ -30,6 +30,7 @@ from nereid_bench.scheduler_pictures import (
     short_digest,
 )
 from nereid_bench.scheduler_settings import REFERENCE_STEPS, REFERENCE_WHY, VARIATIONS, Setting, reference_of, settings_of
+from nereid_bench.server_memory import MEMORY
 from nereid_export.configs import prefixed, read_config
 from nereid_export.drawing import psnr
 from nereid_export.scorers import Scorer
@@ -45,8 +46,6 @@ PROMPTS = (
     "the interior of a library, wide angle",
 )
 """Drawn in turn, each time with another seed, where nobody knows what a checkpoint's captions are."""
-MEMORY = "sum of each server process's own peak of resident memory during a picture; what processes share counts in each"
-
 Say = Callable[[str], None]
 
 

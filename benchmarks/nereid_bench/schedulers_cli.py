@@ -12,7 +12,7 @@ import typer
 from nereid.diffusion.prompts import MAX_PROMPT_CHARACTERS
 from nereid.diffusion.solvers import SCHEDULERS
 from nereid.serving.errors import ServingError
-from nereid_bench.arguments import names, numbers
+from nereid_bench.arguments import names, numbers, plot_file
 from nereid_bench.scheduler_choice import PSNR, SCORE
 from nereid_bench.scheduler_pictures import SEED_STRIDE
 from nereid_bench.scheduler_plot import plot
@@ -28,8 +28,6 @@ from nereid_export.errors import ExportError
 from nereid_export.frame import MANIFEST
 from nereid_export.scorers import Scorer, scorer_for
 from nereid_zoo.shapes.score import CHECKPOINT
-
-_PLOTS = (".png", ".svg", ".pdf")
 
 
 def schedulers_command(
@@ -62,7 +60,7 @@ def schedulers_command(
     out: Annotated[Path, typer.Option(help="Where the report goes as JSON; pictures are kept in a folder beside it.")] = Path(
         "build/bench/schedulers.json"
     ),
-    plot_file: Annotated[
+    plot_to: Annotated[
         Path | None, typer.Option("--plot", help="Where the plot goes (.png, .svg, .pdf); beside the report where absent.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
@@ -71,11 +69,7 @@ def schedulers_command(
 
     An interrupted run goes on where it stopped.
     """
-    picture = plot_file or out.with_suffix(".png")
-    if picture.suffix not in _PLOTS:
-        raise typer.BadParameter(
-            f"{picture} is not allowed; its name must end with one of {', '.join(_PLOTS)}", param_hint="--plot"
-        )
+    picture = plot_file(plot_to or out.with_suffix(".png"))
     chosen_schedulers = names("--schedulers", schedulers, tuple(map(str, SCHEDULERS)), "is not a scheduler; it ")
     chosen_variations = names("--variations", variations, VARIATIONS, "is not a variation; it ")
     chosen_steps = numbers(steps, int)

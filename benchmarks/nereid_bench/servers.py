@@ -82,12 +82,12 @@ def serving_with_gateway(repository: Path) -> Iterator[WithGateway]:
 
 
 @contextmanager
-def serving_with(repository: Path, **parameters: object) -> Iterator[tuple[Client, ServeOptions]]:
-    """The repository served with other parameters of `llm`; its engines are linked, not copied."""
+def serving_with(repository: Path, model: str = "llm", **parameters: object) -> Iterator[tuple[Client, ServeOptions]]:
+    """The repository served with other parameters of a model; its engines are linked, not copied."""
     with tempfile.TemporaryDirectory(dir=repository.parent) as folder:
         linked = Path(folder) / "repository"
         shutil.copytree(repository, linked, copy_function=os.link)
-        file = linked / "llm" / "config.pbtxt"
+        file = linked / model / "config.pbtxt"
         config = read_config(file)
         file.unlink()  # the link, not the original
         for name, value in parameters.items():

@@ -52,11 +52,11 @@ def resume_key(options: Any, source: object, packages: Iterable[str], *, without
     An option that is added later is part of the key unless somebody says that it has no effect.
     """
     arguments = {name: str(value) for name, value in asdict(options).items() if name not in without_effect}
-    key = {"source": source, "options": arguments, "versions": versions(packages), "machine": _machine()}
+    key = {"source": source, "options": arguments, "versions": versions(packages), "machine": machine()}
     return dict(json.loads(json.dumps(key)))  # as it will be read back
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     """Kernels are chosen by processor and card, and an export for a card that is not there is checked on the processor.
 
     The card counts whatever `--device` says: TensorRT builds for it without being told.

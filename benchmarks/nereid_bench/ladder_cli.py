@@ -1,0 +1,121 @@
+"""`nereid bench ladder` on the command line: options and their refusals, the table, the plot."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nereid.serving.errors import ServingError
+from nereid_bench.arguments import names, plot_file
+from nereid_bench.ladder import Ladder
+from nereid_bench.ladder_plot import plot
+from nereid_bench.ladder_rungs import FEW_SOLVER, MODELS, LadderPlan, PeerName, Rung
+from nereid_bench.tables import print_rows
+from nereid_bench.workload import GUIDANCE, SCHEDULERS
+from nereid_client import NereidError
+from nereid_client.terminal import INTERRUPTED, console, fail, say_error
+from nereid_export.errors import ExportError
+
+MAX_AT_ONCE = 64
+"""Requests that a server without batching lets wait."""
+
+
+def ladder_command(
+    work: Annotated[
+        Path, typer.Option(help="Where repositories are kept (about 15 GB with Stable Diffusion's sizes), exported once.")
+    ] = Path("build/bench-ladder"),
+    models: Annotated[
+        str, typer.Option(help=f"What to measure, of {', '.join(MODELS)}; sd15 has random weights, and takes hours.")
+    ] = "shapes",
+    rungs: Annotated[str, typer.Option(help="Rungs to measure; the plainest always is.")] = ",".join(Rung),
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which all take turns; medians are told.")] = 3,
+    pictures: Annotated[
+        int, typer.Option(min=1, help="Pictures of each rung, alone, shared by the rounds; their score and PSNR are told.")
+    ] = 48,
+    at_once: Annotated[int, typer.Option(min=2, max=MAX_AT_ONCE, help="Requests in flight under load.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, max=200, help="Steps of the plainest way.")] = 50,
+    few_steps: Annotated[int, typer.Option(min=3, max=200, help="Steps of the rungs after it.")] = 20,
+    few_solver: Annotated[str, typer.Option(help=f"Their scheduler, of {', '.join(SCHEDULERS)}.")] = FEW_SOLVER,
+    guidance: Annotated[float, typer.Option(min=1, max=50, help="Guidance of all but the students.")] = GUIDANCE,
+    cache_interval: Annotated[
+        int, typer.Option(min=1, max=1000, help="Of peers that cache, and of rungs where calibrated levels have no meaning.")
+    ] = 3,
+    peers: Annotated[str, typer.Option(help="Peers to measure beside the rungs, by name; none where empty.")] = ",".join(
+        PeerName
+    ),
+    optimum_cli: Annotated[
+        Path | None,
+        typer.Option(help="Hugging Face's optimum-cli, in an environment of its own, which makes OpenVINO GenAI's models."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/ladder.json"),
+    plot_to: Annotated[
+        Path | None, typer.Option("--plot", help="Where the plot goes (.png, .svg, .pdf); beside the report where absent.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
+) -> None:
+    """From plain diffusers to all of Nereid, rung by rung: time, images a second, memory, PSNR, score; peers beside.
+
+    What an interrupted run has measured stands in the report.
+    """
+    picture = plot_file(plot_to or out.with_suffix(".png"))
+    if pictures < rounds:
+        raise typer.BadParameter(
+            f"{pictures} is not allowed with --rounds {rounds}; it must be {rounds} at least", param_hint="--pictures"
+        )
+    if few_solver not in SCHEDULERS:
+        raise typer.BadParameter(
+            f"{few_solver!r} is not one that every peer has; it must be one of {', '.join(SCHEDULERS)}", param_hint="--few-solver"
+        )
+    plan = LadderPlan(
+        work=work,
+        models=names("--models", models, tuple(MODELS), "is not a model; it "),
+        rungs=names("--rungs", rungs, tuple(Rung), "is not a rung; it "),
+        rounds=rounds,
+        pictures=pictures,
+        at_once=at_once,
+        steps=steps,
+        few_steps=few_steps,
+        few_solver=few_solver,
+        guidance=guidance,
+        cache_interval=cache_interval,
+        peers=names("--peers", peers, tuple(PeerName), "is not a peer; it ", blank=True),
+        optimum_cli=optimum_cli,
+        threads=os.cpu_count() or 1,
+    )
+
+    def keep(report: dict[str, Any]) -> None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=1))
+
+    try:
+        report = Ladder(plan, _say).measure(keep)
+    except (ExportError, ServingError, NereidError) as error:
+        fail(error)
+    except KeyboardInterrupt:
+        say_error(f"stopped; what was measured until then is in {out}" if out.is_file() else "stopped")
+        raise typer.Exit(INTERRUPTED) from None
+    plot(report["rungs"], picture)
+    report["plot"] = str(picture)
+    keep(report)
+    if not as_json:
+        title = (
+            f"{plan.threads} threads; {plan.at_once} requests in flight under load; PSNR against {plan.steps} steps ({picture})"
+        )
+        print_rows(title, [_shown(row) for row in report["rungs"]])
+    print(json.dumps(report))
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as the table has it."""
+    student = "yes" if row["uses_student"] else ""
+    peers = ", ".join(f"{name} {ms:.3g} ms" for name, ms in row["peers"].items())
+    return {**row, "uses_student": student, "peers": peers}
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
