@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -168,7 +169,7 @@ class _OneModel:
     def _by_peer(self, way: PeerWay, said: str, seeds: list[int], say: Say) -> None:
         if way in self.failed:
             return
-        say(f"{said}: {way.label}, {way.steps} steps")
+        say(f"{said}: {way.label}, {way.does}")
         drawn = seeds if way.rows == 1 else list(range(way.rows))
         turn = {"way": asdict(way), "threads": self.plan.threads, "side": self.model.side, "genai": str(self.genai)}
         turn |= {"prompts": [self.prompts[seed] for seed in drawn], "seeds": drawn}
@@ -180,7 +181,7 @@ class _OneModel:
             self.failed.add(way)
             if not self.found[way].ms:
                 del self.found[way]
-            self.leave_out(f"{self.model.name}: {way.label} with {way.steps} steps is left out: {error}")
+            self.leave_out(f"{self.model.name}: {way.label} with {way.does} is left out: {error}")
 
     def _by_server(self, ways: Sequence[ServedWay], said: str, seeds: list[int], say: Say) -> None:
         at_once = self.plan.at_once
@@ -255,6 +256,8 @@ def take_turn(turn: Mapping[str, Any]) -> Found:
         pixels = Path(folder) / "pixels.npz"
         command = [sys.executable, "-m", "nereid_bench.ladder_turn", json.dumps({**turn, "pixels": str(pixels)})]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode < 0:
+            raise ServingError(f"its process was ended by {signal.Signals(-done.returncode).name}")
         if done.returncode:
             said = done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"]
             raise ServingError(said[-1])

@@ -90,7 +90,9 @@ def ladder_command(
 
     def keep(report: dict[str, Any]) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report, indent=1))
+        beside = out.with_name(f"{out.name}.new")  # whole or not at all: it may be interrupted here
+        beside.write_text(json.dumps(report, indent=1))
+        beside.replace(out)
 
     try:
         report = Ladder(plan, _say).measure(keep)

@@ -124,6 +124,12 @@ class PeerWay:
         """How tables call it."""
         return self.name if self.precision == "fp32" else f"{self.name} {self.precision}"
 
+    @property
+    def does(self) -> str:
+        """Its steps, in words."""
+        solver = self.scheduler or "the checkpoint's scheduler"
+        return f"{self.steps} steps of {solver}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedWay:
@@ -219,7 +225,6 @@ def told(steps: Sequence[Step]) -> dict[str, str]:
 
 def _words(way: Way) -> str:
     if isinstance(way, PeerWay):
-        solver = way.scheduler or "the checkpoint's scheduler"
-        return f"{way.name} {way.precision}, {way.steps} steps, {solver}, guidance {way.guidance:g}"
+        return f"{way.name} {way.precision}, {way.does}, guidance {way.guidance:g}"
     asked = ", ".join(f"{name}={value}" for name, value in way.fields.items())
     return f"Nereid, repository {way.kind}, {'in-flight batching' if way.batching else 'one picture at a time'}: {asked}"

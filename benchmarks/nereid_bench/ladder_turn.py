@@ -20,6 +20,7 @@ from nereid.engines.arena import peak_bytes, reset_peak
 from nereid.flow.noise import Purpose, normal
 from nereid_bench.ladder_rungs import PeerName, PeerWay
 from nereid_bench.peers import diffusers_schedulers
+from nereid_export.silence import quiet
 
 DrawPictures = Callable[[list[str], list[int], int], NDArray[np.uint8]]
 """Draws prompts with seeds and so many steps."""
@@ -52,7 +53,8 @@ def _filled(values: Sequence[Any], count: int) -> list[Any]:
 
 def _diffusers(way: PeerWay, turn: dict[str, Any]) -> DrawPictures:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[way.precision]
-    pipeline = StableDiffusionPipeline.from_pretrained(way.checkpoint, torch_dtype=dtype)
+    with quiet():  # the last line of stderr is what is told of a failure
+        pipeline = StableDiffusionPipeline.from_pretrained(way.checkpoint, torch_dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     if way.scheduler:
         pipeline.scheduler = diffusers_schedulers()[way.scheduler].from_config(pipeline.scheduler.config)

@@ -46,6 +46,7 @@ PROMPTS = (
     "the interior of a library, wide angle",
 )
 """Drawn in turn, each time with another seed, where nobody knows what a checkpoint's captions are."""
+
 Say = Callable[[str], None]
 
 

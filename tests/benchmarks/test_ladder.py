@@ -204,6 +204,15 @@ def test_a_peer_that_fails_is_told_by_its_last_line() -> None:
         take_turn({"way": way, "threads": 1, "side": 32, "genai": "", "prompts": ["a box"], "seeds": [0]})
 
 
+def test_a_peer_whose_process_is_killed_is_told_by_the_signal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    killed = tmp_path / "python"
+    killed.write_text("#!/bin/sh\nkill -KILL $$\n")
+    killed.chmod(0o700)
+    monkeypatch.setattr(ladder.sys, "executable", str(killed))
+    with pytest.raises(ServingError, match="its process was ended by SIGKILL"):
+        take_turn({})
+
+
 # --- the report ---
 
 
@@ -283,7 +292,9 @@ def test_a_peer_that_fails_is_left_out_and_the_others_go_on(scripted: list[str],
     plan = LadderPlan(rungs=("cache",), rounds=2, pictures=2, peers=(PeerName.ATTENTION_BROADCAST,))
     report = Ladder(plan, lambda _: None).measure(lambda report: None)
     assert [(row["rung"], row["peers"]) for row in report["rungs"]] == [("plain", {}), ("cache", {})]
-    assert report["left_out"].count("shapes: pyramid-attention-broadcast with 20 steps is left out: no such hook") == 1
+    assert (
+        report["left_out"].count("shapes: pyramid-attention-broadcast with 20 steps of dpmpp_2m is left out: no such hook") == 1
+    )
 
 
 def test_the_plot_tells_quality_beside_the_bars(tmp_path: Path) -> None:
