@@ -18,7 +18,7 @@ def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
 
     models = list(dict.fromkeys(row["model"] for row in rows))
     most = max(sum(row["model"] == model for row in rows) for model in models)
-    size = (6.5 * len(models), 1.2 + 0.55 * most)
+    size = (6.5 * len(models), 1.5 + 0.55 * most)
     figure, axes = plt.subplots(1, len(models), figsize=size, squeeze=False, layout="constrained")
     for axis, model in zip(axes[0], models, strict=True):
         ours = [row for row in rows if row["model"] == model]
@@ -32,9 +32,9 @@ def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         axis.set_yticks(range(len(ours)), [row["rung"] for row in ours])
         axis.invert_yaxis()
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.margins(x=0.25)
+        axis.margins(x=0.45)  # room for the words
         axis.grid(alpha=0.3, axis="x", which="both")
-    axes[0][0].legend(loc="lower right", fontsize=8)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(_BARS), fontsize=8)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
     plt.close(figure)
