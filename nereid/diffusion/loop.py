@@ -159,11 +159,11 @@ class DenoisingLoop:
 
     def _held(self, going: list[Member]) -> set[ImageRun]:
         """Starts that are delayed: for mates of no worse priority, whose engines live, and not where a goal is at stake."""
-        free = [(task, run) for task, run in going if run.variant not in self._down]
+        free = [(task, run) for task, run in going if run.kept is not None and run.variant not in self._down]
         classes = {run: self._priority(task, run) for task, run in free}
         held: set[ImageRun] = set()
         for task, run in free:
-            if run.kept is None or run.busy or run.step != run.row.begin or task.request.deadline_seconds is not None:
+            if run.busy or run.step != run.row.begin or task.request.deadline_seconds is not None:
                 continue
             mates = [mate for mate, priority in classes.items() if priority <= classes[run]]
             if waits_for_phase(run, mates, self._step_cost, time.monotonic()):

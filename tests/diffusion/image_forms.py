@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nereid.diffusion.feature_cache import FEATURES, Variant
+from nereid.diffusion.loop import DenoisingLoop
 from nereid.diffusion.plan import OUT, EngineCall
 from nereid.diffusion.requests import parse_image_request
 from nereid.diffusion.settings import Limits, Pipeline
@@ -134,3 +135,18 @@ def begun(inputs: dict[str, Array], facts: Pipeline | None = None, limits: Limit
         lambda: False,
     )
     return task
+
+
+def features(inputs: Mapping[str, Array]) -> Array:
+    """Of a whole call: they follow the sample and the timestep, so that old ones differ from new ones."""
+    return inputs["sample"][:, :2] + inputs["timestep"][:, :, None, None] / np.float32(1000)
+
+
+def finish(loop: DenoisingLoop, *tasks: ImageTask, most: int = 10_000) -> None:
+    """Tick until all of them have ended, well or not."""
+    for _ in range(most):
+        waiting = [task for task in tasks if not task.done and task.error is None]
+        if not waiting:
+            return
+        loop.advance(waiting)
+    raise AssertionError("the loop does not come to an end")

@@ -29,7 +29,7 @@ from nereid.diffusion.state import ImageRun, ImageTask
 from nereid.engines.costs import StepCosts
 from nereid.flow.errors import InvalidRequestError, LostError
 
-from image_forms import Array, MortalUnet, Unet, begun, pipeline, request, text, whole
+from image_forms import Array, MortalUnet, Unet, begun, features, finish, pipeline, request, text, whole
 
 FULL, SHALLOW = Variant.FULL, Variant.SHALLOW
 CURVES = ((0.3, 0.1, 0.1, 0.1, 0.1, 9.0), (0.6, 0.2, 0.2, 0.2, 9.0, 9.0))
@@ -52,25 +52,12 @@ def answer(inputs: Mapping[str, Array]) -> Array:
     return made
 
 
-def features(inputs: Mapping[str, Array]) -> Array:
-    return inputs["sample"][:, :2] + inputs["timestep"][:, :, None, None] / np.float32(1000)
-
-
 def unet() -> Unet:
     return Unet(answer, features)
 
 
 def seeded(seed: int, **inputs: Array) -> ImageTask:
     return begun(request(seed=np.array([[seed]]), **inputs), cut())
-
-
-def finish(loop: DenoisingLoop, *tasks: ImageTask) -> None:
-    for _ in range(10_000):
-        waiting = [task for task in tasks if not task.done and task.error is None]
-        if not waiting:
-            return
-        loop.advance(waiting)
-    raise AssertionError("the loop does not come to an end")
 
 
 def latents(task: ImageTask) -> bytes:

@@ -13,7 +13,7 @@ from nereid.diffusion.settings import Pipeline
 from nereid.diffusion.state import ImageTask
 from nereid.flow.errors import InvalidRequestError
 
-from image_forms import Array, MortalUnet, Unet, begun, pipeline, request, text, whole
+from image_forms import Array, MortalUnet, Unet, begun, features, finish, pipeline, request, text, whole
 
 FULL, SHALLOW = Variant.FULL, Variant.SHALLOW
 CURVES = ((0.3, 0.1, 0.1, 0.1, 0.1, 9.0), (0.6, 0.2, 0.2, 0.2, 9.0, 9.0))
@@ -33,21 +33,8 @@ def answer(inputs: Mapping[str, Array]) -> Array:
     return made + inputs["features"].mean((1, 2, 3))[:, None, None, None] if "features" in inputs else made
 
 
-def features(inputs: Mapping[str, Array]) -> Array:
-    return inputs["sample"][:, :2] + inputs["timestep"][:, :, None, None] / np.float32(1000)
-
-
 def seeded(seed: int, **inputs: Array) -> ImageTask:
     return begun(request(seed=np.array([[seed]]), **inputs), facts())
-
-
-def finish(loop: DenoisingLoop, *tasks: ImageTask) -> None:
-    for _ in range(10_000):
-        waiting = [task for task in tasks if not task.done and task.error is None]
-        if not waiting:
-            return
-        loop.advance(waiting)
-    raise AssertionError("the loop does not come to an end")
 
 
 def alone(seed: int, **inputs: Array) -> tuple[bytes, list[int], list[Variant]]:

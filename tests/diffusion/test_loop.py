@@ -13,21 +13,12 @@ from nereid.diffusion.loop import DenoisingLoop
 from nereid.diffusion.state import ImageTask
 from nereid.flow.errors import EngineError, PoisonousRequestError
 
-from image_forms import Array, MortalUnet, Unet, begun, request, whole
+from image_forms import Array, MortalUnet, Unet, begun, finish, request, whole
 
 
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_RETRY_SECONDS", 0.001)
-
-
-def finish(loop: DenoisingLoop, *tasks: ImageTask, most: int = 10_000) -> None:
-    for _ in range(most):
-        waiting = [task for task in tasks if not task.done and task.error is None]
-        if not waiting:
-            return
-        loop.advance(waiting)
-    raise AssertionError("the loop does not come to an end")
 
 
 def seeded(seed: int, **inputs: Array) -> ImageTask:
