@@ -142,7 +142,10 @@ class Caching:
 
 @dataclass(slots=True, eq=False)
 class KeptFeatures:
-    """One run's features, each half's as its last whole step gave them, and when the next whole step is due."""
+    """One run's features, each half's as its last whole step gave them, and when the next whole step is due.
+
+    They may be arrays on a GPU: nothing here takes them from there, but single numbers.
+    """
 
     caching: Caching
     halves: list[NDArray[Any] | None] = field(default_factory=lambda: [None, None])

@@ -261,7 +261,7 @@ def _require_shared(pipeline: Pipeline, limits: Limits, size: tuple[int, int], n
     height, width = size
     rows = max((2 if guided else 1 for guided, cached in needs if cached), default=0)
     needed = limits.concurrent_calls * pipeline.shared_bytes(height * width, rows)
-    if limits.features_shared_bytes and needed > limits.features_shared_bytes:
+    if limits.features_shared_bytes and not limits.on_gpu and needed > limits.features_shared_bytes:
         raise InvalidRequestError(
             f"cache: at {width} x {height} features of one image need {needed / 2**20:.0f} MiB of /dev/shm; at most "
             f"{limits.features_shared_bytes / 2**20:.0f} MiB are allowed (features_shared_bytes)",

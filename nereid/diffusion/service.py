@@ -87,7 +87,7 @@ class DenoiseService:
             self.costs,
             self.limits.concurrent_calls,
             min_batch_size=min(self.limits.unet_min_batch_size, self.limits.unet_max_batch_size),
-            caching_rows=self._caching_rows,
+            caching_rows=None if self.limits.on_gpu else self._caching_rows,
             stepped=self._observer.stepped,
             died=self._observer.engine_died,
         )

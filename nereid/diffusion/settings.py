@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nereid.diffusion.feature_cache import SHALLOW, CacheCalibration, FeatureCache
+from nereid.diffusion.feature_cache import FEATURES, SHALLOW, CacheCalibration, FeatureCache
 from nereid.diffusion.solvers import SchedulerConfig, SchedulerName
 from nereid.diffusion.vae_tiles import BYTES_PER_PIXEL, VaeTiling
 from nereid.engines.memory import RunMemory
@@ -82,6 +82,8 @@ class Pipeline:
 
     def require_shared_memory(self, limits: Limits) -> None:
         """Raise ValueError where not even one guided image of the usual size may cache."""
+        if limits.on_gpu:
+            return
         needed = limits.concurrent_calls * self.shared_bytes(self.default_width * self.default_height, 2)
         if needed > limits.features_shared_bytes:
             raise ValueError(
@@ -160,6 +162,8 @@ class Limits:
     features_dtype: str = "fp32"
     """fp32 or fp16: how the features of runs that cache are kept."""
 
+    features_device: str = "cpu"
+    """cpu or gpu: where they are kept between calls."""
     features_shared_bytes: int = 0
     """What features may take in shared memory on their way; 0: four fifths of what is free at start."""
 
@@ -170,6 +174,13 @@ class Limits:
         if self.features_dtype not in types:
             raise ValueError(f"parameter features_dtype: {self.features_dtype!r} is not allowed; it must be fp32 or fp16")
         return types[self.features_dtype]
+
+    @property
+    def on_gpu(self) -> tuple[str, ...]:
+        """Outputs of the UNet that stay in the GPU's memory, and never pass shared memory; raises ValueError."""
+        if self.features_device not in ("cpu", "gpu"):
+            raise ValueError(f"parameter features_device: {self.features_device!r} is not allowed; it must be cpu or gpu")
+        return (FEATURES,) if self.features_device == "gpu" else ()
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> Limits:

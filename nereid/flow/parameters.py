@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+TensorNames = Mapping[str, Mapping[str, str]]
+"""By model: what it calls the tensors that its callers know by other names."""
 TENSOR_NAMES = "tensor_names"
 """Where the backend of a called model has names of its own for its tensors; export writes it."""
 SMALLEST, LARGEST = 1e-6, 1e18
@@ -20,7 +22,7 @@ READ_BY_OTHERS = ("restart_on_death", "EXECUTION_ENV_PATH", "FORCE_CPU_ONLY_INPU
 """What the supervisor, Triton's Python backend and the bridge read of any model's parameters."""
 
 
-def read_tensor_names(parameters: Mapping[str, str]) -> Mapping[str, Mapping[str, str]]:
+def read_tensor_names(parameters: Mapping[str, str]) -> TensorNames:
     """By the called model's name: what it calls the tensors that the caller knows by the component's names."""
     try:
         names = json.loads(parameters.get(TENSOR_NAMES, "{}"))

@@ -1,6 +1,6 @@
-"""The one module that speaks `triton_python_backend_utils`: tensors, answers, calls to sibling models, metrics.
+"""Speaks `triton_python_backend_utils`: tensors, answers, metrics; what a Python model calls of others is in calls.py.
 
-Importable only inside a Python backend stub. Everything it hands on is numpy and plain Python.
+Importable only inside a Python backend stub, as that is. Everything it hands on is numpy and plain Python.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +19,14 @@ import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingI
 
 from nereid.engines.digests import verify_model
 from nereid.flow import request_ids
-from nereid.flow.errors import CancelledError, EngineError, InvalidRequestError, LostError, RequestError
+from nereid.flow.errors import EngineError, RequestError
 from nereid.flow.fields import decode_text
 from nereid.flow.metrics import Record
-from nereid.flow.parameters import TENSOR_NAMES, read_tensor_names, refuse_unknown
-from nereid.flow.request_ids import LOG_FORMAT, NamedThreads, RequestIds
+from nereid.flow.parameters import TENSOR_NAMES, TensorNames, read_tensor_names, refuse_unknown
+from nereid.flow.request_ids import LOG_FORMAT, RequestIds
 from nereid.flow.state_folder import set_loaded
 from nereid.flow.unanswered import Unanswered
-from nereid.triton.messages import shortened, tells_death
-from nereid_protocol.errors import ErrorKind, WireError
+from nereid_protocol.errors import ErrorKind
 from nereid_protocol.metrics import Kind, Metric
 from nereid_protocol.request_ids import request_id_of
 
@@ -42,9 +39,6 @@ MODEL_CONTROL: Mapping[str, Callable[..., object]] = {
 """Triton's verbs for loading models, which work from inside whatever its interfaces to the outside refuse."""
 _RELOAD_PARAMETER = "nereid.reload"
 """Set by the supervisor so that a config differs from the one before; no model's business."""
-
-TensorNames = Mapping[str, Mapping[str, str]]
-"""By model: what it calls the tensors that its callers know by other names."""
 
 _unanswered = Unanswered()
 """Of this process, which serves one model: every late answer goes through here."""
@@ -216,68 +210,6 @@ class Stream:
 
     def is_cancelled(self) -> bool:
         return bool(self.sender.is_cancelled())
-
-
-def call_model(
-    name: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], tensor_names: TensorNames | None = None
-) -> dict[str, np.ndarray]:
-    """Call a sibling model and wait: the wanted outputs that it gave; raises its RequestError."""
-    theirs = (tensor_names or {}).get(name, {})
-    request = pb_utils.InferenceRequest(
-        model_name=name,
-        request_id=request_ids.current(),
-        requested_output_names=[theirs.get(key, key) for key in outputs],
-        inputs=[pb_utils.Tensor(theirs.get(key, key), np.ascontiguousarray(value)) for key, value in inputs.items()],
-        preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
-    )
-    answer = request.exec()
-    if answer.has_error():
-        raise _sibling_error(name, answer.error())
-    tensors = {key: pb_utils.get_output_tensor_by_name(answer, theirs.get(key, key)) for key in outputs}
-    return {key: tensor.as_numpy() for key, tensor in tensors.items() if tensor is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class Callers:
-    """Calls of sibling models on threads of their own: a future for each, and a clock beside it where a caller wants one."""
-
-    pool: ThreadPoolExecutor
-    tensor_names: TensorNames | None
-
-    @classmethod
-    def of(cls, count: int, tensor_names: TensorNames | None = None) -> Callers:
-        return cls(NamedThreads(count, thread_name_prefix="call"), tensor_names)
-
-    def submit(self, name: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Future[dict[str, np.ndarray]]:
-        return self.pool.submit(call_model, name, inputs, outputs, self.tensor_names)
-
-    def call(
-        self, name: str, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], timeout: float | None = None
-    ) -> dict[str, np.ndarray]:
-        """Call and wait; raises LostError after `timeout`: the late answer of a process that died never comes."""
-        future = self.submit(name, inputs, outputs)
-        try:
-            return future.result(timeout)
-        except FutureTimeout:
-            future.cancel()
-            raise LostError(f"{name}: no answer within {timeout:g} s") from None
-
-
-def _sibling_error(name: str, problem: Any) -> RequestError:
-    """The error of a called model, as its own type: what was refused stays refused, what died can be tried again."""
-    message = problem.message()
-    error = WireError.parse(message)
-    if error is not None:
-        return RequestError.of_wire(error)
-    code = problem.code()
-    said = f"{name}: {shortened(message)}"
-    if code == pb_utils.TritonError.UNAVAILABLE or tells_death(message):
-        return LostError(said)
-    if code == pb_utils.TritonError.INVALID_ARG:
-        return InvalidRequestError(said)
-    if code == pb_utils.TritonError.CANCELLED:
-        return CancelledError(said)
-    return EngineError(said)
 
 
 def metric_sink(metrics: Iterable[Metric], model: str) -> Record:

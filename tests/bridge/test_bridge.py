@@ -2,133 +2,40 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import logging
-import sys
-import types
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nereid.flow.errors import EngineError, InvalidRequestError, LostError
+from nereid.flow.errors import EngineError, InvalidRequestError
 from nereid.flow.parameters import read_tensor_names
 from nereid.flow.request_ids import LOG_FORMAT, NamedThreads, RequestIds, current, handling, named
 from nereid.flow.state_folder import STATE_FOLDER
 from nereid.flow.unanswered import Unanswered, take_unanswered
 from nereid_protocol.errors import WireError
 
-
-@dataclass
-class Tensor:
-    _name: str
-    value: Any
-
-    def name(self) -> str:
-        return self._name
-
-    def as_numpy(self) -> Any:
-        return self.value
-
-
-class TritonError:
-    INVALID_ARG, UNAVAILABLE, CANCELLED, INTERNAL = range(4)
-
-    def __init__(self, sentence: str, code: int = INTERNAL) -> None:
-        self.sentence, self._code = sentence, code
-
-    def message(self) -> str:
-        return self.sentence
-
-    def code(self) -> int:
-        return self._code
-
-
-@dataclass
-class InferenceResponse:
-    output_tensors: list[Tensor]
-    error: TritonError | None = None
-
-    def has_error(self) -> bool:
-        return self.error is not None
-
-
-@dataclass
-class Sender:
-    sent: list[Any] = field(default_factory=list)
-
-    def send(self, answer: Any = None, flags: int = 0) -> None:
-        self.sent.append(answer)
-
-
-@dataclass
-class Request:
-    """One that came."""
-
-    own_id: str = ""
-    tensors: list[Tensor] = field(default_factory=list)
-    brought: str = "{}"
-    sender: Sender = field(default_factory=Sender)
-
-    def request_id(self) -> str:
-        return self.own_id
-
-    def inputs(self) -> list[Tensor]:
-        return self.tensors
-
-    def parameters(self) -> str:
-        return self.brought
-
-    def requested_output_names(self) -> list[str]:
-        return ["y"]
-
-    def get_response_sender(self) -> Sender:
-        return self.sender
-
-
-class InferenceRequest:
-    """One that is made; the last is kept."""
-
-    last: dict[str, Any] = {}  # noqa: RUF012
-    answer = InferenceResponse([Tensor("y", np.array([1]))])
-
-    def __init__(self, **arguments: Any) -> None:
-        InferenceRequest.last = arguments
-
-    def exec(self) -> InferenceResponse:
-        return self.answer
+from stub_utils import Request, Tensor, TritonError, stub_modules
 
 
 @pytest.fixture
-def bridge(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    fake = types.ModuleType("triton_python_backend_utils")
-    for name, value in {
-        "Tensor": Tensor,
-        "TritonError": TritonError,
-        "InferenceResponse": InferenceResponse,
-        "InferenceRequest": InferenceRequest,
-        "PreferredMemory": lambda *_: None,
-        "TRITONSERVER_MEMORY_CPU": 0,
-        "TRITONSERVER_RESPONSE_COMPLETE_FINAL": 1,
-        "get_output_tensor_by_name": lambda answer, name: next((t for t in answer.output_tensors if t.name() == name), None),
-    }.items():
-        setattr(fake, name, value)
-    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake)
-    monkeypatch.delitem(sys.modules, "nereid.triton.bridge", raising=False)
-    yield importlib.import_module("nereid.triton.bridge")
-    sys.modules.pop("nereid.triton.bridge", None)
+def stub() -> Iterator[tuple[Any, Any]]:
+    with stub_modules() as modules:
+        yield modules
 
 
-def test_a_requests_id_is_tritons_and_goes_on_to_called_models(bridge: Any) -> None:
-    with bridge.handling(Request("mine")):
-        bridge.Callers.of(1).call("other", {"x": np.zeros(1)}, ["y"])
-    assert InferenceRequest.last["request_id"] == "mine"
-    assert current() == ""
+@pytest.fixture
+def bridge(stub: tuple[Any, Any]) -> Any:
+    return stub[0]
+
+
+@pytest.fixture
+def calls(stub: tuple[Any, Any]) -> Any:
+    return stub[1]
 
 
 @pytest.mark.parametrize("sent", ["", "two words", "line\nbreak", "x" * 129])
@@ -149,21 +56,11 @@ def test_an_internal_error_tells_the_id_that_the_log_has(bridge: Any, caplog: py
     assert "a secret" in caplog.text
 
 
-def test_an_internal_error_tells_the_id_once_however_many_models_it_crosses(bridge: Any) -> None:
+def test_an_internal_error_tells_the_id_once_however_many_models_it_crosses(bridge: Any, calls: Any) -> None:
     with bridge.handling(Request("mine")):
         inner = bridge.error_response(EngineError("internal error in a step"))
-        outer = bridge.error_response(bridge._sibling_error("denoise", inner.error))
+        outer = bridge.error_response(calls._sibling_error("denoise", inner.error))
     assert str(WireError.parse(outer.error.message())).count("mine") == 1
-
-
-def test_an_engine_error_as_long_as_a_graph_is_cut_and_still_known_for_what_it_is(bridge: Any) -> None:
-    cut = bridge._sibling_error("unet", TritonError("node " * 1000, TritonError.INTERNAL))
-    assert isinstance(cut, EngineError)
-    assert 290 < len(str(cut)) < 320
-    dead = bridge._sibling_error("unet", TritonError("node " * 1000 + "is not healthy", TritonError.INTERNAL))
-    assert isinstance(dead, LostError)
-    gone = bridge._sibling_error("unet", TritonError("unexpected inference output '' for model 'unet'", TritonError.INVALID_ARG))
-    assert isinstance(gone, LostError)
 
 
 def test_an_engine_that_fails_for_several_requests_at_once_tells_each_its_own_id(
@@ -244,37 +141,6 @@ def test_several_requests_are_named_up_to_a_number() -> None:
     assert named(["a", "b"]) == "requests a, b"
     assert named([str(number) for number in range(10)]) == "requests 0, 1, 2, 3, 4, 5, 6, 7 and 2 more"
     assert named(["", ""]) == "2 requests"
-
-
-@pytest.mark.parametrize(
-    "said",
-    [
-        "Model denoise - Error when running inference: Server not ready",
-        "Server is stopping, scheduler for model has stopped accepting new inference requests",
-    ],
-)
-def test_a_call_that_the_ending_server_refuses_is_lost_and_can_be_made_again(bridge: Any, said: str) -> None:
-    assert isinstance(bridge._sibling_error("denoise", TritonError(said)), LostError)
-
-
-def test_a_called_models_tensors_have_the_names_that_its_backend_gives_them(
-    bridge: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told = json.dumps({"unet": {"sample": "INPUT__0", "y": "OUTPUT__0"}})
-    config = {"parameters": {"tensor_names": {"string_value": told}, "own": {"string_value": "1"}}}
-    arguments = {"model_name": "m", "model_config": json.dumps(config), "model_repository": str(tmp_path / "m")}
-    model = bridge.ModelArguments.parse(
-        {**arguments, "model_version": "1", "model_instance_kind": "CPU", "model_instance_device_id": "0"}, known=("own",)
-    )
-    assert dict(model.parameters) == {"own": "1"}
-    monkeypatch.setattr(InferenceRequest, "answer", InferenceResponse([Tensor("OUTPUT__0", np.array([7]))]))
-    made = bridge.Callers.of(1, model.tensor_names).call("unet", {"sample": np.zeros(1), "x": np.zeros(1)}, ["y"])
-    assert [tensor.name() for tensor in InferenceRequest.last["inputs"]] == ["INPUT__0", "x"]
-    assert InferenceRequest.last["requested_output_names"] == ["OUTPUT__0"]
-    assert made["y"].tolist() == [7]
-    monkeypatch.setattr(InferenceRequest, "answer", InferenceResponse([Tensor("y", np.array([8]))]))
-    assert bridge.Callers.of(1, model.tensor_names).call("other", {"sample": np.zeros(1)}, ["y"])["y"].tolist() == [8]
-    assert [tensor.name() for tensor in InferenceRequest.last["inputs"]] == ["sample"]
 
 
 @pytest.mark.parametrize("text", ["unet", "[]", '{"unet": "sample"}'])

@@ -83,6 +83,44 @@ class Unet:
         return future
 
 
+class OnGpu(np.lib.mixins.NDArrayOperatorsMixin):
+    """What numpy's functions take and give as cupy's arrays, and what nobody may read on the host but as single numbers."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = np.asarray(value)
+
+    def __array__(self, *_: Any, **__: Any) -> Array:
+        raise AssertionError("an array on a GPU was taken to the host")
+
+    def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **options: Any) -> OnGpu:
+        return OnGpu(getattr(function, method)(*_on_host(inputs), **options))
+
+    def __array_function__(self, function: Any, _: Any, inputs: Any, options: Any) -> OnGpu:
+        return OnGpu(function(*_on_host(inputs), **options))
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.value, name)
+        return (lambda *inputs, **options: OnGpu(found(*inputs, **options))) if callable(found) else found
+
+    def __getitem__(self, key: Any) -> OnGpu:
+        return OnGpu(self.value[key])
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+
+def _on_host(inputs: Any) -> Any:
+    if isinstance(inputs, tuple | list):
+        return type(inputs)(_on_host(item) for item in inputs)
+    return inputs.value if isinstance(inputs, OnGpu) else inputs
+
+
 class SteppedUnet(Unet):
     """Answers a call only after `allow`, so that a test holds a run where it wants it."""
 

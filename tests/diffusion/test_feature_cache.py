@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -20,7 +21,7 @@ from nereid.diffusion.feature_cache import (
     Variant,
     greedy_plan,
 )
-from nereid.diffusion.loop import DenoisingLoop, cost_key
+from nereid.diffusion.loop import DenoisingLoop, Predict, cost_key
 from nereid.diffusion.phases import waits_for_phase
 from nereid.diffusion.plan import EngineCall
 from nereid.diffusion.requests import parse_image_request
@@ -29,7 +30,7 @@ from nereid.diffusion.state import ImageRun, ImageTask
 from nereid.engines.costs import StepCosts
 from nereid.flow.errors import InvalidRequestError, LostError
 
-from image_forms import Array, MortalUnet, Unet, begun, features, finish, pipeline, request, text, whole
+from image_forms import Array, MortalUnet, OnGpu, Unet, begun, features, finish, pipeline, request, text, whole
 
 FULL, SHALLOW = Variant.FULL, Variant.SHALLOW
 CURVES = ((0.3, 0.1, 0.1, 0.1, 0.1, 9.0), (0.6, 0.2, 0.2, 0.2, 9.0, 9.0))
@@ -108,6 +109,32 @@ def test_a_cached_row_has_the_same_bytes_alone_and_with_mates_of_any_plan() -> N
     loop.advance(tasks[:2])
     finish(loop, *tasks)
     assert [latents(task) for task in tasks] == [alone(seed, **inputs) for seed, inputs in enumerate(asked)]
+
+
+@pytest.mark.parametrize("asked", [{"cache_interval": whole(3)}, {"cache": text("light")}, {"cache": text("0.5")}])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_features_on_a_gpu_never_leave_it_and_change_no_byte(asked: dict[str, Array], dtype: str) -> None:
+    def on_gpu(inputs: Mapping[str, Array]) -> Array:
+        read = inputs["features"].value if "features" in inputs else None
+        return answer(inputs if read is None else {**inputs, "features": read})
+
+    def run(engine: Predict, device: str) -> list[bytes]:
+        limits = Limits(features_dtype=dtype, features_device=device)
+        tasks = [begun(request(seed=whole(seed), **asked), cut(), limits) for seed in (1, 2, 3)]
+        finish(DenoisingLoop(engine, 2, min_batch_size=2), *tasks)
+        return [latents(task) for task in tasks]
+
+    numbers = itertools.count()
+    dying = MortalUnet(lambda _: next(numbers) == 3, answer=on_gpu, features=lambda inputs: OnGpu(features(inputs)))
+    assert run(dying, "gpu") == run(unet(), "cpu")
+    assert dying.deaths == 1
+
+
+def test_what_stays_on_a_gpu_needs_no_shared_memory() -> None:
+    facts, row = cut(), cut().shared_bytes(64 * 64, 1)
+    small = Limits(features_shared_bytes=row, features_device="gpu")
+    facts.require_shared_memory(small)
+    assert parse_image_request(request(cache_interval=whole(3)), facts, small).rows[0].cache is not None
 
 
 def test_after_a_death_of_either_engine_a_run_goes_on_with_its_features() -> None:

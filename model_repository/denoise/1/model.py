@@ -10,7 +10,7 @@ from nereid.flow.flight_record import FlightRecord
 from nereid.flow.metrics import Recorder
 from nereid.flow.state_folder import state_file
 from nereid.flow.unanswered import processes_of
-from nereid.triton import bridge
+from nereid.triton import bridge, calls
 from nereid_protocol.metrics import IMAGE_METRICS
 
 
@@ -22,14 +22,14 @@ class TritonPythonModel:
         engines = {variant: model.parameters[f"{variant}_model"] for variant in Variant}
         vae_encoder = model.parameters["vae_encoder_model"]
         limits = Limits.from_parameters(model.parameters)
-        callers = bridge.Callers.of(limits.concurrent_calls, model.tensor_names)
-        previewers = bridge.Callers.of(PREVIEW_CALLS, model.tensor_names)
+        callers = calls.Callers.of(limits.concurrent_calls, model.tensor_names, limits.on_gpu)
+        previewers = calls.Callers.of(PREVIEW_CALLS, model.tensor_names)
 
         def predict(wanted):
             return callers.submit(engines[wanted.variant], wanted.inputs, wanted.outputs)
 
         def encode(images):
-            made = bridge.call_model(vae_encoder, {"image": images}, ["latents_mean", "latents_std"], model.tensor_names)
+            made = calls.call_model(vae_encoder, {"image": images}, ["latents_mean", "latents_std"], model.tensor_names)
             return made["latents_mean"], made["latents_std"]
 
         def decode_preview(latents, seconds):

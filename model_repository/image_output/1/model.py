@@ -7,7 +7,7 @@ from nereid.diffusion.decoding import DecodingService, DecodingSettings
 from nereid.diffusion.settings import Pipeline
 from nereid.flow.request_ids import NamedThreads
 from nereid.flow.unanswered import processes_of
-from nereid.triton import bridge
+from nereid.triton import bridge, calls
 
 ASK_SECONDS = 10.0
 
@@ -19,11 +19,11 @@ class TritonPythonModel:
         model = bridge.ModelArguments.parse(args)
         settings = DecodingSettings.from_parameters(model.parameters)
         pipeline = Pipeline.read(model.version_folder)
-        self._workers, self._askers = NamedThreads(settings.max_calls, "decode"), bridge.Callers.of(settings.max_calls)
+        self._workers, self._askers = NamedThreads(settings.max_calls, "decode"), calls.Callers.of(settings.max_calls)
         self._service = DecodingService(
             settings=settings,
             vae_scale_factor=pipeline.vae_scale_factor,
-            call=partial(bridge.call_model, tensor_names=model.tensor_names),
+            call=partial(calls.call_model, tensor_names=model.tensor_names),
             ask=self._ask,
             decoders=processes_of,
             tiny_decoder=pipeline.tiny_decoder,

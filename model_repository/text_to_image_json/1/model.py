@@ -2,7 +2,7 @@
 
 from nereid.diffusion.json_face import generate_json
 from nereid.flow.request_ids import NamedThreads
-from nereid.triton import bridge
+from nereid.triton import bridge, calls
 
 
 class TritonPythonModel:
@@ -21,7 +21,7 @@ class TritonPythonModel:
 
     def _serve(self, inputs, reply):
         try:
-            reply(generate_json(inputs, self._target, bridge.call_model), None)
+            reply(generate_json(inputs, self._target, calls.call_model), None)
         except Exception as error:
             reply(None, error)
 

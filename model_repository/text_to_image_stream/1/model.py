@@ -5,7 +5,7 @@ from dataclasses import fields
 from nereid.diffusion.settings import Pipeline
 from nereid.diffusion.streaming import ImageStream, Siblings, StreamPlaces
 from nereid.flow.request_ids import NamedThreads
-from nereid.triton import bridge
+from nereid.triton import bridge, calls
 
 
 class TritonPythonModel:
@@ -17,7 +17,7 @@ class TritonPythonModel:
         siblings, streams = Siblings.from_parameters(model.parameters), int(model.parameters["max_streams"])
         # Each stream has a run and a watch out at once.
         self._stream = ImageStream(
-            Pipeline.read(model.version_folder), siblings, bridge.Callers.of(3 * streams, model.tensor_names)
+            Pipeline.read(model.version_folder), siblings, calls.Callers.of(3 * streams, model.tensor_names)
         )
         self._workers, self._places = NamedThreads(streams, "stream"), StreamPlaces(streams)
         bridge.tell_loaded(model.name)

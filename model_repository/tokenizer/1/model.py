@@ -5,7 +5,7 @@ import time
 from nereid.diffusion.admission import Admission
 from nereid.diffusion.prompts import PromptService
 from nereid.flow.request_ids import NamedThreads
-from nereid.triton import bridge
+from nereid.triton import bridge, calls
 
 CALL_SECONDS = 10.0
 
@@ -17,7 +17,7 @@ class TritonPythonModel:
         model = bridge.ModelArguments.parse(args, known=("denoise_model", "max_calls"))
         self._service = PromptService.read(model.version_folder)
         threads = int(model.parameters["max_calls"])
-        self._workers, self._callers = NamedThreads(threads, "tokenize"), bridge.Callers.of(threads)
+        self._workers, self._callers = NamedThreads(threads, "tokenize"), calls.Callers.of(threads)
         self._admission = Admission(model.parameters["denoise_model"], self._call)
         bridge.tell_loaded(model.name)
 
