@@ -222,7 +222,10 @@ def refusals_command(
 @app.command("deaths")
 def deaths_command(
     repository: Annotated[Path, typer.Option(help="The exported repository, with `llm`.")] = REPOSITORY,
-    victims: Annotated[str, typer.Option(help="Processes to kill, by model.")] = ",".join(VICTIMS),
+    victims: Annotated[
+        str | None,
+        typer.Option(help=f"Processes to kill, of {','.join(VICTIMS)}. [default: all that are there]", show_default=False),
+    ] = None,
     signal_name: Annotated[str, typer.Option("--signal", help="KILL, or STOP: what hangs counts as dead.")] = "KILL",
     out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/deaths.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
@@ -231,7 +234,7 @@ def deaths_command(
 
     First with the SDK's callers, then with the gateway's.
     """
-    chosen = names("--victims", victims, VICTIMS, "")
+    chosen = names("--victims", victims, VICTIMS, "") if victims is not None else ()
     if signal_name not in SIGNALS:
         raise typer.BadParameter(f"{signal_name!r} must be one of {', '.join(SIGNALS)}", param_hint="--signal")
     try:

@@ -31,8 +31,10 @@ GATEWAY = "gateway"
 SERVER = "tritonserver"
 VICTIMS = (
     "unet",
+    "unet_shallow",
     "text_encoder",
     "vae_decoder",
+    "vae_decoder_tiny",
     "tokenizer",
     "image_output",
     "denoise",
@@ -42,6 +44,8 @@ VICTIMS = (
     SERVER,
     GATEWAY,
 )
+_NOT_ALWAYS_THERE = ("unet_shallow", "vae_decoder_tiny")
+"""Engines of a UNet that was exported with --cache-branch, and of --tiny-vae; where they are, every other image needs them."""
 SIGNALS = {"KILL": signal.SIGKILL, "STOP": signal.SIGSTOP}
 _TEXT = "<section"
 _UNSEEN_SECONDS = 15.0
@@ -52,13 +56,31 @@ class DeathsPlan:
     """Which processes get the signal, each while `images` and `texts` requests run, first through the SDK, then the gateway."""
 
     repository: Path
-    victims: tuple[str, ...] = VICTIMS
+    victims: tuple[str, ...] = ()
+    """All that the repository has where there are none."""
     signal_name: str = "KILL"
     images: int = 6
     texts: int = 4
     steps: int = 60
     tokens: int = 600
     after_seconds: float = 0.7
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """The victims."""
+        return self.victims or tuple(name for name in VICTIMS if name not in _NOT_ALWAYS_THERE or self.has(name))
+
+    def has(self, model: str) -> bool:
+        return (self.repository / model).is_dir()
+
+    def image_options(self, number: int) -> dict[str, Any]:
+        """What a request says besides, so that the engines that are not always there are asked."""
+        options: dict[str, Any] = {"num_inference_steps": self.steps}
+        if number % 2 and self.has("unet_shallow"):
+            options["cache_interval"] = 3
+        if number % 2 and self.has("vae_decoder_tiny"):
+            options["decoder"] = "tiny"
+        return options
 
 
 Ask = Callable[[int], bytes]
@@ -78,7 +100,7 @@ def deaths(plan: DeathsPlan, say: Say) -> list[dict[str, Any]]:
             say(f"{way}: undisturbed answers")
             requests = _Requests(pool, image, text, plan)
             wanted = [made.result() for made in requests.send()]
-            for victim in plan.victims:
+            for victim in plan.present:
                 say(f"{way}: SIG{plan.signal_name} to {victim}")
                 rows.append({"victim": victim, "through": way, **_hurt(victim, plan, server, requests, wanted)})
         return rows
@@ -100,7 +122,7 @@ class _Requests:
 
 def _through_sdk(client: Client, plan: DeathsPlan) -> tuple[Ask, Ask]:
     def image(number: int) -> bytes:
-        made = client.generate_image(f"a red circle {number}", seed=number, num_inference_steps=plan.steps)
+        made = client.generate_image(f"a red circle {number}", seed=number, **plan.image_options(number))
         return np.ascontiguousarray(made.pixels).tobytes()
 
     def text(number: int) -> bytes:
@@ -120,7 +142,7 @@ def _through_gateway(server: WithGateway, plan: DeathsPlan) -> tuple[Ask, Ask]:
             return bytes(answer.read())
 
     def image(number: int) -> bytes:
-        body = {"model": "text_to_image", "prompt": f"a red circle {number}", "seed": number, "num_inference_steps": plan.steps}
+        body = {"model": "text_to_image", "prompt": f"a red circle {number}", "seed": number, **plan.image_options(number)}
         made = json.loads(post("images/generations", {**body, "response_format": "b64_json"}))
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(made["data"][0]["b64_json"])))).tobytes()
 

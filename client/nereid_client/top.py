@@ -143,14 +143,18 @@ def _image(pipeline: ImagePipeline) -> Group:
         (pipeline.model, "bold"),
         f"  running {_count(pipeline.running)}  waiting {_count(pipeline.waiting)}  images/s {_rate(pipeline.images_per_second)}",
         f"  calls/s {_rate(pipeline.calls_per_second)}  rows/call {_rate(pipeline.rows_per_call)}",
-        f"  step {_seconds(pipeline.step_seconds)}  memory {_bytes(used)} of {_bytes(budget)}",
+        f"  step {_seconds(pipeline.step_seconds)}  reused {_share(pipeline.reused_steps)}",
+        f"  memory {_bytes(used)} of {_bytes(budget)}",
         f"  engine deaths {_count(pipeline.engine_deaths)}",
     )
     if not pipeline.lanes:
         return Group(head)
-    table = _table("", "lane", ("running", "waiting", "a call", "a row"))
+    cached = any(lane.shallow_call_seconds is not None for lane in pipeline.lanes)
+    table = _table("", "lane", ("running", "waiting", "a call", "a row", *(("shallow call", "shallow row") if cached else ())))
     for lane in pipeline.lanes:
-        cost = _seconds(lane.call_seconds), _seconds(lane.row_seconds)
+        cost = [_seconds(lane.call_seconds), _seconds(lane.row_seconds)]
+        if cached:
+            cost += [_seconds(lane.shallow_call_seconds), _seconds(lane.shallow_row_seconds)]
         table.add_row(Text(lane.size), _count(lane.running), _count(lane.waiting), *cost)
     return Group(head, table)
 
@@ -159,7 +163,7 @@ def _texts(models: Iterable[LanguageModel]) -> Table:
     columns = ("running", "waiting", "tokens/s", "prompt tokens/s", "rows/call", "first token", "KV cache", "preempted")
     table = _table("language models", "model", (*columns, "deaths", "replays"))
     for model in models:
-        usage = UNKNOWN if model.kv_cache_usage is None else f"{100 * model.kv_cache_usage:.0f}%"
+        usage = _share(model.kv_cache_usage)
         table.add_row(
             Text(model.model),
             _count(model.running),
@@ -202,6 +206,10 @@ def _rate(value: float | None) -> str:
 
 def _count(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:.0f}"
+
+
+def _share(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{100 * value:.0f}%"
 
 
 def _seconds(value: float | None) -> str:

@@ -15,6 +15,7 @@ from nereid_protocol.metrics import Metric
 TRITON, GATEWAY, SUPERVISOR = "triton", "gateway", "supervisor"
 SOURCES = (TRITON, GATEWAY, SUPERVISOR)
 
+_WHOLE, _SHALLOW = "unet", "unet_shallow"
 _SUCCESS, _FAILURE = "nv_inference_request_success", "nv_inference_request_failure"
 _PENDING, _DURATION, _EXECUTIONS = (
     "nv_inference_pending_request_count",
@@ -46,6 +47,9 @@ class Lane:
     waiting: float
     call_seconds: float | None
     row_seconds: float | None
+    shallow_call_seconds: float | None = None
+    """Of the UNet's outer part, which goes on from cached features; None where it is not there."""
+    shallow_row_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +63,8 @@ class ImagePipeline:
     calls_per_second: float | None
     rows_per_call: float | None
     step_seconds: float | None
+    reused_steps: float | None
+    """The share of steps that went on from cached features."""
     memory_used_bytes: float | None
     memory_budget_bytes: float | None
     engine_deaths: float | None
@@ -189,6 +195,8 @@ def _model(name: str, triton: _Reading, served: _Reading) -> Model:
 
 def _image(model: str, triton: _Reading) -> ImagePipeline:
     sizes = triton.labels(names.IMAGE_LANE_IMAGES, "size")
+    steps = triton.rate(names.IMAGE_STEPS, model=model)
+    reused = triton.rate(names.IMAGE_STEPS, model=model, engine=_SHALLOW) if steps else None
     lanes = (
         _lane(size, model, triton) for size in sizes if triton.now(names.IMAGE_LANE_IMAGES, model=model, size=size) is not None
     )
@@ -200,6 +208,7 @@ def _image(model: str, triton: _Reading) -> ImagePipeline:
         calls_per_second=triton.rate(f"{names.IMAGE_STEP_SECONDS.name}_count", model=model),
         rows_per_call=triton.mean(names.IMAGE_ROWS_PER_TICK, model=model),
         step_seconds=triton.mean(names.IMAGE_STEP_SECONDS, model=model),
+        reused_steps=(reused or 0.0) / steps if steps else None,
         memory_used_bytes=triton.now(names.IMAGE_MEMORY_USED, model=model),
         memory_budget_bytes=triton.now(names.IMAGE_MEMORY_BUDGET, model=model),
         engine_deaths=triton.now(names.IMAGE_ENGINE_DEATHS, model=model),
@@ -208,12 +217,17 @@ def _image(model: str, triton: _Reading) -> ImagePipeline:
 
 
 def _lane(size: str, model: str, triton: _Reading) -> Lane:
+    def cost(engine: str, per: str) -> float | None:
+        return triton.now(names.IMAGE_STEP_COST, model=model, size=size, engine=engine, per=per)
+
     return Lane(
         size=size,
         running=triton.now(names.IMAGE_LANE_IMAGES, model=model, size=size, state="running") or 0.0,
         waiting=triton.now(names.IMAGE_LANE_IMAGES, model=model, size=size, state="waiting") or 0.0,
-        call_seconds=triton.now(names.IMAGE_STEP_COST, model=model, size=size, engine="unet", per="call"),
-        row_seconds=triton.now(names.IMAGE_STEP_COST, model=model, size=size, engine="unet", per="row"),
+        call_seconds=cost(_WHOLE, "call"),
+        row_seconds=cost(_WHOLE, "row"),
+        shallow_call_seconds=cost(_SHALLOW, "call"),
+        shallow_row_seconds=cost(_SHALLOW, "row"),
     )
 
 

@@ -51,6 +51,10 @@ nereid_image_lane_images{{model="denoise",size="512x512",state="waiting"}} 1
 # TYPE nereid_image_step_cost_seconds gauge
 nereid_image_step_cost_seconds{{model="denoise",size="512x512",engine="unet",per="call"}} 0.25
 nereid_image_step_cost_seconds{{model="denoise",size="512x512",engine="unet",per="row"}} 0.5
+nereid_image_step_cost_seconds{{model="denoise",size="512x512",engine="unet_shallow",per="call"}} 0.125
+# TYPE nereid_image_steps_total counter
+nereid_image_steps_total{{model="denoise",engine="unet"}} {calls}
+nereid_image_steps_total{{model="denoise",engine="unet_shallow"}} {rows}
 # TYPE nereid_llm_requests_running gauge
 nereid_llm_requests_running{{model="llm"}} 2
 # TYPE nereid_llm_generation_tokens_total counter
@@ -113,6 +117,8 @@ def test_rates_are_over_the_time_between_two_pages(state: State) -> None:
     assert (image.running, image.waiting) == (3, 4)
     (lane,) = image.lanes
     assert (lane.size, lane.running, lane.waiting, lane.call_seconds, lane.row_seconds) == ("512x512", 3, 1, 0.25, 0.5)
+    assert (lane.shallow_call_seconds, lane.shallow_row_seconds) == (0.125, None)
+    assert image.reused_steps == 0.8  # 40 of 50 steps
     (text,) = state.texts
     assert (text.tokens_per_second, text.kv_cache_usage, text.waiting) == (100, 0.42, None)
     assert state.gateway is not None
@@ -147,6 +153,9 @@ def test_the_page_shows_all_of_it_and_reads_no_name_as_markup(state: State) -> N
         "unet[x]",
         "512x512",
         "250.0 ms",
+        "reused 80%",
+        "shallow call",
+        "125.0 ms",
         "42%",
         "POST /v1/completions",
         "replays 3",
