@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nereid.diffusion.feature_cache import FEATURES, CachePlan, CalibratedLevel, Level, greedy_plan
-from nereid.diffusion.plan import OUT, EngineCall
+from nereid.diffusion.feature_cache import CachePlan, CalibratedLevel, Level, greedy_plan
+from nereid.diffusion.plan import EngineCall
 from nereid.diffusion.settings import PIPELINE_FILE, Pipeline
 from nereid.diffusion.solvers import ScheduleError, SchedulerName, build_table
 from nereid.diffusion.state import ImageRun
@@ -37,6 +37,8 @@ from nereid_export.engines.precision import Precision
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device, Progress
 from nereid_export.gate import score
+from nereid_export.kept_figures import KeptFigures
+from nereid_export.kept_kinds import KEPT_FEATURES, KEPT_PREDICTIONS, Kind
 from nereid_export.lora import Lora
 from nereid_export.scorers import Scorer, scorer_for
 from nereid_export.tiny_vae import TinyVae
@@ -68,7 +70,10 @@ class CalibrateOptions:
 
 
 def calibrate(options: CalibrateOptions, progress: Progress) -> list[dict[str, Any]]:
-    """Measure, choose and publish; returns the calibrations. Raises ExportError, after which the repository is as before."""
+    """Measure, choose and publish; returns the calibrations. Raises ExportError, after which the repository is as before.
+
+    What was measured before an interruption is not measured again.
+    """
     home = prefixed("text_to_image", options.name)
     copied = edited(
         options.repository, progress, "calibrated", lambda manifest: home in manifest["models"], f"as the pipeline {home}"
@@ -76,7 +81,9 @@ def calibrate(options: CalibrateOptions, progress: Progress) -> list[dict[str, A
     with copied as (beside, homes):
         ((place, manifest),) = homes.items()
         with damage_named(options.repository / place):
-            found = _Calibrating.of(options, beside, manifest).all(progress)
+            calibrating = _Calibrating.of(options, beside, manifest)
+            found = calibrating.all(progress)
+    calibrating.figures.forget()
     return found
 
 
@@ -92,7 +99,8 @@ class _Calibrating:
     prompts: tuple[str, ...]
     settings: Sequence[tuple[str, int]]
     """Scheduler and steps of each calibration."""
-    plain: dict[tuple[str, int], tuple[list[NDArray[np.uint8]], float | None]] = field(default_factory=dict)
+    figures: KeptFigures
+    plain: dict[tuple[str, int], list[NDArray[np.uint8]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, options: CalibrateOptions, repository: Path, manifest: Manifest) -> _Calibrating:
@@ -128,19 +136,26 @@ class _Calibrating:
         for name, steps in settings:
             _require(pipeline, name, steps)
         runs = {part.name: _load(part, repository, manifest, options.name) for part in parts}
-        return cls(repository, manifest, facts, Drawer(pipeline, tokenizers, runs), scorer, prompts, settings)
+        things = {
+            "files": manifest["files"],
+            "scorer": scorer and scorer.name,
+            "prompts": prompts,
+            "version": manifest["version"],
+        }
+        figures = KeptFigures.open(repository.with_name(f"{repository.name}.json"), things)
+        return cls(repository, manifest, facts, Drawer(pipeline, tokenizers, runs), scorer, prompts, settings, figures)
 
     def all(self, progress: Progress) -> list[dict[str, Any]]:
         """Every calibration, written into the copy; those of other schedulers and steps stay as they are."""
         pipeline = self.drawer.pipeline
-        kinds = [*([_FEATURES] if pipeline.cache else []), *([_GUIDANCE] if _guided(pipeline) else [])]
+        kinds = [*([KEPT_FEATURES] if pipeline.cache else []), *([KEPT_PREDICTIONS] if _guided(pipeline) else [])]
         progress.total(2 * len(self.settings) * len(kinds) + 1)
         made: dict[str, list[dict[str, Any]]] = {kind.field: [] for kind in kinds}
         for scheduler, steps in self.settings:
             for kind in kinds:
                 said = f"{kind.field}, {scheduler}, {steps} steps"
                 progress.step(f"{said}: measuring changes")
-                curves = self._curves(kind, scheduler, steps, progress.detail)
+                curves = self.figures.get(f"{said}: curves", partial(self._curves, kind, scheduler, steps, progress.detail))
                 progress.step(f"{said}: measuring levels")
                 levels = self._levels(kind, scheduler, steps, curves, progress.detail)
                 made[kind.field].append({"scheduler": scheduler, "steps": steps, **levels})
@@ -153,7 +168,7 @@ class _Calibrating:
             self.manifest.setdefault("calibrations", {})[kind.field] = shown
         return [{"field": kind, **its} for kind, found in made.items() for its in found]
 
-    def _curves(self, kind: _Kind, scheduler: str, steps: int, told: Callable[[str], None]) -> Curves:
+    def _curves(self, kind: Kind, scheduler: str, steps: int, told: Callable[[str], None]) -> Curves:
         """Mean relative change of what is kept over 1 to LONGEST_REUSE steps, from each step on."""
         longest = min(LONGEST_REUSE, steps - 1)
         sums = np.zeros((longest, steps))
@@ -174,29 +189,29 @@ class _Calibrating:
                     sums[over - 1, step] += np.abs(before - after).sum() / max(float(np.abs(after).sum()), 1e-12)
         return tuple(tuple(float(f"{value:.5g}") for value in curve) for curve in sums / len(self.prompts))
 
-    def _levels(self, kind: _Kind, scheduler: str, steps: int, curves: Curves, told: Callable[[str], None]) -> dict[str, Any]:
+    def _levels(self, kind: Kind, scheduler: str, steps: int, curves: Curves, told: Callable[[str], None]) -> dict[str, Any]:
         """The quickest plan of each level within its bounds, and what it costs."""
         plans = _plans(curves, steps)
-        plain, whole = self._without(scheduler, steps, told)
-        measured: dict[float, float] = {}
-        scores: dict[float, float] = {}
+        whole = self._score_without(scheduler, steps, told)
+
+        def said(threshold: float) -> str:
+            return f"{len(plans[threshold].full or ())} of {steps} steps whole"
+
+        def measured(threshold: float) -> float:
+            plain = self._pictures_without(scheduler, steps, told)
+            told(said(threshold))
+            pairs = zip(self._pictures(self._with(kind, scheduler, steps, curves, threshold), steps), plain, strict=True)
+            return round(statistics.median(psnr(one, other) for one, other in pairs), 2)
 
         def likeness(threshold: float) -> float:
-            if threshold not in measured:
-                told(f"{len(plans[threshold].full or ())} of {steps} steps whole")
-                ours = self._pictures(self._with(kind, scheduler, steps, curves, threshold), steps)
-                pairs = zip(ours, plain, strict=True)
-                measured[threshold] = round(statistics.median(psnr(one, other) for one, other in pairs), 2)
-            return measured[threshold]
+            return self.figures.get(f"{kind.field}, {scheduler}, {said(threshold)}: PSNR", partial(measured, threshold))
 
         def loss(threshold: float) -> float:
             if whole is None:
                 return 0.0
-            if threshold not in scores:
-                count = len(plans[threshold].full or ())
-                drawer = self._with(kind, scheduler, steps, curves, threshold)
-                scores[threshold] = self._score(drawer, steps, f"{count} of {steps} steps whole", told)
-            return whole - scores[threshold]
+            drawer = self._with(kind, scheduler, steps, curves, threshold)
+            scored = partial(self._score, drawer, steps, said(threshold), told)
+            return whole - self.figures.get(f"{kind.field}, {scheduler}, {said(threshold)}: score", scored)
 
         levels, rising = {}, list(plans)
         for level in Level:
@@ -214,19 +229,24 @@ class _Calibrating:
             "levels": levels,
         }
 
-    def _without(self, scheduler: str, steps: int, told: Callable[[str], None]) -> tuple[list[NDArray[np.uint8]], float | None]:
-        """Pictures, and the score where there is a scorer, of runs that keep nothing; drawn once for all kinds."""
+    def _pictures_without(self, scheduler: str, steps: int, told: Callable[[str], None]) -> list[NDArray[np.uint8]]:
+        """Of runs that keep nothing; drawn once for all kinds."""
         if (scheduler, steps) not in self.plain:
             told("pictures of runs that keep nothing")
-            drawer = self._asked(scheduler, steps)
-            whole = None if self.scorer is None else self._score(drawer, steps, "keeping nothing", told)
-            self.plain[scheduler, steps] = self._pictures(drawer, steps), whole
+            self.plain[scheduler, steps] = self._pictures(self._asked(scheduler, steps), steps)
         return self.plain[scheduler, steps]
+
+    def _score_without(self, scheduler: str, steps: int, told: Callable[[str], None]) -> float | None:
+        """Of runs that keep nothing; None where nothing scores them."""
+        if self.scorer is None:
+            return None
+        measure = partial(self._score, self._asked(scheduler, steps), steps, "keeping nothing", told)
+        return self.figures.get(f"{scheduler}, {steps} steps: score", measure)
 
     def _asked(self, scheduler: str, steps: int, **more: Any) -> Drawer:
         return replace(self.drawer, asked={"scheduler": scheduler, "num_inference_steps": steps, **more})
 
-    def _with(self, kind: _Kind, scheduler: str, steps: int, curves: Curves, threshold: float) -> Drawer:
+    def _with(self, kind: Kind, scheduler: str, steps: int, curves: Curves, threshold: float) -> Drawer:
         """A drawer that keeps by this threshold."""
         level = {"threshold": threshold, "psnr": None}
         found = {"scheduler": scheduler, "steps": steps, "curves": curves, "levels": {Level.LIGHT: level}}
@@ -239,33 +259,6 @@ class _Calibrating:
     def _score(self, drawer: Drawer, steps: int, said: str, told: Callable[[str], None]) -> float:
         assert self.scorer is not None
         return round(score(drawer, self.scorer, said, told), 1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """What may be kept between steps: the request's `field`, what a request `watched` for it asks, and where facts have it."""
-
-    field: str
-    watched: Mapping[str, int]
-    of: Callable[[EngineCall, Mapping[str, NDArray]], NDArray[np.float32]]
-    known: Callable[[Mapping[str, Any]], list[dict[str, Any]]]
-    written: Callable[[Mapping[str, Any], list[dict[str, Any]]], dict[str, Any]]
-
-
-_FEATURES = _Kind(
-    field="cache",
-    watched={"cache_interval": 1},
-    of=lambda call, outputs: outputs[FEATURES],
-    known=lambda facts: facts["cache"]["calibrations"],
-    written=lambda facts, found: {"cache": {**facts["cache"], "calibrations": found}},
-)
-_GUIDANCE = _Kind(
-    field="guidance_cache",
-    watched={},
-    of=lambda call, outputs: outputs[OUT][list(call.negatives.values())],
-    known=lambda facts: facts.get("guidance_calibrations", []),
-    written=lambda facts, found: {"guidance_calibrations": found},
-)
 
 
 def _guided(pipeline: Pipeline) -> bool:

@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 from nereid_export.calibrate import CalibrateOptions, calibrate, quickest
 from nereid_export.drawing import Drawer, denoised
 from nereid_export.errors import ExportError
+from nereid_export.kept_figures import KeptFigures
 
 pytestmark = pytest.mark.torch
 
@@ -76,14 +77,15 @@ def test_calibrating_again_replaces_its_own_and_keeps_the_others(copied: Path, c
 
 
 def test_curves_are_the_relative_changes_of_the_features(copied: Path, checkpoints: dict[str, Path]) -> None:
-    from nereid_export.calibrate import _FEATURES, _GUIDANCE, _Calibrating
+    from nereid_export.calibrate import _Calibrating
+    from nereid_export.kept_kinds import KEPT_FEATURES, KEPT_PREDICTIONS
 
     prompts = copied.parent / "prompts.txt"
     prompts.write_text("one\ntwo\nthree\n")
     chosen = options(copied, checkpoints["sd"], prompts=prompts)
     manifest = json.loads((copied / "text_to_image" / "manifest.json").read_text())
     calibrating = _Calibrating.of(chosen, copied, manifest)
-    for kind in (_FEATURES, _GUIDANCE):
+    for kind in (KEPT_FEATURES, KEPT_PREDICTIONS):
         expected = np.zeros((3, 4))
         for seed, prompt in enumerate(("one", "two", "three")):
             drawer: Drawer = calibrating._asked("ddim", 4, cache_interval=1)
@@ -93,7 +95,7 @@ def test_curves_are_the_relative_changes_of_the_features(copied: Path, checkpoin
                 drawer.request([prompt], [seed], steps=4),
                 lambda call, drawer=drawer: drawer.runs[call.variant](call.inputs, call.outputs),
                 lambda runs, call, outputs, seen=seen, kind=kind: seen.append(
-                    outputs["features"] if kind is _FEATURES else outputs["out_sample"][1:]
+                    outputs["features"] if kind is KEPT_FEATURES else outputs["out_sample"][1:]
                 ),
             )
             for over in (1, 2, 3):
@@ -129,15 +131,62 @@ def test_a_repository_that_is_changed_meanwhile_stays_as_it_is(
     assert Pipeline.read(copied / "denoise" / "1").guidance_calibrations == ()
 
 
+def test_an_interrupted_calibration_measures_nothing_twice(
+    copied: Path, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nereid_export.calibrate import _Calibrating
+    from nereid_export.kept_kinds import KEPT_FEATURES
+
+    def interrupted_at(calibrating: object, kind: object, *_: object) -> object:
+        if kind is KEPT_FEATURES:
+            return levels(calibrating, kind, *_)
+        raise KeyboardInterrupt
+
+    def twice(*_: object) -> object:
+        raise AssertionError("these figures were kept")
+
+    curves, levels = _Calibrating._curves, _Calibrating._levels
+    chosen = options(copied, checkpoints["sd"], steps=(4,))
+    with monkeypatch.context() as patched:
+        patched.setattr(_Calibrating, "_levels", interrupted_at)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(chosen, Silent())
+    (kept,) = copied.parent.glob(".*.json")
+    before = kept.read_text()
+    with monkeypatch.context() as patched:
+        patched.setattr(_Calibrating, "_curves", twice)
+        found = calibrate(chosen, Silent())
+    assert not kept.exists()
+    assert [its["field"] for its in found] == ["cache", "guidance_cache"]
+    pictures = [name for name in json.loads(before)["figures"] if "PSNR" in name]
+    assert pictures
+
+    kept.write_text(before)  # of the repository as it was before: its pipeline is another now
+    counted = []
+    monkeypatch.setattr(_Calibrating, "_curves", lambda *given: counted.append(0) or curves(*given))
+    assert [its["levels"] for its in calibrate(chosen, Silent())] == [its["levels"] for its in found]
+    assert len(counted) == 2
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"of": 1}'])
+def test_kept_figures_that_are_damaged_are_measured_anew(tmp_path: Path, damage: str) -> None:
+    KeptFigures.open(tmp_path / "kept", {"a": 1}).get("x", lambda: 1)
+    assert KeptFigures.open(tmp_path / "kept", {"a": 1}).get("x", lambda: 2) == 1
+    assert KeptFigures.open(tmp_path / "kept", {"a": 2}).get("x", lambda: 3) == 3
+    (tmp_path / "kept").write_text(damage)
+    assert KeptFigures.open(tmp_path / "kept", {"a": 2}).get("x", lambda: 4) == 4
+
+
 def test_an_engine_whose_output_is_none_ends_in_one_sentence(copied: Path, checkpoints: dict[str, Path]) -> None:
-    from nereid_export.calibrate import _GUIDANCE, _Calibrating
+    from nereid_export.calibrate import _Calibrating
+    from nereid_export.kept_kinds import KEPT_PREDICTIONS
 
     manifest = json.loads((copied / "text_to_image" / "manifest.json").read_text())
     calibrating = _Calibrating.of(options(copied, checkpoints["sd"]), copied, manifest)
     runs = calibrating.drawer.runs
     runs["unet"] = lambda inputs, outputs: {"out_sample": np.full_like(inputs["sample"], np.nan)}  # type: ignore[index]
     with pytest.raises(ExportError, match="a picture cannot be drawn: unet: the output holds NaN"):
-        calibrating._curves(_GUIDANCE, "ddim", 4, lambda text: None)
+        calibrating._curves(KEPT_PREDICTIONS, "ddim", 4, lambda text: None)
 
 
 def test_the_quickest_good_threshold_is_found() -> None:

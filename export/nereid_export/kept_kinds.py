@@ -1,0 +1,40 @@
+"""What a run may keep between steps, as calibration sees it: features of the UNet, and the unconditional prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nereid.diffusion.feature_cache import FEATURES
+from nereid.diffusion.plan import OUT, EngineCall
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What may be kept between steps: the request's `field`, what a request `watched` for it asks, and where facts have it."""
+
+    field: str
+    watched: Mapping[str, int]
+    of: Callable[[EngineCall, Mapping[str, NDArray]], NDArray[np.float32]]
+    known: Callable[[Mapping[str, Any]], list[dict[str, Any]]]
+    written: Callable[[Mapping[str, Any], list[dict[str, Any]]], dict[str, Any]]
+
+
+KEPT_FEATURES = Kind(
+    field="cache",
+    watched={"cache_interval": 1},
+    of=lambda call, outputs: outputs[FEATURES],
+    known=lambda facts: facts["cache"]["calibrations"],
+    written=lambda facts, found: {"cache": {**facts["cache"], "calibrations": found}},
+)
+KEPT_PREDICTIONS = Kind(
+    field="guidance_cache",
+    watched={},
+    of=lambda call, outputs: outputs[OUT][list(call.negatives.values())],
+    known=lambda facts: facts.get("guidance_calibrations", []),
+    written=lambda facts, found: {"guidance_calibrations": found},
+)
