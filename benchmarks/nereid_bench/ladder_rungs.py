@@ -102,6 +102,8 @@ class LadderPlan:
     peers: tuple[str, ...] = tuple(PeerName)
     optimum_cli: Path | None = None
     threads: int = 1
+    fresh: bool = False
+    """Whether turns that earlier runs have kept are thrown away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +124,8 @@ class PeerWay:
     @property
     def label(self) -> str:
         """How tables call it."""
-        return self.name if self.precision == "fp32" else f"{self.name} {self.precision}"
+        precision = "" if self.precision == "fp32" else f" {self.precision}"
+        return f"{self.name}{precision}" + (f" of {self.rows}" if self.rows > 1 else "")
 
     @property
     def does(self) -> str:

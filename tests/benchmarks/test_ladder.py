@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from typer.testing import CliRunner
 
 pytest.importorskip("torch")
 from nereid.serving.errors import ServingError
-from nereid_bench import ladder, ladder_repositories
+from nereid_bench import ladder, ladder_choice, ladder_repositories
 from nereid_bench.cli import app
-from nereid_bench.ladder import Ladder, measured, take_turn
+from nereid_bench.ladder import Ladder, draw_at_once, measured, take_turn
+from nereid_bench.ladder_choice import served_steps, with_peers
+from nereid_bench.ladder_kept import KeptTurns, key_of
 from nereid_bench.ladder_plot import beside, plot
 from nereid_bench.ladder_rows import Found, rows_of
 from nereid_bench.ladder_rungs import (
@@ -31,6 +35,7 @@ from nereid_bench.ladder_rungs import (
     Step,
     steps_of,
 )
+from nereid_client import NereidError
 from nereid_export.errors import ExportError
 from nereid_zoo.shapes.score import CHECKPOINT, ShapesScorer
 
@@ -105,7 +110,7 @@ def test_speed_ups_are_against_the_first_rung_by_medians() -> None:
     assert list(first) == COLUMNS
     assert (first["speedup"], first["load_speedup"], first["peers"]) == (1, 1, {})
     assert (last["ms_per_image"], last["speedup"], last["images_per_second"], last["load_speedup"]) == (25, 4, 100, 10)
-    assert last["peers"] == {"diffusers-batched": 15}
+    assert last["peers"] == {"diffusers-batched of 8": 15}
     assert last["memory_mb"] == 2
 
 
@@ -145,15 +150,44 @@ def test_lone_pictures_are_timed_and_kept_and_the_load_is_counted() -> None:
     assert (len(result.ms), len(result.images_per_second), sorted(result.pixels)) == (2, 1, [3, 6])
 
 
+def test_where_one_request_fails_the_others_are_not_waited_for() -> None:
+    go_on, left = threading.Event(), threading.Event()
+
+    def draw(seed: int) -> Any:
+        if seed == 0:
+            raise ServingError("no")
+        go_on.wait(30)
+        left.set()
+
+    try:
+        with pytest.raises(ServingError):
+            draw_at_once(draw, range(4), 2)
+        assert not left.is_set()
+    finally:
+        go_on.set()
+
+
 # --- what is left out ---
 
 
-def test_peers_that_cannot_run_here_are_left_out_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(ladder, "computes_bf16", lambda: False)
-    monkeypatch.setattr(ladder, "images_converted", lambda *_: False)
-    monkeypatch.setattr(ladder.importlib.util, "find_spec", lambda name: None)
+def test_models_that_cannot_be_converted_leave_out_their_peer_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fails(*_: Any) -> bool:
+        raise ExportError("--optimum-cli: it could not convert")
+
+    monkeypatch.setattr(ladder_choice, "images_converted", fails)
     said: list[str] = []
-    made = ladder._with_peers(SHAPES, CHECKPOINT, list(steps().values()), LadderPlan(), tmp_path, said.append)
+    plan = LadderPlan(rungs=("engine",))
+    made = with_peers(SHAPES, CHECKPOINT, list(steps(rungs=("engine",)).values()), plan, tmp_path, said.append)
+    assert [peer.name for step in made for peer in step.peers] == [PeerName.COMPILED]
+    assert said == ["shapes: openvino-genai is left out: --optimum-cli: it could not convert"]
+
+
+def test_peers_that_cannot_run_here_are_left_out_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ladder_choice, "computes_bf16", lambda: False)
+    monkeypatch.setattr(ladder_choice, "images_converted", lambda *_: False)
+    monkeypatch.setattr(ladder_choice.importlib.util, "find_spec", lambda name: None)
+    said: list[str] = []
+    made = with_peers(SHAPES, CHECKPOINT, list(steps().values()), LadderPlan(), tmp_path, said.append)
     peers = {peer.name for step in made for peer in step.peers}
     assert peers == {PeerName.COMPILED, PeerName.BATCHED, PeerName.ATTENTION_BROADCAST, PeerName.DIFFUSERS}
     assert said == [
@@ -165,15 +199,15 @@ def test_peers_that_cannot_run_here_are_left_out_by_name(monkeypatch: pytest.Mon
 
 
 def test_peers_that_were_not_asked_for_are_not_measured(tmp_path: Path) -> None:
-    made = ladder._with_peers(SHAPES, CHECKPOINT, list(steps().values()), LadderPlan(peers=()), tmp_path, pytest.fail)
+    made = with_peers(SHAPES, CHECKPOINT, list(steps().values()), LadderPlan(peers=()), tmp_path, pytest.fail)
     assert all(step.peers == () for step in made)
 
 
 def test_rungs_without_a_student_are_left_out_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ladder_repositories, "SHAPES", tmp_path)
-    monkeypatch.setattr(ladder, "repository_of", lambda kind, *_: tmp_path / kind)
+    monkeypatch.setattr(ladder_choice, "repository_of", lambda kind, *_: tmp_path / kind)
     said: list[str] = []
-    made, homes = ladder._served(SHAPES, CHECKPOINT, LadderPlan(rungs=("engine", "student-2step", "all")), said.append)
+    made, homes = served_steps(SHAPES, CHECKPOINT, LadderPlan(rungs=("engine", "student-2step", "all")), said.append)
     assert [step.rung for step in made] == [Rung.PLAIN, Rung.ENGINE]
     assert homes == {Kind.FP32: tmp_path / "fp32"}
     missing = f"is left out: {tmp_path / 'student-2step'} is missing; `nereid zoo train shapes-student` makes one"
@@ -190,9 +224,9 @@ def test_where_precision_cannot_be_exported_the_rungs_beyond_it_are_in_fp32(
             raise ExportError("nothing passes")
         return tmp_path / kind
 
-    monkeypatch.setattr(ladder, "repository_of", repository)
+    monkeypatch.setattr(ladder_choice, "repository_of", repository)
     said: list[str] = []
-    made, homes = ladder._served(SHAPES, CHECKPOINT, LadderPlan(rungs=("precision", "cache")), said.append)
+    made, homes = served_steps(SHAPES, CHECKPOINT, LadderPlan(rungs=("precision", "cache")), said.append)
     assert [(step.rung, getattr(step.way, "kind", None)) for step in made] == [(Rung.PLAIN, None), (Rung.CACHE, Kind.FP32)]
     assert said == ["shapes: precision is left out: nothing passes"]
     assert list(homes) == [Kind.FP32]
@@ -236,13 +270,26 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
     monkeypatch.setattr(ladder, "take_turn", turn)
     monkeypatch.setattr(ladder, "running", _no_server)
-    monkeypatch.setattr(ladder, "repository_of", lambda kind, *_: tmp_path / kind)
+    monkeypatch.setattr(ladder_choice, "repository_of", lambda kind, *_: tmp_path / kind)
     return taken
 
 
 def test_the_report_has_rungs_plan_machine_and_a_plot(scripted: list[str], tmp_path: Path) -> None:
     out = tmp_path / "ladder.json"
-    command = ["ladder", "--out", str(out), "--rungs", "engine,cache", "--rounds", "2", "--pictures", "4", "--json"]
+    command = [
+        "ladder",
+        "--out",
+        str(out),
+        "--work",
+        str(tmp_path),
+        "--rungs",
+        "engine,cache",
+        "--rounds",
+        "2",
+        "--pictures",
+        "4",
+        "--json",
+    ]
     done = CliRunner().invoke(app, [*command, "--peers", "pyramid-attention-broadcast"])
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
@@ -257,9 +304,9 @@ def test_the_report_has_rungs_plan_machine_and_a_plot(scripted: list[str], tmp_p
     assert len(scripted) == 4  # two ways without a server, two rounds
 
 
-def test_each_round_begins_with_another_turn(scripted: list[str]) -> None:
+def test_each_round_begins_with_another_turn(scripted: list[str], tmp_path: Path) -> None:
     peers = (PeerName.ATTENTION_BROADCAST,)
-    plan = LadderPlan(rungs=("cache",), rounds=3, pictures=3, peers=peers)
+    plan = LadderPlan(work=tmp_path, rungs=("cache",), rounds=3, pictures=3, peers=peers)
     Ladder(plan, lambda _: None).measure(lambda report: None)
     assert scripted == ["diffusers", peers[0], peers[0], "diffusers", "diffusers", peers[0]]
 
@@ -275,12 +322,16 @@ def test_what_was_measured_before_an_interruption_is_kept(
         yield
 
     monkeypatch.setattr(ladder, "running", interrupted)
-    done = CliRunner().invoke(app, ["ladder", "--out", str(out), "--rungs", "engine", "--peers", "", "--pictures", "3"])
+    done = CliRunner().invoke(
+        app, ["ladder", "--out", str(out), "--work", str(tmp_path), "--rungs", "engine", "--peers", "", "--pictures", "3"]
+    )
     assert done.exit_code == 130
     assert [row["rung"] for row in json.loads(out.read_text())["rungs"]] == ["plain"]
 
 
-def test_a_peer_that_fails_is_left_out_and_the_others_go_on(scripted: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_fails_is_left_out_and_the_others_go_on(
+    scripted: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     taken = ladder.take_turn
 
     def turn(told: dict[str, Any]) -> Found:
@@ -289,12 +340,115 @@ def test_a_peer_that_fails_is_left_out_and_the_others_go_on(scripted: list[str],
         return taken(told)
 
     monkeypatch.setattr(ladder, "take_turn", turn)
-    plan = LadderPlan(rungs=("cache",), rounds=2, pictures=2, peers=(PeerName.ATTENTION_BROADCAST,))
+    plan = LadderPlan(work=tmp_path, rungs=("cache",), rounds=2, pictures=2, peers=(PeerName.ATTENTION_BROADCAST,))
     report = Ladder(plan, lambda _: None).measure(lambda report: None)
     assert [(row["rung"], row["peers"]) for row in report["rungs"]] == [("plain", {}), ("cache", {})]
     assert (
         report["left_out"].count("shapes: pyramid-attention-broadcast with 20 steps of dpmpp_2m is left out: no such hook") == 1
     )
+
+
+def test_an_interrupted_run_goes_on_after_the_turns_it_finished(
+    scripted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = LadderPlan(work=tmp_path, rungs=("engine",), rounds=1, pictures=2, peers=(PeerName.COMPILED,))
+    unbroken = ladder.running
+
+    @contextmanager
+    def interrupted(*_: Any) -> Iterator[Any]:
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(ladder, "running", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Ladder(plan, lambda _: None).measure(lambda report: None)
+    assert scripted == ["diffusers", "torch.compile"]
+    monkeypatch.setattr(ladder, "running", unbroken)
+    report = Ladder(plan, lambda _: None).measure(lambda report: None)
+    assert scripted == ["diffusers", "torch.compile"]  # not drawn again
+    assert [(row["rung"], row["peers"]) for row in report["rungs"]] == [("plain", {}), ("engine", {"torch.compile": 100.0})]
+    assert report["turns_of_earlier_runs"] == 2
+    Ladder(plan, lambda _: None).measure(lambda report: None)
+    Ladder(replace(plan, fresh=True), lambda _: None).measure(lambda report: None)
+    assert scripted == ["diffusers", "torch.compile"] * 2
+
+
+def test_turns_of_other_threads_pictures_or_engines_are_not_taken_for_these(tmp_path: Path) -> None:
+    plain, engine = (step.way for step in steps(rungs=("engine",)).values())
+    drawn = {"turn": 0, "seeds": [0], "prompts": ["a box"], "side": 128, "threads": 2}
+    home = tmp_path / "fp32" / "text_to_image"
+    home.mkdir(parents=True)
+
+    def sign(digest: str) -> None:
+        files = {"denoise/1/pipeline.json": digest}
+        (home / "manifest.json").write_text(json.dumps({"version": 2, "models": ["denoise"], "files": files}))
+
+    sign("a")
+    kept, result = KeptTurns(tmp_path / "turns"), found([90.0], [10.0], value=7)
+    keys = [key_of(plain, None, drawn), key_of(engine, home.parent, drawn)]
+    others = [key_of(plain, None, {**drawn, "threads": 1}), key_of(plain, None, {**drawn, "seeds": [1]})]
+    sign("b")
+    others.append(key_of(engine, home.parent, drawn))
+    for key in keys:
+        kept.write(key, result)
+    back = kept.read(keys[0])
+    assert back is not None
+    assert (back.ms, back.images_per_second, back.peak_bytes) == ([90.0], [10.0], 2_000_000)
+    assert np.array_equal(back.pixels[0], flat(7))
+    assert [kept.read(key) for key in others] == [None] * 3
+    for file in (tmp_path / "turns").iterdir():
+        file.write_bytes(file.read_bytes()[:-30])
+    assert kept.read(keys[0]) is None  # damaged
+
+
+@pytest.mark.parametrize("where", ["start", "request"])
+def test_a_rung_whose_server_fails_is_left_out_and_the_others_go_on(
+    where: str, scripted: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    @contextmanager
+    def failing(repository: Path, batching: bool) -> Iterator[Any]:
+        class Painter:
+            def generate_image(self, prompt: str, *, seed: int, **asked: Any) -> Any:
+                if "cache" in asked:
+                    raise NereidError("no such level")
+                return type("Answer", (), {"pixels": [flat(1)]})
+
+        if where == "start" and not batching and repository.name == "fp32":
+            raise ServingError("no such level")
+        yield Painter()
+
+    monkeypatch.setattr(ladder, "running", failing)
+    rungs = ("engine", "precision", "cache", "student-4step") if where == "request" else ("engine", "precision")
+    plan = LadderPlan(work=tmp_path, rungs=rungs, rounds=2, pictures=2, peers=())
+    report = Ladder(plan, lambda _: None).measure(lambda report: None)
+    lost, rest = (
+        ("cache", ["plain", "engine", "precision", "student-4step"])
+        if where == "request"
+        else (
+            "engine",
+            ["plain", "precision"],
+        )
+    )
+    assert [row["rung"] for row in report["rungs"]] == rest
+    assert report["left_out"] == [f"shapes: {lost} is left out: no such level"]
+
+
+def test_what_fails_after_some_rounds_keeps_them_and_says_so(
+    scripted: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    taken = ladder.take_turn
+
+    def turn(told: dict[str, Any]) -> Found:
+        if scripted.count("torch.compile") == 1 and told["way"]["name"] == "torch.compile":
+            raise ServingError("its process was ended by SIGKILL")
+        return taken(told)
+
+    monkeypatch.setattr(ladder, "take_turn", turn)
+    plan = LadderPlan(work=tmp_path, rungs=("engine",), rounds=2, pictures=2, peers=(PeerName.COMPILED,))
+    report = Ladder(plan, lambda _: None).measure(lambda report: None)
+    assert report["rungs"][1]["peers"] == {"torch.compile": 100.0}
+    what = "torch.compile with 20 steps of dpmpp_2m is left out of later rounds"
+    assert report["left_out"] == [f"shapes: {what}: its process was ended by SIGKILL"]
 
 
 def test_the_plot_tells_quality_beside_the_bars(tmp_path: Path) -> None:
@@ -322,6 +476,7 @@ def test_the_plot_tells_quality_beside_the_bars(tmp_path: Path) -> None:
             "'ddim,euler' is not one that every peer has; it must be one of ddim, euler, dpmpp_2m, unipc",
         ),
         (["--pictures", "2", "--rounds", "3"], "2 is not allowed with --rounds 3; it must be 3 at least"),
+        (["--optimum-cli", "/no/where"], "/no/where is no command that can be run"),
         (["--plot", "ladder.txt"], "ladder.txt is not allowed; its name must end with one of .png, .svg, .pdf"),
         (["--few-steps", "2"], "Input should be greater than or equal to 3"),
     ],
