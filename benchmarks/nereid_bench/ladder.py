@@ -133,13 +133,13 @@ class _OneModel:
     def of(cls, model: LadderModel, plan: LadderPlan, leave_out: Say) -> _OneModel:
         """Everything that can be measured here, exported."""
         if model.random:
-            leave_out(f"{model.name}: PSNR and score are left out, because its weights are random")
+            leave_out(f"{model.name}: PSNR and score are left out, because its weights are random; students are the same weights")
         checkpoint = checkpoint_of(model, plan.work, leave_out)
         scorer = None if model.random else scorer_for(checkpoint)
         if scorer is None and not model.random:
             leave_out(f"{model.name}: the score is left out, because no scorer knows this checkpoint")
         steps, repositories = served_steps(model, checkpoint, plan, leave_out)
-        if any(step.rung == Rung.ALL for step in steps) and tiny_vae_of(model) is None:
+        if any(step.rung == Rung.ALL for step in steps) and tiny_vae_of(model, plan.work) is None:
             leave_out(f"{model.name}: {Rung.ALL} has no tiny decoder, because there is no {TINY_VAE}")
         # By the checkpoint's digest: what was converted from another one is not this peer.
         genai = plan.work / checkpoint_name(model) / f"openvino-genai-{checkpoint_digest(checkpoint)[:12]}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nereid.engines.openvino_model import computes_bf16
 from nereid_bench.compare import Say
-from nereid_bench.ladder_repositories import repository_of, require_student, tiny_vae_of
+from nereid_bench.ladder_repositories import fewest_steps, repository_of, require_student, tiny_vae_of
 from nereid_bench.ladder_rungs import Kind, LadderModel, LadderPlan, PeerName, PeerWay, Rung, ServedWay, Step, steps_of
 from nereid_bench.optimum_cli import LEFT_OUT, images_converted
 from nereid_export.errors import ExportError
@@ -26,7 +26,7 @@ def served_steps(model: LadderModel, checkpoint: Path, plan: LadderPlan, leave_o
     found: dict[Kind, Path] = {}
     failed: set[Kind] = set()
     steps = []
-    for step in steps_of(model, checkpoint, plan, tiny_vae_of(model)):
+    for step in steps_of(model, checkpoint, plan, tiny_vae_of(model, plan.work), fewest_steps()):
         way = step.way
         try:
             if step.uses_student:

@@ -120,8 +120,10 @@ def ladder_command(
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as the table has it."""
     student = "yes" if row["uses_student"] else ""
-    peers = ", ".join(f"{name} {ms:.3g} ms" for name, ms in row["peers"].items())
-    return {**row, "uses_student": student, "peers": peers}
+    quality = {name: f" ({psnr:.1f} dB)" for name, psnr in row["peers_psnr"].items()}
+    peers = ", ".join(f"{name} {ms:.3g} ms{quality.get(name, '')}" for name, ms in row["peers"].items())
+    shown = {**row, "uses_student": student, "peers": peers}
+    return {name: value for name, value in shown.items() if name != "peers_psnr"}
 
 
 def _say(text: str) -> None:

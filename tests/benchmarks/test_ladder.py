@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from typer.testing import CliRunner
 
 pytest.importorskip("torch")
 from nereid.serving.errors import ServingError
-from nereid_bench import ladder, ladder_choice, ladder_repositories
+from nereid_bench import ladder, ladder_choice, ladder_cli, ladder_repositories
 from nereid_bench.cli import app
 from nereid_bench.ladder import Ladder, draw_at_once, measured, take_turn
 from nereid_bench.ladder_choice import served_steps, with_peers
+from nereid_bench.ladder_cli import _shown
 from nereid_bench.ladder_kept import KeptTurns, key_of
 from nereid_bench.ladder_plot import beside, plot
 from nereid_bench.ladder_rows import Found, rows_of
@@ -35,6 +37,8 @@ from nereid_bench.ladder_rungs import (
     Step,
     steps_of,
 )
+from nereid_bench.ladder_turn import failure
+from nereid_bench.random_checkpoint import SD15_VAE
 from nereid_client import NereidError
 from nereid_export.errors import ExportError
 from nereid_zoo.shapes.score import CHECKPOINT, ShapesScorer
@@ -43,7 +47,7 @@ pytestmark = pytest.mark.torch
 
 SHAPES, RANDOM = MODELS["shapes"], MODELS["sd15-256"]
 COLUMNS = ["model", "rung", "ms_per_image", "speedup", "images_per_second", "load_speedup", "memory_mb", "psnr", "score"]
-COLUMNS += ["uses_student", "peers"]
+COLUMNS += ["uses_student", "peers", "peers_psnr"]
 
 
 def steps(model: LadderModel = SHAPES, **plan: Any) -> dict[Rung, Step]:
@@ -122,6 +126,19 @@ def test_quality_is_told_of_trained_weights_alone() -> None:
     assert trained[1]["score"] == 0
     for row in rows_of(RANDOM, made, results, None):
         assert (row["psnr"], row["score"]) == (None, None)
+
+
+def test_peers_are_told_with_what_their_speed_costs_where_they_start_from_the_same_noise() -> None:
+    made = steps(rungs=("plain", "engine"))
+    plain, engine = made[Rung.PLAIN], made[Rung.ENGINE]
+    results = {plain.way: found([100.0], [10.0], value=10), engine.way: found([50.0], [20.0], value=10)}
+    results |= {peer: found([50.0], [20.0], value=35) for peer in engine.peers}
+    row = rows_of(SHAPES, [plain, engine], results, None)[1]
+    assert row["peers"] == {"torch.compile": 50, "openvino-genai": 50}
+    assert row["peers_psnr"] == {"torch.compile": pytest.approx(20.17, abs=0.01)}
+    assert _shown(row)["peers"] == "torch.compile 50 ms (20.2 dB), openvino-genai 50 ms"
+    assert "peers_psnr" not in _shown(row)
+    assert rows_of(RANDOM, [plain, engine], results, None)[1]["peers_psnr"] == {}
 
 
 def test_a_score_waits_for_every_picture() -> None:
@@ -212,8 +229,49 @@ def test_rungs_without_a_student_are_left_out_by_name(monkeypatch: pytest.Monkey
     assert homes == {Kind.FP32: tmp_path / "fp32"}
     missing = f"is left out: {tmp_path / 'student-2step'} is missing; `nereid zoo train shapes-student` makes one"
     assert said == [f"shapes: student-2step {missing}", f"shapes: all {missing}"]
-    with pytest.raises(ExportError, match="sd15-256 has random weights, and no student"):
-        ladder_repositories.require_student(Rung.ALL, RANDOM)
+    ladder_repositories.require_student(Rung.ALL, RANDOM)  # its students are its own weights
+
+
+def test_all_takes_the_student_with_the_fewest_steps_that_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ladder_repositories, "SHAPES", tmp_path)
+    monkeypatch.setattr(ladder_choice, "repository_of", lambda kind, *_: tmp_path / kind)
+    (tmp_path / "student-4step").mkdir()
+    made, _ = served_steps(SHAPES, CHECKPOINT, LadderPlan(rungs=("all",)), pytest.fail)
+    assert made[-1].way.fields["num_inference_steps"] == 4
+    assert (made[-1].peers[0].steps, Path(made[-1].peers[0].checkpoint).name) == (4, "student-4step")
+    assert ladder_repositories._options(Kind.ALL, SHAPES, CHECKPOINT, tmp_path).checkpoint == tmp_path / "student-4step"
+    (tmp_path / "student-2step").mkdir()
+    assert ladder_repositories._options(Kind.ALL, SHAPES, CHECKPOINT, tmp_path).checkpoint == tmp_path / "student-2step"
+
+
+def test_students_of_random_weights_are_the_checkpoint_at_few_steps_without_guidance(tmp_path: Path) -> None:
+    made = {step.rung: step for step in steps_of(RANDOM, tmp_path, LadderPlan(), tmp_path / "tiny")}
+    student, everything = made[Rung.STUDENT_4], made[Rung.ALL]
+    few = {"num_inference_steps": 4, "scheduler": "lcm", "guidance_scale": 1.0}
+    assert (student.way.kind, student.way.fields) == (Kind.FP32, few)
+    assert (everything.way.kind, everything.way.fields) == (Kind.AUTO, {**few, "num_inference_steps": 2, "decoder": "tiny"})
+    for peer in (*student.peers, *everything.peers):
+        assert (peer.checkpoint, peer.scheduler, peer.guidance) == (str(tmp_path), "lcm", 1.0)
+    assert everything.peers[0].tiny_vae == str(tmp_path / "tiny")
+
+
+def test_repositories_of_random_weights_have_the_tiny_decoder_that_all_asks_for(tmp_path: Path) -> None:
+    for kind in (Kind.FP32, Kind.AUTO):
+        options = ladder_repositories._options(kind, RANDOM, CHECKPOINT, tmp_path / "sd15")
+        assert options.tiny_vae is not None
+        assert options.tiny_vae.folder == tmp_path / "sd15" / "tiny-vae"
+        options.tiny_vae.require_fits({"latent_channels": 4, "block_out_channels": SD15_VAE["block_out_channels"]})
+    assert ladder_repositories._options(Kind.FP32, SHAPES, CHECKPOINT, tmp_path / "shapes").tiny_vae is None
+
+
+def test_torch_compile_compiles_the_decoder_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nereid_bench import ladder_turn
+
+    compiled: list[str] = []
+    monkeypatch.setattr(ladder_turn, "_compiled", lambda module: compiled.append(module) or module)
+    pipeline = SimpleNamespace(unet="unet", vae=SimpleNamespace(decoder="decoder"))
+    ladder_turn._adapted(pipeline, PeerWay(name=PeerName.COMPILED, checkpoint="", steps=1))
+    assert compiled == ["unet", "decoder"]
 
 
 def test_where_precision_cannot_be_exported_the_rungs_beyond_it_are_in_fp32(
@@ -236,6 +294,15 @@ def test_a_peer_that_fails_is_told_by_its_last_line() -> None:
     way = {"name": "diffusers", "checkpoint": "/nowhere", "steps": 1}
     with pytest.raises(ServingError, match="/nowhere"):
         take_turn({"way": way, "threads": 1, "side": 32, "genai": "", "prompts": ["a box"], "seeds": [0]})
+
+
+def test_a_failure_is_told_by_the_line_that_says_what_it_was() -> None:
+    assert failure(ValueError("no such level")) == "ValueError: no such level"
+    compiler = "backend='inductor' raised:\nInvalidCxxCompiler: No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1"
+    assert failure(RuntimeError(compiler)) == "RuntimeError: InvalidCxxCompiler: No working C++ compiler found"
+    engine = "Exception from src/core.cpp:123:\nCheck 'ok' failed at src/core.cpp:9:\nno memory\n\n"
+    assert failure(RuntimeError(engine)) == "RuntimeError: no memory"
+    assert failure(KeyError()) == "KeyError"
 
 
 def test_a_peer_whose_process_is_killed_is_told_by_the_signal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -302,6 +369,46 @@ def test_the_report_has_rungs_plan_machine_and_a_plot(scripted: list[str], tmp_p
     assert report["machine"]["processor"]
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert len(scripted) == 4  # two ways without a server, two rounds
+
+
+def test_a_lone_picture_is_drawn_before_one_is_timed(
+    scripted: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seeds: list[int] = []
+
+    @contextmanager
+    def noted(*_: Any) -> Iterator[Any]:
+        class Painter:
+            def generate_image(self, prompt: str, *, seed: int, **asked: Any) -> Any:
+                seeds.append(seed)
+                return type("Answer", (), {"pixels": [flat(1)]})
+
+        yield Painter()
+
+    monkeypatch.setattr(ladder, "running", noted)
+    Ladder(LadderPlan(work=tmp_path, rungs=("engine",), rounds=1, pictures=3, at_once=2, peers=()), lambda _: None).measure(
+        lambda report: None
+    )
+    together, lone, timed, load = seeds[:2], seeds[2:3], seeds[3:6], seeds[6:]
+    assert (sorted(together), lone, timed, sorted(load)) == ([0, 1], [0], [0, 1, 2], [0, 1, 2])
+
+
+def test_peers_have_the_processors_that_this_process_may_use(
+    scripted: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ladder_cli, "available_processors", lambda: 7)
+    out = tmp_path / "ladder.json"
+    done = CliRunner().invoke(app, ["ladder", "--out", str(out), "--work", str(tmp_path), "--rungs", "plain", "--pictures", "3"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(out.read_text())["plan"]["threads"] == 7
+
+
+def test_what_is_left_out_is_said_once() -> None:
+    said: list[str] = []
+    ladder_ = Ladder(LadderPlan(), said.append)
+    for _ in range(2):
+        ladder_._leave_out("engine is left out")
+    assert (said, ladder_.left_out) == (["engine is left out"], ["engine is left out"])
 
 
 def test_each_round_begins_with_another_turn(scripted: list[str], tmp_path: Path) -> None:
