@@ -6,16 +6,8 @@ noisy minute falls on all of them, and medians are told.
 
 from __future__ import annotations
 
-import json
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +19,7 @@ from numpy.typing import NDArray
 from nereid.serving.errors import ServingError
 from nereid_bench.compare import Say
 from nereid_bench.ladder_choice import served_steps, with_peers
+from nereid_bench.ladder_draws import draw_at_once, measured, running, take_turn
 from nereid_bench.ladder_kept import KeptTurns, checkpoint_digest, key_of
 from nereid_bench.ladder_repositories import checkpoint_name, checkpoint_of, tiny_vae_of
 from nereid_bench.ladder_rows import Found, rows_of
@@ -44,10 +37,9 @@ from nereid_bench.ladder_rungs import (
     told,
 )
 from nereid_bench.schedulers import PROMPTS
-from nereid_bench.server_memory import ServerMemory
-from nereid_bench.servers import serving, serving_with
 from nereid_bench.turns import turned
 from nereid_client import Client, NereidError
+from nereid_export.errors import ExportError
 from nereid_export.resume import machine
 from nereid_export.scorers import Scorer, scorer_for
 
@@ -61,9 +53,6 @@ _LONGEST_SECONDS = 86_400.0
 """A picture of a slow machine is waited for."""
 _FIRST_STEPS = 2
 """Of pictures that warm up a server where a whole one takes minutes."""
-
-DrawSeed = Callable[[int], NDArray[np.uint8]]
-"""A picture by its seed."""
 
 
 @dataclass(slots=True)
@@ -82,14 +71,25 @@ class Ladder:
             shutil.rmtree(self.plan.work / TURNS, ignore_errors=True)
         if Rung.PLAIN not in self.plan.rungs:
             self.say(f"{Rung.PLAIN} is measured, too: speed-ups and PSNR are against it")
+        failed: list[Exception] = []
         for name in self.plan.models:
-            model = _OneModel.of(MODELS[name], self.plan, self._leave_out)
-            self._models.append(model)
-            for turn in range(self.plan.rounds):
-                for _ in model.round(turn, self.say):
-                    kept(self.report())
-                self.rounds_done[name] = turn + 1
-        return self.report()
+            try:
+                self._climb(name, kept)
+            except (ExportError, ServingError) as error:
+                failed.append(error)
+                self._leave_out(f"{name} is left out: {str(error).removeprefix(f'{name}: ')}")
+        report = self.report()
+        if failed and not report["rungs"]:
+            raise failed[0]
+        return report
+
+    def _climb(self, name: str, kept: Callable[[dict[str, Any]], None]) -> None:
+        model = _OneModel.of(MODELS[name], self.plan, self._leave_out)
+        self._models.append(model)
+        for turn in range(self.plan.rounds):
+            for _ in model.round(turn, self.say):
+                kept(self.report())
+            self.rounds_done[name] = turn + 1
 
     def report(self) -> dict[str, Any]:
         """Rows, what each rung draws with, and the facts of plan and machine."""
@@ -176,9 +176,10 @@ class _OneModel:
         try:
             self._keep(way, turn, drawn, take_turn(asked))
         except ServingError as error:
+            what = f"{way.label} with {way.does}"
             if way == self.steps[0].way:
-                raise
-            self._give_up(way, f"{way.label} with {way.does}", error)
+                raise ServingError(f"{self.model.name}: {what}, which all are held against, failed: {error}") from None
+            self._give_up(way, what, error)
 
     def _by_server(self, ways: Sequence[ServedWay], turn: int, say: Say) -> None:
         seeds = self._seeds(turn)
@@ -248,54 +249,3 @@ class _OneModel:
     def _draw(self, client: Client, fields: Mapping[str, Any], seed: int) -> NDArray[np.uint8]:
         asked = {**fields, "width": self.model.side, "height": self.model.side, "seed": seed}
         return client.generate_image(self.prompts[seed], timeout=_LONGEST_SECONDS, **asked).pixels[0]
-
-
-def take_turn(turn: Mapping[str, Any]) -> Found:
-    """Draw in a process of its own, one picture after the other; raises ServingError with the last thing that it said."""
-    with tempfile.TemporaryDirectory() as folder:
-        pixels = Path(folder) / "pixels.npz"
-        command = [sys.executable, "-m", "nereid_bench.ladder_turn", json.dumps({**turn, "pixels": str(pixels)})]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode < 0:
-            raise ServingError(f"its process was ended by {signal.Signals(-done.returncode).name}")
-        if done.returncode:
-            said = done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"]
-            raise ServingError(said[-1])
-        told = json.loads(done.stdout.splitlines()[-1])
-        with np.load(pixels) as made:
-            pictures = {int(number): made[number] for number in made.files}
-    # It draws one after the other however many wait: what a picture takes alone says how many a second it draws.
-    rate = 1000 * len(told["ms"]) / sum(told["ms"])
-    return Found(ms=told["ms"], images_per_second=[rate], peak_bytes=int(told["peak_bytes"]), pixels=pictures)
-
-
-def measured(draw: DrawSeed, lone: Sequence[int], load: Sequence[int], at_once: int) -> Found:
-    """Pictures by their seeds: `lone` one after the other, then `load` with `at_once` in flight."""
-    memory, found = ServerMemory(), Found()
-    memory.reset()
-    for seed in lone:
-        start = time.perf_counter()
-        found.pixels[seed] = draw(seed)
-        found.ms.append(1000 * (time.perf_counter() - start))
-    start = time.perf_counter()
-    draw_at_once(draw, load, at_once)
-    found.images_per_second.append(len(load) / (time.perf_counter() - start))
-    found.peak_bytes = memory.peak_bytes()
-    return found
-
-
-def draw_at_once(draw: DrawSeed, seeds: Sequence[int], at_once: int) -> None:
-    """With `at_once` in flight; where one fails, or somebody interrupts, the others, which may take hours, are not waited for."""
-    pool = ThreadPoolExecutor(at_once)
-    try:
-        for _ in pool.map(draw, seeds):
-            pass
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-@contextmanager
-def running(repository: Path, batching: bool) -> Iterator[Client]:
-    """Nereid; without `batching`, one picture is denoised at a time."""
-    with serving(repository) if batching else serving_with(repository, "denoise", max_inflight=1) as (client, _):
-        yield client

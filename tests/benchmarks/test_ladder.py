@@ -17,11 +17,12 @@ from typer.testing import CliRunner
 
 pytest.importorskip("torch")
 from nereid.serving.errors import ServingError
-from nereid_bench import ladder, ladder_choice, ladder_cli, ladder_repositories
+from nereid_bench import ladder, ladder_choice, ladder_cli, ladder_draws, ladder_repositories
 from nereid_bench.cli import app
-from nereid_bench.ladder import Ladder, draw_at_once, measured, take_turn
+from nereid_bench.ladder import Ladder
 from nereid_bench.ladder_choice import served_steps, with_peers
 from nereid_bench.ladder_cli import _shown
+from nereid_bench.ladder_draws import draw_at_once, measured, take_turn
 from nereid_bench.ladder_kept import KeptTurns, key_of
 from nereid_bench.ladder_plot import beside, plot
 from nereid_bench.ladder_rows import Found, rows_of
@@ -309,7 +310,7 @@ def test_a_peer_whose_process_is_killed_is_told_by_the_signal(monkeypatch: pytes
     killed = tmp_path / "python"
     killed.write_text("#!/bin/sh\nkill -KILL $$\n")
     killed.chmod(0o700)
-    monkeypatch.setattr(ladder.sys, "executable", str(killed))
+    monkeypatch.setattr(ladder_draws.sys, "executable", str(killed))
     with pytest.raises(ServingError, match="its process was ended by SIGKILL"):
         take_turn({})
 
@@ -538,6 +539,27 @@ def test_a_rung_whose_server_fails_is_left_out_and_the_others_go_on(
     )
     assert [row["rung"] for row in report["rungs"]] == rest
     assert report["left_out"] == [f"shapes: {lost} is left out: no such level"]
+
+
+def test_a_model_whose_plainest_way_fails_is_left_out_and_the_others_stay(
+    scripted: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    taken = ladder.take_turn
+
+    def turn(told: dict[str, Any]) -> Found:
+        if told["side"] == 64:
+            raise ServingError("no memory")
+        return taken(told)
+
+    monkeypatch.setattr(ladder, "take_turn", turn)
+    monkeypatch.setattr(ladder, "MODELS", {"shapes": SHAPES, "small": LadderModel(name="small", side=64)})
+    plan = LadderPlan(work=tmp_path, models=("small", "shapes"), rungs=("plain",), rounds=1, pictures=1)
+    report = Ladder(plan, lambda _: None).measure(lambda report: None)
+    assert [row["model"] for row in report["rungs"]] == ["shapes"]
+    what = "diffusers with 50 steps of the checkpoint's scheduler, which all are held against, failed: no memory"
+    assert report["left_out"] == [f"small is left out: {what}"]
+    with pytest.raises(ServingError, match=f"small: {what}"):
+        Ladder(replace(plan, models=("small",)), lambda _: None).measure(lambda report: None)
 
 
 def test_what_fails_after_some_rounds_keeps_them_and_says_so(
