@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from nereid.engines.processors import available_processors
 from nereid.serving.errors import ServingError
 from nereid_bench.arguments import names, plot_file
 from nereid_bench.ladder import Ladder
@@ -56,11 +57,12 @@ def ladder_command(
     plot_to: Annotated[
         Path | None, typer.Option("--plot", help="Where the plot goes (.png, .svg, .pdf); beside the report where absent.")
     ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Throw away the turns that earlier runs have kept.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
 ) -> None:
     """From plain diffusers to all of Nereid, rung by rung: time, images a second, memory, PSNR, score; peers beside.
 
-    What an interrupted run has measured stands in the report.
+    Turns are kept: an interrupted run goes on where it stopped, and what it has measured stands in the report.
     """
     picture = plot_file(plot_to or out.with_suffix(".png"))
     if pictures < rounds:
@@ -71,6 +73,8 @@ def ladder_command(
         raise typer.BadParameter(
             f"{few_solver!r} is not one that every peer has; it must be one of {', '.join(SCHEDULERS)}", param_hint="--few-solver"
         )
+    if optimum_cli is not None and shutil.which(optimum_cli) is None:
+        raise typer.BadParameter(f"{optimum_cli} is no command that can be run", param_hint="--optimum-cli")
     plan = LadderPlan(
         work=work,
         models=names("--models", models, tuple(MODELS), "is not a model; it "),
@@ -85,7 +89,8 @@ def ladder_command(
         cache_interval=cache_interval,
         peers=names("--peers", peers, tuple(PeerName), "is not a peer; it ", blank=True),
         optimum_cli=optimum_cli,
-        threads=os.cpu_count() or 1,
+        threads=available_processors(),
+        fresh=fresh,
     )
 
     def keep(report: dict[str, Any]) -> None:
@@ -99,7 +104,7 @@ def ladder_command(
     except (ExportError, ServingError, NereidError) as error:
         fail(error)
     except KeyboardInterrupt:
-        say_error(f"stopped; what was measured until then is in {out}" if out.is_file() else "stopped")
+        say_error("stopped; the turns that were finished are kept, and the same command goes on after them")
         raise typer.Exit(INTERRUPTED) from None
     plot(report["rungs"], picture)
     report["plot"] = str(picture)
@@ -115,8 +120,10 @@ def ladder_command(
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row as the table has it."""
     student = "yes" if row["uses_student"] else ""
-    peers = ", ".join(f"{name} {ms:.3g} ms" for name, ms in row["peers"].items())
-    return {**row, "uses_student": student, "peers": peers}
+    quality = {name: f" ({psnr:.1f} dB)" for name, psnr in row["peers_psnr"].items()}
+    peers = ", ".join(f"{name} {ms:.3g} ms{quality.get(name, '')}" for name, ms in row["peers"].items())
+    shown = {**row, "uses_student": student, "peers": peers}
+    return {name: value for name, value in shown.items() if name != "peers_psnr"}
 
 
 def _say(text: str) -> None:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from nereid_bench.compare import Say
-from nereid_bench.ladder_rungs import CACHED, SHAPES, TINY_VAE, Kind, LadderModel, LadderPlan, Rung, base_kind
-from nereid_bench.random_checkpoint import sd15_at
+from nereid_bench.ladder_rungs import CACHED, SHAPES, STUDENT_STEPS, TINY_VAE, Kind, LadderModel, LadderPlan, Rung, base_kind
+from nereid_bench.random_checkpoint import sd15_at, tiny_vae_at
 from nereid_bench.schedulers import PROMPTS
 from nereid_export.bar import progress_bar
 from nereid_export.calibrate import CalibrateOptions, calibrate
@@ -34,17 +34,23 @@ def checkpoint_of(model: LadderModel, work: Path, say: Say) -> Path:
     return sd15_at(work / "sd15" / "checkpoint", say, _SD15_SIDE) if model.random else CHECKPOINT
 
 
-def tiny_vae_of(model: LadderModel) -> Path | None:
-    """The folder of the shipped tiny VAE, where it is there."""
-    return TINY_VAE if not model.random and TINY_VAE.is_dir() else None
+def tiny_vae_of(model: LadderModel, work: Path) -> Path | None:
+    """The folder of the shipped tiny VAE, where it is there, or of one that is written where weights are random."""
+    if model.random:
+        return tiny_vae_at(work / checkpoint_name(model) / "tiny-vae")
+    return TINY_VAE if TINY_VAE.is_dir() else None
+
+
+def fewest_steps() -> Rung:
+    """The student with the fewest steps that is there; where none is, the one that is missed."""
+    there = [rung for rung in STUDENT_STEPS if (SHAPES / rung).is_dir()]
+    return min(there or STUDENT_STEPS, key=lambda rung: STUDENT_STEPS[rung])
 
 
 def require_student(rung: Rung, model: LadderModel) -> None:
     """Raise ExportError where there is no student for this rung."""
-    if model.random:
-        raise ExportError(f"{model.name} has random weights, and no student")
-    folder = SHAPES / (Rung.STUDENT_2 if rung == Rung.ALL else rung)
-    if not folder.is_dir():
+    folder = SHAPES / (fewest_steps() if rung == Rung.ALL else rung)
+    if not model.random and not folder.is_dir():
         raise ExportError(f"{folder} is missing; `nereid zoo train shapes-student` makes one")
 
 
@@ -93,20 +99,19 @@ def exported(options: ExportOptions, calibrated: CalibrateOptions | None, say: S
 
 
 def _options(kind: Kind, model: LadderModel, checkpoint: Path, work: Path) -> ExportOptions:
+    folder = tiny_vae_of(model, work.parent) if model.random or kind is Kind.ALL else None
+    tiny = None if folder is None else TinyVae.open(folder)
     match kind:
         case Kind.FP32:
             # Cut as the other one is, so that nothing but the precision differs from the next rung.
-            return ExportOptions(checkpoint=checkpoint, out=work / kind, cache_branch=0)
+            return ExportOptions(checkpoint=checkpoint, out=work / kind, cache_branch=0, tiny_vae=tiny)
         case Kind.AUTO:
             prompts = _few_prompts(work) if model.random else None
-            return replace(_automatic(checkpoint, work / kind), cache_branch=0, calibration_prompts=prompts)
+            return replace(_automatic(checkpoint, work / kind), cache_branch=0, calibration_prompts=prompts, tiny_vae=tiny)
         case Kind.STUDENT_4 | Kind.STUDENT_2:
             return ExportOptions(checkpoint=SHAPES / kind, out=work / kind)
         case Kind.ALL:
-            tiny = tiny_vae_of(model)
-            return replace(
-                _automatic(SHAPES / Rung.STUDENT_2, work / kind), tiny_vae=None if tiny is None else TinyVae.open(tiny)
-            )
+            return replace(_automatic(SHAPES / fewest_steps(), work / kind), tiny_vae=tiny)
 
 
 def _automatic(checkpoint: Path, out: Path) -> ExportOptions:

@@ -58,11 +58,18 @@ def _row(
         "score": None if model.random or scorer is None else scored(mine.pixels, scorer),
         "uses_student": step.uses_student,
         "peers": _peers(step.peers, found),
+        "peers_psnr": {} if model.random or plain is None else _peers_psnr(step.peers, found, plain),
     }
 
 
 def _peers(peers: Sequence[PeerWay], found: Mapping[Way, Found]) -> dict[str, float]:
     return {peer.label: statistics.median(found[peer].ms) for peer in peers if peer in found}
+
+
+def _peers_psnr(peers: Sequence[PeerWay], found: Mapping[Way, Found], plain: Found) -> dict[str, float]:
+    """What each peer's speed costs: a cache alone can be as quick as anybody likes."""
+    told = {peer.label: likeness(found[peer].pixels, plain.pixels) for peer in peers if peer in found and peer.given_noise}
+    return {label: psnr for label, psnr in told.items() if psnr is not None}
 
 
 def likeness(ours: Mapping[int, NDArray[np.uint8]], theirs: Mapping[int, NDArray[np.uint8]]) -> float | None:

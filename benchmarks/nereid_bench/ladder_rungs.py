@@ -33,6 +33,8 @@ class Rung(StrEnum):
 
 
 STUDENT_STEPS: Mapping[Rung, int] = {Rung.STUDENT_4: 4, Rung.STUDENT_2: 2}
+STUDENT_SOLVER = "lcm"
+"""Of students with random weights, which are the checkpoint itself: their steps take as long as a trained one's."""
 
 
 CACHED = (Rung.GUIDANCE, Rung.CACHE, Rung.BATCHING)
@@ -102,6 +104,8 @@ class LadderPlan:
     peers: tuple[str, ...] = tuple(PeerName)
     optimum_cli: Path | None = None
     threads: int = 1
+    fresh: bool = False
+    """Whether turns that earlier runs have kept are thrown away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +126,13 @@ class PeerWay:
     @property
     def label(self) -> str:
         """How tables call it."""
-        return self.name if self.precision == "fp32" else f"{self.name} {self.precision}"
+        precision = "" if self.precision == "fp32" else f" {self.precision}"
+        return f"{self.name}{precision}" + (f" of {self.rows}" if self.rows > 1 else "")
+
+    @property
+    def given_noise(self) -> bool:
+        """Whether it starts from the noise that is given, and so draws the picture that others draw from it."""
+        return self.name is not PeerName.OPENVINO_GENAI
 
     @property
     def does(self) -> str:
@@ -161,8 +171,13 @@ def base_kind(plan: LadderPlan) -> Kind:
     return Kind.AUTO if Rung.PRECISION in plan.rungs else Kind.FP32
 
 
-def steps_of(model: LadderModel, checkpoint: Path, plan: LadderPlan, tiny_vae: Path | None) -> list[Step]:
-    """The rungs that were asked for, in their order; the plainest is always among them, for others are compared with it."""
+def steps_of(
+    model: LadderModel, checkpoint: Path, plan: LadderPlan, tiny_vae: Path | None, fewest: Rung = Rung.STUDENT_2
+) -> list[Step]:
+    """The rungs that were asked for, in their order; the plainest is always among them, for others are compared with it.
+
+    `fewest` is the student of the rung `all`.
+    """
     plain = PeerWay(name=PeerName.DIFFUSERS, checkpoint=str(checkpoint), steps=plan.steps, guidance=plan.guidance)
     few = replace(plain, steps=plan.few_steps, scheduler=plan.few_solver)
     asked = {"num_inference_steps": plan.few_steps, "scheduler": plan.few_solver, "guidance_scale": plan.guidance}
@@ -195,8 +210,11 @@ def steps_of(model: LadderModel, checkpoint: Path, plan: LadderPlan, tiny_vae: P
             way=ServedWay(kind=base, fields=cached),
             peers=(peer(PeerName.BATCHED, rows=plan.at_once),),
         ),
-        *(_student(rung, tiny_vae) for rung in (*STUDENT_STEPS, Rung.ALL)),
+        *(_student(rung, rung, None) for rung in STUDENT_STEPS),
+        _student(Rung.ALL, fewest, tiny_vae),
     ]
+    if model.random:
+        made = [_random_student(step, checkpoint, base) if step.uses_student else step for step in made]
     return [step for step in made if step.rung == Rung.PLAIN or step.rung in plan.rungs]
 
 
@@ -207,15 +225,23 @@ def _kept(model: LadderModel, plan: LadderPlan) -> tuple[dict[str, Any], dict[st
     return {"guidance_cache": "balanced"}, {"cache": "balanced"}
 
 
-def _student(rung: Rung, tiny_vae: Path | None) -> Step:
+def _student(rung: Rung, student: Rung, tiny_vae: Path | None) -> Step:
     """A student at its own number of steps, with its own scheduler and no guidance."""
-    steps = STUDENT_STEPS.get(rung, STUDENT_STEPS[Rung.STUDENT_2])
-    folder = str(SHAPES / (Rung.STUDENT_2 if rung == Rung.ALL else rung))
-    peer = PeerWay(name=PeerName.DIFFUSERS, checkpoint=folder, steps=steps)
+    steps = STUDENT_STEPS[student]
+    peer = PeerWay(name=PeerName.DIFFUSERS, checkpoint=str(SHAPES / student), steps=steps)
     fields: dict[str, Any] = {"num_inference_steps": steps}
-    if rung == Rung.ALL and tiny_vae is not None:
+    if tiny_vae is not None:
         fields, peer = {**fields, "decoder": "tiny"}, replace(peer, tiny_vae=str(tiny_vae))
     return Step(rung=rung, way=ServedWay(kind=Kind(rung), fields=fields), peers=(peer,))
+
+
+def _random_student(step: Step, checkpoint: Path, base: Kind) -> Step:
+    """The same rung by the checkpoint's own random weights, from the repositories that other rungs have, too."""
+    assert isinstance(step.way, ServedWay)
+    fields = {**step.way.fields, "scheduler": STUDENT_SOLVER, "guidance_scale": 1.0}
+    way = replace(step.way, kind=base if step.rung == Rung.ALL else Kind.FP32, fields=fields)
+    peers = tuple(replace(peer, checkpoint=str(checkpoint), scheduler=STUDENT_SOLVER) for peer in step.peers)
+    return replace(step, way=way, peers=peers)
 
 
 def told(steps: Sequence[Step]) -> dict[str, str]:

@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, LCMScheduler, StableDiffusionPipeline
 from numpy.typing import NDArray
 
 from nereid.engines.arena import peak_bytes, reset_peak
 from nereid.flow.noise import Purpose, normal
-from nereid_bench.ladder_rungs import PeerName, PeerWay
+from nereid_bench.ladder_rungs import STUDENT_SOLVER, PeerName, PeerWay
 from nereid_bench.peers import diffusers_schedulers
 from nereid_export.silence import quiet
+
+_NOT_TELLING = ("Exception from ", "Check ", "backend=")
+"""How lines begin that tell where something failed, and not what."""
 
 DrawPictures = Callable[[list[str], list[int], int], NDArray[np.uint8]]
 """Draws prompts with seeds and so many steps."""
@@ -57,7 +60,8 @@ def _diffusers(way: PeerWay, turn: dict[str, Any]) -> DrawPictures:
         pipeline = StableDiffusionPipeline.from_pretrained(way.checkpoint, torch_dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     if way.scheduler:
-        pipeline.scheduler = diffusers_schedulers()[way.scheduler].from_config(pipeline.scheduler.config)
+        kinds = {**diffusers_schedulers(), STUDENT_SOLVER: LCMScheduler}
+        pipeline.scheduler = kinds[way.scheduler].from_config(pipeline.scheduler.config)
     if way.tiny_vae:
         pipeline.vae = AutoencoderTiny.from_pretrained(way.tiny_vae, torch_dtype=dtype)
     begin = _adapted(pipeline, way)
@@ -89,7 +93,8 @@ def _adapted(pipeline: Any, way: PeerWay) -> Callable[[], None]:
             import torch._inductor.config as inductor
 
             inductor.freezing = True
-            pipeline.unet = torch.compile(pipeline.unet.requires_grad_(False).to(memory_format=torch.channels_last))
+            pipeline.unet = _compiled(pipeline.unet)
+            pipeline.vae.decoder = _compiled(pipeline.vae.decoder)
         case PeerName.DEEPCACHE:
             from DeepCache import DeepCacheSDHelper  # pyright: ignore[reportMissingImports]
 
@@ -103,6 +108,10 @@ def _adapted(pipeline: Any, way: PeerWay) -> Callable[[], None]:
 
             cache_dit.enable_cache(pipeline)
     return lambda: None
+
+
+def _compiled(module: Any) -> Any:
+    return torch.compile(module.requires_grad_(False).to(memory_format=torch.channels_last))
 
 
 def _broadcast(pipeline: Any, interval: int) -> Callable[[], None]:
@@ -137,5 +146,15 @@ def _openvino_genai(way: PeerWay, turn: dict[str, Any]) -> DrawPictures:
     return draw
 
 
+def failure(error: Exception) -> str:
+    """In one line, and that what it says: the last ones of compilers and engines are often hints and stack traces."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(_NOT_TELLING)]
+    return ": ".join([type(error).__name__, *(telling or lines)[:1]])
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except Exception as error:
+        sys.exit(failure(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,20 @@ def sd15_at(folder: Path, say: Callable[[str], None], side: int = 512) -> Path:
     if not (folder / "model_index.json").is_file():
         say("writing a random checkpoint of Stable Diffusion 1.5's sizes")
         make_sd15(folder, CHECKPOINT / "tokenizer", side)
+    return folder
+
+
+def tiny_vae_at(folder: Path) -> Path:
+    """A tiny VAE of TAESD's sizes, which are diffusers' own, with random weights, written unless it is there."""
+    import torch
+    from diffusers import AutoencoderTiny
+
+    if not (folder / "config.json").is_file():
+        torch.manual_seed(0)
+        beside = folder.with_name(f"{folder.name}.new")  # whole or not at all
+        shutil.rmtree(beside, ignore_errors=True)
+        AutoencoderTiny().save_pretrained(beside)
+        beside.replace(folder)
     return folder
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +17,13 @@ from typer.testing import CliRunner
 
 pytest.importorskip("torch")
 from nereid.serving.errors import ServingError
-from nereid_bench import ladder, ladder_repositories
+from nereid_bench import ladder, ladder_choice, ladder_cli, ladder_draws, ladder_repositories
 from nereid_bench.cli import app
-from nereid_bench.ladder import Ladder, measured, take_turn
+from nereid_bench.ladder import Ladder
+from nereid_bench.ladder_choice import served_steps, with_peers
+from nereid_bench.ladder_cli import _shown
+from nereid_bench.ladder_draws import draw_at_once, measured, take_turn
+from nereid_bench.ladder_kept import KeptTurns, key_of
 from nereid_bench.ladder_plot import beside, plot
 from nereid_bench.ladder_rows import Found, rows_of
 from nereid_bench.ladder_rungs import (
@@ -31,6 +38,9 @@ from nereid_bench.ladder_rungs import (
     Step,
     steps_of,
 )
+from nereid_bench.ladder_turn import failure
+from nereid_bench.random_checkpoint import SD15_VAE
+from nereid_client import NereidError
 from nereid_export.errors import ExportError
 from nereid_zoo.shapes.score import CHECKPOINT, ShapesScorer
 
@@ -38,7 +48,7 @@ pytestmark = pytest.mark.torch
 
 SHAPES, RANDOM = MODELS["shapes"], MODELS["sd15-256"]
 COLUMNS = ["model", "rung", "ms_per_image", "speedup", "images_per_second", "load_speedup", "memory_mb", "psnr", "score"]
-COLUMNS += ["uses_student", "peers"]
+COLUMNS += ["uses_student", "peers", "peers_psnr"]
 
 
 def steps(model: LadderModel = SHAPES, **plan: Any) -> dict[Rung, Step]:
@@ -105,7 +115,7 @@ def test_speed_ups_are_against_the_first_rung_by_medians() -> None:
     assert list(first) == COLUMNS
     assert (first["speedup"], first["load_speedup"], first["peers"]) == (1, 1, {})
     assert (last["ms_per_image"], last["speedup"], last["images_per_second"], last["load_speedup"]) == (25, 4, 100, 10)
-    assert last["peers"] == {"diffusers-batched": 15}
+    assert last["peers"] == {"diffusers-batched of 8": 15}
     assert last["memory_mb"] == 2
 
 
@@ -117,6 +127,19 @@ def test_quality_is_told_of_trained_weights_alone() -> None:
     assert trained[1]["score"] == 0
     for row in rows_of(RANDOM, made, results, None):
         assert (row["psnr"], row["score"]) == (None, None)
+
+
+def test_peers_are_told_with_what_their_speed_costs_where_they_start_from_the_same_noise() -> None:
+    made = steps(rungs=("plain", "engine"))
+    plain, engine = made[Rung.PLAIN], made[Rung.ENGINE]
+    results = {plain.way: found([100.0], [10.0], value=10), engine.way: found([50.0], [20.0], value=10)}
+    results |= {peer: found([50.0], [20.0], value=35) for peer in engine.peers}
+    row = rows_of(SHAPES, [plain, engine], results, None)[1]
+    assert row["peers"] == {"torch.compile": 50, "openvino-genai": 50}
+    assert row["peers_psnr"] == {"torch.compile": pytest.approx(20.17, abs=0.01)}
+    assert _shown(row)["peers"] == "torch.compile 50 ms (20.2 dB), openvino-genai 50 ms"
+    assert "peers_psnr" not in _shown(row)
+    assert rows_of(RANDOM, [plain, engine], results, None)[1]["peers_psnr"] == {}
 
 
 def test_a_score_waits_for_every_picture() -> None:
@@ -145,15 +168,44 @@ def test_lone_pictures_are_timed_and_kept_and_the_load_is_counted() -> None:
     assert (len(result.ms), len(result.images_per_second), sorted(result.pixels)) == (2, 1, [3, 6])
 
 
+def test_where_one_request_fails_the_others_are_not_waited_for() -> None:
+    go_on, left = threading.Event(), threading.Event()
+
+    def draw(seed: int) -> Any:
+        if seed == 0:
+            raise ServingError("no")
+        go_on.wait(30)
+        left.set()
+
+    try:
+        with pytest.raises(ServingError):
+            draw_at_once(draw, range(4), 2)
+        assert not left.is_set()
+    finally:
+        go_on.set()
+
+
 # --- what is left out ---
 
 
-def test_peers_that_cannot_run_here_are_left_out_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(ladder, "computes_bf16", lambda: False)
-    monkeypatch.setattr(ladder, "images_converted", lambda *_: False)
-    monkeypatch.setattr(ladder.importlib.util, "find_spec", lambda name: None)
+def test_models_that_cannot_be_converted_leave_out_their_peer_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fails(*_: Any) -> bool:
+        raise ExportError("--optimum-cli: it could not convert")
+
+    monkeypatch.setattr(ladder_choice, "images_converted", fails)
     said: list[str] = []
-    made = ladder._with_peers(SHAPES, CHECKPOINT, list(steps().values()), LadderPlan(), tmp_path, said.append)
+    plan = LadderPlan(rungs=("engine",))
+    made = with_peers(SHAPES, CHECKPOINT, list(steps(rungs=("engine",)).values()), plan, tmp_path, said.append)
+    assert [peer.name for step in made for peer in step.peers] == [PeerName.COMPILED]
+    assert said == ["shapes: openvino-genai is left out: --optimum-cli: it could not convert"]
+
+
+def test_peers_that_cannot_run_here_are_left_out_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ladder_choice, "computes_bf16", lambda: False)
+    monkeypatch.setattr(ladder_choice, "images_converted", lambda *_: False)
+    monkeypatch.setattr(ladder_choice.importlib.util, "find_spec", lambda name: None)
+    said: list[str] = []
+    made = with_peers(SHAPES, CHECKPOINT, list(steps().values()), LadderPlan(), tmp_path, said.append)
     peers = {peer.name for step in made for peer in step.peers}
     assert peers == {PeerName.COMPILED, PeerName.BATCHED, PeerName.ATTENTION_BROADCAST, PeerName.DIFFUSERS}
     assert said == [
@@ -165,21 +217,62 @@ def test_peers_that_cannot_run_here_are_left_out_by_name(monkeypatch: pytest.Mon
 
 
 def test_peers_that_were_not_asked_for_are_not_measured(tmp_path: Path) -> None:
-    made = ladder._with_peers(SHAPES, CHECKPOINT, list(steps().values()), LadderPlan(peers=()), tmp_path, pytest.fail)
+    made = with_peers(SHAPES, CHECKPOINT, list(steps().values()), LadderPlan(peers=()), tmp_path, pytest.fail)
     assert all(step.peers == () for step in made)
 
 
 def test_rungs_without_a_student_are_left_out_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ladder_repositories, "SHAPES", tmp_path)
-    monkeypatch.setattr(ladder, "repository_of", lambda kind, *_: tmp_path / kind)
+    monkeypatch.setattr(ladder_choice, "repository_of", lambda kind, *_: tmp_path / kind)
     said: list[str] = []
-    made, homes = ladder._served(SHAPES, CHECKPOINT, LadderPlan(rungs=("engine", "student-2step", "all")), said.append)
+    made, homes = served_steps(SHAPES, CHECKPOINT, LadderPlan(rungs=("engine", "student-2step", "all")), said.append)
     assert [step.rung for step in made] == [Rung.PLAIN, Rung.ENGINE]
     assert homes == {Kind.FP32: tmp_path / "fp32"}
     missing = f"is left out: {tmp_path / 'student-2step'} is missing; `nereid zoo train shapes-student` makes one"
     assert said == [f"shapes: student-2step {missing}", f"shapes: all {missing}"]
-    with pytest.raises(ExportError, match="sd15-256 has random weights, and no student"):
-        ladder_repositories.require_student(Rung.ALL, RANDOM)
+    ladder_repositories.require_student(Rung.ALL, RANDOM)  # its students are its own weights
+
+
+def test_all_takes_the_student_with_the_fewest_steps_that_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ladder_repositories, "SHAPES", tmp_path)
+    monkeypatch.setattr(ladder_choice, "repository_of", lambda kind, *_: tmp_path / kind)
+    (tmp_path / "student-4step").mkdir()
+    made, _ = served_steps(SHAPES, CHECKPOINT, LadderPlan(rungs=("all",)), pytest.fail)
+    assert made[-1].way.fields["num_inference_steps"] == 4
+    assert (made[-1].peers[0].steps, Path(made[-1].peers[0].checkpoint).name) == (4, "student-4step")
+    assert ladder_repositories._options(Kind.ALL, SHAPES, CHECKPOINT, tmp_path).checkpoint == tmp_path / "student-4step"
+    (tmp_path / "student-2step").mkdir()
+    assert ladder_repositories._options(Kind.ALL, SHAPES, CHECKPOINT, tmp_path).checkpoint == tmp_path / "student-2step"
+
+
+def test_students_of_random_weights_are_the_checkpoint_at_few_steps_without_guidance(tmp_path: Path) -> None:
+    made = {step.rung: step for step in steps_of(RANDOM, tmp_path, LadderPlan(), tmp_path / "tiny")}
+    student, everything = made[Rung.STUDENT_4], made[Rung.ALL]
+    few = {"num_inference_steps": 4, "scheduler": "lcm", "guidance_scale": 1.0}
+    assert (student.way.kind, student.way.fields) == (Kind.FP32, few)
+    assert (everything.way.kind, everything.way.fields) == (Kind.AUTO, {**few, "num_inference_steps": 2, "decoder": "tiny"})
+    for peer in (*student.peers, *everything.peers):
+        assert (peer.checkpoint, peer.scheduler, peer.guidance) == (str(tmp_path), "lcm", 1.0)
+    assert everything.peers[0].tiny_vae == str(tmp_path / "tiny")
+
+
+def test_repositories_of_random_weights_have_the_tiny_decoder_that_all_asks_for(tmp_path: Path) -> None:
+    for kind in (Kind.FP32, Kind.AUTO):
+        options = ladder_repositories._options(kind, RANDOM, CHECKPOINT, tmp_path / "sd15")
+        assert options.tiny_vae is not None
+        assert options.tiny_vae.folder == tmp_path / "sd15" / "tiny-vae"
+        options.tiny_vae.require_fits({"latent_channels": 4, "block_out_channels": SD15_VAE["block_out_channels"]})
+    assert ladder_repositories._options(Kind.FP32, SHAPES, CHECKPOINT, tmp_path / "shapes").tiny_vae is None
+
+
+def test_torch_compile_compiles_the_decoder_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nereid_bench import ladder_turn
+
+    compiled: list[str] = []
+    monkeypatch.setattr(ladder_turn, "_compiled", lambda module: compiled.append(module) or module)
+    pipeline = SimpleNamespace(unet="unet", vae=SimpleNamespace(decoder="decoder"))
+    ladder_turn._adapted(pipeline, PeerWay(name=PeerName.COMPILED, checkpoint="", steps=1))
+    assert compiled == ["unet", "decoder"]
 
 
 def test_where_precision_cannot_be_exported_the_rungs_beyond_it_are_in_fp32(
@@ -190,9 +283,9 @@ def test_where_precision_cannot_be_exported_the_rungs_beyond_it_are_in_fp32(
             raise ExportError("nothing passes")
         return tmp_path / kind
 
-    monkeypatch.setattr(ladder, "repository_of", repository)
+    monkeypatch.setattr(ladder_choice, "repository_of", repository)
     said: list[str] = []
-    made, homes = ladder._served(SHAPES, CHECKPOINT, LadderPlan(rungs=("precision", "cache")), said.append)
+    made, homes = served_steps(SHAPES, CHECKPOINT, LadderPlan(rungs=("precision", "cache")), said.append)
     assert [(step.rung, getattr(step.way, "kind", None)) for step in made] == [(Rung.PLAIN, None), (Rung.CACHE, Kind.FP32)]
     assert said == ["shapes: precision is left out: nothing passes"]
     assert list(homes) == [Kind.FP32]
@@ -204,11 +297,20 @@ def test_a_peer_that_fails_is_told_by_its_last_line() -> None:
         take_turn({"way": way, "threads": 1, "side": 32, "genai": "", "prompts": ["a box"], "seeds": [0]})
 
 
+def test_a_failure_is_told_by_the_line_that_says_what_it_was() -> None:
+    assert failure(ValueError("no such level")) == "ValueError: no such level"
+    compiler = "backend='inductor' raised:\nInvalidCxxCompiler: No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1"
+    assert failure(RuntimeError(compiler)) == "RuntimeError: InvalidCxxCompiler: No working C++ compiler found"
+    engine = "Exception from src/core.cpp:123:\nCheck 'ok' failed at src/core.cpp:9:\nno memory\n\n"
+    assert failure(RuntimeError(engine)) == "RuntimeError: no memory"
+    assert failure(KeyError()) == "KeyError"
+
+
 def test_a_peer_whose_process_is_killed_is_told_by_the_signal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     killed = tmp_path / "python"
     killed.write_text("#!/bin/sh\nkill -KILL $$\n")
     killed.chmod(0o700)
-    monkeypatch.setattr(ladder.sys, "executable", str(killed))
+    monkeypatch.setattr(ladder_draws.sys, "executable", str(killed))
     with pytest.raises(ServingError, match="its process was ended by SIGKILL"):
         take_turn({})
 
@@ -236,13 +338,26 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
     monkeypatch.setattr(ladder, "take_turn", turn)
     monkeypatch.setattr(ladder, "running", _no_server)
-    monkeypatch.setattr(ladder, "repository_of", lambda kind, *_: tmp_path / kind)
+    monkeypatch.setattr(ladder_choice, "repository_of", lambda kind, *_: tmp_path / kind)
     return taken
 
 
 def test_the_report_has_rungs_plan_machine_and_a_plot(scripted: list[str], tmp_path: Path) -> None:
     out = tmp_path / "ladder.json"
-    command = ["ladder", "--out", str(out), "--rungs", "engine,cache", "--rounds", "2", "--pictures", "4", "--json"]
+    command = [
+        "ladder",
+        "--out",
+        str(out),
+        "--work",
+        str(tmp_path),
+        "--rungs",
+        "engine,cache",
+        "--rounds",
+        "2",
+        "--pictures",
+        "4",
+        "--json",
+    ]
     done = CliRunner().invoke(app, [*command, "--peers", "pyramid-attention-broadcast"])
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
@@ -257,9 +372,49 @@ def test_the_report_has_rungs_plan_machine_and_a_plot(scripted: list[str], tmp_p
     assert len(scripted) == 4  # two ways without a server, two rounds
 
 
-def test_each_round_begins_with_another_turn(scripted: list[str]) -> None:
+def test_a_lone_picture_is_drawn_before_one_is_timed(
+    scripted: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seeds: list[int] = []
+
+    @contextmanager
+    def noted(*_: Any) -> Iterator[Any]:
+        class Painter:
+            def generate_image(self, prompt: str, *, seed: int, **asked: Any) -> Any:
+                seeds.append(seed)
+                return type("Answer", (), {"pixels": [flat(1)]})
+
+        yield Painter()
+
+    monkeypatch.setattr(ladder, "running", noted)
+    Ladder(LadderPlan(work=tmp_path, rungs=("engine",), rounds=1, pictures=3, at_once=2, peers=()), lambda _: None).measure(
+        lambda report: None
+    )
+    together, lone, timed, load = seeds[:2], seeds[2:3], seeds[3:6], seeds[6:]
+    assert (sorted(together), lone, timed, sorted(load)) == ([0, 1], [0], [0, 1, 2], [0, 1, 2])
+
+
+def test_peers_have_the_processors_that_this_process_may_use(
+    scripted: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ladder_cli, "available_processors", lambda: 7)
+    out = tmp_path / "ladder.json"
+    done = CliRunner().invoke(app, ["ladder", "--out", str(out), "--work", str(tmp_path), "--rungs", "plain", "--pictures", "3"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(out.read_text())["plan"]["threads"] == 7
+
+
+def test_what_is_left_out_is_said_once() -> None:
+    said: list[str] = []
+    ladder_ = Ladder(LadderPlan(), said.append)
+    for _ in range(2):
+        ladder_._leave_out("engine is left out")
+    assert (said, ladder_.left_out) == (["engine is left out"], ["engine is left out"])
+
+
+def test_each_round_begins_with_another_turn(scripted: list[str], tmp_path: Path) -> None:
     peers = (PeerName.ATTENTION_BROADCAST,)
-    plan = LadderPlan(rungs=("cache",), rounds=3, pictures=3, peers=peers)
+    plan = LadderPlan(work=tmp_path, rungs=("cache",), rounds=3, pictures=3, peers=peers)
     Ladder(plan, lambda _: None).measure(lambda report: None)
     assert scripted == ["diffusers", peers[0], peers[0], "diffusers", "diffusers", peers[0]]
 
@@ -275,12 +430,16 @@ def test_what_was_measured_before_an_interruption_is_kept(
         yield
 
     monkeypatch.setattr(ladder, "running", interrupted)
-    done = CliRunner().invoke(app, ["ladder", "--out", str(out), "--rungs", "engine", "--peers", "", "--pictures", "3"])
+    done = CliRunner().invoke(
+        app, ["ladder", "--out", str(out), "--work", str(tmp_path), "--rungs", "engine", "--peers", "", "--pictures", "3"]
+    )
     assert done.exit_code == 130
     assert [row["rung"] for row in json.loads(out.read_text())["rungs"]] == ["plain"]
 
 
-def test_a_peer_that_fails_is_left_out_and_the_others_go_on(scripted: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_fails_is_left_out_and_the_others_go_on(
+    scripted: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     taken = ladder.take_turn
 
     def turn(told: dict[str, Any]) -> Found:
@@ -289,12 +448,136 @@ def test_a_peer_that_fails_is_left_out_and_the_others_go_on(scripted: list[str],
         return taken(told)
 
     monkeypatch.setattr(ladder, "take_turn", turn)
-    plan = LadderPlan(rungs=("cache",), rounds=2, pictures=2, peers=(PeerName.ATTENTION_BROADCAST,))
+    plan = LadderPlan(work=tmp_path, rungs=("cache",), rounds=2, pictures=2, peers=(PeerName.ATTENTION_BROADCAST,))
     report = Ladder(plan, lambda _: None).measure(lambda report: None)
     assert [(row["rung"], row["peers"]) for row in report["rungs"]] == [("plain", {}), ("cache", {})]
     assert (
         report["left_out"].count("shapes: pyramid-attention-broadcast with 20 steps of dpmpp_2m is left out: no such hook") == 1
     )
+
+
+def test_an_interrupted_run_goes_on_after_the_turns_it_finished(
+    scripted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = LadderPlan(work=tmp_path, rungs=("engine",), rounds=1, pictures=2, peers=(PeerName.COMPILED,))
+    unbroken = ladder.running
+
+    @contextmanager
+    def interrupted(*_: Any) -> Iterator[Any]:
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(ladder, "running", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Ladder(plan, lambda _: None).measure(lambda report: None)
+    assert scripted == ["diffusers", "torch.compile"]
+    monkeypatch.setattr(ladder, "running", unbroken)
+    report = Ladder(plan, lambda _: None).measure(lambda report: None)
+    assert scripted == ["diffusers", "torch.compile"]  # not drawn again
+    assert [(row["rung"], row["peers"]) for row in report["rungs"]] == [("plain", {}), ("engine", {"torch.compile": 100.0})]
+    assert report["turns_of_earlier_runs"] == 2
+    Ladder(plan, lambda _: None).measure(lambda report: None)
+    Ladder(replace(plan, fresh=True), lambda _: None).measure(lambda report: None)
+    assert scripted == ["diffusers", "torch.compile"] * 2
+
+
+def test_turns_of_other_threads_pictures_or_engines_are_not_taken_for_these(tmp_path: Path) -> None:
+    plain, engine = (step.way for step in steps(rungs=("engine",)).values())
+    drawn = {"turn": 0, "seeds": [0], "prompts": ["a box"], "side": 128, "threads": 2}
+    home = tmp_path / "fp32" / "text_to_image"
+    home.mkdir(parents=True)
+
+    def sign(digest: str) -> None:
+        files = {"denoise/1/pipeline.json": digest}
+        (home / "manifest.json").write_text(json.dumps({"version": 2, "models": ["denoise"], "files": files}))
+
+    sign("a")
+    kept, result = KeptTurns(tmp_path / "turns"), found([90.0], [10.0], value=7)
+    keys = [key_of(plain, None, drawn), key_of(engine, home.parent, drawn)]
+    others = [key_of(plain, None, {**drawn, "threads": 1}), key_of(plain, None, {**drawn, "seeds": [1]})]
+    sign("b")
+    others.append(key_of(engine, home.parent, drawn))
+    for key in keys:
+        kept.write(key, result)
+    back = kept.read(keys[0])
+    assert back is not None
+    assert (back.ms, back.images_per_second, back.peak_bytes) == ([90.0], [10.0], 2_000_000)
+    assert np.array_equal(back.pixels[0], flat(7))
+    assert [kept.read(key) for key in others] == [None] * 3
+    for file in (tmp_path / "turns").iterdir():
+        file.write_bytes(file.read_bytes()[:-30])
+    assert kept.read(keys[0]) is None  # damaged
+
+
+@pytest.mark.parametrize("where", ["start", "request"])
+def test_a_rung_whose_server_fails_is_left_out_and_the_others_go_on(
+    where: str, scripted: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    @contextmanager
+    def failing(repository: Path, batching: bool) -> Iterator[Any]:
+        class Painter:
+            def generate_image(self, prompt: str, *, seed: int, **asked: Any) -> Any:
+                if "cache" in asked:
+                    raise NereidError("no such level")
+                return type("Answer", (), {"pixels": [flat(1)]})
+
+        if where == "start" and not batching and repository.name == "fp32":
+            raise ServingError("no such level")
+        yield Painter()
+
+    monkeypatch.setattr(ladder, "running", failing)
+    rungs = ("engine", "precision", "cache", "student-4step") if where == "request" else ("engine", "precision")
+    plan = LadderPlan(work=tmp_path, rungs=rungs, rounds=2, pictures=2, peers=())
+    report = Ladder(plan, lambda _: None).measure(lambda report: None)
+    lost, rest = (
+        ("cache", ["plain", "engine", "precision", "student-4step"])
+        if where == "request"
+        else (
+            "engine",
+            ["plain", "precision"],
+        )
+    )
+    assert [row["rung"] for row in report["rungs"]] == rest
+    assert report["left_out"] == [f"shapes: {lost} is left out: no such level"]
+
+
+def test_a_model_whose_plainest_way_fails_is_left_out_and_the_others_stay(
+    scripted: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    taken = ladder.take_turn
+
+    def turn(told: dict[str, Any]) -> Found:
+        if told["side"] == 64:
+            raise ServingError("no memory")
+        return taken(told)
+
+    monkeypatch.setattr(ladder, "take_turn", turn)
+    monkeypatch.setattr(ladder, "MODELS", {"shapes": SHAPES, "small": LadderModel(name="small", side=64)})
+    plan = LadderPlan(work=tmp_path, models=("small", "shapes"), rungs=("plain",), rounds=1, pictures=1)
+    report = Ladder(plan, lambda _: None).measure(lambda report: None)
+    assert [row["model"] for row in report["rungs"]] == ["shapes"]
+    what = "diffusers with 50 steps of the checkpoint's scheduler, which all are held against, failed: no memory"
+    assert report["left_out"] == [f"small is left out: {what}"]
+    with pytest.raises(ServingError, match=f"small: {what}"):
+        Ladder(replace(plan, models=("small",)), lambda _: None).measure(lambda report: None)
+
+
+def test_what_fails_after_some_rounds_keeps_them_and_says_so(
+    scripted: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    taken = ladder.take_turn
+
+    def turn(told: dict[str, Any]) -> Found:
+        if scripted.count("torch.compile") == 1 and told["way"]["name"] == "torch.compile":
+            raise ServingError("its process was ended by SIGKILL")
+        return taken(told)
+
+    monkeypatch.setattr(ladder, "take_turn", turn)
+    plan = LadderPlan(work=tmp_path, rungs=("engine",), rounds=2, pictures=2, peers=(PeerName.COMPILED,))
+    report = Ladder(plan, lambda _: None).measure(lambda report: None)
+    assert report["rungs"][1]["peers"] == {"torch.compile": 100.0}
+    what = "torch.compile with 20 steps of dpmpp_2m is left out of later rounds"
+    assert report["left_out"] == [f"shapes: {what}: its process was ended by SIGKILL"]
 
 
 def test_the_plot_tells_quality_beside_the_bars(tmp_path: Path) -> None:
@@ -322,6 +605,7 @@ def test_the_plot_tells_quality_beside_the_bars(tmp_path: Path) -> None:
             "'ddim,euler' is not one that every peer has; it must be one of ddim, euler, dpmpp_2m, unipc",
         ),
         (["--pictures", "2", "--rounds", "3"], "2 is not allowed with --rounds 3; it must be 3 at least"),
+        (["--optimum-cli", "/no/where"], "/no/where is no command that can be run"),
         (["--plot", "ladder.txt"], "ladder.txt is not allowed; its name must end with one of .png, .svg, .pdf"),
         (["--few-steps", "2"], "Input should be greater than or equal to 3"),
     ],
