@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,33 @@ from nereid_export.errors import ExportError
 FILE_NAMES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 """Of diffusers' and PEFT's folders."""
 LARGEST_SCALE = 10.0
-_PEFT_PREFIX, _METADATA = "base_model.model.", "lora_adapter_metadata"
+_PEFT_PREFIX, _PEFT_CONFIG, _METADATA = "base_model.model.", "adapter_config.json", "lora_adapter_metadata"
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+_UNET = ("conv_in", "time_embedding", "add_embedding", "down_blocks", "mid_block", "up_blocks", "conv_out")
+"""What a key begins with where a UNet was saved alone, without the name of its part."""
+_KOHYA_PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
+_KOHYA_ENDS = ("lora_down.weight", "lora_up.weight", "alpha")
+_NAMINGS = (("input_blocks", "middle_block", "output_blocks"), ("down_blocks", "mid_block", "up_blocks"))
+"""Stability's names of a UNet's blocks, and diffusers': of a file with both, diffusers' converter drops the first silently."""
+_OTHER_KINDS = (
+    ("hada_", "LoHa"),
+    ("lokr_", "LoKr"),
+    ("dora_scale", "DoRA"),
+    ("magnitude_vector", "DoRA"),
+    (".oft_", "OFT"),
+)
+_READ_SETTINGS = ("lora_alpha", "alpha_pattern", "use_rslora")
+_INITIAL = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+"""Ways to begin a training that leave the checkpoint's own weights as they are; `pissa`, `olora` and others do not."""
+_WITHOUT_EFFECT = (
+    *("r", "rank_pattern", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),  # the tensors tell
+    *("bias", "lora_bias", "modules_to_save", "target_parameters", "trainable_token_indices"),  # keys of theirs are refused
+    *("lora_dropout", "inference_mode", "ensure_weight_tying"),  # of training
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),  # of how it began
+    *("task_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version"),
+    *("fan_in_fan_out", "megatron_config", "megatron_core", "qalora_group_size", "runtime_config"),
+)
+"""Settings of PEFT's that change nothing of what is added to a diffusers model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +99,19 @@ class Lora:
         self._refuse_other_kinds(tensors)
         with understood(self.file):
             if all(name.startswith(_PEFT_PREFIX) for name in tensors):
-                parts, alphas, settings = _of_peft(tensors, self._config())
+                config = self._config()
+                if not config:
+                    raise ExportError(
+                        f"{self.file}: it is an adapter of PEFT, whose {_PEFT_CONFIG} says how much of it is added; it must be "
+                        f"named {FILE_NAMES[1]} and have that beside it"
+                    )
+                parts, alphas, settings = _of_peft(tensors, config)
             else:
+                told = json.loads(metadata.get(_METADATA, "{}"))
+                if all(name.partition(".")[0] in _UNET for name in tensors):  # a UNet's own save_lora_adapter, save_attn_procs
+                    tensors, told = ({f"unet.{name}": value for name, value in its.items()} for its in (tensors, told))
                 parts, alphas = _of_diffusers(tensors, unet_config)
-                settings = _settings(json.loads(metadata.get(_METADATA, "{}")))
+                settings = _settings(told)
             return {
                 name: self._paired(name, found, alphas.get(name, {}), settings.get(name, {})) for name, found in parts.items()
             }
@@ -100,20 +135,49 @@ class Lora:
                 ) from None
 
     def _config(self) -> dict[str, Any]:
-        file = self.file.with_name("adapter_config.json")
+        file = self.file.with_name(_PEFT_CONFIG)
         return read_json(file) if file.is_file() and self.file.name == FILE_NAMES[1] else {}
 
     def _refuse_other_kinds(self, tensors: Mapping[str, Tensor]) -> None:
-        for sign, kind in (("hada_", "LoHa"), ("lokr_", "LoKr"), ("dora_scale", "DoRA"), ("magnitude_vector", "DoRA")):
+        for sign, kind in _OTHER_KINDS:
             for name in tensors:
                 if sign in name:
                     raise ExportError(f"{self.file}: {name} is of {kind}, which is not supported; it must be LoRA")
+        if all(name.startswith(_KOHYA_PREFIXES) for name in tensors):
+            self._refuse_what_converters_drop(tensors)
+
+    def _refuse_what_converters_drop(self, tensors: Mapping[str, Tensor]) -> None:
+        """Of kohya's names, which diffusers takes for all that they can mean."""
+        for name in tensors:
+            if name.partition(".")[2] not in _KOHYA_ENDS:
+                raise ExportError(f"{self.file}: {name} is not supported; it must be LoRA")
+        named = [next((name for name in tensors if any(block in name for block in naming)), None) for naming in _NAMINGS]
+        if None not in named:
+            raise ExportError(
+                f"{self.file}: {named[0]} and {named[1]} are names of two kinds, and layers could be meant twice; all "
+                "must be of one"
+            )
+
+    def _refuse_other_settings(self, settings: Mapping[str, Any]) -> None:
+        """What PEFT's adapters and diffusers' metadata may say, and what is not done here."""
+        start = settings.get("init_lora_weights")
+        start = start.lower() if isinstance(start, str) else start
+        if not any(start is allowed or start == allowed for allowed in _INITIAL):
+            raise ExportError(
+                f"{self.file}: init_lora_weights {start!r} is not supported, which changes the checkpoint's own weights, too; it "
+                "must be plain LoRA, as PEFT's save_pretrained writes it with path_initial_model_for_weight_conversion"
+            )
+        kind = settings.get("peft_type", "LORA")
+        if kind != "LORA":
+            raise ExportError(f"{self.file}: peft_type {kind} is not supported; it must be LORA")
+        for name, value in settings.items():
+            if value and name not in (*_READ_SETTINGS, *_WITHOUT_EFFECT, "init_lora_weights", "peft_type"):
+                raise ExportError(f"{self.file}: {name} is not supported; it must be plain LoRA")
 
     def _paired(
         self, part: str, tensors: Mapping[str, Tensor], alphas: Mapping[str, float], settings: Mapping[str, Any]
     ) -> dict[str, _Layer]:
-        if settings.get("use_dora"):
-            raise ExportError(f"{self.file}: use_dora is not supported; it must be plain LoRA")
+        self._refuse_other_settings(settings)
         layers = {}
         for name, down in tensors.items():
             path = name.removesuffix(_DOWN)
@@ -124,10 +188,21 @@ class Lora:
             up = tensors.get(path + _UP)
             if up is None:
                 raise ExportError(f"{self.file}: {part}.{name} has no counterpart {path}{_UP}")
-            rank = down.shape[0]
+            rank = down.shape[0] if down.ndim > 1 else 0
+            if not rank or up.ndim < 2 or up.shape[1:].numel() != rank:
+                raise ExportError(
+                    f"{self.file}: {part}.{name} of shape {tuple(down.shape)} and its counterpart of shape {tuple(up.shape)} are "
+                    "not supported; they must have a rank in common"
+                )
             alpha = alphas.get(path, _of_pattern(settings.get("alpha_pattern"), path, settings.get("lora_alpha", rank)))
             factor = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-            layers[path] = _Layer(name, down.float(), up.float(), self.scale * factor)
+            layer = _Layer(name, down.float(), up.float(), self.scale * factor)
+            if not (down.is_floating_point() and up.is_floating_point()):
+                kinds = f"{down.dtype} and {up.dtype}"
+                raise ExportError(f"{self.file}: {part}.{name} is of {kinds}; both must be floating-point numbers")
+            if not (math.isfinite(factor) and layer.down.isfinite().all() and layer.up.isfinite().all()):
+                raise ExportError(f"{self.file}: {part}.{name} or its alpha holds NaN or infinite values; weights must be finite")
+            layers[path] = layer
         return layers
 
 
@@ -204,6 +279,6 @@ def _settings(metadata: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _of_pattern(pattern: Mapping[str, float] | None, path: str, default: float) -> float:
-    """A layer's own alpha, where its name ends with one of the pattern's."""
-    named = [value for name, value in (pattern or {}).items() if path == name or path.endswith(f".{name}")]
+    """A layer's own alpha, where a pattern is for it: an expression for the end of its path, as PEFT reads it."""
+    named = [value for name, value in (pattern or {}).items() if re.match(rf"(.*\.)?({name})$", path)]
     return float(named[0] if named else default)

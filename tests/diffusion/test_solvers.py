@@ -14,12 +14,14 @@ from nereid.diffusion.solvers import (
     SchedulerConfig,
     SchedulerName,
     SolverState,
+    Spacing,
     advance,
     build_table,
     default_scheduler,
     needs_noise,
 )
 from nereid.diffusion.solvers.choices import ETA, SIGMAS, TIMESTEPS
+from nereid.diffusion.solvers.schedule import spaced_timesteps
 
 diffusers = pytest.importorskip("diffusers")
 from diffusers_runs import SHAPE, noise_at, run_diffusers, run_ours
@@ -77,6 +79,30 @@ def test_every_timestep_spacing_equals_diffusers(name: SchedulerName, spacing: s
     assert_close(run_ours(name, config, 13), run_diffusers(reference(name, config), 13))
 
 
+@pytest.mark.parametrize("train", [50, 999, 1000])
+@pytest.mark.parametrize("spacing", Spacing)
+def test_every_number_of_steps_visits_as_many_timesteps(spacing: Spacing, train: int) -> None:
+    """61 of 1000, for one: with trailing timesteps, rounding once made a last one below 0 of it."""
+    config = SchedulerConfig(num_train_timesteps=train, timestep_spacing=spacing)
+    for steps in [*range(1, 100), train - 1, train]:
+        if steps > train:
+            continue
+        for intervals in (False, True):
+            visited = spaced_timesteps(config, steps, spacing, intervals=intervals)
+            assert len(visited) == steps
+            assert visited.min() >= 0
+
+
+def test_trailing_timesteps_that_clipping_leaves_no_room_for_are_refused() -> None:
+    config = SchedulerConfig.from_diffusers(
+        {"beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -2.0, "timestep_spacing": "trailing"}
+    )
+    with pytest.raises(
+        ScheduleError, match="num_inference_steps: 50 is not allowed; with this spacing, lambda_min_clipped leaves"
+    ):
+        build_table(SchedulerName.DPMPP_2M, config, 50)
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_run_from_an_image_equals_diffusers(name: SchedulerName) -> None:
     image = np.random.default_rng(7).standard_normal(SHAPE).astype(np.float32)
@@ -108,6 +134,22 @@ def test_other_beta_schedules_equal_diffusers(name: str, schedule: str) -> None:
 def test_stochastic_runs_equal_diffusers(name: SchedulerName, eta: float, steps: int) -> None:
     config = {**SD15, "prediction_type": "v_prediction"}
     assert_close(run_ours(name, config, steps, eta=eta), run_diffusers(reference(name, config), steps, eta=eta))
+
+
+@pytest.mark.parametrize("eta", [0.2, 0.3, 0.6, 0.8, 0.9])
+def test_tcd_with_an_eta_of_a_request_equals_diffusers(eta: float) -> None:
+    """It comes as float32; a product with a timestep that should be whole must not lose one to its last digit."""
+    timesteps = [990, 700, 350, 90, 10]
+    theirs = run_diffusers(reference(SchedulerName.TCD, SD15), 0, timesteps=timesteps, eta=eta)
+    for given in (eta, float(np.float32(eta))):
+        assert_close(run_ours(SchedulerName.TCD, SD15, 5, timesteps=timesteps, eta=given), theirs)
+
+
+@pytest.mark.parametrize("name", ["lcm", "tcd"])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_distillation_in_more_steps_than_were_trained_is_refused(name: str, steps: int) -> None:
+    with pytest.raises(ScheduleError, match="original_inference_steps: 50 is not allowed; it must be 20 at most"):
+        build_table(SchedulerName(name), SchedulerConfig(num_train_timesteps=20), steps)
 
 
 @pytest.mark.parametrize("timesteps", [[999], [999, 499], [999, 850, 736, 645, 545, 455, 343, 233, 124, 24], [700, 3, 0]])

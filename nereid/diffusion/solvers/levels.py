@@ -147,6 +147,11 @@ def _distilled_levels(name: SchedulerName, config: SchedulerConfig, steps: int) 
     timesteps = _given(config)
     if timesteps is None:
         original = config.original_inference_steps
+        if original > config.num_train_timesteps:
+            raise ScheduleError(
+                f"original_inference_steps: {original} is not allowed; it must be {config.num_train_timesteps} at most, as many "
+                "as num_train_timesteps"
+            )
         if steps > original:
             raise ScheduleError(f"num_inference_steps: {steps} is not allowed; {name} takes 1 to {original}")
         distilled = (np.arange(1, original + 1) * (config.num_train_timesteps // original) - 1)[::-1]

@@ -104,10 +104,12 @@ def tcd(levels: Levels, config: SchedulerConfig) -> list[Step]:
     """Zheng et al. (2024): down to a level below the next, then noise again up to it; `eta` says how far below (their gamma)."""
     alphas = alphas_cumprod(config)
     eta = TCD_ETA if config.eta is None else config.eta
-    following = [*levels.timesteps[1:].astype(int), 0]
+    following = np.append(levels.timesteps[1:], 0).astype(int)
+    # A request's eta comes as float32, and diffusers multiplies in it: no last digit may cost a timestep.
+    lower = np.floor(np.float32(1 - round(eta, 6)) * following.astype(np.float32)).astype(int)
     steps = []
-    for number, (start, timestep) in enumerate(zip(levels.sigmas, following, strict=True), 1):
-        now, after, below = 1 / (start**2 + 1), alphas[timestep], alphas[int((1 - eta) * timestep)]
+    for number, (start, after, below) in enumerate(zip(levels.sigmas, alphas[following], alphas[lower], strict=True), 1):
+        now = 1 / (start**2 + 1)
         keep = np.sqrt((1 - below) / (1 - now))
         terms = {Term.SAMPLE: keep, Term.CLEAN: np.sqrt(below) - keep * np.sqrt(now)}
         if eta > 0 and number < len(levels):

@@ -105,7 +105,7 @@ def spaced_timesteps(config: SchedulerConfig, steps: int, spacing: Spacing, *, i
     if spacing is Spacing.LEADING:
         ratio = last // points
         return (np.arange(points) * ratio)[::-1][:steps].astype(np.float64) + config.steps_offset
-    return np.round(np.arange(last, 0, -train / steps)) - 1
+    return np.round(np.arange(last, 0, -train / steps)[:steps]) - 1  # of 61 steps of 1000, rounding makes one more
 
 
 def _clipped_timesteps(config: SchedulerConfig) -> int:

@@ -59,6 +59,11 @@ def build_table(name: SchedulerName, config: SchedulerConfig, steps: int, begin:
     if not 0 <= begin < steps:
         raise ScheduleError(f"first step: {begin} is not allowed; it must be 0 to {steps - 1}")
     levels = visited_levels(name, config, steps)
+    if len(levels) < steps:
+        raise ScheduleError(
+            f"num_inference_steps: {steps} is not allowed; with this spacing, lambda_min_clipped leaves {len(levels)} noise "
+            "levels, it must be fewer"
+        )
     if (np.diff(levels.sigmas) >= 0).any():
         raise ScheduleError(
             f"num_inference_steps: {steps} is not allowed; {name} would visit a noise level twice, it must be fewer"
