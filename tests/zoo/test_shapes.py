@@ -14,7 +14,7 @@ from nereid_client import Client
 from nereid_zoo.shapes.analyse import analyse, mistakes
 from nereid_zoo.shapes.captions import write_caption
 from nereid_zoo.shapes.scenes import Layout, Scene, SceneObject, Shape, Size, render, sample_scene
-from nereid_zoo.shapes.score import CHECKPOINT, STUDENT, held_out_captions, score, scorer_for, served_drawer, torch_drawer
+from nereid_zoo.shapes.score import CHECKPOINT, STUDENTS, held_out_captions, score, scorer_for, served_drawer, torch_drawer
 
 from conftest import Served, export, serving
 
@@ -57,7 +57,7 @@ def test_held_out_combinations_are_never_trained_on() -> None:
     assert not trained & held_out
 
 
-@pytest.mark.parametrize("folder", [CHECKPOINT, STUDENT])
+@pytest.mark.parametrize("folder", [CHECKPOINT, *STUDENTS.values()])
 def test_a_shipped_checkpoint_is_small_safe_and_an_ordinary_diffusers_folder(folder: Path) -> None:
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 40 * 2**20
@@ -66,10 +66,11 @@ def test_a_shipped_checkpoint_is_small_safe_and_an_ordinary_diffusers_folder(fol
     assert scorer_for(folder) is not None
 
 
-def test_the_student_draws_right_in_four_steps_without_guidance() -> None:
-    """A sample of what `nereid zoo score shapes --path zoo/shapes/student-4step` measures in full."""
+@pytest.mark.parametrize(("student", "steps"), [(4, 4), (2, 2), (2, 1)])
+def test_a_student_draws_right_in_its_steps_without_guidance(student: int, steps: int) -> None:
+    """A sample of what `nereid zoo score shapes --path zoo/shapes/student-2step --steps 2` measures in full."""
     captions = held_out_captions(24, seed=5)
-    assert score(torch_drawer(STUDENT, steps=4, guidance=1.0), captions).percent >= 75
+    assert score(torch_drawer(STUDENTS[student], steps=steps, guidance=1.0), captions).percent >= 75
 
 
 @pytest.fixture(scope="module")

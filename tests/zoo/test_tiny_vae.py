@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from safetensors.torch import load_file
 
 from nereid_zoo.cli import app
 from nereid_zoo.shapes import model
-from nereid_zoo.shapes.score import CHECKPOINT
-from nereid_zoo.shapes.tiny_vae import FullVae, TinyVaePlan, distil_vae, lessons
+from nereid_zoo.shapes.score import CHECKPOINT, STUDENTS
+from nereid_zoo.shapes.tiny_vae import FullVae, TinyVaePlan, distil_vae, draw_latents, lessons
 
 pytestmark = pytest.mark.torch
 
@@ -28,7 +29,7 @@ def full() -> FullVae:
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory) -> TinyVaePlan:
     work = tmp_path_factory.mktemp("work")
-    return TinyVaePlan(work=work, teacher=CHECKPOINT, minutes=0.1, batch_size=2, scenes=8)
+    return TinyVaePlan(work=work, teacher=CHECKPOINT, minutes=0.1, batch_size=2, scenes=8, student=STUDENTS[2], drawn=6)
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +61,38 @@ def test_a_decode_is_a_sixth_of_the_full_ones_work(full: FullVae) -> None:
 
 def test_pictures_to_learn_from_are_the_full_decoders_of_the_very_latents(plan: TinyVaePlan, full: FullVae) -> None:
     latents = torch.randn(8, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    given, wanted = next(lessons(plan, full, latents))
+    given, wanted = next(lessons(plan, full, [latents[:4], latents[4:]]))
     assert torch.allclose(full.picture(given), wanted, atol=1e-4)
     nearest = (given[:, None] - latents[None]).abs().amax((2, 3, 4)).min(1).values
     assert (nearest > 0).all(), "no noise was added"
     assert (nearest < 1).all(), "the noise drowns the latents"
+
+
+def test_sources_of_any_size_are_learned_from_alike(plan: TinyVaePlan, full: FullVae) -> None:
+    few, many = torch.full((1, 4, 16, 16), 9.0), torch.zeros(99, 4, 16, 16)
+    batches = lessons(replace(plan, batch_size=64), full, [few, many])
+    shares = [(next(batches)[0].mean((1, 2, 3)) > 4).float().mean().item() for _ in range(4)]
+    assert 0.3 < sum(shares) / 4 < 0.7
+
+
+def test_a_student_draws_what_is_learned_from_once_in_each_number_of_steps(
+    plan: TinyVaePlan, full: FullVae, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawing = replace(plan, work=tmp_path, drawn=90)
+    first = draw_latents(drawing, STUDENTS[2])
+    assert first.shape == (90, 4, 16, 16)
+    assert 0.5 < first.std() < 2  # as the denoising loop keeps them
+    monkeypatch.setattr("nereid_zoo.shapes.tiny_vae.StableDiffusionPipeline", None)
+    assert torch.equal(draw_latents(drawing, STUDENTS[2]), first)
+
+
+def test_training_goes_on_from_a_tiny_vae(plan: TinyVaePlan, full: FullVae, distilled: Path, tmp_path: Path) -> None:
+    going = replace(plan, work=tmp_path, tiny_vae=distilled, minutes=0.001)
+    distil_vae(going, tmp_path / "out")
+    before, after = (load_file(folder / "diffusion_pytorch_model.safetensors") for folder in (distilled, tmp_path / "out"))
+    assert all((before[name].float() - after[name].float()).abs().max() < 0.2 for name in before)
+    with pytest.raises(ValueError, match="is not allowed; it must be a tiny VAE of shapes"):
+        distil_vae(replace(going, tiny_vae=CHECKPOINT), tmp_path / "other")
 
 
 def test_diffusers_pipeline_takes_it_for_its_vae(distilled: Path, full: FullVae) -> None:
@@ -108,6 +136,8 @@ def test_it_is_written_in_halves_without_a_path_of_its_work_and_not_trained_agai
     ("words", "said"),
     [
         (("--teacher", "nowhere"), "nowhere is not allowed; it must be a painter of shapes"),
+        (("--student", "nowhere"), "nowhere is not allowed; it must be a student of shapes"),
+        (("--tiny-vae", "nowhere"), "nowhere is not allowed; it must be a tiny VAE of shapes"),
         (("--minutes", "0"), "'--minutes': Input should be greater than or equal to 0.01"),
     ],
 )

@@ -134,15 +134,27 @@ def train_shapes_tiny_vae(
     ] = Path("build/zoo/shapes-student"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     minutes: Annotated[float, typer.Option(min=0.01, help="Both stages together.")] = 30,
+    student: Annotated[
+        Path | None, typer.Option(help="A few-step student with the teacher's VAE; latents that it draws are learned from, too.")
+    ] = None,
+    tiny_vae: Annotated[Path | None, typer.Option(help="A tiny VAE of shapes to go on from.")] = None,
 ) -> None:
     """Distil the VAE of the painter of shapes to a tiny one, for `nereid export diffusion --tiny-vae`."""
-    from nereid_zoo.shapes.tiny_vae import TinyVaePlan, distil_vae
+    from nereid_zoo.shapes.tiny_vae import TinyVaePlan, distil_vae, read_tiny_vae
 
     if scorer_for(teacher) is None:
         raise typer.BadParameter(
             f"{teacher} is not allowed; it must be a painter of shapes, as `zoo train shapes` writes it", param_hint="--teacher"
         )
-    _trained(lambda: distil_vae(TinyVaePlan(work=work, teacher=teacher, device=device, minutes=minutes), out))
+    if student is not None and scorer_for(student) is None:
+        raise typer.BadParameter(f"{student} is not allowed; it must be a student of shapes", param_hint="--student")
+    if tiny_vae is not None:
+        try:
+            read_tiny_vae(tiny_vae)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--tiny-vae") from None
+    plan = TinyVaePlan(work=work, teacher=teacher, device=device, minutes=minutes, student=student, tiny_vae=tiny_vae)
+    _trained(lambda: distil_vae(plan, out))
     console.print(f"shapes-tiny-vae: written to {out}")
 
 

@@ -20,8 +20,8 @@ from nereid_zoo.shapes.scenes import IMAGE_SIZE, sample_scene
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / Path(__file__).parent.name / "checkpoint"
 """The trained checkpoint, an ordinary diffusers folder."""
-STUDENT = CHECKPOINT.parent / "student-4step"
-"""What was distilled from it: 4 steps of LCMScheduler, no guidance."""
+STUDENTS = {steps: CHECKPOINT.parent / f"student-{steps}step" for steps in (4, 2)}
+"""What was distilled from it, by the steps that it is for: LCMScheduler, no guidance. That for 2 steps is for one, too."""
 
 Draw = Callable[[list[str], list[int]], Iterator[NDArray[np.uint8]]]
 """Pictures (uint8 128 x 128 x 3) for captions and seeds, in order."""

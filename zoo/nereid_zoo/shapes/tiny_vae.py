@@ -7,24 +7,28 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nereid_zoo.shapes import model
+from nereid_zoo.shapes.captions import write_caption
 from nereid_zoo.shapes.optimisation import optimizer_of, optimizer_step, report, schedule, update_ema
-from nereid_zoo.shapes.scenes import Scene
+from nereid_zoo.shapes.scenes import Scene, sample_scene
 from nereid_zoo.shapes.train import TrainingPlan, encode_scenes, pixels_of
 from nereid_zoo.stages import finished_stage
 
 DECODER_SHARE = 0.8
 """Of the minutes; only the decoder is served."""
+DRAWN_STEPS = (1, 2, 4)
+"""Latents are drawn in each of these numbers of steps, a batch after the other."""
 NOISE = 0.1
 """Up to this, normal noise is added to latents of scenes: those of a UNet are not quite an encoder's."""
 POOL, FRESH = 512, 8
@@ -42,6 +46,12 @@ class TinyVaePlan:
     minutes: float = 30
     batch_size: int = 16
     scenes: int = 24_000
+    student: Path | None = None
+    """A few-step pipeline with the teacher's VAE: half of what is learned from are latents that it has drawn."""
+    drawn: int = 6000
+    """How many those are."""
+    tiny_vae: Path | None = None
+    """The AutoencoderTiny to go on from; None for a new one."""
     seed: int = 0
 
 
@@ -51,7 +61,7 @@ class FullVae:
     def __init__(self, folder: Path, device: str) -> None:
         vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, use_safetensors=True)
         self.vae = vae.to(device).eval().requires_grad_(False)
-        self.digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted((folder / "vae").glob("*")))).hexdigest()
+        self.digest = _digest(folder / "vae")
         """Of its weights and settings."""
 
     @torch.no_grad()
@@ -61,12 +71,12 @@ class FullVae:
         return self.vae.decode(latents / config.scaling_factor + (config.shift_factor or 0)).sample.clamp(-1, 1)
 
 
-def lessons(plan: TinyVaePlan, full: FullVae, latents: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of latents, some noise added, and of the full decoder's pictures of these very latents; without end."""
+def lessons(plan: TinyVaePlan, full: FullVae, sources: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of latents of all sources alike, some noise added, and of the full decoder's pictures of them; without end."""
     rng, generator = Random(plan.seed + 31), torch.Generator().manual_seed(plan.seed + 31)
 
     def draw(count: int) -> tuple[Tensor, Tensor]:
-        chosen = latents[[rng.randrange(len(latents)) for _ in range(count)]]
+        chosen = torch.stack([rng.choice(rng.choice(sources)) for _ in range(count)])
         levels = torch.rand(count, 1, 1, 1, generator=generator) * NOISE
         noisy = (chosen + levels * torch.randn(chosen.shape, generator=generator)).to(plan.device)
         return noisy, full.picture(noisy)
@@ -79,16 +89,38 @@ def lessons(plan: TinyVaePlan, full: FullVae, latents: Tensor) -> Iterator[tuple
         yield given[rows], wanted[rows]
 
 
-def distil_decoder(plan: TinyVaePlan, full: FullVae, latents: Tensor) -> AutoencoderTiny:
+def draw_latents(plan: TinyVaePlan, student: Path) -> Tensor:
+    """Rows x 4 x 16 x 16 of captions that training may see, as the denoising loop keeps them; kept in `plan.work`."""
+    weights = (student / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    file = plan.work / f"drawn-{plan.drawn}-{plan.seed}-{hashlib.sha256(weights).hexdigest()[:12]}.safetensors"
+    if not file.exists():
+        pipeline = StableDiffusionPipeline.from_pretrained(student, torch_dtype=torch.float32).to(plan.device)
+        pipeline.set_progress_bar_config(disable=True)
+        rng, generator = Random(plan.seed + 33), torch.Generator().manual_seed(plan.seed + 33)
+        parts: list[Tensor] = []
+        for start in range(0, plan.drawn, 40):
+            captions = [write_caption(sample_scene(rng), rng).text for _ in range(min(40, plan.drawn - start))]
+            steps = DRAWN_STEPS[len(parts) % len(DRAWN_STEPS)]
+            asked = {"num_inference_steps": steps, "guidance_scale": 1.0, "generator": generator, "output_type": "latent"}
+            parts.append(pipeline(captions, **asked).images.cpu())
+            if start % 1000 == 0:
+                report("drawn latents", start, of=float(plan.drawn))
+        beside = file.with_suffix(".unfinished")
+        save_file({"latents": torch.cat(parts).contiguous()}, beside)
+        beside.rename(file)
+    return load_file(file)["latents"]
+
+
+def distil_decoder(plan: TinyVaePlan, full: FullVae, tiny: AutoencoderTiny) -> AutoencoderTiny:
     """Pictures like the full decoder's; returns the moving average."""
+    sources = [_scenes(plan, full)[1], *([] if plan.student is None else [draw_latents(plan, plan.student)])]
     torch.manual_seed(plan.seed + 31)
-    batches = lessons(plan, full, latents)
+    batches = lessons(plan, full, sources)
 
     def error(tiny: AutoencoderTiny) -> Tensor:
         given, wanted = next(batches)
         return tiny.decode(given).sample - wanted
 
-    tiny = model.make_tiny_vae().to(plan.device)
     return _fit(tiny, "tiny decoder", plan.minutes * DECODER_SHARE, tiny.decoder, error)
 
 
@@ -129,14 +161,37 @@ def distil_vae(plan: TinyVaePlan, destination: Path) -> None:
     plan.work.mkdir(parents=True, exist_ok=True)
     full = FullVae(plan.teacher, plan.device)
     shape = {key: value for key, value in model.make_tiny_vae().config.items() if not key.startswith("_")}
-    facts = {"teacher": full.digest, "minutes": plan.minutes, "scenes": plan.scenes, "seed": plan.seed, "shape": shape}
+    begun = read_tiny_vae(plan.tiny_vae) if plan.tiny_vae is not None else model.make_tiny_vae()
+    facts = {
+        "teacher": full.digest,
+        "student": plan.student and [plan.drawn, _digest(plan.student / "unet")],
+        "tiny_vae": plan.tiny_vae and _digest(plan.tiny_vae),
+        "minutes": plan.minutes,
+        "scenes": plan.scenes,
+        "seed": plan.seed,
+        "shape": shape,
+    }
 
     def stage(name: str, train: Callable[[], AutoencoderTiny]) -> AutoencoderTiny:
         folder = finished_stage(plan.work / name, facts, lambda beside: train().save_pretrained(beside))
-        tiny = model.make_tiny_vae()  # not from_pretrained, which would have the config name a folder of the work
-        tiny.load_state_dict(AutoencoderTiny.from_pretrained(folder, use_safetensors=True).state_dict())
-        return tiny.to(plan.device)
+        return read_tiny_vae(folder).to(plan.device)
 
-    tiny = stage("tiny-decoder", lambda: distil_decoder(plan, full, _scenes(plan, full)[1]))
+    tiny = stage("tiny-decoder", lambda: distil_decoder(plan, full, begun.to(plan.device)))
     tiny = stage("tiny-encoder", lambda: distil_encoder(plan, full, tiny))
     tiny.half().save_pretrained(destination, safe_serialization=True)
+
+
+def read_tiny_vae(folder: Path) -> AutoencoderTiny:
+    """Raises ValueError where it is none of the form that is trained here."""
+    tiny = model.make_tiny_vae()  # not from_pretrained, which would have the config name that folder
+    try:
+        tiny.load_state_dict(
+            AutoencoderTiny.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True).state_dict()
+        )
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{folder} is not allowed; it must be a tiny VAE of shapes ({str(error).splitlines()[0]})") from None
+    return tiny
+
+
+def _digest(folder: Path) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(folder.glob("*")) if file.is_file())).hexdigest()
