@@ -148,6 +148,9 @@ def unsuitable(fields: FieldReader, prompt: int, pipeline: Pipeline, options: Op
             f"guidance_scale: {options.guidance:g} is unsuitable for {options.scheduler}, whose models and LoRAs were distilled "
             f"for guidance of 1 to {MOST_FEW_STEP_GUIDANCE:g}"
         )
+    low, high = options.interval
+    if options.guided and low < high and not guided_steps(options.interval, options.steps):
+        said.append(f"guidance_interval: no step of {options.steps} begins within {low:g} to {high:g}; none is guided")
     for name in ("cache", "guidance_cache"):
         asked = fields.values(name, OFF)[prompt].strip()
         if asked in set(Level) and (options.guidance > pipeline.default_guidance or size != usual):

@@ -104,6 +104,13 @@ def test_a_few_step_scheduler_warns_of_guidance_whatever_the_checkpoint(schedule
     assert len(parse_image_request(asked, pipeline(), Limits()).warnings) == said
 
 
+@pytest.mark.parametrize(("interval", "said"), [((0.0, 0.1), 1), ((0.0, 0.3), 0), ((1.0, 1.0), 0)])
+def test_an_interval_of_guidance_in_which_no_step_begins_warns(interval: tuple[float, float], said: int) -> None:
+    asked = request(guidance_interval=np.array([interval], np.float32), num_inference_steps=np.array([[4]], np.int32))
+    warnings = parse_image_request(asked, pipeline(), Limits()).warnings
+    assert [warning.startswith("guidance_interval: no step of 4 begins within 0 to 0.1") for warning in warnings] == [True] * said
+
+
 def test_a_calibrated_level_warns_of_what_it_was_not_measured_at() -> None:
     level = CalibratedLevel(threshold=0.1, psnr=30.0)
     found = CacheCalibration(scheduler="ddim", steps=5, curves=((0.2,) * 5,), levels={Level.LIGHT: level})
