@@ -72,12 +72,17 @@ class FullVae:
 
 
 def lessons(plan: TinyVaePlan, full: FullVae, sources: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of latents of all sources alike, some noise added, and of the full decoder's pictures of them; without end."""
+    """Batches of latents of all sources alike, and of the full decoder's pictures of them; without end.
+
+    Noise is added to those of the first source, of scenes, and not to what a UNet has drawn.
+    """
     rng, generator = Random(plan.seed + 31), torch.Generator().manual_seed(plan.seed + 31)
 
     def draw(count: int) -> tuple[Tensor, Tensor]:
-        chosen = torch.stack([rng.choice(rng.choice(sources)) for _ in range(count)])
-        levels = torch.rand(count, 1, 1, 1, generator=generator) * NOISE
+        places = [rng.randrange(len(sources)) for _ in range(count)]
+        chosen = torch.stack([rng.choice(sources[place]) for place in places])
+        most = torch.tensor([NOISE if place == 0 else 0.0 for place in places])[:, None, None, None]
+        levels = torch.rand(count, 1, 1, 1, generator=generator) * most
         noisy = (chosen + levels * torch.randn(chosen.shape, generator=generator)).to(plan.device)
         return noisy, full.picture(noisy)
 
