@@ -9,7 +9,7 @@ from pathlib import Path
 from nereid.engines.memory import available_bytes
 from nereid_export.built import Built, build
 from nereid_export.calibration import Calibration
-from nereid_export.candidates import USUAL, Candidate, candidates_of, expected_rows
+from nereid_export.candidates import STEP_ROWS, UNGUIDED_STEP_ROWS, USUAL, Candidate, candidates_of, expected_rows
 from nereid_export.choice import Row, label
 from nereid_export.components import Component
 from nereid_export.contest import Contest, Entrant
@@ -62,8 +62,11 @@ class Auto:
     """By component and label."""
 
     @classmethod
-    def of(cls, options: ExportOptions, parts: dict[str, Component], targets: dict[str, Target]) -> Auto:
-        """What is to be built; raises ExportError where a component has no candidate that can be."""
+    def of(cls, options: ExportOptions, parts: dict[str, Component], targets: dict[str, Target], *, guided: bool) -> Auto:
+        """What is to be built; raises ExportError where a component has no candidate that can be.
+
+        A `guided` image has two rows of the UNet.
+        """
         engines = options.auto.candidates or USUAL
         made = {name: candidates_of(part, targets[name], engines, options.precision) for name, part in parts.items()}
         for name, candidates in made.items():
@@ -72,7 +75,7 @@ class Auto:
                 raise ExportError(f"{name}: --engine auto has no candidate here: {reasons}")
         contests = {}
         for name, part in parts.items():
-            expected = expected_rows(part, targets[name], options.auto.step_rows)
+            expected = expected_rows(part, targets[name], options.auto.step_rows or (STEP_ROWS if guided else UNGUIDED_STEP_ROWS))
             refused = [_dropped(part, candidate, candidate.refused) for candidate in made[name] if candidate.refused]
             contests[name] = Contest(part, expected, {}, refused)
         return cls(options, made, contests, {})

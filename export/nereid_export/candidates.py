@@ -16,7 +16,8 @@ MEASURED = (Engine.ONNXRUNTIME, Engine.OPENVINO, Engine.TORCH)
 """Engines of the processor; PyTorch's compiles for minutes, so that it must be asked for."""
 USUAL = (Engine.ONNXRUNTIME, Engine.OPENVINO)
 PRECISIONS = (Precision.FP32, Precision.BF16, Precision.INT8)
-STEP_ROWS = (2, 4, 8)
+STEP_ROWS, UNGUIDED_STEP_ROWS = (2, 4, 8), (1, 2, 4)
+"""Of one, two and four images in flight, with an unconditional half and without."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +27,7 @@ class AutoOptions:
     candidates: tuple[Engine, ...] = ()
     """Engines to measure; those of `USUAL` that are installed where empty."""
     step_rows: tuple[int, ...] = ()
-    """Rows of the UNet's calls that the server will see; `STEP_ROWS` where empty."""
+    """Rows of the UNet's calls that the server will see; one, two and four images' where empty."""
     max_engine_mib: int = 0
     """Memory of one engine with its runs; what is free where 0."""
 
@@ -88,9 +89,9 @@ def _refusal(engine: Engine, target: Target) -> str:
     return ""
 
 
-def expected_rows(component: Component, target: Target, asked: Sequence[int]) -> tuple[int, ...]:
-    """Rows of a component's calls that decide: the UNet's as asked, of the others a picture's and two pictures'."""
-    rows = (asked or STEP_ROWS) if component.denoises else (1, 2)
+def expected_rows(component: Component, target: Target, step_rows: Sequence[int]) -> tuple[int, ...]:
+    """Rows of a component's calls that decide: `step_rows` of the UNet, of the others a picture's and two pictures'."""
+    rows = step_rows if component.denoises else (1, 2)
     return tuple(count for count in rows if count <= target.max_batch_size) or (1,)
 
 

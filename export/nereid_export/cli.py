@@ -151,7 +151,8 @@ def diffusion(
         str,
         typer.Option(
             metavar="ROWS,...",
-            help="With auto: rows of the UNet's calls that the server will see, two an image with guidance; 2,4,8 where absent.",
+            help="With auto: rows of the UNet's calls that the server will see, two an image with guidance; those of one, two "
+            "and four images where absent.",
         ),
     ] = "",
     max_engine_mib: Annotated[

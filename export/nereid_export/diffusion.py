@@ -56,7 +56,7 @@ def export_diffusion(options: ExportOptions, progress: Progress) -> dict[str, An
         require_buckets(target)
     auto, planned = None, [(part, targets[name]) for name, part in parts.items()]
     if options.engine is Engine.AUTO:
-        auto = Auto.of(options, parts, targets)
+        auto = Auto.of(options, parts, targets, guided=float(sizes["default_guidance"]) > 1 and not sizes["time_cond_proj_dim"])
         planned = auto.targets
     else:
         for target in targets.values():

@@ -98,6 +98,16 @@ def test_every_component_gets_its_own_engine_and_threads(exported: Path) -> None
     assert (decoder.backend, decoder.parameters["intra_op_thread_count"].string_value) == ("onnxruntime", "1")
 
 
+@pytest.mark.parametrize(("guided", "asked", "rows"), [(True, (), (2, 4)), (False, (), (1, 2, 4)), (False, (3,), (3,))])
+def test_rows_that_decide_are_those_of_one_two_and_four_images(
+    guided: bool, asked: tuple[int, ...], rows: tuple[int, ...], tmp_path: Path
+) -> None:
+    options = ExportOptions(checkpoint=tmp_path, out=tmp_path, engine=Engine.AUTO, auto=AutoOptions(step_rows=asked))
+    assert TARGET.max_batch_size == 4
+    made = Auto.of(options, {"unet": SMALL}, {"unet": TARGET}, guided=guided)
+    assert made.contests["unet"].expected == rows
+
+
 def test_losers_lie_beside_the_served_engine_and_digests_cover_them(exported: Path) -> None:
     assert files(exported / "p_unet") == {
         "config.pbtxt",
