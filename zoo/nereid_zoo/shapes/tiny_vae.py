@@ -31,6 +31,8 @@ DRAWN_STEPS = (1, 2, 4)
 """Latents are drawn in each of these numbers of steps, a batch after the other."""
 NOISE = 0.1
 """Up to this, normal noise is added to latents of scenes: those of a UNet are not quite an encoder's."""
+PEAK, PEAK_GOING_ON = 2e-3, 8e-4
+"""Learning rates: of a new tiny VAE, and of one that is trained further."""
 POOL, FRESH = 512, 8
 """Pictures of the full decoder that are kept to learn from, and how many are replaced in each step: each is seen a few times,
 since the full decoder takes far longer for a picture than the tiny one takes to learn from it."""
@@ -53,6 +55,11 @@ class TinyVaePlan:
     tiny_vae: Path | None = None
     """The AutoencoderTiny to go on from; None for a new one."""
     seed: int = 0
+
+    @property
+    def peak(self) -> float:
+        """Of the learning rate."""
+        return PEAK if self.tiny_vae is None else PEAK_GOING_ON
 
 
 class FullVae:
@@ -126,7 +133,7 @@ def distil_decoder(plan: TinyVaePlan, full: FullVae, tiny: AutoencoderTiny) -> A
         given, wanted = next(batches)
         return tiny.decode(given).sample - wanted
 
-    return _fit(tiny, "tiny decoder", plan.minutes * DECODER_SHARE, tiny.decoder, error)
+    return _fit(tiny, "tiny decoder", plan.minutes * DECODER_SHARE, tiny.decoder, error, plan.peak)
 
 
 def distil_encoder(plan: TinyVaePlan, full: FullVae, tiny: AutoencoderTiny) -> AutoencoderTiny:
@@ -139,15 +146,20 @@ def distil_encoder(plan: TinyVaePlan, full: FullVae, tiny: AutoencoderTiny) -> A
         pixels = pixels_of([scenes[row] for row in rows]).to(plan.device)
         return tiny.encode(pixels).latents - latents[rows].to(plan.device)
 
-    return _fit(tiny, "tiny encoder", plan.minutes * (1 - DECODER_SHARE), tiny.encoder, error)
+    return _fit(tiny, "tiny encoder", plan.minutes * (1 - DECODER_SHARE), tiny.encoder, error, plan.peak)
 
 
 def _fit(
-    tiny: AutoencoderTiny, stage: str, minutes: float, part: torch.nn.Module, error: Callable[[AutoencoderTiny], Tensor]
+    tiny: AutoencoderTiny,
+    stage: str,
+    minutes: float,
+    part: torch.nn.Module,
+    error: Callable[[AutoencoderTiny], Tensor],
+    peak: float,
 ) -> AutoencoderTiny:
     average = deepcopy(tiny)
     optimizer = optimizer_of(list(part.parameters()))
-    for step, rate in schedule(stage, minutes, peak=2e-3):
+    for step, rate in schedule(stage, minutes, peak=peak):
         wrong = error(tiny)
         loss = 4 * wrong.square().mean() + 0.3 * wrong.abs().mean()
         optimizer_step(optimizer, loss, rate)
