@@ -155,7 +155,7 @@ def test_gateway_of_the_container_is_on_with_a_key_and_off_without(tmp_path: Pat
     service = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["triton"]
     published = [entry.rsplit(":", 1)[1] for entry in service["ports"]]
     assert published == exposed
-    assert ".[container,gateway]" in text
+    assert ".[container,gateway,gpu]" in text
     assert service["environment"]["NEREID_OPENAI_PORT"] == "${NEREID_API_KEY:+8080}"
     assert "8080" in exposed
     for key, port, said in (
