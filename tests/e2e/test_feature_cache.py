@@ -47,7 +47,15 @@ def test_steps_are_counted_by_engine(served: Served, cut: Client) -> None:
     def steps(engine: str) -> float:
         return metric(served.metrics, "nereid_image_steps_total", model="v_denoise", engine=engine)
 
-    before = steps("unet"), steps("unet_shallow")
+    def settled() -> tuple[float, float]:
+        """What was counted before is told within a second."""
+        while True:
+            found = steps("unet"), steps("unet_shallow")
+            time.sleep(1.5)
+            if found == (steps("unet"), steps("unet_shallow")):
+                return found
+
+    before = settled()
     cut.generate_image("a box", **ASKED, cache_interval=3)
     until = time.monotonic() + 20  # metrics are gathered before they are told
     while (made := (steps("unet") - before[0], steps("unet_shallow") - before[1])) != (3, 6) and time.monotonic() < until:
