@@ -99,6 +99,8 @@ class OnGpu(np.lib.mixins.NDArrayOperatorsMixin):
         return OnGpu(function(*_on_host(inputs), **options))
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # such as __array_interface__, by which numpy reads without asking
+            raise AttributeError(name)
         found = getattr(self.value, name)
         return (lambda *inputs, **options: OnGpu(found(*inputs, **options))) if callable(found) else found
 
