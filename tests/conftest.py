@@ -30,6 +30,7 @@ for folder in (
     Path(__file__).parent / "client",
     Path(__file__).parent / "diffusion",
     Path(__file__).parent / "bridge",
+    Path(__file__).parent / "benchmarks",
 ):
     sys.path.insert(0, str(folder))
 
@@ -64,6 +65,25 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_configure() -> None:
     """Tests interrupt themselves and their children, also where a shell has started them in the background (SIGINT ignored)."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def stub() -> Iterator[tuple[Any, Any]]:
+    """`nereid.triton.bridge` and `calls`, over a stand-in for Triton's own module."""
+    from stub_utils import stub_modules
+
+    with stub_modules() as modules:
+        yield modules
+
+
+@pytest.fixture
+def bridge(stub: tuple[Any, Any]) -> Any:
+    return stub[0]
+
+
+@pytest.fixture
+def calls(stub: tuple[Any, Any]) -> Any:
+    return stub[1]
 
 
 class Silent:

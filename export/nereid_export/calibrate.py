@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nereid.diffusion.feature_cache import CachePlan, CalibratedLevel, Level, greedy_plan
+from nereid.diffusion.feature_cache import CalibratedLevel, Level
 from nereid.diffusion.plan import EngineCall
 from nereid.diffusion.settings import PIPELINE_FILE, Pipeline
 from nereid.diffusion.solvers import ScheduleError, SchedulerName, build_table
@@ -39,6 +39,7 @@ from nereid_export.frame import Device, Progress
 from nereid_export.gate import score
 from nereid_export.kept_figures import KeptFigures
 from nereid_export.kept_kinds import KEPT_FEATURES, KEPT_PREDICTIONS, Kind
+from nereid_export.kept_plans import Curves, plans_of, quickest
 from nereid_export.lora import Lora
 from nereid_export.scorers import Scorer, scorer_for
 from nereid_export.tiny_vae import TinyVae
@@ -49,10 +50,6 @@ SCORE_BOUNDS: Mapping[Level, float] = {Level.LIGHT: 1.0, Level.BALANCED: 2.0, Le
 """Points of the checkpoint's score, where it has a scorer, that a level may cost."""
 LONGEST_REUSE = 9
 """Steps that features are compared over."""
-
-
-Curves = tuple[tuple[float, ...], ...]
-"""`curves[k - 1][s]`: the error at step s + k of what was kept at step s."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +188,7 @@ class _Calibrating:
 
     def _levels(self, kind: Kind, scheduler: str, steps: int, curves: Curves, told: Callable[[str], None]) -> dict[str, Any]:
         """The quickest plan of each level within its bounds, and what it costs."""
-        plans = _plans(curves, steps)
+        plans = plans_of(curves, steps)
         whole = self._score_without(scheduler, steps, told)
 
         def said(threshold: float) -> str:
@@ -206,6 +203,9 @@ class _Calibrating:
         def likeness(threshold: float) -> float:
             return self.figures.get(f"{kind.field}, {scheduler}, {said(threshold)}: PSNR", partial(measured, threshold))
 
+        def within(bound: float, threshold: float) -> bool:
+            return likeness(threshold) >= bound
+
         def loss(threshold: float) -> float:
             if whole is None:
                 return 0.0
@@ -215,7 +215,7 @@ class _Calibrating:
 
         levels, rising = {}, list(plans)
         for level in Level:
-            threshold = quickest(rising, partial(_within, likeness, PSNR_BOUNDS[level]))
+            threshold = quickest(rising, partial(within, PSNR_BOUNDS[level]))
             while threshold > 0 and loss(threshold) > SCORE_BOUNDS[level]:
                 threshold = max((one for one in plans if one < threshold), default=0.0)
             found = CalibratedLevel(
@@ -264,29 +264,6 @@ class _Calibrating:
 def _guided(pipeline: Pipeline) -> bool:
     """Whether a request that names nothing has an unconditional half."""
     return pipeline.default_guidance > 1 and pipeline.time_cond_proj_dim is None
-
-
-def _within(likeness: Callable[[float], float], bound: float, threshold: float) -> bool:
-    return likeness(threshold) >= bound
-
-
-def quickest(thresholds: Sequence[float], good: Callable[[float], bool]) -> float:
-    """The largest of rising thresholds that is good, where those below a good one are taken for good; the first is."""
-    low, high = 0, len(thresholds)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if good(thresholds[middle]) else (low, middle)
-    return thresholds[low]
-
-
-def _plans(curves: tuple[tuple[float, ...], ...], steps: int) -> dict[float, CachePlan]:
-    """Plans by the smallest threshold that makes them, rising, each once; the first reuses nothing."""
-    plans = {0.0: greedy_plan(curves, 0.0, 0, steps)}
-    for threshold in sorted({value for curve in curves for value in curve if 0 < value <= 1}):
-        plan = greedy_plan(curves, threshold, 0, steps)
-        if plan not in plans.values() and len(plan.full or ()) < min(len(its.full or ()) for its in plans.values()):
-            plans[threshold] = plan
-    return plans
 
 
 def _scheduler(name: str) -> SchedulerName:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +18,7 @@ from nereid.flow.state_folder import STATE_FOLDER
 from nereid.flow.unanswered import Unanswered, take_unanswered
 from nereid_protocol.errors import WireError
 
-from stub_utils import Request, Tensor, TritonError, stub_modules
-
-
-@pytest.fixture
-def stub() -> Iterator[tuple[Any, Any]]:
-    with stub_modules() as modules:
-        yield modules
-
-
-@pytest.fixture
-def bridge(stub: tuple[Any, Any]) -> Any:
-    return stub[0]
-
-
-@pytest.fixture
-def calls(stub: tuple[Any, Any]) -> Any:
-    return stub[1]
+from stub_utils import Request, Tensor, TritonError
 
 
 @pytest.mark.parametrize("sent", ["", "two words", "line\nbreak", "x" * 129])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,7 @@ from nereid.diffusion.settings import Limits
 from nereid.flow.errors import EngineError, LostError
 from nereid.flow.request_ids import current
 
-from stub_utils import InferenceRequest, InferenceResponse, Request, Tensor, TritonError, stub_modules
-
-
-@pytest.fixture
-def stub() -> Iterator[tuple[Any, Any]]:
-    with stub_modules() as modules:
-        yield modules
-
-
-@pytest.fixture
-def bridge(stub: tuple[Any, Any]) -> Any:
-    return stub[0]
-
-
-@pytest.fixture
-def calls(stub: tuple[Any, Any]) -> Any:
-    return stub[1]
+from stub_utils import InferenceRequest, InferenceResponse, Request, Tensor, TritonError
 
 
 def test_a_requests_id_is_tritons_and_goes_on_to_called_models(bridge: Any, calls: Any) -> None:

@@ -16,10 +16,11 @@ from nereid.engines.digests import Verifier
 from conftest import Silent, export
 
 torch = pytest.importorskip("torch")
-from nereid_export.calibrate import CalibrateOptions, calibrate, quickest
+from nereid_export.calibrate import CalibrateOptions, calibrate
 from nereid_export.drawing import Drawer, denoised
 from nereid_export.errors import ExportError
 from nereid_export.kept_figures import KeptFigures
+from nereid_export.kept_plans import quickest
 
 pytestmark = pytest.mark.torch
 

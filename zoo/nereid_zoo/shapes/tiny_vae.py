@@ -10,19 +10,19 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from random import Random
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nereid_zoo.shapes import model
 from nereid_zoo.shapes.captions import write_caption
 from nereid_zoo.shapes.optimisation import optimizer_of, optimizer_step, report, schedule, update_ema
 from nereid_zoo.shapes.scenes import Scene, sample_scene
-from nereid_zoo.shapes.train import TrainingPlan, encode_scenes, pixels_of
+from nereid_zoo.shapes.train import TrainingPlan, encode_scenes, kept_latents, pixels_of
 from nereid_zoo.stages import finished_stage
 
 DECODER_SHARE = 0.8
@@ -103,24 +103,20 @@ def lessons(plan: TinyVaePlan, full: FullVae, sources: Sequence[Tensor]) -> Iter
 
 def draw_latents(plan: TinyVaePlan, student: Path) -> Tensor:
     """Rows x 4 x 16 x 16 of captions that training may see, as the denoising loop keeps them; kept in `plan.work`."""
-    weights = (student / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
-    file = plan.work / f"drawn-{plan.drawn}-{plan.seed}-{hashlib.sha256(weights).hexdigest()[:12]}.safetensors"
-    if not file.exists():
+    file = plan.work / f"drawn-{plan.drawn}-{plan.seed}-{_digest(student / 'unet')[:12]}.safetensors"
+
+    def drawn() -> Iterator[Tensor]:
         pipeline = StableDiffusionPipeline.from_pretrained(student, torch_dtype=torch.float32).to(plan.device)
         pipeline.set_progress_bar_config(disable=True)
         rng, generator = Random(plan.seed + 33), torch.Generator().manual_seed(plan.seed + 33)
-        parts: list[Tensor] = []
-        for start in range(0, plan.drawn, 40):
+        for start, steps in zip(range(0, plan.drawn, 40), cycle(DRAWN_STEPS), strict=False):
             captions = [write_caption(sample_scene(rng), rng).text for _ in range(min(40, plan.drawn - start))]
-            steps = DRAWN_STEPS[len(parts) % len(DRAWN_STEPS)]
             asked = {"num_inference_steps": steps, "guidance_scale": 1.0, "generator": generator, "output_type": "latent"}
-            parts.append(pipeline(captions, **asked).images.cpu())
+            yield pipeline(captions, **asked).images.cpu()
             if start % 1000 == 0:
                 report("drawn latents", start, of=float(plan.drawn))
-        beside = file.with_suffix(".unfinished")
-        save_file({"latents": torch.cat(parts).contiguous()}, beside)
-        beside.rename(file)
-    return load_file(file)["latents"]
+
+    return kept_latents(file, drawn)
 
 
 def distil_decoder(plan: TinyVaePlan, full: FullVae, tiny: AutoencoderTiny) -> AutoencoderTiny:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -158,16 +159,23 @@ def encode_scenes(plan: TrainingPlan, vae: AutoencoderKL) -> tuple[list[Scene], 
     scenes = [sample_scene(rng) for _ in range(plan.scenes)]
     digest = hashlib.sha256(b"".join(value.cpu().numpy().tobytes() for value in vae.state_dict().values())).hexdigest()
     file = plan.work / f"latents-{plan.scenes}-{digest[:12]}.safetensors"
-    if not file.exists():
-        parts = []
+
+    def encoded() -> Iterator[Tensor]:
         for start in range(0, len(scenes), 50):
-            parts.append(vae.encode(pixels_of(scenes[start : start + 50]).to(plan.device)).latent_dist.mean.cpu())
+            yield vae.encode(pixels_of(scenes[start : start + 50]).to(plan.device)).latent_dist.mean.cpu()
             if start % 2000 == 0:
                 report("latents", start, of=float(len(scenes)))
+
+    return scenes, kept_latents(file, encoded) * vae.config.scaling_factor
+
+
+def kept_latents(file: Path, compute: Callable[[], Iterator[Tensor]]) -> Tensor:
+    """The latents of `file`; computed batch by batch, once, where it is not there whole."""
+    if not file.exists():
         beside = file.with_suffix(".unfinished")
-        save_file({"latents": torch.cat(parts).contiguous()}, beside)
+        save_file({"latents": torch.cat(list(compute())).contiguous()}, beside)
         beside.rename(file)
-    return scenes, load_file(file)["latents"] * vae.config.scaling_factor
+    return load_file(file)["latents"]
 
 
 def train_unet(plan: TrainingPlan, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: AutoencoderKL) -> UNet2DConditionModel:
