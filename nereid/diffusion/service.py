@@ -27,7 +27,7 @@ from nereid.engines.memory import available_bytes, shared_bytes
 from nereid.flow.batcher import InFlightBatcher
 from nereid.flow.errors import EngineError, PoisonousRequestError, RequestError
 from nereid.flow.fields import FieldReader, Inputs
-from nereid.flow.flight_record import FlightRecord, digest_of
+from nereid.flow.flight_record import Flight, FlightRecord, digest_of
 from nereid.flow.metrics import ImageObserver, Recorder
 from nereid.flow.request_ids import NamedThreads
 from nereid.flow.runs import RunState
@@ -170,18 +170,17 @@ class DenoiseService:
 
     def _start(self, inputs: Inputs, reply: Reply, is_cancelled: Callable[[], bool]) -> None:
         request = parse_image_request(inputs, self.pipeline, self.limits)
-        digest = _digest(inputs)
-        if self.record is not None and self.record.is_refused(digest):
+        flight = Flight(self.record, _digest(inputs))
+        if flight.is_refused:
             raise PoisonousRequestError("the request was alone in `denoise` when it died, twice; it is not tried a third time")
         self._decoded.forget(request.run_id)  # its picture is asked for anew
-        if (known := self._kept.find(request.run_id, digest)) is not None:
+        if (known := self._kept.find(request.run_id, flight.digest)) is not None:
             if (taken := self._reserved.pop(request.ticket, None)) is not None:
                 self._batcher.give_back(taken)  # nothing will be drawn in its place
             self._decoded.begin(request.run_id)
             reply({**known, "seconds_left": _each(request.timeout_seconds, len(request.rows))}, None)
             return
-        answer, shows_clean = self._answer_with(reply, digest), self._watchers.decodes
-        task = ImageTask(request, answer, is_cancelled, digest=digest, shows_clean=shows_clean)
+        task = ImageTask(request, self._answer_with(reply), is_cancelled, flight, shows_clean=self._watchers.decodes)
         ticket = self._ticket(task)
         if any(row.image is not None for row in request.rows):
             self._preparing.submit(self._prepare, task, ticket)
@@ -210,7 +209,7 @@ class DenoiseService:
         try:
             task.runs = start_runs(task.request, self.encode, lambda: ticket.finished)
             task.due, ticket.start_by = self._due(task)
-            if self.record is not None and self.record.is_suspect(task.digest):
+            if task.flight.is_suspect:
                 ticket.alone = True
             self._batcher.redeem(ticket)
         except RequestError as error:
@@ -239,10 +238,8 @@ class DenoiseService:
         return (math.inf if math.isnan(lone) else task.submitted + self.limits.latency_target * lone), math.inf
 
     def _advance(self, tasks: Sequence[ImageTask]) -> None:
-        if self.record is not None:
-            for task in tasks:
-                if task.started is None:
-                    self.record.enter(task.digest)
+        for task in tasks:
+            task.flight.enter()
         self._loop.advance(tasks)
         for task in tasks:
             if task.done:
@@ -258,15 +255,14 @@ class DenoiseService:
         self._lanes.tell([], [])
         return False
 
-    def _answer_with(self, reply: Reply, digest: bytes) -> Callable[[ImageTask, RequestError | None], None]:
+    def _answer_with(self, reply: Reply) -> Callable[[ImageTask, RequestError | None], None]:
         def answer(task: ImageTask, error: RequestError | None) -> None:
-            if self.record is not None and task.started is not None:
-                self.record.leave(digest)
+            task.flight.leave()
             outputs = None
             if error is None:
                 outputs = _outputs(task, self.fingerprint)
                 self._decoded.begin(task.request.run_id)
-                self._kept.keep(task.request.run_id, digest, outputs)
+                self._kept.keep(task.request.run_id, task.flight.digest, outputs)
                 self._observer.imaged(sum(run.row.end == run.row.origin + len(run.row.table) for run in task.runs))
             reply(outputs, error)
             self._watchers.notice()

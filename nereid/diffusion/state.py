@@ -17,6 +17,7 @@ from nereid.diffusion.guidance_cache import KeptPrediction
 from nereid.diffusion.requests import ImageRequest, ImageRow
 from nereid.diffusion.solvers import LATEST_CLEAN, SolverState
 from nereid.flow.errors import RequestError
+from nereid.flow.flight_record import Flight
 from nereid.flow.request_ids import current
 
 _SNAPSHOTS = 64
@@ -104,6 +105,7 @@ class ImageTask:
     request: ImageRequest
     answer: Callable[[ImageTask, RequestError | None], None]
     cancelled: Callable[[], bool]
+    flight: Flight = field(default_factory=lambda: Flight(None, b""))
     runs: list[ImageRun] = field(default_factory=list)
     error: RequestError | None = None
     submitted: float = field(default_factory=time.monotonic)
@@ -111,7 +113,6 @@ class ImageTask:
     due: float = math.inf
     watched: bool = False
     shows_clean: bool = False
-    digest: bytes = b""
     request_id: str = field(default_factory=current)
     _snapshots: deque[Snapshot] = field(default_factory=lambda: deque(maxlen=_SNAPSHOTS))
     _lock: threading.Lock = field(default_factory=threading.Lock)

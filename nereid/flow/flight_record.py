@@ -172,3 +172,37 @@ class FlightRecord:
         self._memory[place : place + DIGEST_BYTES] = digest
         word = slice(place + DIGEST_BYTES, place + DIGEST_BYTES + 4)  # one aligned word: written whole or not at all
         self._memory[word] = _SLOT.pack(digest, entry.deaths, state)[DIGEST_BYTES : DIGEST_BYTES + 4]
+
+
+@dataclass(slots=True)
+class Flight:
+    """One request's part in the record, where there is one: entered and left once, however often it is told."""
+
+    record: FlightRecord | None
+    digest: bytes
+    inside: bool = False
+
+    @property
+    def is_suspect(self) -> bool:
+        """It was inside when this process died before: it is to run alone."""
+        return self.record is not None and self.record.is_suspect(self.digest)
+
+    @property
+    def is_refused(self) -> bool:
+        """It has ended this process before, twice."""
+        return self.record is not None and self.record.is_refused(self.digest)
+
+    def enter(self) -> None:
+        if self.record is not None and not self.inside:
+            self.record.enter(self.digest)
+            self.inside = True
+
+    def wait(self) -> None:
+        if self.record is not None and self.inside:
+            self.record.wait(self.digest)
+        self.inside = False
+
+    def leave(self) -> None:
+        if self.record is not None and self.inside:
+            self.record.leave(self.digest)
+        self.inside = False

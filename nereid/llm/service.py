@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from nereid.engines.worker import WorkerOptions
 from nereid.flow.batcher import InFlightBatcher, Ticket
 from nereid.flow.errors import DeadlineError, EngineError, PoisonousRequestError, RequestError
-from nereid.flow.flight_record import FlightRecord, digest_of
+from nereid.flow.flight_record import Flight, FlightRecord, digest_of
 from nereid.flow.request_ids import NamedThreads
 from nereid.flow.runs import Runs, read_id
 from nereid.flow.state_folder import state_file
@@ -114,39 +114,6 @@ class _Events:
     def finished(self, outcome: str, seconds: float) -> None: ...
 
 
-@dataclass(slots=True)
-class _Flight:
-    """One request's part in the flight record, where there is one; each step counts once."""
-
-    record: FlightRecord | None
-    digest: bytes
-    inside: bool = False
-
-    @property
-    def deaths(self) -> int:
-        """1 for one that was inside when this process died before: it runs alone."""
-        return int(self.record is not None and self.record.is_suspect(self.digest))
-
-    def enter(self) -> None:
-        """Raises PoisonousRequestError for a request that has ended this process before, twice."""
-        if self.record is None or self.inside:
-            return
-        if self.record.is_refused(self.digest):
-            raise PoisonousRequestError("the request has ended the model's process twice; it is not tried again")
-        self.record.enter(self.digest)
-        self.inside = True
-
-    def wait(self) -> None:
-        if self.record is not None and self.inside:
-            self.record.wait(self.digest)
-        self.inside = False
-
-    def leave(self) -> None:
-        if self.record is not None and self.inside:
-            self.record.leave(self.digest)
-        self.inside = False
-
-
 def _digest(inputs: Inputs) -> bytes:
     """Of what a request asks for."""
     asked = [(name, np.asarray(inputs[name])) for name in _SAME_REQUEST if name in inputs]
@@ -223,12 +190,14 @@ class LlmService:
             log.info("a watch or cancel request was not answered: its caller is gone")
 
     def _prepare(self, inputs: Inputs, reply: Reply, ticket: Ticket[LlmTask]) -> None:
-        flight = _Flight(self.record, _digest(inputs))
+        flight = Flight(self.record, _digest(inputs))
         try:
+            if flight.is_refused:
+                raise PoisonousRequestError("the request has ended the model's process twice; it is not tried again")
             flight.enter()
             request = self._parse(inputs)
             task = self._task(request, reply)
-            task.deaths = flight.deaths
+            task.deaths = int(flight.is_suspect)
             task.entered, task.ended = flight.enter, lambda error: self._end(task, flight, error)
             flight.wait()
             if request.run_id is not None:
@@ -266,7 +235,7 @@ class LlmService:
             request, reply, self._senders, self.observer, self._texts, self._pace, answers, fingerprint=model.fingerprint
         )
 
-    def _end(self, task: LlmTask, flight: _Flight, error: RequestError | None) -> None:
+    def _end(self, task: LlmTask, flight: Flight, error: RequestError | None) -> None:
         flight.leave()
         if task.request.run_id is not None:
             self._runs.end(task.request.run_id, task, failed=error is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -234,6 +235,30 @@ def test_one_that_was_alone_inside_at_two_deaths_of_this_process_is_refused(tmp_
     with serving(record=FlightRecord.at(file)) as service:
         assert isinstance(draw(service).wait().error, PoisonousRequestError)
         assert draw(service, seed=np.array([[4]])).wait().error is None
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_one_that_waited_for_its_first_step_is_not_inside_when_answered(tmp_path: Path, cancelled: bool) -> None:
+    """Another size has the engine meanwhile. Who stayed inside would be blamed for the next death, long after its end."""
+    file = tmp_path / "denoise.flight"
+    unet = SteppedUnet()
+    with serving(unet=unet, record=FlightRecord.at(file)) as service:
+        first = draw(service)
+        while not unet.calls:
+            pass
+        gone = threading.Event()
+        behind = Answer()
+        service.handle(request(seed=np.array([[4]]), height=whole(128), width=whole(128)), behind, gone.is_set)
+        time.sleep(0.7)  # ticks of a quarter of a second
+        (tmp_path / "meanwhile.flight").write_bytes(file.read_bytes())
+        assert len(FlightRecord.at(tmp_path / "meanwhile.flight").suspects) == 2
+        if cancelled:
+            gone.set()
+            assert behind.wait().error is not None
+        unet.allow(1000)
+        assert first.wait().error is None
+        assert (behind.wait().error is None) is not cancelled
+        assert not FlightRecord.at(file).suspects
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e38])

@@ -17,6 +17,7 @@ from random import Random
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline
 from torch import Tensor
+from torch.nn import functional
 
 from nereid_zoo.shapes import model
 from nereid_zoo.shapes.captions import write_caption
@@ -25,15 +26,18 @@ from nereid_zoo.shapes.scenes import Scene, sample_scene
 from nereid_zoo.shapes.train import TrainingPlan, encode_scenes, kept_latents, pixels_of
 from nereid_zoo.stages import finished_stage
 
-DECODER_SHARE = 0.8
+DECODER_SHARE = 0.9
 """Of the minutes; only the decoder is served."""
 DRAWN_STEPS = (1, 2, 4)
 """Latents are drawn in each of these numbers of steps, a batch after the other."""
 NOISE = 0.1
 """Up to this, normal noise is added to latents of scenes: those of a UNet are not quite an encoder's."""
+EDGE_WEIGHT, EDGE_MOST = 4.0, 4.0
+"""How much more an error weighs for each unit by which colours change within a pixel, and the most that is added: what a shape
+is shows at its edge, and a small one's is a few pixels of a picture."""
 PEAK, PEAK_GOING_ON = 2e-3, 8e-4
 """Learning rates: of a new tiny VAE, and of one that is trained further."""
-POOL, FRESH = 512, 8
+POOL, FRESH = 1024, 4
 """Pictures of the full decoder that are kept to learn from, and how many are replaced in each step: each is seen a few times,
 since the full decoder takes far longer for a picture than the tiny one takes to learn from it."""
 
@@ -67,7 +71,7 @@ class FullVae:
 
     def __init__(self, folder: Path, device: str) -> None:
         vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32, use_safetensors=True)
-        self.vae = vae.to(device).eval().requires_grad_(False)
+        self.vae = vae.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
         self.digest = _digest(folder / "vae")
         """Of its weights and settings."""
 
@@ -119,15 +123,26 @@ def draw_latents(plan: TinyVaePlan, student: Path) -> Tensor:
     return kept_latents(file, drawn)
 
 
+def edge_weights(pictures: Tensor) -> Tensor:
+    """Rows x 1 x height x width, 1 where nothing changes: what an error in each pixel weighs."""
+    padded = functional.pad(pictures, (1, 1, 1, 1), mode="replicate")
+    across = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) / 2
+    down = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) / 2
+    change = (across.square() + down.square()).sum(1, keepdim=True).sqrt()
+    return 1 + (EDGE_WEIGHT * change).clamp(max=EDGE_MOST)
+
+
 def distil_decoder(plan: TinyVaePlan, full: FullVae, tiny: AutoencoderTiny) -> AutoencoderTiny:
     """Pictures like the full decoder's; returns the moving average."""
     sources = [_scenes(plan, full)[1], *([] if plan.student is None else [draw_latents(plan, plan.student)])]
     torch.manual_seed(plan.seed + 31)
     batches = lessons(plan, full, sources)
 
-    def error(tiny: AutoencoderTiny) -> Tensor:
+    def error(tiny: AutoencoderTiny) -> tuple[Tensor, Tensor]:
         given, wanted = next(batches)
-        return tiny.decode(given).sample - wanted
+        with torch.autocast(plan.device, torch.bfloat16):
+            decoded = tiny.decode(given).sample
+        return decoded.float() - wanted, edge_weights(wanted)
 
     return _fit(tiny, "tiny decoder", plan.minutes * DECODER_SHARE, tiny.decoder, error, plan.peak)
 
@@ -137,10 +152,12 @@ def distil_encoder(plan: TinyVaePlan, full: FullVae, tiny: AutoencoderTiny) -> A
     scenes, latents = _scenes(plan, full)
     rng = Random(plan.seed + 32)
 
-    def error(tiny: AutoencoderTiny) -> Tensor:
+    def error(tiny: AutoencoderTiny) -> tuple[Tensor, Tensor]:
         rows = [rng.randrange(len(scenes)) for _ in range(plan.batch_size)]
         pixels = pixels_of([scenes[row] for row in rows]).to(plan.device)
-        return tiny.encode(pixels).latents - latents[rows].to(plan.device)
+        with torch.autocast(plan.device, torch.bfloat16):
+            encoded = tiny.encode(pixels).latents
+        return encoded.float() - latents[rows].to(plan.device), torch.ones((), device=plan.device)
 
     return _fit(tiny, "tiny encoder", plan.minutes * (1 - DECODER_SHARE), tiny.encoder, error, plan.peak)
 
@@ -150,14 +167,16 @@ def _fit(
     stage: str,
     minutes: float,
     part: torch.nn.Module,
-    error: Callable[[AutoencoderTiny], Tensor],
+    error: Callable[[AutoencoderTiny], tuple[Tensor, Tensor]],
     peak: float,
 ) -> AutoencoderTiny:
+    """`error` gives what is wrong, and how much that weighs."""
+    tiny = tiny.to(memory_format=torch.channels_last)
     average = deepcopy(tiny)
     optimizer = optimizer_of(list(part.parameters()))
     for step, rate in schedule(stage, minutes, peak=peak):
-        wrong = error(tiny)
-        loss = 4 * wrong.square().mean() + 0.3 * wrong.abs().mean()
+        wrong, weights = error(tiny)
+        loss = (weights * (4 * wrong.square() + 0.3 * wrong.abs())).mean()
         optimizer_step(optimizer, loss, rate)
         update_ema(average, tiny, decay=min(0.99, (step + 1) / (step + 20)))
         if step % 50 == 0:
