@@ -246,6 +246,10 @@ class Run(Generic[T]):
         until = self.clock() + seconds * random.uniform(0.5, 1.5)
         limit = self._healing_until if self._healing_until is not None else self._deadline
         if limit is not None and until >= limit:
+            if self._healing_until is not None:
+                self.server.statistics.count("lost")
+                within = f"within heal_seconds ({self.server.policy.heal_seconds:g} s)"
+                failure.args = (f"{failure}; the server was not back {within}",)
             raise failure
         yield from self._next(until, ())
 

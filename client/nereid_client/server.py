@@ -23,7 +23,7 @@ class ReplayPolicy:
     retry_full: bool = True
     backoff: float = 0.2
     replays: int = 3
-    heal_seconds: float = 30.0
+    heal_seconds: float = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

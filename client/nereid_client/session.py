@@ -78,7 +78,7 @@ class Session:
         backoff: float = 0.2,
         retry_full: bool = True,
         replays: int = 3,
-        heal_seconds: float = 30.0,
+        heal_seconds: float = 60.0,
         transport: Transport | None = None,
     ) -> None:
         chosen = Protocol(protocol)

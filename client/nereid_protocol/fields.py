@@ -205,6 +205,7 @@ IMAGE_FIELDS: tuple[Field, ...] = (
         default="1",
         low=1,
         high=64,
+        limit="max_images_per_request",
         per_request=True,
         models=_ALL - {Model.STREAM},
     ),

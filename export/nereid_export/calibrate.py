@@ -249,7 +249,7 @@ class _Calibrating:
     def _with(self, kind: Kind, scheduler: str, steps: int, curves: Curves, threshold: float) -> Drawer:
         """A drawer that keeps by this threshold."""
         level = {"threshold": threshold, "psnr": None}
-        found = {"scheduler": scheduler, "steps": steps, "curves": curves, "levels": {Level.LIGHT: level}}
+        found = {"scheduler": scheduler, "steps": steps, "curves": curves, "levels": dict.fromkeys(Level, level)}
         pipeline = Pipeline.from_json(json.dumps({**self.facts, **kind.written(self.facts, [found])}))
         return replace(self._asked(scheduler, steps, **{kind.field: str(Level.LIGHT)}), pipeline=pipeline)
 

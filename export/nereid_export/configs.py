@@ -110,6 +110,7 @@ def pipeline_configs(
             _set_channels(tensor, channels)
     denoise = configs["denoise"]
     _set_parameter(denoise, "unet_max_batch_size", str(2 * max_batch_size))
+    _set_parameter(denoise, "max_images_per_request", str(max_batch_size))
     _set_parameter(denoise, "unet_min_batch_size", str(unet_min_rows))
     inflight = max(max_batch_size, int(denoise.parameters["max_inflight"].string_value))
     _set_parameter(denoise, "max_inflight", str(inflight))

@@ -37,7 +37,7 @@ Called = Callable[[str, Mapping[str, NDArray]], None]
 
 MOST_DB = 100.0
 """Of pictures that are equal, whose PSNR is infinite."""
-_LIMITS = Limits(max_pixels=2**40, max_steps=1000)
+_LIMITS = Limits(max_pixels=2**40, max_steps=1000, max_images_per_request=Limits().max_inflight)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from nereid.diffusion.feature_cache import CacheCalibration, CachePlan, Level
 from nereid.diffusion.settings import Pipeline
 from nereid.flow.errors import InvalidRequestError
 from nereid.flow.fields import FieldReader
+from nereid.flow.parameters import read_number
 
 OFF = "off"
 MOST_THRESHOLD = 1.0
@@ -65,11 +66,8 @@ def _threshold(asked: str) -> float | None:
     """A number that a request gives; None for a level's name."""
     if asked in set(Level):
         return None
-    try:
-        threshold = float(asked)
-    except ValueError:
-        threshold = -1.0
-    if not 0 < threshold <= MOST_THRESHOLD:
+    threshold = read_number(asked)
+    if threshold is None or not 0 < threshold <= MOST_THRESHOLD:
         raise InvalidRequestError.of("cache", asked, f"{OFF}, {_LEVELS} or a threshold above 0, {MOST_THRESHOLD:g} at most")
     return threshold
 

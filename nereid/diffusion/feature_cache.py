@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nereid.diffusion.solvers.names import SchedulerName
 from nereid.flow.errors import EngineError
 
 FEATURES = "features"
@@ -95,13 +96,29 @@ class CacheCalibration:
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> CacheCalibration:
-        """What pipeline.json has of it."""
-        levels = {
-            Level(name): CalibratedLevel(threshold=its["threshold"], psnr=its["psnr"], score=its.get("score"))
-            for name, its in raw["levels"].items()
-        }
-        curves = tuple(tuple(float(value) for value in curve) for curve in raw["curves"])
-        return cls(scheduler=raw["scheduler"], steps=int(raw["steps"]), curves=curves, levels=levels)
+        """What pipeline.json has of it; raises ValueError where it is not what `nereid calibrate` writes."""
+        try:
+            scheduler, steps = str(SchedulerName(raw["scheduler"])), int(raw["steps"])
+            levels = {
+                level: CalibratedLevel(
+                    threshold=float(raw["levels"][level]["threshold"]),
+                    psnr=raw["levels"][level]["psnr"],
+                    score=raw["levels"][level].get("score"),
+                )
+                for level in Level
+            }
+            curves = tuple(tuple(float(value) for value in curve) for curve in raw["curves"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"calibration: it is none of nereid calibrate's ({error!r}); calibrate again") from None
+        name = f"calibration for {scheduler} with {steps} steps"
+        if steps < 1 or any(len(curve) != steps for curve in curves):
+            raise ValueError(
+                f"{name}: a curve of {sorted({len(curve) for curve in curves})} steps is not allowed; calibrate again"
+            )
+        numbers = [value for curve in curves for value in curve] + [its.threshold for its in levels.values()]
+        if not all(value >= 0 for value in numbers):  # NaN is not
+            raise ValueError(f"{name}: errors and thresholds must be numbers from 0 on; calibrate again")
+        return cls(scheduler=scheduler, steps=steps, curves=curves, levels=levels)
 
     def plan(self, level: Level, origin: int) -> CachePlan:
         """The plan of a run that begins at step `origin`."""

@@ -81,8 +81,14 @@ def images_of(fields: FieldReader, limits: Limits) -> int:
     """Images of each prompt."""
     images = int(fields.value("num_images_per_prompt", 1))
     count = fields.batch_size * images
-    if count > limits.max_inflight:
-        raise InvalidRequestError.of("images in one request", count, f"at most {limits.max_inflight}")
+    most = limits.images_in_one_request
+    if count > most:
+        each = f" for each of {fields.batch_size} prompts" if fields.batch_size > 1 else ""
+        raise InvalidRequestError(
+            f"num_images_per_prompt: {images}{each} is not allowed; one request may have {most} images at most "
+            "(max_images_per_request)",
+            "num_images_per_prompt",
+        )
     return images
 
 
@@ -115,7 +121,7 @@ def resolve(fields: FieldReader, prompt: int, pipeline: Pipeline) -> Options:
             raise InvalidRequestError(f"{name}: it has no meaning for this model, whose UNet is told the guidance", name)
     if guidance <= 1:
         for field in ("guidance_cache", "guidance_cache_interval"):
-            if fields.given(field) and fields.values(field, OFF)[prompt] != OFF:
+            if fields.given(field) and str(fields.values(field, OFF)[prompt]).strip() != OFF:
                 raise InvalidRequestError(f"{field}: it has no meaning without guidance (guidance_scale {guidance:g})", field)
     scheduler = _scheduler(fields.values("scheduler", pipeline.default_scheduler)[prompt])
     schedule = _schedule(fields, prompt, pipeline, scheduler)
@@ -151,6 +157,8 @@ def unsuitable(fields: FieldReader, prompt: int, pipeline: Pipeline, options: Op
     low, high = options.interval
     if options.guided and low < high and not guided_steps(options.interval, options.steps):
         said.append(f"guidance_interval: no step of {options.steps} begins within {low:g} to {high:g}; none is guided")
+    if options.guidance_cache is not None and not guided_steps(options.interval, options.steps):
+        said.append("guidance_cache: it has no effect, because no step is guided")
     for name in ("cache", "guidance_cache"):
         asked = fields.values(name, OFF)[prompt].strip()
         if asked in set(Level) and (options.guidance > pipeline.default_guidance or size != usual):

@@ -117,6 +117,15 @@ def _batch_size(inputs: Inputs) -> int:
     return int(embeds.shape[0])
 
 
+def _needs_nothing_kept(step: int, origin: int, cache: CachePlan | None, reuse: CachePlan | None, guided: range) -> bool:
+    """Whether this step of a run from `origin` on goes by nothing that an earlier one left: neither features nor a prediction."""
+    if step == origin:
+        return True
+    whole = cache is None or step in (cache.full or ())
+    predicted = reuse is None or not guided.start < step < guided.stop or step in (reuse.full or ())
+    return whole and predicted
+
+
 @dataclass(slots=True)
 class _RowParser:
     fields: FieldReader
@@ -174,9 +183,8 @@ class _RowParser:
             if reuse is not None:
                 reuse = guidance_plan(fields, prompt, pipeline, guided=guided, scheduler=scheduler, steps=steps, origin=origin)
         guided = guided_steps(options.interval, options.steps)
-        plans = [plan for plan in (cache, reuse if begin < guided.stop else None) if plan is not None]
-        if begin != origin and any(begin not in (plan.full or ()) for plan in plans):
-            possible = sorted(frozenset.intersection(*(plan.full or frozenset({origin}) for plan in plans)))
+        possible = [step for step in range(origin, options.steps) if _needs_nothing_kept(step, origin, cache, reuse, guided)]
+        if begin not in possible:
             raise InvalidRequestError.of("step_begin", begin, f"one of {possible}, which need nothing that was kept")
         facts, caching = self.pipeline.cache, None
         if cache is not None and facts is not None:

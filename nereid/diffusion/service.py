@@ -39,6 +39,9 @@ Reply = Callable[[Mapping[str, np.ndarray] | None, RequestError | None], None]
 """Called once for every request, with its outputs or its error, from any thread."""
 
 _SAVE_SECONDS = 30.0
+_CACHING = frozenset({"cache", "cache_interval"})
+_KEPT_FREE_BYTES = 16 * 2**20
+"""Of shared memory: what a process of Triton's needs that is started again."""
 _NOT_ASKED_FOR = ("run_id", "ticket", "timeout_seconds", "priority", "deadline_seconds")
 """Inputs that say nothing of the picture: a request that is tried again has the same others."""
 
@@ -71,10 +74,12 @@ class DenoiseService:
     _reserved: dict[str, Ticket[ImageTask]] = field(default_factory=dict)
     _kept: KeptResults = field(default_factory=KeptResults)
     _saved: float = field(default_factory=time.monotonic)
+    _looks_at_shared_memory: bool = field(init=False)
 
     def __post_init__(self) -> None:
         budget = self.limits.memory_budget_bytes or available_bytes() // 2
-        shared = self.limits.features_shared_bytes or int(0.8 * shared_bytes())
+        self._looks_at_shared_memory = not self.limits.features_shared_bytes
+        shared = self.limits.features_shared_bytes or _shared_for_features()
         self.limits = replace(self.limits, memory_budget_bytes=budget, features_shared_bytes=shared)
         self.limits.tiling(self.pipeline.vae_scale_factor)  # a mistake is told when the model loads
         _ = self.limits.feature_type
@@ -109,6 +114,10 @@ class DenoiseService:
     def handle(self, inputs: Inputs, reply: Reply, is_cancelled: Callable[[], bool]) -> None:
         """Take one request; returns at once, `reply` follows when it is done or refused."""
         try:
+            if self._looks_at_shared_memory and not _CACHING.isdisjoint(inputs):
+                # Models that load after this one have taken their share by now.
+                self._looks_at_shared_memory = False
+                self.limits = replace(self.limits, features_shared_bytes=_shared_for_features())
             if "watch" in inputs:
                 self._watch(inputs, reply)
             elif "cancel" in inputs:
@@ -272,6 +281,12 @@ class DenoiseService:
     def _refuse(self, error: RequestError, reply: Reply) -> None:
         self._observer.refused(error.outcome)
         reply(None, error)
+
+
+def _shared_for_features() -> int:
+    """What features may take in shared memory, so that pictures still fit, and a process that is started again."""
+    free = shared_bytes()
+    return max(min(int(0.8 * free), free - _KEPT_FREE_BYTES), 1)
 
 
 def _digest(inputs: Inputs) -> bytes:

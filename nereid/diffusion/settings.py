@@ -148,6 +148,8 @@ class Limits:
     max_inflight: int = 16
     max_queue: int = 64
     max_steps: int = 200
+    max_images_per_request: int = 8
+    """Of all its prompts together: the models that come after this one take no more at once."""
     max_pixels: int = 1024 * 1024
     max_guidance: float = 50.0
     default_timeout_seconds: float = 600.0
@@ -166,6 +168,10 @@ class Limits:
     """cpu or gpu: where they are kept between calls."""
     features_shared_bytes: int = 0
     """What features may take in shared memory on their way; 0: four fifths of what is free at start."""
+
+    @property
+    def images_in_one_request(self) -> int:
+        return min(self.max_inflight, self.max_images_per_request)
 
     @property
     def feature_type(self) -> type:

@@ -24,10 +24,11 @@ from nereid.diffusion.settings import Pipeline
 from nereid.diffusion.watching import HOLD_SECONDS
 from nereid.flow.errors import CancelledError, LostError, QueueFullError, RequestError
 from nereid.flow.fields import FieldReader, Inputs
+from nereid.flow.request_parameters import refuse_parameters
 from nereid.flow.retry import call_again
 from nereid.flow.runs import RunState
 from nereid_protocol.field import Model
-from nereid_protocol.fields import names, passed_on
+from nereid_protocol.fields import carried_by, names, passed_on
 
 Outputs = Mapping[str, np.ndarray]
 
@@ -94,6 +95,7 @@ class ImageStream:
 
     def run(self, inputs: Inputs, send: Callable[[Outputs], None], is_cancelled: Callable[[], bool]) -> None:
         """Send progress after every `preview_interval` steps and the image at the end; raises RequestError."""
+        refuse_parameters(inputs, names(carried_by(Model.STREAM)))
         given = {name: value[None] for name, value in inputs.items()}
         reader = FieldReader(given, 1)
         interval = reader.value("preview_interval", 1)

@@ -117,9 +117,14 @@ def rows_to_take(
 
 @dataclass(slots=True, eq=False)
 class CallSizes(Generic[K]):
-    """`rows_to_take` for lanes whose costs are learned from the very calls that it decides on."""
+    """`rows_to_take` for lanes whose costs are learned from the very calls that it decides on.
+
+    Where nothing is known of what many cost, a call takes one, and then twice as many as the largest before: everybody else
+    waits for it, however long it takes.
+    """
 
     _smaller: dict[K, int] = field(default_factory=dict)
+    _largest: dict[K, int] = field(default_factory=dict)
 
     def take(
         self,
@@ -135,6 +140,9 @@ class CallSizes(Generic[K]):
         if smaller >= _LOOK_AGAIN:
             return fitting
         count = rows_to_take(candidates, behind, most, seconds, now)
+        if math.isnan(_seconds_per_row(candidates[:count], seconds)):
+            count = min(count, max(2 * self._largest.get(lane, 0), 1))
+        self._largest[lane] = max(self._largest.get(lane, 0), count)
         if count < fitting:
             self._smaller[lane] = smaller + 1
         return count
@@ -143,6 +151,7 @@ class CallSizes(Generic[K]):
         """Lanes that nobody is in any more."""
         lanes = set(kept)
         self._smaller = {lane: count for lane, count in self._smaller.items() if lane in lanes}
+        self._largest = {lane: count for lane, count in self._largest.items() if lane in lanes}
 
 
 def _seconds_per_row(candidates: Sequence[Candidate], seconds: Callable[[int], float]) -> float:

@@ -59,7 +59,8 @@ class FieldReader:
 
     def _check_list(self, field: Field, raw: np.ndarray) -> None:
         if raw.ndim != 2 or raw.shape[0] != self.batch_size or not raw.size:
-            raise InvalidRequestError.of(f"shape of {field.name}", raw.shape, f"values for each of {self.batch_size} prompts")
+            allowed = f"1 value or more for each of {self.batch_size} prompts"
+            raise InvalidRequestError.of(f"shape of {field.name}", raw.shape, allowed)
         most = getattr(self.limits, field.limit_length, None) if field.limit_length else None
         if most is not None and raw.shape[1] > most:
             raise InvalidRequestError.of(f"length of {field.name}", raw.shape[1], f"at most {most} ({field.limit_length})")

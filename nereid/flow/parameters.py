@@ -18,8 +18,14 @@ TENSOR_NAMES = "tensor_names"
 SMALLEST, LARGEST = 1e-6, 1e18
 """Of numbers: beyond these they mean nothing, and clocks and sums overflow."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf|nan", re.ASCII)
+_WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 READ_BY_OTHERS = ("restart_on_death", "EXECUTION_ENV_PATH", "FORCE_CPU_ONLY_INPUT_TENSORS", TENSOR_NAMES)
 """What the supervisor, Triton's Python backend and the bridge read of any model's parameters."""
+
+
+def read_number(text: str) -> float | None:
+    """As people write numbers: Python alone reads 0_1 and digits of other scripts, too. None where it is none."""
+    return float(text) if _NUMBER.fullmatch(text) else None
 
 
 def read_tensor_names(parameters: Mapping[str, str]) -> TensorNames:
@@ -63,12 +69,10 @@ def read_parameters(
                 raise ValueError(f"parameter {field.name}: {text!r} is not allowed; it must be true or false")
             known[field.name] = text == "true"
             continue
-        try:
-            if not _NUMBER.fullmatch(text):
-                raise ValueError
-            value = float(text) if field.type == "float" else int(text)
-        except ValueError:
-            raise ValueError(f"parameter {field.name}: {text!r} is not a number") from None
+        number = read_number(text)
+        if number is None or (field.type != "float" and not _WHOLE.fullmatch(text)):
+            raise ValueError(f"parameter {field.name}: {text!r} is not a {'number' if number is None else 'whole number'}")
+        value = number if field.type == "float" else int(text)
         zero, least = field.name in may_be_zero, SMALLEST if field.type == "float" else 1
         if not (least <= value <= LARGEST or (zero and value == 0)):
             allowed = f"{'0, or ' if zero else ''}{least:g} to {LARGEST:g}"

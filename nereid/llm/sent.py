@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 
 from nereid.flow.errors import InvalidRequestError
 from nereid.flow.fields import decode_text
+from nereid.flow.request_parameters import REQUEST_PARAMETERS
 from nereid.flow.runs import read_id
 from nereid_protocol.sampling import SAMPLING_FIELDS
 from nereid_protocol.sampling_field import SamplingError, read_fields
 
 Inputs = Mapping[str, np.ndarray]
-
-REQUEST_PARAMETERS = "request_parameters"
-"""Under this name the bridge hands on what a request brings beside its tensors: a JSON object."""
 
 RETURN_FLAGS = {
     "return_finish_reason": ("finish_reason",),

@@ -15,6 +15,7 @@ from nereid.flow.batcher import InFlightBatcher, Ticket
 from nereid.flow.errors import DeadlineError, EngineError, PoisonousRequestError, RequestError
 from nereid.flow.flight_record import Flight, FlightRecord, digest_of
 from nereid.flow.request_ids import NamedThreads
+from nereid.flow.request_parameters import REQUEST_PARAMETERS
 from nereid.flow.runs import Runs, read_id
 from nereid.flow.state_folder import state_file
 from nereid.llm.answers import Answer
@@ -24,7 +25,7 @@ from nereid.llm.fingerprint import system_fingerprint
 from nereid.llm.observer import LlmObserver
 from nereid.llm.pace import StreamPace
 from nereid.llm.requests import LlmRequest, parse_llm_request
-from nereid.llm.sent import REQUEST_PARAMETERS, Inputs
+from nereid.llm.sent import Inputs
 from nereid.llm.settings import DRAFT_FOLDER, LlmFacts, LlmLimits, read_tokenizer
 from nereid.llm.tasks import LlmTask, Reply
 from nereid.llm.text import TextStream, TokenTexts

@@ -24,6 +24,7 @@ from nereid.flow.fields import decode_text
 from nereid.flow.metrics import Record
 from nereid.flow.parameters import TENSOR_NAMES, TensorNames, read_tensor_names, refuse_unknown
 from nereid.flow.request_ids import LOG_FORMAT, RequestIds
+from nereid.flow.request_parameters import REQUEST_PARAMETERS
 from nereid.flow.state_folder import set_loaded
 from nereid.flow.unanswered import Unanswered
 from nereid_protocol.errors import ErrorKind
@@ -119,7 +120,7 @@ def read_inputs_and_parameters(request: Any) -> dict[str, np.ndarray]:
     if request.request_id():
         parameters.pop("id", None)  # `generate` takes the request's id in the body, and hands it on as a parameter, too
     if parameters:
-        inputs["request_parameters"] = np.array([json.dumps(parameters).encode()], np.object_)
+        inputs[REQUEST_PARAMETERS] = np.array([json.dumps(parameters).encode()], np.object_)
     return inputs
 
 

@@ -297,6 +297,13 @@ def test_a_holder_that_stays_silent_means_a_lost_run() -> None:
     assert world.now < 30.0
 
 
+def test_one_whose_server_is_not_back_in_time_is_counted_and_told_which_option_waits_longer() -> None:
+    world = World(fails(DEATHS[0]), back_at=1e9)
+    with pytest.raises(NereidError, match=r"the server was not back within heal_seconds \(10 s\)"):
+        draw(world, ReplayPolicy(heal_seconds=10.0))
+    assert world.server.statistics.lost == 1
+
+
 def test_runs_are_asked_for_about_once_a_second_and_only_after_one() -> None:
     world = World(answers(image(), after=10.5))
     draw(world)

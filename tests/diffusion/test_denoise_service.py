@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nereid.diffusion.feature_cache import FeatureCache
 from nereid.diffusion.service import DenoiseService
 from nereid.diffusion.settings import Limits
 from nereid.diffusion.vae_tiles import BYTES_PER_PIXEL
@@ -28,7 +29,7 @@ from nereid.flow.errors import (
 from nereid.flow.flight_record import FlightRecord
 from nereid.flow.metrics import Recorder
 
-from image_forms import Array, SteppedUnet, Unet, pipeline, request, text, whole
+from image_forms import Array, SteppedUnet, Unet, features, pipeline, request, text, whole
 
 IMAGE = np.zeros((1, 64, 64, 3), np.uint8)
 
@@ -235,6 +236,39 @@ def test_one_that_was_alone_inside_at_two_deaths_of_this_process_is_refused(tmp_
     with serving(record=FlightRecord.at(file)) as service:
         assert isinstance(draw(service).wait().error, PoisonousRequestError)
         assert draw(service, seed=np.array([[4]])).wait().error is None
+
+
+def test_more_images_than_the_models_after_it_take_are_refused_before_anything_is_drawn() -> None:
+    with serving(max_images_per_request=3) as service:
+        for asked in ({"ticket": text("t"), "num_images_per_prompt": whole(4)}, request(num_images_per_prompt=whole(4))):
+            refused = ask(service, **asked).wait().error
+            assert isinstance(refused, InvalidRequestError)
+            assert (str(refused), refused.field) == (
+                "num_images_per_prompt: 4 is not allowed; it must be 1 to 3",
+                "num_images_per_prompt",
+            )
+        two = {"num_images_per_prompt": np.array([[2], [2]], np.int32), "ticket": np.array([[b"t"], [b"t"]], object)}
+        refused = ask(service, **two).wait().error
+        assert isinstance(refused, InvalidRequestError)
+        assert "2 for each of 2 prompts is not allowed; one request may have 3 images at most" in str(refused)
+        assert draw(service, num_images_per_prompt=whole(3)).wait().error is None
+
+
+def test_what_features_may_take_of_shared_memory_is_looked_at_once_all_models_have_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cut = pipeline(cache=FeatureCache(branch=0, channels=2))
+    free = 10**9
+    monkeypatch.setattr("nereid.diffusion.service.shared_bytes", lambda: free)
+    with serving(facts=cut, unet=Unet(features=features)) as service:
+        free = 16 * 2**20 + 1000  # an image has 1024 there and back for each half
+        assert draw(service).wait().error is None
+        assert service.limits.features_shared_bytes == 8 * 10**8
+        refused = draw(service, cache_interval=whole(2)).wait().error
+        assert isinstance(refused, InvalidRequestError)
+        assert refused.field == "cache"
+    with serving(facts=cut, unet=Unet(features=features), features_shared_bytes=2048) as service:
+        assert draw(service, cache_interval=whole(2)).wait().error is None
 
 
 @pytest.mark.parametrize("cancelled", [False, True])

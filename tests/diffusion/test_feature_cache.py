@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 import pytest
@@ -338,6 +339,46 @@ def test_an_image_whose_features_do_not_fit_into_shared_memory_is_refused_and_ot
     finish(DenoisingLoop(engine, 16, caching_rows=lambda run: 4), *tasks)
     assert max(call["sample"][0] for call in engine.calls) == 4
     assert [latents(task) for task in tasks] == [alone(seed, cache_interval=whole(3)) for seed in range(3)]
+
+
+CALIBRATION: dict[str, Any] = {
+    "scheduler": "ddim",
+    "steps": 2,
+    "curves": [[0.1, 0.0]],
+    "levels": {level: {"threshold": 0.1, "psnr": 30.0} for level in Level},
+}
+
+
+def _with_threshold(value: object) -> dict[str, Any]:
+    return {"levels": {**CALIBRATION["levels"], "light": {"threshold": value, "psnr": 30.0}}}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"curves": [[0.1]]}, "ddim with 2 steps: a curve of"),
+        ({"steps": 0, "curves": []}, "ddim with 0 steps"),
+        ({"steps": 7}, "ddim with 7 steps: a curve of"),
+        ({"curves": [[float("nan"), 0.0]]}, "must be numbers from 0 on"),
+        ({"levels": {"light": {"threshold": 0.1, "psnr": 30.0}}}, "'balanced'"),
+        ({"scheduler": "best"}, "best"),
+        (_with_threshold("x"), "calibrate again"),
+        (_with_threshold(float("nan")), "must be numbers from 0 on"),
+        (_with_threshold(-1), "must be numbers from 0 on"),
+    ],
+)
+def test_a_calibration_that_is_none_is_refused_when_the_pipeline_is_read(wrong: dict[str, Any], said: str) -> None:
+    CacheCalibration.parse(CALIBRATION)
+    with pytest.raises(ValueError, match=r"^calibration") as refused:
+        CacheCalibration.parse({**CALIBRATION, **wrong})
+    assert said in str(refused.value)
+    assert "calibrate again" in str(refused.value)
+
+
+@pytest.mark.parametrize("written", ["0_1", "٠.٥", "1e400", "nan", "0x1", ""])
+def test_a_threshold_is_written_as_people_write_numbers(written: str) -> None:
+    with pytest.raises(InvalidRequestError, match="cache: "):
+        parse_image_request(request(cache=text(written)), cut(), Limits())
 
 
 def test_how_features_are_kept_is_fp32_or_fp16() -> None:

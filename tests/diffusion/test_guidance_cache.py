@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -129,6 +130,46 @@ def test_a_segment_begins_where_it_is_computed() -> None:
     with pytest.raises(InvalidRequestError, match=r"it must be one of \[0, 3\]"):
         seeded(5, step_begin=whole(2), **goes_on, **asked, cache_interval=whole(1))
     seeded(5, step_begin=whole(5), **goes_on, **asked, guidance_interval=np.array([[0, 0.5]], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("interval", "more", "possible"),
+    [
+        ((0.4, 0.8), {}, [0, 1, 2, 3, 5, 7, 8]),  # guided at 3 to 6, predicted anew at 3 and 5; nothing is kept before and after
+        ((0.4, 0.8), {"cache_interval": whole(4)}, [0, 8]),
+        ((0.0, 1.0), {}, [0, 2, 4, 6, 8]),
+        ((0.3, 0.3), {}, list(range(10))),
+    ],
+)
+def test_every_step_that_needs_nothing_kept_begins_a_segment_and_a_refusal_lists_them(
+    interval: tuple[float, float], more: dict[str, Array], possible: list[int]
+) -> None:
+    steps = 9 if interval == (0.4, 0.8) else 10
+    asked = {
+        "num_inference_steps": whole(steps),
+        "guidance_cache_interval": whole(2),
+        "guidance_interval": np.array([interval], np.float32),
+        **more,
+    }
+    state = seeded(5, **asked).runs[0].state
+    goes_on = {"latents": state.sample[None], "solver_memory": state.memory[None]}
+    for begin in range(1, steps):
+        if begin in possible:
+            seeded(5, step_begin=whole(begin), **goes_on, **asked)
+            continue
+        with pytest.raises(InvalidRequestError, match=re.escape(f"one of {possible}, which")):
+            seeded(5, step_begin=whole(begin), **goes_on, **asked)
+
+
+def test_reuse_where_no_step_is_guided_warns() -> None:
+    nobody = np.array([[0.3, 0.3]], np.float32)
+    task = seeded(5, guidance_cache_interval=whole(2), guidance_interval=nobody)
+    assert any("guidance_cache: it has no effect, because no step is guided" in said for said in task.request.warnings)
+    assert not seeded(5, guidance_interval=nobody).request.warnings
+
+
+def test_off_is_off_with_spaces_around_it() -> None:
+    assert not seeded(5, guidance_cache=text(" off "), guidance_scale=np.array([[1.0]], np.float32)).request.warnings
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,19 @@ def test_a_large_call_that_was_delayed_by_chance_is_tried_again() -> None:
     assert taken[-100:] == [8] * 100
 
 
+def test_calls_whose_cost_nobody_knows_begin_with_one_image_and_grow_to_twice_as_many_until_it_is_known() -> None:
+    """Everybody else waits for a call, and one of sixteen large pictures may take minutes."""
+    costs, sizes, taken = StepCosts(), CallSizes[str](), []
+    images = [Candidate(10, 2)] * 8
+    for _ in range(4):
+        taken.append(sizes.take("large", images, [], 16, lambda rows: costs.known("large", rows), 0.0))
+        costs.learn("large", 2 * taken[-1], 0.1 * taken[-1])
+    assert taken == [1, 2, 8, 8]
+    assert sizes.take("other", images, [], 16, lambda rows: costs.known("other", rows), 0.0) == 1
+    deaf = [sizes.take("lost", images, [], 16, lambda rows: math.nan, 0.0) for _ in range(4)]
+    assert deaf == [1, 2, 4, 8]
+
+
 def test_small_calls_where_they_save_somebodys_due_time_and_large_ones_where_nobody_can_be_saved() -> None:
     """A row costs the same in any company: taken one by one, the first end in time; all at once, none does."""
     seconds = line(0.0, 0.1)

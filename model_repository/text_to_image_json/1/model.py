@@ -17,7 +17,7 @@ class TritonPythonModel:
     def execute(self, requests):
         for request in requests:
             with bridge.handling(request):
-                self._workers.submit(self._serve, bridge.read_inputs(request), bridge.late_reply(request))
+                self._workers.submit(self._serve, bridge.read_inputs_and_parameters(request), bridge.late_reply(request))
 
     def _serve(self, inputs, reply):
         try:

@@ -31,7 +31,7 @@ class TritonPythonModel:
                 except Exception as error:
                     stream.close(error)
                 else:
-                    self._workers.submit(self._serve, bridge.read_inputs(request), stream)
+                    self._workers.submit(self._serve, bridge.read_inputs_and_parameters(request), stream)
 
     def _serve(self, inputs, stream):
         try:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from random import Random
 
@@ -28,8 +28,9 @@ from nereid_zoo.stages import finished_stage
 
 DECODER_SHARE = 0.9
 """Of the minutes; only the decoder is served."""
-DRAWN_STEPS = (1, 2, 4)
+STUDENT_STEPS, TEACHER_STEPS = (1, 2, 4), (20,)
 """Latents are drawn in each of these numbers of steps, a batch after the other."""
+STUDENT_GUIDANCE, TEACHER_GUIDANCE = (1.0,), (3.0, 5.0, 7.5)
 NOISE = 0.1
 """Up to this, normal noise is added to latents of scenes: those of a UNet are not quite an encoder's."""
 EDGE_WEIGHT, EDGE_MOST = 4.0, 4.0
@@ -53,9 +54,9 @@ class TinyVaePlan:
     batch_size: int = 16
     scenes: int = 24_000
     student: Path | None = None
-    """A few-step pipeline with the teacher's VAE: half of what is learned from are latents that it has drawn."""
+    """A few-step pipeline with the teacher's VAE: it, the teacher and scenes each give a third of what is learned from."""
     drawn: int = 6000
-    """How many those are."""
+    """How many latents the student draws; the teacher, which takes far longer, draws a third as many."""
     tiny_vae: Path | None = None
     """The AutoencoderTiny to go on from; None for a new one."""
     seed: int = 0
@@ -105,20 +106,21 @@ def lessons(plan: TinyVaePlan, full: FullVae, sources: Sequence[Tensor]) -> Iter
         yield given[rows], wanted[rows]
 
 
-def draw_latents(plan: TinyVaePlan, student: Path) -> Tensor:
+def draw_latents(plan: TinyVaePlan, painter: Path, count: int, steps: Sequence[int], guidance: Sequence[float]) -> Tensor:
     """Rows x 4 x 16 x 16 of captions that training may see, as the denoising loop keeps them; kept in `plan.work`."""
-    file = plan.work / f"drawn-{plan.drawn}-{plan.seed}-{_digest(student / 'unet')[:12]}.safetensors"
+    file = plan.work / f"drawn-{count}-{plan.seed}-{_digest(painter / 'unet')[:12]}.safetensors"
 
     def drawn() -> Iterator[Tensor]:
-        pipeline = StableDiffusionPipeline.from_pretrained(student, torch_dtype=torch.float32).to(plan.device)
+        pipeline = StableDiffusionPipeline.from_pretrained(painter, torch_dtype=torch.float32).to(plan.device)
         pipeline.set_progress_bar_config(disable=True)
         rng, generator = Random(plan.seed + 33), torch.Generator().manual_seed(plan.seed + 33)
-        for start, steps in zip(range(0, plan.drawn, 40), cycle(DRAWN_STEPS), strict=False):
-            captions = [write_caption(sample_scene(rng), rng).text for _ in range(min(40, plan.drawn - start))]
-            asked = {"num_inference_steps": steps, "guidance_scale": 1.0, "generator": generator, "output_type": "latent"}
+        ways = cycle(product(steps, guidance))
+        for start, (in_steps, scale) in zip(range(0, count, 40), ways, strict=False):
+            captions = [write_caption(sample_scene(rng), rng).text for _ in range(min(40, count - start))]
+            asked = {"num_inference_steps": in_steps, "guidance_scale": scale, "generator": generator, "output_type": "latent"}
             yield pipeline(captions, **asked).images.cpu()
-            if start % 1000 == 0:
-                report("drawn latents", start, of=float(plan.drawn))
+            if start % 400 == 0:
+                report("drawn latents", start, of=float(count))
 
     return kept_latents(file, drawn)
 
@@ -134,7 +136,10 @@ def edge_weights(pictures: Tensor) -> Tensor:
 
 def distil_decoder(plan: TinyVaePlan, full: FullVae, tiny: AutoencoderTiny) -> AutoencoderTiny:
     """Pictures like the full decoder's; returns the moving average."""
-    sources = [_scenes(plan, full)[1], *([] if plan.student is None else [draw_latents(plan, plan.student)])]
+    sources = [_scenes(plan, full)[1]]
+    if plan.student is not None:
+        sources.append(draw_latents(plan, plan.student, plan.drawn, STUDENT_STEPS, STUDENT_GUIDANCE))
+        sources.append(draw_latents(plan, plan.teacher, plan.drawn // 3, TEACHER_STEPS, TEACHER_GUIDANCE))
     torch.manual_seed(plan.seed + 31)
     batches = lessons(plan, full, sources)
 
