@@ -1,4 +1,4 @@
-"""What keeping features and unconditional predictions between steps saves: a served pipeline, alone and under load.
+"""What keeping features and guidance between steps saves: a served pipeline, alone and under load.
 
 The modes take turns in each round; every mode draws the same prompts from the same seeds, so that its pictures are compared with
 those of the mode `off`. Times of the UNet are what the server itself counts.

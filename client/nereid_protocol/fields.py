@@ -159,7 +159,7 @@ IMAGE_FIELDS: tuple[Field, ...] = (
     Field(
         name="guidance_cache",
         dtype=DType.STRING,
-        help="Reuse of guidance's unconditional prediction between steps: off, light, balanced or aggressive.",
+        help="Reuse of what guidance adds to a step in later ones, of one row each: off, light, balanced or aggressive.",
         default="off",
         models=_ALL,
         option="--guidance-cache",
@@ -168,7 +168,7 @@ IMAGE_FIELDS: tuple[Field, ...] = (
     Field(
         name="guidance_cache_interval",
         dtype=DType.INT32,
-        help="The same at a fixed pace: every so many steps the unconditional prediction is made anew.",
+        help="The same at a fixed pace: every so many steps it is computed anew.",
         default="as guidance_cache says",
         low=1,
         high=1000,

@@ -1,4 +1,4 @@
-"""`nereid calibrate`: how features and unconditional predictions change from step to step, and which thresholds deserve a name.
+"""`nereid calibrate`: how features and guidance change from step to step, and which thresholds deserve a name.
 
 The engines of a published pipeline draw pictures in this process, with the served scheduler, solver and guidance. The curves and
 what each name costs go into the pipeline; nothing is guessed for schedulers or numbers of steps that were not measured.
@@ -38,7 +38,7 @@ from nereid_export.errors import ExportError
 from nereid_export.frame import Device, Progress
 from nereid_export.gate import score
 from nereid_export.kept_figures import KeptFigures
-from nereid_export.kept_kinds import KEPT_FEATURES, KEPT_PREDICTIONS, Kind
+from nereid_export.kept_kinds import KEPT_FEATURES, KEPT_GUIDANCE, Kind
 from nereid_export.kept_plans import Curves, plans_of, quickest
 from nereid_export.lora import Lora
 from nereid_export.scorers import Scorer, scorer_for
@@ -145,7 +145,7 @@ class _Calibrating:
     def all(self, progress: Progress) -> list[dict[str, Any]]:
         """Every calibration, written into the copy; those of other schedulers and steps stay as they are."""
         pipeline = self.drawer.pipeline
-        kinds = [*([KEPT_FEATURES] if pipeline.cache else []), *([KEPT_PREDICTIONS] if _guided(pipeline) else [])]
+        kinds = [*([KEPT_FEATURES] if pipeline.cache else []), *([KEPT_GUIDANCE] if _guided(pipeline) else [])]
         progress.total(2 * len(self.settings) * len(kinds) + 1)
         made: dict[str, list[dict[str, Any]]] = {kind.field: [] for kind in kinds}
         for scheduler, steps in self.settings:

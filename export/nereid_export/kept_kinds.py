@@ -1,4 +1,4 @@
-"""What a run may keep between steps, as calibration sees it: features of the UNet, and the unconditional prediction."""
+"""What a run may keep between steps, as calibration sees it: features of the UNet, and what guidance is made of."""
 
 from __future__ import annotations
 
@@ -31,10 +31,18 @@ KEPT_FEATURES = Kind(
     known=lambda facts: facts["cache"]["calibrations"],
     written=lambda facts, found: {"cache": {**facts["cache"], "calibrations": found}},
 )
-KEPT_PREDICTIONS = Kind(
+
+
+def _difference(call: EngineCall, outputs: Mapping[str, NDArray]) -> NDArray[np.float32]:
+    """Between both halves' predictions, of the runs that have both."""
+    made: NDArray[np.float32] = outputs[OUT]
+    return made[list(call.negatives)] - made[list(call.negatives.values())]
+
+
+KEPT_GUIDANCE = Kind(
     field="guidance_cache",
     watched={},
-    of=lambda call, outputs: outputs[OUT][list(call.negatives.values())],
+    of=_difference,
     known=lambda facts: facts.get("guidance_calibrations", []),
     written=lambda facts, found: {"guidance_calibrations": found},
 )

@@ -112,19 +112,19 @@ def _guide(runs: Sequence[ImageRun], call: EngineCall, outputs: Array) -> Array:
         return outputs
     made = outputs[: len(runs)].copy()
     scales = np.array([runs[index].row.guidance_scale for index in guided], dtype=np.float32)[:, None, None, None]
-    negative = np.stack([_negative(runs[index], call.negatives.get(index), outputs) for index in guided])
+    negative = np.stack([_negative(runs[index], outputs[index], call.negatives.get(index), outputs) for index in guided])
     made[guided] = negative + scales * (made[guided] - negative)
     return made
 
 
-def _negative(run: ImageRun, row: int | None, outputs: Array) -> Array:
-    """A guided run's unconditional prediction: this call's row, which is kept where that is planned, or what was kept."""
+def _negative(run: ImageRun, positive: Array, row: int | None, outputs: Array) -> Array:
+    """A guided run's unconditional prediction: this call's row, or what an earlier step's difference makes of the other half."""
     if row is None:
         assert run.reused is not None
-        assert run.reused.prediction is not None
-        return run.reused.prediction
+        assert run.reused.difference is not None
+        return positive - run.reused.difference
     if run.reused is not None:
-        run.reused.keep(run.step, outputs[row])
+        run.reused.keep(run.step, positive - outputs[row])
     return outputs[row]
 
 

@@ -66,7 +66,7 @@ class Pipeline:
     cache: FeatureCache | None = None
     """Where the UNet is cut for feature caching."""
     guidance_calibrations: tuple[CacheCalibration, ...] = ()
-    """What was measured of the unconditional prediction's reuse."""
+    """What was measured of guidance's reuse."""
     tiny_decoder: bool = False
     """Whether there is a tiny VAE decoder beside the full one."""
 

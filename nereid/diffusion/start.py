@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from nereid.diffusion.feature_cache import KeptFeatures
-from nereid.diffusion.guidance_cache import KeptPrediction
+from nereid.diffusion.guidance_cache import KeptDifference
 from nereid.diffusion.images import from_pixels
 from nereid.diffusion.requests import ImageRequest, ImageRow
 from nereid.diffusion.solvers import SolverState
@@ -39,7 +39,7 @@ def start_runs(request: ImageRequest, encode: Encode, given_up: Callable[[], boo
             _start(row, moments),
             row.begin,
             kept=None if row.cache is None else KeptFeatures(row.cache),
-            reused=None if row.guidance_cache is None else KeptPrediction(row.guidance_cache),
+            reused=None if row.guidance_cache is None else KeptDifference(row.guidance_cache),
         )
         for row in request.rows
     ]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nereid.diffusion.feature_cache import KeptFeatures, Variant
-from nereid.diffusion.guidance_cache import KeptPrediction
+from nereid.diffusion.guidance_cache import KeptDifference
 from nereid.diffusion.requests import ImageRequest, ImageRow
 from nereid.diffusion.solvers import LATEST_CLEAN, SolverState
 from nereid.flow.errors import RequestError
@@ -38,8 +38,8 @@ class ImageRun:
     """When its last step ended, or it came to be."""
     kept: KeptFeatures | None = None
     """Where the run caches features."""
-    reused: KeptPrediction | None = None
-    """Where it reuses the unconditional prediction."""
+    reused: KeptDifference | None = None
+    """Where it reuses what guidance makes of an earlier step."""
     ready_since: float | None = None
     """When a run that caches features was first looked at, to know how long its start has been delayed."""
 
@@ -64,7 +64,7 @@ class ImageRun:
             return Variant.FULL
         if self.reused is None:
             return Variant.FULL if self.kept.is_full(self.step, both=self.guided) else Variant.SHALLOW
-        lacking = self.guided and self.reused.prediction is None
+        lacking = self.guided and self.reused.difference is None
         return Variant.FULL if lacking or self.kept.is_full(self.step, both=False) else Variant.SHALLOW
 
     @property

@@ -1,4 +1,4 @@
-"""Reuse of the unconditional prediction: which steps compute it, what it guides by, with cached features, in any company."""
+"""Reuse of guidance: which steps compute the unconditional half, what it guides by, with cached features, in any company."""
 
 from __future__ import annotations
 
@@ -64,27 +64,24 @@ def test_a_plan_says_which_steps_compute_the_unconditional_half(asked: dict[str,
     assert alone(1, **asked)[1] == rows
 
 
-def test_a_step_without_it_guides_by_what_the_last_one_made_of_it() -> None:
-    """Outputs are the mean of the embeddings, 1 and at first -1: whatever the unconditional half becomes, -1 goes on guiding."""
+def test_a_step_without_it_guides_by_the_difference_that_the_last_one_found() -> None:
+    """Embeddings have a mean of 1, or of -1 without a prompt. Both halves' outputs move on from call to call, by more than lies
+    between them; what lies between them is always 3."""
     told: list[Array] = []
 
-    def changing(inputs: Mapping[str, Array]) -> Array:
+    def moving(inputs: Mapping[str, Array]) -> Array:
         sign = inputs["encoder_hidden_states"].mean((1, 2))
         told.append(sign)
-        made = np.where(sign > 0, 1.0, -1.0 - len(told)).astype(np.float32)
+        made = (sign + (sign > 0) + np.float32(8 * len(told))).astype(np.float32)
         return np.broadcast_to(made[:, None, None, None], inputs["sample"].shape).copy()
 
-    kept, fresh = seeded(1, guidance_cache_interval=whole(6)), seeded(1)
-    finish(DenoisingLoop(Unet(changing), 16), kept)
+    kept = seeded(1, guidance_cache_interval=whole(6))
+    finish(DenoisingLoop(Unet(moving), 16), kept)
     assert [len(rows) for rows in told] == [2, 1, 1, 1, 1, 1]
     told.clear()
-
-    def constant(inputs: Mapping[str, Array]) -> Array:
-        sign = inputs["encoder_hidden_states"].mean((1, 2))
-        made = np.where(sign > 0, 1.0, -2.0).astype(np.float32)
-        return np.broadcast_to(made[:, None, None, None], inputs["sample"].shape).copy()
-
-    finish(DenoisingLoop(Unet(constant), 16), fresh)
+    fresh = seeded(1)
+    finish(DenoisingLoop(Unet(moving), 16), fresh)
+    assert [len(rows) for rows in told] == [2] * 6
     assert np.array_equal(kept.runs[0].state.sample, fresh.runs[0].state.sample)
 
 

@@ -79,14 +79,14 @@ def test_calibrating_again_replaces_its_own_and_keeps_the_others(copied: Path, c
 
 def test_curves_are_the_relative_changes_of_the_features(copied: Path, checkpoints: dict[str, Path]) -> None:
     from nereid_export.calibrate import _Calibrating
-    from nereid_export.kept_kinds import KEPT_FEATURES, KEPT_PREDICTIONS
+    from nereid_export.kept_kinds import KEPT_FEATURES, KEPT_GUIDANCE
 
     prompts = copied.parent / "prompts.txt"
     prompts.write_text("one\ntwo\nthree\n")
     chosen = options(copied, checkpoints["sd"], prompts=prompts)
     manifest = json.loads((copied / "text_to_image" / "manifest.json").read_text())
     calibrating = _Calibrating.of(chosen, copied, manifest)
-    for kind in (KEPT_FEATURES, KEPT_PREDICTIONS):
+    for kind in (KEPT_FEATURES, KEPT_GUIDANCE):
         expected = np.zeros((3, 4))
         for seed, prompt in enumerate(("one", "two", "three")):
             drawer: Drawer = calibrating._asked("ddim", 4, cache_interval=1)
@@ -96,7 +96,7 @@ def test_curves_are_the_relative_changes_of_the_features(copied: Path, checkpoin
                 drawer.request([prompt], [seed], steps=4),
                 lambda call, drawer=drawer: drawer.runs[call.variant](call.inputs, call.outputs),
                 lambda runs, call, outputs, seen=seen, kind=kind: seen.append(
-                    outputs["features"] if kind is KEPT_FEATURES else outputs["out_sample"][1:]
+                    outputs["features"] if kind is KEPT_FEATURES else outputs["out_sample"][:1] - outputs["out_sample"][1:]
                 ),
             )
             for over in (1, 2, 3):
@@ -180,14 +180,14 @@ def test_kept_figures_that_are_damaged_are_measured_anew(tmp_path: Path, damage:
 
 def test_an_engine_whose_output_is_none_ends_in_one_sentence(copied: Path, checkpoints: dict[str, Path]) -> None:
     from nereid_export.calibrate import _Calibrating
-    from nereid_export.kept_kinds import KEPT_PREDICTIONS
+    from nereid_export.kept_kinds import KEPT_GUIDANCE
 
     manifest = json.loads((copied / "text_to_image" / "manifest.json").read_text())
     calibrating = _Calibrating.of(options(copied, checkpoints["sd"]), copied, manifest)
     runs = calibrating.drawer.runs
     runs["unet"] = lambda inputs, outputs: {"out_sample": np.full_like(inputs["sample"], np.nan)}  # type: ignore[index]
     with pytest.raises(ExportError, match="a picture cannot be drawn: unet: the output holds NaN"):
-        calibrating._curves(KEPT_PREDICTIONS, "ddim", 4, lambda text: None)
+        calibrating._curves(KEPT_GUIDANCE, "ddim", 4, lambda text: None)
 
 
 def test_the_quickest_good_threshold_is_found() -> None:
