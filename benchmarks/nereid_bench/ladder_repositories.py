@@ -25,6 +25,8 @@ from nereid_export.resume import VERSIONED, Record, resume_key
 from nereid_export.tiny_vae import TinyVae
 from nereid_zoo.shapes.score import CHECKPOINT
 
+_SHAPES_BRANCH = 1
+"""Where the UNet of shapes is cut: at 0 its features are worth less."""
 _SD15_SIDE = 256
 """Of pictures that an export draws and of engines that it measures: larger ones take hours, and say nothing else."""
 
@@ -101,13 +103,14 @@ def exported(options: ExportOptions, calibrated: CalibrateOptions | None, say: S
 def _options(kind: Kind, model: LadderModel, checkpoint: Path, work: Path) -> ExportOptions:
     folder = tiny_vae_of(model, work.parent) if model.random or kind is Kind.ALL else None
     tiny = None if folder is None else TinyVae.open(folder)
+    branch = 0 if model.random else _SHAPES_BRANCH
     match kind:
         case Kind.FP32:
             # Cut as the other one is, so that nothing but the precision differs from the next rung.
-            return ExportOptions(checkpoint=checkpoint, out=work / kind, cache_branch=0, tiny_vae=tiny)
+            return ExportOptions(checkpoint=checkpoint, out=work / kind, cache_branch=branch, tiny_vae=tiny)
         case Kind.AUTO:
             prompts = _few_prompts(work) if model.random else None
-            return replace(_automatic(checkpoint, work / kind), cache_branch=0, calibration_prompts=prompts, tiny_vae=tiny)
+            return replace(_automatic(checkpoint, work / kind), cache_branch=branch, calibration_prompts=prompts, tiny_vae=tiny)
         case Kind.STUDENT_4 | Kind.STUDENT_2:
             return ExportOptions(checkpoint=SHAPES / kind, out=work / kind)
         case Kind.ALL:
