@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +29,17 @@ from nereid_export.drawing import psnr
 from nereid_protocol.metrics import IMAGE_STEP_SECONDS, IMAGE_STEPS
 
 OFF = "off"
+_FIELDS = ("cache", "cache_interval", "guidance_cache", "guidance_cache_interval", "guidance_interval")
 _TOLD_SECONDS = 0.5
 """Metrics are gathered before they are told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptPlan:
-    """`modes`: what requests ask for, by name; the first is without any. `at_once`: requests in flight, for each load."""
+    """`modes`: what requests ask for, by name; the first is without any. `at_once`: requests in flight, for each load.
+
+    `right` tells of a picture, by its prompt's number, whether it shows what was asked for; None where nobody knows.
+    """
 
     repository: Path
     modes: Mapping[str, Mapping[str, Any]]
@@ -45,10 +49,12 @@ class KeptPlan:
     scheduler: str | None = None
     at_once: Sequence[int] = (1, 8)
     rounds: int = 3
+    guidance: float | None = None
+    right: Callable[[int, NDArray[np.uint8]], bool] | None = None
 
 
 def parse_modes(text: str) -> dict[str, dict[str, Any]]:
-    """`off;cache_interval=3;cache=light,guidance_cache=light`; raises ValueError naming the part that is no mode."""
+    """`off;cache_interval=3;cache=light,guidance_interval=0.1:0.6`; raises ValueError naming the part that is no mode."""
     modes: dict[str, dict[str, Any]] = {OFF: {}}
     for part in (piece.strip() for piece in text.split(";")):
         if part in ("", OFF):
@@ -56,11 +62,22 @@ def parse_modes(text: str) -> dict[str, dict[str, Any]]:
         asked: dict[str, Any] = {}
         for item in part.split(","):
             name, _, value = item.strip().partition("=")
-            if name not in ("cache", "cache_interval", "guidance_cache", "guidance_cache_interval") or not value:
+            if name not in _FIELDS or not value:
                 raise ValueError(f"{item.strip()!r} is not allowed; it must be like cache=light or guidance_cache_interval=2")
-            asked[name] = int(value) if name.endswith("_interval") and value.isdigit() else value
+            if name == "guidance_interval":
+                asked[name] = _interval(item.strip(), value)
+            else:
+                asked[name] = int(value) if name.endswith("_interval") and value.isdigit() else value
         modes[part] = asked
     return modes
+
+
+def _interval(item: str, value: str) -> tuple[float, float]:
+    try:
+        first, last = map(float, value.split(":"))
+    except ValueError:
+        raise ValueError(f"{item!r} is not allowed; it must be like guidance_interval=0.1:0.6") from None
+    return first, last
 
 
 def kept(plan: KeptPlan, say: Say) -> list[dict[str, Any]]:
@@ -84,6 +101,8 @@ def kept(plan: KeptPlan, say: Say) -> list[dict[str, Any]]:
         row["times_fewer_unet_ms"] = plain / row["unet_ms"]
         likeness = [psnr(one, other) for one, other in zip(pictures[name], pictures[OFF], strict=True)]
         row["psnr"] = statistics.median(likeness)
+        if plan.right is not None:
+            row["score"] = 100 * statistics.mean(plan.right(number, picture) for number, picture in enumerate(pictures[name]))
         rows.append(row)
     return sorted(rows, key=lambda row: (row["at_once"], list(plan.modes).index(row["mode"])))
 
@@ -99,13 +118,14 @@ def _measure(
     before, start = _counted(options), time.perf_counter()
     made = _draw(plan, client, asked, at_once, plan.prompts)
     seconds, after = time.perf_counter() - start, _counted(options)
-    unet, whole, reused = (now - then for now, then in zip(after, before, strict=True))
+    unet, whole, reused, rows = (now - then for now, then in zip(after, before, strict=True))
     count = len(plan.prompts)
     return made, {
         "unet_ms": 1000 * unet / count,
         "ms": 1000 * seconds * min(at_once, count) / count,
         "images_per_second": count / seconds,
         "steps_reused": reused / (whole + reused),
+        "unet_rows": rows / count,
     }
 
 
@@ -113,18 +133,19 @@ def _draw(
     plan: KeptPlan, client: Client, asked: Mapping[str, Any], at_once: int, prompts: Sequence[str]
 ) -> list[NDArray[np.uint8]]:
     size = {} if plan.side is None else {"width": plan.side, "height": plan.side}
-    scheduler = {} if plan.scheduler is None else {"scheduler": plan.scheduler}
+    given = {"scheduler": plan.scheduler, "guidance_scale": plan.guidance}
+    given = {name: value for name, value in given.items() if value is not None}
 
     def one(seed: int, prompt: str) -> NDArray[np.uint8]:
-        options = {**size, **scheduler, **asked, "seed": seed, "num_inference_steps": plan.steps}
+        options = {**size, **given, **asked, "seed": seed, "num_inference_steps": plan.steps}
         return client.generate_image(prompt, **options).pixels[0]
 
     with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(one, range(len(prompts)), prompts))
 
 
-def _counted(options: ServeOptions) -> tuple[float, float, float]:
-    """Seconds in the UNet, whole steps and steps from kept features, until now."""
+def _counted(options: ServeOptions) -> tuple[float, float, float, float]:
+    """Seconds in the UNet, whole steps, steps from kept features, and rows that were computed whole, until now."""
     time.sleep(_TOLD_SECONDS)
     page = Page.fetch(f"{HOST}:{options.metrics_port}", timeout=10)
     if page is None:
@@ -133,4 +154,5 @@ def _counted(options: ServeOptions) -> tuple[float, float, float]:
         page.total(f"{IMAGE_STEP_SECONDS.name}_sum") or 0.0,
         page.total(IMAGE_STEPS.name, engine=Variant.FULL) or 0.0,
         page.total(IMAGE_STEPS.name, engine=Variant.SHALLOW) or 0.0,
+        page.total("nv_inference_count", model=Variant.FULL) or 0.0,
     )

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 
 from nereid.serving.errors import ServingError
 from nereid_bench.kept import KeptPlan, kept, parse_modes
 from nereid_bench.tables import report_rows
 from nereid_client import NereidError
 from nereid_client.terminal import console, fail
+from nereid_zoo.shapes.analyse import analyse, mistakes
 from nereid_zoo.shapes.score import held_out_captions
 
 
@@ -26,23 +29,37 @@ def cache_command(
     steps: Annotated[int, typer.Option(min=2, help="Denoising steps.")] = 30,
     side: Annotated[int | None, typer.Option(help="Width and height; the checkpoint's where absent.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="The checkpoint's where absent.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale; the checkpoint's where absent.")] = None,
+    score: Annotated[
+        bool, typer.Option(help="Count the pictures that are right, of a model of shapes; one of 8 is 12.5 points.")
+    ] = False,
     prompts: Annotated[int, typer.Option(min=1, help="Pictures of each mode and load.")] = 8,
     at_once: Annotated[str, typer.Option(help="Requests in flight, for each load.")] = "1,8",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in which all take turns; medians are told.")] = 3,
     out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/cache.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
 ) -> None:
-    """Feature caching and reused guidance beside none: the UNet's time a picture, alone and under load, and what it costs."""
+    """Feature caching, guidance that is reused or left out, beside none: the UNet's time and rows a picture, and what it costs.
+
+    Whole rows are counted; those of a request for the UNet alone would be, too.
+    """
+    captions = held_out_captions(prompts)
+
+    def right(number: int, picture: NDArray[np.uint8]) -> bool:
+        return not mistakes(analyse(picture), captions[number].demand)
+
     try:
         plan = KeptPlan(
             repository=repository,
             modes=parse_modes(modes),
-            prompts=[caption.text for caption in held_out_captions(prompts)],
+            prompts=[caption.text for caption in captions],
             steps=steps,
             side=side,
             scheduler=scheduler,
             at_once=tuple(int(part) for part in at_once.split(",")),
             rounds=rounds,
+            guidance=guidance,
+            right=right if score else None,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
