@@ -14,8 +14,8 @@ from nereid.layout.canvas import UNIT
 from nereid.layout.content import needed_height, needed_width
 from nereid.layout.elements import CONTAINERS, HEADINGS, TEXTS, Box, ElementClass, Section
 
-SLACK_SHARE, SLACK = 0.96, 4.0
-"""Text gets the height that it would need in 96% of its width, and 4 px beyond: what is drawn near a box still holds its text."""
+SLACK_SHARE, SLACK = 0.96, 6.0
+"""Text gets the height that it would need in 96% of its width, and 6 px beyond: what is drawn near a box still holds its text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +76,11 @@ class _Arranger:
         intro = 0
         while intro < len(blocks) and self.is_intro(blocks[intro]):
             intro += 1
-        if 0 < how.intro_columns < grid.count and 0 < intro < len(blocks):
-            left = _Span(grid.margin, grid.span(how.intro_columns))
+        beside = how.intro_columns and self.enough(tuple(place for block in blocks[:intro] for place in block), how.intro_columns)
+        if 0 < intro < len(blocks) and 0 < beside <= 2 * grid.count // 3:
+            left = _Span(grid.margin, grid.span(beside))
             self.stack(blocks[:intro], left, how.top, how.gap, centered=False)
-            self.region(blocks[intro:], how.intro_columns, how.top)
+            self.region(blocks[intro:], beside, how.top)
         else:
             self.region(blocks, 0, how.top)
         return self.boxes
@@ -105,11 +106,12 @@ class _Arranger:
                 before = (free - taken) // 2
             y = self.block(block, _Span(grid.start(first + before), grid.span(taken)), y, centered=how.centered)
 
-    def enough(self, block: tuple[int, ...], taken: int, free: int) -> int:
+    def enough(self, block: tuple[int, ...], taken: int, free: int | None = None) -> int:
         """More columns, where the block's own least width needs them."""
         grid, elements = self.section.canvas.grid, self.section.elements
-        need = max(needed_width(elements[place], self.section.canvas) for place in block)
-        if self.kind(block) in CONTAINERS:
+        free = grid.count if free is None else free
+        need = max((needed_width(elements[place], self.section.canvas) for place in block), default=0.0)
+        if block and self.kind(block) in CONTAINERS:
             need = max(need, 240.0)
         while taken < free and grid.span(taken) * SLACK_SHARE < need + SLACK:
             taken += 1
@@ -180,7 +182,7 @@ class _Arranger:
         gap, rows = self.how.gap, [[]]  # type: tuple[int, list[list[tuple[int, int]]]]
         used = 0
         for place in block:
-            width = min(round_up(needed_width(self.section.elements[place], self.section.canvas) + 2 * SLACK), span.width)
+            width = min(round_up(needed_width(self.section.elements[place], self.section.canvas) + 2 * UNIT), span.width)
             if rows[-1] and used + gap + width > span.width:
                 rows.append([])
             used = (used + gap if rows[-1] else 0) + width
@@ -213,7 +215,7 @@ class _Arranger:
             return self.container(place, span, y)
         width = span.width
         if element.kind in _LABELS:
-            own = round_up(needed_width(element, self.section.canvas) + 2 * SLACK)
+            own = round_up(needed_width(element, self.section.canvas) + 2 * UNIT)
             width = width if self.how.wide_buttons else min(own, width)
             height = 48
         elif element.ratio is not None:
@@ -232,7 +234,7 @@ class _Arranger:
         """Padding, its children, padding; a card's image may stand left of the rest."""
         kind = self.section.elements[place].kind
         group = self.section.children[place]
-        padding = self.how.padding if kind in (ElementClass.CARD, ElementClass.FORM) else UNIT
+        padding = self.how.padding if kind in (ElementClass.CARD, ElementClass.FORM) else 2 * UNIT
         inner = _Span(span.x + padding, span.width - 2 * padding)
         blocks = self.blocks(group)
         bottom = y + padding + (0 if blocks else UNIT)

@@ -32,6 +32,6 @@ def usual_arrangement(canvas: Canvas) -> Arrangement:
         centered=style is Style.CENTERED,
         item_columns=items,
         item_gap=16 if narrow else 8 + 8 * scale,
-        padding=8 + 8 * scale if style is Style.CARDS else 8 * scale,
+        padding=24 if style is Style.CARDS else 16,
         field_columns=1 if narrow or style is Style.STACKED else 2,
     )

@@ -11,6 +11,7 @@ from nereid.layout.elements import Box, Section
 
 TRIES = 20
 """Arrangements that are tried before a section counts as one that has none on this canvas."""
+_INNER_GAPS = {Density.COMPACT: (8, 16), Density.NORMAL: (16,), Density.SPACIOUS: (16, 24)}
 _SCALES = {Density.COMPACT: (8, 16), Density.NORMAL: (16, 24), Density.SPACIOUS: (24, 32)}
 
 
@@ -44,8 +45,8 @@ def sample_arrangement(canvas: Canvas, rng: Random) -> Arrangement:
         centered=style is Style.CENTERED,
         item_columns=_item_columns(canvas, rng),
         item_gap=rng.choice((small, large)),
-        padding=rng.choice((large, large + 8) if style is Style.CARDS else (8, 16)),
-        inner_gap=rng.choice((8, 16)),
+        padding=rng.choice((24, 32) if style is Style.CARDS else (16, 24)),
+        inner_gap=rng.choice(_INNER_GAPS[canvas.density]),
         media_beside=style in (Style.STACKED, Style.SIDEBAR) and rng.random() < 0.5,
         field_columns=1 if narrow else rng.choice((1, 2)),
         links_in_row=rng.random() < 0.7,
