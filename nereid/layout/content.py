@@ -55,9 +55,11 @@ def text_style(kind: ElementClass, canvas: Canvas) -> TextStyle | None:
 
 
 def needed_width(element: Element, canvas: Canvas) -> float:
-    """The least width in CSS pixels: a button's or link's whole label, elsewhere the longest word."""
+    """The least width in CSS pixels: a button's or link's whole label, an image's by its least height, else the longest word."""
     style = text_style(element.kind, canvas)
     least = max(element.min_width, _WIDTHS.get(element.kind, 0.0))
+    if element.ratio is not None:
+        least = max(least, element.ratio * max(element.min_height, _HEIGHTS.get(element.kind, 0.0)))
     if style is None or not element.characters:
         return least
     if element.kind is ElementClass.BUTTON:

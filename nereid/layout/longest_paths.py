@@ -63,27 +63,21 @@ class Line:
         return self.earliest()[index] - self.latest()[index]
 
     def path(self, index: int) -> list[int]:
-        """The intervals on the longest path through one."""
+        """The intervals on the longest path through one, in their order; each follows the one before by a constraint."""
         earliest, latest = self.earliest(), self.latest()
-        found, here = [index], index
-        while (edge := self.critical_edge(here, earliest)) is not None:
-            here = edge[0]
-            found.append(here)
-        here = index
+        before, here = [index], index
+        while self.after[here]:
+            here = max(self.after[here], key=lambda edge: earliest[edge[0]] + self.sizes[edge[0]] + edge[1])[0]
+            before.append(here)
+        found = before[::-1]
         while True:
-            follows = [
-                number
+            slack = {
+                number: latest[number] - gap - self.sizes[found[-1]] - latest[found[-1]]
                 for number, edges in enumerate(self.after)
-                for before, gap in edges
-                if before == here and abs(latest[number] - gap - self.sizes[here] - latest[here]) < 0.01
-            ]
-            if not follows:
+                for earlier, gap in edges
+                if earlier == found[-1]
+            }
+            following = min(slack, key=slack.__getitem__, default=None)
+            if following is None or slack[following] > 0.01:
                 return found
-            here = follows[0]
-            found.append(here)
-
-    def critical_edge(self, index: int, earliest: list[float] | None = None) -> tuple[int, int] | None:
-        """The last constraint on the longest path to an interval, as (from, to); None where nothing is before it."""
-        starts = self.earliest() if earliest is None else earliest
-        reach = {before: starts[before] + self.sizes[before] + gap for before, gap in self.after[index]}
-        return (max(reach, key=reach.__getitem__), index) if reach else None
+            found.append(following)

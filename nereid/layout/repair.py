@@ -168,9 +168,9 @@ class _Repair:
         return True
 
     def _put_below(self, line: Line, index: int, group: Sequence[int], relations: Relations) -> bool:
-        """Turn the last `beside` on the way to `index` into `below`; of a row, all that is left goes to a row of its own."""
-        edge = line.critical_edge(index)
-        if edge is None:
+        """Turn the last `beside` on the longest path through `index` into `below`; of a row, all from there on goes below."""
+        edge = line.path(index)[-2:]
+        if len(edge) < 2:
             return False
         first, second = group[edge[0]], group[edge[1]]
         for above, below in relations.break_row(first, second):

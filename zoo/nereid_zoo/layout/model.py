@@ -121,10 +121,10 @@ class LayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """B x heads x T x T over the canvas' token and the elements': what the key is to the query; padded keys are masked."""
         places = functional.pad(order, (1, 0))
         holders = functional.pad(parents, (1, 0), value=-1)
-        keys_hold = (holders[:, :, None] == places[:, None, :]).long()
-        queries_hold = (places[:, :, None] == holders[:, None, :]).long()
-        siblings = (holders[:, :, None] == holders[:, None, :]).long()
-        relation = keys_hold + 2 * queries_hold + 3 * siblings
+        key_holds = holders[:, :, None] == places[:, None, :]
+        query_holds = places[:, :, None] == holders[:, None, :]
+        siblings = holders[:, :, None] == holders[:, None, :]
+        relation = torch.where(siblings, 3, torch.where(key_holds, 1, torch.where(query_holds, 2, 0)))
         apart = (places[:, None, :] - places[:, :, None]).clamp(-FARTHEST, FARTHEST) + FARTHEST
         bias = self.relation_bias(relation) + self.distance_bias(apart)
         masked = (1 - functional.pad(valid, (1, 0), value=1.0)) * MASKED

@@ -1,0 +1,152 @@
+"""Scores layouts of held-out briefs: by a transformer, beside the training data's own, a rule-based flow and neighbours."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from statistics import mean, median
+from typing import Any
+
+from nereid.layout.checks import Check, Finding, Severity, check_layout, has_errors, score
+from nereid.layout.checks.reading import kendall_tau
+from nereid.layout.elements import Box, Section
+from nereid.layout.flow import flow_layout
+from nereid.layout.repair import repair
+from nereid_zoo.layout.batches import sample_row
+from nereid_zoo.layout.draw import STEPS, draw, shift_of, torch_predict
+from nereid_zoo.layout.layouts import sample_layout
+from nereid_zoo.layout.likeness import diversity
+from nereid_zoo.layout.neighbours import Neighbours
+
+CHECKPOINT = Path(__file__).resolve().parents[2] / Path(__file__).parent.name / "checkpoint"
+"""The trained checkpoint, an ordinary diffusers folder."""
+SEEDS = 4
+"""Layouts of each brief whose diversity is measured; the first is what all else is about."""
+
+Drawer = Callable[[Sequence[Section], Sequence[int]], list[list[Box]]]
+"""Boxes for sections and their seeds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutScore:
+    """Figures of one way to lay out; percentages are of the briefs.
+
+    `passed_before` and `passed_after` repair: no check of severity error is broken. `median_move` and `p90_move`: of all
+    elements' greatest ways of an edge in repair, CSS pixels. `inversions_before` and `inversions`: pairs of siblings in the wrong
+    order, in all layouts together; `kendall_tau` before repair. `spotless`: no warning after repair either. `score` is the mean
+    after repair. `diversity`: mean 1 - MaxIoU of four seeds after repair. `broken_before`, `broken`: briefs by check.
+    """
+
+    briefs: int
+    passed_before: float
+    passed_after: float
+    spotless: float
+    median_move: float
+    p90_move: float
+    inversions_before: int
+    inversions: int
+    kendall_tau: float
+    score: float
+    diversity: float
+    broken_before: dict[str, int]
+    broken: dict[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(self).items()}
+
+
+def held_out_sections(count: int, seed: int = 0) -> list[Section]:
+    """Sections whose combination of kind, number of elements, style and screen, and whose business, training never sees.
+
+    Only such as the solver finds a layout for: others cannot be laid out on their canvas.
+    """
+    rng = Random(seed)
+    return [sample_row(rng, held_out=True)[0] for _ in range(count)]
+
+
+def score_layouts(
+    drawer: Drawer, sections: Sequence[Section], progress: Callable[[int], None] = lambda done: None, *, seeds: int = SEEDS
+) -> LayoutScore:
+    """Lay out every section with each of so many seeds, check, repair, check again."""
+    drawn = [drawer(sections, [seed] * len(sections)) for seed in range(seeds)]
+    before: list[list[Finding]] = []
+    after: list[list[Finding]] = []
+    moves: list[float] = []
+    scores, taus, differences = [], [], []
+    for number, section in enumerate(sections):
+        first = repair(section, drawn[0][number])
+        before.append(check_layout(section, drawn[0][number]))
+        after.append(check_layout(section, first.boxes))
+        distances = {move.element: move.distance for move in first.moves}
+        moves += [distances.get(element.id, 0.0) for element in section.elements]
+        scores.append(score(section, after[-1]))
+        taus.append(kendall_tau(section, drawn[0][number]))
+        if seeds > 1:
+            others = [repair(section, layouts[number]).boxes for layouts in drawn[1:]]
+            differences.append(diversity(section, [first.boxes, *others]))
+        progress(number + 1)
+    moves.sort()
+    return LayoutScore(
+        briefs=len(sections),
+        passed_before=_percent(not has_errors(found) for found in before),
+        passed_after=_percent(not has_errors(found) for found in after),
+        spotless=_percent(not found for found in after),
+        median_move=median(moves),
+        p90_move=moves[int(0.9 * (len(moves) - 1))],
+        inversions_before=sum(finding.check is Check.READING_ORDER for found in before for finding in found),
+        inversions=sum(finding.check is Check.READING_ORDER for found in after for finding in found),
+        kendall_tau=mean(taus),
+        score=mean(scores),
+        diversity=mean(differences) if differences else 0.0,
+        broken_before=_broken(before),
+        broken=_broken(after),
+    )
+
+
+def _percent(passed: Iterable[bool]) -> float:
+    values = list(passed)
+    return 100 * sum(values) / len(values)
+
+
+def _broken(layouts: list[list[Finding]]) -> dict[str, int]:
+    """How many layouts break each check of severity error."""
+    counts = Counter(
+        str(check)
+        for findings in layouts
+        for check in {finding.check for finding in findings if finding.severity is Severity.ERROR}
+    )
+    return dict(sorted(counts.items()))
+
+
+# --- who lays out ---
+
+
+def transformer_drawer(checkpoint: Path, *, steps: int = STEPS) -> Drawer:
+    """By PyTorch in float32, with the checkpoint's own schedule."""
+    predict, shift = torch_predict(checkpoint), shift_of(checkpoint)
+    return lambda sections, seeds: draw(predict, sections, seeds, steps=steps, shift=shift)
+
+
+def data_drawer(sections: Sequence[Section], seeds: Sequence[int]) -> list[list[Box]]:
+    """As training layouts are made."""
+    made = []
+    for number, (section, seed) in enumerate(zip(sections, seeds, strict=True)):
+        rng = Random(f"{number} {seed}")
+        boxes = None
+        while boxes is None:
+            boxes = sample_layout(section, rng)
+        made.append(boxes)
+    return made
+
+
+def flow_drawer(sections: Sequence[Section], seeds: Sequence[int]) -> list[list[Box]]:
+    """By rules, the same for every seed."""
+    return [flow_layout(section) for section in sections]
+
+
+def baselines() -> dict[str, Drawer]:
+    """What the transformer is compared with, by name."""
+    return {"training data": data_drawer, "flow": flow_drawer, "nearest neighbour": Neighbours().draw}
