@@ -19,6 +19,8 @@ BUCKETS = (8, 16, 24, MAX_ELEMENTS)
 """Numbers of tokens that engines are asked for: a section is padded to the next."""
 MOST_DEPTH = 4
 """Deeper elements count as this deep."""
+DRAFT = 0.5
+"""In the field mask: a box to refine."""
 CONTENT, CANVAS = 12, 18
 """Numbers that describe an element's content, and a canvas."""
 
@@ -55,8 +57,13 @@ def bucket_of(elements: int) -> int:
     return next(size for size in BUCKETS if size >= elements)
 
 
-def tokens_of(sections: Sequence[Section], count: int | None = None) -> Tokens:
-    """Arrays of sections whose fixed fields are given; `count` tokens in each row, the least bucket where absent."""
+def tokens_of(
+    sections: Sequence[Section], count: int | None = None, drafts: Sequence[Sequence[Box] | None] | None = None
+) -> Tokens:
+    """Arrays of sections whose fixed fields are given; `count` tokens in each row, the least bucket where absent.
+
+    `drafts` has for each section the boxes that its layout shall refine, or None.
+    """
     rows, size = len(sections), count or bucket_of(max(map(len, sections)))
     made = Tokens(
         known=np.zeros((rows, size, 4), np.float32),
@@ -68,18 +75,22 @@ def tokens_of(sections: Sequence[Section], count: int | None = None) -> Tokens:
         canvas=np.array([canvas_numbers(section.canvas) for section in sections], np.float32),
         valid=np.zeros((rows, size), np.float32),
     )
-    for row, section in enumerate(sections):
+    for row, (section, draft) in enumerate(zip(sections, drafts or [None] * rows, strict=True)):
         own = len(section)
         made.classes[row, :own] = [_INDEX[element.kind] for element in section.elements]
         made.parents[row, :own] = np.add(section.parents, 1)
         made.depths[row, :own] = np.minimum(section.depths, MOST_DEPTH)
         made.content[row, :own] = content_numbers(section)
         made.valid[row, :own] = 1
+        if draft is not None:
+            made.known[row, :own] = to_units(np.array([draft]), made.canvas[row : row + 1])[0]
+            made.field_mask[row, :own] = DRAFT
         if any(element.fixed != (None,) * 4 for element in section.elements):
             given = np.array([element.fixed for element in section.elements], np.float32)  # NaN where None
             mask = ~np.isnan(given)
             units = to_units(np.nan_to_num(given)[None], made.canvas[row : row + 1])[0]
-            made.known[row, :own], made.field_mask[row, :own] = np.where(mask, units, 0), mask
+            made.known[row, :own] = np.where(mask, units, made.known[row, :own])
+            made.field_mask[row, :own] = np.where(mask, 1, made.field_mask[row, :own])
     return made
 
 

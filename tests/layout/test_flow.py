@@ -10,10 +10,11 @@ from random import Random
 
 import pytest
 
+from nereid.layout.arrange import arrange
 from nereid.layout.canvas import Canvas, Density, Style
-from nereid.layout.checks import check_layout, has_errors
-from nereid.layout.elements import Section
-from nereid.layout.flow import flow_layout
+from nereid.layout.checks import Check, check_layout, has_errors
+from nereid.layout.elements import TEXTS, Section
+from nereid.layout.flow import flow_layout, usual_arrangement
 from nereid.layout.picture import picture
 from nereid_zoo.layout.batches import sample_row
 
@@ -28,6 +29,18 @@ def test_rules_lay_out_any_section_in_any_style_without_error(width: int) -> Non
         made = Section.of(canvas, sample_row(rng)[0].elements)
         findings = check_layout(made, flow_layout(made))
         assert not has_errors(findings), (canvas, findings)
+
+
+def test_arranged_text_has_room_to_spare() -> None:
+    """What is drawn a little narrower and lower still holds its text."""
+    rng = Random(7)
+    for _ in range(40):
+        made, _ = sample_row(rng)
+        boxes = arrange(made, usual_arrangement(made.canvas))
+        tight = [box._replace(width=box.width * 0.97, height=box.height - 5) for box in boxes]
+        texts = {element.id for element in made.elements if element.kind in TEXTS}
+        found = [finding for finding in check_layout(made, tight) if finding.check is Check.MINIMUM_SIZE]
+        assert not texts & {finding.elements[0] for finding in found}
 
 
 def test_rules_keep_fixed_fields() -> None:

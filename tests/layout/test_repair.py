@@ -10,7 +10,8 @@ import pytest
 from nereid.layout.checks import Check, check_layout, has_errors
 from nereid.layout.elements import Box, Section
 from nereid.layout.longest_paths import Line
-from nereid.layout.repair import repair
+from nereid.layout.repair import Move, repair
+from nereid.layout.snapping import snap
 from nereid_zoo.layout.batches import sample_row
 
 from sections import section, two_cards
@@ -51,6 +52,7 @@ def test_moves_tell_by_how_much_each_box_was_moved() -> None:
     (move,) = repair(made, off).moves
     assert (move.element, move.x, move.y, move.height) == ("lead", -3, 0, 0)
     assert move.distance == 3
+    assert Move("wider", -5, 0, 5, 0).distance == 5
 
 
 def test_fixed_fields_stay_and_what_is_in_their_way_moves() -> None:
@@ -87,6 +89,27 @@ def test_a_fixed_field_that_breaks_a_check_is_kept_and_the_check_says_so() -> No
     assert Check.MINIMUM_SIZE in {finding.check for finding in check_layout(made, mended.boxes)}
 
 
+def test_a_card_of_fixed_height_keeps_it_though_its_text_needs_more() -> None:
+    made = section(
+        {"id": "card", "class": "card", "fixed": {"height": 80}},
+        {"id": "text", "class": "paragraph", "parent": "card", "characters": 300},
+    )
+    mended = repair(made, [Box(64, 0, 300, 90), Box(80, 16, 268, 56)])
+    assert mended.boxes[0].height == 80
+    assert Check.INSIDE_PARENT in {finding.check for finding in check_layout(made, mended.boxes)}
+
+
+def test_edges_near_each_other_snap_to_one_line_and_to_columns_and_fixed_ones() -> None:
+    made = section(
+        {"id": "a", "class": "card"},
+        {"id": "b", "class": "card", "fixed": {"x": 700.5, "width": 300}},
+        {"id": "c", "class": "card"},
+    )
+    assert made.canvas.grid.start(0) == 72
+    drawn = [Box(76, 101, 321, 61), Box(703, 103, 290, 60), Box(702, 203, 298, 60)]
+    assert snap(made, drawn) == [Box(72, 104, 328, 56), Box(700.5, 104, 300, 56), Box(700.5, 200, 300, 64)]
+
+
 def test_rows_of_cards_stay_level_when_one_must_grow() -> None:
     made = section(
         *({"id": f"c{n}", "class": "card"} for n in range(3)),
@@ -118,6 +141,10 @@ def test_a_chain_is_solved_as_near_to_what_is_wanted_as_its_constraints_allow() 
 def test_a_pinned_interval_holds_back_those_before_it() -> None:
     chain = line(sizes=[20, 20, 20], wanted=[30, 30, 60], pinned={1: 30}, after=CHAIN)
     assert chain.solve() == [5, 30, 60]
+
+
+def test_a_pinned_interval_is_not_blamed_for_what_is_after_it() -> None:
+    assert line(sizes=[20, 20, 20], wanted=[0, 0, 0], pinned={0: 30}, after=CHAIN).excess() == 1
 
 
 def test_a_chain_that_is_too_long_is_found_with_its_whole_path() -> None:

@@ -45,6 +45,16 @@ def test_buckets_hold_every_section() -> None:
     assert BUCKETS[-1] == MAX_ELEMENTS
 
 
+def test_a_draft_is_known_by_half_and_fixed_fields_wholly() -> None:
+    made, boxes = two_cards(fixed={"x": 64.25})
+    other, _ = two_cards()
+    tokens = tokens_of([made, other], 8, [boxes, None])
+    assert tokens.field_mask[0, 2].tolist() == [1, 0.5, 0.5, 0.5]
+    assert tokens.known[0, 1] == pytest.approx(to_units(np.array([boxes]), tokens.canvas[:1])[0, 1])
+    assert tokens.known[0, 2, 0] == pytest.approx((64.25 - 640) / 320)
+    assert not tokens.field_mask[1].any()
+
+
 def test_fixed_fields_are_known_and_stay_as_given() -> None:
     made, boxes = two_cards(fixed={"x": 64.25, "height": 136})
     tokens = tokens_of([made])

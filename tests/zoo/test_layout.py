@@ -10,7 +10,7 @@ import pytest
 
 from nereid.layout.canvas import Breakpoint, Style
 from nereid.layout.checks import check_layout
-from nereid.layout.elements import Box, Section
+from nereid.layout.elements import FREE, Box, Section
 from nereid.layout.tokens import SCALE, to_units
 from nereid_zoo.layout.batches import SHARES, Batches, Task, batch_of, sample_row
 from nereid_zoo.layout.briefs import sample_layout_brief
@@ -55,6 +55,21 @@ def test_briefs_are_the_same_for_the_same_seed() -> None:
     first, second = held_out_sections(5), held_out_sections(5)
     assert first == second
     assert held_out_sections(5, seed=1) != first
+
+
+def test_what_a_task_gives_is_fixed_to_a_valid_layout() -> None:
+    free = held_out_sections(4).sections
+    for task, names in ((Task.PLACE, {"width", "height"}), (Task.SIZE, {"x", "y"})):
+        for section, same in zip(held_out_sections(4, task=task).sections, free, strict=True):
+            assert [element.id for element in section.elements] == [element.id for element in same.elements]
+            for element in section.elements:
+                assert {name for name, value in element.fixed._asdict().items() if value is not None} == names
+    given = [element.fixed for section in held_out_sections(4, task=Task.COMPLETE).sections for element in section.elements]
+    assert 0 < sum(fixed == FREE for fixed in given) < len(given)
+    refined = held_out_sections(4, task=Task.REFINE)
+    assert refined.sections == free
+    assert refined.drafts is not None
+    assert [len(boxes) for boxes in refined.drafts] == [len(section) for section in free]
 
 
 def test_layouts_are_made_faster_than_they_are_learned_from() -> None:
@@ -131,7 +146,7 @@ def test_a_section_unlike_any_has_no_neighbour_and_fails() -> None:
 
 
 def test_the_datas_own_layouts_score_perfect_and_rules_have_no_diversity() -> None:
-    sections = held_out_sections(12)
+    sections = held_out_sections(12).sections
     data, flow = (score_layouts(drawer, sections, seeds=2) for drawer in (data_drawer, flow_drawer))
     assert (data.passed_before, data.passed_after, data.spotless, data.median_move, data.inversions) == (100, 100, 100, 0, 0)
     assert data.diversity > 0.15
@@ -140,7 +155,7 @@ def test_the_datas_own_layouts_score_perfect_and_rules_have_no_diversity() -> No
 
 def test_scores_count_what_repair_mends() -> None:
     """Boxes that stand on each other in wrong order: repaired, and told as it was before."""
-    sections = held_out_sections(6)
+    sections = held_out_sections(6).sections
 
     def heap(asked: list[Section], seeds: list[int]) -> list[list[Box]]:
         return [[Box(64, 900 - 30 * place, 200, 20) for place in range(len(section))] for section in asked]

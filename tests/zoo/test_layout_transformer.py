@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 torch = pytest.importorskip("torch")
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from nereid.layout.elements import Element, ElementClass, Fixed, Section
+from nereid.layout.elements import Box, Element, ElementClass, Fixed, Section
 from nereid.layout.tokens import Tokens, tokens_of
 from nereid_export.engines.onnx_graph import export_onnx
 from nereid_export.engines.precision import Precision
@@ -146,6 +146,20 @@ def test_fixed_fields_are_clean_in_every_step_and_kept() -> None:
     assert seen == [seen[0]] * 3
 
 
+def test_a_draft_is_told_and_not_kept() -> None:
+    asked = sections(2)
+    drafts = [[Box(64, 0, 100, 100)] * len(asked[0]), None]
+    seen = []
+
+    def predict(inputs: Mapping[str, NDArray]) -> NDArray:
+        seen.append(inputs["field_mask"].max((1, 2)).tolist())
+        return np.ones_like(inputs["boxes"])
+
+    boxes = draw(predict, asked, [0, 1], drafts=drafts, steps=1)
+    assert sorted(value for masks in seen for value in masks) == [0, 0.5]
+    assert boxes[0] != drafts[0]
+
+
 def test_a_layout_is_the_same_alone_and_in_company() -> None:
     transformer, asked = awake(), sections(5)
 
@@ -273,11 +287,20 @@ def test_zoo_score_layout_prints_the_transformer_beside_its_baselines(tmp_path: 
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     printed = json.loads(done.stdout)
-    assert (printed["checkpoint"], printed["steps"], printed["seeds"]) == ("layout", 2, 2)
+    assert (printed["checkpoint"], printed["task"], printed["steps"], printed["seeds"]) == ("layout", "all", 2, 2)
     rows = {row["layouts"]: row for row in printed["scores"]}
     assert list(rows) == ["transformer", "training data", "flow", "nearest neighbour"]
     assert rows["transformer"]["passed_after"] == 100
     assert rows["transformer"]["passed_before"] < 100 == rows["training data"]["passed_before"]
+
+
+def test_zoo_score_layout_of_drafts_has_the_draft_as_a_baseline(tmp_path: Path) -> None:
+    save(awake(), tmp_path)
+    command = ["score", "layout", "--count", "3", "--steps", "1", "--seeds", "1", "--path", str(tmp_path), "--task", "refine"]
+    done = CliRunner().invoke(app, [*command, "--json"])
+    assert done.exit_code == 0, done.output
+    assert [row["layouts"] for row in json.loads(done.stdout)["scores"]] == ["transformer", "draft", "flow"]
+    assert "task refine" in CliRunner().invoke(app, command).output
 
 
 def score_neighbours(count: int) -> object:

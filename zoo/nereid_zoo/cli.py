@@ -16,6 +16,7 @@ from rich.table import Table
 
 from nereid_client import Client
 from nereid_zoo.layout import score as layout
+from nereid_zoo.layout.batches import Task
 from nereid_zoo.layout.draw import STEPS
 from nereid_zoo.sections import score as sections
 from nereid_zoo.shapes.score import (
@@ -126,6 +127,7 @@ def score_layout(
     count: Annotated[int, typer.Option(min=1, help="Held-out briefs to lay out.")] = 1000,
     steps: Annotated[int, typer.Option(min=1, help="Of the flow.")] = STEPS,
     seeds: Annotated[int, typer.Option(min=1, help="Layouts of each brief, for their diversity.")] = layout.SEEDS,
+    task: Annotated[Task, typer.Option(help="What is given of each layout.")] = Task.ALL,
     path: Annotated[Path, typer.Option(help="The diffusers folder.")] = layout.CHECKPOINT,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
@@ -134,17 +136,18 @@ def score_layout(
         raise typer.BadParameter(
             f"{path} is not allowed; it must be a layout transformer, as `zoo train layout` writes it", param_hint="--path"
         )
-    sections = layout.held_out_sections(count)
-    drawers = {"transformer": layout.transformer_drawer(path, steps=steps), **layout.baselines()}
+    asked = layout.held_out_sections(count, task=task)
+    drawn = layout.transformer_drawer(path, drafts=asked.drafts, steps=steps)
+    drawers = {"transformer": drawn, **layout.baselines(asked, task)}
     rows = {}
     for name, drawer in drawers.items():
         with _bar(name, count) as done:
-            rows[name] = layout.score_layouts(drawer, sections, done, seeds=seeds)
+            rows[name] = layout.score_layouts(drawer, asked.sections, done, seeds=seeds)
     if as_json:
         scores = [{"layouts": name, **row.as_json()} for name, row in rows.items()]
-        print(json.dumps({"checkpoint": "layout", "steps": steps, "seeds": seeds, "scores": scores}))
+        print(json.dumps({"checkpoint": "layout", "task": task, "steps": steps, "seeds": seeds, "scores": scores}))
         return
-    table = Table(title=f"layout: {count} held-out briefs, {steps} steps")
+    table = Table(title=f"layout: {count} held-out briefs, task {task}, {steps} steps")
     for column in ("layouts", "pass", "repaired", "median move", "inversions", "diversity", "score"):
         table.add_column(column, justify="left" if column == "layouts" else "right")
     for name, row in rows.items():

@@ -9,13 +9,13 @@ from random import Random
 import numpy as np
 
 from nereid.layout.elements import Box, Section
-from nereid.layout.tokens import SCALE, Floats, Tokens, to_units, tokens_of
+from nereid.layout.tokens import DRAFT, SCALE, Floats, Tokens, to_units, tokens_of
 from nereid_zoo.layout.briefs import sample_layout_brief
 from nereid_zoo.layout.layouts import sample_layout
 
 AHEAD = 8
 """Batches that are made at once and sorted by length: little of a batch is padding then."""
-DRAFT = (4.0, 32.0)
+DRAFTED = (4.0, 32.0)
 """CSS pixels by which a draft to refine is off (standard deviation)."""
 
 
@@ -93,6 +93,6 @@ def _given(task: Task, clean: Floats, rng: np.random.Generator) -> tuple[Floats,
         case Task.COMPLETE:
             mask[rng.random(len(clean)) < rng.uniform(0.1, 0.9)] = 1
         case Task.REFINE:
-            off = rng.standard_normal(clean.shape, np.float32) * np.float32(rng.uniform(*DRAFT) / SCALE)
-            return clean + off, np.full_like(clean, 0.5)
+            off = rng.standard_normal(clean.shape, np.float32) * np.float32(rng.uniform(*DRAFTED) / SCALE)
+            return clean + off, np.full_like(clean, DRAFT)
     return clean, mask

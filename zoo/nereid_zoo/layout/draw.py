@@ -55,9 +55,19 @@ def draw_tokens(predict: Predict, tokens: Tokens, seeds: Sequence[int], *, steps
 
 
 def draw(
-    predict: Predict, sections: Sequence[Section], seeds: Sequence[int], *, steps: int = STEPS, shift: float = 1.0, rows: int = 64
+    predict: Predict,
+    sections: Sequence[Section],
+    seeds: Sequence[int],
+    *,
+    drafts: Sequence[Sequence[Box] | None] | None = None,
+    steps: int = STEPS,
+    shift: float = 1.0,
+    rows: int = 64,
 ) -> list[list[Box]]:
-    """Boxes in whole CSS pixels for each section and its seed; sections of one bucket are drawn together."""
+    """Boxes in whole CSS pixels for each section and its seed; sections of one bucket are drawn together, `rows` at once.
+
+    `drafts` has the boxes to refine of each section, or None.
+    """
     made: list[list[Box]] = [[]] * len(sections)
     ordered = sorted(range(len(sections)), key=lambda place: len(sections[place]))
     by_bucket: dict[int, list[int]] = {}
@@ -66,7 +76,8 @@ def draw(
     for bucket, places in by_bucket.items():
         for start in range(0, len(places), rows):
             chosen = places[start : start + rows]
-            tokens = tokens_of([sections[place] for place in chosen], bucket)
+            own = None if drafts is None else [drafts[place] for place in chosen]
+            tokens = tokens_of([sections[place] for place in chosen], bucket, own)
             units = draw_tokens(predict, tokens, [seeds[place] for place in chosen], steps=steps, shift=shift)
             for place, row in zip(chosen, units, strict=True):
                 made[place] = boxes_of(sections[place], row)

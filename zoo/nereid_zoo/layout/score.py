@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from statistics import mean, median
@@ -12,10 +12,10 @@ from typing import Any
 
 from nereid.layout.checks import Check, Finding, Severity, check_layout, has_errors, score
 from nereid.layout.checks.reading import kendall_tau
-from nereid.layout.elements import Box, Section
+from nereid.layout.elements import FREE, Box, Fixed, Section
 from nereid.layout.flow import flow_layout
 from nereid.layout.repair import repair
-from nereid_zoo.layout.batches import sample_row
+from nereid_zoo.layout.batches import DRAFTED, Task, sample_row
 from nereid_zoo.layout.draw import STEPS, draw, shift_of, torch_predict
 from nereid_zoo.layout.layouts import sample_layout
 from nereid_zoo.layout.likeness import diversity
@@ -58,13 +58,44 @@ class LayoutScore:
         return {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(self).items()}
 
 
-def held_out_sections(count: int, seed: int = 0) -> list[Section]:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Sections to lay out, with what is fixed, and the drafts to refine where that is the task."""
+
+    sections: list[Section]
+    drafts: list[list[Box]] | None = None
+
+
+def held_out_sections(count: int, seed: int = 0, task: Task = Task.ALL) -> Asked:
     """Sections whose combination of kind, number of elements, style and screen, and whose business, training never sees.
 
-    Only such as the solver finds a layout for: others cannot be laid out on their canvas.
+    Only such as the solver finds a layout for: others cannot be laid out on their canvas. What a task gives is that layout's.
     """
     rng = Random(seed)
-    return [sample_row(rng, held_out=True)[0] for _ in range(count)]
+    rows = [sample_row(rng, held_out=True) for _ in range(count)]
+    if task is Task.REFINE:
+        return Asked([section for section, _ in rows], [_shaken(boxes, rng) for _, boxes in rows])
+    return Asked([_fixed(section, boxes, task, rng) for section, boxes in rows])
+
+
+def _shaken(boxes: list[Box], rng: Random) -> list[Box]:
+    pixels = rng.uniform(*DRAFTED)
+    return [Box(*(value + rng.gauss(0, pixels) for value in box)) for box in boxes]
+
+
+def _fixed(section: Section, boxes: list[Box], task: Task, rng: Random) -> Section:
+    def fixed(box: Box) -> Fixed:
+        match task:
+            case Task.PLACE:
+                return Fixed(width=box.width, height=box.height)
+            case Task.SIZE:
+                return Fixed(x=box.x, y=box.y)
+            case Task.COMPLETE:
+                return Fixed(*box) if rng.random() < 0.5 else FREE
+        return FREE
+
+    given = zip(section.elements, boxes, strict=True)
+    return Section.of(section.canvas, [replace(element, fixed=fixed(box)) for element, box in given])
 
 
 def score_layouts(
@@ -124,10 +155,10 @@ def _broken(layouts: list[list[Finding]]) -> dict[str, int]:
 # --- who lays out ---
 
 
-def transformer_drawer(checkpoint: Path, *, steps: int = STEPS) -> Drawer:
-    """By PyTorch in float32, with the checkpoint's own schedule."""
+def transformer_drawer(checkpoint: Path, *, drafts: list[list[Box]] | None = None, steps: int = STEPS) -> Drawer:
+    """By PyTorch in float32, with the checkpoint's own schedule; `drafts` are to be refined."""
     predict, shift = torch_predict(checkpoint), shift_of(checkpoint)
-    return lambda sections, seeds: draw(predict, sections, seeds, steps=steps, shift=shift)
+    return lambda sections, seeds: draw(predict, sections, seeds, drafts=drafts, steps=steps, shift=shift)
 
 
 def data_drawer(sections: Sequence[Section], seeds: Sequence[int]) -> list[list[Box]]:
@@ -147,6 +178,13 @@ def flow_drawer(sections: Sequence[Section], seeds: Sequence[int]) -> list[list[
     return [flow_layout(section) for section in sections]
 
 
-def baselines() -> dict[str, Drawer]:
-    """What the transformer is compared with, by name."""
-    return {"training data": data_drawer, "flow": flow_drawer, "nearest neighbour": Neighbours().draw}
+def baselines(asked: Asked, task: Task) -> dict[str, Drawer]:
+    """What the transformer is compared with, by name.
+
+    Where something is given that is rules alone, which keep fixed fields, and of drafts those as they are: what repair makes of
+    them is the least that refining must beat.
+    """
+    if task is Task.ALL:
+        return {"training data": data_drawer, "flow": flow_drawer, "nearest neighbour": Neighbours().draw}
+    drafts = asked.drafts
+    return {"flow": flow_drawer} if drafts is None else {"draft": lambda sections, seeds: drafts, "flow": flow_drawer}
