@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from random import Random
 
 import numpy as np
 import pytest
 
 from nereid.layout.canvas import Breakpoint, Style
-from nereid.layout.checks import check_layout
+from nereid.layout.checks import check_layout, has_errors
 from nereid.layout.elements import FREE, Box, Section
 from nereid.layout.tokens import SCALE, to_units
 from nereid_zoo.layout.batches import SHARES, Batches, Task, batch_of, sample_row
 from nereid_zoo.layout.briefs import sample_layout_brief
+from nereid_zoo.layout.features import Spoiled, frechet_distance, spoil
 from nereid_zoo.layout.layouts import sample_layout
 from nereid_zoo.layout.likeness import diversity, iou, max_iou
 from nereid_zoo.layout.neighbours import Neighbours
@@ -136,31 +138,59 @@ def _twins() -> tuple[Section, list[Box]]:
 
 def test_a_training_section_is_its_own_nearest_neighbour() -> None:
     section, boxes = sample_row(Random(1))  # the first of the pool below
-    assert Neighbours(30, seed=1).draw([section], [0]) == [boxes]
+    assert Neighbours(30, seed=1).layout(section) == boxes
 
 
 def test_a_section_unlike_any_has_no_neighbour_and_fails() -> None:
     section, _ = _twins()
-    made = score_layouts(Neighbours(5).draw, [section], seeds=1)
+    boxes = Neighbours(5).layout(section)
+    made = score_layouts(lambda places, seed: [boxes], [section], seeds=1)
     assert (made.passed_before, made.broken_before) == (0, {"complete": 1})
 
 
 def test_the_datas_own_layouts_score_perfect_and_rules_have_no_diversity() -> None:
-    sections = held_out_sections(12).sections
-    data, flow = (score_layouts(drawer, sections, seeds=2) for drawer in (data_drawer, flow_drawer))
+    asked = held_out_sections(12)
+    data, flow = (score_layouts(drawer(asked), asked.sections, seeds=2) for drawer in (data_drawer, flow_drawer))
     assert (data.passed_before, data.passed_after, data.spotless, data.median_move, data.inversions) == (100, 100, 100, 0, 0)
     assert data.diversity > 0.15
     assert (flow.passed_before, flow.diversity, flow.kendall_tau) == (100, 0, 1)
+
+
+def test_progress_is_told_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nereid_zoo.layout.score.CHUNK", 2)
+    asked, told = held_out_sections(5), []
+    score_layouts(flow_drawer(asked), asked.sections, told.append, seeds=1)
+    assert told == [2, 4, 5]
+
+
+def test_spoiled_layouts_are_other_layouts_of_the_same_section() -> None:
+    rng = Random(8)
+    for section, boxes in (sample_row(rng) for _ in range(10)):
+        assert spoil(section, boxes, Spoiled.NOT, rng) == boxes
+        spoiled = {kind: spoil(section, boxes, kind, rng) for kind in Spoiled if kind}
+        assert all(len(made) == len(boxes) for made in spoiled.values())
+        assert spoiled[Spoiled.SHAKEN] != boxes != spoiled[Spoiled.STRETCHED]
+        assert sorted(spoiled[Spoiled.SWAPPED]) == sorted(boxes)
+        assert not has_errors(check_layout(section, spoiled[Spoiled.RESTYLED]))
+
+
+def test_the_frechet_distance_is_that_of_two_normal_distributions() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.standard_normal((4000, 3))
+    second = first[::-1] * [1, 2, 1] + [3, 0, 0]
+    assert frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(first, second) == pytest.approx(9 + 1, rel=0.1)  # means 3 apart; (2 - 1)^2 of one deviation
 
 
 def test_scores_count_what_repair_mends() -> None:
     """Boxes that stand on each other in wrong order: repaired, and told as it was before."""
     sections = held_out_sections(6).sections
 
-    def heap(asked: list[Section], seeds: list[int]) -> list[list[Box]]:
-        return [[Box(64, 900 - 30 * place, 200, 20) for place in range(len(section))] for section in asked]
+    def heap(places: Sequence[int], seed: int) -> list[list[Box]]:
+        return [[Box(64, 900 - 30 * place, 200, 20) for place in range(len(sections[number]))] for number in places]
 
-    made = score_layouts(heap, sections, seeds=1)  # type: ignore[arg-type]
+    made = score_layouts(heap, sections, seeds=1, distance=lambda asked, boxes: float(len(boxes)))
+    assert made.fid == 6
     assert (made.passed_before, made.passed_after, made.inversions) == (0, 100, 0)
     assert made.inversions_before > 0
     assert made.kendall_tau < 0

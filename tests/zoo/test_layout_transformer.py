@@ -24,6 +24,8 @@ from nereid_zoo.cli import app
 from nereid_zoo.layout.batches import Batches, sample_row
 from nereid_zoo.layout.component import layout_component, onnx_predict
 from nereid_zoo.layout.draw import draw, draw_tokens, noise_levels, shift_of, starting_noise, torch_predict
+from nereid_zoo.layout.features import Spoiled, features_of, frechet_distance, spoil
+from nereid_zoo.layout.features_model import train_features
 from nereid_zoo.layout.losses import losses, sibling_overlap, unaligned
 from nereid_zoo.layout.model import LayoutTransformer, load, save
 from nereid_zoo.layout.train import PHASES, TrainingPlan, fit, step_losses, tensors, train
@@ -307,6 +309,20 @@ def score_neighbours(count: int) -> object:
     from nereid_zoo.layout.neighbours import Neighbours
 
     return Neighbours(count)
+
+
+def test_features_are_trained_once_and_measure_distances(tmp_path: Path) -> None:
+    train_features(tmp_path / "work", 0.05, tmp_path / "features")
+    train_features(tmp_path / "work", 0.05, tmp_path / "features")
+    assert {file.name for file in (tmp_path / "features").iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    measure = features_of(tmp_path / "features")
+    rng = Random(0)
+    asked, layouts = zip(*(sample_row(rng) for _ in range(70)), strict=True)
+    own = measure(asked, layouts)
+    assert own.shape == (70, 96)
+    assert np.abs(measure(asked[3:4], layouts[3:4]) - own[3]).max() < 1e-4
+    spoiled = [spoil(*each, Spoiled.STRETCHED, rng) for each in zip(asked, layouts, strict=True)]
+    assert frechet_distance(own, measure(asked, spoiled)) > frechet_distance(own, own) + 1e-3
 
 
 def test_zoo_score_layout_refuses_a_folder_without_a_transformer(tmp_path: Path) -> None:

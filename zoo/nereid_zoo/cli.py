@@ -129,6 +129,9 @@ def score_layout(
     seeds: Annotated[int, typer.Option(min=1, help="Layouts of each brief, for their diversity.")] = layout.SEEDS,
     task: Annotated[Task, typer.Option(help="What is given of each layout.")] = Task.ALL,
     path: Annotated[Path, typer.Option(help="The diffusers folder.")] = layout.CHECKPOINT,
+    features: Annotated[
+        Path, typer.Option(help="The network that distances (FID) are measured by; none are where it is not there.")
+    ] = layout.FEATURES,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Share of held-out briefs whose layout passes all error checks, before and after repair; beside three baselines."""
@@ -137,22 +140,23 @@ def score_layout(
             f"{path} is not allowed; it must be a layout transformer, as `zoo train layout` writes it", param_hint="--path"
         )
     asked = layout.held_out_sections(count, task=task)
-    drawn = layout.transformer_drawer(path, drafts=asked.drafts, steps=steps)
-    drawers = {"transformer": drawn, **layout.baselines(asked, task)}
+    drawers = {"transformer": layout.transformer_drawer(path, asked, steps=steps), **layout.baselines(asked, task)}
+    distance = layout.training_distance(features) if (features / "config.json").is_file() else None
     rows = {}
     for name, drawer in drawers.items():
         with _bar(name, count) as done:
-            rows[name] = layout.score_layouts(drawer, asked.sections, done, seeds=seeds)
+            rows[name] = layout.score_layouts(drawer, asked.sections, done, seeds=seeds, distance=distance)
     if as_json:
         scores = [{"layouts": name, **row.as_json()} for name, row in rows.items()]
         print(json.dumps({"checkpoint": "layout", "task": task, "steps": steps, "seeds": seeds, "scores": scores}))
         return
     table = Table(title=f"layout: {count} held-out briefs, task {task}, {steps} steps")
-    for column in ("layouts", "pass", "repaired", "median move", "inversions", "diversity", "score"):
+    for column in ("layouts", "pass", "repaired", "median move", "inversions", "diversity", "FID", "score"):
         table.add_column(column, justify="left" if column == "layouts" else "right")
     for name, row in rows.items():
         passed = f"{row.passed_before:.1f}%", f"{row.passed_after:.1f}%"
-        rest = f"{row.median_move:.1f} px", str(row.inversions), f"{row.diversity:.3f}", f"{row.score:.3f}"
+        fid = "-" if row.fid is None else f"{row.fid:.2f}"
+        rest = f"{row.median_move:.1f} px", str(row.inversions), f"{row.diversity:.3f}", fid, f"{row.score:.3f}"
         table.add_row(name, *passed, *rest)
     Console().print(table)
 

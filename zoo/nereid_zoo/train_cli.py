@@ -160,6 +160,19 @@ def train_layout(
     console.print(f"layout: written to {out}")
 
 
+@train.command("layout-features")
+def train_layout_features(
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = layout.FEATURES,
+    work: Annotated[Path, typer.Option(help="Where the finished training is kept.")] = Path("build/zoo/layout-features"),
+    minutes: Annotated[float, typer.Option(min=0.01, help="Of wall clock.")] = 5,
+) -> None:
+    """Train the network by whose features `zoo score layout` compares distributions of layouts (FID)."""
+    from nereid_zoo.layout import features_model
+
+    _trained(lambda: features_model.train_features(work, minutes, out))
+    console.print(f"layout-features: written to {out}")
+
+
 def _require_painter(folder: Path, what: str, option: str) -> None:
     if scorer_for(folder) is None:
         raise typer.BadParameter(f"{folder} is not allowed; it must be {what}", param_hint=option)

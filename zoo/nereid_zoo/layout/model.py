@@ -103,10 +103,17 @@ class LayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         canvas: Tensor,
         valid: Tensor,
     ) -> Tensor:
-        order = torch.cumsum(torch.ones_like(classes), 1)
         told = waves(known) * (field_mask > 0).repeat(1, 1, 2 * len(FREQUENCIES))
-        features = torch.cat([boxes, known, field_mask, waves(boxes), told, content], -1)
-        x = self.embed(features) + self.class_embed(classes) + self.order_embed(order)
+        numbers = torch.cat([boxes, known, field_mask, waves(boxes), told, content], -1)
+        hidden = self.hidden(numbers, timestep, classes, parents, depths, canvas, valid)
+        return self.last(hidden[:, 1:])
+
+    def hidden(
+        self, numbers: Tensor, timestep: Tensor, classes: Tensor, parents: Tensor, depths: Tensor, canvas: Tensor, valid: Tensor
+    ) -> Tensor:
+        """B x (1 + N) x D, the canvas' token first; `numbers` are all of an element's, B x N x F."""
+        order = torch.cumsum(torch.ones_like(classes), 1)
+        x = self.embed(numbers) + self.class_embed(classes) + self.order_embed(order)
         x = x + self.parent_embed(parents) + self.depth_embed(depths)
         x = torch.cat([self.canvas_token(canvas)[:, None] + self.order_embed(torch.zeros_like(order[:, :1])), x], 1)
         condition = functional.silu(self.time_embed(time_waves(timestep, x.shape[-1])) + self.canvas_embed(canvas))
@@ -115,7 +122,7 @@ class LayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         for block in self.blocks:
             x = block(x, modulation, bias)
         shift, scale = self.last_condition(condition)[:, None].chunk(2, -1)
-        return self.last(self.norm(x[:, 1:]) * (1 + scale) + shift)
+        return self.norm(x) * (1 + scale) + shift
 
     def bias(self, parents: Tensor, order: Tensor, valid: Tensor) -> Tensor:
         """B x heads x T x T over the canvas' token and the elements': what the key is to the query; padded keys are masked."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from random import Random
 
 import numpy as np
@@ -27,15 +26,12 @@ class Neighbours:
             section, boxes = sample_row(rng)
             self._pool.setdefault(_key(section), []).append((section, boxes))
 
-    def draw(self, sections: Sequence[Section], seeds: Sequence[int]) -> list[list[Box]]:
-        """For each section the boxes of its nearest neighbour, with seed 1 of the second nearest, and so on.
+    def layout(self, section: Section, rank: int = 0) -> list[Box]:
+        """The boxes of its nearest neighbour, with rank 1 of the second nearest, and so on.
 
         Nearest by the numbers that the transformer is given, among sections of equal classes and parents, with x and width scaled
         to the canvas; where there is none, all elements get an empty box, which fails.
         """
-        return [self._nearest(section, seed) for section, seed in zip(sections, seeds, strict=True)]
-
-    def _nearest(self, section: Section, rank: int) -> list[Box]:
         found = self._pool.get(_key(section), [])
         if not found:
             return [Box(0, 0, 0, 0)] * len(section)

@@ -10,6 +10,7 @@ from random import Random
 from statistics import mean, median
 from typing import Any
 
+from nereid.flow.noise import derived_seed
 from nereid.layout.checks import Check, Finding, Severity, check_layout, has_errors, score
 from nereid.layout.checks.reading import kendall_tau
 from nereid.layout.elements import FREE, Box, Fixed, Section
@@ -17,17 +18,27 @@ from nereid.layout.flow import flow_layout
 from nereid.layout.repair import repair
 from nereid_zoo.layout.batches import DRAFTED, Task, sample_row
 from nereid_zoo.layout.draw import STEPS, draw, shift_of, torch_predict
+from nereid_zoo.layout.features import features_of, frechet_distance
 from nereid_zoo.layout.layouts import sample_layout
 from nereid_zoo.layout.likeness import diversity
 from nereid_zoo.layout.neighbours import Neighbours
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / Path(__file__).parent.name / "checkpoint"
 """The trained checkpoint, an ordinary diffusers folder."""
+FEATURES = CHECKPOINT.parent / "features"
+"""The network by whose features distributions of layouts are compared."""
 SEEDS = 4
 """Layouts of each brief whose diversity is measured; the first is what all else is about."""
 
-Drawer = Callable[[Sequence[Section], Sequence[int]], list[list[Box]]]
-"""Boxes for sections and their seeds."""
+CHUNK = 50
+"""Briefs that are laid out at once."""
+TRAINING_ROWS = 4000
+"""Training layouts that distances are measured from."""
+
+Drawer = Callable[[Sequence[int], int], list[list[Box]]]
+"""Boxes for what is asked for at these places, with this seed."""
+Distance = Callable[[Sequence[Section], Sequence[Sequence[Box]]], float]
+"""How far layouts are from the training's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +48,8 @@ class LayoutScore:
     `passed_before` and `passed_after` repair: no check of severity error is broken. `median_move` and `p90_move`: of all
     elements' greatest ways of an edge in repair, CSS pixels. `inversions_before` and `inversions`: pairs of siblings in the wrong
     order, in all layouts together; `kendall_tau` before repair. `spotless`: no warning after repair either. `score` is the mean
-    after repair. `diversity`: mean 1 - MaxIoU of four seeds after repair. `broken_before`, `broken`: briefs by check.
+    after repair. `diversity`: mean 1 - MaxIoU of four seeds after repair. `fid`: from training layouts, after repair; None
+    without a network that measures it. `broken_before`, `broken`: briefs by check.
     """
 
     briefs: int
@@ -51,6 +63,7 @@ class LayoutScore:
     kendall_tau: float
     score: float
     diversity: float
+    fid: float | None
     broken_before: dict[str, int]
     broken: dict[str, int]
 
@@ -99,26 +112,34 @@ def _fixed(section: Section, boxes: list[Box], task: Task, rng: Random) -> Secti
 
 
 def score_layouts(
-    drawer: Drawer, sections: Sequence[Section], progress: Callable[[int], None] = lambda done: None, *, seeds: int = SEEDS
+    drawer: Drawer,
+    sections: Sequence[Section],
+    progress: Callable[[int], None] = lambda done: None,
+    *,
+    seeds: int = SEEDS,
+    distance: Distance | None = None,
 ) -> LayoutScore:
     """Lay out every section with each of so many seeds, check, repair, check again."""
-    drawn = [drawer(sections, [seed] * len(sections)) for seed in range(seeds)]
     before: list[list[Finding]] = []
     after: list[list[Finding]] = []
+    repaired: list[list[Box]] = []
     moves: list[float] = []
     scores, taus, differences = [], [], []
-    for number, section in enumerate(sections):
-        first = repair(section, drawn[0][number])
-        before.append(check_layout(section, drawn[0][number]))
-        after.append(check_layout(section, first.boxes))
-        distances = {move.element: move.distance for move in first.moves}
-        moves += [distances.get(element.id, 0.0) for element in section.elements]
-        scores.append(score(section, after[-1]))
-        taus.append(kendall_tau(section, drawn[0][number]))
-        if seeds > 1:
-            others = [repair(section, layouts[number]).boxes for layouts in drawn[1:]]
-            differences.append(diversity(section, [first.boxes, *others]))
-        progress(number + 1)
+    for start in range(0, len(sections), CHUNK):
+        places = range(start, min(start + CHUNK, len(sections)))
+        drawn = zip(*(drawer(places, seed) for seed in range(seeds)), strict=True)
+        for section, (first, *others) in zip(sections[start : places.stop], drawn, strict=True):
+            mended = repair(section, first)
+            repaired.append(mended.boxes)
+            before.append(check_layout(section, first))
+            after.append(check_layout(section, mended.boxes))
+            distances = {move.element: move.distance for move in mended.moves}
+            moves += [distances.get(element.id, 0.0) for element in section.elements]
+            scores.append(score(section, after[-1]))
+            taus.append(kendall_tau(section, first))
+            if others:
+                differences.append(diversity(section, [mended.boxes, *(repair(section, other).boxes for other in others)]))
+        progress(places.stop)
     moves.sort()
     return LayoutScore(
         briefs=len(sections),
@@ -132,6 +153,7 @@ def score_layouts(
         kendall_tau=mean(taus),
         score=mean(scores),
         diversity=mean(differences) if differences else 0.0,
+        fid=distance(sections, repaired) if distance else None,
         broken_before=_broken(before),
         broken=_broken(after),
     )
@@ -155,36 +177,62 @@ def _broken(layouts: list[list[Finding]]) -> dict[str, int]:
 # --- who lays out ---
 
 
-def transformer_drawer(checkpoint: Path, *, drafts: list[list[Box]] | None = None, steps: int = STEPS) -> Drawer:
-    """By PyTorch in float32, with the checkpoint's own schedule; `drafts` are to be refined."""
+def transformer_drawer(checkpoint: Path, asked: Asked, *, steps: int = STEPS) -> Drawer:
+    """By PyTorch in float32, with the checkpoint's own schedule."""
     predict, shift = torch_predict(checkpoint), shift_of(checkpoint)
-    return lambda sections, seeds: draw(predict, sections, seeds, drafts=drafts, steps=steps, shift=shift)
+
+    def drawn(places: Sequence[int], seed: int) -> list[list[Box]]:
+        sections = [asked.sections[place] for place in places]
+        drafts = None if asked.drafts is None else [asked.drafts[place] for place in places]
+        seeds = [derived_seed(place, seed) for place in places]
+        return draw(predict, sections, seeds, drafts=drafts, steps=steps, shift=shift)
+
+    return drawn
 
 
-def data_drawer(sections: Sequence[Section], seeds: Sequence[int]) -> list[list[Box]]:
+def data_drawer(asked: Asked) -> Drawer:
     """As training layouts are made."""
-    made = []
-    for number, (section, seed) in enumerate(zip(sections, seeds, strict=True)):
-        rng = Random(f"{number} {seed}")
-        boxes = None
+
+    def one(place: int, seed: int) -> list[Box]:
+        rng, boxes = Random(f"{place} {seed}"), None
         while boxes is None:
-            boxes = sample_layout(section, rng)
-        made.append(boxes)
-    return made
+            boxes = sample_layout(asked.sections[place], rng)
+        return boxes
+
+    return lambda places, seed: [one(place, seed) for place in places]
 
 
-def flow_drawer(sections: Sequence[Section], seeds: Sequence[int]) -> list[list[Box]]:
+def flow_drawer(asked: Asked) -> Drawer:
     """By rules, the same for every seed."""
-    return [flow_layout(section) for section in sections]
+    return lambda places, seed: [flow_layout(asked.sections[place]) for place in places]
+
+
+def neighbour_drawer(asked: Asked) -> Drawer:
+    """As the nearest training layout of an equal structure, with seed 1 as the second nearest, and so on."""
+    neighbours = Neighbours()
+    return lambda places, seed: [neighbours.layout(asked.sections[place], seed) for place in places]
+
+
+def draft_drawer(asked: Asked) -> Drawer:
+    """The drafts as they are: what repair makes of them is the least that refining must beat."""
+    drafts = asked.drafts or []
+    return lambda places, seed: [drafts[place] for place in places]
 
 
 def baselines(asked: Asked, task: Task) -> dict[str, Drawer]:
-    """What the transformer is compared with, by name.
+    """What the transformer is compared with, by name; where fields are given, that is rules alone, which keep them."""
+    flow = flow_drawer(asked)
+    if task is Task.REFINE:
+        return {"draft": draft_drawer(asked), "flow": flow}
+    if task is not Task.ALL:
+        return {"flow": flow}
+    return {"training data": data_drawer(asked), "flow": flow, "nearest neighbour": neighbour_drawer(asked)}
 
-    Where something is given that is rules alone, which keep fixed fields, and of drafts those as they are: what repair makes of
-    them is the least that refining must beat.
-    """
-    if task is Task.ALL:
-        return {"training data": data_drawer, "flow": flow_drawer, "nearest neighbour": Neighbours().draw}
-    drafts = asked.drafts
-    return {"flow": flow_drawer} if drafts is None else {"draft": lambda sections, seeds: drafts, "flow": flow_drawer}
+
+def training_distance(features: Path) -> Distance:
+    """FID from 4000 training layouts, by the network of this folder."""
+    measure = features_of(features)
+    rng = Random(1)
+    sections, boxes = zip(*(sample_row(rng) for _ in range(TRAINING_ROWS)), strict=True)
+    own = measure(sections, boxes)
+    return lambda sections, boxes: frechet_distance(own, measure(sections, boxes))
