@@ -194,9 +194,9 @@ def data_drawer(asked: Asked) -> Drawer:
     """As training layouts are made."""
 
     def one(place: int, seed: int) -> list[Box]:
-        rng, boxes = Random(f"{place} {seed}"), None
-        while boxes is None:
-            boxes = sample_layout(asked.sections[place], rng)
+        rng = Random(f"{place} {seed}")
+        while (boxes := sample_layout(asked.sections[place], rng)) is None:
+            pass
         return boxes
 
     return lambda places, seed: [one(place, seed) for place in places]
