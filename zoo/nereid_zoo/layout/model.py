@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from nereid.layout.elements import MAX_ELEMENTS, ElementClass
 from nereid.layout.tokens import CANVAS, CONTENT, MOST_DEPTH
+from nereid_zoo.stages import forget_places
 
 SCHEDULER_CONFIG = {"num_train_timesteps": 1000, "shift": 1.0}
 FREQUENCIES = (1.0, 2.0, 4.0, 8.0)
@@ -167,6 +168,7 @@ def save(transformer: LayoutTransformer, destination: Path) -> None:
         "transformer": ["nereid_zoo.layout.model", "LayoutTransformer"],
     }
     (destination / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    forget_places(destination)
 
 
 def load(folder: Path) -> LayoutTransformer:
