@@ -29,6 +29,7 @@ for folder in (
     Path(__file__).parent / "serving",
     Path(__file__).parent / "client",
     Path(__file__).parent / "diffusion",
+    Path(__file__).parent / "layout",
     Path(__file__).parent / "bridge",
     Path(__file__).parent / "benchmarks",
 ):

@@ -15,6 +15,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from nereid_client import Client
+from nereid_zoo.layout import score as layout
+from nereid_zoo.layout.batches import Task
+from nereid_zoo.layout.draw import STEPS
 from nereid_zoo.sections import score as sections
 from nereid_zoo.shapes.score import (
     CHECKPOINT,
@@ -116,6 +119,45 @@ def score_shapes(
         table.add_column(column, justify="left" if column == "engine" else "right")
     for row in rows:
         table.add_row(str(row["engine"]), f"{row['guidance']:g}", str(row["drawn"]), f"{row['percent']:.1f}%")
+    Console().print(table)
+
+
+@_score.command("layout")
+def score_layout(
+    count: Annotated[int, typer.Option(min=1, help="Held-out briefs to lay out.")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Of the flow.")] = STEPS,
+    seeds: Annotated[int, typer.Option(min=1, help="Layouts of each brief, for their diversity.")] = layout.SEEDS,
+    task: Annotated[Task, typer.Option(help="What is given of each layout.")] = Task.ALL,
+    path: Annotated[Path, typer.Option(help="The diffusers folder.")] = layout.CHECKPOINT,
+    features: Annotated[
+        Path, typer.Option(help="The network that distances (FID) are measured by; none are where it is not there.")
+    ] = layout.FEATURES,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Share of held-out briefs whose layout passes all error checks, before and after repair; beside three baselines."""
+    if not (path / "transformer" / "config.json").is_file():
+        raise typer.BadParameter(
+            f"{path} is not allowed; it must be a layout transformer, as `zoo train layout` writes it", param_hint="--path"
+        )
+    asked = layout.held_out_sections(count, task=task)
+    drawers = {"transformer": layout.transformer_drawer(path, asked, steps=steps), **layout.baselines(asked, task)}
+    distance = layout.training_distance(features) if (features / "config.json").is_file() else None
+    rows = {}
+    for name, drawer in drawers.items():
+        with _bar(name, count) as done:
+            rows[name] = layout.score_layouts(drawer, asked.sections, done, seeds=seeds, distance=distance)
+    if as_json:
+        scores = [{"layouts": name, **row.as_json()} for name, row in rows.items()]
+        print(json.dumps({"checkpoint": "layout", "task": task, "steps": steps, "seeds": seeds, "scores": scores}))
+        return
+    table = Table(title=f"layout: {count} held-out briefs, task {task}, {steps} steps")
+    for column in ("layouts", "pass", "repaired", "median move", "inversions", "diversity", "FID", "score"):
+        table.add_column(column, justify="left" if column == "layouts" else "right")
+    for name, row in rows.items():
+        passed = f"{row.passed_before:.1f}%", f"{row.passed_after:.1f}%"
+        fid = "-" if row.fid is None else f"{row.fid:.2f}"
+        rest = f"{row.median_move:.1f} px", str(row.inversions), f"{row.diversity:.3f}", fid, f"{row.score:.3f}"
+        table.add_row(name, *passed, *rest)
     Console().print(table)
 
 

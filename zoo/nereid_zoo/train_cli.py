@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from nereid_zoo.layout import score as layout
 from nereid_zoo.sections import score as sections
 from nereid_zoo.shapes.score import CHECKPOINT, scorer_for
 from nereid_zoo.stages import StageError
@@ -143,6 +144,33 @@ def train_sections(
 
     _trained(lambda: training.train(training.TrainingPlan(work=work, device=device, minutes=minutes), out))
     console.print(f"sections: written to {out}")
+
+
+@train.command("layout")
+def train_layout(
+    out: Annotated[Path, typer.Option(help="The diffusers folder to write.")] = layout.CHECKPOINT,
+    work: Annotated[Path, typer.Option(help="Where finished phases are kept, to resume from.")] = Path("build/zoo/layout"),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    minutes: Annotated[float, typer.Option(min=0.01, help="All phases together.")] = 120,
+) -> None:
+    """Train the transformer that lays out sections from nothing. Each finished phase is kept in WORK."""
+    from nereid_zoo.layout import train as training
+
+    _trained(lambda: training.train(training.TrainingPlan(work=work, device=device, minutes=minutes), out))
+    console.print(f"layout: written to {out}")
+
+
+@train.command("layout-features")
+def train_layout_features(
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = layout.FEATURES,
+    work: Annotated[Path, typer.Option(help="Where the finished training is kept.")] = Path("build/zoo/layout-features"),
+    minutes: Annotated[float, typer.Option(min=0.01, help="Of wall clock.")] = 5,
+) -> None:
+    """Train the network by whose features `zoo score layout` compares distributions of layouts (FID)."""
+    from nereid_zoo.layout import features_model
+
+    _trained(lambda: features_model.train_features(work, minutes, out))
+    console.print(f"layout-features: written to {out}")
 
 
 def _require_painter(folder: Path, what: str, option: str) -> None:

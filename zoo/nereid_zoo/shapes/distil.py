@@ -20,10 +20,10 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
+from nereid_zoo.optimisation import optimizer_of, optimizer_step, report, schedule, update_ema
 from nereid_zoo.shapes import model
 from nereid_zoo.shapes.captions import write_caption
 from nereid_zoo.shapes.learner import LORA_FILE, Adapters, Learner, Network, WholeNetwork, fuse
-from nereid_zoo.shapes.optimisation import optimizer_of, optimizer_step, report, schedule, update_ema
 from nereid_zoo.shapes.scenes import sample_scene
 from nereid_zoo.shapes.train import TrainingPlan, encode_scenes, tokenize
 from nereid_zoo.stages import finished_stage, forget_places

@@ -15,7 +15,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
-from nereid_zoo.shapes.optimisation import update_ema
+from nereid_zoo.optimisation import update_ema
 
 Network = Callable[[Tensor, Tensor, Tensor], Any]
 """Sample, timesteps and states to what has a `sample`: a UNet2DConditionModel, or one with some of its adapters."""

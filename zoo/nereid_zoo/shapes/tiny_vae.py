@@ -19,9 +19,9 @@ from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline
 from torch import Tensor
 from torch.nn import functional
 
+from nereid_zoo.optimisation import optimizer_of, optimizer_step, report, schedule, update_ema
 from nereid_zoo.shapes import model
 from nereid_zoo.shapes.captions import write_caption
-from nereid_zoo.shapes.optimisation import optimizer_of, optimizer_step, report, schedule, update_ema
 from nereid_zoo.shapes.scenes import Scene, sample_scene
 from nereid_zoo.shapes.train import TrainingPlan, encode_scenes, kept_latents, pixels_of
 from nereid_zoo.stages import finished_stage

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from nereid_zoo.optimisation import optimizer_of, optimizer_step, report, schedule, update_ema
 from nereid_zoo.shapes import model
 from nereid_zoo.shapes.captions import Demand, write_caption
-from nereid_zoo.shapes.optimisation import optimizer_of, optimizer_step, report, schedule, update_ema
 from nereid_zoo.shapes.scenes import BACKGROUNDS, COLORS, POSITIONS, Layout, Scene, Shape, Size, render, sample_scene
 from nereid_zoo.stages import finished_stage
 

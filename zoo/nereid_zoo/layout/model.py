@@ -1,0 +1,176 @@
+"""The architecture of `layout`: a diffusion transformer over the elements of a section, one token each, and one of the canvas.
+
+Blocks are DiT's with adaLN-zero (Peebles and Xie, 2022); time and canvas modulate them by one linear layer that all share, plus a
+table of each block's own (adaLN-single, Chen et al., 2023), which leaves 3 M parameters. What elements are to each other (parent,
+child, sibling, how far apart in reading order) is a learned bias of the attention.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from diffusers import ConfigMixin, FlowMatchEulerDiscreteScheduler, ModelMixin, __version__
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nereid.layout.elements import MAX_ELEMENTS, ElementClass
+from nereid.layout.tokens import CANVAS, CONTENT, MOST_DEPTH
+from nereid_zoo.stages import forget_places
+
+SCHEDULER_CONFIG = {"num_train_timesteps": 1000, "shift": 1.0}
+FREQUENCIES = (1.0, 2.0, 4.0, 8.0)
+"""Of box coordinates, in half turns a unit: the highest turns once in 80 px."""
+FARTHEST = 8
+"""Elements further apart in reading order count as this far."""
+MASKED = -1e4
+"""Added to the scores of padded tokens. Not -inf, which makes NaN of a row without any."""
+
+
+class Block(nn.Module):
+    """Attention and MLP, each modulated before and gated after."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.fc1 = nn.Linear(width, mlp_ratio * width)
+        self.fc2 = nn.Linear(mlp_ratio * width, width)
+        self.modulation = nn.Parameter(torch.zeros(6, width))
+
+    def forward(self, x: Tensor, condition: Tensor, bias: Tensor) -> Tensor:
+        """x: B x T x D; condition: B x 6 x D; bias: B x heads x T x T, added to the attention's scores."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = (condition + self.modulation).unsqueeze(2).unbind(1)
+        x = x + gate1 * self.attend(self.norm1(x) * (1 + scale1) + shift1, bias)
+        return x + gate2 * self.fc2(functional.gelu(self.fc1(self.norm2(x) * (1 + scale2) + shift2), approximate="tanh"))
+
+    def attend(self, x: Tensor, bias: Tensor) -> Tensor:
+        rows, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(rows, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.transpose(-1, -2) * (width // self.heads) ** -0.5 + bias).softmax(-1)
+        return self.proj((weights @ v).transpose(1, 2).reshape(rows, tokens, width))
+
+
+class LayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """The velocity (noise - clean) of noisy boxes at a noise level.
+
+    Inputs as `nereid.layout.tokens.Tokens` has them, and `boxes` float32 B x N x 4 (noisy, known fields clean), `timestep`
+    float32 B (1000 x the noise level in 0..1, one a row). Output float32 B x N x 4; what it is for padded tokens means nothing. A
+    row's output depends on that row alone.
+    """
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(self, width: int = 192, layers: int = 6, heads: int = 6, mlp_ratio: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        inputs = 4 * 3 + 2 * 4 * 2 * len(FREQUENCIES) + CONTENT
+        self.embed = nn.Linear(inputs, width)
+        self.class_embed = nn.Embedding(len(ElementClass), width)
+        self.order_embed = nn.Embedding(MAX_ELEMENTS + 1, width)
+        self.parent_embed = nn.Embedding(MAX_ELEMENTS + 1, width)
+        self.depth_embed = nn.Embedding(MOST_DEPTH + 1, width)
+        self.canvas_token = nn.Linear(CANVAS, width)
+        self.canvas_embed = nn.Sequential(nn.Linear(CANVAS, width), nn.SiLU(), nn.Linear(width, width))
+        self.time_embed = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.condition = nn.Linear(width, 6 * width)
+        self.relation_bias = nn.Embedding(len(RELATIONS), heads)
+        self.distance_bias = nn.Embedding(2 * FARTHEST + 1, heads)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(layers))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.last_condition = nn.Linear(width, 2 * width)
+        self.last = nn.Linear(width, 4)
+        for table in (self.class_embed, self.order_embed, self.parent_embed, self.depth_embed):
+            nn.init.normal_(table.weight, std=0.02)
+        for layer in (self.condition, self.last_condition, self.last, self.relation_bias, self.distance_bias):
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(
+        self,
+        boxes: Tensor,
+        timestep: Tensor,
+        known: Tensor,
+        field_mask: Tensor,
+        classes: Tensor,
+        parents: Tensor,
+        depths: Tensor,
+        content: Tensor,
+        canvas: Tensor,
+        valid: Tensor,
+    ) -> Tensor:
+        told = waves(known) * (field_mask > 0).repeat(1, 1, 2 * len(FREQUENCIES))
+        numbers = torch.cat([boxes, known, field_mask, waves(boxes), told, content], -1)
+        hidden = self.hidden(numbers, timestep, classes, parents, depths, canvas, valid)
+        return self.last(hidden[:, 1:])
+
+    def hidden(
+        self, numbers: Tensor, timestep: Tensor, classes: Tensor, parents: Tensor, depths: Tensor, canvas: Tensor, valid: Tensor
+    ) -> Tensor:
+        """B x (1 + N) x D, the canvas' token first; `numbers` are all of an element's, B x N x F."""
+        order = torch.cumsum(torch.ones_like(classes), 1)
+        x = self.embed(numbers) + self.class_embed(classes) + self.order_embed(order)
+        x = x + self.parent_embed(parents) + self.depth_embed(depths)
+        x = torch.cat([self.canvas_token(canvas)[:, None] + self.order_embed(torch.zeros_like(order[:, :1])), x], 1)
+        condition = functional.silu(self.time_embed(time_waves(timestep, x.shape[-1])) + self.canvas_embed(canvas))
+        modulation = self.condition(condition).unflatten(1, (6, x.shape[-1]))
+        bias = self.bias(parents, order, valid)
+        for block in self.blocks:
+            x = block(x, modulation, bias)
+        shift, scale = self.last_condition(condition)[:, None].chunk(2, -1)
+        return self.norm(x) * (1 + scale) + shift
+
+    def bias(self, parents: Tensor, order: Tensor, valid: Tensor) -> Tensor:
+        """B x heads x T x T over the canvas' token and the elements': what the key is to the query; padded keys are masked."""
+        places = functional.pad(order, (1, 0))
+        holders = functional.pad(parents, (1, 0), value=-1)
+        key_holds = holders[:, :, None] == places[:, None, :]
+        query_holds = places[:, :, None] == holders[:, None, :]
+        siblings = holders[:, :, None] == holders[:, None, :]
+        relation = torch.where(siblings, 3, torch.where(key_holds, 1, torch.where(query_holds, 2, 0)))
+        apart = (places[:, None, :] - places[:, :, None]).clamp(-FARTHEST, FARTHEST) + FARTHEST
+        bias = self.relation_bias(relation) + self.distance_bias(apart)
+        masked = (1 - functional.pad(valid, (1, 0), value=1.0)) * MASKED
+        return bias.permute(0, 3, 1, 2) + masked[:, None, None, :]
+
+
+RELATIONS = ("none", "parent", "child", "sibling")
+"""What a key may be to a query; a token is its own sibling."""
+
+
+def waves(values: Tensor) -> Tensor:
+    """Sines and cosines of box coordinates: ... x 4 to ... x 32."""
+    turned = torch.cat([values * (math.pi * frequency) for frequency in FREQUENCIES], -1)
+    return torch.cat([turned.sin(), turned.cos()], -1)
+
+
+def time_waves(timestep: Tensor, width: int) -> Tensor:
+    """Sines and cosines of timesteps: B to B x width."""
+    half = width // 2
+    rates = torch.exp(torch.arange(half, device=timestep.device) * (-math.log(10_000) / half))
+    turned = timestep[:, None] * rates
+    return torch.cat([turned.sin(), turned.cos()], -1)
+
+
+def save(transformer: LayoutTransformer, destination: Path) -> None:
+    """An ordinary diffusers folder: `transformer` (safetensors), `scheduler`, `model_index.json`."""
+    transformer.save_pretrained(destination / "transformer", safe_serialization=True)
+    FlowMatchEulerDiscreteScheduler(**SCHEDULER_CONFIG).save_pretrained(destination / "scheduler")
+    index = {
+        "_class_name": "LayoutPipeline",
+        "_diffusers_version": __version__,
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "transformer": ["nereid_zoo.layout.model", "LayoutTransformer"],
+    }
+    (destination / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    forget_places(destination)
+
+
+def load(folder: Path) -> LayoutTransformer:
+    """The transformer of such a folder, in float32."""
+    return LayoutTransformer.from_pretrained(folder / "transformer", use_safetensors=True).float().eval()
