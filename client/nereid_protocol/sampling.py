@@ -156,6 +156,12 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
         help="Log probabilities of the drawn tokens, and of so many of the likeliest; none where it is not given.",
     ),
     SamplingField(
+        name="add_special_tokens",
+        kind=Kind.FLAG,
+        default=True,
+        help="Whether the tokenizer adds its own to a prompt of text; in a chat false by default, for templates write them.",
+    ),
+    SamplingField(
         name="skip_special_tokens", kind=Kind.FLAG, default=True, help="Whether special tokens are left out of the text."
     ),
     SamplingField(

@@ -40,12 +40,14 @@ class Models:
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
+        self.prompts: list[str] = []
 
     def llm(self, inputs: Tensors) -> Iterator[Tensors]:
         if "run_id" in inputs and "sampling_parameters" not in inputs:
             return
         sampling = json.loads(inputs["sampling_parameters"][0])
         self.asked.append(sampling)
+        self.prompts.append(inputs["text_input"][0].decode())
         if bool(inputs["stream"][0]):
             yield delta([5], "he", cached=1)
             yield delta([6, 7], "", "")
@@ -274,3 +276,84 @@ def test_pictures_are_compressed_as_asked(api: httpx.Client) -> None:
     refused = api.post(IMAGES, json={**BODIES[IMAGES], "output_compression": 50})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "output_compression")
     assert size(output_format="png", output_compression=100, quality="auto", background="opaque") > 0
+
+
+# --- chat templates ---
+
+READS = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ m.reasoning_content }}|{% endfor %}{{ effort }}{{ documents }}"
+TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b ", "reasoning": "c"}]
+
+
+@pytest.fixture
+def templated(tmp_path: Path, triton: int) -> Iterator[httpx.Client]:
+    """Two chat templates, and what export writes of special tokens."""
+    repository = small_repository(tmp_path, READS + "{{ '>' if add_generation_prompt }}")
+    folder = repository / "llm" / "1"
+    (folder / "llm.json").write_text(json.dumps({"special_tokens": {"bos_token": "<s>"}}))
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "short.jinja").write_text("{{ reasoning_effort }}{{ messages[-1].content }}")
+    with gateway(repository, triton) as running, httpx.Client(base_url=running.url, timeout=60) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("change", "prompt"),
+    [
+        ({}, "<s>a|b c|None>"),
+        ({"add_generation_prompt": False}, "<s>a|b c|None"),
+        ({"continue_final_message": True}, "<s>a|b "),
+        ({"chat_template_kwargs": {"effort": "high"}}, "<s>a|b c|highNone>"),
+        ({"documents": [{"title": "t"}]}, "<s>a|b c|[{'title': 't'}]>"),
+        ({"documents": []}, "<s>a|b c|None>"),
+        ({"chat_template": "short"}, "b "),
+        ({"chat_template": "short", "reasoning_effort": "low"}, "lowb "),
+    ],
+    ids=str,
+)
+def test_a_chat_is_given_to_its_template_as_it_was_sent(
+    templated: httpx.Client, models: Models, change: dict[str, Any], prompt: str
+) -> None:
+    answer = templated.post(CHAT, json={"model": "llm", "messages": TALK, **change})
+    assert answer.status_code == 200, answer.text
+    assert models.prompts[-1] == prompt
+    assert models.asked[-1]["add_special_tokens"] is False  # the template writes them
+
+
+@pytest.mark.parametrize(
+    ("change", "param"),
+    [
+        ({"chat_template": "{{ 1 }}"}, "chat_template"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"add_generation_prompt": True, "continue_final_message": True}, "continue_final_message"),
+        ({"documents": ["text"]}, "documents.0"),
+    ],
+)
+def test_what_a_template_cannot_be_given_is_refused_by_name(templated: httpx.Client, change: dict[str, Any], param: str) -> None:
+    answer = templated.post(CHAT, json={"model": "llm", "messages": TALK, **change})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+
+
+def test_an_effort_that_the_template_does_not_read_is_refused(api: httpx.Client) -> None:
+    answer = api.post(CHAT, json={**BODIES[CHAT], "reasoning_effort": "high"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "reasoning_effort")
+
+
+def test_the_tokenizer_adds_its_tokens_to_a_chat_only_where_that_is_asked_for(
+    templated: httpx.Client, api: httpx.Client, models: Models
+) -> None:
+    templated.post(CHAT, json={**BODIES[CHAT], "add_special_tokens": True})
+    assert models.asked[-1]["add_special_tokens"] is True
+    templated.post(COMPLETIONS, json=BODIES[COMPLETIONS])
+    assert "add_special_tokens" not in models.asked[-1]
+    api.post(CHAT, json=BODIES[CHAT])  # an export of before left out of bos_token what the tokenizer adds
+    assert "add_special_tokens" not in models.asked[-1]
+
+
+def test_a_template_that_is_none_takes_chats_from_its_model_alone(tmp_path: Path, triton: int) -> None:
+    repository = small_repository(tmp_path, "{% if %}")
+    with gateway(repository, triton) as running:
+        chat = httpx.post(f"{running.url}{CHAT}", json=BODIES[CHAT])
+        completion = httpx.post(f"{running.url}{COMPLETIONS}", json=BODIES[COMPLETIONS])
+    assert (chat.status_code, chat.json()["error"]["param"]) == (400, "model")
+    assert "the chat template of 'llm' cannot be used (Expected an expression" in chat.json()["error"]["message"]
+    assert completion.status_code == 200

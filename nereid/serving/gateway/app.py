@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from nereid.serving.gateway import images, texts
+from nereid.serving.gateway import chats, images, texts
 from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.draining import Drain, Drained
 from nereid.serving.gateway.errors import ApiError, from_nereid
@@ -92,11 +92,11 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
 
     async def chat(request: Request) -> Response:
         body = await read_body(request, ChatBody, lenient)
-        request.state.names = names = texts.chat_names(body)
+        request.state.names = names = chats.chat_names(body)
         model, client = find(body.model, "llm")
-        prompt = model.prompt([{"role": message.role, "content": message.text} for message in body.messages])
+        prompt = model.prompt(chats.chat_of(body, model))
         answer = texts.ChatAnswer(_stamp("chatcmpl"), int(time.time()), model.id, body.return_token_ids)
-        asked = {**texts.chat_sampling(body), "request_id": request.state.request_id}
+        asked = {**chats.chat_sampling(body, model), "request_id": request.state.request_id}
         if body.stream:
             items = texts.stream(client, prompt, asked, answer, body.usage_wanted)
             return await begin_stream(request, places[model.id].during(items), names)

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from nereid.serving.gateway.chat_templates import OWN_VARIABLES
 from nereid.serving.gateway.unused import CHAT, COMPLETIONS, IMAGES, MESSAGE, unused_field
 from nereid_client.images import OPTIONS, annotation
 from nereid_protocol.sampling import GUIDED, SAMPLING_FIELDS, without_aliases
@@ -155,9 +156,18 @@ class Message(Sent):
     content: str | list[ContentPart]
     name: str | None = None
 
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
     @property
     def text(self) -> str:
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+    @property
+    def for_template(self) -> dict[str, Any]:
+        """What a chat template reads: only what was sent."""
+        sent = self.model_dump(include={"role", "name", "reasoning_content", "reasoning"}, exclude_none=True)
+        return {**sent, "content": self.text}
 
 
 class ChatBody(SamplingBody):
@@ -169,6 +179,20 @@ class ChatBody(SamplingBody):
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
+    documents: list[dict[str, Any]] | None = Field(default=None, max_length=1000)
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    reasoning_effort: str | None = None
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _no_other_fields(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in OWN_VARIABLES:
+            if name in value:
+                raise ValueError(f"must not have {name}, which is a field of its own")
+        return value
 
 
 class CompletionBody(SamplingBody):

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.logprobs import Offsets, completion_logprobs, token_bytes
-from nereid.serving.gateway.schemas import ChatBody, CompletionBody, Usage
+from nereid.serving.gateway.schemas import CompletionBody, Usage
 from nereid.serving.gateway.waiting import Event
 from nereid_client import AsyncClient
 from nereid_client.texts import TextChoice, TextDelta, TextResult
@@ -22,30 +22,6 @@ def completion_names(body: CompletionBody) -> dict[str, str]:
     return names if body.best_of is None else {**names, "n": "best_of"}
 
 
-def chat_names(body: ChatBody) -> dict[str, str]:
-    """The same for a chat."""
-    names = {"text_input": "messages", "logprobs": "top_logprobs", **body.names}
-    if body.max_completion_tokens is not None:
-        names["max_tokens"] = "max_completion_tokens"
-    if body.response_format is not None:
-        names |= {"structured_outputs": "response_format", "structured_outputs.json": "response_format.json_schema.schema"}
-    return names
-
-
-def chat_sampling(body: ChatBody) -> dict[str, Any]:
-    """A chat body as sampling parameters of `llm`; without a limit an answer may fill the context."""
-    sampling = body.sampling()
-    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    if body.top_logprobs and not body.logprobs:
-        raise ApiError(400, "top_logprobs: needs logprobs to be true", param="top_logprobs")
-    if body.logprobs:
-        sampling["logprobs"] = body.top_logprobs or 0
-    structure = _structure(body)
-    if structure is not None:
-        sampling["structured_outputs"] = structure
-    return {**sampling, **_limit(limit)}
-
-
 def completion_sampling(body: CompletionBody) -> dict[str, Any]:
     """A completion body as sampling parameters of `llm`."""
     logprobs = {} if body.logprobs is None else {"logprobs": body.logprobs}
@@ -53,25 +29,7 @@ def completion_sampling(body: CompletionBody) -> dict[str, Any]:
         raise ApiError(400, f"best_of: {body.drawn} is not allowed; it must be at least n, {body.n}", param="best_of")
     if body.stream and body.drawn > body.n:
         raise ApiError(400, f"best_of: {body.drawn} answers cannot be streamed; it must be n, {body.n}", param="best_of")
-    return {**body.sampling(), **logprobs, "n": body.drawn, **_limit(body.max_tokens)}
-
-
-def _limit(tokens: int | None) -> dict[str, Any]:
-    """None is no limit but the context's."""
-    return {"max_tokens": tokens}
-
-
-def _structure(body: ChatBody) -> dict[str, Any] | None:
-    wanted = body.response_format
-    if wanted is None or wanted.type == "text":
-        return None
-    if body.structured_outputs is not None:
-        raise ApiError(400, "response_format: structured_outputs is given, too; send one of them", param="response_format")
-    if wanted.type == "json_object":
-        return {"json": {"type": "object"}}
-    if wanted.json_schema is None:
-        raise ApiError(400, "response_format.json_schema: is missing", param="response_format.json_schema")
-    return {"json": wanted.json_schema.schema_}
+    return {**body.sampling(), **logprobs, "n": body.drawn, "max_tokens": body.max_tokens}
 
 
 def prompts_of(body: CompletionBody) -> list[Prompt]:
