@@ -58,9 +58,8 @@ arguments of the SDK. Names and defaults are those of vLLM's `SamplingParams`. *
 here is refused.
 """
 _UNUSED = """What OpenAI's and vLLM's APIs have and nothing here reads. These values are taken, for the answer is the same
-with them; any other is refused by name, for it would be another. null is as absent, for every optional field. A field that is
-nowhere on this page is refused, or with `nereid serve --openai-lenient` ignored and named in the answer's header
-`x-nereid-ignored-fields`.
+with them; any other is refused by name, for it would be another. null is as absent, for every optional field. An unknown
+field is refused, or with `nereid serve --openai-lenient` ignored and named in the answer's header `x-nereid-ignored-fields`.
 """
 _ERRORS = f"""Every error is one sentence that names the field, the value and what is allowed. It ends with status, kind and,
 where a field is to blame, its name: `{WireError("seed: -1 is not allowed; it must be 0 to 9", ErrorKind.INVALID, "seed")}`.

@@ -7,6 +7,7 @@ those of OpenAI's API reference and of vLLM's protocol of its OpenAI-compatible 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,7 @@ class UnusedField:
 
 
 def _shown(value: Any) -> str:
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+    return value if isinstance(value, str) and value else json.dumps(value)
 
 
 def _rows(within: tuple[str, ...], *rows: tuple[str, tuple[Any, ...] | None, str]) -> tuple[UnusedField, ...]:
