@@ -23,7 +23,7 @@ from nereid.serving.gateway.unused import IMAGES as IN_IMAGES
 from nereid.serving.gateway.unused import MESSAGE, UNUSED_FIELDS
 
 from gateway_before import gateway, small_repository
-from scripted import delta, image
+from scripted import delta, image, texts
 from small_servers import Tensors, grpc_server
 
 CHAT, COMPLETIONS, IMAGES = "/v1/chat/completions", "/v1/completions", "/v1/images/generations"
@@ -43,7 +43,8 @@ class Models:
         self.prompts: list[str] = []
 
     def llm(self, inputs: Tensors) -> Iterator[Tensors]:
-        if "run_id" in inputs and "sampling_parameters" not in inputs:
+        if "sampling_parameters" not in inputs:  # asked what has become of a run, or to cancel it
+            yield {"run_state": texts("running")}
             return
         sampling = json.loads(inputs["sampling_parameters"][0])
         self.asked.append(sampling)
@@ -265,17 +266,17 @@ def test_events_are_compact_json(api: httpx.Client) -> None:
 
 
 def test_pictures_are_compressed_as_asked(api: httpx.Client) -> None:
-    def size(**change: object) -> int:
+    def picture(**change: object) -> bytes:
         made = api.post(IMAGES, json={**BODIES[IMAGES], **change}).json()
-        picture = base64.b64decode(made["data"][0]["b64_json"])
-        Image.open(io.BytesIO(picture)).load()
-        return len(picture)
+        found = base64.b64decode(made["data"][0]["b64_json"])
+        Image.open(io.BytesIO(found)).load()
+        return found
 
-    tables = size(output_format="jpeg", output_compression=5), size(output_format="jpeg", output_compression=100)
-    assert tables[0] != tables[1]
+    for kind in ("jpeg", "webp"):
+        assert picture(output_format=kind, output_compression=5) != picture(output_format=kind, output_compression=100)
     refused = api.post(IMAGES, json={**BODIES[IMAGES], "output_compression": 50})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "output_compression")
-    assert size(output_format="png", output_compression=100, quality="auto", background="opaque") > 0
+    assert picture(output_format="png", output_compression=100, quality="auto", background="opaque")
 
 
 # --- chat templates ---
