@@ -131,6 +131,9 @@ LLM_METRICS = tuple(
 # --- the gateway ---
 
 GATEWAY_REQUESTS = _counter("nereid_gateway_requests_total", "Requests by route and HTTP status", "route", "status")
+GATEWAY_KEY_REQUESTS = _counter(
+    "nereid_gateway_requests_by_key_total", "Requests by the name of their API key and HTTP status", "key", "status"
+)
 GATEWAY_REQUEST_SECONDS = _seconds("nereid_gateway_request_seconds", "Time from a request's head to its answer's end", "route")
 GATEWAY_FIRST_TOKEN_SECONDS = _seconds(
     "nereid_gateway_time_to_first_token_seconds", "Time from a request's head to the first event of a stream", "route"
@@ -142,6 +145,7 @@ GATEWAY_LOST = _counter("nereid_gateway_lost_requests_total", "Requests given up
 
 GATEWAY_METRICS = (
     GATEWAY_REQUESTS,
+    GATEWAY_KEY_REQUESTS,
     GATEWAY_REQUEST_SECONDS,
     GATEWAY_FIRST_TOKEN_SECONDS,
     GATEWAY_IN_FLIGHT,

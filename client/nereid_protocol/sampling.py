@@ -6,7 +6,10 @@ the reference of request fields.
 
 from __future__ import annotations
 
-from nereid_protocol.sampling_field import MAX_SEED, Kind, SamplingField
+from collections.abc import Mapping
+from typing import Any
+
+from nereid_protocol.sampling_field import MAX_SEED, Kind, SamplingError, SamplingField
 
 _INT32_MAX = 2**31 - 1
 
@@ -17,12 +20,27 @@ STRUCTURES = ("json", "regex", "choice", "grammar")
 """Exactly one of these members of `structured_outputs` is given."""
 
 _STRUCTURED_OUTPUTS = (
-    SamplingField(name="json", kind=Kind.SCHEMA, help="A JSON schema that the answer obeys."),
-    SamplingField(name="regex", kind=Kind.TEXT, length=10_000, help="A regular expression that the whole answer matches."),
-    SamplingField(name="choice", kind=Kind.TEXTS, most=1000, length=10_000, help="The answer is one of these."),
-    SamplingField(name="grammar", kind=Kind.TEXT, length=100_000, help="A Lark grammar."),
+    SamplingField(name="json", kind=Kind.SCHEMA, alias="guided_json", help="A JSON schema that the answer obeys."),
+    SamplingField(
+        name="regex",
+        kind=Kind.TEXT,
+        length=10_000,
+        alias="guided_regex",
+        help="A regular expression that the whole answer matches.",
+    ),
+    SamplingField(
+        name="choice", kind=Kind.TEXTS, most=1000, length=10_000, alias="guided_choice", help="The answer is one of these."
+    ),
+    SamplingField(
+        name="grammar",
+        kind=Kind.TEXT,
+        length=100_000,
+        alias="guided_grammar",
+        help="A grammar: Lark, or GBNF, llama.cpp's form of EBNF (`root ::= ...`).",
+    ),
     SamplingField(
         name="whitespace_pattern",
+        alias="guided_whitespace_pattern",
         kind=Kind.TEXT,
         length=1000,
         help="With json: a regular expression of the whitespace between its parts, such as ` ?`.",
@@ -138,6 +156,12 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
         help="Log probabilities of the drawn tokens, and of so many of the likeliest; none where it is not given.",
     ),
     SamplingField(
+        name="add_special_tokens",
+        kind=Kind.FLAG,
+        default=True,
+        help="Whether the tokenizer adds its own to a prompt of text; in a chat false by default, for templates write them.",
+    ),
+    SamplingField(
         name="skip_special_tokens", kind=Kind.FLAG, default=True, help="Whether special tokens are left out of the text."
     ),
     SamplingField(
@@ -153,3 +177,20 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
         help="Speculative decoding, by prompt lookup (ngram) or a draft model; the model's own setting where it is not given.",
     ),
 )
+
+_ALIASES = {member.alias: (field, member) for field in SAMPLING_FIELDS for member in field.members if member.alias}
+GUIDED = {alias: f"{field.name}.{member.name}" for alias, (field, member) in _ALIASES.items()}
+"""vLLM's older names of members, and where they stand now."""
+
+
+def without_aliases(sent: Mapping[str, Any]) -> dict[str, Any]:
+    """What was sent, older names moved into the objects that have them now; raises SamplingError where both were sent."""
+    made = dict(sent)
+    for alias, (field, member) in _ALIASES.items():
+        value = made.pop(alias, None)
+        if value is None:
+            continue
+        if sent.get(field.name) is not None:
+            raise SamplingError(alias, value, f"absent where {field.name} is given")
+        made[field.name] = {**(made.get(field.name) or {}), member.name: member.check(value, alias)}
+    return made

@@ -49,6 +49,7 @@ class SamplingField:
         choices: the only texts that are allowed.
         members: of an object.
         gateway: whether the text endpoints of the gateway take it under this name.
+        alias: of a member: a name beside its object under which vLLM took it before, taken here, too.
     """
 
     name: str
@@ -64,6 +65,7 @@ class SamplingField:
     choices: tuple[str, ...] = ()
     members: tuple[SamplingField, ...] = ()
     gateway: bool = True
+    alias: str = ""
 
     def check(self, value: Any, path: str = "") -> Any:
         """The value as plain JSON of the right type; numbers, lists and objects may come as text. Raises SamplingError."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from nereid.llm.settings import DRAFT_FOLDER, LLM_FILE
 from nereid_export import configs
-from nereid_export.checkpoint import read_json, read_text
+from nereid_export.chat_templates import special_tokens_of, write_chat_templates
 from nereid_export.choice import Row
 from nereid_export.engines.triton_config import place_on_gpu
 from nereid_export.errors import ExportError
@@ -28,7 +28,7 @@ from nereid_export.llm_options import LlmEngine, LlmExportOptions, LlmPrecision
 from nereid_export.publish import adopt, destination, locked, publish, readable_failures, require_space, staging_folder
 from nereid_export.resume import RECORD, Record, resume_key
 
-__all__ = ["LlmEngine", "LlmExportOptions", "LlmPrecision", "chat_template_of", "export_llm"]
+__all__ = ["LlmEngine", "LlmExportOptions", "LlmPrecision", "export_llm"]
 
 HOME = "llm"
 SAMPLE_TOKENS = 256
@@ -176,9 +176,7 @@ def _assemble(
             for file in sorted((staging / engine / part).glob(pattern)):
                 (target / file.name).hardlink_to(file)
     (folder / "1" / "tokenizer.json").write_bytes((checkpoint.folder / "tokenizer.json").read_bytes())
-    template = chat_template_of(checkpoint.folder)
-    if template is not None:
-        (folder / "1" / "chat_template.jinja").write_text(template, encoding="utf-8")
+    write_chat_templates(checkpoint.folder, folder / "1")
     _write_facts(checkpoint, draft, options, figures, context, folder / "1")
     manifest = {
         "version": MANIFEST_VERSION,
@@ -220,33 +218,6 @@ def _write_facts(
         "weight_bytes": figures["engine_bytes"],
         "flops_per_token": 2 * checkpoint.active_parameters(),
         "kv_bytes_per_token": 2 * layers * heads * checkpoint.head_size * element,
-        **_chat_tokens(checkpoint),
+        "special_tokens": special_tokens_of(checkpoint.folder),
     }
     (folder / LLM_FILE).write_text(json.dumps(facts, indent=1))
-
-
-def _chat_tokens(checkpoint: LlmCheckpoint) -> dict[str, str]:
-    """What chat templates call `bos_token` and `eos_token`; the first is empty where the tokenizer adds it by itself."""
-    from tokenizers import Tokenizer
-
-    settings = checkpoint.folder / "tokenizer_config.json"
-    known = read_json(settings) if settings.is_file() else {}
-
-    def text(name: str) -> str:
-        value = known.get(name) or ""
-        return str(value.get("content", "")) if isinstance(value, dict) else str(value)
-
-    adds_bos = bool(Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json")).encode("").ids)
-    return {"bos_token": "" if adds_bos else text("bos_token"), "eos_token": text("eos_token")}
-
-
-def chat_template_of(folder: Path) -> str | None:
-    """The checkpoint's chat template; None where it has none."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return read_text(file)
-    settings = folder / "tokenizer_config.json"
-    found = read_json(settings).get("chat_template") if settings.is_file() else None
-    if isinstance(found, list):  # several by name, of which transformers takes this one where nothing else is said
-        found = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}.get("default")
-    return found if isinstance(found, str) else None

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nereid_export.checkpoint import PICKLE_SUFFIXES, check_safetensors, file_digest, read_json, read_text, understood
+from nereid_export.chat_templates import templates_of
+from nereid_export.checkpoint import PICKLE_SUFFIXES, check_safetensors, file_digest, read_json, understood
 from nereid_export.errors import ExportError
 
 ARCHITECTURES = (
@@ -96,8 +97,7 @@ class LlmCheckpoint:
         for name in ("tokenizer_config.json", "generation_config.json"):
             if (self.folder / name).is_file():
                 read_json(self.folder / name)
-        if (self.folder / "chat_template.jinja").is_file():
-            read_text(self.folder / "chat_template.jinja")
+        templates_of(self.folder)
         with understood(self.folder / "tokenizer.json"):
             Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         with understood(self.folder / "config.json"):

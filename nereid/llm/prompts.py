@@ -17,9 +17,11 @@ _CHARACTERS = 4
 """Characters of a token in usual text."""
 
 
-def tokens_of_text(text: str, tokenizer: Tokenizer, facts: LlmFacts, longest: int) -> tuple[int, ...]:
+def tokens_of_text(
+    text: str, tokenizer: Tokenizer, facts: LlmFacts, longest: int, *, add_special_tokens: bool = True
+) -> tuple[int, ...]:
     """A text's tokens, fewer than `longest`; raises InvalidRequestError naming `text_input`."""
-    tokens = _encode(text, tokenizer, facts, longest)
+    tokens = _encode(text, tokenizer, facts, longest, add_special_tokens)
     if not tokens:
         raise InvalidRequestError.of("text_input", text, "text of at least one token")
     _check_length("text_input", len(tokens), longest)
@@ -43,18 +45,18 @@ def check_tokens(name: str, tokens: Sequence[int], facts: LlmFacts) -> None:
             raise InvalidRequestError.of(name, token, f"token ids 0 to {facts.vocabulary - 1}")
 
 
-def _encode(text: str, tokenizer: Tokenizer, facts: LlmFacts, longest: int) -> list[int]:
+def _encode(text: str, tokenizer: Tokenizer, facts: LlmFacts, longest: int, special: bool) -> list[int]:
     """One that is too long is refused by its length, or by its beginning."""
     most = longest * facts.longest_token
     if len(text) > most:
         raise ContextLengthError.of("text_input", f"{len(text)} characters", f"at most {most} characters: {_holds(longest)}")
     begins = _CHARACTERS * (longest + _PROBE_MARGIN)
     while len(text) > 2 * begins:
-        found = len(tokenizer.encode(text[:begins]).ids)
+        found = len(tokenizer.encode(text[:begins], add_special_tokens=special).ids)
         if found > longest + _PROBE_MARGIN:
             raise ContextLengthError.of("text_input", f"more than {longest - 1} tokens", f"shorter: {_holds(longest)}")
         begins *= 2
-    return list(tokenizer.encode(text).ids)
+    return list(tokenizer.encode(text, add_special_tokens=special).ids)
 
 
 def _check_length(name: str, tokens: int, longest: int) -> None:

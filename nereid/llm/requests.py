@@ -108,7 +108,8 @@ def _prompt(sent: SentRequest, tokenizer: Tokenizer, facts: LlmFacts, longest: i
         prompt = tokens_of_ids(sent.input_ids, facts, longest)
         return tokenizer.decode(list(prompt), skip_special_tokens=False), prompt
     text = sent.text_input or ""
-    return text, tokens_of_text(text, tokenizer, facts, longest)
+    special = sent.sampling["add_special_tokens"]
+    return text, tokens_of_text(text, tokenizer, facts, longest, add_special_tokens=special)
 
 
 def _max_tokens(sent: SentRequest, prompt: int, longest: int) -> int:

@@ -18,7 +18,7 @@ from nereid.flow.errors import InvalidRequestError
 from nereid.flow.fields import decode_text
 from nereid.flow.request_parameters import REQUEST_PARAMETERS
 from nereid.flow.runs import read_id
-from nereid_protocol.sampling import SAMPLING_FIELDS
+from nereid_protocol.sampling import SAMPLING_FIELDS, without_aliases
 from nereid_protocol.sampling_field import SamplingError, read_fields
 
 Inputs = Mapping[str, np.ndarray]
@@ -86,7 +86,7 @@ def read_sampling(inputs: Inputs, max_input_bytes: int) -> SentSampling:
         if name in given:
             raise InvalidRequestError.of(name, value, "given once, in sampling_parameters or as a parameter of the request")
     try:
-        return SentSampling(read_fields(SAMPLING_FIELDS, {**given, **beside}))
+        return SentSampling(read_fields(SAMPLING_FIELDS, without_aliases({**given, **beside})))
     except SamplingError as error:
         raise InvalidRequestError.of(error.field, error.value, error.allowed) from None
 

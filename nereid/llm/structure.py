@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
+from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from numpy.typing import NDArray
 
@@ -47,6 +48,18 @@ def _first_line(text: str) -> str:
     return (text.splitlines() or ["no reason given"])[0]
 
 
+def _as_lark(grammar: str) -> str:
+    """A grammar in Lark's form, also one that was written in llama.cpp's, GBNF; raises ValueError with its fault."""
+    if is_lark_syntax(grammar) or "::=" not in grammar:
+        return grammar
+    try:
+        return gbnf_to_lark(grammar)
+    except RecursionError:
+        raise ValueError("the GBNF grammar is nested too deeply") from None
+    except Exception as error:  # its parser has an error of its own, and others where it did not look
+        raise ValueError(f"the GBNF grammar cannot be read: {_first_line(str(error))}") from None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class StructureFactory:
     """Compiles grammars for one tokenizer."""
@@ -60,7 +73,7 @@ class StructureFactory:
         return cls(LLTokenizer(text, n_vocab=vocabulary, eos_token=list(eos_ids)), vocabulary)
 
     def compile(self, kind: str, value: Any, whitespace: str | None = None) -> Structure:
-        """`kind` is json, regex, choice or grammar (Lark); raises ValueError with the grammar's fault.
+        """`kind` is json, regex, choice or grammar (Lark or GBNF); raises ValueError with the grammar's fault.
 
         Between the parts of JSON stands what matches `whitespace`, by default nothing: where any may stand, a model can write
         whitespace until its tokens are used up, and obey the schema.
@@ -75,7 +88,7 @@ class StructureFactory:
             case "choice":
                 grammar = LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(item) for item in value))
             case _:
-                grammar = LLMatcher.grammar_from_lark(value)
+                grammar = LLMatcher.grammar_from_lark(_as_lark(value))
         if fault := LLMatcher.validate_grammar(grammar, self.tokenizer):
             raise ValueError(_first_line(fault))
         matcher = LLMatcher(self.tokenizer, grammar)

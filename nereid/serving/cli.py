@@ -12,6 +12,7 @@ import typer
 
 from nereid.engines.compile_cache import default_folder
 from nereid.serving.errors import ServingError
+from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.service import GatewayOptions, gateway_service
 from nereid.serving.installation import Source
 from nereid.serving.options import ServeOptions
@@ -37,9 +38,32 @@ def serve(
         str,
         typer.Option(
             envvar="NEREID_OPENAI_HOST",
-            help="Address of the gateway; any but loopback needs a key in the environment variable NEREID_API_KEY.",
+            help="Address of the gateway; any but loopback needs a key in the environment variable NEREID_API_KEY, "
+            "or --openai-keys.",
         ),
     ] = "127.0.0.1",
+    openai_keys: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="NEREID_OPENAI_KEYS",
+            help="TOML file of the gateway's API keys: a table for each, [NAME], with key, and if they are to be limited "
+            "requests_per_minute and requests_at_once.",
+        ),
+    ] = None,
+    openai_cors: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Origin whose pages may ask the gateway from a browser, such as https://app.example; *: all. Repeatable."
+        ),
+    ] = None,
+    openai_lenient: Annotated[
+        bool,
+        typer.Option(
+            "--openai-lenient",
+            "--lenient",
+            help="Have the gateway ignore fields that it does not know, and name them in the header x-nereid-ignored-fields.",
+        ),
+    ] = False,
     triton: Annotated[Source, typer.Option(help="Which Triton: on PATH (as in the container), or from pip.")] = Source.AUTO,
     log_file: Annotated[Path | None, typer.Option(help="Write Triton's log here instead of to the terminal.")] = None,
     cache_dir: Annotated[
@@ -72,7 +96,9 @@ def serve(
         verbose=verbose,
     )
     try:
-        _run(options, GatewayOptions(host=openai_host, port=openai_port) if openai_port else None)
+        keys = None if openai_keys is None else str(openai_keys.absolute())
+        rules = Rules(keys=keys, cors_origins=tuple(openai_cors or ()), lenient=openai_lenient)
+        _run(options, GatewayOptions(host=openai_host, port=openai_port, rules=rules) if openai_port else None)
     except ServingError as error:
         fail(error)
 
@@ -123,7 +149,7 @@ def _supervisor(options: ServeOptions, gateway: GatewayOptions | None, show: Pro
     gateway.check(options)
     listener = gateway.bind()
     supervisor = Supervisor(options, show)
-    supervisor.services.add(gateway_service(options, listener, supervisor.folder.environment("gateway")))
+    supervisor.services.add(gateway_service(options, listener, supervisor.folder.environment("gateway"), rules=gateway.rules))
     return supervisor
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nereid.serving.gateway.errors import from_nereid
 from nereid.serving.gateway.limits import Limits as ConnectionLimits
+from nereid.serving.gateway.unused import UNUSED_FIELDS
 from nereid_client.errors import typed
 from nereid_protocol.errors import ErrorKind, Status, WireError
 from nereid_protocol.field import Field, Model
@@ -42,24 +43,31 @@ Made from the tables in the code by `make reference`; do not edit it by hand. So
 [fields](../client/nereid_protocol/fields.py), [sampling parameters](../client/nereid_protocol/sampling.py),
 [errors](../client/nereid_protocol/errors.py), [`denoise`](../model_repository/denoise/config.pbtxt),
 [`image_output`](../model_repository/image_output/config.pbtxt), [`llm`](../model_repository/llm/config.pbtxt),
-[connection limits](../nereid/serving/gateway/limits.py).
+[connection limits](../nereid/serving/gateway/limits.py),
+[fields that change nothing](../nereid/serving/gateway/unused.py).
 """
 _IMAGES = """Inputs of `text_to_image` (one value for each prompt of the batch), `text_to_image_stream` and `text_to_image_json`;
 the same names are arguments of the SDK. All but `prompt` are optional. *Models* says who takes it: e `text_to_image`,
 s `text_to_image_stream`, j `text_to_image_json`. *One* means one value for all prompts of a request. *Gateway* marks what
-`/v1/images/generations` takes under this name, beside OpenAI's `n`, `size`, `output_format`, `stream`, `partial_images`.
+`/v1/images/generations` takes under this name, beside OpenAI's `n`, `size`, `output_format`, `output_compression`, `stream`,
+`partial_images`.
 """
 _SAMPLING = """The JSON object in `sampling_parameters`, parameters of the request (Triton's `generate` sends them so), and
 arguments of the SDK. Names and defaults are those of vLLM's `SamplingParams`. *Gateway*: `/v1/chat/completions` and
 `/v1/completions` take it under this name; `max_tokens` and `logprobs` are there as OpenAI defines them. A name that is not
 here is refused.
 """
+_UNUSED = """What OpenAI's and vLLM's APIs have and nothing here reads. These values are taken, for the answer is the same
+with them; any other is refused by name, for it would be another. null is as absent, for every optional field. An unknown
+field is refused, or with `nereid serve --openai-lenient` ignored and named in the answer's header `x-nereid-ignored-fields`.
+"""
 _ERRORS = f"""Every error is one sentence that names the field, the value and what is allowed. It ends with status, kind and,
 where a field is to blame, its name: `{WireError("seed: -1 is not allowed; it must be 0 to 9", ErrorKind.INVALID, "seed")}`.
 The SDK raises the class named here, with the sentence and `field`; the gateway answers in OpenAI's form with `param`.
 """
-_GATEWAYS_OWN = """Answers of the gateway itself: 400 for a body it cannot read, 401 without the key, 404 for a model that is not
-served, 413 for a body that is too large, 408 for one that comes too slowly, 503 where it drains or has no connection left.
+_GATEWAYS_OWN = """Answers of the gateway itself: 400 for a body it cannot read, 401 without a key, 404 for a model that is not
+served, 413 for a body that is too large, 408 for one that comes too slowly, 429 (`rate_limit_exceeded`, with `Retry-After`) where
+a key has had what it may have, 503 where it drains or has no connection left.
 """
 _LIMITS = """Parameters of the models. Change them in the exported repository, then accept the change with `nereid export sign`.
 An unknown parameter is refused when the model loads. A request beyond a limit is refused at once, by name.
@@ -122,7 +130,20 @@ def _texts() -> Iterator[str]:
     yield _sampling(SAMPLING_FIELDS)
     structured = next(field for field in SAMPLING_FIELDS if field.members)
     yield f"### Members of `{structured.name}`"
-    yield _sampling(structured.members)
+    yield "*Older name*: beside `structured_outputs`, as vLLM took it before; it is taken here, too.\n"
+    yield _table(
+        ("member", "allowed", "default", "older name", "meaning"),
+        (
+            (f"`{field.name}`", field.allowed, _default(field), f"`{field.alias}`" if field.alias else "", field.help)
+            for field in structured.members
+        ),
+    )
+    yield "### Fields of the gateway that change nothing"
+    yield _UNUSED
+    yield _table(
+        ("field", "of", "may be", "meaning"),
+        ((f"`{row.name}`", ", ".join(row.within), row.allowed, row.help) for row in UNUSED_FIELDS),
+    )
 
 
 def _sampling(table: Sequence[SamplingField]) -> str:

@@ -164,7 +164,7 @@ REFUSED = [
     ({"n": 0}, 400, "n", "0"),
     ({"max_tokens": -1}, 400, "max_tokens", "-1"),
     ({"max_tokens": -1, "stream": True}, 400, "max_tokens", "-1"),
-    ({"tools": []}, 400, "tools", "not supported"),
+    ({"audio": {"voice": "alloy"}}, 400, "audio", "not supported"),
     ({"top_logprobs": 3}, 400, "top_logprobs", "needs logprobs"),
     ({"response_format": {"type": "json_schema"}}, 400, "response_format.json_schema", "missing"),
     ({"response_format": {"type": "xml"}}, 400, "response_format.type", "xml"),

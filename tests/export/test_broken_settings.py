@@ -108,6 +108,9 @@ def test_a_broken_file_of_a_language_model_is_named(tmp_path: Path, name: str, c
     ("name", "content"),
     [
         ("chat_template.jinja", b"\xff\xfe"),
+        ("chat_template.jinja", b"{% if %}"),
+        ("chat_template.jinja", b"{{ raise_exception('never') }}"),
+        ("chat_template.jinja", b"{{ 1 + messages[0].content }}"),
         ("tokenizer.json", b'{"model": {"type": "none"}}'),
         ("config.json", b'{"architectures": "LlamaForCausalLM"}'),
         ("config.json", b'{"architectures": ["LlamaForCausalLM"]}'),

@@ -292,6 +292,20 @@ def test_choices_and_expressions_end_by_themselves(structures: StructureFactory)
         assert BYTES.decode(written) in allowed
 
 
+@pytest.mark.parametrize(
+    ("grammar", "first"), [('root ::= "yes" | "no"', {"y", "n"}), ('root ::= a b\na ::= "y"\nb ::= "es" | [o]', {"y"})]
+)
+def test_a_grammar_may_be_gbnf(structures: StructureFactory, grammar: str, first: set[str]) -> None:
+    structure = structures.compile("grammar", grammar)
+    assert {BYTES.decode([int(token)]) for token in np.flatnonzero(structure.allowed())} == first
+
+
+@pytest.mark.parametrize("grammar", ['root ::= "a', "root ::= " + "(" * 5000 + '"a"' + ")" * 5000, "root ::= nobody", "::="])
+def test_a_gbnf_grammar_that_is_none_is_a_value_error(structures: StructureFactory, grammar: str) -> None:
+    with pytest.raises(ValueError, match=r"\S"):
+        structures.compile("grammar", grammar)
+
+
 @pytest.mark.parametrize(("kind", "value"), [("json", {"type": "nonsense"}), ("regex", "[a"), ("grammar", "start: nobody")])
 def test_a_bad_grammar_is_a_value_error(structures: StructureFactory, kind: str, value: object) -> None:
     with pytest.raises(ValueError, match=r"\w+"):

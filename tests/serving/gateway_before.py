@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -32,7 +33,9 @@ class Running:
 
 
 @contextmanager
-def gateway(repository: Path, grpc_port: int, metrics_url: str = "http://127.0.0.1:9/metrics") -> Iterator[Running]:
+def gateway(
+    repository: Path, grpc_port: int, metrics_url: str = "http://127.0.0.1:9/metrics", **settings_besides: Any
+) -> Iterator[Running]:
     """Listening on a free port."""
     (port,) = free_ports(1)
     settings = GatewaySettings(
@@ -41,6 +44,7 @@ def gateway(repository: Path, grpc_port: int, metrics_url: str = "http://127.0.0
         metrics_url=metrics_url,
         ready_url="http://127.0.0.1:9/ready",
         max_body_bytes=100_000,
+        **settings_besides,
     )
     server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, daemon=True)

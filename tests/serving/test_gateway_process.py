@@ -297,7 +297,6 @@ def test_what_is_left_at_the_end_is_told_so(tmp_path: Path, hurried: bool) -> No
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("chat_template.jinja", "{% if %}", r"chat_template\.jinja is no chat template \(Expected an expression[^\n]+\)"),
         ("llm.json", "{", r"llm\.json cannot be read \([^\n]+\)"),
         ("llm.json", "[]", r"llm\.json is no JSON object"),
     ],

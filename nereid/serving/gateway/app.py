@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,17 +15,20 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from nereid.serving.gateway import images, texts
+from nereid.serving.gateway import chats, images, texts
 from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.draining import Drain, Drained
 from nereid.serving.gateway.errors import ApiError, from_nereid
-from nereid.serving.gateway.guard import Guard
+from nereid.serving.gateway.guard import Guard, asked_by
+from nereid.serving.gateway.keys import Keys
+from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.metrics import GatewayMetrics
-from nereid.serving.gateway.observing import Observed
+from nereid.serving.gateway.observing import IGNORED_HEADER, REQUEST_ID_HEADER, Observed
 from nereid.serving.gateway.places import places_of
 from nereid.serving.gateway.readiness import readiness
 from nereid.serving.gateway.repository import Offered, offered_models
@@ -47,6 +50,7 @@ class GatewaySettings:
     ready_url: str
     api_key: str = field(default="", repr=False)
     max_body_bytes: int = 4 * 2**20
+    rules: Rules = field(default_factory=Rules)
 
 
 def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlette:
@@ -54,6 +58,8 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
     models = offered_models(settings.repository)
     places = {model.id: places_of(settings.repository, model.holder) for model in models.values()}
     clients: dict[str, AsyncClient] = {}
+    keys = Keys.of(settings.api_key, Path(settings.rules.keys) if settings.rules.keys else None)
+    lenient = settings.rules.lenient
     metrics = GatewayMetrics()
 
     @asynccontextmanager
@@ -85,43 +91,40 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
         return JSONResponse(_model(models[name]))
 
     async def chat(request: Request) -> Response:
-        body = await read_body(request, ChatBody)
-        request.state.names = names = texts.chat_names(body)
+        body = await read_body(request, ChatBody, lenient)
+        request.state.names = names = chats.chat_names(body)
         model, client = find(body.model, "llm")
-        prompt = model.prompt([{"role": message.role, "content": message.text} for message in body.messages])
-        answer = texts.ChatAnswer(_stamp("chatcmpl"), int(time.time()), model.id)
-        asked = {**texts.chat_sampling(body), "request_id": request.state.request_id}
+        prompt = model.prompt(chats.chat_of(body, model))
+        answer = texts.ChatAnswer(_stamp("chatcmpl"), int(time.time()), model.id, body.return_token_ids)
+        asked = {**chats.chat_sampling(body, model), "request_id": request.state.request_id}
         if body.stream:
-            usage = bool(body.stream_options and body.stream_options.include_usage)
-            items = texts.stream(client, prompt, asked, answer, usage)
+            items = texts.stream(client, prompt, asked, answer, body.usage_wanted)
             return await begin_stream(request, places[model.id].during(items), names)
         async with places[model.id].taking():
             return JSONResponse(answer.whole(await until_gone(request, client.generate_text(prompt, **asked))))
 
     async def completions(request: Request) -> Response:
-        body = await read_body(request, CompletionBody)
-        request.state.names = names = texts.COMPLETION_NAMES
+        body = await read_body(request, CompletionBody, lenient)
+        request.state.names = names = texts.completion_names(body)
         model, client = find(body.model, "llm")
         prompts = texts.prompts_of(body)
-        answer = texts.CompletionAnswer(_stamp("cmpl"), int(time.time()), model.id, body.echo)
+        answer = texts.CompletionAnswer(_stamp("cmpl"), int(time.time()), model.id, body.echo, body.n, body.return_token_ids)
         asked = {**texts.completion_sampling(body), "request_id": request.state.request_id}
         if body.stream:
             if len(prompts) > 1:
                 raise ApiError(400, f"prompt: {len(prompts)} prompts cannot be streamed; send one", param="prompt")
-            usage = bool(body.stream_options and body.stream_options.include_usage)
-            items = texts.stream(client, prompts[0], asked, answer, usage)
+            items = texts.stream(client, prompts[0], asked, answer, body.usage_wanted)
             return await begin_stream(request, places[model.id].during(items), names)
         async with places[model.id].taking(len(prompts)):
             made = all_of([client.generate_text(prompt, **asked) for prompt in prompts])
             return JSONResponse(answer.whole_of(prompts, await until_gone(request, made)))
 
     async def generate_images(request: Request) -> Response:
-        body = await read_body(request, ImageBody)
+        body = await read_body(request, ImageBody, lenient)
         request.state.names = names = images.NAMES
         model, client = find(body.model, "image")
+        images.check(body)
         if body.stream:
-            if body.n != 1:
-                raise ApiError(400, f"n: {body.n} images cannot be streamed; it must be 1", param="n")
             items = images.stream(client, body, request.state.request_id)
             return await begin_stream(request, places[model.id].during(items), names)
         async with places[model.id].taking():
@@ -149,14 +152,25 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
         ],
         middleware=[
             Middleware(Observed, metrics=metrics),  # the first is the outermost
+            *_cors(settings.rules.cors_origins),
             Middleware(Drained, drain=drain or Drain()),
-            Middleware(Guard, api_key=settings.api_key, max_body_bytes=settings.max_body_bytes),
+            Middleware(Guard, keys=keys, max_body_bytes=settings.max_body_bytes),
         ],
         exception_handlers=dict.fromkeys((ApiError, NereidError, HTTPException), _refuse),
     )
     # One slash too many would be sent elsewhere: to what the caller's Host says, without TLS behind a proxy that ends it.
     app.router.redirect_slashes = False
     return app
+
+
+def _cors(origins: Sequence[str]) -> list[Middleware]:
+    """For pages of other origins; before the guard, for a browser asks first, without a key. Cookies are not read."""
+    if not origins:
+        return []
+    told = [REQUEST_ID_HEADER, IGNORED_HEADER, "retry-after", "x-ratelimit-limit-requests", "x-ratelimit-remaining-requests"]
+    return [
+        Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=told)
+    ]
 
 
 def _model(item: Offered) -> dict[str, Any]:
@@ -172,7 +186,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
     if isinstance(error, NereidError):
         said = from_nereid(error, getattr(request.state, "names", {}))
         if said.status == 500:
-            log.warning("request %s: %s", request.state.request_id, error)
+            log.warning("request %s: %s", asked_by(request.scope["state"]), error)
     elif isinstance(error, HTTPException):
         said = ApiError(error.status_code, f"{request.method} {request.url.path}: {str(error.detail).lower()}")
     else:

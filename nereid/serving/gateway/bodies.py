@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from nereid.serving.gateway.errors import ApiError, caller_gone
-from nereid.serving.gateway.problems import refusal
+from nereid.serving.gateway.problems import refusal, unknown_fields
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -19,8 +19,15 @@ _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-async def read_body(request: Request, schema: type[B]) -> B:
-    """The body as `schema`; raises ApiError with one sentence that names the field."""
+IGNORED = "ignored_fields"
+"""In a request's state: fields of its body that nobody knows, where they are ignored."""
+
+
+async def read_body(request: Request, schema: type[B], lenient: bool = False) -> B:
+    """The body as `schema`; raises ApiError with one sentence that names the field.
+
+    `lenient`: fields that nobody knows are ignored, and named in the request's state.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         sent = f"{kind[:80]!r} is not allowed" if kind else "it is missing"
@@ -36,7 +43,23 @@ async def read_body(request: Request, schema: type[B]) -> B:
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        raise refusal(schema, error.errors(include_url=False)) from None
+        problems = error.errors(include_url=False)
+    if lenient and (unknown := unknown_fields(schema, problems)):
+        request.scope["state"][IGNORED] = [".".join(path) for path in unknown]
+        for path in unknown:
+            _drop(value, path)
+        try:
+            return schema.model_validate(value)
+        except ValidationError as error:
+            problems = error.errors(include_url=False)
+    raise refusal(schema, problems) from None
+
+
+def _drop(value: Any, path: Sequence[str]) -> None:
+    """Take a member out of an object, some levels down."""
+    for part in path[:-1]:
+        value = value[int(part)] if isinstance(value, list) else value[part]
+    value.pop(path[-1], None)
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:

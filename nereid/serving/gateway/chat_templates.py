@@ -4,16 +4,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from jinja2 import Template, TemplateError, nodes
+from jinja2 import Environment, Template, TemplateError, meta, nodes
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
-_ABSENT: Mapping[str, None] = {"tools": None, "documents": None}
-"""What transformers passes where a caller has none: templates ask whether they are None, and an undefined name is not."""
+DEFAULT, TOOL_USE = "default", "tool_use"
+"""Of several templates by name, transformers takes the second where a chat has tools, else the first."""
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+"""Names under which an assistant's message holds its reasoning; templates read the first, some the second."""
+OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
+"""What a chat sets in a template by fields of its own."""
+_MARK = "END-OF-WHAT-IS-CONTINUED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chat:
+    """A conversation and what is to become of it.
+
+    `continue_final_message`: the prompt ends with the last message, so that the answer goes on with it; `variables` are more for
+    the template, such as `enable_thinking`; `template` is the name of one of several.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    documents: Sequence[Mapping[str, Any]] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    template: str | None = None
 
 
 class _Generation(Extension):
@@ -26,17 +51,123 @@ class _Generation(Extension):
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
-def chat_template(source: str) -> Template:
-    """Checkpoints bring their templates along: they run in a sandbox. Raises TemplateError where it is none."""
+class _Dict:
+    """`dict` without the type's other attributes, which a template has no use for."""
+
+    def __call__(self, *items: Any, **more: Any) -> dict[Any, Any]:
+        return dict(*items, **more)
+
+    def fromkeys(self, keys: Any, value: Any = None) -> dict[Any, Any]:
+        return dict.fromkeys(keys, value)
+
+
+class _Namespace(Namespace):
+    """Jinja's, without names that begin with an underscore: they lead to Python's own. `namespace(self=...)` is allowed."""
+
+    def __init__(*args: Any, **more: Any) -> None:
+        self, *given = args
+        names = dict(*given, **more)
+        for name in names:
+            _check_name(name)
+        Namespace.__init__(self, names)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace may not have {name!r}: it begins with an underscore")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplates:
+    """Those of one checkpoint, by name. `tokens` are its special tokens by transformers' names, `bos_token` and others."""
+
+    templates: Mapping[str, Template]
+    sources: Mapping[str, str] = field(repr=False)
+    tokens: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, sources: Mapping[str, str], tokens: Mapping[str, str]) -> ChatTemplates:
+        """Raises TemplateError that names the template where one is none."""
+        made = {}
+        for name, source in sources.items():
+            try:
+                made[name] = chat_template(source)
+            except (TemplateError, RecursionError) as error:
+                reason = str(error).partition("\n")[0] or type(error).__name__
+                raise TemplateError(reason if len(sources) == 1 else f"{name}: {reason}") from None
+        return cls(made, sources, tokens)
+
+    def chosen(self, chat: Chat) -> str:
+        """The name of the template that a chat is for; raises KeyError with those there are."""
+        name = chat.template or (TOOL_USE if chat.tools is not None and TOOL_USE in self.templates else DEFAULT)
+        if name not in self.templates:
+            raise KeyError(name, tuple(self.templates))
+        return name
+
+    def rendered(self, chat: Chat) -> str:
+        """The prompt; raises TemplateError where the template refuses the chat, KeyError where it names no template of these."""
+        name = self.chosen(chat)
+        if chat.continue_final_message:
+            return _continued(self.templates[name], self.sources[name], chat, self.tokens)
+        return _render(self.templates[name], chat.messages, chat, self.tokens)
+
+    def reads(self, variable: str) -> bool:
+        """Whether a template asks for this variable."""
+        return any(variable in meta.find_undeclared_variables(_environment().parse(text)) for text in self.sources.values())
+
+
+def _environment() -> Environment:
+    """Checkpoints bring their templates along: they run in a sandbox."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
-    environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
-    return environment.from_string(source)
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": _now, "dict": _Dict(), "namespace": _Namespace}
+    return environment
 
 
-def rendered(template: Template, messages: Sequence[Mapping[str, Any]], tokens: Mapping[str, str]) -> str:
-    """The conversation, ready for the assistant's turn; raises TemplateError where the template refuses it."""
-    return template.render(messages=messages, add_generation_prompt=True, **_ABSENT, **tokens)
+def chat_template(source: str) -> Template:
+    """Raises TemplateError where it is none."""
+    return _environment().from_string(source)
+
+
+def _render(template: Template, messages: Sequence[Mapping[str, Any]], chat: Chat, tokens: Mapping[str, str]) -> str:
+    """Tools and documents are None where a chat has none: templates ask whether they are, and an undefined name is not."""
+    return template.render(
+        {**tokens, **chat.variables},
+        messages=[_with_reasoning(message) for message in messages],
+        tools=chat.tools,
+        documents=chat.documents,
+        add_generation_prompt=chat.add_generation_prompt,
+    )
+
+
+def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message without nulls, its reasoning under the names that templates read."""
+    plain = {name: value for name, value in message.items() if value is not None}
+    reasoning = next((plain[name] for name in REASONING_FIELDS if name in plain), None)
+    return plain if reasoning is None else {"thinking": reasoning, **plain, "reasoning_content": reasoning}
+
+
+def _continued(template: Template, source: str, chat: Chat, tokens: Mapping[str, str]) -> str:
+    """The prompt up to the end of the last message, found by a mark that is set there; raises TemplateError.
+
+    A template may cut the spaces around a message: then the mark's own space is gone, and those of the message go with it.
+    """
+    *before, last = chat.messages
+    text = last.get("content")
+    if not isinstance(text, str) or "content" not in source:
+        raise TemplateError("the final message has no text that could be continued")
+    mark = _MARK
+    while any(mark in str(message.get("content")) for message in chat.messages):
+        mark += "-"
+    whole = _render(template, [*before, {**last, "content": f"{text}{mark} "}], chat, tokens)
+    at = whole.rfind(mark)
+    if at < 0 or text.strip() not in whole:
+        raise TemplateError("the template changes the final message, so that it cannot be continued")
+    return whole[:at] if whole.startswith(f"{mark} ", at) else whole[:at].rstrip()
 
 
 def _to_json(
@@ -56,3 +187,25 @@ def _refuse(message: str) -> Any:
 
 def _now(form: str) -> str:
     return datetime.now().strftime(form)
+
+
+_PROBES: tuple[tuple[Mapping[str, str], ...], ...] = (
+    ({"role": "user", "content": "Hello"},),
+    ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}),
+    ({"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}, {"role": "user", "content": "Bye"}),
+)
+
+
+def fault_of(templates: ChatTemplates) -> str | None:
+    """Why no plain conversation can be rendered by one of them, in a line; None where one can by each."""
+    for name in templates.templates:
+        faults = []
+        for probe in _PROBES:
+            try:
+                templates.rendered(Chat(messages=probe, template=name))
+                break
+            except Exception as error:  # a template is a program: it may fail in any way
+                faults.append(str(error).partition("\n")[0] or type(error).__name__)
+        else:
+            return faults[0] if len(templates.templates) == 1 else f"{name}: {faults[0]}"
+    return None

@@ -1,29 +1,73 @@
-"""Before any route: the API key, and the size of the body, announced or not; knows no route."""
+"""Before any route: the API key, its limits, and the size of the body, announced or not; knows no route."""
 
 from __future__ import annotations
 
-import hmac
+import logging
+from collections.abc import Mapping
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.keys import Caller, Keys, RateLimitError
+
+log = logging.getLogger("nereid.gateway")
+
+KEY_NAME = "key"
+"""In a request's state: the name of the key that it came with."""
+
+
+Headers = Mapping[bytes, bytes]
+
+
+def asked_by(state: Mapping[str, Any]) -> str:
+    """A request in words for the log: its id, and its key's name where it has one."""
+    return f"{state['request_id']} of key {state[KEY_NAME]}" if KEY_NAME in state else str(state["request_id"])
 
 
 class Guard:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, api_key: str, max_body_bytes: int) -> None:
-        self._app, self._key, self._most = app, api_key, max_body_bytes
+    def __init__(self, app: ASGIApp, keys: Keys, max_body_bytes: int) -> None:
+        self._app, self._keys, self._most = app, keys, max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
-        if self._key and scope["path"].startswith("/v1/") and not self._allowed(headers.get(b"authorization", b"")):
+        if not self._keys.callers or not scope["path"].startswith("/v1/"):
+            await self._sized(scope, headers, receive, send)
+            return
+        caller = self._keys.caller(headers.get(b"authorization", b""))
+        if caller is None:
             refusal = ApiError(401, "the API key is missing or wrong", "authentication_error", code="invalid_api_key")
             await refusal.response()(scope, receive, send)
             return
+        scope["state"][KEY_NAME] = caller.name
+        if scope["method"] != "POST":  # lists of models cost nothing
+            await self._sized(scope, headers, receive, send)
+            return
+        await self._limited(caller, scope, headers, receive, send)
+
+    async def _limited(self, caller: Caller, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                extra = [(name.encode(), value.encode()) for name, value in caller.headers().items()]
+                message = {**message, "headers": [*message.get("headers", ()), *extra]}
+            await send(message)
+
+        try:
+            with caller.asking():
+                await self._sized(scope, headers, receive, told)
+        except RateLimitError as error:
+            log.info("request %s: %s", scope["state"]["request_id"], error)
+            refusal = ApiError(
+                429, str(error), "rate_limit_error", code="rate_limit_exceeded", headers={"Retry-After": str(error.seconds)}
+            )
+            await refusal.response()(scope, receive, told)
+
+    async def _sized(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self._most:
             await self._refuse_size(scope, receive, send)
@@ -49,9 +93,6 @@ class Guard:
         await self._app(scope, counted, watched)
         if too_large and not answered:
             await self._refuse_size(scope, receive, send)
-
-    def _allowed(self, header: bytes) -> bool:
-        return hmac.compare_digest(header, f"Bearer {self._key}".encode())
 
     async def _refuse_size(self, scope: Scope, receive: Receive, send: Send) -> None:
         await ApiError(413, f"the body is larger than {self._most} bytes").response()(scope, receive, send)

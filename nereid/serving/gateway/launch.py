@@ -12,6 +12,18 @@ API_KEY = "NEREID_API_KEY"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What the gateway allows its callers."""
+
+    keys: str | None = None
+    """A file of API keys with names and limits (nereid.serving.gateway.keys), beside the environment's key."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages a browser may let ask; `*` is all."""
+    lenient: bool = False
+    """Whether fields that nobody knows are ignored, and named in a header of the answer, not refused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
     """`listener` and `heart` are descriptors that the process inherits."""
 
@@ -23,6 +35,7 @@ class Launch:
     listener: int
     heart: int
     limits: Limits = field(default_factory=Limits)
+    rules: Rules = field(default_factory=Rules)
 
     def to_argument(self) -> str:
         return json.dumps(asdict(self))
@@ -30,4 +43,5 @@ class Launch:
     @classmethod
     def from_argument(cls, argument: str) -> Launch:
         facts = json.loads(argument)
-        return cls(**{**facts, "limits": Limits(**facts["limits"])})
+        rules = {**facts["rules"], "cors_origins": tuple(facts["rules"]["cors_origins"])}
+        return cls(**{**facts, "limits": Limits(**facts["limits"]), "rules": Rules(**rules)})

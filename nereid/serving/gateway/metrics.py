@@ -1,7 +1,8 @@
 """The gateway's own numbers, and its page of them with Triton's behind; names come from nereid_protocol.metrics.
 
 Histograms and counters carry the id of a request that they counted as an OpenMetrics exemplar: a scraper that accepts OpenMetrics
-gets it. Labels are bounded: routes are those there are, pipelines those of the repository.
+gets it. Labels are bounded: routes are those there are, pipelines those of the repository,
+keys those of the operator's file.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from nereid_client.server import Statistics
 from nereid_protocol.metrics import (
     GATEWAY_FIRST_TOKEN_SECONDS,
     GATEWAY_IN_FLIGHT,
+    GATEWAY_KEY_REQUESTS,
     GATEWAY_LOST,
     GATEWAY_REPLAYS,
     GATEWAY_REQUEST_SECONDS,
@@ -52,6 +54,7 @@ class GatewayMetrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # series of start times, which no other metric here has
         self.registry = CollectorRegistry()
         self._requests = Counter(*_arguments(GATEWAY_REQUESTS), registry=self.registry)
+        self._by_key = Counter(*_arguments(GATEWAY_KEY_REQUESTS), registry=self.registry)
         self._seconds = _histogram(GATEWAY_REQUEST_SECONDS, self.registry)
         self._first = _histogram(GATEWAY_FIRST_TOKEN_SECONDS, self.registry)
         self._in_flight = Gauge(*_arguments(GATEWAY_IN_FLIGHT), registry=self.registry)
@@ -79,7 +82,10 @@ class GatewayMetrics:
     def first_event(self, route: str, seconds: float, request_id: str) -> None:
         self._first.labels(route).observe(seconds, _exemplar(request_id))
 
-    def ended(self, route: str, status: int, seconds: float, request_id: str) -> None:
+    def ended(self, route: str, status: int, seconds: float, request_id: str, key: str | None = None) -> None:
+        """`key` is the name of the one that the request came with."""
+        if key is not None:
+            self._by_key.labels(key, str(status)).inc(1, _exemplar(request_id))
         self._requests.labels(route, str(status)).inc(1, _exemplar(request_id))
         self._seconds.labels(route).observe(seconds, _exemplar(request_id))
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nereid.serving.gateway.bodies import IGNORED
 from nereid.serving.gateway.errors import internal_error
+from nereid.serving.gateway.guard import KEY_NAME, asked_by
 from nereid.serving.gateway.metrics import GatewayMetrics
 from nereid.serving.gateway.waiting import GONE
 from nereid_protocol.request_ids import request_id_of
@@ -17,7 +20,17 @@ from nereid_protocol.request_ids import request_id_of
 log = logging.getLogger("nereid.gateway")
 
 REQUEST_ID_HEADER = "x-request-id"
+IGNORED_HEADER = "x-nereid-ignored-fields"
+"""On an answer: what was sent and ignored, by name."""
+_MOST_HEADER = 2000
+"""Characters of a list of names."""
 _GONE = 499
+
+
+def _listed(names: Sequence[str]) -> bytes:
+    """Names as a header may hold them: printable ASCII, and not too much of it."""
+    text = ", ".join(json.dumps(name)[1:-1] for name in names)
+    return (text if len(text) <= _MOST_HEADER else f"{text[:_MOST_HEADER]}...").encode("ascii")
 
 
 class Observed:
@@ -35,7 +48,7 @@ class Observed:
             try:
                 await self._app(scope, receive, exchange.send)
             except Exception:
-                log.exception("request %s: %s %s has failed", exchange.request_id, scope["method"], exchange.route)
+                log.exception("request %s: %s %s has failed", asked_by(scope["state"]), scope["method"], exchange.route)
                 if exchange.status is None:
                     await internal_error(exchange.request_id).response()(scope, receive, exchange.send)
             finally:
@@ -59,6 +72,8 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = [*message.get("headers", ()), (REQUEST_ID_HEADER.encode(), self.request_id.encode())]
+            if names := self._state.get(IGNORED):
+                headers.append((IGNORED_HEADER.encode(), _listed(names)))
             self._streams = any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
             message = {**message, "headers": headers}
         elif self._streams:
@@ -68,4 +83,5 @@ class _Exchange:
 
     def end(self) -> None:
         status = _GONE if self.status is None or self._state.get(GONE) else self.status
-        self._metrics.ended(self.route, status, time.monotonic() - self._begun, self.request_id)
+        seconds = time.monotonic() - self._begun
+        self._metrics.ended(self.route, status, seconds, self.request_id, self._state.get(KEY_NAME))

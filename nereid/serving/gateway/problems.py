@@ -13,6 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.unused import MESSAGE, UnusedField, unused_field
 from nereid_protocol.sampling_field import SamplingError
 
 Problem = Mapping[str, Any]
@@ -55,11 +56,26 @@ def refusal(schema: type[BaseModel], problems: Sequence[Problem]) -> ApiError:
     deepest = max(len(path) for path, _ in same)
     path = next(path for path, _ in same if len(path) == deepest)
     chosen = [problem for other, problem in same if other == path]
-    return _sentence(".".join(path) or "body", chosen)
+    return _sentence(".".join(path) or "body", chosen, _unused(schema, path))
 
 
-def _sentence(field: str, problems: Sequence[Problem]) -> ApiError:
+def unknown_fields(schema: type[BaseModel], problems: Sequence[Problem]) -> list[list[str]]:
+    """The paths of fields that neither the schema nor the table of unused fields has."""
+    extra = [written_path(schema, problem["loc"]) for problem in problems if problem["type"] == "extra_forbidden"]
+    return [path for path in extra if _unused(schema, path) is None]
+
+
+def _unused(schema: type[BaseModel], path: Sequence[str]) -> UnusedField | None:
+    """The row of a field, of the body itself or of one of its messages."""
+    place = MESSAGE if len(path) == 3 and path[0] == "messages" else getattr(schema, "place", "") if len(path) == 1 else ""
+    return unused_field(place, path[-1]) if path else None
+
+
+def _sentence(field: str, problems: Sequence[Problem], unused: UnusedField | None) -> ApiError:
     problem = problems[0]
+    if problem["type"] == "extra_forbidden" and unused is not None and unused.values:
+        refused = _not_allowed(field, problem.get("input"), f"it must be {unused.allowed}")
+        return ApiError(400, refused.message, param=field, code="unsupported_value")
     if problem["type"] == "extra_forbidden":
         return ApiError(400, f"{field}: this field is not supported", param=field, code="unsupported_parameter")
     if problem["type"] == "missing":

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template, TemplateError
+from jinja2 import TemplateError
 
 from nereid.serving.errors import ServingError
-from nereid.serving.gateway.chat_templates import chat_template, rendered
+from nereid.serving.gateway.chat_templates import DEFAULT, Chat, ChatTemplates
 from nereid.serving.gateway.errors import ApiError
 
+log = logging.getLogger("nereid.gateway")
+
 _LLM_FILE, _PIPELINE_FILE, _TEMPLATE_FILE = "llm.json", "pipeline.json", "chat_template.jinja"
+_MORE_TEMPLATES = "additional_chat_templates"
+"""transformers' name of the folder of templates beside the default one."""
 _STREAM, _ENSEMBLE = "text_to_image_stream", "text_to_image"
 
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """One model of the API; `prefix` is what the SDK calls `name`."""
+    """One model of the API; `prefix` is what the SDK calls `name`.
+
+    `fault`: why its chat templates cannot be used. `whole_templates`: whether they write all special tokens themselves, so that
+    the tokenizer adds none; exports of before left out what it adds.
+    """
 
     id: str
     kind: str
     prefix: str
     created: int
-    template: Template | None = None
-    tokens: Mapping[str, str] = field(default_factory=dict)
+    templates: ChatTemplates | None = None
+    fault: str = ""
+    whole_templates: bool = True
 
     @property
     def holder(self) -> str:
@@ -35,14 +44,28 @@ class Offered:
         name = "denoise" if self.kind == "image" else "llm"
         return f"{self.prefix}_{name}" if self.prefix else name
 
-    def prompt(self, messages: Sequence[dict[str, str]]) -> str:
-        """The conversation through the checkpoint's own chat template, ready for the assistant's turn."""
-        if self.template is None:
+    def chat_templates(self) -> ChatTemplates:
+        """Raises ApiError where there are none that can be used."""
+        if self.fault:
+            reason = f"the chat template of {self.id!r} cannot be used ({self.fault}); use /v1/completions"
+            raise ApiError(400, f"model: {reason}", param="model")
+        if self.templates is None:
             raise ApiError(400, f"model: {self.id!r} has no chat template; use /v1/completions", param="model")
+        return self.templates
+
+    def prompt(self, chat: Chat) -> str:
+        """The conversation through the checkpoint's own chat template; raises ApiError."""
+        templates = self.chat_templates()
         try:
-            return rendered(self.template, messages, self.tokens)
+            return templates.rendered(chat)
         except TemplateError as error:
             raise ApiError(400, f"messages: the model's chat template refuses them: {error}", param="messages") from None
+        except KeyError as error:
+            if chat.template is None or error.args[:1] != (chat.template,):
+                raise  # the template's own mistake
+            known = " or ".join(templates.templates)
+            sentence = f"chat_template: {chat.template[:80]!r} is not allowed; it must be the name of one of the model's, {known}"
+            raise ApiError(400, sentence, param="chat_template") from None
 
 
 def offered_models(repository: Path) -> dict[str, Offered]:
@@ -55,14 +78,7 @@ def offered_models(repository: Path) -> dict[str, Offered]:
         files = {file.name: file for file in (folder / "1").glob("*")} if (folder / "1").is_dir() else {}
         if _LLM_FILE in files:
             facts = _facts(files[_LLM_FILE])
-            made = Offered(
-                folder.name,
-                "llm",
-                _prefix(folder.name, "llm"),
-                int(folder.stat().st_mtime),
-                _template(files[_TEMPLATE_FILE]) if _TEMPLATE_FILE in files else None,
-                {name: facts.get(name, "") for name in ("bos_token", "eos_token")},
-            )
+            made = _language_model(folder, facts, files)
         elif _PIPELINE_FILE in files and folder.name.endswith(_STREAM):
             prefix = _prefix(folder.name, _STREAM)
             name = f"{prefix}_{_ENSEMBLE}" if prefix else _ENSEMBLE
@@ -83,11 +99,30 @@ def _facts(file: Path) -> dict[str, Any]:
     return facts
 
 
-def _template(file: Path) -> Template:
+def _language_model(folder: Path, facts: dict[str, Any], files: dict[str, Path]) -> Offered:
+    """A template that cannot be used takes chats from this model alone."""
+    sources: dict[str, str] = {}
+    templates, fault = None, ""
+    tokens = facts.get("special_tokens", {name: facts.get(name, "") for name in ("bos_token", "eos_token")})
+    more = sorted(files[_MORE_TEMPLATES].glob("*.jinja")) if _MORE_TEMPLATES in files else []
     try:
-        return chat_template(file.read_text(encoding="utf-8"))
+        if _TEMPLATE_FILE in files:
+            sources[DEFAULT] = files[_TEMPLATE_FILE].read_text(encoding="utf-8")
+        sources |= {file.stem: file.read_text(encoding="utf-8") for file in more}
+        if sources:
+            templates = ChatTemplates.of(sources, tokens)
     except (OSError, ValueError, TemplateError) as error:
-        raise ServingError(f"{file} is no chat template ({str(error).partition(chr(10))[0]}); export the model again") from None
+        fault = str(error).partition("\n")[0]
+        log.warning("the chat template of %s cannot be used (%s); its chats are refused", folder.name, fault)
+    return Offered(
+        id=folder.name,
+        kind="llm",
+        prefix=_prefix(folder.name, "llm"),
+        created=int(folder.stat().st_mtime),
+        templates=templates,
+        fault=fault,
+        whole_templates="special_tokens" in facts,
+    )
 
 
 def _prefix(name: str, suffix: str) -> str:

@@ -2,36 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from enum import Enum
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
+from nereid.serving.gateway.chat_templates import OWN_VARIABLES
+from nereid.serving.gateway.unused import CHAT, COMPLETIONS, IMAGES, MESSAGE, unused_field
 from nereid_client.images import OPTIONS, annotation
-from nereid_protocol.sampling import SAMPLING_FIELDS
+from nereid_protocol.sampling import GUIDED, SAMPLING_FIELDS, without_aliases
 from nereid_protocol.sampling_field import Kind, SamplingField
 
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 """What `llm` takes as int32; whether the vocabulary has it, the model says."""
 
 
-class _Body(BaseModel):
-    """`user`, `metadata` and `store` say who calls and why: accepted and not used."""
+class Sent(BaseModel):
+    """An object that a caller sends: null is as absent, and so is a value that the table of unused fields allows."""
 
     model_config = ConfigDict(extra="forbid")
 
+    place: ClassVar[str] = ""
+    """Its name in the table of unused fields."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_changes_nothing(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: item for name, item in value.items() if item is not None and not cls._ignores(name, item)}
+
+    @classmethod
+    def _ignores(cls, name: str, value: Any) -> bool:
+        row = unused_field(cls.place, name)
+        return row is not None and row.allows(value)
+
+
+class _Body(Sent):
     model: str
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
 
 
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class Usage(Enum):
+    """Which chunks of a stream tell how many tokens there are."""
+
+    NONE = "none"
+    LAST = "last"
+    EACH = "each"
+
+
+class StreamOptions(Sent):
+    """`continuous_usage_stats` is vLLM's: every chunk tells the usage so far."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
-class JsonSchema(BaseModel):
+class JsonSchema(Sent):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
     name: str = "answer"
@@ -40,9 +76,7 @@ class JsonSchema(BaseModel):
     strict: bool | None = None
 
 
-class ResponseFormat(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class ResponseFormat(Sent):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
@@ -76,6 +110,31 @@ class SamplingBody(_SamplingFields):  # type: ignore[misc, valid-type]
 
     stream: bool = False
     stream_options: StreamOptions | None = None
+    return_token_ids: bool = False
+
+    _older: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _without_older_names(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """vLLM's older names of what binds an answer's form."""
+        if not isinstance(value, dict):
+            return handler(value)
+        made = handler(without_aliases(value))
+        made._older = {now: older for older, now in GUIDED.items() if value.get(older) is not None}
+        return made
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The caller's names of `llm`'s sampling parameters, where they are others."""
+        return dict(self._older)
+
+    @property
+    def usage_wanted(self) -> Usage:
+        options = self.stream_options
+        if options is None:
+            return Usage.NONE
+        return Usage.EACH if options.continuous_usage_stats else Usage.LAST if options.include_usage else Usage.NONE
 
     def sampling(self) -> dict[str, Any]:
         """The sampling parameters that were sent, for `llm`."""
@@ -83,41 +142,72 @@ class SamplingBody(_SamplingFields):  # type: ignore[misc, valid-type]
         return {name: value for name, value in sent.items() if value is not None}
 
 
-class ContentPart(BaseModel):
+class ContentPart(Sent):
     """Text only: the models here see no pictures."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class Message(Sent):
+    place = MESSAGE
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[ContentPart]
     name: str | None = None
 
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
     @property
     def text(self) -> str:
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
+    @property
+    def for_template(self) -> dict[str, Any]:
+        """What a chat template reads: only what was sent."""
+        sent = self.model_dump(include={"role", "name", "reasoning_content", "reasoning"}, exclude_none=True)
+        return {**sent, "content": self.text}
+
 
 class ChatBody(SamplingBody):
+    place = CHAT
+
     messages: list[Message] = Field(min_length=1, max_length=1000)
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
+    documents: list[dict[str, Any]] | None = Field(default=None, max_length=1000)
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    reasoning_effort: str | None = None
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _no_other_fields(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in OWN_VARIABLES:
+            if name in value:
+                raise ValueError(f"must not have {name}, which is a field of its own")
+        return value
 
 
 class CompletionBody(SamplingBody):
+    place = COMPLETIONS
+
     prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
     max_tokens: int | None = 16
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool = False
+    best_of: int | None = Field(default=None, ge=1, le=16)
+
+    @property
+    def drawn(self) -> int:
+        """How many answers are drawn for each prompt, of which the likeliest `n` are told."""
+        return self.best_of or self.n
 
 
 IMAGE_EXTENSIONS = tuple(field for field in OPTIONS if field.gateway)
@@ -127,11 +217,14 @@ IMAGE_EXTENSIONS = tuple(field for field in OPTIONS if field.gateway)
 class OpenAIImageBody(_Body):
     """What OpenAI's endpoint has."""
 
+    place = IMAGES
+
     prompt: str = Field(min_length=1)
     n: int = Field(default=1, ge=1, le=16)
     size: str | None = None
     response_format: Literal["b64_json"] = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] = "png"
+    output_compression: int | None = Field(default=None, ge=0, le=100)
     stream: bool = False
     partial_images: int = Field(default=0, ge=0, le=3)
 

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from nereid.serving.child import Child
 from nereid.serving.errors import ServingError
-from nereid.serving.gateway.launch import API_KEY, Launch
+from nereid.serving.gateway.keys import Keys
+from nereid.serving.gateway.launch import API_KEY, Launch, Rules
 from nereid.serving.gateway.limits import Limits
 from nereid.serving.listening import listen
 from nereid.serving.options import ServeOptions, is_loopback
 from nereid.serving.services import KeptService
 
+_ORIGIN = re.compile(r"https?://[^/\s]+")
 BACKLOG = 1024
 """How many connections wait while the gateway is away or busy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayOptions:
-    """Where the gateway listens."""
+    """Where the gateway listens, and what it allows."""
 
     port: int
     host: str = "127.0.0.1"
+    rules: Rules = field(default_factory=Rules)
 
     @property
     def address(self) -> str:
@@ -33,8 +38,12 @@ class GatewayOptions:
         return f"[{self.host}]" if ":" in self.host else self.host
 
     def check(self, served: ServeOptions) -> None:
-        """Raise ServingError for a host that strangers reach without a key, or a port given twice."""
-        if not os.environ.get(API_KEY) and not is_loopback(self.host):
+        """Raise ServingError for a host that strangers reach without a key, a port given twice, or keys that are none."""
+        keys = Keys.of(os.environ.get(API_KEY, ""), Path(self.rules.keys) if self.rules.keys else None)
+        for origin in self.rules.cors_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ServingError(f"--openai-cors: {origin!r} is not allowed; it must be an origin, https://HOST[:PORT], or *")
+        if not keys.callers and not is_loopback(self.host):
             raise ServingError(f"--openai-host: {self.host} is not allowed without a key; set {API_KEY}, or use 127.0.0.1")
         if not 1 <= self.port <= 65535:
             raise ServingError(f"--openai-port: {self.port} is not allowed; it must be 1 to 65535, or 0 for no gateway")
@@ -46,7 +55,11 @@ class GatewayOptions:
 
 
 def gateway_service(
-    served: ServeOptions, listener: socket.socket, marks: Mapping[str, str], limits: Limits | None = None
+    served: ServeOptions,
+    listener: socket.socket,
+    marks: Mapping[str, str],
+    limits: Limits | None = None,
+    rules: Rules | None = None,
 ) -> KeptService:
     """The gateway's process before Triton of `served`; `marks` are the variables by which a serve's processes are known."""
 
@@ -60,6 +73,7 @@ def gateway_service(
             listener=listener.fileno(),
             heart=heart,
             limits=limits or Limits(),
+            rules=rules or Rules(),
         )
         # -P: the folder that serve was started in is not a place to import from.
         command = [sys.executable, "-P", "-m", "nereid.serving.gateway", launch.to_argument()]

@@ -2,69 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.logprobs import Offsets, completion_logprobs, token_bytes
-from nereid.serving.gateway.schemas import ChatBody, CompletionBody
+from nereid.serving.gateway.schemas import CompletionBody, Usage
 from nereid.serving.gateway.waiting import Event
 from nereid_client import AsyncClient
 from nereid_client.texts import TextChoice, TextDelta, TextResult
 
 Prompt = str | list[int]
 
-COMPLETION_NAMES: Mapping[str, str] = {"text_input": "prompt", "input_ids": "prompt"}
-"""The caller's names of `llm`'s inputs, for errors."""
 
-
-def chat_names(body: ChatBody) -> dict[str, str]:
-    """The same for a chat, where some depend on what was sent."""
-    names = {"text_input": "messages", "logprobs": "top_logprobs"}
-    if body.max_completion_tokens is not None:
-        names["max_tokens"] = "max_completion_tokens"
-    if body.response_format is not None:
-        names |= {"structured_outputs": "response_format", "structured_outputs.json": "response_format.json_schema.schema"}
-    return names
-
-
-def chat_sampling(body: ChatBody) -> dict[str, Any]:
-    """A chat body as sampling parameters of `llm`; without a limit an answer may fill the context."""
-    sampling = body.sampling()
-    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    if body.top_logprobs is not None and not body.logprobs:
-        raise ApiError(400, "top_logprobs: needs logprobs to be true", param="top_logprobs")
-    if body.logprobs:
-        sampling["logprobs"] = body.top_logprobs or 0
-    structure = _structure(body)
-    if structure is not None:
-        sampling["structured_outputs"] = structure
-    return {**sampling, **_limit(limit)}
+def completion_names(body: CompletionBody) -> dict[str, str]:
+    """The caller's names of `llm`'s inputs, for errors."""
+    names = {"text_input": "prompt", "input_ids": "prompt", **body.names}
+    return names if body.best_of is None else {**names, "n": "best_of"}
 
 
 def completion_sampling(body: CompletionBody) -> dict[str, Any]:
     """A completion body as sampling parameters of `llm`."""
     logprobs = {} if body.logprobs is None else {"logprobs": body.logprobs}
-    return {**body.sampling(), **logprobs, **_limit(body.max_tokens)}
-
-
-def _limit(tokens: int | None) -> dict[str, Any]:
-    """None is no limit but the context's."""
-    return {"max_tokens": tokens}
-
-
-def _structure(body: ChatBody) -> dict[str, Any] | None:
-    wanted = body.response_format
-    if wanted is None or wanted.type == "text":
-        return None
-    if body.structured_outputs is not None:
-        raise ApiError(400, "response_format: structured_outputs is given, too; send one of them", param="response_format")
-    if wanted.type == "json_object":
-        return {"json": {"type": "object"}}
-    if wanted.json_schema is None:
-        raise ApiError(400, "response_format.json_schema: is missing", param="response_format.json_schema")
-    return {"json": wanted.json_schema.schema_}
+    if body.drawn < body.n:
+        raise ApiError(400, f"best_of: {body.drawn} is not allowed; it must be at least n, {body.n}", param="best_of")
+    if body.stream and body.drawn > body.n:
+        raise ApiError(400, f"best_of: {body.drawn} answers cannot be streamed; it must be n, {body.n}", param="best_of")
+    return {**body.sampling(), **logprobs, "n": body.drawn, "max_tokens": body.max_tokens}
 
 
 def prompts_of(body: CompletionBody) -> list[Prompt]:
@@ -84,7 +49,10 @@ def prompts_of(body: CompletionBody) -> list[Prompt]:
 
 
 class Answer(Protocol):
-    """How one endpoint words its chunks."""
+    """How one endpoint words its chunks; `token_ids`: whether they tell tokens, too."""
+
+    @property
+    def token_ids(self) -> bool: ...
 
     def opening(self, index: int, prompt: Prompt) -> dict[str, Any] | None: ...
 
@@ -94,28 +62,30 @@ class Answer(Protocol):
 
 
 async def stream(
-    client: AsyncClient, prompt: Prompt, sampling: dict[str, Any], answer: Answer, usage: bool
+    client: AsyncClient, prompt: Prompt, sampling: dict[str, Any], answer: Answer, usage: Usage
 ) -> AsyncGenerator[Event, None]:
     """Chunks as (event name, body); closing the iterator cancels the request.
 
-    Where `usage` is asked for, every chunk has the field, and it is null in all but the last.
+    Where `usage` is asked for, every chunk has the field; it is null in all but the last, or tells the usage so far.
     """
     opened: set[int] = set()
-    more = {"usage": None} if usage else {}
+    more: dict[str, Any] = {} if usage is Usage.NONE else {"usage": None}
     input_tokens = cached = written = 0
     deltas = client.stream_text(prompt, **sampling)
     try:
         async for delta in deltas:
+            input_tokens, cached = delta.num_input_tokens, delta.num_cached_tokens
+            written += len(delta.token_ids)
+            if usage is Usage.EACH:
+                more = {"usage": _usage(input_tokens, cached, written)}
             if delta.index not in opened:
                 opened.add(delta.index)
                 if (first := answer.opening(delta.index, prompt)) is not None:
                     yield None, {**first, **more}
-            input_tokens, cached = delta.num_input_tokens, delta.num_cached_tokens
-            written += len(delta.token_ids)
-            if delta.text or delta.finish_reason or delta.logprobs:
+            if delta.text or delta.finish_reason or delta.logprobs or answer.token_ids:
                 for chunk in answer.chunks(delta):
                     yield None, {**chunk, **more}
-        if usage:
+        if usage is not Usage.NONE:
             yield None, answer.usage(input_tokens, cached, written)
     finally:
         await deltas.aclose()
@@ -130,6 +100,11 @@ def _usage(input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]
     }
 
 
+def _token_ids(wanted: bool, answer: TextChoice | TextDelta) -> dict[str, Any]:
+    """vLLM's `return_token_ids`."""
+    return {"token_ids": list(answer.token_ids)} if wanted else {}
+
+
 @dataclass(frozen=True, slots=True)
 class ChatAnswer:
     """/v1/chat/completions."""
@@ -137,6 +112,7 @@ class ChatAnswer:
     id: str
     created: int
     model: str
+    token_ids: bool = False
 
     def whole(self, result: TextResult) -> dict[str, Any]:
         return {
@@ -147,6 +123,7 @@ class ChatAnswer:
                     "message": {"role": "assistant", "content": choice.text},
                     "logprobs": self._logprobs(choice.logprobs),
                     "finish_reason": choice.finish_reason,
+                    **_token_ids(self.token_ids, choice),
                 }
                 for choice in result.choices
             ],
@@ -159,8 +136,10 @@ class ChatAnswer:
     def chunks(self, delta: TextDelta) -> list[dict[str, Any]]:
         """As OpenAI does it, the reason comes in a chunk of its own, whose delta is empty: some clients read no text there."""
         made = []
-        if delta.text or delta.logprobs:
-            made.append(self._chunk(delta.index, {"content": delta.text}, delta.logprobs, None))
+        if delta.text or delta.logprobs or (self.token_ids and delta.token_ids):
+            chunk = self._chunk(delta.index, {"content": delta.text}, delta.logprobs, None)
+            chunk["choices"][0] |= _token_ids(self.token_ids, delta)
+            made.append(chunk)
         if delta.finish_reason:
             made.append(self._chunk(delta.index, {}, None, delta.finish_reason))
         return made
@@ -189,6 +168,13 @@ class ChatAnswer:
         return {"content": [{**entry(item), "top_logprobs": [entry(other) for other in item["top"]]} for item in found]}
 
 
+def _likeliest(choices: Sequence[TextChoice], told: int) -> Sequence[TextChoice]:
+    """Of more answers than are told those with the highest log probability a token, as OpenAI's `best_of` does."""
+    if len(choices) <= told:
+        return choices
+    return sorted(choices, key=lambda choice: -choice.cumulative_logprob / max(1, len(choice.token_ids)))[:told]
+
+
 @dataclass(frozen=True, slots=True)
 class CompletionAnswer:
     """/v1/completions."""
@@ -197,6 +183,8 @@ class CompletionAnswer:
     created: int
     model: str
     echo: bool
+    told: int = 1
+    token_ids: bool = False
     _offsets: dict[int, Offsets] = field(default_factory=dict)
 
     def whole_of(self, prompts: Sequence[Prompt], results: Sequence[TextResult]) -> dict[str, Any]:
@@ -204,7 +192,8 @@ class CompletionAnswer:
         choices: list[dict[str, Any]] = []
         for prompt, result in zip(prompts, results, strict=True):
             lead = str(prompt) if self.echo else ""
-            choices += [self._choice(len(choices) + i, choice, lead) for i, choice in enumerate(result.choices)]
+            best = _likeliest(result.choices, self.told)
+            choices += [self._choice(len(choices) + i, choice, lead) for i, choice in enumerate(best)]
         usage = _usage(
             sum(result.num_input_tokens for result in results),
             sum(result.num_cached_tokens for result in results),
@@ -218,6 +207,7 @@ class CompletionAnswer:
             "text": lead + choice.text,
             "logprobs": completion_logprobs(choice.logprobs, Offsets(len(lead))),
             "finish_reason": choice.finish_reason,
+            **_token_ids(self.token_ids, choice),
         }
 
     def opening(self, index: int, prompt: Prompt) -> dict[str, Any] | None:
@@ -232,6 +222,7 @@ class CompletionAnswer:
             "text": delta.text,
             "logprobs": completion_logprobs(delta.logprobs, self._offsets[delta.index]),
             "finish_reason": delta.finish_reason,
+            **_token_ids(self.token_ids, delta),
         }
         return [{**self._head(), "choices": [choice]}]
 

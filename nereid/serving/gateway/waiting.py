@@ -116,4 +116,4 @@ class EventStream(Response):
 
 def _line(name: str | None, data: dict[str, Any]) -> str:
     lead = f"event: {name}\n" if name else ""
-    return f"{lead}data: {json.dumps(data, ensure_ascii=False)}\n\n"
+    return f"{lead}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"

@@ -1,0 +1,140 @@
+"""The table of fields of OpenAI's and vLLM's APIs that nothing here reads, and which of their values change nothing.
+
+A caller may send such a value: the answer is the one it asks for. Any other value is refused by name, for the answer would be
+another. Fields that are honoured are written elsewhere (nereid_protocol.sampling, nereid_protocol.fields, the schemas). Names are
+those of OpenAI's API reference and of vLLM's protocol of its OpenAI-compatible server.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+CHAT, COMPLETIONS, IMAGES, MESSAGE = "chat", "completions", "images", "message"
+_TEXTS, _ALL = (CHAT, COMPLETIONS), (CHAT, COMPLETIONS, IMAGES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnusedField:
+    """`values` change nothing; None: no value does. `within` are the bodies that it may stand in."""
+
+    name: str
+    within: tuple[str, ...]
+    values: tuple[Any, ...] | None
+    help: str
+
+    def allows(self, value: Any) -> bool:
+        """Whether the value changes nothing; true is not 1 here, as it is not in JSON."""
+        if self.values is None:
+            return True
+        return any(isinstance(value, bool) == isinstance(known, bool) and value == known for known in self.values)
+
+    @property
+    def allowed(self) -> str:
+        """What may be sent, in words."""
+        if self.values is None:
+            return "anything"
+        return " or ".join([*(_shown(value) for value in self.values), "absent"])
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value)
+
+
+def _rows(within: tuple[str, ...], *rows: tuple[str, tuple[Any, ...] | None, str]) -> tuple[UnusedField, ...]:
+    return tuple(UnusedField(name=name, within=within, values=values, help=text) for name, values, text in rows)
+
+
+_WHO = "Says who asks, or why."
+_WHERE = "Says where, or how soon, it is to be computed."
+_CACHE = "About a provider's cache; the prefix cache here needs no hint."
+
+UNUSED_FIELDS: tuple[UnusedField, ...] = (
+    *_rows(
+        _ALL,
+        ("user", None, _WHO),
+        ("metadata", None, _WHO),
+        ("safety_identifier", None, _WHO),
+        ("request_id", None, _WHO),
+        ("store", None, "Nothing is stored for the provider's pages."),
+        ("service_tier", ("auto", "default"), _WHERE),
+    ),
+    *_rows(
+        _TEXTS,
+        ("prompt_cache_key", None, _CACHE),
+        ("prompt_cache_retention", None, _CACHE),
+        ("prompt_cache_options", None, _CACHE),
+        ("cache_salt", (), "Keeps callers' prefixes apart, which is not done here."),
+        ("guided_decoding_backend", None, "There is one."),
+        ("priority", (0,), _WHERE),
+        ("data_parallel_rank", (0,), _WHERE),
+        ("kv_transfer_params", ({},), _WHERE),
+        ("vllm_xargs", ({},), "Arguments of vLLM's plugins."),
+        ("use_beam_search", (False,), "Beam search."),
+        ("length_penalty", (1.0,), "Of beam search."),
+        ("early_stopping", (False,), "Of beam search."),
+        ("allowed_token_ids", (), "The only tokens that may be drawn."),
+        ("bad_words", ([],), "Texts that may not be drawn."),
+        ("logits_processors", ([],), "Code of the caller's."),
+        ("truncate_prompt_tokens", (), "Cuts the prompt."),
+        ("prompt_logprobs", (), "Log probabilities of the prompt."),
+        ("spaces_between_special_tokens", (True,), "Of the text of special tokens."),
+        ("detokenize", (True,), "Whether tokens become text."),
+        ("return_tokens_as_token_ids", (False,), "Names of tokens in logprobs."),
+        ("thinking_token_budget", (), "Tokens of reasoning."),
+        ("repetition_detection", (), "Ends answers that repeat themselves."),
+    ),
+    *_rows(
+        (CHAT,),
+        ("best_of", (1,), "Answers to choose from."),
+        ("echo", (False,), "The last message before the answer."),
+        ("tools", ([],), "Functions that the model may call."),
+        ("tool_choice", ("none", "auto"), "Whether a function must be called."),
+        ("parallel_tool_calls", None, "Whether several functions may be called at once."),
+        ("functions", ([],), "OpenAI's older form of tools."),
+        ("function_call", ("none", "auto"), "OpenAI's older form of tool_choice."),
+        ("modalities", (["text"],), "What the answer is made of."),
+        ("audio", (), "How an answer sounds."),
+        ("prediction", None, "A guess at the answer, to be sooner done; the answer is the same without it."),
+        ("include_reasoning", (True,), "Whether the answer has the model's reasoning."),
+        ("verbosity", ("medium",), "How long the answer is to be."),
+        ("web_search_options", (), "Looks into the web."),
+        ("moderation", (), "Another model's judgement of the answer."),
+        ("mm_processor_kwargs", ({},), "Of pictures in messages."),
+        ("media_io_kwargs", ({},), "Of pictures in messages."),
+    ),
+    *_rows(
+        (COMPLETIONS,),
+        ("suffix", ("",), "What is to follow the answer."),
+        ("prompt_embeds", (), "A prompt as vectors."),
+        ("response_format", ({"type": "text"},), "Of a chat; here structured_outputs binds the answer's form."),
+    ),
+    *_rows(
+        (IMAGES,),
+        ("quality", ("auto", "standard"), "The model has one quality; num_inference_steps chooses the work."),
+        ("background", ("auto", "opaque"), "Pictures are opaque."),
+        ("moderation", ("auto", "low"), "Nothing is moderated."),
+        ("style", (), "A style of the provider's models."),
+        ("frame_count", (1,), "Of moving pictures."),
+        ("frame_duration_ms", (), "Of moving pictures."),
+        ("complexity", (), "Of drawings."),
+        ("svg", (), "Of drawings."),
+        ("input_fidelity", (), "Of pictures that are changed."),
+    ),
+    *_rows(
+        (MESSAGE,),
+        ("refusal", ("",), "An answer that another model refused."),
+        ("annotations", ([],), "Sources of another model's answer."),
+        ("audio", (), "A spoken answer."),
+        ("tool_calls", ([],), "Functions that the model has called."),
+        ("function_call", (), "OpenAI's older form of tool_calls."),
+    ),
+)
+
+_BY_PLACE = {(place, row.name): row for row in UNUSED_FIELDS for place in row.within}
+
+
+def unused_field(within: str, name: str) -> UnusedField | None:
+    """The table's row of a field in this body; None where it has none."""
+    return _BY_PLACE.get((within, name))
