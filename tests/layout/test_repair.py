@@ -144,7 +144,7 @@ def test_a_pinned_interval_holds_back_those_before_it() -> None:
 
 
 def test_a_pinned_interval_is_not_blamed_for_what_is_after_it() -> None:
-    assert line(sizes=[20, 20, 20], wanted=[0, 0, 0], pinned={0: 30}, after=CHAIN).excess() == 1
+    assert line(sizes=[20, 20, 20], wanted=[0, 0, 0], pinned={0: 40}, after=CHAIN).excess() == 1
 
 
 def test_a_chain_that_is_too_long_is_found_with_its_whole_path() -> None:
