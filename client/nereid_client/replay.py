@@ -248,8 +248,8 @@ class Run(Generic[T]):
         if limit is not None and until >= limit:
             if self._healing_until is not None:
                 self.server.statistics.count("lost")
-                within = f"within heal_seconds ({self.server.policy.heal_seconds:g} s)"
-                failure.args = (f"{failure}; the server was not back {within}",)
+                seconds = self.server.policy.heal_seconds
+                failure.args = (f"{failure}; the server was not back within heal_seconds ({seconds:g} s)",)
             raise failure
         yield from self._next(until, ())
 

@@ -269,9 +269,9 @@ def test_requests_that_are_not_read_yet_wait_in_the_queue_like_others(monkeypatc
     """Places, order and time count from arrival: many long prompts at once are refused without being tokenised."""
     gate, read = threading.Event(), tokens_of_text
 
-    def held(*arguments: Any) -> Any:
+    def held(*arguments: Any, **more: Any) -> Any:
         assert gate.wait(60)
-        return read(*arguments)
+        return read(*arguments, **more)
 
     monkeypatch.setattr("nereid.llm.requests.tokens_of_text", held)
     with answering(LlmLimits(max_rows=1, max_queue=3, stream_interval_seconds=0.0)) as ask:
