@@ -135,6 +135,7 @@ def test_a_segment_begins_where_it_is_computed() -> None:
         ((0.4, 0.8), {}, [0, 1, 2, 3, 5, 7, 8]),  # guided at 3 to 6, predicted anew at 3 and 5; nothing is kept before and after
         ((0.4, 0.8), {"cache_interval": whole(4)}, [0, 8]),
         ((0.0, 1.0), {}, [0, 2, 4, 6, 8]),
+        ((0.0, 1.0), {"cache": text("0.5")}, [0]),  # the features' own change says where it computes all
         ((0.3, 0.3), {}, list(range(10))),
     ],
 )
