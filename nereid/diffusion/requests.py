@@ -183,8 +183,8 @@ class _RowParser:
             if reuse is not None:
                 reuse = guidance_plan(fields, prompt, pipeline, guided=guided, scheduler=scheduler, steps=steps, origin=origin)
         guided = guided_steps(options.interval, options.steps)
-        possible = [step for step in range(origin, options.steps) if _needs_nothing_kept(step, origin, cache, reuse, guided)]
-        if begin not in possible:
+        if not _needs_nothing_kept(begin, origin, cache, reuse, guided):
+            possible = [step for step in range(origin, options.steps) if _needs_nothing_kept(step, origin, cache, reuse, guided)]
             raise InvalidRequestError.of("step_begin", begin, f"one of {possible}, which need nothing that was kept")
         facts, caching = self.pipeline.cache, None
         if cache is not None and facts is not None:

@@ -42,9 +42,14 @@ def refuse_unknown(parameters: Collection[str], known: Collection[str]) -> None:
     allowed = (*known, *READ_BY_OTHERS)
     for name in parameters:
         if name not in allowed:
-            near = get_close_matches(name, allowed, 1)
-            hint = f"did you mean {near[0]}?" if near else f"it must be one of {', '.join(sorted(allowed))}"
+            hint = hint_of(name, allowed, f"it must be one of {', '.join(sorted(allowed))}")
             raise ValueError(f"parameter {name}: not known; {hint}")
+
+
+def hint_of(name: str, known: Collection[str], otherwise: str) -> str:
+    """For a name that nobody knows: which of those `known` may have been meant, or what is said `otherwise`."""
+    near = get_close_matches(name, known, 1)
+    return f"did you mean {near[0]}?" if near else otherwise
 
 
 def read_parameters(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from difflib import get_close_matches
 
 import numpy as np
 
 from nereid.flow.errors import InvalidRequestError
+from nereid.flow.parameters import hint_of
 
 REQUEST_PARAMETERS = "request_parameters"
 """Under this name the bridge hands them on among the inputs: a JSON object."""
@@ -19,6 +19,5 @@ def refuse_parameters(inputs: Mapping[str, np.ndarray], known: Collection[str]) 
     if REQUEST_PARAMETERS not in inputs:
         return
     name = next(iter(json.loads(inputs[REQUEST_PARAMETERS].item())))
-    near = get_close_matches(name, known, 1)
-    hint = f"did you mean {near[0]}?" if near else "docs/reference.md lists what is"
+    hint = hint_of(name, known, "docs/reference.md lists what is")
     raise InvalidRequestError(f"{name} is not a field of this model; {hint}", name)

@@ -15,8 +15,17 @@ from safetensors.torch import load_file
 
 from nereid_zoo.cli import app
 from nereid_zoo.shapes import model
-from nereid_zoo.shapes.score import CHECKPOINT, STUDENTS
-from nereid_zoo.shapes.tiny_vae import EDGE_MOST, FullVae, TinyVaePlan, distil_vae, draw_latents, edge_weights, lessons
+from nereid_zoo.shapes.score import CHECKPOINT, STUDENTS, held_out_captions
+from nereid_zoo.shapes.tiny_vae import (
+    EDGE_MOST,
+    FullVae,
+    TinyVaePlan,
+    distil_vae,
+    draw_latents,
+    edge_weights,
+    lessons,
+    read_tiny_vae,
+)
 
 pytestmark = pytest.mark.torch
 
@@ -157,3 +166,15 @@ def test_what_cannot_be_trained_is_refused_by_name(tmp_path: Path, words: tuple[
     done = CliRunner().invoke(app, ["train", "shapes-tiny-vae", "--out", str(tmp_path / "out"), *words], terminal_width=200)
     assert done.exit_code == 2
     assert said in " ".join(done.output.replace("│", " ").split())
+
+
+def test_the_shipped_one_decodes_a_students_latents_much_like_the_full_decoder(full: FullVae) -> None:
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(STUDENTS[2], torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    captions = [caption.text for caption in held_out_captions(8)]
+    seeded = torch.Generator().manual_seed(0)
+    latents = pipeline(captions, num_inference_steps=2, guidance_scale=1.0, generator=seeded, output_type="latent").images
+    with torch.no_grad():
+        wrong = read_tiny_vae(CHECKPOINT.parent / "tiny-vae").decode(latents).sample.clamp(-1, 1) - full.picture(latents)
+    psnr = 10 * torch.log10(4 / wrong.square().mean((1, 2, 3)))
+    assert psnr.median() > 35
