@@ -294,7 +294,10 @@ def _load(component: Component, repository: Path, manifest: Manifest, prefix: st
         default_side=0,
         max_side=int(asked["max_side"]),
         scale=1,
-        plan=replace(PlanOptions(), threads=figures.get("threads", 0)),
+        plan=PlanOptions(
+            threads=figures.get("threads", 0),
+            compiled_shapes_mib=int(asked.get("compiled_shapes_mib", PlanOptions().compiled_shapes_mib)),
+        ),
     )
     BUILDERS[engine].require_run(target)
     return BUILDERS[engine].load(component, repository / model / "1", target)

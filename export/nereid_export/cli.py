@@ -131,6 +131,15 @@ def diffusion(
     threads: Annotated[
         int, typer.Option(min=0, help="Threads of one call, with onnxruntime and openvino; the library's own choice where 0.")
     ] = 0,
+    compiled_shapes_mib: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=1 << 20,
+            help="With openvino: memory of the server for graphs compiled for one shape each, which are faster; engines too "
+            "large for four of them have one graph for all shapes, as all have with 0.",
+        ),
+    ] = 512,
     plain_attention: Annotated[
         bool,
         typer.Option(
@@ -175,6 +184,7 @@ def diffusion(
             bucket=parse_buckets(bucket or []),
             max_autotune=max_autotune,
             threads=threads,
+            compiled_shapes_mib=compiled_shapes_mib,
             plain_attention=plain_attention,
         )
         auto = AutoOptions(

@@ -1,6 +1,7 @@
 """A child process that runs one engine and prints what it held: `python -m nereid_export.memory_probe PROBE FILE RUNS`.
 
-PROBE is `module:function` of what loads a FILE and gives a function that runs it. RUNS is JSON: a list of runs, each a list of
+PROBE is `module:function`, or `module:function:argument`, of what loads a FILE and gives a function that runs it, whose
+`kept_bytes`, where it has some, count as loaded. RUNS is JSON: a list of runs, each a list of
 [input's name, shape, numpy dtype]. Prints one line of JSON: the bytes with the engine loaded, and those that each run needed
 besides.
 """
@@ -20,9 +21,9 @@ TIMES = 2
 
 
 def main(probe: str, file: str, runs: str) -> None:
-    module, _, function = probe.partition(":")
-    run = getattr(importlib.import_module(module), function)(file)
-    base, needed = reset_peak(), []
+    module, function, *argument = probe.split(":", 2)
+    run = getattr(importlib.import_module(module), function)(file, *argument)
+    base, needed = reset_peak() + getattr(run, "kept_bytes", 0), []
     for inputs in json.loads(runs):
         feeds = {name: np.zeros(shape, dtype) for name, shape, dtype in inputs}
         most = 0

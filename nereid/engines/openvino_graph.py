@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,20 @@ from nereid.engines.signal_stack import kept_signal_stack
 
 def compile_graph(core: Any, file: Path, wanted: Mapping[str, Any], edit: Callable[[Any], Any] = lambda graph: graph) -> Any:
     """Read, `edit` and compile with these properties. Raises ValueError where the file does not fit this OpenVINO."""
-    try:
+    with _load_failures(file):
         return compile_model(core, edit(core.read_model(file)), wanted)
+
+
+def read_graph(core: Any, file: Path) -> Any:
+    """Read without compiling. Raises ValueError where the file does not fit this OpenVINO."""
+    with _load_failures(file):
+        return core.read_model(file)
+
+
+@contextmanager
+def _load_failures(file: Path) -> Iterator[None]:
+    try:
+        yield
     except RuntimeError as error:
         raise ValueError(f"{file.name}: OpenVINO {ov.__version__} cannot load it: {last_line(error)}") from None
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import openvino as ov
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from nereid.engines.compile_cache import CompileCache
 from nereid.engines.digests import version_digest
 from nereid.engines.openvino_graph import compile_graph, last_line
-from nereid.engines.openvino_options import BF16_PARAMETER, pads, properties
+from nereid.engines.openvino_options import SHAPES_PARAMETER, pads, properties, shapes_memory
+from nereid.engines.openvino_shapes import ShapedGraph, kept_bytes, shapes_kept
 from nereid.engines.served_model import Arguments, Port, Tensors, check_signature, run_as_one
 from nereid.flow.errors import EngineError, InvalidRequestError
 
@@ -38,13 +40,55 @@ def computes_bf16() -> bool:
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def compile_file(path: Path, parameters: Mapping[str, str], batch: int = 0) -> Any:
-    """Read and compile an IR; `batch` fixes its first dimension. Raises ValueError where the file does not fit this OpenVINO."""
-    core, wanted = ov.Core(), properties(parameters)
+class Graph(Protocol):
+    """What runs an IR."""
+
+    @property
+    def inputs(self) -> Sequence[Any]: ...
+    @property
+    def outputs(self) -> Sequence[Any]: ...
+    def infer(self, inputs: Tensors, outputs: Sequence[str]) -> list[NDArray]:
+        """One call; the results are copies. Raises ValueError or RuntimeError where the inputs do not fit the graph."""
+        ...
+
+
+class OpenGraph:
+    """A graph compiled once, whatever shapes it leaves open."""
+
+    def __init__(self, compiled: Any) -> None:
+        self.inputs: Sequence[Any] = compiled.inputs
+        self.outputs: Sequence[Any] = compiled.outputs
+        self._request = compiled.create_infer_request()
+
+    def infer(self, inputs: Tensors, outputs: Sequence[str]) -> list[NDArray]:
+        self._request.infer({name: np.ascontiguousarray(value) for name, value in inputs.items()})
+        # Copies, for the request's own memory is written again by the next run.
+        return [np.array(self._request.get_tensor(name).data) for name in outputs]
+
+
+def load_graph(path: Path, parameters: Mapping[str, str], batch: int = 0) -> Graph:
+    """An IR ready to run, compiled for its shapes where the parameters say so and it is small enough.
+
+    `batch` fixes its first dimension. Raises ValueError where the file does not fit this OpenVINO.
+    """
+    wanted, memory = properties(parameters), shapes_memory(parameters)
     if wanted["INFERENCE_PRECISION_HINT"] == "bf16" and not computes_bf16():
         log.warning(
             "%s was exported for bfloat16, which this processor lacks; it is computed in float32", path.parent.parent.name
         )
+    if not batch and path.is_file() and shapes_kept(weights_bytes(path), memory):
+        return ShapedGraph(path, wanted, memory)
+    return OpenGraph(_compile(path, wanted, batch))
+
+
+def weights_bytes(path: Path) -> int:
+    """The size of what lies beside an IR's description."""
+    weights = path.with_suffix(".bin")
+    return weights.stat().st_size if weights.is_file() else 0
+
+
+def _compile(path: Path, wanted: Mapping[str, Any], batch: int) -> Any:
+    core = ov.Core()
 
     def fix_batch(model: Any) -> Any:
         if batch:
@@ -62,12 +106,6 @@ def compile_file(path: Path, parameters: Mapping[str, str], batch: int = 0) -> A
     return compile_graph(core, path, wanted, fix_batch)
 
 
-def infer(request: Any, inputs: Tensors, outputs: Sequence[str]) -> list[NDArray]:
-    """Run once; the outputs are copies, for the request's own memory is written again by the next run."""
-    request.infer({name: np.ascontiguousarray(value) for name, value in inputs.items()})
-    return [np.array(request.get_tensor(name).data) for name in outputs]
-
-
 @dataclass(slots=True)
 class OpenVinoModel:
     """A compiled model and the names it takes and gives; used by one thread at a time.
@@ -77,7 +115,7 @@ class OpenVinoModel:
     """
 
     name: str
-    request: Any
+    graph: Graph
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     batch: int
@@ -91,12 +129,12 @@ class OpenVinoModel:
             raise ValueError("instance_group: KIND_GPU is not allowed; it must be KIND_CPU")
         batch = int(config.get("max_batch_size", 0))
         path = arguments.version_folder / (config.get("default_model_filename") or "model.xml")
-        compiled = compile_file(path, arguments.parameters, batch)
-        inputs, outputs = _ports(compiled.inputs, config["input"]), _ports(compiled.outputs, config["output"])
+        graph = load_graph(path, arguments.parameters, batch)
+        inputs, outputs = _ports(graph.inputs, config["input"]), _ports(graph.outputs, config["output"])
         check_signature(arguments.name, config, inputs, outputs, may_be_optional=False)
         return cls(
             name=arguments.name,
-            request=compiled.create_infer_request(),
+            graph=graph,
             inputs=tuple(item["name"] for item in config["input"]),
             outputs=tuple(item["name"] for item in config["output"]),
             batch=batch,
@@ -111,7 +149,7 @@ class OpenVinoModel:
 
     def _run_one(self, tensors: Tensors) -> dict[str, NDArray] | Exception:
         try:
-            return dict(zip(self.outputs, infer(self.request, tensors, self.outputs), strict=True))
+            return dict(zip(self.outputs, self.graph.infer(tensors, self.outputs), strict=True))
         except (RuntimeError, ValueError, TypeError) as error:
             return self._error(error)
 
@@ -127,7 +165,7 @@ class OpenVinoModel:
 
         def call(feeds: Tensors) -> list[NDArray]:
             padded = {name: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1)) for name, value in feeds.items()}
-            return [value[:rows] for value in infer(self.request, padded, self.outputs)]
+            return [value[:rows] for value in self.graph.infer(padded, self.outputs)]
 
         try:
             return list(run_as_one(requests, self.inputs, self.outputs, call))
@@ -142,19 +180,21 @@ class OpenVinoModel:
         return EngineError(f"{self.name}: {last_line(error)}")
 
 
-def _runner(file: str, parameters: Mapping[str, str]) -> Callable[[Tensors], object]:
-    compiled = compile_file(Path(file), parameters)
-    request, names = compiled.create_infer_request(), [output.get_any_name() for output in compiled.outputs]
-    return lambda feeds: infer(request, feeds, names)
+class MeasuredGraph:
+    """What the process that measures memory runs; `parameters` are the config's, as JSON.
 
+    Runs are measured on a graph for all shapes, whose memory is free again after them; `kept_bytes` are what graphs compiled
+    for one shape each may take besides.
+    """
 
-def runner_fp32(file: str) -> Callable[[Tensors], object]:
-    """What the process that measures memory runs."""
-    return _runner(file, {})
+    def __init__(self, file: str, parameters: str) -> None:
+        wanted: dict[str, str] = json.loads(parameters)
+        self.kept_bytes = kept_bytes(weights_bytes(Path(file)), shapes_memory(wanted))
+        self._graph = load_graph(Path(file), {**wanted, SHAPES_PARAMETER: "0"})
+        self._names = [output.get_any_name() for output in self._graph.outputs]
 
-
-def runner_bf16(file: str) -> Callable[[Tensors], object]:
-    return _runner(file, {BF16_PARAMETER: "YES"})
+    def __call__(self, feeds: Tensors) -> None:
+        self._graph.infer(feeds, self._names)
 
 
 def _ports(ports: Sequence[Any], declared: Sequence[Mapping[str, Any]]) -> list[Port]:

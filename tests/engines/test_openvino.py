@@ -115,8 +115,8 @@ def test_a_signal_finds_no_stack_of_a_model_that_is_gone(folder: Path) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-from nereid.engines.openvino_model import compile_file
-first, second = (compile_file(Path({str(folder / "model.xml")!r}), {{}}) for _ in range(2))
+from nereid.engines.openvino_model import load_graph
+first, second = (load_graph(Path({str(folder / "model.xml")!r}), {{}}) for _ in range(2))
 del first, second
 signal.signal(signal.SIGTERM, lambda *_: None)
 os.kill(os.getpid(), signal.SIGTERM)

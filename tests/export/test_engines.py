@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from nereid.engines.openvino_model import computes_bf16
+from nereid.engines.openvino_shapes import kept_bytes
 
 from conftest import export
 
@@ -76,7 +77,7 @@ def test_openvino_engines_are_near_pytorch_and_batch_by_their_shape(checkpoints:
         assert (config.backend, config.default_model_filename, config.max_batch_size) == ("openvino", "model.xml", 0)
         assert all(tensor.dims[0] == -1 for tensor in (*config.input, *config.output))
         assert not config.HasField("dynamic_batching")
-        assert not config.parameters
+        assert {key: value.string_value for key, value in config.parameters.items()} == {"COMPILED_SHAPES_MIB": "512"}
     denoise = read_config(tmp_path / "out" / "denoise" / "config.pbtxt")
     least = manifest["engines"]["unet"]["batch_invariant_from_rows"]
     assert denoise.parameters["unet_min_batch_size"].string_value == str(least or 1)
@@ -97,6 +98,25 @@ def test_bf16_is_asked_for_in_the_backends_own_terms(
     manifest = json.loads((tmp_path / "out" / "text_to_image" / "manifest.json").read_text())
     bounds = {engine["precision"]: engine["error_bound"] for engine in manifest["engines"].values()}
     assert bounds == {"bf16": 5e-2, "fp32": 1e-4}  # a VAE with `force_upcast` stays as it is
+
+
+def test_one_graph_for_all_shapes_is_had_by_asking(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """The memory of graphs for one shape each counts as the loaded engine's, and is not counted where there are none."""
+    held = {}
+    for mib in (512, 0):
+        out = tmp_path / str(mib)
+        export(checkpoints["sd"], out, engine=Engine.OPENVINO, plan=PlanOptions(compiled_shapes_mib=mib))
+        assert ("COMPILED_SHAPES_MIB" in read_config(out / "unet" / "config.pbtxt").parameters) == bool(mib)
+        manifest = json.loads((out / "text_to_image" / "manifest.json").read_text())
+        held[mib] = manifest["engines"]["unet"]["memory"]["base_bytes"]
+        weights = (out / "unet" / "1" / "model.bin").stat().st_size
+    assert held[512] - held[0] == pytest.approx(kept_bytes(weights, 512 << 20), abs=40 << 20)
+    assert kept_bytes(weights, 512 << 20) > 100 << 20
+
+
+def test_engines_without_it_refuse_the_memory_for_shapes(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="--compiled-shapes-mib is not allowed with --engine onnxruntime"):
+        export(checkpoints["sd"], tmp_path / "out", plan=PlanOptions(compiled_shapes_mib=0))
 
 
 # --- rows in company ---

@@ -117,7 +117,7 @@ class EngineBuilder(Protocol):
         ...
 
     def probe(self, component: Component, target: Target) -> str | None:
-        """`module:function` of what runs a file in the process that measures memory; None where that is not measured."""
+        """What runs a file in the process that measures memory (see `memory_probe`); None where that is not measured."""
         ...
 
     def configure(self, config: Any, component: Component, target: Target) -> None:

@@ -6,17 +6,18 @@ engines have none and the batch is an ordinary first dimension: `denoise`, which
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from nereid.engines.openvino_options import BF16_PARAMETER
+from nereid.engines.openvino_options import BF16_PARAMETER, SHAPES_PARAMETER
 from nereid_export.components import Component
 from nereid_export.engines.base import Samples, Target
 from nereid_export.engines.check import Run
 from nereid_export.engines.onnx_graph import passing_onnx
-from nereid_export.engines.openvino_quantised import FakeQuantizeGraph, import_nncf, run_compiled, static, weights
+from nereid_export.engines.openvino_quantised import FakeQuantizeGraph, import_nncf, run_graph, static, weights
 from nereid_export.engines.precision import Precision
 from nereid_export.engines.triton_config import batch_by_shape
 from nereid_export.errors import ExportError
@@ -30,7 +31,7 @@ class OpenVino:
     packages = ("onnx", "openvino")
     quantisers = ("nncf",)
     precisions = (Precision.FP32, Precision.BF16, Precision.INT8, Precision.INT8_WEIGHTS, Precision.INT4_WEIGHTS)
-    options = ("bucket", "threads")
+    options = ("bucket", "threads", "compiled_shapes_mib")
 
     def require(self, target: Target) -> None:
         self.require_run(target)
@@ -74,13 +75,12 @@ class OpenVino:
         return facts
 
     def load(self, component: Component, folder: Path, target: Target) -> Run:
-        from nereid.engines.openvino_model import compile_file
+        from nereid.engines.openvino_model import load_graph
 
-        return run_compiled(compile_file(folder / self.filename, self._parameters(component, target)))
+        return run_graph(load_graph(folder / self.filename, self._parameters(component, target)))
 
     def probe(self, component: Component, target: Target) -> str | None:
-        kind = "bf16" if target.of(component) is Precision.BF16 else "fp32"
-        return f"nereid.engines.openvino_model:runner_{kind}"
+        return f"nereid.engines.openvino_model:MeasuredGraph:{json.dumps(self._parameters(component, target))}"
 
     def configure(self, config: Any, component: Component, target: Target) -> None:
         config.parameters.clear()  # the source's are ONNX Runtime's
@@ -91,4 +91,8 @@ class OpenVino:
     @staticmethod
     def _parameters(component: Component, target: Target) -> dict[str, str]:
         made = {BF16_PARAMETER: "YES"} if target.of(component) is Precision.BF16 else {}
-        return {**made, "INFERENCE_NUM_THREADS": str(target.plan.threads)} if target.plan.threads else made
+        if target.plan.threads:
+            made["INFERENCE_NUM_THREADS"] = str(target.plan.threads)
+        if target.plan.compiled_shapes_mib:
+            made[SHAPES_PARAMETER] = str(target.plan.compiled_shapes_mib)
+        return made

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nereid.engines.signal_stack import kept_signal_stack
 from nereid_export.engines.check import Inputs, Run
 from nereid_export.errors import ExportError
 from nereid_export.sensitivity import dotted
 from nereid_export.silence import quiet
+
+if TYPE_CHECKING:
+    from nereid.engines.openvino_model import Graph
 
 _COMPUTING = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul")
 BLOCK_SIZE = 64
@@ -64,9 +67,10 @@ class FakeQuantizeGraph:
         import openvino as ov
 
         from nereid.engines.openvino_graph import compile_model
+        from nereid.engines.openvino_model import OpenGraph
         from nereid.engines.openvino_options import properties
 
-        return run_compiled(compile_model(ov.Core(), self.edited(names), properties({})))
+        return run_graph(OpenGraph(compile_model(ov.Core(), self.edited(names), properties({}))))
 
     def edited(self, names: Collection[str]) -> Any:
         """The graph with these activations as they were, and the weights of layers that no rounding feeds; others in int8."""
@@ -83,12 +87,9 @@ class FakeQuantizeGraph:
         return made
 
 
-def run_compiled(compiled: Any) -> Run:
-    """A compiled graph, as export runs it."""
-    from nereid.engines.openvino_model import infer
-
-    request = compiled.create_infer_request()
-    return lambda inputs, outputs: dict(zip(outputs, infer(request, inputs, outputs), strict=True))
+def run_graph(graph: Graph) -> Run:
+    """A graph, as export runs it."""
+    return lambda inputs, outputs: dict(zip(outputs, graph.infer(inputs, outputs), strict=True))
 
 
 def _roundings(graph: Any, *, constant: bool = False) -> list[Any]:

@@ -27,6 +27,8 @@ class PlanOptions:
     """Whether several kernels are tried for each matrix product, and the fastest kept."""
     threads: int = 0
     """Of one call on the processor; the library's own choice where 0."""
+    compiled_shapes_mib: int = 512
+    """Memory for graphs that OpenVINO compiles for one shape each, where the engine is small; 0 compiles one for all shapes."""
     plain_attention: bool = False
     """Whether attention stays as the products and the softmax that the checkpoint has, and holds all scores at once."""
 
