@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, LCMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from numpy.typing import NDArray
 
 from nereid.engines.arena import peak_bytes, reset_peak
 from nereid.flow.noise import Purpose, normal
-from nereid_bench.ladder_rungs import STUDENT_SOLVER, PeerName, PeerWay
-from nereid_bench.peers import diffusers_schedulers
+from nereid_bench.ladder_rungs import PeerName, PeerWay
+from nereid_bench.peers import diffusers_scheduler
 from nereid_export.silence import quiet
 
 _NOT_TELLING = ("Exception from ", "Check ", "backend=")
@@ -60,8 +60,7 @@ def _diffusers(way: PeerWay, turn: dict[str, Any]) -> DrawPictures:
         pipeline = StableDiffusionPipeline.from_pretrained(way.checkpoint, torch_dtype=dtype)
     pipeline.set_progress_bar_config(disable=True)
     if way.scheduler:
-        kinds = {**diffusers_schedulers(), STUDENT_SOLVER: LCMScheduler}
-        pipeline.scheduler = kinds[way.scheduler].from_config(pipeline.scheduler.config)
+        pipeline.scheduler = diffusers_scheduler(way.scheduler, pipeline.scheduler.config)
     if way.tiny_vae:
         pipeline.vae = AutoencoderTiny.from_pretrained(way.tiny_vae, torch_dtype=dtype)
     begin = _adapted(pipeline, way)

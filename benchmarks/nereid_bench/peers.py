@@ -9,7 +9,7 @@ import multiprocessing as mp
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from multiprocessing.connection import Connection
@@ -109,12 +109,22 @@ def _serve(peer: Peer, settings: PeerSettings, pipe: Connection) -> None:
             pipe.send((job.number, first.settings))
 
 
-def diffusers_schedulers() -> dict[str, Any]:
-    """diffusers' classes of the schedulers that peers are asked for, by their names in requests."""
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
+def diffusers_scheduler(name: str, config: Mapping[str, Any]) -> Any:
+    """diffusers' scheduler of this name in requests, with what a checkpoint's own one says.
 
-    kinds = (DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler)
-    return dict(zip(SCHEDULERS, kinds, strict=True))
+    DDIM's default, to clip at 1, is for pixels; checkpoints with latents whose scheduler is DDIM say that it does not.
+    """
+    from diffusers import (
+        DDIMScheduler,
+        DPMSolverMultistepScheduler,
+        EulerDiscreteScheduler,
+        LCMScheduler,
+        UniPCMultistepScheduler,
+    )
+
+    several = (DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler)
+    kinds: dict[str, Any] = {**dict(zip(SCHEDULERS, several, strict=True)), "lcm": LCMScheduler}
+    return kinds[name].from_config({"clip_sample": False, **config})
 
 
 def diffusers_drawer(settings: PeerSettings) -> Draw:
@@ -125,7 +135,7 @@ def diffusers_drawer(settings: PeerSettings) -> Draw:
     torch.set_num_threads(settings.threads)
     pipeline = StableDiffusionPipeline.from_pretrained(settings.checkpoint, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    made = {name: kind.from_config(pipeline.scheduler.config) for name, kind in diffusers_schedulers().items()}
+    made = {name: diffusers_scheduler(name, pipeline.scheduler.config) for name in SCHEDULERS}
 
     def draw(prompts: list[str], seeds: list[int], steps: int, scheduler: str) -> None:
         pipeline.scheduler = made[scheduler]

@@ -1,14 +1,18 @@
 """A small OpenVINO graph compiled anew for every shape it meets: fixed shapes run 1.4 to 1.7 times faster than open ones.
 
-Rows are padded to a few counts, so that few graphs are compiled (each in about half a second), and the least recently used ones
-make room for others. Compiled for another shape, a graph may give other bits than compiled for all of them; export checks and
-measures what is served, which is this.
+Rows are padded to a few counts, so that few graphs are compiled, each in about half a second: in the background where a graph
+for more rows can do the work meanwhile. A lone row is never padded, because several libraries have another kernel for it. Graphs
+that nobody uses make room for others. Compiled for another shape, a graph may give other bits than compiled for all of them;
+export checks and measures what is served, which is this.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +21,19 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from nereid.engines.openvino_graph import compile_model, read_graph
+from nereid.engines.openvino_graph import compile_model, last_line, read_graph
 from nereid.engines.served_model import Tensors
+from nereid.engines.signal_stack import kept_signal_stack
+
+log = logging.getLogger(__name__)
 
 MOST_SHAPES = 16
 """Graphs kept at once, however small."""
 FEWEST_SHAPES = 4
 """Where the memory does not hold so many, the graph is compiled once for all shapes."""
+
+IDLE_SECONDS = 60.0
+"""A graph that was not used for so long makes room for one that a larger one stands in for."""
 
 _COPIES = 4
 """A compiled graph holds its weights about so many times, by measurement (bfloat16 and float32, graphs of 20 MB)."""
@@ -50,10 +60,14 @@ def padded_rows(rows: int) -> int:
     return next((count for count in _ROWS if count >= rows), -(-rows // _ROWS[-1]) * _ROWS[-1])
 
 
+_Key = tuple[Dimensions, int]
+
+
 @dataclass(slots=True)
 class _Compiled:
     request: Any
     bytes: int
+    used: float = 0.0
 
 
 class ShapedGraph:
@@ -68,8 +82,11 @@ class ShapedGraph:
         self._graph = read_graph(self._core, file)
         self._wanted = dict(wanted)
         self._memory = memory
-        self._kept: dict[tuple[Dimensions, int], _Compiled] = {}
+        self._kept: dict[_Key, _Compiled] = {}
         """Least recently used first."""
+        self._coming: dict[_Key, Future[_Compiled]] = {}
+        self._failed: set[_Key] = set()
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="compile-shape")
 
     @property
     def inputs(self) -> list[Any]:
@@ -94,34 +111,73 @@ class ShapedGraph:
             )
         rows = counts.pop()
         dimensions = tuple(value.shape[1:] for value in feeds.values())
-        padded = self._rows_of(dimensions, rows)
+        self._collect()
+        padded = self._rows_of(dimensions, rows, feeds)
         if padded > rows:
             feeds = {name: _pad(value, padded - rows) for name, value in feeds.items()}
         request = self._request(dimensions, padded, feeds)
         request.infer(feeds)
         return [np.array(request.get_tensor(name).data[:rows]) for name in outputs]
 
-    def _rows_of(self, dimensions: Dimensions, rows: int) -> int:
-        """The usual number, or, where another graph has no room, the next larger one of a graph that is there."""
+    def _rows_of(self, dimensions: Dimensions, rows: int, feeds: Tensors) -> int:
+        """The usual number, or, until there is a graph for it, the next larger one of a graph that is there."""
         usual = padded_rows(rows)
-        if (dimensions, usual) in self._kept or not self._is_full():
+        key = (dimensions, usual)
+        larger = [have for of, have in self._kept if of == dimensions and have > usual]
+        if key in self._kept or rows == 1 or not larger:
             return usual
-        return min((have for of, have in self._kept if of == dimensions and have > usual), default=usual)
+        if key not in self._coming and key not in self._failed and (not self._is_full() or self._drop_idle()):
+            shapes = {name: (usual, *value.shape[1:]) for name, value in feeds.items()}
+            wanted = {name: np.zeros(shape, feeds[name].dtype) for name, shape in shapes.items()}
+            self._coming[key] = self._compiler.submit(self._compile, wanted)
+        return min(larger)
+
+    def _collect(self) -> None:
+        """Take over what was compiled in the background; what could not be is not tried again while this process lives."""
+        for key in [key for key, future in self._coming.items() if future.done()]:
+            try:
+                compiled = self._coming.pop(key).result()
+            except (RuntimeError, MemoryError) as error:
+                log.warning("a graph for %d rows could not be compiled; a larger one goes on: %s", key[1], last_line(error))
+                self._failed.add(key)
+                continue
+            self._make_room(key[0])
+            self._keep(key, compiled)
 
     def _is_full(self) -> bool:
         kept = self._kept.values()
         most = max((compiled.bytes for compiled in kept), default=0)
         return len(kept) >= MOST_SHAPES or sum(compiled.bytes for compiled in kept) + most > self._memory
 
+    def _drop_idle(self) -> bool:
+        """Whether there is room again."""
+        oldest = next(iter(self._kept))
+        if self._kept[oldest].used > time.monotonic() - IDLE_SECONDS:
+            return False
+        self._drop(oldest)
+        return not self._is_full()
+
+    def _make_room(self, dimensions: Dimensions) -> None:
+        while self._kept and self._is_full():
+            # Of one size of pictures, the graph with most rows does the others' work as well.
+            smaller = [other for other in self._kept if other[0] == dimensions]
+            self._drop(min(smaller, key=lambda other: other[1]) if smaller else next(iter(self._kept)))
+
+    def _drop(self, key: _Key) -> None:
+        with kept_signal_stack():  # it may have been compiled by another thread, whose stack would be registered
+            del self._kept[key]
+
+    def _keep(self, key: _Key, compiled: _Compiled) -> None:
+        """As the most recently used one."""
+        compiled.used = time.monotonic()
+        self._kept[key] = compiled
+
     def _request(self, dimensions: Dimensions, rows: int, feeds: Tensors) -> Any:
         key = (dimensions, rows)
         if (found := self._kept.pop(key, None)) is None:
-            while self._kept and self._is_full():
-                # Of one size of pictures, the graph with most rows does the others' work as well.
-                smaller = [other for other in self._kept if other[0] == dimensions]
-                del self._kept[min(smaller, key=lambda other: other[1]) if smaller else next(iter(self._kept))]
+            self._make_room(dimensions)
             found = self._compile(feeds)
-        self._kept[key] = found
+        self._keep(key, found)
         return found.request
 
     def _compile(self, feeds: Tensors) -> _Compiled:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from concurrent.futures import wait
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,12 @@ def test_a_row_has_the_same_bits_alone_and_in_any_company(file: Path, weights: n
         assert part.tobytes() == together[:rows].tobytes()
 
 
+def settle(graph: ShapedGraph) -> None:
+    """Wait for what is compiled in the background."""
+    wait(graph._coming.values(), 30)
+    graph._collect()
+
+
 def test_rows_are_padded_to_a_few_counts(file: Path) -> None:
     graph = shaped(file)
     for rows in range(1, 33):
@@ -89,6 +97,65 @@ def test_a_graph_that_is_used_again_is_not_compiled_again(file: Path, monkeypatc
     assert compiled == [(6, 3, WIDTH), (6, 4, WIDTH)]
 
 
+def test_a_larger_graph_does_the_work_until_the_usual_one_is_compiled(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, go_on = shaped(file), threading.Event()
+    (expected,) = graph.infer(call(16), ["y"])
+    compile_one = ShapedGraph._compile
+
+    def held(self: ShapedGraph, feeds: Mapping[str, np.ndarray]) -> object:
+        assert go_on.wait(30)
+        return compile_one(self, feeds)
+
+    monkeypatch.setattr(ShapedGraph, "_compile", held)
+    first = {name: value[:4] for name, value in call(16).items()}
+    for _ in range(3):
+        assert graph.infer(first, ["y"])[0].tobytes() == expected[:4].tobytes()
+    assert graph.compiled == [16]
+    go_on.set()
+    settle(graph)
+    assert graph.infer(first, ["y"])[0].tobytes() == expected[:4].tobytes()
+    assert graph.compiled == [16, 4]
+
+
+def test_a_lone_row_is_never_padded(file: Path) -> None:
+    graph = shaped(file)
+    graph.infer(call(16), ["y"])
+    graph.infer(call(1), ["y"])
+    assert graph.compiled == [16, 1]
+
+
+def test_what_cannot_be_compiled_in_the_background_is_told_once_and_a_larger_graph_goes_on(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph, tried = shaped(file), []
+    graph.infer(call(16), ["y"])
+
+    def fails(self: ShapedGraph, feeds: Mapping[str, np.ndarray]) -> object:
+        tried.append(len(feeds["x"]))
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(ShapedGraph, "_compile", fails)
+    for _ in range(3):
+        assert len(graph.infer(call(3), ["y"])[0]) == 3
+        settle(graph)
+    assert tried == [3]
+    assert [record.message for record in caplog.records] == [
+        "a graph for 3 rows could not be compiled; a larger one goes on: no memory"
+    ]
+
+
+def test_graphs_that_nobody_used_for_long_make_room(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = full(file, monkeypatch, room=2)
+    for rows, places in ((2, 4), (16, 3), (4, 3)):
+        graph.infer(call(rows, places), ["y"])
+    settle(graph)
+    assert graph.compiled == [2, 16]
+    monkeypatch.setattr("nereid.engines.openvino_shapes.IDLE_SECONDS", 0.0)
+    graph.infer(call(4, 3), ["y"])
+    settle(graph)
+    assert graph.compiled == [16, 4]
+
+
 def full(file: Path, monkeypatch: pytest.MonkeyPatch, room: int) -> ShapedGraph:
     """One with room for so many graphs, whatever they take."""
     monkeypatch.setattr("nereid.engines.openvino_shapes.MOST_SHAPES", room)
@@ -99,6 +166,7 @@ def test_without_room_a_larger_graph_of_the_same_size_does_the_work(file: Path, 
     graph = full(file, monkeypatch, room=2)
     for rows, places in ((16, 3), (8, 4), (4, 3)):
         graph.infer(call(rows, places), ["y"])
+    settle(graph)
     assert graph.compiled == [8, 16]
 
 
