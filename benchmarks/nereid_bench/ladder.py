@@ -206,7 +206,7 @@ class _OneModel:
         # Levels are calibrated for whole runs alone; with random weights there are none, and runs are long.
         first = {"num_inference_steps": _FIRST_STEPS} if self.model.random else {}
         warm = partial(self._draw, client, {**way.fields, **first})
-        draw_at_once(warm, range(at_once * (1 if self.model.random else _WARM_ROUNDS)), at_once)
+        draw_at_once(warm, [*range(at_once)] * (1 if self.model.random else _WARM_ROUNDS), at_once)
         warm(0)  # engines know a lone picture's shapes before it is timed
         return measured(partial(self._draw, client, way.fields), seeds, self._load(seeds), at_once)
 
