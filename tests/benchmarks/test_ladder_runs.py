@@ -108,8 +108,8 @@ def test_a_lone_picture_is_drawn_before_one_is_timed(
     Ladder(LadderPlan(work=tmp_path, rungs=("engine",), rounds=1, pictures=3, at_once=2, peers=()), lambda _: None).measure(
         lambda report: None
     )
-    together, lone, timed, load = seeds[:2], seeds[2:3], seeds[3:6], seeds[6:]
-    assert (sorted(together), lone, timed, sorted(load)) == ([0, 1], [0], [0, 1, 2], [0, 1, 2])
+    together, (lone, *timed), load = seeds[:8], seeds[8:12], seeds[12:]
+    assert (sorted(together), lone, timed, sorted(load)) == ([0] * 4 + [1] * 4, 0, [0, 1, 2], [0, 1, 2])
 
 
 def test_peers_have_the_processors_that_this_process_may_use(
