@@ -33,7 +33,9 @@ OPTIONS = tuple(field for field in IMAGE_FIELDS if field.client_side and field.n
 """The fields that `options` of an image request may name."""
 
 
-class _Request(BaseModel):
+class TypedRequest(BaseModel):
+    """Fields whose types are checked, and no others."""
+
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True, strict=True)
 
     @classmethod
@@ -48,7 +50,7 @@ class _Request(BaseModel):
             raise InvalidRequestError(message, str(first["loc"][0])) from None
 
 
-class _ImageRequest(_Request):
+class _ImageRequest(TypedRequest):
     prompt: str
 
     def tensors(self, *, timeout: float | None, batched: bool) -> Tensors:
@@ -78,7 +80,7 @@ def annotation(field: RequestField) -> Any:
     return lenient | None
 
 
-def request_model(name: str, doc: str, options: Sequence[RequestField], base: type[T] = _Request) -> type[T]:  # type: ignore[assignment]
+def request_model(name: str, doc: str, options: Sequence[RequestField], base: type[T]) -> type[T]:
     """A type of requests with a member for each option, None where it is left to the server."""
     members: Any = {field.name: (annotation(field), None) for field in options}
     return create_model(name, __base__=base, __doc__=doc, **members)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nereid_client.errors import InvalidRequestError
-from nereid_client.images import Tensors, encoded, request_model, tensor_of
+from nereid_client.images import Tensors, TypedRequest, encoded, request_model, tensor_of
 from nereid_client.texts import fingerprint
 from nereid_protocol.layout_fields import LAYOUT_FIELDS
 
@@ -26,7 +26,7 @@ Canvas = int | Mapping[str, Any]
 """The width in CSS pixels, or width, density, columns and style."""
 
 LayoutRequest = request_model(
-    "LayoutRequest", "Options of a layout; all may be left to the server. docs/layout.md has them.", LAYOUT_OPTIONS
+    "LayoutRequest", "Options of a layout; all may be left to the server. docs/layout.md has them.", LAYOUT_OPTIONS, TypedRequest
 )
 
 

@@ -141,7 +141,7 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
         default_side=1,
         max_side=1,
         scale=1,
-        plan=general.plan,
+        plan=replace(general.plan, compiled_shapes_mib=0),  # as it is served
     )
     require_options(options.engine, general.plan)
     require_auto(general)

@@ -69,10 +69,11 @@ def _load_onnx(file: Path, threads: int) -> Run:
 
 
 def _load_openvino(file: Path, threads: int) -> Run:
-    from nereid.engines.openvino_model import compile_file, infer
+    from nereid.engines.openvino_model import load_graph
 
-    request = compile_file(file, {"INFERENCE_NUM_THREADS": str(threads)} if threads else {}).create_infer_request()
-    return lambda inputs, outputs: dict(zip(outputs, infer(request, inputs, outputs), strict=True))
+    # One graph for all shapes: to compile one for a shape that nobody has asked for before would hold up everybody's calls.
+    graph = load_graph(file, {"INFERENCE_NUM_THREADS": str(threads)} if threads else {})
+    return lambda inputs, outputs: dict(zip(outputs, graph.infer(inputs, outputs), strict=True))
 
 
 _LOADERS: Mapping[str, Callable[[Path, int], Run]] = {"onnxruntime": _load_onnx, "openvino": _load_openvino}

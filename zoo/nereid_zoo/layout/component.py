@@ -61,7 +61,7 @@ def layout_component(folder: Path) -> Component:
             TensorSpec(name="depths", dims=(TOKENS,), dtype=torch.int64, high=MOST_DEPTH),
             TensorSpec(name="content", dims=(TOKENS, CONTENT)),
             TensorSpec(name="canvas", dims=(CANVAS,)),
-            TensorSpec(name="valid", dims=(TOKENS,)),
+            TensorSpec(name="valid", dims=(TOKENS,), high=2),
         ),
         outputs=(TensorSpec(name=OUT, dims=(TOKENS, 4)),),
         load=lambda: Velocity(finite(folder / "transformer", load(folder))),
