@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nereid_client import InvalidRequestError, LayoutProgress, LayoutResult, LostError, ServerError
+from nereid_client import InvalidRequestError, LayoutProgress, LayoutResult, LostError, NereidError, ServerError
 from nereid_client.session import Session
 
 from scripted import Instant, World, answers, fails, texts
@@ -96,8 +96,8 @@ def test_a_replayed_stream_shows_no_step_twice() -> None:
 
 
 def test_an_end_without_a_layout_is_an_error() -> None:
-    with pytest.raises(ServerError, match="ended before its layout came"):
-        list(stream(World(answers(shown(4)))))
+    with pytest.raises(NereidError, match="ended before its layout came"):
+        list(stream(World(*[answers(shown(4))] * 4)))
     with pytest.raises(ServerError, match="progress where an answer was asked for"):
         ask(World(answers(shown(4))))
 

@@ -53,7 +53,7 @@ class Straight:
 
     def _answer(self, future: Future[Arrays], inputs: Arrays) -> None:
         self.hold.wait(30)
-        sample, level = inputs["sample"], inputs["timestep"][:, :, None] / 1000
+        sample, level = inputs["sample"], np.maximum(inputs["timestep"][:, :, None], 1e-6) / 1000
         clean = self._aim(sample.shape[1]) if self._clean else np.zeros(sample.shape[1:], np.float32)
         future.set_result({"out_sample": self.spoil((sample - clean) / level)})
 

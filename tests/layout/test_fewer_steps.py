@@ -34,7 +34,7 @@ def test_a_round_is_one_call_for_each_shape_or_as_many_as_rows_need() -> None:
     ("done", "started", "due", "expected"),
     [
         (0, None, 10.0, 10),  # there is time for all
-        (0, None, 0.5 + ANSWER_SECONDS, 5),
+        (0, None, 0.55 + ANSWER_SECONDS, 5),
         (0, None, -1.0, 1),  # it is late already: one step is the least
         (0, None, math.inf, 10),
         (4, -0.8, 0.41 + ANSWER_SECONDS, 2),  # its own pace, 0.2 s a step, tells more than a guess

@@ -131,12 +131,13 @@ def _flow_levels(config: SchedulerConfig, steps: int) -> Levels:
     steps to the lowest level trained on, and from there to 0.
     """
     train = config.num_train_timesteps
+    amplitudes: Array
 
     def shifted(level: Array) -> Array:
         return config.shift * level / (1 + (config.shift - 1) * level)
 
     if config.sigmas is not None:
-        amplitudes = np.array(config.sigmas)
+        amplitudes = np.array(config.sigmas, np.float64)
     elif config.timestep_spacing is Spacing.LINSPACE:
         lowest = float(shifted(np.array([1 / train]))[0])
         amplitudes = np.append(shifted(np.linspace(1, lowest, steps)), 0.0)
@@ -144,7 +145,7 @@ def _flow_levels(config: SchedulerConfig, steps: int) -> Levels:
         amplitudes = shifted(np.linspace(1, 0, steps + 1))
     signal = np.maximum(1 - amplitudes, 1 / (1 + _MOST_NOISE))
     ratios = amplitudes / signal
-    return Levels(train * amplitudes[:-1], ratios[:-1], ratios[1:], flow=True)
+    return Levels(float(train) * amplitudes[:-1], ratios[:-1], ratios[1:], flow=True)
 
 
 def _point_levels(name: SchedulerName, config: SchedulerConfig, steps: int) -> Levels:

@@ -131,8 +131,8 @@ def resolve(config: Mapping[str, Any], wanted: Collection[str]) -> dict[str, Any
     if kind == FLOW_MATCHING:
         return _resolve_flow(config)
     if kind and kind not in _CLASSES:
-        known = sorted((*_CLASSES, FLOW_MATCHING))
-        raise ScheduleError(f"scheduler {kind} is not supported; it must be one of {', '.join(known)}")
+        supported = sorted((*_CLASSES, FLOW_MATCHING))
+        raise ScheduleError(f"scheduler {kind} is not supported; it must be one of {', '.join(supported)}")
     full = {**_DEFAULTS.get(kind, {}), **{name: value for name, value in config.items() if value is not None}}
     for name, value in full.items():
         if not name.startswith("_"):
