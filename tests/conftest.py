@@ -219,6 +219,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, 
     export_llm(sections, out, name="exact", precision="fp32", draft=sections)
     export_layout(checkpoints["layout"], out)
     export_layout(checkpoints["layout"], out, engine="openvino", name="ov")
+    set_parameters(out, "ov_layout", engine_patience_seconds=0.01)
     for model in ("llm", "exact_llm"):
         set_parameters(out, model, kv_tokens=16384)
     set_parameters(out, "llm", stream_interval_seconds=0)  # streams are as fine as they can be

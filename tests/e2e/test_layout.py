@@ -133,9 +133,9 @@ def test_a_goal_that_cannot_be_met_is_met_with_fewer_steps(served: Served) -> No
 
 
 def test_an_engine_that_dies_is_answered_for_by_rules_and_comes_back(served: Served) -> None:
-    with Client(served.grpc_url, timeout=60) as client:
+    with Client(served.grpc_url, name="ov", timeout=60) as client:
         before = client.generate_layout(HTML, 1280, seed=5)
-        os.kill(worker_of(served, "layout").pid, signal.SIGKILL)
+        os.kill(worker_of(served, "ov_layout").pid, signal.SIGKILL)
         during = client.generate_layout(HTML, 1280, seed=5)
         assert during.drawn_by == "rules"
         assert during.degraded
@@ -144,8 +144,18 @@ def test_an_engine_that_dies_is_answered_for_by_rules_and_comes_back(served: Ser
             assert time.monotonic() < deadline
             time.sleep(0.2)
         assert after.answer == before.answer
-    assert metric(served.metrics, "nereid_layout_worker_deaths_total", model="layout") >= 1
-    assert metric(served.metrics, "nereid_layout_degraded_total", model="layout", reason="engine") >= 1
+    assert metric(served.metrics, "nereid_layout_worker_deaths_total", model="ov_layout") >= 1
+    assert metric(served.metrics, "nereid_layout_degraded_total", model="ov_layout", reason="engine") >= 1
+
+
+def test_a_request_whose_patience_outlasts_a_death_is_drawn(served: Served) -> None:
+    with Client(served.grpc_url, timeout=60) as client, ThreadPoolExecutor(8) as pool:
+        alone = client.generate_layout(HTML, 1280, seed=6, num_inference_steps=60).answer
+        asked = [pool.submit(client.generate_layout, HTML, 1280, seed=6, num_inference_steps=60) for _ in range(8)]
+        os.kill(worker_of(served, "layout").pid, signal.SIGKILL)
+        for pending in asked:
+            made = pending.result()
+            assert made.answer == alone or made.drawn_by == "rules"
 
 
 def test_the_command_line_draws_a_picture_of_the_boxes(served: Served, tmp_path: Path) -> None:
