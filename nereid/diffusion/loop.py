@@ -15,12 +15,12 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nereid.diffusion.feature_cache import Variant
+from nereid.diffusion.loop_task import LoopTask
 from nereid.diffusion.phases import waits_for_phase
 from nereid.diffusion.plan import EngineCall, commit, engine_rows, pack
 from nereid.diffusion.state import ImageRun
@@ -34,44 +34,6 @@ log = logging.getLogger(__name__)
 
 Array = NDArray[np.float32]
 Lane = tuple[object, ...]
-
-
-class Asked(Protocol):
-    """What the loop reads of a request."""
-
-    @property
-    def priority(self) -> int: ...
-
-    @property
-    def deadline_seconds(self) -> float | None:
-        """A soft goal, from arrival on."""
-        ...
-
-
-class LoopTask(Protocol):
-    """A request whose runs are advanced: an image's, or another's that is denoised."""
-
-    error: RequestError | None
-    started: float | None
-
-    @property
-    def request(self) -> Asked: ...
-
-    @property
-    def runs(self) -> list[ImageRun]: ...
-
-    @property
-    def due(self) -> float:
-        """On the monotonic clock; infinite where nothing presses."""
-        ...
-
-    @property
-    def request_id(self) -> str: ...
-
-    def note_step(self) -> None:
-        """A run of it is a step further."""
-
-
 Member = tuple[LoopTask, ImageRun]
 
 Predict = Callable[[EngineCall], Future[Mapping[str, Array]]]
