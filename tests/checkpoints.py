@@ -234,3 +234,17 @@ def make_smallest_sdxl(folder: Path) -> Path:
         up_block_types=("UpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=1,
     )
+
+
+def make_layout(folder: Path, **size: int) -> Path:
+    """A layout transformer whose zeros are replaced: as training starts with it, it answers nothing."""
+    from nereid_zoo.layout.model import LayoutTransformer, save
+
+    torch.manual_seed(0)
+    transformer = LayoutTransformer(**(size or {"width": 48, "layers": 2, "heads": 3, "mlp_ratio": 2}))
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1)
+    save(transformer, folder)
+    return folder

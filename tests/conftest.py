@@ -137,6 +137,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "lcm": make.make_lcm(root / "lcm"),
         "sdxl": make.make_sdxl(root / "sdxl"),
         "v": make.make_v_prediction(root / "v"),
+        "layout": make.make_layout(root / "layout"),
     }
 
 
@@ -173,6 +174,15 @@ def export_llm(checkpoint: Path, out: Path, precision: str = "int4", **options: 
     return export(chosen, Silent())
 
 
+def export_layout(checkpoint: Path, out: Path, engine: str = "onnxruntime", **options: object) -> dict[str, object]:
+    from nereid_export.engines import Engine
+    from nereid_export.layout import LayoutExportOptions
+    from nereid_export.layout import export_layout as export
+
+    chosen = LayoutExportOptions(checkpoint=checkpoint, out=out, engine=Engine(engine), **options)  # type: ignore[arg-type]
+    return export(chosen, Silent())
+
+
 def made_once(tmp_path_factory: pytest.TempPathFactory, write: Callable[[Path, str], object]) -> Callable[[str], Path]:
     """Repositories by precision, each written when it is first asked for: to be read only."""
 
@@ -199,13 +209,17 @@ def set_parameters(repository: Path, model: str, **parameters: object) -> None:
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> Path:
-    """Pipelines '' (epsilon), 'v' (its UNet cut), 'xl', 'lcm', and 'tight' with narrow limits, in one repository."""
+    """Pipelines '' (epsilon), 'v' (its UNet cut), 'xl', 'lcm', and 'tight' with narrow limits, in one repository, with language
+    models and layout models."""
     out = tmp_path_factory.mktemp("build") / "repository"
     for name, family in (("", "sd"), ("v", "v"), ("xl", "sdxl"), ("lcm", "lcm"), ("tight", "sd")):
         export(checkpoints[family], out, name=name, cache_branch=0 if name == "v" else None)
     sections = ZOO / "sections" / "checkpoint"
     export_llm(sections, out)
     export_llm(sections, out, name="exact", precision="fp32", draft=sections)
+    export_layout(checkpoints["layout"], out)
+    export_layout(checkpoints["layout"], out, engine="openvino", name="ov")
+    set_parameters(out, "ov_layout", engine_patience_seconds=0.01)
     for model in ("llm", "exact_llm"):
         set_parameters(out, model, kv_tokens=16384)
     set_parameters(out, "llm", stream_interval_seconds=0)  # streams are as fine as they can be

@@ -1,4 +1,4 @@
-"""The SDK: typed image and text requests to a Nereid server over gRPC or HTTP, sync or async, with progress.
+"""The SDK: typed image, text and layout requests to a Nereid server over gRPC or HTTP, sync or async, with progress.
 
 from nereid_client import Client
 
@@ -25,6 +25,7 @@ from nereid_client.errors import (
     UnsupportedError,
 )
 from nereid_client.images import ImageProgress, ImageRequest, ImageResult
+from nereid_client.layouts import LayoutProgress, LayoutRequest, LayoutResult, PlacedElement
 from nereid_client.options import Protocol, Tls
 from nereid_client.texts import TextChoice, TextDelta, TextResult
 
@@ -39,10 +40,14 @@ __all__ = [
     "ImageRequest",
     "ImageResult",
     "InvalidRequestError",
+    "LayoutProgress",
+    "LayoutRequest",
+    "LayoutResult",
     "LostError",
     "NereidError",
     "NotReadyError",
     "PendingImage",
+    "PlacedElement",
     "Protocol",
     "QueueFullError",
     "ServerError",

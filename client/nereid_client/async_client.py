@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from nereid_client.grpc_transport import AsyncGrpcTransport
 from nereid_client.images import ImageProgress, ImageResult
+from nereid_client.layouts import Canvas, LayoutProgress, LayoutResult, Section
 from nereid_client.replay import Run
 from nereid_client.server import Work
 from nereid_client.session import CLOSE_SECONDS, PROBE_SECONDS, Session
@@ -101,6 +102,36 @@ class AsyncClient(Session):
         async with contextlib.aclosing(self._drive(*self._text_stream(prompt, sampling, timeout, run_id, request_id))) as deltas:
             async for delta in deltas:
                 yield delta
+
+    async def generate_layout(
+        self,
+        section: Section,
+        canvas: Canvas,
+        *,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        request_id: str | None = None,
+        **options: Any,
+    ) -> LayoutResult:
+        """Lay out a section (its HTML, or a list of elements) on a canvas (its width, or a mapping). Raises NereidError."""
+        return await _only(self._drive(*self._layout(section, canvas, options, timeout, run_id, request_id)))
+
+    async def stream_layout(
+        self,
+        section: Section,
+        canvas: Canvas,
+        *,
+        interval: int = 1,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        request_id: str | None = None,
+        **options: Any,
+    ) -> AsyncGenerator[LayoutProgress | LayoutResult, None]:
+        """The same, yielding what is predicted after every `interval` steps; closing the iterator cancels the request."""
+        driven = self._drive(*self._layout_stream(section, canvas, interval, options, timeout, run_id, request_id))
+        async with contextlib.aclosing(driven) as answers:
+            async for answer in answers:
+                yield answer
 
     async def is_live(self) -> bool:
         """Whether the server answers."""

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from nereid_client.grpc_transport import GrpcTransport
 from nereid_client.images import ImageProgress, ImageResult
+from nereid_client.layouts import Canvas, LayoutProgress, LayoutResult, Section
 from nereid_client.replay import Run
 from nereid_client.server import Work
 from nereid_client.session import CLOSE_SECONDS, PROBE_SECONDS, Session
@@ -130,6 +131,36 @@ class Client(Session):
     ) -> Generator[TextDelta, None, None]:
         """Continue a text, yielding it as it is written; leaving the loop cancels the request."""
         yield from self._drive(*self._text_stream(prompt, sampling, timeout, run_id, request_id))
+
+    def generate_layout(
+        self,
+        section: Section,
+        canvas: Canvas,
+        *,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        request_id: str | None = None,
+        **options: Any,
+    ) -> LayoutResult:
+        """Lay out a section (its HTML, or a list of elements) on a canvas (its width, or a mapping) and wait.
+
+        `options` are the fields of LayoutRequest. Raises NereidError.
+        """
+        return _only(self._drive(*self._layout(section, canvas, options, timeout, run_id, request_id)))
+
+    def stream_layout(
+        self,
+        section: Section,
+        canvas: Canvas,
+        *,
+        interval: int = 1,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        request_id: str | None = None,
+        **options: Any,
+    ) -> Generator[LayoutProgress | LayoutResult, None, None]:
+        """The same, yielding what is predicted after every `interval` steps; leaving the loop cancels the request."""
+        yield from self._drive(*self._layout_stream(section, canvas, interval, options, timeout, run_id, request_id))
 
     def is_ready(self) -> bool:
         """Whether the image pipeline's models are loaded."""

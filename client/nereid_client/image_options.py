@@ -1,25 +1,36 @@
-"""The image request fields as options of a command line, from the table of fields."""
+"""Request fields as options of a command line, from the tables of fields."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from nereid_client.images import OPTIONS
+from nereid_client.layouts import LAYOUT_OPTIONS
 from nereid_protocol.field import DType, Field
 
 _TYPES: dict[DType, type] = {DType.STRING: str, DType.INT32: int, DType.INT64: int, DType.FP32: float}
 
 
 def with_image_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command, in place of its `**fields`, an option for each field that has one; absent ones are not passed on."""
+    """Give a command, in place of its `**fields`, an option for each field of an image that has one."""
+    return _with_options(command, OPTIONS)
+
+
+def with_layout_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The same of a layout."""
+    return _with_options(command, LAYOUT_OPTIONS)
+
+
+def _with_options(command: Callable[..., None], fields: Sequence[Field]) -> Callable[..., None]:
+    """Absent ones are not passed on."""
     own = inspect.signature(command, eval_str=True)
     kept = [parameter for parameter in own.parameters.values() if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
-    made = {field.name: _parameter(field) for field in OPTIONS if field.option}
+    made = {field.name: _parameter(field) for field in fields if field.option}
 
     @functools.wraps(command)
     def run(**given: Any) -> None:

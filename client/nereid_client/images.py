@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from nereid_protocol.field import Field as RequestField
 from nereid_protocol.fields import IMAGE_FIELDS
 
 Tensors = dict[str, np.ndarray]
+T = TypeVar("T", bound=BaseModel)
 
 _TYPES: dict[DType, Any] = {
     DType.STRING: str,
@@ -32,10 +33,10 @@ OPTIONS = tuple(field for field in IMAGE_FIELDS if field.client_side and field.n
 """The fields that `options` of an image request may name."""
 
 
-class _ImageRequest(BaseModel):
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True, strict=True)
+class TypedRequest(BaseModel):
+    """Fields whose types are checked, and no others."""
 
-    prompt: str
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", frozen=True, strict=True)
 
     @classmethod
     def of(cls, **fields: Any) -> Self:
@@ -48,12 +49,16 @@ class _ImageRequest(BaseModel):
             message = f"{name}: {first['input']!r} is not allowed: {first['msg'].lower()}"
             raise InvalidRequestError(message, str(first["loc"][0])) from None
 
+
+class _ImageRequest(TypedRequest):
+    prompt: str
+
     def tensors(self, *, timeout: float | None, batched: bool) -> Tensors:
         """Inputs of the models by name; with a leading batch dimension of 1 where `batched`."""
         values: Tensors = {"prompt": _text("prompt", self.prompt)}
         for field in OPTIONS:
             if (value := getattr(self, field.name)) is not None:
-                values[field.name] = _tensor(field, value)
+                values[field.name] = tensor_of(field, value)
         if timeout is not None:
             values["timeout_seconds"] = np.array([timeout], dtype=np.float32)
         return {name: value[None] for name, value in values.items()} if batched else values
@@ -75,15 +80,21 @@ def annotation(field: RequestField) -> Any:
     return lenient | None
 
 
-ImageRequest = create_model(
+def request_model(name: str, doc: str, options: Sequence[RequestField], base: type[T]) -> type[T]:
+    """A type of requests with a member for each option, None where it is left to the server."""
+    members: Any = {field.name: (annotation(field), None) for field in options}
+    return create_model(name, __base__=base, __doc__=doc, **members)
+
+
+ImageRequest = request_model(
     "ImageRequest",
-    __base__=_ImageRequest,
-    __doc__="What to draw. Everything but the prompt may be left to the model's own defaults; docs/reference.md has all fields.",
-    **{field.name: (annotation(field), None) for field in OPTIONS},  # type: ignore[call-overload]
+    "What to draw. Everything but the prompt may be left to the model's own defaults; docs/reference.md has all fields.",
+    OPTIONS,
+    _ImageRequest,
 )
 
 
-def _tensor(field: RequestField, value: Any) -> np.ndarray:
+def tensor_of(field: RequestField, value: Any) -> np.ndarray:
     """A field's value without a batch dimension."""
     if field.dtype is DType.STRING:
         return _text(field.name, value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from nereid_client.chat import Chat
 from nereid_client.client import Client
 from nereid_client.errors import NereidError
-from nereid_client.image_options import with_image_options
+from nereid_client.image_options import with_image_options, with_layout_options
 from nereid_client.images import ImageProgress, ImageResult
 from nereid_client.options import Protocol
 from nereid_client.terminal import INTERRUPTED, console, fail, say_error
@@ -87,6 +88,75 @@ def generate(
         print(json.dumps(facts))
     else:
         console.print(f"{output}  seed {result.seed}  {result.denoise_seconds:.2f} s", highlight=False)
+
+
+@app.command()
+@with_layout_options
+def layout(
+    section: Annotated[
+        Path, typer.Argument(help="The section: HTML, or (.json) a list of elements.", exists=True, dir_okay=False)
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where a picture of the boxes goes, or what --format asks for.")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="host:port of the server.")] = None,
+    protocol: Annotated[Protocol, typer.Option(help="How to reach it.")] = Protocol.GRPC,
+    name: Annotated[str, typer.Option(help="Prefix of the model's name.")] = "",
+    width: Annotated[int, typer.Option(help="Of the canvas, in CSS pixels.")] = 1280,
+    density: Annotated[str | None, typer.Option(help="compact, normal or spacious.")] = None,
+    columns: Annotated[int | None, typer.Option(help="Of the canvas' grid; 4, 8 or 12 by width where absent.")] = None,
+    style: Annotated[str | None, typer.Option(help="stacked, centered, grid, cards, split or sidebar.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds until the request is given up.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer.")] = False,
+    **fields: Any,
+) -> None:
+    """Lay out a section of a web page on a running server, and look at the boxes."""
+    given = {"width": width, "density": density, "columns": columns, "style": style}
+    form = fields.setdefault("format", "svg")
+    try:
+        with Client(url, protocol=protocol, name=name, timeout=timeout) as client:
+            result = client.generate_layout(
+                _read_section(section), {key: value for key, value in given.items() if value is not None}, **fields
+            )
+        if output is not None:
+            output.write_text(_written(result.answer, form), encoding="utf-8")
+    except (NereidError, OSError, ValueError) as error:
+        fail(error)
+    except KeyboardInterrupt:
+        say_error("stopped; the server was told so")
+        raise typer.Exit(INTERRUPTED) from None
+    for said in result.degraded:
+        console.print(f"[yellow]warning:[/yellow] {said}", highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(result.answer))
+        return
+    for check in result.checks:
+        elements = ", ".join(check["elements"])
+        said = f"{check['severity']}: {check['check']} of {elements}: {check['value']:g}, limit {check['limit']:g}"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+    moved = len(result.answer["repaired"])
+    where = f"{output}  " if output is not None else ""
+    console.print(f"{where}score {result.score:.3f}  seed {result.seed}  {moved} boxes moved by repair", highlight=False)
+
+
+def _read_section(file: Path) -> str | list[dict[str, Any]]:
+    """HTML as it is, and of a .json file its list; raises ValueError where it has none."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix.lower() != ".json":
+        return text
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+    if not isinstance(found, list) or not all(isinstance(element, dict) for element in found):
+        raise ValueError(f"{file} must hold a JSON list of elements")
+    return found
+
+
+def _written(answer: Mapping[str, Any], form: str) -> str:
+    """What goes into the file: one form of the boxes, or the whole answer."""
+    found = answer.get(form, answer)
+    return found if isinstance(found, str) else json.dumps(found, indent=1) + "\n"
 
 
 @app.command()

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from nereid_client.errors import ServerError
 from nereid_client.images import ImageProgress, ImageResult, from_stream
+from nereid_client.layouts import LayoutProgress, LayoutResult, from_layout_tensors
 from nereid_client.texts import TextDelta
 from nereid_client.transport import Tensors
 
@@ -57,6 +58,31 @@ class ImageStream:
 
     def missing(self) -> str | None:
         return None if self._done else "the stream ended before its image came"
+
+
+@dataclass(slots=True)
+class LayoutStream:
+    """The same of a layout: steps are shown once."""
+
+    run_id: str
+    _step: int = 0
+    _done: bool = False
+
+    def read(self, outputs: Tensors) -> LayoutProgress | LayoutResult | None:
+        made = from_layout_tensors(outputs)
+        if isinstance(made, LayoutResult):
+            self._done = True
+            return replace(made, run_id=self.run_id)
+        if made.step <= self._step:
+            return None
+        self._step = made.step
+        return made
+
+    def again(self) -> None:
+        """Steps that were shown are not shown again."""
+
+    def missing(self) -> str | None:
+        return None if self._done else "the stream ended before its layout came"
 
 
 @dataclass(slots=True)

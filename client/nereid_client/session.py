@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nereid_client.errors import InvalidRequestError
+from nereid_client.errors import InvalidRequestError, ServerError
 from nereid_client.http_transport import HttpTransport
-from nereid_client.images import ImageProgress, ImageRequest, ImageResult
+from nereid_client.images import ImageProgress, ImageRequest, ImageResult, Tensors
+from nereid_client.layouts import Canvas, LayoutProgress, LayoutResult, Section, from_layout_tensors, layout_tensors
 from nereid_client.options import DEFAULT_PORTS, ConnectionOptions, Protocol, Tls
-from nereid_client.reading import ImageStream, OnlyAnswer, TextStream
+from nereid_client.reading import ImageStream, LayoutStream, OnlyAnswer, TextStream
 from nereid_client.server import ReplayPolicy, Server, Statistics, Work
 from nereid_client.steps import Reader
 from nereid_client.texts import TextDelta, TextResult, text_tensors
@@ -148,6 +149,53 @@ class Session:
         work = self._text_work(prompt, sampling, _Terms.of(timeout, run_id, request_id), stream=True)
         count = sampling.get("n")
         return work, TextStream(work.run_id, count if isinstance(count, int) else 1)
+
+    def _layout(
+        self,
+        section: Section,
+        canvas: Canvas,
+        options: Mapping[str, Any],
+        timeout: float | None,
+        run_id: str | None,
+        request_id: str | None = None,
+    ) -> tuple[Work, Reader[LayoutResult]]:
+        work = self._layout_work(section, canvas, options, _Terms.of(timeout, run_id, request_id), None)
+
+        def read(outputs: Tensors) -> LayoutResult:
+            made = from_layout_tensors(outputs)
+            if not isinstance(made, LayoutResult):
+                raise ServerError("the server gave progress where an answer was asked for")
+            return replace(made, run_id=work.run_id)
+
+        return work, OnlyAnswer(read)
+
+    def _layout_stream(
+        self,
+        section: Section,
+        canvas: Canvas,
+        interval: int,
+        options: Mapping[str, Any],
+        timeout: float | None,
+        run_id: str | None,
+        request_id: str | None = None,
+    ) -> tuple[Work, Reader[LayoutProgress | LayoutResult]]:
+        work = self._layout_work(section, canvas, options, _Terms.of(timeout, run_id, request_id), interval)
+        return work, LayoutStream(work.run_id)
+
+    def _layout_work(
+        self, section: Section, canvas: Canvas, options: Mapping[str, Any], terms: _Terms, interval: int | None
+    ) -> Work:
+        return Work(
+            model=self._model("layout"),
+            holder=self._model("layout"),
+            run_id=terms.run_id,
+            request_id=terms.request_id,
+            tensors=layout_tensors(section, canvas, _seeded(options), interval=interval),
+            decoupled=True,
+            batched=False,
+            holder_decoupled=True,
+            timeout=self._limit(terms.timeout),
+        )
 
     def _image_work(self, prompt: str, options: Mapping[str, Any], terms: _Terms, *, stream: bool) -> Work:
         request = ImageRequest.of(prompt=prompt, **_seeded(options))

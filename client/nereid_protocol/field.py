@@ -1,4 +1,4 @@
-"""What an image request's option is: its tensor, its bounds, and which models carry it; knows no option."""
+"""What a request's option is: its tensor, its bounds, and which models carry it; knows no option."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class Model(StrEnum):
     JSON = "text_to_image_json"
     TOKENIZER = "tokenizer"
     DENOISE = "denoise"
+    LAYOUT = "layout"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """The table of image request fields: each option is written here once, and read by everything that knows options.
 
-From it come the server's validation (nereid.flow.fields), the inputs of every config.pbtxt that carries a field (written at
-export), the SDK's and the gateway's request models, the options of `nereid generate`, and docs/reference.md.
+Layouts have a table of their own (nereid_protocol.layout_fields). From both come the server's validation (nereid.flow.fields),
+the inputs of every config.pbtxt that carries a field (written at export), the SDK's and the gateway's request models, the options
+of `nereid generate` and `nereid layout`, and docs/reference.md.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nereid_protocol.field import MAX_SEED, DType, Field, Model
+from nereid_protocol.layout_fields import LAYOUT_FIELDS
 
-_ALL = frozenset(Model)
+_ALL = frozenset(Model) - {Model.LAYOUT}
 _NO_PICTURES = frozenset({Model.ENSEMBLE, Model.STREAM, Model.DENOISE})
 _INT32_MAX = 2**31 - 1
 
@@ -393,7 +395,7 @@ BY_NAME = {field.name: field for field in IMAGE_FIELDS}
 
 def carried_by(model: Model) -> tuple[Field, ...]:
     """The fields that a model takes as inputs, in the table's order."""
-    return tuple(field for field in IMAGE_FIELDS if model in field.models)
+    return tuple(field for field in (*IMAGE_FIELDS, *LAYOUT_FIELDS) if model in field.models)
 
 
 def passed_on(source: Model, target: Model) -> tuple[Field, ...]:

@@ -1,12 +1,12 @@
 """The names of every metric that this project exports, and nothing else: who records and who reads them share this table.
 
-Prometheus conventions: base units, `_total` for counters. `nereid_image_*` and `nereid_llm_*` stand on Triton's metrics port,
-`nereid_gateway_*` on the gateway's, `nereid_serve_*` on the supervisor's health port.
+Prometheus conventions: base units, `_total` for counters. `nereid_image_*`, `nereid_layout_*` and `nereid_llm_*` stand on
+Triton's metrics port, `nereid_gateway_*` on the gateway's, `nereid_serve_*` on the supervisor's health port.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 
 
@@ -30,6 +30,22 @@ class Metric:
     def labelled(self) -> bool:
         """A family with labels has no series without them."""
         return bool(self.labels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopMetrics:
+    """What a denoising loop tells, whatever it makes."""
+
+    requests: Metric
+    request_seconds: Metric
+    queue_seconds: Metric
+    step_seconds: Metric
+    rows_per_tick: Metric
+    steps: Metric
+    active_requests: Metric
+    queued_requests: Metric
+    made: Metric
+    engine_deaths: Metric
 
 
 _SECONDS = (
@@ -95,6 +111,48 @@ IMAGE_METRICS = (
     IMAGE_MEMORY_USED,
     IMAGE_MEMORY_BUDGET,
     IMAGE_ENGINE_DEATHS,
+)
+
+IMAGE_LOOP = LoopMetrics(
+    requests=IMAGE_REQUESTS,
+    request_seconds=IMAGE_REQUEST_SECONDS,
+    queue_seconds=IMAGE_QUEUE_SECONDS,
+    step_seconds=IMAGE_STEP_SECONDS,
+    rows_per_tick=IMAGE_ROWS_PER_TICK,
+    steps=IMAGE_STEPS,
+    active_requests=IMAGE_ACTIVE_REQUESTS,
+    queued_requests=IMAGE_QUEUED_REQUESTS,
+    made=IMAGES,
+    engine_deaths=IMAGE_ENGINE_DEATHS,
+)
+
+# --- layout ---
+
+LAYOUT_LOOP = LoopMetrics(
+    requests=_counter("nereid_layout_requests_total", "Layout requests by outcome", "outcome"),
+    request_seconds=_seconds("nereid_layout_request_seconds", "Time from a layout request's arrival to its end in the queue"),
+    queue_seconds=_seconds("nereid_layout_queue_seconds", "Time a layout request waited to join"),
+    step_seconds=_seconds("nereid_layout_step_seconds", "Time of one call of the layout transformer"),
+    rows_per_tick=Metric("nereid_layout_rows_per_tick", Kind.HISTOGRAM, "Layouts moved by one call of the transformer", _ROWS),
+    steps=_counter("nereid_layout_steps_total", "Steps of layouts, by engine", "engine"),
+    active_requests=_gauge("nereid_layout_active_requests", "Layout requests being drawn"),
+    queued_requests=_gauge("nereid_layout_queued_requests", "Layout requests waiting to join"),
+    made=_counter("nereid_layouts_total", "Layouts drawn to the end, candidates included"),
+    engine_deaths=_counter("nereid_layout_engine_deaths_total", "Times that the transformer's process died with calls inside"),
+)
+LAYOUT_WORKER_DEATHS = _counter("nereid_layout_worker_deaths_total", "Transformer processes that died and were replaced")
+LAYOUT_DEGRADED = _counter(
+    "nereid_layout_degraded_total", "Answers worse than asked for: of fewer steps (deadline), or by rules (engine)", "reason"
+)
+LAYOUT_CHECKS = _counter(
+    "nereid_layout_answers_total", "Answers by their checks: passed, or with an error left after repair", "passed"
+)
+
+LAYOUT_METRICS = (
+    *(getattr(LAYOUT_LOOP, field.name) for field in fields(LAYOUT_LOOP)),
+    LAYOUT_WORKER_DEATHS,
+    LAYOUT_DEGRADED,
+    LAYOUT_CHECKS,
 )
 
 # --- llm ---
@@ -165,4 +223,4 @@ SERVE_MEMORY = _gauge("nereid_serve_resident_memory_bytes", "Resident memory of 
 
 SERVE_METRICS = (SERVE_READY, SERVE_TRITON_RESTARTS, SERVE_MODEL_DEATHS, SERVE_SERVICE_DEATHS, SERVE_MODEL_READY, SERVE_MEMORY)
 
-ALL_METRICS = (*IMAGE_METRICS, *LLM_METRICS, *GATEWAY_METRICS, *SERVE_METRICS)
+ALL_METRICS = (*IMAGE_METRICS, *LAYOUT_METRICS, *LLM_METRICS, *GATEWAY_METRICS, *SERVE_METRICS)

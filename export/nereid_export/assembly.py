@@ -70,9 +70,9 @@ class Assembly:
         for engine, config in engines:
             folder = repository / config.name
             configs.write_engine_config(config, folder)
-            _link_engine(engine, folder / "1")
+            link_engine(engine, folder / "1")
             for labelled, other in self._alternatives(engine).items():
-                _link_engine(other, folder / ALTERNATIVES / labelled)
+                link_engine(other, folder / ALTERNATIVES / labelled)
         memory = run_memories({engine.component.name: engine.memory for engine in self.built})
         text = json.dumps({**facts, "memory": memory}, indent=1)
         for model in ("denoise", "image_output", "text_to_image_stream", "tokenizer"):
@@ -104,7 +104,7 @@ class Assembly:
             "scheduler": {"checkpoint": scheduler.get("_class_name"), "default": str(default_scheduler(scheduler))},
             "arguments": {key: str(value) for key, value in {**given, **options.plan.asked(), **options.auto.asked()}.items()},
             "versions": versions(packages_of(*map(made_with, self._all_built()))),
-            "engines": {configs.prefixed(engine.component.name, options.name): self._engine(engine) for engine in self.built},
+            "engines": {configs.prefixed(engine.component.name, options.name): engine_said(engine) for engine in self.built},
             **({} if self.pictures is None else {"pictures": self.pictures}),
             **({} if self.decoders is None else {"decoders": self.decoders}),
             **self._choice(),
@@ -132,27 +132,30 @@ class Assembly:
                     model: describe(engine.component, engine.target, contests[model].expected) for model, engine in named.items()
                 },
                 "alternatives": {
-                    model: {labelled: self._engine(other) for labelled, other in self._alternatives(engine).items()}
+                    model: {labelled: engine_said(other) for labelled, other in self._alternatives(engine).items()}
                     for model, engine in named.items()
                 },
             },
         }
 
-    def _engine(self, engine: Built) -> dict[str, Any]:
-        return {
-            "engine": str(engine.engine),
-            **({"threads": engine.target.plan.threads} if engine.target.plan.threads else {}),
-            "precision": str(engine.target.of(engine.component)),
-            "bytes": engine_bytes(engine.folder),
-            "seconds": engine.seconds,
-            **_findings(engine),
-            **({} if engine.memory is None else {"memory": engine.memory}),
-            **engine.account,
-        }
+
+def engine_said(engine: Built) -> dict[str, Any]:
+    """What a manifest says of an engine."""
+    return {
+        "engine": str(engine.engine),
+        **({"threads": engine.target.plan.threads} if engine.target.plan.threads else {}),
+        "precision": str(engine.target.of(engine.component)),
+        "bytes": engine_bytes(engine.folder),
+        "seconds": engine.seconds,
+        **_findings(engine),
+        **({} if engine.memory is None else {"memory": engine.memory}),
+        **engine.account,
+    }
 
 
-def _link_engine(engine: Built, folder: Path) -> None:
-    folder.mkdir(parents=True)
+def link_engine(engine: Built, folder: Path) -> None:
+    """The engine's files at a second place."""
+    folder.mkdir(parents=True, exist_ok=True)
     for file in engine_files(engine.folder):
         # A link, so that an export interrupted from here on still finds its engine.
         (folder / file.name).hardlink_to(file)

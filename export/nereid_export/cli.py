@@ -17,6 +17,7 @@ from nereid_export.engines import Engine
 from nereid_export.engines.plan_options import PlanOptions, parse_buckets, parse_capabilities
 from nereid_export.engines.precision import Precision, parse_precisions
 from nereid_export.frame import Device
+from nereid_export.layout_cli import layout
 from nereid_export.llm import LlmEngine, LlmExportOptions, LlmPrecision, export_llm
 from nereid_export.lora import Lora
 from nereid_export.options import ExportOptions
@@ -275,6 +276,9 @@ def llm(
         print(json.dumps(manifest))
     else:
         show_llm(manifest, out)
+
+
+app.command()(layout)
 
 
 @app.command()

@@ -19,7 +19,7 @@ from nereid_export.engines.base import Target, input_shape
 SMALLEST_LATENTS = 64
 """Latents a side of the larger picture measured, at least: below that, small models hold too little to be told from noise."""
 
-_DTYPES = {torch.float32: "float32", torch.int32: "int32"}
+_DTYPES = {torch.float32: "float32", torch.int32: "int32", torch.int64: "int64"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nereid.diffusion.feature_cache import Variant
+from nereid.diffusion.loop_task import LoopTask
 from nereid.diffusion.phases import waits_for_phase
 from nereid.diffusion.plan import EngineCall, commit, engine_rows, pack
-from nereid.diffusion.state import ImageRun, ImageTask
+from nereid.diffusion.state import ImageRun
 from nereid.engines.costs import StepCosts
 from nereid.engines.lanes import CallSizes, Candidate, FairClock, order, rows_for_the_best
 from nereid.flow.errors import EngineError, LostError, PoisonousRequestError, RequestError
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 Array = NDArray[np.float32]
 Lane = tuple[object, ...]
-Member = tuple[ImageTask, ImageRun]
+Member = tuple[LoopTask, ImageRun]
 
 Predict = Callable[[EngineCall], Future[Mapping[str, Array]]]
 """The engines: inputs `sample` (rows x C x H x W), `timestep` (rows x 1), `encoder_hidden_states` (rows x tokens x width), the
@@ -85,7 +86,7 @@ class DenoisingLoop:
     costs: StepCosts = field(default_factory=StepCosts)
     calls: int = 1
     min_batch_size: int = 1
-    waiting: Callable[[], Sequence[ImageTask]] = tuple
+    waiting: Callable[[], Sequence[LoopTask]] = tuple
     caching_rows: Callable[[ImageRun], int] | None = None
     """Rows that a call may have where features go with it; as many as others where None."""
     stepped: Callable[[Variant, int, float], None] = lambda variant, images, seconds: None
@@ -98,7 +99,7 @@ class DenoisingLoop:
     _down: dict[Variant, float] = field(default_factory=dict)
     """Engines that have died, and when it is looked next whether they are back."""
 
-    def advance(self, tasks: Sequence[ImageTask]) -> None:
+    def advance(self, tasks: Sequence[LoopTask]) -> None:
         """One tick: send what can be sent, commit what has come."""
         going = [(task, run) for task in tasks for run in task.runs if not run.done and task.error is None]
         while len(self._out) < self.calls and self._send(going):
@@ -222,7 +223,7 @@ class DenoisingLoop:
 
     # --- receiving ---
 
-    def _candidate(self, task: ImageTask, run: ImageRun) -> Candidate:
+    def _candidate(self, task: LoopTask, run: ImageRun) -> Candidate:
         """Its steps left count in calls of the engine that is next: the other's are dearer or cheaper."""
         left, other = run.steps_left, Variant.FULL if run.variant is Variant.SHALLOW else Variant.SHALLOW
         steps: float = left[run.variant]
@@ -235,7 +236,7 @@ class DenoisingLoop:
         return Candidate(steps, engine_rows(run), task.due, run.passed_over, self._priority(task, run), pressing)
 
     @staticmethod
-    def _priority(task: ImageTask, run: ImageRun) -> int:
+    def _priority(task: LoopTask, run: ImageRun) -> int:
         return aged(task.request.priority, time.monotonic() - run.waits_since)
 
     def _receive(self, call: _Call) -> None:
@@ -302,7 +303,7 @@ def _pressing(left: float, needed: float, step: float) -> bool:
 
 
 def _with_priority(
-    lanes: Mapping[Lane, Mapping[Lane, list[Member]]], best: int, priority: Callable[[ImageTask, ImageRun], int]
+    lanes: Mapping[Lane, Mapping[Lane, list[Member]]], best: int, priority: Callable[[LoopTask, ImageRun], int]
 ) -> dict[Lane, dict[Lane, list[Member]]]:
     """The lanes in which somebody has the best priority, by shape."""
     found: dict[Lane, dict[Lane, list[Member]]] = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +26,15 @@ OUT = "out_sample"
 
 @dataclass(frozen=True, slots=True)
 class EngineCall:
-    """A batch for one engine: its inputs, float32, rows first, and the outputs that are wanted of it."""
+    """A batch for one engine: its inputs, rows first, and the outputs that are wanted of it."""
 
     variant: Variant
-    inputs: Mapping[str, Array]
+    inputs: Mapping[str, NDArray[Any]]
     outputs: tuple[str, ...]
     negatives: Mapping[int, int] = field(default_factory=dict)
     """Of runs, by their places in the call, the rows of their unconditional halves."""
+    engine: str = ""
+    """What errors call it."""
 
     @property
     def rows(self) -> int:
@@ -54,13 +57,13 @@ def pack(runs: Sequence[ImageRun]) -> EngineCall:
     conditions: list[Conditioning] = [run.row.positive for run in runs]
     conditions += [run.row.negative for run in guided if run.row.negative is not None]
     members = [*runs, *guided]
-    inputs = {
+    inputs: dict[str, NDArray[Any]] = {
         "sample": np.stack([run.state.sample for run in members]),
         "timestep": np.array([[run.row.table.timesteps[run.local_step]] for run in members], dtype=np.float32),
-        "encoder_hidden_states": np.stack([condition.states for condition in conditions]),
     }
-    for name in conditions[0].extra:
-        inputs[name] = np.stack([condition.extra[name] for condition in conditions])
+    told = [condition.inputs for condition in conditions]
+    for name in told[0]:
+        inputs[name] = np.stack([its[name] for its in told])
     variant, kept = runs[0].variant, [run.kept for run in runs if run.kept is not None]
     if variant is Variant.SHALLOW:
         halves = [its.halves[0] for its in kept] + [run.kept.halves[1] for run in guided if run.kept is not None]
@@ -68,7 +71,8 @@ def pack(runs: Sequence[ImageRun]) -> EngineCall:
         if not kept[0].caching.attends:
             del inputs["encoder_hidden_states"]
     negatives = {index: row for row, index in enumerate(halved, len(runs))}
-    return EngineCall(variant, inputs, (OUT, FEATURES) if kept and variant is Variant.FULL else (OUT,), negatives)
+    outputs = (OUT, FEATURES) if kept and variant is Variant.FULL else (OUT,)
+    return EngineCall(variant, inputs, outputs, negatives, runs[0].row.engine or str(variant))
 
 
 def commit(runs: Sequence[ImageRun], call: EngineCall, outputs: Mapping[str, Array]) -> list[EngineError | None]:
@@ -76,16 +80,16 @@ def commit(runs: Sequence[ImageRun], call: EngineCall, outputs: Mapping[str, Arr
     samples, made = call.inputs["sample"], outputs[OUT]
     refused: dict[int, EngineError] = {}
     if made.shape != samples.shape:
-        raise EngineError(f"{call.variant}: output of shape {made.shape} for samples of shape {samples.shape}")
+        raise EngineError(f"{call.engine}: output of shape {made.shape} for samples of shape {samples.shape}")
     if FEATURES in call.outputs:
         features = outputs[FEATURES]
         if features.ndim != 4 or len(features) != len(samples) or features.shape[2:] != samples.shape[2:]:
-            raise EngineError(f"{call.variant}: features of shape {features.shape} for samples of shape {samples.shape}")
+            raise EngineError(f"{call.engine}: features of shape {features.shape} for samples of shape {samples.shape}")
         refused = _keep(runs, call, features)
     made = _guide(runs, call, made)
     for index, row in enumerate(made):
         if not np.isfinite(row).all():
-            refused[index] = EngineError(f"{call.variant}: the output holds NaN or infinite values")
+            refused[index] = EngineError(f"{call.engine}: the output holds NaN or infinite values")
     going_on = [index for index in range(len(runs)) if index not in refused]
     _move([runs[index] for index in going_on], samples[going_on], made[going_on])
     return [refused.get(index) for index in range(len(runs))]
@@ -143,6 +147,8 @@ def _move(runs: Sequence[ImageRun], samples: Array, outputs: Array) -> None:
     advance(tables, steps, [run.state for run in runs], clean, noises)
     for run in runs:
         run.step += 1
+        if run.row.given is not None:
+            run.state.sample = run.row.given.put(run.state.sample)
         for kept in (run.kept, run.reused):
             if run.done and kept is not None:
                 kept.forget()

@@ -43,28 +43,44 @@ LARGEST_LATENT = 1e4
 """Latents are a few units large; beyond this they come of a mistake and would overflow."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Given:
+    """Part of a sample that is known: `values` where `mask` is true, both of the sample's shape. It stays as it is, clean."""
+
+    values: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+
+    def put(self, sample: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The sample with what is known."""
+        return np.where(self.mask, self.values, sample)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageRow:
-    """One image to make, every option resolved. `begin` and `end` are absolute steps of the run.
+    """One image to make, every option resolved; or what else is denoised (a layout's boxes), with what an image alone has left
+    at its default. `begin` and `end` are absolute steps of the run.
 
-    `guided` are the absolute steps that have classifier-free guidance; elsewhere no unconditional half is computed.
+    `guided` are the absolute steps that have classifier-free guidance; elsewhere no unconditional half is computed. `engine` is
+    what errors call the network, where it is no UNet.
     """
 
     table: SolverTable
     begin: int
     end: int
-    origin: int
     seed: int
-    guidance_scale: float
-    guided: range
     positive: Conditioning
-    negative: Conditioning | None
     latent_shape: tuple[int, ...]
-    latents: NDArray[np.float32] | None
-    memory: NDArray[np.float32] | None
-    image: NDArray[np.uint8] | None
+    origin: int = 0
+    guidance_scale: float = 1.0
+    guided: range = range(0)
+    negative: Conditioning | None = None
+    latents: NDArray[np.float32] | None = None
+    memory: NDArray[np.float32] | None = None
+    image: NDArray[np.uint8] | None = None
     cache: Caching | None = None
     guidance_cache: CachePlan | None = None
+    given: Given | None = None
+    engine: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -153,7 +169,8 @@ class _RowParser:
         positive = self._conditioning("", prompt, options.guidance)
         negative = self._negative(prompt, options.guidance) if options.guided else None
         if negative is not None and negative.shapes != positive.shapes:
-            raise InvalidRequestError.of("shape of negative_prompt_embeds", negative.states.shape, "that of prompt_embeds")
+            shape = None if negative.states is None else negative.states.shape
+            raise InvalidRequestError.of("shape of negative_prompt_embeds", shape, "that of prompt_embeds")
         seeds = fields.values("seed", None)
         return ImageRow(
             table=solver_table(options.scheduler, options.schedule, steps, origin),
@@ -239,7 +256,7 @@ class _RowParser:
             return self._embeds(name, rank)[prompt]
 
         made = family_of(self.pipeline.family).condition(embeds, half, self.size)
-        for name, value in (("encoder_hidden_states", made.states), *made.extra.items()):
+        for name, value in made.inputs.items():
             width = self.pipeline.embedding_widths.get(name, value.shape[-1])
             if value.shape[-1] != width:  # embeddings that the UNet cannot take would fail whoever shares the call
                 shown = f"{half}prompt_embeds"

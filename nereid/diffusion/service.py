@@ -27,11 +27,12 @@ from nereid.engines.memory import available_bytes, shared_bytes
 from nereid.flow.batcher import InFlightBatcher
 from nereid.flow.errors import EngineError, PoisonousRequestError, RequestError
 from nereid.flow.fields import FieldReader, Inputs
-from nereid.flow.flight_record import Flight, FlightRecord, digest_of
-from nereid.flow.metrics import ImageObserver, Recorder
+from nereid.flow.flight_record import Flight, FlightRecord, digest_of_inputs
+from nereid.flow.metrics import LoopObserver, Recorder
 from nereid.flow.request_ids import NamedThreads
 from nereid.flow.runs import RunState
 from nereid.flow.tickets import Ticket
+from nereid_protocol.metrics import IMAGE_LOOP
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class DenoiseService:
     fingerprint: str = ""
     decoders: Callable[[], frozenset[int]] = frozenset
     decode_preview: PreviewDecode | None = None
-    _observer: ImageObserver = field(init=False)
+    _observer: LoopObserver = field(init=False)
     _loop: DenoisingLoop = field(init=False)
     _lanes: LaneReport = field(init=False)
     _batcher: InFlightBatcher[ImageTask] = field(init=False)
@@ -85,7 +86,7 @@ class DenoiseService:
         _ = self.limits.feature_type
         self.pipeline.require_shared_memory(self.limits)
         self._decoded = PicturesDecoded(self.decoders)
-        self._observer = ImageObserver(self.recorder)
+        self._observer = LoopObserver(self.recorder, IMAGE_LOOP)
         self._loop = DenoisingLoop(
             self.predict,
             self.limits.unet_max_batch_size,
@@ -179,7 +180,7 @@ class DenoiseService:
 
     def _start(self, inputs: Inputs, reply: Reply, is_cancelled: Callable[[], bool]) -> None:
         request = parse_image_request(inputs, self.pipeline, self.limits)
-        flight = Flight(self.record, _digest(inputs))
+        flight = Flight(self.record, digest_of_inputs(inputs, _NOT_ASKED_FOR))
         if flight.is_refused:
             raise PoisonousRequestError("the request was alone in `denoise` when it died, twice; it is not tried a third time")
         self._decoded.forget(request.run_id)  # its picture is asked for anew
@@ -272,7 +273,7 @@ class DenoiseService:
                 outputs = _outputs(task, self.fingerprint)
                 self._decoded.begin(task.request.run_id)
                 self._kept.keep(task.request.run_id, task.flight.digest, outputs)
-                self._observer.imaged(sum(run.row.end == run.row.origin + len(run.row.table) for run in task.runs))
+                self._observer.made(sum(run.row.end == run.row.origin + len(run.row.table) for run in task.runs))
             reply(outputs, error)
             self._watchers.notice()
 
@@ -287,16 +288,6 @@ def _shared_for_features() -> int:
     """What features may take in shared memory, so that pictures still fit, and a process that is started again."""
     free = shared_bytes()
     return max(min(int(0.8 * free), free - _KEPT_FREE_BYTES), 1)
-
-
-def _digest(inputs: Inputs) -> bytes:
-    """Of what a request asks for."""
-    asked = [(name, inputs[name]) for name in sorted(inputs) if name not in _NOT_ASKED_FOR]
-    return digest_of(
-        part
-        for name, value in asked
-        for part in (name.encode(), repr(value.tolist()).encode() if value.dtype == np.object_ else value.tobytes())
-    )
 
 
 def _outputs(task: ImageTask, fingerprint: str) -> dict[str, np.ndarray]:

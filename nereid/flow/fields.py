@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,19 +19,20 @@ Inputs = Mapping[str, np.ndarray]
 class FieldReader:
     """Typed reading of one request's inputs: a value for each of `batch_size` prompts; raises InvalidRequestError by name.
 
-    `limits` narrows upper bounds: the table's `limit` names one of its attributes.
+    `limits` narrows upper bounds: the table's `limit` names one of its attributes. `table` has the fields by name.
     """
 
     inputs: Inputs
     batch_size: int
     limits: object = None
+    table: Mapping[str, Field] = field(default_factory=lambda: BY_NAME)
 
     def given(self, name: str) -> bool:
         return name in self.inputs
 
     def values(self, name: str, default: Any) -> list[Any]:
         """One value a prompt: int, float, str, or a tuple of numbers where the field has several; `default` where absent."""
-        field = BY_NAME[name]
+        field = self.table[name]
         raw = self.inputs.get(name)
         if raw is None:
             return [default] * self.batch_size

@@ -16,9 +16,11 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from nereid.flow.state_folder import state_file
 
@@ -42,6 +44,16 @@ def digest_of(parts: Iterable[bytes]) -> bytes:
     for part in parts:
         total.update(len(part).to_bytes(8, "little") + part)
     return total.digest()
+
+
+def digest_of_inputs(inputs: Mapping[str, np.ndarray], without: Collection[str]) -> bytes:
+    """The digest of a request from its tensors, but those that say nothing of what is asked for."""
+    asked = [(name, inputs[name]) for name in sorted(inputs) if name not in without]
+    return digest_of(
+        part
+        for name, value in asked
+        for part in (name.encode(), repr(value.tolist()).encode() if value.dtype == np.object_ else value.tobytes())
+    )
 
 
 @dataclass(slots=True)

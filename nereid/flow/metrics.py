@@ -12,20 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from nereid_protocol.metrics import (
-    IMAGE_ACTIVE_REQUESTS,
-    IMAGE_ENGINE_DEATHS,
-    IMAGE_QUEUE_SECONDS,
-    IMAGE_QUEUED_REQUESTS,
-    IMAGE_REQUEST_SECONDS,
-    IMAGE_REQUESTS,
-    IMAGE_ROWS_PER_TICK,
-    IMAGE_STEP_SECONDS,
-    IMAGE_STEPS,
-    IMAGES,
-    Kind,
-    Metric,
-)
+from nereid_protocol.metrics import Kind, LoopMetrics, Metric
 
 log = logging.getLogger(__name__)
 
@@ -87,40 +74,42 @@ def _condense(items: Iterable[_Item]) -> list[_Item]:
 
 
 @dataclass(slots=True)
-class ImageObserver:
-    """The image pipeline's view of its batcher, as metrics."""
+class LoopObserver:
+    """A denoising loop's view of its batcher, as the metrics of what it makes."""
 
     recorder: Recorder
+    metrics: LoopMetrics
     _occupancy: tuple[int, int] = (0, 0)
 
     def admitted(self, queue_seconds: float) -> None:
-        self.recorder.record(IMAGE_QUEUE_SECONDS, queue_seconds)
+        self.recorder.record(self.metrics.queue_seconds, queue_seconds)
 
     def ticked(self, seconds: float, rows: int) -> None:
         """A tick may wait for a call that it did not send; what calls take is told by `stepped`."""
 
-    def stepped(self, engine: str, images: int, seconds: float) -> None:
-        """A call of this engine has moved so many images one step on."""
-        self.recorder.record(IMAGE_STEP_SECONDS, seconds)
-        self.recorder.record(IMAGE_ROWS_PER_TICK, images)
-        self.recorder.record(IMAGE_STEPS, images, engine=str(engine))
+    def stepped(self, engine: str, rows: int, seconds: float) -> None:
+        """A call of this engine has moved so many rows one step on."""
+        self.recorder.record(self.metrics.step_seconds, seconds)
+        self.recorder.record(self.metrics.rows_per_tick, rows)
+        self.recorder.record(self.metrics.steps, rows, engine=str(engine))
 
     def occupancy(self, active: int, queued: int) -> None:
         if (active, queued) != self._occupancy:
             self._occupancy = (active, queued)
-            self.recorder.record(IMAGE_ACTIVE_REQUESTS, active)
-            self.recorder.record(IMAGE_QUEUED_REQUESTS, queued)
+            self.recorder.record(self.metrics.active_requests, active)
+            self.recorder.record(self.metrics.queued_requests, queued)
 
     def finished(self, outcome: str, seconds: float) -> None:
-        self.recorder.record(IMAGE_REQUESTS, 1, outcome=outcome)
-        self.recorder.record(IMAGE_REQUEST_SECONDS, seconds)
+        self.recorder.record(self.metrics.requests, 1, outcome=outcome)
+        self.recorder.record(self.metrics.request_seconds, seconds)
 
     def refused(self, outcome: str) -> None:
         """A request that never reached the batcher's queue."""
-        self.recorder.record(IMAGE_REQUESTS, 1, outcome=outcome)
+        self.recorder.record(self.metrics.requests, 1, outcome=outcome)
 
     def engine_died(self) -> None:
-        self.recorder.record(IMAGE_ENGINE_DEATHS, 1)
+        self.recorder.record(self.metrics.engine_deaths, 1)
 
-    def imaged(self, count: int) -> None:
-        self.recorder.record(IMAGES, count)
+    def made(self, count: int) -> None:
+        """So many rows have been denoised to the end."""
+        self.recorder.record(self.metrics.made, count)

@@ -9,12 +9,12 @@ from typing import Any
 
 from nereid.flow.errors import InvalidRequestError
 from nereid.layout.canvas import Canvas
-from nereid.layout.elements import FREE, MOST_CHARACTERS, Element, ElementClass, Fixed, Section
+from nereid.layout.elements import FREE, MOST_CHARACTERS, Box, Element, ElementClass, Fixed, Section
 
 CANVAS_KEYS = ("width", "density", "columns", "style")
 ELEMENT_KEYS = (
     *("id", "class", "parent", "order", "text", "characters", "items", "ratio"),
-    *("min_width", "min_height", "fixed", "color", "background"),
+    *("min_width", "min_height", "fixed", "draft", "color", "background"),
 )
 MOST_ITEMS = 50
 SMALLEST_RATIO, LARGEST_RATIO = 0.1, 10.0
@@ -36,8 +36,9 @@ def read_canvas(given: object) -> Canvas:
 
 def read_elements(given: object, canvas: Canvas) -> Section:
     """Elements with `id` and `class`, and optionally `parent` (an id), `order` (a number; else the place in the list), `text` or
-    `characters`, `items`, `ratio` (width / height), `min_width`, `min_height`, `fixed` (`x`, `y`, `width`, `height`, CSS pixels),
-    `color` and `background` (`#rrggbb` or `#rgb`).
+    `characters`, `items`, `ratio` (width / height), `min_width`, `min_height`, `fixed` (any of `x`, `y`, `width`, `height`, CSS
+    pixels), `draft` (all four of them: a box to refine; all elements have one or none has), `color` and `background`
+    (`#rrggbb` or `#rgb`).
 
     Raises InvalidRequestError, which names the element.
     """
@@ -73,6 +74,7 @@ def _element(values: Mapping[str, Any], place: int) -> Element:
         min_width=_number(f"{where}.min_width", values.get("min_width", 0), 0, MOST_PIXELS),
         min_height=_number(f"{where}.min_height", values.get("min_height", 0), 0, MOST_PIXELS),
         fixed=_fixed(f"{where}.fixed", values.get("fixed")),
+        draft=_draft(f"{where}.draft", values.get("draft")),
         color=read_color(f"{where}.color", values.get("color")),
         background=read_color(f"{where}.background", values.get("background")),
     )
@@ -102,6 +104,16 @@ def _fixed(field: str, value: object) -> Fixed:
         return FREE
     values = _mapping(field, value, Fixed._fields)
     return Fixed(**{name: _number(f"{field}.{name}", number, -MOST_PIXELS, MOST_PIXELS) for name, number in values.items()})
+
+
+def _draft(field: str, value: object) -> Box | None:
+    if value is None:
+        return None
+    given = _fixed(field, value)
+    missing = next((name for name, number in zip(Fixed._fields, given, strict=True) if number is None), None)
+    if missing is not None:
+        raise InvalidRequestError.of(f"{field}.{missing}", None, f"a number, as each of {', '.join(Fixed._fields)}")
+    return Box(*(number for number in given if number is not None))
 
 
 def _mapping(field: str, value: object, known: tuple[str, ...]) -> dict[str, Any]:

@@ -95,6 +95,8 @@ class Element:
     min_width: float = 0.0
     min_height: float = 0.0
     fixed: Fixed = FREE
+    draft: Box | None = None
+    """A box that the layout shall refine."""
     color: str | None = None
     background: str | None = None
 
@@ -115,6 +117,17 @@ class Section:
 
     def __len__(self) -> int:
         return len(self.elements)
+
+    @property
+    def drafts(self) -> list[Box] | None:
+        """The boxes to refine, one for each element; None where none is given. Raises InvalidRequestError where some are."""
+        drafts = [element.draft for element in self.elements]
+        if all(draft is None for draft in drafts):
+            return None
+        for element in self.elements:
+            if element.draft is None:
+                raise InvalidRequestError.of(f"elements.{element.id}.draft", None, "given, as other elements have one")
+        return [draft for draft in drafts if draft is not None]
 
     @classmethod
     def of(cls, canvas: Canvas, elements: Iterable[Element]) -> Section:

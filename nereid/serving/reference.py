@@ -18,6 +18,7 @@ from nereid_client.errors import typed
 from nereid_protocol.errors import ErrorKind, Status, WireError
 from nereid_protocol.field import Field, Model
 from nereid_protocol.fields import IMAGE_FIELDS
+from nereid_protocol.layout_fields import LAYOUT_FIELDS
 from nereid_protocol.sampling import SAMPLING_FIELDS
 from nereid_protocol.sampling_field import SamplingField
 
@@ -40,9 +41,11 @@ _WHEN = {
 _HEAD = """# Reference
 
 Made from the tables in the code by `make reference`; do not edit it by hand. Sources:
-[fields](../client/nereid_protocol/fields.py), [sampling parameters](../client/nereid_protocol/sampling.py),
+[fields](../client/nereid_protocol/fields.py), [fields of layouts](../client/nereid_protocol/layout_fields.py),
+[sampling parameters](../client/nereid_protocol/sampling.py),
 [errors](../client/nereid_protocol/errors.py), [`denoise`](../model_repository/denoise/config.pbtxt),
 [`image_output`](../model_repository/image_output/config.pbtxt), [`llm`](../model_repository/llm/config.pbtxt),
+[`layout`](../model_repository/layout/config.pbtxt),
 [connection limits](../nereid/serving/gateway/limits.py),
 [fields that change nothing](../nereid/serving/gateway/unused.py).
 """
@@ -60,6 +63,9 @@ here is refused.
 _UNUSED = """What OpenAI's and vLLM's APIs have and nothing here reads. These values are taken, for the answer is the same
 with them; any other is refused by name, for it would be another. null is as absent, for every optional field. An unknown
 field is refused, or with `nereid serve --openai-lenient` ignored and named in the answer's header `x-nereid-ignored-fields`.
+"""
+_LAYOUTS = """Inputs of `layout`, one value each; `canvas` and one of `html` and `elements` must be given. The same names
+are arguments of the SDK. [docs/layout.md](layout.md) has the forms of `canvas`, `elements` and the answer.
 """
 _ERRORS = f"""Every error is one sentence that names the field, the value and what is allowed. It ends with status, kind and,
 where a field is to blame, its name: `{WireError("seed: -1 is not allowed; it must be 0 to 9", ErrorKind.INVALID, "seed")}`.
@@ -87,7 +93,7 @@ class _Entry:
 
 def page() -> str:
     """The whole page."""
-    return "\n".join((_HEAD, *_images(), *_texts(), *_errors(), *_limits()))
+    return "\n".join((_HEAD, *_images(), *_texts(), *_layouts(), *_errors(), *_limits()))
 
 
 def _images() -> Iterator[str]:
@@ -146,6 +152,25 @@ def _texts() -> Iterator[str]:
     )
 
 
+def _layouts() -> Iterator[str]:
+    yield "## Layout requests"
+    yield _LAYOUTS
+    yield _table(
+        ("field", "type", "allowed", "default", "`nereid layout`", "meaning"),
+        (
+            (
+                f"`{field.name}`",
+                _type(field),
+                _allowed(field),
+                field.default or "required",
+                f"`{field.option}`" if field.option else "",
+                field.help,
+            )
+            for field in LAYOUT_FIELDS
+        ),
+    )
+
+
 def _sampling(table: Sequence[SamplingField]) -> str:
     return _table(
         ("parameter", "allowed", "default", "gateway", "meaning"),
@@ -176,7 +201,7 @@ def _errors() -> Iterator[str]:
 def _limits() -> Iterator[str]:
     yield "## Limits"
     yield _LIMITS
-    for model in ("denoise", "image_output", "llm"):
+    for model in ("denoise", "image_output", "llm", "layout"):
         yield f"### `{model}`"
         rows = ((f"`{entry.name}`", entry.value, entry.comment) for entry in _parameters(model))
         yield _table(("parameter", "value", "meaning"), rows)

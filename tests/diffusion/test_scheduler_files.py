@@ -134,7 +134,7 @@ def test_settings_that_nobody_knows_are_refused(settings: dict[str, Any]) -> Non
         SchedulerConfig.from_diffusers({"_class_name": "EulerDiscreteScheduler", **settings})
 
 
-@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler", "Nonsense"])
+@pytest.mark.parametrize("name", ["FlowMatchHeunDiscreteScheduler", "EDMEulerScheduler", "Nonsense"])
 def test_classes_of_other_noise_levels_are_refused_by_name(name: str) -> None:
     with pytest.raises(ScheduleError, match=f"scheduler {name} is not supported"):
         SchedulerConfig.from_diffusers({"_class_name": name})

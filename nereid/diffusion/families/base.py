@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +19,23 @@ HALVES = ("", "negative_")
 class Conditioning:
     """What the UNet is told besides the latents, for one half of the guidance.
 
-    `states` is float32 tokens x width; `extra` holds the family's further inputs (XL: `text_embeds`, `time_ids`).
+    `states` is float32 tokens x width, None for a network that attends to none; `extra` holds the family's further inputs (XL:
+    `text_embeds`, `time_ids`).
     """
 
-    states: Array
-    extra: Mapping[str, Array]
+    states: Array | None
+    extra: Mapping[str, NDArray[Any]]
 
     @property
     def shapes(self) -> tuple[object, ...]:
         """What two rows must share to share a call."""
-        return (self.states.shape, *((name, value.shape) for name, value in sorted(self.extra.items())))
+        states = () if self.states is None else (self.states.shape,)
+        return (*states, *((name, value.shape) for name, value in sorted(self.extra.items())))
+
+    @property
+    def inputs(self) -> dict[str, NDArray[Any]]:
+        """By the names of an engine's inputs."""
+        return {**({} if self.states is None else {"encoder_hidden_states": self.states}), **self.extra}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,4 +83,4 @@ class Family:
     def zeros_like(self, made: Conditioning) -> Conditioning:
         """The conditioning of an empty negative prompt, for checkpoints that want zeros there (diffusers' option)."""
         extra = {name: np.zeros_like(value) if name in self.zeroed else value for name, value in made.extra.items()}
-        return Conditioning(states=np.zeros_like(made.states), extra=extra)
+        return Conditioning(states=None if made.states is None else np.zeros_like(made.states), extra=extra)

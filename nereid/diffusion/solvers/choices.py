@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from nereid.diffusion.solvers.names import SchedulerName
 from nereid.diffusion.solvers.schedule import SchedulerConfig
-from nereid.diffusion.solvers.scheduler_file import ScheduleError
+from nereid.diffusion.solvers.scheduler_file import ScheduleError, Spacing
 
 LARGEST_SIGMA = 1e4
 
@@ -31,8 +31,21 @@ SPACING = tuple(
 )
 
 
+FLOW = (
+    SchedulerName.EULER,
+    SchedulerName.DPMPP_2S,
+    SchedulerName.DPMPP_2M,
+    SchedulerName.DPMPP_3M,
+    SchedulerName.DPMPP_2M_SDE,
+    SchedulerName.UNIPC,
+)
+"""Solvers of a rectified flow: Euler is flow-match Euler, and the others are those of its ratios of noise to signal."""
+
+
 def check_choices(name: SchedulerName, config: SchedulerConfig, steps: int) -> None:
     """Raises ScheduleError, which begins with the field, for what the solver does not take."""
+    if config.flow:
+        _check_flow(name, config)
     if config.timesteps is not None:
         _require("timesteps", name, TIMESTEPS)
         _check_timesteps(config.timesteps, config.num_train_timesteps)
@@ -46,6 +59,18 @@ def check_choices(name: SchedulerName, config: SchedulerConfig, steps: int) -> N
     if config.steps(steps) != steps:
         given = "timesteps" if config.sigmas is None else "sigmas"
         raise ScheduleError(f"num_inference_steps: {steps} is not allowed with {given} of {config.steps(steps)} steps")
+
+
+def _check_flow(name: SchedulerName, config: SchedulerConfig) -> None:
+    """What a rectified flow does not take of what others do."""
+    if name not in FLOW:
+        raise ScheduleError(f"scheduler: {name} is not allowed for a rectified flow; it must be one of {', '.join(FLOW)}")
+    if config.timesteps is not None:
+        raise ScheduleError("timesteps: they have no meaning for a rectified flow; sigmas do")
+    if config.timestep_spacing is Spacing.LEADING:
+        raise ScheduleError("timestep_spacing: leading is not allowed for a rectified flow; it must be linspace or trailing")
+    if config.sigmas is not None and not config.sigmas[0] <= 1:
+        raise ScheduleError(f"sigmas: {config.sigmas[0]:g} is not allowed; a rectified flow's are 1 at most")
 
 
 def require_spacing(name: SchedulerName) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from nereid.diffusion.solvers.scheduler_file import PredictionType, ScheduleErro
 class Levels:
     """Step i takes a sample at noise-to-signal ratio `sigmas[i]` (which the UNet knows as `timesteps[i]`) to `targets[i]`.
 
-    `skipped` counts the steps of the whole run before the first one here.
+    `skipped` counts the steps of the whole run before the first one here. A sample is alpha x clean + noise x fresh noise, with
+    both amplitudes' squares adding up to 1; where `flow`, with the amplitudes themselves adding up to 1 (rectified flow).
     """
 
     timesteps: Array
@@ -24,27 +25,34 @@ class Levels:
     targets: Array
     initial_scale: float = 1.0
     skipped: int = 0
+    flow: bool = False
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
     def since(self, begin: int) -> Levels:
         """The same run from step `begin` on."""
-        return Levels(self.timesteps[begin:], self.sigmas[begin:], self.targets[begin:], self.initial_scale, begin)
+        rest = self.timesteps[begin:], self.sigmas[begin:], self.targets[begin:]
+        return Levels(*rest, self.initial_scale, begin, self.flow)
 
+    def alpha(self, sigmas: Array) -> Array:
+        """Signal's amplitude at noise-to-signal ratios."""
+        return 1 / (sigmas + 1) if self.flow else 1 / np.sqrt(sigmas**2 + 1)
 
-def alpha(sigmas: Array) -> Array:
-    """Signal's amplitude at a noise-to-signal ratio, variance kept at 1."""
-    return 1 / np.sqrt(sigmas**2 + 1)
+    def noise(self, sigmas: Array) -> Array:
+        """Noise's amplitude at noise-to-signal ratios."""
+        return sigmas / (sigmas + 1) if self.flow else sigmas / np.sqrt(sigmas**2 + 1)
 
-
-def noise(sigmas: Array) -> Array:
-    """Noise's amplitude at a noise-to-signal ratio, variance kept at 1."""
-    return sigmas / np.sqrt(sigmas**2 + 1)
+    def amplitudes(self, sigma: float) -> tuple[float, float]:
+        """Of signal and noise at one ratio."""
+        ratio = np.array([sigma])
+        return float(self.alpha(ratio)[0]), float(self.noise(ratio)[0])
 
 
 def visited_levels(name: SchedulerName, config: SchedulerConfig, steps: int) -> Levels:
     """The levels of a whole run; raises ScheduleError when the scheduler cannot take that many steps."""
+    if config.flow:
+        return _flow_levels(config, steps)
     match name.family:
         case SchedulerName.DDPM | SchedulerName.DDIM:
             return _point_levels(name, config, steps)
@@ -108,8 +116,36 @@ def _euler_levels(name: SchedulerName, config: SchedulerConfig, steps: int) -> L
         sigmas = np.array(given)
         timesteps = schedule.timesteps_of_sigmas(sigmas, training)
     # Euler starts from noise as large as its largest sigma, which the input's scaling brings just below 1.
-    scale = 1.0 if spacing is Spacing.LEADING else float(noise(sigmas[:1])[0])
-    return Levels(timesteps, sigmas, np.append(sigmas[1:], last), scale)
+    made = Levels(timesteps, sigmas, np.append(sigmas[1:], last))
+    return made if spacing is Spacing.LEADING else replace(made, initial_scale=float(made.noise(sigmas[:1])[0]))
+
+
+_MOST_NOISE = 2.0**24
+"""The noise-to-signal ratio that stands for pure noise, whose own is infinite; in float32 nothing is left of the signal."""
+
+
+def _flow_levels(config: SchedulerConfig, steps: int) -> Levels:
+    """Rectified flow (Liu et al., 2022): noise amplitudes from 1 to 0, shifted as Esser et al. (2024), eq. 23, have it.
+
+    Trailing, as few steps want it, they are equal steps that end at 0; `linspace` is diffusers' own (FlowMatchEuler): equal
+    steps to the lowest level trained on, and from there to 0.
+    """
+    train = config.num_train_timesteps
+    amplitudes: Array
+
+    def shifted(level: Array) -> Array:
+        return config.shift * level / (1 + (config.shift - 1) * level)
+
+    if config.sigmas is not None:
+        amplitudes = np.array(config.sigmas, np.float64)
+    elif config.timestep_spacing is Spacing.LINSPACE:
+        lowest = float(shifted(np.array([1 / train]))[0])
+        amplitudes = np.append(shifted(np.linspace(1, lowest, steps)), 0.0)
+    else:
+        amplitudes = shifted(np.linspace(1, 0, steps + 1))
+    signal = np.maximum(1 - amplitudes, 1 / (1 + _MOST_NOISE))
+    ratios = amplitudes / signal
+    return Levels(float(train) * amplitudes[:-1], ratios[:-1], ratios[1:], flow=True)
 
 
 def _point_levels(name: SchedulerName, config: SchedulerConfig, steps: int) -> Levels:

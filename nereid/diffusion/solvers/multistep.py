@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from nereid.diffusion.solvers.levels import Levels, alpha, noise
+from nereid.diffusion.solvers.levels import Levels
 from nereid.diffusion.solvers.onestep import first_order
 from nereid.diffusion.solvers.schedule import SchedulerConfig
 from nereid.diffusion.solvers.terms import HISTORY, Combination, Step, Term
@@ -22,13 +22,8 @@ def _lambda(sigma: float) -> float:
     return math.inf if sigma == 0 else -math.log(sigma)
 
 
-def _amplitudes(sigma: float) -> tuple[float, float]:
-    level = np.array([sigma])
-    return float(alpha(level)[0]), float(noise(level)[0])
-
-
-def _first_order_step(start: float, end: float) -> Combination:
-    keep, clean = first_order(start, end)
+def _first_order_step(levels: Levels, start: float, end: float) -> Combination:
+    keep, clean = first_order(levels, start, end)
     return {Term.SAMPLE: keep, Term.CLEAN: clean}
 
 
@@ -54,14 +49,14 @@ def dpmpp_3m(levels: Levels, config: SchedulerConfig) -> list[Step]:
 def _dpmpp(i: int, order: int, levels: Levels, config: SchedulerConfig) -> Combination:
     start, end = levels.sigmas[i], levels.targets[i]
     if order == 1:
-        return _first_order_step(start, end)
-    signal, level = _amplitudes(end)
+        return _first_order_step(levels, start, end)
+    signal, level = levels.amplitudes(end)
     h = _lambda(end) - _lambda(start)
     if abs(h) < _NOWHERE:
         return {Term.SAMPLE: 1.0}
     decay = math.expm1(-h)
     r0 = (_lambda(start) - _lambda(levels.sigmas[i - 1])) / h
-    keep = level / _amplitudes(start)[1]
+    keep = level / levels.amplitudes(start)[1]
     if order == 2:
         slope = signal * (decay / h + 1) if config.solver_type == "heun" else -0.5 * signal * decay
         return {
@@ -87,14 +82,14 @@ def dpmpp_2m_sde(levels: Levels, config: SchedulerConfig) -> list[Step]:
     """SDE-DPM-Solver++ of order 2."""
     steps = []
     for i, (start, end) in enumerate(zip(levels.sigmas, levels.targets, strict=True)):
-        signal, level = _amplitudes(end)
+        signal, level = levels.amplitudes(end)
         h = _lambda(end) - _lambda(start)
         if abs(h) < _NOWHERE:
             steps.append(Step({Term.SAMPLE: 1.0}))
             continue
         rise = -math.expm1(-2 * h)
         terms = {
-            Term.SAMPLE: level / _amplitudes(start)[1] * math.exp(-h),
+            Term.SAMPLE: level / levels.amplitudes(start)[1] * math.exp(-h),
             Term.CLEAN: signal * rise,
             Term.NOISE: level * math.sqrt(rise),
         }
@@ -117,16 +112,16 @@ def dpmpp_singlestep(levels: Levels, config: SchedulerConfig) -> list[Step]:
     for i, order in enumerate(orders):
         start, end = levels.sigmas[i], levels.targets[i]
         if order == 1:
-            steps.append(Step(_first_order_step(start, end), base={Term.SAMPLE: 1.0}))
+            steps.append(Step(_first_order_step(levels, start, end), base={Term.SAMPLE: 1.0}))
             continue
         earlier = levels.sigmas[i - 1]
-        signal, level = _amplitudes(end)
+        signal, level = levels.amplitudes(end)
         h = _lambda(end) - _lambda(earlier)
         r0 = (_lambda(start) - _lambda(earlier)) / h
         decay = math.expm1(-h)
         slope = signal * (decay / h + 1) if config.solver_type == "heun" else -0.5 * signal * decay
         sample = {
-            Term.BASE: level / _amplitudes(earlier)[1],
+            Term.BASE: level / levels.amplitudes(earlier)[1],
             Term.CLEAN: slope / r0,
             Term.CLEAN_1: -signal * decay - slope / r0,
         }
@@ -171,10 +166,10 @@ def _unipc_weights(h: float, ratios: list[float], config: SchedulerConfig) -> tu
 
 def _unipc_predictor(i: int, order: int, levels: Levels, config: SchedulerConfig) -> Combination:
     start, end = levels.sigmas[i], levels.targets[i]
-    terms = _first_order_step(start, end)
+    terms = _first_order_step(levels, start, end)
     if order == 1:
         return terms
-    signal = _amplitudes(end)[0]
+    signal = levels.amplitudes(end)[0]
     h = _lambda(end) - _lambda(start)
     ratios = [(_lambda(levels.sigmas[i - k]) - _lambda(start)) / h for k in range(1, order)]
     matrix, vector, b_h = _unipc_weights(h, [*ratios, 1.0], config)
@@ -189,9 +184,9 @@ def _unipc_predictor(i: int, order: int, levels: Levels, config: SchedulerConfig
 def _unipc_corrector(i: int, order: int, levels: Levels, config: SchedulerConfig) -> Combination:
     """Where the step that led here should have gone, now that the prediction at its end is known."""
     start, end = levels.sigmas[i - 1], levels.sigmas[i]
-    keep, clean = first_order(start, end)
+    keep, clean = first_order(levels, start, end)
     terms = {Term.BASE: keep, Term.CLEAN: 0.0, Term.CLEAN_1: clean}
-    signal = _amplitudes(end)[0]
+    signal = levels.amplitudes(end)[0]
     h = _lambda(end) - _lambda(start)
     ratios = [(_lambda(levels.sigmas[i - 1 - k]) - _lambda(start)) / h for k in range(1, order)]
     matrix, vector, b_h = _unipc_weights(h, [*ratios, 1.0], config)

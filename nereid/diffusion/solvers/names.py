@@ -67,4 +67,5 @@ _CLASSES = {
     "LCMScheduler": SchedulerName.LCM,
     "TCDScheduler": SchedulerName.TCD,
     "UniPCMultistepScheduler": SchedulerName.UNIPC,
+    "FlowMatchEulerDiscreteScheduler": SchedulerName.EULER,
 }

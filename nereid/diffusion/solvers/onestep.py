@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from nereid.diffusion.solvers.levels import Levels, alpha, noise
+from nereid.diffusion.solvers.levels import Levels
 from nereid.diffusion.solvers.schedule import SchedulerConfig, alphas_cumprod
 from nereid.diffusion.solvers.terms import Step, Term
 
 
-def first_order(start: float, end: float) -> tuple[float, float]:
+def first_order(levels: Levels, start: float, end: float) -> tuple[float, float]:
     """(sample, clean) weights of the exact step between two noise-to-signal ratios for a constant clean prediction.
 
-    DDIM (Song et al., 2021), Euler (Karras et al., 2022) and DPM++ of order 1 (Lu et al., 2022) are all this step.
+    DDIM (Song et al., 2021), Euler (Karras et al., 2022; of a flow too) and DPM++ of order 1 (Lu et al., 2022) are all this step.
     """
     ends = np.array([start, end])
-    alphas, sigmas = alpha(ends), noise(ends)
+    alphas, sigmas = levels.alpha(ends), levels.noise(ends)
     keep = sigmas[1] / sigmas[0]
     return float(keep), float(alphas[1] - keep * alphas[0])
 
@@ -23,7 +23,7 @@ def first_order(start: float, end: float) -> tuple[float, float]:
 def deterministic(levels: Levels, config: SchedulerConfig) -> list[Step]:
     steps = []
     for start, end in zip(levels.sigmas, levels.targets, strict=True):
-        keep, clean = first_order(start, end)
+        keep, clean = first_order(levels, start, end)
         steps.append(Step({Term.SAMPLE: keep, Term.CLEAN: clean}))
     return steps
 
@@ -44,7 +44,9 @@ def ddim(levels: Levels, config: SchedulerConfig) -> list[Step]:
 def euler(levels: Levels, config: SchedulerConfig) -> list[Step]:
     """The same steps; a run that stops before zero noise leaves its last sample in Euler's own units, signal 1."""
     steps = deterministic(levels, config)
-    scale = 1 / float(alpha(levels.targets[-1:])[0])
+    if levels.flow:
+        return steps
+    scale = 1 / float(levels.alpha(levels.targets[-1:])[0])
     steps[-1] = Step({term: scale * weight for term, weight in steps[-1].sample.items()})
     return steps
 
@@ -72,7 +74,7 @@ def euler_ancestral(levels: Levels, config: SchedulerConfig) -> list[Step]:
     for start, end in zip(levels.sigmas, levels.targets, strict=True):
         up = np.sqrt(end**2 * (start**2 - end**2) / start**2)
         down = np.sqrt(max(end**2 - up**2, 0.0))
-        scales = alpha(np.array([start, end]))
+        scales = levels.alpha(np.array([start, end]))
         steps.append(
             Step(
                 {
@@ -87,7 +89,7 @@ def euler_ancestral(levels: Levels, config: SchedulerConfig) -> list[Step]:
 
 def lcm(levels: Levels, config: SchedulerConfig) -> list[Step]:
     """Luo et al. (2023): the boundary condition, then noise again up to the next level."""
-    signals, noises = alpha(levels.targets), noise(levels.targets)
+    signals, noises = levels.alpha(levels.targets), levels.noise(levels.targets)
     steps = []
     for timestep, signal, level in zip(levels.timesteps, signals, noises, strict=True):
         scaled = timestep * config.timestep_scaling

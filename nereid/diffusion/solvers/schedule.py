@@ -44,6 +44,10 @@ class SchedulerConfig:
     sigma_max: float | None = None
     original_inference_steps: int = 50
     timestep_scaling: float = 10.0
+    flow: bool = False
+    """Rectified flow: a sample is (1 - sigma) x clean + sigma x noise, and the betas mean nothing."""
+    shift: float = 1.0
+    """Of a flow's noise levels: below 1 more of them are near the data."""
     eta: float | None = None
     timesteps: tuple[int, ...] | None = None
     sigmas: tuple[float, ...] | None = None

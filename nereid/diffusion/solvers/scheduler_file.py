@@ -22,6 +22,8 @@ class PredictionType(StrEnum):
     EPSILON = "epsilon"
     V_PREDICTION = "v_prediction"
     SAMPLE = "sample"
+    FLOW = "flow_prediction"
+    """A rectified flow's velocity, noise - clean."""
 
 
 class Spacing(StrEnum):
@@ -73,7 +75,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
-    "prediction_type": tuple(PredictionType),
+    "prediction_type": ("epsilon", "v_prediction", "sample"),
     "timestep_spacing": tuple(Spacing),
     "final_sigmas_type": ("zero", "sigma_min"),
     "variance_type": ("fixed_small", "fixed_large"),
@@ -104,6 +106,19 @@ _WITHOUT_EFFECT = (
     "noise_sampler_seed",  # requests bring their own
     "tensor_format",  # of old files
 )
+FLOW_MATCHING = "FlowMatchEulerDiscreteScheduler"
+_FLOW_NUMBERS = {"num_train_timesteps": (1.0, 100_000.0), "shift": (1e-3, 1e3)}
+_FLOW_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "use_dynamic_shifting": (False,),
+    "use_karras_sigmas": (False,),
+    "use_exponential_sigmas": (False,),
+    "use_beta_sigmas": (False,),
+    "invert_sigmas": (False,),
+    "stochastic_sampling": (False,),
+    "shift_terminal": (),
+}
+_FLOW_WITHOUT_EFFECT = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type")
+"""With `use_dynamic_shifting`."""
 _READ_ELSEWHERE = ("algorithm_type", "solver_order", "predict_x0", "disable_corrector", "trained_betas")
 
 
@@ -113,8 +128,11 @@ def resolve(config: Mapping[str, Any], wanted: Collection[str]) -> dict[str, Any
     Raises ScheduleError naming the first setting that cannot be honoured; names that begin with `_` are diffusers' own.
     """
     kind = str(config.get("_class_name", "")).removeprefix("Flax")
+    if kind == FLOW_MATCHING:
+        return _resolve_flow(config)
     if kind and kind not in _CLASSES:
-        raise ScheduleError(f"scheduler {kind} is not supported; it must be one of {', '.join(sorted(_CLASSES))}")
+        supported = sorted((*_CLASSES, FLOW_MATCHING))
+        raise ScheduleError(f"scheduler {kind} is not supported; it must be one of {', '.join(supported)}")
     full = {**_DEFAULTS.get(kind, {}), **{name: value for name, value in config.items() if value is not None}}
     for name, value in full.items():
         if not name.startswith("_"):
@@ -135,21 +153,43 @@ def resolve(config: Mapping[str, Any], wanted: Collection[str]) -> dict[str, Any
     return known
 
 
-def _check(name: str, value: Any, why: str) -> None:
+def _resolve_flow(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of diffusers' scheduler of rectified flows, whose levels have no betas."""
+    known: dict[str, Any] = {"flow": True, "prediction_type": PredictionType.FLOW, "timestep_spacing": Spacing.TRAILING}
+    for name, value in config.items():
+        if name.startswith("_") or value is None or name in _FLOW_WITHOUT_EFFECT:
+            continue
+        if name in _FLOW_NEUTRAL:
+            _check(name, value, "", _FLOW_NEUTRAL)
+        elif name in ("num_train_timesteps", "shift"):
+            _check(name, value, "", numbers=_FLOW_NUMBERS)
+            known[name] = value if name == "num_train_timesteps" else float(value)
+        else:
+            raise ScheduleError(f"scheduler setting {name} is not known, nor what it would change; remove it if that is nothing")
+    return known
+
+
+def _check(
+    name: str,
+    value: Any,
+    why: str,
+    neutral: Mapping[str, tuple[Any, ...]] = _NEUTRAL,
+    numbers: Mapping[str, tuple[float, float]] = _NUMBERS,
+) -> None:
     def refuse(allowed: str) -> ScheduleError:
         return ScheduleError(f"scheduler setting {name}: {value!r}{why} is not supported; it must be {allowed}")
 
-    if name in _NEUTRAL:
-        if not any(value is allowed or value == allowed for allowed in _NEUTRAL[name]):
-            raise refuse(" or ".join(map(_json, _NEUTRAL[name])) or "null")
+    if name in neutral:
+        if not any(value is allowed or value == allowed for allowed in neutral[name]):
+            raise refuse(" or ".join(map(_json, neutral[name])) or "null")
     elif name in _CHOICES:
         if value not in _CHOICES[name]:
             raise refuse(f"one of {', '.join(_CHOICES[name])}")
     elif name in _FLAGS:
         if not isinstance(value, bool):
             raise refuse("true or false")
-    elif name in _NUMBERS:
-        low, high = _NUMBERS[name]
+    elif name in numbers:
+        low, high = numbers[name]
         try:
             number = float(value)  # diffusers writes infinity as text
         except (TypeError, ValueError):

@@ -1,7 +1,8 @@
 """One run of one solver as a table: every step is a linear combination of the sample, clean predictions and fresh noise.
 
 Samples are kept variance-preserving (what the UNet is fed): x = alpha * clean + sigma * noise with alpha^2 + sigma^2 = 1.
-Solvers that are usually written in other units (Euler) are converted when their table is made.
+Solvers that are usually written in other units (Euler) are converted when their table is made. Those of a rectified flow have
+alpha + sigma = 1, as its networks are fed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from nereid.diffusion.solvers import multistep, onestep
 from nereid.diffusion.solvers.choices import check_choices
-from nereid.diffusion.solvers.levels import Levels, alpha, noise, visited_levels
+from nereid.diffusion.solvers.levels import Levels, visited_levels
 from nereid.diffusion.solvers.names import SchedulerName
 from nereid.diffusion.solvers.schedule import SchedulerConfig
 from nereid.diffusion.solvers.scheduler_file import PredictionType, ScheduleError
@@ -76,8 +77,8 @@ def build_table(name: SchedulerName, config: SchedulerConfig, steps: int, begin:
         next_sample=_rows([step.sample for step in made]),
         next_base=_rows([step.base for step in made]),
         initial_scale=levels.initial_scale,
-        signal=float(alpha(levels.sigmas[:1])[0]),
-        noise=float(noise(levels.sigmas[:1])[0]),
+        signal=float(levels.alpha(levels.sigmas[:1])[0]),
+        noise=float(levels.noise(levels.sigmas[:1])[0]),
     )
 
 
@@ -86,7 +87,7 @@ def _rows(combinations: list[Combination]) -> NDArray[np.float32]:
 
 
 def _clean(levels: Levels, prediction: PredictionType) -> NDArray[np.float32]:
-    signal, level = alpha(levels.sigmas), noise(levels.sigmas)
+    signal, level = levels.alpha(levels.sigmas), levels.noise(levels.sigmas)
     match prediction:
         case PredictionType.EPSILON:
             columns = (1 / signal, -level / signal)
@@ -94,6 +95,8 @@ def _clean(levels: Levels, prediction: PredictionType) -> NDArray[np.float32]:
             columns = (signal, -level)
         case PredictionType.SAMPLE:
             columns = (np.zeros_like(signal), np.ones_like(signal))
+        case PredictionType.FLOW:
+            columns = (np.ones_like(signal), -level)
     return np.stack(columns, axis=1).astype(np.float32)
 
 

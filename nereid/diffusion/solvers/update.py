@@ -19,9 +19,10 @@ LATEST_CLEAN = 1
 
 @dataclass(slots=True, eq=False)
 class SolverState:
-    """Where one run stands: what it will feed the UNet next, and what its solver remembers.
+    """Where one run stands: what it will feed its network next, and what its solver remembers.
 
-    `sample` is float32 C x H x W; `memory` is float32 4 x C x H x W: BASE, then earlier clean predictions, latest first.
+    `sample` is float32 C x H x W, or of another rank where it is no image's; `memory` is float32 4 x that: BASE, then earlier
+    clean predictions, latest first.
     """
 
     sample: Latents
@@ -34,8 +35,8 @@ class SolverState:
 
 def predict_clean(tables: Sequence[SolverTable], steps: Sequence[int], samples: Latents, outputs: Latents) -> Latents:
     """What each row's image is now predicted to be: float32 rows x C x H x W, from samples and model outputs of that shape."""
-    weights = np.stack([table.clean[step] for table, step in zip(tables, steps, strict=True)])[:, :, None, None, None]
-    return weights[:, 0] * samples + weights[:, 1] * outputs
+    weights = np.stack([table.clean[step] for table, step in zip(tables, steps, strict=True)])
+    return _by_row(weights[:, 0], samples) * samples + _by_row(weights[:, 1], outputs) * outputs
 
 
 def advance(
@@ -72,12 +73,17 @@ def needs_noise(table: SolverTable, step: int) -> bool:
     return bool(table.next_sample[step, Term.NOISE] != 0)
 
 
+def _by_row(numbers: NDArray[np.float32], like: Latents) -> Latents:
+    """One number a row, to be multiplied with rows of whatever rank."""
+    return numbers.reshape(-1, *(1,) * (like.ndim - 1))
+
+
 def _combine(weights: NDArray[np.float32], values: dict[Term, Latents | None], like: Latents) -> Latents:
     total = np.zeros_like(like)
     for term, value in values.items():
         column = weights[:, term]
         if value is not None and column.any():
             # A row whose weight is zero must stay exactly as it would be alone.
-            weight = column[:, None, None, None]
+            weight = _by_row(column, like)
             total += weight * np.where(weight != 0, value, np.float32(0))
     return total

@@ -7,25 +7,53 @@ from pathlib import Path
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from nereid.layout.elements import MAX_ELEMENTS, ElementClass
-from nereid.layout.tokens import CANVAS, CONTENT, MOST_DEPTH, Floats
-from nereid_export.components import Component, TensorSpec
+from nereid.layout.settings import ENGINE_NAME, OUT, SAMPLE, TIMESTEP
+from nereid.layout.tokens import BUCKETS, CANVAS, CONTENT, MOST_DEPTH, Floats
+from nereid_export.components import Component, TensorSpec, finite
 from nereid_export.engines.onnx_graph import run_file
 from nereid_zoo.layout.draw import Predict
-from nereid_zoo.layout.model import load
+from nereid_zoo.layout.model import LayoutTransformer, load
 
 TOKENS = "tokens"
+
+
+class Velocity(nn.Module):
+    """The transformer as the denoising loop calls a network: noisy boxes, timesteps of a row each, and what is given."""
+
+    def __init__(self, transformer: LayoutTransformer) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        known: Tensor,
+        field_mask: Tensor,
+        classes: Tensor,
+        parents: Tensor,
+        depths: Tensor,
+        content: Tensor,
+        canvas: Tensor,
+        valid: Tensor,
+    ) -> Tensor:
+        made: Tensor = self.transformer(
+            sample, timestep[:, 0], known, field_mask, classes, parents, depths, content, canvas, valid
+        )
+        return made
 
 
 def layout_component(folder: Path) -> Component:
     """Of a diffusers folder as `zoo train layout` writes it; batch and tokens are dynamic, up to 32 tokens."""
     return Component(
-        name="layout_transformer",
+        name=ENGINE_NAME,
         source="transformer",
         inputs=(
-            TensorSpec(name="boxes", dims=(TOKENS, 4)),
-            TensorSpec(name="timestep", dims=(), scale=300.0),
+            TensorSpec(name=SAMPLE, dims=(TOKENS, 4)),
+            TensorSpec(name=TIMESTEP, dims=(1,), scale=300.0),
             TensorSpec(name="known", dims=(TOKENS, 4)),
             TensorSpec(name="field_mask", dims=(TOKENS, 4)),
             TensorSpec(name="classes", dims=(TOKENS,), dtype=torch.int64, high=len(ElementClass)),
@@ -33,13 +61,13 @@ def layout_component(folder: Path) -> Component:
             TensorSpec(name="depths", dims=(TOKENS,), dtype=torch.int64, high=MOST_DEPTH),
             TensorSpec(name="content", dims=(TOKENS, CONTENT)),
             TensorSpec(name="canvas", dims=(CANVAS,)),
-            TensorSpec(name="valid", dims=(TOKENS,)),
+            TensorSpec(name="valid", dims=(TOKENS,), high=2),
         ),
-        outputs=(TensorSpec(name="velocity", dims=(TOKENS, 4)),),
-        load=lambda: load(folder),
+        outputs=(TensorSpec(name=OUT, dims=(TOKENS, 4)),),
+        load=lambda: Velocity(finite(folder / "transformer", load(folder))),
         keep_fp32=True,
         example={TOKENS: 13},
-        checks=((1, {TOKENS: 8}), (3, {TOKENS: MAX_ELEMENTS})),
+        checks=tuple((rows, {TOKENS: size}) for rows, size in zip((1, 3, 2, 4), BUCKETS, strict=True)),
     )
 
 
@@ -48,7 +76,8 @@ def onnx_predict(file: Path, threads: int = 1) -> Predict:
     run = run_file(file, threads=threads)
 
     def predict(inputs: Mapping[str, NDArray]) -> Floats:
-        velocity: Floats = run(dict(inputs), ["velocity"])["velocity"]
+        told = {name: value for name, value in inputs.items() if name not in ("boxes", TIMESTEP)}
+        velocity: Floats = run({**told, SAMPLE: inputs["boxes"], TIMESTEP: inputs[TIMESTEP][:, None]}, [OUT])[OUT]
         return velocity
 
     return predict

@@ -1,0 +1,213 @@
+"""Exports a layout transformer: an engine built and checked against PyTorch, published in the model that runs it.
+
+The engine lies in the version folder of `layout`, whose own process runs it: a call takes a few milliseconds, and a hop through
+Triton would cost as much.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nereid.diffusion.solvers import ScheduleError, SchedulerConfig
+from nereid.layout.settings import ENGINE_FILES, LAYOUT_FILE
+from nereid_export import configs
+from nereid_export.assembly import engine_said, link_engine
+from nereid_export.auto import Auto, require_auto
+from nereid_export.built import Built, build, made_with, packages_of
+from nereid_export.calibration import Calibration
+from nereid_export.checkpoint import check_weights, file_digest, read_json, understood, weights_in
+from nereid_export.components import Component
+from nereid_export.engines import BUILDERS, Engine, require_options
+from nereid_export.engines.base import Target
+from nereid_export.engines.plan_options import PlanOptions
+from nereid_export.engines.precision import Precision
+from nereid_export.errors import ExportError
+from nereid_export.frame import MANIFEST, MANIFEST_VERSION, Device, Progress, check_name, file_digests, models_of, versions
+from nereid_export.options import ExportOptions
+from nereid_export.publish import adopt, destination, locked, publish, readable_failures, require_space, staging_folder
+
+HOME = "layout"
+_CLASS, _ARCHITECTURE = "LayoutPipeline", ["nereid_zoo.layout.model", "LayoutTransformer"]
+_PARTS = ("transformer", "scheduler")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutExportOptions:
+    """One export of a layout transformer."""
+
+    checkpoint: Path
+    out: Path
+    engine: Engine = Engine.ONNXRUNTIME
+    max_batch_size: int = 8
+    threads: int = 1
+    """Of one call; the library's own choice where 0. Several are tried with engine auto."""
+    name: str = ""
+
+    def general(self) -> ExportOptions:
+        """As what builds engines takes them."""
+        plan = PlanOptions() if self.engine is Engine.AUTO else PlanOptions(threads=self.threads)
+        return ExportOptions(
+            checkpoint=self.checkpoint,
+            out=self.out,
+            engine=self.engine,
+            max_batch_size=self.max_batch_size,
+            name=self.name,
+            plan=plan,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutCheckpoint:
+    """A diffusers folder as `nereid zoo train layout` writes it, looked through and found exportable."""
+
+    folder: Path
+    scheduler: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path) -> LayoutCheckpoint:
+        """Look the folder through without loading weights; raises ExportError with what is wrong."""
+        if not (folder / "model_index.json").is_file():
+            raise ExportError(f"{folder} has no model_index.json; it must be a folder as `nereid zoo train layout` writes it")
+        index = read_json(folder / "model_index.json")
+        if index.get("_class_name") != _CLASS or index.get("transformer") != _ARCHITECTURE:
+            found = f"{index.get('_class_name')!r} with transformer {index.get('transformer')!r}"
+            raise ExportError(f"{folder}: architecture {found} is not supported; it must be a {_CLASS} with {_ARCHITECTURE}")
+        for part in _PARTS:
+            if not (folder / part).is_dir():
+                raise ExportError(f"{folder} has no {part}/, which a {_CLASS} needs")
+        read_json(folder / "transformer" / "config.json")
+        check_weights(folder / "transformer")
+        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        try:
+            flow = SchedulerConfig.from_diffusers(scheduler).flow
+        except ScheduleError as error:
+            raise ExportError(f"{folder / 'scheduler'}: {error}") from None
+        if not flow:
+            kind = scheduler.get("_class_name")
+            raise ExportError(f"{folder / 'scheduler'}: {kind} is not allowed; a layout transformer is a rectified flow's")
+        return cls(folder, dict(scheduler))
+
+    def digest(self) -> str:
+        """SHA-256 over all files that are read, names included."""
+        total = hashlib.sha256()
+        files = [self.folder / "model_index.json"]
+        files += [file for part in _PARTS for file in sorted((self.folder / part).iterdir()) if file.is_file()]
+        for file in files:
+            total.update(f"{file.relative_to(self.folder)}\0{file_digest(file)}".encode())
+        return total.hexdigest()
+
+    def weight_bytes(self) -> int:
+        return sum(file.stat().st_size for file in weights_in(self.folder / "transformer"))
+
+    def component(self) -> Component:
+        """Raises ExportError where the architecture's package is not installed, or does not fit the weights."""
+        try:
+            from nereid_zoo.layout.component import layout_component
+        except ImportError:
+            raise ExportError(
+                "nereid export layout needs the package nereid-zoo, which has the transformer's architecture; install it "
+                "(README, Install)"
+            ) from None
+        part = layout_component(self.folder)
+        return replace(part, load=lambda: _understood(self.folder, part.load))
+
+
+def _understood(folder: Path, load: Callable[[], Any]) -> Any:
+    with understood(folder / "transformer"):
+        return load()
+
+
+def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str, Any]:
+    """Export and publish; returns the manifest. Raises ExportError, after which `out` is as it was before."""
+    if not 1 <= options.max_batch_size <= 64:
+        raise ExportError(f"--max-batch-size: {options.max_batch_size} is not allowed; it must be 1 to 64")
+    if options.engine not in (*map(Engine, ENGINE_FILES), Engine.AUTO):
+        allowed = ", ".join((*ENGINE_FILES, Engine.AUTO))
+        raise ExportError(f"--engine: {options.engine} is not allowed for a layout transformer; it must be one of {allowed}")
+    check_name(options.name)
+    options = replace(options, out=destination(options.out))
+    checkpoint, general = LayoutCheckpoint.open(options.checkpoint), options.general()
+    part = checkpoint.component()
+    target = Target(
+        precision=Precision.FP32,
+        device=Device.CPU,
+        max_batch_size=options.max_batch_size,
+        default_side=1,
+        max_side=1,
+        scale=1,
+        plan=replace(general.plan, compiled_shapes_mib=0),  # as it is served
+    )
+    require_options(options.engine, general.plan)
+    require_auto(general)
+    auto = None
+    if options.engine is Engine.AUTO:
+        auto = Auto.of(general, {part.name: part}, {part.name: target}, guided=False)
+    else:
+        BUILDERS[options.engine].require(target)
+    count = 1 if auto is None else len(auto.targets)
+    progress.total(2 * count + 2 + (auto is not None))
+    progress.step("reading the checkpoint")
+    digest = checkpoint.digest()
+    with locked(options.out, lambda: progress.waiting(f"another export writes to {options.out}; waiting for it")):
+        staging = staging_folder(options.out)
+        with readable_failures(options.out):
+            require_space(options.out.parent, 2 * count * checkpoint.weight_bytes())
+            staging.mkdir(exist_ok=True)
+            if auto is None:
+                folder = staging / "engines" / part.name
+                built = build(part, options.engine, target, digest, general, folder, Calibration(), progress)
+            else:
+                auto.build(digest, staging, Calibration(), progress)
+                auto.measure(progress)
+                (built,) = auto.elect(progress.detail)
+            progress.step("publishing the repository")
+            manifest = _assemble(checkpoint, digest, options, built, auto, staging / "repository")
+            publish(staging / "repository", options.out)
+            shutil.rmtree(staging)
+    return manifest
+
+
+def _assemble(
+    checkpoint: LayoutCheckpoint, digest: str, options: LayoutExportOptions, built: Built, auto: Auto | None, repository: Path
+) -> dict[str, Any]:
+    """Lay the whole repository out, other models of `out` included; returns the manifest."""
+    shutil.rmtree(repository, ignore_errors=True)
+    repository.mkdir()
+    config = configs.source_config(HOME)
+    config.name = configs.prefixed(HOME, options.name)
+    for key, value in {
+        "engine": str(built.engine),
+        "engine_max_batch_size": str(options.max_batch_size),
+        "engine_min_batch_size": str(min(built.invariant_from or 1, options.max_batch_size)),
+        "threads": str(built.target.plan.threads),
+    }.items():
+        config.parameters[key].string_value = value
+    folder = configs.write_model(config, HOME, repository)
+    link_engine(built, folder / "1")
+    (folder / "1" / LAYOUT_FILE).write_text(json.dumps({"scheduler": checkpoint.scheduler}, indent=1))
+    engines = [built] if auto is None else list(auto.built.values())
+    arguments = {name: getattr(options, name) for name in options.__slots__ if name not in ("checkpoint", "out")}
+    manifest = {
+        "version": MANIFEST_VERSION,
+        "source": {"name": options.checkpoint.resolve().name, "sha256": digest, "architecture": _CLASS},
+        "arguments": {name: str(value) for name, value in arguments.items()},
+        "versions": versions(packages_of(*map(made_with, engines))),
+        "engines": {config.name: engine_said(built)},
+        **({} if auto is None else {"candidates": {config.name: [row.written() for row in _rows(auto)]}}),
+        "models": [config.name],
+        "files": file_digests(repository),
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    adopt(options.out, repository, {config.name} | models_of(options.out, config.name))
+    return manifest
+
+
+def _rows(auto: Auto) -> list[Any]:
+    (contest,) = auto.contests.values()
+    return contest.rows

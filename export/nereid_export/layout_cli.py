@@ -1,0 +1,44 @@
+"""`nereid export layout`: its command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nereid_export.bar import with_bar
+from nereid_export.engines import Engine
+from nereid_export.layout import LayoutExportOptions, export_layout
+from nereid_export.shown import show_diffusion
+
+
+def layout(
+    path: Annotated[Path, typer.Argument(help="A local folder as `nereid zoo train layout` writes it.")],
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            help="What runs the transformer: onnxruntime, openvino, or auto, which measures both here and takes the faster one."
+        ),
+    ] = Engine.ONNXRUNTIME,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Threads of one call; the library's own choice where 0. auto tries several.")
+    ] = 1,
+    max_batch_size: Annotated[int, typer.Option(help="Layouts in one call of the engine.")] = 8,
+    name: Annotated[str, typer.Option(help="Prefix of the model's name, for several in one repository.")] = "",
+    out: Annotated[Path, typer.Option(help="The repository to write; other models in it are kept.")] = Path("build/repository"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> None:
+    """Export a layout transformer: one engine in the model that runs it, checked against PyTorch.
+
+    Nothing appears at OUT until everything is built and checked; an interrupted export resumes where it stopped.
+    """
+    asked = LayoutExportOptions(
+        checkpoint=path, out=out, engine=engine, max_batch_size=max_batch_size, threads=threads, name=name
+    )
+    manifest = with_bar(lambda bar: export_layout(asked, bar))
+    if as_json:
+        print(json.dumps(manifest))
+    else:
+        show_diffusion(manifest, out)

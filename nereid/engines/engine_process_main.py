@@ -1,0 +1,100 @@
+"""The process of an EngineProcess: loads one engine, runs it once for each shape it will see, and answers calls one by one."""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nereid.engines.channel import Message
+from nereid.engines.digests import verify_model
+from nereid.engines.engine_process import CALL, FAILED, MADE, Arrays
+from nereid.engines.worker_main import Seat
+from nereid.flow.errors import EngineError
+
+log = logging.getLogger(__name__)
+
+Run = Callable[[Arrays, Sequence[str]], dict[str, np.ndarray]]
+
+
+def run(seat: Seat) -> None:
+    """Serve the engine of `settings`: `file`, `engine` (onnxruntime or openvino), `threads` (0: its own choice), and `warm_up`, a
+    list of calls, each of names with types and shapes; raises ValueError where it does not load or run."""
+    settings = seat.settings
+    file = Path(settings["file"])
+    verify_model(file.parent.parent)  # here too: this process is started again and again, its model's once
+    engine = load_engine(file, str(settings["engine"]), int(settings["threads"]))
+    outputs = list(settings["outputs"])
+    for shapes in settings["warm_up"]:
+        _warm_up(seat.name, engine, shapes, outputs)
+    inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    seat.take_into(inbox)
+    seat.ready()
+    while True:
+        message = inbox.get()
+        if message.kind != CALL:
+            continue
+        seat.busy = True
+        seat.channel.send(_answer(seat.name, engine, message))
+        seat.ticks += 1
+        seat.busy = not inbox.empty()
+
+
+def load_engine(file: Path, engine: str, threads: int) -> Run:
+    """What runs the file on the processor; raises ValueError for one that the library does not take."""
+    try:
+        return _LOADERS[engine](file, threads)
+    except ValueError:
+        raise
+    except Exception as error:  # the libraries' have no class in common
+        raise ValueError(f"{file} cannot be loaded: {_first_line(error)}") from None
+
+
+def _load_onnx(file: Path, threads: int) -> Run:
+    import onnxruntime as ort
+
+    from nereid.engines.onnx_options import session_options
+
+    options = session_options({}, {"intra_op_thread_count": str(threads)})
+    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+    def call(inputs: Arrays, outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        return dict(zip(outputs, session.run(list(outputs), dict(inputs)), strict=True))
+
+    return call
+
+
+def _load_openvino(file: Path, threads: int) -> Run:
+    from nereid.engines.openvino_model import load_graph
+
+    # One graph for all shapes: to compile one for a shape that nobody has asked for before would hold up everybody's calls.
+    graph = load_graph(file, {"INFERENCE_NUM_THREADS": str(threads)} if threads else {})
+    return lambda inputs, outputs: dict(zip(outputs, graph.infer(inputs, outputs), strict=True))
+
+
+_LOADERS: Mapping[str, Callable[[Path, int], Run]] = {"onnxruntime": _load_onnx, "openvino": _load_openvino}
+
+
+def _warm_up(name: str, engine: Run, shapes: Mapping[str, Any], outputs: Sequence[str]) -> None:
+    """A run of zeros: the first of a shape takes longer, and a mistake is told before anybody asks."""
+    try:
+        engine({key: np.zeros(shape, dtype) for key, (dtype, shape) in shapes.items()}, outputs)
+    except Exception as error:
+        raise ValueError(f"{name}: the engine does not run: {_first_line(error)}") from None
+
+
+def _answer(name: str, engine: Run, message: Message) -> Message:
+    number = {"number": message.body["number"]}
+    try:
+        return Message(MADE, number, engine(message.arrays, message.body["outputs"]))
+    except Exception as error:
+        log.exception("a call has failed")
+        return Message(FAILED, {**number, "error": EngineError(f"{name}: {_first_line(error)}").wire()})
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

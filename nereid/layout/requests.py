@@ -1,0 +1,104 @@
+"""The one place that validates layout requests: from raw arrays to a concrete, frozen request; knows nothing of Triton."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from nereid.diffusion.options import solver_table
+from nereid.diffusion.solvers import SCHEDULERS, SchedulerName, SolverTable
+from nereid.flow.errors import InvalidRequestError
+from nereid.flow.fields import FieldReader, Inputs
+from nereid.flow.noise import derived_seed
+from nereid.flow.request_parameters import refuse_parameters
+from nereid.flow.runs import read_id
+from nereid.flow.tickets import USUAL_PRIORITY
+from nereid.layout.canvas import Canvas
+from nereid.layout.element_list import read_canvas, read_elements
+from nereid.layout.elements import Box, Section
+from nereid.layout.html import read_html
+from nereid.layout.settings import LayoutFacts, LayoutLimits
+from nereid_protocol.layout_fields import FORMATS, LAYOUT_BY_NAME
+
+MOST_JSON = 200_000
+"""Characters of `elements`, and of `canvas`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LayoutRequest:
+    """One request, every option concrete; `seeds` has one for each candidate.
+
+    `drafts` are the boxes to refine, in the section's order. `stream_interval` is None where there is to be one answer.
+    """
+
+    section: Section
+    drafts: list[Box] | None
+    seeds: tuple[int, ...]
+    table: SolverTable
+    format: str
+    stream_interval: int | None
+    timeout_seconds: float
+    deadline_seconds: float | None
+    priority: int
+    run_id: str
+
+
+def parse_layout_request(inputs: Inputs, facts: LayoutFacts, limits: LayoutLimits) -> LayoutRequest:
+    """Inputs of `layout`, without a batch dimension; raises InvalidRequestError naming field, value and what is allowed."""
+    refuse_parameters(inputs, tuple(LAYOUT_BY_NAME))
+    fields = FieldReader({name: value[None] for name, value in inputs.items()}, 1, limits, LAYOUT_BY_NAME)
+    section = _section(fields)
+    steps = int(fields.value("num_inference_steps", limits.default_steps))
+    count, seed = int(fields.value("n", 1)), fields.value("seed", None)
+    first = secrets.randbits(63) if seed is None else int(seed)
+    form = fields.value("format", FORMATS[0])
+    if form not in FORMATS:
+        raise InvalidRequestError.of("format", form, f"one of {', '.join(FORMATS)}")
+    return LayoutRequest(
+        section=section,
+        drafts=section.drafts,
+        seeds=tuple(derived_seed(first, index) for index in range(count)),
+        table=solver_table(_scheduler(fields.value("scheduler", facts.scheduler)), facts.schedule, steps, 0),
+        format=form,
+        stream_interval=fields.value("stream_interval", None),
+        timeout_seconds=fields.value("timeout_seconds", limits.default_timeout_seconds),
+        deadline_seconds=fields.value("deadline_seconds", None),
+        priority=fields.value("priority", USUAL_PRIORITY),
+        run_id=read_id(inputs, "run_id") or "",
+    )
+
+
+def _section(fields: FieldReader) -> Section:
+    html, elements = fields.value("html", None), fields.value("elements", None)
+    if (html is None) == (elements is None):
+        given = "nothing" if html is None else "html and elements"
+        raise InvalidRequestError(f"html: {given} is not allowed; it must be one of html and elements", "html")
+    canvas = _canvas(fields.value("canvas", None))
+    return read_html(html, canvas) if html is not None else read_elements(_json("elements", elements), canvas)
+
+
+def _canvas(text: str | None) -> Canvas:
+    if text is None:
+        raise InvalidRequestError('canvas: nothing is not allowed; it must be a JSON object like {"width": 1280}', "canvas")
+    given = _json("canvas", text)
+    return read_canvas({"width": given} if isinstance(given, int) else given)
+
+
+def _json(field: str, text: str) -> Any:
+    if len(text) > MOST_JSON:
+        raise InvalidRequestError.of(f"characters of {field}", len(text), f"at most {MOST_JSON}")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise InvalidRequestError.of(field, text, "JSON that is nested less deeply") from None
+    except ValueError as error:
+        raise InvalidRequestError.of(field, text, f"JSON ({error})") from None
+
+
+def _scheduler(text: str) -> SchedulerName:
+    try:
+        return SchedulerName(text)
+    except ValueError:
+        raise InvalidRequestError.of("scheduler", text, f"one of {', '.join(SCHEDULERS)}") from None

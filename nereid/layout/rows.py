@@ -1,0 +1,71 @@
+"""A layout's candidates as rows of the denoising loop, and boxes of a row; knows neither requests nor engines.
+
+A layout is denoised as an image is: by plans, solvers and calls of nereid.diffusion. Its sample is tokens x 4 instead of channels
+x height x width; sections of one token bucket have equal shapes, and so share calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nereid.diffusion.families import Conditioning
+from nereid.diffusion.requests import Given, ImageRow
+from nereid.diffusion.solvers import LATEST_CLEAN, SchedulerConfig, SchedulerName, SolverState, SolverTable, build_table
+from nereid.diffusion.state import ImageRun
+from nereid.flow.noise import Purpose, normal
+from nereid.layout.elements import MAX_ELEMENTS, Box, Section
+from nereid.layout.settings import ENGINE_NAME
+from nereid.layout.tokens import boxes_of, bucket_of, tokens_of
+
+
+def layout_runs(section: Section, drafts: Sequence[Box] | None, seeds: Sequence[int], table: SolverTable) -> list[ImageRun]:
+    """A run for each seed, at its first step. Fields that are fixed stand in the sample from the start, and stay."""
+    tokens = tokens_of([section], bucket_of(len(section)), None if drafts is None else [drafts])
+    told = {name: value[0] for name, value in tokens.as_inputs().items()}
+    shape, given = tokens.known.shape[1:], Given(tokens.known[0], tokens.field_mask[0] >= 1)
+    return [
+        ImageRun(
+            ImageRow(
+                table=table,
+                begin=0,
+                end=len(table),
+                seed=seed,
+                positive=Conditioning(states=None, extra=told),
+                latent_shape=shape,
+                given=given,
+                engine=ENGINE_NAME,
+            ),
+            SolverState.start(given.put(_noise(seed, shape[0]) * np.float32(table.initial_scale))),
+            0,
+        )
+        for seed in seeds
+    ]
+
+
+def _noise(seed: int, count: int) -> NDArray[np.float32]:
+    """count x 4: of the seed alone, whatever the section is padded to."""
+    return normal(seed, Purpose.INITIAL_LATENTS, (MAX_ELEMENTS, 4))[:count]
+
+
+def boxes_drawn(section: Section, run: ImageRun) -> list[Box]:
+    """Where the run stands, in whole CSS pixels."""
+    return boxes_of(section, run.state.sample)
+
+
+def boxes_predicted(section: Section, run: ImageRun) -> list[Box]:
+    """What the run's last step predicted that its boxes will be."""
+    clean = run.state.memory[LATEST_CLEAN]
+    return boxes_of(section, clean if run.row.given is None else run.row.given.put(clean))
+
+
+def end_sooner(run: ImageRun, steps: int, schedule: SchedulerConfig) -> None:
+    """Have the run take so many steps more and no others: Euler's, equal ones from its noise level to none."""
+    level = float(run.row.table.timesteps[run.local_step]) / schedule.num_train_timesteps
+    left = np.linspace(level, 0.0, steps + 1)
+    sigmas = tuple(float(value) for value in left)
+    table = build_table(SchedulerName.EULER, replace(schedule, sigmas=sigmas, timestep_spacing=None, timesteps=None), steps)
+    run.row = replace(run.row, table=table, origin=run.step, end=run.step + steps)

@@ -1,0 +1,217 @@
+"""Export of layout transformers: what is written, what it computes, what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from drawing import Answers, boxes_of, text
+
+from nereid.engines.engine_process import EngineProcess
+from nereid.flow.metrics import Recorder
+from nereid.layout.elements import Section
+from nereid.layout.repair import repair
+from nereid.layout.service import LayoutService
+from nereid.layout.settings import LAYOUT_FILE, LayoutFacts, LayoutLimits, LayoutModel
+from nereid_export.configs import read_config
+from nereid_export.errors import ExportError
+from nereid_zoo.layout.batches import sample_row
+from nereid_zoo.layout.draw import draw, torch_predict
+
+import checkpoints
+from conftest import Silent, export_layout
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.make_layout(tmp_path_factory.mktemp("layout") / "little")
+
+
+@pytest.fixture(scope="module")
+def repositories(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By engine; to be read only."""
+    made = {engine: tmp_path_factory.mktemp(engine) / "out" for engine in ("onnxruntime", "openvino")}
+    for engine, out in made.items():
+        export_layout(checkpoint, out, engine=engine)
+    return made
+
+
+def sections(count: int) -> list[Section]:
+    rng = Random(3)
+    return [sample_row(rng)[0] for _ in range(count)]
+
+
+def inputs_of(section: Section, **options: Any) -> dict[str, np.ndarray]:
+    canvas = section.canvas
+    elements = [
+        {
+            "id": element.id,
+            "class": str(element.kind),
+            "parent": element.parent,
+            "characters": element.characters,
+            "items": element.items,
+            "ratio": element.ratio,
+            "min_width": element.min_width,
+        }
+        for element in section.elements
+    ]
+    given = {"width": canvas.width, "density": str(canvas.density), "columns": canvas.columns, "style": str(canvas.style)}
+    made = {"canvas": text(json.dumps(given)), "elements": text(json.dumps(elements))}
+    return {**made, **{name: np.array([value], np.int64 if name == "seed" else np.int32) for name, value in options.items()}}
+
+
+@pytest.fixture(params=["onnxruntime", "openvino"])
+def service(request: pytest.FixtureRequest, repositories: dict[str, Path]) -> Any:
+    """The exported model, its engine in a real process."""
+    folder = repositories[request.param] / "layout"
+    parameters = {key: value.string_value for key, value in read_config(folder / "config.pbtxt").parameters.items()}
+    model = LayoutModel.read("layout", folder / "1", LayoutLimits.from_parameters(parameters), "one")
+    engine = EngineProcess(model.worker_options())
+    engine.wait_ready()
+    service = LayoutService(model=model, engine=engine, recorder=Recorder(lambda metric, value, labels: None))
+    yield service
+    service.stop()
+
+
+def ask(service: LayoutService, section: Section, **options: Any) -> Answers:
+    answers = Answers()
+    service.handle(inputs_of(section, **options), answers)
+    return answers
+
+
+def test_what_is_served_is_what_pytorch_draws(service: LayoutService, checkpoint: Path) -> None:
+    asked = sections(6)
+    drawn = draw(torch_predict(checkpoint), asked, list(range(6)), steps=5)
+    for seed, (section, boxes) in enumerate(zip(asked, drawn, strict=True)):
+        answer = ask(service, section, seed=seed, num_inference_steps=5).layout
+        assert answer["drawn_by"] == "transformer"
+        expected = repair(section, boxes).boxes
+        off = np.abs(np.array(list(boxes_of(answer).values())) - np.array(expected)).max(axis=1)
+        assert (off <= 8).mean() > 0.9  # where rounding takes another pixel, snapping may take another line
+
+
+def test_the_same_bytes_alone_and_in_company(service: LayoutService) -> None:
+    asked = sections(24)
+    alone = [ask(service, section, seed=seed).wait().sent[-1] for seed, section in enumerate(asked)]
+    together = [ask(service, section, seed=seed) for seed, section in enumerate(asked)]
+    for one, answers in zip(alone, together, strict=True):
+        other = answers.wait().sent[-1]
+        assert one.keys() == other.keys()
+        assert all(one[name].tolist() == other[name].tolist() for name in one)
+
+
+def test_the_repository_holds_the_engine_its_facts_and_a_signed_manifest(repositories: dict[str, Path]) -> None:
+    for engine, file in (("onnxruntime", "model.onnx"), ("openvino", "model.xml")):
+        folder = repositories[engine] / "layout"
+        assert [path.name for path in repositories[engine].iterdir()] == ["layout"]
+        assert (folder / "1" / file).is_file()
+        assert LayoutFacts.read(folder / "1").schedule.flow
+        parameters = read_config(folder / "config.pbtxt").parameters
+        assert (parameters["engine"].string_value, parameters["threads"].string_value) == (engine, "1")
+        manifest = json.loads((folder / "manifest.json").read_text())
+        said = manifest["engines"]["layout"]
+        assert said["engine"] == engine
+        assert {check["sizes"]["tokens"] for check in said["checks"]} == {8, 16, 24, 32}
+        assert said["batch_invariant_from_rows"] in (1, 2)
+        assert said["memory"]["bytes_per_row"] > 0
+        assert {f"layout/1/{file}", f"layout/1/{LAYOUT_FILE}", "layout/config.pbtxt"} <= manifest["files"].keys()
+
+
+def test_an_export_adds_to_a_repository_and_a_second_one_builds_nothing_again(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export_layout(checkpoint, out)
+    export_layout(checkpoint, out, name="second", max_batch_size=4)
+    assert {path.name for path in out.iterdir()} == {"layout", "second_layout"}
+    config = read_config(out / "second_layout" / "config.pbtxt")
+    assert (config.name, config.parameters["engine_max_batch_size"].string_value) == ("second_layout", "4")
+
+
+def test_auto_measures_both_engines_and_serves_one(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nereid_export import speed
+
+    monkeypatch.setattr(speed, "_SECONDS", 0.02)
+    manifest: dict[str, Any] = export_layout(checkpoint, tmp_path / "out", engine="auto")
+    rows = manifest["candidates"]["layout"]
+    assert {row["engine"] for row in rows} == {"onnxruntime", "openvino"}
+    (chosen,) = (row for row in rows if row["chosen"])
+    assert manifest["engines"]["layout"]["engine"] == chosen["engine"]
+    parameters = read_config(tmp_path / "out" / "layout" / "config.pbtxt").parameters
+    assert parameters["engine"].string_value == chosen["engine"]
+
+
+def edit(name: str, **changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        file = folder / name
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+    return change
+
+
+def make_pickle(folder: Path) -> None:
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors").rename(folder / "transformer" / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "model_index.json").unlink(), "has no model_index.json"),
+        (edit("model_index.json", _class_name="StableDiffusionPipeline"), "architecture 'StableDiffusionPipeline' with"),
+        (edit("model_index.json", transformer=["os", "system"]), r"with transformer \['os', 'system'\] is not supported"),
+        (make_pickle, "is a pickle"),
+        (edit("scheduler/scheduler_config.json", use_dynamic_shifting=True), "use_dynamic_shifting: True is not supported"),
+        (edit("scheduler/scheduler_config.json", _class_name="EulerDiscreteScheduler"), "is not"),
+        (edit("transformer/config.json", width=96), "transformer cannot be used"),
+    ],
+)
+def test_a_checkpoint_that_is_none_is_refused(
+    checkpoint: Path, tmp_path: Path, damage: Callable[[Path], None], said: str
+) -> None:
+    import shutil
+
+    folder = tmp_path / "damaged"
+    shutil.copytree(checkpoint, folder)
+    damage(folder)
+    with pytest.raises(ExportError, match=said):
+        export_layout(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"engine": "tensorrt"},
+            "--engine: tensorrt is not allowed for a layout transformer; it must be one of onnxruntime, openvino, auto",
+        ),
+        ({"max_batch_size": 0}, "--max-batch-size: 0 is not allowed; it must be 1 to 64"),
+        ({"name": "a/b"}, "--name: 'a/b' is not allowed"),
+    ],
+)
+def test_options_that_are_not_allowed_are_refused(checkpoint: Path, tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ExportError, match=said.split("'")[0]):
+        export_layout(checkpoint, tmp_path / "out", **options)
+
+
+def test_progress_counts_its_steps(checkpoint: Path, tmp_path: Path) -> None:
+    class Counted(Silent):
+        planned = 0
+
+        def total(self, steps: int) -> None:
+            self.planned = steps
+
+    from nereid_export.layout import LayoutExportOptions
+    from nereid_export.layout import export_layout as export
+
+    progress = Counted()
+    export(LayoutExportOptions(checkpoint=checkpoint, out=tmp_path / "out"), progress)
+    assert progress.planned == len(progress.said)
