@@ -20,7 +20,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from nereid.serving.gateway import chats, images, texts
+from nereid.engines.digests import own_version
+from nereid.serving.gateway import chats, completions, images, texts, tokenizing
 from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.draining import Drain, Drained
 from nereid.serving.gateway.errors import ApiError, from_nereid
@@ -81,6 +82,14 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             )
         return model, clients[model.prefix]
 
+    def only(kind: str) -> str:
+        """The one model of a kind, which need not be named."""
+        found = [model.id for model in models.values() if model.kind == kind]
+        if len(found) == 1:
+            return found[0]
+        known = ", ".join(found) or "none"
+        raise ApiError(400, f"model: it is missing; it must be one of those served here: {known}", param="model")
+
     async def list_models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [_model(item) for item in models.values()]})
 
@@ -95,7 +104,9 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
         request.state.names = names = chats.chat_names(body)
         model, client = find(body.model, "llm")
         prompt = model.prompt(chats.chat_of(body, model))
-        answer = texts.ChatAnswer(_stamp("chatcmpl"), int(time.time()), model.id, body.return_token_ids)
+        answer = texts.ChatAnswer(
+            _stamp("chatcmpl"), int(time.time()), model.id, body.return_token_ids, prompt_logprobs=body.prompt_logprobs
+        )
         asked = {**chats.chat_sampling(body, model), "request_id": request.state.request_id}
         if body.stream:
             items = texts.stream(client, prompt, asked, answer, body.usage_wanted)
@@ -103,21 +114,19 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
         async with places[model.id].taking():
             return JSONResponse(answer.whole(await until_gone(request, client.generate_text(prompt, **asked))))
 
-    async def completions(request: Request) -> Response:
+    async def complete(request: Request) -> Response:
         body = await read_body(request, CompletionBody, lenient)
-        request.state.names = names = texts.completion_names(body)
+        request.state.names = names = completions.completion_names(body)
         model, client = find(body.model, "llm")
-        prompts = texts.prompts_of(body)
-        answer = texts.CompletionAnswer(_stamp("cmpl"), int(time.time()), model.id, body.echo, body.n, body.return_token_ids)
-        asked = {**texts.completion_sampling(body), "request_id": request.state.request_id}
+        sampling = {**completions.completion_sampling(body), "request_id": request.state.request_id}
+        asked = await completions.asked_of(body, model, sampling)
+        answer = completions.CompletionAnswer(_stamp("cmpl"), int(time.time()), model.id, body)
         if body.stream:
-            if len(prompts) > 1:
-                raise ApiError(400, f"prompt: {len(prompts)} prompts cannot be streamed; send one", param="prompt")
-            items = texts.stream(client, prompts[0], asked, answer, body.usage_wanted)
-            return await begin_stream(request, places[model.id].during(items), names)
-        async with places[model.id].taking(len(prompts)):
-            made = all_of([client.generate_text(prompt, **asked) for prompt in prompts])
-            return JSONResponse(answer.whole_of(prompts, await until_gone(request, made)))
+            items = answer.stream(client, asked, sampling)
+            return await begin_stream(request, places[model.id].during(items, len(asked)), names)
+        async with places[model.id].taking(len(asked)):
+            made = all_of([client.generate_text(item.prompt, **sampling) for item in asked])
+            return JSONResponse(answer.whole(asked, await until_gone(request, made)))
 
     async def generate_images(request: Request) -> Response:
         body = await read_body(request, ImageBody, lenient)
@@ -129,6 +138,18 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             return await begin_stream(request, places[model.id].during(items), names)
         async with places[model.id].taking():
             return JSONResponse(await until_gone(request, images.whole(client, body, request.state.request_id)))
+
+    async def tokenize(request: Request) -> Response:
+        body = await read_body(request, tokenizing.TokenizeBody, lenient)
+        request.state.names = tokenizing.tokenize_names(body)
+        return JSONResponse(await tokenizing.tokenize(body, find(body.model or only("llm"), "llm")[0]))
+
+    async def detokenize(request: Request) -> Response:
+        body = await read_body(request, tokenizing.DetokenizeBody, lenient)
+        return JSONResponse(await tokenizing.detokenize(body, find(body.model or only("llm"), "llm")[0]))
+
+    async def version(request: Request) -> Response:
+        return JSONResponse({"version": own_version()})
 
     async def health(request: Request) -> Response:
         said = await readiness(settings.ready_url)
@@ -145,8 +166,11 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             Route("/v1/models", list_models),
             Route("/v1/models/{name}", show_model),
             Route("/v1/chat/completions", chat, methods=["POST"]),
-            Route("/v1/completions", completions, methods=["POST"]),
+            Route("/v1/completions", complete, methods=["POST"]),
             Route("/v1/images/generations", generate_images, methods=["POST"]),
+            Route("/tokenize", tokenize, methods=["POST"]),
+            Route("/detokenize", detokenize, methods=["POST"]),
+            Route("/version", version),
             Route("/health", health),
             Route("/metrics", show_metrics),
         ],
@@ -174,7 +198,8 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
 
 
 def _model(item: Offered) -> dict[str, Any]:
-    return {"id": item.id, "object": "model", "created": item.created, "owned_by": "nereid"}
+    length = {} if item.max_model_len is None else {"max_model_len": item.max_model_len}
+    return {"id": item.id, "object": "model", "created": item.created, "owned_by": "nereid", **length}
 
 
 def _stamp(kind: str) -> str:

@@ -13,6 +13,8 @@ from nereid.serving.gateway.keys import Caller, Keys, RateLimitError
 
 log = logging.getLogger("nereid.gateway")
 
+OPEN_PATHS = frozenset({"/health", "/metrics", "/version"})
+"""Whoever watches the server reads these without a key."""
 KEY_NAME = "key"
 """In a request's state: the name of the key that it came with."""
 
@@ -36,7 +38,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
-        if not self._keys.callers or not scope["path"].startswith("/v1/"):
+        if not self._keys.callers or scope["path"] in OPEN_PATHS:
             await self._sized(scope, headers, receive, send)
             return
         caller = self._keys.caller(headers.get(b"authorization", b""))

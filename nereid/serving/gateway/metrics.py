@@ -39,6 +39,9 @@ ROUTES = (
     "POST /v1/completions",
     "POST /v1/images/generations",
     "GET /v1/models",
+    "POST /tokenize",
+    "POST /detokenize",
+    "GET /version",
     "GET /health",
     "GET /metrics",
 )

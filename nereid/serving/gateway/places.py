@@ -44,9 +44,9 @@ class Places:
         finally:
             self.taken -= requests
 
-    async def during(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-        """The same items; a place is taken from the first on until there are no more."""
-        async with contextlib.aclosing(items), self.taking():
+    async def during(self, items: AsyncGenerator[T, None], requests: int = 1) -> AsyncGenerator[T, None]:
+        """The same items; places are taken from the first on until there are no more."""
+        async with contextlib.aclosing(items), self.taking(requests):
             async for item in items:
                 yield item
 
