@@ -160,8 +160,8 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
         kind=Kind.INTEGER,
         low=0,
         high=20,
-        help="Log probabilities of the prompt's tokens, and of so many of the likeliest at each place. The prompt is read from its "
-        "beginning: what the prefix cache has of it is not used.",
+        help="Log probabilities of the prompt's tokens, and of so many of the likeliest at each place; the prompt is read from "
+        "its beginning: what the prefix cache has of it is not used.",
     ),
     SamplingField(
         name="priority",

@@ -1,4 +1,4 @@
-"""Completions in OpenAI's form, whole and streamed, of one prompt or several, which may be given back with their probabilities."""
+"""Completions in OpenAI's form, whole and streamed, of one prompt or several, given back with their probabilities if wanted."""
 
 from __future__ import annotations
 
