@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
@@ -16,12 +17,17 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from nereid.engines.digests import own_version
 from nereid.serving.gateway import chats, completions, images, texts, tokenizing
+from nereid.serving.gateway.batches.load import Watched
+from nereid.serving.gateway.batches.runner import Pace
+from nereid.serving.gateway.batches.service import Batches
+from nereid.serving.gateway.batches.store import BatchStore
 from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.draining import Drain, Drained
 from nereid.serving.gateway.errors import ApiError, from_nereid
@@ -51,6 +57,7 @@ class GatewaySettings:
     ready_url: str
     api_key: str = field(default="", repr=False)
     max_body_bytes: int = 4 * 2**20
+    max_file_bytes: int = 200 * 2**20
     rules: Rules = field(default_factory=Rules)
 
 
@@ -62,6 +69,8 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
     keys = Keys.of(settings.api_key, Path(settings.rules.keys) if settings.rules.keys else None)
     lenient = settings.rules.lenient
     metrics = GatewayMetrics()
+    handlers: dict[Any, Any] = dict.fromkeys((ApiError, NereidError, HTTPException), _refuse)
+    batches = _batches(settings, max((place.at_once for place in places.values()), default=1))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -69,7 +78,8 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             # A full queue is told at once: callers try again as they like, and know how long they wait.
             clients[prefix] = AsyncClient(settings.grpc_url, name=prefix, retry_full=False)
         metrics.watch({prefix: client.statistics for prefix, client in clients.items()})
-        yield
+        async with batches.running() if batches is not None else contextlib.nullcontext():
+            yield
         for client in clients.values():
             await client.close()
 
@@ -173,18 +183,32 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             Route("/version", version),
             Route("/health", health),
             Route("/metrics", show_metrics),
+            *(batches.routes() if batches is not None else ()),
         ],
         middleware=[
             Middleware(Observed, metrics=metrics),  # the first is the outermost
             *_cors(settings.rules.cors_origins),
             Middleware(Drained, drain=drain or Drain()),
-            Middleware(Guard, keys=keys, max_body_bytes=settings.max_body_bytes),
+            Middleware(
+                Guard,
+                keys=keys,
+                max_body_bytes=settings.max_body_bytes,
+                max_file_bytes=None if batches is None else settings.max_file_bytes,
+            ),
+            *([Middleware(Watched, load=batches.load)] if batches is not None else ()),
         ],
-        exception_handlers=dict.fromkeys((ApiError, NereidError, HTTPException), _refuse),
+        exception_handlers=handlers,
     )
+    if batches is not None:
+        batches.ask_with(ExceptionMiddleware(app.router, handlers))
     # One slash too many would be sent elsewhere: to what the caller's Host says, without TLS behind a proxy that ends it.
     app.router.redirect_slashes = False
     return app
+
+
+def _batches(settings: GatewaySettings, at_once: int) -> Batches | None:
+    folder = settings.rules.batches
+    return None if folder is None else Batches(BatchStore(Path(folder)), settings.rules.lenient, Pace(at_once=at_once))
 
 
 def _cors(origins: Sequence[str]) -> list[Middleware]:
