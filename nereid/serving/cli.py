@@ -68,7 +68,7 @@ def serve(
         Path | None,
         typer.Option(
             envvar="NEREID_OPENAI_BATCHES",
-            help="Folder in which the gateway keeps files and batches (/v1/files, /v1/batches), also over restarts; none without it.",
+            help="Folder where the gateway keeps files and batches (/v1/files, /v1/batches), over restarts too; none without it.",
         ),
     ] = None,
     triton: Annotated[Source, typer.Option(help="Which Triton: on PATH (as in the container), or from pip.")] = Source.AUTO,

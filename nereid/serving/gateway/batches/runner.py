@@ -36,7 +36,7 @@ _CANCELLED = {"code": "batch_cancelled", "message": "the batch was cancelled bef
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """`at_once` requests run together in a gap, which is `gap_seconds` without anybody; after `starved_seconds` without, one runs."""
+    """`at_once` requests run together in a gap, `gap_seconds` without anybody; one does after `starved_seconds` without."""
 
     at_once: int = 8
     gap_seconds: float = 0.1
