@@ -73,13 +73,14 @@ def test_logits_of_no_more_than_a_chunk_are_held(make: Make, monkeypatch: pytest
     monkeypatch.setattr("nereid.llm.prompt_scores.LOGITS_BYTES", 4 * 50 * 40)
     scheduler, _ = make(cache=2**20)
     kept: list[int] = []
-    plain = scheduler.memory.run
+    kind = type(scheduler.memory)
+    plain = kind.run
 
-    def watched(decoding: Any, chunks: Any) -> Any:
+    def watched(memory: Any, decoding: Any, chunks: Any) -> Any:
         kept.extend(chunk.keep for chunk in chunks)
-        return plain(decoding, chunks)
+        return plain(memory, decoding, chunks)
 
-    scheduler.memory.run = watched  # type: ignore[method-assign]
+    monkeypatch.setattr(kind, "run", watched)
     one, deltas = scored(PROMPT)
     run(scheduler, [(0, one), (0, sequence([4, 5], 3))])
     assert max(kept) == 40

@@ -259,7 +259,7 @@ def test_texts_and_chats_become_tokens_and_text_again(api: httpx.Client) -> None
         ("/tokenize", {"prompt": "w" * (CONTEXT + 1)}, "prompt", "context_length_exceeded"),
         ("/tokenize", {"messages": [{"role": "user", "content": "w" * 99}]}, "messages", "context_length_exceeded"),
         ("/tokenize", {"prompt": "w", "model": "gone"}, "model", "model_not_found"),
-        ("/detokenize", {}, "tokens", None),
+        ("/detokenize", {}, "tokens", "missing_required_parameter"),
         ("/detokenize", {"tokens": [2] * (CONTEXT + 1)}, "tokens", "context_length_exceeded"),
         ("/detokenize", {"tokens": [-1]}, "tokens.0", None),
     ],
