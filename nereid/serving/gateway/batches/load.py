@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 
@@ -16,10 +17,13 @@ class Load:
     """Used by one event loop."""
 
     inside: int = 0
+    came: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when somebody has come; who waits for that clears it."""
     _idle_since: float = field(default_factory=time.monotonic)
 
     def enter(self) -> None:
         self.inside += 1
+        self.came.set()
 
     def leave(self) -> None:
         self.inside -= 1

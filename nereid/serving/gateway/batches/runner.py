@@ -30,6 +30,7 @@ _POLL_SECONDS = 0.05
 _LATER = {429, 499, 503}
 """Statuses of what may go well later."""
 _LAST_PAUSE = 30.0
+_SHRINK = 0.9
 _EXPIRED = {"code": "batch_expired", "message": "the completion window has passed before this request could be answered"}
 _CANCELLED = {"code": "batch_cancelled", "message": "the batch was cancelled before this request was answered"}
 
@@ -41,6 +42,7 @@ class Pace:
     at_once: int = 8
     gap_seconds: float = 0.1
     starved_seconds: float = 10.0
+    longest_gap_seconds: float = 2.0
 
 
 @dataclass(slots=True, eq=False)
@@ -63,8 +65,13 @@ class BatchRunner:
     _running: list[_Running] = field(default_factory=list)
     _put_back: dict[tuple[str, int], int] = field(default_factory=dict)
     _pause: float = 0.0
+    _gap: float = field(init=False)
+    """Grows where gaps turn out to be too short for the work that was begun in them, and shrinks where they do not."""
     _resume_at: float = 0.0
     _last_start: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._gap = self.pace.gap_seconds
 
     async def run(self) -> None:
         """Until it is cancelled; what is under way then is asked again by the next."""
@@ -85,17 +92,20 @@ class BatchRunner:
                 await self._stop(list(self._running))
 
     async def _wait(self, seconds: float) -> None:
-        """Until something under way is done, or the time has passed."""
-        if self._running:
-            await asyncio.wait([one.task for one in self._running], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        else:
-            await asyncio.sleep(seconds)
+        """Until something under way is done, somebody comes, or the time has passed."""
+        coming = asyncio.ensure_future(self.load.came.wait())
+        try:
+            going = [coming, *(one.task for one in self._running)]
+            await asyncio.wait(going, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            coming.cancel()
+            self.load.came.clear()
 
     async def _round(self) -> bool:
         """Take in what is done, make room where somebody waits, begin what may begin; whether there is any work."""
-        await self._collect()
         if self.load.inside:
             await self._make_room()
+        await self._collect()
         batches = await asyncio.to_thread(self.store.open_batches)
         for batch in batches:
             await self._move_on(batch)
@@ -125,7 +135,7 @@ class BatchRunner:
         now = time.monotonic()
         if now < self._resume_at:
             return 0
-        if self.load.idle_seconds >= self.pace.gap_seconds:
+        if self.load.idle_seconds >= self._gap:
             return self.pace.at_once - len(self._running)
         starved = now - self._last_start >= self.pace.starved_seconds
         return 1 if starved and not self._running else 0
@@ -149,6 +159,8 @@ class BatchRunner:
         for one in going:
             key = one.batch, one.place
             self._put_back[key] = self._put_back.get(key, 0) + 1
+        if going:
+            self._gap = min(2 * self._gap, self.pace.longest_gap_seconds)
         await self._stop(going)
 
     async def _stop(self, going: list[_Running]) -> None:
@@ -171,6 +183,8 @@ class BatchRunner:
                 self._resume_at = time.monotonic() + self._pause
             else:
                 self._pause = 0.0
+                if not one.stays:
+                    self._gap = max(self._gap * _SHRINK, self.pace.gap_seconds)
                 await self._note(one, answer)
 
     async def _note(self, one: _Running, answer: Answer) -> None:
