@@ -146,7 +146,7 @@ def tokenizer(decoder: Any, pre: Any) -> Tokenizer:
     made.pre_tokenizer, made.decoder = pre, decoder
     made.add_special_tokens(["<s>"])
     made.post_processor = processors.Sequence(
-        [processors.ByteLevel(trim_offsets=True), processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])]
+        [processors.ByteLevel(trim_offsets=True), processors.TemplateProcessing("<s> $A <s>", special_tokens=[("<s>", 0)])]
     )
     return made
 
@@ -157,7 +157,7 @@ def test_tokens_begin_where_their_text_does() -> None:
     encoding = bytewise.encode(text)
     places = places_in_text(encoding)
     # What the tokenizer adds has no width; the parts of a character begin where it does; what was written is text.
-    assert places == (0, 0, 1, 2, 2, 3, 3, 3, 3, 4, 5, 8)
-    assert text[places[-1] :] == "b"
+    assert places == (0, 0, 1, 2, 2, 3, 3, 3, 3, 4, 5, 8, 9)
+    assert text[places[-2] : places[-1]] == "b"
     assert places_of_ids(encoding.ids, bytewise)[:4] == (0, 3, 4, 5)
     assert places_of_ids([1, 2], WORDS) == (0, 2)
