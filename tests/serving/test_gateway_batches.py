@@ -206,6 +206,7 @@ def test_keys_see_their_own_files_and_batches_alone(tmp_path: Path, model: Model
         ("/v1/files", {"files": {"file": ("a", b"{}")}}, 400, "purpose: '' is not allowed; it must be batch"),
         ("/v1/files", {"files": {"file": ("a", b"{}")}, "data": {"purpose": "fine-tune"}}, 400, "purpose: 'fine-tune'"),
         ("/v1/files", {"files": {"other": ("a", b"{}")}, "data": {"purpose": "batch"}}, 400, "file: it is missing"),
+        ("/v1/files", {"files": {"file": ("a", b"{}")}, "data": {"purpose": "batch", "later": "1"}}, 400, "later: this field"),
         ("/v1/files", {"json": {}}, 415, "content-type"),
         ("/v1/files", {"files": {"file": ("a", b"x" * 400_000)}, "data": {"purpose": "batch"}}, 413, "larger than 300000"),
         ("/v1/batches", {"json": {"endpoint": URL, "completion_window": "24h"}}, 400, "input_file_id"),

@@ -20,8 +20,8 @@ from nereid.serving.gateway.errors import ApiError, caller_gone
 from nereid.serving.gateway.guard import KEY_NAME
 from nereid.serving.gateway.schemas import Sent
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/images/generations")
-_PURPOSES = ("batch",)
+PURPOSE = "batch"
+"""What files that are sent are for."""
 _DAY = 86_400
 _MOST_LISTED = 100
 
@@ -73,9 +73,12 @@ class BatchRoutes:
                 form = await read_form(_chunks(request), boundary, opened.write)
             if form.filename is None:
                 raise ApiError(400, "file: it is missing; it must be the JSONL file of a batch", param="file")
-            purpose = form.fields.get("purpose", "")
-            if purpose not in _PURPOSES:
+            purpose = form.fields.pop("purpose", "")
+            if purpose != PURPOSE:
                 raise ApiError(400, f"purpose: {purpose[:80]!r} is not allowed; it must be batch", param="purpose")
+            for name in () if self.lenient else form.fields:
+                sentence = f"{name[:80]}: this field is not supported"
+                raise ApiError(400, sentence, param=name[:80], code="unsupported_parameter")
             made = await asyncio.to_thread(self.store.add_file, draft, _owner(request), form.filename, purpose)
         finally:
             draft.unlink(missing_ok=True)
@@ -115,7 +118,7 @@ class BatchRoutes:
         body = await read_body(request, BatchBody, self.lenient)
         owner = _owner(request)
         found = await self._file_of(owner, body.input_file_id, "input_file_id", 400)
-        if found.purpose != "batch":
+        if found.purpose != PURPOSE:
             sentence = f"{found.id} is not allowed; it must be a file of purpose batch"
             raise ApiError(400, f"input_file_id: {sentence}", param="input_file_id")
         made = await asyncio.to_thread(
