@@ -450,6 +450,18 @@ def test_lines_begin_where_they_are_read_again(tmp_path: Path) -> None:
     assert checked(file, URL).problems[0].code == "empty_file"
 
 
+def test_a_line_that_is_too_long_is_told_and_those_behind_it_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nereid.serving.gateway.batches.lines.MOST_LINE_BYTES", 150)
+    file = tmp_path / "asked"
+    file.write_text("\n".join([line("a", "x" * 1000), line("b"), line("c", "x" * 1000)]))
+    found = checked(file, URL)
+    assert [(problem.line, problem.message) for problem in found.problems] == [
+        (1, "the line is larger than 150 bytes"),
+        (3, "the line is larger than 150 bytes"),
+    ]
+    assert [read_body(file, item.start)["prompt"] for item in found.lines] == ["w"]
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
 def test_a_form_is_read_in_any_pieces(size: int) -> None:
     content = b"one\r\n--x\r\n--boundar\r\ntwo\r\n"
