@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.limits import Limits
 from nereid_client import Client, ImageResult
 
@@ -270,7 +271,7 @@ def in_company(client: Client, prompt: str, **request: Any) -> ImageResult:
 
 
 @contextlib.contextmanager
-def gateway(served: Served, key: str = "", limits: Limits | None = None) -> Iterator[str]:
+def gateway(served: Served, key: str = "", limits: Limits | None = None, rules: Rules | None = None) -> Iterator[str]:
     """The gateway's process before a running server; its address."""
     from nereid.serving.gateway.service import BACKLOG, gateway_service
     from nereid.serving.listening import listen
@@ -281,7 +282,7 @@ def gateway(served: Served, key: str = "", limits: Limits | None = None) -> Iter
         repository=served.repository, grpc_port=served.grpc, metrics_port=served.metrics, health_port=served.health
     )
     listener = listen("--openai-port", "127.0.0.1", port, BACKLOG)
-    service = gateway_service(options, listener, {"NEREID_API_KEY": key}, limits)
+    service = gateway_service(options, listener, {"NEREID_API_KEY": key}, limits, rules)
     try:
         service.start()
         yield f"http://127.0.0.1:{port}"

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from nereid_client.batch_cli import app as batch_app
 from nereid_client.chat import Chat
 from nereid_client.client import Client
 from nereid_client.errors import NereidError
@@ -251,6 +252,7 @@ def _forward(verb: str) -> None:
 
 
 app.command()(top)
+app.add_typer(batch_app, name="batch")
 for _verb in OTHER_ROOMS:
     _forward(_verb)
 

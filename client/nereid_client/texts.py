@@ -39,6 +39,7 @@ class TextResult:
     num_cached_tokens: int
     run_id: str = ""
     system_fingerprint: str | None = None
+    prompt_logprobs: list[dict[str, Any]] | None = None
 
     @property
     def text(self) -> str:
@@ -69,12 +70,16 @@ class TextResult:
             num_input_tokens=int(tensors["num_input_tokens"][0]),
             num_cached_tokens=int(tensors["num_cached_tokens"][0]),
             system_fingerprint=fingerprint(tensors),
+            prompt_logprobs=_logprobs(tensors, 0, "prompt_logprobs"),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextDelta:
-    """What one or several tokens added to answer `index`; `finish_reason` is there in its last one."""
+    """What one or several tokens added to answer `index`; `finish_reason` is there in its last one.
+
+    `prompt_logprobs` are there in the first of all, where they were asked for.
+    """
 
     index: int
     text: str
@@ -85,6 +90,7 @@ class TextDelta:
     num_cached_tokens: int
     run_id: str = ""
     system_fingerprint: str | None = None
+    prompt_logprobs: list[dict[str, Any]] | None = None
 
     @classmethod
     def from_tensors(cls, tensors: Tensors) -> TextDelta:
@@ -97,6 +103,7 @@ class TextDelta:
             num_input_tokens=int(tensors["num_input_tokens"][0]),
             num_cached_tokens=int(tensors["num_cached_tokens"][0]),
             system_fingerprint=fingerprint(tensors),
+            prompt_logprobs=_logprobs(tensors, 0, "prompt_logprobs"),
         )
 
 
@@ -106,8 +113,8 @@ def fingerprint(tensors: Tensors) -> str | None:
     return said[0] if said else None
 
 
-def _logprobs(tensors: Tensors, index: int) -> list[dict[str, Any]] | None:
-    return json.loads(tensors["logprobs"][index]) if "logprobs" in tensors else None
+def _logprobs(tensors: Tensors, index: int, name: str = "logprobs") -> list[dict[str, Any]] | None:
+    return json.loads(tensors[name][index]) if name in tensors else None
 
 
 def text_tensors(prompt: str | Sequence[int], sampling: Mapping[str, Any], *, stream: bool) -> Tensors:

@@ -134,10 +134,10 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
         kind=Kind.INTEGER,
         default=16,
         nullable=True,
-        low=1,
+        low=0,
         high=_INT32_MAX,
         gateway=False,
-        help="Tokens of an answer at most; null: as many as the context holds.",
+        help="Tokens of an answer at most; 0: the prompt is read, and nothing is written; null: as many as the context holds.",
     ),
     SamplingField(
         name="min_tokens",
@@ -154,6 +154,22 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
         high=20,
         gateway=False,
         help="Log probabilities of the drawn tokens, and of so many of the likeliest; none where it is not given.",
+    ),
+    SamplingField(
+        name="prompt_logprobs",
+        kind=Kind.INTEGER,
+        low=0,
+        high=20,
+        help="Log probabilities of the prompt's tokens, and of so many of the likeliest at each place; the prompt is read from "
+        "its beginning: what the prefix cache has of it is not used.",
+    ),
+    SamplingField(
+        name="priority",
+        kind=Kind.INTEGER,
+        default=5,
+        low=0,
+        high=9,
+        help="0 goes first, 9 last; of equal ones who came first. Waiting raises it, one for every ten seconds.",
     ),
     SamplingField(
         name="add_special_tokens",

@@ -99,12 +99,20 @@ class InFlightBatcher(Generic[T]):
             self._changed.notify_all()
             return ticket
 
-    def attach(self, ticket: Ticket[T], task: T, weight: float = 0.0, *, timeout_seconds: float | None = None) -> bool:
+    def attach(
+        self,
+        ticket: Ticket[T],
+        task: T,
+        weight: float = 0.0,
+        *,
+        timeout_seconds: float | None = None,
+        priority: int = USUAL_PRIORITY,
+    ) -> bool:
         """Give a ticket that was taken in advance its task, and its time, from arrival on; False where it has expired."""
         with self._changed:
             if ticket not in self._tickets.queue:
                 return False
-            ticket.task, ticket.rows, ticket.weight = task, task.rows, weight
+            ticket.task, ticket.rows, ticket.weight, ticket.priority = task, task.rows, weight, priority
             if timeout_seconds is not None:
                 ticket.deadline = ticket.submitted + timeout_seconds
             return True

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nereid.flow.errors import EngineError
+from nereid.llm.prompt_scores import PromptLogprob
 from nereid.llm.sequences import Delta, FinishReason, TokenLogprob
 from nereid.llm.text import TextStream
 
@@ -21,6 +22,7 @@ class Answer:
     stop_ids: frozenset[int]
     written: list[int] = field(default_factory=list)
     all_logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: tuple[PromptLogprob, ...] | None = None
     finish_reason: FinishReason | None = None
     cumulative_logprob: float = 0.0
     cached_tokens: int = 0
@@ -42,6 +44,8 @@ class Answer:
             return None
         if not self.written:
             self.cached_tokens = cached_tokens
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs = delta.prompt_logprobs
         self._passed += len(delta.tokens)
         self.written.extend(delta.tokens)
         self.all_logprobs.extend(delta.logprobs)

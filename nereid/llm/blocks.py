@@ -77,18 +77,18 @@ class KvBlocks(Places):
     def known(self, prompt: Sequence[int]) -> int:
         return len(self._pool.match(prompt)) * self.engine.block_size if self.caches else 0
 
-    def begin(self, holder: Holder, slots: int, *, counted: bool = True) -> bool:
+    def begin(self, holder: Holder, slots: int, *, counted: bool = True, cached: bool = True) -> bool:
         """Lend blocks for `slots` tokens; those of the prompt that are known are shared."""
         if len(self.held) >= self.max_rows:
             return False
-        shared = self._pool.match(holder.prompt) if self.caches else []
+        shared = self._pool.match(holder.prompt) if self.caches and cached else []
         table = self._pool.take(shared, self._blocks_for(slots) - len(shared))
         if table is None:
             return False
         self._tables[id(holder)] = table
         holder.row, holder.computed = len(self.held), len(shared) * self.engine.block_size
         self.filling.append(holder)
-        if counted and self.caches:
+        if counted and cached and self.caches:
             queried, hits = self.prefix_hits
             self.prefix_hits = (queried + len(holder.prompt), hits + holder.computed)
         return True

@@ -68,8 +68,11 @@ class KvMemory(Protocol):
     def known(self, prompt: Sequence[int]) -> int:
         """Tokens of the prompt that the prefix cache has."""
 
-    def begin(self, holder: Holder, slots: int, *, counted: bool = True) -> bool:
-        """Lend a place for `slots` tokens, with what the prefix cache has of the prompt; False where there is no room now."""
+    def begin(self, holder: Holder, slots: int, *, counted: bool = True, cached: bool = True) -> bool:
+        """Lend a place for `slots` tokens, with what the prefix cache has of the prompt; False where there is no room now.
+
+        Where `cached` is false, the prefix cache is not asked.
+        """
 
     def grow(self) -> list[GeneratedSequence]:
         """A free slot for every sequence that decodes, and for its draft; those that lost their place for it, youngest first."""
@@ -159,6 +162,11 @@ class DraftEngine(Protocol):
 
     def extend(self, row: int, start: int, tokens: Sequence[int], keep: int = 1) -> NDArray[np.float32]:
         """Append tokens to a row that holds `start`; logits of the last `keep` of them. One more slot must be free."""
+
+
+def longest_sequence(context_length: int, tokens: int) -> int:
+    """Tokens of prompt and answer together: two fewer than a row has slots, for what an engine appends as padding."""
+    return longest_row(context_length, tokens) - 2
 
 
 def longest_row(context_length: int, tokens: int) -> int:

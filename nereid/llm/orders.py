@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nereid.engines.channel import Message
+from nereid.llm.prompt_scores import read_scores
 from nereid.llm.requests import LlmRequest, StructureRequest
 from nereid.llm.sampling import Sampling
 from nereid.llm.sequences import Delta, FinishReason, TokenLogprob
@@ -28,6 +29,7 @@ class Order:
     stop_ids: tuple[int, ...]
     scored: bool
     top_logprobs: int
+    prompt_logprobs: int | None
     stop: tuple[str, ...]
     include_stop: bool
     skip_special_tokens: bool
@@ -45,6 +47,7 @@ class Order:
             stop_ids=tuple(sorted(request.stop_ids)),
             scored=request.scored,
             top_logprobs=request.top_logprobs,
+            prompt_logprobs=request.prompt_logprobs,
             stop=request.stop,
             include_stop=request.include_stop,
             skip_special_tokens=request.skip_special_tokens,
@@ -72,13 +75,14 @@ class Order:
 
 def pack_delta(delta: Delta) -> list[Any]:
     logprobs = [(item.token, item.logprob, item.top) for item in delta.logprobs]
-    return [delta.tokens, logprobs, delta.finish_reason, delta.text]
+    return [delta.tokens, logprobs, delta.finish_reason, delta.text, delta.prompt_logprobs]
 
 
 def read_delta(raw: list[Any]) -> Delta:
-    tokens, logprobs, reason, text = raw
+    tokens, logprobs, reason, text, prompt = raw
     read = (TokenLogprob(token, own, tuple((int(i), float(v)) for i, v in top)) for token, own, top in logprobs)
-    return Delta(tuple(tokens), tuple(read), None if reason is None else FinishReason(reason), text)
+    scores = None if prompt is None else read_scores(prompt)
+    return Delta(tuple(tokens), tuple(read), None if reason is None else FinishReason(reason), text, scores)
 
 
 def drop(task: int) -> Message:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nereid.llm.drawing import draw
-from nereid.llm.engine import Chunk, KvMemory
+from nereid.llm.engine import Chunk, Holder, KvMemory
 from nereid.llm.sequences import GeneratedSequence
 from nereid.llm.tick import Tick
 
@@ -49,8 +49,10 @@ class Prefill:
         chunks: list[Chunk] = []
         while budget > 0 and (len(chunks) < len(self.memory.filling) or self._admit()):
             holder = self.memory.filling[len(chunks)]
-            chunks.append(Chunk(holder, holder.prompt[holder.computed : holder.computed + budget]))
+            chunks.append(_chunk(holder, budget))
             budget -= len(chunks[-1].tokens)
+            if holder.computed + len(chunks[-1].tokens) < len(holder.prompt):
+                break  # the next prompt must not be read before this one
         return chunks
 
     def commit(self, chunks: Sequence[Chunk], logits: Sequence[NDArray[np.float32]], tick: Tick) -> None:
@@ -58,23 +60,29 @@ class Prefill:
         for chunk, values in zip(chunks, logits, strict=True):
             sequence = chunk.holder
             assert isinstance(sequence, GeneratedSequence)
+            if sequence.scored_prompt is not None and sequence.must_score:
+                sequence.scored_prompt.take(sequence.computed, values)
             sequence.computed += len(chunk.tokens)
             tick.prompt_tokens += len(chunk.tokens)
             if sequence.computed < len(sequence.prompt):
                 continue
             self.memory.join(sequence)
-            if not sequence.written:
-                draw([sequence], values, tick)
+            if not sequence.max_tokens:
+                sequence.end_unanswered()
+            elif not sequence.written:
+                draw([sequence], values[-1:], tick)
 
     def _admit(self) -> bool:
         """Give the next waiting sequence a place, if there is room for it and for the beginning of its answer."""
         if not self.waiting:
             return False
         sequence = self.waiting[0]
-        if self._is_being_read(sequence.prompt):
+        cached = not sequence.must_score
+        if cached and self._is_being_read(sequence.prompt):
             return False
         ahead = min(sequence.remaining, EXPECTED_TOKENS)
-        if not self.memory.begin(sequence, min(len(sequence.tokens) + ahead, self.memory.longest) + 2):
+        slots = min(len(sequence.tokens) + ahead, self.memory.longest) + 2
+        if not self.memory.begin(sequence, slots, cached=cached):
             return False
         self.waiting.popleft()
         if not sequence.written:
@@ -89,6 +97,14 @@ class Prefill:
         # One token is left to compute logits from, as in the cache.
         common = max((_common(holder.prompt, prompt[:-1]) // block * block for holder in self.memory.filling), default=0)
         return common > 0 and common > self.memory.known(prompt)
+
+
+def _chunk(holder: Holder, budget: int) -> Chunk:
+    """What is read next of a prompt; of one that is scored, no more than its logits may have room for."""
+    scores = holder.scored_prompt if isinstance(holder, GeneratedSequence) and holder.must_score else None
+    count = budget if scores is None else min(budget, scores.chunk)
+    tokens = holder.prompt[holder.computed : holder.computed + count]
+    return Chunk(holder, tokens, keep=1 if scores is None else len(tokens))
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from nereid.flow.errors import ContextLengthError, InvalidRequestError
 from nereid.llm.settings import LlmFacts
@@ -19,14 +19,15 @@ _CHARACTERS = 4
 
 def tokens_of_text(
     text: str, tokenizer: Tokenizer, facts: LlmFacts, longest: int, *, add_special_tokens: bool = True
-) -> tuple[int, ...]:
+) -> Encoding:
     """A text's tokens, fewer than `longest`; raises InvalidRequestError naming `text_input`."""
-    tokens = _encode(text, tokenizer, facts, longest, add_special_tokens)
+    encoding = _encode(text, tokenizer, facts, longest, add_special_tokens)
+    tokens = encoding.ids
     if not tokens:
         raise InvalidRequestError.of("text_input", text, "text of at least one token")
     _check_length("text_input", len(tokens), longest)
     check_tokens("text_input", tokens, facts)  # a tokenizer may know tokens that the model has no room for
-    return tuple(tokens)
+    return encoding
 
 
 def tokens_of_ids(ids: NDArray[np.int32], facts: LlmFacts, longest: int) -> tuple[int, ...]:
@@ -45,7 +46,7 @@ def check_tokens(name: str, tokens: Sequence[int], facts: LlmFacts) -> None:
             raise InvalidRequestError.of(name, token, f"token ids 0 to {facts.vocabulary - 1}")
 
 
-def _encode(text: str, tokenizer: Tokenizer, facts: LlmFacts, longest: int, special: bool) -> list[int]:
+def _encode(text: str, tokenizer: Tokenizer, facts: LlmFacts, longest: int, special: bool) -> Encoding:
     """One that is too long is refused by its length, or by its beginning."""
     most = longest * facts.longest_token
     if len(text) > most:
@@ -56,7 +57,7 @@ def _encode(text: str, tokenizer: Tokenizer, facts: LlmFacts, longest: int, spec
         if found > longest + _PROBE_MARGIN:
             raise ContextLengthError.of("text_input", f"more than {longest - 1} tokens", f"shorter: {_holds(longest)}")
         begins *= 2
-    return list(tokenizer.encode(text, add_special_tokens=special).ids)
+    return tokenizer.encode(text, add_special_tokens=special)
 
 
 def _check_length(name: str, tokens: int, longest: int) -> None:

@@ -10,6 +10,8 @@ from tokenizers import Tokenizer
 
 from nereid.flow.errors import ContextLengthError, InvalidRequestError
 from nereid.flow.noise import derived_seed
+from nereid.flow.tickets import USUAL_PRIORITY
+from nereid.llm.prompt_places import places_in_text, places_of_ids
 from nereid.llm.prompts import check_tokens, tokens_of_ids, tokens_of_text
 from nereid.llm.sampling import Sampling
 from nereid.llm.sent import Inputs, SentRequest, SentSampling, read_request
@@ -38,7 +40,8 @@ class LlmRequest:
     """One request, every option concrete; `samplings` has one entry for each of `n` answers.
 
     `scored`: whether the drawn tokens' log probabilities are computed; `logprobs`: whether they are told, with `top_logprobs`
-    of the likeliest tokens at each position.
+    of the likeliest tokens at each position; `prompt_logprobs` the same of the prompt, None where they are not. `prompt_places`
+    are then where the prompt's tokens begin in its text.
     """
 
     prompt: tuple[int, ...]
@@ -55,11 +58,14 @@ class LlmRequest:
     scored: bool
     logprobs: bool
     top_logprobs: int
+    prompt_logprobs: int | None
     structure: StructureRequest | None
     speculation: str
     timeout_seconds: float
     outputs: frozenset[str]
     run_id: str | None = None
+    priority: int = USUAL_PRIORITY
+    prompt_places: tuple[int, ...] = ()
 
 
 def parse_llm_request(
@@ -74,7 +80,7 @@ def parse_llm_request(
         raise InvalidRequestError.of("exclude_input_in_output", False, "true, or absent, where stream is true")
     _check_sampling(sampling, facts, limits, has_draft)
     structure = _structure(sampling)
-    text, prompt = _prompt(sent, tokenizer, facts, longest)  # the one dear part, after all that is cheap to refuse
+    text, prompt, places = _prompt(sent, tokenizer, facts, longest)  # the one dear part, after all that is cheap to refuse
     max_tokens = _max_tokens(sent, len(prompt), longest)
     if sampling["min_tokens"] > max_tokens:
         raise InvalidRequestError.of("min_tokens", sampling["min_tokens"], f"at most max_tokens, {max_tokens}")
@@ -94,33 +100,41 @@ def parse_llm_request(
         scored=sampling["logprobs"] is not None or "cumulative_logprob" in sent.asked,
         logprobs=sampling["logprobs"] is not None,
         top_logprobs=sampling["logprobs"] or 0,
+        prompt_logprobs=sampling["prompt_logprobs"],
         structure=structure,
         speculation=sampling["speculation"] or limits.speculation,
         timeout_seconds=limits.default_timeout_seconds if sent.timeout_seconds is None else sent.timeout_seconds,
         outputs=frozenset(("text_output", "index", *sent.asked)),
         run_id=sent.run_id,
+        priority=sampling["priority"],
+        prompt_places=places,
     )
 
 
-def _prompt(sent: SentRequest, tokenizer: Tokenizer, facts: LlmFacts, longest: int) -> tuple[str, tuple[int, ...]]:
-    """Text and tokens of the prompt, of which one was sent."""
+def _prompt(
+    sent: SentRequest, tokenizer: Tokenizer, facts: LlmFacts, longest: int
+) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    """Text and tokens of the prompt, of which one was sent, and where they begin in it, where that will be told."""
+    told = sent.sampling["prompt_logprobs"] is not None
     if sent.input_ids is not None:
         prompt = tokens_of_ids(sent.input_ids, facts, longest)
-        return tokenizer.decode(list(prompt), skip_special_tokens=False), prompt
+        text = tokenizer.decode(list(prompt), skip_special_tokens=False)
+        return text, prompt, places_of_ids(prompt, tokenizer) if told else ()
     text = sent.text_input or ""
     special = sent.sampling["add_special_tokens"]
-    return text, tokens_of_text(text, tokenizer, facts, longest, add_special_tokens=special)
+    encoding = tokens_of_text(text, tokenizer, facts, longest, add_special_tokens=special)
+    return text, tuple(encoding.ids), places_in_text(encoding) if told else ()
 
 
 def _max_tokens(sent: SentRequest, prompt: int, longest: int) -> int:
     """The input of this name stands above the sampling parameter."""
     room, wanted = longest - prompt, sent.max_tokens
-    if wanted is not None and wanted < 1:
-        raise InvalidRequestError.of("max_tokens", wanted, f"1 to {room}")
+    if wanted is not None and wanted < 0:
+        raise InvalidRequestError.of("max_tokens", wanted, f"0 to {room}")
     if wanted is None:
         wanted = room if sent.sampling["max_tokens"] is None else int(sent.sampling["max_tokens"])
     if wanted > room:
-        raise ContextLengthError.of("max_tokens", wanted, f"1 to {room}: the prompt has {prompt} tokens of {longest}")
+        raise ContextLengthError.of("max_tokens", wanted, f"0 to {room}: the prompt has {prompt} tokens of {longest}")
     return wanted
 
 

@@ -91,12 +91,12 @@ class KvRows(Places):
     def known(self, prompt: Sequence[int]) -> int:
         return len(self.cache.match(prompt, counted=False)) * BLOCK
 
-    def begin(self, holder: Holder, slots: int, *, counted: bool = True) -> bool:
+    def begin(self, holder: Holder, slots: int, *, counted: bool = True, cached: bool = True) -> bool:
         """Lend the row behind the others, with what the prefix cache has of the prompt copied in."""
         row = len(self.held)
         if not self.make_room(slots, row + 1):
             return False
-        blocks = self.cache.match(holder.prompt, counted=counted)
+        blocks = self.cache.match(holder.prompt, counted=counted) if cached else []
         for number, block in enumerate(blocks):
             self.engine.write(row, number * BLOCK, block.values)
         holder.row, holder.computed = row, len(blocks) * BLOCK

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nereid.flow.errors import EngineError, InvalidRequestError, RequestError
+from nereid.llm.prompt_scores import PromptLogprob, ScoredPrompt, likeliest
 from nereid.llm.sampling import NOT_FINITE, Row, Sampling, TokenCounts, log_softmax, log_total
 from nereid.llm.speculation import Proposer, SpeculationMeter
 from nereid.llm.structure import Structure
@@ -39,21 +40,23 @@ class TokenLogprob:
 class Delta(NamedTuple):
     """What one token, or several, added to an answer; `finish_reason` comes with the last.
 
-    `text` is None where no stop string had to be looked for: whoever shows the delta makes it, `Answer.show`.
+    `text` is None where no stop string had to be looked for: whoever shows the delta makes it, `Answer.show`. The first delta of
+    an answer whose prompt is scored has `prompt_logprobs`, for every token of the prompt but the first.
     """
 
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     text: str | None = None
+    prompt_logprobs: tuple[PromptLogprob, ...] | None = None
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class GeneratedSequence:
     """`stop_ids` end the answer and are no part of its text; `emit` gets every delta, on the tick thread.
 
-    `scored`: every delta brings its tokens' log probabilities, with those of the `top_logprobs` likeliest. Whatever goes wrong
-    with this sequence alone is its `error`, by which it has finished.
+    `scored`: every delta brings its tokens' log probabilities, with those of the `top_logprobs` likeliest. `scored_prompt`: so
+    does the first one, for the prompt's. Whatever goes wrong with this sequence alone is its `error`, by which it has finished.
     """
 
     prompt: list[int]
@@ -65,6 +68,7 @@ class GeneratedSequence:
     min_tokens: int = 0
     scored: bool = False
     top_logprobs: int = 0
+    scored_prompt: ScoredPrompt | None = None
     structure: Structure | None = None
     proposer: Proposer | None = None
     meter: SpeculationMeter | None = None
@@ -98,6 +102,11 @@ class GeneratedSequence:
         return self.max_tokens - len(self.written)
 
     @property
+    def must_score(self) -> bool:
+        """Whether logits of all of its prompt are needed: nothing of it can come from the prefix cache."""
+        return self.scored_prompt is not None and not self.scored_prompt.is_complete
+
+    @property
     def behind(self) -> bool:
         """Whether tokens it has written must be computed again before the next one can be drawn.
 
@@ -116,6 +125,11 @@ class GeneratedSequence:
                 allowed = np.zeros(self.structure.vocabulary, np.bool_)
         banned = tuple(self.stop_ids) if len(self.written) < self.min_tokens else ()
         return Row(self.sampling, len(self.written), self._counts, banned, allowed)
+
+    def end_unanswered(self) -> None:
+        """The prompt is read, and nothing is to be written."""
+        self.finish_reason = FinishReason.LENGTH
+        self._emit(Delta((), (), self.finish_reason, "" if self.text.stops else None))
 
     def take(self, token: int) -> None:
         """Add a drawn token, tell of it, and see whether it was the last; one that could not be drawn is an error."""
@@ -147,7 +161,12 @@ class GeneratedSequence:
             self.finish_reason = FinishReason.LENGTH
         if shown is not None and self.finished:
             shown += self.text.finish()
-        self.emit(Delta((token,), logprobs, self.finish_reason, shown))
+        self._emit(Delta((token,), logprobs, self.finish_reason, shown))
+
+    def _emit(self, delta: Delta) -> None:
+        if self.scored_prompt is not None and len(self.written) <= 1:
+            delta = delta._replace(prompt_logprobs=tuple(self.scored_prompt.found))
+        self.emit(delta)
 
     def _undrawn(self, token: int) -> RequestError:
         if token == NOT_FINITE:
@@ -164,10 +183,7 @@ class GeneratedSequence:
         if not self.top_logprobs:
             return TokenLogprob(token, float(np.float32(float(raw[token]) - log_total(raw))), ())
         values = log_softmax(raw)
-        count = min(self.top_logprobs, len(values))
-        best = np.argpartition(-values, count - 1)[:count]
-        order = best[np.lexsort((best, -values[best]))]
-        return TokenLogprob(token, float(values[token]), tuple((int(i), float(values[i])) for i in order))
+        return TokenLogprob(token, float(values[token]), likeliest(values, self.top_logprobs))
 
 
 def _broken(structure: Structure, error: ValueError) -> InvalidRequestError:

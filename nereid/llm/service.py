@@ -20,7 +20,7 @@ from nereid.flow.runs import Runs, read_id
 from nereid.flow.state_folder import state_file
 from nereid.llm.answers import Answer
 from nereid.llm.crew import Crew
-from nereid.llm.engine import longest_row
+from nereid.llm.engine import longest_sequence
 from nereid.llm.fingerprint import system_fingerprint
 from nereid.llm.observer import LlmObserver
 from nereid.llm.pace import StreamPace
@@ -75,8 +75,8 @@ class LlmModel:
 
     @property
     def longest(self) -> int:
-        """Tokens of prompt and answer together: two fewer than a row has slots, for what an engine appends as padding."""
-        return longest_row(self.facts.context_length, self.limits.kv_tokens) - 2
+        """Tokens of prompt and answer together."""
+        return longest_sequence(self.facts.context_length, self.limits.kv_tokens)
 
     def worker_options(self) -> WorkerOptions:
         memory = self.limits.kv_tokens * self.facts.kv_bytes_per_token + self.limits.prefix_cache_megabytes * 2**20
@@ -203,7 +203,7 @@ class LlmService:
             flight.wait()
             if request.run_id is not None:
                 self._runs.begin(request.run_id, task)
-            if not self._batcher.attach(ticket, task, timeout_seconds=request.timeout_seconds):
+            if not self._batcher.attach(ticket, task, timeout_seconds=request.timeout_seconds, priority=request.priority):
                 error = DeadlineError("timeout_seconds: the request could not be read in time")
                 self._end(task, flight, error)
                 raise error

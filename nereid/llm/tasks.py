@@ -74,6 +74,7 @@ class LlmTask:
     arrived: float = field(default_factory=time.monotonic)
     _token_times: dict[int, tuple[float, float]] = field(default_factory=dict)
     _last_sent: float = -math.inf
+    _prompt_told: bool = False
     _ended: threading.Event = field(default_factory=threading.Event)
     _pending: deque[tuple[int, Delta, float]] = field(default_factory=deque)
     """Deltas of answers, and the sum of the answer's log probabilities up to each."""
@@ -117,12 +118,8 @@ class LlmTask:
     def emit(self, index: int, delta: Delta) -> None:
         """Note the token's time, and leave the sending to another thread."""
         now = time.monotonic()
-        if not self._token_times:
-            self.observer.first_token(now - self.arrived)
-        first, last = self._token_times.get(index, (now, now))
-        if now > last:
-            self.observer.token(now - last)
-        self._token_times[index] = first, now
+        if delta.tokens:
+            self._note_time(index, now)
         if not self.request.stream:
             return
         with self._state:
@@ -134,6 +131,14 @@ class LlmTask:
                 return  # they go with the answer that is being prepared; so a slow reader gets several tokens at once
             self._scheduled = True
         self._submit(self._send_soon)
+
+    def _note_time(self, index: int, now: float) -> None:
+        if not self._token_times:
+            self.observer.first_token(now - self.arrived)
+        first, last = self._token_times.get(index, (now, now))
+        if now > last:
+            self.observer.token(now - last)
+        self._token_times[index] = first, now
 
     def finish(self, error: RequestError | None) -> None:
         """Have the last answer sent; deltas that are still pending go first. Returns at once."""
@@ -184,6 +189,7 @@ class LlmTask:
         """Make and send an answer; where it cannot be made, for its text cannot, the request ends with an error."""
         try:
             wanted = {name: value for name, value in make().items() if name in self.request.outputs}
+            wanted |= self._prompt_logprobs()
         except Exception:
             log.exception("an answer could not be made")
             self.error = EngineError("internal error while writing the answer; see the server's log")
@@ -235,16 +241,29 @@ class LlmTask:
             "num_cached_tokens": np.array([self.answers[0].cached_tokens], np.uint32),
         }
 
+    def _prompt_logprobs(self) -> Outputs:
+        """With the first answer: of each of the prompt's tokens what `logprobs` tells of an answer's, its rank, and its place."""
+        scores = self.answers[0].prompt_logprobs
+        if self._prompt_told or scores is None:
+            return {}
+        self._prompt_told = True
+        request = self.request
+        told: list[dict[str, object]] = [{**self._entry(request.prompt[0], None), "rank": None, "top": []}]
+        told += [
+            {**self._entry(i.token, i.logprob), "rank": i.rank, "top": [self._entry(*other) for other in i.top]} for i in scores
+        ]
+        placed = [{**entry, "text_offset": place} for entry, place in zip(told, request.prompt_places, strict=True)]
+        return {"prompt_logprobs": _texts([json.dumps(placed)])}
+
     def _logprobs(self, found: Sequence[TokenLogprob]) -> str:
         """As JSON: for each token its text, id and probability, and the likeliest others; its bytes where they are no text."""
+        return json.dumps([{**self._entry(i.token, i.logprob), "top": [self._entry(*other) for other in i.top]} for i in found])
 
-        def entry(token: int, logprob: float) -> dict[str, object]:
-            text = self.texts.of(token)
-            raw = self.texts.bytes_of(token, text)
-            more = {} if raw == text.encode() else {"bytes": list(raw)}
-            return {"token_id": token, "token": text, "logprob": round(logprob, 6), **more}
-
-        return json.dumps([{**entry(i.token, i.logprob), "top": [entry(*other) for other in i.top]} for i in found])
+    def _entry(self, token: int, logprob: float | None) -> dict[str, object]:
+        text = self.texts.of(token)
+        raw = self.texts.bytes_of(token, text)
+        more = {} if raw == text.encode() else {"bytes": list(raw)}
+        return {"token_id": token, "token": text, "logprob": logprob if logprob is None else round(logprob, 6), **more}
 
 
 def _merge(deltas: list[Delta]) -> Delta:

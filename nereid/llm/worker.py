@@ -23,6 +23,7 @@ from nereid.flow.metrics import Recorder
 from nereid.llm.loading import LoadedModel, check_widths, load_model
 from nereid.llm.observer import LlmObserver
 from nereid.llm.orders import DROP, REFUSED, START, TOKENS, Order, metric, pack_delta
+from nereid.llm.prompt_scores import ScoredPrompt
 from nereid.llm.scheduler import LlmScheduler
 from nereid.llm.sequences import Delta, GeneratedSequence
 from nereid.llm.settings import TOKENIZER_FILE, LlmFacts, LlmLimits, read_tokenizer
@@ -146,11 +147,18 @@ class LlmLoop:
             min_tokens=order.min_tokens,
             scored=order.scored,
             top_logprobs=order.top_logprobs,
+            scored_prompt=self._scored_prompt(order) if index == 0 else None,
             structure=structure,
             proposer=proposer,
             meter=SpeculationMeter(self.limits.speculation_tokens) if proposer is not None else None,
         )
         return made
+
+    def _scored_prompt(self, order: Order) -> ScoredPrompt | None:
+        """Of a request's answers the first has its prompt scored: it is the same for all."""
+        if order.prompt_logprobs is None:
+            return None
+        return ScoredPrompt(list(order.prompt), order.prompt_logprobs, self.model.vocabulary)
 
     def _proposer(self, speculation: str) -> Proposer | None:
         if speculation == "draft":

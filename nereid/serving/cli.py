@@ -64,6 +64,13 @@ def serve(
             help="Have the gateway ignore fields that it does not know, and name them in the header x-nereid-ignored-fields.",
         ),
     ] = False,
+    openai_batches: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="NEREID_OPENAI_BATCHES",
+            help="Folder where the gateway keeps files and batches (/v1/files, /v1/batches), over restarts too; none without it.",
+        ),
+    ] = None,
     triton: Annotated[Source, typer.Option(help="Which Triton: on PATH (as in the container), or from pip.")] = Source.AUTO,
     log_file: Annotated[Path | None, typer.Option(help="Write Triton's log here instead of to the terminal.")] = None,
     cache_dir: Annotated[
@@ -97,7 +104,8 @@ def serve(
     )
     try:
         keys = None if openai_keys is None else str(openai_keys.absolute())
-        rules = Rules(keys=keys, cors_origins=tuple(openai_cors or ()), lenient=openai_lenient)
+        batches = None if openai_batches is None else str(openai_batches.absolute())
+        rules = Rules(keys=keys, cors_origins=tuple(openai_cors or ()), lenient=openai_lenient, batches=batches)
         _run(options, GatewayOptions(host=openai_host, port=openai_port, rules=rules) if openai_port else None)
     except ServingError as error:
         fail(error)

@@ -7,7 +7,8 @@ import base64
 import io
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -16,13 +17,14 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.limits import Limits
 from nereid_bench.vllm_peer import stream_completion
 from nereid_client import Client
 from nereid_client.main import app
 from nereid_zoo.sections.chat import conversation
 
-from conftest import Served, gateway
+from conftest import ZOO, Served, gateway
 from raw import metric
 
 pytestmark = pytest.mark.triton
@@ -114,11 +116,62 @@ def test_completions_take_several_prompts_and_echo(api: openai.OpenAI) -> None:
     made = api.completions.create(model="llm", prompt=["<section", "<footer"], max_tokens=4, temperature=0, echo=True, logprobs=1)
     assert [choice.text[:8] for choice in made.choices] == ["<section", "<footer" + made.choices[1].text[7:8]]
     assert made.choices[0].logprobs is not None
-    assert len(made.choices[0].logprobs.tokens or []) == 4
     assert made.usage is not None
+    assert len(made.choices[0].logprobs.tokens or []) == 4 + made.usage.prompt_tokens // 2
     assert made.usage.completion_tokens == 8
-    streamed = api.completions.create(model="llm", prompt="<section", max_tokens=4, temperature=0, stream=True)
-    assert "<section" + "".join(chunk.choices[0].text for chunk in streamed) == made.choices[0].text
+    streamed = list(
+        api.completions.create(model="llm", prompt=["<section", "<footer"], max_tokens=4, temperature=0, echo=True, stream=True)
+    )
+    for index, whole in enumerate(made.choices):
+        assert "".join(piece.text for chunk in streamed for piece in chunk.choices if piece.index == index) == whole.text
+
+
+def test_an_evaluators_probabilities_are_those_of_the_checkpoint(served: Served, api: openai.OpenAI) -> None:
+    """As lm-evaluation-harness asks: token ids with echo, and no answer."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    checkpoint = ZOO / "sections" / "checkpoint"
+    ids = AutoTokenizer.from_pretrained(checkpoint)('<section class="hero"><h1>Café 🦊 best</h1>')["input_ids"]
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)(torch.tensor([ids])).logits[0]
+    wanted = torch.log_softmax(logits.double(), -1).numpy()[:-1]
+    made = api.completions.create(model="exact_llm", prompt=[ids, ids[:9]], max_tokens=0, echo=True, logprobs=1)
+    assert made.usage is not None
+    assert made.usage.completion_tokens == 0
+    for choice, length in zip(made.choices, (len(ids), 9), strict=True):
+        assert choice.logprobs is not None
+        assert choice.logprobs.token_logprobs is not None
+        own = wanted[np.arange(length - 1), ids[1:length]]
+        np.testing.assert_allclose(choice.logprobs.token_logprobs[1:], own, atol=5e-5)  # type: ignore[arg-type]
+        told = zip(choice.logprobs.tokens or [], choice.logprobs.top_logprobs or [], strict=True)
+        greedy = [token == max(top, key=lambda name: top[name]) for token, top in told if top is not None]
+        assert greedy == (wanted[: length - 1].argmax(axis=1) == ids[1:length]).tolist()
+
+
+def test_a_batch_goes_on_in_the_next_gateway(served: Served, tmp_path: Path) -> None:
+    body = {"model": "llm", "prompt": "<section", "max_tokens": 40}
+    lines = [{"custom_id": str(i), "url": "/v1/completions", "body": {**body, "seed": i}} for i in range(60)]
+    with gateway(served, KEY, rules=Rules(batches=str(tmp_path))) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=5, timeout=60)
+        file = client.files.create(file=("asked.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="batch")
+        made = client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
+        _reach(lambda: client.batches.retrieve(made.id).request_counts.completed > 0)  # type: ignore[union-attr]
+    with gateway(served, KEY, rules=Rules(batches=str(tmp_path))) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=5, timeout=60)
+        _reach(lambda: client.batches.retrieve(made.id).status == "completed")
+        output = client.batches.retrieve(made.id).output_file_id
+        assert output is not None
+        found = [json.loads(line) for line in client.files.content(output).text.splitlines()]
+        assert [item["custom_id"] for item in found] == [item["custom_id"] for item in lines]
+        assert {item["response"]["status_code"] for item in found} == {200}
+
+
+def _reach(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_the_async_client_of_openai(url: str) -> None:

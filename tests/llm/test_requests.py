@@ -50,7 +50,7 @@ def test_bad_sampling_parameters_are_named(parameters: dict[str, Any], words: li
 
 
 def test_an_answer_that_does_not_fit_is_told_the_room() -> None:
-    with pytest.raises(InvalidRequestError, match=r"max_tokens: 126 .*1 to 125"):
+    with pytest.raises(InvalidRequestError, match=r"max_tokens: 126 .*0 to 125"):
         parse(sampling_parameters=text('{"max_tokens": 126}'))
     assert parse(sampling_parameters=text('{"max_tokens": 125}')).max_tokens == 125
 
@@ -76,7 +76,7 @@ BAD_INPUTS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("deep JSON", {"sampling_parameters": text('{"stop":' * 300)}, ["sampling_parameters"]),
     ("timeout 0", {"timeout_seconds": np.array([0], np.float32)}, ["timeout_seconds", "above 0"]),
     ("timeout NaN", {"timeout_seconds": np.array([np.nan], np.float32)}, ["timeout_seconds", "nan"]),
-    ("max_tokens input 0", {"max_tokens": np.array([0], np.int32)}, ["max_tokens", "0"]),
+    ("max_tokens input -1", {"max_tokens": np.array([-1], np.int32)}, ["max_tokens", "-1", "0 to 125"]),
     ("max_tokens input too large", {"max_tokens": np.array([999], np.int32)}, ["max_tokens", "999", "125"]),
 ]
 

@@ -349,12 +349,6 @@ def test_a_packed_body_is_refused_by_its_name(bodies_only: httpx.Client) -> None
     assert answer.json()["error"]["message"].startswith("content-encoding: 'gzip' is not allowed")
 
 
-def test_echo_of_token_ids_is_refused_for_there_is_no_text_to_give_back(bodies_only: httpx.Client) -> None:
-    for prompt in ([1, 2], [[1, 2], [3]]):
-        answer = bodies_only.post(COMPLETIONS, json={"model": "llm", "prompt": prompt, "echo": True})
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "echo")
-
-
 @pytest.mark.parametrize("route", [CHAT, COMPLETIONS])
 def test_usage_that_was_asked_for_is_null_in_every_chunk_but_the_last(api: httpx.Client, route: str) -> None:
     *chunks, last = streamed(api, route, {"stream_options": {"include_usage": True}})

@@ -33,6 +33,7 @@ def main(argument: str) -> int:
             ready_url=launch.ready_url,
             api_key=os.environ.get(API_KEY, ""),
             max_body_bytes=launch.limits.body_bytes,
+            max_file_bytes=launch.limits.file_bytes,
             rules=launch.rules,
         )
         drain = Drain(launch.drain_seconds)

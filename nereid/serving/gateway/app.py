@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
@@ -16,11 +17,17 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from nereid.serving.gateway import chats, images, texts
+from nereid.engines.digests import own_version
+from nereid.serving.gateway import chats, completions, images, texts, tokenizing
+from nereid.serving.gateway.batches.load import Watched
+from nereid.serving.gateway.batches.runner import Pace
+from nereid.serving.gateway.batches.service import Batches
+from nereid.serving.gateway.batches.store import BatchStore
 from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.draining import Drain, Drained
 from nereid.serving.gateway.errors import ApiError, from_nereid
@@ -50,6 +57,7 @@ class GatewaySettings:
     ready_url: str
     api_key: str = field(default="", repr=False)
     max_body_bytes: int = 4 * 2**20
+    max_file_bytes: int = 200 * 2**20
     rules: Rules = field(default_factory=Rules)
 
 
@@ -61,6 +69,8 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
     keys = Keys.of(settings.api_key, Path(settings.rules.keys) if settings.rules.keys else None)
     lenient = settings.rules.lenient
     metrics = GatewayMetrics()
+    handlers: dict[Any, Any] = dict.fromkeys((ApiError, NereidError, HTTPException), _refuse)
+    batches = _batches(settings, max((place.at_once for place in places.values()), default=1))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -68,7 +78,8 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             # A full queue is told at once: callers try again as they like, and know how long they wait.
             clients[prefix] = AsyncClient(settings.grpc_url, name=prefix, retry_full=False)
         metrics.watch({prefix: client.statistics for prefix, client in clients.items()})
-        yield
+        async with batches.running() if batches is not None else contextlib.nullcontext():
+            yield
         for client in clients.values():
             await client.close()
 
@@ -80,6 +91,14 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
                 404, f"model: {name!r} is not one of those served here: {known}", param="model", code="model_not_found"
             )
         return model, clients[model.prefix]
+
+    def only(kind: str) -> str:
+        """The one model of a kind, which need not be named."""
+        found = [model.id for model in models.values() if model.kind == kind]
+        if len(found) == 1:
+            return found[0]
+        known = ", ".join(found) or "none"
+        raise ApiError(400, f"model: it is missing; it must be one of those served here: {known}", param="model")
 
     async def list_models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [_model(item) for item in models.values()]})
@@ -95,7 +114,9 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
         request.state.names = names = chats.chat_names(body)
         model, client = find(body.model, "llm")
         prompt = model.prompt(chats.chat_of(body, model))
-        answer = texts.ChatAnswer(_stamp("chatcmpl"), int(time.time()), model.id, body.return_token_ids)
+        answer = texts.ChatAnswer(
+            _stamp("chatcmpl"), int(time.time()), model.id, body.return_token_ids, prompt_logprobs=body.prompt_logprobs
+        )
         asked = {**chats.chat_sampling(body, model), "request_id": request.state.request_id}
         if body.stream:
             items = texts.stream(client, prompt, asked, answer, body.usage_wanted)
@@ -103,21 +124,19 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
         async with places[model.id].taking():
             return JSONResponse(answer.whole(await until_gone(request, client.generate_text(prompt, **asked))))
 
-    async def completions(request: Request) -> Response:
+    async def complete(request: Request) -> Response:
         body = await read_body(request, CompletionBody, lenient)
-        request.state.names = names = texts.completion_names(body)
+        request.state.names = names = completions.completion_names(body)
         model, client = find(body.model, "llm")
-        prompts = texts.prompts_of(body)
-        answer = texts.CompletionAnswer(_stamp("cmpl"), int(time.time()), model.id, body.echo, body.n, body.return_token_ids)
-        asked = {**texts.completion_sampling(body), "request_id": request.state.request_id}
+        sampling = {**completions.completion_sampling(body), "request_id": request.state.request_id}
+        asked = await completions.asked_of(body, model, sampling)
+        answer = completions.CompletionAnswer(_stamp("cmpl"), int(time.time()), model.id, body)
         if body.stream:
-            if len(prompts) > 1:
-                raise ApiError(400, f"prompt: {len(prompts)} prompts cannot be streamed; send one", param="prompt")
-            items = texts.stream(client, prompts[0], asked, answer, body.usage_wanted)
-            return await begin_stream(request, places[model.id].during(items), names)
-        async with places[model.id].taking(len(prompts)):
-            made = all_of([client.generate_text(prompt, **asked) for prompt in prompts])
-            return JSONResponse(answer.whole_of(prompts, await until_gone(request, made)))
+            items = answer.stream(client, asked, sampling)
+            return await begin_stream(request, places[model.id].during(items, len(asked)), names)
+        async with places[model.id].taking(len(asked)):
+            made = all_of([client.generate_text(item.prompt, **sampling) for item in asked])
+            return JSONResponse(answer.whole(asked, await until_gone(request, made)))
 
     async def generate_images(request: Request) -> Response:
         body = await read_body(request, ImageBody, lenient)
@@ -129,6 +148,18 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             return await begin_stream(request, places[model.id].during(items), names)
         async with places[model.id].taking():
             return JSONResponse(await until_gone(request, images.whole(client, body, request.state.request_id)))
+
+    async def tokenize(request: Request) -> Response:
+        body = await read_body(request, tokenizing.TokenizeBody, lenient)
+        request.state.names = tokenizing.tokenize_names(body)
+        return JSONResponse(await tokenizing.tokenize(body, find(body.model or only("llm"), "llm")[0]))
+
+    async def detokenize(request: Request) -> Response:
+        body = await read_body(request, tokenizing.DetokenizeBody, lenient)
+        return JSONResponse(await tokenizing.detokenize(body, find(body.model or only("llm"), "llm")[0]))
+
+    async def version(request: Request) -> Response:
+        return JSONResponse({"version": own_version()})
 
     async def health(request: Request) -> Response:
         said = await readiness(settings.ready_url)
@@ -145,22 +176,39 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             Route("/v1/models", list_models),
             Route("/v1/models/{name}", show_model),
             Route("/v1/chat/completions", chat, methods=["POST"]),
-            Route("/v1/completions", completions, methods=["POST"]),
+            Route("/v1/completions", complete, methods=["POST"]),
             Route("/v1/images/generations", generate_images, methods=["POST"]),
+            Route("/tokenize", tokenize, methods=["POST"]),
+            Route("/detokenize", detokenize, methods=["POST"]),
+            Route("/version", version),
             Route("/health", health),
             Route("/metrics", show_metrics),
+            *(batches.routes() if batches is not None else ()),
         ],
         middleware=[
             Middleware(Observed, metrics=metrics),  # the first is the outermost
             *_cors(settings.rules.cors_origins),
             Middleware(Drained, drain=drain or Drain()),
-            Middleware(Guard, keys=keys, max_body_bytes=settings.max_body_bytes),
+            Middleware(
+                Guard,
+                keys=keys,
+                max_body_bytes=settings.max_body_bytes,
+                max_file_bytes=None if batches is None else settings.max_file_bytes,
+            ),
+            *([Middleware(Watched, load=batches.load)] if batches is not None else ()),
         ],
-        exception_handlers=dict.fromkeys((ApiError, NereidError, HTTPException), _refuse),
+        exception_handlers=handlers,
     )
+    if batches is not None:
+        batches.ask_with(ExceptionMiddleware(app.router, handlers))
     # One slash too many would be sent elsewhere: to what the caller's Host says, without TLS behind a proxy that ends it.
     app.router.redirect_slashes = False
     return app
+
+
+def _batches(settings: GatewaySettings, at_once: int) -> Batches | None:
+    folder = settings.rules.batches
+    return None if folder is None else Batches(BatchStore(Path(folder)), settings.rules.lenient, Pace(at_once=at_once))
 
 
 def _cors(origins: Sequence[str]) -> list[Middleware]:
@@ -174,7 +222,8 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
 
 
 def _model(item: Offered) -> dict[str, Any]:
-    return {"id": item.id, "object": "model", "created": item.created, "owned_by": "nereid"}
+    length = {} if item.max_model_len is None else {"max_model_len": item.max_model_len}
+    return {"id": item.id, "object": "model", "created": item.created, "owned_by": "nereid", **length}
 
 
 def _stamp(kind: str) -> str:

@@ -47,6 +47,8 @@ def chat_sampling(body: ChatBody, model: Offered) -> dict[str, Any]:
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs: needs logprobs to be true", param="top_logprobs")
+    if body.prompt_logprobs is not None and body.stream:
+        raise ApiError(400, "prompt_logprobs: a chat's cannot be streamed; stream must be false", param="prompt_logprobs")
     if body.logprobs:
         sampling["logprobs"] = body.top_logprobs or 0
     structure = _structure(body)

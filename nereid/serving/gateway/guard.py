@@ -13,6 +13,9 @@ from nereid.serving.gateway.keys import Caller, Keys, RateLimitError
 
 log = logging.getLogger("nereid.gateway")
 
+OPEN_PATHS = frozenset({"/health", "/metrics", "/version"})
+"""Whoever watches the server reads these without a key."""
+FILES_PATH = "/v1/files"
 KEY_NAME = "key"
 """In a request's state: the name of the key that it came with."""
 
@@ -28,15 +31,17 @@ def asked_by(state: Mapping[str, Any]) -> str:
 class Guard:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, max_body_bytes: int) -> None:
-        self._app, self._keys, self._most = app, keys, max_body_bytes
+    def __init__(self, app: ASGIApp, keys: Keys, max_body_bytes: int, max_file_bytes: int | None = None) -> None:
+        """`max_file_bytes` is for bodies that bring a file, where files are taken."""
+        self._app, self._keys = app, keys
+        self._most_bytes, self._most_file_bytes = max_body_bytes, max_file_bytes or max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
-        if not self._keys.callers or not scope["path"].startswith("/v1/"):
+        if not self._keys.callers or scope["path"] in OPEN_PATHS:
             await self._sized(scope, headers, receive, send)
             return
         caller = self._keys.caller(headers.get(b"authorization", b""))
@@ -69,8 +74,9 @@ class Guard:
 
     async def _sized(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self._most:
-            await self._refuse_size(scope, receive, send)
+        most = self._most_file_bytes if scope["path"] == FILES_PATH else self._most_bytes
+        if not length.isdigit() or int(length) > most:
+            await self._refuse_size(most, scope, receive, send)
             return
         seen, too_large, answered = 0, False, False
 
@@ -78,7 +84,7 @@ class Guard:
             nonlocal seen, too_large
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self._most:
+            if seen > most:
                 too_large = True
                 return {"type": "http.request", "body": b"", "more_body": False}
             return message
@@ -92,7 +98,7 @@ class Guard:
 
         await self._app(scope, counted, watched)
         if too_large and not answered:
-            await self._refuse_size(scope, receive, send)
+            await self._refuse_size(most, scope, receive, send)
 
-    async def _refuse_size(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await ApiError(413, f"the body is larger than {self._most} bytes").response()(scope, receive, send)
+    async def _refuse_size(self, most: int, scope: Scope, receive: Receive, send: Send) -> None:
+        await ApiError(413, f"the body is larger than {most} bytes").response()(scope, receive, send)

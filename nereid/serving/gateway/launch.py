@@ -21,6 +21,8 @@ class Rules:
     """Origins whose pages a browser may let ask; `*` is all."""
     lenient: bool = False
     """Whether fields that nobody knows are ignored, and named in a header of the answer, not refused."""
+    batches: str | None = None
+    """The folder of files and batches; None: there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

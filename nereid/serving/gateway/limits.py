@@ -21,6 +21,8 @@ class Limits:
     head_seconds: float = 10.0
     """From the connection (or a request's first byte) to the end of the headers."""
     body_bytes: int = 4 * 2**20
+    file_bytes: int = 200 * 2**20
+    """Of a body that brings a file to `/v1/files`."""
     body_seconds: float = 60.0
     """From the end of the headers to the end of the body."""
     idle_seconds: float = 30.0

@@ -39,9 +39,19 @@ ROUTES = (
     "POST /v1/completions",
     "POST /v1/images/generations",
     "GET /v1/models",
+    "POST /tokenize",
+    "POST /detokenize",
+    "GET /version",
+    "POST /v1/files",
+    "GET /v1/files",
+    "DELETE /v1/files",
+    "POST /v1/batches",
+    "GET /v1/batches",
     "GET /health",
     "GET /metrics",
 )
+_SEVERAL = ("/v1/models", "/v1/files", "/v1/batches")
+"""Paths with one thing's own behind them."""
 OTHER = "other"
 TRITON_SECONDS = 3.0
 """What Triton's page may take; without it the gateway's own is given."""
@@ -70,8 +80,9 @@ class GatewayMetrics:
     def route_of(method: str, path: str) -> str:
         """A request's route as a label; whatever is asked for that there is not, is one route."""
         route = f"{method} {path}"
-        if route.startswith("GET /v1/models/"):
-            return "GET /v1/models"
+        for several in _SEVERAL:
+            if path.startswith(f"{several}/"):
+                route = f"{method} {several}"
         return route if route in ROUTES else OTHER
 
     @contextmanager

@@ -31,6 +31,8 @@ class Places:
 
     most: int
     taken: int = 0
+    at_once: int = 1
+    """How many of them may run together."""
 
     @contextlib.asynccontextmanager
     async def taking(self, requests: int = 1) -> AsyncIterator[None]:
@@ -44,9 +46,9 @@ class Places:
         finally:
             self.taken -= requests
 
-    async def during(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-        """The same items; a place is taken from the first on until there are no more."""
-        async with contextlib.aclosing(items), self.taking():
+    async def during(self, items: AsyncGenerator[T, None], requests: int = 1) -> AsyncGenerator[T, None]:
+        """The same items; places are taken from the first on until there are no more."""
+        async with contextlib.aclosing(items), self.taking(requests):
             async for item in items:
                 yield item
 
@@ -58,6 +60,6 @@ def places_of(repository: Path, model: str) -> Places:
     instances = max(1, sum(group.count for group in config.instance_group))
     if model.endswith("denoise"):
         images = Limits.from_parameters(parameters)
-        return Places(instances * (images.max_inflight + images.max_queue))
+        return Places(instances * (images.max_inflight + images.max_queue), at_once=instances * images.max_inflight)
     texts = LlmLimits.from_parameters(parameters)
-    return Places(instances * (texts.max_rows + texts.max_queue))
+    return Places(instances * (texts.max_rows + texts.max_queue), at_once=instances * texts.max_rows)

@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from nereid.llm.engine import longest_sequence
+from nereid.llm.settings import LlmLimits
 from nereid.serving.errors import ServingError
 from nereid.serving.gateway.chat_templates import DEFAULT, Chat, ChatTemplates
 from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.model_tokenizer import ModelTokenizer
+from nereid.serving.models import ServedModels
 
 log = logging.getLogger("nereid.gateway")
 
@@ -37,6 +42,19 @@ class Offered:
     templates: ChatTemplates | None = None
     fault: str = ""
     whole_templates: bool = True
+    own_tokenizer: ModelTokenizer | None = None
+
+    @property
+    def tokenizer(self) -> ModelTokenizer:
+        """Raises ApiError for what is no language model, or one whose files say nothing of its context."""
+        if self.own_tokenizer is None:
+            raise ApiError(400, f"model: {self.id!r} has no tokenizer", param="model")
+        return self.own_tokenizer
+
+    @property
+    def max_model_len(self) -> int | None:
+        """Tokens that a prompt and its answer may have together."""
+        return None if self.own_tokenizer is None else self.own_tokenizer.longest
 
     @property
     def holder(self) -> str:
@@ -74,11 +92,12 @@ def offered_models(repository: Path) -> dict[str, Offered]:
     Raises ServingError that names the file which cannot be read.
     """
     found = {}
+    configs = ServedModels.read(repository).configs
     for folder in sorted(path for path in repository.iterdir() if path.is_dir()):
         files = {file.name: file for file in (folder / "1").glob("*")} if (folder / "1").is_dir() else {}
         if _LLM_FILE in files:
             facts = _facts(files[_LLM_FILE])
-            made = _language_model(folder, facts, files)
+            made = _language_model(folder, facts, files, configs.get(folder.name, ModelConfig()))
         elif _PIPELINE_FILE in files and folder.name.endswith(_STREAM):
             prefix = _prefix(folder.name, _STREAM)
             name = f"{prefix}_{_ENSEMBLE}" if prefix else _ENSEMBLE
@@ -99,7 +118,7 @@ def _facts(file: Path) -> dict[str, Any]:
     return facts
 
 
-def _language_model(folder: Path, facts: dict[str, Any], files: dict[str, Path]) -> Offered:
+def _language_model(folder: Path, facts: dict[str, Any], files: dict[str, Path], config: ModelConfig) -> Offered:
     """A template that cannot be used takes chats from this model alone."""
     sources: dict[str, str] = {}
     templates, fault = None, ""
@@ -122,7 +141,16 @@ def _language_model(folder: Path, facts: dict[str, Any], files: dict[str, Path])
         templates=templates,
         fault=fault,
         whole_templates="special_tokens" in facts,
+        own_tokenizer=_tokenizer(folder / "1", facts, config),
     )
+
+
+def _tokenizer(folder: Path, facts: dict[str, Any], config: ModelConfig) -> ModelTokenizer | None:
+    context = facts.get("context_length")
+    if not isinstance(context, int):
+        return None
+    limits = LlmLimits.from_parameters({name: value.string_value for name, value in config.parameters.items()})
+    return ModelTokenizer(folder, longest_sequence(context, limits.kv_tokens))
 
 
 def _prefix(name: str, suffix: str) -> str:

@@ -203,6 +203,7 @@ class CompletionBody(SamplingBody):
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool = False
     best_of: int | None = Field(default=None, ge=1, le=16)
+    suffix: str | None = None
 
     @property
     def drawn(self) -> int:

@@ -1,51 +1,18 @@
-"""Text answers in OpenAI's forms: chat completions and completions, whole and streamed."""
+"""Text answers in OpenAI's forms: what all share, and chat completions, whole and streamed."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from nereid.serving.gateway.errors import ApiError
-from nereid.serving.gateway.logprobs import Offsets, completion_logprobs, token_bytes
-from nereid.serving.gateway.schemas import CompletionBody, Usage
+from nereid.serving.gateway.logprobs import prompt_logprobs, token_bytes
+from nereid.serving.gateway.schemas import Usage
 from nereid.serving.gateway.waiting import Event
 from nereid_client import AsyncClient
 from nereid_client.texts import TextChoice, TextDelta, TextResult
 
 Prompt = str | list[int]
-
-
-def completion_names(body: CompletionBody) -> dict[str, str]:
-    """The caller's names of `llm`'s inputs, for errors."""
-    names = {"text_input": "prompt", "input_ids": "prompt", **body.names}
-    return names if body.best_of is None else {**names, "n": "best_of"}
-
-
-def completion_sampling(body: CompletionBody) -> dict[str, Any]:
-    """A completion body as sampling parameters of `llm`."""
-    logprobs = {} if body.logprobs is None else {"logprobs": body.logprobs}
-    if body.drawn < body.n:
-        raise ApiError(400, f"best_of: {body.drawn} is not allowed; it must be at least n, {body.n}", param="best_of")
-    if body.stream and body.drawn > body.n:
-        raise ApiError(400, f"best_of: {body.drawn} answers cannot be streamed; it must be n, {body.n}", param="best_of")
-    return {**body.sampling(), **logprobs, "n": body.drawn, "max_tokens": body.max_tokens}
-
-
-def prompts_of(body: CompletionBody) -> list[Prompt]:
-    """`prompt` in its four forms as a list of texts or token ids."""
-    prompt = body.prompt
-    if isinstance(prompt, str):
-        return [prompt]
-    if body.echo and not all(isinstance(item, str) for item in prompt):
-        raise ApiError(400, "echo: true is not allowed with token ids; it needs a prompt of text", param="echo")
-    if not prompt or len(prompt) > 1_000_000:
-        raise ApiError(400, "prompt: must be a text, token ids, or a list of one of them", param="prompt")
-    if isinstance(prompt[0], int):
-        return [prompt]
-    if len(prompt) > 64:
-        raise ApiError(400, f"prompt: {len(prompt)} prompts; at most 64 are allowed", param="prompt")
-    return list(prompt)
 
 
 class Answer(Protocol):
@@ -77,7 +44,7 @@ async def stream(
             input_tokens, cached = delta.num_input_tokens, delta.num_cached_tokens
             written += len(delta.token_ids)
             if usage is Usage.EACH:
-                more = {"usage": _usage(input_tokens, cached, written)}
+                more = {"usage": usage_of(input_tokens, cached, written)}
             if delta.index not in opened:
                 opened.add(delta.index)
                 if (first := answer.opening(delta.index, prompt)) is not None:
@@ -91,7 +58,7 @@ async def stream(
         await deltas.aclose()
 
 
-def _usage(input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:
+def usage_of(input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:
     return {
         "prompt_tokens": input_tokens,
         "completion_tokens": output_tokens,
@@ -100,7 +67,7 @@ def _usage(input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]
     }
 
 
-def _token_ids(wanted: bool, answer: TextChoice | TextDelta) -> dict[str, Any]:
+def token_ids(wanted: bool, answer: TextChoice | TextDelta) -> dict[str, Any]:
     """vLLM's `return_token_ids`."""
     return {"token_ids": list(answer.token_ids)} if wanted else {}
 
@@ -113,6 +80,7 @@ class ChatAnswer:
     created: int
     model: str
     token_ids: bool = False
+    prompt_logprobs: int | None = None
 
     def whole(self, result: TextResult) -> dict[str, Any]:
         return {
@@ -123,12 +91,18 @@ class ChatAnswer:
                     "message": {"role": "assistant", "content": choice.text},
                     "logprobs": self._logprobs(choice.logprobs),
                     "finish_reason": choice.finish_reason,
-                    **_token_ids(self.token_ids, choice),
+                    **token_ids(self.token_ids, choice),
                 }
                 for choice in result.choices
             ],
-            "usage": _usage(result.num_input_tokens, result.num_cached_tokens, result.num_output_tokens),
+            "usage": usage_of(result.num_input_tokens, result.num_cached_tokens, result.num_output_tokens),
+            **self._told_of_prompt(result),
         }
+
+    def _told_of_prompt(self, result: TextResult) -> dict[str, Any]:
+        """vLLM's field, where it is asked for."""
+        top, scores = self.prompt_logprobs, result.prompt_logprobs
+        return {} if top is None or scores is None else {"prompt_logprobs": prompt_logprobs(scores, top)}
 
     def opening(self, index: int, prompt: Prompt) -> dict[str, Any] | None:
         return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
@@ -138,14 +112,14 @@ class ChatAnswer:
         made = []
         if delta.text or delta.logprobs or (self.token_ids and delta.token_ids):
             chunk = self._chunk(delta.index, {"content": delta.text}, delta.logprobs, None)
-            chunk["choices"][0] |= _token_ids(self.token_ids, delta)
+            chunk["choices"][0] |= token_ids(self.token_ids, delta)
             made.append(chunk)
         if delta.finish_reason:
             made.append(self._chunk(delta.index, {}, None, delta.finish_reason))
         return made
 
     def usage(self, input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:
-        usage = _usage(input_tokens, cached, output_tokens)
+        usage = usage_of(input_tokens, cached, output_tokens)
         return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage}
 
     def _chunk(
@@ -166,68 +140,3 @@ class ChatAnswer:
             return {"token": item["token"], "logprob": item["logprob"], "bytes": list(token_bytes(item))}
 
         return {"content": [{**entry(item), "top_logprobs": [entry(other) for other in item["top"]]} for item in found]}
-
-
-def _likeliest(choices: Sequence[TextChoice], told: int) -> Sequence[TextChoice]:
-    """Of more answers than are told those with the highest log probability a token, as OpenAI's `best_of` does."""
-    if len(choices) <= told:
-        return choices
-    return sorted(choices, key=lambda choice: -choice.cumulative_logprob / max(1, len(choice.token_ids)))[:told]
-
-
-@dataclass(frozen=True, slots=True)
-class CompletionAnswer:
-    """/v1/completions."""
-
-    id: str
-    created: int
-    model: str
-    echo: bool
-    told: int = 1
-    token_ids: bool = False
-    _offsets: dict[int, Offsets] = field(default_factory=dict)
-
-    def whole_of(self, prompts: Sequence[Prompt], results: Sequence[TextResult]) -> dict[str, Any]:
-        """All choices of all prompts, numbered through."""
-        choices: list[dict[str, Any]] = []
-        for prompt, result in zip(prompts, results, strict=True):
-            lead = str(prompt) if self.echo else ""
-            best = _likeliest(result.choices, self.told)
-            choices += [self._choice(len(choices) + i, choice, lead) for i, choice in enumerate(best)]
-        usage = _usage(
-            sum(result.num_input_tokens for result in results),
-            sum(result.num_cached_tokens for result in results),
-            sum(result.num_output_tokens for result in results),
-        )
-        return {**self._head(), "choices": choices, "usage": usage}
-
-    def _choice(self, index: int, choice: TextChoice, lead: str) -> dict[str, Any]:
-        return {
-            "index": index,
-            "text": lead + choice.text,
-            "logprobs": completion_logprobs(choice.logprobs, Offsets(len(lead))),
-            "finish_reason": choice.finish_reason,
-            **_token_ids(self.token_ids, choice),
-        }
-
-    def opening(self, index: int, prompt: Prompt) -> dict[str, Any] | None:
-        self._offsets[index] = Offsets(len(prompt) if self.echo else 0)
-        if not self.echo:
-            return None
-        return {**self._head(), "choices": [{"index": index, "text": prompt, "logprobs": None, "finish_reason": None}]}
-
-    def chunks(self, delta: TextDelta) -> list[dict[str, Any]]:
-        choice = {
-            "index": delta.index,
-            "text": delta.text,
-            "logprobs": completion_logprobs(delta.logprobs, self._offsets[delta.index]),
-            "finish_reason": delta.finish_reason,
-            **_token_ids(self.token_ids, delta),
-        }
-        return [{**self._head(), "choices": [choice]}]
-
-    def usage(self, input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:
-        return {**self._head(), "choices": [], "usage": _usage(input_tokens, cached, output_tokens)}
-
-    def _head(self) -> dict[str, Any]:
-        return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}

@@ -67,7 +67,6 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("prompt_cache_options", None, _CACHE),
         ("cache_salt", (), "Keeps callers' prefixes apart, which is not done here."),
         ("guided_decoding_backend", None, "There is one."),
-        ("priority", (0,), _WHERE),
         ("data_parallel_rank", (0,), _WHERE),
         ("kv_transfer_params", ({},), _WHERE),
         ("vllm_xargs", ({},), "Arguments of vLLM's plugins."),
@@ -78,7 +77,6 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("bad_words", ([],), "Texts that may not be drawn."),
         ("logits_processors", ([],), "Code of the caller's."),
         ("truncate_prompt_tokens", (), "Cuts the prompt."),
-        ("prompt_logprobs", (), "Log probabilities of the prompt."),
         ("spaces_between_special_tokens", (True,), "Of the text of special tokens."),
         ("detokenize", (True,), "Whether tokens become text."),
         ("return_tokens_as_token_ids", (False,), "Names of tokens in logprobs."),
@@ -106,7 +104,6 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
     ),
     *_rows(
         (COMPLETIONS,),
-        ("suffix", ("",), "What is to follow the answer."),
         ("prompt_embeds", (), "A prompt as vectors."),
         ("response_format", ({"type": "text"},), "Of a chat; here structured_outputs binds the answer's form."),
     ),

@@ -1,0 +1,212 @@
+"""A file of requests, JSONL in OpenAI's form, sent one by one to any server with OpenAI's API; needs the standard library alone.
+
+Answers are appended as they come, so a run that ended midway goes on where it was: what has its answer is not asked again.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import queue
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+_LATER = {408, 429, 500, 502, 503, 504}
+"""Statuses after which the same request may go well."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+
+
+class BatchError(ValueError):
+    """A file or an option is not what it must be; one sentence."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where requests go. `prefix` stands before their own paths, which begin with /v1."""
+
+    secure: bool
+    address: str
+    prefix: str
+    api_key: str = field(default="", repr=False)
+    timeout: float = 600.0
+
+    @classmethod
+    def of(cls, url: str, api_key: str = "", timeout: float = 600.0) -> Target:
+        """`host:port`, or an address with http or https, which may end in /v1; raises BatchError."""
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        try:
+            found = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is none
+            found = False
+        if not found or parts.query or parts.fragment:
+            raise BatchError(f"--url: {url!r} is not allowed; it must be host:port, or http(s)://host[:port][/v1]")
+        prefix = parts.path.rstrip("/").removesuffix("/v1")
+        return cls(secure=parts.scheme == "https", address=parts.netloc, prefix=prefix, api_key=api_key, timeout=timeout)
+
+    def post(self, path: str, body: Any) -> tuple[int, str | None, float | None, Any]:
+        """Status, request id, seconds to wait before the next try, and body; raises OSError, http.client.HTTPException."""
+        make = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self.api_key:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        connection = make(self.address, timeout=self.timeout)
+        try:
+            connection.request("POST", self.prefix + path, json.dumps(body), headers)
+            response = connection.getresponse()
+            raw = response.read()
+            after = response.getheader("retry-after") or ""
+            wait = float(after) if after.isdecimal() else None
+            return response.status, response.getheader("x-request-id"), wait, _read(raw)
+        finally:
+            connection.close()
+
+
+def _read(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return {"error": {"message": f"the answer is no JSON: {raw[:200].decode(errors='replace')}", "type": "server_error"}}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One line of the input: where it begins, and what it is called."""
+
+    custom_id: str
+    start: int
+
+
+def read_requests(file: Path) -> list[Request]:
+    """Raises BatchError for the first line that is wrong."""
+    found: dict[str, Request] = {}
+    for number, start, raw in _lines(file):
+        try:
+            value = json.loads(raw)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise BatchError(f"{file}, line {number}: it is not a JSON object")
+        custom_id = value.get("custom_id")
+        if not isinstance(custom_id, str) or not custom_id:
+            raise BatchError(f"{file}, line {number}: custom_id: it must be a string")
+        if custom_id in found:
+            raise BatchError(f"{file}, line {number}: custom_id: {custom_id!r} is not allowed; another line has it already")
+        if value.get("method", "POST") != "POST":
+            raise BatchError(f"{file}, line {number}: method: {value['method']!r} is not allowed; it must be POST")
+        if not str(value.get("url", "")).startswith("/v1/"):
+            raise BatchError(f"{file}, line {number}: url: it must be a path such as /v1/chat/completions")
+        if not isinstance(value.get("body"), dict) or value["body"].get("stream"):
+            raise BatchError(f"{file}, line {number}: body: it must be an object, and no stream")
+        found[custom_id] = Request(custom_id, start)
+    if not found:
+        raise BatchError(f"{file}: it has no requests")
+    return list(found.values())
+
+
+def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
+    with file.open("rb") as opened:
+        start = 0
+        for number, raw in enumerate(opened, 1):
+            if raw.strip():
+                yield number, start, raw
+            start += len(raw)
+
+
+def keep_answered(output: Path) -> set[str]:
+    """The requests that a run before has answered; a line that was cut, and answers that were errors, leave the file."""
+    if not output.exists():
+        return set()
+    kept: dict[str, bytes] = {}
+    for _, _, raw in _lines(output):
+        try:
+            value = json.loads(raw)
+            ok = raw.endswith(b"\n") and value["response"]["status_code"] == 200
+            custom_id = value["custom_id"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if ok:
+            kept[str(custom_id)] = raw
+    fresh = output.with_name(output.name + ".part")
+    fresh.write_bytes(b"".join(kept.values()))
+    fresh.replace(output)
+    return set(kept)
+
+
+@dataclass(slots=True, eq=False)
+class BatchRun:
+    """Sends what is not answered, `at_once` requests together. Iterating runs it: each that is done, and whether it went well.
+
+    Requests that a server cannot take now are tried again, `retries` times, after the time that it says.
+    """
+
+    source: Path
+    output: Path
+    target: Target
+    at_once: int = 8
+    retries: int = 8
+    _work: queue.SimpleQueue[Request] = field(default_factory=queue.SimpleQueue)
+    _done: queue.SimpleQueue[dict[str, Any]] = field(default_factory=queue.SimpleQueue)
+    _stopped: threading.Event = field(default_factory=threading.Event)
+    requests: list[Request] = field(init=False)
+    answered: set[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.requests = read_requests(self.source)
+        self.answered = keep_answered(self.output)
+
+    @property
+    def left(self) -> list[Request]:
+        return [request for request in self.requests if request.custom_id not in self.answered]
+
+    def __iter__(self) -> Iterator[tuple[str, bool]]:
+        left = self.left
+        for request in left:
+            self._work.put(request)
+        for _ in range(min(self.at_once, len(left))):
+            threading.Thread(target=self._work_off, daemon=True).start()
+        try:
+            with self.output.open("a", encoding="utf-8") as opened:
+                for _ in left:
+                    line = self._done.get()
+                    opened.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    opened.flush()
+                    response = line["response"]
+                    yield line["custom_id"], response is not None and response["status_code"] == 200
+                os.fsync(opened.fileno())
+        finally:
+            self._stopped.set()
+
+    def _work_off(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                request = self._work.get_nowait()
+            except queue.Empty:
+                return
+            self._done.put(self._answer(request))
+
+    def _answer(self, request: Request) -> dict[str, Any]:
+        with self.source.open("rb") as opened:
+            opened.seek(request.start)
+            line = json.loads(opened.readline())
+        pause, tried = _FIRST_PAUSE, 0
+        while True:
+            wait: float | None = None
+            told: dict[str, Any] = {"response": None, "error": None}
+            try:
+                status, request_id, wait, body = self.target.post(line["url"], line["body"])
+                told["response"] = {"status_code": status, "request_id": request_id, "body": body}
+            except (OSError, http.client.HTTPException) as error:
+                status = 503
+                sentence = f"{self.target.address} does not answer ({str(error) or type(error).__name__})"
+                told["error"] = {"code": "connection_error", "message": sentence}
+            tried += 1
+            if status not in _LATER or tried > self.retries or self._stopped.is_set():
+                return {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": request.custom_id, **told}
+            self._stopped.wait(min(max(pause, wait or 0.0), _LONGEST_PAUSE))
+            pause = min(2 * pause, _LONGEST_PAUSE)

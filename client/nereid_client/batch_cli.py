@@ -1,0 +1,58 @@
+"""The command `nereid batch`: a file of requests through any server with OpenAI's API, with a progress bar."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from nereid_client.batch import BatchError, BatchRun, Target
+from nereid_client.terminal import INTERRUPTED, console, fail, say_error
+
+app = typer.Typer(help="Work a file of requests off.", no_args_is_help=True)
+
+
+@app.callback()
+def batch() -> None:
+    """Work a file of requests off."""
+
+
+@app.command()
+def run(
+    requests: Annotated[Path, typer.Argument(help="JSONL, a request a line: custom_id, url, body.", exists=True, dir_okay=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where answers go, one a line; what is there already is kept.")],
+    url: Annotated[
+        str, typer.Option(help="Any server with OpenAI's API: host:port, or http(s)://host[:port][/v1].")
+    ] = "127.0.0.1:8080",
+    at_once: Annotated[int, typer.Option(help="Requests under way together.", min=1, max=1024)] = 8,
+    retries: Annotated[int, typer.Option(help="Times that a request is tried again which cannot be taken now.", min=0)] = 8,
+    timeout: Annotated[float, typer.Option(help="Seconds that one answer may take.", min=0.1)] = 600.0,
+) -> None:
+    """Send every request that has no good answer in the output yet. The key is NEREID_API_KEY, or OPENAI_API_KEY."""
+    key = os.environ.get("NEREID_API_KEY") or os.environ.get("OPENAI_API_KEY", "")
+    try:
+        work = BatchRun(requests, output, Target.of(url, key, timeout), at_once=at_once, retries=retries)
+        failed = _show(work)
+    except (BatchError, OSError) as error:
+        fail(error)
+    except KeyboardInterrupt:
+        say_error(f"stopped; the same command goes on, and keeps what {output} has")
+        raise typer.Exit(INTERRUPTED) from None
+    console.print(f"{output}  {len(work.requests) - failed} answers, {failed} errors", highlight=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _show(work: BatchRun) -> int:
+    """Run it behind a bar; how many requests have failed."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    failed = 0
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=len(work.requests), completed=len(work.requests) - len(work.left))
+        for _, ok in work:
+            failed += not ok
+            bar.update(task, advance=1, description=f"{failed} errors" if failed else "")
+    return failed

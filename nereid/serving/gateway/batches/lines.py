@@ -1,0 +1,114 @@
+"""A batch's input, line by line: what each asks for, or what is wrong with it; knows no store and no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MOST_LINES = 50_000
+MOST_LINE_BYTES = 4 * 2**20
+"""As much as a request's own body may have."""
+MOST_PROBLEMS = 20
+"""How many wrong lines are told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One request: where its line begins in the file, and what its caller calls it."""
+
+    start: int
+    custom_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What is wrong with a line, counted from 1; None: with the file."""
+
+    message: str
+    param: str | None
+    line: int | None
+    code: str = "invalid_request"
+
+
+@dataclass(slots=True)
+class CheckedLines:
+    """A whole file: it is run where there are no problems."""
+
+    lines: list[Line] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def read_body(file: Path, start: int) -> dict[str, Any]:
+    """The body of the request whose line begins there; of a file that was checked."""
+    with file.open("rb") as opened:
+        opened.seek(start)
+        body: dict[str, Any] = json.loads(opened.readline())["body"]
+    return body
+
+
+def checked(file: Path, endpoint: str) -> CheckedLines:
+    """Every line of a file for requests to `endpoint`."""
+    made, seen = CheckedLines(), set[str]()
+    for number, start, raw in _lines(file):
+        if len(made.lines) == MOST_LINES:
+            message = f"the file has more than {MOST_LINES} requests"
+            made.problems.append(Problem(message=message, param=None, line=None, code="too_many_requests"))
+            break
+        found = _checked(raw, number, start, endpoint, seen)
+        if isinstance(found, Line):
+            seen.add(found.custom_id)
+            made.lines.append(found)
+        else:
+            made.problems.append(found)
+            if len(made.problems) == MOST_PROBLEMS:
+                break
+    if not made.lines and not made.problems:
+        made.problems.append(Problem(message="the file has no requests", param=None, line=None, code="empty_file"))
+    return made
+
+
+def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Number, place and bytes of every line that is not empty; of one that is too long as much as shows it."""
+    with file.open("rb") as opened:
+        number = start = 0
+        while raw := opened.readline(MOST_LINE_BYTES + 1):
+            number += 1
+            whole = len(raw)
+            while raw[-1:] != b"\n" and (rest := opened.readline(MOST_LINE_BYTES)):
+                whole += len(rest)
+                if rest.endswith(b"\n"):
+                    break
+            if raw.strip():
+                yield number, start, raw
+            start += whole
+
+
+def _checked(raw: bytes, number: int, start: int, endpoint: str, seen: Collection[str]) -> Line | Problem:
+    def wrong(message: str, param: str | None = None, code: str = "invalid_request") -> Problem:
+        return Problem(message=message if param is None else f"{param}: {message}", param=param, line=number, code=code)
+
+    if len(raw) > MOST_LINE_BYTES:
+        return wrong(f"the line is larger than {MOST_LINE_BYTES} bytes")
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        return wrong("the line is not a JSON object", code="invalid_json_line")
+    custom_id, body = value.get("custom_id"), value.get("body")
+    if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= 512:
+        return wrong("it must be a string of 1 to 512 characters", "custom_id")
+    if custom_id in seen:
+        return wrong(f"{custom_id[:80]!r} is not allowed; another line has it already", "custom_id", "duplicate_custom_id")
+    if value.get("method", "POST") != "POST":
+        return wrong(f"{str(value['method'])[:80]!r} is not allowed; it must be POST", "method")
+    if value.get("url") != endpoint:
+        return wrong(f"{str(value.get('url'))[:80]!r} is not allowed; it must be the batch's endpoint, {endpoint}", "url")
+    if not isinstance(body, dict):
+        return wrong("it must be an object", "body")
+    if body.get("stream"):
+        return wrong("true is not allowed; an answer in a batch cannot be streamed", "body.stream")
+    return Line(start=start, custom_id=custom_id)

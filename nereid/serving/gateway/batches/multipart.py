@@ -1,0 +1,126 @@
+"""multipart/form-data (RFC 7578) as it comes: a file's bytes go where they are kept, small fields to memory; knows no route."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from email.message import Message
+
+from nereid.serving.gateway.errors import ApiError
+
+MOST_HEAD = 16 * 1024
+"""Bytes of a part's headers."""
+MOST_FIELD = 16 * 1024
+"""Bytes of a part that is no file."""
+_BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,\-./:=? ]{1,70}")
+
+
+def boundary_of(content_type: str) -> bytes:
+    """Raises ApiError for what is no form."""
+    read = Message()
+    read["content-type"] = content_type
+    found = read.get_param("boundary")
+    if read.get_content_type() != "multipart/form-data" or not isinstance(found, str) or not _BOUNDARY.fullmatch(found.encode()):
+        raise ApiError(415, "content-type: a file must be sent as multipart/form-data with a boundary")
+    return found.encode()
+
+
+@dataclass(slots=True)
+class Form:
+    """What a form held beside its file's bytes."""
+
+    fields: dict[str, str] = field(default_factory=dict)
+    filename: str | None = None
+
+
+async def read_form(chunks: AsyncIterator[bytes], boundary: bytes, keep: Callable[[bytes], object]) -> Form:
+    """Read a whole form, giving the bytes of its part `file` to `keep`; raises ApiError where it is none, or has two files."""
+    form, reader = Form(), _Reader(chunks, b"\r\n--" + boundary)
+    await reader.until_mark(_nowhere)  # what stands before the first part is nobody's
+    while not await reader.is_last():
+        name, filename = _disposition(await reader.head())
+        if name == "file":
+            if form.filename is not None:
+                raise ApiError(400, "file: two files are not allowed in one form; send one", param="file")
+            form.filename = filename or "file"
+            await reader.until_mark(keep)
+        else:
+            value = _Small(name)
+            await reader.until_mark(value.take)
+            form.fields[name] = value.text()
+    return form
+
+
+def _nowhere(piece: bytes) -> None: ...
+
+
+@dataclass(slots=True)
+class _Small:
+    name: str
+    value: bytearray = field(default_factory=bytearray)
+
+    def take(self, piece: bytes) -> None:
+        self.value += piece
+        if len(self.value) > MOST_FIELD:
+            raise ApiError(400, f"{self.name}: the field is larger than {MOST_FIELD} bytes", param=self.name)
+
+    def text(self) -> str:
+        try:
+            return self.value.decode()
+        except UnicodeDecodeError:
+            raise ApiError(400, f"{self.name}: the field is not UTF-8 text", param=self.name) from None
+
+
+@dataclass(slots=True)
+class _Reader:
+    """`mark` stands before every part and at the end; the first needs no line break before it."""
+
+    chunks: AsyncIterator[bytes]
+    mark: bytes
+    ahead: bytes = b"\r\n"
+
+    async def until_mark(self, keep: Callable[[bytes], object]) -> None:
+        """Give what comes before the next mark to `keep`, and pass over the mark."""
+        while (at := self.ahead.find(self.mark)) < 0:
+            safe = max(0, len(self.ahead) - len(self.mark) + 1)
+            keep(self.ahead[:safe])
+            self.ahead = self.ahead[safe:] + await self._more()
+        keep(self.ahead[:at])
+        self.ahead = self.ahead[at + len(self.mark) :]
+
+    async def is_last(self) -> bool:
+        """Whether the mark was the form's end."""
+        while len(self.ahead) < 2:
+            self.ahead += await self._more()
+        return self.ahead.startswith(b"--")
+
+    async def head(self) -> bytes:
+        """A part's headers."""
+        while (at := self.ahead.find(b"\r\n\r\n")) < 0:
+            if len(self.ahead) > MOST_HEAD:
+                raise ApiError(400, f"the form is not valid: headers of a part are larger than {MOST_HEAD} bytes")
+            self.ahead += await self._more()
+        found, self.ahead = self.ahead[:at], self.ahead[at + 2 :]
+        # A part without content has its mark right behind the headers: one line break is left for it.
+        self.ahead = self.ahead if self.ahead.startswith(self.mark) else self.ahead[2:]
+        return found
+
+    async def _more(self) -> bytes:
+        async for chunk in self.chunks:
+            if chunk:
+                return chunk
+        raise ApiError(400, "the form is not valid: it ends before its last boundary")
+
+
+def _disposition(head: bytes) -> tuple[str, str | None]:
+    """A part's name and its file's; raises ApiError where it has none."""
+    for line in head.split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"content-disposition":
+            read = Message()
+            read["content-disposition"] = value.decode(errors="replace").strip()
+            found, filename = (read.get_param(wanted, header="content-disposition") for wanted in ("name", "filename"))
+            if isinstance(found, str):
+                return found, None if filename is None else str(filename)[:255]
+    raise ApiError(400, "the form is not valid: a part has no name")

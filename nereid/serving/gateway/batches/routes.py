@@ -1,0 +1,216 @@
+"""/v1/files and /v1/batches in OpenAI's forms, over a store; knows no model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+
+from pydantic import Field
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from nereid.serving.gateway.batches.multipart import boundary_of, read_form
+from nereid.serving.gateway.batches.store import OPEN_STATES, Batch, BatchStore, State, StoredFile
+from nereid.serving.gateway.bodies import read_body
+from nereid.serving.gateway.errors import ApiError, caller_gone
+from nereid.serving.gateway.guard import KEY_NAME
+from nereid.serving.gateway.schemas import Sent
+
+PURPOSE = "batch"
+"""What files that are sent are for."""
+_DAY = 86_400
+_MOST_LISTED = 100
+
+
+class BatchBody(Sent):
+    """What begins a batch."""
+
+    input_file_id: str
+    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/images/generations"]
+    completion_window: Literal["24h"]
+    metadata: dict[str, str] | None = Field(default=None, max_length=16)
+
+
+class _Listed(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+L = TypeVar("L", bound=_Listed)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRoutes:
+    """The handlers; `lenient` ignores fields that nobody knows."""
+
+    store: BatchStore
+    lenient: bool = False
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/v1/files", self.upload, methods=["POST"]),
+            Route("/v1/files", self.list_files),
+            Route("/v1/files/{id}", self.show_file),
+            Route("/v1/files/{id}", self.delete_file, methods=["DELETE"]),
+            Route("/v1/files/{id}/content", self.content),
+            Route("/v1/batches", self.create, methods=["POST"]),
+            Route("/v1/batches", self.list_batches),
+            Route("/v1/batches/{id}", self.show_batch),
+            Route("/v1/batches/{id}/cancel", self.cancel, methods=["POST"]),
+        ]
+
+    # --- files ---
+
+    async def upload(self, request: Request) -> Response:
+        boundary = boundary_of(request.headers.get("content-type", ""))
+        draft = self.store.draft()
+        try:
+            with draft.open("wb") as opened:
+                form = await read_form(_chunks(request), boundary, opened.write)
+            if form.filename is None:
+                raise ApiError(400, "file: it is missing; it must be the JSONL file of a batch", param="file")
+            purpose = form.fields.pop("purpose", "")
+            if purpose != PURPOSE:
+                raise ApiError(400, f"purpose: {purpose[:80]!r} is not allowed; it must be batch", param="purpose")
+            for name in () if self.lenient else form.fields:
+                sentence = f"{name[:80]}: this field is not supported"
+                raise ApiError(400, sentence, param=name[:80], code="unsupported_parameter")
+            made = await asyncio.to_thread(self.store.add_file, draft, _owner(request), form.filename, purpose)
+        finally:
+            draft.unlink(missing_ok=True)
+        return JSONResponse(_file(made))
+
+    async def list_files(self, request: Request) -> Response:
+        found = await asyncio.to_thread(self.store.files, _owner(request))
+        purpose = request.query_params.get("purpose")
+        return JSONResponse(_page(request, [item for item in found if purpose in (None, item.purpose)], _file))
+
+    async def show_file(self, request: Request) -> Response:
+        return JSONResponse(_file(await self._found_file(request)))
+
+    async def content(self, request: Request) -> Response:
+        found = await self._found_file(request)
+        return FileResponse(self.store.path(found.id), media_type="application/jsonl", filename=Path(found.filename).name)
+
+    async def delete_file(self, request: Request) -> Response:
+        found = await self._found_file(request)
+        if await asyncio.to_thread(self.store.in_use, found.id):
+            raise ApiError(409, f"file_id: {found.id} is read by a batch that is not done; cancel it first", param="file_id")
+        await asyncio.to_thread(self.store.drop_file, found.id)
+        return JSONResponse({"id": found.id, "object": "file", "deleted": True})
+
+    async def _found_file(self, request: Request) -> StoredFile:
+        return await self._file_of(_owner(request), request.path_params["id"], "file_id", 404)
+
+    async def _file_of(self, owner: str, file_id: str, param: str, status: int) -> StoredFile:
+        found = await asyncio.to_thread(self.store.file, owner, file_id)
+        if found is None:
+            raise ApiError(status, f"{param}: there is no file {file_id[:80]!r}", param=param)
+        return found
+
+    # --- batches ---
+
+    async def create(self, request: Request) -> Response:
+        body = await read_body(request, BatchBody, self.lenient)
+        owner = _owner(request)
+        found = await self._file_of(owner, body.input_file_id, "input_file_id", 400)
+        if found.purpose != PURPOSE:
+            sentence = f"{found.id} is not allowed; it must be a file of purpose batch"
+            raise ApiError(400, f"input_file_id: {sentence}", param="input_file_id")
+        made = await asyncio.to_thread(
+            self.store.add_batch, owner, body.endpoint, found.id, body.completion_window, _DAY, body.metadata
+        )
+        return JSONResponse(batch_object(made))
+
+    async def list_batches(self, request: Request) -> Response:
+        return JSONResponse(_page(request, await asyncio.to_thread(self.store.batches, _owner(request)), batch_object))
+
+    async def show_batch(self, request: Request) -> Response:
+        return JSONResponse(batch_object(await self._found_batch(request)))
+
+    async def cancel(self, request: Request) -> Response:
+        found = await self._found_batch(request)
+        if found.status not in OPEN_STATES:
+            raise ApiError(409, f"batch_id: {found.id} is {found.status} and cannot be cancelled", param="batch_id")
+        await asyncio.to_thread(self.store.move, found.id, State.CANCELLING, State.VALIDATING, State.IN_PROGRESS)
+        return JSONResponse(batch_object(await self._found_batch(request)))
+
+    async def _found_batch(self, request: Request) -> Batch:
+        batch_id = request.path_params["id"]
+        found = await asyncio.to_thread(self.store.batch, batch_id, _owner(request))
+        if found is None:
+            raise ApiError(404, f"batch_id: there is no batch {batch_id[:80]!r}", param="batch_id")
+        return found
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in request.stream():
+            yield chunk
+    except ClientDisconnect:
+        raise caller_gone() from None
+
+
+def _owner(request: Request) -> str:
+    """The name of the key that it came with; all share where there is none."""
+    return str(request.scope["state"].get(KEY_NAME, ""))
+
+
+def _page(request: Request, items: Sequence[L], shown: Any) -> dict[str, Any]:
+    """Part of a list, as `limit`, `after` and `order` ask for it; it has the newest first."""
+    asked = request.query_params
+    limit, order, after = asked.get("limit", "20"), asked.get("order", "desc"), asked.get("after")
+    if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:6]) <= _MOST_LISTED):
+        raise ApiError(400, f"limit: {limit[:80]!r} is not allowed; it must be 1 to {_MOST_LISTED}", param="limit")
+    if order not in ("asc", "desc"):
+        raise ApiError(400, f"order: {order[:80]!r} is not allowed; it must be asc or desc", param="order")
+    found = list(items) if order == "desc" else list(reversed(items))
+    if after is not None:
+        names = [item.id for item in found]
+        if after not in names:
+            raise ApiError(400, f"after: {after[:80]!r} is not allowed; it must be the id of one in the list", param="after")
+        found = found[names.index(after) + 1 :]
+    part = found[: int(limit)]
+    first, last = (part[0].id, part[-1].id) if part else (None, None)
+    data = [shown(item) for item in part]
+    return {"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": len(found) > len(part)}
+
+
+def _file(item: StoredFile) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "object": "file",
+        "bytes": item.bytes,
+        "created_at": item.created_at,
+        "expires_at": None,
+        "filename": item.filename,
+        "purpose": item.purpose,
+        "status": "processed",
+        "status_details": None,
+    }
+
+
+def batch_object(batch: Batch) -> dict[str, Any]:
+    """OpenAI's form of a batch."""
+    times = batch.times
+    stamps = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
+    return {
+        "id": batch.id,
+        "object": "batch",
+        "endpoint": batch.endpoint,
+        "errors": {"object": "list", "data": batch.problems} if batch.problems else None,
+        "input_file_id": batch.input_file,
+        "completion_window": batch.window,
+        "status": str(batch.status),
+        "output_file_id": batch.output_file,
+        "error_file_id": batch.error_file,
+        "created_at": batch.created_at,
+        "expires_at": batch.expires_at,
+        **{f"{name}_at": times.get(name) for name in stamps},
+        "request_counts": {"total": batch.total, "completed": batch.completed, "failed": batch.failed},
+        "metadata": batch.metadata,
+    }

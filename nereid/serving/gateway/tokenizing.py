@@ -1,0 +1,52 @@
+"""/tokenize and /detokenize in vLLM's form: a model's own tokenizer, for texts and for chats."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from pydantic import Field
+
+from nereid.serving.gateway import chats
+from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.repository import Offered
+from nereid.serving.gateway.schemas import ChatBody, Message, Sent, TokenId
+
+
+class TokenizeBody(ChatBody):
+    """A text, or a chat with all that its template reads; one of `prompt` and `messages`."""
+
+    model: str = ""
+    prompt: str | None = None
+    messages: list[Message] = Field(default_factory=list, max_length=1000)
+    return_token_strs: bool = False
+
+
+class DetokenizeBody(Sent):
+    model: str = ""
+    tokens: list[TokenId]
+
+
+def tokenize_names(body: TokenizeBody) -> dict[str, str]:
+    """The caller's names of `llm`'s inputs, for errors."""
+    return {"text_input": "messages" if body.prompt is None else "prompt"}
+
+
+async def tokenize(body: TokenizeBody, model: Offered) -> dict[str, Any]:
+    """The body's tokens; raises ApiError, NereidError."""
+    if (body.prompt is None) == (not body.messages):
+        raise ApiError(400, "prompt: exactly one of prompt and messages must be given", param="prompt")
+    if body.prompt is not None:
+        text, special = body.prompt, body.add_special_tokens is not False
+    else:
+        text = model.prompt(chats.chat_of(body, model))
+        special = bool(chats.chat_sampling(body, model).get("add_special_tokens", True))
+    tokenizer = model.tokenizer
+    tokens = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=special)
+    words = await asyncio.to_thread(tokenizer.words, tokens) if body.return_token_strs else None
+    return {"count": len(tokens), "max_model_len": tokenizer.longest, "tokens": tokens, "token_strs": words}
+
+
+async def detokenize(body: DetokenizeBody, model: Offered) -> dict[str, Any]:
+    """The tokens' text; raises ApiError, NereidError."""
+    return {"prompt": await asyncio.to_thread(model.tokenizer.decode, body.tokens)}

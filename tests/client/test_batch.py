@@ -1,0 +1,205 @@
+"""`nereid batch run`: every request gets one good answer, whatever happens to the server, the network and the command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from nereid_client.batch import BatchError, BatchRun, Target, keep_answered, read_requests
+from nereid_client.main import app
+
+
+class Server:
+    """Answers with the prompt; of a prompt in `first` the first answers have these statuses; "held" waits for `release`."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, str | None]] = []
+        self.first: dict[str, list[int]] = {}
+        self.release = threading.Event()
+        self.inside = self.most = 0
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                prompt = body["prompt"]
+                outer.asked.append((prompt, self.path, self.headers.get("authorization")))
+                outer.inside += 1
+                outer.most = max(outer.most, outer.inside)
+                if prompt == "held":
+                    outer.release.wait(60)
+                time.sleep(0.01)
+                outer.inside -= 1
+                waiting = outer.first.get(prompt)
+                status = waiting.pop(0) if waiting else 200
+                if status == 0:
+                    self.connection.close()
+                    return
+                answer = json.dumps({"text": prompt}).encode()
+                self.send_response(status)
+                self.send_header("x-request-id", f"id-{prompt}")
+                self.send_header("content-length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, format: str, *args: object) -> None: ...
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.handle_error = lambda request, address: None  # type: ignore[method-assign]
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"127.0.0.1:{self.http.server_port}"
+
+    def prompts(self) -> list[str]:
+        return [prompt for prompt, _, _ in self.asked]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr("nereid_client.batch._FIRST_PAUSE", 0.01)
+    made = Server()
+    yield made
+    made.release.set()
+    made.http.shutdown()
+    made.http.server_close()
+
+
+def write(folder: Path, *prompts: str) -> Path:
+    file = folder / "requests.jsonl"
+    lines = [{"custom_id": f"r{p}", "method": "POST", "url": "/v1/completions", "body": {"prompt": p}} for p in prompts]
+    file.write_text("\n".join(json.dumps(item) for item in lines))
+    return file
+
+
+def answers(file: Path) -> dict[str, Any]:
+    lines = [json.loads(raw) for raw in file.read_text().splitlines()]
+    found = {item["custom_id"]: item for item in lines}
+    assert len(found) == len(lines), "a request has two answers"
+    return found
+
+
+def run(server: Server, source: Path, output: Path, *more: str) -> Any:
+    return CliRunner().invoke(app, ["batch", "run", str(source), "-o", str(output), "--url", f"http://{server.url}/v1", *more])
+
+
+def test_every_request_is_answered_a_few_at_a_time(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEREID_API_KEY", "k")
+    prompts = [f"p{i}" for i in range(20)]
+    made = run(server, write(tmp_path, *prompts), tmp_path / "out", "--at-once", "3")
+    assert made.exit_code == 0, made.output
+    found = answers(tmp_path / "out")
+    assert {item["response"]["body"]["text"] for item in found.values()} == set(prompts)
+    assert found["rp0"]["response"]["request_id"] == "id-p0"
+    assert set(server.asked) == {(prompt, "/v1/completions", "Bearer k") for prompt in prompts}
+    assert 1 < server.most <= 3
+
+
+def test_what_cannot_be_taken_now_is_tried_again_and_what_is_wrong_is_not(server: Server, tmp_path: Path) -> None:
+    server.first = {"busy": [503, 429], "cut": [0], "wrong": [400], "never": [500] * 9}
+    made = run(server, write(tmp_path, "busy", "cut", "wrong", "never"), tmp_path / "out", "--retries", "3")
+    assert made.exit_code == 1
+    assert "2 answers, 2 errors" in made.output
+    found = answers(tmp_path / "out")
+    told = {name: item["response"]["status_code"] for name, item in found.items()}
+    assert told == {"rbusy": 200, "rcut": 200, "rwrong": 400, "rnever": 500}
+    counted = {prompt: server.prompts().count(prompt) for prompt in ("busy", "cut", "wrong", "never")}
+    assert counted == {"busy": 3, "cut": 2, "wrong": 1, "never": 4}
+
+
+def test_a_second_run_asks_what_has_no_good_answer(server: Server, tmp_path: Path) -> None:
+    source, output = write(tmp_path, "one", "two", "three"), tmp_path / "out"
+    server.first = {"two": [400]}
+    run(server, source, output)
+    with output.open("a") as opened:
+        opened.write('{"custom_id": "rthree", "respon')  # a run that was killed while it wrote
+    server.asked.clear()
+    made = run(server, source, output)
+    assert made.exit_code == 0, made.output
+    assert server.prompts() == ["two"]
+    assert {item["response"]["status_code"] for item in answers(output).values()} == {200}
+    assert len(answers(output)) == 3
+
+
+def test_a_run_that_is_interrupted_keeps_its_answers(server: Server, tmp_path: Path) -> None:
+    source, output = write(tmp_path, "one", "held", "two"), tmp_path / "out"
+    command = [sys.executable, "-m", "nereid_client.main", "batch", "run", str(source), "-o", str(output), "--url", server.url]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    deadline = time.monotonic() + 60
+    while not output.exists() or len(output.read_text().splitlines()) < 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on" in " ".join(said.split())
+    assert sorted(answers(output)) == ["rone", "rtwo"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "it has no requests"),
+        ("[]", "line 1: it is not a JSON object"),
+        ('{"url": "/v1/x", "body": {}}', "line 1: custom_id"),
+        ('{"custom_id": "a", "url": "x", "body": {}}', "line 1: url"),
+        ('{"custom_id": "a", "url": "/v1/x"}', "line 1: body"),
+        ('{"custom_id": "a", "url": "/v1/x", "body": {"stream": true}}', "line 1: body"),
+        ('{"custom_id": "a", "url": "/v1/x", "body": {}, "method": "GET"}', "line 1: method: 'GET'"),
+        (
+            '\n{"custom_id": "a", "url": "/v1/x", "body": {}}\n{"custom_id": "a", "url": "/v1/x", "body": {}}',
+            "line 3: custom_id: 'a'",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_sent_is_refused_before_anything_is(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "asked"
+    file.write_text(text)
+    with pytest.raises(BatchError, match="asked"):
+        read_requests(file)
+    made = CliRunner().invoke(app, ["batch", "run", str(file), "-o", str(tmp_path / "out"), "--url", "127.0.0.1:9"])
+    assert made.exit_code == 1
+    assert words in " ".join(made.output.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("url", ["", "ftp://x", "http://x:99999", "http://", "http://x/v1?a=b"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(BatchError, match="--url"):
+        Target.of(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "secure", "address", "prefix"),
+    [
+        ("localhost:80", False, "localhost:80", ""),
+        ("https://api.example/v1", True, "api.example", ""),
+        ("http://[::1]:8080/", False, "[::1]:8080", ""),
+        ("https://x.example/openai/v1/", True, "x.example", "/openai"),
+    ],
+)
+def test_addresses_are_taken_as_people_write_them(url: str, secure: bool, address: str, prefix: str) -> None:
+    made = Target.of(url)
+    assert (made.secure, made.address, made.prefix) == (secure, address, prefix)
+
+
+def test_a_server_that_is_gone_is_an_error_in_each_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nereid_client.batch._FIRST_PAUSE", 0.001)
+    work = BatchRun(write(tmp_path, "a"), tmp_path / "out", Target.of("127.0.0.1:9"), retries=1)
+    assert list(work) == [("ra", False)]
+    assert answers(tmp_path / "out")["ra"]["error"]["code"] == "connection_error"
+    assert keep_answered(tmp_path / "out") == set()

@@ -1,0 +1,488 @@
+"""Files and batches of the gateway: forms, states, counts, and that nothing is lost or answered twice, whatever ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+
+from nereid.serving.errors import ServingError
+from nereid.serving.gateway.batches.asking import Answer
+from nereid.serving.gateway.batches.lines import checked, read_body
+from nereid.serving.gateway.batches.load import Load
+from nereid.serving.gateway.batches.multipart import boundary_of, read_form
+from nereid.serving.gateway.batches.runner import PRIORITY, BatchRunner, Pace
+from nereid.serving.gateway.batches.store import BatchStore, State
+from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.launch import Rules
+
+from gateway_before import gateway, small_repository
+from scripted import delta, image, texts
+from small_servers import RefusedError, Tensors, grpc_server
+
+URL = "/v1/completions"
+BEGIN = {"input_file_id": "f", "endpoint": URL, "completion_window": "24h"}
+
+
+def line(name: str, prompt: str = "w", url: str = URL, **body: Any) -> str:
+    return json.dumps({"custom_id": name, "method": "POST", "url": url, "body": {"model": "llm", "prompt": prompt, **body}})
+
+
+def until(condition: Any, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# --- over HTTP, as OpenAI's package does it ---
+
+
+class Model:
+    """Answers a prompt with itself; a prompt of these words otherwise."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.priorities: list[int] = []
+        self.release = threading.Event()
+
+    def llm(self, inputs: Tensors) -> Iterator[Tensors]:
+        if "sampling_parameters" not in inputs:
+            yield {"run_state": texts("running")}
+            return
+        prompt = inputs["text_input"][0].decode()
+        self.asked.append(prompt)
+        self.priorities.append(json.loads(inputs["sampling_parameters"][0]).get("priority"))
+        if prompt == "wrong":
+            raise RefusedError("text_input: 'wrong' is not allowed [nereid: INVALID_ARG invalid text_input]")
+        if prompt == "slow":
+            self.release.wait(60)
+        whole = {"num_output_tokens": np.array([1]), "cumulative_logprob": np.array([-1.0], np.float32)}
+        yield delta([1], prompt, "stop", **whole)
+
+    def image(self, inputs: Tensors) -> Iterator[Tensors]:
+        yield image()
+
+
+@pytest.fixture
+def model() -> Iterator[Model]:
+    made = Model()
+    yield made
+    made.release.set()
+
+
+@contextmanager
+def serving(tmp_path: Path, model: Model, **rules: Any) -> Iterator[openai.OpenAI]:
+    repository = tmp_path / "repository"
+    if not repository.exists():
+        small_repository(repository)
+    with (
+        grpc_server({"llm": model.llm, "text_to_image": model.image}) as (port, _),
+        gateway(repository, port, rules=Rules(batches=str(tmp_path / "batches"), **rules), max_file_bytes=300_000) as running,
+    ):
+        yield openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+
+
+def begin(client: openai.OpenAI, *lines: str, endpoint: Any = URL) -> Any:
+    file = client.files.create(file=("asked.jsonl", "\n".join(lines).encode()), purpose="batch")
+    return client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h", metadata={"a": "b"})
+
+
+def ended(client: openai.OpenAI, batch: Any) -> Any:
+    until(lambda: client.batches.retrieve(batch.id).status in ("completed", "failed", "cancelled", "expired"))
+    return client.batches.retrieve(batch.id)
+
+
+def answers(client: openai.OpenAI, file: str | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    return {item["custom_id"]: item for item in map(json.loads, client.files.content(file).text.splitlines())}
+
+
+def test_a_batch_is_answered_as_openais_package_expects_it(tmp_path: Path, model: Model) -> None:
+    with serving(tmp_path, model) as client:
+        made = begin(client, *(line(f"r{i}", f"p{i}") for i in range(30)), line("bad", "wrong"), line("none", model="gone"))
+        assert (made.status, made.metadata, made.object) == ("validating", {"a": "b"}, "batch")
+        done = ended(client, made)
+        assert (done.status, done.errors) == ("completed", None)
+        assert (done.request_counts.total, done.request_counts.completed, done.request_counts.failed) == (32, 30, 2)
+        found, wrong = answers(client, done.output_file_id), answers(client, done.error_file_id)
+        assert [item["response"]["body"]["choices"][0]["text"] for item in found.values()] == [f"p{i}" for i in range(30)]
+        assert {item["response"]["status_code"] for item in found.values()} == {200}
+        assert wrong["bad"]["response"]["status_code"] == 400
+        assert wrong["bad"]["response"]["body"]["error"]["param"] == "prompt"
+        assert wrong["none"]["response"]["body"]["error"]["code"] == "model_not_found"
+        assert sorted(model.asked) == sorted(["wrong", *(f"p{i}" for i in range(30))])
+        assert set(model.priorities) == {PRIORITY}
+        assert [item.id for item in client.batches.list()] == [made.id]
+        assert {item.purpose for item in client.files.list()} == {"batch", "batch_output"}
+
+
+def test_chats_and_images_are_batches_too_and_a_lines_own_priority_stands(tmp_path: Path, model: Model) -> None:
+    with serving(tmp_path, model) as client:
+        chat = {"custom_id": "c", "url": "/v1/chat/completions", "body": {"model": "llm", "priority": 2}}
+        chat["body"]["messages"] = [{"role": "user", "content": "hello"}]  # type: ignore[index]
+        picture = {"custom_id": "i", "url": "/v1/images/generations", "body": {"model": "text_to_image", "prompt": "a box"}}
+        for asked in (chat, picture):
+            done = ended(client, begin(client, json.dumps(asked), endpoint=asked["url"]))
+            assert (done.status, done.request_counts.completed) == ("completed", 1), answers(client, done.error_file_id)
+        assert model.priorities == [2]
+
+
+def test_a_file_with_wrong_lines_fails_and_says_which(tmp_path: Path, model: Model) -> None:
+    with serving(tmp_path, model) as client:
+        done = ended(client, begin(client, line("a"), "{", line("a"), line("b", stream=True), line("c", url="/v1/other")))
+        assert done.status == "failed"
+        told = [(item.line, item.param, item.code) for item in done.errors.data]
+        assert told == [
+            (2, None, "invalid_json_line"),
+            (3, "custom_id", "duplicate_custom_id"),
+            (4, "body.stream", "invalid_request"),
+            (5, "url", "invalid_request"),
+        ]
+        assert model.asked == []
+
+
+def test_a_cancelled_batch_keeps_what_was_answered(tmp_path: Path, model: Model) -> None:
+    with serving(tmp_path, model) as client:
+        made = begin(client, line("a", "one"), line("b", "slow"), line("c", "slow"))
+        until(lambda: client.batches.retrieve(made.id).request_counts.completed == 1 and "slow" in model.asked)
+        with pytest.raises(openai.ConflictError):
+            client.files.delete(made.input_file_id)
+        assert client.batches.cancel(made.id).status in ("cancelling", "cancelled")
+        done = ended(client, made)
+        assert done.status == "cancelled"
+        assert list(answers(client, done.output_file_id)) == ["a"]
+        assert [item["error"]["code"] for item in answers(client, done.error_file_id).values()] == ["batch_cancelled"] * 2
+        with pytest.raises(openai.ConflictError):
+            client.batches.cancel(made.id)
+        assert client.files.delete(made.input_file_id).deleted
+
+
+def test_a_restart_loses_nothing_and_answers_nothing_twice(tmp_path: Path, model: Model) -> None:
+    names = [f"p{i}" for i in range(12)]
+    with serving(tmp_path, model) as client:
+        made = begin(client, *(line(name, name) for name in names), line("held", "slow"))
+        until(lambda: client.batches.retrieve(made.id).request_counts.completed == 12)
+    model.release.set()
+    with serving(tmp_path, model) as client:
+        done = ended(client, made)
+        assert (done.status, done.request_counts.completed) == ("completed", 13)
+        assert sorted(answers(client, done.output_file_id)) == sorted([*names, "held"])
+        assert [model.asked.count(name) for name in names] == [1] * 12
+
+
+def test_keys_see_their_own_files_and_batches_alone(tmp_path: Path, model: Model) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text('[one]\nkey = "first-long-key"\n[two]\nkey = "second-long-key"\n')
+    with serving(tmp_path, model, keys=str(keys)) as client:
+        one, two = client.with_options(api_key="first-long-key"), client.with_options(api_key="second-long-key")
+        made = begin(one, line("a"))
+        ended(one, made)
+        assert [len(list(who.batches.list())) for who in (one, two)] == [1, 0]
+        assert len(list(two.files.list())) == 0
+        for refused in (lambda: two.batches.retrieve(made.id), lambda: two.files.content(made.input_file_id)):
+            with pytest.raises(openai.NotFoundError):
+                refused()
+        with pytest.raises(openai.BadRequestError):
+            two.batches.create(input_file_id=made.input_file_id, endpoint=URL, completion_window="24h")
+        with pytest.raises(openai.AuthenticationError):
+            client.files.list()
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "status", "words"),
+    [
+        ("/v1/files", {"files": {"file": ("a", b"{}")}}, 400, "purpose: '' is not allowed; it must be batch"),
+        ("/v1/files", {"files": {"file": ("a", b"{}")}, "data": {"purpose": "fine-tune"}}, 400, "purpose: 'fine-tune'"),
+        ("/v1/files", {"files": {"other": ("a", b"{}")}, "data": {"purpose": "batch"}}, 400, "file: it is missing"),
+        ("/v1/files", {"files": {"file": ("a", b"{}")}, "data": {"purpose": "batch", "later": "1"}}, 400, "later: this field"),
+        ("/v1/files", {"json": {}}, 415, "content-type"),
+        ("/v1/files", {"files": {"file": ("a", b"x" * 400_000)}, "data": {"purpose": "batch"}}, 413, "larger than 300000"),
+        ("/v1/batches", {"json": {"endpoint": URL, "completion_window": "24h"}}, 400, "input_file_id"),
+        (
+            "/v1/batches",
+            {"json": {"input_file_id": "f", "endpoint": URL, "completion_window": "24h"}},
+            400,
+            "there is no file 'f'",
+        ),
+        ("/v1/batches", {"json": {"input_file_id": "f", "endpoint": "/v1/x", "completion_window": "24h"}}, 400, "endpoint"),
+        ("/v1/batches", {"json": {"input_file_id": "f", "endpoint": URL, "completion_window": "1h"}}, 400, "completion_window"),
+        ("/v1/batches/none/cancel", {"json": {}}, 404, "there is no batch 'none'"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_cannot_be_taken_is_refused_by_name(
+    tmp_path: Path, model: Model, path: str, sent: dict[str, Any], status: int, words: str
+) -> None:
+    with serving(tmp_path, model) as client:
+        answer = httpx.post(f"{str(client.base_url).removesuffix('/v1/')}{path}", **sent)
+        assert answer.status_code == status, answer.text
+        assert words in answer.json()["error"]["message"]
+    assert list((tmp_path / "batches" / "files").iterdir()) == []
+
+
+def test_lists_come_in_pages(tmp_path: Path, model: Model) -> None:
+    with serving(tmp_path, model) as client:
+        made = [client.files.create(file=(f"{i}", b"{}"), purpose="batch").id for i in range(5)]
+        assert [item.id for item in client.files.list(limit=2)] == made[::-1]  # the package asks for one page after the other
+        assert [item.id for item in client.files.list(order="asc", limit=3)] == made
+
+
+def test_without_a_folder_there_are_no_batches(tmp_path: Path, model: Model) -> None:
+    with gateway(small_repository(tmp_path / "repository"), 9) as running:
+        assert httpx.get(f"{running.url}/v1/batches").status_code == 404
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ServingError, match=r"--openai-batches: .*file.* cannot be used"):
+        BatchStore(tmp_path / "file")
+
+
+# --- the runner ---
+
+
+class Server:
+    """Answers when it is told to; notes what it was asked, and what was called back."""
+
+    def __init__(self, *statuses: int) -> None:
+        self.statuses = list(statuses)
+        self.asked: list[str] = []
+        self.gone: list[str] = []
+        self.most = 0
+        self.inside = 0
+        self.hold = asyncio.Event()
+
+    async def __call__(self, path: str, body: dict[str, Any]) -> Answer:
+        self.asked.append(body["prompt"])
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        try:
+            await self.hold.wait()
+        except asyncio.CancelledError:
+            self.gone.append(body["prompt"])
+            raise
+        finally:
+            self.inside -= 1
+        return Answer(self.statuses.pop(0) if self.statuses else 200, "id", {"text": body["prompt"]})
+
+
+def stored(folder: Path, *lines: str, seconds: int = 60) -> tuple[BatchStore, str]:
+    store = BatchStore(folder)
+    draft = store.draft()
+    draft.write_text("\n".join(lines))
+    file = store.add_file(draft, "", "asked", "batch")
+    return store, store.add_batch("", URL, file.id, "24h", seconds, None).id
+
+
+def state(store: BatchStore, batch: str) -> tuple[str, int, int, int]:
+    found = store.batch(batch)
+    assert found is not None
+    return found.status, found.total, found.completed, found.failed
+
+
+async def reach(condition: Any, seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def running(store: BatchStore, load: Load, server: Server, pace: Pace) -> AsyncIterator[None]:
+    task = asyncio.ensure_future(BatchRunner(store, load, server, pace).run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def test_requests_run_together_in_a_gap_and_are_put_back_when_somebody_comes(tmp_path: Path) -> None:
+    store, batch = stored(tmp_path, *(line(f"r{i}", f"p{i}") for i in range(6)))
+
+    async def play() -> None:
+        load, server = Load(), Server()
+        async with running(store, load, server, Pace(at_once=4, gap_seconds=0.02, starved_seconds=60)):
+            await reach(lambda: server.inside == 4)
+            load.enter()
+            await reach(lambda: server.inside == 0)
+            assert sorted(server.gone) == ["p0", "p1", "p2", "p3"]
+            await asyncio.sleep(0.3)
+            assert len(server.asked) == 4  # nothing begins while somebody waits
+            load.leave()
+            server.hold.set()
+            await reach(lambda: state(store, batch)[0] == State.COMPLETED)
+            assert server.most == 4
+
+    asyncio.run(play())
+    assert state(store, batch) == ("completed", 6, 6, 0)
+
+
+def test_a_request_that_was_put_back_often_runs_to_its_end(tmp_path: Path) -> None:
+    store, batch = stored(tmp_path, line("a", "p"))
+
+    async def play() -> None:
+        load, server = Load(), Server()
+        async with running(store, load, server, Pace(at_once=4, gap_seconds=0.01, starved_seconds=60)):
+            for _ in range(3):
+                await reach(lambda: server.inside == 1)
+                load.enter()
+                await reach(lambda: server.inside == 0)
+                load.leave()
+            await reach(lambda: server.inside == 1)
+            load.enter()
+            await asyncio.sleep(0.3)
+            assert (server.inside, len(server.gone)) == (1, 3)
+            server.hold.set()
+            await reach(lambda: state(store, batch)[0] == State.COMPLETED)
+
+    asyncio.run(play())
+
+
+def test_without_any_gap_one_at_a_time_runs(tmp_path: Path) -> None:
+    store, batch = stored(tmp_path, *(line(f"r{i}") for i in range(3)))
+
+    async def play() -> None:
+        load, server = Load(), Server()
+        load.enter()
+        server.hold.set()
+        async with running(store, load, server, Pace(at_once=4, gap_seconds=0.02, starved_seconds=0.05)):
+            await reach(lambda: state(store, batch)[0] == State.COMPLETED)
+        assert server.most == 1
+
+    asyncio.run(play())
+
+
+def test_what_the_server_cannot_take_now_is_asked_again(tmp_path: Path) -> None:
+    store, batch = stored(tmp_path, line("a", "p"))
+
+    async def play() -> None:
+        load, server = Load(), Server(503, 429)
+        server.hold.set()
+        async with running(store, load, server, Pace(gap_seconds=0.0)):
+            await reach(lambda: state(store, batch)[0] == State.COMPLETED)
+        assert server.asked == ["p"] * 3
+
+    asyncio.run(play())
+    assert state(store, batch) == ("completed", 1, 1, 0)
+
+
+def test_an_expired_batch_tells_which_requests_were_not_answered(tmp_path: Path) -> None:
+    store, batch = stored(tmp_path, line("a"), line("b"), seconds=1)
+
+    async def play() -> None:
+        server = Server()
+        async with running(store, Load(), server, Pace(at_once=1, gap_seconds=0.0)):
+            await reach(lambda: server.inside == 1)
+            await reach(lambda: state(store, batch)[0] == State.EXPIRED)
+            assert server.gone == ["w"]
+
+    asyncio.run(play())
+    found = store.batch(batch)
+    assert found is not None
+    assert found.error_file is not None
+    told = [json.loads(raw) for raw in store.path(found.error_file).read_text().splitlines()]
+    assert [(item["custom_id"], item["error"]["code"]) for item in told] == [("a", "batch_expired"), ("b", "batch_expired")]
+
+
+def test_an_answer_is_noted_once_and_a_batch_that_was_nearly_done_is_finished(tmp_path: Path) -> None:
+    store, batch = stored(tmp_path, line("a"))
+    store.begin(batch, checked(store.path(store.open_batches()[0].input_file), URL).lines, [])
+    told = {"response": {"status_code": 200, "request_id": "", "body": {}}, "error": None}
+    assert store.answer(batch, 0, told, ok=True)
+    assert not store.answer(batch, 0, told, ok=False)
+    assert store.move(batch, State.FINALIZING, State.IN_PROGRESS)
+    orphan = store.draft()
+    orphan.write_text("{}")
+    lost = store.add_file(orphan, "", "x", "batch_output")  # the process ended before its batch named it
+    store.close()
+    again = BatchStore(tmp_path)
+
+    async def play() -> None:
+        async with running(again, Load(), Server(), Pace()):
+            await reach(lambda: state(again, batch)[0] == State.COMPLETED)
+
+    asyncio.run(play())
+    assert state(again, batch) == ("completed", 1, 1, 0)
+    assert again.file("", lost.id) is None
+    assert not again.path(lost.id).exists()
+
+
+def test_a_second_process_waits_for_the_first_to_end(tmp_path: Path) -> None:
+    store, batch = stored(tmp_path, line("a"))
+    other = BatchStore(tmp_path)
+
+    async def play() -> None:
+        first, second = Server(), Server()
+        async with running(store, Load(), first, Pace(gap_seconds=0.0)):
+            await reach(lambda: first.inside == 1)
+            async with running(other, Load(), second, Pace(gap_seconds=0.0)):
+                await asyncio.sleep(0.4)
+                assert second.asked == []
+                first.hold.set()
+                await reach(lambda: state(other, batch)[0] == State.COMPLETED)
+        assert (first.asked, second.asked) == (["w"], [])
+
+    asyncio.run(play())
+
+
+# --- what is read ---
+
+
+def test_lines_begin_where_they_are_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "asked"
+    file.write_text("\n" + line("ä", "é") + "\r\n\n" + line("b", "x"))
+    found = checked(file, URL)
+    assert [item.custom_id for item in found.lines] == ["ä", "b"]
+    assert [read_body(file, item.start)["prompt"] for item in found.lines] == ["é", "x"]
+    file.write_text("\n")
+    assert checked(file, URL).problems[0].code == "empty_file"
+
+
+def test_a_line_that_is_too_long_is_told_and_those_behind_it_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nereid.serving.gateway.batches.lines.MOST_LINE_BYTES", 150)
+    file = tmp_path / "asked"
+    file.write_text("\n".join([line("a", "x" * 1000), line("b"), line("c", "x" * 1000)]))
+    found = checked(file, URL)
+    assert [(problem.line, problem.message) for problem in found.problems] == [
+        (1, "the line is larger than 150 bytes"),
+        (3, "the line is larger than 150 bytes"),
+    ]
+    assert [read_body(file, item.start)["prompt"] for item in found.lines] == ["w"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_a_form_is_read_in_any_pieces(size: int) -> None:
+    content = b"one\r\n--x\r\n--boundar\r\ntwo\r\n"
+    head = b'Content-Disposition: form-data; name="%s"'
+    sent = (
+        b"--boundary\r\n" + head % b"purpose" + b"\r\n\r\nbatch\r\n"
+        b"--boundary\r\n" + head % b"empty" + b"\r\n\r\n\r\n"
+        b"--boundary\r\n"
+        + head % b"file"
+        + b'; filename="a b.jsonl"\r\nContent-Type: x/y\r\n\r\n'
+        + content
+        + b"\r\n--boundary--\r\n"
+    )
+    kept = bytearray()
+
+    async def pieces(whole: bytes) -> AsyncIterator[bytes]:
+        for start in range(0, len(whole), size):
+            yield whole[start : start + size]
+
+    form = asyncio.run(read_form(pieces(sent), boundary_of("multipart/form-data; boundary=boundary"), kept.extend))
+    assert bytes(kept) == content
+    assert (form.filename, form.fields) == ("a b.jsonl", {"purpose": "batch", "empty": ""})
+    with pytest.raises(ApiError, match="ends before its last boundary"):
+        asyncio.run(read_form(pieces(sent[:-20]), b"boundary", kept.extend))
