@@ -37,8 +37,11 @@ log = logging.getLogger("nereid.gateway")
 ROUTES = (
     "POST /v1/chat/completions",
     "POST /v1/completions",
+    "POST /v1/responses",
     "POST /v1/images/generations",
     "GET /v1/models",
+    "GET /v1/responses",
+    "DELETE /v1/responses",
     "GET /health",
     "GET /metrics",
 )
@@ -58,7 +61,7 @@ class GatewayMetrics:
         self._seconds = _histogram(GATEWAY_REQUEST_SECONDS, self.registry)
         self._first = _histogram(GATEWAY_FIRST_TOKEN_SECONDS, self.registry)
         self._in_flight = Gauge(*_arguments(GATEWAY_IN_FLIGHT), registry=self.registry)
-        for route in ROUTES[:3]:  # series stand at zero from the start, so that rates have a first point
+        for route in ROUTES[:4]:  # series stand at zero from the start, so that rates have a first point
             self._seconds.labels(route)
             self._in_flight.labels(route)
 
@@ -70,8 +73,9 @@ class GatewayMetrics:
     def route_of(method: str, path: str) -> str:
         """A request's route as a label; whatever is asked for that there is not, is one route."""
         route = f"{method} {path}"
-        if route.startswith("GET /v1/models/"):
-            return "GET /v1/models"
+        for known in ("GET /v1/models", "GET /v1/responses", "DELETE /v1/responses"):
+            if route.startswith(f"{known}/"):
+                return known
         return route if route in ROUTES else OTHER
 
     @contextmanager

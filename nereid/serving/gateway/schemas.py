@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import Enum
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -18,6 +19,7 @@ from pydantic import (
 )
 
 from nereid.serving.gateway.chat_templates import OWN_VARIABLES
+from nereid.serving.gateway.tools import MOST_TOOLS
 from nereid.serving.gateway.unused import CHAT, COMPLETIONS, IMAGES, MESSAGE, unused_field
 from nereid_client.images import OPTIONS, annotation
 from nereid_protocol.sampling import GUIDED, SAMPLING_FIELDS, without_aliases
@@ -149,25 +151,127 @@ class ContentPart(Sent):
     text: str
 
 
+class Function(Sent):
+    """What may be called; without `parameters` it takes none."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Sent):
+    type: Literal["function"]
+    function: Function
+
+    @property
+    def for_template(self) -> dict[str, Any]:
+        """As it was sent; `strict` is about this API, and no word to the model."""
+        function = self.function.model_dump(exclude_unset=True, exclude={"strict"})
+        return {"type": self.type, "function": function}
+
+
+class FunctionName(Sent):
+    name: str
+
+
+class NamedTool(Sent):
+    """A `tool_choice`: this one must be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+    must: ClassVar[bool] = True
+
+    @property
+    def named(self) -> tuple[str, list[str]]:
+        """The field and the names."""
+        return "tool_choice.function.name", [self.function.name]
+
+
+class Allowed(Sent):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1, max_length=MOST_TOOLS)
+
+
+class AllowedTools(Sent):
+    """A `tool_choice`: only these may be called."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: Allowed
+
+    @property
+    def must(self) -> bool:
+        return self.allowed_tools.mode == "required"
+
+    @property
+    def named(self) -> tuple[str, list[str]]:
+        return "tool_choice.allowed_tools.tools", [tool.function.name for tool in self.allowed_tools.tools]
+
+
+class FunctionCall(Sent):
+    """`arguments` is JSON's text of an object."""
+
+    name: str
+    arguments: str = ""
+
+    @field_validator("arguments")
+    @classmethod
+    def _an_object(cls, value: str) -> str:
+        arguments_of(value)
+        return value
+
+
+def arguments_of(text: str) -> dict[str, Any]:
+    """What a call's arguments say; raises ValueError where they are no JSON object."""
+    try:
+        value = json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError("must be the JSON text of an object")
+    return value
+
+
+class ToolCall(Sent):
+    """A call that the model has made before; streams number their calls, which is taken and means nothing here."""
+
+    id: str = Field(min_length=1, max_length=256)
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: int | None = None
+
+    @property
+    def for_template(self) -> dict[str, Any]:
+        """Templates write the arguments as JSON themselves, as transformers' do: they are given an object."""
+        function = {"name": self.function.name, "arguments": arguments_of(self.function.arguments)}
+        return {"id": self.id, "type": self.type, "function": function}
+
+
 class Message(Sent):
     place = MESSAGE
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart] | None = None
     name: str | None = None
+    tool_calls: list[ToolCall] | None = Field(default=None, max_length=MOST_TOOLS)
+    tool_call_id: str | None = None
 
     reasoning_content: str | None = None
     reasoning: str | None = None
 
     @property
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+    def text(self) -> str | None:
+        parts = self.content
+        return "".join(part.text for part in parts) if isinstance(parts, list) else parts
 
     @property
     def for_template(self) -> dict[str, Any]:
         """What a chat template reads: only what was sent."""
-        sent = self.model_dump(include={"role", "name", "reasoning_content", "reasoning"}, exclude_none=True)
-        return {**sent, "content": self.text}
+        fields = {"role", "name", "reasoning_content", "reasoning", "tool_call_id"}
+        sent = self.model_dump(include=fields, exclude_none=True)
+        calls = {"tool_calls": [call.for_template for call in self.tool_calls]} if self.tool_calls else {}
+        return {**sent, "content": self.text, **calls}
 
 
 class ChatBody(SamplingBody):
@@ -179,6 +283,10 @@ class ChatBody(SamplingBody):
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
+    parallel_tool_calls: bool = True
+    include_reasoning: bool = True
     documents: list[dict[str, Any]] | None = Field(default=None, max_length=1000)
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Text answers in OpenAI's forms: chat completions and completions, whole and streamed."""
+"""Text answers streamed in OpenAI's forms, and those of /v1/completions; chats are in chat_answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from nereid.serving.gateway.errors import ApiError
-from nereid.serving.gateway.logprobs import Offsets, completion_logprobs, token_bytes
+from nereid.serving.gateway.logprobs import Offsets, completion_logprobs
 from nereid.serving.gateway.schemas import CompletionBody, Usage
 from nereid.serving.gateway.waiting import Event
 from nereid_client import AsyncClient
@@ -77,7 +77,7 @@ async def stream(
             input_tokens, cached = delta.num_input_tokens, delta.num_cached_tokens
             written += len(delta.token_ids)
             if usage is Usage.EACH:
-                more = {"usage": _usage(input_tokens, cached, written)}
+                more = {"usage": usage_of(input_tokens, cached, written)}
             if delta.index not in opened:
                 opened.add(delta.index)
                 if (first := answer.opening(delta.index, prompt)) is not None:
@@ -91,7 +91,8 @@ async def stream(
         await deltas.aclose()
 
 
-def _usage(input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:
+def usage_of(input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:
+    """OpenAI's object."""
     return {
         "prompt_tokens": input_tokens,
         "completion_tokens": output_tokens,
@@ -100,72 +101,9 @@ def _usage(input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]
     }
 
 
-def _token_ids(wanted: bool, answer: TextChoice | TextDelta) -> dict[str, Any]:
+def told_ids(wanted: bool, answer: TextChoice | TextDelta) -> dict[str, Any]:
     """vLLM's `return_token_ids`."""
     return {"token_ids": list(answer.token_ids)} if wanted else {}
-
-
-@dataclass(frozen=True, slots=True)
-class ChatAnswer:
-    """/v1/chat/completions."""
-
-    id: str
-    created: int
-    model: str
-    token_ids: bool = False
-
-    def whole(self, result: TextResult) -> dict[str, Any]:
-        return {
-            **self._head("chat.completion"),
-            "choices": [
-                {
-                    "index": choice.index,
-                    "message": {"role": "assistant", "content": choice.text},
-                    "logprobs": self._logprobs(choice.logprobs),
-                    "finish_reason": choice.finish_reason,
-                    **_token_ids(self.token_ids, choice),
-                }
-                for choice in result.choices
-            ],
-            "usage": _usage(result.num_input_tokens, result.num_cached_tokens, result.num_output_tokens),
-        }
-
-    def opening(self, index: int, prompt: Prompt) -> dict[str, Any] | None:
-        return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
-
-    def chunks(self, delta: TextDelta) -> list[dict[str, Any]]:
-        """As OpenAI does it, the reason comes in a chunk of its own, whose delta is empty: some clients read no text there."""
-        made = []
-        if delta.text or delta.logprobs or (self.token_ids and delta.token_ids):
-            chunk = self._chunk(delta.index, {"content": delta.text}, delta.logprobs, None)
-            chunk["choices"][0] |= _token_ids(self.token_ids, delta)
-            made.append(chunk)
-        if delta.finish_reason:
-            made.append(self._chunk(delta.index, {}, None, delta.finish_reason))
-        return made
-
-    def usage(self, input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:
-        usage = _usage(input_tokens, cached, output_tokens)
-        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage}
-
-    def _chunk(
-        self, index: int, delta: dict[str, Any], logprobs: list[dict[str, Any]] | None, reason: str | None
-    ) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": self._logprobs(logprobs), "finish_reason": reason}
-        return {**self._head("chat.completion.chunk"), "choices": [choice]}
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-
-    @staticmethod
-    def _logprobs(found: list[dict[str, Any]] | None) -> dict[str, Any] | None:
-        if found is None:
-            return None
-
-        def entry(item: dict[str, Any]) -> dict[str, Any]:
-            return {"token": item["token"], "logprob": item["logprob"], "bytes": list(token_bytes(item))}
-
-        return {"content": [{**entry(item), "top_logprobs": [entry(other) for other in item["top"]]} for item in found]}
 
 
 def _likeliest(choices: Sequence[TextChoice], told: int) -> Sequence[TextChoice]:
@@ -194,7 +132,7 @@ class CompletionAnswer:
             lead = str(prompt) if self.echo else ""
             best = _likeliest(result.choices, self.told)
             choices += [self._choice(len(choices) + i, choice, lead) for i, choice in enumerate(best)]
-        usage = _usage(
+        usage = usage_of(
             sum(result.num_input_tokens for result in results),
             sum(result.num_cached_tokens for result in results),
             sum(result.num_output_tokens for result in results),
@@ -207,7 +145,7 @@ class CompletionAnswer:
             "text": lead + choice.text,
             "logprobs": completion_logprobs(choice.logprobs, Offsets(len(lead))),
             "finish_reason": choice.finish_reason,
-            **_token_ids(self.token_ids, choice),
+            **told_ids(self.token_ids, choice),
         }
 
     def opening(self, index: int, prompt: Prompt) -> dict[str, Any] | None:
@@ -222,12 +160,12 @@ class CompletionAnswer:
             "text": delta.text,
             "logprobs": completion_logprobs(delta.logprobs, self._offsets[delta.index]),
             "finish_reason": delta.finish_reason,
-            **_token_ids(self.token_ids, delta),
+            **told_ids(self.token_ids, delta),
         }
         return [{**self._head(), "choices": [choice]}]
 
     def usage(self, input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:
-        return {**self._head(), "choices": [], "usage": _usage(input_tokens, cached, output_tokens)}
+        return {**self._head(), "choices": [], "usage": usage_of(input_tokens, cached, output_tokens)}
 
     def _head(self) -> dict[str, Any]:
         return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}

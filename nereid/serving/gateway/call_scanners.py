@@ -1,0 +1,390 @@
+"""Calls of tools read as they are written, character by character, in each shape; knows no marks around them.
+
+A scanner yields `Name`, then pieces of the arguments' JSON as text. Until it has given a name nothing is lost: where a call turns
+out to be none, it has FAILED and `raw` is all that it has read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any, Protocol
+
+NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+"""Names of functions: OpenAI's letters, and the point that some clients' names have."""
+_SPACE = " \n\r\t"
+_ARGUMENTS = ("arguments", "parameters")
+
+
+class State(Enum):
+    OPEN = auto()
+    DONE = auto()
+    FAILED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A call begins."""
+
+    name: str
+
+
+Piece = Name | str
+
+
+class Scanner(Protocol):
+    """`rest` is what it was given and did not need, once it is DONE."""
+
+    state: State
+    rest: str
+    raw: str
+
+    def feed(self, text: str) -> list[Piece]: ...
+
+
+@dataclass(slots=True, eq=False)
+class CallObject:
+    """`{"name": ..., "arguments": {...}}`, members in any order; `names`: the only functions that count, None: all."""
+
+    names: frozenset[str] | None = None
+    state: State = State.OPEN
+    name: str | None = None
+    _text: list[str] = field(default_factory=list)
+    _depth: int = 0
+    _in_string: bool = False
+    _escaped: bool = False
+    _expects: str = "object"
+    _key: str = ""
+    _streams: bool = False
+    _arguments: str | None = None
+
+    def take(self, letter: str) -> list[Piece]:
+        """One more character, and what is known by it."""
+        if self._in_string:
+            self._text.append(letter)
+            return self._in_text(letter)
+        if self._depth > 1:
+            return self._deeper(letter)
+        if letter in _SPACE:
+            return self._value_ends() if self._expects == "scalar" else []
+        return self._outer(letter)
+
+    def _outer(self, letter: str) -> list[Piece]:
+        """Between the members of the call's own object."""
+        made: list[Piece] = []
+        if self._expects == "scalar" and letter in ",}":
+            made = self._value_ends()
+        if self._expects == "object" and letter == "{":
+            self._depth, self._expects = 1, "key"
+        elif self._expects in ("key", "value") and letter == '"':
+            self._text, self._in_string = [letter], True
+        elif self._expects == "colon" and letter == ":":
+            self._expects = "value"
+        elif self._expects == "value" and letter in "{[":
+            self._text, self._depth = [letter], 2
+            self._streams = letter == "{" and self._key in _ARGUMENTS and self.name is not None and self._arguments is None
+            if self._streams:
+                made.append(letter)
+        elif self._expects == "value" and (letter.isalnum() or letter == "-"):
+            self._text, self._expects = [letter], "scalar"
+        elif self._expects == "scalar":
+            self._text.append(letter)
+        elif self._expects == "comma" and letter == ",":
+            self._expects = "key"
+        elif self._expects in ("comma", "key") and letter == "}":
+            made += self._close()
+        else:
+            self.state = State.FAILED
+        return made
+
+    def _in_text(self, letter: str) -> list[Piece]:
+        if self._escaped:
+            self._escaped = False
+        elif letter == "\\":
+            self._escaped = True
+        elif letter == '"':
+            self._in_string = False
+            if self._depth == 1:
+                return self._text_ends()
+        return [letter] if self._streams else []
+
+    def _deeper(self, letter: str) -> list[Piece]:
+        """Within a value that is an object or a list."""
+        self._text.append(letter)
+        made: list[Piece] = [letter] if self._streams else []
+        if letter == '"':
+            self._in_string = True
+        elif letter in "{[":
+            self._depth += 1
+        elif letter in "}]":
+            self._depth -= 1
+            if self._depth == 1:
+                made += self._value_ends()
+        return made
+
+    def _text_ends(self) -> list[Piece]:
+        if self._expects == "value":
+            return self._value_ends()
+        key = _loaded("".join(self._text))
+        self._key, self._expects = key if isinstance(key, str) else "", "colon"
+        return []
+
+    def _value_ends(self) -> list[Piece]:
+        raw, self._expects = "".join(self._text), "comma"
+        if self._streams:
+            self._streams, self._arguments = False, raw
+        elif self._key == "name" and self.name is None:
+            return self._named(_loaded(raw))
+        elif self._key in _ARGUMENTS and self._arguments is None:
+            value = _loaded(raw)
+            self._arguments = value if isinstance(value, str) else "{}" if value is None else raw
+            if self.name is not None:
+                return [self._arguments]
+        return []
+
+    def _named(self, name: Any) -> list[Piece]:
+        if not isinstance(name, str) or not NAME.fullmatch(name) or (self.names is not None and name not in self.names):
+            self.state = State.FAILED
+            return []
+        self.name = name
+        return [Name(name)] if self._arguments is None else [Name(name), self._arguments]
+
+    def _close(self) -> list[Piece]:
+        self._depth, self.state = 0, State.DONE if self.name is not None else State.FAILED
+        return ["{}"] if self.name is not None and self._arguments is None else []
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_no_json)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _no_json(word: str) -> Any:
+    raise ValueError(f"{word} is not JSON")
+
+
+@dataclass(slots=True, eq=False)
+class JsonCalls:
+    """One call's object, a list of them, or several with one of `separators` between them."""
+
+    names: frozenset[str] | None = None
+    separators: str = ""
+    state: State = State.OPEN
+    rest: str = ""
+    raw: str = ""
+    _in_list: bool = False
+    _call: CallObject | None = None
+    _any: bool = False
+
+    def feed(self, text: str) -> list[Piece]:
+        made: list[Piece] = []
+        for place, letter in enumerate(text):
+            made += self._take(letter)
+            if self.state is not State.OPEN:
+                self.rest = text[place + 1 :] if self.state is State.DONE else ""
+                if self.state is State.FAILED:
+                    self.raw += text[place + 1 :]
+                break
+        return _joined(made)
+
+    def _take(self, letter: str) -> list[Piece]:
+        self.raw += letter
+        if self._call is None:
+            return self._outside(letter)
+        made = self._call.take(letter)
+        if self._call.state is State.FAILED:
+            # What has a name has been told already: it ends where it stopped to be a call.
+            self.state = State.FAILED if self._call.name is None and not self._any else State.DONE
+        elif self._call.state is State.DONE:
+            self._call, self._any = None, True
+            if not self._in_list and not self.separators:
+                self.state = State.DONE
+        if any(isinstance(item, Name) for item in made):
+            self._any = True
+        return made
+
+    def _outside(self, letter: str) -> list[Piece]:
+        if letter in _SPACE or (self._any and letter in ("," if self._in_list else self.separators)):
+            return []
+        if letter == "{":
+            self._call = CallObject(self.names)
+            return self._call.take(letter)
+        if letter == "[" and not self._any and not self._in_list:
+            self._in_list = True
+        elif letter == "]" and self._in_list:
+            self.state = State.DONE
+        else:
+            self.state = State.DONE if self._any else State.FAILED
+        return []
+
+
+def _joined(pieces: list[Piece]) -> list[Piece]:
+    """Characters become texts."""
+    made: list[Piece] = []
+    for piece in pieces:
+        if isinstance(piece, str) and made and isinstance(made[-1], str):
+            made[-1] += piece
+        else:
+            made.append(piece)
+    return made
+
+
+@dataclass(slots=True, eq=False)
+class NamedCall:
+    """`name[ARGS]{...}`, or what `JsonCalls` reads; an id between name and arguments is passed over."""
+
+    middle: str
+    state: State = State.OPEN
+    rest: str = ""
+    raw: str = ""
+    _json: JsonCalls | None = None
+    _object: _Value | None = None
+
+    def feed(self, text: str) -> list[Piece]:
+        if self._json is not None:
+            return self._other(text)
+        if self._object is not None:
+            return self._value(text)
+        self.raw += text
+        head, found, after = self.raw.partition(self.middle)
+        if self.raw.lstrip()[:1] in ("{", "["):
+            self._json = JsonCalls()
+            return self._other(self.raw)
+        name = head.partition("[")[0].strip()
+        if not found:
+            if len(head) > 200 or (name and not NAME.fullmatch(name)):
+                self.state = State.FAILED
+            return []
+        if not NAME.fullmatch(name):
+            self.state = State.FAILED
+            return []
+        self._object = _Value()
+        return [Name(name), *self._value(after)]
+
+    def _other(self, text: str) -> list[Piece]:
+        assert self._json is not None
+        made = self._json.feed(text)
+        self.state, self.rest, self.raw = self._json.state, self._json.rest, self._json.raw
+        return made
+
+    def _value(self, text: str) -> list[Piece]:
+        assert self._object is not None
+        piece, self.rest = self._object.feed(text)
+        if self._object.ended:
+            self.state = State.DONE
+        return [piece] if piece else []
+
+
+@dataclass(slots=True, eq=False)
+class _Value:
+    """An object of JSON up to its last brace."""
+
+    ended: bool = False
+    _depth: int = 0
+    _in_string: bool = False
+    _escaped: bool = False
+
+    def feed(self, text: str) -> tuple[str, str]:
+        """What belongs to it, and what does not."""
+        for place, letter in enumerate(text):
+            if self._in_string:
+                self._in_string = self._escaped or letter != '"'
+                self._escaped = letter == "\\" and not self._escaped
+            elif letter == '"':
+                self._in_string = True
+            elif letter in "{[":
+                self._depth += 1
+            elif letter in "}]":
+                self._depth -= 1
+                if self._depth <= 0:
+                    self.ended = True
+                    return text[: place + 1], text[place + 1 :]
+        return text, ""
+
+
+def is_written_plainly(schema: object) -> bool:
+    """Whether a parameter of this schema stands in its tag as it is, and not as JSON: a text that nothing bounds."""
+    if not isinstance(schema, dict) or schema.get("type") != "string":
+        return False
+    values = schema.get("enum", ())
+    return not (schema.keys() - {"type", "title", "description", "default", "examples", "enum"}) and all(
+        isinstance(value, str) and value.strip() == value and "<" not in value and value for value in values
+    )
+
+
+@dataclass(slots=True, eq=False)
+class TagsCall:
+    """`<function=name><parameter=key>value</parameter>...</function>`; `schemas` are the functions' parameters by name.
+
+    A value is its text where the parameter is one, else JSON, and where it is none a text after all.
+    """
+
+    schemas: Mapping[str, Mapping[str, Any]]
+    state: State = State.OPEN
+    rest: str = ""
+    raw: str = ""
+    _text: str = ""
+    _name: str = ""
+    _count: int = 0
+    _json: JsonCalls | None = None
+
+    def feed(self, text: str) -> list[Piece]:
+        if self._json is None and not self._name and (self.raw + text).lstrip()[:1] in ("{", "["):
+            self._json = JsonCalls()
+            text, self.raw = self.raw + text, ""
+        if self._json is not None:
+            made = self._json.feed(text)
+            self.state, self.rest, self.raw = self._json.state, self._json.rest, self._json.raw
+            return made
+        self.raw += text
+        self._text += text
+        return self._begin() if not self._name else self._parameters()
+
+    def _begin(self) -> list[Piece]:
+        lead, opening = self._text.lstrip(), "<function="
+        head, found, after = lead.partition(">")
+        if not lead.startswith(opening[: len(lead)]) or (found and not NAME.fullmatch(head.removeprefix(opening))):
+            self.state = State.FAILED
+        if not found or self.state is State.FAILED:
+            return []
+        self._name, self._text = head.removeprefix(opening), after
+        return [Name(self._name), *self._parameters()]
+
+    def _parameters(self) -> list[Piece]:
+        made = ""
+        while self.state is State.OPEN:
+            head, found, after = self._text.lstrip().partition(">")
+            if not found:
+                break
+            if head == "</function":
+                self.state, self.rest = State.DONE, after
+                made += "}" if self._count else "{}"
+            elif head.startswith("<parameter="):
+                value, closed, behind = after.partition("</parameter>")
+                if not closed:
+                    break
+                made += self._member(head.removeprefix("<parameter="), value)
+                self._text = behind
+            else:  # it has begun, so that it has to end: this is none of a call's parts
+                self.state, self.rest = State.DONE, self._text
+                made += "}" if self._count else "{}"
+        return [made] if made else []
+
+    def _member(self, key: str, value: str) -> str:
+        schema = self.schemas.get(self._name, {}).get("properties", {}).get(key)
+        text = value.removeprefix("\n").removesuffix("\n")
+        written = json.dumps(text, ensure_ascii=False)
+        if not is_written_plainly(schema) and schema is not None:
+            try:
+                json.loads(text, parse_constant=_no_json)
+                written = text.strip()
+            except (ValueError, RecursionError):
+                pass
+        lead = ", " if self._count else "{"
+        self._count += 1
+        return f"{lead}{json.dumps(key, ensure_ascii=False)}: {written}"
