@@ -147,6 +147,7 @@ class _Calls:
     _count: int = 0
     _text: str = ""
     _scanner: Scanner | None = None
+    _scanner_told: bool = False
     _lead: str = ""
     """What stood before the scanner, which is text where there is no call."""
     _began: bool = False
@@ -185,9 +186,8 @@ class _Calls:
             return self._open("", self._text)
         head, found, after = self._text.partition(form.begin)
         if found:
-            said: list[Said] = [Text(head.rstrip())] if self._without_end(head).strip() else []
-            if said:
-                self._began = True
+            text = self._without_end(head).rstrip()
+            said: list[Said] = [Text(text)] if text else []
             _, rest = self._open(head[len(head.rstrip()) :] + form.begin, after)
             return said, rest
         if bare and not lead:
@@ -221,8 +221,6 @@ class _Calls:
             case _:
                 self._scanner = JsonCalls(names, separators=form.between.strip() if form.bare else "")
         return [], rest
-
-    _scanner_told: bool = False
 
     def _scan(self, text: str) -> tuple[list[Said], str]:
         scanner = self._scanner

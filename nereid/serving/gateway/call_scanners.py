@@ -180,13 +180,16 @@ class JsonCalls:
     _in_list: bool = False
     _call: CallObject | None = None
     _any: bool = False
+    _unread: bool = False
+    """Whether its last character is none of its own."""
 
     def feed(self, text: str) -> list[Piece]:
         made: list[Piece] = []
         for place, letter in enumerate(text):
             made += self._take(letter)
             if self.state is not State.OPEN:
-                self.rest = text[place + 1 :] if self.state is State.DONE else ""
+                if self.state is State.DONE:
+                    self.rest = text[place + (not self._unread) :]
                 if self.state is State.FAILED:
                     self.raw += text[place + 1 :]
                 break
@@ -219,7 +222,7 @@ class JsonCalls:
         elif letter == "]" and self._in_list:
             self.state = State.DONE
         else:
-            self.state = State.DONE if self._any else State.FAILED
+            self.state, self._unread = State.DONE if self._any else State.FAILED, self._any
         return []
 
 
