@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from nereid.serving.gateway.schemas import Function, FunctionCall, SamplingBody, Sent
+from nereid.serving.gateway.schemas import FunctionCall, SamplingBody, Sent
 from nereid.serving.gateway.tools import MOST_TOOLS
 from nereid.serving.gateway.unused import RESPONSES
 
@@ -80,10 +80,14 @@ Item = Annotated[
 ]
 
 
-class FlatTool(Function):
+class FlatTool(Sent):
     """A function with its type beside its name."""
 
     type: Literal["function"]
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
     @property
     def for_chat(self) -> dict[str, Any]:

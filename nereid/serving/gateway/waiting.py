@@ -72,7 +72,7 @@ async def begin_stream(
 
 
 class EventStream(Response):
-    """Events until the last, `[DONE]` where the API has that, or until the caller hangs up; an error is the last event but that."""
+    """Events until the last, `[DONE]` where the API has that, or until the caller hangs up; an error is the last but that."""
 
     media_type = "text/event-stream"
 
