@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from nereid.serving.gateway.launch import Rules
+from nereid.serving.gateway.messages import Message
 from nereid.serving.gateway.response_bodies import ResponsesBody
-from nereid.serving.gateway.schemas import ChatBody, CompletionBody, ImageBody, Message
+from nereid.serving.gateway.schemas import ChatBody, CompletionBody, ImageBody
 from nereid.serving.gateway.unused import CHAT as IN_CHAT
 from nereid.serving.gateway.unused import COMPLETIONS as IN_COMPLETIONS
 from nereid.serving.gateway.unused import IMAGES as IN_IMAGES

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nereid.serving.gateway.call_scanners import JsonCalls, Name, NamedCall, Piece, Scanner, State, TagsCall
+from nereid.serving.gateway.call_scanners import JsonCalls, Name, Piece, Scanner, State
+from nereid.serving.gateway.marked_scanners import NamedCall, TagsCall
 from nereid.serving.gateway.said import Arguments, Call, Reasoning, Said, Text, held_back
 from nereid.serving.gateway.tool_formats import Shape, ToolFormat
 

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from nereid.serving.gateway.schemas import FunctionCall, SamplingBody, Sent
+from nereid.serving.gateway.messages import FunctionCall
+from nereid.serving.gateway.schemas import SamplingBody
+from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.tools import MOST_TOOLS
 from nereid.serving.gateway.unused import RESPONSES
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from enum import Enum
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -19,35 +17,16 @@ from pydantic import (
 )
 
 from nereid.serving.gateway.chat_templates import OWN_VARIABLES
+from nereid.serving.gateway.messages import AllowedTools, Message, NamedTool, Tool
+from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.tools import MOST_TOOLS
-from nereid.serving.gateway.unused import CHAT, COMPLETIONS, IMAGES, MESSAGE, unused_field
+from nereid.serving.gateway.unused import CHAT, COMPLETIONS, IMAGES
 from nereid_client.images import OPTIONS, annotation
 from nereid_protocol.sampling import GUIDED, SAMPLING_FIELDS, without_aliases
 from nereid_protocol.sampling_field import Kind, SamplingField
 
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 """What `llm` takes as int32; whether the vocabulary has it, the model says."""
-
-
-class Sent(BaseModel):
-    """An object that a caller sends: null is as absent, and so is a value that the table of unused fields allows."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    place: ClassVar[str] = ""
-    """Its name in the table of unused fields."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_what_changes_nothing(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {name: item for name, item in value.items() if item is not None and not cls._ignores(name, item)}
-
-    @classmethod
-    def _ignores(cls, name: str, value: Any) -> bool:
-        row = unused_field(cls.place, name)
-        return row is not None and row.allows(value)
 
 
 class _Body(Sent):
@@ -142,136 +121,6 @@ class SamplingBody(_SamplingFields):  # type: ignore[misc, valid-type]
         """The sampling parameters that were sent, for `llm`."""
         sent = {field.name: getattr(self, field.name) for field in GATEWAY_FIELDS if field.name in self.model_fields_set}
         return {name: value for name, value in sent.items() if value is not None}
-
-
-class ContentPart(Sent):
-    """Text only: the models here see no pictures."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Function(Sent):
-    """What may be called; without `parameters` it takes none."""
-
-    name: str
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class Tool(Sent):
-    type: Literal["function"]
-    function: Function
-
-    @property
-    def for_template(self) -> dict[str, Any]:
-        """As it was sent; `strict` is about this API, and no word to the model."""
-        function = self.function.model_dump(exclude_unset=True, exclude={"strict"})
-        return {"type": self.type, "function": function}
-
-
-class FunctionName(Sent):
-    name: str
-
-
-class NamedTool(Sent):
-    """A `tool_choice`: this one must be called."""
-
-    type: Literal["function"]
-    function: FunctionName
-
-    must: ClassVar[bool] = True
-
-    @property
-    def named(self) -> tuple[str, list[str]]:
-        """The field and the names."""
-        return "tool_choice.function.name", [self.function.name]
-
-
-class Allowed(Sent):
-    mode: Literal["auto", "required"]
-    tools: list[NamedTool] = Field(min_length=1, max_length=MOST_TOOLS)
-
-
-class AllowedTools(Sent):
-    """A `tool_choice`: only these may be called."""
-
-    type: Literal["allowed_tools"]
-    allowed_tools: Allowed
-
-    @property
-    def must(self) -> bool:
-        return self.allowed_tools.mode == "required"
-
-    @property
-    def named(self) -> tuple[str, list[str]]:
-        return "tool_choice.allowed_tools.tools", [tool.function.name for tool in self.allowed_tools.tools]
-
-
-class FunctionCall(Sent):
-    """`arguments` is JSON's text of an object."""
-
-    name: str
-    arguments: str = ""
-
-    @field_validator("arguments")
-    @classmethod
-    def _an_object(cls, value: str) -> str:
-        arguments_of(value)
-        return value
-
-
-def arguments_of(text: str) -> dict[str, Any]:
-    """What a call's arguments say; raises ValueError where they are no JSON object."""
-    try:
-        value = json.loads(text) if text.strip() else {}
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError("must be the JSON text of an object")
-    return value
-
-
-class ToolCall(Sent):
-    """A call that the model has made before; streams number their calls, which is taken and means nothing here."""
-
-    id: str = Field(min_length=1, max_length=256)
-    type: Literal["function"] = "function"
-    function: FunctionCall
-    index: int | None = None
-
-    @property
-    def for_template(self) -> dict[str, Any]:
-        """Templates write the arguments as JSON themselves, as transformers' do: they are given an object."""
-        function = {"name": self.function.name, "arguments": arguments_of(self.function.arguments)}
-        return {"id": self.id, "type": self.type, "function": function}
-
-
-class Message(Sent):
-    place = MESSAGE
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = Field(default=None, max_length=MOST_TOOLS)
-    tool_call_id: str | None = None
-
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-
-    @property
-    def text(self) -> str | None:
-        parts = self.content
-        return "".join(part.text for part in parts) if isinstance(parts, list) else parts
-
-    @property
-    def for_template(self) -> dict[str, Any]:
-        """What a chat template reads: only what was sent."""
-        fields = {"role", "name", "reasoning_content", "reasoning", "tool_call_id"}
-        sent = self.model_dump(include=fields, exclude_none=True)
-        calls = {"tool_calls": [call.for_template for call in self.tool_calls]} if self.tool_calls else {}
-        return {**sent, "content": self.text, **calls}
 
 
 class ChatBody(SamplingBody):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nereid.serving.gateway.answer_streams import CallReading, Thinking
-from nereid.serving.gateway.call_scanners import is_written_plainly
+from nereid.serving.gateway.marked_scanners import is_written_plainly
 from nereid.serving.gateway.tool_formats import Shape, ToolFormat
 
 Schema = Mapping[str, Any]

@@ -12,7 +12,7 @@ from nereid.serving.gateway.call_scanners import NAME
 from nereid.serving.gateway.errors import ApiError
 
 if TYPE_CHECKING:
-    from nereid.serving.gateway.schemas import AllowedTools, Message, NamedTool, Tool
+    from nereid.serving.gateway.messages import AllowedTools, Message, NamedTool, Tool
 
 MOST_TOOLS = 128
 """OpenAI's bound."""
