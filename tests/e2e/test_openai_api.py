@@ -177,7 +177,8 @@ def test_responses_are_made_streamed_and_gone_on_with(calling: openai.OpenAI) ->
         second = stream.get_final_response()
     assert second.usage is not None
     assert second.usage.input_tokens > (first.usage.input_tokens if first.usage else 0)
-    assert calling.responses.retrieve(second.id).output == second.output
+    kept = calling.responses.retrieve(second.id)
+    assert (kept.output_text, kept.usage) == (second.output_text, second.usage)
 
 
 def test_completions_take_several_prompts_and_echo(api: openai.OpenAI) -> None:
