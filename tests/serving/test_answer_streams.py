@@ -59,7 +59,7 @@ def test_there_is_an_answer_for_each_form() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 10_000])
 @pytest.mark.parametrize("form", ANSWERS)
 def test_calls_are_found_however_the_text_is_cut(form: str, size: int) -> None:
-    found = message(ANSWERS[form], form, size)
+    found = message(f"{ANSWERS[form]}\n", form, size)
     assert calls_of(found) == TWO
     assert found["content"] == (None if form == "llama3_json" else "Let me see.")
     assert len({call["id"] for call in found["tool_calls"]}) == 2

@@ -91,7 +91,7 @@ def test_whatever_is_drawn_its_calls_obey_their_schemas(parts: Any, form: str) -
         for seed in range(12):
             text = drawn(parts, grammar, seed)
             assert text is not None
-            found = message(text, reading)
+            found = message(text, CallReading(form=TOOL_FORMATS[form], schemas=SCHEMAS))
             assert found["content"] is None, text
             for call in found["tool_calls"]:
                 function = call["function"]

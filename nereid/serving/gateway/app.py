@@ -96,7 +96,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
     async def chat(request: Request) -> Response:
         body = await read_body(request, ChatBody, lenient)
         model, client = find(body.model, "llm")
-        chat = chats.chat_asked(body, model)
+        chat = await chats.read_chat(body, model)
         request.state.names = chat.names
         answer = ChatAnswer(
             id=_stamp("chatcmpl"),

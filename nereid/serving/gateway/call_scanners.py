@@ -39,7 +39,9 @@ class Scanner(Protocol):
 
     state: State
     rest: str
-    raw: str
+
+    @property
+    def raw(self) -> str: ...
 
     def feed(self, text: str) -> list[Piece]: ...
 
@@ -176,12 +178,16 @@ class JsonCalls:
     separators: str = ""
     state: State = State.OPEN
     rest: str = ""
-    raw: str = ""
+    _read: list[str] = field(default_factory=list)
     _in_list: bool = False
     _call: CallObject | None = None
     _any: bool = False
     _unread: bool = False
     """Whether its last character is none of its own."""
+
+    @property
+    def raw(self) -> str:
+        return "".join(self._read)
 
     def feed(self, text: str) -> list[Piece]:
         made: list[Piece] = []
@@ -191,12 +197,13 @@ class JsonCalls:
                 if self.state is State.DONE:
                     self.rest = text[place + (not self._unread) :]
                 if self.state is State.FAILED:
-                    self.raw += text[place + 1 :]
+                    self._read.append(text[place + 1 :])
                 break
         return _joined(made)
 
     def _take(self, letter: str) -> list[Piece]:
-        self.raw += letter
+        if not self._any:
+            self._read.append(letter)
         if self._call is None:
             return self._outside(letter)
         made = self._call.take(letter)

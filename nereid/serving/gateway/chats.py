@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,6 +38,11 @@ class ChatAsked:
 
     def new_stream(self) -> AnswerStream:
         return AnswerStream(self.thinking, self.calls)
+
+
+async def read_chat(body: ChatBody, model: Offered) -> ChatAsked:
+    """`chat_asked`, beside the loop where schemas have to be checked, which takes time."""
+    return await asyncio.to_thread(chat_asked, body, model) if body.tools else chat_asked(body, model)
 
 
 def chat_asked(body: ChatBody, model: Offered) -> ChatAsked:

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from nereid.serving.gateway.bodies import read_body
-from nereid.serving.gateway.chats import ChatAsked, chat_asked
+from nereid.serving.gateway.chats import ChatAsked, read_chat
 from nereid.serving.gateway.errors import ApiError, from_nereid
 from nereid.serving.gateway.guard import KEY_NAME
 from nereid.serving.gateway.places import Places
@@ -42,7 +42,7 @@ class Responses:
         key = _key(request)
         before = self._before(key, body.previous_response_id)
         try:
-            chat = chat_asked(chat_body(body, _ITEMS.validate_python(before)), model)
+            chat = await read_chat(chat_body(body, _ITEMS.validate_python(before)), model)
         except ApiError as error:
             raise in_their_names(error) from None
         request.state.names = names = names_of(chat.names)

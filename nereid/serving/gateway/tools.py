@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 MOST_TOOLS = 128
 """OpenAI's bound."""
+MOST_CHARACTERS = 100_000
+"""Of all schemas together: to check one takes time by its length."""
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -50,6 +54,7 @@ def tools_asked(tools: Sequence[Tool] | None, choice: str | NamedTool | AllowedT
 
 def _checked(tools: Sequence[Tool]) -> dict[str, Tool]:
     found: dict[str, Tool] = {}
+    left = MOST_CHARACTERS
     for place, tool in enumerate(tools):
         where, name = f"tools.{place}.function", tool.function.name
         if not NAME.fullmatch(name):
@@ -57,22 +62,36 @@ def _checked(tools: Sequence[Tool]) -> dict[str, Tool]:
         if name in found:
             raise _wrong(f"{where}.name", name, "another name: there is a tool of this one")
         if tool.function.parameters is not None:
-            _check_schema(f"{where}.parameters", tool.function.parameters)
+            text = json.dumps(tool.function.parameters, ensure_ascii=False)
+            left -= len(text)
+            if left < 0:
+                sentence = f"tools: the schemas are too long; they must have at most {MOST_CHARACTERS} characters together"
+                raise ApiError(400, sentence, param="tools")
+            _check_schema(f"{where}.parameters", text)
         found[name] = tool
     return found
 
 
-def _check_schema(where: str, schema: Mapping[str, Any]) -> None:
-    """That it is a JSON schema, of an object: arguments have names."""
+def _check_schema(where: str, text: str) -> None:
+    fault = _fault(text)
+    if fault is not None:
+        path = ".".join([where, *fault[0]])
+        raise ApiError(400, f"{path}: {fault[1]}", param=path)
+
+
+@lru_cache(maxsize=128)
+def _fault(text: str) -> tuple[tuple[str, ...], str] | None:
+    """Where and why this is no JSON schema of an object: arguments have names. Agents send the same ones with every turn."""
+    schema = json.loads(text)
     if schema.get("type", "object") != "object":
-        raise _wrong(f"{where}.type", schema["type"], "object")
+        return ("type",), f"{str(schema['type'])[:80]!r} is not allowed; it must be object"
     try:
         jsonschema.Draft202012Validator.check_schema(schema)
     except jsonschema.SchemaError as error:
-        path = ".".join([where, *(str(part) for part in error.absolute_path)])
-        raise ApiError(400, f"{path}: this is no JSON schema: {error.message[:200]}", param=path) from None
+        return tuple(str(part) for part in error.absolute_path), f"this is no JSON schema: {error.message[:200]}"
     except RecursionError:
-        raise ApiError(400, f"{where}: it is nested too deeply", param=where) from None
+        return (), "it is nested too deeply"
+    return None
 
 
 def _chosen(known: Mapping[str, Tool], choice: str | NamedTool | AllowedTools | None) -> tuple[dict[str, Tool], bool]:
