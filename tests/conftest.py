@@ -271,15 +271,20 @@ def in_company(client: Client, prompt: str, **request: Any) -> ImageResult:
 
 
 @contextlib.contextmanager
-def gateway(served: Served, key: str = "", limits: Limits | None = None, rules: Rules | None = None) -> Iterator[str]:
-    """The gateway's process before a running server; its address."""
+def gateway(
+    served: Served, key: str = "", limits: Limits | None = None, rules: Rules | None = None, repository: Path | None = None
+) -> Iterator[str]:
+    """The gateway's process before a running server; its address. `repository`: another one that it reads of models."""
     from nereid.serving.gateway.service import BACKLOG, gateway_service
     from nereid.serving.listening import listen
     from nereid.serving.options import ServeOptions, free_ports
 
     (port,) = free_ports(1)
     options = ServeOptions(
-        repository=served.repository, grpc_port=served.grpc, metrics_port=served.metrics, health_port=served.health
+        repository=repository or served.repository,
+        grpc_port=served.grpc,
+        metrics_port=served.metrics,
+        health_port=served.health,
     )
     listener = listen("--openai-port", "127.0.0.1", port, BACKLOG)
     service = gateway_service(options, listener, {"NEREID_API_KEY": key}, limits, rules)

@@ -12,8 +12,9 @@ import typer
 
 from nereid.engines.compile_cache import default_folder
 from nereid.serving.errors import ServingError
-from nereid.serving.gateway.launch import Rules
+from nereid.serving.gateway.launch import Rules, tool_formats_of
 from nereid.serving.gateway.service import GatewayOptions, gateway_service
+from nereid.serving.gateway.tool_formats import TOOL_FORMATS
 from nereid.serving.installation import Source
 from nereid.serving.options import ServeOptions
 from nereid.serving.supervisor import Progress, Supervisor
@@ -71,6 +72,19 @@ def serve(
             help="Folder where the gateway keeps files and batches (/v1/files, /v1/batches), over restarts too; none without it.",
         ),
     ] = None,
+    openai_tools: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="[MODEL=]FORMAT: how a model writes its calls of tools, where its chat template does not show it: "
+            f"{', '.join(TOOL_FORMATS)}, auto (as the template shows) or none. Repeatable."
+        ),
+    ] = None,
+    openai_reasoning: Annotated[
+        bool, typer.Option(help="Have the gateway tell thoughts (<think>...</think>) apart from the answer.")
+    ] = True,
+    openai_stored: Annotated[
+        int, typer.Option(help="Answers of /v1/responses that the gateway keeps in memory for each key; 0: none.")
+    ] = 1000,
     triton: Annotated[Source, typer.Option(help="Which Triton: on PATH (as in the container), or from pip.")] = Source.AUTO,
     log_file: Annotated[Path | None, typer.Option(help="Write Triton's log here instead of to the terminal.")] = None,
     cache_dir: Annotated[
@@ -105,7 +119,15 @@ def serve(
     try:
         keys = None if openai_keys is None else str(openai_keys.absolute())
         batches = None if openai_batches is None else str(openai_batches.absolute())
-        rules = Rules(keys=keys, cors_origins=tuple(openai_cors or ()), lenient=openai_lenient, batches=batches)
+        rules = Rules(
+            keys=keys,
+            cors_origins=tuple(openai_cors or ()),
+            lenient=openai_lenient,
+            batches=batches,
+            tool_formats=tool_formats_of(openai_tools or ()),
+            reasoning=openai_reasoning,
+            stored_responses=openai_stored,
+        )
         _run(options, GatewayOptions(host=openai_host, port=openai_port, rules=rules) if openai_port else None)
     except ServingError as error:
         fail(error)

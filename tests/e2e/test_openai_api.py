@@ -6,11 +6,15 @@ import asyncio
 import base64
 import io
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
+import jsonschema
 import numpy as np
 import openai
 import pytest
@@ -26,6 +30,7 @@ from nereid_zoo.sections.chat import conversation
 
 from conftest import ZOO, Served, gateway
 from raw import metric
+from template_families import FAMILIES
 
 pytestmark = pytest.mark.triton
 
@@ -110,6 +115,71 @@ def test_choices_stops_logprobs_and_schemas(api: openai.OpenAI) -> None:
     )
     if bound.choices[0].finish_reason == "stop":
         assert isinstance(json.loads(bound.choices[0].message.content or "")["ok"], bool)
+
+
+PRICE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "currency": {"enum": ["EUR", "USD"]},
+        "tiers": {"type": "integer", "minimum": 1, "maximum": 9},
+        "monthly": {"type": "boolean"},
+    },
+    "required": ["currency", "tiers", "monthly"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture
+def calling(served: Served, tmp_path: Path) -> Iterator[openai.OpenAI]:
+    """The same models, and a chat template that has tools."""
+    repository = tmp_path / "repository"
+    shutil.copytree(served.repository, repository, copy_function=os.symlink)
+    template = repository / "llm" / "1" / "chat_template.jinja"
+    template.unlink()
+    template.write_text(FAMILIES["hermes"])
+    with gateway(served, KEY, repository=repository) as url:
+        yield openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=60)
+
+
+def test_a_model_that_must_call_obeys_the_tools_schema_and_gets_its_result(calling: openai.OpenAI) -> None:
+    function = {"name": "price", "description": "of a section", "parameters": PRICE}
+    asked: Any = {
+        "model": "llm",
+        "temperature": 1,
+        "seed": 5,
+        "max_tokens": 300,
+        "tools": [{"type": "function", "function": function}],
+    }
+    forced = {**asked, "tool_choice": "required", "parallel_tool_calls": False}
+    whole = calling.chat.completions.create(messages=MESSAGES, n=3, **forced)
+    for choice in whole.choices:
+        (call,) = choice.message.tool_calls or []
+        jsonschema.validate(json.loads(call.function.arguments), PRICE)
+        assert (call.function.name, choice.finish_reason, choice.message.content) == ("price", "tool_calls", None)
+    with calling.chat.completions.stream(messages=MESSAGES, **forced) as stream:
+        streamed = stream.get_final_completion().choices[0]
+    (call,) = streamed.message.tool_calls or []
+    first = whole.choices[0].message.tool_calls or []
+    assert call.function.arguments == first[0].function.arguments
+    result = {"role": "tool", "tool_call_id": call.id, "content": "20"}
+    after = calling.chat.completions.create(messages=[*MESSAGES, streamed.message, result], **asked)
+    assert after.choices[0].finish_reason in ("stop", "length")
+
+
+def test_responses_are_made_streamed_and_gone_on_with(calling: openai.OpenAI) -> None:
+    tool: Any = {"type": "function", "name": "price", "parameters": PRICE, "strict": True}
+    asked: Any = {"model": "llm", "temperature": 1, "max_output_tokens": 300, "extra_body": {"seed": 5}}
+    first = calling.responses.create(input=BRIEF, tools=[tool], tool_choice="required", parallel_tool_calls=False, **asked)
+    (call,) = first.output
+    assert call.type == "function_call"
+    jsonschema.validate(json.loads(call.arguments), PRICE)
+    result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "20"}
+    with calling.responses.stream(input=[result], previous_response_id=first.id, tools=[tool], **asked) as stream:
+        second = stream.get_final_response()
+    assert second.usage is not None
+    assert second.usage.input_tokens > (first.usage.input_tokens if first.usage else 0)
+    kept = calling.responses.retrieve(second.id)
+    assert (kept.output_text, kept.usage) == (second.output_text, second.usage)
 
 
 def test_completions_take_several_prompts_and_echo(api: openai.OpenAI) -> None:

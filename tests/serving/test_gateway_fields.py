@@ -16,23 +16,28 @@ import pytest
 from PIL import Image
 
 from nereid.serving.gateway.launch import Rules
-from nereid.serving.gateway.schemas import ChatBody, CompletionBody, ImageBody, Message
+from nereid.serving.gateway.messages import Message
+from nereid.serving.gateway.response_bodies import ResponsesBody
+from nereid.serving.gateway.schemas import ChatBody, CompletionBody, ImageBody
 from nereid.serving.gateway.unused import CHAT as IN_CHAT
 from nereid.serving.gateway.unused import COMPLETIONS as IN_COMPLETIONS
 from nereid.serving.gateway.unused import IMAGES as IN_IMAGES
 from nereid.serving.gateway.unused import MESSAGE, UNUSED_FIELDS
+from nereid.serving.gateway.unused import RESPONSES as IN_RESPONSES
 
 from gateway_before import gateway, small_repository
 from scripted import delta, image, texts
 from small_servers import Tensors, grpc_server
 
 CHAT, COMPLETIONS, IMAGES = "/v1/chat/completions", "/v1/completions", "/v1/images/generations"
+RESPONSES = "/v1/responses"
 BODIES: dict[str, dict[str, Any]] = {
     CHAT: {"model": "llm", "messages": [{"role": "user", "content": "hello"}]},
     COMPLETIONS: {"model": "llm", "prompt": "hello"},
     IMAGES: {"model": "text_to_image", "prompt": "a box"},
+    RESPONSES: {"model": "llm", "input": "hello"},
 }
-ROUTES = {IN_CHAT: CHAT, IN_COMPLETIONS: COMPLETIONS, IN_IMAGES: IMAGES}
+ROUTES = {IN_CHAT: CHAT, IN_COMPLETIONS: COMPLETIONS, IN_IMAGES: IMAGES, IN_RESPONSES: RESPONSES}
 
 
 class Models:
@@ -103,7 +108,9 @@ def bodies_only(repository: Path) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.mark.parametrize(("schema", "required"), [(ChatBody, CHAT), (CompletionBody, COMPLETIONS), (ImageBody, IMAGES)])
+@pytest.mark.parametrize(
+    ("schema", "required"), [(ChatBody, CHAT), (CompletionBody, COMPLETIONS), (ImageBody, IMAGES), (ResponsesBody, RESPONSES)]
+)
 def test_null_is_as_absent_for_every_optional_field(schema: Any, required: str) -> None:
     body = BODIES[required]
     optional = {field.alias or name: None for name, field in schema.model_fields.items() if name not in body}
@@ -139,7 +146,7 @@ def body_with(place: str, name: str, value: object) -> tuple[str, dict[str, Any]
 @pytest.mark.parametrize(("place", "name", "value"), NOTHING, ids=str)
 def test_a_value_that_changes_nothing_is_taken_and_dropped(place: str, name: str, value: object) -> None:
     route, body = body_with(place, name, value)
-    schema: Any = {CHAT: ChatBody, COMPLETIONS: CompletionBody, IMAGES: ImageBody}[route]
+    schema: Any = {CHAT: ChatBody, COMPLETIONS: CompletionBody, IMAGES: ImageBody, RESPONSES: ResponsesBody}[route]
     made = schema.model_validate(body)
     assert name not in made.model_fields_set
     if place == MESSAGE:
@@ -169,7 +176,13 @@ def test_true_is_not_one() -> None:
 
 
 def test_a_field_that_is_honoured_is_not_called_unused() -> None:
-    places = {IN_CHAT: ChatBody, IN_COMPLETIONS: CompletionBody, IN_IMAGES: ImageBody, MESSAGE: Message}
+    places = {
+        IN_CHAT: ChatBody,
+        IN_COMPLETIONS: CompletionBody,
+        IN_IMAGES: ImageBody,
+        IN_RESPONSES: ResponsesBody,
+        MESSAGE: Message,
+    }
     both = [(place, row.name) for row in UNUSED_FIELDS for place in row.within if row.name in places[place].model_fields]
     assert not both
     assert len({(place, row.name) for row in UNUSED_FIELDS for place in row.within}) == sum(

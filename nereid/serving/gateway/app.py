@@ -29,6 +29,7 @@ from nereid.serving.gateway.batches.runner import Pace
 from nereid.serving.gateway.batches.service import Batches
 from nereid.serving.gateway.batches.store import BatchStore
 from nereid.serving.gateway.bodies import read_body
+from nereid.serving.gateway.chat_answers import ChatAnswer
 from nereid.serving.gateway.draining import Drain, Drained
 from nereid.serving.gateway.errors import ApiError, from_nereid
 from nereid.serving.gateway.guard import Guard, asked_by
@@ -36,9 +37,11 @@ from nereid.serving.gateway.keys import Keys
 from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.metrics import GatewayMetrics
 from nereid.serving.gateway.observing import IGNORED_HEADER, REQUEST_ID_HEADER, Observed
-from nereid.serving.gateway.places import places_of
+from nereid.serving.gateway.places import Places, places_of
 from nereid.serving.gateway.readiness import readiness
 from nereid.serving.gateway.repository import Offered, offered_models
+from nereid.serving.gateway.response_store import ResponseStore
+from nereid.serving.gateway.responses import Responses
 from nereid.serving.gateway.schemas import ChatBody, CompletionBody, ImageBody
 from nereid.serving.gateway.waiting import all_of, begin_stream, until_gone
 from nereid_client import AsyncClient
@@ -63,7 +66,7 @@ class GatewaySettings:
 
 def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlette:
     """The ASGI application; `drain` knows when it is to end."""
-    models = offered_models(settings.repository)
+    models = offered_models(settings.repository, settings.rules)
     places = {model.id: places_of(settings.repository, model.holder) for model in models.values()}
     clients: dict[str, AsyncClient] = {}
     keys = Keys.of(settings.api_key, Path(settings.rules.keys) if settings.rules.keys else None)
@@ -111,18 +114,24 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
 
     async def chat(request: Request) -> Response:
         body = await read_body(request, ChatBody, lenient)
-        request.state.names = names = chats.chat_names(body)
         model, client = find(body.model, "llm")
-        prompt = model.prompt(chats.chat_of(body, model))
-        answer = texts.ChatAnswer(
-            _stamp("chatcmpl"), int(time.time()), model.id, body.return_token_ids, prompt_logprobs=body.prompt_logprobs
+        chat = await chats.read_chat(body, model)
+        request.state.names = chat.names
+        answer = ChatAnswer(
+            id=_stamp("chatcmpl"),
+            created=int(time.time()),
+            model=model.id,
+            token_ids=body.return_token_ids,
+            prompt_logprobs=body.prompt_logprobs,
+            new_stream=chat.new_stream,
+            tells_reasoning=chat.tells_reasoning,
         )
-        asked = {**chats.chat_sampling(body, model), "request_id": request.state.request_id}
+        asked = {**chat.sampling, "request_id": request.state.request_id}
         if body.stream:
-            items = texts.stream(client, prompt, asked, answer, body.usage_wanted)
-            return await begin_stream(request, places[model.id].during(items), names)
+            items = texts.stream(client, chat.prompt, asked, answer, body.usage_wanted)
+            return await begin_stream(request, places[model.id].during(items), chat.names)
         async with places[model.id].taking():
-            return JSONResponse(answer.whole(await until_gone(request, client.generate_text(prompt, **asked))))
+            return JSONResponse(answer.whole(await until_gone(request, client.generate_text(chat.prompt, **asked))))
 
     async def complete(request: Request) -> Response:
         body = await read_body(request, CompletionBody, lenient)
@@ -161,6 +170,13 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
     async def version(request: Request) -> Response:
         return JSONResponse({"version": own_version()})
 
+    def llm(name: str) -> tuple[Offered, AsyncClient, Places]:
+        model, client = find(name, "llm")
+        return model, client, places[model.id]
+
+    rules = settings.rules
+    responses = Responses(ResponseStore(rules.stored_responses, rules.stored_megabytes * 2**20), llm, lenient)
+
     async def health(request: Request) -> Response:
         said = await readiness(settings.ready_url)
         return JSONResponse(said, 200 if said["ready"] else 503)
@@ -177,6 +193,10 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             Route("/v1/models/{name}", show_model),
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", complete, methods=["POST"]),
+            Route("/v1/responses", responses.create, methods=["POST"]),
+            Route("/v1/responses/{id}", responses.show, methods=["GET"]),
+            Route("/v1/responses/{id}", responses.delete, methods=["DELETE"]),
+            Route("/v1/responses/{id}/input_items", responses.show_input),
             Route("/v1/images/generations", generate_images, methods=["POST"]),
             Route("/tokenize", tokenize, methods=["POST"]),
             Route("/detokenize", detokenize, methods=["POST"]),
@@ -217,7 +237,13 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
         return []
     told = [REQUEST_ID_HEADER, IGNORED_HEADER, "retry-after", "x-ratelimit-limit-requests", "x-ratelimit-remaining-requests"]
     return [
-        Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=told)
+        Middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=told,
+        )
     ]
 
 

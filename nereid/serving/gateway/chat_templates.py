@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import Environment, Template, TemplateError, meta, nodes
@@ -117,7 +118,7 @@ class ChatTemplates:
 
     def reads(self, variable: str) -> bool:
         """Whether a template asks for this variable."""
-        return any(variable in meta.find_undeclared_variables(_environment().parse(text)) for text in self.sources.values())
+        return any(variable in _undeclared(text) for text in self.sources.values())
 
 
 def _environment() -> Environment:
@@ -126,6 +127,12 @@ def _environment() -> Environment:
     environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": _refuse, "strftime_now": _now, "dict": _Dict(), "namespace": _Namespace}
     return environment
+
+
+@lru_cache(maxsize=64)
+def _undeclared(source: str) -> frozenset[str]:
+    """The variables that a template asks for."""
+    return frozenset(meta.find_undeclared_variables(_environment().parse(source)))
 
 
 def chat_template(source: str) -> Template:

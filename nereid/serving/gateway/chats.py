@@ -2,15 +2,118 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from nereid.serving.gateway.answer_streams import AnswerStream, CallReading, Thinking
 from nereid.serving.gateway.chat_templates import Chat
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.repository import Offered
 from nereid.serving.gateway.schemas import ChatBody
+from nereid.serving.gateway.tool_grammars import AnswerForm, NotBindableError
+from nereid.serving.gateway.tools import ToolsAsked, check_messages, tools_asked
+from nereid_protocol.sampling import SAMPLING_FIELDS
+
+_LONGEST_GRAMMAR = next(
+    member.length or 0
+    for field in SAMPLING_FIELDS
+    if field.name == "structured_outputs"
+    for member in field.members
+    if member.name == "grammar"
+)
 
 
-def chat_of(body: ChatBody, model: Offered) -> Chat:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatAsked:
+    """A chat as `llm` is asked, and how its answer is taken apart; `names` are the caller's of `llm`'s inputs, for errors."""
+
+    prompt: str
+    sampling: dict[str, Any]
+    names: Mapping[str, str]
+    thinking: Thinking | None
+    calls: CallReading | None
+    tells_reasoning: bool
+
+    def new_stream(self) -> AnswerStream:
+        return AnswerStream(self.thinking, self.calls)
+
+
+async def read_chat(body: ChatBody, model: Offered) -> ChatAsked:
+    """`chat_asked`, beside the loop where schemas have to be checked, which takes time."""
+    return await asyncio.to_thread(chat_asked, body, model) if body.tools else chat_asked(body, model)
+
+
+def chat_asked(body: ChatBody, model: Offered) -> ChatAsked:
+    """Raises ApiError for what cannot be asked of this model."""
+    check_messages(body.messages)
+    tools = tools_asked(body.tools, body.tool_choice, body.parallel_tool_calls)
+    calls = _reading(tools, body, model)
+    prompt = model.prompt(_chat_of(body, model, tools))
+    thinking = _thinking(body, model, prompt)
+    sampling, names = _sampling(body, model), _names(body)
+    schema = _schema(body)
+    if tools is not None and (tools.must or tools.strict or schema is not None):
+        names["structured_outputs.grammar"] = names["structured_outputs"] = "tools"
+        form = AnswerForm(thinking=thinking, calls=calls, called=tools.must, schema=schema, tokens=model.tokens)
+        sampling["structured_outputs"] = {"grammar": _grammar(form, body)}
+    elif schema is not None and thinking is not None:
+        names["structured_outputs.grammar"] = "response_format.json_schema.schema"
+        form = AnswerForm(thinking=thinking, schema=schema, tokens=model.tokens)
+        sampling["structured_outputs"] = {"grammar": _grammar(form, body)}
+    elif schema is not None:
+        sampling["structured_outputs"] = {"json": schema}
+    marks = (*(calls.form.marks if calls else ()), *((thinking.begin, thinking.end) if thinking else ()))
+    if not model.hidden.isdisjoint(marks):
+        sampling.setdefault("skip_special_tokens", False)  # they are special tokens, without which nothing can be told apart
+    return ChatAsked(
+        prompt=prompt, sampling=sampling, names=names, thinking=thinking, calls=calls, tells_reasoning=body.include_reasoning
+    )
+
+
+def _reading(tools: ToolsAsked | None, body: ChatBody, model: Offered) -> CallReading | None:
+    """How calls will be found; raises ApiError where the model's template has no calls."""
+    if tools is None:
+        return None
+    if not model.chat_templates().reads("tools"):
+        raise ApiError(400, f"tools: the chat template of {model.id!r} has no place for them", param="tools")
+    if model.tool_format is None:
+        reason = "shows no form of calls that is known here; serve it with --openai-tools"
+        raise ApiError(400, f"tools: the chat template of {model.id!r} {reason}", param="tools")
+    if body.structured_outputs is not None:
+        raise ApiError(400, "structured_outputs: not allowed with tools; send one of them", param="structured_outputs")
+    return CallReading(form=model.tool_format, schemas=tools.schemas, several=tools.several)
+
+
+def _thinking(body: ChatBody, model: Offered, prompt: str) -> Thinking | None:
+    """The marks of thoughts, if the answer may have some after this prompt. An answer bound by the caller has none."""
+    marks = model.thinking
+    if marks is None or body.structured_outputs is not None:
+        return None
+    if body.continue_final_message:
+        last = body.messages[-1].text or ""
+        begun, ended = last.rfind(marks.begin), last.rfind(marks.end)
+        return replace(marks, opened=True) if begun > ended else marks if not last.strip() else None
+    tail = prompt.rstrip()
+    return None if tail.endswith(marks.end) else replace(marks, opened=tail.endswith(marks.begin))
+
+
+def _grammar(form: AnswerForm, body: ChatBody) -> str:
+    try:
+        made = form.grammar()
+    except NotBindableError as error:
+        place = next(i for i, tool in enumerate(body.tools or ()) if tool.function.name == error.name)
+        field = f"tools.{place}.function.parameters"
+        raise ApiError(400, f"{field}: {error}", param=field) from None
+    if len(made) > _LONGEST_GRAMMAR:
+        field = "tools" if form.calls else "response_format.json_schema.schema"
+        sentence = f"{field}: schemas of {len(made)} characters are not allowed; they must be at most {_LONGEST_GRAMMAR}"
+        raise ApiError(400, sentence, param=field)
+    return made
+
+
+def _chat_of(body: ChatBody, model: Offered, tools: ToolsAsked | None) -> Chat:
     """What the model's chat template is given; raises ApiError for what it has no use for."""
     variables = dict(body.chat_template_kwargs)
     if body.continue_final_message and "add_generation_prompt" in body.model_fields_set and body.add_generation_prompt:
@@ -23,6 +126,7 @@ def chat_of(body: ChatBody, model: Offered) -> Chat:
         variables.setdefault("reasoning_effort", body.reasoning_effort)
     return Chat(
         messages=[message.for_template for message in body.messages],
+        tools=tools.tools if tools is not None else None,
         documents=body.documents or None,
         add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
         continue_final_message=body.continue_final_message,
@@ -31,8 +135,8 @@ def chat_of(body: ChatBody, model: Offered) -> Chat:
     )
 
 
-def chat_names(body: ChatBody) -> dict[str, str]:
-    """The caller's names of `llm`'s inputs, for errors."""
+def _names(body: ChatBody) -> dict[str, str]:
+    """The caller's names of `llm`'s inputs."""
     names = {"text_input": "messages", "logprobs": "top_logprobs", **body.names}
     if body.max_completion_tokens is not None:
         names["max_tokens"] = "max_completion_tokens"
@@ -41,7 +145,7 @@ def chat_names(body: ChatBody) -> dict[str, str]:
     return names
 
 
-def chat_sampling(body: ChatBody, model: Offered) -> dict[str, Any]:
+def _sampling(body: ChatBody, model: Offered) -> dict[str, Any]:
     """A chat body as sampling parameters of `llm`; without a limit an answer may fill the context."""
     sampling = body.sampling()
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
@@ -51,22 +155,20 @@ def chat_sampling(body: ChatBody, model: Offered) -> dict[str, Any]:
         raise ApiError(400, "prompt_logprobs: a chat's cannot be streamed; stream must be false", param="prompt_logprobs")
     if body.logprobs:
         sampling["logprobs"] = body.top_logprobs or 0
-    structure = _structure(body)
-    if structure is not None:
-        sampling["structured_outputs"] = structure
     if model.whole_templates:
         sampling.setdefault("add_special_tokens", False)
     return {**sampling, "max_tokens": limit}
 
 
-def _structure(body: ChatBody) -> dict[str, Any] | None:
+def _schema(body: ChatBody) -> dict[str, Any] | None:
+    """What binds the answer's text."""
     wanted = body.response_format
     if wanted is None or wanted.type == "text":
         return None
     if body.structured_outputs is not None:
         raise ApiError(400, "response_format: structured_outputs is given, too; send one of them", param="response_format")
     if wanted.type == "json_object":
-        return {"json": {"type": "object"}}
+        return {"type": "object"}
     if wanted.json_schema is None:
         raise ApiError(400, "response_format.json_schema: is missing", param="response_format.json_schema")
-    return {"json": wanted.json_schema.schema_}
+    return wanted.json_schema.schema_

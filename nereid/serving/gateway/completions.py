@@ -14,7 +14,7 @@ from nereid.serving.gateway.logprobs import Offsets, completion_logprobs, prompt
 from nereid.serving.gateway.merging import merged
 from nereid.serving.gateway.repository import Offered
 from nereid.serving.gateway.schemas import CompletionBody, Usage
-from nereid.serving.gateway.texts import Prompt, token_ids, usage_of
+from nereid.serving.gateway.texts import Prompt, told_ids, usage_of
 from nereid.serving.gateway.waiting import Event
 from nereid_client import AsyncClient
 from nereid_client.texts import TextChoice, TextDelta, TextResult
@@ -151,7 +151,7 @@ class CompletionAnswer:
             "text": lead + choice.text,
             "logprobs": self._logprobs(choice.logprobs, Offsets(len(lead)), scores if self.body.echo else None),
             "finish_reason": choice.finish_reason,
-            **token_ids(self.body.return_token_ids, choice),
+            **told_ids(self.body.return_token_ids, choice),
             **self._told_of(scores),
         }
 
@@ -190,7 +190,7 @@ class CompletionAnswer:
         if delta.text or delta.finish_reason or delta.logprobs or self.body.return_token_ids:
             logprobs = self._logprobs(delta.logprobs, state.offsets)
             made.append(
-                self._chunk(index, delta.text, logprobs, delta.finish_reason, **token_ids(self.body.return_token_ids, delta))
+                self._chunk(index, delta.text, logprobs, delta.finish_reason, **told_ids(self.body.return_token_ids, delta))
             )
         return made
 

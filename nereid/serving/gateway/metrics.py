@@ -37,8 +37,11 @@ log = logging.getLogger("nereid.gateway")
 ROUTES = (
     "POST /v1/chat/completions",
     "POST /v1/completions",
+    "POST /v1/responses",
     "POST /v1/images/generations",
     "GET /v1/models",
+    "GET /v1/responses",
+    "DELETE /v1/responses",
     "POST /tokenize",
     "POST /detokenize",
     "GET /version",
@@ -50,7 +53,7 @@ ROUTES = (
     "GET /health",
     "GET /metrics",
 )
-_SEVERAL = ("/v1/models", "/v1/files", "/v1/batches")
+_SEVERAL = ("/v1/models", "/v1/responses", "/v1/files", "/v1/batches")
 """Paths with one thing's own behind them."""
 OTHER = "other"
 TRITON_SECONDS = 3.0
@@ -68,7 +71,7 @@ class GatewayMetrics:
         self._seconds = _histogram(GATEWAY_REQUEST_SECONDS, self.registry)
         self._first = _histogram(GATEWAY_FIRST_TOKEN_SECONDS, self.registry)
         self._in_flight = Gauge(*_arguments(GATEWAY_IN_FLIGHT), registry=self.registry)
-        for route in ROUTES[:3]:  # series stand at zero from the start, so that rates have a first point
+        for route in ROUTES[:4]:  # series stand at zero from the start, so that rates have a first point
             self._seconds.labels(route)
             self._in_flight.labels(route)
 

@@ -150,8 +150,15 @@ def _member(members: Sequence[Any], label: str) -> Any:
     for member in members:
         if label in (str(member), getattr(member, "__name__", "")):
             return member
+        if isinstance(member, type) and issubclass(member, BaseModel) and label in get_args(_type_of(member)):
+            return member
     lead = label.partition("[")[0]
     return next((member for member in members if getattr(get_origin(member), "__name__", "") == lead), None)
+
+
+def _type_of(member: type[BaseModel]) -> Any:
+    """The type of the field by which a union's members are told apart, a Literal."""
+    return member.model_fields["type"].annotation if "type" in member.model_fields else None
 
 
 def _inside(kind: Any, part: str | int) -> Any:

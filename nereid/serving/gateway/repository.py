@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,20 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from nereid.llm.engine import longest_sequence
 from nereid.llm.settings import LlmLimits
 from nereid.serving.errors import ServingError
-from nereid.serving.gateway.chat_templates import DEFAULT, Chat, ChatTemplates
+from nereid.serving.gateway.answer_streams import Thinking
+from nereid.serving.gateway.chat_templates import DEFAULT, TOOL_USE, Chat, ChatTemplates
 from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.model_tokenizer import ModelTokenizer
+from nereid.serving.gateway.tool_formats import TOOL_FORMATS, ToolFormat, format_of
 from nereid.serving.models import ServedModels
 
 log = logging.getLogger("nereid.gateway")
 
 _LLM_FILE, _PIPELINE_FILE, _TEMPLATE_FILE = "llm.json", "pipeline.json", "chat_template.jinja"
+_TOKENIZER_FILE = "tokenizer.json"
+_THINKING = (Thinking("<think>", "</think>"), Thinking("[THINK]", "[/THINK]"))
+"""Marks around thoughts, of which a template that thinks has the second."""
 _MORE_TEMPLATES = "additional_chat_templates"
 """transformers' name of the folder of templates beside the default one."""
 _STREAM, _ENSEMBLE = "text_to_image_stream", "text_to_image"
@@ -32,7 +39,9 @@ class Offered:
     """One model of the API; `prefix` is what the SDK calls `name`.
 
     `fault`: why its chat templates cannot be used. `whole_templates`: whether they write all special tokens themselves, so that
-    the tokenizer adds none; exports of before left out what it adds.
+    the tokenizer adds none; exports of before left out what it adds. `tool_format`: how its templates have it call tools, None:
+    in no form that is known here. `thinking`: the marks of its thoughts, None: they are not told apart. `tokens`: the tokenizer's
+    added tokens by text; `hidden` are those that an answer's text leaves out, unless it is asked to keep them.
     """
 
     id: str
@@ -42,6 +51,10 @@ class Offered:
     templates: ChatTemplates | None = None
     fault: str = ""
     whole_templates: bool = True
+    tool_format: ToolFormat | None = None
+    thinking: Thinking | None = None
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    hidden: frozenset[str] = frozenset()
     own_tokenizer: ModelTokenizer | None = None
 
     @property
@@ -86,18 +99,19 @@ class Offered:
             raise ApiError(400, sentence, param="chat_template") from None
 
 
-def offered_models(repository: Path) -> dict[str, Offered]:
+def offered_models(repository: Path, rules: Rules | None = None) -> dict[str, Offered]:
     """By id: language models are called as their Triton model, image pipelines as their ensemble.
 
     Raises ServingError that names the file which cannot be read.
     """
     found = {}
+    rules = rules or Rules()
     configs = ServedModels.read(repository).configs
     for folder in sorted(path for path in repository.iterdir() if path.is_dir()):
         files = {file.name: file for file in (folder / "1").glob("*")} if (folder / "1").is_dir() else {}
         if _LLM_FILE in files:
             facts = _facts(files[_LLM_FILE])
-            made = _language_model(folder, facts, files, configs.get(folder.name, ModelConfig()))
+            made = _language_model(folder, facts, files, rules, configs.get(folder.name, ModelConfig()))
         elif _PIPELINE_FILE in files and folder.name.endswith(_STREAM):
             prefix = _prefix(folder.name, _STREAM)
             name = f"{prefix}_{_ENSEMBLE}" if prefix else _ENSEMBLE
@@ -105,6 +119,10 @@ def offered_models(repository: Path) -> dict[str, Offered]:
         else:
             continue
         found[made.id] = made
+    for name in rules.tool_formats:
+        if name not in ("", *found):
+            known = ", ".join(item.id for item in found.values() if item.kind == "llm") or "none"
+            raise ServingError(f"--openai-tools: {name!r} is not a language model of this repository; there are {known}")
     return found
 
 
@@ -118,7 +136,7 @@ def _facts(file: Path) -> dict[str, Any]:
     return facts
 
 
-def _language_model(folder: Path, facts: dict[str, Any], files: dict[str, Path], config: ModelConfig) -> Offered:
+def _language_model(folder: Path, facts: dict[str, Any], files: dict[str, Path], rules: Rules, config: ModelConfig) -> Offered:
     """A template that cannot be used takes chats from this model alone."""
     sources: dict[str, str] = {}
     templates, fault = None, ""
@@ -133,6 +151,7 @@ def _language_model(folder: Path, facts: dict[str, Any], files: dict[str, Path],
     except (OSError, ValueError, TemplateError) as error:
         fault = str(error).partition("\n")[0]
         log.warning("the chat template of %s cannot be used (%s); its chats are refused", folder.name, fault)
+    added = _added_tokens(files[_TOKENIZER_FILE]) if _TOKENIZER_FILE in files and sources else []
     return Offered(
         id=folder.name,
         kind="llm",
@@ -142,6 +161,10 @@ def _language_model(folder: Path, facts: dict[str, Any], files: dict[str, Path],
         fault=fault,
         whole_templates="special_tokens" in facts,
         own_tokenizer=_tokenizer(folder / "1", facts, config),
+        tool_format=_tool_format(folder.name, sources, rules),
+        thinking=_thinking(sources) if rules.reasoning else None,
+        tokens={token["content"]: token["id"] for token in added},
+        hidden=frozenset(token["content"] for token in added if token.get("special")),
     )
 
 
@@ -151,6 +174,25 @@ def _tokenizer(folder: Path, facts: dict[str, Any], config: ModelConfig) -> Mode
         return None
     limits = LlmLimits.from_parameters({name: value.string_value for name, value in config.parameters.items()})
     return ModelTokenizer(folder, longest_sequence(context, limits.kv_tokens))
+
+
+def _tool_format(model: str, sources: Mapping[str, str], rules: Rules) -> ToolFormat | None:
+    """The operator's word for this model, or for all, else what its templates show: that for tools before the default one."""
+    said = rules.tool_formats.get(model, rules.tool_formats.get("", "auto"))
+    if said != "auto":
+        return TOOL_FORMATS.get(said)
+    order = [TOOL_USE, DEFAULT, *sources]
+    return next((found for name in order if name in sources and (found := format_of(sources[name]))), None)
+
+
+def _thinking(sources: Mapping[str, str]) -> Thinking | None:
+    return next((marks for marks in _THINKING if any(marks.end in text for text in sources.values())), None)
+
+
+def _added_tokens(file: Path) -> list[dict[str, Any]]:
+    """Those that stand beside the vocabulary, as marks of templates do."""
+    found = _facts(file).get("added_tokens", [])
+    return [token for token in found if isinstance(token, dict) and {"id", "content"} <= token.keys()]
 
 
 def _prefix(name: str, suffix: str) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -18,34 +17,16 @@ from pydantic import (
 )
 
 from nereid.serving.gateway.chat_templates import OWN_VARIABLES
-from nereid.serving.gateway.unused import CHAT, COMPLETIONS, IMAGES, MESSAGE, unused_field
+from nereid.serving.gateway.messages import AllowedTools, Message, NamedTool, Tool
+from nereid.serving.gateway.sent import Sent
+from nereid.serving.gateway.tools import MOST_TOOLS
+from nereid.serving.gateway.unused import CHAT, COMPLETIONS, IMAGES
 from nereid_client.images import OPTIONS, annotation
 from nereid_protocol.sampling import GUIDED, SAMPLING_FIELDS, without_aliases
 from nereid_protocol.sampling_field import Kind, SamplingField
 
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 """What `llm` takes as int32; whether the vocabulary has it, the model says."""
-
-
-class Sent(BaseModel):
-    """An object that a caller sends: null is as absent, and so is a value that the table of unused fields allows."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    place: ClassVar[str] = ""
-    """Its name in the table of unused fields."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_what_changes_nothing(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        return {name: item for name, item in value.items() if item is not None and not cls._ignores(name, item)}
-
-    @classmethod
-    def _ignores(cls, name: str, value: Any) -> bool:
-        row = unused_field(cls.place, name)
-        return row is not None and row.allows(value)
 
 
 class _Body(Sent):
@@ -142,34 +123,6 @@ class SamplingBody(_SamplingFields):  # type: ignore[misc, valid-type]
         return {name: value for name, value in sent.items() if value is not None}
 
 
-class ContentPart(Sent):
-    """Text only: the models here see no pictures."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(Sent):
-    place = MESSAGE
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
-    name: str | None = None
-
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-
-    @property
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-
-    @property
-    def for_template(self) -> dict[str, Any]:
-        """What a chat template reads: only what was sent."""
-        sent = self.model_dump(include={"role", "name", "reasoning_content", "reasoning"}, exclude_none=True)
-        return {**sent, "content": self.text}
-
-
 class ChatBody(SamplingBody):
     place = CHAT
 
@@ -179,6 +132,10 @@ class ChatBody(SamplingBody):
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
+    parallel_tool_calls: bool = True
+    include_reasoning: bool = True
     documents: list[dict[str, Any]] | None = Field(default=None, max_length=1000)
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)

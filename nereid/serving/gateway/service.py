@@ -43,6 +43,8 @@ class GatewayOptions:
         for origin in self.rules.cors_origins:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
                 raise ServingError(f"--openai-cors: {origin!r} is not allowed; it must be an origin, https://HOST[:PORT], or *")
+        if self.rules.stored_responses < 0:
+            raise ServingError(f"--openai-stored: {self.rules.stored_responses} is not allowed; it must be at least 0")
         if not keys.callers and not is_loopback(self.host):
             raise ServingError(f"--openai-host: {self.host} is not allowed without a key; set {API_KEY}, or use 127.0.0.1")
         if not 1 <= self.port <= 65535:

@@ -1,16 +1,14 @@
-"""Text answers in OpenAI's forms: what all share, and chat completions, whole and streamed."""
+"""Text answers in OpenAI's forms: what those of chats and completions share."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from nereid.serving.gateway.logprobs import prompt_logprobs, token_bytes
 from nereid.serving.gateway.schemas import Usage
 from nereid.serving.gateway.waiting import Event
 from nereid_client import AsyncClient
-from nereid_client.texts import TextChoice, TextDelta, TextResult
+from nereid_client.texts import TextChoice, TextDelta
 
 Prompt = str | list[int]
 
@@ -59,6 +57,7 @@ async def stream(
 
 
 def usage_of(input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:
+    """OpenAI's object."""
     return {
         "prompt_tokens": input_tokens,
         "completion_tokens": output_tokens,
@@ -67,76 +66,6 @@ def usage_of(input_tokens: int, cached: int, output_tokens: int) -> dict[str, An
     }
 
 
-def token_ids(wanted: bool, answer: TextChoice | TextDelta) -> dict[str, Any]:
+def told_ids(wanted: bool, answer: TextChoice | TextDelta) -> dict[str, Any]:
     """vLLM's `return_token_ids`."""
     return {"token_ids": list(answer.token_ids)} if wanted else {}
-
-
-@dataclass(frozen=True, slots=True)
-class ChatAnswer:
-    """/v1/chat/completions."""
-
-    id: str
-    created: int
-    model: str
-    token_ids: bool = False
-    prompt_logprobs: int | None = None
-
-    def whole(self, result: TextResult) -> dict[str, Any]:
-        return {
-            **self._head("chat.completion"),
-            "choices": [
-                {
-                    "index": choice.index,
-                    "message": {"role": "assistant", "content": choice.text},
-                    "logprobs": self._logprobs(choice.logprobs),
-                    "finish_reason": choice.finish_reason,
-                    **token_ids(self.token_ids, choice),
-                }
-                for choice in result.choices
-            ],
-            "usage": usage_of(result.num_input_tokens, result.num_cached_tokens, result.num_output_tokens),
-            **self._told_of_prompt(result),
-        }
-
-    def _told_of_prompt(self, result: TextResult) -> dict[str, Any]:
-        """vLLM's field, where it is asked for."""
-        top, scores = self.prompt_logprobs, result.prompt_logprobs
-        return {} if top is None or scores is None else {"prompt_logprobs": prompt_logprobs(scores, top)}
-
-    def opening(self, index: int, prompt: Prompt) -> dict[str, Any] | None:
-        return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
-
-    def chunks(self, delta: TextDelta) -> list[dict[str, Any]]:
-        """As OpenAI does it, the reason comes in a chunk of its own, whose delta is empty: some clients read no text there."""
-        made = []
-        if delta.text or delta.logprobs or (self.token_ids and delta.token_ids):
-            chunk = self._chunk(delta.index, {"content": delta.text}, delta.logprobs, None)
-            chunk["choices"][0] |= token_ids(self.token_ids, delta)
-            made.append(chunk)
-        if delta.finish_reason:
-            made.append(self._chunk(delta.index, {}, None, delta.finish_reason))
-        return made
-
-    def usage(self, input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:
-        usage = usage_of(input_tokens, cached, output_tokens)
-        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage}
-
-    def _chunk(
-        self, index: int, delta: dict[str, Any], logprobs: list[dict[str, Any]] | None, reason: str | None
-    ) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": self._logprobs(logprobs), "finish_reason": reason}
-        return {**self._head("chat.completion.chunk"), "choices": [choice]}
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-
-    @staticmethod
-    def _logprobs(found: list[dict[str, Any]] | None) -> dict[str, Any] | None:
-        if found is None:
-            return None
-
-        def entry(item: dict[str, Any]) -> dict[str, Any]:
-            return {"token": item["token"], "logprob": item["logprob"], "bytes": list(token_bytes(item))}
-
-        return {"content": [{**entry(item), "top_logprobs": [entry(other) for other in item["top"]]} for item in found]}

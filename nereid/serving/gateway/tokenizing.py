@@ -9,8 +9,10 @@ from pydantic import Field
 
 from nereid.serving.gateway import chats
 from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.messages import Message
 from nereid.serving.gateway.repository import Offered
-from nereid.serving.gateway.schemas import ChatBody, Message, Sent, TokenId
+from nereid.serving.gateway.schemas import ChatBody, TokenId
+from nereid.serving.gateway.sent import Sent
 
 
 class TokenizeBody(ChatBody):
@@ -39,8 +41,8 @@ async def tokenize(body: TokenizeBody, model: Offered) -> dict[str, Any]:
     if body.prompt is not None:
         text, special = body.prompt, body.add_special_tokens is not False
     else:
-        text = model.prompt(chats.chat_of(body, model))
-        special = bool(chats.chat_sampling(body, model).get("add_special_tokens", True))
+        chat = await chats.read_chat(body, model)
+        text, special = chat.prompt, bool(chat.sampling.get("add_special_tokens", True))
     tokenizer = model.tokenizer
     tokens = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=special)
     words = await asyncio.to_thread(tokenizer.words, tokens) if body.return_token_strs else None

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-CHAT, COMPLETIONS, IMAGES, MESSAGE = "chat", "completions", "images", "message"
+CHAT, COMPLETIONS, IMAGES, MESSAGE, RESPONSES = "chat", "completions", "images", "message", "responses"
 _TEXTS, _ALL = (CHAT, COMPLETIONS), (CHAT, COMPLETIONS, IMAGES)
 
 
@@ -87,20 +87,33 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         (CHAT,),
         ("best_of", (1,), "Answers to choose from."),
         ("echo", (False,), "The last message before the answer."),
-        ("tools", ([],), "Functions that the model may call."),
-        ("tool_choice", ("none", "auto"), "Whether a function must be called."),
-        ("parallel_tool_calls", None, "Whether several functions may be called at once."),
         ("functions", ([],), "OpenAI's older form of tools."),
         ("function_call", ("none", "auto"), "OpenAI's older form of tool_choice."),
         ("modalities", (["text"],), "What the answer is made of."),
         ("audio", (), "How an answer sounds."),
         ("prediction", None, "A guess at the answer, to be sooner done; the answer is the same without it."),
-        ("include_reasoning", (True,), "Whether the answer has the model's reasoning."),
         ("verbosity", ("medium",), "How long the answer is to be."),
         ("web_search_options", (), "Looks into the web."),
         ("moderation", (), "Another model's judgement of the answer."),
         ("mm_processor_kwargs", ({},), "Of pictures in messages."),
         ("media_io_kwargs", ({},), "Of pictures in messages."),
+    ),
+    *_rows(
+        (RESPONSES,),
+        ("user", None, _WHO),
+        ("safety_identifier", None, _WHO),
+        ("prompt_cache_key", None, _CACHE),
+        ("prompt_cache_retention", None, _CACHE),
+        ("prompt_cache_options", None, _CACHE),
+        ("service_tier", ("auto", "default"), _WHERE),
+        ("background", (False,), "Whether the caller asks for the answer later."),
+        ("truncation", ("disabled",), "Cuts the conversation."),
+        ("max_tool_calls", None, "Of tools that a provider runs itself; there are none here."),
+        ("conversation", (), "A provider's store of conversations."),
+        ("prompt", (), "A provider's store of prompts."),
+        ("context_management", ([],), "Shortens the conversation."),
+        ("moderation", (), "Another model's judgement of the answer."),
+        ("image", (), "Of pictures in messages."),
     ),
     *_rows(
         (COMPLETIONS,),
@@ -124,7 +137,6 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("refusal", ("",), "An answer that another model refused."),
         ("annotations", ([],), "Sources of another model's answer."),
         ("audio", (), "A spoken answer."),
-        ("tool_calls", ([],), "Functions that the model has called."),
         ("function_call", (), "OpenAI's older form of tool_calls."),
     ),
 )

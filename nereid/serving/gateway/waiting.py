@@ -59,27 +59,32 @@ async def _end(*tasks: asyncio.Future[Any]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def begin_stream(request: Request, items: AsyncGenerator[Event, None], names: Mapping[str, str]) -> EventStream:
+async def begin_stream(
+    request: Request, items: AsyncGenerator[Event, None], names: Mapping[str, str], *, ends_with_done: bool = True
+) -> EventStream:
     """Server-sent events. The first is awaited here, so that a refused request is an HTTP error, not a broken stream."""
     try:
         first = await until_gone(request, anext(items))
     except BaseException:
         await items.aclose()
         raise
-    return EventStream(first, items, names, request.state.request_id)
+    return EventStream(first, items, names, request.state.request_id, ends_with_done)
 
 
 class EventStream(Response):
-    """Events until the last, `[DONE]`, or until the caller hangs up; an error on the way is the event before `[DONE]`."""
+    """Events until the last, `[DONE]` where the API has that, or until the caller hangs up; an error is the last but that."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: Event, items: AsyncGenerator[Event, None], names: Mapping[str, str], request_id: str) -> None:
+    def __init__(
+        self, first: Event, items: AsyncGenerator[Event, None], names: Mapping[str, str], request_id: str, ends_with_done: bool
+    ) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers({"Cache-Control": "no-cache"})
         del self.headers["content-length"]
         self._first, self._items, self._names, self._request_id = first, items, names, request_id
+        self._ends_with_done = ends_with_done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         writing = asyncio.ensure_future(self._write(send))
@@ -107,7 +112,7 @@ class EventStream(Response):
         except Exception:
             log.exception("request %s: its stream has failed", self._request_id)
             await self._say(send, _line(None, internal_error(self._request_id).body()))
-        await self._say(send, "data: [DONE]\n\n", more=False)
+        await self._say(send, "data: [DONE]\n\n" if self._ends_with_done else "", more=False)
 
     @staticmethod
     async def _say(send: Send, text: str, *, more: bool = True) -> None:

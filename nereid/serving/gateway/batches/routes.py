@@ -18,7 +18,7 @@ from nereid.serving.gateway.batches.store import OPEN_STATES, Batch, BatchStore,
 from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.errors import ApiError, caller_gone
 from nereid.serving.gateway.guard import KEY_NAME
-from nereid.serving.gateway.schemas import Sent
+from nereid.serving.gateway.sent import Sent
 
 PURPOSE = "batch"
 """What files that are sent are for."""

@@ -1,0 +1,145 @@
+"""Answers of /v1/chat/completions in OpenAI's forms, whole and streamed: thoughts, text, calls of tools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nereid.serving.gateway.answer_streams import AnswerStream
+from nereid.serving.gateway.logprobs import prompt_logprobs, token_bytes
+from nereid.serving.gateway.said import Arguments, Call, Reasoning, Said, Text
+from nereid.serving.gateway.texts import Prompt, told_ids, usage_of
+from nereid_client.texts import TextChoice, TextDelta, TextResult
+
+STOP, TOOL_CALLS = "stop", "tool_calls"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatAnswer:
+    """One request's answers; `new_stream` takes apart one of them. `tells_reasoning`: whether thoughts are told."""
+
+    id: str
+    created: int
+    model: str
+    token_ids: bool = False
+    prompt_logprobs: int | None = None
+    new_stream: Callable[[], AnswerStream] = AnswerStream
+    tells_reasoning: bool = True
+    _streams: dict[int, AnswerStream] = field(default_factory=dict)
+
+    def whole(self, result: TextResult) -> dict[str, Any]:
+        return {
+            **self._head("chat.completion"),
+            "choices": [self._choice(choice) for choice in result.choices],
+            "usage": usage_of(result.num_input_tokens, result.num_cached_tokens, result.num_output_tokens),
+            **self._told_of_prompt(result),
+        }
+
+    def _told_of_prompt(self, result: TextResult) -> dict[str, Any]:
+        """vLLM's field, where it is asked for."""
+        top, scores = self.prompt_logprobs, result.prompt_logprobs
+        return {} if top is None or scores is None else {"prompt_logprobs": prompt_logprobs(scores, top)}
+
+    def _choice(self, choice: TextChoice) -> dict[str, Any]:
+        stream = self.new_stream()
+        said = [*stream.feed(choice.text), *stream.finish()]
+        return {
+            "index": choice.index,
+            "message": message_of(said, tells_reasoning=self.tells_reasoning),
+            "logprobs": chat_logprobs(choice.logprobs),
+            "finish_reason": _reason(choice.finish_reason, stream),
+            **told_ids(self.token_ids, choice),
+        }
+
+    def opening(self, index: int, prompt: Prompt) -> dict[str, Any] | None:
+        self._streams[index] = self.new_stream()
+        return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
+
+    def chunks(self, delta: TextDelta) -> list[dict[str, Any]]:
+        """As OpenAI does it, the reason comes in a chunk of its own, whose delta is empty: some clients read no text there.
+
+        Log probabilities and tokens come with the first of a step's chunks, also where its text is held back.
+        """
+        stream = self._streams[delta.index]
+        said = [*stream.feed(delta.text), *(stream.finish() if delta.finish_reason else [])]
+        parts = [part for item in said if (part := self._part(item)) is not None]
+        if not parts and (delta.logprobs or (self.token_ids and delta.token_ids)):
+            parts = [{"content": ""}]
+        made = [self._chunk(delta.index, part, None if place else delta.logprobs, None) for place, part in enumerate(parts)]
+        if made:
+            made[0]["choices"][0] |= told_ids(self.token_ids, delta)
+        if delta.finish_reason:
+            made.append(self._chunk(delta.index, {}, None, _reason(delta.finish_reason, stream)))
+        return made
+
+    def _part(self, said: Said) -> dict[str, Any] | None:
+        """A chunk's delta."""
+        match said:
+            case Reasoning(text):
+                return _reasoning(text) if self.tells_reasoning else None
+            case Text(text):
+                return {"content": text}
+            case Call(index, identity, name):
+                function = {"name": name, "arguments": ""}
+                return {"tool_calls": [{"index": index, "id": identity, "type": "function", "function": function}]}
+            case Arguments(index, text):
+                return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+
+    def usage(self, input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:
+        usage = usage_of(input_tokens, cached, output_tokens)
+        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage}
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], logprobs: list[dict[str, Any]] | None, reason: str | None
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": chat_logprobs(logprobs), "finish_reason": reason}
+        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+def _reason(reason: str | None, stream: AnswerStream) -> str | None:
+    """An answer that ended by itself after calls waits for their results."""
+    return TOOL_CALLS if reason == STOP and stream.has_called else reason
+
+
+def _reasoning(text: str) -> dict[str, Any]:
+    """Under the name of DeepSeek's API, and the one that vLLM has now: clients read one of them, or the first that is there."""
+    return {"reasoning_content": text, "reasoning": text}
+
+
+def message_of(said: Sequence[Said], *, tells_reasoning: bool = True) -> dict[str, Any]:
+    """A whole answer; its content is null where it is nothing but calls."""
+    thoughts = "".join(item.text for item in said if isinstance(item, Reasoning))
+    text = "".join(item.text for item in said if isinstance(item, Text))
+    calls = [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {
+                "name": call.name,
+                "arguments": "".join(item.text for item in said if isinstance(item, Arguments) and item.index == call.index),
+            },
+        }
+        for call in said
+        if isinstance(call, Call)
+    ]
+    return {
+        "role": "assistant",
+        "content": None if calls and not text else text,
+        **(_reasoning(thoughts) if thoughts and tells_reasoning else {}),
+        **({"tool_calls": calls} if calls else {}),
+    }
+
+
+def chat_logprobs(found: list[dict[str, Any]] | None) -> dict[str, Any] | None:
+    """OpenAI's form of chats."""
+    if found is None:
+        return None
+
+    def entry(item: dict[str, Any]) -> dict[str, Any]:
+        return {"token": item["token"], "logprob": item["logprob"], "bytes": list(token_bytes(item))}
+
+    return {"content": [{**entry(item), "top_logprobs": [entry(other) for other in item["top"]]} for item in found]}

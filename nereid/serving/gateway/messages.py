@@ -1,0 +1,142 @@
+"""A chat's messages and tools, as OpenAI's API has them, and as chat templates read them; knows no route."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from nereid.serving.gateway.sent import Sent
+from nereid.serving.gateway.tools import MOST_TOOLS
+from nereid.serving.gateway.unused import MESSAGE
+
+
+class ContentPart(Sent):
+    """Text only: the models here see no pictures."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Function(Sent):
+    """What may be called; without `parameters` it takes none."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Sent):
+    type: Literal["function"]
+    function: Function
+
+    @property
+    def for_template(self) -> dict[str, Any]:
+        """As it was sent; `strict` is about this API, and no word to the model."""
+        function = self.function.model_dump(exclude_unset=True, exclude={"strict"})
+        return {"type": self.type, "function": function}
+
+
+class FunctionName(Sent):
+    name: str
+
+
+class NamedTool(Sent):
+    """A `tool_choice`: this one must be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+    must: ClassVar[bool] = True
+
+    @property
+    def named(self) -> tuple[str, list[str]]:
+        """The field and the names."""
+        return "tool_choice.function.name", [self.function.name]
+
+
+class Allowed(Sent):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1, max_length=MOST_TOOLS)
+
+
+class AllowedTools(Sent):
+    """A `tool_choice`: only these may be called."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: Allowed
+
+    @property
+    def must(self) -> bool:
+        return self.allowed_tools.mode == "required"
+
+    @property
+    def named(self) -> tuple[str, list[str]]:
+        return "tool_choice.allowed_tools.tools", [tool.function.name for tool in self.allowed_tools.tools]
+
+
+class FunctionCall(Sent):
+    """`arguments` is JSON's text of an object."""
+
+    name: str
+    arguments: str = ""
+
+    @field_validator("arguments")
+    @classmethod
+    def _an_object(cls, value: str) -> str:
+        arguments_of(value)
+        return value
+
+
+def arguments_of(text: str) -> dict[str, Any]:
+    """What a call's arguments say; raises ValueError where they are no JSON object."""
+    try:
+        value = json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError("must be the JSON text of an object")
+    return value
+
+
+class ToolCall(Sent):
+    """A call that the model has made before; streams number their calls, which is taken and means nothing here."""
+
+    id: str = Field(min_length=1, max_length=256)
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: int | None = None
+
+    @property
+    def for_template(self) -> dict[str, Any]:
+        """Templates write the arguments as JSON themselves, as transformers' do: they are given an object."""
+        function = {"name": self.function.name, "arguments": arguments_of(self.function.arguments)}
+        return {"id": self.id, "type": self.type, "function": function}
+
+
+class Message(Sent):
+    place = MESSAGE
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = Field(default=None, max_length=MOST_TOOLS)
+    tool_call_id: str | None = None
+
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+    @property
+    def text(self) -> str | None:
+        parts = self.content
+        return "".join(part.text for part in parts) if isinstance(parts, list) else parts
+
+    @property
+    def for_template(self) -> dict[str, Any]:
+        """What a chat template reads: only what was sent."""
+        fields = {"role", "name", "reasoning_content", "reasoning", "tool_call_id"}
+        sent = self.model_dump(include=fields, exclude_none=True)
+        calls = {"tool_calls": [call.for_template for call in self.tool_calls]} if self.tool_calls else {}
+        return {**sent, "content": self.text, **calls}

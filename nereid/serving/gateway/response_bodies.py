@@ -1,0 +1,180 @@
+"""Bodies of /v1/responses as far as they can be honoured; whatever else is sent is refused by name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from nereid.serving.gateway.messages import FunctionCall
+from nereid.serving.gateway.schemas import SamplingBody
+from nereid.serving.gateway.sent import Sent
+from nereid.serving.gateway.tools import MOST_TOOLS
+from nereid.serving.gateway.unused import RESPONSES
+
+LOGPROBS = "message.output_text.logprobs"
+
+
+class Part(Sent):
+    """Text only. What an answer's part has besides is taken back."""
+
+    type: Literal["input_text", "output_text", "text", "summary_text", "reasoning_text"]
+    text: str
+    annotations: list[Any] | None = None
+    logprobs: list[Any] | None = None
+
+
+def _text(content: str | list[Part]) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+class _Item(Sent):
+    id: str | None = None
+    status: str | None = None
+
+
+class MessageItem(_Item):
+    type: Literal["message"]
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Part]
+    phase: str | None = None
+
+    @property
+    def text(self) -> str:
+        return _text(self.content)
+
+
+class CallItem(_Item, FunctionCall):
+    type: Literal["function_call"]
+    call_id: str = Field(min_length=1, max_length=256)
+
+
+class OutputItem(_Item):
+    type: Literal["function_call_output"]
+    call_id: str = Field(min_length=1, max_length=256)
+    output: str | list[Part]
+
+    @property
+    def text(self) -> str:
+        return _text(self.output)
+
+
+class ReasoningItem(_Item):
+    """`encrypted_content` is another provider's: nobody here can read it."""
+
+    type: Literal["reasoning"]
+    summary: list[Part] = Field(default_factory=list)
+    content: list[Part] | None = None
+    encrypted_content: str | None = None
+
+    @property
+    def text(self) -> str:
+        return _text(self.content or self.summary)
+
+
+def _with_type(value: Any) -> Any:
+    """A message may come without a type."""
+    return {"type": "message", **value} if isinstance(value, dict) and "role" in value else value
+
+
+Item = Annotated[
+    Annotated[MessageItem | CallItem | OutputItem | ReasoningItem, Field(discriminator="type")], BeforeValidator(_with_type)
+]
+
+
+class FlatTool(Sent):
+    """A function with its type beside its name."""
+
+    type: Literal["function"]
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    @property
+    def for_chat(self) -> dict[str, Any]:
+        return {"type": "function", "function": self.model_dump(exclude={"type"}, exclude_unset=True)}
+
+
+class FlatName(Sent):
+    type: Literal["function"]
+    name: str
+
+
+class FlatAllowed(Sent):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[FlatName] = Field(min_length=1, max_length=MOST_TOOLS)
+
+
+class TextFormat(Sent):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+    @property
+    def for_chat(self) -> dict[str, Any]:
+        if self.type != "json_schema":
+            return {"type": self.type}
+        return {"type": self.type, "json_schema": {"schema": self.schema_}}
+
+
+class TextOptions(Sent):
+    format: TextFormat = Field(default_factory=TextFormat)
+    verbosity: Literal["medium"] | None = None
+
+
+class ReasoningOptions(Sent):
+    """Thoughts are told as they are; there is no summary of them."""
+
+    effort: str | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class ResponseStreamOptions(Sent):
+    """Events are not padded, whatever is asked for: they hide their length from nobody who reads the stream."""
+
+    include_obfuscation: bool | None = None
+
+
+class ResponsesBody(SamplingBody):
+    place = RESPONSES
+
+    input: str | list[Item] = Field(default_factory=list)
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    store: bool = True
+    max_output_tokens: int | None = None
+    tools: list[FlatTool] | None = Field(default=None, max_length=MOST_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | FlatName | FlatAllowed | None = None
+    parallel_tool_calls: bool = True
+    text: TextOptions = Field(default_factory=TextOptions)
+    reasoning: ReasoningOptions | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = Field(default_factory=list)
+    metadata: dict[str, str] = Field(default_factory=dict)
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    stream_options: ResponseStreamOptions | None = None  # type: ignore[assignment]
+
+    @field_validator("input")
+    @classmethod
+    def _something(cls, value: Any) -> Any:
+        if not value:
+            raise ValueError("must be a text or at least one item")
+        return value
+
+    @field_validator("n")
+    @classmethod
+    def _one(cls, value: int) -> int:
+        if value != 1:
+            raise ValueError("must be 1")
+        return value
+
+    @property
+    def items(self) -> list[MessageItem | CallItem | OutputItem | ReasoningItem]:
+        if isinstance(self.input, str):
+            return [MessageItem(type="message", role="user", content=self.input)]
+        return list(self.input)

@@ -1,0 +1,135 @@
+"""From the items of /v1/responses to a chat's body, and from a chat's errors back to the caller's names; knows no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.problems import refusal
+from nereid.serving.gateway.response_bodies import (
+    LOGPROBS,
+    CallItem,
+    FlatAllowed,
+    FlatName,
+    MessageItem,
+    OutputItem,
+    ReasoningItem,
+    ResponsesBody,
+)
+from nereid.serving.gateway.schemas import GATEWAY_FIELDS, ChatBody
+
+Items = Sequence[MessageItem | CallItem | OutputItem | ReasoningItem]
+
+_NAMES = (
+    ("max_completion_tokens", "max_output_tokens"),
+    ("max_tokens", "max_output_tokens"),
+    ("response_format.json_schema", "text.format"),
+    ("response_format", "text.format"),
+    ("reasoning_effort", "reasoning.effort"),
+    (".allowed_tools.tools", ".tools"),
+    (".function.", "."),
+    ("messages", "input"),
+)
+"""A chat's names, and what /v1/responses calls the same."""
+
+
+def chat_body(body: ResponsesBody, before: Items) -> ChatBody:
+    """The same as a chat; `before` is the conversation that it goes on with. Raises ApiError in the caller's names."""
+    _check_calls(body.items, before)
+    sent: dict[str, Any] = {field.name: getattr(body, field.name) for field in GATEWAY_FIELDS}
+    sent |= {
+        "model": body.model,
+        "messages": messages_of([*before, *body.items], body.instructions),
+        "max_completion_tokens": body.max_output_tokens,
+        "tools": [tool.for_chat for tool in body.tools or ()],
+        "tool_choice": _choice(body.tool_choice),
+        "parallel_tool_calls": body.parallel_tool_calls,
+        "response_format": body.text.format.for_chat if body.text.format.type != "text" else None,
+        "reasoning_effort": body.reasoning.effort if body.reasoning is not None else None,
+        "chat_template_kwargs": body.chat_template_kwargs,
+        "logprobs": LOGPROBS in body.include or bool(body.top_logprobs),
+        "top_logprobs": body.top_logprobs,
+    }
+    try:
+        return ChatBody.model_validate(sent)
+    except ValidationError as error:
+        raise in_their_names(refusal(ChatBody, error.errors(include_url=False))) from None
+
+
+def in_their_names(error: ApiError) -> ApiError:
+    """A chat's refusal as one of a response."""
+    head, colon, rest = error.message.partition(":")
+    if error.param is not None:
+        error.param = renamed(error.param)
+        error.message = renamed(head) + colon + rest
+    return error
+
+
+def renamed(name: str) -> str:
+    for chats, theirs in _NAMES:
+        name = name.replace(chats, theirs)
+    return name
+
+
+def names_of(names: Mapping[str, str]) -> dict[str, str]:
+    """The caller's names of `llm`'s inputs."""
+    return {inner: renamed(name) for inner, name in names.items()}
+
+
+def _choice(choice: str | FlatName | FlatAllowed | None) -> Any:
+    if isinstance(choice, FlatName):
+        return {"type": "function", "function": {"name": choice.name}}
+    if isinstance(choice, FlatAllowed):
+        tools = [{"type": "function", "function": {"name": tool.name}} for tool in choice.tools]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": choice.mode, "tools": tools}}
+    return choice
+
+
+def _check_calls(items: Items, before: Items) -> None:
+    known = {item.call_id for item in before if isinstance(item, CallItem)}
+    for place, item in enumerate(items):
+        if isinstance(item, CallItem):
+            known.add(item.call_id)
+        elif isinstance(item, OutputItem) and item.call_id not in known:
+            field = f"input.{place}.call_id"
+            raise ApiError(
+                400, f"{field}: {item.call_id[:80]!r} is not allowed; it must be that of a function_call before it", param=field
+            )
+
+
+def messages_of(items: Items, instructions: str | None) -> list[dict[str, Any]]:
+    """Thoughts, text and calls of one turn become one assistant's message."""
+    made: list[dict[str, Any]] = []
+    if instructions is not None:
+        made.append({"role": "system", "content": instructions})
+    turn: dict[str, Any] | None = None
+    for item in items:
+        if isinstance(item, OutputItem):
+            made.append({"role": "tool", "tool_call_id": item.call_id, "content": item.text})
+        elif isinstance(item, MessageItem) and item.role != "assistant":
+            made.append({"role": item.role, "content": item.text})
+        else:
+            if turn is None:
+                turn = {"role": "assistant", "content": None}
+                made.append(turn)
+            _add(turn, item)
+            continue
+        turn = None
+    for message in made:
+        if message["role"] == "assistant" and message["content"] is None and not message.get("tool_calls"):
+            message["content"] = ""  # thoughts alone: an answer that was cut
+    return made
+
+
+def _add(turn: dict[str, Any], item: MessageItem | CallItem | ReasoningItem) -> None:
+    match item:
+        case ReasoningItem():
+            turn["reasoning_content"] = turn.get("reasoning_content", "") + item.text
+        case MessageItem():
+            turn["content"] = (turn["content"] or "") + item.text
+        case CallItem():
+            function = {"name": item.name, "arguments": item.arguments}
+            turn.setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": function})

@@ -1,0 +1,185 @@
+"""The routes of /v1/responses: answers made, streamed, kept, asked for again; what they are made of is elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from nereid.serving.gateway.bodies import read_body
+from nereid.serving.gateway.chats import ChatAsked, read_chat
+from nereid.serving.gateway.errors import ApiError, from_nereid
+from nereid.serving.gateway.guard import KEY_NAME
+from nereid.serving.gateway.places import Places
+from nereid.serving.gateway.repository import Offered
+from nereid.serving.gateway.response_bodies import Item, ResponsesBody
+from nereid.serving.gateway.response_events import ResponseAnswer, new_id
+from nereid.serving.gateway.response_items import chat_body, in_their_names, names_of
+from nereid.serving.gateway.response_store import ResponseStore, Stored
+from nereid.serving.gateway.waiting import Event, begin_stream, until_gone
+from nereid_client import AsyncClient
+from nereid_client.errors import NereidError
+
+_ITEMS: TypeAdapter[list[Any]] = TypeAdapter(list[Item])
+
+
+@dataclass(slots=True, eq=False)
+class Responses:
+    """`find` gives a model, its client and its places; raises ApiError."""
+
+    store: ResponseStore
+    find: Callable[[str], tuple[Offered, AsyncClient, Places]]
+    lenient: bool
+
+    async def create(self, request: Request) -> Response:
+        body = await read_body(request, ResponsesBody, self.lenient)
+        model, client, places = self.find(body.model)
+        key = _key(request)
+        before = self._before(key, body.previous_response_id)
+        try:
+            chat = await read_chat(chat_body(body, _ITEMS.validate_python(before)), model)
+        except ApiError as error:
+            raise in_their_names(error) from None
+        request.state.names = names = names_of(chat.names)
+        answer = ResponseAnswer(_head(body, model), chat.new_stream())
+        asked = {**chat.sampling, "request_id": request.state.request_id}
+
+        def keep() -> None:
+            if body.store:
+                given = [_with_id(item.model_dump(exclude_none=True)) for item in body.items]
+                response = answer.response(answer.status)
+                self.store.keep(key, Stored(response, given, [*before, *given, *response["output"]]))
+
+        if body.stream:
+            items = _stream(client, chat, asked, answer, keep)
+            return await begin_stream(request, places.during(items), names, ends_with_done=False)
+        async with places.taking():
+            made = await until_gone(request, client.generate_text(chat.prompt, **asked))
+        (choice,) = made.choices
+        for _ in answer.take(choice.text, choice.finish_reason, choice.logprobs):
+            pass
+        for _ in answer.end(_usage(made.num_input_tokens, made.num_cached_tokens, made.num_output_tokens)):
+            pass
+        keep()
+        return JSONResponse(answer.response(answer.status))
+
+    async def show(self, request: Request) -> Response:
+        return JSONResponse(self._stored(request).response)
+
+    async def show_input(self, request: Request) -> Response:
+        items = list(self._stored(request).given)
+        return JSONResponse(
+            {"object": "list", "data": items, "first_id": items[0]["id"], "last_id": items[-1]["id"], "has_more": False}
+        )
+
+    async def delete(self, request: Request) -> Response:
+        found = self._stored(request).response["id"]
+        self.store.remove(_key(request), found)
+        return JSONResponse({"id": found, "object": "response", "deleted": True})
+
+    def _before(self, key: str, identity: str | None) -> list[dict[str, Any]]:
+        if identity is None:
+            return []
+        stored = self.store.find(key, identity)
+        if stored is None:
+            raise ApiError(
+                400,
+                f"previous_response_id: {identity[:80]!r} is not kept here; send the conversation as input",
+                param="previous_response_id",
+                code="previous_response_not_found",
+            )
+        return list(stored.conversation)
+
+    def _stored(self, request: Request) -> Stored:
+        identity = request.path_params["id"]
+        stored = self.store.find(_key(request), identity)
+        if stored is None:
+            raise ApiError(404, f"response_id: {identity[:80]!r} is not kept here", param="response_id", code="not_found")
+        return stored
+
+
+def _key(request: Request) -> str:
+    """Whose it is; where no keys are asked for, everybody's."""
+    return str(request.scope["state"].get(KEY_NAME, ""))
+
+
+def _with_id(item: dict[str, Any]) -> dict[str, Any]:
+    return item if "id" in item else {**item, "id": new_id("item")}
+
+
+async def _stream(
+    client: AsyncClient, chat: ChatAsked, asked: dict[str, Any], answer: ResponseAnswer, keep: Callable[[], None]
+) -> AsyncGenerator[Event, None]:
+    """Nothing is told before the first piece is there, so that a request that is refused is refused as a whole."""
+    deltas = client.stream_text(chat.prompt, **asked)
+    begun, told, cached, written = False, 0, 0, 0
+    try:
+        async for delta in deltas:
+            told, cached = delta.num_input_tokens, delta.num_cached_tokens
+            written += len(delta.token_ids)
+            if not begun:
+                begun = True
+                for event in answer.begin():
+                    yield event["type"], event
+            for event in answer.take_delta(delta):
+                yield event["type"], event
+        *rest, last = answer.end(_usage(told, cached, written))
+        for event in rest:
+            yield event["type"], event
+        keep()
+        yield last["type"], last
+    except NereidError as error:
+        if not begun:
+            raise
+        for event in answer.fail(from_nereid(error, names_of(chat.names)).message):
+            yield event["type"], event
+    finally:
+        await deltas.aclose()
+
+
+def _usage(input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:
+    """Thoughts are not counted apart."""
+    return {
+        "input_tokens": input_tokens,
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+        "output_tokens": output_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": input_tokens + output_tokens,
+    }
+
+
+def _head(body: ResponsesBody, model: Offered) -> dict[str, Any]:
+    """What was asked for, as OpenAI repeats it."""
+    tools = [{"parameters": None, "strict": False, **tool.model_dump(exclude_none=True)} for tool in body.tools or ()]
+    choice = body.tool_choice or "auto"
+    reasoning = body.reasoning.model_dump(include={"effort", "summary"}) if body.reasoning else {"effort": None, "summary": None}
+    return {
+        "id": new_id("resp"),
+        "object": "response",
+        "created_at": int(time.time()),
+        "model": model.id,
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "metadata": body.metadata,
+        "parallel_tool_calls": body.parallel_tool_calls,
+        "previous_response_id": body.previous_response_id,
+        "reasoning": reasoning,
+        "service_tier": "default",
+        "store": body.store,
+        "temperature": 1.0 if body.temperature is None else body.temperature,
+        "text": {"format": body.text.format.model_dump(exclude_none=True, by_alias=True)},
+        "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
+        "tools": tools,
+        "top_logprobs": body.top_logprobs or 0,
+        "top_p": 1.0 if body.top_p is None else body.top_p,
+        "truncation": "disabled",
+        "usage": None,
+    }

@@ -1,0 +1,49 @@
+"""What an answer says, piece by piece: thoughts, text, calls of tools; knows no form in which a model writes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """A piece of what the model thinks before it answers."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A piece of the answer's text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The answer's call number `index` begins."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """A piece of the JSON text of a call's arguments."""
+
+    index: int
+    text: str
+
+
+Said = Reasoning | Text | Call | Arguments
+
+
+def held_back(text: str, *marks: str) -> int:
+    """Length of the longest end of a text that may be the beginning of a mark."""
+    most = min(len(text), max((len(mark) - 1 for mark in marks), default=0))
+    for length in range(most, 0, -1):
+        tail = text[-length:]
+        if any(mark.startswith(tail) for mark in marks):
+            return length
+    return 0

@@ -1,0 +1,85 @@
+"""The forms in which chat templates have a model write its calls of tools: a registry, and which one a template is for.
+
+Forms are those of the families' own templates: Hermes and Qwen 2.5 (NousResearch, "Hermes Function Calling Standard"), Llama 3.1
+(Meta, "JSON based tool calling"), Mistral (mistral-common's tokenizers v3 and v11), Granite 3 (IBM) and Qwen 3 Coder.
+"""
+
+from __future__ import annotations
+
+import secrets
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+_ALPHANUMERIC = string.ascii_letters + string.digits
+
+
+class Shape(Enum):
+    """How a call is written."""
+
+    OBJECT = "an object with name and arguments"
+    LIST = "a list of such objects"
+    NAMED = "a name, a mark, and the arguments as JSON"
+    TAGS = "a tag for the function and one for each parameter"
+
+
+def _long_id() -> str:
+    return f"call_{secrets.token_hex(12)}"
+
+
+def _short_id() -> str:
+    """Nine letters and digits: Mistral's templates refuse any other."""
+    return "".join(secrets.choice(_ALPHANUMERIC) for _ in range(9))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolFormat:
+    """One family's form.
+
+    `begin` stands before each call, or before a list of them, and `end` behind it. `bare`: an answer may also begin with a call
+    at once, without `begin`; only functions that there are count then. `arguments` is the member of an object that has them,
+    `middle` what stands between a name and its arguments, `between` what stands between calls.
+    """
+
+    name: str
+    shape: Shape
+    begin: str
+    end: str = ""
+    bare: bool = False
+    arguments: str = "arguments"
+    middle: str = ""
+    between: str = ""
+    new_id: Callable[[], str] = _long_id
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Texts that a tokenizer may have as tokens, without which no call is found."""
+        return tuple(mark for mark in (self.begin, self.end, self.middle) if mark)
+
+
+HERMES = ToolFormat(name="hermes", shape=Shape.OBJECT, begin="<tool_call>", end="</tool_call>", between="\n")
+LLAMA3_JSON = ToolFormat(
+    name="llama3_json", shape=Shape.OBJECT, begin="<|python_tag|>", bare=True, arguments="parameters", between="; "
+)
+MISTRAL = ToolFormat(name="mistral", shape=Shape.LIST, begin="[TOOL_CALLS]", between=", ", new_id=_short_id)
+MISTRAL_ARGS = ToolFormat(name="mistral_args", shape=Shape.NAMED, begin="[TOOL_CALLS]", middle="[ARGS]", new_id=_short_id)
+GRANITE = ToolFormat(name="granite", shape=Shape.LIST, begin="<|tool_call|>", between=", ")
+QWEN3_CODER = ToolFormat(name="qwen3_coder", shape=Shape.TAGS, begin="<tool_call>", end="</tool_call>", between="\n")
+
+TOOL_FORMATS = {item.name: item for item in (HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_ARGS, GRANITE, QWEN3_CODER)}
+
+
+def format_of(template: str) -> ToolFormat | None:
+    """The form that a chat template shows its model; None where it shows none of these."""
+    if MISTRAL.begin in template:
+        return MISTRAL_ARGS if MISTRAL_ARGS.middle in template else MISTRAL
+    if "<function=" in template and "<parameter=" in template:
+        return QWEN3_CODER
+    if GRANITE.begin in template:
+        return GRANITE
+    if HERMES.begin in template:
+        return HERMES
+    if LLAMA3_JSON.begin in template or ("ipython" in template and '"parameters": ' in template):
+        return LLAMA3_JSON
+    return None

@@ -1,0 +1,135 @@
+"""Tools of a chat: what may be sent, and what it comes to; knows no route and no template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+
+from nereid.serving.gateway.call_scanners import NAME
+from nereid.serving.gateway.errors import ApiError
+
+if TYPE_CHECKING:
+    from nereid.serving.gateway.messages import AllowedTools, Message, NamedTool, Tool
+
+MOST_TOOLS = 128
+"""OpenAI's bound."""
+MOST_CHARACTERS = 100_000
+"""Of all schemas together: to check one takes time by its length."""
+_NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolsAsked:
+    """The functions that may be called. `tools` is what a template is shown.
+
+    `must`: the answer is nothing but calls; `strict`: calls obey their schemas, also where text is allowed.
+    """
+
+    tools: tuple[Mapping[str, Any], ...]
+    schemas: Mapping[str, Mapping[str, Any]]
+    must: bool
+    strict: bool
+    several: bool
+
+
+def tools_asked(tools: Sequence[Tool] | None, choice: str | NamedTool | AllowedTools | None, several: bool) -> ToolsAsked | None:
+    """None where nothing may be called; raises ApiError for tools that are none, and for a choice of what is not there."""
+    known = _checked(tools or ())
+    chosen, must = _chosen(known, choice)
+    if not chosen:
+        return None
+    return ToolsAsked(
+        tools=tuple(tool.for_template for tool in chosen.values()),
+        schemas={name: tool.function.parameters or _NO_PARAMETERS for name, tool in chosen.items()},
+        must=must,
+        strict=any(tool.function.strict for tool in chosen.values()),
+        several=several,
+    )
+
+
+def _checked(tools: Sequence[Tool]) -> dict[str, Tool]:
+    found: dict[str, Tool] = {}
+    left = MOST_CHARACTERS
+    for place, tool in enumerate(tools):
+        where, name = f"tools.{place}.function", tool.function.name
+        if not NAME.fullmatch(name):
+            raise _wrong(f"{where}.name", name, "1 to 64 of A-Z a-z 0-9 . _ -")
+        if name in found:
+            raise _wrong(f"{where}.name", name, "another name: there is a tool of this one")
+        if tool.function.parameters is not None:
+            text = json.dumps(tool.function.parameters, ensure_ascii=False)
+            left -= len(text)
+            if left < 0:
+                sentence = f"tools: the schemas are too long; they must have at most {MOST_CHARACTERS} characters together"
+                raise ApiError(400, sentence, param="tools")
+            _check_schema(f"{where}.parameters", text)
+        found[name] = tool
+    return found
+
+
+def _check_schema(where: str, text: str) -> None:
+    fault = _fault(text)
+    if fault is not None:
+        path = ".".join([where, *fault[0]])
+        raise ApiError(400, f"{path}: {fault[1]}", param=path)
+
+
+@lru_cache(maxsize=128)
+def _fault(text: str) -> tuple[tuple[str, ...], str] | None:
+    """Where and why this is no JSON schema of an object: arguments have names. Agents send the same ones with every turn."""
+    schema = json.loads(text)
+    if schema.get("type", "object") != "object":
+        return ("type",), f"{str(schema['type'])[:80]!r} is not allowed; it must be object"
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        return tuple(str(part) for part in error.absolute_path), f"this is no JSON schema: {error.message[:200]}"
+    except RecursionError:
+        return (), "it is nested too deeply"
+    return None
+
+
+def _chosen(known: Mapping[str, Tool], choice: str | NamedTool | AllowedTools | None) -> tuple[dict[str, Tool], bool]:
+    """Those that may be called, and whether one must be."""
+    if choice is None or choice in ("auto", "none"):
+        return ({} if choice == "none" else dict(known)), False
+    if not known:
+        raise ApiError(400, "tool_choice: it is not allowed without tools; send tools, or leave it out", param="tool_choice")
+    if isinstance(choice, str):
+        return dict(known), True
+    field, names = choice.named
+    for name in names:
+        if name not in known:
+            raise _wrong(field, name, f"one of tools: {', '.join(known)}"[:500])
+    return {name: known[name] for name in dict.fromkeys(names)}, choice.must
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """That every tool's message answers a call before it, and that fields stand where they mean something; raises ApiError."""
+    called: set[str] = set()
+    for place, message in enumerate(messages):
+        where = f"messages.{place}"
+        if message.tool_calls and message.role != "assistant":
+            raise ApiError(400, f"{where}.tool_calls: only an assistant's message may have them", param=f"{where}.tool_calls")
+        if message.content is None and not message.tool_calls:
+            said = "it is missing; only an assistant's message with tool_calls may be without"
+            raise ApiError(400, f"{where}.content: {said}", param=f"{where}.content", code="missing_required_parameter")
+        called.update(call.id for call in message.tool_calls or ())
+        if message.role == "tool":
+            field = f"{where}.tool_call_id"
+            if message.tool_call_id is None:
+                raise ApiError(400, f"{field}: it is missing", param=field, code="missing_required_parameter")
+            if message.tool_call_id not in called:
+                raise _wrong(field, message.tool_call_id, "the id of a call in an assistant's message before it")
+        elif message.tool_call_id is not None:
+            raise ApiError(400, f"{where}.tool_call_id: only a tool's message may have it", param=f"{where}.tool_call_id")
+
+
+def _wrong(field: str, value: object, allowed: str) -> ApiError:
+    shown = repr(value[:80] if isinstance(value, str) else value)[:100]
+    return ApiError(400, f"{field}: {shown} is not allowed; it must be {allowed}", param=field)

@@ -1,0 +1,376 @@
+"""Tools and thoughts in chats, as clients send and read them: OpenAI's package before the gateway and a scripted model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+
+from nereid.serving.errors import ServingError
+from nereid.serving.gateway.launch import Launch, Rules, tool_formats_of
+from nereid.serving.gateway.repository import offered_models
+
+from gateway_before import gateway, small_repository
+from scripted import delta, texts
+from small_servers import Tensors, grpc_server
+from template_families import FAMILIES
+
+CHAT = "/v1/chat/completions"
+ASK: dict[str, Any] = {"model": "llm", "messages": [{"role": "user", "content": "How warm?"}]}
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"], "additionalProperties": False}
+WARMTH = {"type": "function", "function": {"name": "warmth", "description": "of a city", "parameters": CITY}}
+NOW = {"type": "function", "function": {"name": "now"}}
+ANSWER = 'Well. <tool_call>\n{"name": "warmth", "arguments": {"city": "Łódź"}}\n</tool_call>'
+THOUGHT = "<think>\nHm.\n</think>\n\n"
+THINKS = FAMILIES["hermes"] + "{# </think> #}"
+
+
+class Model:
+    """Writes `answer`, a letter at a time where it streams; number i of several with i `x` before it."""
+
+    def __init__(self) -> None:
+        self.answer, self.reason = ANSWER, "stop"
+        self.asked: list[dict[str, Any]] = []
+        self.prompts: list[str] = []
+
+    def __call__(self, inputs: Tensors) -> Iterator[Tensors]:
+        if "sampling_parameters" not in inputs:
+            yield {"run_state": texts("running")}
+            return
+        sampling = json.loads(inputs["sampling_parameters"][0])
+        self.asked.append(sampling)
+        self.prompts.append(inputs["text_input"][0].decode())
+        count = sampling.get("n", 1)
+        if bool(inputs["stream"][0]):
+            for place, letter in enumerate(self.answer):
+                for index in range(count):
+                    made = delta([place], letter, self.reason if place == len(self.answer) - 1 else "")
+                    yield {**made, "index": np.array([index])}
+            return
+        yield {
+            "text_output": np.array([self.answer.encode()] * count, object),
+            "output_ids": np.array([[1, 2]] * count, np.int32).reshape(-1),
+            "finish_reason": np.array([self.reason.encode()] * count, object),
+            "num_input_tokens": np.array([3]),
+            "num_cached_tokens": np.array([0]),
+            "num_output_tokens": np.array([2] * count),
+            "cumulative_logprob": np.array([-1.0] * count, np.float32),
+        }
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model()
+
+
+@pytest.fixture
+def triton(model: Model) -> Iterator[int]:
+    with grpc_server({"llm": model}) as (port, _):
+        yield port
+
+
+def write(folder: Path, template: str, *special: str) -> Path:
+    """A repository whose tokenizer has some special tokens."""
+    repository = small_repository(folder, template)
+    tokens = [{"id": 10 + place, "content": token, "special": True} for place, token in enumerate(special)]
+    (repository / "llm" / "1" / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
+    return repository
+
+
+@pytest.fixture
+def api(tmp_path: Path, triton: int) -> Iterator[httpx.Client]:
+    with gateway(write(tmp_path, THINKS), triton) as running, httpx.Client(base_url=running.url, timeout=60) as client:
+        yield client
+
+
+def client_of(api: httpx.Client) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{api.base_url}/v1", api_key="none", max_retries=0)
+
+
+def chat(api: httpx.Client, **more: Any) -> dict[str, Any]:
+    answer = api.post(CHAT, json={**ASK, **more})
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def refused(api: httpx.Client, **more: Any) -> tuple[str, str]:
+    answer = api.post(CHAT, json={**ASK, **more})
+    assert answer.status_code == 400, answer.text
+    return answer.json()["error"]["param"], answer.json()["error"]["message"]
+
+
+# --- calls ---
+
+
+def test_calls_are_told_and_the_answer_waits_for_them(api: httpx.Client, model: Model) -> None:
+    (choice,) = chat(api, tools=[WARMTH])["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] == "Well."
+    (call,) = choice["message"]["tool_calls"]
+    assert (call["type"], call["function"]) == ("function", {"name": "warmth", "arguments": '{"city": "Łódź"}'})
+    assert '"name": "warmth"' in model.prompts[-1]
+    assert "structured_outputs" not in model.asked[-1]
+
+
+def test_calls_are_streamed_as_openais_package_adds_them_up(api: httpx.Client, model: Model) -> None:
+    model.answer = THOUGHT + ANSWER + "\n" + ANSWER.removeprefix("Well. ").replace("Łódź", "Rome")
+    with client_of(api).chat.completions.stream(**ASK, tools=[WARMTH, NOW]) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_completion()
+    (choice,) = final.choices
+    found = [(call.function.name, json.loads(call.function.arguments)) for call in choice.message.tool_calls or []]
+    assert found == [("warmth", {"city": "Łódź"}), ("warmth", {"city": "Rome"})]
+    assert (choice.message.content, choice.finish_reason) == ("Well.", "tool_calls")
+    assert choice.message.reasoning_content == "Hm."  # type: ignore[attr-defined]
+    assert kinds.count("tool_calls.function.arguments.done") == 2
+    assert kinds.count("tool_calls.function.arguments.delta") > 10
+
+
+def test_a_call_s_name_comes_before_its_arguments_and_only_once(api: httpx.Client) -> None:
+    lines = api.post(CHAT, json={**ASK, "tools": [WARMTH], "stream": True, "n": 2}).text.splitlines()
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    for index in (0, 1):
+        deltas = [c["delta"] for chunk in chunks for c in chunk["choices"] if c["index"] == index]
+        calls = [item for part in deltas for item in part.get("tool_calls", [])]
+        assert calls[0]["id"]
+        assert calls[0]["function"] == {"name": "warmth", "arguments": ""}
+        assert not any("id" in call or "name" in call["function"] for call in calls[1:])
+        assert "".join(call["function"]["arguments"] for call in calls) == '{"city": "Łódź"}'
+        reasons = [c["finish_reason"] for chunk in chunks for c in chunk["choices"] if c["index"] == index]
+        assert reasons[-1] == "tool_calls"
+
+
+def test_a_call_that_was_cut_is_told_as_cut(api: httpx.Client, model: Model) -> None:
+    model.answer, model.reason = ANSWER[:50], "length"
+    (choice,) = chat(api, tools=[WARMTH])["choices"]
+    assert choice["finish_reason"] == "length"
+    assert choice["message"]["tool_calls"][0]["function"]["name"] == "warmth"
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "required",
+        {"type": "function", "function": {"name": "warmth"}},
+        {
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "warmth"}}]},
+        },
+    ],
+    ids=["required", "named", "allowed"],
+)
+def test_an_answer_that_must_call_is_bound_to_the_schemas(api: httpx.Client, model: Model, choice: Any) -> None:
+    chat(api, tools=[WARMTH, NOW], tool_choice=choice, parallel_tool_calls=False)
+    grammar = model.asked[-1]["structured_outputs"]["grammar"]
+    assert '"properties": {"city": {"type": "string"}}' in grammar
+    assert ("now" in grammar) is (choice == "required")
+    assert ('"name": "now"' in model.prompts[-1]) is (choice == "required")
+
+
+def test_strict_tools_bind_calls_where_text_is_allowed_too(api: httpx.Client, model: Model) -> None:
+    strict = {"type": "function", "function": {**WARMTH["function"], "strict": True}}  # type: ignore[dict-item]
+    chat(api, tools=[strict])
+    assert "tail" in model.asked[-1]["structured_outputs"]["grammar"]
+    assert "strict" not in model.prompts[-1]
+
+
+def test_a_schema_of_the_answer_stands_beside_calls(api: httpx.Client, model: Model) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": CITY}}
+    chat(api, tools=[NOW], response_format=form)
+    assert "(json | calls)" in model.asked[-1]["structured_outputs"]["grammar"]
+
+
+def test_nothing_is_called_where_that_is_not_wanted(api: httpx.Client, model: Model) -> None:
+    for more in ({"tool_choice": "none"}, {"tools": []}):
+        (choice,) = chat(api, **{"tools": [WARMTH], **more})["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == (ANSWER, "stop")
+        assert "<tools>" not in model.prompts[-1]
+
+
+def test_only_one_call_is_told_where_there_are_not_to_be_several(api: httpx.Client, model: Model) -> None:
+    model.answer = ANSWER + ANSWER
+    assert len(chat(api, tools=[WARMTH])["choices"][0]["message"]["tool_calls"]) == 2
+    assert len(chat(api, tools=[WARMTH], parallel_tool_calls=False)["choices"][0]["message"]["tool_calls"]) == 1
+
+
+def test_what_was_called_goes_back_to_the_template_as_objects(api: httpx.Client, model: Model) -> None:
+    client = client_of(api)
+    first = client.chat.completions.create(**ASK, tools=[WARMTH])
+    message = first.choices[0].message
+    assert message.tool_calls is not None
+    result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": [{"type": "text", "text": "20"}]}
+    for sent in (message, {**message.model_dump(), "content": None}):
+        client.chat.completions.create(model="llm", messages=[*ASK["messages"], sent, result], tools=[WARMTH])
+        assert '{"name": "warmth", "arguments": {"city": "Łódź"}}' in model.prompts[-1]
+        assert "<tool_response>\n20\n</tool_response>" in model.prompts[-1]
+
+
+def tool(**more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", **more}}
+
+
+MANY: dict[str, Any] = {"properties": {f"p{i}": {} for i in range(7600)}}
+MANY["title"] = "x" * (99_980 - len(json.dumps(MANY)))
+DEEP: dict[str, Any] = {}
+for _ in range(150):
+    DEEP = {"properties": {"a": DEEP}}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("more", "param", "words"),
+    [
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type", "it must be 'function'"),
+        ({"tools": [tool(name="no name")]}, "tools.0.function.name", "it must be 1 to 64 of"),
+        ({"tools": [tool(), tool()]}, "tools.1.function.name", "there is a tool of this one"),
+        ({"tools": [tool(parameters=3)]}, "tools.0.function.parameters", "it must be an object"),
+        ({"tools": [tool(parameters={"type": "string"})]}, "tools.0.function.parameters.type", "it must be object"),
+        (
+            {"tools": [tool(parameters={"properties": {"a": {"type": "strng"}}})]},
+            "tools.0.function.parameters.properties.a.type",
+            "",
+        ),
+        ({"tools": [tool(parameters={"properties": 3})]}, "tools.0.function.parameters.properties", "no JSON schema"),
+        ({"tools": [tool(parameter={})]}, "tools.0.function.parameter", "not supported"),
+        ({"tools": [tool(name=f"f{i}") for i in range(129)]}, "tools", "it must be at most 128 items"),
+        ({"tools": [tool(parameters=MANY)], "tool_choice": "required"}, "tools", "they must be at most 100000"),
+        ({"tools": [tool(parameters=MANY), tool(name="g", parameters={"title": "x"})]}, "tools", "too long"),
+        ({"tools": [tool(parameters=DEEP)]}, "tools.0.function.parameters", "nested too deeply"),
+        ({"tools": [tool()], "tool_choice": "always"}, "tool_choice", ""),
+        ({"tools": [tool()], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice.function.name", "'g'"),
+        ({"tool_choice": "required"}, "tool_choice", "without tools"),
+        ({"tools": [tool()], "structured_outputs": {"regex": "a"}}, "structured_outputs", "with tools"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.tool_call_id", "it is missing"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "c"}]}, "messages.0.tool_call_id", "before it"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages.0.tool_calls", "assistant"),
+        ({"messages": [{"role": "user", "content": "x", "tool_call_id": "c"}]}, "messages.0.tool_call_id", "tool's message"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "messages.0.content", "it is missing"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "[]"}}]}]},
+            "messages.0.tool_calls.0.function.arguments",
+            "JSON text of an object",
+        ),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_tools_and_messages_that_mean_nothing_are_refused_by_name(
+    api: httpx.Client, more: dict[str, Any], param: str, words: str
+) -> None:
+    found, message = refused(api, **more)
+    assert found == param
+    assert words in message
+    assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+    ("template", "words"), [(FAMILIES["chatml"], "has no place for them"), ("{{ tools }}", "--openai-tools")]
+)
+def test_a_template_without_calls_is_no_place_for_tools(tmp_path: Path, triton: int, template: str, words: str) -> None:
+    with gateway(write(tmp_path, template), triton) as running:
+        answer = httpx.post(f"{running.url}{CHAT}", json={**ASK, "tools": [WARMTH]})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools")
+    assert words in answer.json()["error"]["message"]
+
+
+def test_special_tokens_are_kept_where_calls_are_marked_by_them(tmp_path: Path, triton: int, model: Model) -> None:
+    model.answer = '<tool_call>{"name": "now"}'
+    for folder, special, kept in (("a", ("<tool_call>",), True), ("b", ("<other>",), False)):
+        with gateway(write(tmp_path / folder, THINKS, *special), triton) as running, httpx.Client(base_url=running.url) as client:
+            chat(client, tools=[NOW], tool_choice="required")
+            assert (model.asked[-1].get("skip_special_tokens") is False) is kept
+            assert ("<[10]>" in model.asked[-1]["structured_outputs"]["grammar"]) is kept
+            chat(client)
+            assert "skip_special_tokens" not in model.asked[-1]
+
+
+def test_the_operator_says_how_a_model_calls(tmp_path: Path, triton: int, model: Model) -> None:
+    model.answer = '[TOOL_CALLS][{"name": "now"}]'
+    repository = write(tmp_path, "{{ tools }}")
+    for words, found in ((["mistral"], "now"), (["hermes", "llm=mistral"], "now")):
+        rules = Rules(tool_formats=tool_formats_of(words))
+        with gateway(repository, triton, rules=rules) as running, httpx.Client(base_url=running.url) as client:
+            assert chat(client, tools=[NOW])["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == found
+    assert offered_models(repository, Rules(tool_formats={"llm": "none"}))["llm"].tool_format is None
+    with pytest.raises(ServingError, match="'other' is not a language model"):
+        offered_models(repository, Rules(tool_formats={"other": "hermes"}))
+    for wrong in (["hermess"], ["llm=hermes", "llm=mistral"]):
+        with pytest.raises(ServingError, match="--openai-tools"):
+            tool_formats_of(wrong)
+
+
+def test_the_gateways_process_is_told_all_rules() -> None:
+    rules = Rules(tool_formats={"": "hermes"}, reasoning=False, stored_responses=3, stored_megabytes=2)
+    launch = Launch(
+        repository="r", grpc_url="g", metrics_url="m", ready_url="r", drain_seconds=1.0, listener=3, heart=4, rules=rules
+    )
+    assert Launch.from_argument(launch.to_argument()) == launch
+
+
+# --- thoughts ---
+
+
+def test_thoughts_are_told_apart_unless_that_is_off(tmp_path: Path, api: httpx.Client, triton: int, model: Model) -> None:
+    model.answer = f"{THOUGHT}Warm."
+    (choice,) = chat(api)["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "Warm.", "reasoning_content": "Hm.", "reasoning": "Hm."}
+    assert chat(api, include_reasoning=False)["choices"][0]["message"] == {"role": "assistant", "content": "Warm."}
+    repository = write(tmp_path / "other", THINKS)
+    with gateway(repository, triton, rules=Rules(reasoning=False)) as running, httpx.Client(base_url=running.url) as off:
+        assert chat(off)["choices"][0]["message"] == {"role": "assistant", "content": f"{THOUGHT}Warm."}
+
+
+@pytest.mark.parametrize(
+    ("ending", "answer", "thought", "content"),
+    [
+        ("<think>\n", "Hm.\n</think>\n\nWarm.", "Hm.", "Warm."),
+        ("<think>\n\n</think>\n\n", "<think> is a tag", None, "<think> is a tag"),
+        ("", "<think>Hm.</think>Warm.", "Hm.", "Warm."),
+    ],
+)
+def test_a_prompt_may_begin_or_end_the_thoughts(
+    tmp_path: Path, triton: int, model: Model, ending: str, answer: str, thought: str | None, content: str
+) -> None:
+    model.answer = answer
+    repository = write(tmp_path, f"{{{{ messages[0].content }}}}{ending}{{# </think> #}}")
+    with gateway(repository, triton) as running, httpx.Client(base_url=running.url) as client:
+        message = chat(client)["choices"][0]["message"]
+    assert (message.get("reasoning_content"), message["content"]) == (thought, content)
+
+
+def test_a_message_that_is_continued_may_end_within_its_thoughts(api: httpx.Client, model: Model) -> None:
+    model.answer = "Hm.</think>Warm."
+    for begun, thought in (("<think>Let me", "Hm."), ("<think>a</think>So ", None)):
+        messages = [*ASK["messages"], {"role": "assistant", "content": begun}]
+        message = chat(api, messages=messages, continue_final_message=True)["choices"][0]["message"]
+        assert message.get("reasoning_content") == thought
+
+
+def test_thoughts_come_before_an_answer_of_a_schema(api: httpx.Client, model: Model) -> None:
+    chat(api, response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": CITY}})
+    assert model.asked[-1]["structured_outputs"]["grammar"].startswith("%llguidance {}\nstart: thinks? json")
+    model.answer = f"{THOUGHT}a"
+    message = chat(api, structured_outputs={"regex": "(.|\n)*a"})["choices"][0]["message"]
+    assert message["content"] == model.answer  # the caller has bound all of it
+
+
+def test_what_is_wrong_with_a_grammar_is_said_of_the_tools(tmp_path: Path) -> None:
+    def refuse(inputs: Tensors) -> Iterator[Tensors]:
+        from small_servers import RefusedError
+
+        raise RefusedError(
+            "structured_outputs.grammar: x is not allowed [nereid: INVALID_ARG invalid structured_outputs.grammar]"
+        )
+        yield {}
+
+    with (
+        grpc_server({"llm": refuse}) as (port, _),
+        gateway(write(tmp_path, THINKS), port) as running,
+        httpx.Client(base_url=running.url) as client,
+    ):
+        assert refused(client, tools=[WARMTH], tool_choice="required") == ("tools", "tools: x is not allowed")

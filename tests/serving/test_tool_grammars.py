@@ -1,0 +1,175 @@
+"""Answers bound to calls: whatever a model would write, what is told obeys the tools' schemas."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from llguidance import LLTokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from nereid.llm.structure import StructureFactory
+from nereid.serving.gateway.answer_streams import AnswerStream, CallReading, Thinking
+from nereid.serving.gateway.chat_answers import message_of
+from nereid.serving.gateway.tool_formats import TOOL_FORMATS
+from nereid.serving.gateway.tool_grammars import AnswerForm, NotBindableError
+
+END = "<eos>"
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "warmth": {
+        "type": "object",
+        "properties": {
+            "city": {"enum": ["Łódź", 'a "b"'], "type": "string"},
+            "days": {"type": "integer", "minimum": 1, "maximum": 9},
+            "unit": {"$ref": "#/$defs/unit"},
+        },
+        "required": ["city", "unit"],
+        "additionalProperties": False,
+        "$defs": {
+            "unit": {"type": "object", "properties": {"c": {"type": "boolean"}}, "required": ["c"], "additionalProperties": False}
+        },
+    },
+    "now": {"type": "object", "properties": {}, "additionalProperties": False},
+}
+MARKS = ["<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "<|tool_call|>", "<think>", "</think>"]
+
+
+def factory(kind: str) -> tuple[Tokenizer, StructureFactory, dict[str, int]]:
+    """One token a byte, and the marks as special tokens, as added ones, or as none."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([END])
+    if kind != "letters":
+        made.add_tokens([AddedToken(mark, special=kind == "special") for mark in MARKS])
+    known = LLTokenizer(made.to_str(), n_vocab=made.get_vocab_size(), eos_token=[made.token_to_id(END)])
+    tokens = {mark: made.token_to_id(mark) for mark in MARKS} if kind != "letters" else {}
+    return made, StructureFactory(known, made.get_vocab_size()), tokens
+
+
+@pytest.fixture(scope="module", params=["special", "added", "letters"])
+def parts(request: pytest.FixtureRequest) -> tuple[Tokenizer, StructureFactory, dict[str, int]]:
+    return factory(request.param)
+
+
+def drawn(parts: tuple[Tokenizer, StructureFactory, dict[str, int]], grammar: str, seed: int, most: int = 1500) -> str | None:
+    """What a model with no idea at all writes; None where it did not come to an end."""
+    tokenizer, structures, _ = parts
+    structure = structures.compile("grammar", grammar)
+    chance, tokens = random.Random(seed), []
+    end = tokenizer.token_to_id(END)
+    for _ in range(most):
+        allowed = np.flatnonzero(structure.allowed())
+        if end in allowed and chance.random() < 0.3:
+            break
+        token = int(chance.choice(allowed))
+        if token == end or structure.take(token):
+            tokens += [token] if token != end else []
+            break
+        tokens.append(token)
+    else:
+        return None
+    return str(tokenizer.decode(tokens, skip_special_tokens=False))
+
+
+def message(text: str, reading: CallReading | None, thinking: Thinking | None = None) -> dict[str, Any]:
+    made = AnswerStream(thinking, reading)
+    return message_of([*made.feed(text), *made.finish()])
+
+
+@pytest.mark.parametrize("form", TOOL_FORMATS)
+def test_whatever_is_drawn_its_calls_obey_their_schemas(parts: Any, form: str) -> None:
+    for several in (True, False):
+        reading = CallReading(form=TOOL_FORMATS[form], schemas=SCHEMAS, several=several)
+        grammar = AnswerForm(calls=reading, called=True, tokens=parts[2]).grammar()
+        counts = []
+        for seed in range(12):
+            text = drawn(parts, grammar, seed)
+            assert text is not None
+            found = message(text, CallReading(form=TOOL_FORMATS[form], schemas=SCHEMAS))
+            assert found["content"] is None, text
+            for call in found["tool_calls"]:
+                function = call["function"]
+                jsonschema.validate(json.loads(function["arguments"]), SCHEMAS[function["name"]])
+            counts.append(len(found["tool_calls"]))
+        assert (max(counts) > 1) is several
+
+
+@pytest.mark.parametrize("form", TOOL_FORMATS)
+def test_a_template_s_own_way_of_writing_is_allowed(parts: Any, form: str) -> None:
+    written = {
+        "hermes": '<tool_call>\n{"name": "warmth", "arguments": {"city": "Łódź", "unit": {"c": true}}}\n</tool_call>',
+        "llama3_json": '{"name": "warmth", "parameters": {"city": "Łódź", "unit": {"c": true}}}',
+        "mistral": '[TOOL_CALLS][{"name": "warmth", "arguments": {"city": "Łódź", "unit": {"c": true}}}]',
+        "mistral_args": '[TOOL_CALLS]warmth[ARGS]{"city": "Łódź", "unit": {"c": true}}',
+        "granite": '<|tool_call|>[{"name": "warmth", "arguments": {"city": "Łódź", "unit": {"c": true}}}]',
+        "qwen3_coder": "<tool_call>\n<function=warmth>\n<parameter=city>\nŁódź\n</parameter>\n<parameter=unit>\n"
+        '{"c": true}\n</parameter>\n</function>\n</tool_call>',
+    }[form]
+    reading = CallReading(form=TOOL_FORMATS[form], schemas=SCHEMAS)
+    for called in (True, False):
+        assert takes(parts, AnswerForm(calls=reading, called=called, tokens=parts[2]), written)
+    if form != "llama3_json":
+        assert takes(parts, AnswerForm(calls=reading, tokens=parts[2]), f"Let me see.\n{written}")
+        assert not takes(parts, AnswerForm(calls=reading, called=True, tokens=parts[2]), f"Let me see.\n{written}")
+    assert takes(parts, AnswerForm(calls=reading, tokens=parts[2]), "Nothing to call.")
+    assert not takes(parts, AnswerForm(calls=reading, called=True, tokens=parts[2]), "Nothing to call.")
+
+
+def takes(parts: Any, form: AnswerForm, text: str) -> bool:
+    """Whether the grammar allows this answer, as the tokenizer would write it."""
+    tokenizer, structures, _ = parts
+    structure = structures.compile("grammar", form.grammar())
+    for token in tokenizer.encode(text, add_special_tokens=False).ids:
+        if not structure.allowed()[token]:
+            return False
+        structure.take(token)
+    return bool(structure.matcher.is_accepting())
+
+
+def test_a_call_in_the_midst_of_text_obeys_its_schema_where_that_is_strict(parts: Any) -> None:
+    reading = CallReading(form=TOOL_FORMATS["hermes"], schemas=SCHEMAS)
+    form = AnswerForm(calls=reading, tokens=parts[2])
+    begun = 'Well.\n<tool_call>\n{"name": "warmth", "arguments": {"city": '
+    assert not takes(parts, form, begun + '"Paris", "unit": {"c": true}}}\n</tool_call>')
+    assert takes(parts, form, begun + '"Łódź", "unit": {"c": true}}}\n</tool_call> Done.')
+
+
+def test_thoughts_come_before_what_is_bound(parts: Any) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+    marks = Thinking("<think>", "</think>")
+    opened = Thinking("<think>", "</think>", opened=True)
+    free = AnswerForm(thinking=marks, schema=schema, tokens=parts[2])
+    within = AnswerForm(thinking=opened, schema=schema, tokens=parts[2])
+    assert takes(parts, free, '{"a":1}')
+    assert takes(parts, free, '<think>\nso {"b"}\n</think>\n\n{"a":1}')
+    assert not takes(parts, free, '<think>\nso\n</think>\n\n{"b":1}')
+    assert takes(parts, within, 'so {"b"}\n</think>\n\n{"a":1}')
+    assert not takes(parts, within, '{"a":1}')
+
+
+def test_text_of_a_schema_or_a_call(parts: Any) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+    form = AnswerForm(calls=CallReading(form=TOOL_FORMATS["hermes"], schemas=SCHEMAS), schema=schema, tokens=parts[2])
+    assert takes(parts, form, '{"a":1}')
+    assert takes(parts, form, '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>')
+    assert not takes(parts, form, "Well")
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "object", "anyOf": [{}]}, "anyOf cannot be bound"),
+        ({"type": "object", "required": ["x"]}, "'x' is none of its properties"),
+        ({"type": "object", "properties": {"a>b": {}}}, "'a>b' cannot be the name of a tag"),
+    ],
+)
+def test_what_tags_cannot_be_bound_to_is_refused(schema: dict[str, Any], words: str) -> None:
+    form = AnswerForm(calls=CallReading(form=TOOL_FORMATS["qwen3_coder"], schemas={"f": schema}), called=True)
+    with pytest.raises(NotBindableError, match=words):
+        form.grammar()
