@@ -14,10 +14,11 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from nereid.serving.gateway.infill import Infill
+from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.merging import merged
 from nereid.serving.gateway.model_tokenizer import ModelTokenizer
 
-from gateway_before import gateway, small_repository
+from gateway_before import TEMPLATE, gateway, small_repository
 from scripted import delta, texts
 from small_servers import Tensors, grpc_server
 
@@ -249,6 +250,19 @@ def test_texts_and_chats_become_tokens_and_text_again(api: httpx.Client) -> None
     assert plain == {"count": 2, "max_model_len": CONTEXT, "tokens": [2, 3], "token_strs": None}
     assert ask(api, "/tokenize", messages=[{"role": "user", "content": "xyz"}])["tokens"] == [3, 4, 5]
     assert ask(api, "/detokenize", tokens=[3, 4, 5]) == {"prompt": "xyz"}
+
+
+def test_tokens_of_a_chat_are_those_of_its_tools_too(tmp_path: Path) -> None:
+    tools = "{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}"
+    repository = small_repository(tmp_path, tools + TEMPLATE)
+    write_tokenizer(repository / "llm" / "1")
+    chat = {"messages": [{"role": "user", "content": "w"}], "tools": [{"type": "function", "function": {"name": "yz"}}]}
+    with (
+        gateway(repository, 9, rules=Rules(tool_formats={"": "hermes"})) as running,
+        httpx.Client(base_url=running.url, timeout=60) as api,
+    ):
+        assert ask(api, "/tokenize", **chat)["tokens"] == [4, 5, 2]
+        assert ask(api, "/tokenize", **chat, tool_choice="none")["tokens"] == [2]
 
 
 @pytest.mark.parametrize(
