@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from nereid_client.errors import ServerError
-from nereid_client.images import ImageProgress, ImageResult, from_stream
-from nereid_client.layouts import LayoutProgress, LayoutResult, from_layout_tensors
+from nereid_client.images import ImageProgress, ImageResult
+from nereid_client.layouts import LayoutProgress, LayoutResult
 from nereid_client.texts import TextDelta
 from nereid_client.transport import Tensors
 
@@ -35,17 +35,22 @@ class OnlyAnswer(Generic[T]):
         return None if self._answers else "the request ended without an answer"
 
 
+D = TypeVar("D", ImageProgress | ImageResult, LayoutProgress | LayoutResult)
+
+
 @dataclass(slots=True)
-class ImageStream:
-    """Progress is shown once; of a replay, only what goes beyond it."""
+class StepStream(Generic[D]):
+    """Steps of what is drawn, then it: progress is shown once; of a replay, only what goes beyond it."""
 
     run_id: str
+    convert: Callable[[Tensors], D]
+    noun: str
     _step: int = 0
     _done: bool = False
 
-    def read(self, outputs: Tensors) -> ImageProgress | ImageResult | None:
-        made = from_stream(outputs)
-        if isinstance(made, ImageResult):
+    def read(self, outputs: Tensors) -> D | None:
+        made = self.convert(outputs)
+        if isinstance(made, ImageResult | LayoutResult):
             self._done = True
             return replace(made, run_id=self.run_id)
         if made.step <= self._step:
@@ -57,32 +62,7 @@ class ImageStream:
         """Steps that were shown are not shown again."""
 
     def missing(self) -> str | None:
-        return None if self._done else "the stream ended before its image came"
-
-
-@dataclass(slots=True)
-class LayoutStream:
-    """The same of a layout: steps are shown once."""
-
-    run_id: str
-    _step: int = 0
-    _done: bool = False
-
-    def read(self, outputs: Tensors) -> LayoutProgress | LayoutResult | None:
-        made = from_layout_tensors(outputs)
-        if isinstance(made, LayoutResult):
-            self._done = True
-            return replace(made, run_id=self.run_id)
-        if made.step <= self._step:
-            return None
-        self._step = made.step
-        return made
-
-    def again(self) -> None:
-        """Steps that were shown are not shown again."""
-
-    def missing(self) -> str | None:
-        return None if self._done else "the stream ended before its layout came"
+        return None if self._done else f"the stream ended before its {self.noun} came"
 
 
 @dataclass(slots=True)

@@ -10,10 +10,10 @@ from typing import Any
 
 from nereid_client.errors import InvalidRequestError, ServerError
 from nereid_client.http_transport import HttpTransport
-from nereid_client.images import ImageProgress, ImageRequest, ImageResult, Tensors
+from nereid_client.images import ImageProgress, ImageRequest, ImageResult, Tensors, from_stream
 from nereid_client.layouts import Canvas, LayoutProgress, LayoutResult, Section, from_layout_tensors, layout_tensors
 from nereid_client.options import DEFAULT_PORTS, ConnectionOptions, Protocol, Tls
-from nereid_client.reading import ImageStream, LayoutStream, OnlyAnswer, TextStream
+from nereid_client.reading import OnlyAnswer, StepStream, TextStream
 from nereid_client.server import ReplayPolicy, Server, Statistics, Work
 from nereid_client.steps import Reader
 from nereid_client.texts import TextDelta, TextResult, text_tensors
@@ -125,7 +125,7 @@ class Session:
         request_id: str | None = None,
     ) -> tuple[Work, Reader[ImageProgress | ImageResult]]:
         work = self._image_work(prompt, options, _Terms.of(timeout, run_id, request_id), stream=True)
-        return work, ImageStream(work.run_id)
+        return work, StepStream(work.run_id, from_stream, "image")
 
     def _text(
         self,
@@ -180,7 +180,7 @@ class Session:
         request_id: str | None = None,
     ) -> tuple[Work, Reader[LayoutProgress | LayoutResult]]:
         work = self._layout_work(section, canvas, options, _Terms.of(timeout, run_id, request_id), interval)
-        return work, LayoutStream(work.run_id)
+        return work, StepStream(work.run_id, from_layout_tensors, "layout")
 
     def _layout_work(
         self, section: Section, canvas: Canvas, options: Mapping[str, Any], terms: _Terms, interval: int | None

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nereid_protocol.field import MAX_SEED, DType, Field, Model
+from nereid_protocol.run_fields import CANCEL, PRIORITY, RUN_ID, TIMEOUT_SECONDS, WATCH
 
 _LAYOUT = frozenset({Model.LAYOUT})
 _INT32_MAX = 2**31 - 1
 
 FORMATS = ("json", "css", "figma", "svg")
+
+
+def _of_layouts(field: Field) -> Field:
+    """A field that images have, too: a request for a layout has one prompt, and no route of the gateway."""
+    return replace(field, models=_LAYOUT, per_request=False, gateway=False)
+
 
 LAYOUT_FIELDS: tuple[Field, ...] = (
     Field(
@@ -99,46 +108,11 @@ LAYOUT_FIELDS: tuple[Field, ...] = (
         models=_LAYOUT,
         option="--deadline",
     ),
-    Field(
-        name="timeout_seconds",
-        dtype=DType.FP32,
-        help="Seconds until the request is given up, waiting included.",
-        default="the server's default_timeout_seconds",
-        low=1e-3,
-        high=86_400.0,
-        models=_LAYOUT,
-    ),
-    Field(
-        name="priority",
-        dtype=DType.INT32,
-        help="0 goes first, 9 last; of equal ones who came first. Waiting raises it, one for every ten seconds.",
-        default="5",
-        low=0,
-        high=9,
-        models=_LAYOUT,
-        option="--priority",
-    ),
-    Field(
-        name="run_id",
-        dtype=DType.STRING,
-        help="An id for the run that cannot be guessed, to watch or cancel it by: up to 64 of A-Z, a-z, 0-9, _ and -.",
-        default="none",
-        models=_LAYOUT,
-    ),
-    Field(
-        name="watch",
-        dtype=DType.STRING,
-        help="Asks for the state of the run with this id instead of starting one.",
-        default="none",
-        models=_LAYOUT,
-    ),
-    Field(
-        name="cancel",
-        dtype=DType.STRING,
-        help="Cancels the run with this id instead of starting one.",
-        default="none",
-        models=_LAYOUT,
-    ),
+    _of_layouts(TIMEOUT_SECONDS),
+    _of_layouts(PRIORITY),
+    _of_layouts(RUN_ID),
+    _of_layouts(WATCH),
+    _of_layouts(CANCEL),
 )
 
 LAYOUT_BY_NAME = {field.name: field for field in LAYOUT_FIELDS}
