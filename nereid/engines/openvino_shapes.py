@@ -1,6 +1,6 @@
 """A small OpenVINO graph compiled anew for every shape it meets: kernels and memory are then planned for that shape.
 
-Rows are padded to a few counts, so that few graphs are compiled, each in about half a second: in the background where a graph
+Rows are padded to a few counts, so that few graphs are compiled: in the background where a graph
 for more rows can do the work meanwhile. A lone row is never padded, because several libraries have another kernel for it. Graphs
 that nobody uses make room for others. Compiled for another shape, a graph may give other bits than compiled for all of them;
 export checks and measures what is served, which is this.
