@@ -217,9 +217,10 @@ def tool(**more: Any) -> dict[str, Any]:
 
 MANY: dict[str, Any] = {"properties": {f"p{i}": {} for i in range(7600)}}
 MANY["title"] = "x" * (99_980 - len(json.dumps(MANY)))
-DEEP: dict[str, Any] = {}
-for _ in range(150):
-    DEEP = {"properties": {"a": DEEP}}
+DEEPEST: dict[str, Any] = {"type": ["string"]}
+for _ in range(31):
+    DEEPEST = {"properties": {"a": DEEPEST}}
+DEEP = {"properties": DEEPEST}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
@@ -266,6 +267,11 @@ def test_tools_and_messages_that_mean_nothing_are_refused_by_name(
     assert found == param
     assert words in message
     assert len(message) < 400
+
+
+def test_a_schema_of_64_levels_is_taken(api: httpx.Client, model: Model) -> None:
+    model.answer = "Well."
+    assert chat(api, tools=[tool(parameters=DEEPEST)])["choices"][0]["message"]["content"] == "Well."
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ MOST_TOOLS = 128
 """OpenAI's bound."""
 MOST_CHARACTERS = 100_000
 """Of all schemas together: to check one takes time by its length."""
+MOST_LEVELS = 64
+"""Of one schema: its check goes down by recursion, to a depth that differs between interpreters."""
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -62,6 +64,9 @@ def _checked(tools: Sequence[Tool]) -> dict[str, Tool]:
         if name in found:
             raise _wrong(f"{where}.name", name, "another name: there is a tool of this one")
         if tool.function.parameters is not None:
+            if _levels(tool.function.parameters) > MOST_LEVELS:
+                sentence = f"{where}.parameters: it is nested too deeply; it must have at most {MOST_LEVELS} levels"
+                raise ApiError(400, sentence, param=f"{where}.parameters")
             text = json.dumps(tool.function.parameters, ensure_ascii=False)
             left -= len(text)
             if left < 0:
@@ -70,6 +75,15 @@ def _checked(tools: Sequence[Tool]) -> dict[str, Tool]:
             _check_schema(f"{where}.parameters", text)
         found[name] = tool
     return found
+
+
+def _levels(value: Any) -> int:
+    """How deep objects and arrays stand in each other; not by recursion, whose limit is another one on every interpreter."""
+    count, level = 0, [value]
+    while level := [one for one in level if isinstance(one, (dict, list))]:
+        count += 1
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    return count
 
 
 def _check_schema(where: str, text: str) -> None:
@@ -89,8 +103,6 @@ def _fault(text: str) -> tuple[tuple[str, ...], str] | None:
         jsonschema.Draft202012Validator.check_schema(schema)
     except jsonschema.SchemaError as error:
         return tuple(str(part) for part in error.absolute_path), f"this is no JSON schema: {error.message[:200]}"
-    except RecursionError:
-        return (), "it is nested too deeply"
     return None
 
 
