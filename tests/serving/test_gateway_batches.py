@@ -419,6 +419,22 @@ def test_an_answer_is_noted_once_and_a_batch_that_was_nearly_done_is_finished(tm
     assert not again.path(lost.id).exists()
 
 
+def test_every_answer_of_a_long_batch_is_written_in_the_order_of_the_lines(tmp_path: Path) -> None:
+    names = [f"r{place}" for place in range(70)]
+    store, batch = stored(tmp_path, *map(line, names))
+    store.begin(batch, checked(store.path(store.open_batches()[0].input_file), URL).lines, [])
+    for place in reversed(range(70)):
+        told = {"response": {"status_code": 200, "request_id": "", "body": {"place": place}}, "error": None}
+        assert store.answer(batch, place, told, ok=True)
+    store.finish(batch, State.COMPLETED, None)
+    found = store.batch(batch)
+    assert found is not None
+    assert found.output_file is not None
+    lines = [json.loads(raw) for raw in store.path(found.output_file).read_text().splitlines()]
+    assert [item["custom_id"] for item in lines] == names
+    assert [item["response"]["body"]["place"] for item in lines] == [*range(70)]
+
+
 def test_a_second_process_waits_for_the_first_to_end(tmp_path: Path) -> None:
     store, batch = stored(tmp_path, line("a"))
     other = BatchStore(tmp_path)

@@ -100,6 +100,9 @@ def test_requests_at_once_are_bounded_and_given_back() -> None:
         ("[a", "cannot be read"),
         ("[a]\nkey = 3", "it must be a table with key"),
         ('a = "x"', "it must be a table with key"),
+        ('[a]\nkey = " x"', "its key is not allowed; it must be of ASCII characters that are seen"),
+        ('[a]\nkey = ""', "its key is not allowed"),
+        ('[a]\nkey = "schlüssel"', "its key is not allowed"),
         ('["a b"]\nkey = "x"', "not allowed as a name"),
         ('[default]\nkey = "x"', "not allowed as a name"),
         ('[a]\nkey = "x"\nlimit = 3', "limit is not known"),
@@ -113,6 +116,12 @@ def test_a_file_of_keys_that_is_none_keeps_serve_from_starting(tmp_path: Path, t
     options = GatewayOptions(port=8080, rules=Rules(keys=str(tmp_path / "keys.toml")))
     with pytest.raises(ServingError, match=words):
         options.check(ServeOptions(repository=tmp_path))
+
+
+def test_a_key_of_the_environment_that_no_header_could_bring_is_refused() -> None:
+    with pytest.raises(ServingError, match=r"^NEREID_API_KEY: its value is not allowed; it must be of ASCII characters") as told:
+        Keys.of("secret\n", None)
+    assert "secret" not in str(told.value)
 
 
 def test_keys_of_a_file_let_the_gateway_listen_elsewhere(tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

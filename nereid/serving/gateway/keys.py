@@ -22,10 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from nereid.serving.errors import ServingError
+from nereid.serving.gateway.launch import API_KEY
 
 OWN_NAME = "default"
 """What the key in the environment is called."""
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_KEY = re.compile(r"[!-~]+")
+_KEY_RULE = "it must be of ASCII characters that are seen, without spaces: no header could bring another one"
 _LIMITS = ("requests_per_minute", "requests_at_once")
 
 
@@ -94,6 +97,8 @@ class Keys:
     @classmethod
     def of(cls, key: str, file: Path | None) -> Keys:
         """The environment's key, unless it is empty, and those of a file; raises ServingError that names what is wrong."""
+        if key and not _KEY.fullmatch(key):
+            raise ServingError(f"{API_KEY}: its value is not allowed; {_KEY_RULE}")
         callers = {_digest(key.encode()): Caller(OWN_NAME)} if key else {}
         for name, entry in _entries(file).items() if file is not None else ():
             digest = _digest(entry.pop("key").encode())
@@ -123,8 +128,10 @@ def _entries(file: Path) -> dict[str, dict[str, Any]]:
         where = f"--openai-keys: {file}, {name}"
         if not _NAME.fullmatch(name) or name == OWN_NAME:
             raise ServingError(f"{where}: not allowed as a name; it must be 1 to 64 of A-Z a-z 0-9 . _ -, not {OWN_NAME}")
-        if not isinstance(entry, dict) or not isinstance(entry.get("key"), str) or not entry["key"].isascii() or not entry["key"]:
-            raise ServingError(f"{where}: it must be a table with key, a text of ASCII characters")
+        if not isinstance(entry, dict) or not isinstance(entry.get("key"), str):
+            raise ServingError(f"{where}: it must be a table with key, a text")
+        if not _KEY.fullmatch(entry["key"]):
+            raise ServingError(f"{where}: its key is not allowed; {_KEY_RULE}")
         for option, value in entry.items():
             if option != "key" and option not in _LIMITS:
                 raise ServingError(f"{where}: {option} is not known; known are key, {', '.join(_LIMITS)}")

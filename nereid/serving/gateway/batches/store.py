@@ -41,6 +41,9 @@ CREATE INDEX IF NOT EXISTS waiting ON requests (batch, place) WHERE ok IS NULL;
 ABANDONED_SECONDS = 3600.0
 """After which nobody writes to a file any more that is not among the others yet."""
 
+_AT_ONCE = 32
+"""Answers that are read together."""
+
 
 class State(StrEnum):
     """OpenAI's words for how far a batch is."""
@@ -244,9 +247,8 @@ class BatchStore:
         drafts = {True: self.draft(), False: self.draft()}
         written = dict.fromkeys(drafts, 0)
         opened = {ok: draft.open("w", encoding="utf-8") for ok, draft in drafts.items()}
-        query = "SELECT custom_id, ok, answer FROM requests WHERE batch = ? ORDER BY place"
-        for custom_id, ok, answer in self._rows(query, batch_id):
-            told = {"response": None, "error": unanswered} if ok is None else json.loads(answer)
+        for custom_id, ok, answer in self._answers(batch_id):
+            told = {"response": None, "error": unanswered} if answer is None else json.loads(answer)
             line = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": custom_id, **told}
             opened[bool(ok)].write(json.dumps(line, ensure_ascii=False) + "\n")
             written[bool(ok)] += 1
@@ -267,6 +269,14 @@ class BatchStore:
             )
             _move(connection, batch_id, state, OPEN_STATES)
             connection.execute("DELETE FROM requests WHERE batch = ?", (batch_id,))
+
+    def _answers(self, batch_id: str) -> Iterator[tuple[str, int | None, str | None]]:
+        """Custom id, outcome and answer of every request in order, few at a time: answers with pictures are megabytes each."""
+        query = "SELECT place, custom_id, ok, answer FROM requests WHERE batch = ? AND place > ? ORDER BY place LIMIT ?"
+        place = -1
+        while rows := self._rows(query, batch_id, place, _AT_ONCE):
+            yield from ((custom_id, ok, answer) for _, custom_id, ok, answer in rows)
+            place = rows[-1][0]
 
     def tidy(self) -> None:
         """Forget what a process that ended midway has left: files half written, and those that no batch has come to name."""
