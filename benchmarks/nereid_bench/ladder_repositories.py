@@ -104,12 +104,14 @@ def _options(kind: Kind, model: LadderModel, checkpoint: Path, work: Path) -> Ex
     folder = tiny_vae_of(model, work.parent) if model.random or kind is Kind.ALL else None
     tiny = None if folder is None else TinyVae.open(folder)
     branch = 0 if model.random else _SHAPES_BRANCH
+    prompts = _few_prompts(work) if model.random else None
     match kind:
         case Kind.FP32:
             # Cut as the other one is, so that nothing but the precision differs from the next rung.
-            return ExportOptions(checkpoint=checkpoint, out=work / kind, cache_branch=branch, tiny_vae=tiny)
+            return ExportOptions(
+                checkpoint=checkpoint, out=work / kind, cache_branch=branch, calibration_prompts=prompts, tiny_vae=tiny
+            )
         case Kind.AUTO:
-            prompts = _few_prompts(work) if model.random else None
             return replace(_automatic(checkpoint, work / kind), cache_branch=branch, calibration_prompts=prompts, tiny_vae=tiny)
         case Kind.STUDENT_4 | Kind.STUDENT_2:
             return ExportOptions(checkpoint=SHAPES / kind, out=work / kind)
