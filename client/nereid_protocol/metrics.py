@@ -200,6 +200,8 @@ GATEWAY_IN_FLIGHT = _gauge("nereid_gateway_requests_in_flight", "Requests being 
 GATEWAY_RETRIES = _counter("nereid_gateway_retries_total", "Requests sent to Triton again after a refusal", "pipeline")
 GATEWAY_REPLAYS = _counter("nereid_gateway_replays_total", "Requests sent to Triton again after a death", "pipeline")
 GATEWAY_LOST = _counter("nereid_gateway_lost_requests_total", "Requests given up after their last replay", "pipeline")
+GATEWAY_PICTURES = _gauge("nereid_gateway_pictures", "Pictures that can be fetched by their address")
+GATEWAY_PICTURE_BYTES = _gauge("nereid_gateway_picture_bytes", "Memory that they take")
 
 GATEWAY_METRICS = (
     GATEWAY_REQUESTS,
@@ -210,6 +212,8 @@ GATEWAY_METRICS = (
     GATEWAY_RETRIES,
     GATEWAY_REPLAYS,
     GATEWAY_LOST,
+    GATEWAY_PICTURES,
+    GATEWAY_PICTURE_BYTES,
 )
 
 # --- the supervisor ---

@@ -85,6 +85,24 @@ def serve(
     openai_stored: Annotated[
         int, typer.Option(help="Answers of /v1/responses that the gateway keeps in memory for each key; 0: none.")
     ] = 1000,
+    openai_url_seconds: Annotated[
+        float, typer.Option(help="Seconds that a picture can be fetched by its address for (response_format: url).")
+    ] = 600.0,
+    openai_url_megabytes: Annotated[
+        int, typer.Option(help="Memory for such pictures, for each key; the oldest make room for new ones.")
+    ] = 128,
+    openai_public_url: Annotated[
+        str,
+        typer.Option(
+            envvar="NEREID_OPENAI_PUBLIC_URL",
+            help="What their addresses begin with, such as https://api.example, where a proxy stands before the gateway; "
+            "without it the host that the caller has asked.",
+        ),
+    ] = "",
+    openai_a1111: Annotated[
+        bool,
+        typer.Option("--openai-a1111", "--a1111", help="Have the gateway serve AUTOMATIC1111's API (/sdapi/v1), too."),
+    ] = False,
     triton: Annotated[Source, typer.Option(help="Which Triton: on PATH (as in the container), or from pip.")] = Source.AUTO,
     log_file: Annotated[Path | None, typer.Option(help="Write Triton's log here instead of to the terminal.")] = None,
     cache_dir: Annotated[
@@ -127,6 +145,10 @@ def serve(
             tool_formats=tool_formats_of(openai_tools or ()),
             reasoning=openai_reasoning,
             stored_responses=openai_stored,
+            url_seconds=openai_url_seconds,
+            url_megabytes=openai_url_megabytes,
+            public_url=openai_public_url.rstrip("/"),
+            a1111=openai_a1111,
         )
         _run(options, GatewayOptions(host=openai_host, port=openai_port, rules=rules) if openai_port else None)
     except ServingError as error:

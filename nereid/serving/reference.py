@@ -52,17 +52,19 @@ Made from the tables in the code by `make reference`; do not edit it by hand. So
 _IMAGES = """Inputs of `text_to_image` (one value for each prompt of the batch), `text_to_image_stream` and `text_to_image_json`;
 the same names are arguments of the SDK. All but `prompt` are optional. *Models* says who takes it: e `text_to_image`,
 s `text_to_image_stream`, j `text_to_image_json`. *One* means one value for all prompts of a request. *Gateway* marks what
-`/v1/images/generations` takes under this name, beside OpenAI's `n`, `size`, `output_format`, `output_compression`, `stream`,
-`partial_images`.
+`/v1/images/generations`, `edits` and `variations` take under this name, beside OpenAI's `n`, `size`, `quality`,
+`response_format`, `output_format`, `output_compression`, `stream`, `partial_images`; edits and variations take `strength`, too
+([images through the gateway](images-api.md)).
 """
 _SAMPLING = """The JSON object in `sampling_parameters`, parameters of the request (Triton's `generate` sends them so), and
 arguments of the SDK. Names and defaults are those of vLLM's `SamplingParams`. *Gateway*: `/v1/chat/completions` and
 `/v1/completions` take it under this name; `max_tokens` and `logprobs` are there as OpenAI defines them. A name that is not
 here is refused.
 """
-_UNUSED = """What OpenAI's and vLLM's APIs have and nothing here reads. These values are taken, for the answer is the same
-with them; any other is refused by name, for it would be another. null is as absent, for every optional field. An unknown
-field is refused, or with `nereid serve --openai-lenient` ignored and named in the answer's header `x-nereid-ignored-fields`.
+_UNUSED = """What the APIs of OpenAI, vLLM and AUTOMATIC1111 have and nothing here reads. These values are taken, for the answer
+is the same with them; any other is refused by name, for it would be another. null is as absent, for every optional field. An
+unknown field is refused, or with `nereid serve --openai-lenient` ignored and named in the answer's header
+`x-nereid-ignored-fields`.
 """
 _LAYOUTS = """Inputs of `layout`, one value each; `canvas` and one of `html` and `elements` must be given. The same names
 are arguments of the SDK. [docs/layout.md](layout.md) has the forms of `canvas`, `elements` and the answer.

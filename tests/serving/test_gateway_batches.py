@@ -20,10 +20,10 @@ from nereid.serving.errors import ServingError
 from nereid.serving.gateway.batches.asking import Answer
 from nereid.serving.gateway.batches.lines import checked, read_body
 from nereid.serving.gateway.batches.load import Load
-from nereid.serving.gateway.batches.multipart import boundary_of, read_form
 from nereid.serving.gateway.batches.runner import PRIORITY, BatchRunner, Pace
 from nereid.serving.gateway.batches.store import BatchStore, State
 from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.forms import MOST_PARTS, Keep, boundary_of, read_form
 from nereid.serving.gateway.launch import Rules
 
 from gateway_before import gateway, small_repository
@@ -137,6 +137,16 @@ def test_chats_and_images_are_batches_too_and_a_lines_own_priority_stands(tmp_pa
             done = ended(client, begin(client, json.dumps(asked), endpoint=asked["url"]))
             assert (done.status, done.request_counts.completed) == ("completed", 1), answers(client, done.error_file_id)
         assert model.priorities == [2]
+
+
+def test_a_picture_of_a_batch_has_no_address(tmp_path: Path, model: Model) -> None:
+    body = {"model": "text_to_image", "prompt": "a box", "response_format": "url"}
+    asked = {"custom_id": "i", "url": "/v1/images/generations", "body": body}
+    with serving(tmp_path, model) as client:
+        done = ended(client, begin(client, json.dumps(asked), endpoint=asked["url"]))
+        error = answers(client, done.error_file_id)["i"]["response"]["body"]["error"]
+        assert error["param"] == "response_format"
+        assert "a batch's; it must be b64_json" in error["message"]
 
 
 def test_a_file_with_wrong_lines_fails_and_says_which(tmp_path: Path, model: Model) -> None:
@@ -497,8 +507,17 @@ def test_a_form_is_read_in_any_pieces(size: int) -> None:
         for start in range(0, len(whole), size):
             yield whole[start : start + size]
 
-    form = asyncio.run(read_form(pieces(sent), boundary_of("multipart/form-data; boundary=boundary"), kept.extend))
+    names: list[str | None] = []
+
+    def file_of(name: str, filename: str | None) -> Keep | None:
+        names.append(filename)
+        return kept.extend if name == "file" else None
+
+    fields = asyncio.run(read_form(pieces(sent), boundary_of("multipart/form-data; boundary=boundary"), file_of))
     assert bytes(kept) == content
-    assert (form.filename, form.fields) == ("a b.jsonl", {"purpose": "batch", "empty": ""})
+    assert (names, fields) == ([None, None, "a b.jsonl"], [("purpose", "batch"), ("empty", "")])
     with pytest.raises(ApiError, match="ends before its last boundary"):
-        asyncio.run(read_form(pieces(sent[:-20]), b"boundary", kept.extend))
+        asyncio.run(read_form(pieces(sent[:-20]), b"boundary", file_of))
+    many = b"--boundary\r\n" + (head % b"x" + b"\r\n\r\n\r\n--boundary\r\n") * (MOST_PARTS + 1)
+    with pytest.raises(ApiError, match=f"more than {MOST_PARTS} parts"):
+        asyncio.run(read_form(pieces(many), b"boundary", file_of))

@@ -15,14 +15,16 @@ import openai
 import pytest
 from PIL import Image
 
+from nereid.serving.gateway.a1111.bodies import ImageToImageBody, Settings, TextToImageBody
+from nereid.serving.gateway.image_bodies import EditBody, ImageBody, VariationBody
 from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.messages import Message
 from nereid.serving.gateway.response_bodies import ResponsesBody
-from nereid.serving.gateway.schemas import ChatBody, CompletionBody, ImageBody
+from nereid.serving.gateway.schemas import ChatBody, CompletionBody
 from nereid.serving.gateway.unused import CHAT as IN_CHAT
 from nereid.serving.gateway.unused import COMPLETIONS as IN_COMPLETIONS
+from nereid.serving.gateway.unused import EDITS, IMG2IMG, MESSAGE, SETTINGS, TXT2IMG, UNUSED_FIELDS, VARIATIONS
 from nereid.serving.gateway.unused import IMAGES as IN_IMAGES
-from nereid.serving.gateway.unused import MESSAGE, UNUSED_FIELDS
 from nereid.serving.gateway.unused import RESPONSES as IN_RESPONSES
 
 from gateway_before import gateway, small_repository
@@ -31,13 +33,37 @@ from small_servers import Tensors, grpc_server
 
 CHAT, COMPLETIONS, IMAGES = "/v1/chat/completions", "/v1/completions", "/v1/images/generations"
 RESPONSES = "/v1/responses"
+EDIT, VARY, DRAW, REDRAW = "/v1/images/edits", "/v1/images/variations", "/sdapi/v1/txt2img", "/sdapi/v1/img2img"
 BODIES: dict[str, dict[str, Any]] = {
     CHAT: {"model": "llm", "messages": [{"role": "user", "content": "hello"}]},
     COMPLETIONS: {"model": "llm", "prompt": "hello"},
     IMAGES: {"model": "text_to_image", "prompt": "a box"},
     RESPONSES: {"model": "llm", "input": "hello"},
+    EDIT: {"prompt": "a box"},
+    VARY: {},
+    DRAW: {"prompt": "a box"},
+    REDRAW: {"prompt": "a box", "init_images": ["aGk="]},
 }
-ROUTES = {IN_CHAT: CHAT, IN_COMPLETIONS: COMPLETIONS, IN_IMAGES: IMAGES, IN_RESPONSES: RESPONSES}
+ROUTES = {
+    IN_CHAT: CHAT,
+    IN_COMPLETIONS: COMPLETIONS,
+    IN_IMAGES: IMAGES,
+    IN_RESPONSES: RESPONSES,
+    EDITS: EDIT,
+    VARIATIONS: VARY,
+    TXT2IMG: DRAW,
+    IMG2IMG: REDRAW,
+}
+SCHEMAS: dict[str, Any] = {
+    CHAT: ChatBody,
+    COMPLETIONS: CompletionBody,
+    IMAGES: ImageBody,
+    RESPONSES: ResponsesBody,
+    EDIT: EditBody,
+    VARY: VariationBody,
+    DRAW: TextToImageBody,
+    REDRAW: ImageToImageBody,
+}
 
 
 class Models:
@@ -98,21 +124,21 @@ def api(repository: Path, triton: int) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def lenient(repository: Path, triton: int) -> Iterator[httpx.Client]:
-    with gateway(repository, triton, rules=Rules(lenient=True)) as running, httpx.Client(base_url=running.url) as client:
+    rules = Rules(lenient=True, a1111=True)
+    with gateway(repository, triton, rules=rules) as running, httpx.Client(base_url=running.url) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def bodies_only(repository: Path) -> Iterator[httpx.Client]:
-    with gateway(repository, 9) as running, httpx.Client(base_url=running.url, timeout=60) as client:
+    rules = Rules(a1111=True)
+    with gateway(repository, 9, rules=rules) as running, httpx.Client(base_url=running.url, timeout=60) as client:
         yield client
 
 
-@pytest.mark.parametrize(
-    ("schema", "required"), [(ChatBody, CHAT), (CompletionBody, COMPLETIONS), (ImageBody, IMAGES), (ResponsesBody, RESPONSES)]
-)
-def test_null_is_as_absent_for_every_optional_field(schema: Any, required: str) -> None:
-    body = BODIES[required]
+@pytest.mark.parametrize("route", SCHEMAS)
+def test_null_is_as_absent_for_every_optional_field(route: str) -> None:
+    body, schema = BODIES[route], SCHEMAS[route]
     optional = {field.alias or name: None for name, field in schema.model_fields.items() if name not in body}
     made, plain = schema.model_validate({**optional, **body}), schema.model_validate(body)
     assert made == plain
@@ -140,15 +166,18 @@ def body_with(place: str, name: str, value: object) -> tuple[str, dict[str, Any]
     if place == MESSAGE:
         message = {"role": "assistant", "content": "x", name: value}
         return CHAT, {**BODIES[CHAT], "messages": [message]}
+    if place == SETTINGS:
+        return DRAW, {**BODIES[DRAW], SETTINGS: {name: value}}
     return ROUTES[place], {**BODIES[ROUTES[place]], name: value}
 
 
 @pytest.mark.parametrize(("place", "name", "value"), NOTHING, ids=str)
 def test_a_value_that_changes_nothing_is_taken_and_dropped(place: str, name: str, value: object) -> None:
     route, body = body_with(place, name, value)
-    schema: Any = {CHAT: ChatBody, COMPLETIONS: CompletionBody, IMAGES: ImageBody, RESPONSES: ResponsesBody}[route]
-    made = schema.model_validate(body)
+    made = SCHEMAS[route].model_validate(body)
     assert name not in made.model_fields_set
+    if place == SETTINGS:
+        assert made.override_settings == Settings()
     if place == MESSAGE:
         assert made.messages == [Message(role="assistant", content="x")]
 
@@ -158,9 +187,10 @@ def test_any_other_value_is_refused_by_name_also_where_unknown_fields_are_ignore
 ) -> None:
     for place, row in OTHERS:
         route, body = body_with(place, row.name, "something-else")
-        field = f"messages.0.{row.name}" if place == MESSAGE else row.name
+        field = {MESSAGE: f"messages.0.{row.name}", SETTINGS: f"{SETTINGS}.{row.name}"}.get(place, row.name)
         for client in (bodies_only, lenient):
-            answer = client.post(route, json=body)
+            form = {"data": body, "files": {"image": b"x"}} if place in (EDITS, VARIATIONS) else {"json": body}
+            answer = client.post(route, **form)  # type: ignore[arg-type]
             error = answer.json()["error"]
             assert (answer.status_code, error["param"]) == (400, field), error
             assert error["code"] == ("unsupported_value" if row.values else "unsupported_parameter")
@@ -176,12 +206,10 @@ def test_true_is_not_one() -> None:
 
 
 def test_a_field_that_is_honoured_is_not_called_unused() -> None:
-    places = {
-        IN_CHAT: ChatBody,
-        IN_COMPLETIONS: CompletionBody,
-        IN_IMAGES: ImageBody,
-        IN_RESPONSES: ResponsesBody,
+    places: dict[str, Any] = {
         MESSAGE: Message,
+        SETTINGS: Settings,
+        **{place: SCHEMAS[route] for place, route in ROUTES.items()},
     }
     both = [(place, row.name) for row in UNUSED_FIELDS for place in row.within if row.name in places[place].model_fields]
     assert not both

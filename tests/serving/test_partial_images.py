@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nereid.serving.gateway.images import stream
-from nereid.serving.gateway.schemas import ImageBody
+from nereid.serving.gateway.image_bodies import ImageBody
+from nereid.serving.gateway.images import Drawing, stream
 from nereid_client import ImageProgress, ImageResult
 
 PICTURE = np.zeros((1, 64, 48, 3), np.uint8)
 
 
-class Drawing:
+class Client:
     """A client whose streams are written down."""
 
     def __init__(self, scale: int) -> None:
@@ -36,7 +36,8 @@ def test_a_partial_image_is_as_large_as_the_picture(scale: int) -> None:
     body = ImageBody(model="text_to_image", prompt="a box", stream=True, partial_images=1)
 
     async def sizes() -> list[tuple[int, int]]:
-        events = [event async for event in stream(Drawing(scale), body, "id")]  # type: ignore[arg-type]
+        drawing = Drawing(prompt="a box", options={})
+        events = [event async for event in stream(Client(scale), drawing, body, 1, "id")]  # type: ignore[arg-type]
         return [Image.open(io.BytesIO(base64.b64decode(event["b64_json"]))).size for _, event in events]
 
     assert asyncio.run(sizes()) == [(48, 64)] * 2

@@ -34,6 +34,8 @@ def main(argument: str) -> int:
             api_key=os.environ.get(API_KEY, ""),
             max_body_bytes=launch.limits.body_bytes,
             max_file_bytes=launch.limits.file_bytes,
+            max_picture_bytes=launch.limits.picture_bytes,
+            max_picture_pixels=launch.limits.picture_pixels,
             rules=launch.rules,
         )
         drain = Drain(launch.drain_seconds)

@@ -23,8 +23,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from nereid.engines.digests import own_version
-from nereid.serving.gateway import chats, completions, images, texts, tokenizing
+from nereid.serving.gateway import chats, completions, texts, tokenizing
+from nereid.serving.gateway.a1111.routes import IMG2IMG_PATH, WebUiRoutes
 from nereid.serving.gateway.batches.load import Watched
+from nereid.serving.gateway.batches.routes import FILES_PATH
 from nereid.serving.gateway.batches.runner import Pace
 from nereid.serving.gateway.batches.service import Batches
 from nereid.serving.gateway.batches.store import BatchStore
@@ -33,16 +35,18 @@ from nereid.serving.gateway.chat_answers import ChatAnswer
 from nereid.serving.gateway.draining import Drain, Drained
 from nereid.serving.gateway.errors import ApiError, from_nereid
 from nereid.serving.gateway.guard import Guard, asked_by
+from nereid.serving.gateway.image_routes import PICTURE_PATHS, ImageRoutes, ServedImages
 from nereid.serving.gateway.keys import Keys
 from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.metrics import GatewayMetrics
 from nereid.serving.gateway.observing import IGNORED_HEADER, REQUEST_ID_HEADER, Observed
+from nereid.serving.gateway.picture_store import PictureStore
 from nereid.serving.gateway.places import Places, places_of
 from nereid.serving.gateway.readiness import readiness
 from nereid.serving.gateway.repository import Offered, offered_models
 from nereid.serving.gateway.response_store import ResponseStore
 from nereid.serving.gateway.responses import Responses
-from nereid.serving.gateway.schemas import ChatBody, CompletionBody, ImageBody
+from nereid.serving.gateway.schemas import ChatBody, CompletionBody
 from nereid.serving.gateway.waiting import all_of, begin_stream, until_gone
 from nereid_client import AsyncClient
 from nereid_client.errors import NereidError
@@ -61,6 +65,8 @@ class GatewaySettings:
     api_key: str = field(default="", repr=False)
     max_body_bytes: int = 4 * 2**20
     max_file_bytes: int = 200 * 2**20
+    max_picture_bytes: int = 32 * 2**20
+    max_picture_pixels: int = 32 * 2**20
     rules: Rules = field(default_factory=Rules)
 
 
@@ -147,17 +153,6 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             made = all_of([client.generate_text(item.prompt, **sampling) for item in asked])
             return JSONResponse(answer.whole(asked, await until_gone(request, made)))
 
-    async def generate_images(request: Request) -> Response:
-        body = await read_body(request, ImageBody, lenient)
-        request.state.names = names = images.NAMES
-        model, client = find(body.model, "image")
-        images.check(body)
-        if body.stream:
-            items = images.stream(client, body, request.state.request_id)
-            return await begin_stream(request, places[model.id].during(items), names)
-        async with places[model.id].taking():
-            return JSONResponse(await until_gone(request, images.whole(client, body, request.state.request_id)))
-
     async def tokenize(request: Request) -> Response:
         body = await read_body(request, tokenizing.TokenizeBody, lenient)
         request.state.names = tokenizing.tokenize_names(body)
@@ -174,8 +169,22 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
         model, client = find(name, "llm")
         return model, client, places[model.id]
 
+    def image(name: str | None) -> ServedImages:
+        model, client = find(only("image") if name is None else name, "image")
+        return ServedImages(model.id, model.image, client, places[model.id])
+
     rules = settings.rules
+    pictures = PictureStore(rules.url_seconds, rules.url_megabytes * 2**20)
+    metrics.watch_pictures(pictures)
+    image_routes = ImageRoutes(
+        find=image, store=pictures, most_pixels=settings.max_picture_pixels, lenient=lenient, public_url=rules.public_url
+    )
     responses = Responses(ResponseStore(rules.stored_responses, rules.stored_megabytes * 2**20), llm, lenient)
+
+    webui = None
+    if rules.a1111:
+        ids = [model.id for model in models.values() if model.kind == "image"]
+        webui = WebUiRoutes(find=image, models=ids, most_pixels=settings.max_picture_pixels, lenient=lenient)
 
     async def health(request: Request) -> Response:
         said = await readiness(settings.ready_url)
@@ -197,7 +206,8 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             Route("/v1/responses/{id}", responses.show, methods=["GET"]),
             Route("/v1/responses/{id}", responses.delete, methods=["DELETE"]),
             Route("/v1/responses/{id}/input_items", responses.show_input),
-            Route("/v1/images/generations", generate_images, methods=["POST"]),
+            *image_routes.routes(),
+            *(webui.routes() if webui is not None else ()),
             Route("/tokenize", tokenize, methods=["POST"]),
             Route("/detokenize", detokenize, methods=["POST"]),
             Route("/version", version),
@@ -213,7 +223,8 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
                 Guard,
                 keys=keys,
                 max_body_bytes=settings.max_body_bytes,
-                max_file_bytes=None if batches is None else settings.max_file_bytes,
+                larger=dict.fromkeys((*PICTURE_PATHS, IMG2IMG_PATH), settings.max_picture_bytes)
+                | ({} if batches is None else {FILES_PATH: settings.max_file_bytes}),
             ),
             *([Middleware(Watched, load=batches.load)] if batches is not None else ()),
         ],

@@ -39,7 +39,11 @@ async def read_body(request: Request, schema: type[B], lenient: bool = False) ->
         raw = await request.body()
     except ClientDisconnect:
         raise caller_gone() from None
-    value = parse_json(raw)
+    return made_of(parse_json(raw), request, schema, lenient)
+
+
+def made_of(value: dict[str, Any], request: Request, schema: type[B], lenient: bool) -> B:
+    """What was sent as `schema`; raises ApiError with one sentence that names the field."""
     try:
         return schema.model_validate(value)
     except ValidationError as error:

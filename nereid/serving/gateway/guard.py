@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nereid.serving.gateway.errors import ApiError
@@ -15,7 +16,12 @@ log = logging.getLogger("nereid.gateway")
 
 OPEN_PATHS = frozenset({"/health", "/metrics", "/version"})
 """Whoever watches the server reads these without a key."""
-FILES_PATH = "/v1/files"
+PICTURES_FOLDER = "/pictures/"
+"""Whoever was told a picture's address reads it without a key: nobody can guess one."""
+WEBUI_FOLDER = "/sdapi/"
+"""Front ends of AUTOMATIC1111's API know no keys, but a user's name and password: the password is the key."""
+FREE_PATHS = frozenset({f"{WEBUI_FOLDER}v1/interrupt", f"{WEBUI_FOLDER}v1/options"})
+"""Asked without work for a model, and beside a request that runs: they do not count among a key's requests."""
 KEY_NAME = "key"
 """In a request's state: the name of the key that it came with."""
 
@@ -28,29 +34,35 @@ def asked_by(state: Mapping[str, Any]) -> str:
     return f"{state['request_id']} of key {state[KEY_NAME]}" if KEY_NAME in state else str(state["request_id"])
 
 
+def owner_of(request: Request) -> str:
+    """The name of the key that a request came with; all share "" where there is none."""
+    return str(request.scope["state"].get(KEY_NAME, ""))
+
+
 class Guard:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, max_body_bytes: int, max_file_bytes: int | None = None) -> None:
-        """`max_file_bytes` is for bodies that bring a file, where files are taken."""
+    def __init__(self, app: ASGIApp, keys: Keys, max_body_bytes: int, larger: Mapping[str, int] | None = None) -> None:
+        """`larger`: the bytes that a body may have on the paths where files and pictures are sent."""
         self._app, self._keys = app, keys
-        self._most_bytes, self._most_file_bytes = max_body_bytes, max_file_bytes or max_body_bytes
+        self._most_bytes, self._larger = max_body_bytes, larger or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
-        if not self._keys.callers or scope["path"] in OPEN_PATHS:
+        path: str = scope["path"]
+        if not self._keys.callers or path in OPEN_PATHS or path.startswith(PICTURES_FOLDER):
             await self._sized(scope, headers, receive, send)
             return
-        caller = self._keys.caller(headers.get(b"authorization", b""))
+        caller = self._keys.caller(headers.get(b"authorization", b""), by_password=path.startswith(WEBUI_FOLDER))
         if caller is None:
             refusal = ApiError(401, "the API key is missing or wrong", "authentication_error", code="invalid_api_key")
             await refusal.response()(scope, receive, send)
             return
         scope["state"][KEY_NAME] = caller.name
-        if scope["method"] != "POST":  # lists of models cost nothing
+        if scope["method"] != "POST" or path in FREE_PATHS:  # lists of models cost nothing
             await self._sized(scope, headers, receive, send)
             return
         await self._limited(caller, scope, headers, receive, send)
@@ -74,7 +86,7 @@ class Guard:
 
     async def _sized(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         length = headers.get(b"content-length", b"0")
-        most = self._most_file_bytes if scope["path"] == FILES_PATH else self._most_bytes
+        most = self._larger.get(scope["path"], self._most_bytes)
         if not length.isdigit() or int(length) > most:
             await self._refuse_size(most, scope, receive, send)
             return

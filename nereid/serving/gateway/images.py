@@ -1,79 +1,152 @@
-"""Images in OpenAI's form: base64 pictures, whole, or with partial ones on the way."""
+"""Images in OpenAI's form: pictures in base64 or by address, whole, or with partial ones on the way; knows no route."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image
-
-from nereid.serving.gateway.errors import ApiError
-from nereid.serving.gateway.schemas import OpenAIImageBody
+from nereid.diffusion.options import first_step
+from nereid.diffusion.requests import DEFAULT_STRENGTH
+from nereid.serving.gateway.image_bodies import PictureBody, Quality
+from nereid.serving.gateway.image_models import ImageModel
+from nereid.serving.gateway.pictures import Encoding, Fit, fitted, in_base64
 from nereid.serving.gateway.waiting import Event
 from nereid_client import AsyncClient, ImageProgress, ImageResult
 
-
-def check(body: OpenAIImageBody) -> None:
-    """Raise ApiError for fields that do not go together."""
-    if body.stream and body.n != 1:
-        raise ApiError(400, f"n: {body.n} images cannot be streamed; it must be 1", param="n")
-    if body.output_format == "png" and body.output_compression not in (None, 100):
-        allowed = "it must be 100, or absent, where output_format is png"
-        raise ApiError(
-            400, f"output_compression: {body.output_compression} is not allowed; {allowed}", param="output_compression"
-        )
-
-
 NAMES: Mapping[str, str] = {"num_images_per_prompt": "n", "width": "size", "height": "size"}
 """The caller's names of the request's fields, for errors."""
+CHANGED_NAMES: Mapping[str, str] = {**NAMES, "init_image": "image"}
+Link = Callable[[bytes, str], str]
+"""Keeps a file of a media type for the caller, and says its address; raises ApiError."""
 
 
-def _encode(pixels: Any, body: OpenAIImageBody, enlarge: int) -> str:
-    picture = Image.fromarray(pixels)
-    if enlarge > 1:  # a preview may be smaller than the picture
-        picture = picture.resize((enlarge * picture.width, enlarge * picture.height), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    compression = {} if body.output_compression is None or body.output_format == "png" else {"quality": body.output_compression}
-    picture.save(buffer, body.output_format.upper(), **compression)
-    return base64.b64encode(buffer.getvalue()).decode()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """What is to be drawn, by the SDK's names, and what is told of it; `kind` begins its events' names."""
+
+    prompt: str
+    options: Mapping[str, Any]
+    kind: str = "image_generation"
+    warnings: tuple[str, ...] = ()
+
+    def steps(self, progress: ImageProgress) -> tuple[int, int]:
+        """How many steps are done, and how many there are, of those that it takes: from a picture on the last ones."""
+        begin = begin_of(self.options, progress.num_inference_steps)
+        return max(0, progress.step - begin), progress.num_inference_steps - begin
 
 
-async def whole(client: AsyncClient, body: OpenAIImageBody, request_id: str) -> dict[str, Any]:
-    """All `n` images in one answer."""
-    created = int(time.time())
-    result = await client.generate_image(body.prompt, num_images_per_prompt=body.n, request_id=request_id, **body.options)
-    data = [{"b64_json": await _picture(pixels, body)} for pixels in result.pixels]
-    return {"created": created, "data": data, "warnings": list(result.warnings)}
+def begin_of(options: Mapping[str, Any], steps: int) -> int:
+    """The step that a run of so many joins at."""
+    if options.get("init_image") is None:
+        return 0
+    strength = options.get("strength")
+    return min(steps - 1, first_step(steps, DEFAULT_STRENGTH if strength is None else strength))
 
 
-async def stream(client: AsyncClient, body: OpenAIImageBody, request_id: str) -> AsyncGenerator[Event, None]:
+def from_picture(
+    prompt: str, options: Mapping[str, Any], picture: Any, model: ImageModel, kind: str, fit: Fit = Fit.CUT
+) -> Drawing:
+    """A drawing that starts from an RGB picture, which is brought to the size asked for, or to one that the model draws."""
+    width, height = options["width"], options["height"]
+    if width is None or height is None:
+        usual = model.fitting(*picture.size)
+        width, height = (own if side is None else side for side, own in zip((width, height), usual, strict=True))
+    warnings = ()
+    if picture.size != (width, height):
+        shown = f"{picture.width} x {picture.height}"
+        proportions = picture.width * height != picture.height * width
+        how = f", and {fit} to these proportions" if proportions else ""
+        warnings = (f"image: {shown} pixels were scaled to {width} x {height}{how}",)
+        picture = fitted(picture, (width, height), fit)
+    chosen = {**options, "width": width, "height": height, "init_image": picture}
+    return Drawing(prompt=prompt, options=chosen, kind=kind, warnings=warnings)
+
+
+MakeDrawing = Callable[[], Awaitable[Drawing]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """How pictures of one body are told."""
+
+    body: PictureBody
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def facts(self, width: int, height: int) -> dict[str, Any]:
+        return {
+            "background": "opaque",
+            "output_format": self.body.output_format,
+            "size": f"{width}x{height}",
+            "quality": _QUALITIES.get(self.body.quality, str(self.body.quality)),
+        }
+
+
+_QUALITIES = {Quality.AUTO: "auto", Quality.STANDARD: "medium", Quality.HD: "high"}
+"""What answers call those that have another name."""
+
+
+async def whole(
+    client: AsyncClient, drawing: Drawing, body: PictureBody, request_id: str, link: Link | None = None
+) -> dict[str, Any]:
+    """All `n` images in one answer; by address where there is a `link`."""
+    told = _Told(body)
+    result = await client.generate_image(drawing.prompt, num_images_per_prompt=body.n, request_id=request_id, **drawing.options)
+    files = [await _encoded(pixels, body.encoding) for pixels in result.pixels]
+    if link is None:
+        data = [{"b64_json": in_base64(file)} for file in files]
+    else:
+        data = [{"url": link(file, body.encoding.media_type)} for file in files]
+    height, width = result.pixels.shape[1:3]
+    warnings = [*drawing.warnings, *result.warnings]
+    return {"created": told.created, "data": data, **told.facts(width, height), "warnings": warnings}
+
+
+async def stream(
+    client: AsyncClient, drawing: Drawing, body: PictureBody, partial_images: int, request_id: str
+) -> AsyncGenerator[Event, None]:
     """`partial_images` previews on the way, spread evenly, then the image, as (event name, body)."""
-    shown, created = 0, int(time.time())
-    answers = client.stream_image(body.prompt, request_id=request_id, **body.options)
+    told, shown = _Told(body), 0
+    answers = client.stream_image(drawing.prompt, request_id=request_id, **drawing.options)
+
+    def event(name: str, file: bytes, width: int, height: int, **more: Any) -> Event:
+        kind = f"{drawing.kind}.{name}"
+        facts = {"created_at": told.created, **told.facts(width, height), **more}
+        return kind, {"type": kind, "b64_json": in_base64(file), **facts}
+
     try:
         async for answer in answers:
             if isinstance(answer, ImageProgress):
-                due = int((body.partial_images + 1) * answer.step / answer.num_inference_steps)
-                if answer.preview is not None and shown < min(due, body.partial_images):
-                    picture = await _picture(answer.preview, body, enlarge=answer.preview_scale)
-                    yield _event("partial_image", picture, created, partial_image_index=shown)
+                done, steps = drawing.steps(answer)
+                due = (partial_images + 1) * done // steps
+                if answer.preview is not None and shown < min(due, partial_images):
+                    scale = answer.preview_scale
+                    height, width = (scale * side for side in answer.preview.shape[:2])
+                    file = await _encoded(answer.preview, body.encoding, scale)
+                    yield event("partial_image", file, width, height, partial_image_index=shown)
                     shown += 1
             elif isinstance(answer, ImageResult):
-                picture = await _picture(answer.pixels[0], body)
-                yield _event("completed", picture, created, warnings=list(answer.warnings))
+                height, width = answer.pixels.shape[1:3]
+                file = await _encoded(answer.pixels[0], body.encoding)
+                yield event("completed", file, width, height, warnings=[*drawing.warnings, *answer.warnings])
     finally:
         await answers.aclose()
 
 
-def _event(name: str, picture: str, created: int, **more: Any) -> Event:
-    kind = f"image_generation.{name}"
-    return kind, {"type": kind, "b64_json": picture, "created_at": created, **more}
+async def prepared(
+    drawing: MakeDrawing, client: AsyncClient, body: PictureBody, partial_images: int, request_id: str
+) -> AsyncGenerator[Event, None]:
+    """The same of a drawing that is still to be made: where it cannot be, there is no first event."""
+    events = stream(client, await drawing(), body, partial_images, request_id)
+    try:
+        async for event in events:
+            yield event
+    finally:
+        await events.aclose()
 
 
-async def _picture(pixels: Any, body: OpenAIImageBody, enlarge: int = 1) -> str:
-    """Encoded on another thread: a large picture takes a while, and others wait for this loop."""
-    return await asyncio.to_thread(_encode, pixels, body, enlarge)
+async def _encoded(pixels: Any, encoding: Encoding, enlarge: int = 1) -> bytes:
+    """On another thread: a large picture takes a while, and others wait for this loop."""
+    return await asyncio.to_thread(encoding.encoded, pixels, enlarge=enlarge)

@@ -10,6 +10,7 @@ The file is TOML, a table for each key, named as metrics and logs are to call it
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import math
 import re
@@ -107,10 +108,23 @@ class Keys:
             callers[digest] = Caller(name, **entry)
         return cls(callers)
 
-    def caller(self, authorization: bytes) -> Caller | None:
-        """Who sends this header `Authorization`; None: nobody who may."""
+    def caller(self, authorization: bytes, *, by_password: bool = False) -> Caller | None:
+        """Who sends this header `Authorization`; None: nobody who may.
+
+        `by_password`: the key may come as the password of HTTP's Basic scheme (RFC 7617), with any user's name.
+        """
         kind, _, key = authorization.partition(b" ")
+        if by_password and kind.lower() == b"basic":
+            return self.callers.get(_digest(_password(key.strip())))
         return self.callers.get(_digest(key.strip())) if kind.lower() == b"bearer" else None
+
+
+def _password(credentials: bytes) -> bytes:
+    """That of a header's user and password; empty, which is nobody's key, where they cannot be read."""
+    try:
+        return base64.b64decode(credentials, validate=True).partition(b":")[2]
+    except ValueError:
+        return b""
 
 
 def _digest(key: bytes) -> bytes:

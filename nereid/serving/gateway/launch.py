@@ -34,6 +34,14 @@ class Rules:
     """How many answers of /v1/responses are kept for each key; 0: none."""
     stored_megabytes: int = 64
     """How much those may take for each key."""
+    url_seconds: float = 600.0
+    """For how long a picture can be fetched by its address (`response_format: url`)."""
+    url_megabytes: int = 128
+    """How much such pictures may take for each key."""
+    public_url: str = ""
+    """What their addresses begin with; "": the host that the caller has asked."""
+    a1111: bool = False
+    """Whether AUTOMATIC1111's /sdapi/v1 is served, too."""
 
 
 def tool_formats_of(words: Sequence[str]) -> dict[str, str]:

@@ -23,6 +23,10 @@ class Limits:
     body_bytes: int = 4 * 2**20
     file_bytes: int = 200 * 2**20
     """Of a body that brings a file to `/v1/files`."""
+    picture_bytes: int = 32 * 2**20
+    """Of a body that brings a picture: to `/v1/images/edits`, `/v1/images/variations`, `/sdapi/v1/img2img`."""
+    picture_pixels: int = 32 * 2**20
+    """Of a picture that is sent, before it is scaled."""
     body_seconds: float = 60.0
     """From the end of the headers to the end of the body."""
     idle_seconds: float = 30.0

@@ -17,6 +17,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
+from nereid.serving.gateway.picture_store import PictureStore
 from nereid.serving.pages import fetch
 from nereid_client.scraping import families
 from nereid_client.server import Statistics
@@ -25,6 +26,8 @@ from nereid_protocol.metrics import (
     GATEWAY_IN_FLIGHT,
     GATEWAY_KEY_REQUESTS,
     GATEWAY_LOST,
+    GATEWAY_PICTURE_BYTES,
+    GATEWAY_PICTURES,
     GATEWAY_REPLAYS,
     GATEWAY_REQUEST_SECONDS,
     GATEWAY_REQUESTS,
@@ -39,6 +42,8 @@ ROUTES = (
     "POST /v1/completions",
     "POST /v1/responses",
     "POST /v1/images/generations",
+    "POST /v1/images/edits",
+    "POST /v1/images/variations",
     "GET /v1/models",
     "GET /v1/responses",
     "DELETE /v1/responses",
@@ -50,10 +55,20 @@ ROUTES = (
     "DELETE /v1/files",
     "POST /v1/batches",
     "GET /v1/batches",
+    "GET /pictures",
+    "POST /sdapi/v1/txt2img",
+    "POST /sdapi/v1/img2img",
+    "POST /sdapi/v1/interrupt",
+    "POST /sdapi/v1/options",
+    "GET /sdapi/v1/options",
+    "GET /sdapi/v1/progress",
+    "GET /sdapi/v1/samplers",
+    "GET /sdapi/v1/schedulers",
+    "GET /sdapi/v1/sd-models",
     "GET /health",
     "GET /metrics",
 )
-_SEVERAL = ("/v1/models", "/v1/responses", "/v1/files", "/v1/batches")
+_SEVERAL = ("/v1/models", "/v1/responses", "/v1/files", "/v1/batches", "/pictures")
 """Paths with one thing's own behind them."""
 OTHER = "other"
 TRITON_SECONDS = 3.0
@@ -71,13 +86,18 @@ class GatewayMetrics:
         self._seconds = _histogram(GATEWAY_REQUEST_SECONDS, self.registry)
         self._first = _histogram(GATEWAY_FIRST_TOKEN_SECONDS, self.registry)
         self._in_flight = Gauge(*_arguments(GATEWAY_IN_FLIGHT), registry=self.registry)
-        for route in ROUTES[:4]:  # series stand at zero from the start, so that rates have a first point
+        for route in ROUTES[:6]:  # series stand at zero from the start, so that rates have a first point
             self._seconds.labels(route)
             self._in_flight.labels(route)
 
     def watch(self, statistics: Mapping[str, Statistics]) -> None:
         """Tell the clients' counts of retries and replays, by pipeline."""
         self.registry.register(_ClientCounts(statistics))
+
+    def watch_pictures(self, store: PictureStore) -> None:
+        """Tell what is kept for callers to fetch."""
+        Gauge(*_arguments(GATEWAY_PICTURES), registry=self.registry).set_function(lambda: len(store))
+        Gauge(*_arguments(GATEWAY_PICTURE_BYTES), registry=self.registry).set_function(lambda: store.held_bytes)
 
     @staticmethod
     def route_of(method: str, path: str) -> str:

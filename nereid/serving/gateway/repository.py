@@ -12,12 +12,14 @@ from typing import Any
 from jinja2 import TemplateError
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from nereid.diffusion.settings import Limits
 from nereid.llm.engine import longest_sequence
 from nereid.llm.settings import LlmLimits
 from nereid.serving.errors import ServingError
 from nereid.serving.gateway.answer_streams import Thinking
 from nereid.serving.gateway.chat_templates import DEFAULT, TOOL_USE, Chat, ChatTemplates
 from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.image_models import ImageModel
 from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.model_tokenizer import ModelTokenizer
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS, ToolFormat, format_of
@@ -56,6 +58,7 @@ class Offered:
     tokens: Mapping[str, int] = field(default_factory=dict)
     hidden: frozenset[str] = frozenset()
     own_tokenizer: ModelTokenizer | None = None
+    image: ImageModel = field(default_factory=ImageModel)
 
     @property
     def tokenizer(self) -> ModelTokenizer:
@@ -115,7 +118,10 @@ def offered_models(repository: Path, rules: Rules | None = None) -> dict[str, Of
         elif _PIPELINE_FILE in files and folder.name.endswith(_STREAM):
             prefix = _prefix(folder.name, _STREAM)
             name = f"{prefix}_{_ENSEMBLE}" if prefix else _ENSEMBLE
-            made = Offered(name, "image", prefix, int(folder.stat().st_mtime))
+            denoise = configs.get(f"{prefix}_denoise" if prefix else "denoise", ModelConfig())
+            limits = Limits.from_parameters({key: value.string_value for key, value in denoise.parameters.items()})
+            facts = ImageModel.of(_facts(files[_PIPELINE_FILE]), limits)
+            made = Offered(name, "image", prefix, int(folder.stat().st_mtime), image=facts)
         else:
             continue
         found[made.id] = made

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.chats import ChatAsked, read_chat
 from nereid.serving.gateway.errors import ApiError, from_nereid
-from nereid.serving.gateway.guard import KEY_NAME
+from nereid.serving.gateway.guard import owner_of
 from nereid.serving.gateway.places import Places
 from nereid.serving.gateway.repository import Offered
 from nereid.serving.gateway.response_bodies import Item, ResponsesBody
@@ -39,7 +39,7 @@ class Responses:
     async def create(self, request: Request) -> Response:
         body = await read_body(request, ResponsesBody, self.lenient)
         model, client, places = self.find(body.model)
-        key = _key(request)
+        key = owner_of(request)
         before = self._before(key, body.previous_response_id)
         try:
             chat = await read_chat(chat_body(body, _ITEMS.validate_python(before)), model)
@@ -79,7 +79,7 @@ class Responses:
 
     async def delete(self, request: Request) -> Response:
         found = self._stored(request).response["id"]
-        self.store.remove(_key(request), found)
+        self.store.remove(owner_of(request), found)
         return JSONResponse({"id": found, "object": "response", "deleted": True})
 
     def _before(self, key: str, identity: str | None) -> list[dict[str, Any]]:
@@ -97,15 +97,10 @@ class Responses:
 
     def _stored(self, request: Request) -> Stored:
         identity = request.path_params["id"]
-        stored = self.store.find(_key(request), identity)
+        stored = self.store.find(owner_of(request), identity)
         if stored is None:
             raise ApiError(404, f"response_id: {identity[:80]!r} is not kept here", param="response_id", code="not_found")
         return stored
-
-
-def _key(request: Request) -> str:
-    """Whose it is; where no keys are asked for, everybody's."""
-    return str(request.scope["state"].get(KEY_NAME, ""))
 
 
 def _with_id(item: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Bodies of OpenAI's API as far as they can be honoured; whatever else is sent is refused by name."""
+"""Bodies of OpenAI's API for texts as far as they can be honoured; whatever else is sent is refused by name."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from nereid.serving.gateway.chat_templates import OWN_VARIABLES
 from nereid.serving.gateway.messages import AllowedTools, Message, NamedTool, Tool
 from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.tools import MOST_TOOLS
-from nereid.serving.gateway.unused import CHAT, COMPLETIONS, IMAGES
-from nereid_client.images import OPTIONS, annotation
+from nereid.serving.gateway.unused import CHAT, COMPLETIONS
 from nereid_protocol.sampling import GUIDED, SAMPLING_FIELDS, without_aliases
 from nereid_protocol.sampling_field import Kind, SamplingField
 
@@ -166,52 +165,3 @@ class CompletionBody(SamplingBody):
     def drawn(self) -> int:
         """How many answers are drawn for each prompt, of which the likeliest `n` are told."""
         return self.best_of or self.n
-
-
-IMAGE_EXTENSIONS = tuple(field for field in OPTIONS if field.gateway)
-"""Request fields that are taken beside OpenAI's own, under their own names."""
-
-
-class OpenAIImageBody(_Body):
-    """What OpenAI's endpoint has."""
-
-    place = IMAGES
-
-    prompt: str = Field(min_length=1)
-    n: int = Field(default=1, ge=1, le=16)
-    size: str | None = None
-    response_format: Literal["b64_json"] = "b64_json"
-    output_format: Literal["png", "jpeg", "webp"] = "png"
-    output_compression: int | None = Field(default=None, ge=0, le=100)
-    stream: bool = False
-    partial_images: int = Field(default=0, ge=0, le=3)
-
-    @field_validator("size")
-    @classmethod
-    def _two_numbers(cls, value: str | None) -> str | None:
-        if value is not None and value != "auto":
-            parts = value.split("x")
-            if len(parts) != 2 or not all(part.isdecimal() and len(part) < 6 for part in parts):
-                raise ValueError("must be WIDTHxHEIGHT, such as 512x512, or auto")
-        return value
-
-    @property
-    def sides(self) -> tuple[int | None, int | None]:
-        if self.size in (None, "auto"):
-            return None, None
-        width, height = str(self.size).split("x")
-        return int(width), int(height)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The request's fields, by the SDK's names."""
-        width, height = self.sides
-        return {**{field.name: getattr(self, field.name) for field in IMAGE_EXTENSIONS}, "width": width, "height": height}
-
-
-ImageBody = create_model(
-    "ImageBody",
-    __base__=OpenAIImageBody,
-    __doc__="What OpenAI's endpoint has, and the request fields that the table gives the gateway.",
-    **{field.name: (annotation(field), None) for field in IMAGE_EXTENSIONS},  # type: ignore[call-overload]
-)

@@ -20,6 +20,7 @@ from nereid.serving.options import ServeOptions, is_loopback
 from nereid.serving.services import KeptService
 
 _ORIGIN = re.compile(r"https?://[^/\s]+")
+_BASE = re.compile(r"https?://[^/\s?#]+(?:/[^/\s?#]+)*")
 BACKLOG = 1024
 """How many connections wait while the gateway is away or busy."""
 
@@ -45,6 +46,13 @@ class GatewayOptions:
                 raise ServingError(f"--openai-cors: {origin!r} is not allowed; it must be an origin, https://HOST[:PORT], or *")
         if self.rules.stored_responses < 0:
             raise ServingError(f"--openai-stored: {self.rules.stored_responses} is not allowed; it must be at least 0")
+        if self.rules.url_megabytes < 1:
+            raise ServingError(f"--openai-url-megabytes: {self.rules.url_megabytes} is not allowed; it must be at least 1")
+        if not 1 <= self.rules.url_seconds <= 86_400:
+            raise ServingError(f"--openai-url-seconds: {self.rules.url_seconds:g} is not allowed; it must be 1 to 86400")
+        if self.rules.public_url and not _BASE.fullmatch(self.rules.public_url):
+            sentence = "it must be http(s)://HOST[:PORT], with the path of the proxy where it has one, without a last /"
+            raise ServingError(f"--openai-public-url: {self.rules.public_url!r} is not allowed; {sentence}")
         if not keys.callers and not is_loopback(self.host):
             raise ServingError(f"--openai-host: {self.host} is not allowed without a key; set {API_KEY}, or use 127.0.0.1")
         if not 1 <= self.port <= 65535:

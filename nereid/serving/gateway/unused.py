@@ -1,8 +1,10 @@
-"""The table of fields of OpenAI's and vLLM's APIs that nothing here reads, and which of their values change nothing.
+"""The table of fields of other APIs (OpenAI's, vLLM's, AUTOMATIC1111's) that nothing here reads, and which of their values change
+nothing.
 
 A caller may send such a value: the answer is the one it asks for. Any other value is refused by name, for the answer would be
 another. Fields that are honoured are written elsewhere (nereid_protocol.sampling, nereid_protocol.fields, the schemas). Names are
-those of OpenAI's API reference and of vLLM's protocol of its OpenAI-compatible server.
+those of OpenAI's API reference, of vLLM's protocol of its OpenAI-compatible server, and of the bodies of AUTOMATIC1111's
+/sdapi/v1 with what front ends send beside.
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-CHAT, COMPLETIONS, IMAGES, MESSAGE, RESPONSES = "chat", "completions", "images", "message", "responses"
-_TEXTS, _ALL = (CHAT, COMPLETIONS), (CHAT, COMPLETIONS, IMAGES)
+CHAT, COMPLETIONS, MESSAGE, RESPONSES = "chat", "completions", "message", "responses"
+IMAGES, EDITS, VARIATIONS = "images", "image edits", "image variations"
+TXT2IMG, IMG2IMG, SETTINGS = "txt2img", "img2img", "override_settings"
+_TEXTS, _PICTURES, _WEBUI = (CHAT, COMPLETIONS), (IMAGES, EDITS, VARIATIONS), (TXT2IMG, IMG2IMG)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +52,16 @@ def _rows(within: tuple[str, ...], *rows: tuple[str, tuple[Any, ...] | None, str
 
 _WHO = "Says who asks, or why."
 _WHERE = "Says where, or how soon, it is to be computed."
+_VARIED = "Of subseed_strength."
+_CHURN = "Of s_churn."
+_KEPT = "Nothing is kept on the server."
+_SECOND = "Of enable_hr."
+_INPAINTING = "Of masks."
 _CACHE = "About a provider's cache; the prefix cache here needs no hint."
 
 UNUSED_FIELDS: tuple[UnusedField, ...] = (
     *_rows(
-        _ALL,
+        (*_TEXTS, *_PICTURES),
         ("user", None, _WHO),
         ("metadata", None, _WHO),
         ("safety_identifier", None, _WHO),
@@ -121,8 +130,7 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("response_format", ({"type": "text"},), "Of a chat; here structured_outputs binds the answer's form."),
     ),
     *_rows(
-        (IMAGES,),
-        ("quality", ("auto", "standard"), "The model has one quality; num_inference_steps chooses the work."),
+        _PICTURES,
         ("background", ("auto", "opaque"), "Pictures are opaque."),
         ("moderation", ("auto", "low"), "Nothing is moderated."),
         ("style", (), "A style of the provider's models."),
@@ -130,7 +138,83 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("frame_duration_ms", (), "Of moving pictures."),
         ("complexity", (), "Of drawings."),
         ("svg", (), "Of drawings."),
-        ("input_fidelity", (), "Of pictures that are changed."),
+    ),
+    *_rows((IMAGES,), ("input_fidelity", (), "Of pictures that are changed.")),
+    *_rows((EDITS, VARIATIONS), ("input_fidelity", ("low",), "strength says how much of the picture is replaced.")),
+    *_rows(
+        _WEBUI,
+        ("styles", ([],), "Texts that are kept on the server."),
+        ("restore_faces", (False,), "Another model, for faces."),
+        ("tiling", (False,), "Pictures whose edges meet."),
+        ("subseed", None, _VARIED),
+        ("subseed_strength", (0,), "Noise between those of two seeds."),
+        ("seed_resize_from_w", (-1, 0), "Noise of another size."),
+        ("seed_resize_from_h", (-1, 0), "Noise of another size."),
+        ("s_min_uncond", (0,), "Guidance left out; here guidance_interval of the other APIs."),
+        ("s_churn", (0,), "Fresh noise in steps of Euler."),
+        ("s_tmin", (0,), _CHURN),
+        ("s_tmax", None, _CHURN),
+        ("s_noise", (1,), "How much fresh noise there is."),
+        ("refiner_checkpoint", ("", "None"), "A second model for the last steps."),
+        ("refiner_switch_at", None, "Of a refiner."),
+        ("script_name", ("", "None"), "A program on the server."),
+        ("script_args", ([],), "Of a script."),
+        ("alwayson_scripts", ({},), "Programs on the server."),
+        ("infotext", ("",), "Fields as one text."),
+        ("clip_skip", (0, 1), "Text features of an earlier layer."),
+        ("do_not_save_samples", None, _KEPT),
+        ("do_not_save_grid", None, _KEPT),
+        ("save_images", None, _KEPT),
+        ("disable_extra_networks", None, "There are none."),
+        ("comments", None, _WHO),
+        ("force_task_id", None, _WHO),
+        ("url", None, "Where a front end finds this server."),
+        ("auth", None, "How a front end finds this server."),
+    ),
+    *_rows(
+        (TXT2IMG,),
+        ("enable_hr", (False,), "A second run at a larger size."),
+        ("denoising_strength", None, _SECOND),
+        ("firstphase_width", None, _SECOND),
+        ("firstphase_height", None, _SECOND),
+        ("firstpass_image", ("",), _SECOND),
+        ("hr_scale", None, _SECOND),
+        ("hr_upscaler", None, _SECOND),
+        ("hr_second_pass_steps", None, _SECOND),
+        ("hr_resize_x", None, _SECOND),
+        ("hr_resize_y", None, _SECOND),
+        ("hr_checkpoint_name", None, _SECOND),
+        ("hr_sampler_name", None, _SECOND),
+        ("hr_scheduler", None, _SECOND),
+        ("hr_prompt", None, _SECOND),
+        ("hr_negative_prompt", None, _SECOND),
+        ("hr_additional_modules", None, _SECOND),
+    ),
+    *_rows(
+        (IMG2IMG,),
+        ("image_cfg_scale", None, "Of models for instructions."),
+        ("initial_noise_multiplier", (1,), "More noise at the start."),
+        ("latent_mask", ("",), _INPAINTING),
+        ("mask_blur", None, _INPAINTING),
+        ("mask_blur_x", None, _INPAINTING),
+        ("mask_blur_y", None, _INPAINTING),
+        ("mask_round", None, _INPAINTING),
+        ("inpainting_fill", None, _INPAINTING),
+        ("inpaint_full_res", None, _INPAINTING),
+        ("inpaint_full_res_padding", None, _INPAINTING),
+        ("inpainting_mask_invert", None, _INPAINTING),
+    ),
+    *_rows(
+        (SETTINGS,),
+        ("CLIP_stop_at_last_layers", (1,), "Text features of an earlier layer."),
+        ("sd_vae", ("Automatic", "None", ""), "Another VAE than the checkpoint's."),
+        ("samples_format", ("png",), "Pictures are PNG."),
+        ("eta_noise_seed_delta", (0,), "Other noise within a run."),
+        ("samples_save", None, _KEPT),
+        ("grid_save", None, _KEPT),
+        ("return_grid", (False,), "One picture of all."),
+        ("show_progress_every_n_steps", None, "Every step is shown."),
+        ("img2img_background_color", ("#ffffff",), "What transparent pixels become."),
     ),
     *_rows(
         (MESSAGE,),

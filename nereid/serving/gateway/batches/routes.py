@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import Field
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from nereid.serving.gateway.batches.multipart import boundary_of, read_form
 from nereid.serving.gateway.batches.store import OPEN_STATES, Batch, BatchStore, State, StoredFile
 from nereid.serving.gateway.bodies import read_body
-from nereid.serving.gateway.errors import ApiError, caller_gone
-from nereid.serving.gateway.guard import KEY_NAME
+from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.forms import Keep, boundary_of, chunks_of, read_form
+from nereid.serving.gateway.guard import owner_of
 from nereid.serving.gateway.sent import Sent
 
+FILES_PATH = "/v1/files"
 PURPOSE = "batch"
 """What files that are sent are for."""
 _DAY = 86_400
@@ -52,8 +53,8 @@ class BatchRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("/v1/files", self.upload, methods=["POST"]),
-            Route("/v1/files", self.list_files),
+            Route(FILES_PATH, self.upload, methods=["POST"]),
+            Route(FILES_PATH, self.list_files),
             Route("/v1/files/{id}", self.show_file),
             Route("/v1/files/{id}", self.delete_file, methods=["DELETE"]),
             Route("/v1/files/{id}/content", self.content),
@@ -70,22 +71,23 @@ class BatchRoutes:
         draft = self.store.draft()
         try:
             with draft.open("wb") as opened:
-                form = await read_form(_chunks(request), boundary, opened.write)
-            if form.filename is None:
+                file = _OneFile(opened.write)
+                fields = dict(await read_form(chunks_of(request), boundary, file.part))
+            if file.name is None:
                 raise ApiError(400, "file: it is missing; it must be the JSONL file of a batch", param="file")
-            purpose = form.fields.pop("purpose", "")
+            purpose = fields.pop("purpose", "")
             if purpose != PURPOSE:
                 raise ApiError(400, f"purpose: {purpose[:80]!r} is not allowed; it must be batch", param="purpose")
-            for name in () if self.lenient else form.fields:
+            for name in () if self.lenient else fields:
                 sentence = f"{name[:80]}: this field is not supported"
                 raise ApiError(400, sentence, param=name[:80], code="unsupported_parameter")
-            made = await asyncio.to_thread(self.store.add_file, draft, _owner(request), form.filename, purpose)
+            made = await asyncio.to_thread(self.store.add_file, draft, owner_of(request), file.name, purpose)
         finally:
             draft.unlink(missing_ok=True)
         return JSONResponse(_file(made))
 
     async def list_files(self, request: Request) -> Response:
-        found = await asyncio.to_thread(self.store.files, _owner(request))
+        found = await asyncio.to_thread(self.store.files, owner_of(request))
         purpose = request.query_params.get("purpose")
         return JSONResponse(_page(request, [item for item in found if purpose in (None, item.purpose)], _file))
 
@@ -104,7 +106,7 @@ class BatchRoutes:
         return JSONResponse({"id": found.id, "object": "file", "deleted": True})
 
     async def _found_file(self, request: Request) -> StoredFile:
-        return await self._file_of(_owner(request), request.path_params["id"], "file_id", 404)
+        return await self._file_of(owner_of(request), request.path_params["id"], "file_id", 404)
 
     async def _file_of(self, owner: str, file_id: str, param: str, status: int) -> StoredFile:
         found = await asyncio.to_thread(self.store.file, owner, file_id)
@@ -116,7 +118,7 @@ class BatchRoutes:
 
     async def create(self, request: Request) -> Response:
         body = await read_body(request, BatchBody, self.lenient)
-        owner = _owner(request)
+        owner = owner_of(request)
         found = await self._file_of(owner, body.input_file_id, "input_file_id", 400)
         if found.purpose != PURPOSE:
             sentence = f"{found.id} is not allowed; it must be a file of purpose batch"
@@ -127,7 +129,7 @@ class BatchRoutes:
         return JSONResponse(batch_object(made))
 
     async def list_batches(self, request: Request) -> Response:
-        return JSONResponse(_page(request, await asyncio.to_thread(self.store.batches, _owner(request)), batch_object))
+        return JSONResponse(_page(request, await asyncio.to_thread(self.store.batches, owner_of(request)), batch_object))
 
     async def show_batch(self, request: Request) -> Response:
         return JSONResponse(batch_object(await self._found_batch(request)))
@@ -141,23 +143,27 @@ class BatchRoutes:
 
     async def _found_batch(self, request: Request) -> Batch:
         batch_id = request.path_params["id"]
-        found = await asyncio.to_thread(self.store.batch, batch_id, _owner(request))
+        found = await asyncio.to_thread(self.store.batch, batch_id, owner_of(request))
         if found is None:
             raise ApiError(404, f"batch_id: there is no batch {batch_id[:80]!r}", param="batch_id")
         return found
 
 
-async def _chunks(request: Request) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in request.stream():
-            yield chunk
-    except ClientDisconnect:
-        raise caller_gone() from None
+@dataclass(slots=True)
+class _OneFile:
+    """The part `file` of a form."""
 
+    keep: Keep
+    name: str | None = None
 
-def _owner(request: Request) -> str:
-    """The name of the key that it came with; all share where there is none."""
-    return str(request.scope["state"].get(KEY_NAME, ""))
+    def part(self, name: str, filename: str | None) -> Keep | None:
+        """Where a part's bytes go; raises ApiError for a second file."""
+        if name != "file":
+            return None
+        if self.name is not None:
+            raise ApiError(400, "file: two files are not allowed in one form; send one", param="file")
+        self.name = filename or "file"
+        return self.keep
 
 
 def _page(request: Request, items: Sequence[L], shown: Any) -> dict[str, Any]:

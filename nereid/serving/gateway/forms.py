@@ -7,12 +7,18 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from email.message import Message
 
-from nereid.serving.gateway.errors import ApiError
+from starlette.requests import ClientDisconnect, Request
+
+from nereid.serving.gateway.errors import ApiError, caller_gone
 
 MOST_HEAD = 16 * 1024
 """Bytes of a part's headers."""
-MOST_FIELD = 16 * 1024
-"""Bytes of a part that is no file."""
+MOST_FIELD = 128 * 1024
+"""Bytes of a part that is no file: a prompt may be one."""
+MOST_PARTS = 1000
+Keep = Callable[[bytes], object]
+FileOf = Callable[[str, str | None], Keep | None]
+"""Where the bytes of the part of this name and file name go; None: it is a field. It may raise ApiError."""
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,\-./:=? ]{1,70}")
 
 
@@ -26,30 +32,32 @@ def boundary_of(content_type: str) -> bytes:
     return found.encode()
 
 
-@dataclass(slots=True)
-class Form:
-    """What a form held beside its file's bytes."""
-
-    fields: dict[str, str] = field(default_factory=dict)
-    filename: str | None = None
-
-
-async def read_form(chunks: AsyncIterator[bytes], boundary: bytes, keep: Callable[[bytes], object]) -> Form:
-    """Read a whole form, giving the bytes of its part `file` to `keep`; raises ApiError where it is none, or has two files."""
-    form, reader = Form(), _Reader(chunks, b"\r\n--" + boundary)
+async def read_form(chunks: AsyncIterator[bytes], boundary: bytes, file_of: FileOf) -> list[tuple[str, str]]:
+    """Read a whole form: its fields as they come, each a name and a text; raises ApiError where it is none."""
+    fields: list[tuple[str, str]] = []
+    reader = _Reader(chunks, b"\r\n--" + boundary)
     await reader.until_mark(_nowhere)  # what stands before the first part is nobody's
+    parts = 0
     while not await reader.is_last():
+        if (parts := parts + 1) > MOST_PARTS:
+            raise ApiError(400, f"the form is not valid: it has more than {MOST_PARTS} parts")
         name, filename = _disposition(await reader.head())
-        if name == "file":
-            if form.filename is not None:
-                raise ApiError(400, "file: two files are not allowed in one form; send one", param="file")
-            form.filename = filename or "file"
+        if (keep := file_of(name, filename)) is not None:
             await reader.until_mark(keep)
         else:
-            value = _Small(name)
+            value = _Small(name[:80])
             await reader.until_mark(value.take)
-            form.fields[name] = value.text()
-    return form
+            fields.append((name, value.text()))
+    return fields
+
+
+async def chunks_of(request: Request) -> AsyncIterator[bytes]:
+    """A request's body as it comes; raises ApiError where its caller has gone."""
+    try:
+        async for chunk in request.stream():
+            yield chunk
+    except ClientDisconnect:
+        raise caller_gone() from None
 
 
 def _nowhere(piece: bytes) -> None: ...
@@ -80,7 +88,7 @@ class _Reader:
     mark: bytes
     ahead: bytes = b"\r\n"
 
-    async def until_mark(self, keep: Callable[[bytes], object]) -> None:
+    async def until_mark(self, keep: Keep) -> None:
         """Give what comes before the next mark to `keep`, and pass over the mark."""
         while (at := self.ahead.find(self.mark)) < 0:
             safe = max(0, len(self.ahead) - len(self.mark) + 1)

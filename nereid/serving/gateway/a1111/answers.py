@@ -1,0 +1,173 @@
+"""What AUTOMATIC1111's API answers: pictures with their parameters as text, progress, and what there is to choose from."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nereid.engines.digests import own_version
+from nereid.serving.gateway.a1111.bodies import MODEL, DrawBody, ImageToImageBody
+from nereid.serving.gateway.a1111.jobs import Job, Preview
+from nereid.serving.gateway.a1111.samplers import SAMPLERS, SCHEDULES, Chosen
+from nereid.serving.gateway.pictures import Encoding, in_base64
+from nereid_client import ImageResult
+
+_PNG = Encoding()
+_STAMP = "%Y%m%d%H%M%S"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """A request that is done, or was interrupted: then there are fewer results than seeds."""
+
+    body: DrawBody
+    model: str
+    sampler: Chosen
+    steps: int | None
+    job: Job
+    results: Sequence[ImageResult]
+    warnings: Sequence[str] = ()
+
+    def answer(self) -> dict[str, Any]:
+        """The whole answer; encodes pictures, which takes a while."""
+        pictures = []
+        if self.body.send_images:
+            for result in self.results:
+                pictures.append(in_base64(_PNG.encoded(result.pixels[0], text=self.text(result))))
+        return {"images": pictures, "parameters": _sent(self.body), "info": json.dumps(self.info(), ensure_ascii=False)}
+
+    def info(self) -> dict[str, Any]:
+        """The object that the answer has as a text. `warnings` and `interrupted` are not AUTOMATIC1111's."""
+        count, seeds = len(self.results), [result.seed for result in self.results]
+        height, width = self.results[0].pixels.shape[1:3] if self.results else (self.body.height, self.body.width)
+        warnings = dict.fromkeys([*self.warnings, *(line for result in self.results for line in result.warnings)])
+        return {
+            "prompt": self.body.prompt,
+            "all_prompts": [self.body.prompt] * count,
+            "negative_prompt": self.body.negative_prompt,
+            "all_negative_prompts": [self.body.negative_prompt] * count,
+            "seed": seeds[0] if seeds else self.body.seed,
+            "all_seeds": seeds,
+            "width": width,
+            "height": height,
+            "sampler_name": self.sampler.label or None,
+            "cfg_scale": self.body.cfg_scale,
+            "steps": self.steps,
+            "batch_size": self.body.batch_size,
+            "denoising_strength": self.body.denoising_strength if isinstance(self.body, ImageToImageBody) else None,
+            "sd_model_name": self.model,
+            "sd_model_hash": None,
+            "index_of_first_image": 0,
+            "infotexts": [self.text(result) for result in self.results],
+            "job_timestamp": time.strftime(_STAMP, time.localtime(self.job.began_at)),
+            "warnings": list(warnings),
+            "interrupted": self.job.interrupted,
+        }
+
+    def text(self, result: ImageResult) -> str:
+        """One picture's parameters in the form in which AUTOMATIC1111 writes them into its files."""
+        height, width = result.pixels.shape[1:3]
+        facts = {
+            "Steps": self.steps,
+            "Sampler": self.sampler.label or None,
+            "CFG scale": None if self.body.cfg_scale is None else f"{self.body.cfg_scale:g}",
+            "Seed": result.seed,
+            "Size": f"{width}x{height}",
+            "Model": self.model,
+            "Denoising strength": f"{self.body.denoising_strength:g}" if isinstance(self.body, ImageToImageBody) else None,
+            "Version": f"Nereid {own_version()}",
+        }
+        negative = [f"Negative prompt: {self.body.negative_prompt}"] if self.body.negative_prompt else []
+        return "\n".join(
+            [self.body.prompt, *negative, ", ".join(f"{name}: {it}" for name, it in facts.items() if it is not None)]
+        )
+
+
+def _sent(body: DrawBody) -> dict[str, Any]:
+    """The request's fields, without the pictures that came with it, unless they are asked for."""
+    kept = body.model_dump()
+    if isinstance(body, ImageToImageBody) and not body.include_init_images:
+        kept["init_images"] = None
+    return kept
+
+
+def progress(jobs: Sequence[Job]) -> dict[str, Any]:
+    """How far the oldest one is; all is 0 where there is none."""
+    job = jobs[0] if jobs else None
+    share = 0.0 if job is None else job.share
+    seconds = 0.0 if job is None else time.monotonic() - job.begun
+    return {
+        "progress": share,
+        "eta_relative": seconds / share - seconds if share else 0.0,
+        "state": _state(job),
+        "current_image": None,
+        "textinfo": None,
+    }
+
+
+def preview_of(preview: Preview) -> str:
+    """As large as its picture."""
+    return in_base64(_PNG.encoded(preview.pixels, enlarge=preview.scale))
+
+
+def _state(job: Job | None) -> dict[str, Any]:
+    done, steps = (0, 0) if job is None else job.step
+    return {
+        "skipped": False,
+        "interrupted": job is not None and job.interrupted,
+        "stopping_generation": False,
+        "job": "" if job is None else f"Batch {job.batch + 1} out of {job.batches}",
+        "job_count": 0 if job is None else job.batches,
+        "job_timestamp": "0" if job is None else time.strftime(_STAMP, time.localtime(job.began_at)),
+        "job_no": 0 if job is None else job.batch,
+        "sampling_step": done,
+        "sampling_steps": steps,
+    }
+
+
+def samplers() -> list[dict[str, Any]]:
+    made = []
+    for item in SAMPLERS:
+        options = {"scheduler": "karras"} if item.by_itself else {}
+        made.append({"name": item.name, "aliases": [*item.aliases, str(item.scheduler)], "options": options})
+    return made
+
+
+def schedulers() -> list[dict[str, Any]]:
+    facts = {"aliases": None, "default_rho": -1, "need_inner_model": False}
+    return [{"name": item.name, "label": item.label, **facts} for item in SCHEDULES]
+
+
+def models(names: Sequence[str]) -> list[dict[str, Any]]:
+    nothing = {"hash": None, "sha256": None, "config": None}
+    return [{"title": name, "model_name": name, "filename": name, **nothing} for name in names]
+
+
+def options(model: str) -> Mapping[str, Any]:
+    """The settings that front ends read, as they are here."""
+    return {
+        MODEL: model,
+        "sd_checkpoint_hash": None,
+        "sd_vae": "Automatic",
+        "CLIP_stop_at_last_layers": 1,
+        "samples_format": "png",
+        "eta_noise_seed_delta": 0,
+        "return_grid": False,
+        "img2img_background_color": "#ffffff",
+    }
+
+
+NOTHING: Mapping[str, Any] = {
+    "upscalers": [{"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 4}],
+    "latent-upscale-modes": [],
+    "sd-vae": [],
+    "loras": [],
+    "hypernetworks": [],
+    "prompt-styles": [],
+    "embeddings": {"loaded": {}, "skipped": {}},
+    "scripts": {"txt2img": [], "img2img": []},
+}
+"""What front ends ask for at their start, and there is none of here."""

@@ -1,0 +1,138 @@
+"""Bodies of AUTOMATIC1111's txt2img, img2img and options as far as they can be honoured; all else is refused by name."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from nereid.serving.gateway.a1111.samplers import ETA_FIELD, SAMPLER, SCHEDULE, Chosen, chosen
+from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.image_models import ImageModel
+from nereid.serving.gateway.picture_forms import NO_INPAINTING
+from nereid.serving.gateway.pictures import Fit
+from nereid.serving.gateway.sent import Sent
+from nereid.serving.gateway.unused import IMG2IMG, SETTINGS, TXT2IMG
+from nereid_protocol.field import MAX_SEED
+
+NAMES: Mapping[str, str] = {
+    "num_inference_steps": "steps",
+    "guidance_scale": "cfg_scale",
+    "scheduler": SAMPLER,
+    "timestep_spacing": SCHEDULE,
+    "strength": "denoising_strength",
+    "init_image": "init_images",
+}
+"""The caller's names of the request's fields, for errors."""
+PICTURE = "init_images.0"
+MODEL = "sd_model_checkpoint"
+_NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")
+_WEIGHT = re.compile(r"(?<!\\)[(\[][^()\[\]]*:\s*[0-9.]+\s*[)\]]")
+_RANDOM_BITS = 32
+MOST_PICTURES = 64
+"""Of one request."""
+
+
+class Settings(Sent):
+    """What a front end may set: the model, and of other settings the value that they have."""
+
+    place = SETTINGS
+
+    sd_model_checkpoint: str | None = None
+
+
+class DrawBody(Sent):
+    """What txt2img and img2img share. Fields that are absent are the checkpoint's own."""
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    steps: int | None = Field(default=None, ge=1)
+    cfg_scale: float | None = None
+    width: int | None = Field(default=None, ge=1)
+    height: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=-1, ge=-1, le=MAX_SEED)
+    sampler_name: str | None = None
+    sampler_index: str | None = None
+    scheduler: str | None = None
+    eta: float | None = None
+    batch_size: int = Field(default=1, ge=1, le=16)
+    n_iter: int = Field(default=1, ge=1)
+    override_settings: Settings = Field(default_factory=Settings)
+    override_settings_restore_afterwards: bool = True
+    send_images: bool = True
+
+    @property
+    def count(self) -> int:
+        return self.batch_size * self.n_iter
+
+    def check(self) -> None:
+        """Raise ApiError for too many pictures, and for what a prompt asks beside words."""
+        if self.count > MOST_PICTURES:
+            sentence = f"n_iter: {self.n_iter} x batch_size {self.batch_size} is not allowed; it must be {MOST_PICTURES} at most"
+            raise ApiError(400, sentence, param="n_iter")
+        for name in ("prompt", "negative_prompt"):
+            if found := _NETWORK.search(getattr(self, name)):
+                sentence = f"{name}: {found[0][:80]!r} is not supported; LoRAs are fused when a model is exported"
+                raise ApiError(400, sentence, param=name)
+
+    def sampler(self, model: ImageModel) -> Chosen:
+        """Raises ApiError."""
+        name = self.sampler_name or self.sampler_index or None
+        return chosen(name, self.scheduler or None, self.eta, flow=model.is_flow)
+
+    def seeds(self) -> tuple[int, ...]:
+        """One for each picture, each one more than that before; raises ApiError where there are no more."""
+        first = random.SystemRandom().getrandbits(_RANDOM_BITS) if self.seed < 0 else self.seed
+        if first + self.count - 1 > MAX_SEED:
+            raise ApiError(400, f"seed: {first} is not allowed for {self.count} pictures; it must be smaller", param="seed")
+        return tuple(first + index for index in range(self.count))
+
+    def options(self, sampler: Chosen) -> dict[str, Any]:
+        """The request's fields by the SDK's names, without the seed."""
+        return {
+            "negative_prompt": self.negative_prompt or None,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.cfg_scale,
+            "scheduler": sampler.scheduler,
+            "timestep_spacing": sampler.timestep_spacing,
+            ETA_FIELD: sampler.eta,
+            "width": self.width,
+            "height": self.height,
+        }
+
+    def warnings(self) -> Iterator[str]:
+        """What is read in another way than its writer may think."""
+        for name in ("prompt", "negative_prompt"):
+            if found := _WEIGHT.search(getattr(self, name)):
+                yield f"{name}: weights such as {found[0][:40]!r} are read as plain text"
+
+
+class TextToImageBody(DrawBody):
+    place = TXT2IMG
+
+
+class ImageToImageBody(DrawBody):
+    """`resize_mode` 0 stretches a picture of other proportions, 1 cuts it."""
+
+    place = IMG2IMG
+
+    init_images: list[str] = Field(min_length=1, max_length=1)
+    denoising_strength: float = 0.75
+    resize_mode: Literal[0, 1] = 0
+    include_init_images: bool = False
+    mask: str | None = None
+
+    def check(self) -> None:
+        super().check()
+        if self.mask:
+            raise ApiError(400, f"mask: {NO_INPAINTING}; leave it out", param="mask", code="unsupported_parameter")
+
+    @property
+    def fit(self) -> Fit:
+        return Fit.CUT if self.resize_mode else Fit.STRETCHED
+
+    def options(self, sampler: Chosen) -> dict[str, Any]:
+        return {**super().options(sampler), "strength": self.denoising_strength}

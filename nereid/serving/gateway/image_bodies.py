@@ -1,0 +1,155 @@
+"""Bodies of OpenAI's API for images as far as they can be honoured; whatever else is sent is refused by name."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import Field, create_model, field_validator
+
+from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.image_models import ImageModel
+from nereid.serving.gateway.pictures import Encoding
+from nereid.serving.gateway.sent import Sent
+from nereid.serving.gateway.unused import EDITS, IMAGES, VARIATIONS
+from nereid_client.images import OPTIONS, annotation
+from nereid_protocol.fields import BY_NAME
+
+IMAGE_EXTENSIONS = tuple(field for field in OPTIONS if field.gateway)
+"""Request fields that are taken beside OpenAI's own, under their own names."""
+_STRENGTH = BY_NAME["strength"]
+_CHOOSE_STEPS = ("num_inference_steps", "timesteps", "sigmas")
+MOST_IMAGES = 16
+
+
+class Quality(StrEnum):
+    """How much work a picture is worth."""
+
+    AUTO = "auto"
+    STANDARD = "standard"
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
+    HD = "hd"
+
+    @property
+    def share(self) -> float:
+        """Of the checkpoint's usual steps."""
+        return {Quality.LOW: 0.5, Quality.HIGH: 2.0, Quality.HD: 2.0}.get(self, 1.0)
+
+
+class PictureBody(Sent):
+    """What all endpoints for images have. Without `model` it is the only image model that is served."""
+
+    model: str | None = None
+    n: int = Field(default=1, ge=1, le=MOST_IMAGES)
+    size: str | None = None
+    quality: Quality = Quality.AUTO
+    response_format: Literal["b64_json", "url"] = "b64_json"
+    output_format: Literal["png", "jpeg", "webp"] = "png"
+    output_compression: int | None = Field(default=None, ge=0, le=100)
+
+    @field_validator("size")
+    @classmethod
+    def _two_numbers(cls, value: str | None) -> str | None:
+        if value is not None and value != "auto":
+            parts = value.split("x")
+            if len(parts) != 2 or not all(part.isdecimal() and len(part) < 6 for part in parts):
+                raise ValueError("must be WIDTHxHEIGHT, such as 512x512, or auto")
+        return value
+
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """Width and height; None where they are left to the model."""
+        if self.size in (None, "auto"):
+            return None
+        width, height = str(self.size).split("x")
+        return int(width), int(height)
+
+    @property
+    def encoding(self) -> Encoding:
+        return Encoding(format=self.output_format, compression=self.output_compression)
+
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """The request fields that this body has under their own names."""
+        return tuple(field.name for field in IMAGE_EXTENSIONS)
+
+    def check(self) -> None:
+        """Raise ApiError for fields that do not go together."""
+        if self.output_format == "png" and self.output_compression not in (None, 100):
+            allowed = "it must be 100, or absent, where output_format is png"
+            raise ApiError(
+                400, f"output_compression: {self.output_compression} is not allowed; {allowed}", param="output_compression"
+            )
+
+    def options(self, model: ImageModel) -> dict[str, Any]:
+        """The request's fields, by the SDK's names; raises ApiError where `quality` cannot be had."""
+        asked = {name: getattr(self, name) for name in self.extensions}
+        if self.quality.share != 1:
+            asked["num_inference_steps"] = self._steps(model, asked)
+        width, height = self.sides or (None, None)
+        return {**asked, "width": width, "height": height}
+
+    def _steps(self, model: ImageModel, asked: dict[str, Any]) -> int:
+        for name in _CHOOSE_STEPS:
+            if asked[name] is not None:
+                raise ApiError(
+                    400, f"quality: {self.quality} is not allowed with {name}, which chooses the work", param="quality"
+                )
+        if model.steps is None:
+            raise ApiError(400, f"quality: {self.quality} is not allowed; this model does not say its steps", param="quality")
+        return min(model.most_steps, max(1, round(self.quality.share * model.steps)))
+
+
+class _StreamedBody(PictureBody):
+    prompt: str = Field(min_length=1)
+    stream: bool = False
+    partial_images: int = Field(default=0, ge=0, le=3)
+
+    def check(self) -> None:
+        super().check()
+        if self.stream and self.n != 1:
+            raise ApiError(400, f"n: {self.n} images cannot be streamed; it must be 1", param="n")
+        if self.stream and self.response_format != "b64_json":
+            sentence = "response_format: url is not allowed with stream; it must be b64_json"
+            raise ApiError(400, sentence, param="response_format")
+
+
+class OpenAIImageBody(_StreamedBody):
+    """What OpenAI's endpoint for generations has."""
+
+    place = IMAGES
+
+
+class _ChangedBody(PictureBody):
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        return (*super().extensions, _STRENGTH.name)
+
+
+class OpenAIEditBody(_ChangedBody, _StreamedBody):
+    """What OpenAI's endpoint for edits has, beside its pictures."""
+
+    place = EDITS
+
+
+class OpenAIVariationBody(_ChangedBody):
+    """What OpenAI's endpoint for variations has, beside its picture, and a prompt, which may say what the picture shows."""
+
+    place = VARIATIONS
+
+    prompt: str = ""
+
+
+_EXTENSIONS: dict[str, Any] = {field.name: (annotation(field), None) for field in IMAGE_EXTENSIONS}
+_CHANGES: dict[str, Any] = {**_EXTENSIONS, _STRENGTH.name: (annotation(_STRENGTH), None)}
+
+ImageBody = create_model(
+    "ImageBody",
+    __base__=OpenAIImageBody,
+    __doc__="What OpenAI's endpoint has, and the request fields that the table gives the gateway.",
+    **_EXTENSIONS,
+)
+EditBody = create_model("EditBody", __base__=OpenAIEditBody, __doc__="The same of edits, and strength.", **_CHANGES)
+VariationBody = create_model("VariationBody", __base__=OpenAIVariationBody, __doc__="The same of variations.", **_CHANGES)

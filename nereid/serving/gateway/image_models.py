@@ -1,0 +1,42 @@
+"""What the gateway knows of an image pipeline before it asks it: its usual steps and size, and how large pictures may be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nereid.diffusion.settings import Limits
+from nereid.diffusion.solvers.scheduler_file import FLOW_MATCHING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageModel:
+    """`sides` are multiples of `size_multiple`, width x height at most `most_pixels`; `steps` None: its files do not say."""
+
+    steps: int | None = None
+    size_multiple: int = 8
+    most_pixels: int = Limits().max_pixels
+    most_steps: int = Limits().max_steps
+    is_flow: bool = False
+    """A rectified flow has no Karras noise levels."""
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any], limits: Limits) -> ImageModel:
+        """`facts` is the pipeline's file, as export wrote it."""
+        scheduler = facts.get("scheduler", {})
+        return cls(
+            steps=facts.get("default_steps"),
+            size_multiple=facts.get("size_multiple", cls.size_multiple),
+            most_pixels=limits.max_pixels,
+            most_steps=limits.max_steps,
+            is_flow=scheduler.get("_class_name") == FLOW_MATCHING,
+        )
+
+    def fitting(self, width: int, height: int) -> tuple[int, int]:
+        """The nearest width and height that the pipeline draws, of about these proportions."""
+        scale = min(1.0, (self.most_pixels / (width * height)) ** 0.5)
+        sides = [max(1, round(side * scale / self.size_multiple)) for side in (width, height)]
+        while sides[0] * sides[1] * self.size_multiple**2 > self.most_pixels and max(sides) > 1:
+            sides[sides.index(max(sides))] -= 1  # rounded up
+        return sides[0] * self.size_multiple, sides[1] * self.size_multiple

@@ -1,0 +1,93 @@
+"""A form with pictures (multipart/form-data): its fields as a body's schema, its files as bytes; knows no route and no model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+
+from nereid.serving.gateway.bodies import made_of
+from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.forms import Keep, boundary_of, chunks_of, read_form
+from nereid.serving.gateway.sent import Sent
+from nereid.serving.gateway.unused import unused_field
+
+B = TypeVar("B", bound=Sent)
+
+IMAGE, MASK, MARKUP = "image", "mask", "markup"
+_LIST = "[]"
+"""What the name of a field ends with that has several values."""
+_FILES = (IMAGE, f"{IMAGE}{_LIST}", MASK, MARKUP)
+
+
+@dataclass(slots=True)
+class PictureForm:
+    """The bytes of a form's files, by name. A file without bytes is none: browsers send such for what nobody has chosen."""
+
+    files: dict[str, list[bytearray]] = field(default_factory=dict)
+
+    def part(self, name: str, filename: str | None) -> Keep | None:
+        """Where the bytes of a part go: those of pictures to memory."""
+        if name not in _FILES and filename is None:
+            return None
+        if name not in _FILES:
+            raise ApiError(400, f"{name[:80]}: this file is not supported", param=name[:80], code="unsupported_parameter")
+        kept = bytearray()
+        self.files.setdefault(name.removesuffix(_LIST), []).append(kept)
+        return kept.extend
+
+    def found(self, name: str) -> list[bytes]:
+        return [bytes(kept) for kept in self.files.get(name, ()) if kept]
+
+
+async def read_picture_form(request: Request, schema: type[B], lenient: bool) -> tuple[B, PictureForm]:
+    """The fields as `schema`, and the files; raises ApiError that names what is wrong."""
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        raise ApiError(415, f"content-encoding: {coding[:80]!r} is not allowed; the body must be sent as it is")
+    form = PictureForm()
+    boundary = boundary_of(request.headers.get("content-type", ""))
+    fields = await read_form(chunks_of(request), boundary, form.part)
+    return made_of(_values(fields, schema.place), request, schema, lenient), form
+
+
+def _values(fields: Sequence[tuple[str, str]], place: str) -> dict[str, Any]:
+    """Fields as JSON would have them: empty ones are as absent, those named so are lists."""
+    made: dict[str, Any] = {}
+    for name, text in fields:
+        if name.endswith(_LIST):
+            made.setdefault(name.removesuffix(_LIST), []).append(text)
+        elif text:
+            made[name] = _plain(place, name, text)
+    return made
+
+
+def _plain(place: str, name: str, text: str) -> Any:
+    """A text, or the number or object that a field which nothing reads may be."""
+    row = unused_field(place, name)
+    if row is None or not row.values or row.allows(text):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def one_picture(form: PictureForm) -> bytes:
+    """The form's one picture; raises ApiError where there is none, or what its place in the picture cannot be told by."""
+    pictures: Mapping[str, list[bytes]] = {name: form.found(name) for name in (IMAGE, MASK, MARKUP)}
+    if not pictures[IMAGE]:
+        raise ApiError(400, f"{IMAGE}: it is missing; it must be a picture", param=IMAGE, code="missing_required_parameter")
+    if len(pictures[IMAGE]) > 1:
+        raise ApiError(400, f"{IMAGE}: {len(pictures[IMAGE])} pictures are not allowed; it must be one", param=IMAGE)
+    if pictures[MASK]:
+        raise ApiError(400, f"{MASK}: {NO_INPAINTING}; leave it out", param=MASK, code="unsupported_parameter")
+    if pictures[MARKUP]:
+        raise ApiError(400, f"{MARKUP}: this field is not supported", param=MARKUP, code="unsupported_parameter")
+    return pictures[IMAGE][0]
+
+
+NO_INPAINTING = "this model has no inpainting, it changes whole pictures"

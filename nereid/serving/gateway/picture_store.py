@@ -1,0 +1,69 @@
+"""Pictures that callers fetch by an address: in memory, each for a while, bounded by bytes for each key; knows no HTTP."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPicture:
+    """A file as it is given out, until `expires`, of the store's clock."""
+
+    data: bytes
+    media_type: str
+    expires: float
+    owner: str
+
+
+@dataclass(slots=True, eq=False)
+class PictureStore:
+    """Used by one event loop. Who knows a name may have the picture: it has 192 random bits.
+
+    Where a key has too many bytes, its oldest go; those of one key never make room for another's.
+    """
+
+    seconds: float
+    most_bytes: int
+    clock: Callable[[], float] = time.monotonic
+    held_bytes: int = 0
+    """What all pictures take together; other threads may read it."""
+    _kept: OrderedDict[str, KeptPicture] = field(default_factory=OrderedDict)
+    _bytes: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def keep(self, owner: str, data: bytes, media_type: str) -> str | None:
+        """Its name, under which it is found for `seconds`; None for one that is too large by itself."""
+        self.sweep()
+        if len(data) > self.most_bytes:
+            return None
+        name = f"{secrets.token_urlsafe(24)}.{media_type.rpartition('/')[2]}"
+        self._kept[name] = KeptPicture(data, media_type, self.clock() + self.seconds, owner)
+        self._bytes[owner] = self._bytes.get(owner, 0) + len(data)
+        self.held_bytes += len(data)
+        while self._bytes[owner] > self.most_bytes:
+            self._drop(next(known for known, picture in self._kept.items() if picture.owner == owner))
+        return name
+
+    def find(self, name: str) -> KeptPicture | None:
+        """None for one whose time is over, too."""
+        self.sweep()
+        return self._kept.get(name)
+
+    def sweep(self) -> None:
+        """Forget those whose time is over."""
+        now = self.clock()
+        while self._kept and next(iter(self._kept.values())).expires <= now:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, name: str) -> None:
+        picture = self._kept.pop(name)
+        self.held_bytes -= len(picture.data)
+        self._bytes[picture.owner] -= len(picture.data)
+        if not self._bytes[picture.owner]:
+            del self._bytes[picture.owner]

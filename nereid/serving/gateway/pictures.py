@@ -1,0 +1,135 @@
+"""Pictures as callers send and get them: decoded within bounds, fitted to a size, encoded; knows no request.
+
+A picture is looked at before it is decoded: its format must be one of a few, and its pixels few enough, so that a small file
+cannot become a large memory.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from nereid.serving.gateway.errors import ApiError
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+"""What may be sent."""
+_WORDS = "a picture in PNG, JPEG or WebP"
+WHITE = (255, 255, 255)
+LARGEST_RATIO = 64
+"""Of a picture's longer side to its shorter one."""
+
+
+class Fit(StrEnum):
+    """How a picture of other proportions becomes one of a given size."""
+
+    STRETCHED = "stretched"
+    CUT = "cut"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoding:
+    """How answers' pictures are written; `compression` is the quality, 0 to 100, of what loses some."""
+
+    format: str = "png"
+    compression: int | None = None
+
+    @property
+    def media_type(self) -> str:
+        return f"image/{self.format}"
+
+    def encoded(self, pixels: Any, *, enlarge: int = 1, text: str = "") -> bytes:
+        """uint8 height x width x 3 as a file; `enlarge` times as large, for a preview; `text` goes along in a PNG."""
+        picture = Image.fromarray(pixels)
+        if enlarge > 1:
+            picture = picture.resize((enlarge * picture.width, enlarge * picture.height), Image.Resampling.BICUBIC)
+        options: dict[str, Any] = {}
+        if self.format != "png" and self.compression is not None:
+            options["quality"] = self.compression
+        if text:
+            options["pnginfo"] = PngInfo()
+            options["pnginfo"].add_itxt("parameters", text)
+        buffer = io.BytesIO()
+        picture.save(buffer, self.format.upper(), **options)
+        return buffer.getvalue()
+
+
+def in_base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def from_base64(text: str, field: str) -> bytes:
+    """The bytes of a text in base64, or of a data URL (RFC 2397); raises ApiError that names the field."""
+    head, comma, rest = text.partition(",")
+    if comma and not (head.startswith("data:image/") and head.endswith(";base64")):
+        raise _refused(field, f"{head[:40]!r} is not allowed before a comma")
+    try:
+        return base64.b64decode("".join((rest if comma else text).split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise _refused(field, f"{text[:40]!r} is not allowed", "its bytes in base64, or a data: URL of it") from None
+
+
+def decoded(data: bytes, field: str, most_pixels: int) -> Image.Image:
+    """A picture as RGB, or as RGBA where some of it is transparent, upright (its EXIF orientation is heeded).
+
+    Raises ApiError that names the field, for another format, for one of several frames or too many pixels, or what is none.
+    """
+    if not data:
+        raise _refused(field, "an empty file is not allowed")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            _check_size(opened, field, most_pixels)
+            return _plain(ImageOps.exif_transpose(opened))
+    except UnidentifiedImageError:
+        raise _refused(field, f"its {len(data)} bytes are no picture that can be read") from None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise _refused(field, f"the picture cannot be read ({str(error)[:80]})") from None
+
+
+def _check_size(picture: Image.Image, field: str, most_pixels: int) -> None:
+    width, height = picture.size
+    if width * height > most_pixels:
+        raise _refused(field, f"{width} x {height} is not allowed", f"a picture of {most_pixels} pixels at most")
+    if max(width, height) > LARGEST_RATIO * min(width, height):
+        raise _refused(field, f"{width} x {height} is not allowed", f"no more than {LARGEST_RATIO} times as long as it is wide")
+    if getattr(picture, "n_frames", 1) > 1:
+        raise _refused(field, "moving pictures are not allowed", "a picture of one frame")
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    """Colours of 8 bits, and transparency where there is any."""
+    if picture.mode.startswith("I") or picture.mode == "F":  # greys of 16 bits
+        values = np.asarray(picture).astype(np.float64)
+        return Image.fromarray((values / 257).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    made = picture.convert("RGBA")
+    lowest, _ = made.getchannel("A").getextrema()
+    return made if int(lowest) < 255 else made.convert("RGB")  # type: ignore[arg-type]
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """Without transparency."""
+    if picture.mode != "RGBA":
+        return picture
+    return Image.alpha_composite(Image.new("RGBA", picture.size, (*WHITE, 255)), picture).convert("RGB")
+
+
+def fitted(picture: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
+    """The picture in width x height; of other proportions it is stretched, or cut evenly on both sides."""
+    if picture.size == size:
+        return picture
+    if fit is Fit.CUT:
+        return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _refused(field: str, what: str, allowed: str = _WORDS) -> ApiError:
+    return ApiError(400, f"{field}: {what}; it must be {allowed}", param=field)

@@ -1,0 +1,327 @@
+"""Images through the gateway: edits, variations, quality, addresses, partial ones, and what is refused by name."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+from nereid.serving.errors import ServingError
+from nereid.serving.gateway.launch import Launch, Rules
+from nereid.serving.gateway.service import GatewayOptions
+from nereid.serving.options import ServeOptions
+
+from drawing_models import FACTS, STEPS, Drawers, drawing_repository
+from gateway_before import gateway
+from small_servers import grpc_server
+
+GENERATE, EDIT, VARY = "/v1/images/generations", "/v1/images/edits", "/v1/images/variations"
+BODY: dict[str, Any] = {"prompt": "a box", "seed": 9}
+BLUE = Image.new("RGB", (64, 48), (0, 0, 255))
+
+
+def png(picture: Image.Image = BLUE) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def shown(item: dict[str, Any]) -> np.ndarray:
+    return pixels(base64.b64decode(item["b64_json"]))
+
+
+@pytest.fixture
+def drawers() -> Drawers:
+    return Drawers()
+
+
+@pytest.fixture
+def triton(drawers: Drawers) -> Iterator[int]:
+    with grpc_server(drawers.all()) as (port, _):
+        yield port
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    return drawing_repository(tmp_path / "repository")
+
+
+@pytest.fixture
+def api(repository: Path, triton: int) -> Iterator[httpx.Client]:
+    with gateway(repository, triton) as running, httpx.Client(base_url=running.url, timeout=60) as client:
+        yield client
+
+
+def edit(api: httpx.Client, route: str = EDIT, files: Any = None, **fields: Any) -> httpx.Response:
+    return api.post(route, data={**BODY, **fields}, files=files or {"image": ("blue.png", png(), "image/png")})
+
+
+def refused(answer: httpx.Response, param: str) -> str:
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["type"]) == (400, param, "invalid_request_error"), error
+    return str(error["message"])
+
+
+# --- edits and variations ---
+
+
+def test_an_edit_starts_from_the_picture_that_is_sent(api: httpx.Client, drawers: Drawers) -> None:
+    made = edit(api, strength="0.5", num_inference_steps="4", n="2", guidance_interval=["0.2", "0.9"]).json()
+    assert [shown(item)[0, 0].tolist() for item in made["data"]] == [[255, 255, 0]] * 2
+    assert (made["size"], made["output_format"], made["background"], made["quality"]) == ("64x48", "png", "opaque", "auto")
+    assert made["warnings"] == ["one"]
+    asked = drawers.asked[-1]
+    assert (asked["prompt"], asked["strength"], asked["num_inference_steps"], asked["seed"]) == (b"a box", 0.5, 4, 9)
+
+
+def test_lists_of_a_form_are_fields_of_a_request(api: httpx.Client, drawers: Drawers) -> None:
+    answer = edit(api, **{"timesteps[]": ["900", "500", "100"]})
+    assert answer.status_code == 200, answer.text
+    assert drawers.asked[-1]["timesteps"] == 900  # the first of three
+
+
+def test_a_variation_needs_no_prompt(api: httpx.Client, drawers: Drawers) -> None:
+    made = api.post(VARY, data={"strength": "0.3"}, files={"image": png()}).json()
+    assert shown(made["data"][0])[0, 0].tolist() == [255, 255, 0]
+    assert drawers.asked[-1]["prompt"] == b""
+
+
+def test_openais_package_edits_streams_and_varies(repository: Path, triton: int) -> None:
+    with gateway(repository, triton) as running:
+        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+        made = client.images.edit(image=("a.png", png()), prompt="x", model="text_to_image", user="me", extra_body={"seed": 3})
+        assert made.data is not None
+        assert shown({"b64_json": made.data[0].b64_json})[0, 0].tolist() == [255, 255, 0]
+        several: Any = [("a.png", png())]
+        events = list(client.images.edit(image=several, prompt="x", stream=True, partial_images=2, size="auto"))
+        assert [event.type for event in events] == ["image_edit.partial_image"] * 2 + ["image_edit.completed"]
+        varied = client.images.create_variation(image=png(), response_format="url", n=1, size="64x48")  # type: ignore[call-overload]
+        assert varied.data[0].url.startswith(running.url)
+
+
+@pytest.mark.parametrize(
+    ("size", "change", "expected", "warning"),
+    [
+        ((64, 48), {}, (64, 48), None),
+        ((61, 50), {}, (64, 48), "image: 61 x 50 pixels were scaled to 64 x 48, and cut to these proportions"),
+        ((128, 96), {"size": "64x48"}, (64, 48), "image: 128 x 96 pixels were scaled to 64 x 48"),
+        ((64, 48), {"size": "32x32"}, (32, 32), "image: 64 x 48 pixels were scaled to 32 x 32, and cut to these proportions"),
+        ((64, 48), {"size": "auto"}, (64, 48), None),
+    ],
+)
+def test_a_picture_of_another_size_is_brought_to_one_that_is_drawn_and_that_is_told(
+    api: httpx.Client, size: tuple[int, int], change: dict[str, str], expected: tuple[int, int], warning: str | None
+) -> None:
+    made = edit(api, files={"image": png(BLUE.resize(size))}, **change).json()
+    assert shown(made["data"][0]).shape[:2] == expected[::-1]
+    assert made["warnings"] == ([warning] if warning else []) + ["one"]
+
+
+MASK = {"image": png(), "mask": png()}
+TWO = [("image[]", png()), ("image[]", png())]
+CLEAR = {"image": png(Image.new("RGBA", (64, 48), (0, 0, 0, 0)))}
+
+
+@pytest.mark.parametrize(
+    ("files", "fields", "param", "words"),
+    [
+        (MASK, {}, "mask", "mask: this model has no inpainting, it changes whole pictures; leave it out"),
+        (CLEAR, {}, "image", "it has transparent pixels, which say what is to be edited; this model has no inpainting"),
+        (TWO, {}, "image", "2 pictures are not allowed; it must be one"),
+        ({"mask": b"", "other": ""}, {}, "other", "this file is not supported"),
+        ({"image": b""}, {}, "image", "it is missing"),
+        ({"image": b"GIF89a"}, {}, "image", "no picture that can be read; it must be a picture in PNG, JPEG or WebP"),
+        (None, {"prompt": ""}, "prompt", "it is missing"),
+        (None, {"n": "many"}, "n", "'many' is not allowed; it must be "),
+        (None, {"strength": "much"}, "strength", "'much' is not allowed; it must be "),
+        (None, {"background": "transparent"}, "background", "it must be auto or opaque or absent"),
+        (None, {"input_fidelity": "high"}, "input_fidelity", "it must be low or absent"),
+        (None, {"wind": "x"}, "wind", "this field is not supported"),
+        (None, {"output_format": "gif"}, "output_format", "'gif' is not allowed"),
+        (None, {"stream": "true", "n": "2"}, "n", "2 images cannot be streamed"),
+        (None, {"prompt": "WRONG"}, "size", "size: 500 is not allowed"),
+    ],
+)
+def test_what_an_edit_cannot_have_is_refused_by_name(
+    api: httpx.Client, files: Any, fields: dict[str, str], param: str, words: str
+) -> None:
+    assert words in refused(edit(api, files=files, **fields), param)
+
+
+def test_a_mask_that_nobody_has_chosen_and_values_that_change_nothing_are_taken(api: httpx.Client) -> None:
+    files = {"image": png(), "mask": ("", b"")}
+    answer = edit(api, files=files, size="", background="auto", input_fidelity="low", frame_count="1", user="", quality="auto")
+    assert answer.status_code == 200, answer.text
+
+
+def test_an_edit_is_a_form_of_bounded_size(repository: Path, triton: int) -> None:
+    limits = {"max_picture_bytes": 50_000, "max_picture_pixels": 3000}
+    with gateway(repository, triton, **limits) as running, httpx.Client(base_url=running.url) as api:
+        plain = api.post(EDIT, json=BODY)
+        assert (plain.status_code, plain.json()["error"]["message"].partition(":")[0]) == (415, "content-type")
+        assert edit(api, files={"image": b"x" * 60_000}).status_code == 413
+        assert edit(api, prompt="x" * 200_000).status_code == 413
+        assert "64 x 48 is not allowed; it must be a picture of 3000 pixels" in refused(edit(api), "image")
+
+
+def test_a_model_need_be_named_only_where_there_are_several(api: httpx.Client, repository: Path, triton: int) -> None:
+    assert api.post(GENERATE, json=BODY).status_code == 200
+    assert edit(api, model="nobody").status_code == 404
+    (repository / "xl_text_to_image_stream" / "1").mkdir(parents=True)
+    (repository / "xl_text_to_image_stream" / "1" / "pipeline.json").write_text("{}")
+    with gateway(repository, triton) as running, httpx.Client(base_url=running.url) as both:
+        for answer in (both.post(GENERATE, json=BODY), edit(both)):
+            words = "it is missing; it must be one of those served here: text_to_image, xl_text_to_image"
+            assert words in refused(answer, "model")
+
+
+# --- quality ---
+
+
+@pytest.mark.parametrize(
+    ("quality", "steps", "told"),
+    [
+        (None, None, "auto"),
+        ("auto", None, "auto"),
+        ("standard", None, "medium"),
+        ("low", STEPS // 2, "low"),
+        ("hd", STEPS * 2, "high"),
+    ],
+)
+def test_quality_is_how_many_of_the_usual_steps_are_taken(
+    api: httpx.Client, drawers: Drawers, quality: str | None, steps: int | None, told: str
+) -> None:
+    made = api.post(GENERATE, json={**BODY, "quality": quality})
+    assert drawers.asked[-1].get("num_inference_steps") == steps
+    assert made.json()["quality"] == told
+
+
+def test_quality_is_refused_where_the_steps_are_chosen_or_not_known(api: httpx.Client, repository: Path, triton: int) -> None:
+    both = api.post(GENERATE, json={**BODY, "quality": "low", "num_inference_steps": 3})
+    assert "low is not allowed with num_inference_steps" in refused(both, "quality")
+    assert "'xhigh' is not allowed" in refused(api.post(GENERATE, json={**BODY, "quality": "xhigh"}), "quality")
+    drawing_repository(repository.parent / "other", {})
+    with gateway(repository.parent / "other", triton) as running:
+        unknown = httpx.post(f"{running.url}{GENERATE}", json={**BODY, "quality": "high"})
+    assert "this model does not say its steps" in refused(unknown, "quality")
+
+
+# --- addresses ---
+
+
+@pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
+def test_a_picture_can_be_fetched_by_its_address_without_a_key(repository: Path, triton: int, form: str) -> None:
+    with gateway(repository, triton, api_key="secret") as running:
+        keyed = {"Authorization": "Bearer secret"}
+        body = {**BODY, "response_format": "url", "output_format": form, "n": 2}
+        made = httpx.post(f"{running.url}{GENERATE}", json=body, headers=keyed).json()
+        urls = [item["url"] for item in made["data"]]
+        assert len(set(urls)) == 2
+        assert all(url.startswith(f"{running.url}/pictures/") and url.endswith(f".{form}") for url in urls)
+        assert not any("b64_json" in item for item in made["data"])
+        found = httpx.get(urls[0])
+        assert (found.status_code, found.headers["content-type"]) == (200, f"image/{form}")
+        assert found.headers["cache-control"].startswith("private, max-age=")
+        assert abs(pixels(found.content).astype(int) - 9).max() <= 3
+        assert httpx.get(f"{running.url}/v1/models").status_code == 401
+        page = httpx.get(f"{running.url}/metrics").text
+        assert "nereid_gateway_pictures 2.0" in page
+        assert 'nereid_gateway_requests_total{route="GET /pictures",status="200"} 1.0' in page
+        other = httpx.get(f"{running.url}/pictures/guessed.png")
+        assert (other.status_code, other.json()["error"]["code"]) == (404, "not_found")
+        assert "no picture 'guessed.png' is kept here; each is for 600 s" in other.json()["error"]["message"]
+
+
+def test_a_picture_is_gone_once_its_time_is_over_and_its_memory_free(repository: Path, triton: int) -> None:
+    with gateway(repository, triton, rules=Rules(url_seconds=1.0)) as running:
+        made = httpx.post(f"{running.url}{GENERATE}", json={**BODY, "response_format": "url"}).json()
+        url = made["data"][0]["url"]
+        assert httpx.get(url).status_code == 200
+        deadline = time.monotonic() + 30
+        while "nereid_gateway_picture_bytes 0.0" not in httpx.get(f"{running.url}/metrics").text:  # nobody has asked for it
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert httpx.get(url).status_code == 404
+
+
+def test_addresses_are_of_the_host_that_was_asked_or_that_the_operator_names(repository: Path, triton: int) -> None:
+    body = {**BODY, "response_format": "url"}
+
+    def url(address: str, **headers: str) -> str:
+        made = httpx.post(f"{address}{GENERATE}", json=body, headers=headers)
+        return str(made.json()["data"][0]["url"]) if made.status_code == 200 else refused(made, "response_format")
+
+    with gateway(repository, triton) as running:
+        assert url(running.url, Host="api.example:8443").startswith("http://api.example:8443/pictures/")
+        forwarded = {"X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "https", "Forwarded": "host=evil.example"}
+        assert url(running.url, **forwarded).startswith(f"{running.url}/pictures/")
+        assert "without a host" in url(running.url, Host="evil.example/x?")
+    with gateway(repository, triton, rules=Rules(public_url="https://api.example/nereid")) as running:
+        assert url(running.url, Host="evil.example/x?").startswith("https://api.example/nereid/pictures/")
+
+
+def test_a_stream_has_no_addresses(api: httpx.Client) -> None:
+    streamed = api.post(GENERATE, json={**BODY, "response_format": "url", "stream": True})
+    assert "url is not allowed with stream; it must be b64_json" in refused(streamed, "response_format")
+
+
+# --- streams ---
+
+
+def events(answer: httpx.Response) -> list[dict[str, Any]]:
+    return [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
+
+
+def test_partial_images_of_an_edit_are_spread_over_the_steps_that_it_takes(api: httpx.Client) -> None:
+    made = events(edit(api, stream="true", partial_images="3", num_inference_steps="20", strength="0.4"))
+    kinds = [event["type"] for event in made]
+    assert kinds == ["image_edit.partial_image"] * 3 + ["image_edit.completed"]
+    steps = [int(shown(event)[0, 0, 0]) for event in made[:3]]
+    assert steps == [14, 16, 18]  # of 13 to 20
+    assert [event["partial_image_index"] for event in made[:3]] == [0, 1, 2]
+    assert {(event["size"], event["output_format"], event["background"]) for event in made} == {("64x48", "png", "opaque")}
+    assert made[-1]["warnings"] == ["one"]
+
+
+def test_a_stream_of_a_picture_that_is_none_is_an_http_error(api: httpx.Client) -> None:
+    assert "no picture that can be read" in refused(edit(api, files={"image": b"GIF89a"}, stream="true"), "image")
+
+
+# --- options ---
+
+
+def test_the_rules_for_pictures_reach_the_gateways_process_and_are_checked(tmp_path: Path) -> None:
+    rules = Rules(url_seconds=5.0, url_megabytes=3, public_url="https://api.example", a1111=True)
+    launch = Launch(repository="/r", grpc_url="", metrics_url="", ready_url="", drain_seconds=1, listener=3, heart=4, rules=rules)
+    assert Launch.from_argument(launch.to_argument()) == launch
+    served = ServeOptions(repository=tmp_path)
+    GatewayOptions(port=8080, rules=rules).check(served)
+    for wrong, option in (
+        (Rules(url_seconds=0), "--openai-url-seconds: 0 is not allowed"),
+        (Rules(url_megabytes=0), "--openai-url-megabytes: 0 is not allowed"),
+        (Rules(public_url="api.example"), "--openai-public-url: 'api.example' is not allowed"),
+        (Rules(public_url="https://api.example/?a"), "--openai-public-url"),
+    ):
+        with pytest.raises(ServingError, match=option.replace("?", r"\?")):
+            GatewayOptions(port=8080, rules=wrong).check(served)
+
+
+def test_facts_of_a_pipeline_are_read_from_its_files(repository: Path) -> None:
+    from nereid.serving.gateway.repository import offered_models
+
+    made = offered_models(repository)["text_to_image"].image
+    assert (made.steps, made.size_multiple, made.is_flow) == (FACTS["default_steps"], 8, False)

@@ -1,0 +1,187 @@
+"""Pictures that callers send: what is read, how, and what is refused before it takes memory; and those kept to be fetched."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.image_models import ImageModel
+from nereid.serving.gateway.picture_store import PictureStore
+from nereid.serving.gateway.pictures import Encoding, Fit, decoded, fitted, from_base64, on_white
+
+MOST = 10_000
+
+
+def file(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def read(data: bytes, most_pixels: int = MOST) -> Image.Image:
+    return decoded(data, "image", most_pixels)
+
+
+def refusal(data: bytes, most_pixels: int = MOST) -> str:
+    with pytest.raises(ApiError) as caught:
+        read(data, most_pixels)
+    assert (caught.value.status, caught.value.param) == (400, "image")
+    return caught.value.message
+
+
+RED = Image.new("RGB", (16, 8), (255, 0, 0))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "CMYK"])
+def test_formats_and_colours_become_rgb(form: str, mode: str) -> None:
+    if (form, mode) in {("PNG", "CMYK"), ("JPEG", "P"), ("WEBP", "1"), ("WEBP", "CMYK")}:
+        pytest.skip("there are no such files")
+    made = read(file(RED.convert(mode), form))
+    assert (made.mode, made.size) == ("RGB", (16, 8))
+
+
+def test_greys_of_16_bits_keep_their_brightness() -> None:
+    grey = Image.fromarray(np.full((8, 8), 32768, np.uint16))
+    assert abs(np.asarray(read(file(grey))).astype(int) - 128).max() <= 1
+
+
+def test_a_picture_is_turned_as_its_exif_says() -> None:
+    picture = RED.copy()
+    picture.putpixel((0, 0), (0, 0, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: a quarter turn clockwise
+    made = read(file(picture, exif=exif))
+    assert made.size == (8, 16)
+    assert made.getpixel((7, 0)) == (0, 0, 255)
+
+
+def test_transparency_is_kept_only_where_there_is_some() -> None:
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 255))
+    assert read(file(clear)).mode == "RGB"
+    clear.putpixel((3, 3), (0, 0, 0, 0))
+    made = read(file(clear))
+    assert made.mode == "RGBA"
+    assert on_white(made).getpixel((3, 3)) == (255, 255, 255)
+    assert on_white(made).getpixel((0, 0)) == (255, 0, 0)
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def test_a_bomb_is_refused_by_its_size_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
+    for side, words in ((10_000, "10000 x 10000 is not allowed; it must be a picture of"), (20_000, "decompression bomb")):
+        head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+        bomb = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+        assert words in refusal(bomb)
+
+
+def test_a_picture_may_have_so_many_pixels_and_no_more() -> None:
+    assert read(file(RED), 128).size == (16, 8)
+    assert "16 x 8 is not allowed; it must be a picture of 127 pixels at most" in refusal(file(RED), 127)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "an empty file is not allowed; it must be a picture in PNG, JPEG or WebP"),
+        (b"hello", "its 5 bytes are no picture that can be read; it must be a picture in PNG, JPEG or WebP"),
+        (file(RED, "BMP"), "no picture that can be read; it must be a picture in PNG, JPEG or WebP"),
+        (file(Image.effect_noise((64, 64), 90))[:-2000], "the picture cannot be read"),
+        (file(Image.new("RGB", (65, 1))), "65 x 1 is not allowed; it must be no more than 64 times as long as it is wide"),
+        (file(RED, "WEBP", save_all=True, append_images=[Image.new("RGB", (16, 8))]), "moving pictures are not allowed"),
+    ],
+    ids=["empty", "text", "bmp", "cut", "thin", "moving"],
+)
+def test_what_is_no_picture_is_refused_in_one_sentence(data: bytes, words: str) -> None:
+    message = refusal(data)
+    assert message.startswith("image: ")
+    assert words in message
+
+
+def test_pictures_come_in_base64_and_as_data_urls() -> None:
+    data = file(RED)
+    text = base64.b64encode(data).decode()
+    for sent in (text, f"data:image/png;base64,{text}", f"{text[:20]}\n{text[20:]}"):
+        assert from_base64(sent, "mask") == data
+    for wrong in ("https://example.org/a.png", "data:text/html;base64,YQ==", "not base64!", "file:///etc/passwd,YQ=="):
+        with pytest.raises(ApiError) as caught:
+            from_base64(wrong, "mask")
+        assert caught.value.param == "mask"
+
+
+def test_other_proportions_are_stretched_or_cut() -> None:
+    halves = Image.new("RGB", (32, 16), (255, 0, 0))
+    halves.paste((0, 0, 255), (16, 0, 32, 16))
+    stretched, cut = (np.asarray(fitted(halves, (16, 16), fit)) for fit in (Fit.STRETCHED, Fit.CUT))
+    assert stretched[8, 1].tolist() == cut[8, 1].tolist() == [255, 0, 0]
+    assert stretched[8, 14].tolist() == cut[8, 14].tolist() == [0, 0, 255]
+    narrow = Image.new("RGB", (32, 16), (255, 0, 0))
+    narrow.paste((0, 0, 255), (0, 0, 8, 16))  # the left quarter: cut away
+    assert np.asarray(fitted(narrow, (16, 16), Fit.CUT))[8, 0].tolist() == [255, 0, 0]
+    assert np.asarray(fitted(narrow, (16, 16), Fit.STRETCHED))[8, 0].tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize(
+    ("size", "fitting"),
+    [
+        ((64, 64), (64, 64)),
+        ((63, 70), (64, 72)),
+        ((3, 3), (8, 8)),
+        ((640, 320), (96, 48)),
+        ((76, 60), (72, 64)),
+        ((1, 60), (8, 64)),
+        ((64, 1), (64, 8)),
+    ],
+)
+def test_a_size_is_the_nearest_that_the_model_draws(size: tuple[int, int], fitting: tuple[int, int]) -> None:
+    model = ImageModel(size_multiple=8, most_pixels=4608)
+    assert model.fitting(*size) == fitting
+    assert fitting[0] * fitting[1] <= 4608
+
+
+def test_a_preview_is_enlarged_and_a_text_goes_along() -> None:
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    made = Image.open(io.BytesIO(Encoding().encoded(pixels, enlarge=8, text="Steps: 3, Sampler: Eüler")))
+    assert made.size == (48, 32)
+    assert made.info["parameters"] == "Steps: 3, Sampler: Eüler"
+
+
+# --- pictures that are fetched ---
+
+
+def test_a_kept_picture_is_found_until_its_time_is_over() -> None:
+    now = [0.0]
+    store = PictureStore(10.0, 1000, clock=lambda: now[0])
+    name = store.keep("alice", b"x" * 100, "image/png")
+    assert name is not None
+    assert name.endswith(".png")
+    assert len(name) > 32
+    now[0] = 9.9
+    found = store.find(name)
+    assert found is not None
+    assert (found.data, found.media_type) == (b"x" * 100, "image/png")
+    now[0] = 10.0
+    assert store.find(name) is None
+    assert (len(store), store.held_bytes) == (0, 0)
+
+
+def test_a_keys_oldest_pictures_make_room_for_its_new_ones_and_for_nobody_elses() -> None:
+    store = PictureStore(10.0, 1000)
+    of_bob = store.keep("bob", b"b" * 900, "image/png")
+    names = [store.keep("alice", b"a" * 400, "image/png") for _ in range(3)]
+    kept = [store.find(name or "") is not None for name in (of_bob, *names)]
+    assert kept == [True, False, True, True]
+    assert store.held_bytes == 900 + 800
+    assert store.keep("alice", b"a" * 1001, "image/png") is None
+    assert len(store) == 3
