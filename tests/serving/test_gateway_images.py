@@ -178,6 +178,15 @@ def test_an_edit_is_a_form_of_bounded_size(repository: Path, triton: int) -> Non
         assert "64 x 48 is not allowed; it must be a picture of 3000 pixels" in refused(edit(api), "image")
 
 
+def test_bodies_with_pictures_have_a_bound_together_and_free_it_when_they_are_done(repository: Path, triton: int) -> None:
+    with gateway(repository, triton, max_pictures_bytes=20_000) as running, httpx.Client(base_url=running.url) as api:
+        for _ in range(3):
+            assert edit(api, prompt="x" * 15_000).status_code == 200
+        busy = edit(api, prompt="x" * 25_000)
+        assert (busy.status_code, busy.json()["error"]["code"], busy.headers["retry-after"]) == (503, "queue_full", "1")
+        assert edit(api).status_code == 200
+
+
 def test_a_model_need_be_named_only_where_there_are_several(api: httpx.Client, repository: Path, triton: int) -> None:
     assert api.post(GENERATE, json=BODY).status_code == 200
     assert edit(api, model="nobody").status_code == 404

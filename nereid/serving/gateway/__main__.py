@@ -35,6 +35,7 @@ def main(argument: str) -> int:
             max_body_bytes=launch.limits.body_bytes,
             max_file_bytes=launch.limits.file_bytes,
             max_picture_bytes=launch.limits.picture_bytes,
+            max_pictures_bytes=launch.limits.pictures_bytes,
             max_picture_pixels=launch.limits.picture_pixels,
             rules=launch.rules,
         )

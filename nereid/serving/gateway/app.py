@@ -34,7 +34,7 @@ from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.chat_answers import ChatAnswer
 from nereid.serving.gateway.draining import Drain, Drained
 from nereid.serving.gateway.errors import ApiError, from_nereid
-from nereid.serving.gateway.guard import Guard, asked_by
+from nereid.serving.gateway.guard import Bodies, Guard, asked_by
 from nereid.serving.gateway.image_routes import PICTURE_PATHS, ImageRoutes, ServedImages
 from nereid.serving.gateway.keys import Keys
 from nereid.serving.gateway.launch import Rules
@@ -66,6 +66,7 @@ class GatewaySettings:
     max_body_bytes: int = 4 * 2**20
     max_file_bytes: int = 200 * 2**20
     max_picture_bytes: int = 32 * 2**20
+    max_pictures_bytes: int = 512 * 2**20
     max_picture_pixels: int = 32 * 2**20
     rules: Rules = field(default_factory=Rules)
 
@@ -219,13 +220,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             Middleware(Observed, metrics=metrics),  # the first is the outermost
             *_cors(settings.rules.cors_origins),
             Middleware(Drained, drain=drain or Drain()),
-            Middleware(
-                Guard,
-                keys=keys,
-                max_body_bytes=settings.max_body_bytes,
-                larger=dict.fromkeys((*PICTURE_PATHS, IMG2IMG_PATH), settings.max_picture_bytes)
-                | ({} if batches is None else {FILES_PATH: settings.max_file_bytes}),
-            ),
+            Middleware(Guard, keys=keys, bodies=_bodies(settings)),
             *([Middleware(Watched, load=batches.load)] if batches is not None else ()),
         ],
         exception_handlers=handlers,
@@ -240,6 +235,17 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
 def _batches(settings: GatewaySettings, at_once: int) -> Batches | None:
     folder = settings.rules.batches
     return None if folder is None else Batches(BatchStore(Path(folder)), settings.rules.lenient, Pace(at_once=at_once))
+
+
+def _bodies(settings: GatewaySettings) -> Bodies:
+    return Bodies(
+        usual=settings.max_body_bytes,
+        file=settings.max_file_bytes,
+        file_paths=frozenset() if settings.rules.batches is None else frozenset({FILES_PATH}),
+        picture=settings.max_picture_bytes,
+        picture_paths=frozenset({*PICTURE_PATHS, *([IMG2IMG_PATH] if settings.rules.a1111 else ())}),
+        pictures_together=settings.max_pictures_bytes,
+    )
 
 
 def _cors(origins: Sequence[str]) -> list[Middleware]:

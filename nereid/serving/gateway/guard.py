@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.errors import RETRY_SECONDS, ApiError
 from nereid.serving.gateway.keys import Caller, Keys, RateLimitError
 
 log = logging.getLogger("nereid.gateway")
@@ -39,13 +40,31 @@ def owner_of(request: Request) -> str:
     return str(request.scope["state"].get(KEY_NAME, ""))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bodies:
+    """How many bytes a body may have: `usual`, or what is said of some paths.
+
+    Bodies with pictures are held in memory until their requests are done; together they may have `pictures_together`.
+    """
+
+    usual: int
+    file: int = 0
+    file_paths: frozenset[str] = frozenset()
+    picture: int = 0
+    picture_paths: frozenset[str] = frozenset()
+    pictures_together: int = 0
+
+    def most_of(self, path: str) -> int:
+        return self.file if path in self.file_paths else self.picture if path in self.picture_paths else self.usual
+
+
 class Guard:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, max_body_bytes: int, larger: Mapping[str, int] | None = None) -> None:
-        """`larger`: the bytes that a body may have on the paths where files and pictures are sent."""
-        self._app, self._keys = app, keys
-        self._most_bytes, self._larger = max_body_bytes, larger or {}
+    def __init__(self, app: ASGIApp, keys: Keys, bodies: Bodies) -> None:
+        self._app, self._keys, self._bodies = app, keys, bodies
+        self._held = 0
+        """Bytes of bodies with pictures whose requests are not done: they are in memory until then."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -86,31 +105,49 @@ class Guard:
 
     async def _sized(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         length = headers.get(b"content-length", b"0")
-        most = self._larger.get(scope["path"], self._most_bytes)
+        pictures = scope["path"] in self._bodies.picture_paths
+        most = self._bodies.most_of(scope["path"])
         if not length.isdigit() or int(length) > most:
-            await self._refuse_size(most, scope, receive, send)
+            await _too_large(most).response()(scope, receive, send)
             return
-        seen, too_large, answered = 0, False, False
+        seen, answered = 0, False
+        refusal: ApiError | None = None
 
         async def counted() -> Message:
-            nonlocal seen, too_large
+            nonlocal seen, refusal
             message = await receive()
-            seen += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            seen += size
+            self._held += size if pictures else 0
             if seen > most:
-                too_large = True
-                return {"type": "http.request", "body": b"", "more_body": False}
-            return message
+                refusal = _too_large(most)
+            elif pictures and self._held > self._bodies.pictures_together:
+                refusal = _BUSY
+            return message if refusal is None else {"type": "http.request", "body": b"", "more_body": False}
 
         async def watched(message: Message) -> None:
             nonlocal answered
-            if too_large and not answered:
+            if refusal is not None and not answered:
                 return  # whatever the route made of half a body
             answered = True
             await send(message)
 
-        await self._app(scope, counted, watched)
-        if too_large and not answered:
-            await self._refuse_size(most, scope, receive, send)
+        try:
+            await self._app(scope, counted, watched)
+        finally:
+            self._held -= seen if pictures else 0
+        if refusal is not None and not answered:
+            await refusal.response()(scope, receive, send)
 
-    async def _refuse_size(self, most: int, scope: Scope, receive: Receive, send: Send) -> None:
-        await ApiError(413, f"the body is larger than {most} bytes").response()(scope, receive, send)
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(413, f"the body is larger than {most} bytes")
+
+
+_BUSY = ApiError(
+    503,
+    "too many pictures are being sent; try again soon",
+    "service_unavailable_error",
+    code="queue_full",
+    headers={"Retry-After": str(RETRY_SECONDS)},
+)

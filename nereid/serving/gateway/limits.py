@@ -25,6 +25,8 @@ class Limits:
     """Of a body that brings a file to `/v1/files`."""
     picture_bytes: int = 32 * 2**20
     """Of a body that brings a picture: to `/v1/images/edits`, `/v1/images/variations`, `/sdapi/v1/img2img`."""
+    pictures_bytes: int = 512 * 2**20
+    """Of all such bodies together; one more is refused with 503."""
     picture_pixels: int = 32 * 2**20
     """Of a picture that is sent, before it is scaled."""
     body_seconds: float = 60.0
