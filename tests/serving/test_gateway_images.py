@@ -267,6 +267,13 @@ def test_a_picture_is_gone_once_its_time_is_over_and_its_memory_free(repository:
         assert httpx.get(url).status_code == 404
 
 
+def test_pictures_that_cannot_be_kept_together_have_no_addresses(repository: Path, triton: int) -> None:
+    body = {**BODY, "response_format": "url", "n": 2}
+    with gateway(repository, triton, rules=Rules(url_megabytes=0)) as running:
+        answer = httpx.post(f"{running.url}{GENERATE}", json=body, timeout=60)
+    assert "bytes of pictures; 0 are kept; it must be b64_json" in refused(answer, "response_format")
+
+
 def test_addresses_are_of_the_host_that_was_asked_or_that_the_operator_names(repository: Path, triton: int) -> None:
     body = {**BODY, "response_format": "url"}
 

@@ -35,7 +35,7 @@ from nereid.serving.gateway.chat_answers import ChatAnswer
 from nereid.serving.gateway.draining import Drain, Drained
 from nereid.serving.gateway.errors import ApiError, from_nereid
 from nereid.serving.gateway.guard import Bodies, Guard, asked_by
-from nereid.serving.gateway.image_routes import PICTURE_PATHS, ImageRoutes, ServedImages
+from nereid.serving.gateway.image_routes import PICTURE_PATHS, Decoding, ImageRoutes, ServedImages
 from nereid.serving.gateway.keys import Keys
 from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.metrics import GatewayMetrics
@@ -177,15 +177,14 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
     rules = settings.rules
     pictures = PictureStore(rules.url_seconds, rules.url_megabytes * 2**20)
     metrics.watch_pictures(pictures)
-    image_routes = ImageRoutes(
-        find=image, store=pictures, most_pixels=settings.max_picture_pixels, lenient=lenient, public_url=rules.public_url
-    )
+    decoding = Decoding(settings.max_picture_pixels)
+    image_routes = ImageRoutes(find=image, store=pictures, decoding=decoding, lenient=lenient, public_url=rules.public_url)
     responses = Responses(ResponseStore(rules.stored_responses, rules.stored_megabytes * 2**20), llm, lenient)
 
     webui = None
     if rules.a1111:
         ids = [model.id for model in models.values() if model.kind == "image"]
-        webui = WebUiRoutes(find=image, models=ids, most_pixels=settings.max_picture_pixels, lenient=lenient)
+        webui = WebUiRoutes(find=image, models=ids, decoding=decoding, lenient=lenient)
 
     async def health(request: Request) -> Response:
         said = await readiness(settings.ready_url)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
@@ -28,6 +28,7 @@ from nereid_client import AsyncClient
 
 PICTURE_PATHS = ("/v1/images/edits", "/v1/images/variations")
 """Where pictures are sent."""
+_DECODED_AT_ONCE = 2
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 
@@ -45,13 +46,26 @@ FindImages = Callable[[str | None], ServedImages]
 """An image model by its name, the only one where it has none; raises ApiError."""
 
 
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """Pictures that are sent, of so many pixels at most, a few at a time: each takes much memory until it is scaled."""
+
+    most_pixels: int
+    _turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_DECODED_AT_ONCE))
+
+    async def drawn(self, make: Callable[[int], Drawing]) -> Drawing:
+        """What `make`, which is told that bound, makes on another thread."""
+        async with self._turn:
+            return await asyncio.to_thread(make, self.most_pixels)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRoutes:
     """The handlers. `public_url` is what addresses of pictures begin with; "" takes the host that the caller has asked."""
 
     find: FindImages
     store: PictureStore
-    most_pixels: int
+    decoding: Decoding
     lenient: bool = False
     public_url: str = ""
 
@@ -89,15 +103,15 @@ class ImageRoutes:
         served = self.find(body.model)
         body.check()
 
-        def made() -> Drawing:
-            picture = decoded(data, IMAGE, self.most_pixels)
+        def made(most_pixels: int) -> Drawing:
+            picture = decoded(data, IMAGE, most_pixels)
             if picture.mode == "RGBA" and isinstance(body, OpenAIEditBody):
                 sentence = f"{IMAGE}: it has transparent pixels, which say what is to be edited; {NO_INPAINTING}"
                 raise ApiError(400, f"{sentence}; send it without transparency", param=IMAGE)
             return from_picture(body.prompt, body.options(served.model), on_white(picture), served.model, kind)
 
         async def drawing() -> Drawing:
-            return await asyncio.to_thread(made)
+            return await self.decoding.drawn(made)
 
         return await self._draw(request, body, served, drawing, partial_images)
 
@@ -122,13 +136,13 @@ class ImageRoutes:
         base = self.public_url or _asked_host(request)
         owner, loop = owner_of(request), asyncio.get_running_loop()
 
-        def link(data: bytes, media_type: str) -> str:
-            name = self.store.keep(owner, data, media_type)
-            if name is None:
-                sentence = f"response_format: url is not allowed; the picture has {len(data)} bytes, more than are kept"
+        def link(files: Sequence[bytes], media_type: str) -> list[str]:
+            size = sum(map(len, files))
+            if size > self.store.most_bytes:
+                sentence = f"response_format: url is not allowed for {size} bytes of pictures; {self.store.most_bytes} are kept"
                 raise ApiError(400, f"{sentence}; it must be b64_json", param="response_format")
             loop.call_later(self.store.seconds + 1, self.store.sweep)
-            return f"{base}{PICTURES_FOLDER}{name}"
+            return [f"{base}{PICTURES_FOLDER}{self.store.keep(owner, file, media_type)}" for file in files]
 
         return link
 

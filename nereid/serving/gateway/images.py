@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,8 @@ from nereid_client import AsyncClient, ImageProgress, ImageResult
 NAMES: Mapping[str, str] = {"num_images_per_prompt": "n", "width": "size", "height": "size"}
 """The caller's names of the request's fields, for errors."""
 CHANGED_NAMES: Mapping[str, str] = {**NAMES, "init_image": "image"}
-Link = Callable[[bytes, str], str]
-"""Keeps a file of a media type for the caller, and says its address; raises ApiError."""
+Link = Callable[[Sequence[bytes], str], list[str]]
+"""Keeps files of a media type for the caller, and says their addresses; raises ApiError."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ async def whole(
     if link is None:
         data = [{"b64_json": in_base64(file)} for file in files]
     else:
-        data = [{"url": link(file, body.encoding.media_type)} for file in files]
+        data = [{"url": url} for url in link(files, body.encoding.media_type)]
     height, width = result.pixels.shape[1:3]
     warnings = [*drawing.warnings, *result.warnings]
     return {"created": told.created, "data": data, **told.facts(width, height), "warnings": warnings}

@@ -37,11 +37,9 @@ class PictureStore:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def keep(self, owner: str, data: bytes, media_type: str) -> str | None:
-        """Its name, under which it is found for `seconds`; None for one that is too large by itself."""
+    def keep(self, owner: str, data: bytes, media_type: str) -> str:
+        """Its name, under which it is found for `seconds`, unless it is larger than `most_bytes` by itself."""
         self.sweep()
-        if len(data) > self.most_bytes:
-            return None
         name = f"{secrets.token_urlsafe(24)}.{media_type.rpartition('/')[2]}"
         self._kept[name] = KeptPicture(data, media_type, self.clock() + self.seconds, owner)
         self._bytes[owner] = self._bytes.get(owner, 0) + len(data)

@@ -17,7 +17,7 @@ from nereid.serving.gateway.a1111.jobs import Job, Jobs
 from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.guard import WEBUI_FOLDER, owner_of
-from nereid.serving.gateway.image_routes import FindImages, ServedImages
+from nereid.serving.gateway.image_routes import Decoding, FindImages, ServedImages
 from nereid.serving.gateway.images import Drawing, from_picture
 from nereid.serving.gateway.pictures import decoded, from_base64, on_white
 from nereid.serving.gateway.waiting import until_gone
@@ -32,7 +32,7 @@ class WebUiRoutes:
 
     find: FindImages
     models: Sequence[str]
-    most_pixels: int
+    decoding: Decoding
     lenient: bool = False
     jobs: Jobs = field(default_factory=Jobs)
     set_by: dict[str, str] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class WebUiRoutes:
 
         async def drawn() -> Response:
             with self.jobs.running(owner, job := Job(body.n_iter)):
-                drawing = await asyncio.to_thread(self._drawing, body, served, body.options(sampler))
+                drawing = await self._drawing(body, served, body.options(sampler))
                 results = await job.draw(served.client, _batches(body, drawing), request.state.request_id)
             made = answers.Drawn(
                 body=body,
@@ -85,12 +85,17 @@ class WebUiRoutes:
             self.set_by[owner] = served.id
         return answer
 
-    def _drawing(self, body: DrawBody, served: ServedImages, options: dict[str, Any]) -> Drawing:
+    async def _drawing(self, body: DrawBody, served: ServedImages, options: dict[str, Any]) -> Drawing:
         """What all pictures have in common."""
         if not isinstance(body, ImageToImageBody):
             return Drawing(prompt=body.prompt, options=options)
-        picture = on_white(decoded(from_base64(body.init_images[0], PICTURE), PICTURE, self.most_pixels))
-        return from_picture(body.prompt, options, picture, served.model, "", body.fit)
+        sent, fit = body.init_images[0], body.fit
+
+        def made(most_pixels: int) -> Drawing:
+            picture = on_white(decoded(from_base64(sent, PICTURE), PICTURE, most_pixels))
+            return from_picture(body.prompt, options, picture, served.model, "", fit)
+
+        return await self.decoding.drawn(made)
 
     def _model(self, owner: str) -> str:
         """The one that a front end has set, else the first."""
