@@ -44,7 +44,7 @@ class PictureStore:
         self._kept[name] = KeptPicture(data, media_type, self.clock() + self.seconds, owner)
         self._bytes[owner] = self._bytes.get(owner, 0) + len(data)
         self.held_bytes += len(data)
-        while self._bytes[owner] > self.most_bytes:
+        while self._bytes.get(owner, 0) > self.most_bytes:
             self._drop(next(known for known, picture in self._kept.items() if picture.owner == owner))
         return name
 
