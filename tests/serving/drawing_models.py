@@ -63,7 +63,7 @@ class Drawers:
         yield {name: value[0] for name, value in made.items()}
 
     def _drawn(self, inputs: Tensors) -> Tensors:
-        given = {name: value if name == "init_image" else value.reshape(-1)[0] for name, value in inputs.items()}
+        given = {name: value if value.size > 1 else value.reshape(-1)[0] for name, value in inputs.items()}
         self.asked.append(given)
         if given["prompt"] == b"WRONG":
             raise RefusedError("width: 500 is not allowed; it must be a multiple of 8 [nereid: INVALID_ARG invalid width]")

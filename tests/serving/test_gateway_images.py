@@ -89,9 +89,11 @@ def test_an_edit_starts_from_the_picture_that_is_sent(api: httpx.Client, drawers
 
 
 def test_lists_of_a_form_are_fields_of_a_request(api: httpx.Client, drawers: Drawers) -> None:
-    answer = edit(api, **{"timesteps[]": ["900", "500", "100"]})
-    assert answer.status_code == 200, answer.text
-    assert drawers.asked[-1]["timesteps"] == 900  # the first of three
+    for name in ("timesteps[]", "timesteps"):
+        answer = edit(api, **{name: ["900", "500", "100"]})
+        assert answer.status_code == 200, answer.text
+        assert drawers.asked[-1]["timesteps"].tolist() == [900, 500, 100]
+    assert "a list of 2 is not allowed" in refused(edit(api, seed=["1", "2"]), "seed")
 
 
 def test_a_variation_needs_no_prompt(api: httpx.Client, drawers: Drawers) -> None:

@@ -40,11 +40,15 @@ def refusal(data: bytes, most_pixels: int = MOST) -> str:
 RED = Image.new("RGB", (16, 8), (255, 0, 0))
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
-@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "CMYK"])
+FILES = [
+    *(("PNG", mode) for mode in ("RGB", "L", "P", "1")),
+    *(("JPEG", mode) for mode in ("RGB", "L", "1", "CMYK")),
+    ("WEBP", "RGB"),
+]
+
+
+@pytest.mark.parametrize(("form", "mode"), FILES)
 def test_formats_and_colours_become_rgb(form: str, mode: str) -> None:
-    if (form, mode) in {("PNG", "CMYK"), ("JPEG", "P"), ("WEBP", "1"), ("WEBP", "CMYK")}:
-        pytest.skip("there are no such files")
     made = read(file(RED.convert(mode), form))
     assert (made.mode, made.size) == ("RGB", (16, 8))
 
@@ -78,9 +82,13 @@ def chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bomb_is_refused_by_its_size_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
-    for side, words in ((10_000, "10000 x 10000 is not allowed; it must be a picture of"), (20_000, "decompression bomb")):
+    for side, words in (
+        (10_000, "10000 x 10000 is not allowed; it must be a picture of"),
+        (20_000, "its size is not allowed; it must be a picture of"),
+    ):
         head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
         bomb = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
         assert words in refusal(bomb)

@@ -9,13 +9,16 @@ from typing import Any
 from nereid.diffusion.settings import Limits
 from nereid.diffusion.solvers.scheduler_file import FLOW_MATCHING
 
+_SIZE_MULTIPLE = 8
+"""Of most latents."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageModel:
     """`sides` are multiples of `size_multiple`, width x height at most `most_pixels`; `steps` None: its files do not say."""
 
     steps: int | None = None
-    size_multiple: int = 8
+    size_multiple: int = _SIZE_MULTIPLE
     most_pixels: int = Limits().max_pixels
     most_steps: int = Limits().max_steps
     is_flow: bool = False
@@ -27,7 +30,7 @@ class ImageModel:
         scheduler = facts.get("scheduler", {})
         return cls(
             steps=facts.get("default_steps"),
-            size_multiple=facts.get("size_multiple", cls.size_multiple),
+            size_multiple=facts.get("size_multiple", _SIZE_MULTIPLE),
             most_pixels=limits.max_pixels,
             most_steps=limits.max_steps,
             is_flow=scheduler.get("_class_name") == FLOW_MATCHING,

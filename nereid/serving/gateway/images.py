@@ -54,7 +54,7 @@ def from_picture(
     if width is None or height is None:
         usual = model.fitting(*picture.size)
         width, height = (own if side is None else side for side, own in zip((width, height), usual, strict=True))
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if picture.size != (width, height):
         shown = f"{picture.width} x {picture.height}"
         proportions = picture.width * height != picture.height * width

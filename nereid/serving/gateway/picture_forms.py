@@ -55,13 +55,16 @@ async def read_picture_form(request: Request, schema: type[B], lenient: bool) ->
 
 
 def _values(fields: Sequence[tuple[str, str]], place: str) -> dict[str, Any]:
-    """Fields as JSON would have them: empty ones are as absent, those named so are lists."""
+    """Fields as JSON would have them: empty ones are as absent, those named so, or sent again, are lists."""
     made: dict[str, Any] = {}
-    for name, text in fields:
-        if name.endswith(_LIST):
-            made.setdefault(name.removesuffix(_LIST), []).append(text)
+    for sent, text in fields:
+        name = sent.removesuffix(_LIST)
+        if name in made and not isinstance(made[name], list):
+            made[name] = [made[name]]
+        if name in made:
+            made[name].append(text)
         elif text:
-            made[name] = _plain(place, name, text)
+            made[name] = [text] if sent.endswith(_LIST) else _plain(place, name, text)
     return made
 
 

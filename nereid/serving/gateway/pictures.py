@@ -89,14 +89,16 @@ def decoded(data: bytes, field: str, most_pixels: int) -> Image.Image:
             return _plain(ImageOps.exif_transpose(opened))
     except UnidentifiedImageError:
         raise _refused(field, f"its {len(data)} bytes are no picture that can be read") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        raise _too_large(field, "its size", most_pixels) from None
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise _refused(field, f"the picture cannot be read ({str(error)[:80]})") from None
 
 
 def _check_size(picture: Image.Image, field: str, most_pixels: int) -> None:
     width, height = picture.size
     if width * height > most_pixels:
-        raise _refused(field, f"{width} x {height} is not allowed", f"a picture of {most_pixels} pixels at most")
+        raise _too_large(field, f"{width} x {height}", most_pixels)
     if max(width, height) > LARGEST_RATIO * min(width, height):
         raise _refused(field, f"{width} x {height} is not allowed", f"no more than {LARGEST_RATIO} times as long as it is wide")
     if getattr(picture, "n_frames", 1) > 1:
@@ -129,6 +131,10 @@ def fitted(picture: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image
     if fit is Fit.CUT:
         return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
     return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _too_large(field: str, size: str, most_pixels: int) -> ApiError:
+    return _refused(field, f"{size} is not allowed", f"a picture of {most_pixels} pixels at most")
 
 
 def _refused(field: str, what: str, allowed: str = _WORDS) -> ApiError:

@@ -120,8 +120,8 @@ def offered_models(repository: Path, rules: Rules | None = None) -> dict[str, Of
             name = f"{prefix}_{_ENSEMBLE}" if prefix else _ENSEMBLE
             denoise = configs.get(f"{prefix}_denoise" if prefix else "denoise", ModelConfig())
             limits = Limits.from_parameters({key: value.string_value for key, value in denoise.parameters.items()})
-            facts = ImageModel.of(_facts(files[_PIPELINE_FILE]), limits)
-            made = Offered(name, "image", prefix, int(folder.stat().st_mtime), image=facts)
+            drawn = ImageModel.of(_facts(files[_PIPELINE_FILE]), limits)
+            made = Offered(name, "image", prefix, int(folder.stat().st_mtime), image=drawn)
         else:
             continue
         found[made.id] = made

@@ -171,10 +171,10 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("url", None, "Where a front end finds this server."),
         ("auth", None, "How a front end finds this server."),
     ),
+    *_rows((TXT2IMG,), ("denoising_strength", None, _SECOND)),
     *_rows(
-        (TXT2IMG,),
+        _WEBUI,
         ("enable_hr", (False,), "A second run at a larger size."),
-        ("denoising_strength", None, _SECOND),
         ("firstphase_width", None, _SECOND),
         ("firstphase_height", None, _SECOND),
         ("firstpass_image", ("",), _SECOND),
