@@ -134,6 +134,7 @@ def test_progress_is_the_runs_own_and_an_interruption_cancels_it(served: Served,
         seen: list[float] = []
 
         def moved() -> bool:
+            assert not answer.done(), answer.result().text
             told = webui.get("/progress").json()
             state = told["state"]
             if state["sampling_step"]:

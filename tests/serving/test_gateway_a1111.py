@@ -129,8 +129,8 @@ def triton(drawers: Drawers) -> Iterator[int]:
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     made = drawing_repository(tmp_path / "repository")
-    (made / "xl_text_to_image_stream" / "1").mkdir(parents=True)
-    (made / "xl_text_to_image_stream" / "1" / "pipeline.json").write_text("{}")
+    (made / "a_text_to_image_stream" / "1").mkdir(parents=True)
+    (made / "a_text_to_image_stream" / "1" / "pipeline.json").write_text("{}")
     return made
 
 
@@ -361,13 +361,13 @@ def test_every_solver_stands_among_the_samplers(api: httpx.Client) -> None:
 
 
 def test_a_front_end_chooses_the_model(api: httpx.Client) -> None:
-    assert [item["title"] for item in api.get("/sdapi/v1/sd-models").json()] == ["text_to_image", "xl_text_to_image"]
+    assert [item["title"] for item in api.get("/sdapi/v1/sd-models").json()] == ["text_to_image", "a_text_to_image"]
     assert api.get(OPTIONS).json()["sd_model_checkpoint"] == "text_to_image"
-    assert api.post(OPTIONS, json={"sd_model_checkpoint": "xl_text_to_image", "sd_vae": "Automatic"}).json() is None
-    assert api.get(OPTIONS).json()["sd_model_checkpoint"] == "xl_text_to_image"
+    assert api.post(OPTIONS, json={"sd_model_checkpoint": "a_text_to_image", "sd_vae": "Automatic"}).json() is None
+    assert api.get(OPTIONS).json()["sd_model_checkpoint"] == "a_text_to_image"
     once = {"override_settings": {"sd_model_checkpoint": "text_to_image"}}
     assert json.loads(api.post(DRAW, json=once).json()["info"])["sd_model_name"] == "text_to_image"
-    assert api.get(OPTIONS).json()["sd_model_checkpoint"] == "xl_text_to_image"
+    assert api.get(OPTIONS).json()["sd_model_checkpoint"] == "a_text_to_image"
     api.post(DRAW, json={**once, "override_settings_restore_afterwards": False})
     assert api.get(OPTIONS).json()["sd_model_checkpoint"] == "text_to_image"
     assert "'sd15' is not one of those served here" in refused(

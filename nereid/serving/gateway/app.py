@@ -183,7 +183,8 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
 
     webui = None
     if rules.a1111:
-        ids = [model.id for model in models.values() if model.kind == "image"]
+        drawing = [model for model in models.values() if model.kind == "image"]
+        ids = [model.id for model in sorted(drawing, key=lambda model: bool(model.prefix))]  # the one without a name first
         webui = WebUiRoutes(find=image, models=ids, decoding=decoding, lenient=lenient)
 
     async def health(request: Request) -> Response:
