@@ -15,11 +15,13 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from nereid.serving.errors import ServingError
 from nereid.serving.gateway.launch import Launch, Rules
 from nereid.serving.gateway.service import GatewayOptions
 from nereid.serving.options import ServeOptions
+from nereid_client.main import app
 
 from drawing_models import FACTS, STEPS, Drawers, drawing_repository
 from gateway_before import gateway
@@ -336,6 +338,18 @@ def test_the_rules_for_pictures_reach_the_gateways_process_and_are_checked(tmp_p
     ):
         with pytest.raises(ServingError, match=option.replace("?", r"\?")):
             GatewayOptions(port=8080, rules=wrong).check(served)
+
+
+def test_the_options_of_nereid_serve_are_those_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[GatewayOptions] = []
+    monkeypatch.setattr("nereid.serving.cli._run", lambda options, gateway: seen.append(gateway))
+    pictures = ["--openai-url-seconds", "5", "--openai-url-megabytes", "3", "--openai-public-url", "https://api.example/"]
+    for more in ([], [*pictures, "--a1111"]):
+        made = CliRunner().invoke(app, ["serve", "--openai-port", "8080", *more])
+        assert made.exit_code == 0, made.output
+    plain, chosen = (options.rules for options in seen)
+    assert (plain.url_seconds, plain.url_megabytes, plain.public_url, plain.a1111) == (600, 128, "", False)
+    assert (chosen.url_seconds, chosen.url_megabytes, chosen.public_url, chosen.a1111) == (5, 3, "https://api.example", True)
 
 
 def test_facts_of_a_pipeline_are_read_from_its_files(repository: Path) -> None:

@@ -74,16 +74,20 @@ class Job:
         return made
 
     async def _one(self, client: AsyncClient, place: int, drawing: Drawing, request_id: str) -> ImageResult:
+        made: ImageResult | None = None
         stream = client.stream_image(drawing.prompt, request_id=request_id, **drawing.options)
         async with contextlib.aclosing(stream) as answers:
-            async for answer in answers:
+            async for answer in answers:  # to its end: a stream that is left cancels its run
                 if isinstance(answer, ImageResult):
+                    made = answer
                     _, steps = self._steps.get(place, (0, 1))
                     self._steps[place] = steps, steps
-                    return answer
-                self._steps[place] = drawing.steps(answer)
-                self.preview = Preview(answer.preview, answer.preview_scale)
-        raise ServerError("the stream ended without its image")
+                else:
+                    self._steps[place] = drawing.steps(answer)
+                    self.preview = Preview(answer.preview, answer.preview_scale)
+        if made is None:
+            raise ServerError("the stream ended without its image")
+        return made
 
     def interrupt(self) -> None:
         """End the runs that are under way; no further ones begin."""
