@@ -112,6 +112,8 @@ class Supervisor:
             raise
 
     def _start_triton(self) -> None:
+        if self.options.follow:  # what has gone since cannot be loaded
+            self.forget([model for model in self._models.configs if not (self.options.repository / model).is_dir()])
         try:
             self._verifier.verify(self._models.configs)
         except DigestError as error:
