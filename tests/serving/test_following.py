@@ -1,4 +1,4 @@
-"""A repository that is followed while it is served: what comes is loaded once it is whole, what goes is told of, then unloaded."""
+"""A repository that is followed while it is served: what comes is loaded once it is whole, what goes is told, then unloaded."""
 
 from __future__ import annotations
 
