@@ -83,7 +83,7 @@ def adapted(model: Any, branches: Branches, adapter: int) -> Iterator[None]:
 
 
 def compare_adapters(
-    model: Any,
+    checkpoint: LlmCheckpoint,
     adapters: Sequence[Adapter],
     branches: Branches,
     logits: Callable[[int], Pair],
@@ -91,7 +91,8 @@ def compare_adapters(
     bound: float,
 ) -> list[dict[str, Any]]:
     """`compare` with each adapter, of which `logits` makes the unquantised graph's and the engine's; raises ExportError."""
-    made = []
+    made: list[dict[str, Any]] = []
+    model = load_torch(checkpoint) if adapters else None
     for number, adapter in enumerate(adapters, 1):
         with adapted(model, branches, number):
             reference = torch_logits(model, sample)

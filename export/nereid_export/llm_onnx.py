@@ -54,14 +54,14 @@ class OnnxBuilder:
             save(model, unrounded)
             del model
         progress.step("checking against PyTorch")
-        torch_model, bound = load_torch(checkpoint), FP16_BOUND if halves else FP32_BOUND
+        bound = FP16_BOUND if halves else FP32_BOUND
 
         def both(adapter: int) -> Pair:
             plainly = engine_logits(checkpoint, unrounded, options.device, sample, keep=False, adapter=adapter)
             return plainly, engine_logits(checkpoint, folder, options.device, sample, keep=True, adapter=adapter)
 
-        checks = compare(torch_logits(torch_model, sample), *both(0), sample, bound)
-        adapters = compare_adapters(torch_model, options.adapters, branches, both, sample, bound)
+        checks = compare(torch_logits(load_torch(checkpoint), sample), *both(0), sample, bound)
+        adapters = compare_adapters(checkpoint, options.adapters, branches, both, sample, bound)
         progress.step("comparing with fp32")
         for left in (plain, unrounded, folder / "cache", folder / "checkpoint"):
             shutil.rmtree(left, ignore_errors=True)

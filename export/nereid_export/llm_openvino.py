@@ -73,21 +73,20 @@ class OpenVinoBuilder:
             ov.save_model(graph, engine, compress_to_fp16=False)
             del graph
         progress.step("checking against PyTorch")
-        del linear, seen
+        del model, linear, seen
 
         def both(adapter: int) -> Pair:
             plainly = _engine_logits(plain, sample, adapter)
             return plainly, plainly if scheme is None else _engine_logits(engine, sample, adapter)
 
         checks: dict[str, Any] = dict(compare(reference, *both(0), sample, FP32_BOUND))
-        adapters = compare_adapters(model, options.adapters, branches, both, sample, FP32_BOUND)
+        adapters = compare_adapters(checkpoint, options.adapters, branches, both, sample, FP32_BOUND)
         for file in (plain, plain.with_suffix(".bin")):
             if scheme is None:
                 file.rename(folder / f"model{file.suffix}")
             else:
                 file.unlink()
         progress.step("comparing with fp32")
-        del model
         checks["kv_cache_int8"] = told(reference, _engine_logits(engine, sample, kv_cache_precision="int8"), sample)
         return BuiltEngine(matrices=errors, eight_bit=eight_bit, checks=checks, adapters=adapters)
 
