@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nereid_export.checkpoint import understood
 from nereid_export.errors import ExportError
@@ -31,7 +33,7 @@ from nereid_export.lora_layers import (
 )
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_HEAD = "lm_head"
+_HEAD, _TABLE = "lm_head", "model.embed_tokens"
 _NOT_DONE: tuple[tuple[str, object, str], ...] = (
     ("bias", "none", "whose training changes biases"),
     ("modules_to_save", None, "which are layers trained as a whole"),
@@ -132,9 +134,22 @@ class Adapter:
                 if config.get(setting) and config[setting] != nothing:
                     sentence = f"{setting} {config[setting]!r} is not supported, {meaning}"
                     raise ExportError(f"{self.file}: {sentence}; it must be LoRA of linear layers alone")
-            layers = paired(self.file, found, {}, config)
+            layers = paired(self.file, self._without_copies(found, checkpoint), {}, config)
             self._check(layers, config, checkpoint)
         return {path: LowRank.of(layer) for path, layer in layers.items()}
+
+    def _without_copies(self, tensors: Mapping[str, Tensor], checkpoint: LlmCheckpoint) -> dict[str, Tensor]:
+        """PEFT saves head and embedding beside an adapter of the head; they must be the checkpoint's own."""
+        kept = {}
+        for name, value in tensors.items():
+            path = name.removesuffix(".weight").removesuffix(".base_layer")
+            if not name.endswith(".weight") or path not in (_HEAD, _TABLE):
+                kept[name] = value
+                continue
+            own = f"{_TABLE}.weight" if checkpoint.config.get("tie_word_embeddings") else f"{path}.weight"
+            if not torch.equal(checkpoint.tensor(own).to(value.dtype), value):
+                raise ExportError(f"{self.file}: {name} is not the checkpoint's; embeddings of its own are not supported")
+        return kept
 
     def _check(self, layers: Mapping[str, LoraLayer], config: Mapping[str, Any], checkpoint: LlmCheckpoint) -> None:
         """The file must have what its settings say, and the checkpoint the layers: PEFT leaves out the rest with a warning."""

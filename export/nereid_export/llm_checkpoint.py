@@ -135,6 +135,16 @@ class LlmCheckpoint:
                 total += sum(prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
         return total
 
+    def tensor(self, name: str) -> Any:
+        """A weight by its name, as PyTorch reads it; raises KeyError where there is none of that name."""
+        from safetensors import safe_open
+
+        for file in self.weights:
+            with safe_open(file, framework="pt") as opened:
+                if name in opened.keys():
+                    return opened.get_tensor(name)
+        raise KeyError(name)
+
     def linear_layers(self) -> dict[str, tuple[int, int]]:
         """Outputs and inputs of every linear layer, by its path in transformers' model; a tied head is one of them."""
         from safetensors import safe_open

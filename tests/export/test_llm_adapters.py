@@ -288,7 +288,12 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
         (renamed("q_proj", "x_proj"), {}, "x_proj.* which llama has not among its linear layers"),
         (renamed("base_model.model.", ""), {}, "is not supported; names of PEFT's begin with base_model.model."),
         (lambda all: {**all, f"{FIRST}.lora_magnitude_vector": torch.ones(3)}, {}, "is of DoRA, which is not supported"),
-        (lambda all: {**all, "base_model.model.lm_head.weight": torch.ones(3)}, {}, "lm_head.weight is not supported"),
+        (
+            lambda all: {**all, "base_model.model.lm_head.base_layer.weight": torch.ones(320, 64)},
+            {},
+            "lm_head.base_layer.weight is not the checkpoint's; embeddings of its own are not supported",
+        ),
+        (lambda all: {**all, f"{FIRST}.base_layer.weight": torch.ones(64, 64)}, {}, "q_proj.base_layer.weight is not supported"),
         (
             lambda all: {**all, "base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(3, 4)},
             {},
