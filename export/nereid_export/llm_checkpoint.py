@@ -141,7 +141,7 @@ class LlmCheckpoint:
 
         for file in self.weights:
             with safe_open(file, framework="pt") as opened:
-                if name in opened.keys():
+                if name in opened.keys():  # noqa: SIM118
                     return opened.get_tensor(name)
         raise KeyError(name)
 
