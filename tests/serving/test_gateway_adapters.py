@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +19,9 @@ from nereid.serving.errors import ServingError
 from nereid.serving.gateway.catalogue import LOOK_SECONDS
 from nereid.serving.gateway.launch import Launch, Rules, aliases_of
 from nereid.serving.gateway.repository import offered_models
+from nereid.serving.gateway.service import gateway_service
 from nereid.serving.health import HealthServer
-from nereid.serving.options import free_ports
+from nereid.serving.options import ServeOptions, free_ports
 
 from gateway_before import TEMPLATE, gateway, small_repository
 from scripted import delta, texts
@@ -349,15 +351,28 @@ def test_nothing_goes_because_the_supervisor_does_not_answer(live: httpx.Client,
     assert listed(live) == ALL
 
 
-def test_a_model_whose_adapter_has_anothers_name_does_not_take_the_others_away(
-    live: httpx.Client, supervisor: Supervisor, repository: Path
+def test_an_adapter_of_a_model_that_comes_takes_nobodys_name(
+    live: httpx.Client, supervisor: Supervisor, repository: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    add_model(repository, "c_llm", adapters=["sql"])
+    """Also where its model stands before the other one."""
+    until(lambda: listed(live) == ALL)
+    add_model(repository, "a_llm", adapters=["sql", "gpt-4o", "verse"])
     assert supervisor.models is not None
-    supervisor.models = [*supervisor.models, "c_llm"]
-    time.sleep(2 * LOOK_SECONDS)
-    assert listed(live) == ALL
-    shutil.rmtree(repository / "c_llm")
-    add_model(repository, "c_llm", adapters=["verse"])
-    supervisor.models = [*supervisor.models, "other"]
-    until(lambda: listed(live) == {*ALL, "c_llm", "verse"})
+    supervisor.models = [*supervisor.models, "a_llm"]
+    until(lambda: listed(live) == {*ALL, "a_llm", "verse"})
+    assert live.get("/v1/models/sql").json()["parent"] == "llm"
+    assert "'sql' is an adapter of a_llm, and an adapter of llm; each must have a name of its own" in caplog.text
+
+
+def test_a_gateway_that_is_started_again_does_without_what_has_gone_since(repository: Path) -> None:
+    """Its options name models that were there at the first start."""
+    shutil.rmtree(repository / "llm")
+    rules = Rules(aliases={"default": "llm", "b": "b_llm"}, tool_formats={"llm": "hermes"})
+    assert set(offered_models(repository, rules, before={})) == {"b_llm", "text_to_image", "b"}
+    with pytest.raises(ServingError, match="--openai-tools: 'llm'"):
+        offered_models(repository, rules)
+    starts = []
+    service = gateway_service(ServeOptions(repository=repository), socket.socket(), {}, rules=rules)
+    for heart in (4, 5):
+        starts.append(Launch.from_argument(service.make(heart).command[-1]).first)
+    assert starts == [True, False]

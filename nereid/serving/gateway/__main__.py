@@ -34,6 +34,7 @@ def main(argument: str) -> int:
             api_key=os.environ.get(API_KEY, ""),
             max_body_bytes=launch.limits.body_bytes,
             max_file_bytes=launch.limits.file_bytes,
+            first=launch.first,
             rules=launch.rules,
         )
         drain = Drain(launch.drain_seconds)

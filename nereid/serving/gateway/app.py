@@ -59,12 +59,14 @@ class GatewaySettings:
     api_key: str = field(default="", repr=False)
     max_body_bytes: int = 4 * 2**20
     max_file_bytes: int = 200 * 2**20
+    first: bool = True
+    """Whether this is the first start of a serve."""
     rules: Rules = field(default_factory=Rules)
 
 
 def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlette:
     """The ASGI application; `drain` knows when it is to end."""
-    catalogue = Catalogue(settings.repository, settings.rules, settings.grpc_url, settings.ready_url)
+    catalogue = Catalogue(settings.repository, settings.rules, settings.grpc_url, settings.ready_url, settings.first)
     keys = Keys.of(settings.api_key, Path(settings.rules.keys) if settings.rules.keys else None)
     lenient = settings.rules.lenient
     metrics = GatewayMetrics()

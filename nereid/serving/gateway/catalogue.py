@@ -31,12 +31,16 @@ Found = tuple[Offered, AsyncClient, Places]
 
 @dataclass(slots=True, eq=False)
 class Catalogue:
-    """Used by one event loop, between `open` and `close`. Raises ServingError, ValueError over what it cannot read at first."""
+    """Used by one event loop, between `open` and `close`. Raises ServingError, ValueError over what it cannot read at first.
+
+    `first`: whether this is the first start of a serve, when every name that its options have must be somebody's.
+    """
 
     repository: Path
     rules: Rules
     grpc_url: str
     ready_url: str
+    first: bool = True
     models: Mapping[str, Offered] = field(init=False)
     """By id; replaced as a whole."""
     statistics: dict[str, Statistics] = field(default_factory=dict)
@@ -47,7 +51,7 @@ class Catalogue:
     _looking: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
-        self.models = offered_models(self.repository, self.rules)
+        self.models = offered_models(self.repository, self.rules, before=None if self.first else {})
         self._places = self._places_of(self.models)
 
     @property
@@ -112,7 +116,7 @@ class Catalogue:
         if not isinstance(told, list) or (served := frozenset(map(str, told))) == self._served:
             return
         try:
-            found = await asyncio.to_thread(offered_models, self.repository, self.rules, served)
+            found = await asyncio.to_thread(offered_models, self.repository, self.rules, served, self.models)
             self._places |= {name: place for name, place in self._places_of(found).items() if name not in self._places}
         except (ServingError, ValueError) as error:
             log.warning("what is offered stays as it was: %s", error)

@@ -77,6 +77,8 @@ class Launch:
     drain_seconds: float
     listener: int
     heart: int
+    first: bool = True
+    """Whether it is started for the first time, and not again after a death."""
     limits: Limits = field(default_factory=Limits)
     rules: Rules = field(default_factory=Rules)
 

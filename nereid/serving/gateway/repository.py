@@ -125,12 +125,17 @@ class Offered:
             raise ApiError(400, sentence, param="chat_template") from None
 
 
-def offered_models(repository: Path, rules: Rules | None = None, served: Collection[str] | None = None) -> dict[str, Offered]:
+def offered_models(
+    repository: Path,
+    rules: Rules | None = None,
+    served: Collection[str] | None = None,
+    before: Mapping[str, Offered] | None = None,
+) -> dict[str, Offered]:
     """By id: language models are called as their Triton model, image pipelines as their ensemble, adapters by their names.
 
-    `served`: the Triton models that are, where others are left out; an alias of a model that is gone is gone with it.
-
-    Raises ServingError that names the file which cannot be read, or the name that two have.
+    `served`: the Triton models that are, where others are left out. `before`: what was offered before, where this is no first
+    start: models may have gone since, and with them what was named after them, and of two of one name the one that had it keeps
+    it. Raises ServingError that names the file which cannot be read; at a first start, names that mean nobody, or two.
     """
     found: dict[str, Offered] = {}
     rules = rules or Rules()
@@ -148,14 +153,18 @@ def offered_models(repository: Path, rules: Rules | None = None, served: Collect
             continue
         if served is None or {made.holder, made.id} <= {*served}:
             found[made.id] = made
-    if served is None:  # those that have gone may come back
+    if before is None:
         _check_names(rules, found)
     adapters = [made for model in found.values() for made in _adapters(model, repository)]
-    known = {**found, **{made.id: made for made in adapters}}
-    for made in (*adapters, *_aliases(rules, known, must_exist=served is None)):
-        if (other := found.get(made.id)) is not None:
-            raise ServingError(f"{made.id!r} is {made.said}, and {other.said}; each must have a name of its own")
-        found[made.id] = made
+    if before is not None:
+        adapters.sort(key=lambda made: made.id not in before or before[made.id].parent != made.parent)
+    known = {**{made.id: made for made in reversed(adapters)}, **found}
+    for made in (*adapters, *_aliases(rules, known, must_exist=before is None)):
+        if (other := found.setdefault(made.id, made)) is not made:
+            sentence = f"{made.id!r} is {made.said}, and {other.said}; each must have a name of its own"
+            if before is None:
+                raise ServingError(sentence)
+            log.warning("%s: %s is not offered", sentence, made.said)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import socket
@@ -65,6 +66,8 @@ def gateway_service(
 ) -> KeptService:
     """The gateway's process before Triton of `served`; `marks` are the variables by which a serve's processes are known."""
 
+    starts = itertools.count()
+
     def make(heart: int) -> Child:
         launch = Launch(
             repository=str(served.repository.resolve()),
@@ -74,6 +77,7 @@ def gateway_service(
             drain_seconds=served.drain_seconds,
             listener=listener.fileno(),
             heart=heart,
+            first=next(starts) == 0,
             limits=limits or Limits(),
             rules=rules or Rules(),
         )
