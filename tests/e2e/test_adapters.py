@@ -64,7 +64,7 @@ def complete(api: openai.OpenAI, model: str, prompt: str = PROMPT, **more: Any) 
 
 def test_each_name_answers_by_its_own_weights(served: Served, api: openai.OpenAI) -> None:
     """Through the gateway, the SDK and Triton's own endpoint the same."""
-    assert [model.id for model in api.models.list()] == ["llm", "sql", "poems", "gpt-4o"]
+    assert [model.id for model in api.models.list()] == ["llm", "gpt-4o", "sql", "poems"]
     texts = {name: complete(api, name).choices[0].text for name in ("llm", "sql", "poems", "gpt-4o")}
     assert texts["gpt-4o"] == texts["sql"]
     assert len({*texts.values()}) == 3
@@ -126,7 +126,7 @@ def test_models_come_and_go_while_others_are_served(served: Served, api: openai.
     assert complete(api, "verse").model == "verse"
     assert complete(api, "sql").choices[0].text
     shutil.rmtree(served.repository / "second_llm")
-    until(lambda: [model.id for model in api.models.list()] == ["llm", "sql", "poems", "gpt-4o"])
+    until(lambda: [model.id for model in api.models.list()] == ["llm", "gpt-4o", "sql", "poems"])
     for name in ("second_llm", "verse"):
         with pytest.raises(openai.NotFoundError) as caught:
             complete(api, name)

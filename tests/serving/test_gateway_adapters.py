@@ -168,7 +168,7 @@ def test_a_name_of_nobody_is_model_not_found_with_those_there_are(api: httpx.Cli
     answer = api.post(path, json={"model": "prose", **BODIES[path]})
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
-    assert "'prose' is not one of those served here: b_llm, llm, sql, poems, gpt-4o, default" in error["message"]
+    assert "'prose' is not one of those served here: b_llm, llm, gpt-4o, default, sql, poems" in error["message"]
 
 
 def test_all_are_listed_with_what_they_belong_to(api: httpx.Client) -> None:
@@ -219,7 +219,7 @@ def test_adapters_wait_in_the_places_of_their_model(repository: Path, models: Mo
     [
         ({"b_llm": ["sql"]}, Rules(), "'sql' is an adapter of llm, and an adapter of b_llm; each must have a name of its own"),
         ({"b_llm": ["llm"]}, Rules(), "'llm' is an adapter of b_llm, and a model; each must have a name of its own"),
-        ({}, Rules(aliases={"sql": "llm"}), "'sql' is an alias of llm, and an adapter of llm; each must have a name of its own"),
+        ({}, Rules(aliases={"sql": "llm"}), "'sql' is an adapter of llm, and an alias of llm; each must have a name of its own"),
         ({}, Rules(aliases={"x": "prose"}), "--alias: 'prose', which 'x' is to stand for, is not served here; there are b_llm"),
         ({}, Rules(aliases={"x": "llm", "y": "x"}), "--alias: 'x', which 'y' is to stand for, is not served here"),
         ({}, Rules(tool_formats={"sql": "hermes"}), "--openai-tools: 'sql' is not a language model of this repository"),
@@ -361,6 +361,7 @@ def test_an_adapter_of_a_model_that_comes_takes_nobodys_name(
     supervisor.models = [*supervisor.models, "a_llm"]
     until(lambda: listed(live) == {*ALL, "a_llm", "verse"})
     assert live.get("/v1/models/sql").json()["parent"] == "llm"
+    assert live.get("/v1/models/gpt-4o").json()["root"] == "sql"
     assert "'sql' is an adapter of a_llm, and an adapter of llm; each must have a name of its own" in caplog.text
 
 
