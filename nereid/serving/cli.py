@@ -131,6 +131,8 @@ def serve(
         verbose=verbose,
     )
     try:
+        if alias and not openai_port:
+            raise ServingError(f"--alias: {alias[0]!r} is not allowed without a gateway; give it a port by --openai-port")
         keys = None if openai_keys is None else str(openai_keys.absolute())
         batches = None if openai_batches is None else str(openai_batches.absolute())
         rules = Rules(

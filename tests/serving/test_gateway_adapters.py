@@ -25,6 +25,7 @@ from nereid.serving.options import ServeOptions, free_ports
 
 from gateway_before import TEMPLATE, gateway, small_repository
 from scripted import delta, texts
+from small_gateway import run_serve
 from small_servers import RefusedError, Tensors, grpc_server
 
 RULES = Rules(aliases={"gpt-4o": "sql", "default": "llm", "dall-e": "text_to_image"})
@@ -238,6 +239,12 @@ def test_names_that_are_not_plain_are_refused_at_the_start(
 def test_words_that_are_no_alias_are_refused(words: list[str]) -> None:
     with pytest.raises(ServingError, match=r"--alias: '.*' is not allowed; (it must be NAME=MODEL|the name stands for llm)"):
         aliases_of(words)
+
+
+def test_an_alias_needs_a_gateway(repository: Path) -> None:
+    said = run_serve(ServeOptions.on_free_ports(repository, repository / "log"), "--alias", "x=llm")
+    assert said.returncode == 1
+    assert "--alias: 'x=llm' is not allowed without a gateway; give it a port by --openai-port" in said.stderr
 
 
 def test_aliases_reach_the_gateways_process() -> None:
