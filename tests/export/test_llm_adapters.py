@@ -276,7 +276,7 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
         (None, {"peft_type": "IA3"}, "peft_type IA3 is not supported; it must be LORA"),
         (None, {"init_lora_weights": "pissa"}, "init_lora_weights 'pissa' is not supported"),
         (None, {"r": 7}, "has rank 4, and its settings .* 7"),
-        (None, {"target_modules": ["q_proj"]}, r"v_proj.lora_A.weight is not among its target_modules \['q_proj'\]"),
+        (None, {"target_modules": ["q_proj"]}, r"down_proj.lora_A.weight is not among its target_modules \['q_proj'\]"),
         (
             None,
             {"target_modules": ["q_proj", "v_proj", "down_proj", "o_proj"]},
