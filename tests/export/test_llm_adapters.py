@@ -284,7 +284,7 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
         ),
         (None, {"layers_to_transform": [0]}, "layers.1.* is not among its target_modules"),
         (None, {"exclude_modules": ["v_proj"]}, "v_proj.* is not among its target_modules"),
-        (renamed("layers.1.", "layers.7."), {}, "is for model.layers.7.self_attn.q_proj, which llama has not among its linear"),
+        (renamed("layers.1.", "layers.7."), {}, "is for model.layers.7.mlp.down_proj, which llama has not among its linear"),
         (renamed("q_proj", "x_proj"), {}, "x_proj.* which llama has not among its linear layers"),
         (renamed("base_model.model.", ""), {}, "is not supported; names of PEFT's begin with base_model.model."),
         (lambda all: {**all, f"{FIRST}.lora_magnitude_vector": torch.ones(3)}, {}, "is of DoRA, which is not supported"),

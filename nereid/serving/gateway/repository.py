@@ -158,7 +158,9 @@ def offered_models(
     adapters = [made for model in found.values() for made in _adapters(model, repository)]
     if before is not None:
         adapters.sort(key=lambda made: made.id not in before or before[made.id].parent != made.parent)
-    known = {**{made.id: made for made in reversed(adapters)}, **found}
+    known = dict(found)
+    for made in adapters:
+        known.setdefault(made.id, made)
     for made in (*_aliases(rules, known, must_exist=before is None), *adapters):
         if (other := found.setdefault(made.id, made)) is not made:
             sentence = f"{made.id!r} is {made.said}, and {other.said}; each must have a name of its own"
