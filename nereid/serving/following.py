@@ -123,7 +123,7 @@ class Following:
         try:
             if not self.repository.is_dir():
                 return None
-            folders = [file.parent for file in self.repository.glob("*/config.pbtxt")]
+            folders = [file.parent for file in sorted(self.repository.glob("*/config.pbtxt"))]
             return {folder.name: () if folder.name in served else _files(folder) for folder in folders}
         except OSError:  # it is being exchanged
             return None
