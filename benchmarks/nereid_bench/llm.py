@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from nereid.llm.sampling import Row, Sampling, sample
 from nereid.llm.settings import LlmFacts
 from nereid_bench.gguf_file import write_gguf
+from nereid_bench.llm_adapters import adapter_speeds
 from nereid_bench.llm_batching import in_flight_against_static
 from nereid_bench.llm_peers import Engine, Weights, bare_speed, has_llama_cpp, installed, loaded
 from nereid_bench.optimum_cli import LLM, converted, has_openvino_genai
@@ -47,7 +48,7 @@ LLAMA_200M = {
 """200 million parameters, random: what weights do not change can be measured on them."""
 
 
-PARTS = ("decode", "sampler", "served", "batching", "prefix", "speculation", "draft")
+PARTS = ("decode", "sampler", "served", "batching", "prefix", "speculation", "draft", "adapters")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +85,9 @@ def measure(plan: LlmPlan, say: Say) -> dict[str, Any]:
         "prefix": lambda: prefix_cache(repository, plan),
         "speculation": lambda: speculation(repository),
         "draft": lambda: draft_speculation(plan, say),
+        "adapters": lambda: adapter_speeds(
+            large.checkpoint, plan.work / "adapters", plan.batches, plan.tokens, plan.threads, _export, say
+        ),
     }
     for part in plan.parts:
         say(part)

@@ -158,6 +158,8 @@ LAYOUT_METRICS = (
 # --- llm ---
 
 LLM_REQUESTS = _counter("nereid_llm_requests_total", "Requests by outcome", "outcome")
+LLM_ADAPTER_REQUESTS = _counter("nereid_llm_adapter_requests_total", "Requests for an adapter by outcome", "adapter", "outcome")
+LLM_ADAPTER_TOKENS = _counter("nereid_llm_adapter_generation_tokens_total", "Tokens written by an adapter", "adapter")
 LLM_TIME_TO_FIRST_TOKEN = _seconds("nereid_llm_time_to_first_token_seconds", "Arrival to first token")
 LLM_INTER_TOKEN_LATENCY = _seconds("nereid_llm_inter_token_latency_seconds", "Between two tokens of a request (sampled)")
 LLM_TIME_PER_OUTPUT_TOKEN = _seconds("nereid_llm_time_per_output_token_seconds", "Mean time between an answer's tokens")

@@ -187,6 +187,12 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
         help=f"Binds the answer to a form: exactly one of {', '.join(STRUCTURES)}.",
     ),
     SamplingField(
+        name="lora_name",
+        kind=Kind.TEXT,
+        length=64,
+        help="By which of the model's adapters the answer is written; by none of them where it is not given.",
+    ),
+    SamplingField(
         name="speculation",
         kind=Kind.TEXT,
         choices=("none", "ngram", "draft"),

@@ -19,6 +19,7 @@ from nereid_export.choice import Row
 from nereid_export.engines.triton_config import place_on_gpu
 from nereid_export.errors import ExportError
 from nereid_export.frame import MANIFEST, MANIFEST_VERSION, Device, Progress, check_name, file_digests, models_of, versions
+from nereid_export.llm_adapters import check_adapters, read_branches
 from nereid_export.llm_auto import candidates, dropped, elect, measured
 from nereid_export.llm_built import EngineBuilder
 from nereid_export.llm_checkpoint import LlmCheckpoint
@@ -39,11 +40,13 @@ def export_llm(options: LlmExportOptions, progress: Progress) -> dict[str, Any]:
     """Export and publish; returns the manifest. Raises ExportError, after which `out` is as it was before."""
     check_name(options.name)
     options.check()
+    check_adapters(options.adapters, configs.prefixed(HOME, options.name))
     options = replace(options, out=destination(options.out))
     checkpoint = LlmCheckpoint.open(options.checkpoint)
     draft = _open_draft(checkpoint, options.draft) if options.draft is not None else None
     context = checkpoint.served_context(options.context_length)
     parts = {HOME: checkpoint} if draft is None else {HOME: checkpoint, DRAFT_FOLDER: draft}
+    read_branches(checkpoint, options.adapters)  # one that does not fit is told before anything slow begins
     engines, refused = candidates(options, tuple(parts.values()), BUILDERS)
     samples = {part: _sample_ids(of, options.sample_text)[:context] for part, of in parts.items()}
     progress.total(2 + (4 * len(parts) + (options.engine is LlmEngine.AUTO)) * len(engines))
@@ -52,13 +55,18 @@ def export_llm(options: LlmExportOptions, progress: Progress) -> dict[str, Any]:
         staging = staging_folder(options.out)
         with readable_failures(options.out):
             parameters = checkpoint.parameters() + (0 if draft is None else draft.parameters())
-            require_space(options.out.parent, 2 * 4 * parameters * len(engines))
+            adapters = sum(adapter.file.stat().st_size for adapter in options.adapters)
+            require_space(options.out.parent, (2 * 4 * parameters + 4 * adapters) * len(engines))
             staging.mkdir(exist_ok=True)
             built, rows = {}, refused
             for engine in engines:
-                own = replace(options, engine=engine, step_rows=())
+                own = {HOME: replace(options, engine=engine, step_rows=())}
+                own[DRAFT_FOLDER] = replace(own[HOME], adapters=())  # what it proposes is checked by the large one
                 try:
-                    its = {part: _build(of, own, samples[part], staging / engine / part, progress) for part, of in parts.items()}
+                    its = {
+                        part: _build(of, own[part], samples[part], staging / engine / part, progress)
+                        for part, of in parts.items()
+                    }
                 except OSError:  # of the disk, which another engine would meet, too
                     raise
                 except Exception as error:  # the engines' have no class in common
@@ -123,10 +131,12 @@ def _build(
         "sha256": checkpoint.digest(),
         "architecture": checkpoint.architecture,
     }
+    adapters = [[adapter.name, adapter.digest()] for adapter in options.adapters]
     # `draft` is an engine with a record of its own.
-    without_effect = ("checkpoint", "out", "name", "draft", "context_length")
+    without_effect = ("checkpoint", "out", "name", "draft", "context_length", "adapters")
     builder = BUILDERS[options.engine]
-    key = resume_key(options, {**source, "sample": sample}, builder.packages, without_effect=without_effect)
+    made_of = {**source, "sample": sample, "adapters": adapters}
+    key = resume_key(options, made_of, builder.packages, without_effect=without_effect)
     record = Record(folder / RECORD, key)
     if (done := record.read()) is not None:
         for what in ("built", "quantised", "checked", "compared"):
@@ -182,7 +192,9 @@ def _assemble(
         "version": MANIFEST_VERSION,
         "source": figures["source"],
         "arguments": {
-            key: str(value) for key, value in asdict(options).items() if key not in ("checkpoint", "out", "sample_text", "draft")
+            key: str(value)
+            for key, value in asdict(options).items()
+            if key not in ("checkpoint", "out", "sample_text", "draft", "adapters")
         },
         "versions": versions(BUILDERS[engine].packages),
         "engine": {"engine": str(engine), **figures},
@@ -219,5 +231,6 @@ def _write_facts(
         "flops_per_token": 2 * checkpoint.active_parameters(),
         "kv_bytes_per_token": 2 * layers * heads * checkpoint.head_size * element,
         "special_tokens": special_tokens_of(checkpoint.folder),
+        "adapters": [adapter.name for adapter in options.adapters],
     }
     (folder / LLM_FILE).write_text(json.dumps(facts, indent=1))

@@ -17,15 +17,17 @@ from nereid_export.llm_quantize import MatrixError
 class BuiltEngine:
     """`matrices` are what could be quantised, worst first; `eight_bit` names those kept in 8 bits of an int4 engine.
 
-    `checks` is the comparison with PyTorch.
+    `checks` is the comparison with PyTorch, `adapters` the same with each adapter.
     """
 
     matrices: Sequence[MatrixError]
     eight_bit: Sequence[str]
     checks: dict[str, Any]
+    adapters: Sequence[dict[str, Any]] = ()
 
     def figures(self) -> dict[str, Any]:
-        return {**self.checks, "eight_bit": list(self.eight_bit), "matrices": [asdict(error) for error in self.matrices]}
+        made = {**self.checks, "eight_bit": list(self.eight_bit), "matrices": [asdict(error) for error in self.matrices]}
+        return {**made, "adapters": list(self.adapters)} if self.adapters else made
 
 
 class EngineBuilder(Protocol):

@@ -135,6 +135,30 @@ class LlmCheckpoint:
                 total += sum(prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
         return total
 
+    def tensor(self, name: str) -> Any:
+        """A weight by its name, as PyTorch reads it; raises KeyError where there is none of that name."""
+        from safetensors import safe_open
+
+        for file in self.weights:
+            with safe_open(file, framework="pt") as opened:
+                if name in opened.keys():  # noqa: SIM118
+                    return opened.get_tensor(name)
+        raise KeyError(name)
+
+    def linear_layers(self) -> dict[str, tuple[int, int]]:
+        """Outputs and inputs of every linear layer, by its path in transformers' model; a tied head is one of them."""
+        from safetensors import safe_open
+
+        made: dict[str, tuple[int, int]] = {}
+        for file in self.weights:
+            with safe_open(file, framework="np") as opened:
+                for name in opened.keys():  # noqa: SIM118
+                    shape = opened.get_slice(name).get_shape()
+                    if name.endswith(".weight") and len(shape) == 2:
+                        made[name.removesuffix(".weight")] = (int(shape[0]), int(shape[1]))
+        table = made.pop("model.embed_tokens", None)
+        return made if table is None else {"lm_head": table, **made}
+
     def active_parameters(self) -> int:
         """Weights that one token is multiplied with: all but the embedding table, which is looked up (unless it is the head)."""
         table = self.config["vocab_size"] * self.config["hidden_size"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from nereid.engines.adapters import ADAPTERS
 from nereid_export.checkpoint import understood
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
+from nereid_export.llm_adapters import Adapter, Branches
 from nereid_export.llm_checkpoint import LlmCheckpoint
 from nereid_export.silence import quiet
 
@@ -20,7 +23,10 @@ FP32_BOUND = 1e-4
 FP16_BOUND = 1e-2
 
 
-def feeds(checkpoint: LlmCheckpoint, ids: Sequence[int], model: Any, keep: bool = False) -> dict[str, NDArray]:
+Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+def feeds(checkpoint: LlmCheckpoint, ids: Sequence[int], model: Any, keep: bool = False, adapter: int = 0) -> dict[str, NDArray]:
     """One whole sequence with an empty cache."""
     made: dict[str, NDArray] = {
         "input_ids": np.array([ids], np.int64),
@@ -33,6 +39,8 @@ def feeds(checkpoint: LlmCheckpoint, ids: Sequence[int], model: Any, keep: bool 
         if value.name.startswith("past_key_values."):
             heads = value.type.tensor_type.shape.dim[1].dim_value
             made[value.name] = np.zeros((1, heads, 0, checkpoint.head_size), types[value.type.tensor_type.elem_type])
+        elif value.name == ADAPTERS:
+            made[value.name] = np.array([adapter], np.int64)
     return made
 
 
@@ -45,12 +53,57 @@ def load_torch(checkpoint: LlmCheckpoint) -> Any:
         return AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32, use_safetensors=True).eval()
 
 
-def torch_logits(checkpoint: LlmCheckpoint, ids: Sequence[int]) -> NDArray[np.float32]:
+def torch_logits(model: Any, ids: Sequence[int]) -> NDArray[np.float32]:
     """What transformers makes of the sample in float32: tokens x vocabulary."""
     import torch
 
     with torch.no_grad():
-        return np.asarray(load_torch(checkpoint)(torch.tensor([list(ids)])).logits[0].numpy())
+        return np.asarray(model(torch.tensor([list(ids)])).logits[0].numpy())
+
+
+@contextmanager
+def adapted(model: Any, branches: Branches, adapter: int) -> Iterator[None]:
+    """The transformers model with one of the adapters, counted from 1, beside its layers."""
+    import torch
+
+    def hook(down: Any, up: Any) -> Any:
+        return lambda module, given, made: made + given[0] @ down.T @ up.T
+
+    layers = {path: branch.layers[adapter - 1] for path, branch in branches.items()}
+    hooks = [
+        model.get_submodule(path).register_forward_hook(hook(torch.from_numpy(layer.down), torch.from_numpy(layer.up)))
+        for path, layer in layers.items()
+        if layer is not None
+    ]
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def compare_adapters(
+    checkpoint: LlmCheckpoint,
+    adapters: Sequence[Adapter],
+    branches: Branches,
+    logits: Callable[[int], Pair],
+    sample: list[int],
+    bound: float,
+) -> list[dict[str, Any]]:
+    """`compare` with each adapter, of which `logits` makes the unquantised graph's and the engine's; raises ExportError."""
+    made: list[dict[str, Any]] = []
+    model = load_torch(checkpoint) if adapters else None
+    for number, adapter in enumerate(adapters, 1):
+        with adapted(model, branches, number):
+            reference = torch_logits(model, sample)
+        try:
+            checks = compare(reference, *logits(number), sample, bound)
+        except ExportError as error:
+            raise ExportError(f"--adapter {adapter.name}: {error}") from None
+        ranks = [len(layer.down) for branch in branches.values() if (layer := branch.layers[number - 1]) is not None]
+        facts = {"name": adapter.name, "sha256": adapter.digest().split()[0], "layers": len(ranks), "rank": max(ranks)}
+        made.append({**facts, **checks})
+    return made
 
 
 def compare(
@@ -81,7 +134,7 @@ def told(reference: NDArray[np.float32], made: NDArray[np.float32], sample: list
 
 
 def engine_logits(
-    checkpoint: LlmCheckpoint, folder: Path, device: Device, ids: Sequence[int], *, keep: bool
+    checkpoint: LlmCheckpoint, folder: Path, device: Device, ids: Sequence[int], *, keep: bool, adapter: int = 0
 ) -> NDArray[np.float32]:
     import onnxruntime as ort
 
@@ -92,7 +145,7 @@ def engine_logits(
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     session = ort.InferenceSession(str(file), settings, providers=[*providers, "CPUExecutionProvider"])
-    logits = session.run(["logits"], feeds(checkpoint, ids, model, keep))[0][0]
+    logits = session.run(["logits"], feeds(checkpoint, ids, model, keep, adapter))[0][0]
     return np.asarray(logits, np.float32)
 
 

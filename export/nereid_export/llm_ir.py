@@ -1,6 +1,8 @@
 """A language model as an OpenVINO graph, written layer by layer from transformers' modules; knows no files.
 
 All sequences of a call are one row of tokens: `input_ids`, `position_ids`; only those in `logits_to_keep` go through the head.
+Where there are adapters, `adapters` says of every token whose it is: beside a layer that any of them changes stand the matrices
+of all, side by side, of whose products a token keeps those of its own adapter; the others' are multiplied by zero.
 Attention is left open, nereid.engines.paged_attention puts it in.
 """
 
@@ -15,7 +17,9 @@ from numpy.typing import NDArray
 from openvino import op
 from openvino import opset13 as ops
 
+from nereid.engines.adapters import ADAPTERS
 from nereid.engines.paged_attention import Attention, describe
+from nereid_export.llm_adapters import Branch, Branches
 from nereid_export.llm_ir_weights import Matrix
 
 Rotation = tuple[Any, Any]
@@ -31,9 +35,9 @@ def matrices(model: Any) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
 
 
-def build_graph(model: Any, quantised: dict[str, Matrix]) -> Any:
+def build_graph(model: Any, quantised: dict[str, Matrix], branches: Branches) -> Any:
     """The open graph; matrices in `quantised` are stored as they are there, all others in float32."""
-    return _Builder(model, quantised).graph()
+    return _Builder(model, quantised, branches).graph()
 
 
 @dataclass(slots=True)
@@ -42,9 +46,13 @@ class _Builder:
 
     model: Any
     quantised: dict[str, Matrix]
+    branches: Branches
     names: dict[int, str] = field(init=False)
     _given: list[Any] = field(default_factory=list)
     _taken: list[Any] = field(default_factory=list)
+    _adapters: Any = None
+    """Whose every token is that goes through the next layer."""
+    _shares: dict[tuple[int, tuple[int, ...]], Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.names = {id(module): name for name, module in self.model.named_modules()}
@@ -53,6 +61,8 @@ class _Builder:
         model, config = self.model, self.model.config
         ids, positions = self._input("input_ids", ov.Type.i64, [-1]), self._input("position_ids", ov.Type.i64, [-1])
         kept = self._input("logits_to_keep", ov.Type.i64, [-1])
+        if self.branches:
+            self._adapters = self._input(ADAPTERS, ov.Type.i64, [-1])
         hidden = self._embedding(ids)
         rotations = self._rotations(positions)
         layers = []
@@ -61,6 +71,8 @@ class _Builder:
             hidden = self._layer(layer, hidden, rotation, number)
             layers.append(_attention_of(layer.self_attn, config))
         hidden = ops.gather(self._norm(model.model.norm, hidden), kept, _int(0))
+        if self.branches:
+            self._adapters = ops.gather(self._adapters, kept, _int(0))
         logits = self._linear(model.lm_head, hidden)
         if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
             logits = ops.multiply(ops.tanh(ops.divide(logits, _float(cap))), _float(cap))
@@ -152,7 +164,20 @@ class _Builder:
             matrix = _constant(module.weight.detach().float().numpy())
         made = ops.matmul(node, matrix, False, True)
         made.set_friendly_name(name)
-        return made if module.bias is None else ops.add(made, _constant(module.bias.detach().float().numpy()))
+        if module.bias is not None:
+            made = ops.add(made, _constant(module.bias.detach().float().numpy()))
+        branch = self.branches.get(name)
+        return made if branch is None else ops.add(made, self._added(branch, node))
+
+    def _added(self, branch: Branch, node: Any) -> Any:
+        """What its own adapter adds to every token; exact zeros where it has none, and from the others."""
+        down, up, owners = branch.side_by_side()
+        key = id(self._adapters), tuple(owners.tolist())
+        if key not in self._shares:
+            same = ops.equal(ops.unsqueeze(self._adapters, _int(1)), ops.constant(owners[None]))
+            self._shares[key] = ops.convert(same, np.float32)
+        inner = ops.multiply(ops.matmul(node, _constant(down), False, True), self._shares[key])
+        return ops.matmul(inner, _constant(up), False, True)
 
     def _head(self) -> Any:
         return _constant(self.model.lm_head.weight.detach().float().numpy())

@@ -8,9 +8,21 @@ from pathlib import Path
 import onnx
 
 from nereid_export.frame import Device, Progress
+from nereid_export.llm_adapter_graph import add_adapters
+from nereid_export.llm_adapters import Branches, read_branches
 from nereid_export.llm_built import BuiltEngine
 from nereid_export.llm_checkpoint import LlmCheckpoint
-from nereid_export.llm_figures import FP16_BOUND, FP32_BOUND, compare, engine_logits, feeds, torch_logits
+from nereid_export.llm_figures import (
+    FP16_BOUND,
+    FP32_BOUND,
+    Pair,
+    compare,
+    compare_adapters,
+    engine_logits,
+    feeds,
+    load_torch,
+    torch_logits,
+)
 from nereid_export.llm_genai import build_graph, refuse_what_it_cannot_build
 from nereid_export.llm_graph import fix_cache_size, keep_some_logits, save
 from nereid_export.llm_options import LlmExportOptions, LlmPrecision
@@ -29,24 +41,35 @@ class OnnxBuilder:
         self, checkpoint: LlmCheckpoint, options: LlmExportOptions, sample: list[int], folder: Path, progress: Progress
     ) -> BuiltEngine:
         progress.step("building the graph")
-        plain = folder / "plain"
+        plain, branches = folder / "plain", read_branches(checkpoint, options.adapters)
+        unrounded = folder / "adapted" if branches else plain
         halves = options.device is Device.CUDA and options.precision is not LlmPrecision.FP32
         build_graph(checkpoint, plain, folder / "cache", "fp16" if halves else "fp32", options.device)
         progress.step(options.preparing)
-        errors, eight_bit = _write_engine(checkpoint, options, plain, folder, sample)
+        errors, eight_bit = _write_engine(checkpoint, options, branches, plain, folder, sample)
+        if branches:  # they are checked before anything is rounded, too
+            unrounded.mkdir()
+            model = onnx.load(str(plain / "model.onnx"))
+            add_adapters(model, branches, checkpoint.linear_layers())
+            save(model, unrounded)
+            del model
         progress.step("checking against PyTorch")
-        reference = torch_logits(checkpoint, sample)
-        unquantised = engine_logits(checkpoint, plain, options.device, sample, keep=False)
-        made = engine_logits(checkpoint, folder, options.device, sample, keep=True)
-        checks = compare(reference, unquantised, made, sample, FP16_BOUND if halves else FP32_BOUND)
+        bound = FP16_BOUND if halves else FP32_BOUND
+
+        def both(adapter: int) -> Pair:
+            plainly = engine_logits(checkpoint, unrounded, options.device, sample, keep=False, adapter=adapter)
+            return plainly, engine_logits(checkpoint, folder, options.device, sample, keep=True, adapter=adapter)
+
+        checks = compare(torch_logits(load_torch(checkpoint), sample), *both(0), sample, bound)
+        adapters = compare_adapters(checkpoint, options.adapters, branches, both, sample, bound)
         progress.step("comparing with fp32")
-        for left in (plain, folder / "cache", folder / "checkpoint"):
+        for left in (plain, unrounded, folder / "cache", folder / "checkpoint"):
             shutil.rmtree(left, ignore_errors=True)
-        return BuiltEngine(matrices=errors, eight_bit=eight_bit, checks=checks)
+        return BuiltEngine(matrices=errors, eight_bit=eight_bit, checks=checks, adapters=adapters)
 
 
 def _write_engine(
-    checkpoint: LlmCheckpoint, options: LlmExportOptions, plain: Path, folder: Path, sample: list[int]
+    checkpoint: LlmCheckpoint, options: LlmExportOptions, branches: Branches, plain: Path, folder: Path, sample: list[int]
 ) -> tuple[list[MatrixError], list[str]]:
     model = onnx.load(str(plain / "model.onnx"))
     errors: list[MatrixError] = []
@@ -57,5 +80,6 @@ def _write_engine(
         model = quantize(model, scheme, eight_bit)
     keep_some_logits(model)
     fix_cache_size(model, checkpoint.head_size)
+    add_adapters(model, branches, checkpoint.linear_layers())
     save(model, folder)
     return errors, eight_bit

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from nereid_export.checkpoint import understood
 from nereid_export.errors import ExportError
 from nereid_export.frame import Progress
+from nereid_export.llm_adapters import read_branches
 from nereid_export.llm_built import BuiltEngine
 from nereid_export.llm_checkpoint import LlmCheckpoint
-from nereid_export.llm_figures import FP32_BOUND, compare, load_torch, told
+from nereid_export.llm_figures import FP32_BOUND, Pair, compare, compare_adapters, load_torch, told
 from nereid_export.llm_options import BLOCK_SIZES, LlmExportOptions
 from nereid_export.llm_quantize import MatrixError, Scheme, error_of, most_sensitive, worst_first
 
@@ -55,10 +56,11 @@ class OpenVinoBuilder:
         from nereid_export.llm_ir import build_graph, matrices
 
         progress.step("building the graph")
+        branches = read_branches(checkpoint, options.adapters)
         model = load_torch(checkpoint)
-        plain = folder / "plain.xml"
+        plain, engine = folder / "plain.xml", folder / MODEL_FILE
         # Not `convert_model`, which sends telemetry; `save_model` does not.
-        ov.save_model(build_graph(model, {}), plain, compress_to_fp16=False)
+        ov.save_model(build_graph(model, {}, branches), plain, compress_to_fp16=False)
         progress.step(options.preparing)
         scheme, linear = options.scheme, matrices(model)
         reference, seen = _logits(model, sample, {} if scheme is None else linear)
@@ -67,22 +69,26 @@ class OpenVinoBuilder:
         if scheme is not None:
             errors = _measured(linear, seen, scheme)
             eight_bit = most_sensitive(errors, options.share_in_eight_bits)
-            graph = build_graph(model, _rounded(linear, scheme, eight_bit))
-            ov.save_model(graph, folder / MODEL_FILE, compress_to_fp16=False)
+            graph = build_graph(model, _rounded(linear, scheme, eight_bit), branches)
+            ov.save_model(graph, engine, compress_to_fp16=False)
             del graph
         progress.step("checking against PyTorch")
         del model, linear, seen
-        unquantised = _engine_logits(plain, sample)
+
+        def both(adapter: int) -> Pair:
+            plainly = _engine_logits(plain, sample, adapter)
+            return plainly, plainly if scheme is None else _engine_logits(engine, sample, adapter)
+
+        checks: dict[str, Any] = dict(compare(reference, *both(0), sample, FP32_BOUND))
+        adapters = compare_adapters(checkpoint, options.adapters, branches, both, sample, FP32_BOUND)
         for file in (plain, plain.with_suffix(".bin")):
             if scheme is None:
                 file.rename(folder / f"model{file.suffix}")
             else:
                 file.unlink()
-        made = unquantised if scheme is None else _engine_logits(folder / MODEL_FILE, sample)
-        checks: dict[str, Any] = dict(compare(reference, unquantised, made, sample, FP32_BOUND))
         progress.step("comparing with fp32")
-        checks["kv_cache_int8"] = told(reference, _engine_logits(folder / MODEL_FILE, sample, kv_cache_precision="int8"), sample)
-        return BuiltEngine(matrices=errors, eight_bit=eight_bit, checks=checks)
+        checks["kv_cache_int8"] = told(reference, _engine_logits(engine, sample, kv_cache_precision="int8"), sample)
+        return BuiltEngine(matrices=errors, eight_bit=eight_bit, checks=checks, adapters=adapters)
 
 
 def _check_blocks(checkpoint: LlmCheckpoint, block_size: int) -> None:
@@ -139,7 +145,7 @@ def _rounded(linear: dict[str, Any], scheme: Scheme, eight_bit: list[str]) -> di
     return made
 
 
-def _engine_logits(file: Path, sample: list[int], kv_cache_precision: str = "fp32") -> NDArray[np.float32]:
+def _engine_logits(file: Path, sample: list[int], adapter: int = 0, *, kv_cache_precision: str = "fp32") -> NDArray[np.float32]:
     """What the served engine makes of the sample, in calls as a server makes them."""
     from nereid.engines.kv_blocks import Piece
     from nereid.engines.openvino_causal import OpenVinoCausalEngine
@@ -155,5 +161,5 @@ def _engine_logits(file: Path, sample: list[int], kv_cache_precision: str = "fp3
     made = []
     for start in range(0, len(sample), 128):
         tokens = sample[start : start + 128]
-        made.append(engine.run([Piece(table, start, tokens, keep=len(tokens))]).copy())
+        made.append(engine.run([Piece(table, start, tokens, keep=len(tokens), adapter=adapter)]).copy())
     return np.concatenate(made)

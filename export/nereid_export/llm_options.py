@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nereid_export.errors import ExportError
 from nereid_export.frame import Device
+from nereid_export.llm_adapters import Adapter
 from nereid_export.llm_quantize import Scheme
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -39,7 +40,7 @@ class LlmExportOptions:
     `eight_bit_share` is the share of the weights kept in 8 bits in an int4 engine; `draft` is the checkpoint of a smaller model
     with the same tokens, the draft model of speculative decoding; `context_length` bounds prompt and answer together, the
     checkpoint's own context where it is None; `step_rows` are the numbers of answers that the server will decode together, for
-    `auto`.
+    `auto`; `adapters` are served beside the checkpoint, each by its name.
     """
 
     checkpoint: Path
@@ -55,6 +56,7 @@ class LlmExportOptions:
     draft: Path | None = None
     context_length: int | None = None
     step_rows: tuple[int, ...] = ()
+    adapters: tuple[Adapter, ...] = ()
 
     @property
     def expected_rows(self) -> tuple[int, ...]:

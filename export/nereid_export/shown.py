@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,26 @@ def show_llm(manifest: dict[str, Any], out: Path) -> None:
         f"{len(engine['eight_bit'])} of {len(engine['matrices'])}",
     )
     Console().print(table)
+    if "adapters" in engine:
+        _show_adapters(engine["adapters"])
     if "candidates" in manifest:
         _show_candidates(manifest["candidates"])
+
+
+def _show_adapters(adapters: Sequence[dict[str, Any]]) -> None:
+    table = Table(title="adapters")
+    for column in ("name", "layers", "rank", "logits error", "next-token agreement", "perplexity (fp32)"):
+        table.add_column(column, justify="left" if column == "name" else "right")
+    for its in adapters:
+        table.add_row(
+            its["name"],
+            str(its["layers"]),
+            str(its["rank"]),
+            f"{its['logits_error']:.1e}",
+            f"{100 * its['next_token_agreement']:.1f}%",
+            f"{its['perplexity']:.3f} ({its['perplexity_fp32']:.3f})",
+        )
+    Console().print(table)
 
 
 def show_diffusion(manifest: dict[str, Any], out: Path) -> None:

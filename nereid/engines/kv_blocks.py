@@ -14,7 +14,7 @@ class Piece:
     """Tokens that a call appends to one sequence, which holds `start` tokens in the blocks of `table`.
 
     The last `keep` of them give logits. `decoded`: a token whose logits and KV are rounded as decoding rounds them; one that is
-    not is computed as a part of a prompt is, and the table must have a place for one more.
+    not is computed as a part of a prompt is, and the table must have a place for one more. `adapter`: see `adapters` beside this.
     """
 
     table: Sequence[int]
@@ -22,3 +22,4 @@ class Piece:
     tokens: Sequence[int]
     keep: int = 1
     decoded: bool = False
+    adapter: int = 0

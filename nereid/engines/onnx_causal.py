@@ -1,7 +1,8 @@
 """A decoder-only ONNX engine with its KV cache: prefill by chunks, decode of many rows, all in place; knows no requests.
 
 The graph is what `nereid export llm` makes of onnxruntime-genai's: `input_ids`, `attention_mask`, `logits_to_keep`, and
-`past_key_values.N.{key,value}` that are read and, as `present.N.{key,value}`, written in the same buffers.
+`past_key_values.N.{key,value}` that are read and, as `present.N.{key,value}`, written in the same buffers. With adapters it has
+an input `adapters`, too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from nereid.engines.adapters import ADAPTERS
 from nereid.engines.kv_cache import DeviceMemory, HostMemory
 
 _WIDTH_STEP = 32
@@ -46,6 +48,7 @@ class OnnxCausalEngine:
     logits_dtype: type
     memory: HostMemory | DeviceMemory
     batch_invariant: bool = True
+    has_adapters: bool = False
     rows: int = 0
     capacity: int = 0
     _flat: list[Any] = field(default_factory=list)
@@ -86,6 +89,7 @@ class OnnxCausalEngine:
             logits_dtype=_ELEMENTS[logits.type],
             memory=HostMemory() if gpu is None else DeviceMemory("cuda", gpu),
             batch_invariant=batch_invariant,
+            has_adapters=ADAPTERS in inputs,
         )
         engine._names = past
         engine._flat = [engine.memory.zeros(tokens * engine.kv_heads * engine.head_size, engine.dtype) for _ in past]
@@ -122,8 +126,11 @@ class OnnxCausalEngine:
         for view, values in zip(self._views, block, strict=True):
             self.memory.write(view[row + 1, :, start : start + values.shape[1]], values)
 
-    def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
-        """One token for each of the first rows, in slot `lengths[i]`; logits: rows x vocabulary, valid until the next call."""
+    def decode(self, tokens: Sequence[int], lengths: Sequence[int], adapters: Sequence[int] = ()) -> NDArray[np.float32]:
+        """One token for each of the first rows, in slot `lengths[i]`; logits: rows x vocabulary, valid until the next call.
+
+        `adapters`: by which adapter each row is computed, counted from 1; 0, or none at all, is the model itself.
+        """
         count = len(tokens)
         first = 0 if self._leaves_one(count) else 1
         width = self._width(max(lengths) + 1)
@@ -133,11 +140,12 @@ class OnnxCausalEngine:
         bound.input_ids[1 - first :, 0] = tokens
         for row, length in enumerate(lengths, 1 - first):
             bound.fill(row, length + 1)
+        bound.adapters[1 - first :] = adapters or 0
         if first == 0:
             bound.fill(0, 1)
         return self._run(bound)[1 - first :, 0]
 
-    def extend(self, row: int, start: int, tokens: Sequence[int], keep: int = 1) -> NDArray[np.float32]:
+    def extend(self, row: int, start: int, tokens: Sequence[int], keep: int = 1, adapter: int = 0) -> NDArray[np.float32]:
         """Append tokens to a row that holds `start`; logits of the last `keep` of them: keep x vocabulary.
 
         The slot after the last token is overwritten, so `capacity` must leave one free.
@@ -150,6 +158,7 @@ class OnnxCausalEngine:
             bound = self._extending[row] = self._bind(slice(row + 1, row + 2), count, kept, width)
         bound.input_ids[0, : len(tokens)] = tokens
         bound.fill(0, start + count)
+        bound.adapters[0] = adapter
         return self._run(bound)[0, kept - padding - keep : kept - padding]
 
     def _width(self, length: int) -> int:
@@ -174,7 +183,10 @@ class OnnxCausalEngine:
         logits: NDArray = np.zeros((count, keep, self.vocabulary), self.logits_dtype)
         keeping = np.arange(tokens - keep, tokens)
         mask = np.zeros((count, width), np.int64)
+        adapters = np.zeros(count, np.int64)
         feeds = {"input_ids": input_ids, "attention_mask": mask, "logits_to_keep": keeping}
+        if self.has_adapters:
+            feeds[ADAPTERS] = adapters
         inputs = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in feeds.items()}
         for name, value in inputs.items():
             binding.bind_ortvalue_input(name, value)
@@ -185,7 +197,7 @@ class OnnxCausalEngine:
             where = (self.memory.device, self.memory.index, self.dtype, list(part.shape), self.memory.address(part))
             binding.bind_input(name, *where)
             binding.bind_output(name.replace("past_key_values", "present"), *where)
-        return _Binding(binding, inputs, input_ids, mask, [0] * count, logits, (out, keeping))
+        return _Binding(binding, inputs, input_ids, mask, adapters, [0] * count, logits, (out, keeping))
 
 
 def _providers(gpu: int | None) -> list[Any]:
@@ -204,6 +216,7 @@ class _Binding:
     inputs: dict[str, ort.OrtValue]
     input_ids: NDArray[np.int64]
     mask: NDArray[np.int64]
+    adapters: NDArray[np.int64]
     filled: list[int]
     logits: NDArray
     alive: tuple[object, ...]

@@ -1,7 +1,7 @@
 """A decoder-only OpenVINO engine with its KV cache in blocks: tokens of any sequences in one call; knows no requests.
 
-The graph is what `nereid export llm --engine openvino` writes: `input_ids`, `position_ids`, `logits_to_keep`, and attention left
-open, which nereid.engines.paged_attention puts in.
+The graph is what `nereid export llm --engine openvino` writes: `input_ids`, `position_ids`, `logits_to_keep`, with adapters also
+`adapters`, and attention left open, which nereid.engines.paged_attention puts in.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from nereid.engines.adapters import ADAPTERS
 from nereid.engines.kv_blocks import SCRATCH, Piece
 from nereid.engines.openvino_graph import compile_graph
 from nereid.engines.paged_attention import close
@@ -47,6 +48,7 @@ class OpenVinoCausalEngine:
     call_tokens: int = LARGEST_CALL
     """Of a call, the companion's not counted."""
     threads: int = 1
+    has_adapters: bool = False
 
     @classmethod
     def load(
@@ -82,7 +84,8 @@ class OpenVinoCausalEngine:
             request.set_tensor(name, cache)
         vocabulary = compiled.output("logits").get_partial_shape()[1].get_length()
         used = int(compiled.get_property("INFERENCE_NUM_THREADS"))
-        engine = cls(request, blocks, block_size, block_bytes, vocabulary, batch_invariant, threads=used)
+        adapted = any(ADAPTERS in port.get_names() for port in compiled.inputs)
+        engine = cls(request, blocks, block_size, block_bytes, vocabulary, batch_invariant, threads=used, has_adapters=adapted)
         if batch_invariant:
             engine.call_tokens = engine._largest_call() - len(engine._companion)
         return engine
@@ -132,7 +135,10 @@ class OpenVinoCausalEngine:
             call.add(Piece((SCRATCH,), 0, self._companion, keep=0), [])
         if wanted < 2 and (self.batch_invariant or not wanted):  # the head, too, rounds a lone row differently
             call.kept.append((call.kept[0] + 1) % len(call.tokens) if wanted else 0)
-        logits = self.request.infer(call.feeds(), share_inputs=True, share_outputs=True)["logits"]
+        feeds = call.feeds()
+        if self.has_adapters:
+            feeds[ADAPTERS] = np.array(call.adapters, np.int64)
+        logits = self.request.infer(feeds, share_inputs=True, share_outputs=True)["logits"]
         return logits[:wanted]
 
     @property
@@ -142,7 +148,7 @@ class OpenVinoCausalEngine:
 
     def _largest_call(self) -> int:
         """How many tokens a call may have before a row is rounded differently from one in a call of few."""
-        few = Piece((1,), 0, (1, 2))
+        few = Piece((1,), 0, (1, 2), adapter=int(self.has_adapters))
         expected, largest = self._run([few]).copy(), 4
         while largest < LARGEST_CALL and 2 * largest <= (self.blocks - 2) * self.block_size:
             many = Piece(range(2, self.blocks), 0, [token % self.vocabulary for token in range(2 * largest - 2)])
@@ -159,6 +165,7 @@ class _Call:
     block_size: int
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
+    adapters: list[int] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     begins: list[int] = field(default_factory=lambda: [0])
@@ -174,6 +181,7 @@ class _Call:
             raise ValueError(f"a sequence of {end} tokens needs {needed} blocks, and its table has {len(piece.table)}")
         self.kept += range(len(self.tokens) + own - piece.keep, len(self.tokens) + own)
         self.tokens += [*piece.tokens, *padding]
+        self.adapters += [piece.adapter] * (own + len(padding))
         self.positions += range(piece.start, end)
         self.starts.append(piece.start)
         self.begins.append(len(self.tokens))

@@ -23,6 +23,7 @@ class _Reading:
     """A finished answer behind its prompt, whose KV is being computed again as a prompt's."""
 
     prompt: list[int]
+    adapter: int
     computed: int = 0
     row: int = -1
 
@@ -32,7 +33,7 @@ class AnswerPrefill:
     """The newest answer first: its conversation is the likeliest to go on."""
 
     memory: KvMemory
-    _answers: deque[list[int]] = field(default_factory=lambda: deque(maxlen=REMEMBERED_ANSWERS))
+    _answers: deque[tuple[list[int], int]] = field(default_factory=lambda: deque(maxlen=REMEMBERED_ANSWERS))
     _current: _Reading | None = None
 
     @property
@@ -44,12 +45,12 @@ class AnswerPrefill:
         """An answer has ended; it is worth a prefill where it fills a block that the prompt alone does not."""
         block = self.memory.prefix_block
         if block and len(sequence.tokens) // block > len(sequence.prompt) // block:
-            self._answers.append(list(sequence.tokens))
+            self._answers.append((list(sequence.tokens), sequence.adapter))
 
     def step(self) -> bool:
         """Compute a chunk, while no sequence holds a place; False if nothing is left."""
         if self._current is None and self._answers:
-            reading = _Reading(self._answers.pop())
+            reading = _Reading(*self._answers.pop())
             if self.memory.begin(reading, len(reading.prompt) + 2, counted=False):
                 self._current = reading
         current = self._current
@@ -69,4 +70,4 @@ class AnswerPrefill:
             self.memory.remember(current)
             self.memory.release(current)
             if current.computed < len(current.prompt):
-                self._answers.append(current.prompt)
+                self._answers.append((current.prompt, current.adapter))

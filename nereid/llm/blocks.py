@@ -65,8 +65,10 @@ class KvBlocks(Places):
 
         What may be speculated on is always read like a prompt, so that it is rounded alike whether it came in a draft or not.
         """
-        pieces = [Piece(self.table(s), s.computed, [s.tokens[s.computed]], decoded=s.meter is None) for s in decoding]
-        pieces += [Piece(self.table(c.holder), c.holder.computed, c.tokens, c.keep) for c in chunks]
+        pieces = [
+            Piece(self.table(s), s.computed, [s.tokens[s.computed]], decoded=s.meter is None, adapter=s.adapter) for s in decoding
+        ]
+        pieces += [Piece(self.table(c.holder), c.holder.computed, c.tokens, c.keep, adapter=c.holder.adapter) for c in chunks]
         logits = self.engine.run(pieces)
         ends = np.cumsum([len(decoding), *(chunk.keep for chunk in chunks)])
         parts = [logits[start:end] for start, end in itertools.pairwise(ends)]
@@ -74,14 +76,14 @@ class KvBlocks(Places):
 
     # --- holders ---
 
-    def known(self, prompt: Sequence[int]) -> int:
-        return len(self._pool.match(prompt)) * self.engine.block_size if self.caches else 0
+    def known(self, prompt: Sequence[int], adapter: int = 0) -> int:
+        return len(self._pool.match(prompt, adapter)) * self.engine.block_size if self.caches else 0
 
     def begin(self, holder: Holder, slots: int, *, counted: bool = True, cached: bool = True) -> bool:
         """Lend blocks for `slots` tokens; those of the prompt that are known are shared."""
         if len(self.held) >= self.max_rows:
             return False
-        shared = self._pool.match(holder.prompt) if self.caches and cached else []
+        shared = self._pool.match(holder.prompt, holder.adapter) if self.caches and cached else []
         table = self._pool.take(shared, self._blocks_for(slots) - len(shared))
         if table is None:
             return False
@@ -113,7 +115,7 @@ class KvBlocks(Places):
 
     def remember(self, holder: Holder) -> None:
         if self.caches:
-            self._pool.remember(holder.prompt[: holder.computed], self.table(holder))
+            self._pool.remember(holder.prompt[: holder.computed], self.table(holder), holder.adapter)
 
     def release(self, holder: Holder) -> None:
         for holders in (self.filling, self.decoding):

@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 
 
 class Holder(Protocol):
-    """What holds a place in the memory: an answer, or one that is read again. `computed` of its tokens have their KV there."""
+    """What holds a place in the memory: an answer, or one that is read again. `computed` of its tokens have their KV there.
+
+    `adapter`: by which of the engine's adapters, see nereid.engines.adapters.
+    """
 
     prompt: list[int]
     computed: int
     row: int
+    adapter: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,8 +69,8 @@ class KvMemory(Protocol):
     def prefix_hits(self) -> tuple[int, int]:
         """Prompt tokens looked for in the prefix cache, and found there, since the start."""
 
-    def known(self, prompt: Sequence[int]) -> int:
-        """Tokens of the prompt that the prefix cache has."""
+    def known(self, prompt: Sequence[int], adapter: int = 0) -> int:
+        """Tokens of the prompt that the prefix cache has, computed by this adapter."""
 
     def begin(self, holder: Holder, slots: int, *, counted: bool = True, cached: bool = True) -> bool:
         """Lend a place for `slots` tokens, with what the prefix cache has of the prompt; False where there is no room now.
@@ -122,10 +126,13 @@ class RowEngine(Protocol):
     def write(self, row: int, start: int, block: NDArray) -> None:
         """Put back what `read` gave."""
 
-    def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
-        """One token for each of the first rows, in slot `lengths[i]`; logits rows x vocabulary, valid until the next call."""
+    def decode(self, tokens: Sequence[int], lengths: Sequence[int], adapters: Sequence[int] = ()) -> NDArray[np.float32]:
+        """One token for each of the first rows, in slot `lengths[i]`; logits rows x vocabulary, valid until the next call.
 
-    def extend(self, row: int, start: int, tokens: Sequence[int], keep: int = 1) -> NDArray[np.float32]:
+        `adapters[i]` computes row i; none at all: the model itself does.
+        """
+
+    def extend(self, row: int, start: int, tokens: Sequence[int], keep: int = 1, adapter: int = 0) -> NDArray[np.float32]:
         """Append tokens to a row that holds `start`; logits of the last `keep` of them. One more slot must be free.
 
         They are valid until the row's next call.

@@ -47,6 +47,15 @@ def check_widths(facts: LlmFacts, tokenizer: Tokenizer, vocabulary: int, draft: 
         raise ValueError(f"the draft model has logits for {draft.vocabulary} tokens, and the tokenizer has {tokens}")
 
 
+def _check_adapters(facts: LlmFacts, has_adapters: bool) -> None:
+    """One that the engine has not would be answered by the model itself, without a word."""
+    if bool(facts.adapters) != has_adapters:
+        said = ", ".join(facts.adapters) or "no adapters"
+        raise ValueError(
+            f"the engine has {'' if has_adapters else 'no '}adapters, and llm.json names {said}; export the model again"
+        )
+
+
 def _load_onnx(folder: Path, facts: LlmFacts, limits: LlmLimits, gpu: int | None) -> LoadedModel:
     from nereid.engines.onnx_causal import OnnxCausalEngine
 
@@ -55,6 +64,7 @@ def _load_onnx(folder: Path, facts: LlmFacts, limits: LlmLimits, gpu: int | None
     if draft_file.is_file():
         draft = OnnxCausalEngine.load(draft_file, tokens=limits.draft_tokens(facts), **options)
     engine = OnnxCausalEngine.load(folder / limits.engine_file, tokens=limits.kv_tokens, **options)
+    _check_adapters(facts, engine.has_adapters)
     cache = PrefixCache(limits.prefix_cache_megabytes * 2**20)
     return LoadedModel(KvRows(engine, cache, limits.max_rows, facts.context_length), engine.vocabulary, draft)
 
@@ -73,5 +83,6 @@ def _load_openvino(folder: Path, facts: LlmFacts, limits: LlmLimits) -> LoadedMo
         draft = DraftBlocks(OpenVinoCausalEngine.load(draft_file, tokens=tokens, **options))
     cached_bytes = limits.prefix_cache_megabytes * 2**20
     engine = OpenVinoCausalEngine.load(folder / limits.engine_file, tokens=limits.kv_tokens, cached_bytes=cached_bytes, **options)
+    _check_adapters(facts, engine.has_adapters)
     memory = KvBlocks(engine, limits.kv_tokens, limits.max_rows, facts.context_length, caches=cached_bytes > 0)
     return LoadedModel(memory, engine.vocabulary, draft)

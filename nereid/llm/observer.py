@@ -13,6 +13,8 @@ from nereid.flow.metrics import Recorder
 from nereid.llm.settings import LlmFacts
 from nereid_protocol.metrics import (
     LLM_ACCEPTED_TOKENS,
+    LLM_ADAPTER_REQUESTS,
+    LLM_ADAPTER_TOKENS,
     LLM_BANDWIDTH_UTILISATION,
     LLM_BATCH_SIZE,
     LLM_DRAFT_TOKENS,
@@ -121,6 +123,13 @@ class LlmObserver:
         self.recorder.record(LLM_E2E_LATENCY, seconds)
         for value in seconds_per_token:
             self.recorder.record(LLM_TIME_PER_OUTPUT_TOKEN, value)
+
+    def adapted(self, adapter: int, outcome: str, tokens: int) -> None:
+        """A request for one of the model's adapters has ended, with so many tokens written."""
+        if adapter and self._facts is not None:
+            name = self._facts.adapters[adapter - 1]
+            self.recorder.record(LLM_ADAPTER_REQUESTS, 1, adapter=name, outcome=outcome)
+            self.recorder.record(LLM_ADAPTER_TOKENS, tokens, adapter=name)
 
     # --- what the scheduler tells ---
 

@@ -35,6 +35,7 @@ class Order:
     skip_special_tokens: bool
     structure: StructureRequest | None
     speculation: str
+    adapter: int = 0
     request_id: str = ""
 
     @classmethod
@@ -53,6 +54,7 @@ class Order:
             skip_special_tokens=request.skip_special_tokens,
             structure=request.structure,
             speculation=request.speculation,
+            adapter=request.adapter,
             request_id=request_id,
         )
 

@@ -78,7 +78,7 @@ class Prefill:
             return False
         sequence = self.waiting[0]
         cached = not sequence.must_score
-        if cached and self._is_being_read(sequence.prompt):
+        if cached and self._is_being_read(sequence):
             return False
         ahead = min(sequence.remaining, EXPECTED_TOKENS)
         slots = min(len(sequence.tokens) + ahead, self.memory.longest) + 2
@@ -89,14 +89,16 @@ class Prefill:
             sequence.cached_tokens = sequence.computed
         return True
 
-    def _is_being_read(self, prompt: Sequence[int]) -> bool:
+    def _is_being_read(self, waiting: GeneratedSequence) -> bool:
         """Whether another prompt that is being read begins as this one does: its blocks are worth waiting for."""
         block = self.memory.prefix_block
         if not block:
             return False
         # One token is left to compute logits from, as in the cache.
-        common = max((_common(holder.prompt, prompt[:-1]) // block * block for holder in self.memory.filling), default=0)
-        return common > 0 and common > self.memory.known(prompt)
+        prompt, adapter = waiting.prompt, waiting.adapter
+        read = [holder.prompt for holder in self.memory.filling if holder.adapter == adapter]
+        common = max((_common(other, prompt[:-1]) // block * block for other in read), default=0)
+        return common > 0 and common > self.memory.known(prompt, adapter)
 
 
 def _chunk(holder: Holder, budget: int) -> Chunk:

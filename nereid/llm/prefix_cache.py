@@ -2,7 +2,8 @@
 
 Of one prefix the last block goes first: the others are found without it, and it is not found without them. A block's key is
 the hash of its parent's key and of its own tokens, so a key stands for the whole prefix (the idea of vLLM's automatic prefix
-caching). SHA-256 makes collisions practically impossible; the tokens are compared all the same.
+caching), and for the adapter that it was computed by: the same tokens have another KV under another one. SHA-256 makes
+collisions practically impossible; the tokens are compared all the same.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ class Block:
     values: NDArray
 
 
-def block_keys(tokens: Sequence[int], size: int = BLOCK) -> Iterator[tuple[bytes, tuple[int, ...]]]:
+def block_keys(tokens: Sequence[int], size: int = BLOCK, adapter: int = 0) -> Iterator[tuple[bytes, tuple[int, ...]]]:
     """Key and tokens of every full block, in order."""
-    key = b""
+    key = adapter.to_bytes(8, "little")
     for start in range(0, len(tokens) - size + 1, size):
         own = tuple(tokens[start : start + size])
         key = hashlib.sha256(key + np.asarray(own, np.int64).tobytes()).digest()
@@ -46,12 +47,12 @@ class PrefixCache:
     hit_tokens: int = 0
     _blocks: OrderedDict[bytes, Block] = field(default_factory=OrderedDict)
 
-    def match(self, tokens: Sequence[int], *, counted: bool = True) -> list[Block]:
+    def match(self, tokens: Sequence[int], adapter: int = 0, *, counted: bool = True) -> list[Block]:
         """The longest run of leading blocks that is kept; never all of `tokens`: one must be left to compute logits from."""
         found: dict[bytes, Block] = {}
         if not self.budget:
             return []
-        for key, own in block_keys(tokens[:-1]):
+        for key, own in block_keys(tokens[:-1], adapter=adapter):
             block = self._blocks.get(key)
             if block is None or block.tokens != own:
                 break
@@ -62,9 +63,9 @@ class PrefixCache:
             self.hit_tokens += BLOCK * len(found)
         return list(found.values())
 
-    def insert(self, tokens: Sequence[int], read: Callable[[int, int], NDArray]) -> None:
+    def insert(self, tokens: Sequence[int], read: Callable[[int, int], NDArray], adapter: int = 0) -> None:
         """Keep the full blocks of `tokens`, the first as far as the budget goes; `read(start, end)` is asked for new ones."""
-        chain = list(block_keys(tokens)) if self.budget else []
+        chain = list(block_keys(tokens, adapter=adapter)) if self.budget else []
         for key, _ in chain:
             if key in self._blocks:
                 self._blocks.move_to_end(key)  # what is dropped below is another's

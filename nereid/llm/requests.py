@@ -41,7 +41,7 @@ class LlmRequest:
 
     `scored`: whether the drawn tokens' log probabilities are computed; `logprobs`: whether they are told, with `top_logprobs`
     of the likeliest tokens at each position; `prompt_logprobs` the same of the prompt, None where they are not. `prompt_places`
-    are then where the prompt's tokens begin in its text.
+    are then where the prompt's tokens begin in its text. `adapter` is one of the model's, counted from 1; 0: none of them.
     """
 
     prompt: tuple[int, ...]
@@ -66,6 +66,7 @@ class LlmRequest:
     run_id: str | None = None
     priority: int = USUAL_PRIORITY
     prompt_places: tuple[int, ...] = ()
+    adapter: int = 0
 
 
 def parse_llm_request(
@@ -79,6 +80,7 @@ def parse_llm_request(
     if stream and not exclude:
         raise InvalidRequestError.of("exclude_input_in_output", False, "true, or absent, where stream is true")
     _check_sampling(sampling, facts, limits, has_draft)
+    adapter = _adapter(sampling, facts)
     structure = _structure(sampling)
     text, prompt, places = _prompt(sent, tokenizer, facts, longest)  # the one dear part, after all that is cheap to refuse
     max_tokens = _max_tokens(sent, len(prompt), longest)
@@ -108,6 +110,7 @@ def parse_llm_request(
         run_id=sent.run_id,
         priority=sampling["priority"],
         prompt_places=places,
+        adapter=adapter,
     )
 
 
@@ -148,6 +151,18 @@ def _check_sampling(sent: SentSampling, facts: LlmFacts, limits: LlmLimits, has_
             raise InvalidRequestError.of("logit_bias", key, f"token ids 0 to {facts.vocabulary - 1}")
     if sent["speculation"] == "draft" and not has_draft:
         raise InvalidRequestError.of("speculation", "draft", "none or ngram: this model was exported without a draft model")
+
+
+def _adapter(sent: SentSampling, facts: LlmFacts) -> int:
+    """The number of the one that was asked for by name; 0: none was."""
+    name = sent["lora_name"]
+    if name is None:
+        return 0
+    if name not in facts.adapters:
+        known = ", ".join(facts.adapters)
+        allowed = f"absent, or one of this model's adapters: {known}" if known else "absent: this model has no adapters"
+        raise InvalidRequestError.of("lora_name", name, allowed)
+    return facts.adapters.index(name) + 1
 
 
 def _samplings(sent: SentSampling) -> tuple[Sampling, ...]:

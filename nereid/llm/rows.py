@@ -81,22 +81,25 @@ class KvRows(Places):
         self, decoding: Sequence[GeneratedSequence], chunks: Sequence[Chunk]
     ) -> tuple[NDArray[np.float32] | None, list[NDArray[np.float32]]]:
         """Every chunk is a call of its own, all that decode are one."""
-        read = [self.engine.extend(c.holder.row, c.holder.computed, c.tokens, keep=c.keep) for c in chunks]
+        read = [
+            self.engine.extend(c.holder.row, c.holder.computed, c.tokens, keep=c.keep, adapter=c.holder.adapter) for c in chunks
+        ]
         if not decoding:
             return None, read
-        return self.engine.decode([s.tokens[s.computed] for s in decoding], [s.computed for s in decoding]), read
+        tokens, lengths = [s.tokens[s.computed] for s in decoding], [s.computed for s in decoding]
+        return self.engine.decode(tokens, lengths, [s.adapter for s in decoding]), read
 
     # --- holders ---
 
-    def known(self, prompt: Sequence[int]) -> int:
-        return len(self.cache.match(prompt, counted=False)) * BLOCK
+    def known(self, prompt: Sequence[int], adapter: int = 0) -> int:
+        return len(self.cache.match(prompt, adapter, counted=False)) * BLOCK
 
     def begin(self, holder: Holder, slots: int, *, counted: bool = True, cached: bool = True) -> bool:
         """Lend the row behind the others, with what the prefix cache has of the prompt copied in."""
         row = len(self.held)
         if not self.make_room(slots, row + 1):
             return False
-        blocks = self.cache.match(holder.prompt, counted=counted) if cached else []
+        blocks = self.cache.match(holder.prompt, holder.adapter, counted=counted) if cached else []
         for number, block in enumerate(blocks):
             self.engine.write(row, number * BLOCK, block.values)
         holder.row, holder.computed = row, len(blocks) * BLOCK
@@ -111,7 +114,7 @@ class KvRows(Places):
 
     def remember(self, holder: Holder) -> None:
         known = holder.prompt[: holder.computed]
-        self.cache.insert(known, lambda start, end: self.engine.read(holder.row, start, end))
+        self.cache.insert(known, lambda start, end: self.engine.read(holder.row, start, end), holder.adapter)
 
     def release(self, holder: Holder) -> None:
         """Free a row; the last decoding row takes its place, and those being prefilled move up."""

@@ -72,6 +72,7 @@ class GeneratedSequence:
     structure: Structure | None = None
     proposer: Proposer | None = None
     meter: SpeculationMeter | None = None
+    adapter: int = 0
 
     written: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None

@@ -37,7 +37,7 @@ SMALLEST_KV_TOKENS = 8
 class LlmFacts:
     """Facts of a checkpoint and its engine. Bytes and FLOPs are what one decoded token costs at an empty context.
 
-    `longest_token` is how many characters the longest token of text has.
+    `longest_token` is how many characters the longest token of text has; `adapters` are the engine's by name, in its order.
     """
 
     architecture: str
@@ -50,6 +50,7 @@ class LlmFacts:
     flops_per_token: int
     kv_bytes_per_token: int
     longest_token: int = 512
+    adapters: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> LlmFacts:
@@ -72,8 +73,10 @@ class LlmFacts:
 
 def _typed(name: str, kind: str, value: object) -> Any:
     """A fact of the right type."""
-    if kind.startswith("tuple") and isinstance(value, list) and all(type(item) is int for item in value):
-        return tuple(value)
+    if kind.startswith("tuple") and isinstance(value, list):
+        item_type = str if kind.startswith("tuple[str") else int
+        if all(type(item) is item_type for item in value):
+            return tuple(value)
     if (kind == "int" and type(value) is int) or (kind == "str" and isinstance(value, str)):
         return value
     raise ValueError(f"{name} is {value!r}")

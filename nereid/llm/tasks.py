@@ -161,7 +161,9 @@ class LlmTask:
             error = error or self.error
             if error is None:
                 self.observer.answered(time.monotonic() - self.arrived, self._seconds_per_token())
-            self.observer.finished("success" if error is None else error.outcome, time.monotonic() - self.arrived)
+            outcome = "success" if error is None else error.outcome
+            self.observer.finished(outcome, time.monotonic() - self.arrived)
+            self.observer.adapted(self.request.adapter, outcome, sum(len(answer.written) for answer in self.answers))
             self.ended(error)
             self._safely(lambda: self.reply.close(error))
 

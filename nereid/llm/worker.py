@@ -150,6 +150,7 @@ class LlmLoop:
             scored_prompt=self._scored_prompt(order) if index == 0 else None,
             structure=structure,
             proposer=proposer,
+            adapter=order.adapter,
             meter=SpeculationMeter(self.limits.speculation_tokens) if proposer is not None else None,
         )
         return made

@@ -12,7 +12,7 @@ import typer
 
 from nereid.engines.compile_cache import default_folder
 from nereid.serving.errors import ServingError
-from nereid.serving.gateway.launch import Rules, tool_formats_of
+from nereid.serving.gateway.launch import Rules, aliases_of, tool_formats_of
 from nereid.serving.gateway.service import GatewayOptions, gateway_service
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS
 from nereid.serving.installation import Source
@@ -79,6 +79,13 @@ def serve(
             f"{', '.join(TOOL_FORMATS)}, auto (as the template shows) or none. Repeatable."
         ),
     ] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MODEL",
+            help="One more name of a model, or of an adapter, at the gateway; answers have the name that was asked. Repeatable.",
+        ),
+    ] = None,
     openai_reasoning: Annotated[
         bool, typer.Option(help="Have the gateway tell thoughts (<think>...</think>) apart from the answer.")
     ] = True,
@@ -102,6 +109,12 @@ def serve(
     openai_a1111: Annotated[
         bool,
         typer.Option("--openai-a1111", "--a1111", help="Have the gateway serve AUTOMATIC1111's API (/sdapi/v1), too."),
+    ] = False,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            help="Load models that appear in the repository while it is served, and unload those whose folders are removed."
+        ),
     ] = False,
     triton: Annotated[Source, typer.Option(help="Which Triton: on PATH (as in the container), or from pip.")] = Source.AUTO,
     log_file: Annotated[Path | None, typer.Option(help="Write Triton's log here instead of to the terminal.")] = None,
@@ -130,11 +143,14 @@ def serve(
         triton=triton,
         log_file=log_file,
         cache_dir=default_folder() if cache_dir is None else Path(cache_dir).absolute() if cache_dir else None,
+        follow=follow,
         start_timeout=start_timeout,
         drain_seconds=drain_seconds,
         verbose=verbose,
     )
     try:
+        if alias and not openai_port:
+            raise ServingError(f"--alias: {alias[0]!r} is not allowed without a gateway; give it a port by --openai-port")
         keys = None if openai_keys is None else str(openai_keys.absolute())
         batches = None if openai_batches is None else str(openai_batches.absolute())
         rules = Rules(
@@ -143,6 +159,7 @@ def serve(
             lenient=openai_lenient,
             batches=batches,
             tool_formats=tool_formats_of(openai_tools or ()),
+            aliases=aliases_of(alias or ()),
             reasoning=openai_reasoning,
             stored_responses=openai_stored,
             url_seconds=openai_url_seconds,

@@ -56,6 +56,10 @@ class ModelControl:
         changed.parameters[RELOAD_PARAMETER].string_value = str(time.time_ns())
         self._ask("load_model", model_name=model, config=json_format.MessageToJson(changed, preserving_proto_field_name=True))
 
+    def load(self, model: str, config: ModelConfig) -> None:
+        """Load a model that is not loaded. Raises ControlError."""
+        self.swap(model, config)
+
     def unload(self, model: str) -> None:
         self._ask("unload_model", model_name=model)
 

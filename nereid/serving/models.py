@@ -24,10 +24,12 @@ class ServedModels:
     configs: Mapping[str, Any]
 
     @classmethod
-    def read(cls, repository: Path) -> ServedModels:
-        """Raises ServingError, naming the file, where a config.pbtxt is not one."""
+    def read(cls, repository: Path, only: Collection[str] | None = None) -> ServedModels:
+        """All models, or these; raises ServingError, naming the file, where a config.pbtxt is not one."""
         configs = {}
         for file in sorted(repository.glob("*/config.pbtxt")):
+            if only is not None and file.parent.name not in only:
+                continue
             try:
                 configs[file.parent.name] = text_format.Parse(file.read_text(), ModelConfig())
             except (text_format.ParseError, UnicodeDecodeError) as error:
@@ -35,6 +37,10 @@ class ServedModels:
             except OSError as error:
                 raise ServingError(f"{file} cannot be read: {error.strerror}") from None
         return cls(configs)
+
+    def with_others(self, come: Mapping[str, Any], gone: Collection[str] = ()) -> ServedModels:
+        """These, those that have come, and none of those that have gone."""
+        return ServedModels({name: config for name, config in {**self.configs, **come}.items() if name not in gone})
 
     @property
     def entries(self) -> list[str]:

@@ -25,6 +25,8 @@ class ServeOptions:
     start_timeout: float = 600.0
     drain_seconds: float = 10.0
     log_file: Path | None = None
+    follow: bool = False
+    """Whether models are loaded that appear in the repository later, and unloaded when they go."""
     cache_dir: Path | None = None
     """Where compiled engines are kept for the next start; None: for this one only."""
     verbose: bool = False

@@ -92,7 +92,7 @@ class TritonProcess:
             f"--model-repository={self.folder.path / 'models'}",
             f"--backend-directory={self.folder.path / 'backends'}",
             "--model-control-mode=explicit",
-            "--load-model=*",
+            *self._loaded_at_once(),
             "--disable-auto-complete-config",
             *([f"--model-config-name={STAND_IN_CONFIG}"] if "pytorch" in self.installation.python_backends() else []),
             f"--http-address={options.host}",
@@ -116,6 +116,12 @@ class TritonProcess:
             f"--backend-config=python,thread-pool-size={self.models.threads}",
             f"--log-verbose={int(options.verbose)}",
         ]
+
+    def _loaded_at_once(self) -> list[str]:
+        """Where the repository is followed, what has just appeared there is loaded by name, once it is known to be whole."""
+        if not self.options.follow:
+            return ["--load-model=*"]
+        return [f"--load-model={model}" for model in (*self.models.configs, CONTROL_MODEL)]
 
     @property
     def pid(self) -> int | None:

@@ -20,6 +20,7 @@ from nereid.serving.activity import is_idle
 from nereid.serving.child import Backoff
 from nereid.serving.control import CONTROL_MODEL, ControlError
 from nereid.serving.errors import ServingError
+from nereid.serving.following import Following
 from nereid.serving.health import HealthServer
 from nereid.serving.installation import find_triton
 from nereid.serving.load_times import load_seconds, load_table
@@ -77,6 +78,7 @@ class Supervisor:
     _stopping: threading.Event = field(default_factory=threading.Event, init=False)
     _hurried: threading.Event = field(default_factory=threading.Event, init=False)
     _watcher: threading.Thread | None = field(default=None, init=False)
+    _follower: threading.Thread | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         installation = find_triton(self.options.triton)
@@ -110,6 +112,8 @@ class Supervisor:
             raise
 
     def _start_triton(self) -> None:
+        if self.options.follow:  # what has gone since cannot be loaded
+            self.forget([model for model in self._models.configs if not (self.options.repository / model).is_dir()])
         try:
             self._verifier.verify(self._models.configs)
         except DigestError as error:
@@ -124,6 +128,10 @@ class Supervisor:
         self._unready = []
         self._restart_by = None
         self._ready = True
+        if self.options.follow and self._follower is None:
+            following = Following(self.options.repository, self._verifier, self, self._stopping)
+            self._follower = threading.Thread(target=following.run, name="follower", daemon=True)
+            self._follower.start()
 
     def _while_starting(self, processes: int) -> None:
         if self.on_progress is not None:
@@ -146,6 +154,7 @@ class Supervisor:
         return ready, {
             "ready": ready,
             "server_running": running,
+            "models": sorted(self._models.configs),
             "models_loaded": self._ready,
             "models_reloading": sorted(self._unwell),
             "models_not_ready": sorted(self._unready) if self._ready else [],
@@ -170,8 +179,9 @@ class Supervisor:
         self._stopping.set()
         deadline = time.monotonic() + self.options.drain_seconds
         self.services.drain()
-        if self._watcher is not None:
-            self._watcher.join()
+        for thread in (self._watcher, self._follower):
+            if thread is not None:
+                thread.join()
         # They cut what is left at the deadline themselves, while Triton still runs: that takes a moment.
         self.services.stop(deadline + CUT_SECONDS - time.monotonic(), self._hurried)
         if self._ready and self._triton.is_running():
@@ -193,6 +203,33 @@ class Supervisor:
             idle = idle + 1 if is_idle(self.options.metrics_url) else 0
             if self._hurried.wait(0.15 if idle else 0.05):
                 return
+
+    # --- models that come and go, see nereid.serving.following ---
+
+    @property
+    def models(self) -> ServedModels:
+        return self._models
+
+    @property
+    def is_settled(self) -> bool:
+        return self._ready and self._restart_by is None and not self._unwell and self._triton.is_running()
+
+    def take_in(self, model: str, config: Any) -> None:
+        self._verifier.share(self.folder.state)
+        self._triton.control.load(model, config)
+        self._serve(self._models.with_others({model: config}))
+        self._expected = {**self._expected, model: self._triton.count_stubs()[model]}
+        self._load_seconds = load_seconds(self.folder.state, self._triton.stubs())
+
+    def forget(self, models: Sequence[str]) -> None:
+        self._expected = {model: count for model, count in self._expected.items() if model not in models}
+        self._serve(self._models.with_others({}, models))
+
+    def let_go(self, model: str) -> None:
+        self._triton.control.unload(model)
+
+    def _serve(self, models: ServedModels) -> None:
+        self._models = self._triton.models = self._numbers.models = models
 
     # --- healing ---
 

@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from nereid.serving.errors import ServingError
-from nereid_bench import llm
+from nereid_bench import llm, llm_adapters
 from nereid_bench.llm import sampler_cost
 from nereid_bench.llm_batching import TextJob, TextOutcome, _drive, _summary, text_jobs
 from nereid_bench.llm_peers import DecodeSpeed, Engine, Weights, installed, loaded
@@ -93,3 +93,19 @@ def test_peers_decode_the_same_checkpoint(tmp_path: Path) -> None:
 
 def test_sampler_cost_is_a_time() -> None:
     assert 0 < sampler_cost(2, 2000, repeats=3) < 1e6
+
+
+@pytest.mark.torch
+def test_adapters_are_measured_on_both_engines_with_and_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm_adapters, "COUNTS", (0, 2))
+    checkpoint = make.make_llm(tmp_path / "checkpoint", "llama", max_position_embeddings=1024)
+    found = llm_adapters.adapter_speeds(checkpoint, tmp_path / "work", (1, 3), 2, 1, llm._export, [].append)
+    assert [(row["engine"], row["adapters"]) for row in found] == [
+        ("onnxruntime", 0),
+        ("onnxruntime", 2),
+        ("openvino", 0),
+        ("openvino", 2),
+    ]
+    plain, adapted = {"rows 1", "rows 3"}, {"rows 1, adapted", "rows 3, adapted"}
+    assert [set(row) - {"engine", "adapters"} for row in found] == [plain, plain | adapted] * 2
+    assert all(value > 0 for row in found for name, value in row.items() if name.startswith("rows"))

@@ -103,7 +103,7 @@ def test_few_bits_stay_few_and_are_the_rounded_matrices(tmp_path: Path, family: 
         weight = module.weight.detach().numpy()
         rounded[name] = Matrix.of(weight, scheme)
         module.weight.data = torch.from_numpy(np.ascontiguousarray(round_trip(np.ascontiguousarray(weight.T), scheme).T))
-    ov.save_model(build_graph(model, rounded), tmp_path / "model.xml", compress_to_fp16=False)
+    ov.save_model(build_graph(model, rounded, {}), tmp_path / "model.xml", compress_to_fp16=False)
     engine = OpenVinoCausalEngine.load(tmp_path / "model.xml", tokens=256, threads=1)
     with torch.no_grad():
         expected = model(torch.tensor([IDS])).logits[0].numpy()

@@ -1,7 +1,7 @@
 """Language models whose logits are a known function of the tokens really seen: their KV caches hold the tokens themselves.
 
 With `rounds` they tell decode from extend, as real engines do: a token that was decoded leaves another KV than one that was
-read like a prompt, and logits depend on it.
+read like a prompt, and logits depend on it. So they do on the adapter by which each token was computed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from nereid.engines.kv_blocks import SCRATCH, Piece
 
 DECODED = 1 << 20
 """What is added to a token in the KV cache of an engine that rounds, where it was decoded."""
+ADAPTED = 1 << 22
+"""What is added to a token there for each adapter before the one that has computed it, the model itself among them."""
 
 
 def logits_after(tokens: Sequence[int], vocabulary: int) -> NDArray[np.float32]:
@@ -61,24 +63,27 @@ class ClosedFormEngine:
     def write(self, row: int, start: int, block: NDArray) -> None:
         self.memory[row, :, start : start + block.shape[1]] = block
 
-    def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> NDArray[np.float32]:
+    def decode(self, tokens: Sequence[int], lengths: Sequence[int], adapters: Sequence[int] = ()) -> NDArray[np.float32]:
         self.calls.append(("decode", len(tokens)))
+        rows = zip(tokens, lengths, adapters or [0] * len(tokens), strict=True)
         return np.stack(
             [
-                self._append(row, length, [token], decoded=self.rounds)[0]
-                for row, (token, length) in enumerate(zip(tokens, lengths, strict=True))
+                self._append(row, length, [token], adapter, decoded=self.rounds)[0]
+                for row, (token, length, adapter) in enumerate(rows)
             ]
         )
 
-    def extend(self, row: int, start: int, tokens: Sequence[int], keep: int = 1) -> NDArray[np.float32]:
+    def extend(self, row: int, start: int, tokens: Sequence[int], keep: int = 1, adapter: int = 0) -> NDArray[np.float32]:
         self.calls.append(("extend", len(tokens)))
         assert start + len(tokens) + 1 <= self.capacity, "one more slot must be free"
-        return np.stack(self._append(row, start, tokens)[-keep:])
+        return np.stack(self._append(row, start, tokens, adapter)[-keep:])
 
-    def _append(self, row: int, start: int, tokens: Sequence[int], *, decoded: bool = False) -> list[NDArray[np.float32]]:
+    def _append(
+        self, row: int, start: int, tokens: Sequence[int], adapter: int, *, decoded: bool = False
+    ) -> list[NDArray[np.float32]]:
         made = []
         for slot, token in enumerate(tokens, start):
-            self.memory[row, 0, slot, 0] = token + (DECODED if decoded else 0)
+            self.memory[row, 0, slot, 0] = token + (DECODED if decoded else 0) + adapter * ADAPTED
             seen = self.memory[row, 0, : slot + 1, 0]
             assert (seen >= 0).all(), "a slot that nobody has written"
             made.append(logits_after(seen.tolist(), self.vocabulary))
@@ -110,7 +115,8 @@ class ClosedFormBlocks:
         made = []
         for slot, token in enumerate(piece.tokens, piece.start):
             block, place = divmod(slot, self.block_size)
-            self.memory[piece.table[block], place] = token + (DECODED if piece.decoded and self.rounds else 0)
+            kept = token + (DECODED if piece.decoded and self.rounds else 0) + piece.adapter * ADAPTED
+            self.memory[piece.table[block], place] = kept
             seen = self.memory[list(piece.table)].reshape(-1)[: slot + 1]
             assert (seen >= 0).all(), "a slot that nobody has written"
             made.append(logits_after(seen.tolist(), self.vocabulary))

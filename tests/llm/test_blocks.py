@@ -29,6 +29,7 @@ class Reader:
     prompt: list[int]
     computed: int = 0
     row: int = -1
+    adapter: int = 0
 
 
 def memory_of(blocks: int = 17, *, rows: int = 4, caches: bool = True) -> KvBlocks:

@@ -33,8 +33,8 @@ class OddEngine(ClosedFormEngine):
     odd = 13
     value = np.nan
 
-    def decode(self, tokens: Sequence[int], lengths: Sequence[int]) -> Any:
-        logits = super().decode(tokens, lengths).copy()
+    def decode(self, tokens: Sequence[int], lengths: Sequence[int], adapters: Sequence[int] = ()) -> Any:
+        logits = super().decode(tokens, lengths, adapters).copy()
         logits[[token == self.odd for token in tokens]] = self.value
         return logits
 

@@ -236,8 +236,8 @@ def test_a_known_prefix_is_not_computed_again_and_changes_nothing(make: Make) ->
 class Mistaken(ClosedFormEngine):
     """Agrees with the model in closed form after most tokens."""
 
-    def _append(self, row: int, start: int, tokens: Sequence[int], *, decoded: bool = False) -> list[np.ndarray]:
-        made = super()._append(row, start, tokens, decoded=decoded)
+    def _append(self, row: int, start: int, tokens: Sequence[int], adapter: int, *, decoded: bool = False) -> list[np.ndarray]:
+        made = super()._append(row, start, tokens, adapter, decoded=decoded)
         return [np.roll(logits, 1) if token % 7 == 0 else logits for logits, token in zip(made, tokens, strict=True)]
 
 

@@ -68,7 +68,8 @@ def main() -> None:
 class _Server:
     def __init__(self, home: Path, options: dict[str, list[str]], behaviour: dict[str, Any]) -> None:
         self.home, self.options, self.behaviour = home, options, behaviour
-        self.models = [folder.name for root in options["model-repository"] for folder in sorted(Path(root).iterdir())]
+        here = [folder.name for root in options["model-repository"] for folder in sorted(Path(root).iterdir())]
+        self.models = here if options["load-model"] == ["*"] else options["load-model"]
         (self.regions,) = (
             value.partition("=")[2] for value in options["backend-config"] if value.startswith("python,shm-region-prefix-name=")
         )
@@ -120,13 +121,18 @@ class _Server:
     def unload(self, model_name: str) -> None:
         with (self.home / "unloads").open("a") as file:
             file.write(f"{model_name}\n")
+        if model_name in self.stubs:
+            stub = self.stubs.pop(model_name)
+            stub.kill()
+            stub.wait()
 
     def load(self, model_name: str, config: str) -> None:
-        if self.behaviour.get("load_fails"):
+        if self.behaviour.get("load_fails") in (True, model_name):
             raise RuntimeError("failed to load")
         time.sleep(float(self.behaviour.get("load_seconds", 0)))
         with (self.home / "loads").open("a") as file:
             file.write(f"{model_name}\n")
-        self.stubs[model_name].kill()
-        self.stubs[model_name].wait()
+        if model_name in self.stubs:
+            self.stubs[model_name].kill()
+            self.stubs[model_name].wait()
         self.start_stub(model_name)

@@ -34,7 +34,11 @@ class Running:
 
 @contextmanager
 def gateway(
-    repository: Path, grpc_port: int, metrics_url: str = "http://127.0.0.1:9/metrics", **settings_besides: Any
+    repository: Path,
+    grpc_port: int,
+    metrics_url: str = "http://127.0.0.1:9/metrics",
+    ready_url: str = "http://127.0.0.1:9/ready",
+    **settings_besides: Any,
 ) -> Iterator[Running]:
     """Listening on a free port."""
     (port,) = free_ports(1)
@@ -42,7 +46,7 @@ def gateway(
         repository=repository,
         grpc_url=f"127.0.0.1:{grpc_port}",
         metrics_url=metrics_url,
-        ready_url="http://127.0.0.1:9/ready",
+        ready_url=ready_url,
         max_body_bytes=100_000,
         **settings_besides,
     )

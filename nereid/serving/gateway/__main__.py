@@ -37,6 +37,7 @@ def main(argument: str) -> int:
             max_picture_bytes=launch.limits.picture_bytes,
             max_pictures_bytes=launch.limits.pictures_bytes,
             max_picture_pixels=launch.limits.picture_pixels,
+            first=launch.first,
             rules=launch.rules,
         )
         drain = Drain(launch.drain_seconds)

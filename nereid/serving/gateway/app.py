@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from nereid.serving.gateway.batches.runner import Pace
 from nereid.serving.gateway.batches.service import Batches
 from nereid.serving.gateway.batches.store import BatchStore
 from nereid.serving.gateway.bodies import read_body
+from nereid.serving.gateway.catalogue import Catalogue
 from nereid.serving.gateway.chat_answers import ChatAnswer
 from nereid.serving.gateway.draining import Drain, Drained
 from nereid.serving.gateway.errors import ApiError, from_nereid
@@ -41,14 +43,11 @@ from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.metrics import GatewayMetrics
 from nereid.serving.gateway.observing import IGNORED_HEADER, REQUEST_ID_HEADER, Observed
 from nereid.serving.gateway.picture_store import PictureStore
-from nereid.serving.gateway.places import Places, places_of
 from nereid.serving.gateway.readiness import readiness
-from nereid.serving.gateway.repository import Offered, offered_models
 from nereid.serving.gateway.response_store import ResponseStore
 from nereid.serving.gateway.responses import Responses
 from nereid.serving.gateway.schemas import ChatBody, CompletionBody
 from nereid.serving.gateway.waiting import all_of, begin_stream, until_gone
-from nereid_client import AsyncClient
 from nereid_client.errors import NereidError
 
 log = logging.getLogger("nereid.gateway")
@@ -68,60 +67,37 @@ class GatewaySettings:
     max_picture_bytes: int = 32 * 2**20
     max_pictures_bytes: int = 512 * 2**20
     max_picture_pixels: int = 32 * 2**20
+    first: bool = True
+    """Whether this is the first start of a serve."""
     rules: Rules = field(default_factory=Rules)
 
 
 def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlette:
     """The ASGI application; `drain` knows when it is to end."""
-    models = offered_models(settings.repository, settings.rules)
-    places = {model.id: places_of(settings.repository, model.holder) for model in models.values()}
-    clients: dict[str, AsyncClient] = {}
+    catalogue = Catalogue(settings.repository, settings.rules, settings.grpc_url, settings.ready_url, settings.first)
     keys = Keys.of(settings.api_key, Path(settings.rules.keys) if settings.rules.keys else None)
     lenient = settings.rules.lenient
     metrics = GatewayMetrics()
     handlers: dict[Any, Any] = dict.fromkeys((ApiError, NereidError, HTTPException), _refuse)
-    batches = _batches(settings, max((place.at_once for place in places.values()), default=1))
+    batches = _batches(settings, catalogue.at_once)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        for prefix in {model.prefix for model in models.values()}:
-            # A full queue is told at once: callers try again as they like, and know how long they wait.
-            clients[prefix] = AsyncClient(settings.grpc_url, name=prefix, retry_full=False)
-        metrics.watch({prefix: client.statistics for prefix, client in clients.items()})
+        await catalogue.open()
+        metrics.watch(catalogue.statistics)
         async with batches.running() if batches is not None else contextlib.nullcontext():
             yield
-        for client in clients.values():
-            await client.close()
-
-    def find(name: str, kind: str) -> tuple[Offered, AsyncClient]:
-        model = models.get(name)
-        if model is None or model.kind != kind:
-            known = ", ".join(item.id for item in models.values() if item.kind == kind) or "none"
-            raise ApiError(
-                404, f"model: {name!r} is not one of those served here: {known}", param="model", code="model_not_found"
-            )
-        return model, clients[model.prefix]
-
-    def only(kind: str) -> str:
-        """The one model of a kind, which need not be named."""
-        found = [model.id for model in models.values() if model.kind == kind]
-        if len(found) == 1:
-            return found[0]
-        known = ", ".join(found) or "none"
-        raise ApiError(400, f"model: it is missing; it must be one of those served here: {known}", param="model")
+        await catalogue.close()
 
     async def list_models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [_model(item) for item in models.values()]})
+        return JSONResponse(catalogue.listed())
 
     async def show_model(request: Request) -> Response:
-        name = request.path_params["name"]
-        if name not in models:
-            raise ApiError(404, f"model: {name!r} is not served here", param="model", code="model_not_found")
-        return JSONResponse(_model(models[name]))
+        return JSONResponse(catalogue.shown(request.path_params["name"]))
 
     async def chat(request: Request) -> Response:
         body = await read_body(request, ChatBody, lenient)
-        model, client = find(body.model, "llm")
+        model, client, places = catalogue.find(body.model, "llm")
         chat = await chats.read_chat(body, model)
         request.state.names = chat.names
         answer = ChatAnswer(
@@ -136,56 +112,50 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
         asked = {**chat.sampling, "request_id": request.state.request_id}
         if body.stream:
             items = texts.stream(client, chat.prompt, asked, answer, body.usage_wanted)
-            return await begin_stream(request, places[model.id].during(items), chat.names)
-        async with places[model.id].taking():
+            return await begin_stream(request, places.during(items), chat.names)
+        async with places.taking():
             return JSONResponse(answer.whole(await until_gone(request, client.generate_text(chat.prompt, **asked))))
 
     async def complete(request: Request) -> Response:
         body = await read_body(request, CompletionBody, lenient)
         request.state.names = names = completions.completion_names(body)
-        model, client = find(body.model, "llm")
-        sampling = {**completions.completion_sampling(body), "request_id": request.state.request_id}
+        model, client, places = catalogue.find(body.model, "llm")
+        sampling = {**completions.completion_sampling(body, model), "request_id": request.state.request_id}
         asked = await completions.asked_of(body, model, sampling)
         answer = completions.CompletionAnswer(_stamp("cmpl"), int(time.time()), model.id, body)
         if body.stream:
             items = answer.stream(client, asked, sampling)
-            return await begin_stream(request, places[model.id].during(items, len(asked)), names)
-        async with places[model.id].taking(len(asked)):
+            return await begin_stream(request, places.during(items, len(asked)), names)
+        async with places.taking(len(asked)):
             made = all_of([client.generate_text(item.prompt, **sampling) for item in asked])
             return JSONResponse(answer.whole(asked, await until_gone(request, made)))
 
     async def tokenize(request: Request) -> Response:
         body = await read_body(request, tokenizing.TokenizeBody, lenient)
         request.state.names = tokenizing.tokenize_names(body)
-        return JSONResponse(await tokenizing.tokenize(body, find(body.model or only("llm"), "llm")[0]))
+        return JSONResponse(await tokenizing.tokenize(body, catalogue.find(body.model or catalogue.only("llm"), "llm")[0]))
 
     async def detokenize(request: Request) -> Response:
         body = await read_body(request, tokenizing.DetokenizeBody, lenient)
-        return JSONResponse(await tokenizing.detokenize(body, find(body.model or only("llm"), "llm")[0]))
+        return JSONResponse(await tokenizing.detokenize(body, catalogue.find(body.model or catalogue.only("llm"), "llm")[0]))
 
     async def version(request: Request) -> Response:
         return JSONResponse({"version": own_version()})
 
-    def llm(name: str) -> tuple[Offered, AsyncClient, Places]:
-        model, client = find(name, "llm")
-        return model, client, places[model.id]
-
     def image(name: str | None) -> ServedImages:
-        model, client = find(only("image") if name is None else name, "image")
-        return ServedImages(model.id, model.image, client, places[model.id])
+        model, client, places = catalogue.find(catalogue.only("image") if name is None else name, "image")
+        return ServedImages(model.id, model.image, client, places)
 
     rules = settings.rules
     pictures = PictureStore(rules.url_seconds, rules.url_megabytes * 2**20)
     metrics.watch_pictures(pictures)
     decoding = Decoding(settings.max_picture_pixels)
     image_routes = ImageRoutes(find=image, store=pictures, decoding=decoding, lenient=lenient, public_url=rules.public_url)
-    responses = Responses(ResponseStore(rules.stored_responses, rules.stored_megabytes * 2**20), llm, lenient)
+    responses = Responses(ResponseStore(rules.stored_responses, rules.stored_megabytes * 2**20), catalogue.find, lenient)
 
     webui = None
     if rules.a1111:
-        drawing = [model for model in models.values() if model.kind == "image"]
-        ids = [model.id for model in sorted(drawing, key=lambda model: bool(model.prefix))]  # the one without a name first
-        webui = WebUiRoutes(find=image, models=ids, decoding=decoding, lenient=lenient)
+        webui = WebUiRoutes(find=image, models=partial(catalogue.ids, "image"), decoding=decoding, lenient=lenient)
 
     async def health(request: Request) -> Response:
         said = await readiness(settings.ready_url)
@@ -262,11 +232,6 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
             expose_headers=told,
         )
     ]
-
-
-def _model(item: Offered) -> dict[str, Any]:
-    length = {} if item.max_model_len is None else {"max_model_len": item.max_model_len}
-    return {"id": item.id, "object": "model", "created": item.created, "owned_by": "nereid", **length}
 
 
 def _stamp(kind: str) -> str:

@@ -157,7 +157,7 @@ def _sampling(body: ChatBody, model: Offered) -> dict[str, Any]:
         sampling["logprobs"] = body.top_logprobs or 0
     if model.whole_templates:
         sampling.setdefault("add_special_tokens", False)
-    return {**sampling, "max_tokens": limit}
+    return model.adapted({**sampling, "max_tokens": limit})
 
 
 def _schema(body: ChatBody) -> dict[str, Any] | None:

@@ -38,8 +38,8 @@ def completion_names(body: CompletionBody) -> dict[str, str]:
     return names if body.best_of is None else {**names, "n": "best_of"}
 
 
-def completion_sampling(body: CompletionBody) -> dict[str, Any]:
-    """A completion body as sampling parameters of `llm`."""
+def completion_sampling(body: CompletionBody, model: Offered) -> dict[str, Any]:
+    """A completion body as sampling parameters of `llm`; raises ApiError."""
     if body.drawn < body.n:
         raise ApiError(400, f"best_of: {body.drawn} is not allowed; it must be at least n, {body.n}", param="best_of")
     if body.stream and body.drawn > body.n:
@@ -49,7 +49,7 @@ def completion_sampling(body: CompletionBody) -> dict[str, Any]:
         made["logprobs"] = body.logprobs
         if body.echo:
             made["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
-    return made
+    return model.adapted(made)
 
 
 async def asked_of(body: CompletionBody, model: Offered, sampling: dict[str, Any]) -> list[Asked]:

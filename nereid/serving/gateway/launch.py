@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -10,6 +11,7 @@ from nereid.serving.errors import ServingError
 from nereid.serving.gateway.limits import Limits
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS
 
+_ALIAS = re.compile(r"[^\s/]{1,128}")
 API_KEY = "NEREID_API_KEY"
 """Environment variable of the key: no process list shows it, and Triton's processes do not get it."""
 
@@ -28,6 +30,8 @@ class Rules:
     """The folder of files and batches; None: there are none."""
     tool_formats: Mapping[str, str] = field(default_factory=dict)
     """How a model calls tools, by its name, or of all the others by ""; `auto` is as its template shows, `none` not at all."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """More names of models, and of their adapters."""
     reasoning: bool = True
     """Whether thoughts are told apart from answers."""
     stored_responses: int = 1000
@@ -57,6 +61,19 @@ def tool_formats_of(words: Sequence[str]) -> dict[str, str]:
     return made
 
 
+def aliases_of(words: Sequence[str]) -> dict[str, str]:
+    """The words of --alias, NAME=MODEL; raises ServingError."""
+    made: dict[str, str] = {}
+    for word in words:
+        name, _, model = word.partition("=")
+        if not (model and _ALIAS.fullmatch(name)):
+            raise ServingError(f"--alias: {word!r} is not allowed; it must be NAME=MODEL, NAME without blanks and slashes")
+        if name in made:
+            raise ServingError(f"--alias: {word!r} is not allowed; the name stands for {made[name]} already")
+        made[name] = model
+    return made
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
     """`listener` and `heart` are descriptors that the process inherits."""
@@ -68,6 +85,8 @@ class Launch:
     drain_seconds: float
     listener: int
     heart: int
+    first: bool = True
+    """Whether it is started for the first time, and not again after a death."""
     limits: Limits = field(default_factory=Limits)
     rules: Rules = field(default_factory=Rules)
 

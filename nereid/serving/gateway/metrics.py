@@ -157,7 +157,7 @@ class _ClientCounts(Collector):
     def collect(self) -> Iterable[Family]:
         for metric, name in ((GATEWAY_RETRIES, "retries"), (GATEWAY_REPLAYS, "replays"), (GATEWAY_LOST, "lost")):
             family = CounterMetricFamily(metric.name, metric.description, labels=metric.labels)
-            for prefix, statistics in self._statistics.items():
+            for prefix, statistics in list(self._statistics.items()):  # the page is written beside the loop, which may add one
                 family.add_metric([prefix], getattr(statistics, name))
             yield family
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Offered:
     """
 
     id: str
+    """What callers name: a model, one of its adapters, or an alias of either."""
     kind: str
     prefix: str
     created: int
@@ -59,6 +60,31 @@ class Offered:
     hidden: frozenset[str] = frozenset()
     own_tokenizer: ModelTokenizer | None = None
     image: ImageModel = field(default_factory=ImageModel)
+    adapter: str = ""
+    """The adapter that this is, or is an alias of."""
+    parent: str = ""
+    """Whose adapter this is."""
+    root: str = ""
+    """What an alias stands for."""
+
+    @property
+    def said(self) -> str:
+        """What this is, in words."""
+        return f"an alias of {self.root}" if self.root else f"an adapter of {self.parent}" if self.parent else "a model"
+
+    @property
+    def is_model(self) -> bool:
+        """Whether this is neither an adapter nor an alias."""
+        return not (self.adapter or self.root)
+
+    def adapted(self, sampling: dict[str, Any]) -> dict[str, Any]:
+        """Sampling parameters of `llm` with this adapter among them; raises ApiError where they name another one."""
+        if not self.adapter:
+            return sampling
+        if sampling.get("lora_name") not in (None, self.adapter):
+            sentence = f"{sampling['lora_name']!r} is not allowed with model {self.id!r}; it must be absent, or {self.adapter}"
+            raise ApiError(400, f"lora_name: {sentence}", param="lora_name")
+        return {**sampling, "lora_name": self.adapter}
 
     @property
     def tokenizer(self) -> ModelTokenizer:
@@ -102,12 +128,19 @@ class Offered:
             raise ApiError(400, sentence, param="chat_template") from None
 
 
-def offered_models(repository: Path, rules: Rules | None = None) -> dict[str, Offered]:
-    """By id: language models are called as their Triton model, image pipelines as their ensemble.
+def offered_models(
+    repository: Path,
+    rules: Rules | None = None,
+    served: Collection[str] | None = None,
+    before: Mapping[str, Offered] | None = None,
+) -> dict[str, Offered]:
+    """By id: language models are called as their Triton model, image pipelines as their ensemble, adapters by their names.
 
-    Raises ServingError that names the file which cannot be read.
+    `served`: the Triton models that are, where others are left out. `before`: what was offered before, where this is no first
+    start: models may have gone since, and with them what was named after them, and of two of one name the one that had it keeps
+    it. Raises ServingError that names the file which cannot be read; at a first start, names that mean nobody, or two.
     """
-    found = {}
+    found: dict[str, Offered] = {}
     rules = rules or Rules()
     configs = ServedModels.read(repository).configs
     for folder in sorted(path for path in repository.iterdir() if path.is_dir()):
@@ -124,12 +157,49 @@ def offered_models(repository: Path, rules: Rules | None = None) -> dict[str, Of
             made = Offered(name, "image", prefix, int(folder.stat().st_mtime), image=drawn)
         else:
             continue
-        found[made.id] = made
+        if served is None or {made.holder, made.id} <= {*served}:
+            found[made.id] = made
+    if before is None:
+        _check_names(rules, found)
+    adapters = [made for model in found.values() for made in _adapters(model, repository)]
+    if before is not None:
+        adapters.sort(key=lambda made: made.id not in before or before[made.id].parent != made.parent)
+    known = dict(found)
+    for made in adapters:
+        known.setdefault(made.id, made)
+    for made in (*_aliases(rules, known, must_exist=before is None), *adapters):
+        if (other := found.setdefault(made.id, made)) is not made:
+            sentence = f"{made.id!r} is {made.said}, and {other.said}; each must have a name of its own"
+            if before is None:
+                raise ServingError(sentence)
+            log.warning("%s: %s is not offered", sentence, made.said)
+    return found
+
+
+def _check_names(rules: Rules, found: Mapping[str, Offered]) -> None:
     for name in rules.tool_formats:
         if name not in ("", *found):
             known = ", ".join(item.id for item in found.values() if item.kind == "llm") or "none"
             raise ServingError(f"--openai-tools: {name!r} is not a language model of this repository; there are {known}")
-    return found
+
+
+def _adapters(model: Offered, repository: Path) -> list[Offered]:
+    """Those of a language model, with its own templates and tokenizer."""
+    if model.kind != "llm":
+        return []
+    names = _facts(repository / model.id / "1" / _LLM_FILE).get("adapters", [])
+    return [replace(model, id=str(name), adapter=str(name), parent=model.id) for name in names]
+
+
+def _aliases(rules: Rules, known: Mapping[str, Offered], *, must_exist: bool) -> list[Offered]:
+    made = []
+    for alias, name in rules.aliases.items():
+        if name in known:
+            made.append(replace(known[name], id=alias, root=name))
+        elif must_exist:
+            listed = ", ".join(known) or "none"
+            raise ServingError(f"--alias: {name!r}, which {alias!r} is to stand for, is not served here; there are {listed}")
+    return made
 
 
 def _facts(file: Path) -> dict[str, Any]:

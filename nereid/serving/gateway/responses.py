@@ -12,10 +12,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from nereid.serving.gateway.bodies import read_body
+from nereid.serving.gateway.catalogue import Found
 from nereid.serving.gateway.chats import ChatAsked, read_chat
 from nereid.serving.gateway.errors import ApiError, from_nereid
 from nereid.serving.gateway.guard import owner_of
-from nereid.serving.gateway.places import Places
 from nereid.serving.gateway.repository import Offered
 from nereid.serving.gateway.response_bodies import Item, ResponsesBody
 from nereid.serving.gateway.response_events import ResponseAnswer, new_id
@@ -30,15 +30,15 @@ _ITEMS: TypeAdapter[list[Any]] = TypeAdapter(list[Item])
 
 @dataclass(slots=True, eq=False)
 class Responses:
-    """`find` gives a model, its client and its places; raises ApiError."""
+    """`find` gives a model of a kind, its client and its places; raises ApiError."""
 
     store: ResponseStore
-    find: Callable[[str], tuple[Offered, AsyncClient, Places]]
+    find: Callable[[str, str], Found]
     lenient: bool
 
     async def create(self, request: Request) -> Response:
         body = await read_body(request, ResponsesBody, self.lenient)
-        model, client, places = self.find(body.model)
+        model, client, places = self.find(body.model, "llm")
         key = owner_of(request)
         before = self._before(key, body.previous_response_id)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import socket
@@ -73,6 +74,8 @@ def gateway_service(
 ) -> KeptService:
     """The gateway's process before Triton of `served`; `marks` are the variables by which a serve's processes are known."""
 
+    starts = itertools.count()
+
     def make(heart: int) -> Child:
         launch = Launch(
             repository=str(served.repository.resolve()),
@@ -82,6 +85,7 @@ def gateway_service(
             drain_seconds=served.drain_seconds,
             listener=listener.fileno(),
             heart=heart,
+            first=next(starts) == 0,
             limits=limits or Limits(),
             rules=rules or Rules(),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,10 +28,10 @@ IMG2IMG_PATH = f"{_BASE}/img2img"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebUiRoutes:
-    """The handlers; `models` are the names of those served. Which one a front end has set is kept for its key."""
+    """The handlers; `models` tells the names of those served. Which one a front end has set is kept for its key."""
 
     find: FindImages
-    models: Sequence[str]
+    models: Callable[[], Sequence[str]]
     decoding: Decoding
     lenient: bool = False
     jobs: Jobs = field(default_factory=Jobs)
@@ -98,14 +98,15 @@ class WebUiRoutes:
         return await self.decoding.drawn(made)
 
     def _model(self, owner: str) -> str:
-        """The one that a front end has set, else the first."""
-        if not self.models:
+        """The one that a front end has set, where it is still served, else the first."""
+        if not (models := self.models()):
             raise ApiError(404, "model: no image model is served here", param="model", code="model_not_found")
-        return self.set_by.get(owner, self.models[0])
+        wanted = self.set_by.get(owner, models[0])
+        return wanted if wanted in models else models[0]
 
     def _served(self, field: str, name: str) -> ServedImages:
-        if name not in self.models:
-            known = ", ".join(self.models) or "none"
+        if name not in (models := self.models()):
+            known = ", ".join(models) or "none"
             sentence = f"{field}: {name[:80]!r} is not one of those served here: {known}"
             raise ApiError(404, sentence, param=field, code="model_not_found")
         return self.find(name)
@@ -133,7 +134,7 @@ class WebUiRoutes:
         return JSONResponse(None)
 
     async def show_models(self, request: Request) -> Response:
-        return JSONResponse(answers.models(self.models))
+        return JSONResponse(answers.models(self.models()))
 
     async def show_samplers(self, request: Request) -> Response:
         return JSONResponse(answers.samplers())

@@ -1,0 +1,152 @@
+"""Which models the gateway offers now, each with its client and its places: read again when others are served; knows no route.
+
+What is served the supervisor tells. Where it does not answer, nothing is known to be gone, and all stays as it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nereid.serving.errors import ServingError
+from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.launch import Rules
+from nereid.serving.gateway.places import Places, places_of
+from nereid.serving.gateway.readiness import readiness
+from nereid.serving.gateway.repository import Offered, offered_models
+from nereid_client import AsyncClient
+from nereid_client.server import Statistics
+
+log = logging.getLogger("nereid.gateway")
+
+LOOK_SECONDS = 1.0
+"""Between two looks at what is served: the supervisor unloads no model before that (nereid.serving.following)."""
+
+Found = tuple[Offered, AsyncClient, Places]
+
+
+@dataclass(slots=True, eq=False)
+class Catalogue:
+    """Used by one event loop, between `open` and `close`. Raises ServingError, ValueError over what it cannot read at first.
+
+    `first`: whether this is the first start of a serve, when every name that its options have must be somebody's.
+    """
+
+    repository: Path
+    rules: Rules
+    grpc_url: str
+    ready_url: str
+    first: bool = True
+    models: Mapping[str, Offered] = field(init=False)
+    """By id; replaced as a whole."""
+    statistics: dict[str, Statistics] = field(default_factory=dict)
+    """Of each pipeline's client."""
+    _clients: dict[str, AsyncClient] = field(default_factory=dict)
+    _places: dict[str, Places] = field(default_factory=dict)
+    _served: frozenset[str] | None = None
+    _looking: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        self.models = offered_models(self.repository, self.rules, before=None if self.first else {})
+        self._places = self._places_of(self.models)
+
+    @property
+    def at_once(self) -> int:
+        """Requests that the model with most places has running together."""
+        return max((place.at_once for place in self._places.values()), default=1)
+
+    async def open(self) -> None:
+        self._meet(self.models)
+        self._looking = asyncio.create_task(self._look())
+
+    async def close(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait([self._looking])
+        for client in self._clients.values():
+            await client.close()
+
+    # --- what routes ask ---
+
+    def find(self, name: str, kind: str) -> Found:
+        """Raises ApiError, OpenAI's `model_not_found`."""
+        model = self.models.get(name)
+        if model is None or model.kind != kind:
+            known = ", ".join(item.id for item in self.models.values() if item.kind == kind) or "none"
+            raise ApiError(
+                404, f"model: {name!r} is not one of those served here: {known}", param="model", code="model_not_found"
+            )
+        return model, self._clients[model.prefix], self._places[model.holder]
+
+    def ids(self, kind: str) -> list[str]:
+        """Names of a kind's models; that of a pipeline without a name of its own is the first."""
+        return [model.id for model in sorted(self.models.values(), key=lambda model: bool(model.prefix)) if model.kind == kind]
+
+    def only(self, kind: str) -> str:
+        """The one model of a kind, which need not be named; its adapters and aliases do not count."""
+        found = [model.id for model in self.models.values() if model.kind == kind and model.is_model]
+        if len(found) == 1:
+            return found[0]
+        known = ", ".join(found) or "none"
+        raise ApiError(400, f"model: it is missing; it must be one of those served here: {known}", param="model")
+
+    def listed(self) -> dict[str, Any]:
+        """/v1/models."""
+        return {"object": "list", "data": [_card(model) for model in self.models.values()]}
+
+    def shown(self, name: str) -> dict[str, Any]:
+        """/v1/models/NAME; raises ApiError."""
+        if name not in self.models:
+            raise ApiError(404, f"model: {name!r} is not served here", param="model", code="model_not_found")
+        return _card(self.models[name])
+
+    # --- what comes and goes ---
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                await self.look()
+            except Exception:
+                log.exception("the models that are served could not be looked at; going on")
+
+    async def look(self) -> None:
+        """Offer what is served now, if that is not what was served at the last look."""
+        told = (await readiness(self.ready_url)).get("models")
+        if not isinstance(told, list) or (served := frozenset(map(str, told))) == self._served:
+            return
+        try:
+            found = await asyncio.to_thread(offered_models, self.repository, self.rules, served, self.models)
+            self._places |= {name: place for name, place in self._places_of(found).items() if name not in self._places}
+        except (ServingError, ValueError) as error:
+            log.warning("what is offered stays as it was: %s", error)
+            return
+        finally:
+            self._served = served
+        for word, names in (("offered", found.keys() - self.models.keys()), ("gone", self.models.keys() - found.keys())):
+            if names:
+                log.info("%s: %s", word, ", ".join(sorted(names)))
+        self._meet(found)
+        self.models = found
+
+    def _places_of(self, models: Mapping[str, Offered]) -> dict[str, Places]:
+        """By the Triton model where requests wait: adapters and aliases share those of their model."""
+        return {name: places_of(self.repository, name) for name in {model.holder for model in models.values()}}
+
+    def _meet(self, models: Mapping[str, Offered]) -> None:
+        """A client for each pipeline; one that is gone keeps its own, with what is under way there."""
+        for prefix in {model.prefix for model in models.values()} - self._clients.keys():
+            # A full queue is told at once: callers try again as they like, and know how long they wait.
+            client = self._clients[prefix] = AsyncClient(self.grpc_url, name=prefix, retry_full=False)
+            self.statistics[prefix] = client.statistics
+
+
+def _card(item: Offered) -> dict[str, Any]:
+    """OpenAI's object, with vLLM's `root`, `parent` and `max_model_len`."""
+    length = {} if item.max_model_len is None else {"max_model_len": item.max_model_len}
+    told = {"id": item.id, "object": "model", "created": item.created, "owned_by": "nereid"}
+    return {**told, "root": item.root or item.id, "parent": item.parent or None, **length}
