@@ -162,15 +162,17 @@ def test_nothing_is_changed_while_the_server_is_about_to_be_started_again(
     monkeypatch.setattr(following, "LOOK_SECONDS", 0.01)
     server.is_settled = False
     stopping = threading.Event()
-    thread = threading.Thread(target=Following(repository, Verifier(repository), server, stopping).run)
+    thread = threading.Thread(target=Following(repository, Verifier(repository), server, stopping).run, daemon=True)
     thread.start()
-    write_models(repository, "new")
-    time.sleep(0.2)
-    assert server.said == []
-    server.is_settled = True
-    until(lambda: server.said == ["+new"])
-    stopping.set()
-    thread.join()
+    try:
+        write_models(repository, "new")
+        time.sleep(0.2)
+        assert server.said == []
+        server.is_settled = True
+        until(lambda: server.said == ["+new"])
+    finally:
+        stopping.set()
+        thread.join()
 
 
 # --- with the supervisor ---
