@@ -30,6 +30,7 @@ from nereid.serving.gateway.batches.service import Batches
 from nereid.serving.gateway.batches.store import BatchStore
 from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.chat_answers import ChatAnswer
+from nereid.serving.gateway.described import described
 from nereid.serving.gateway.draining import Drain, Drained
 from nereid.serving.gateway.errors import ApiError, from_nereid
 from nereid.serving.gateway.guard import Guard, asked_by
@@ -37,6 +38,7 @@ from nereid.serving.gateway.keys import Keys
 from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.metrics import GatewayMetrics
 from nereid.serving.gateway.observing import IGNORED_HEADER, REQUEST_ID_HEADER, Observed
+from nereid.serving.gateway.openapi import openapi_of
 from nereid.serving.gateway.places import Places, places_of
 from nereid.serving.gateway.readiness import readiness
 from nereid.serving.gateway.repository import Offered, offered_models
@@ -103,15 +105,18 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
         known = ", ".join(found) or "none"
         raise ApiError(400, f"model: it is missing; it must be one of those served here: {known}", param="model")
 
+    @described("The models that are served.")
     async def list_models(request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [_model(item) for item in models.values()]})
 
+    @described("One model.")
     async def show_model(request: Request) -> Response:
         name = request.path_params["name"]
         if name not in models:
             raise ApiError(404, f"model: {name!r} is not served here", param="model", code="model_not_found")
         return JSONResponse(_model(models[name]))
 
+    @described("A chat's answer.", body=ChatBody, streams=True)
     async def chat(request: Request) -> Response:
         body = await read_body(request, ChatBody, lenient)
         model, client = find(body.model, "llm")
@@ -133,6 +138,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
         async with places[model.id].taking():
             return JSONResponse(answer.whole(await until_gone(request, client.generate_text(chat.prompt, **asked))))
 
+    @described("Completions of prompts.", body=CompletionBody, streams=True)
     async def complete(request: Request) -> Response:
         body = await read_body(request, CompletionBody, lenient)
         request.state.names = names = completions.completion_names(body)
@@ -147,6 +153,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             made = all_of([client.generate_text(item.prompt, **sampling) for item in asked])
             return JSONResponse(answer.whole(asked, await until_gone(request, made)))
 
+    @described("Pictures of a prompt.", body=ImageBody, streams=True)
     async def generate_images(request: Request) -> Response:
         body = await read_body(request, ImageBody, lenient)
         request.state.names = names = images.NAMES
@@ -158,15 +165,18 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
         async with places[model.id].taking():
             return JSONResponse(await until_gone(request, images.whole(client, body, request.state.request_id)))
 
+    @described("The tokens of a text or a chat.", body=tokenizing.TokenizeBody)
     async def tokenize(request: Request) -> Response:
         body = await read_body(request, tokenizing.TokenizeBody, lenient)
         request.state.names = tokenizing.tokenize_names(body)
         return JSONResponse(await tokenizing.tokenize(body, find(body.model or only("llm"), "llm")[0]))
 
+    @described("The text of tokens.", body=tokenizing.DetokenizeBody)
     async def detokenize(request: Request) -> Response:
         body = await read_body(request, tokenizing.DetokenizeBody, lenient)
         return JSONResponse(await tokenizing.detokenize(body, find(body.model or only("llm"), "llm")[0]))
 
+    @described("The version of this project.")
     async def version(request: Request) -> Response:
         return JSONResponse({"version": own_version()})
 
@@ -177,10 +187,12 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
     rules = settings.rules
     responses = Responses(ResponseStore(rules.stored_responses, rules.stored_megabytes * 2**20), llm, lenient)
 
+    @described("Whether the models are ready; 503 where they are not.")
     async def health(request: Request) -> Response:
         said = await readiness(settings.ready_url)
         return JSONResponse(said, 200 if said["ready"] else 503)
 
+    @described("Prometheus metrics of the gateway and the server.", answers="text/plain")
     async def show_metrics(request: Request) -> Response:
         accept = request.headers.get("accept", "")
         page, content_type = await asyncio.to_thread(metrics.page, accept, settings.metrics_url)
@@ -223,7 +235,16 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
         batches.ask_with(ExceptionMiddleware(app.router, handlers))
     # One slash too many would be sent elsewhere: to what the caller's Host says, without TLS behind a proxy that ends it.
     app.router.redirect_slashes = False
+    if rules.schema:
+        app.router.routes.append(_schema_route(openapi_of(app.routes, bool(keys.callers))))
     return app
+
+
+def _schema_route(document: dict[str, Any]) -> Route:
+    async def show(request: Request) -> Response:
+        return JSONResponse(document)
+
+    return Route("/openapi.json", show, include_in_schema=False)
 
 
 def _batches(settings: GatewaySettings, at_once: int) -> Batches | None:

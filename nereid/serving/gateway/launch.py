@@ -30,6 +30,8 @@ class Rules:
     """How a model calls tools, by its name, or of all the others by ""; `auto` is as its template shows, `none` not at all."""
     reasoning: bool = True
     """Whether thoughts are told apart from answers."""
+    schema: bool = False
+    """Whether /openapi.json is served."""
     stored_responses: int = 1000
     """How many answers of /v1/responses are kept for each key; 0: none."""
     stored_megabytes: int = 64

@@ -144,6 +144,16 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
 _BY_PLACE = {(place, row.name): row for row in UNUSED_FIELDS for place in row.within}
 
 
+def taken_values(within: str) -> dict[str, dict[str, Any]]:
+    """JSON schemas of the fields of this body that nothing reads and that may be sent all the same, by name."""
+    rows = [row for (place, _), row in _BY_PLACE.items() if place == within and row.values != ()]
+    return {row.name: _schema(row) for row in rows}
+
+
+def _schema(row: UnusedField) -> dict[str, Any]:
+    return {"description": row.help, **({} if row.values is None else {"enum": [*row.values, None]})}
+
+
 def unused_field(within: str, name: str) -> UnusedField | None:
     """The table's row of a field in this body; None where it has none."""
     return _BY_PLACE.get((within, name))
