@@ -131,13 +131,13 @@ def train_shapes_tiny_vae(
 @train.command("tools")
 def train_tools(
     out: Annotated[Path, typer.Option(help="The folder of LoRA weights to write.")] = sections.CHECKPOINT.parent / "tools",
-    minutes: Annotated[float, typer.Option(min=0.01, help="On two cores; the shipped one took 12.")] = 12,
+    steps: Annotated[int, typer.Option(min=1, help="Of training.")] = 400,
 ) -> None:
     """Teach the writer of web-page sections to call a tool and to answer in JSON, as LoRA weights."""
     from nereid_zoo.tools import train as training
 
     _require_peft("LoRA weights cannot be trained without", "tools")
-    _trained(lambda: training.train(training.ToolsPlan(minutes=minutes), out))
+    _trained(lambda: training.train(training.ToolsPlan(steps=steps), out))
     console.print(f"tools: written to {out}")
 
 

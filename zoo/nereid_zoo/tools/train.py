@@ -5,7 +5,6 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021.
 
 from __future__ import annotations
 
-import itertools
 import math
 import shutil
 import time
@@ -32,7 +31,7 @@ _LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 class ToolsPlan:
     """How long; conversations in a batch, and the highest learning rate."""
 
-    minutes: float = 12
+    steps: int = 400
     batch_size: int = 16
     peak: float = 3e-3
     seed: int = 0
@@ -69,13 +68,9 @@ def _fit(plan: ToolsPlan, tokenizer: PreTrainedTokenizerFast, taught: torch.nn.M
     taught.train()
     weights = [weight for weight in taught.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=plan.peak, betas=(0.9, 0.95), weight_decay=0.0)
-    start = time.monotonic()
-    for step in itertools.count():
-        done = (time.monotonic() - start) / (60 * plan.minutes)
-        if done >= 1:
-            return
+    for step in range(plan.steps):
         for group in optimizer.param_groups:
-            group["lr"] = plan.peak * min(1.0, step / 20 + 0.05) * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+            group["lr"] = plan.peak * min(1.0, step / 20 + 0.05) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / plan.steps)))
         ids, kept = _batch(plan, tokenizer, rng)
         logits = taught(input_ids=ids[:, :-1]).logits
         losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
