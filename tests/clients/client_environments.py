@@ -39,7 +39,9 @@ def _with_python(client: Listed, build: Path) -> Path:
     if client.sees_project:
         site = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
         (Path(site) / "project.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-    _run([str(folder / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", "-r", str(pins)], build, client)
+    # The pins are all that it needs: nothing is left to choose, and nothing of the project's packages is replaced.
+    words = ["install", "--quiet", "--disable-pip-version-check", "--no-deps", "-r", str(pins)]
+    _run([str(folder / "bin" / "pip"), *words], build, client)
     (folder / _STAMP).write_text(_digest(pins))
     return folder
 

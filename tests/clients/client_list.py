@@ -46,5 +46,6 @@ CLIENTS = (
     Listed(name="llama-benchy", script="llama_benchy_client.py", environment="llama-benchy", seconds=600),
     Listed(name="AIPerf", script="aiperf_client.py", environment="aiperf", seconds=900),
     Listed(name="genai-perf", script="genai_perf_client.py", environment="genai-perf", seconds=600),
+    Listed(name="vLLM's benchmark client", script="vllm_bench_client.py", environment="vllm", sees_project=True),
     Listed(name="schemathesis", script="schemathesis_client.py", environment="schemathesis", seconds=3000),
 )

@@ -59,7 +59,9 @@ def test_the_template_shows_tools_and_their_answers_in_the_gateway() -> None:
     ]
     bare = {"type": "function", "function": {"name": "now"}}
     made = ChatTemplates.of({"default": TEMPLATE}, {}).rendered(Chat(messages=messages, tools=(TOOL, bare)))
-    assert made.startswith("<|im_start|>tools\ntemperature(city)\nnow()\n<|im_end|>\n<|im_start|>user\nHow warm is it?<|im_end|>\n")
+    assert made.startswith(
+        "<|im_start|>tools\ntemperature(city)\nnow()\n<|im_end|>\n<|im_start|>user\nHow warm is it?<|im_end|>\n"
+    )
     assert '<tool_call>\n{"name": "temperature", "arguments": {"city": "Oslo"}}\n</tool_call><|im_end|>' in made
     assert made.endswith("<|im_start|>tool\n<tool_response>17</tool_response><|im_end|>\n<|im_start|>assistant\n")
 
