@@ -38,7 +38,7 @@ def read_table(text: str) -> dict[str, Row]:
     _, _, rest = _parts(text)
     inside = rest.partition(END)[0]
     found = {}
-    for line in inside.splitlines()[2:]:
+    for line in inside.strip().splitlines()[2:]:
         cells = [cell.strip() for cell in line.strip().strip("|").split(" | ")]
         if len(cells) == 4:
             works = () if cells[2] in _NOTHING else tuple(cells[2].split(", "))

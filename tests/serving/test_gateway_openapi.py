@@ -108,7 +108,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("/v1/chat/completions", CHAT, {"guided_regex": "a+"}),
     ("/v1/chat/completions", CHAT, {"structured_outputs": {"json": {"type": "object"}}}),
     ("/v1/chat/completions", CHAT, {"logit_bias": {"5": 1.5}, "stop_token_ids": [1, 2], "n": 16}),
-    ("/v1/completions", COMPLETION, {"prompt": [[1, 2], [3]], "echo": True}),
+    ("/v1/completions", COMPLETION, {"prompt": [[1, 2], [3]], "suffix": None}),
     ("/v1/responses", RESPONSE, {"input": [{"role": "user", "content": "x"}], "truncation": "disabled"}),
     ("/v1/images/generations", IMAGE, {"size": "512x512", "num_inference_steps": 4, "background": "opaque"}),
 ]

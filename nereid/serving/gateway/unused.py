@@ -2,7 +2,7 @@
 
 A caller may send such a value: the answer is the one it asks for. Any other value is refused by name, for the answer would be
 another. Fields that are honoured are written elsewhere (nereid_protocol.sampling, nereid_protocol.fields, the schemas). Names are
-those of OpenAI's API reference and of vLLM's protocol of its OpenAI-compatible server.
+those of OpenAI's API reference, of vLLM's protocol of its OpenAI-compatible server and of llama.cpp's server.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("prompt_cache_key", None, _CACHE),
         ("prompt_cache_retention", None, _CACHE),
         ("prompt_cache_options", None, _CACHE),
+        ("cache_prompt", None, "llama.cpp's, about its cache; the prefix cache here changes no answer."),
         ("cache_salt", (), "Keeps callers' prefixes apart, which is not done here."),
         ("guided_decoding_backend", None, "There is one."),
         ("data_parallel_rank", (0,), _WHERE),

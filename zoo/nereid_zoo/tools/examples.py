@@ -18,8 +18,8 @@ TEMPLATE = """{%- macro line(role, text) %}{{ '<|im_start|>' + role + '\\n' + te
 {%- if tools %}{{- '<|im_start|>tools\\n' }}{%- for tool in tools %}{{- tool.function.name + '(' +
     ((tool.function.parameters or {}).properties or {}) | join(', ') + ')\\n' }}{%- endfor %}{{- '<|im_end|>\\n' }}{%- endif %}
 {%- for message in messages %}{%- if message.tool_calls %}{{- '<|im_start|>assistant\\n' }}
-{%- for call in message.tool_calls %}{{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' +
-    call.function.arguments | tojson + '}\\n</tool_call>' }}{%- endfor %}{{- '<|im_end|>\\n' }}
+{%- for call in message.tool_calls %}{{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
+{{- call.function.arguments | tojson }}{{- '}\\n</tool_call>' }}{%- endfor %}{{- '<|im_end|>\\n' }}
 {%- elif message.role == 'tool' %}{{- line('tool', '<tool_response>' + (message.content or '') + '</tool_response>') }}
 {%- else %}{{- line(message.role, (message.content or '') | trim) }}{%- endif %}{%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
