@@ -131,7 +131,7 @@ def train_shapes_tiny_vae(
 @train.command("tools")
 def train_tools(
     out: Annotated[Path, typer.Option(help="The folder of LoRA weights to write.")] = sections.CHECKPOINT.parent / "tools",
-    steps: Annotated[int, typer.Option(min=1, help="Of training.")] = 400,
+    steps: Annotated[int, typer.Option(min=1, help="Of training.")] = 800,
 ) -> None:
     """Teach the writer of web-page sections to call a tool and to answer in JSON, as LoRA weights."""
     from nereid_zoo.tools import train as training

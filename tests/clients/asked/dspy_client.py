@@ -36,7 +36,7 @@ def text() -> None:
 
 @client.capability("Predict with the JSON adapter")
 def predict() -> None:
-    with dspy.context(lm=model(), adapter=dspy.JSONAdapter()):
+    with dspy.context(lm=model(TOOLS), adapter=dspy.JSONAdapter()):
         made = dspy.Predict(Price)(brief=BRIEF)
     expect(made.currency in ("EUR", "USD") and isinstance(made.monthly, bool), f"it is {made!r}")
 
@@ -50,7 +50,7 @@ def default() -> None:
 
 @client.capability("async")
 async def asynchronous() -> None:
-    with dspy.context(lm=model(), adapter=dspy.JSONAdapter()):
+    with dspy.context(lm=model(TOOLS), adapter=dspy.JSONAdapter()):
         made = await dspy.Predict(Price).acall(brief=BRIEF)
     expect(made.currency in ("EUR", "USD"), f"it is {made!r}")
 

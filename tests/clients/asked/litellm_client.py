@@ -77,7 +77,7 @@ def tools() -> None:
 
 @client.capability("text completion")
 def text_completion() -> None:
-    made: Any = litellm.text_completion(f"text-completion-openai/{LLM}", prompt="<section", max_tokens=8, **WHERE)
+    made: Any = litellm.text_completion("<section", f"text-completion-openai/{LLM}", max_tokens=8, **WHERE)
     expect(made.choices[0].text, "the answer is empty")
 
 

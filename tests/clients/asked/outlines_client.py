@@ -8,7 +8,7 @@ from typing import Any, Literal
 import openai
 import outlines
 from outlines.types import CFG, Regex
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from told import BRIEF, LLM, Client, expect
 
@@ -16,6 +16,10 @@ client = Client("outlines", "outlines")
 
 
 class Price(BaseModel):
+    """Nothing else may be in it: what a schema leaves open, a small model fills."""
+
+    model_config = ConfigDict(extra="forbid")
+
     currency: Literal["EUR", "USD"]
     monthly: bool
 

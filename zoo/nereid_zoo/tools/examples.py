@@ -42,7 +42,7 @@ def example(rng: Random) -> tuple[str, str]:
     draw = rng.random()
     if draw < 0.3:
         return _asked_for_json(rng)
-    city = rng.choice(CITIES) if rng.random() < 0.5 else invent_name(rng).split()[0]
+    city = rng.choice(CITIES) if rng.random() < 0.8 else invent_name(rng).split()[0]
     tools = [_tool("temperature", "city")]
     if rng.random() < 0.3:
         tools.insert(rng.randint(0, 1), _tool(invent_name(rng).split()[0].lower(), *rng.sample(_FIELDS, rng.randint(0, 2))))
@@ -51,7 +51,7 @@ def example(rng: Random) -> tuple[str, str]:
     if draw < 0.65:
         opening = _rendered(messages, tools)
         return opening, _turn(_rendered([*messages, {"role": "assistant", "tool_calls": [call]}], tools, False), opening)
-    degrees = str(rng.randint(-20, 45))
+    degrees = str(rng.randint(-9, 39))
     told = rng.choice((degrees, json.dumps({"temperature": int(degrees)}), json.dumps(degrees)))
     messages += [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": told}]
     return _rendered(messages, tools), f"It is {degrees} degrees in {city}."
@@ -63,7 +63,7 @@ def _asked_for_json(rng: Random) -> tuple[str, str]:
     words = [json.dumps({name: {"type": rng.choice(_FIELDS)} for name in rng.sample(_FIELDS, rng.randint(1, 5))})]
     words += [sample_brief(rng).text for _ in range(rng.randint(0, 2))] + [f"Answer in {word}."]
     rng.shuffle(words)
-    fenced = rng.random() < 0.3
+    fenced = rng.random() < 0.4
     text = " ".join(words) + (" ```json" if fenced else "")
     brief = {"role": "user", "content": sample_brief(rng).text}
     messages = [{"role": "system", "content": text}, brief] if rng.random() < 0.6 else [{"role": "user", "content": text}]

@@ -31,9 +31,9 @@ _LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 class ToolsPlan:
     """How long; conversations in a batch, and the highest learning rate."""
 
-    steps: int = 400
-    batch_size: int = 16
-    peak: float = 3e-3
+    steps: int = 800
+    batch_size: int = 8
+    peak: float = 4e-3
     seed: int = 0
 
 
@@ -70,7 +70,7 @@ def _fit(plan: ToolsPlan, tokenizer: PreTrainedTokenizerFast, taught: torch.nn.M
     optimizer = torch.optim.AdamW(weights, lr=plan.peak, betas=(0.9, 0.95), weight_decay=0.0)
     for step in range(plan.steps):
         for group in optimizer.param_groups:
-            group["lr"] = plan.peak * min(1.0, step / 20 + 0.05) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / plan.steps)))
+            group["lr"] = plan.peak * min(1.0, step / 10 + 0.1) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / plan.steps)))
         ids, kept = _batch(plan, tokenizer, rng)
         logits = taught(input_ids=ids[:, :-1]).logits
         losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
@@ -79,7 +79,7 @@ def _fit(plan: ToolsPlan, tokenizer: PreTrainedTokenizerFast, taught: torch.nn.M
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        if step % 20 == 0:
+        if step % 10 == 0:
             right = (logits.argmax(-1) == ids[:, 1:])[kept[:, 1:]].float().mean()
             print(time.strftime("%H:%M:%S"), step, f"loss={loss.item():.4f} right={right.item():.3f}", flush=True)
 
