@@ -131,13 +131,15 @@ def train_shapes_tiny_vae(
 @train.command("tools")
 def train_tools(
     out: Annotated[Path, typer.Option(help="The folder of LoRA weights to write.")] = sections.CHECKPOINT.parent / "tools",
-    steps: Annotated[int, typer.Option(min=1, help="Of training.")] = 800,
+    steps: Annotated[int, typer.Option(min=1, help="Of training.")] = 500,
+    rate: Annotated[float, typer.Option(min=1e-6, help="The highest learning rate.")] = 4e-3,
+    start: Annotated[Path | None, typer.Option(help="A folder of LoRA weights to go on from.")] = None,
 ) -> None:
     """Teach the writer of web-page sections to call a tool and to answer in JSON, as LoRA weights."""
     from nereid_zoo.tools import train as training
 
     _require_peft("LoRA weights cannot be trained without", "tools")
-    _trained(lambda: training.train(training.ToolsPlan(steps=steps), out))
+    _trained(lambda: training.train(training.ToolsPlan(steps=steps, peak=rate, start=start), out))
     console.print(f"tools: written to {out}")
 
 
