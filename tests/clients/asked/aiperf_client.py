@@ -14,7 +14,7 @@ def load(kind: str, model: str, *more: Any) -> None:
     out = FOLDER / kind
     words = ["profile", "--model", model, "--url", GATEWAY, "--api-key", KEY, "--endpoint-type", kind, "--ui", "none"]
     words += ["--request-count", 6, "--concurrency", 2, "--tokenizer", CHECKPOINT, "--output-artifact-dir", out]
-    command("aiperf", *words, *more)
+    command("aiperf", *words, *more, HF_HUB_OFFLINE="")  # offline it looks for a local folder in its cache alone
     (file,) = out.rglob("profile_export_aiperf.json")
     found = json.loads(file.read_text())
     answered = found["request_count"]["avg"]

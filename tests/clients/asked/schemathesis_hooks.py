@@ -15,12 +15,13 @@ _STATUSES = Path(os.environ["NEREID_STATUSES"])
 
 
 @schemathesis.hook
-def map_body(context: Any, body: Any) -> Any:
+def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     """A model of any name would be refused before anything else is looked at; most of the others are left as they are."""
+    body = case.body
     if not isinstance(body, dict):
-        return body
+        return
     if isinstance(body.get("model"), str):
-        body["model"] = _MODELS.get(context.operation.path, "tools_llm" if len(body) % 2 else "llm")
+        body["model"] = _MODELS.get(case.operation.path, "tools_llm" if len(body) % 2 else "llm")
     for name in _LIMITS:
         if isinstance(body.get(name), int) and body[name] > _LONGEST:
             body[name] = _LONGEST
@@ -28,9 +29,8 @@ def map_body(context: Any, body: Any) -> Any:
         body.setdefault("max_tokens", _LONGEST)
     if "input" in body:
         body.setdefault("max_output_tokens", _LONGEST)
-    if "num_inference_steps" in body and isinstance(body["num_inference_steps"], int):
-        body["num_inference_steps"] = min(body["num_inference_steps"], 2)
-    return body
+    if case.operation.path in _MODELS and isinstance(body.get("num_inference_steps", 0), int):
+        body["num_inference_steps"] = min(body.get("num_inference_steps") or _LONGEST, _LONGEST)
 
 
 @schemathesis.hook
