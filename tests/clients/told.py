@@ -26,8 +26,10 @@ LLM, TOOLS, IMAGES = "llm", "tools_llm", "text_to_image"
 CHECKPOINT, FOLDER = Path(os.environ.get("NEREID_CHECKPOINT", ".")), Path(os.environ.get("NEREID_FOLDER", "."))
 """The language model's checkpoint, and a folder for what a client writes."""
 BRIEF = "pricing section for a bakery called Golden Lane, three tiers"
-QUESTION, CITY, ANSWER = "What is the temperature in Oslo?", "Oslo", "17"
-"""What the model with tools was taught: it asks `temperature` for the city, and tells what it answers."""
+QUESTION, CITY, ANSWER = "What is the temperature in Paris?", "Paris", "17"
+"""What the model with tools was taught: it asks `temperature` for the city, and answers in a sentence about it.
+
+Six million parameters do not copy the number: that a loop closes is what is looked at."""
 
 
 class FaultError(Exception):

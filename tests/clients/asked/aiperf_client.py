@@ -10,6 +10,10 @@ from told import CHECKPOINT, FOLDER, GATEWAY, IMAGES, KEY, LLM, Client, command,
 client = Client("AIPerf", "aiperf")
 
 
+WHOLE = ("--extra-inputs", "ignore_eos:true")
+"""An answer that ends at once is an error to it."""
+
+
 def load(kind: str, model: str, *more: Any) -> None:
     out = FOLDER / kind
     words = ["profile", "--model", model, "--url", GATEWAY, "--api-key", KEY, "--endpoint-type", kind, "--ui", "none"]
@@ -23,17 +27,17 @@ def load(kind: str, model: str, *more: Any) -> None:
 
 @client.capability("chats")
 def chats() -> None:
-    load("chat", LLM, "--streaming", "--isl", 32, "--osl", 8)
+    load("chat", LLM, "--streaming", "--isl", 32, "--osl", 8, *WHOLE)
 
 
 @client.capability("completions")
 def completions() -> None:
-    load("completions", LLM, "--streaming", "--isl", 32, "--osl", 8)
+    load("completions", LLM, "--streaming", "--isl", 32, "--osl", 8, *WHOLE)
 
 
 @client.capability("responses")
 def responses() -> None:
-    load("responses", LLM, "--streaming", "--isl", 32, "--osl", 8)
+    load("responses", LLM, "--streaming", "--isl", 32, "--osl", 8, *WHOLE)
 
 
 @client.capability("images")

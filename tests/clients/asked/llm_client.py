@@ -66,7 +66,7 @@ def schema() -> None:
 @client.capability("tools")
 def tools() -> None:
     said = ask("-m", "caller", "--functions", FUNCTION, "-o", "temperature", "0", "-o", "max_tokens", "100", QUESTION)
-    expect(ANSWER in said, f"the answer is {said!r}")
+    expect(CITY in said, f"the answer is {said!r}")
 
 
 @client.capability("completions")

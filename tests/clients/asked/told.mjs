@@ -6,7 +6,7 @@ export const BASE = process.env.OPENAI_BASE_URL;
 export const KEY = process.env.OPENAI_API_KEY;
 export const [LLM, TOOLS, IMAGES] = ["llm", "tools_llm", "text_to_image"];
 export const BRIEF = "pricing section for a bakery called Golden Lane, three tiers";
-export const [QUESTION, CITY, ANSWER] = ["What is the temperature in Oslo?", "Oslo", "17"];
+export const [QUESTION, CITY, ANSWER] = ["What is the temperature in Paris?", "Paris", "17"];
 
 export function expect(truth, sentence) {
   if (!truth) throw new Error(sentence);
