@@ -12,7 +12,7 @@ ARGS ?=
 EXPORT = $(BIN)/nereid export diffusion $(CHECKPOINT) --engine $(ENGINE) --out $(REPOSITORY)
 EXPORT_LLM = $(BIN)/nereid export llm $(LLM) --out $(REPOSITORY)
 
-.PHONY: help setup demo export export-llm serve test lint reference bench bench-sd15 bench-engines bench-schedulers bench-ladder bench-vae-tiles bench-llm perf docker-build docker-up docker-export clean
+.PHONY: help setup demo export export-llm serve test test-clients lint reference bench bench-sd15 bench-engines bench-schedulers bench-ladder bench-vae-tiles bench-llm perf docker-build docker-up docker-export clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -46,6 +46,9 @@ $(TEST_STAMP): $(STAMP)
 
 test: setup $(TEST_STAMP) ## All tests, those with a real Triton included
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-clients: setup ## Clients of other projects, unchanged, against a real server (ARGS='--only openai-python'); keeps docs/clients.md
+	@$(BIN)/python tests/clients/run.py $(ARGS)
 
 lint: setup ## What a change must pass: ruff (lint, format), mypy (strict), pyright (imports)
 	@$(BIN)/ruff check .

@@ -33,6 +33,7 @@ for folder in (
     Path(__file__).parent / "layout",
     Path(__file__).parent / "bridge",
     Path(__file__).parent / "benchmarks",
+    Path(__file__).parent / "clients",
 ):
     sys.path.insert(0, str(folder))
 

@@ -89,6 +89,9 @@ def serve(
     openai_reasoning: Annotated[
         bool, typer.Option(help="Have the gateway tell thoughts (<think>...</think>) apart from the answer.")
     ] = True,
+    openai_schema: Annotated[
+        bool, typer.Option("--openai-schema", help="Have the gateway serve its OpenAPI description at /openapi.json.")
+    ] = False,
     openai_stored: Annotated[
         int, typer.Option(help="Answers of /v1/responses that the gateway keeps in memory for each key; 0: none.")
     ] = 1000,
@@ -161,6 +164,7 @@ def serve(
             tool_formats=tool_formats_of(openai_tools or ()),
             aliases=aliases_of(alias or ()),
             reasoning=openai_reasoning,
+            schema=openai_schema,
             stored_responses=openai_stored,
             url_seconds=openai_url_seconds,
             url_megabytes=openai_url_megabytes,

@@ -128,6 +128,21 @@ def train_shapes_tiny_vae(
     console.print(f"shapes-tiny-vae: written to {out}")
 
 
+@train.command("tools")
+def train_tools(
+    out: Annotated[Path, typer.Option(help="The folder of LoRA weights to write.")] = sections.CHECKPOINT.parent / "tools",
+    steps: Annotated[int, typer.Option(min=1, help="Of training.")] = 500,
+    rate: Annotated[float, typer.Option(min=1e-6, help="The highest learning rate.")] = 4e-3,
+    start: Annotated[Path | None, typer.Option(help="A folder of LoRA weights to go on from.")] = None,
+) -> None:
+    """Teach the writer of web-page sections to call a tool and to answer in JSON, as LoRA weights."""
+    from nereid_zoo.tools import train as training
+
+    _require_peft("LoRA weights cannot be trained without", "tools")
+    _trained(lambda: training.train(training.ToolsPlan(steps=steps, peak=rate, start=start), out))
+    console.print(f"tools: written to {out}")
+
+
 @train.command("sections")
 def train_sections(
     out: Annotated[Path, typer.Option(help="The transformers folder to write.")] = sections.CHECKPOINT,
@@ -192,10 +207,12 @@ def _require_lora(rank: int, matching_minutes: float) -> None:
         raise typer.BadParameter(
             f"{rank} is not allowed with --matching-minutes: matching trains the whole UNet", param_hint="--lora-rank"
         )
+    _require_peft(f"{rank} is not allowed without", "--lora-rank")
+
+
+def _require_peft(sentence: str, option: str) -> None:
     if find_spec("peft") is None:
-        raise typer.BadParameter(
-            f"{rank} is not allowed without peft; install it with `pip install -e './zoo[lora]'`", param_hint="--lora-rank"
-        )
+        raise typer.BadParameter(f"{sentence} peft; install it with `pip install -e './zoo[lora]'`", param_hint=option)
 
 
 def _trained(work: Callable[[], None]) -> None:

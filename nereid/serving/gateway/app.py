@@ -34,6 +34,7 @@ from nereid.serving.gateway.batches.store import BatchStore
 from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.catalogue import Catalogue
 from nereid.serving.gateway.chat_answers import ChatAnswer
+from nereid.serving.gateway.described import described
 from nereid.serving.gateway.draining import Drain, Drained
 from nereid.serving.gateway.errors import ApiError, from_nereid
 from nereid.serving.gateway.guard import Bodies, Guard, asked_by
@@ -42,6 +43,7 @@ from nereid.serving.gateway.keys import Keys
 from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.metrics import GatewayMetrics
 from nereid.serving.gateway.observing import IGNORED_HEADER, REQUEST_ID_HEADER, Observed
+from nereid.serving.gateway.openapi import openapi_of
 from nereid.serving.gateway.picture_store import PictureStore
 from nereid.serving.gateway.readiness import readiness
 from nereid.serving.gateway.response_store import ResponseStore
@@ -89,12 +91,15 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             yield
         await catalogue.close()
 
+    @described("The models that are served.")
     async def list_models(request: Request) -> Response:
         return JSONResponse(catalogue.listed())
 
+    @described("One model.")
     async def show_model(request: Request) -> Response:
         return JSONResponse(catalogue.shown(request.path_params["name"]))
 
+    @described("A chat's answer.", body=ChatBody, streams=True)
     async def chat(request: Request) -> Response:
         body = await read_body(request, ChatBody, lenient)
         model, client, places = catalogue.find(body.model, "llm")
@@ -116,6 +121,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
         async with places.taking():
             return JSONResponse(answer.whole(await until_gone(request, client.generate_text(chat.prompt, **asked))))
 
+    @described("Completions of prompts.", body=CompletionBody, streams=True)
     async def complete(request: Request) -> Response:
         body = await read_body(request, CompletionBody, lenient)
         request.state.names = names = completions.completion_names(body)
@@ -130,15 +136,18 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             made = all_of([client.generate_text(item.prompt, **sampling) for item in asked])
             return JSONResponse(answer.whole(asked, await until_gone(request, made)))
 
+    @described("The tokens of a text or a chat.", body=tokenizing.TokenizeBody)
     async def tokenize(request: Request) -> Response:
         body = await read_body(request, tokenizing.TokenizeBody, lenient)
         request.state.names = tokenizing.tokenize_names(body)
         return JSONResponse(await tokenizing.tokenize(body, catalogue.find(body.model or catalogue.only("llm"), "llm")[0]))
 
+    @described("The text of tokens.", body=tokenizing.DetokenizeBody)
     async def detokenize(request: Request) -> Response:
         body = await read_body(request, tokenizing.DetokenizeBody, lenient)
         return JSONResponse(await tokenizing.detokenize(body, catalogue.find(body.model or catalogue.only("llm"), "llm")[0]))
 
+    @described("The version of this project.")
     async def version(request: Request) -> Response:
         return JSONResponse({"version": own_version()})
 
@@ -157,10 +166,12 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
     if rules.a1111:
         webui = WebUiRoutes(find=image, models=partial(catalogue.ids, "image"), decoding=decoding, lenient=lenient)
 
+    @described("Whether the models are ready; 503 where they are not.")
     async def health(request: Request) -> Response:
         said = await readiness(settings.ready_url)
         return JSONResponse(said, 200 if said["ready"] else 503)
 
+    @described("Prometheus metrics of the gateway and the server.", answers="text/plain")
     async def show_metrics(request: Request) -> Response:
         accept = request.headers.get("accept", "")
         page, content_type = await asyncio.to_thread(metrics.page, accept, settings.metrics_url)
@@ -199,7 +210,16 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
         batches.ask_with(ExceptionMiddleware(app.router, handlers))
     # One slash too many would be sent elsewhere: to what the caller's Host says, without TLS behind a proxy that ends it.
     app.router.redirect_slashes = False
+    if rules.schema:
+        app.router.routes.append(_schema_route(openapi_of(app.routes, bool(keys.callers))))
     return app
+
+
+def _schema_route(document: dict[str, Any]) -> Route:
+    async def show(request: Request) -> Response:
+        return JSONResponse(document)
+
+    return Route("/openapi.json", show, include_in_schema=False)
 
 
 def _batches(settings: GatewaySettings, at_once: int) -> Batches | None:

@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from nereid.serving.gateway import images
 from nereid.serving.gateway.bodies import read_body
+from nereid.serving.gateway.described import described
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.guard import PICTURES_FOLDER, owner_of
 from nereid.serving.gateway.image_bodies import EditBody, ImageBody, OpenAIEditBody, PictureBody, VariationBody
@@ -77,6 +78,7 @@ class ImageRoutes:
             Route(f"{PICTURES_FOLDER}{{name}}", self.show),
         ]
 
+    @described("Pictures of a prompt.", body=ImageBody, streams=True)
     async def generate(self, request: Request) -> Response:
         body = await read_body(request, ImageBody, self.lenient)
         request.state.names = NAMES
@@ -88,11 +90,13 @@ class ImageRoutes:
 
         return await self._draw(request, body, served, drawing, body.partial_images if body.stream else None)
 
+    @described("Pictures made from one and a prompt.", form_body=EditBody, streams=True)
     async def edit(self, request: Request) -> Response:
         body, form = await read_picture_form(request, EditBody, self.lenient)
         data = one_picture(form)
         return await self._change(request, body, data, "image_edit", body.partial_images if body.stream else None)
 
+    @described("Pictures like one.", form_body=VariationBody)
     async def vary(self, request: Request) -> Response:
         body, form = await read_picture_form(request, VariationBody, self.lenient)
         return await self._change(request, body, one_picture(form), "image_variation", None)
@@ -146,6 +150,7 @@ class ImageRoutes:
 
         return link
 
+    @described("A picture that an answer has named.", answers="image/*")
     async def show(self, request: Request) -> Response:
         name = request.path_params["name"]
         found = self.store.find(name)

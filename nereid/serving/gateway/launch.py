@@ -34,6 +34,8 @@ class Rules:
     """More names of models, and of their adapters."""
     reasoning: bool = True
     """Whether thoughts are told apart from answers."""
+    schema: bool = False
+    """Whether /openapi.json is served."""
     stored_responses: int = 1000
     """How many answers of /v1/responses are kept for each key; 0: none."""
     stored_megabytes: int = 64

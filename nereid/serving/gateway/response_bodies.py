@@ -34,7 +34,7 @@ class _Item(Sent):
 
 
 class MessageItem(_Item):
-    type: Literal["message"]
+    type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part]
     phase: str | None = None

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.catalogue import Found
 from nereid.serving.gateway.chats import ChatAsked, read_chat
+from nereid.serving.gateway.described import described
 from nereid.serving.gateway.errors import ApiError, from_nereid
 from nereid.serving.gateway.guard import owner_of
 from nereid.serving.gateway.repository import Offered
@@ -36,6 +37,7 @@ class Responses:
     find: Callable[[str, str], Found]
     lenient: bool
 
+    @described("An answer to a conversation's items.", body=ResponsesBody, streams=True)
     async def create(self, request: Request) -> Response:
         body = await read_body(request, ResponsesBody, self.lenient)
         model, client, places = self.find(body.model, "llm")
@@ -68,15 +70,18 @@ class Responses:
         keep()
         return JSONResponse(answer.response(answer.status))
 
+    @described("A kept answer.")
     async def show(self, request: Request) -> Response:
         return JSONResponse(self._stored(request).response)
 
+    @described("What a kept answer answers.")
     async def show_input(self, request: Request) -> Response:
         items = list(self._stored(request).given)
         return JSONResponse(
             {"object": "list", "data": items, "first_id": items[0]["id"], "last_id": items[-1]["id"], "has_more": False}
         )
 
+    @described("Forgets a kept answer.")
     async def delete(self, request: Request) -> Response:
         found = self._stored(request).response["id"]
         self.store.remove(owner_of(request), found)

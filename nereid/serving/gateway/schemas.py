@@ -11,12 +11,14 @@ from pydantic import (
     Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
+    WithJsonSchema,
     create_model,
     field_validator,
     model_validator,
 )
 
 from nereid.serving.gateway.chat_templates import OWN_VARIABLES
+from nereid.serving.gateway.field_schemas import schema_of
 from nereid.serving.gateway.messages import AllowedTools, Message, NamedTool, Tool
 from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.tools import MOST_TOOLS
@@ -76,7 +78,8 @@ _JSON_TYPES: dict[Kind, Any] = {
 def _body_field(field: SamplingField) -> Any:
     """A row of the table of sampling parameters as a field of a body, with the table's own check."""
     plain: Any = _JSON_TYPES[field.kind]
-    kind: Any = Annotated.__class_getitem__((plain | None, BeforeValidator(field.check)))  # type: ignore[attr-defined]
+    checked = BeforeValidator(field.check), WithJsonSchema(schema_of(field))
+    kind: Any = Annotated.__class_getitem__((plain | None, *checked))  # type: ignore[attr-defined]
     return kind, Field(default=1 if field.name == "n" else None, description=field.help)
 
 
@@ -103,6 +106,11 @@ class SamplingBody(_SamplingFields):  # type: ignore[misc, valid-type]
         made = handler(without_aliases(value))
         made._older = {now: older for older, now in GUIDED.items() if value.get(older) is not None}
         return made
+
+    @classmethod
+    def taken_beside(cls) -> dict[str, Any]:
+        older = {member.alias: schema_of(member) for field in GATEWAY_FIELDS for member in field.members if member.alias}
+        return {**super().taken_beside(), **older}
 
     @property
     def names(self) -> dict[str, str]:

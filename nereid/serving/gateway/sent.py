@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from nereid.serving.gateway.unused import unused_field
+from nereid.serving.gateway.unused import taken_values, unused_field
 
 
 class Sent(BaseModel):
@@ -23,6 +23,11 @@ class Sent(BaseModel):
         if not isinstance(value, dict):
             return value
         return {name: item for name, item in value.items() if item is not None and not cls._ignores(name, item)}
+
+    @classmethod
+    def taken_beside(cls) -> dict[str, Any]:
+        """JSON schemas of what it takes beside its fields, by name."""
+        return taken_values(cls.place)
 
     @classmethod
     def _ignores(cls, name: str, value: Any) -> bool:

@@ -3,8 +3,8 @@ nothing.
 
 A caller may send such a value: the answer is the one it asks for. Any other value is refused by name, for the answer would be
 another. Fields that are honoured are written elsewhere (nereid_protocol.sampling, nereid_protocol.fields, the schemas). Names are
-those of OpenAI's API reference, of vLLM's protocol of its OpenAI-compatible server, and of the bodies of AUTOMATIC1111's
-/sdapi/v1 with what front ends send beside.
+those of OpenAI's API reference, of vLLM's protocol of its OpenAI-compatible server, of llama.cpp's server, and of the bodies of
+AUTOMATIC1111's /sdapi/v1 with what front ends send beside.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("prompt_cache_key", None, _CACHE),
         ("prompt_cache_retention", None, _CACHE),
         ("prompt_cache_options", None, _CACHE),
+        ("cache_prompt", None, "llama.cpp's, about its cache; the prefix cache here changes no answer."),
         ("cache_salt", (), "Keeps callers' prefixes apart, which is not done here."),
         ("guided_decoding_backend", None, "There is one."),
         ("data_parallel_rank", (0,), _WHERE),
@@ -226,6 +227,16 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
 )
 
 _BY_PLACE = {(place, row.name): row for row in UNUSED_FIELDS for place in row.within}
+
+
+def taken_values(within: str) -> dict[str, dict[str, Any]]:
+    """JSON schemas of the fields of this body that nothing reads and that may be sent all the same, by name."""
+    rows = [row for (place, _), row in _BY_PLACE.items() if place == within and row.values != ()]
+    return {row.name: _schema(row) for row in rows}
+
+
+def _schema(row: UnusedField) -> dict[str, Any]:
+    return {"description": row.help, **({} if row.values is None else {"enum": [*row.values, None]})}
 
 
 def unused_field(within: str, name: str) -> UnusedField | None:

@@ -15,6 +15,7 @@ from nereid.serving.gateway.a1111 import answers
 from nereid.serving.gateway.a1111.bodies import MODEL, NAMES, PICTURE, DrawBody, ImageToImageBody, Settings, TextToImageBody
 from nereid.serving.gateway.a1111.jobs import Job, Jobs
 from nereid.serving.gateway.bodies import read_body
+from nereid.serving.gateway.described import described
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.guard import WEBUI_FOLDER, owner_of
 from nereid.serving.gateway.image_routes import Decoding, FindImages, ServedImages
@@ -51,9 +52,11 @@ class WebUiRoutes:
             *(Route(f"{_BASE}/{name}", self.show_nothing) for name in answers.NOTHING),
         ]
 
+    @described("Pictures of a prompt, as AUTOMATIC1111's front ends ask for them.", body=TextToImageBody)
     async def draw_text(self, request: Request) -> Response:
         return await self._draw(request, await read_body(request, TextToImageBody, self.lenient))
 
+    @described("Pictures made from one and a prompt, as they ask for them.", body=ImageToImageBody)
     async def draw_picture(self, request: Request) -> Response:
         return await self._draw(request, await read_body(request, ImageToImageBody, self.lenient))
 
@@ -111,6 +114,7 @@ class WebUiRoutes:
             raise ApiError(404, sentence, param=field, code="model_not_found")
         return self.find(name)
 
+    @described("How far the caller's pictures are.", query={"skip_current_image": {"type": "boolean"}})
     async def progress(self, request: Request) -> Response:
         wanted = request.query_params.get("skip_current_image", "false").lower() not in ("true", "1")
         jobs = self.jobs.of(owner_of(request))
@@ -119,29 +123,36 @@ class WebUiRoutes:
             told["current_image"] = await asyncio.to_thread(answers.preview_of, preview)
         return JSONResponse(told)
 
+    @described("Ends the caller's pictures where they are.")
     async def interrupt(self, request: Request) -> Response:
         for job in self.jobs.of(owner_of(request)):
             job.interrupt()
         return JSONResponse({})
 
+    @described("The settings of a front end.")
     async def show_options(self, request: Request) -> Response:
         return JSONResponse(answers.options(self._model(owner_of(request))))
 
+    @described("Sets the model.", body=Settings)
     async def set_options(self, request: Request) -> Response:
         body = await read_body(request, Settings, self.lenient)
         if body.sd_model_checkpoint:
             self.set_by[owner_of(request)] = self._served(MODEL, body.sd_model_checkpoint).id
         return JSONResponse(None)
 
+    @described("The image models.")
     async def show_models(self, request: Request) -> Response:
         return JSONResponse(answers.models(self.models()))
 
+    @described("The samplers.")
     async def show_samplers(self, request: Request) -> Response:
         return JSONResponse(answers.samplers())
 
+    @described("The schedules of noise.")
     async def show_schedulers(self, request: Request) -> Response:
         return JSONResponse(answers.schedulers())
 
+    @described("What the server has none of.")
     async def show_nothing(self, request: Request) -> Response:
         return JSONResponse(answers.NOTHING[request.url.path.removeprefix(f"{_BASE}/")])
 

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from nereid.serving.gateway.batches.store import OPEN_STATES, Batch, BatchStore, State, StoredFile
 from nereid.serving.gateway.bodies import read_body
+from nereid.serving.gateway.described import described
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.forms import Keep, boundary_of, chunks_of, read_form
 from nereid.serving.gateway.guard import owner_of
@@ -25,6 +26,16 @@ PURPOSE = "batch"
 """What files that are sent are for."""
 _DAY = 86_400
 _MOST_LISTED = 100
+_PAGE: dict[str, Any] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": _MOST_LISTED},
+    "order": {"enum": ["asc", "desc"]},
+    "after": {"type": "string"},
+}
+_UPLOAD: dict[str, Any] = {
+    "type": "object",
+    "properties": {"file": {"type": "string", "contentMediaType": "application/octet-stream"}, "purpose": {"const": PURPOSE}},
+    "required": ["file", "purpose"],
+}
 
 
 class BatchBody(Sent):
@@ -66,6 +77,7 @@ class BatchRoutes:
 
     # --- files ---
 
+    @described("Keeps a file of requests.", form=_UPLOAD)
     async def upload(self, request: Request) -> Response:
         boundary = boundary_of(request.headers.get("content-type", ""))
         draft = self.store.draft()
@@ -86,18 +98,22 @@ class BatchRoutes:
             draft.unlink(missing_ok=True)
         return JSONResponse(_file(made))
 
+    @described("The files that are kept.", query={"purpose": {"type": "string"}, **_PAGE})
     async def list_files(self, request: Request) -> Response:
         found = await asyncio.to_thread(self.store.files, owner_of(request))
         purpose = request.query_params.get("purpose")
         return JSONResponse(_page(request, [item for item in found if purpose in (None, item.purpose)], _file))
 
+    @described("One file.")
     async def show_file(self, request: Request) -> Response:
         return JSONResponse(_file(await self._found_file(request)))
 
+    @described("What a file holds.", answers="application/jsonl")
     async def content(self, request: Request) -> Response:
         found = await self._found_file(request)
         return FileResponse(self.store.path(found.id), media_type="application/jsonl", filename=Path(found.filename).name)
 
+    @described("Forgets a file.")
     async def delete_file(self, request: Request) -> Response:
         found = await self._found_file(request)
         if await asyncio.to_thread(self.store.in_use, found.id):
@@ -116,6 +132,7 @@ class BatchRoutes:
 
     # --- batches ---
 
+    @described("Begins a batch.", body=BatchBody)
     async def create(self, request: Request) -> Response:
         body = await read_body(request, BatchBody, self.lenient)
         owner = owner_of(request)
@@ -128,12 +145,15 @@ class BatchRoutes:
         )
         return JSONResponse(batch_object(made))
 
+    @described("The batches.", query=_PAGE)
     async def list_batches(self, request: Request) -> Response:
         return JSONResponse(_page(request, await asyncio.to_thread(self.store.batches, owner_of(request)), batch_object))
 
+    @described("One batch.")
     async def show_batch(self, request: Request) -> Response:
         return JSONResponse(batch_object(await self._found_batch(request)))
 
+    @described("Ends a batch.")
     async def cancel(self, request: Request) -> Response:
         found = await self._found_batch(request)
         if found.status not in OPEN_STATES:

@@ -1,0 +1,226 @@
+"""OpenAI's Python package: chats, tools, parsed answers, responses, pictures, files and batches, without and with asyncio."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from typing import Any, Literal
+
+import openai
+from pydantic import BaseModel
+
+from told import ANSWER, BASE, BRIEF, CITY, IMAGES, KEY, LLM, QUESTION, TOOLS, Client, expect
+
+client = Client("openai-python", "openai")
+api = openai.OpenAI()
+MESSAGES: Any = [{"role": "user", "content": BRIEF}]
+
+
+class Price(BaseModel):
+    currency: Literal["EUR", "USD"]
+    tiers: Literal[1, 2, 3]
+    monthly: bool
+
+
+class temperature(BaseModel):  # noqa: N801  # the function's name
+    """Degrees in a city."""
+
+    city: Literal["Paris", "Rome"]
+
+
+TOOL: Any = {
+    "type": "function",
+    "function": {
+        "name": "temperature",
+        "description": "Degrees in a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+@client.capability("models")
+def models() -> None:
+    expect({LLM, TOOLS, IMAGES} <= {model.id for model in api.models.list()}, "models.list leaves models out")
+    expect(api.models.retrieve(LLM).id == LLM, "models.retrieve tells another model")
+
+
+@client.capability("chat")
+def chat() -> None:
+    made = api.chat.completions.create(model=LLM, messages=MESSAGES, temperature=0, max_tokens=40)
+    expect(made.choices[0].message.content, "the answer is empty")
+    expect(made.usage and made.usage.completion_tokens == 40, "usage does not tell 40 tokens")
+
+
+@client.capability("chat streamed")
+def chat_streamed() -> None:
+    """To the answer's own end: the package takes one that was cut for an error."""
+    whole = api.chat.completions.create(model=LLM, messages=MESSAGES, temperature=0)
+    with api.chat.completions.stream(
+        model=LLM, messages=MESSAGES, temperature=0, stream_options={"include_usage": True}
+    ) as stream:
+        text = "".join(event.delta for event in stream if event.type == "content.delta")
+        final = stream.get_final_completion()
+    expect(text == whole.choices[0].message.content == final.choices[0].message.content, "the parts are not the whole")
+    told = final.usage.completion_tokens if final.usage else None
+    expect(whole.usage and told == whole.usage.completion_tokens, f"the stream tells {told} tokens")
+
+
+@client.capability("chat with n, stop, seed and logprobs")
+def choices() -> None:
+    made = api.chat.completions.create(
+        model=LLM, messages=MESSAGES, n=2, seed=3, stop=["</h2>"], max_tokens=20, logprobs=True, top_logprobs=2
+    )
+    expect([choice.index for choice in made.choices] == [0, 1], "there are not two answers")
+    for choice in made.choices:
+        expect(choice.logprobs and len((choice.logprobs.content or [])[0].top_logprobs) == 2, "two likeliest tokens are not told")
+
+
+@client.capability("parse")
+def parse() -> None:
+    made = api.chat.completions.parse(model=LLM, messages=MESSAGES, response_format=Price, max_tokens=100)
+    expect(isinstance(made.choices[0].message.parsed, Price), "no object was parsed")
+
+
+@client.capability("parse of tools")
+def parse_tools() -> None:
+    made = api.chat.completions.parse(
+        model=TOOLS,
+        messages=MESSAGES,
+        tools=[openai.pydantic_function_tool(temperature)],
+        tool_choice="required",
+        max_tokens=100,
+    )
+    calls = made.choices[0].message.tool_calls or []
+    expect(calls and isinstance(calls[0].function.parsed_arguments, temperature), "no call was parsed")
+
+
+@client.capability("tools in a loop")
+def tools_loop() -> None:
+    messages: Any = [{"role": "user", "content": QUESTION}]
+    first = api.chat.completions.create(model=TOOLS, messages=messages, tools=[TOOL], temperature=0, max_tokens=100)
+    choice = first.choices[0]
+    expect(choice.finish_reason == "tool_calls" and choice.message.tool_calls, f"it does not call: {choice.message.content!r}")
+    call: Any = choice.message.tool_calls[0]  # type: ignore[index]
+    expect(json.loads(call.function.arguments) == {"city": CITY}, f"the arguments are {call.function.arguments}")
+    messages += [choice.message, {"role": "tool", "tool_call_id": call.id, "content": ANSWER}]
+    last = api.chat.completions.create(model=TOOLS, messages=messages, tools=[TOOL], temperature=0, max_tokens=100)
+    expect(CITY in (last.choices[0].message.content or ""), f"the answer is {last.choices[0].message.content!r}")
+
+
+@client.capability("tools streamed")
+def tools_streamed() -> None:
+    with api.chat.completions.stream(
+        model=TOOLS, messages=[{"role": "user", "content": QUESTION}], tools=[TOOL], temperature=0, max_tokens=100
+    ) as stream:
+        kinds = [event.type for event in stream]
+        calls = stream.get_final_completion().choices[0].message.tool_calls or []
+    expect("tool_calls.function.arguments.delta" in kinds, f"no arguments are streamed, only {sorted(set(kinds))}")
+    expect(calls and json.loads(calls[0].function.arguments) == {"city": CITY}, "the call is not whole")
+
+
+@client.capability("completions")
+def completions() -> None:
+    made = api.completions.create(model=LLM, prompt="<section", max_tokens=8, echo=True, logprobs=1)
+    expect(made.choices[0].text.startswith("<section"), "echo does not give the prompt back")
+    parts = api.completions.create(model=LLM, prompt=["<a", "<b"], max_tokens=8, stream=True)
+    expect({choice.index for part in parts for choice in part.choices} == {0, 1}, "two prompts are not streamed")
+
+
+@client.capability("responses")
+def responses() -> None:
+    first = api.responses.create(model=LLM, input=BRIEF, temperature=0, max_output_tokens=40)
+    expect(first.output_text and first.status == "incomplete", f"status is {first.status}")
+    second = api.responses.create(model=LLM, input="and two tiers", previous_response_id=first.id, max_output_tokens=10)
+    expect(second.previous_response_id == first.id, "previous_response_id is not told")
+    expect(api.responses.retrieve(first.id).output_text == first.output_text, "it is not kept")
+    api.responses.delete(first.id)
+
+
+@client.capability("responses streamed")
+def responses_streamed() -> None:
+    with api.responses.stream(model=LLM, input=BRIEF, temperature=0) as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        expect(text == stream.get_final_response().output_text, "the parts are not the whole")
+
+
+@client.capability("responses parsed")
+def responses_parsed() -> None:
+    made = api.responses.parse(model=LLM, input=BRIEF, text_format=Price, max_output_tokens=100)
+    expect(isinstance(made.output_parsed, Price), "no object was parsed")
+
+
+@client.capability("responses with tools")
+def responses_tools() -> None:
+    flat: Any = {"type": "function", **TOOL["function"], "strict": False}
+    items: Any = [{"role": "user", "content": QUESTION}]
+    first = api.responses.create(model=TOOLS, input=items, tools=[flat], temperature=0, max_output_tokens=100)
+    calls: Any = [item for item in first.output if item.type == "function_call"]
+    expect(len(calls) == 1, f"it does not call: {first.output_text!r}")
+    items += [*first.output, {"type": "function_call_output", "call_id": calls[0].call_id, "output": ANSWER}]
+    last = api.responses.create(model=TOOLS, input=items, tools=[flat], temperature=0, max_output_tokens=100)
+    expect(CITY in last.output_text, f"the answer is {last.output_text!r}")
+
+
+@client.capability("images")
+def images() -> None:
+    made = api.images.generate(model=IMAGES, prompt="a red circle", size="128x128", n=2)
+    found = [base64.b64decode(item.b64_json or "") for item in made.data or []]
+    expect(len(found) == 2 and all(item.startswith(b"\x89PNG") for item in found), "there are not two PNG pictures")
+
+
+@client.capability("images streamed")
+def images_streamed() -> None:
+    events = list(api.images.generate(model=IMAGES, prompt="a red circle", stream=True, partial_images=2))
+    kinds = [event.type for event in events]
+    expect(kinds == ["image_generation.partial_image"] * 2 + ["image_generation.completed"], f"events are {kinds}")
+
+
+@client.capability("files and batches")
+def batches() -> None:
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"model": LLM, "prompt": "<a", "max_tokens": 4}}
+    sent = api.files.create(file=("requests.jsonl", json.dumps(line).encode()), purpose="batch")
+    batch = api.batches.create(input_file_id=sent.id, endpoint="/v1/completions", completion_window="24h")
+    deadline = time.monotonic() + 60
+    while batch.status not in ("completed", "failed", "expired") and time.monotonic() < deadline:
+        time.sleep(0.2)
+        batch = api.batches.retrieve(batch.id)
+    expect(batch.status == "completed" and batch.output_file_id, f"the batch is {batch.status}")
+    answer = json.loads(api.files.content(batch.output_file_id or "").text)
+    expect(answer["response"]["status_code"] == 200, "the answer is not there")
+
+
+@client.capability("async")
+async def with_asyncio() -> None:
+    async with openai.AsyncOpenAI() as other:
+        made = await other.chat.completions.create(model=LLM, messages=MESSAGES, max_tokens=8)
+        expect(made.choices[0].message.content, "the answer is empty")
+        stream = await other.chat.completions.create(model=LLM, messages=MESSAGES, max_tokens=8, stream=True)
+        parts = [chunk async for chunk in stream]
+        expect(parts[-1].choices[0].finish_reason == "length", "the stream does not end")
+        picture = await other.images.generate(model=IMAGES, prompt="a blue square")
+        expect(picture.data and picture.data[0].b64_json, "there is no picture")
+
+
+@client.capability("errors by their classes")
+def errors() -> None:
+    try:
+        api.chat.completions.create(model="nothing", messages=MESSAGES)
+    except openai.NotFoundError as error:
+        expect(error.code == "model_not_found" and error.param == "model", f"code is {error.code}, param {error.param}")
+    else:
+        expect(False, "a model that is not served is no error")
+    try:
+        api.chat.completions.create(model=LLM, messages=MESSAGES, temperature=-1)
+    except openai.BadRequestError as error:
+        expect(error.param == "temperature", f"param is {error.param}")
+    else:
+        expect(False, "a wrong temperature is no error")
+    try:
+        openai.OpenAI(api_key=f"not {KEY}", base_url=BASE).models.list()
+    except openai.AuthenticationError:
+        return
+    expect(False, "a wrong key is no error")
+
+
+client.main()

@@ -1,0 +1,87 @@
+"""pydantic-ai: text, streams, output by tool, by schema and by prompt, an agent with a tool, the responses API."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic_ai import Agent, NativeOutput, PromptedOutput, ToolOutput
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
+from pydantic_ai.providers.openai import OpenAIProvider
+
+from told import ANSWER, BASE, BRIEF, CITY, KEY, LLM, QUESTION, TOOLS, Client, expect
+
+client = Client("pydantic-ai", "pydantic-ai-slim")
+SETTINGS: Any = {"temperature": 0, "max_tokens": 150}
+
+
+class Price(BaseModel):
+    currency: Literal["EUR", "USD"]
+    tiers: Literal[1, 2, 3]
+    monthly: bool
+
+
+class Loose(BaseModel):
+    """Any object: a prompt binds nothing."""
+
+    currency: Any = None
+
+
+def agent(name: str = LLM, kind: Any = OpenAIChatModel, **options: Any) -> Agent[None, Any]:
+    provider = OpenAIProvider(base_url=BASE, api_key=KEY)
+    return Agent(kind(name, provider=provider), model_settings=SETTINGS, retries=0, **options)
+
+
+@client.capability("run")
+def run() -> None:
+    made = agent().run_sync(BRIEF)
+    expect(made.output, "the answer is empty")
+
+
+@client.capability("run streamed")
+async def streamed() -> None:
+    async with agent().run_stream(BRIEF) as result:
+        parts = [part async for part in result.stream_text(delta=True, debounce_by=None)]
+    expect("".join(parts) == (await agent().run(BRIEF)).output, "the parts are not the whole")
+
+
+@client.capability("output by tool")
+def by_tool() -> None:
+    made = agent(TOOLS, output_type=ToolOutput(Price)).run_sync(BRIEF)
+    expect(isinstance(made.output, Price), f"it is {made.output!r}")
+
+
+@client.capability("output by schema")
+def by_schema() -> None:
+    made = agent(output_type=NativeOutput(Price)).run_sync(BRIEF)
+    expect(isinstance(made.output, Price), f"it is {made.output!r}")
+
+
+@client.capability("output by prompt")
+def by_prompt() -> None:
+    made = agent(TOOLS, output_type=PromptedOutput(Loose)).run_sync(BRIEF)
+    expect(isinstance(made.output, Loose), f"it is {made.output!r}")
+
+
+@client.capability("agent with a tool")
+def with_tool() -> None:
+    asked: list[str] = []
+    made_of = agent(TOOLS)
+
+    @made_of.tool_plain
+    def temperature(city: str) -> str:
+        """Degrees in a city."""
+        asked.append(city)
+        return ANSWER
+
+    made = made_of.run_sync(QUESTION)
+    expect(asked == [CITY], f"the tool was asked for {asked}")
+    expect(CITY in made.output, f"the answer is {made.output!r}")
+
+
+@client.capability("responses API")
+def responses() -> None:
+    expect(agent(kind=OpenAIResponsesModel).run_sync(BRIEF).output, "the answer is empty")
+
+
+client.main()

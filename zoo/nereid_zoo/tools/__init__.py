@@ -1,0 +1,1 @@
+"""The language model taught to call one tool: data, training of LoRA weights, merging."""
