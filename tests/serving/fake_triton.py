@@ -70,6 +70,8 @@ class _Server:
         self.home, self.options, self.behaviour = home, options, behaviour
         here = [folder.name for root in options["model-repository"] for folder in sorted(Path(root).iterdir())]
         self.models = here if options["load-model"] == ["*"] else options["load-model"]
+        if not set(self.models) <= set(here) or self.behaviour.get("load_fails") in self.models:
+            sys.exit(1)
         (self.regions,) = (
             value.partition("=")[2] for value in options["backend-config"] if value.startswith("python,shm-region-prefix-name=")
         )

@@ -247,6 +247,18 @@ def test_a_broken_model_does_not_keep_the_server_from_starting_again(
     assert served(supervisor) == ["first", "new", "second"] == sorted(stubs(supervisor))
 
 
+def test_what_has_gone_while_the_server_was_down_is_not_asked_of_it(
+    options: ServeOptions, repository: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "LOOK_SECONDS", 3600.0)
+    with Supervisor(options) as supervisor:
+        supervisor._backoff.first = 0.01
+        shutil.rmtree(repository / "second")
+        supervisor._triton.kill()
+        until(lambda: fake_triton.starts(home) == 2 and supervisor.readiness()[0])
+        assert served(supervisor) == ["first"]
+
+
 def test_without_being_asked_to_nobody_follows(options: ServeOptions, repository: Path) -> None:
     with Supervisor(replace(options, follow=False)) as supervisor:
         write_models(repository, "new")
