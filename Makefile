@@ -12,7 +12,7 @@ ARGS ?=
 EXPORT = $(BIN)/nereid export diffusion $(CHECKPOINT) --engine $(ENGINE) --out $(REPOSITORY)
 EXPORT_LLM = $(BIN)/nereid export llm $(LLM) --out $(REPOSITORY)
 
-.PHONY: help setup demo export export-llm serve test test-clients lint reference bench bench-sd15 bench-engines bench-schedulers bench-ladder bench-vae-tiles bench-llm perf docker-build docker-up docker-export clean
+.PHONY: help setup browser demo export export-llm serve test test-clients lint reference bench bench-sd15 bench-engines bench-schedulers bench-ladder bench-vae-tiles bench-llm perf docker-build docker-up docker-export clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml client/pyproject.toml export/pyproject.toml zoo/pyproje
 
 setup: $(STAMP) ## Make the virtual environment and install everything
 
-demo: setup ## Export the shipped models, start Triton, draw six pictures, write a section
+demo: setup ## Export the shipped models, start Triton, draw six pictures, write a section, make a page
 	@$(BIN)/nereid demo --repository $(REPOSITORY) $(ARGS)
 
 export: setup ## Export CHECKPOINT to REPOSITORY (ENGINE=onnxruntime|openvino|tensorrt|tensorrt-rtx|torch)
@@ -44,7 +44,13 @@ $(TEST_STAMP): $(STAMP)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar on -e 'export[nncf,tensorrt-rtx]'
 	@touch $@
 
-test: setup $(TEST_STAMP) ## All tests, those with a real Triton included
+browser: ## Install Chromium from Debian, where that can be done; tests draw pages in it, `nereid page` pictures of them
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "installing Chromium" \
+	  && apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium >/dev/null; } \
+	  || echo "there is no Chromium, and it cannot be installed from here (Debian: apt-get install chromium): pages are not drawn in a browser"
+
+test: setup $(TEST_STAMP) browser ## All tests, those with a real Triton included
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-clients: setup ## Clients of other projects, unchanged, against a real server (ARGS='--only openai-python'); keeps docs/clients.md

@@ -31,6 +31,7 @@ for folder in (
     Path(__file__).parent / "client",
     Path(__file__).parent / "diffusion",
     Path(__file__).parent / "layout",
+    Path(__file__).parent / "page",
     Path(__file__).parent / "bridge",
     Path(__file__).parent / "benchmarks",
     Path(__file__).parent / "clients",
@@ -185,6 +186,13 @@ def export_layout(checkpoint: Path, out: Path, engine: str = "onnxruntime", **op
     return export(chosen, Silent())
 
 
+def export_page(out: Path, **options: object) -> dict[str, object]:
+    from nereid_export.page import PageExportOptions
+    from nereid_export.page import export_page as export
+
+    return export(PageExportOptions(out=out, **options), Silent())  # type: ignore[arg-type]
+
+
 def made_once(tmp_path_factory: pytest.TempPathFactory, write: Callable[[Path, str], object]) -> Callable[[str], Path]:
     """Repositories by precision, each written when it is first asked for: to be read only."""
 
@@ -212,7 +220,7 @@ def set_parameters(repository: Path, model: str, **parameters: object) -> None:
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> Path:
     """Pipelines '' (epsilon), 'v' (its UNet cut), 'xl', 'lcm', and 'tight' with narrow limits, in one repository, with language
-    models and layout models."""
+    models, layout models, and `page`."""
     out = tmp_path_factory.mktemp("build") / "repository"
     for name, family in (("", "sd"), ("v", "v"), ("xl", "sdxl"), ("lcm", "lcm"), ("tight", "sd")):
         export(checkpoints[family], out, name=name, cache_branch=0 if name == "v" else None)
@@ -222,6 +230,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, 
     export_layout(checkpoints["layout"], out)
     export_layout(checkpoints["layout"], out, engine="openvino", name="ov")
     set_parameters(out, "ov_layout", engine_patience_seconds=0.01)
+    export_page(out, picture_prompts=ZOO / "shapes" / "page-prompts.json")
     for model in ("llm", "exact_llm"):
         set_parameters(out, model, kv_tokens=16384)
     set_parameters(out, "llm", stream_interval_seconds=0)  # streams are as fine as they can be

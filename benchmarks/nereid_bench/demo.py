@@ -1,4 +1,4 @@
-"""`nereid demo`: export the shipped checkpoints, start Triton, draw pictures and write a section through gRPC, stop."""
+"""`nereid demo`: export the shipped checkpoints, start Triton, draw pictures, write a section, make a page through gRPC, stop."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from nereid.serving.errors import ServingError
 from nereid.serving.options import ServeOptions
 from nereid.serving.supervisor import Supervisor
 from nereid_client import Client, ImageProgress, ImageResult, NereidError
+from nereid_client.browser import BrowserError, find_browser, screenshot
 from nereid_client.terminal import console, fail
 from nereid_export.bar import progress_bar
 from nereid_export.checkpoint import Checkpoint
@@ -21,9 +22,13 @@ from nereid_export.diffusion import export_diffusion
 from nereid_export.engines import Engine
 from nereid_export.errors import ExportError
 from nereid_export.frame import MANIFEST
+from nereid_export.layout import LayoutCheckpoint, LayoutExportOptions, export_layout
 from nereid_export.llm import LlmExportOptions, export_llm
 from nereid_export.llm_checkpoint import LlmCheckpoint
 from nereid_export.options import ExportOptions
+from nereid_export.page import PageExportOptions, export_page
+from nereid_zoo.layout import score as layout
+from nereid_zoo.page import score as pages
 from nereid_zoo.sections import score as sections
 from nereid_zoo.sections.chat import conversation
 from nereid_zoo.shapes.score import CHECKPOINT
@@ -37,6 +42,7 @@ PROMPTS = (
     "a green square in the center on beige",
 )
 BRIEF = 'pricing section for a bakery, three tiers, a "Order now" button'
+PAGE_BRIEF = "landing page for a bakery"
 ZOOM = 2
 
 
@@ -46,11 +52,11 @@ def demo(
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was drawn as JSON.")] = False,
 ) -> None:
-    """Export the shipped checkpoints (unless done before), serve them, draw six pictures, write a section."""
+    """Export the shipped checkpoints (unless done before), serve them, draw six pictures, write a section, make a page."""
     try:
         _export(repository)
-        drawn, section = _run_all(repository, out, steps, not as_json)
-    except (ExportError, ServingError, NereidError) as error:
+        drawn, section, page = _run_all(repository, out, steps, not as_json)
+    except (ExportError, ServingError, NereidError, BrowserError) as error:
         fail(error)
     sheet = out / "contact-sheet.png"
     _contact_sheet([result for _, result, _ in drawn], sheet)
@@ -65,7 +71,7 @@ def demo(
         for file, result, prompt in drawn
     ]
     if as_json:
-        print(json.dumps({"contact_sheet": str(sheet), "pictures": rows, "section": section}))
+        print(json.dumps({"contact_sheet": str(sheet), "pictures": rows, "section": section, "page": page}))
         return
     console.print(
         f"\n\n{section['file']}  {section['tokens']} tokens, the first after {section['milliseconds_to_first_token']} ms, "
@@ -75,6 +81,12 @@ def demo(
     for row in rows:
         console.print(f"{row['file']}  {row['milliseconds_a_step']} ms a step  {row['prompt']}", highlight=False)
     console.print(f"all of them: {sheet}", highlight=False)
+    for said in page["degraded"]:
+        console.print(f"{PAGE_BRIEF}: {said}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"{' '.join(page['files'])}  the first section after {page['first_section']} s, all after {page['page']} s",
+        highlight=False,
+    )
 
 
 def _export(repository: Path) -> None:
@@ -90,13 +102,27 @@ def _export(repository: Path) -> None:
         with progress_bar() as bar:
             export_llm(LlmExportOptions(checkpoint=sections.CHECKPOINT, out=repository), bar)
 
+    _export_page(repository)
+
+
+def _export_page(repository: Path) -> None:
+    """The model that makes pages of the others; its layouts are by rules as long as no trained layout transformer is shipped."""
+    trained = (layout.CHECKPOINT / "model_index.json").is_file()
+    if trained and not _is_exported(repository / "layout", LayoutCheckpoint.open(layout.CHECKPOINT).digest()):
+        with progress_bar() as bar:
+            export_layout(LayoutExportOptions(checkpoint=layout.CHECKPOINT, out=repository), bar)
+    with progress_bar() as bar:
+        export_page(PageExportOptions(out=repository, layout=trained, picture_prompts=pages.PROMPTS), bar)
+
 
 def _is_exported(home: Path, digest: str) -> bool:
     manifest = home / MANIFEST
     return manifest.is_file() and bool(json.loads(manifest.read_text())["source"]["sha256"] == digest)
 
 
-def _run_all(repository: Path, out: Path, steps: int, show: bool) -> tuple[list[tuple[Path, ImageResult, str]], dict[str, Any]]:
+def _run_all(
+    repository: Path, out: Path, steps: int, show: bool
+) -> tuple[list[tuple[Path, ImageResult, str]], dict[str, Any], dict[str, Any]]:
     out.mkdir(parents=True, exist_ok=True)
     options = ServeOptions.on_free_ports(repository, out / "triton.log")
     drawn = []
@@ -111,7 +137,20 @@ def _run_all(repository: Path, out: Path, steps: int, show: bool) -> tuple[list[
                 answer.image.save(file)
                 drawn.append((file, answer, prompt))
         section = _write_section(client, out / "section.html", show)
-    return drawn, section
+        page = _make_page(client, out / "page.html")
+    return drawn, section, page
+
+
+def _make_page(client: Client, file: Path) -> dict[str, Any]:
+    """A page of all three models, and where Chromium is installed its picture."""
+    made = client.generate_page(PAGE_BRIEF, seed=1)
+    file.write_text(made.html, encoding="utf-8")
+    files, browser = [str(file)], find_browser()
+    if browser is not None:
+        picture = file.with_suffix(".png")
+        screenshot(file, picture, made.width, made.height, browser)
+        files.append(str(picture))
+    return {"brief": PAGE_BRIEF, "files": files, "passed": made.passed, "degraded": list(made.degraded), **made.seconds}
 
 
 def _write_section(client: Client, file: Path, show: bool) -> dict[str, Any]:

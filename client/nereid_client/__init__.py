@@ -1,4 +1,4 @@
-"""The SDK: typed image, text and layout requests to a Nereid server over gRPC or HTTP, sync or async, with progress.
+"""The SDK: typed image, text, layout and page requests to a Nereid server over gRPC or HTTP, sync or async, with progress.
 
 from nereid_client import Client
 
@@ -27,6 +27,7 @@ from nereid_client.errors import (
 from nereid_client.images import ImageProgress, ImageRequest, ImageResult
 from nereid_client.layouts import LayoutProgress, LayoutRequest, LayoutResult, PlacedElement
 from nereid_client.options import Protocol, Tls
+from nereid_client.pages import PageProgress, PageRequest, PageResult
 from nereid_client.texts import TextChoice, TextDelta, TextResult
 
 __all__ = [
@@ -46,6 +47,9 @@ __all__ = [
     "LostError",
     "NereidError",
     "NotReadyError",
+    "PageProgress",
+    "PageRequest",
+    "PageResult",
     "PendingImage",
     "PlacedElement",
     "Protocol",

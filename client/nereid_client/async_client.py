@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from nereid_client.grpc_transport import AsyncGrpcTransport
 from nereid_client.images import ImageProgress, ImageResult
 from nereid_client.layouts import Canvas, LayoutProgress, LayoutResult, Section
+from nereid_client.pages import PageProgress, PageResult
 from nereid_client.replay import Run
 from nereid_client.server import Work
 from nereid_client.session import CLOSE_SECONDS, PROBE_SECONDS, Session
@@ -129,6 +130,34 @@ class AsyncClient(Session):
     ) -> AsyncGenerator[LayoutProgress | LayoutResult, None]:
         """The same, yielding what is predicted after every `interval` steps; closing the iterator cancels the request."""
         driven = self._drive(*self._layout_stream(section, canvas, interval, options, timeout, run_id, request_id))
+        async with contextlib.aclosing(driven) as answers:
+            async for answer in answers:
+                yield answer
+
+    async def generate_page(
+        self,
+        brief: str,
+        *,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        request_id: str | None = None,
+        **options: Any,
+    ) -> PageResult:
+        """Make a web page from a brief; `options` are the fields of PageRequest. Raises NereidError."""
+        return await _only(self._drive(*self._page(brief, options, timeout, run_id, request_id)))
+
+    async def stream_page(
+        self,
+        brief: str,
+        *,
+        interval: int = 1,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        request_id: str | None = None,
+        **options: Any,
+    ) -> AsyncGenerator[PageProgress | PageResult, None]:
+        """The same, yielding the page so far after every `interval` pieces of work; closing the iterator cancels the request."""
+        driven = self._drive(*self._page_stream(brief, interval, options, timeout, run_id, request_id))
         async with contextlib.aclosing(driven) as answers:
             async for answer in answers:
                 yield answer

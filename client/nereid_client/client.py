@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from nereid_client.grpc_transport import GrpcTransport
 from nereid_client.images import ImageProgress, ImageResult
 from nereid_client.layouts import Canvas, LayoutProgress, LayoutResult, Section
+from nereid_client.pages import PageProgress, PageResult
 from nereid_client.replay import Run
 from nereid_client.server import Work
 from nereid_client.session import CLOSE_SECONDS, PROBE_SECONDS, Session
@@ -161,6 +162,31 @@ class Client(Session):
     ) -> Generator[LayoutProgress | LayoutResult, None, None]:
         """The same, yielding what is predicted after every `interval` steps; leaving the loop cancels the request."""
         yield from self._drive(*self._layout_stream(section, canvas, interval, options, timeout, run_id, request_id))
+
+    def generate_page(
+        self,
+        brief: str,
+        *,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        request_id: str | None = None,
+        **options: Any,
+    ) -> PageResult:
+        """Make a web page from a brief and wait; `options` are the fields of PageRequest. Raises NereidError."""
+        return _only(self._drive(*self._page(brief, options, timeout, run_id, request_id)))
+
+    def stream_page(
+        self,
+        brief: str,
+        *,
+        interval: int = 1,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        request_id: str | None = None,
+        **options: Any,
+    ) -> Generator[PageProgress | PageResult, None, None]:
+        """The same, yielding the page so far after every `interval` pieces of work; leaving the loop cancels the request."""
+        yield from self._drive(*self._page_stream(brief, interval, options, timeout, run_id, request_id))
 
     def is_ready(self) -> bool:
         """Whether the image pipeline's models are loaded."""

@@ -11,6 +11,7 @@ import typer
 
 from nereid_client.images import OPTIONS
 from nereid_client.layouts import LAYOUT_OPTIONS
+from nereid_client.pages import PAGE_OPTIONS
 from nereid_protocol.field import DType, Field
 
 _TYPES: dict[DType, type] = {DType.STRING: str, DType.INT32: int, DType.INT64: int, DType.FP32: float}
@@ -24,6 +25,11 @@ def with_image_options(command: Callable[..., None]) -> Callable[..., None]:
 def with_layout_options(command: Callable[..., None]) -> Callable[..., None]:
     """The same of a layout."""
     return _with_options(command, LAYOUT_OPTIONS)
+
+
+def with_page_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The same of a page."""
+    return _with_options(command, PAGE_OPTIONS)
 
 
 def _with_options(command: Callable[..., None], fields: Sequence[Field]) -> Callable[..., None]:

@@ -20,6 +20,7 @@ from nereid_client.errors import NereidError
 from nereid_client.image_options import with_image_options, with_layout_options
 from nereid_client.images import ImageProgress, ImageResult
 from nereid_client.options import Protocol
+from nereid_client.page_cli import page
 from nereid_client.terminal import INTERRUPTED, console, fail, say_error
 from nereid_client.top import top
 
@@ -251,6 +252,7 @@ def _forward(verb: str) -> None:
     app.command(verb, help=summary, context_settings=settings)(forward)
 
 
+app.command()(page)
 app.command()(top)
 app.add_typer(batch_app, name="batch")
 for _verb in OTHER_ROOMS:

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 from nereid_client.errors import ServerError
 from nereid_client.images import ImageProgress, ImageResult
 from nereid_client.layouts import LayoutProgress, LayoutResult
+from nereid_client.pages import PageProgress, PageResult
 from nereid_client.texts import TextDelta
 from nereid_client.transport import Tensors
 
@@ -35,7 +36,7 @@ class OnlyAnswer(Generic[T]):
         return None if self._answers else "the request ended without an answer"
 
 
-D = TypeVar("D", ImageProgress | ImageResult, LayoutProgress | LayoutResult)
+D = TypeVar("D", ImageProgress | ImageResult, LayoutProgress | LayoutResult, PageProgress | PageResult)
 
 
 @dataclass(slots=True)
@@ -50,7 +51,7 @@ class StepStream(Generic[D]):
 
     def read(self, outputs: Tensors) -> D | None:
         made = self.convert(outputs)
-        if isinstance(made, ImageResult | LayoutResult):
+        if isinstance(made, ImageResult | LayoutResult | PageResult):
             self._done = True
             return replace(made, run_id=self.run_id)
         if made.step <= self._step:

@@ -13,6 +13,7 @@ from nereid_client.http_transport import HttpTransport
 from nereid_client.images import ImageProgress, ImageRequest, ImageResult, Tensors, from_stream
 from nereid_client.layouts import Canvas, LayoutProgress, LayoutResult, Section, from_layout_tensors, layout_tensors
 from nereid_client.options import DEFAULT_PORTS, ConnectionOptions, Protocol, Tls
+from nereid_client.pages import PageProgress, PageResult, from_page_tensors, page_tensors
 from nereid_client.reading import OnlyAnswer, StepStream, TextStream
 from nereid_client.server import ReplayPolicy, Server, Statistics, Work
 from nereid_client.steps import Reader
@@ -191,6 +192,49 @@ class Session:
             run_id=terms.run_id,
             request_id=terms.request_id,
             tensors=layout_tensors(section, canvas, _seeded(options), interval=interval),
+            decoupled=True,
+            batched=False,
+            holder_decoupled=True,
+            timeout=self._limit(terms.timeout),
+        )
+
+    def _page(
+        self,
+        brief: str,
+        options: Mapping[str, Any],
+        timeout: float | None,
+        run_id: str | None,
+        request_id: str | None = None,
+    ) -> tuple[Work, Reader[PageResult]]:
+        work = self._page_work(brief, options, _Terms.of(timeout, run_id, request_id), None)
+
+        def read(outputs: Tensors) -> PageResult:
+            made = from_page_tensors(outputs)
+            if not isinstance(made, PageResult):
+                raise ServerError("the server gave progress where an answer was asked for")
+            return replace(made, run_id=work.run_id)
+
+        return work, OnlyAnswer(read)
+
+    def _page_stream(
+        self,
+        brief: str,
+        interval: int,
+        options: Mapping[str, Any],
+        timeout: float | None,
+        run_id: str | None,
+        request_id: str | None = None,
+    ) -> tuple[Work, Reader[PageProgress | PageResult]]:
+        work = self._page_work(brief, options, _Terms.of(timeout, run_id, request_id), interval)
+        return work, StepStream(work.run_id, from_page_tensors, "page")
+
+    def _page_work(self, brief: str, options: Mapping[str, Any], terms: _Terms, interval: int | None) -> Work:
+        return Work(
+            model=self._model("page"),
+            holder=self._model("page"),
+            run_id=terms.run_id,
+            request_id=terms.request_id,
+            tensors=page_tensors(brief, _seeded(options), interval=interval),
             decoupled=True,
             batched=False,
             holder_decoupled=True,

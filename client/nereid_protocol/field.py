@@ -28,6 +28,7 @@ class Model(StrEnum):
     TOKENIZER = "tokenizer"
     DENOISE = "denoise"
     LAYOUT = "layout"
+    PAGE = "page"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

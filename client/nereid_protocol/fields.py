@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from nereid_protocol.field import MAX_SEED, DType, Field, Model
 from nereid_protocol.layout_fields import LAYOUT_FIELDS
+from nereid_protocol.page_fields import PAGE_FIELDS
 from nereid_protocol.run_fields import CANCEL, IMAGE_MODELS, PRIORITY, RUN_ID, TIMEOUT_SECONDS, WATCH
 
 _NO_PICTURES = frozenset({Model.ENSEMBLE, Model.STREAM, Model.DENOISE})
@@ -354,7 +355,7 @@ BY_NAME = {field.name: field for field in IMAGE_FIELDS}
 
 def carried_by(model: Model) -> tuple[Field, ...]:
     """The fields that a model takes as inputs, in the table's order."""
-    return tuple(field for field in (*IMAGE_FIELDS, *LAYOUT_FIELDS) if model in field.models)
+    return tuple(field for field in (*IMAGE_FIELDS, *LAYOUT_FIELDS, *PAGE_FIELDS) if model in field.models)
 
 
 def passed_on(source: Model, target: Model) -> tuple[Field, ...]:

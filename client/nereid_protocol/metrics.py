@@ -1,7 +1,7 @@
 """The names of every metric that this project exports, and nothing else: who records and who reads them share this table.
 
-Prometheus conventions: base units, `_total` for counters. `nereid_image_*`, `nereid_layout_*` and `nereid_llm_*` stand on
-Triton's metrics port, `nereid_gateway_*` on the gateway's, `nereid_serve_*` on the supervisor's health port.
+Prometheus conventions: base units, `_total` for counters. `nereid_image_*`, `nereid_layout_*`, `nereid_llm_*` and `nereid_page_*`
+stand on Triton's metrics port, `nereid_gateway_*` on the gateway's, `nereid_serve_*` on the supervisor's health port.
 """
 
 from __future__ import annotations
@@ -188,6 +188,28 @@ LLM_METRICS = tuple(
     metric for metric in list(globals().values()) if isinstance(metric, Metric) and metric.name.startswith("nereid_llm_")
 )
 
+# --- page ---
+
+PAGE_REQUESTS = _counter("nereid_page_requests_total", "Page requests by outcome", "outcome")
+PAGE_REQUEST_SECONDS = _seconds("nereid_page_request_seconds", "Time from a page's begin to its end")
+PAGE_FIRST_SECTION_SECONDS = _seconds("nereid_page_first_section_seconds", "Time until a page's first section can be seen")
+PAGE_STAGE_SECONDS = _seconds(
+    "nereid_page_stage_seconds", "Time of one call of a stage: plan, sections, layouts or pictures", "stage"
+)
+PAGE_DEGRADED = _counter("nereid_page_degraded_total", "Pieces of pages that were worse than asked for, by stage", "stage")
+PAGE_CHECKS = _counter("nereid_page_answers_total", "Pages by their checks: passed, or with an error", "passed")
+PAGE_ACTIVE_REQUESTS = _gauge("nereid_page_active_requests", "Pages being made")
+
+PAGE_METRICS = (
+    PAGE_REQUESTS,
+    PAGE_REQUEST_SECONDS,
+    PAGE_FIRST_SECTION_SECONDS,
+    PAGE_STAGE_SECONDS,
+    PAGE_DEGRADED,
+    PAGE_CHECKS,
+    PAGE_ACTIVE_REQUESTS,
+)
+
 # --- the gateway ---
 
 GATEWAY_REQUESTS = _counter("nereid_gateway_requests_total", "Requests by route and HTTP status", "route", "status")
@@ -229,4 +251,4 @@ SERVE_MEMORY = _gauge("nereid_serve_resident_memory_bytes", "Resident memory of 
 
 SERVE_METRICS = (SERVE_READY, SERVE_TRITON_RESTARTS, SERVE_MODEL_DEATHS, SERVE_SERVICE_DEATHS, SERVE_MODEL_READY, SERVE_MEMORY)
 
-ALL_METRICS = (*IMAGE_METRICS, *LAYOUT_METRICS, *LLM_METRICS, *GATEWAY_METRICS, *SERVE_METRICS)
+ALL_METRICS = (*IMAGE_METRICS, *LAYOUT_METRICS, *LLM_METRICS, *PAGE_METRICS, *GATEWAY_METRICS, *SERVE_METRICS)

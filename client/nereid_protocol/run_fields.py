@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nereid_protocol.field import DType, Field, Model
 
-IMAGE_MODELS = frozenset(Model) - {Model.LAYOUT}
+IMAGE_MODELS = frozenset(Model) - {Model.LAYOUT, Model.PAGE}
 
 TIMEOUT_SECONDS = Field(
     name="timeout_seconds",

@@ -21,6 +21,7 @@ from nereid_export.layout_cli import layout
 from nereid_export.llm_cli import llm
 from nereid_export.lora import Lora
 from nereid_export.options import ExportOptions
+from nereid_export.page_cli import page
 from nereid_export.remeasure import remeasure as remeasure_repository
 from nereid_export.shown import show_diffusion
 from nereid_export.tiny_vae import TinyVae
@@ -217,6 +218,7 @@ def diffusion(
 
 app.command()(llm)
 app.command()(layout)
+app.command()(page)
 
 
 @app.command()

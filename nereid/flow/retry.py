@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from nereid.flow.errors import LostError
+from nereid.flow.errors import LostError, RequestError
 
 T = TypeVar("T")
 
@@ -20,13 +20,14 @@ def call_again(
     *,
     pause: float = PAUSE_SECONDS,
     longest: float = MAX_SECONDS,
+    errors: tuple[type[RequestError], ...] = (LostError,),
 ) -> T:
-    """The call's result; raises its LostError once `given_up`, or after `longest` seconds."""
+    """The call's result; raises its error, one of `errors`, once `given_up`, or after `longest` seconds."""
     end = time.monotonic() + longest
     while True:
         try:
             return call()
-        except LostError:
+        except errors:
             if given_up() or time.monotonic() >= end:
                 raise
             time.sleep(pause)

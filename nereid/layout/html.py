@@ -1,7 +1,8 @@
-"""The HTML of one section to its elements: tags, and the class `button`, say what each is."""
+"""The HTML of one section to its elements: tags, and the class `button`, say what each is. Other attributes mean nothing."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -47,16 +48,28 @@ class _Tag:
 
 
 @dataclass(slots=True)
-class _Found:
+class Found:
+    """One element as it stands in the HTML.
+
+    `parent` is the place of what holds it, None where that is the section; `text` its parts, of which a list's item `i` begins at
+    `starts[i]`; `alt` an image's; `own_text` whether text stands in it and not in an element within it.
+    """
+
     kind: ElementClass
     tag: str
     parent: int | None
     id: str | None
     ratio: float | None
+    alt: str = ""
     text: list[str] = field(default_factory=list)
-    items: int = 0
+    starts: list[int] = field(default_factory=list)
     own_text: bool = False
-    """Whether text stands in it and not in an element within it."""
+
+    @property
+    def lines(self) -> list[str]:
+        """Its text in one line, or a line for each item of a list, with single spaces."""
+        cuts = [*self.starts, len(self.text)] if self.starts else [0, len(self.text)]
+        return [" ".join("".join(self.text[at:end]).split()) for at, end in itertools.pairwise(cuts)]
 
 
 def read_html(html: str, canvas: Canvas) -> Section:
@@ -66,11 +79,7 @@ def read_html(html: str, canvas: Canvas) -> Section:
     `width` and `height` are attributes. The longest word is a text's least width. Raises InvalidRequestError, which names the
     tag and its line.
     """
-    if len(html) > MOST_HTML:
-        raise InvalidRequestError.of("characters of html", len(html), f"at most {MOST_HTML}")
-    reader = _Reader()
-    reader.feed(html)
-    found = reader.finish()
+    found = find_elements(html)
     names = _names(found)
     elements = [
         _element(name, None if item.parent is None else names[item.parent], item, canvas)
@@ -79,7 +88,16 @@ def read_html(html: str, canvas: Canvas) -> Section:
     return Section.of(canvas, elements)
 
 
-def _names(found: list[_Found]) -> list[str]:
+def find_elements(html: str) -> list[Found]:
+    """What `read_html` reads, before it is a section: kinds, tags and texts. Raises InvalidRequestError, as that does."""
+    if len(html) > MOST_HTML:
+        raise InvalidRequestError.of("characters of html", len(html), f"at most {MOST_HTML}")
+    reader = _Reader()
+    reader.feed(html)
+    return reader.finish()
+
+
+def _names(found: list[Found]) -> list[str]:
     """Ids as given, and class and number where none is."""
     taken = {item.id for item in found}
     counts: dict[ElementClass, int] = {}
@@ -93,7 +111,7 @@ def _names(found: list[_Found]) -> list[str]:
     return names
 
 
-def _element(name: str, parent: str | None, item: _Found, canvas: Canvas) -> Element:
+def _element(name: str, parent: str | None, item: Found, canvas: Canvas) -> Element:
     words = "".join(item.text).split()
     characters = len(" ".join(words))
     if characters > MOST_CHARACTERS:
@@ -105,7 +123,7 @@ def _element(name: str, parent: str | None, item: _Found, canvas: Canvas) -> Ele
         kind=item.kind,
         parent=parent,
         characters=0 if item.kind in CONTAINERS else characters,
-        items=item.items,
+        items=len(item.starts),
         ratio=item.ratio,
         min_width=0.0 if style is None or item.kind is ElementClass.FIELD else longest * CHARACTER * style.size,
     )
@@ -114,7 +132,7 @@ def _element(name: str, parent: str | None, item: _Found, canvas: Canvas) -> Ele
 class _Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
-        self._found: list[_Found] = []
+        self._found: list[Found] = []
         self._open: list[_Tag] = []
         self._closed = False
 
@@ -150,7 +168,7 @@ class _Reader(HTMLParser):
         self._found[place].text.append(data)
         self._found[place].own_text = self._found[place].own_text or bool(data.strip())
 
-    def finish(self) -> list[_Found]:
+    def finish(self) -> list[Found]:
         self.close()
         if self._open:
             self._refuse(f"<{self._open[-1].name}>", "closed")
@@ -174,7 +192,7 @@ class _Reader(HTMLParser):
         around = None if inner is None else self._found[inner]
         if around is not None and around.kind not in CONTAINERS:
             if tag == "li" and around.kind is ElementClass.LIST:
-                around.items += 1
+                around.starts.append(len(around.text))
             elif tag not in INLINE and (around.kind, tag) not in _PARTS:
                 self._refuse(f"<{tag}> in <{around.tag}>", "inside a container or the section itself")
             return inner
@@ -182,10 +200,11 @@ class _Reader(HTMLParser):
             return inner
         kind = self._kind(tag, attributes, around)
         ratio = _ratio(attributes) if kind is ElementClass.IMAGE else None
-        self._found.append(_Found(kind, tag, inner, attributes.get("id") or None, ratio))
+        alt = attributes.get("alt") or ""
+        self._found.append(Found(kind, tag, inner, attributes.get("id") or None, ratio, alt))
         return len(self._found) - 1
 
-    def _kind(self, tag: str, attributes: dict[str, str | None], around: _Found | None) -> ElementClass:
+    def _kind(self, tag: str, attributes: dict[str, str | None], around: Found | None) -> ElementClass:
         classes = (attributes.get("class") or "").split()
         if "button" in classes and tag in ("a", "button", "span"):
             return ElementClass.BUTTON

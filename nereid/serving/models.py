@@ -67,17 +67,24 @@ class ServedModels:
 
     def answers_late(self, model: str) -> bool:
         """Whether requests wait in the model's process after Triton has let go of them: then they end only with the server."""
-        return bool(self.configs[model].parameters["restart_on_death"].string_value == "true")
+        parameters = self.configs[model].parameters
+        return "restart_on_death" in parameters and bool(parameters["restart_on_death"].string_value == "true")
 
     def pipeline_of(self, models: Collection[str]) -> set[str]:
-        """The models that call one another, directly or not, with these among them."""
+        """The models that call one another, directly or not, with these among them.
+
+        One that calls several pipelines does not make one of them: where one of those has died, it waits like any caller.
+        """
         links: dict[str, set[str]] = {name: set() for name in self.configs}
         for name, config in self.configs.items():
             called = {step.model_name for step in config.ensemble_scheduling.step}
             called |= {value.string_value for value in config.parameters.values()}
-            for other in called & links.keys():
-                links[name].add(other)
+            called &= links.keys()
+            joins = sum(self.answers_late(other) for other in called) <= 1
+            for other in called:
                 links[other].add(name)
+                if joins:
+                    links[name].add(other)
         found: set[str] = set()
         ahead = [model for model in models if model in links]
         while ahead:

@@ -19,6 +19,7 @@ from nereid_protocol.errors import ErrorKind, Status, WireError
 from nereid_protocol.field import Field, Model
 from nereid_protocol.fields import IMAGE_FIELDS
 from nereid_protocol.layout_fields import LAYOUT_FIELDS
+from nereid_protocol.page_fields import PAGE_FIELDS
 from nereid_protocol.sampling import SAMPLING_FIELDS
 from nereid_protocol.sampling_field import SamplingField
 
@@ -42,10 +43,11 @@ _HEAD = """# Reference
 
 Made from the tables in the code by `make reference`; do not edit it by hand. Sources:
 [fields](../client/nereid_protocol/fields.py), [fields of layouts](../client/nereid_protocol/layout_fields.py),
+[fields of pages](../client/nereid_protocol/page_fields.py),
 [sampling parameters](../client/nereid_protocol/sampling.py),
 [errors](../client/nereid_protocol/errors.py), [`denoise`](../model_repository/denoise/config.pbtxt),
 [`image_output`](../model_repository/image_output/config.pbtxt), [`llm`](../model_repository/llm/config.pbtxt),
-[`layout`](../model_repository/layout/config.pbtxt),
+[`layout`](../model_repository/layout/config.pbtxt), [`page`](../model_repository/page/config.pbtxt),
 [connection limits](../nereid/serving/gateway/limits.py),
 [fields that change nothing](../nereid/serving/gateway/unused.py).
 """
@@ -68,6 +70,9 @@ unknown field is refused, or with `nereid serve --openai-lenient` ignored and na
 """
 _LAYOUTS = """Inputs of `layout`, one value each; `canvas` and one of `html` and `elements` must be given. The same names
 are arguments of the SDK. [docs/layout.md](layout.md) has the forms of `canvas`, `elements` and the answer.
+"""
+_PAGES = """Inputs of `page`, one value each; `brief` must be given. The same names are arguments of the SDK. *Gateway*:
+`/v1/pages` takes it under this name, beside `model` and `stream`. [docs/page.md](page.md) has the form of the answer.
 """
 _ERRORS = f"""Every error is one sentence that names the field, the value and what is allowed. It ends with status, kind and,
 where a field is to blame, its name: `{WireError("seed: -1 is not allowed; it must be 0 to 9", ErrorKind.INVALID, "seed")}`.
@@ -95,7 +100,7 @@ class _Entry:
 
 def page() -> str:
     """The whole page."""
-    return "\n".join((_HEAD, *_images(), *_texts(), *_layouts(), *_errors(), *_limits()))
+    return "\n".join((_HEAD, *_images(), *_texts(), *_layouts(), *_pages(), *_errors(), *_limits()))
 
 
 def _images() -> Iterator[str]:
@@ -173,6 +178,26 @@ def _layouts() -> Iterator[str]:
     )
 
 
+def _pages() -> Iterator[str]:
+    yield "## Page requests"
+    yield _PAGES
+    yield _table(
+        ("field", "type", "allowed", "default", "`nereid page`", "gateway", "meaning"),
+        (
+            (
+                f"`{field.name}`",
+                _type(field),
+                _allowed(field),
+                field.default or "required",
+                f"`{field.option}`" if field.option else "",
+                "yes" if field.gateway else "",
+                field.help,
+            )
+            for field in PAGE_FIELDS
+        ),
+    )
+
+
 def _sampling(table: Sequence[SamplingField]) -> str:
     return _table(
         ("parameter", "allowed", "default", "gateway", "meaning"),
@@ -203,7 +228,7 @@ def _errors() -> Iterator[str]:
 def _limits() -> Iterator[str]:
     yield "## Limits"
     yield _LIMITS
-    for model in ("denoise", "image_output", "llm", "layout"):
+    for model in ("denoise", "image_output", "llm", "layout", "page"):
         yield f"### `{model}`"
         rows = ((f"`{entry.name}`", entry.value, entry.comment) for entry in _parameters(model))
         yield _table(("parameter", "value", "meaning"), rows)

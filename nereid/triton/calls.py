@@ -26,8 +26,11 @@ def call_model(
     outputs: Sequence[str],
     tensor_names: TensorNames | None = None,
     on_gpu: Collection[str] = (),
+    decoupled: bool = False,
 ) -> dict[str, np.ndarray]:
     """Call a sibling model and wait: the wanted outputs that it gave; raises its RequestError.
+
+    Of a decoupled model, it is its last answer that has any.
 
     Outputs of the names `on_gpu` stay where a GPU left them, as cupy arrays, and may be inputs of the next call.
     """
@@ -41,7 +44,7 @@ def call_model(
         inputs=[_tensor(theirs.get(key, key), value) for key, value in inputs.items()],
         preferred_memory=pb_utils.PreferredMemory(memory, 0),
     )
-    answer = request.exec()
+    answer = _last_answer(request, name) if decoupled else request.exec()
     if answer.has_error():
         raise _sibling_error(name, answer.error())
     tensors = {key: pb_utils.get_output_tensor_by_name(answer, theirs.get(key, key)) for key in outputs}
@@ -50,6 +53,18 @@ def call_model(
         for key, tensor in tensors.items()
         if tensor is not None
     }
+
+
+def _last_answer(request: Any, name: str) -> Any:
+    """Of those that a decoupled model gives one after the other: the first error, or the last one with tensors."""
+    last = None
+    for answer in request.exec(decoupled=True):
+        if answer.has_error():
+            return answer
+        last = answer if answer.output_tensors() else last
+    if last is None:
+        raise LostError(f"{name}: it has ended without an answer")
+    return last
 
 
 def _tensor(name: str, value: Any) -> Any:

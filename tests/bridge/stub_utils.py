@@ -47,8 +47,16 @@ class TritonError:
 
 @dataclass
 class InferenceResponse:
-    output_tensors: list[Tensor]
+    tensors: list[Tensor]
     error: TritonError | None = None
+
+    @classmethod
+    def made(cls, output_tensors: list[Tensor], error: TritonError | None = None) -> InferenceResponse:
+        """As a model makes one."""
+        return cls(output_tensors, error)
+
+    def output_tensors(self) -> list[Tensor]:
+        return self.tensors
 
     def has_error(self) -> bool:
         return self.error is not None
@@ -92,12 +100,14 @@ class InferenceRequest:
 
     last: dict[str, Any] = {}  # noqa: RUF012
     answer = InferenceResponse([Tensor("y", np.array([1]))])
+    answers: list[InferenceResponse] = []  # noqa: RUF012
 
     def __init__(self, **arguments: Any) -> None:
         InferenceRequest.last = arguments
 
-    def exec(self) -> InferenceResponse:
-        return self.answer
+    def exec(self, decoupled: bool = False) -> Any:
+        """Of a decoupled model, one after the other."""
+        return iter(self.answers) if decoupled else self.answer
 
 
 def _fake_utils() -> types.ModuleType:
@@ -106,13 +116,13 @@ def _fake_utils() -> types.ModuleType:
     for name, value in {
         "Tensor": Tensor,
         "TritonError": TritonError,
-        "InferenceResponse": InferenceResponse,
+        "InferenceResponse": InferenceResponse.made,
         "InferenceRequest": InferenceRequest,
         "PreferredMemory": lambda kind, device: (kind, device),
         "TRITONSERVER_MEMORY_CPU": "cpu",
         "TRITONSERVER_MEMORY_GPU": "gpu",
         "TRITONSERVER_RESPONSE_COMPLETE_FINAL": 1,
-        "get_output_tensor_by_name": lambda answer, name: next((t for t in answer.output_tensors if t.name() == name), None),
+        "get_output_tensor_by_name": lambda answer, name: next((t for t in answer.tensors if t.name() == name), None),
     }.items():
         setattr(fake, name, value)
     return fake

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,21 @@ def test_a_called_models_tensors_have_the_names_that_its_backend_gives_them(
     monkeypatch.setattr(InferenceRequest, "answer", InferenceResponse([Tensor("y", np.array([8]))]))
     assert calls.Callers.of(1, model.tensor_names).call("other", {"sample": np.zeros(1)}, ["y"])["y"].tolist() == [8]
     assert [tensor.name() for tensor in InferenceRequest.last["inputs"]] == ["sample"]
+
+
+def test_of_a_decoupled_model_its_last_answer_counts_and_its_first_error(calls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, last, end = (
+        InferenceResponse(tensors) for tensors in ([Tensor("y", np.array([1]))], [Tensor("y", np.array([2]))], [])
+    )
+    monkeypatch.setattr(InferenceRequest, "answers", [first, last, end])
+    assert calls.call_model("llm", {}, ["y"], decoupled=True)["y"].tolist() == [2]
+    broken = SimpleNamespace(has_error=lambda: True, error=lambda: TritonError("it broke"))
+    monkeypatch.setattr(InferenceRequest, "answers", [first, broken, end])
+    with pytest.raises(EngineError, match="llm: it broke"):
+        calls.call_model("llm", {}, ["y"], decoupled=True)
+    monkeypatch.setattr(InferenceRequest, "answers", [end])
+    with pytest.raises(LostError, match="ended without an answer"):
+        calls.call_model("llm", {}, ["y"], decoupled=True)
 
 
 class OnGpu(Tensor):

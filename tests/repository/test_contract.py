@@ -118,6 +118,16 @@ def test_defaults_of_the_code_are_those_of_the_configs() -> None:
     assert Limits.from_parameters({"tile_overlap_factor": denoise["tile_overlap_factor"].string_value}) == Limits()
 
 
+def test_limits_of_pages_are_those_of_the_config() -> None:
+    from nereid.page.settings import PageLimits
+    from nereid_export.configs import source_config
+
+    parameters = {key: value.string_value for key, value in source_config("page").parameters.items()}
+    del parameters["restart_on_death"]
+    assert PageLimits.from_parameters(parameters) == PageLimits()
+    assert parameters.keys() == set(PageLimits.__dataclass_fields__)
+
+
 def test_limits_of_layouts_are_those_of_the_config() -> None:
     from nereid.layout.settings import LayoutLimits
     from nereid_export.configs import source_config

@@ -262,6 +262,19 @@ def test_stubs_of_named_instance_groups_are_told_apart(tmp_path: Path) -> None:
     assert [models.of_instance(name) for name in stubs] == ["unet", "unet_0", "v_unet", "v_unet", "v_unet", None, None, None]
 
 
+def test_what_calls_several_pipelines_waits_for_them_and_joins_none(tmp_path: Path) -> None:
+    late = 'parameters { key: "restart_on_death" value: { string_value: "true" } }'
+    repository = fake_triton.write_models(tmp_path / "r", "page", "llm", "denoise", "unet")
+    for name in ("llm", "denoise", "page"):
+        called = {"denoise": ("unet",), "page": ("llm", "denoise")}.get(name, ())
+        named = "".join(f'parameters {{ key: "{model}_model" value: {{ string_value: "{model}" }} }}' for model in called)
+        (repository / name / "config.pbtxt").write_text(f'name: "{name}" backend: "python" {late} {named}')
+    models = ServedModels.read(repository)
+    assert models.pipeline_of(["llm"]) == {"llm", "page"}
+    assert models.pipeline_of(["unet"]) == {"unet", "denoise", "page"}
+    assert models.pipeline_of(["page"]) == {"page"}
+
+
 def test_config_that_is_none_is_one_sentence(options: ServeOptions) -> None:
     (options.repository / "first" / "config.pbtxt").write_text("name: [")
     with pytest.raises(ServingError, match=r"first/config\.pbtxt is not a model's config"):

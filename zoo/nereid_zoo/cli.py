@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from nereid_client import Client
 from nereid_zoo.layout import score as layout
 from nereid_zoo.layout.batches import Task
 from nereid_zoo.layout.draw import STEPS
+from nereid_zoo.page.cli import score_pictures, score_plans
 from nereid_zoo.sections import score as sections
 from nereid_zoo.shapes.score import (
     CHECKPOINT,
@@ -28,6 +24,7 @@ from nereid_zoo.shapes.score import (
     served_drawer,
     torch_drawer,
 )
+from nereid_zoo.shown import bar, console, maybe_serving
 from nereid_zoo.train_cli import train as train_app
 
 app = typer.Typer(
@@ -36,10 +33,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(stderr=True)
 _score = typer.Typer(help="Score a checkpoint on what it was never trained on.", no_args_is_help=True)
 app.add_typer(_score, name="score")
 app.add_typer(train_app, name="train")
+_score.command("plans")(score_plans)
+_score.command("page-pictures")(score_pictures)
 
 
 @_score.command("sections")
@@ -55,12 +53,12 @@ def score_sections(
 ) -> None:
     """Share of held-out briefs answered right, greedily, by PyTorch and, with --repository, by the served engine."""
     rows = []
-    with _maybe_serving(repository, name) as client:
+    with maybe_serving(repository, name) as client:
         writers = {"PyTorch": sections.torch_writer(path)}
         if client is not None:
             writers["served"] = sections.served_writer(client)
         for engine, write in writers.items():
-            with _bar(engine, count) as done:
+            with bar(engine, count) as done:
                 made = sections.score(write, sections.held_out_briefs(count), done)
             rows.append({"engine": engine, "written": made.written, "percent": made.percent})
             if show_wrong:
@@ -99,13 +97,13 @@ def score_shapes(
     usual = DrawingSettings.of(path)
     steps = steps or usual.steps
     rows = []
-    with _maybe_serving(repository) as client:
+    with maybe_serving(repository) as client:
         for scale in guidance or usual.guidance:
             drawers = {"PyTorch": torch_drawer(path, steps=steps, guidance=scale)}
             if client is not None:
                 drawers["served"] = served_drawer(client, steps=steps, guidance=scale)
             for name, draw in drawers.items():
-                with _bar(f"{name}, guidance {scale:g}", count) as done:
+                with bar(f"{name}, guidance {scale:g}", count) as done:
                     made = score(draw, held_out_captions(count), done)
                 rows.append({"engine": name, "guidance": scale, "drawn": made.drawn, "percent": made.percent})
                 if show_wrong:
@@ -144,7 +142,7 @@ def score_layout(
     distance = layout.training_distance(features) if (features / "config.json").is_file() else None
     rows = {}
     for name, drawer in drawers.items():
-        with _bar(name, count) as done:
+        with bar(name, count) as done:
             rows[name] = layout.score_layouts(drawer, asked.sections, done, seeds=seeds, distance=distance)
     if as_json:
         scores = [{"layouts": name, **row.as_json()} for name, row in rows.items()]
@@ -159,30 +157,3 @@ def score_layout(
         rest = f"{row.median_move:.1f} px", str(row.inversions), f"{row.diversity:.3f}", fid, f"{row.score:.3f}"
         table.add_row(name, *passed, *rest)
     Console().print(table)
-
-
-@contextmanager
-def _bar(name: str, count: int) -> Iterator[Callable[[int], None]]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(name, total=count)
-        yield lambda done: bar.update(task, completed=done)
-
-
-@contextmanager
-def _maybe_serving(repository: Path | None, name: str = "") -> Iterator[Client | None]:
-    if repository is None:
-        yield None
-        return
-    from nereid.serving.options import ServeOptions
-    from nereid.serving.supervisor import Supervisor
-
-    with tempfile.TemporaryDirectory() as folder:
-        options = ServeOptions.on_free_ports(repository, Path(folder) / "triton.log")
-        with Supervisor(options), Client(f"127.0.0.1:{options.grpc_port}", name=name) as client:
-            yield client

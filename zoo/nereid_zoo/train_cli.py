@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from nereid_zoo.layout import score as layout
+from nereid_zoo.page import score as pages
 from nereid_zoo.sections import score as sections
 from nereid_zoo.shapes.score import CHECKPOINT, scorer_for
 from nereid_zoo.stages import StageError
@@ -159,6 +160,25 @@ def train_sections(
 
     _trained(lambda: training.train(training.TrainingPlan(work=work, device=device, minutes=minutes), out))
     console.print(f"sections: written to {out}")
+
+
+@train.command("planner")
+def train_planner(
+    out: Annotated[Path, typer.Option(help="The transformers folder to write.")] = pages.CHECKPOINT,
+    source: Annotated[Path, typer.Option(help="The writer of sections that learns to plan.")] = sections.CHECKPOINT,
+    work: Annotated[Path, typer.Option(help="Where the finished training is kept.")] = Path("build/zoo/planner"),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    minutes: Annotated[float, typer.Option(min=0.01, help="Of wall clock.")] = 45,
+) -> None:
+    """Teach the writer of sections to plan pages, for `nereid export page --planner`."""
+    from nereid_zoo.page import train as training
+
+    if not (source / "config.json").is_file():
+        raise typer.BadParameter(
+            f"{source} is not allowed; it must be a transformers folder, as `zoo train sections` writes it", param_hint="--source"
+        )
+    _trained(lambda: training.train(training.PlannerPlan(source=source, work=work, device=device, minutes=minutes), out))
+    console.print(f"planner: written to {out}")
 
 
 @train.command("layout")

@@ -44,6 +44,7 @@ ROUTES = (
     "POST /v1/images/generations",
     "POST /v1/images/edits",
     "POST /v1/images/variations",
+    "POST /v1/pages",
     "GET /v1/models",
     "GET /v1/responses",
     "DELETE /v1/responses",
@@ -86,7 +87,7 @@ class GatewayMetrics:
         self._seconds = _histogram(GATEWAY_REQUEST_SECONDS, self.registry)
         self._first = _histogram(GATEWAY_FIRST_TOKEN_SECONDS, self.registry)
         self._in_flight = Gauge(*_arguments(GATEWAY_IN_FLIGHT), registry=self.registry)
-        for route in ROUTES[:6]:  # series stand at zero from the start, so that rates have a first point
+        for route in ROUTES[:7]:  # series stand at zero from the start, so that rates have a first point
             self._seconds.labels(route)
             self._in_flight.labels(route)
 

@@ -16,6 +16,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from nereid.diffusion.settings import Limits
 from nereid.llm.settings import LlmLimits
+from nereid.page.settings import PageLimits
 from nereid.serving.models import ServedModels
 from nereid_client.errors import QueueFullError
 
@@ -54,12 +55,15 @@ class Places:
 
 
 def places_of(repository: Path, model: str) -> Places:
-    """Those of a model where requests wait and run, a `denoise` or an `llm`; raises ServingError, ValueError over its config."""
+    """Those of a model where requests wait and run, `denoise`, `page`, `llm`; raises ServingError, ValueError over its config."""
     config = ServedModels.read(repository).configs.get(model, ModelConfig())
     parameters = {name: value.string_value for name, value in config.parameters.items()}
     instances = max(1, sum(group.count for group in config.instance_group))
     if model.endswith("denoise"):
         images = Limits.from_parameters(parameters)
         return Places(instances * (images.max_inflight + images.max_queue), at_once=instances * images.max_inflight)
+    if model.endswith("page"):
+        pages = PageLimits.from_parameters(parameters)
+        return Places(instances * pages.max_pages, at_once=instances * pages.max_pages)
     texts = LlmLimits.from_parameters(parameters)
     return Places(instances * (texts.max_rows + texts.max_queue), at_once=instances * texts.max_rows)

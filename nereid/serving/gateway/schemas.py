@@ -23,6 +23,8 @@ from nereid.serving.gateway.messages import AllowedTools, Message, NamedTool, To
 from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.tools import MOST_TOOLS
 from nereid.serving.gateway.unused import CHAT, COMPLETIONS
+from nereid_client.images import annotation
+from nereid_client.pages import PAGE_OPTIONS
 from nereid_protocol.sampling import GUIDED, SAMPLING_FIELDS, without_aliases
 from nereid_protocol.sampling_field import Kind, SamplingField
 
@@ -173,3 +175,26 @@ class CompletionBody(SamplingBody):
     def drawn(self) -> int:
         """How many answers are drawn for each prompt, of which the likeliest `n` are told."""
         return self.best_of or self.n
+
+
+PAGE_FIELDS_TAKEN = tuple(field for field in PAGE_OPTIONS if field.gateway)
+"""Request fields of a page that are taken under their own names."""
+
+
+class _PageBody(Sent):
+    model: str | None = None
+    brief: str
+    stream: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The request's fields, by the SDK's names."""
+        return {field.name: getattr(self, field.name) for field in PAGE_FIELDS_TAKEN}
+
+
+PageBody = create_model(
+    "PageBody",
+    __base__=_PageBody,
+    __doc__="A page's brief, and the request fields that the table gives the gateway.",
+    **{field.name: (annotation(field), None) for field in PAGE_FIELDS_TAKEN},  # type: ignore[call-overload]
+)

@@ -1,0 +1,203 @@
+"""`page` as plain Python: raw inputs in, answers out, each page made by a thread of its own; the models are calls.
+
+A page more than `max_pages` is refused at once: each holds a thread, and makes some dozen calls.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from nereid.flow.errors import EngineError, PoisonousRequestError, QueueFullError, RequestError, StoppingError
+from nereid.flow.fields import Inputs
+from nereid.flow.flight_record import Flight, FlightRecord, digest_of_inputs
+from nereid.flow.metrics import Recorder
+from nereid.flow.request_ids import NamedThreads
+from nereid.flow.runs import Runs, read_id
+from nereid.page.requests import PageRequest, parse_page_request
+from nereid.page.run import PageAnswer, PageRun
+from nereid.page.settings import PageModel
+from nereid.page.stages import Stage, Stages
+from nereid_protocol.metrics import (
+    PAGE_ACTIVE_REQUESTS,
+    PAGE_CHECKS,
+    PAGE_DEGRADED,
+    PAGE_FIRST_SECTION_SECONDS,
+    PAGE_REQUEST_SECONDS,
+    PAGE_REQUESTS,
+    PAGE_STAGE_SECONDS,
+)
+
+log = logging.getLogger(__name__)
+
+_NOT_ASKED_FOR = ("run_id", "timeout_seconds", "priority", "deadline_seconds", "stream_interval")
+"""Inputs that say nothing of the page: a request that is tried again has the same others."""
+
+
+class Reply(Protocol):
+    """A decoupled request's answers."""
+
+    def send(self, outputs: Mapping[str, np.ndarray]) -> None: ...
+
+    def close(self, error: Exception | None = None) -> None: ...
+
+    def is_cancelled(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PageObserver:
+    """What a page tells, as metrics."""
+
+    recorder: Recorder
+
+    def call_ended(self, stage: Stage, seconds: float) -> None:
+        self.recorder.record(PAGE_STAGE_SECONDS, seconds, stage=str(stage))
+
+    def degraded(self, stage: Stage) -> None:
+        self.recorder.record(PAGE_DEGRADED, 1, stage=str(stage))
+
+    def first_section(self, seconds: float) -> None:
+        self.recorder.record(PAGE_FIRST_SECTION_SECONDS, seconds)
+
+    def ended(self, outcome: str, seconds: float) -> None:
+        self.recorder.record(PAGE_REQUESTS, 1, outcome=outcome)
+        self.recorder.record(PAGE_REQUEST_SECONDS, seconds)
+
+    def checked(self, passed: bool) -> None:
+        self.recorder.record(PAGE_CHECKS, 1, passed=str(passed).lower())
+
+    def active(self, count: int) -> None:
+        self.recorder.record(PAGE_ACTIVE_REQUESTS, count)
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """What is known of a page by its run id."""
+
+    cancelled: bool = False
+
+
+@dataclass(slots=True)
+class PageService:
+    """Owns the threads and the answering of one `page` instance. `record` notes who is inside."""
+
+    model: PageModel
+    stages: Stages
+    recorder: Recorder
+    record: FlightRecord | None = None
+    _runs: Runs = field(default_factory=Runs)
+    _inside: int = 0
+    _stopping: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _observer: PageObserver = field(init=False)
+    _pages: NamedThreads = field(init=False)
+    _calls: NamedThreads = field(init=False)
+    _aside: NamedThreads = field(init=False)
+
+    def __post_init__(self) -> None:
+        limits = self.model.limits
+        self._observer = PageObserver(self.recorder)
+        self._pages = NamedThreads(limits.max_pages, thread_name_prefix="page")
+        self._calls = NamedThreads(limits.max_pages * limits.calls_per_page, thread_name_prefix="page-call")
+        self._aside = NamedThreads(2, thread_name_prefix="page-aside")
+
+    def handle(self, inputs: Inputs, reply: Reply) -> None:
+        """Take one request; returns at once, `reply` follows."""
+        try:
+            if "watch" in inputs or "cancel" in inputs:
+                self._answer_question(inputs, reply)
+            else:
+                self._start(inputs, reply)
+        except RequestError as error:
+            self._refuse(error, reply)
+        except Exception:
+            log.exception("a request could not be read")
+            self._refuse(EngineError("internal error while reading the request; see the server's log"), reply)
+
+    def stop(self) -> None:
+        """End what is in flight, and release the threads."""
+        self._stopping = True
+        for pool in (self._pages, self._calls, self._aside):
+            pool.shutdown(wait=True)
+        self.recorder.stop()
+        if self.record is not None:
+            self.record.close()
+
+    def _answer_question(self, inputs: Inputs, reply: Reply) -> None:
+        cancel, watch = read_id(inputs, "cancel"), read_id(inputs, "watch")
+        state = self._runs.cancel(cancel) if cancel is not None else self._runs.state(str(watch))
+        reply.send({"run_state": _text(str(state)), "system_fingerprint": _text(self.model.fingerprint)})
+        reply.close()
+
+    def _start(self, inputs: Inputs, reply: Reply) -> None:
+        request = parse_page_request(inputs, self.model.limits)
+        flight = Flight(self.record, digest_of_inputs(inputs, _NOT_ASKED_FOR))
+        if flight.is_refused:
+            raise PoisonousRequestError("the request was alone in `page` when it died, twice; it is not tried a third time")
+        most = self.model.limits.max_pages
+        with self._lock:
+            if self._stopping:
+                raise StoppingError("page: the model is being unloaded")
+            if self._inside >= most:
+                raise QueueFullError(f"pages: {self._inside} are made already; at most {most} may be (max_pages)")
+            self._inside += 1
+            self._observer.active(self._inside)
+        run = _Run()
+        self._runs.begin(request.run_id, run)
+        self._pages.submit(self._make, request, reply, run, flight)
+
+    def _make(self, request: PageRequest, reply: Reply, run: _Run, flight: Flight) -> None:
+        """One page, from its thread's begin to its last answer."""
+        begun, outcome, failed = time.monotonic(), "success", None
+        self._runs.started(request.run_id, run)
+        flight.enter()
+        page = PageRun(
+            request=request,
+            model=self.model,
+            stages=self.stages,
+            pool=self._calls,
+            aside=self._aside,
+            observer=self._observer,
+        )
+        try:
+            made = page.run(lambda answer: reply.send(self._outputs(answer)), lambda: self._ends(run, reply))
+            self._observer.checked(bool(made.facts["passed"]))
+            reply.send(self._outputs(made))
+        except RequestError as error:
+            failed, outcome = error, error.outcome
+        except Exception:
+            log.exception("a page could not be made")
+            failed, outcome = EngineError("internal error while the page was made; see the server's log"), "error"
+        flight.leave()
+        self._runs.end(request.run_id, run, failed=failed is not None)
+        with self._lock:
+            self._inside -= 1
+            self._observer.active(self._inside)
+        self._observer.ended(outcome, time.monotonic() - begun)
+        reply.close(failed)
+
+    def _ends(self, run: _Run, reply: Reply) -> bool:
+        return run.cancelled or self._stopping or reply.is_cancelled()
+
+    def _refuse(self, error: RequestError, reply: Reply) -> None:
+        self.recorder.record(PAGE_REQUESTS, 1, outcome=error.outcome)
+        reply.close(error)
+
+    def _outputs(self, answer: PageAnswer) -> dict[str, np.ndarray]:
+        made = {"page": _text(json.dumps(answer.facts, allow_nan=False)), "html": _text(answer.html)}
+        if answer.done:
+            made["passed"] = np.array([bool(answer.facts["passed"])])
+            made["page_seed"] = np.array([answer.facts["seed"]], np.int64)
+            made["system_fingerprint"] = _text(self.model.fingerprint)
+        return made
+
+
+def _text(value: str) -> np.ndarray:
+    return np.array([value.encode()], np.object_)

@@ -1,0 +1,114 @@
+"""Fine-tunes `sections` to plan pages as well: half of what it reads are plans, half sections, which it is to write on."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from nereid.page.plan import asked_of_planner
+from nereid_zoo.page.plans import plan_text, sample_page_brief
+from nereid_zoo.sections.briefs import sample_brief
+from nereid_zoo.sections.chat import conversation
+from nereid_zoo.sections.html import write_section
+from nereid_zoo.stages import finished_stage
+
+_PLANS = 0.5
+"""Share of plans among the conversations."""
+_NEIGHBOURS = 4
+"""So many times as many conversations are drawn as a batch has, and neighbours in length taken: little of it is padding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannerPlan:
+    """How long, where, and from which checkpoint."""
+
+    source: Path
+    work: Path
+    device: str = "cpu"
+    minutes: float = 45.0
+    batch_size: int = 16
+    peak: float = 4e-4
+    seed: int = 0
+
+
+def train(plan: PlannerPlan, destination: Path) -> None:
+    """Fine-tune within the budget and save an ordinary transformers folder (fp16) to `destination`.
+
+    The finished training is kept in the work folder, and skipped when run again.
+    """
+    torch.manual_seed(plan.seed)
+    plan.work.mkdir(parents=True, exist_ok=True)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(plan.source)
+    llama = LlamaForCausalLM.from_pretrained(plan.source, dtype=torch.float32, use_safetensors=True)
+    key = {"minutes": plan.minutes, "seed": plan.seed, "source": str(plan.source.resolve())}
+    finished = finished_stage(plan.work / "planner", key, partial(_fit_and_keep, plan, tokenizer, llama))
+    llama = LlamaForCausalLM.from_pretrained(finished, dtype=torch.float32, use_safetensors=True)
+    llama.half().save_pretrained(destination, safe_serialization=True)
+    tokenizer.save_pretrained(destination)
+
+
+def _fit_and_keep(plan: PlannerPlan, tokenizer: PreTrainedTokenizerFast, llama: LlamaForCausalLM, folder: Path) -> None:
+    fit(plan, tokenizer, llama.to(plan.device), Random(plan.seed + 1))
+    llama.cpu().save_pretrained(folder, safe_serialization=True)
+
+
+def fit(plan: PlannerPlan, tokenizer: PreTrainedTokenizerFast, llama: LlamaForCausalLM, rng: Random) -> None:
+    """Next-token loss on the answers."""
+    llama.train()
+    optimizer = torch.optim.AdamW(llama.parameters(), lr=plan.peak, weight_decay=0.05, betas=(0.9, 0.95))
+    start = time.monotonic()
+    for step in itertools.count():
+        done = (time.monotonic() - start) / (60 * plan.minutes)
+        if done >= 1:
+            return
+        rate = plan.peak * min(1.0, done / 0.02 + 0.02) * (0.01 + 0.495 * (1 + math.cos(math.pi * done)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        ids, weights = (tensor.to(plan.device) for tensor in batch(plan.batch_size, tokenizer, rng))
+        logits = llama(input_ids=ids[:, :-1]).logits
+        losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        kept = weights[:, 1:].flatten()
+        loss = (losses * kept).sum() / kept.sum()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(llama.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 0:
+            print(time.strftime("%H:%M:%S"), "planner", step, f"loss={loss.item():.4f} rate={rate:.2e}", flush=True)
+
+
+def batch(size: int, tokenizer: PreTrainedTokenizerFast, rng: Random) -> tuple[Tensor, Tensor]:
+    """Token ids and loss weights, rows x longest: 1 on answers, 0 elsewhere."""
+    drawn = sorted((_conversation(rng) for _ in range(size * _NEIGHBOURS)), key=lambda row: len(row[0]))
+    first = rng.randrange(0, len(drawn), size)
+    rows = drawn[first : first + size]
+    encoded = [tokenizer(whole, return_offsets_mapping=True) for whole, _ in rows]
+    longest = max(len(made.input_ids) for made in encoded)
+    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
+    weights = torch.zeros(len(rows), longest)
+    for row, (made, (_, opened)) in enumerate(zip(encoded, rows, strict=True)):
+        offsets = torch.tensor(made.offset_mapping)
+        ids[row, : len(offsets)] = torch.tensor(made.input_ids)
+        weights[row, : len(offsets)] = (offsets[:, 0] >= opened).float()
+    return ids, weights
+
+
+def _conversation(rng: Random) -> tuple[str, int]:
+    """A whole one, and where its answer begins."""
+    if rng.random() < _PLANS:
+        page = sample_page_brief(rng, invented=0.5)
+        message, answer = asked_of_planner(page.text), plan_text(page.demand, rng)
+    else:
+        section = sample_brief(rng, name_chance=0.8, invented=0.5)
+        message, answer = section.text, write_section(section.demand, rng)
+    return conversation(message, answer), len(conversation(message))
