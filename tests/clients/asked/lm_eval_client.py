@@ -13,6 +13,8 @@ client = Client("lm-evaluation-harness", "lm_eval")
 KINDS = ("hero", "features", "pricing", "testimonials", "gallery", "contact", "footer")
 PLACES = ("a bakery", "a museum", "a gym", "a florist", "a law firm", "a bicycle shop")
 GREEDY = ["generation_kwargs:", "  until: ['</h2>']", "  max_gen_toks: 16", "  do_sample: false"]
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""The server computes beside it."""
 NEAR = 2e-3
 """Nats of one answer: both compute in float32, in another order."""
 
@@ -52,7 +54,7 @@ def scores(task: str, model: str, arguments: str, *more: str) -> tuple[dict[str,
     """A task's figures, and what the model said of each document."""
     out = FOLDER / f"{task}-{model}"
     words = ["run", "--model", model, "--model_args", arguments, "--tasks", f"zoo_{task}", "--include_path", tasks()]
-    command("lm_eval", *words, "--output_path", out, "--log_samples", "--batch_size", "8", *more, seconds=400)
+    command("lm_eval", *words, "--output_path", out, "--log_samples", "--batch_size", "8", *more, seconds=400, **ONE_THREAD)
     (results,), (samples,) = out.rglob("results_*.json"), out.rglob("samples_*.jsonl")
     found = json.loads(results.read_text())["results"][f"zoo_{task}"]
     lines = sorted((json.loads(line) for line in samples.read_text().splitlines()), key=lambda line: line["doc_id"])
