@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,12 @@ def test_every_client_has_its_script_and_its_pins(client: object) -> None:
     lines = (HERE / "requirements" / f"{client.environment}.txt").read_text().splitlines()  # type: ignore[attr-defined]
     assert lines
     assert all("==" in line for line in lines)
+
+
+def test_no_capability_has_a_comma_for_the_table_lists_them_by_it() -> None:
+    for client in CLIENTS:
+        names = re.findall(r'capability\(f?"([^"]+)"', (HERE / "asked" / client.script).read_text())
+        assert not [name for name in names if ", " in name]
 
 
 def test_the_shipped_table_promises_what_its_clients_ask() -> None:

@@ -66,7 +66,7 @@ def chat_streamed() -> None:
     expect(whole.usage and told == whole.usage.completion_tokens, f"the stream tells {told} tokens")
 
 
-@client.capability("chat with n, stop, seed and logprobs")
+@client.capability("chat with choices and logprobs")
 def choices() -> None:
     made = api.chat.completions.create(
         model=LLM, messages=MESSAGES, n=2, seed=3, stop=["</h2>"], max_tokens=20, logprobs=True, top_logprobs=2
