@@ -108,8 +108,9 @@ def _options(kind: Kind, model: LadderModel, checkpoint: Path, work: Path) -> Ex
     match kind:
         case Kind.FP32:
             # Cut as the other one is, so that nothing but the precision differs from the next rung.
+            drawn = None if tiny is None else prompts  # in float32 none are, but by both decoders
             return ExportOptions(
-                checkpoint=checkpoint, out=work / kind, cache_branch=branch, calibration_prompts=prompts, tiny_vae=tiny
+                checkpoint=checkpoint, out=work / kind, cache_branch=branch, calibration_prompts=drawn, tiny_vae=tiny
             )
         case Kind.AUTO:
             return replace(_automatic(checkpoint, work / kind), cache_branch=branch, calibration_prompts=prompts, tiny_vae=tiny)

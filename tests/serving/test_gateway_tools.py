@@ -279,7 +279,7 @@ def test_a_schema_of_64_levels_is_taken(api: httpx.Client, model: Model) -> None
 )
 def test_a_template_without_calls_is_no_place_for_tools(tmp_path: Path, triton: int, template: str, words: str) -> None:
     with gateway(write(tmp_path, template), triton) as running:
-        answer = httpx.post(f"{running.url}{CHAT}", json={**ASK, "tools": [WARMTH]})
+        answer = httpx.post(f"{running.url}{CHAT}", json={**ASK, "tools": [WARMTH]}, timeout=60)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools")
     assert words in answer.json()["error"]["message"]
 
