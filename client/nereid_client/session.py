@@ -6,7 +6,8 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from nereid_client.errors import InvalidRequestError, ServerError
 from nereid_client.http_transport import HttpTransport
@@ -24,6 +25,7 @@ from nereid_protocol.request_ids import REQUEST_ID_FORM, is_request_id, new_requ
 CLOSE_SECONDS = 2.0
 """What `close` waits for cancellations that are still on their way."""
 PROBE_SECONDS = 5.0
+A = TypeVar("A", LayoutResult, PageResult)
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -45,6 +47,14 @@ class _Terms:
         if request_id is not None and not is_request_id(request_id):
             raise InvalidRequestError(f"request_id: {request_id!r} is not allowed; it must be {REQUEST_ID_FORM}", "request_id")
         return cls(timeout, run_id or secrets.token_urlsafe(18), request_id or new_request_id())
+
+
+def _answer(kind: type[A], read: Callable[[Tensors], object], run_id: str, outputs: Tensors) -> A:
+    """The answer where no steps were asked for."""
+    made = read(outputs)
+    if not isinstance(made, kind):
+        raise ServerError("the server gave progress where an answer was asked for")
+    return replace(made, run_id=run_id)
 
 
 class Session:
@@ -161,14 +171,7 @@ class Session:
         request_id: str | None = None,
     ) -> tuple[Work, Reader[LayoutResult]]:
         work = self._layout_work(section, canvas, options, _Terms.of(timeout, run_id, request_id), None)
-
-        def read(outputs: Tensors) -> LayoutResult:
-            made = from_layout_tensors(outputs)
-            if not isinstance(made, LayoutResult):
-                raise ServerError("the server gave progress where an answer was asked for")
-            return replace(made, run_id=work.run_id)
-
-        return work, OnlyAnswer(read)
+        return work, OnlyAnswer(partial(_answer, LayoutResult, from_layout_tensors, work.run_id))
 
     def _layout_stream(
         self,
@@ -186,17 +189,7 @@ class Session:
     def _layout_work(
         self, section: Section, canvas: Canvas, options: Mapping[str, Any], terms: _Terms, interval: int | None
     ) -> Work:
-        return Work(
-            model=self._model("layout"),
-            holder=self._model("layout"),
-            run_id=terms.run_id,
-            request_id=terms.request_id,
-            tensors=layout_tensors(section, canvas, _seeded(options), interval=interval),
-            decoupled=True,
-            batched=False,
-            holder_decoupled=True,
-            timeout=self._limit(terms.timeout),
-        )
+        return self._whole_work("layout", layout_tensors(section, canvas, _seeded(options), interval=interval), terms)
 
     def _page(
         self,
@@ -207,14 +200,7 @@ class Session:
         request_id: str | None = None,
     ) -> tuple[Work, Reader[PageResult]]:
         work = self._page_work(brief, options, _Terms.of(timeout, run_id, request_id), None)
-
-        def read(outputs: Tensors) -> PageResult:
-            made = from_page_tensors(outputs)
-            if not isinstance(made, PageResult):
-                raise ServerError("the server gave progress where an answer was asked for")
-            return replace(made, run_id=work.run_id)
-
-        return work, OnlyAnswer(read)
+        return work, OnlyAnswer(partial(_answer, PageResult, from_page_tensors, work.run_id))
 
     def _page_stream(
         self,
@@ -229,12 +215,16 @@ class Session:
         return work, StepStream(work.run_id, from_page_tensors, "page")
 
     def _page_work(self, brief: str, options: Mapping[str, Any], terms: _Terms, interval: int | None) -> Work:
+        return self._whole_work("page", page_tensors(brief, _seeded(options), interval=interval), terms)
+
+    def _whole_work(self, model: str, tensors: Tensors, terms: _Terms) -> Work:
+        """Of a decoupled model that does all of it itself, and takes one request at a time."""
         return Work(
-            model=self._model("page"),
-            holder=self._model("page"),
+            model=self._model(model),
+            holder=self._model(model),
             run_id=terms.run_id,
             request_id=terms.request_id,
-            tensors=page_tensors(brief, _seeded(options), interval=interval),
+            tensors=tensors,
             decoupled=True,
             batched=False,
             holder_decoupled=True,
