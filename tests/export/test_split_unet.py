@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.components import Component, components_of
 from nereid_export.configs import read_config
-from nereid_export.engines import BUILDERS, Engine
+from nereid_export.engines import BUILDERS, Engine, onnx_graph
 from nereid_export.engines.base import Target
 from nereid_export.engines.check import random_inputs
 from nereid_export.engines.precision import Precision, parse_precisions
@@ -22,6 +22,8 @@ from nereid_export.errors import ExportError
 from nereid_export.frame import Device
 from nereid_export.options import ExportOptions
 from nereid_export.split_unet import attends, features_channels, require_equal
+
+import checkpoints as make
 
 pytestmark = pytest.mark.torch
 
@@ -47,6 +49,21 @@ def test_with_fresh_features_the_outer_part_is_the_whole_unet(family: str, branc
     assert torch.equal(shallow, alone)
     assert not torch.equal(stale, alone)
     assert tuple(features.shape) == (3, cut["unet"].outputs[1].dims[0], 13, 18)
+
+
+def test_a_cut_unet_too_large_for_one_protobuf_is_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At odd sizes, where levels grow by ratios that differ, the newer exporter takes it at once."""
+    monkeypatch.setattr(onnx_graph, "SMALL_MODEL_BYTES", 0)
+    kinds = {"down_block_types": ("DownBlock2D",) * 3, "up_block_types": ("UpBlock2D",) * 3}
+    unet = parts(make.make_sd(tmp_path, block_out_channels=(8, 8, 16), **kinds), 0)["unet"]
+    onnx_graph.export_onnx(unet, unet.load(), tmp_path / "model.onnx", Precision.FP32)
+    inputs = random_inputs(unet, 3, {**SIZES, "tokens": unet.example["tokens"]}, 1)
+    with torch.no_grad():
+        expected = unet.load()(*inputs.values())
+    names = [spec.name for spec in unet.outputs]
+    made = onnx_graph.run_file(tmp_path / "model.onnx")({name: value.numpy() for name, value in inputs.items()}, names)
+    for name, value in zip(names, expected, strict=True):
+        np.testing.assert_allclose(made[name], value.numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_an_outer_part_that_is_not_the_whole_is_refused(checkpoints: dict[str, Path]) -> None:

@@ -16,7 +16,7 @@ from nereid_export.components import Component
 from nereid_export.engines.check import Run
 from nereid_export.engines.onnx_names import name_by_module
 from nereid_export.engines.precision import Precision
-from nereid_export.engines.traced import dynamic_shapes, example_inputs
+from nereid_export.engines.traced import dynamic_shapes, example_inputs, one_scale
 from nereid_export.errors import ExportError
 from nereid_export.publish import full_disk_named
 from nereid_export.silence import quiet
@@ -72,17 +72,18 @@ def export_onnx(component: Component, module: nn.Module, file: Path, precision: 
                 dynamic_axes=axes,
             )
         else:
-            torch.onnx.export(
-                module,
-                inputs,
-                str(file),
-                dynamo=True,
-                external_data=True,
-                opset_version=opset,
-                input_names=names,
-                output_names=outputs,
-                dynamic_shapes=dynamic_shapes(component),
-            )
+            with one_scale():
+                torch.onnx.export(
+                    module,
+                    inputs,
+                    str(file),
+                    dynamo=True,
+                    external_data=True,
+                    opset_version=opset,
+                    input_names=names,
+                    output_names=outputs,
+                    dynamic_shapes=dynamic_shapes(component),
+                )
             name_by_module(file)
     _check_dimensions(component, file)
 

@@ -21,7 +21,7 @@ from nereid_export.components import Component, TensorSpec, sizes_at
 from nereid_export.engines.base import Samples, Target, shape_range
 from nereid_export.engines.check import Reference, Run, compare, random_references, refuse_above_bound
 from nereid_export.engines.precision import Precision
-from nereid_export.engines.traced import dynamic_shapes, example_inputs
+from nereid_export.engines.traced import dynamic_shapes, example_inputs, one_scale
 from nereid_export.engines.triton_config import batch_by_shape, name_by_place
 from nereid_export.errors import ExportError, first_line
 from nereid_export.frame import Device
@@ -112,7 +112,7 @@ def computed_precisions() -> tuple[Precision, ...]:
 def _export(component: Component, module: nn.Module) -> ExportedProgram:
     """The graph for every size; raises ExportError where PyTorch can prove it for some only."""
     try:
-        with torch.no_grad(), quiet(printing=True):
+        with torch.no_grad(), quiet(printing=True), one_scale():
             # Non-strict: the modules are traced as Python runs them, which is how the graph for ONNX is made, too.
             return torch.export.export(module, example_inputs(component), dynamic_shapes=dynamic_shapes(component), strict=False)
     except (RuntimeError, ValueError) as error:
