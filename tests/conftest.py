@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import pytest
@@ -128,20 +131,37 @@ class Served:
         return f"127.0.0.1:{self.http}"
 
 
+def shared_by_workers(tmp_path_factory: pytest.TempPathFactory, name: str, write: Callable[[Path], object]) -> Path:
+    """The folder that `write` has written for all processes of this run, whoever asked first: to be read only."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    shared.mkdir(exist_ok=True)
+    folder, done = shared / name, shared / f"{name}.done"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+            folder.mkdir()
+            write(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of tiny checkpoints with random weights, by family."""
+    """Folders of tiny checkpoints with random weights, by family: to be read only."""
     pytest.importorskip("torch")
     import checkpoints as make
 
-    root = tmp_path_factory.mktemp("checkpoints")
-    return {
-        "sd": make.make_sd(root / "sd"),
-        "lcm": make.make_lcm(root / "lcm"),
-        "sdxl": make.make_sdxl(root / "sdxl"),
-        "v": make.make_v_prediction(root / "v"),
-        "layout": make.make_layout(root / "layout"),
-    }
+    def write(root: Path) -> None:
+        make.make_sd(root / "sd")
+        make.make_lcm(root / "lcm")
+        make.make_sdxl(root / "sdxl")
+        make.make_v_prediction(root / "v")
+        make.make_layout(root / "layout")
+
+    root = shared_by_workers(tmp_path_factory, "checkpoints", write)
+    return {family: root / family / "checkpoint" for family in ("sd", "lcm", "sdxl", "v")} | {"layout": root / "layout"}
 
 
 @pytest.fixture(scope="session")
@@ -170,11 +190,13 @@ def export(checkpoint: Path, out: Path, **options: object) -> None:
 
 
 def export_llm(checkpoint: Path, out: Path, precision: str = "int4", **options: object) -> dict[str, object]:
+    import warm_builder
     from nereid_export.llm import LlmExportOptions, LlmPrecision
     from nereid_export.llm import export_llm as export
 
     chosen = LlmExportOptions(checkpoint=checkpoint, out=out, precision=LlmPrecision(precision), **options)  # type: ignore[arg-type]
-    return export(chosen, Silent())
+    with patch("nereid_export.llm_genai.run_builder", warm_builder.run_builder):
+        return export(chosen, Silent())
 
 
 def export_layout(checkpoint: Path, out: Path, engine: str = "onnxruntime", **options: object) -> dict[str, object]:
@@ -220,8 +242,14 @@ def set_parameters(repository: Path, model: str, **parameters: object) -> None:
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> Path:
     """Pipelines '' (epsilon), 'v' (its UNet cut), 'xl', 'lcm', and 'tight' with narrow limits, in one repository, with language
-    models, layout models, and `page`."""
-    out = tmp_path_factory.mktemp("build") / "repository"
+    models, layout models, and `page`: to be read only."""
+    return (
+        shared_by_workers(tmp_path_factory, "build", lambda folder: write_repository(folder / "repository", checkpoints))
+        / "repository"
+    )
+
+
+def write_repository(out: Path, checkpoints: dict[str, Path]) -> None:
     for name, family in (("", "sd"), ("v", "v"), ("xl", "sdxl"), ("lcm", "lcm"), ("tight", "sd")):
         export(checkpoints[family], out, name=name, cache_branch=0 if name == "v" else None)
     sections = ZOO / "sections" / "checkpoint"
@@ -236,7 +264,6 @@ def repository(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, 
     set_parameters(out, "llm", stream_interval_seconds=0)  # streams are as fine as they can be
     set_parameters(out, "v_denoise", tile_sample_min_size=TILE)
     set_parameters(out, "tight_denoise", max_inflight=2, max_queue=1, max_pixels=64 * 64, max_steps=1000)
-    return out
 
 
 def serving(repository: Path, folder: Path, checkpoints: dict[str, Path]) -> Iterator[Served]:

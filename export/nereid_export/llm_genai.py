@@ -17,6 +17,7 @@ from nereid_export.llm_checkpoint import LlmCheckpoint
 from nereid_export.llm_graph import leave_unrotated, set_embedding_scale, set_window
 from nereid_export.silence import quiet
 
+BUILDER = "onnxruntime_genai.models.builder"
 _ROTATED_STEP = 16
 """GroupQueryAttention turns whole groups of so many values of a head."""
 
@@ -45,12 +46,9 @@ def build_graph(checkpoint: LlmCheckpoint, target: Path, cache: Path, precision:
     """Write model.onnx to `target`, by the builder in a process of its own: it prints, and keeps memory."""
     config = _transformers_config(checkpoint)
     source = checkpoint.with_settings(_as_the_builder_reads_it(checkpoint, config), target.with_name("checkpoint"))
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(source), "-o", str(target)]
-    command += ["-p", precision, "-e", str(device), "-c", str(cache)]
+    arguments = ["-i", str(source), "-o", str(target), "-p", precision, "-e", str(device), "-c", str(cache)]
     # Sliding windows over whole caches: a cache of the window alone would have places of its own, apart from the mask's.
-    command += ["--extra_options", "windowed_kv_cache=false"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = run_builder([*arguments, "--extra_options", "windowed_kv_cache=false"])
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
         raise ExportError(f"{checkpoint.folder}: onnxruntime-genai's builder has failed: {last}")
@@ -62,6 +60,13 @@ def build_graph(checkpoint: LlmCheckpoint, target: Path, cache: Path, precision:
     if checkpoint.architecture == "SmolLM3ForCausalLM":
         leave_unrotated(model, [number for number, rotates in enumerate(config.no_rope_layers) if not rotates])
     onnx.save_model(model, str(target / "model.onnx"))
+
+
+def run_builder(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """The builder's process, at its end, and what it printed."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    command = [sys.executable, "-m", BUILDER, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 def _transformers_config(checkpoint: LlmCheckpoint) -> Any:
