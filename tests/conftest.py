@@ -190,9 +190,10 @@ def export(checkpoint: Path, out: Path, **options: object) -> None:
 
 
 def export_llm(checkpoint: Path, out: Path, precision: str = "int4", **options: object) -> dict[str, object]:
-    import warm_builder
     from nereid_export.llm import LlmExportOptions, LlmPrecision
     from nereid_export.llm import export_llm as export
+
+    import warm_builder
 
     chosen = LlmExportOptions(checkpoint=checkpoint, out=out, precision=LlmPrecision(precision), **options)  # type: ignore[arg-type]
     with patch("nereid_export.llm_genai.run_builder", warm_builder.run_builder):

@@ -1,4 +1,4 @@
-"""onnxruntime-genai's builder in forks of a process that has imported it once: a start of its own takes ten times a tiny build."""
+"""onnxruntime-genai's builder in forks of a process that has imported it once: its start takes ten times a tiny build."""
 
 from __future__ import annotations
 

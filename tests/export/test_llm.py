@@ -41,9 +41,7 @@ def exported(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     return made_once(tmp_path_factory, lambda out, precision: export_llm(tiny, out, precision=precision))
 
 
-def test_the_builders_own_process_writes_what_a_fork_of_it_writes(
-    exported: Callable[[str], Path], tiny: Path, tmp_path: Path
-) -> None:
+def test_the_builders_own_process_writes_what_a_fork_writes(exported: Callable[[str], Path], tiny: Path, tmp_path: Path) -> None:
     """The other tests build in forks, which start ten times sooner."""
     run_export(LlmExportOptions(checkpoint=tiny, out=tmp_path / "out", precision=LlmPrecision.FP32), Silent())
     cold, warm = (folder / "llm" / "1" / "model.onnx" for folder in (tmp_path / "out", exported("fp32")))
