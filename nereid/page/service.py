@@ -123,7 +123,8 @@ class PageService:
 
     def stop(self) -> None:
         """End what is in flight, and release the threads."""
-        self._stopping = True
+        with self._lock:
+            self._stopping = True
         for pool in (self._pages, self._calls, self._aside):
             pool.shutdown(wait=True)
         self.recorder.stop()
@@ -149,9 +150,9 @@ class PageService:
                 raise QueueFullError(f"pages: {self._inside} are made already; at most {most} may be (max_pages)")
             self._inside += 1
             self._observer.active(self._inside)
-        run = _Run()
-        self._runs.begin(request.run_id, run)
-        self._pages.submit(self._make, request, reply, run, flight)
+            run = _Run()
+            self._runs.begin(request.run_id, run)
+            self._pages.submit(self._make, request, reply, run, flight)
 
     def _make(self, request: PageRequest, reply: Reply, run: _Run, flight: Flight) -> None:
         """One page, from its thread's begin to its last answer."""
@@ -184,7 +185,10 @@ class PageService:
         reply.close(failed)
 
     def _ends(self, run: _Run, reply: Reply) -> bool:
-        return run.cancelled or self._stopping or reply.is_cancelled()
+        """Raises StoppingError where it is not the caller who ends it."""
+        if self._stopping:
+            raise StoppingError("page: the model is being unloaded")
+        return run.cancelled or reply.is_cancelled()
 
     def _refuse(self, error: RequestError, reply: Reply) -> None:
         self.recorder.record(PAGE_REQUESTS, 1, outcome=error.outcome)
