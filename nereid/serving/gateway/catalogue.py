@@ -26,6 +26,8 @@ log = logging.getLogger("nereid.gateway")
 LOOK_SECONDS = 1.0
 """Between two looks at what is served: the supervisor unloads no model before that (nereid.serving.following)."""
 
+_BATCHED = ("llm", "image")
+
 Found = tuple[Offered, AsyncClient, Places]
 
 
@@ -56,8 +58,9 @@ class Catalogue:
 
     @property
     def at_once(self) -> int:
-        """Requests that the model with most places has running together."""
-        return max((place.at_once for place in self._places.values()), default=1)
+        """Requests that the model with most places has running together, of those that batches may be for."""
+        batched = {model.holder for model in self.models.values() if model.kind in _BATCHED}
+        return max((self._places[holder].at_once for holder in batched), default=1)
 
     async def open(self) -> None:
         self._meet(self.models)
