@@ -168,6 +168,20 @@ def test_a_run_can_be_watched_and_cancelled_by_its_id(served: Served) -> None:
     over.set()
 
 
+def test_a_question_whose_caller_has_gone_is_no_request_that_failed(served: Served) -> None:
+    class Gone(Reply):
+        def send(self, outputs: Mapping[str, np.ndarray]) -> None:
+            raise RuntimeError("nobody is there")
+
+    gone = Gone()
+    served.service.handle({"watch": text("mine")}, gone)
+    served.service.handle({"cancel": text("no id!")}, Reply())
+    served.service.recorder.stop()
+    assert gone.error is None
+    assert not any(name == PAGE_REQUESTS.name for name, *_ in served.counted)
+    served.service.recorder = Recorder(lambda metric, value, labels: None)
+
+
 def test_a_caller_that_has_left_is_not_worked_for(served: Served) -> None:
     over = threading.Event()
     served.stages.written = lambda _: over.wait(3) and None
