@@ -113,9 +113,11 @@ class LayoutTask:
         return best_of(section, [(run.row.seed, boxes_drawn(section, run)) for run in self.runs])
 
     def _close(self, outputs: Outputs | None, error: RequestError | None) -> None:
-        if outputs is not None:
-            self.reply.send(outputs)
-        self.reply.close(error)
+        try:
+            if outputs is not None:
+                self.reply.send(outputs)
+        finally:
+            self.reply.close(error)  # also for a caller that has gone: what is not closed counts as owed
 
     def _progress(self, boxes: list[Box], step: int, end: int) -> Outputs:
         answer = {"step": step, "num_inference_steps": end, **placed(self.request.section, boxes)}

@@ -117,6 +117,17 @@ def test_no_id_breaks_out_of_a_form() -> None:
     assert texts == [names[0], "\ufffd\ufffd]\ufffd", "\ufffd", "a\\22 b\ufffd}"]
 
 
+def test_a_caller_that_takes_no_answer_is_still_closed() -> None:
+    class Gone(Answers):
+        def send(self, outputs: Any) -> None:
+            raise RuntimeError("nobody is there")
+
+    gone = Gone()
+    with serving(Straight()) as service:
+        service.handle(asked(), gone)
+        gone.wait()
+
+
 def test_html_is_read_as_a_section() -> None:
     with serving(Straight()) as service:
         answer = ask(service).layout
