@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nereid.diffusion.solvers import ScheduleError, SchedulerConfig, SchedulerName, default_scheduler
+from nereid.diffusion.solvers import SchedulerConfig, SchedulerName, default_scheduler
 from nereid.engines.worker import WorkerOptions
+from nereid.flow.exported import exported_facts
 from nereid.flow.parameters import read_parameters
 from nereid.layout.canvas import Canvas
 from nereid.layout.elements import Element, ElementClass, Section
@@ -34,15 +34,9 @@ class LayoutFacts:
     @classmethod
     def read(cls, folder: Path) -> LayoutFacts:
         """Parse what export wrote; raises ValueError naming the file and what is wrong with it."""
-        file = folder / LAYOUT_FILE
-        try:
-            raw = json.loads(file.read_text(encoding="utf-8"))["scheduler"]
+        with exported_facts(folder / LAYOUT_FILE) as facts:
+            raw = facts["scheduler"]
             return cls(schedule=SchedulerConfig.from_diffusers(raw), scheduler=default_scheduler(raw))
-        except OSError as error:
-            raise ValueError(f"{file} cannot be read ({error.strerror}); export the model again") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = str(error) if isinstance(error, ScheduleError) else "it lacks the scheduler's settings"
-            raise ValueError(f"{file} is not what export writes: {reason}; export the model again") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
