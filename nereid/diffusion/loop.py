@@ -25,7 +25,7 @@ from nereid.diffusion.phases import waits_for_phase
 from nereid.diffusion.plan import EngineCall, commit, engine_rows, pack
 from nereid.diffusion.state import ImageRun
 from nereid.engines.costs import StepCosts
-from nereid.engines.lanes import CallSizes, Candidate, FairClock, is_late, order, rows_for_the_best
+from nereid.engines.lanes import CallSizes, Candidate, FairClock, in_company, is_late, order, rows_for_the_best
 from nereid.flow.errors import EngineError, LostError, PoisonousRequestError, RequestError
 from nereid.flow.request_ids import named
 from nereid.flow.tickets import aged
@@ -187,10 +187,11 @@ class DenoisingLoop:
 
     def _choose(self, lane: Lane, members: list[Member]) -> list[Member]:
         """As many of the most urgent as is best; where all go that fit, one that does not fit leaves its place to the next."""
-        candidates = [self._candidate(task, run) for task, run in members]
-        ranked = order(candidates)
-        behind = [self._candidate(task, run) for task in self.waiting() for run in task.runs if _lane(run) == lane]
         key = _key(lane)
+        together = self.costs.predict(key, min(self._most(members), sum(engine_rows(run) for _, run in members)))
+        candidates = [self._candidate(task, run, together) for task, run in members]
+        ranked = order(candidates)
+        behind = [self._candidate(task, run, together) for task in self.waiting() for run in task.runs if _lane(run) == lane]
 
         def known(rows: int) -> float:
             return self.costs.known(key, rows)
@@ -223,14 +224,15 @@ class DenoisingLoop:
 
     # --- receiving ---
 
-    def _candidate(self, task: LoopTask, run: ImageRun) -> Candidate:
-        """Its steps left count in calls of the engine that is next: the other's are dearer or cheaper."""
+    def _candidate(self, task: LoopTask, run: ImageRun, together: float) -> Candidate:
+        """Its steps left count in calls of the engine that is next, of which one of all members takes `together` seconds: the
+        other's are dearer or cheaper."""
         left, other = run.steps_left, Variant.FULL if run.variant is Variant.SHALLOW else Variant.SHALLOW
         steps: float = left[run.variant]
         if left[other]:
             ratio = self._step_cost(run, other) / (self._step_cost(run, run.variant) or math.nan)
             steps += left[other] * (1.0 if math.isnan(ratio) else ratio)
-        seconds = self._step_cost(run, run.variant)
+        seconds = in_company(self._step_cost(run, run.variant), together)
         goal = task.request.deadline_seconds is not None
         in_hand = task.due - time.monotonic()
         pressing = goal and _pressing(in_hand, steps * seconds, seconds)

@@ -23,6 +23,7 @@ from nereid.diffusion.state import ImageRun, ImageTask
 from nereid.diffusion.vae_tiles import Encode
 from nereid.diffusion.watching import PreviewDecode, Watchers, state_outputs
 from nereid.engines.costs import StepCosts
+from nereid.engines.lanes import in_company
 from nereid.engines.memory import available_bytes, shared_bytes
 from nereid.flow.batcher import InFlightBatcher
 from nereid.flow.errors import EngineError, PoisonousRequestError, RequestError
@@ -234,19 +235,21 @@ class DenoiseService:
         return self.limits.features_shared_bytes // (self.limits.concurrent_calls * self.pipeline.shared_bytes(height * width, 1))
 
     def _due(self, task: ImageTask) -> tuple[float, float, float]:
-        """When it should be done: as its goal says, or to have taken no more than `latency_target` times as long as alone; by
-        when it must be admitted for a goal, with as much time in hand as it takes alone; and when its goal is lost."""
-        lone = sum(
-            steps * self.costs.predict(cost_key(variant, run.shape), engine_rows(run))
-            for run in task.runs
-            for variant, steps in run.steps_left.items()
-            if steps
-        )
-        if (goal := task.request.deadline_seconds) is not None:
-            due = task.submitted + goal
-            known = 0.0 if math.isnan(lone) else lone
-            return due, due - 2 * known, due - known
-        return (math.inf if math.isnan(lone) else task.submitted + self.limits.latency_target * lone), math.inf, math.inf
+        """When it should be done: as its goal says, or to have taken no more than `latency_target` times as long as alone; from
+        when on a goal is at stake while it waits, and from when on it is lost."""
+        lone = company = 0.0
+        for run in task.runs:
+            rows = engine_rows(run)
+            for variant, steps in run.steps_left.items():
+                if steps:
+                    key = cost_key(variant, run.shape)
+                    alone = self.costs.predict(key, rows)
+                    together = self.costs.predict(key, min(self.limits.unet_max_batch_size, rows * self.limits.max_inflight))
+                    lone, company = lone + steps * alone, company + steps * in_company(alone, together)
+        if (goal := task.request.deadline_seconds) is None:
+            return (math.inf if math.isnan(lone) else task.submitted + self.limits.latency_target * lone), math.inf, math.inf
+        due = task.submitted + goal
+        return (due, due, due) if math.isnan(lone) else (due, due - company - lone, due - company)
 
     def _advance(self, tasks: Sequence[ImageTask]) -> None:
         for task in tasks:

@@ -9,7 +9,17 @@ from dataclasses import dataclass
 import pytest
 
 from nereid.engines.costs import StepCosts
-from nereid.engines.lanes import PATIENCE, CallSizes, Candidate, FairClock, is_late, order, rows_for_the_best, rows_to_take
+from nereid.engines.lanes import (
+    PATIENCE,
+    CallSizes,
+    Candidate,
+    FairClock,
+    in_company,
+    is_late,
+    order,
+    rows_for_the_best,
+    rows_to_take,
+)
 
 
 def served(costs: dict[str, float], calls: int) -> list[str]:
@@ -64,8 +74,8 @@ class Row:
     def __post_init__(self) -> None:
         self.due = self.arrival + 0.06 * self.left
 
-    def candidate(self, now: float, step: float) -> Candidate:
-        late = is_late(self.due - now, self.left, step, self.passed_over)
+    def candidate(self, now: float, step: float, together: float) -> Candidate:
+        late = is_late(self.due - now, self.left, in_company(step, together), self.passed_over)
         return Candidate(self.left, 2, self.due, self.passed_over, late=late)
 
     def step(self, now: float, *, taken: bool) -> None:
@@ -178,6 +188,13 @@ def test_those_who_cannot_end_in_time_go_behind_those_who_can_until_they_were_pa
     assert order(candidates) == [2, 1, 0, 3]
 
 
+def test_a_step_in_company_takes_as_long_as_all_together_up_to_a_limit() -> None:
+    assert in_company(1.0, math.nan) == 1.0
+    assert in_company(1.0, 0.5) == 1.0
+    assert in_company(1.0, 1.5) == 1.5
+    assert in_company(1.0, 9.0) == 2.5
+
+
 def test_under_more_load_than_can_be_served_most_goals_are_met() -> None:
     """An eighth more work than the engine does in calls of eight images: those whose goal is lost make room for the others."""
     met = {patience: sum(goals_met(seed, patience) for seed in range(5)) / 5 for patience in (PATIENCE, 0)}
@@ -196,9 +213,9 @@ def goals_met(seed: int, patience: int) -> float:
     while going := [job for job in jobs if job.left]:
         now = max(now, min(job.arrival for job in going))
         waiting = [job for job in going if job.arrival <= now and job not in inside]
-        waiting.sort(key=lambda job: job.candidate(now, seconds(2)).late)  # type: ignore[operator]
+        waiting.sort(key=lambda job: job.candidate(now, seconds(2), seconds(16)).late)  # type: ignore[operator]
         going = inside = ([job for job in inside if job.left] + waiting)[:16]
-        candidates = [job.candidate(now, seconds(2)) for job in going]  # type: ignore[operator]
+        candidates = [job.candidate(now, seconds(2), seconds(min(16, 2 * len(going)))) for job in going]  # type: ignore[operator]
         ranked = order(candidates)
         count = sizes.take("unet", [candidates[place] for place in ranked], [], 16, seconds, now)  # type: ignore[arg-type]
         now += seconds(2 * count)  # type: ignore[operator]
