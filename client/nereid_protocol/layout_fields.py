@@ -80,6 +80,16 @@ LAYOUT_FIELDS: tuple[Field, ...] = (
         option="--scheduler",
     ),
     Field(
+        name="cache",
+        dtype=DType.STRING,
+        or_number=True,
+        help="Reuse of attention and MLP between steps: off, light, balanced, aggressive, or how much what they give may change "
+        "(0 to 1) before it is computed again.",
+        default="off",
+        models=_LAYOUT,
+        option="--cache",
+    ),
+    Field(
         name="seed",
         dtype=DType.INT64,
         help="The same seed gives the same layout again.",

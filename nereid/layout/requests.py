@@ -7,6 +7,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from nereid.diffusion.branch_cache import Plans
+from nereid.diffusion.cache_options import branch_plans
 from nereid.diffusion.options import solver_table
 from nereid.diffusion.solvers import SCHEDULERS, SchedulerName, SolverTable
 from nereid.flow.errors import InvalidRequestError
@@ -30,13 +32,15 @@ MOST_JSON = 200_000
 class LayoutRequest:
     """One request, every option concrete; `seeds` has one for each candidate.
 
-    `drafts` are the boxes to refine, in the section's order. `stream_interval` is None where there is to be one answer.
+    `drafts` are the boxes to refine, in the section's order. `cache` says which steps compute the transformer's branches, None
+    where all do. `stream_interval` is None where there is to be one answer.
     """
 
     section: Section
     drafts: list[Box] | None
     seeds: tuple[int, ...]
     table: SolverTable
+    cache: Plans | None
     format: str
     stream_interval: int | None
     timeout_seconds: float
@@ -56,11 +60,15 @@ def parse_layout_request(inputs: Inputs, facts: LayoutFacts, limits: LayoutLimit
     form = fields.value("format", FORMATS[0])
     if form not in FORMATS:
         raise InvalidRequestError.of("format", form, f"one of {', '.join(FORMATS)}")
+    scheduler = _scheduler(fields.value("scheduler", facts.scheduler))
+    table = solver_table(scheduler, facts.schedule, steps, 0)
+    calibrations = None if facts.branches is None else facts.branches.calibrations
     return LayoutRequest(
         section=section,
         drafts=section.drafts,
         seeds=tuple(derived_seed(first, index) for index in range(count)),
-        table=solver_table(_scheduler(fields.value("scheduler", facts.scheduler)), facts.schedule, steps, 0),
+        table=table,
+        cache=branch_plans(fields, calibrations, scheduler=str(scheduler), steps=steps),
         format=form,
         stream_interval=fields.value("stream_interval", None),
         timeout_seconds=fields.value("timeout_seconds", limits.default_timeout_seconds),

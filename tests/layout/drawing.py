@@ -42,7 +42,7 @@ class Straight:
         self.spoil: Callable[[np.ndarray], np.ndarray] = lambda made: made
         self._clean, self._width = clean, width
 
-    def call(self, inputs: Arrays, outputs: Sequence[str]) -> Future[Arrays]:
+    def call(self, inputs: Arrays, outputs: Sequence[str], graph: str = "") -> Future[Arrays]:
         future: Future[Arrays] = Future()
         if self.down_since is not None:
             future.set_exception(LostError("gone"))
