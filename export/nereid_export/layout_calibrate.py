@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nereid.diffusion.branch_cache import LONGEST_REUSE, Branch, Plans, greedy_plans
-from nereid.diffusion.feature_cache import CachePlan, Level
+from nereid.diffusion.feature_cache import Level
 from nereid.diffusion.plan import EngineCall
 from nereid.diffusion.solvers import ScheduleError, SchedulerName
 from nereid.layout.checks import check_layout, has_errors
@@ -134,7 +134,6 @@ class _Calibrating:
         longest = min(LONGEST_REUSE, steps - 1)
         sums = {branch: np.zeros((longest, steps)) for branch in Branch}
         sections = self.sections[:CURVES]
-        every: Plans = dict.fromkeys(Branch, CachePlan.every(1, 0, steps))
         for number, section in enumerate(sections):
             told(f"section {number + 1} of {len(sections)}")
             seen: list[dict[Branch, NDArray[np.float32]]] = []
@@ -148,7 +147,7 @@ class _Calibrating:
             ) -> None:
                 seen.append({branch: outputs[branch][0, :, : 1 + own].copy() for branch in Branch})
 
-            self.drawer.draw([section], [number], self.drawer.table(scheduler, steps), every, note)
+            self.drawer.draw([section], [number], self.drawer.table(scheduler, steps), stepped=note, watched=True)
             for branch in Branch:
                 for over in range(1, longest + 1):
                     for step in range(steps - over):

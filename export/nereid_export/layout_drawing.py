@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from numpy.typing import NDArray
 
-from nereid.diffusion.branch_cache import BranchEngine, Plans
-from nereid.diffusion.plan import EngineCall, commit, pack
+from nereid.diffusion.branch_cache import Branch, BranchEngine, Plans
+from nereid.diffusion.feature_cache import CachePlan
+from nereid.diffusion.plan import OUT, EngineCall, commit, pack
 from nereid.diffusion.solvers import SchedulerName, SolverTable, build_table
 from nereid.diffusion.state import ImageRun
 from nereid.engines.engine_process_main import Run, load_engine
@@ -56,15 +57,21 @@ class LayoutDrawer:
         table: SolverTable,
         cache: Plans | None = None,
         stepped: Stepped = lambda places, call, outputs: None,
+        *,
+        watched: bool = False,
     ) -> list[list[Box]]:
-        """Boxes of each section with its seed; raises ExportError where an engine gives what no layout is made of."""
+        """Boxes of each section with its seed; raises ExportError where an engine gives what no layout is made of.
+
+        Every step computes both branches and gives them to be `watched`, whatever `cache` says, where that is wanted.
+        """
+        cache = dict.fromkeys(Branch, CachePlan.every(1, 0, len(table))) if watched else cache
         runs = [layout_runs(section, None, [seed], table, cache)[0] for section, seed in zip(sections, seeds, strict=True)]
         for places in self._groups(runs):
             while going := [place for place in places if not runs[place].done]:
                 first = min(going, key=lambda place: runs[place].step)
                 step, variant = runs[first].step, runs[first].variant
                 together = [place for place in going if (runs[place].step, runs[place].variant) == (step, variant)]
-                self._step([runs[place] for place in together], together, stepped)
+                self._step([runs[place] for place in together], together, stepped, watched)
         return [boxes_drawn(section, run) for section, run in zip(sections, runs, strict=True)]
 
     def _groups(self, runs: Sequence[ImageRun]) -> Iterator[list[int]]:
@@ -76,8 +83,9 @@ class LayoutDrawer:
         for places in shapes.values():
             yield from (places[start : start + rows] for start in range(0, len(places), rows))
 
-    def _step(self, runs: Sequence[ImageRun], places: Sequence[int], stepped: Stepped) -> None:
+    def _step(self, runs: Sequence[ImageRun], places: Sequence[int], stepped: Stepped, watched: bool) -> None:
         call = pack(runs)
+        call = replace(call, outputs=(OUT, *Branch)) if watched else call
         graph = str(call.variant) if isinstance(call.variant, BranchEngine) else ""
         outputs = self.engines[graph](call.inputs, call.outputs)
         stepped(places, call, outputs)

@@ -110,8 +110,10 @@ class BranchCalibration:
             raise ValueError(f"{name}: errors and thresholds must be numbers from 0 on; calibrate again")
         return cls(scheduler=scheduler, steps=steps, curves=curves, levels=levels)
 
-    def plans(self, level: Level) -> Plans:
-        return greedy_plans(self.curves, self.levels[level], self.steps)
+    def plans(self, level: Level) -> Plans | None:
+        """None where the level reuses nothing: to keep what nobody goes on from would cost more than to be off."""
+        found = greedy_plans(self.curves, self.levels[level], self.steps)
+        return None if all(len(plan.full or ()) == self.steps for plan in found.values()) else found
 
 
 @dataclass(slots=True, eq=False)
@@ -153,14 +155,16 @@ class KeptBranches:
     def without(self, variant: StrEnum) -> Sequence[str]:
         return BranchEngine(variant).untaken
 
-    def outputs(self, variant: StrEnum) -> tuple[str, ...]:
-        return tuple(map(str, BranchEngine(variant).computed))
+    def outputs(self, variant: StrEnum, step: int) -> tuple[str, ...]:
+        return tuple(str(branch) for branch in BranchEngine(variant).computed if self._wanted(branch, step))
 
     def fits(self, shape: tuple[int, ...], sample: tuple[int, ...]) -> bool:
         return len(shape) == 3 and shape[1] == 1 + sample[0]
 
     def take(self, step: int, halves: Sequence[Mapping[str, NDArray[np.float32]]]) -> None:
         for name, value in halves[0].items():
+            if not self._wanted(Branch(name), step):
+                continue  # it is computed again before anybody goes on from it
             self._padded = value.shape[1]
             self._kept[Branch(name)].keep(step, [value[:, : self.places]])
 
@@ -175,6 +179,11 @@ class KeptBranches:
 
     def steps_left(self, step: int, end: int) -> dict[StrEnum, int]:
         return dict(Counter[StrEnum](BranchEngine.that_reuses(self._planned(at)) for at in range(step, end)))
+
+    def _wanted(self, branch: Branch, step: int) -> bool:
+        """Whether the next step may reuse what this one computes; after the last one nothing does."""
+        full = self.plans[branch].full
+        return full is None or (step + 1 not in full and step < max(full))
 
     def _planned(self, step: int) -> frozenset[Branch]:
         """What a step reuses; one that goes by its own change is taken to be computed."""

@@ -174,8 +174,8 @@ class Kept(Protocol):
         """Inputs of the whole engine that this one does not take."""
         ...
 
-    def outputs(self, variant: StrEnum) -> tuple[str, ...]:
-        """What such a call gives to be kept."""
+    def outputs(self, variant: StrEnum, step: int) -> tuple[str, ...]:
+        """What of that such a call gives is to be kept."""
         ...
 
     def fits(self, shape: tuple[int, ...], sample: tuple[int, ...]) -> bool:
@@ -183,7 +183,10 @@ class Kept(Protocol):
         ...
 
     def take(self, step: int, halves: Sequence[Mapping[str, NDArray[np.float32]]]) -> None:
-        """Keep what a call gave, of the other half, too, where there was one; raises EngineError where it cannot be kept."""
+        """Keep what a call gave, of the other half, too, where there was one; raises EngineError where it cannot be kept.
+
+        Others in the call may have wanted more.
+        """
         ...
 
     def forget(self) -> None:
@@ -244,7 +247,7 @@ class KeptFeatures:
     def without(self, variant: StrEnum) -> Sequence[str]:
         return ("encoder_hidden_states",) if variant is Variant.SHALLOW and not self.caching.attends else ()
 
-    def outputs(self, variant: StrEnum) -> tuple[str, ...]:
+    def outputs(self, variant: StrEnum, step: int) -> tuple[str, ...]:
         return (FEATURES,) if variant is Variant.FULL else ()
 
     def fits(self, shape: tuple[int, ...], sample: tuple[int, ...]) -> bool:

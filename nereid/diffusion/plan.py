@@ -73,9 +73,15 @@ def pack(runs: Sequence[ImageRun]) -> EngineCall:
             inputs[name] = np.stack([row[name] for row in gone_on_from], dtype=np.float32)
         for name in kept[0][0].without(variant):
             del inputs[name]
-        outputs = (OUT, *kept[0][0].outputs(variant))
+        outputs = (OUT, *_kept_outputs(runs, variant))
     negatives = {index: row for row, index in enumerate(halved, len(runs))}
     return EngineCall(variant, inputs, outputs, negatives, runs[0].row.engine or str(variant))
+
+
+def _kept_outputs(runs: Sequence[ImageRun], variant: StrEnum) -> tuple[str, ...]:
+    """What anybody wants to keep."""
+    wanted = [name for run in runs if run.kept is not None for name in run.kept.outputs(variant, run.step)]
+    return tuple(sorted(set(wanted)))
 
 
 def commit(runs: Sequence[ImageRun], call: EngineCall, outputs: Mapping[str, Array]) -> list[EngineError | None]:

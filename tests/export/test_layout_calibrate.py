@@ -88,11 +88,14 @@ def test_curves_are_the_relative_change_of_what_blocks_give(cut: Path) -> None:
     made = _Calibrating.of(options(cut), cut, "layout", json.loads((cut / "layout" / "manifest.json").read_text()))
     curves = made._curves(SchedulerName.EULER, 4, lambda text: None)
     seen: list[dict[str, np.ndarray]] = []
-    every = dict.fromkeys(Branch, CachePlan.every(1, 0, 4))
     for number, section in enumerate(made.sections):
         own: list[dict[str, np.ndarray]] = []
         made.drawer.draw(
-            [section], [number], made.drawer.table(SchedulerName.EULER, 4), every, lambda _, call, out, own=own: own.append(out)
+            [section],
+            [number],
+            made.drawer.table(SchedulerName.EULER, 4),
+            stepped=lambda _, call, out, own=own: own.append(out),
+            watched=True,
         )
         seen.append({branch: np.stack([out[branch][0, :, : 1 + len(section)] for out in own]) for branch in Branch})
     expected = np.mean(
