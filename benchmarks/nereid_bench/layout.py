@@ -13,7 +13,7 @@ import shutil
 import statistics
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,9 +22,10 @@ from typing import Any
 from nereid.diffusion.branch_cache import BranchEngine, KeptBranches, Plans
 from nereid.diffusion.feature_cache import Level
 from nereid.flow.noise import derived_seed
+from nereid.layout.complexity import AdaptiveSteps
 from nereid.layout.elements import Box, Section
 from nereid.layout.settings import LayoutLimits
-from nereid.layout.tokens import bucket_of
+from nereid.layout.tokens import BUCKETS, bucket_of
 from nereid_bench.compare import Say
 from nereid_bench.layout_load import alone, arriving, asked_for, sustained
 from nereid_bench.random_dit import DitSizes, StepCost, count_flops, step_costs
@@ -72,17 +73,26 @@ class LayoutPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """One way to draw: steps, and what of a transformer is reused between them."""
+    """One way to draw: steps, which may go by a section's complexity, and what of a transformer is reused between them."""
 
     name: str
     steps: int
     cache: str = "off"
     plans: Plans | None = None
+    adaptive: AdaptiveSteps | None = None
 
-    def engines(self) -> Counter[BranchEngine]:
-        """Of a layout, how many steps each engine takes; the whole transformer counts as the one that computes everything."""
+    def steps_of(self, section: Section) -> int:
+        return self.steps if self.adaptive is None else self.adaptive.steps(section)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Options of a request."""
+        return {"num_inference_steps": self.steps, "cache": self.cache} if self.adaptive is None else {"effort": "adaptive"}
+
+    def engines(self, steps: int) -> Counter[BranchEngine]:
+        """Of so many steps, how many each engine takes; the whole transformer counts as the one that computes everything."""
         if self.plans is None:
-            return Counter({BranchEngine.COMPUTED: self.steps})
+            return Counter({BranchEngine.COMPUTED: steps})
         return Counter(
             {BranchEngine(name): count for name, count in KeptBranches(self.plans, 1).steps_left(0, self.steps).items()}
         )
@@ -90,7 +100,7 @@ class Way:
     @property
     def reused(self) -> float:
         """Percent of all branches of all steps."""
-        reused = sum(len(engine.reused) * count for engine, count in self.engines().items())
+        reused = sum(len(engine.reused) * count for engine, count in self.engines(self.steps).items())
         return 100 * reused / (2 * self.steps)
 
 
@@ -101,11 +111,11 @@ def layout(plan: LayoutPlan, say: Say) -> list[dict[str, Any]]:
     sections = held_out_sections(plan.briefs).sections
     found = ways(plan, drawer)
     say(f"counting FLOPs of {len(BranchEngine)} kinds of steps")
-    flops = layout_flops(plan.checkpoint, sections)
+    flops = layout_flops(plan.checkpoint, {bucket_of(len(section)) for section in sections})
     rows: dict[str, dict[str, Any]] = {}
     for way in found:
         say(f"{way.name}: drawing {len(sections)} held-out sections")
-        rows[way.name] = _row(LAYOUT, way, flops) | _scored(quality(drawer, way, sections, say))
+        rows[way.name] = _row(LAYOUT, way, sections, flops) | _scored(quality(drawer, way, sections, say))
     for name, milliseconds in timed(plan, drawer, found, sections[: plan.timed], say).items():
         rows[name]["ms"] = milliseconds
     if plan.served:
@@ -116,7 +126,7 @@ def layout(plan: LayoutPlan, say: Say) -> list[dict[str, Any]]:
         say(f"{plan.dit.name}: timing {len(BranchEngine)} kinds of steps")
         costs = step_costs(plan.dit)
         for way in found:
-            rows[f"{plan.dit.name}: {way.name}"] = dit_row(plan.dit, way, costs)
+            rows[f"{plan.dit.name}: {way.name}"] = dit_row(plan.dit, way, sections, costs)
     columns = list(rows[found[0].name])
     return [{column: row.get(column) for column in columns} for row in rows.values()]
 
@@ -142,24 +152,38 @@ def exported(plan: LayoutPlan, say: Say) -> Path:
         export_layout(options, bar)
     say(f"calibrating {options.out}")
     with progress_bar() as bar:
-        calibrate_layout(CalibrateLayoutOptions(repository=options.out, steps=(plan.steps,), briefs=plan.calibration_briefs), bar)
+        calibrate_layout(
+            CalibrateLayoutOptions(
+                repository=options.out, steps=(plan.steps,), adaptive=plan.fewer, briefs=plan.calibration_briefs
+            ),
+            bar,
+        )
     record.write({})
     return options.out
 
 
 def ways(plan: LayoutPlan, drawer: LayoutDrawer) -> list[Way]:
-    """All off, fewer steps, and each calibrated level at all steps."""
+    """All off, fewer steps, each calibrated level at all steps, and steps by complexity."""
     branches = drawer.model.facts.branches
     assert branches is not None
     calibration = next(its for its in branches.calibrations if its.steps == plan.steps)
     found = [Way(name="off", steps=plan.steps)]
     found += [Way(name=f"{steps} steps", steps=steps) for steps in plan.fewer]
     found += [Way(name=f"cache {level}", steps=plan.steps, cache=str(level), plans=calibration.plans(level)) for level in Level]
+    if (adaptive := drawer.model.facts.adaptive) is not None:
+        found.append(Way(name="adaptive steps", steps=plan.steps, adaptive=adaptive))
     return found
 
 
 def _draw(drawer: LayoutDrawer, way: Way, sections: Sequence[Section], seeds: Sequence[int]) -> list[list[Box]]:
-    return drawer.draw(sections, seeds, drawer.table(drawer.model.facts.scheduler, way.steps), way.plans)
+    made: list[list[Box]] = [[]] * len(sections)
+    for steps in {way.steps_of(section) for section in sections}:
+        places = [place for place, section in enumerate(sections) if way.steps_of(section) == steps]
+        table = drawer.table(drawer.model.facts.scheduler, steps)
+        drawn = drawer.draw([sections[place] for place in places], [seeds[place] for place in places], table, way.plans)
+        for place, boxes in zip(places, drawn, strict=True):
+            made[place] = boxes
+    return made
 
 
 # --- quality, arithmetic, and time in this process ---
@@ -182,19 +206,14 @@ def _scored(score: LayoutScore) -> dict[str, Any]:
     }
 
 
-def layout_flops(checkpoint: Path, sections: Sequence[Section]) -> dict[BranchEngine, float]:
-    """Of a step of each kind, the mean over sections as they are padded."""
-    buckets = Counter(bucket_of(len(section)) for section in sections)
+def layout_flops(checkpoint: Path, tokens: Collection[int]) -> dict[BranchEngine, dict[int, float]]:
+    """Of a step of each kind with each of these numbers of tokens."""
 
-    def mean(component: Component) -> float:
-        module = component.load()
-        counted = {}
-        for tokens in buckets:
-            sizes = {TOKENS: tokens, PLACES: 1 + tokens}
-            counted[tokens] = count_flops(module, tuple(random_inputs(component, 1, sizes, 1).values()))
-        return sum(counted[tokens] * count for tokens, count in buckets.items()) / len(sections)
+    def counted(component: Component) -> dict[int, float]:
+        module, sizes = component.load(), {count: {TOKENS: count, PLACES: 1 + count} for count in tokens}
+        return {count: count_flops(module, tuple(random_inputs(component, 1, its, 1).values())) for count, its in sizes.items()}
 
-    return {engine: mean(part) for engine, part in branch_components(checkpoint).items()}
+    return {engine: counted(part) for engine, part in branch_components(checkpoint).items()}
 
 
 def timed(
@@ -215,23 +234,31 @@ def timed(
     }
 
 
-def _row(model: str, way: Way, flops: Mapping[BranchEngine, float]) -> dict[str, Any]:
-    count = way.engines()
+def _row(model: str, way: Way, sections: Sequence[Section], flops: Mapping[BranchEngine, Mapping[int, float]]) -> dict[str, Any]:
+    steps = [way.steps_of(section) for section in sections]
+    taken = [
+        sum(flops[engine][bucket_of(len(section))] * times for engine, times in way.engines(count).items())
+        for section, count in zip(sections, steps, strict=True)
+    ]
     return {
         "model": model,
         "method": way.name,
-        "steps": way.steps,
+        "steps": statistics.mean(steps),
         "reused": way.reused,
-        "gflops": sum(flops[engine] * steps for engine, steps in count.items()) / 1e9,
+        "gflops": statistics.mean(taken) / 1e9,
         "ms": None,
         **dict.fromkeys(_SERVED),
     }
 
 
-def dit_row(sizes: DitSizes, way: Way, costs: Mapping[BranchEngine, StepCost]) -> dict[str, Any]:
-    """Of a whole run: what a step of each kind costs, times the steps of its kind."""
-    row = _row(sizes.name, way, {engine: cost.flops for engine, cost in costs.items()})
-    return row | {"ms": sum(costs[engine].milliseconds * steps for engine, steps in way.engines().items())}
+def dit_row(sizes: DitSizes, way: Way, sections: Sequence[Section], costs: Mapping[BranchEngine, StepCost]) -> dict[str, Any]:
+    """Of a whole run, the mean over these sections' runs: what a step of each kind costs, times the steps of its kind."""
+    flops = {engine: dict.fromkeys(BUCKETS, cost.flops) for engine, cost in costs.items()}
+    taken = [
+        sum(costs[engine].milliseconds * times for engine, times in way.engines(way.steps_of(section)).items())
+        for section in sections
+    ]
+    return _row(sizes.name, way, sections, flops) | {"ms": statistics.mean(taken)}
 
 
 # --- a server under load ---
@@ -247,7 +274,7 @@ def loaded(
 
     def send(way: Way, number: int) -> None:
         elements, canvas = asked[number % len(asked)]
-        client.generate_layout(elements, canvas, seed=number, num_inference_steps=way.steps, cache=way.cache)
+        client.generate_layout(elements, canvas, seed=number, **way.asked)
 
     taken: dict[str, list[dict[str, float]]] = {way.name: [] for way in found}
     for turn in range(plan.rounds):

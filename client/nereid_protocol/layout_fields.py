@@ -11,6 +11,7 @@ _LAYOUT = frozenset({Model.LAYOUT})
 _INT32_MAX = 2**31 - 1
 
 FORMATS = ("json", "css", "figma", "svg")
+EFFORTS = ("full", "adaptive")
 
 
 def _of_layouts(field: Field) -> Field:
@@ -70,6 +71,14 @@ LAYOUT_FIELDS: tuple[Field, ...] = (
         limit="max_steps",
         models=_LAYOUT,
         option="--steps",
+    ),
+    Field(
+        name="effort",
+        dtype=DType.STRING,
+        help="full; or adaptive, which takes as many steps as a section of this complexity (elements, nesting, text) needs.",
+        default="full",
+        models=_LAYOUT,
+        option="--effort",
     ),
     Field(
         name="scheduler",

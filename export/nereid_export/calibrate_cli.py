@@ -84,9 +84,9 @@ def show(calibrations: list[dict[str, Any]]) -> None:
     Console().print(table)
 
 
-def numbers_of_steps(text: str) -> tuple[int, ...]:
-    """What --steps says; raises ExportError."""
+def numbers_of_steps(text: str, option: str = "--steps") -> tuple[int, ...]:
+    """What such an option says; raises ExportError."""
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise ExportError(f"--steps: {text!r} is not allowed; it must be whole numbers like 20,30") from None
+        raise ExportError(f"{option}: {text!r} is not allowed; it must be whole numbers like 20,30") from None

@@ -8,6 +8,7 @@ costs go into the model, with the digest of the very engines that were measured.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,9 +26,10 @@ from nereid.diffusion.feature_cache import Level
 from nereid.diffusion.plan import EngineCall
 from nereid.diffusion.solvers import ScheduleError, SchedulerName
 from nereid.layout.checks import check_layout, has_errors
+from nereid.layout.complexity import classes_of, complexity
 from nereid.layout.elements import Box, Section
 from nereid.layout.repair import repair
-from nereid.layout.settings import LAYOUT_FILE, engines_digest
+from nereid.layout.settings import LAYOUT_FILE, engine_digest, engines_digest
 from nereid_export.configs import prefixed
 from nereid_export.edited import Manifest, damage_named, edited
 from nereid_export.errors import ExportError
@@ -41,6 +43,10 @@ OFF_BOUNDS: Mapping[Level, float] = {Level.LIGHT: 1.0, Level.BALANCED: 2.0, Leve
 """CSS pixels that boxes may be off from those without: of a section the mean over its boxes' four numbers, of all the median."""
 PASS_BOUNDS: Mapping[Level, float] = {Level.LIGHT: 0.5, Level.BALANCED: 1.0, Level.AGGRESSIVE: 2.0}
 """Points of the share of layouts that pass all error checks after repair that a level may cost."""
+ADAPTIVE_BOUND = 1.0
+"""Points of a class's layouts that pass, before or after repair, that fewer steps may cost it."""
+CLASSES = 4
+"""Of sections, by their complexity."""
 BRIEFS = 200
 """Sections that levels are measured on."""
 CURVES = 32
@@ -55,6 +61,8 @@ class CalibrateLayoutOptions:
     name: str = ""
     schedulers: tuple[str, ...] = ()
     steps: tuple[int, ...] = ()
+    adaptive: tuple[int, ...] = ()
+    """Numbers of steps that a section may be given by its complexity; none where that is not wanted."""
     briefs: int = BRIEFS
 
 
@@ -88,29 +96,32 @@ class _Calibrating:
     sections: Sequence[Section]
     settings: Sequence[tuple[SchedulerName, int]]
     """Scheduler and steps of each calibration."""
+    adaptive: Sequence[int]
     figures: KeptFigures
 
     @classmethod
     def of(cls, options: CalibrateLayoutOptions, repository: Path, home: str, manifest: Manifest) -> _Calibrating:
         drawer = LayoutDrawer.of(repository / home)
         facts, limits = drawer.model.facts, drawer.model.limits
-        if facts.branches is None:
+        if facts.branches is None and not options.adaptive:
             raise ExportError(f"{options.repository}: there is nothing to calibrate; {home} was exported without --cache")
         settings = [
             (_scheduler(name), steps)
             for name in options.schedulers or (str(facts.scheduler),)
-            for steps in options.steps or (limits.default_steps,)
+            for steps in (options.steps or (limits.default_steps,) if facts.branches is not None else ())
         ]
         settings = list(dict.fromkeys(settings))
         for scheduler, steps in settings:
             _require(drawer, scheduler, steps)
+        for steps in options.adaptive:
+            _require(drawer, facts.scheduler, steps, "--adaptive", 1)
         things = {"files": manifest["files"], "model": home, "briefs": options.briefs, "version": manifest["version"]}
         figures = KeptFigures.open(repository.with_name(f"{repository.name}.json"), things)
-        return cls(repository / home, manifest, drawer, _sections(options.briefs), settings, figures)
+        return cls(repository / home, manifest, drawer, _sections(options.briefs), settings, options.adaptive, figures)
 
     def all(self, progress: Progress) -> list[dict[str, Any]]:
         """Every calibration, written into the copy; those of other schedulers and steps stay as they are."""
-        progress.total(2 * len(self.settings) + 1)
+        progress.total(2 * len(self.settings) + bool(self.adaptive) + 1)
         made = []
         for scheduler, steps in self.settings:
             said = f"{scheduler}, {steps} steps"
@@ -121,13 +132,59 @@ class _Calibrating:
             made.append({"scheduler": str(scheduler), "steps": steps, **levels})
         file = self.folder / "1" / LAYOUT_FILE
         facts = json.loads(file.read_text())
-        new = {(str(scheduler), steps) for scheduler, steps in self.settings}
-        kept = [its for its in facts["branches"]["calibrations"] if (its["scheduler"], its["steps"]) not in new]
-        facts["branches"] |= {"calibrations": [*kept, *made], "calibrated": engines_digest(self.folder / "1")}
+        if self.settings:
+            new = {(str(scheduler), steps) for scheduler, steps in self.settings}
+            kept = [its for its in facts["branches"]["calibrations"] if (its["scheduler"], its["steps"]) not in new]
+            facts["branches"] |= {"calibrations": [*kept, *made], "calibrated": engines_digest(self.folder / "1")}
+            shown = [{name: value for name, value in its.items() if name != "curves"} for its in [*kept, *made]]
+            self.manifest.setdefault("calibrations", {})["cache"] = shown
+        if self.adaptive:
+            progress.step("steps by complexity")
+            found = self._adaptive(progress.detail)
+            facts["adaptive"] = {**found, "calibrated": engine_digest(self.folder / "1")}
+            self.manifest.setdefault("calibrations", {})["adaptive"] = found
+            made.append({"adaptive": found})
         file.write_text(json.dumps(facts, indent=1))
-        shown = [{name: value for name, value in its.items() if name != "curves"} for its in [*kept, *made]]
-        self.manifest["calibrations"] = {"cache": shown}
         return made
+
+    def _adaptive(self, told: Callable[[str], None]) -> dict[str, Any]:
+        """Of each class of sections, the fewest steps with which as many layouts pass, before and after repair, as with all."""
+        scheduler, most = self.drawer.model.facts.scheduler, self.drawer.model.limits.default_steps
+        counts = sorted({count for count in self.adaptive if count < most})
+        passed = {
+            steps: self.figures.get(f"adaptive, {steps} steps", partial(self._each, steps, told)) for steps in (*counts, most)
+        }
+        classes, low = [], -math.inf
+        for bound in classes_of(self.sections, CLASSES):
+            places = [place for place, its in enumerate(self.sections) if low < complexity(its) <= bound]
+            shares = {steps: _shares([its[place] for place in places]) for steps, its in passed.items()}
+            good = (
+                steps
+                for steps in (*counts, most)
+                if all(whole - own <= ADAPTIVE_BOUND for whole, own in zip(shares[most], shares[steps], strict=True))
+            )
+            chosen = next(good)
+            classes.append(
+                {
+                    "up_to": None if math.isinf(bound) else bound,
+                    "steps": chosen,
+                    "briefs": len(places),
+                    **dict(zip(("passed_before", "passed"), shares[chosen], strict=True)),
+                    **dict(zip(("passed_before_whole", "passed_whole"), shares[most], strict=True)),
+                }
+            )
+            low = bound
+        return {"scheduler": str(scheduler), "whole": most, "classes": classes}
+
+    def _each(self, steps: int, told: Callable[[str], None]) -> list[tuple[bool, bool]]:
+        """Whether each section's layout passes, before and after repair."""
+        told(f"{steps} steps")
+        table = self.drawer.table(self.drawer.model.facts.scheduler, steps)
+        drawn = self.drawer.draw(self.sections, list(range(len(self.sections))), table)
+        return [
+            (not has_errors(check_layout(section, boxes)), not has_errors(check_layout(section, repair(section, boxes).boxes)))
+            for section, boxes in zip(self.sections, drawn, strict=True)
+        ]
 
     def _curves(self, scheduler: SchedulerName, steps: int, told: Callable[[str], None]) -> dict[str, Curves]:
         """Mean relative change (L1) of what each block's branch gives over 1 to LONGEST_REUSE steps, from each step on."""
@@ -228,6 +285,12 @@ def plans_by_threshold(curves: Mapping[Branch, Curves], steps: int) -> dict[floa
     return found
 
 
+def _shares(passed: Sequence[Sequence[bool]]) -> tuple[float, float]:
+    """Percent that pass before and after repair."""
+    before, after = (round(100 * sum(column) / len(passed), 2) for column in zip(*passed, strict=True))
+    return before, after
+
+
 def _sections(count: int) -> list[Section]:
     """Sections of briefs such as the transformer is trained on, always the same."""
     with architecture("nereid calibrate-layout"):
@@ -243,10 +306,11 @@ def _scheduler(name: str) -> SchedulerName:
         raise ExportError(f"--scheduler: {name!r} is not allowed; it must be one of {', '.join(SchedulerName)}") from None
 
 
-def _require(drawer: LayoutDrawer, scheduler: SchedulerName, steps: int) -> None:
-    if steps < 3:
-        raise ExportError(f"--steps: {steps} is not allowed; it must be 3 at least, since the first and the last step are whole")
+def _require(drawer: LayoutDrawer, scheduler: SchedulerName, steps: int, option: str = "--steps", fewest: int = 3) -> None:
+    if steps < fewest:
+        why = ", since the first and the last step are whole" if fewest > 1 else ""
+        raise ExportError(f"{option}: {steps} is not allowed; it must be {fewest} at least{why}")
     try:
         drawer.table(scheduler, steps)
     except ScheduleError as error:
-        raise ExportError(f"--steps: {steps} is not allowed with {scheduler}: {error}") from None
+        raise ExportError(f"{option}: {steps} is not allowed with {scheduler}: {error}") from None

@@ -14,6 +14,7 @@ from nereid.engines.digests import digest_of_files
 from nereid.engines.worker import WorkerOptions
 from nereid.flow.parameters import read_parameters
 from nereid.layout.canvas import Canvas
+from nereid.layout.complexity import AdaptiveSteps
 from nereid.layout.elements import Element, ElementClass, Section
 from nereid.layout.tokens import BUCKETS, tokens_of
 
@@ -46,9 +47,21 @@ class BranchFacts:
         return cls(blocks=int(raw["blocks"]), width=int(raw["width"]), calibrations=calibrations)
 
 
+def engine_digest(folder: Path) -> str:
+    """The same of the whole transformer's."""
+    return digest_of_files(folder, sorted(folder.glob("model.*")))
+
+
 def engines_digest(folder: Path) -> str:
     """SHA-256 over the engines that reuse branches, by which calibrations know them."""
     return digest_of_files(folder, [file for engine in BranchEngine for file in sorted((folder / engine).glob("model.*"))])
+
+
+def _adaptive(raw: Mapping[str, Any], folder: Path) -> AdaptiveSteps:
+    found = AdaptiveSteps.parse(raw)
+    if raw["calibrated"] != engine_digest(folder):
+        raise ValueError("its adaptive steps are of another engine than the one beside it; calibrate again")
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +71,8 @@ class LayoutFacts:
     schedule: SchedulerConfig
     scheduler: SchedulerName
     branches: BranchFacts | None = None
+    adaptive: AdaptiveSteps | None = None
+    """Steps by complexity, where they were measured with this very engine."""
 
     @classmethod
     def read(cls, folder: Path) -> LayoutFacts:
@@ -72,12 +87,14 @@ class LayoutFacts:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = str(error) if isinstance(error, ScheduleError) else "it lacks the scheduler's settings"
             raise ValueError(f"{file} is not what export writes: {reason}; export the model again") from None
-        if "branches" not in facts:
-            return made
         try:
-            return replace(made, branches=BranchFacts.parse(facts["branches"], folder))
+            if "branches" in facts:
+                made = replace(made, branches=BranchFacts.parse(facts["branches"], folder))
+            if "adaptive" in facts:
+                made = replace(made, adaptive=_adaptive(facts["adaptive"], folder))
+            return made
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{file} is not what export writes: branches ({error!r}); export the model again") from None
+            raise ValueError(f"{file} is not what export writes: {error!r}; export the model again") from None
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
 

@@ -13,6 +13,7 @@ from nereid.diffusion.branch_cache import Branch, BranchEngine, greedy_plans
 from nereid.diffusion.feature_cache import CachePlan, Level
 from nereid.diffusion.solvers import SchedulerName
 from nereid.engines.digests import Verifier
+from nereid.layout.complexity import complexity
 from nereid.layout.settings import LAYOUT_FILE, LayoutFacts
 
 from conftest import Silent, export_layout
@@ -142,6 +143,7 @@ def test_a_threshold_chooses_for_both_branches() -> None:
     [
         ({"schedulers": ("best",)}, "--scheduler: 'best' is not allowed"),
         ({"schedulers": ("ddim",)}, "--steps: 16 is not allowed with ddim"),
+        ({"adaptive": (0,)}, "--adaptive: 0 is not allowed; it must be 1 at least"),
         ({"steps": (2,)}, "--steps: 2 is not allowed; it must be 3 at least"),
         ({"name": "other"}, "nothing here was exported as the layout model other_layout"),
     ],
@@ -153,6 +155,34 @@ def test_what_cannot_be_calibrated_is_refused(copied: Path, changes: dict[str, o
     assert (copied / "layout" / "1" / LAYOUT_FILE).read_bytes() == before
 
 
+def test_each_class_of_sections_has_the_fewest_steps_that_cost_it_nothing(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model without engines that reuse: with 2 steps, of the simpler half a layout fails, with 4 none does."""
+    from nereid_export import layout_calibrate
+
+    export_layout(checkpoints["layout"], tmp_path / "out")
+    middle: list[float] = []
+
+    def each(its: layout_calibrate._Calibrating, steps: int, told: object) -> list[tuple[bool, bool]]:
+        middle[:] = [sorted(map(complexity, its.sections))[len(its.sections) // 2]]
+        return [(True, not (steps == 2 and complexity(section) < middle[0])) for section in its.sections]
+
+    monkeypatch.setattr(layout_calibrate._Calibrating, "_each", each)
+    (found,) = calibrate_layout(options(tmp_path / "out", adaptive=(4, 2, 99)), Silent())
+    classes = found["adaptive"]["classes"]
+    assert sum(its["briefs"] for its in classes) == 6
+    assert classes[0]["steps"] == 4
+    assert classes[-1]["steps"] == 2
+    assert all(its["passed"] == its["passed_whole"] == 100 for its in classes)
+    adaptive = LayoutFacts.read(tmp_path / "out" / "layout" / "1").adaptive
+    assert adaptive is not None
+    assert [steps for _, steps in adaptive.classes] == [its["steps"] for its in classes]
+    manifest = json.loads((tmp_path / "out" / "layout" / "manifest.json").read_text())
+    assert manifest["calibrations"]["adaptive"]["classes"] == classes
+    Verifier(tmp_path / "out").verify(["layout"])
+
+
 def test_a_model_without_such_engines_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     export_layout(checkpoints["layout"], tmp_path / "out")
     with pytest.raises(ExportError, match="there is nothing to calibrate; layout was exported without --cache"):
@@ -162,9 +192,10 @@ def test_a_model_without_such_engines_is_refused(checkpoints: dict[str, Path], t
 def test_the_command_prints_a_table_or_json(copied: Path) -> None:
     from nereid_client.main import app
 
-    asked = ["calibrate-layout", str(copied), "--steps", "4", "--briefs", "3"]
+    asked = ["calibrate-layout", str(copied), "--steps", "4", "--briefs", "3", "--adaptive", "2"]
     table = CliRunner().invoke(app, asked)
     assert table.exit_code == 0, table.output
     assert "aggressive" in table.output
+    assert "complexity" in table.output
     printed = CliRunner().invoke(app, [*asked, "--json"])
     assert json.loads(printed.stdout)[0]["steps"] == 4

@@ -132,9 +132,14 @@ def boxes_of(answer: dict[str, Any]) -> dict[str, Box]:
 
 @contextmanager
 def serving(
-    engine: Any, *, record: FlightRecord | None = None, told: list[tuple[str, float, dict[str, str]]] | None = None, **limits: Any
+    engine: Any,
+    *,
+    facts: LayoutFacts = FACTS,
+    record: FlightRecord | None = None,
+    told: list[tuple[str, float, dict[str, str]]] | None = None,
+    **limits: Any,
 ) -> Iterator[LayoutService]:
-    model = LayoutModel(name="layout", facts=FACTS, limits=LayoutLimits(**limits), file=Path("model.onnx"), fingerprint="one")
+    model = LayoutModel(name="layout", facts=facts, limits=LayoutLimits(**limits), file=Path("model.onnx"), fingerprint="one")
 
     def write(metric: Any, value: float, labels: Mapping[str, str]) -> None:
         if told is not None:

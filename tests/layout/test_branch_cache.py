@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import drawing
 import numpy as np
 import pytest
 from drawing import FACTS, FLOW, Arrays, Straight, ask, serving, wait_until
@@ -78,14 +77,8 @@ class Branching(Straight):
 FACTS_WITH = replace(FACTS, branches=BranchFacts(blocks=2, width=3, calibrations=(FOUND,)))
 
 
-@contextmanager
-def caching(engine: Any, **more: Any) -> Iterator[LayoutService]:
-    before, drawing.FACTS = drawing.FACTS, FACTS_WITH
-    try:
-        with serving(engine, default_steps=STEPS, **more) as service:
-            yield service
-    finally:
-        drawing.FACTS = before
+def caching(engine: Any, **more: Any) -> AbstractContextManager[LayoutService]:
+    return serving(engine, facts=FACTS_WITH, **{"default_steps": STEPS, **more})
 
 
 def last(service: LayoutService, *arguments: Any, **options: Any) -> dict[str, Any]:
