@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from nereid_bench.peers import LoneEngines, Peer, PeerProcess, PeerSettings, require_onnx_engines
+from nereid_bench.peers import SERVED, LoneEngines, Peer, PeerProcess, PeerSettings, require_onnx_engines
 from nereid_bench.servers import serving
 from nereid_bench.workload import GUIDANCE, Job, Outcome, Settings, drive, make_jobs
 
@@ -41,9 +41,13 @@ def compare(plan: Plan, say: Say) -> dict[str, Any]:
     lone_request = overhead(plan.settings, max(plan.steps), plan.overhead_rounds)
     lone: dict[Peer, dict[int, float]] = {}
     for peer in Peer:
+        if peer is Peer.NEREID_GOALS:  # alone it is the other one
+            continue
         say(f"{peer}: lone latency")
         with running(peer, plan.settings) as draw:
             lone[peer] = {steps: _lone(draw, steps, plan.lone_repeats) for steps in plan.steps}
+    lone[Peer.NEREID_GOALS] = lone[Peer.NEREID]
+    goals = {steps: SLACK * seconds for steps, seconds in lone[Peer.DIFFUSERS].items()}
     capacity = 1 / statistics.mean(lone[Peer.DIFFUSERS].values())
     rows = []
     for load in plan.loads:
@@ -52,7 +56,7 @@ def compare(plan: Plan, say: Say) -> dict[str, Any]:
         for number in range(plan.rounds):
             for peer in Peer:
                 say(f"{peer}: load {load:g}" + (f", round {number + 1} of {plan.rounds}" if plan.rounds > 1 else ""))
-                with running(peer, plan.settings) as draw:
+                with running(peer, plan.settings, goals if peer is Peer.NEREID_GOALS else None) as draw:
                     outcomes = drive(jobs, draw, lambda done: None)
                 figures[peer].append(summary(outcomes, lone[peer], lone[Peer.DIFFUSERS]))
         rows += [{"peer": str(peer), "load": load, **_medians(figures[peer])} for peer in Peer]
@@ -122,9 +126,9 @@ def _medians(rounds: list[dict[str, float]]) -> dict[str, float]:
 
 
 @contextmanager
-def running(peer: Peer, settings: PeerSettings) -> Iterator[DrawJob]:
-    """A peer, warmed up, as a callable that draws one job."""
-    if peer is not Peer.NEREID:
+def running(peer: Peer, settings: PeerSettings, goals: Mapping[int, float] | None = None) -> Iterator[DrawJob]:
+    """A peer, warmed up, as a callable that draws one job. `goals`: seconds by steps that Nereid is asked to be done within."""
+    if peer not in SERVED:
         with PeerProcess(peer, settings) as process:
             yield process.draw
         return
@@ -139,6 +143,7 @@ def running(peer: Peer, settings: PeerSettings) -> Iterator[DrawJob]:
                 guidance_scale=GUIDANCE,
                 width=settings.side,
                 height=settings.side,
+                deadline_seconds=goals[job.steps] if goals and job.steps in goals else None,
             )
             return job.settings
 

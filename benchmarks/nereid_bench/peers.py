@@ -27,6 +27,7 @@ WINDOW_SECONDS = 0.1
 
 class Peer(StrEnum):
     NEREID = "a: Nereid, gRPC"
+    NEREID_GOALS = "a: the same, deadline_seconds given"
     DIFFUSERS = "b: diffusers, one at a time"
     DIFFUSERS_BATCHED = "c: diffusers, batches of 8 or 100 ms"
     ENGINES_BATCHED = "d: same engines, batches of 8 or 100 ms"
@@ -41,6 +42,9 @@ class PeerSettings:
     threads: int
     side: int
 
+
+SERVED = (Peer.NEREID, Peer.NEREID_GOALS)
+"""Nereid itself; told what a good answer is, or not."""
 
 Draw = Callable[[list[str], list[int], int, str], None]
 """Draws prompts with seeds, all with the same steps and scheduler."""

@@ -10,7 +10,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from nereid_client.batch import BatchError, BatchRun, Target
-from nereid_client.terminal import INTERRUPTED, console, fail, say_error
+from nereid_client.terminal import INTERRUPTED, console, fail, say, say_error
 
 app = typer.Typer(help="Work a file of requests off.", no_args_is_help=True)
 
@@ -41,7 +41,7 @@ def run(
     except KeyboardInterrupt:
         say_error(f"stopped; the same command goes on, and keeps what {output} has")
         raise typer.Exit(INTERRUPTED) from None
-    console.print(f"{output}  {len(work.requests) - failed} answers, {failed} errors", highlight=False, soft_wrap=True)
+    say(f"{output}  {len(work.requests) - failed} answers, {failed} errors")
     if failed:
         raise typer.Exit(1)
 

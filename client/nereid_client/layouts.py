@@ -52,11 +52,15 @@ class PlacedElement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayoutProgress:
-    """A request on its way: after `step` of `num_inference_steps`, what its boxes are predicted to be."""
+    """A request on its way: after `step` of `num_inference_steps`, what its boxes are predicted to be.
+
+    `answer` is all that the server said.
+    """
 
     step: int
     num_inference_steps: int
     elements: tuple[PlacedElement, ...]
+    answer: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +94,8 @@ def from_layout_tensors(tensors: Tensors) -> LayoutProgress | LayoutResult:
     answer = json.loads(tensors["layout"].reshape(-1)[0])
     elements = tuple(PlacedElement.of(element) for element in answer["elements"])
     if "score" not in tensors:
-        return LayoutProgress(step=answer["step"], num_inference_steps=answer["num_inference_steps"], elements=elements)
+        step, steps = answer["step"], answer["num_inference_steps"]
+        return LayoutProgress(step=step, num_inference_steps=steps, elements=elements, answer=answer)
     return LayoutResult(
         elements=elements,
         checks=tuple(answer["checks"]),

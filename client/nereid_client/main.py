@@ -21,7 +21,7 @@ from nereid_client.image_options import with_image_options, with_layout_options
 from nereid_client.images import ImageProgress, ImageResult
 from nereid_client.options import Protocol
 from nereid_client.page_cli import page
-from nereid_client.terminal import INTERRUPTED, console, fail, say_error
+from nereid_client.terminal import INTERRUPTED, console, fail, say, say_error, say_warning
 from nereid_client.top import top
 
 # Verbs of other distributions: imported when used, because they need packages that a client does without.
@@ -84,7 +84,7 @@ def generate(
         say_error("stopped; the server was told so")
         raise typer.Exit(INTERRUPTED) from None
     for warning in result.warnings:
-        console.print(f"[yellow]warning:[/yellow] {warning}", highlight=False, soft_wrap=True)
+        say_warning(warning)
     if as_json:
         facts = {
             "output": str(output),
@@ -95,7 +95,7 @@ def generate(
         }
         print(json.dumps(facts))
     else:
-        console.print(f"{output}  seed {result.seed}  {result.denoise_seconds:.2f} s", highlight=False)
+        say(f"{output}  seed {result.seed}  {result.denoise_seconds:.2f} s")
 
 
 @app.command()
@@ -134,17 +134,16 @@ def layout(
         say_error("stopped; the server was told so")
         raise typer.Exit(INTERRUPTED) from None
     for said in result.degraded:
-        console.print(f"[yellow]warning:[/yellow] {said}", highlight=False, soft_wrap=True)
+        say_warning(said)
     if as_json:
         print(json.dumps(result.answer))
         return
     for check in result.checks:
         elements = ", ".join(check["elements"])
-        said = f"{check['severity']}: {check['check']} of {elements}: {check['value']:g}, limit {check['limit']:g}"
-        console.print(said, highlight=False, markup=False, soft_wrap=True)
+        say(f"{check['severity']}: {check['check']} of {elements}: {check['value']:g}, limit {check['limit']:g}")
     moved = len(result.answer["repaired"])
     where = f"{output}  " if output is not None else ""
-    console.print(f"{where}score {result.score:.3f}  seed {result.seed}  {moved} boxes moved by repair", highlight=False)
+    say(f"{where}score {result.score:.3f}  seed {result.seed}  {moved} boxes moved by repair")
 
 
 def _read_section(file: Path) -> str | list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from nereid_client.errors import NereidError
 from nereid_client.image_options import with_page_options
 from nereid_client.options import Protocol
 from nereid_client.pages import PageProgress, PageResult
-from nereid_client.terminal import INTERRUPTED, console, fail, say_error
+from nereid_client.terminal import INTERRUPTED, console, fail, say, say_error, say_warning
 
 
 @with_page_options
@@ -50,19 +50,17 @@ def page(
         say_error("stopped; the server was told so")
         raise typer.Exit(INTERRUPTED) from None
     for said in made.degraded:
-        console.print(f"[yellow]warning:[/yellow] {said}", highlight=False, soft_wrap=True, markup=True)
+        say_warning(said)
     if as_json:
         print(json.dumps(made.answer))
         return
     for check in made.checks:
         if check["severity"] == "error":
-            said = f"error: {check['check']} of {', '.join(check['elements'])}: {check['value']:g}, limit {check['limit']:g}"
-            console.print(said, highlight=False, markup=False, soft_wrap=True)
+            say(f"error: {check['check']} of {', '.join(check['elements'])}: {check['value']:g}, limit {check['limit']:g}")
     where = f"{output}  {drawn}" if drawn is not None else f"{output}"
     sections = len(made.answer["sections"])
     first, whole = made.seconds["first_section"], made.seconds["page"]
-    said = f"{where}  {sections} sections, the first after {first:.2f} s, all after {whole:.2f} s"
-    console.print(said, highlight=False, soft_wrap=True)
+    say(f"{where}  {sections} sections, the first after {first:.2f} s, all after {whole:.2f} s")
 
 
 def _streamed(client: Client, brief: str, fields: dict[str, Any], output: Path) -> PageResult:
@@ -84,7 +82,7 @@ def _show(status: Status, answer: PageProgress, output: Path) -> None:
 def _drawn(made: PageResult, output: Path) -> Path | None:
     browser = find_browser()
     if browser is None:
-        console.print("no picture is drawn: there is no Chromium on the path (--no-png does without)", highlight=False)
+        say("no picture is drawn: there is no Chromium on the path (--no-png does without)")
         return None
     target = output.with_suffix(".png")
     screenshot(output, target, made.width, made.height, browser)

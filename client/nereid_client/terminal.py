@@ -19,6 +19,16 @@ def say_error(error: object) -> None:
     console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
 
 
+def say_warning(warning: object) -> None:
+    """One line that begins with `warning:`."""
+    console.print(f"[yellow]warning:[/yellow] {escape(str(warning))}", highlight=False, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """One line, as it is."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def fail(error: object) -> NoReturn:
     """Say the error and end the command with status 1."""
     say_error(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Annotated
@@ -17,7 +17,19 @@ from rich.text import Text
 
 from nereid_client.scraping import Page
 from nereid_client.terminal import fail
-from nereid_client.top_state import GATEWAY, SOURCES, SUPERVISOR, TRITON, Gateway, ImagePipeline, LanguageModel, Model, State
+from nereid_client.top_state import (
+    GATEWAY,
+    SOURCES,
+    SUPERVISOR,
+    TRITON,
+    Gateway,
+    ImagePipeline,
+    LanguageModel,
+    LayoutModel,
+    Model,
+    PageMaker,
+    State,
+)
 from nereid_client.top_state import Supervisor as SupervisorState
 
 FETCH_SECONDS = 5.0
@@ -90,6 +102,10 @@ def render(state: State, addresses: Addresses) -> RenderableType:
         parts.append(_image(pipeline))
     if state.texts:
         parts.append(_texts(state.texts))
+    if state.layouts:
+        parts.append(_layouts(state.layouts))
+    if state.pages:
+        parts.append(_pages(state.pages))
     if state.gateway is not None:
         parts.append(_gateway(state.gateway))
     if state.supervisor is not None and state.supervisor.memory_bytes:
@@ -176,6 +192,51 @@ def _texts(models: Iterable[LanguageModel]) -> Table:
             _count(model.preemptions),
             _count(model.worker_deaths),
             _count(model.replays),
+        )
+    return table
+
+
+def _layouts(models: Iterable[LayoutModel]) -> Table:
+    columns = ("running", "waiting", "layouts/s", "rows/call", "step", "request", "passed", "degraded/s", "deaths")
+    table = _table("layouts", "model", columns)
+    for model in models:
+        table.add_row(
+            Text(model.model),
+            _count(model.running),
+            _count(model.waiting),
+            _rate(model.layouts_per_second),
+            _rate(model.rows_per_call),
+            _seconds(model.step_seconds),
+            _seconds(model.request_seconds),
+            _share(model.passed),
+            _rate(model.degraded_per_second),
+            _count(model.worker_deaths),
+        )
+    return table
+
+
+def _pages(models: Sequence[PageMaker]) -> Table:
+    stages = list(dict.fromkeys(stage for model in models for stage in model.stage_seconds))
+    columns = (
+        "running",
+        "pages/s",
+        "page",
+        "first section",
+        *(f"a call: {stage}" for stage in stages),
+        "passed",
+        "degraded/page",
+    )
+    table = _table("pages", "model", columns)
+    for model in models:
+        table.add_row(
+            Text(model.model),
+            _count(model.running),
+            _rate(model.pages_per_second),
+            _seconds(model.page_seconds),
+            _seconds(model.first_section_seconds),
+            *(_seconds(model.stage_seconds.get(stage)) for stage in stages),
+            _share(model.passed),
+            _rate(model.degraded),
         )
     return table
 

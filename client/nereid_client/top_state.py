@@ -89,6 +89,36 @@ class LanguageModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutModel:
+    """One `layout`. `passed` is the share of answers without an error, `degraded_per_second` are those worse than asked for."""
+
+    model: str
+    running: float | None
+    waiting: float | None
+    layouts_per_second: float | None
+    rows_per_call: float | None
+    step_seconds: float | None
+    request_seconds: float | None
+    passed: float | None
+    degraded_per_second: float | None
+    worker_deaths: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageMaker:
+    """One `page`. `stage_seconds` has by stage what a call takes, `degraded` is pieces worse than asked for, of one page."""
+
+    model: str
+    running: float | None
+    pages_per_second: float | None
+    page_seconds: float | None
+    first_section_seconds: float | None
+    stage_seconds: dict[str, float | None]
+    passed: float | None
+    degraded: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """One route of the gateway."""
 
@@ -124,6 +154,8 @@ class State:
     models: tuple[Model, ...]
     images: tuple[ImagePipeline, ...]
     texts: tuple[LanguageModel, ...]
+    layouts: tuple[LayoutModel, ...]
+    pages: tuple[PageMaker, ...]
     gateway: Gateway | None
     supervisor: Supervisor | None
 
@@ -140,6 +172,8 @@ class State:
             models=tuple(_model(name, triton, served) for name in _models(triton, served)),
             images=tuple(_image(name, triton) for name in triton.labels(names.IMAGE_ACTIVE_REQUESTS, "model")),
             texts=tuple(_text(name, triton) for name in triton.labels(names.LLM_RUNNING, "model")),
+            layouts=tuple(_layout(name, triton) for name in triton.labels(names.LAYOUT_LOOP.active_requests, "model")),
+            pages=tuple(_page(name, triton) for name in triton.labels(names.PAGE_ACTIVE_REQUESTS, "model")),
             gateway=_gateway(gateway) if after.get(GATEWAY) is not None else None,
             supervisor=_supervisor(served) if after.get(SUPERVISOR) is not None else None,
         )
@@ -245,6 +279,44 @@ def _text(model: str, triton: _Reading) -> LanguageModel:
         worker_deaths=triton.now(names.LLM_WORKER_DEATHS, model=model),
         replays=triton.now(names.LLM_REPLAYS, model=model),
     )
+
+
+def _layout(model: str, triton: _Reading) -> LayoutModel:
+    loop = names.LAYOUT_LOOP
+    return LayoutModel(
+        model=model,
+        running=triton.now(loop.active_requests, model=model),
+        waiting=triton.now(loop.queued_requests, model=model),
+        layouts_per_second=triton.rate(loop.made, model=model),
+        rows_per_call=triton.mean(loop.rows_per_tick, model=model),
+        step_seconds=triton.mean(loop.step_seconds, model=model),
+        request_seconds=triton.mean(loop.request_seconds, model=model),
+        passed=_passed(names.LAYOUT_CHECKS, model, triton),
+        degraded_per_second=triton.rate(names.LAYOUT_DEGRADED, model=model),
+        worker_deaths=triton.now(names.LAYOUT_WORKER_DEATHS, model=model),
+    )
+
+
+def _page(model: str, triton: _Reading) -> PageMaker:
+    stages = triton.labels(f"{names.PAGE_STAGE_SECONDS.name}_count", "stage")
+    made = triton.rate(names.PAGE_CHECKS, model=model)
+    degraded = triton.rate(names.PAGE_DEGRADED, model=model) or 0.0
+    return PageMaker(
+        model=model,
+        running=triton.now(names.PAGE_ACTIVE_REQUESTS, model=model),
+        pages_per_second=made,
+        page_seconds=triton.mean(names.PAGE_REQUEST_SECONDS, model=model),
+        first_section_seconds=triton.mean(names.PAGE_FIRST_SECTION_SECONDS, model=model),
+        stage_seconds={stage: triton.mean(names.PAGE_STAGE_SECONDS, model=model, stage=stage) for stage in stages},
+        passed=_passed(names.PAGE_CHECKS, model, triton),
+        degraded=degraded / made if made else None,
+    )
+
+
+def _passed(checks: Metric, model: str, triton: _Reading) -> float | None:
+    """The share of answers without an error; None where there was no answer."""
+    answers = triton.rate(checks, model=model)
+    return (triton.rate(checks, model=model, passed="true") or 0.0) / answers if answers else None
 
 
 def _gateway(gateway: _Reading) -> Gateway:

@@ -46,7 +46,7 @@ class Field:
         models: who takes it as an input.
         or_number: a text that may be given as a number.
         option: its name on the command line of `nereid generate`, where it has one.
-        gateway: whether /v1/images/generations takes it under this name.
+        gateway: whether its route of the gateway (of images: /v1/images/generations) takes it under this name.
     """
 
     name: str

@@ -265,7 +265,7 @@ IMAGE_FIELDS: tuple[Field, ...] = (
     Field(
         name="deadline_seconds",
         dtype=DType.FP32,
-        help="A soft goal, seconds from arrival: work is ordered so that it is met where it can be; nothing is given up for it.",
+        help="A soft goal, seconds from arrival: work is ordered so that it is met where it can be; once lost, others go first.",
         default="the server's latency_target times what the picture takes alone",
         low=1e-3,
         high=86_400.0,

@@ -1,4 +1,4 @@
-"""The table of layout request fields: read by `layout`, its config.pbtxt, the SDK, `nereid layout` and docs/reference.md."""
+"""The table of layout request fields: read by `layout`, its config.pbtxt, SDK, gateway, `nereid layout` and docs/reference.md."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ FORMATS = ("json", "css", "figma", "svg")
 EFFORTS = ("full", "adaptive")
 
 
-def _of_layouts(field: Field) -> Field:
-    """A field that images have, too: a request for a layout has one prompt, and no route of the gateway."""
-    return replace(field, models=_LAYOUT, per_request=False, gateway=False)
+def _of_layouts(field: Field, *, gateway: bool = False) -> Field:
+    """A field that images have, too: a request for a layout has one section."""
+    return replace(field, models=_LAYOUT, per_request=False, gateway=gateway)
 
 
 LAYOUT_FIELDS: tuple[Field, ...] = (
@@ -26,6 +26,7 @@ LAYOUT_FIELDS: tuple[Field, ...] = (
         help="Where the section stands: a JSON object with width (CSS pixels), and where wanted density, columns, style; or the "
         "width alone.",
         models=_LAYOUT,
+        gateway=True,
     ),
     Field(
         name="html",
@@ -33,6 +34,7 @@ LAYOUT_FIELDS: tuple[Field, ...] = (
         help="The section as HTML: one root, every tag closed. Either this or elements.",
         default="elements",
         models=_LAYOUT,
+        gateway=True,
     ),
     Field(
         name="elements",
@@ -41,6 +43,7 @@ LAYOUT_FIELDS: tuple[Field, ...] = (
         "stay, draft is a box to refine.",
         default="html",
         models=_LAYOUT,
+        gateway=True,
     ),
     Field(
         name="format",
@@ -49,6 +52,7 @@ LAYOUT_FIELDS: tuple[Field, ...] = (
         default="json",
         models=_LAYOUT,
         option="--format",
+        gateway=True,
     ),
     Field(
         name="n",
@@ -60,6 +64,7 @@ LAYOUT_FIELDS: tuple[Field, ...] = (
         limit="max_candidates",
         models=_LAYOUT,
         option="-n",
+        gateway=True,
     ),
     Field(
         name="num_inference_steps",
@@ -71,6 +76,7 @@ LAYOUT_FIELDS: tuple[Field, ...] = (
         limit="max_steps",
         models=_LAYOUT,
         option="--steps",
+        gateway=True,
     ),
     Field(
         name="effort",
@@ -79,6 +85,7 @@ LAYOUT_FIELDS: tuple[Field, ...] = (
         default="full",
         models=_LAYOUT,
         option="--effort",
+        gateway=True,
     ),
     Field(
         name="scheduler",
@@ -87,6 +94,7 @@ LAYOUT_FIELDS: tuple[Field, ...] = (
         default="the checkpoint's",
         models=_LAYOUT,
         option="--scheduler",
+        gateway=True,
     ),
     Field(
         name="cache",
@@ -97,6 +105,7 @@ LAYOUT_FIELDS: tuple[Field, ...] = (
         default="off",
         models=_LAYOUT,
         option="--cache",
+        gateway=True,
     ),
     Field(
         name="seed",
@@ -107,6 +116,7 @@ LAYOUT_FIELDS: tuple[Field, ...] = (
         high=MAX_SEED,
         models=_LAYOUT,
         option="--seed",
+        gateway=True,
     ),
     Field(
         name="stream_interval",
@@ -126,9 +136,10 @@ LAYOUT_FIELDS: tuple[Field, ...] = (
         high=86_400.0,
         models=_LAYOUT,
         option="--deadline",
+        gateway=True,
     ),
     _of_layouts(TIMEOUT_SECONDS),
-    _of_layouts(PRIORITY),
+    _of_layouts(PRIORITY, gateway=True),
     _of_layouts(RUN_ID),
     _of_layouts(WATCH),
     _of_layouts(CANCEL),

@@ -77,7 +77,10 @@ def _require(options: PageExportOptions, models: list[str]) -> None:
 
 def _facts(options: PageExportOptions, called: dict[str, str]) -> dict[str, Any]:
     out = options.out
-    pipeline = Pipeline.read(out / called["denoise_model"] / "1")
+    try:
+        pipeline = Pipeline.read(out / called["denoise_model"] / "1")
+    except ValueError as error:
+        raise ExportError(str(error)) from None
     chat = _frame(out / called["llm_model"])
     return {
         "chat": chat,

@@ -25,7 +25,7 @@ from nereid.diffusion.phases import waits_for_phase
 from nereid.diffusion.plan import EngineCall, commit, engine_rows, pack
 from nereid.diffusion.state import ImageRun
 from nereid.engines.costs import StepCosts
-from nereid.engines.lanes import CallSizes, Candidate, FairClock, order, rows_for_the_best
+from nereid.engines.lanes import CallSizes, Candidate, FairClock, is_late, order, rows_for_the_best
 from nereid.flow.errors import EngineError, LostError, PoisonousRequestError, RequestError
 from nereid.flow.request_ids import named
 from nereid.flow.tickets import aged
@@ -236,8 +236,10 @@ class DenoisingLoop:
             ratio = self._step_cost(run, other) / (seconds or math.nan) if other is not variant and left else 1.0
             steps += left * (1.0 if math.isnan(ratio) else ratio)
         goal = task.request.deadline_seconds is not None
-        pressing = goal and _pressing(task.due - time.monotonic(), steps * seconds, seconds)
-        return Candidate(steps, engine_rows(run), task.due, run.passed_over, self._priority(task, run), pressing)
+        in_hand = task.due - time.monotonic()
+        pressing = goal and _pressing(in_hand, steps * seconds, seconds)
+        late = goal and is_late(in_hand, steps, seconds, run.passed_over)
+        return Candidate(steps, engine_rows(run), task.due, run.passed_over, self._priority(task, run), pressing, late)
 
     @staticmethod
     def _priority(task: LoopTask, run: ImageRun) -> int:

@@ -218,7 +218,7 @@ class DenoiseService:
         """Fill in the starting latents, which may call the VAE encoder; then the ticket may join."""
         try:
             task.runs = start_runs(task.request, self.encode, lambda: ticket.finished)
-            task.due, ticket.start_by = self._due(task)
+            task.due, ticket.start_by, ticket.late_from = self._due(task)
             if task.flight.is_suspect:
                 ticket.alone = True
             self._batcher.redeem(ticket)
@@ -233,9 +233,9 @@ class DenoiseService:
         height, width = (side * self.pipeline.vae_scale_factor for side in run.row.latent_shape[-2:])
         return self.limits.features_shared_bytes // (self.limits.concurrent_calls * self.pipeline.shared_bytes(height * width, 1))
 
-    def _due(self, task: ImageTask) -> tuple[float, float]:
-        """When it should be done: as its goal says, or to have taken no more than `latency_target` times as long as alone; and
-        when it must be admitted for a goal, with as much time in hand as it takes alone."""
+    def _due(self, task: ImageTask) -> tuple[float, float, float]:
+        """When it should be done: as its goal says, or to have taken no more than `latency_target` times as long as alone; by
+        when it must be admitted for a goal, with as much time in hand as it takes alone; and when its goal is lost."""
         lone = sum(
             steps * self.costs.predict(cost_key(variant, run.shape), engine_rows(run))
             for run in task.runs
@@ -244,8 +244,9 @@ class DenoiseService:
         )
         if (goal := task.request.deadline_seconds) is not None:
             due = task.submitted + goal
-            return due, due - 2 * (0.0 if math.isnan(lone) else lone)
-        return (math.inf if math.isnan(lone) else task.submitted + self.limits.latency_target * lone), math.inf
+            known = 0.0 if math.isnan(lone) else lone
+            return due, due - 2 * known, due - known
+        return (math.inf if math.isnan(lone) else task.submitted + self.limits.latency_target * lone), math.inf, math.inf
 
     def _advance(self, tasks: Sequence[ImageTask]) -> None:
         for task in tasks:

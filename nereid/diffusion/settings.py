@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from nereid.diffusion.solvers import SchedulerConfig, SchedulerName
 from nereid.diffusion.vae_tiles import BYTES_PER_PIXEL, VaeTiling
 from nereid.engines.memory import RunMemory
 from nereid.flow.errors import InvalidRequestError
+from nereid.flow.exported import exported_facts
 from nereid.flow.parameters import read_parameters
 
 PIPELINE_FILE = "pipeline.json"
@@ -125,8 +127,17 @@ class Pipeline:
 
     @classmethod
     def from_json(cls, text: str) -> Pipeline:
-        """Parse what `to_json` wrote; `scheduler` is the checkpoint's own scheduler_config.json."""
-        raw = json.loads(text)
+        """Parse what export writes; `scheduler` is the checkpoint's own scheduler_config.json."""
+        return cls._of(json.loads(text))
+
+    @classmethod
+    def read(cls, folder: Path) -> Pipeline:
+        """The pipeline that a model's version folder belongs to; raises ValueError naming the file and what is wrong with it."""
+        with exported_facts(folder / PIPELINE_FILE) as raw:
+            return cls._of(raw)
+
+    @classmethod
+    def _of(cls, raw: dict[str, Any]) -> Pipeline:
         raw["default_scheduler"] = SchedulerName(raw["default_scheduler"])
         raw["latents_to_rgb"] = tuple(tuple(row) for row in raw["latents_to_rgb"])
         raw["scheduler"] = SchedulerConfig.from_diffusers(raw["scheduler"])
@@ -134,11 +145,6 @@ class Pipeline:
         raw["guidance_calibrations"] = tuple(map(CacheCalibration.parse, raw.get("guidance_calibrations", ())))
         raw["memory"] = {name: RunMemory(**measured) for name, measured in raw.get("memory", {}).items()}
         return cls(**raw)
-
-    @classmethod
-    def read(cls, folder: Path) -> Pipeline:
-        """The pipeline that a model's version folder belongs to."""
-        return cls.from_json((folder / PIPELINE_FILE).read_text())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,8 @@ RequestError
 
 from __future__ import annotations
 
+import re
+
 from nereid_protocol.errors import ErrorKind, Status, WireError
 
 
@@ -33,8 +35,9 @@ class RequestError(Exception):
         return self.kind.status
 
     def wire(self) -> str:
-        """The form in which it crosses Triton."""
-        return str(WireError(str(self), self.kind, self.field))
+        """The form in which it crosses Triton, where all of it is Unicode: half of a surrogate pair is shown escaped."""
+        sentence = str(self).encode(errors="backslashreplace").decode()
+        return str(WireError(sentence, self.kind, self.field))
 
     @staticmethod
     def of_wire(error: WireError) -> RequestError:
@@ -56,7 +59,7 @@ class InvalidRequestError(RequestError):
             shown = shown[:77] + "..."
         # "shape of latents", "characters in prompt": the field is the last word; "width x height" has two and names neither.
         name = field.rpartition(" ")[2]
-        named = name if " x " not in field and name.replace("_", "").replace(".", "").isalnum() else None
+        named = name if " x " not in field and re.sub("[_.-]", "", name).isalnum() else None
         return cls(f"{field}: {shown} is not allowed; it must be {allowed}", named)
 
 

@@ -83,8 +83,14 @@ class Ticket(Generic[T]):
     priority: int = USUAL_PRIORITY
     start_by: float = math.inf
     """When it must be admitted to meet a goal that it was given."""
+    late_from: float = math.inf
+    """When it is too late to meet that goal."""
     request_id: str = field(default_factory=current)
     in_use: threading.Lock = field(default_factory=threading.Lock)
+
+    def turn(self, now: float) -> tuple[int, bool, bool]:
+        """Its place among those that wait: the least goes first."""
+        return aged(self.priority, now - self.submitted), now >= self.late_from, now < self.start_by
 
     def lost(self, now: float) -> RequestError | None:
         """Why it need not go on, if so."""
@@ -143,11 +149,12 @@ class Tickets(Generic[T]):
     def admit(self, told: Callable[[float], None]) -> None:
         """As rows and weight allow; who is not ready yet is passed over and keeps its place.
 
-        The best priority first; of equal ones those whose goal is at stake, and then first come, first served.
+        The best priority first; of equal ones those whose goal is not lost, of these those whose goal is at stake, and then first
+        come, first served.
         """
         rows, weight = self._in_use(self.active)
         now = time.monotonic()
-        turn = sorted(self.queue, key=lambda ticket: (aged(ticket.priority, now - ticket.submitted), now < ticket.start_by))
+        turn = sorted(self.queue, key=lambda ticket: ticket.turn(now))
         for ticket in turn:
             if not ticket.ready:
                 continue

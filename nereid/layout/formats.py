@@ -67,6 +67,9 @@ def _px(value: float) -> str:
 
 
 def _selector(name: str) -> str:
-    """By attribute, for an id may be any text: CSS strings escape quotes, backslashes and what is no printable character."""
-    escaped = "".join(char if char.isprintable() and char not in '"\\' else f"\\{ord(char):x} " for char in name)
+    """By attribute, for an id may be any text: CSS strings escape quotes, backslashes and what is no printable character.
+
+    `<` as well, so that no id ends the `<style>` that a sheet is put into.
+    """
+    escaped = "".join(char if char.isprintable() and char not in '"\\<' else f"\\{ord(char):x} " for char in name)
     return f'[id="{escaped}"]'

@@ -168,16 +168,22 @@ class _Reader(HTMLParser):
         self._found[place].text.append(data)
         self._found[place].own_text = self._found[place].own_text or bool(data.strip())
 
+    def parse_html_declaration(self, i: int) -> int:
+        if self.rawdata.startswith("<![", i):  # no HTML has it, and the standard library ends with an AssertionError over some
+            self._refuse(self.rawdata[i : i + 40], "absent")
+        return super().parse_html_declaration(i)
+
     def finish(self) -> list[Found]:
         self.close()
         if self._open:
             self._refuse(f"<{self._open[-1].name}>", "closed")
         if not self._found:
             raise InvalidRequestError.of("html", "", "a section with at least one element")
+        holders = {item.parent for item in self._found}
         for place, item in enumerate(self._found):
             if item.kind is not ElementClass.CARD or not item.own_text:
                 continue
-            if any(other.parent == place for other in self._found):
+            if place in holders:
                 raise InvalidRequestError.of("html", f"text in <{item.tag}>", "in an element of its own, like <p>, beside others")
             item.kind = ElementClass.PARAGRAPH
         return self._found

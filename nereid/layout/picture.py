@@ -38,9 +38,14 @@ def picture(section: Section, boxes: Sequence[Box], findings: Sequence[Finding] 
         stroke = _ERROR if wrong else _WARNING if own else _LINE
         said = "; ".join(f"{finding.check}: {finding.value:g}, limit {finding.limit:g}" for finding in own)
         lines.append(
-            f"<g><title>{escape(f'{element.id} {said}'.strip())}</title>"
+            f"<g><title>{_text(f'{element.id} {said}'.strip())}</title>"
             f'<rect x="{box.x:g}" y="{box.y:g}" width="{max(box.width, 0):g}" height="{max(box.height, 0):g}"'
             f' fill="{_FILLS.get(element.kind, _TEXT)}" stroke="{stroke}" stroke-width="{2 if own else 1}"/>'
-            f'<text x="{box.x + 4:g}" y="{box.y + 14:g}" font-family="sans-serif" font-size="11">{escape(element.id)}</text></g>'
+            f'<text x="{box.x + 4:g}" y="{box.y + 14:g}" font-family="sans-serif" font-size="11">{_text(element.id)}</text></g>'
         )
     return "\n".join([*lines, "</svg>"]) + "\n"
+
+
+def _text(text: str) -> str:
+    """As it may stand in XML, which has no control characters."""
+    return escape("".join(char if char.isprintable() else "\ufffd" for char in text))

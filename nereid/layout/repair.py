@@ -87,9 +87,9 @@ class _Repair:
         self.least = self._least_widths()
 
     def _least_widths(self) -> list[float]:
-        """What each element needs, containers what their widest child does."""
+        """What each element needs, containers what their widest child does; a box without a width is none."""
         section = self.section
-        least = [float(round_up(needed_width(element, section.canvas))) for element in section.elements]
+        least = [float(max(round_up(needed_width(element, section.canvas)), UNIT)) for element in section.elements]
         for place in reversed(range(len(section))):
             parent = section.parents[place]
             if parent >= 0:

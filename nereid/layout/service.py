@@ -28,8 +28,8 @@ from nereid.flow.errors import EngineError, LostError, PoisonousRequestError, Re
 from nereid.flow.fields import Inputs
 from nereid.flow.flight_record import Flight, FlightRecord, digest_of_inputs
 from nereid.flow.metrics import LoopObserver, Recorder
+from nereid.flow.replies import Reply, answer_question, is_question, take
 from nereid.flow.request_ids import NamedThreads
-from nereid.flow.runs import read_id
 from nereid.flow.tickets import Ticket
 from nereid.layout.answers import Layout, Reason
 from nereid.layout.checks import has_errors
@@ -37,7 +37,7 @@ from nereid.layout.fewer_steps import round_seconds, steps_that_fit
 from nereid.layout.requests import parse_layout_request
 from nereid.layout.rows import end_sooner, layout_runs
 from nereid.layout.settings import LayoutModel
-from nereid.layout.task import LayoutTask, Reply
+from nereid.layout.task import LayoutTask
 from nereid_protocol.metrics import LAYOUT_BRANCHES, LAYOUT_CHECKS, LAYOUT_DEGRADED, LAYOUT_LOOP
 
 log = logging.getLogger(__name__)
@@ -108,16 +108,10 @@ class LayoutService:
 
     def handle(self, inputs: Inputs, reply: Reply) -> None:
         """Take one request; returns at once, `reply` follows."""
-        try:
-            if "watch" in inputs or "cancel" in inputs:
-                self._answer_question(inputs, reply)
-            else:
-                self._start(inputs, reply)
-        except RequestError as error:
-            self._refuse(error, reply)
-        except Exception:
-            log.exception("a request could not be read")
-            self._refuse(EngineError("internal error while reading the request; see the server's log"), reply)
+        if is_question(inputs):
+            answer_question(inputs, reply, self._batcher, self.model.fingerprint)
+        else:
+            take(inputs, reply, self._start, self._refuse)
 
     def stop(self) -> None:
         """Fail what is in flight, end the engine, and release the threads."""
@@ -130,13 +124,6 @@ class LayoutService:
             self.record.close()
 
     # --- requests ---
-
-    def _answer_question(self, inputs: Inputs, reply: Reply) -> None:
-        cancel, watch = read_id(inputs, "cancel"), read_id(inputs, "watch")
-        state = self._batcher.cancel(cancel) if cancel is not None else self._batcher.state(str(watch))
-        said = {"run_state": str(state), "system_fingerprint": self.model.fingerprint}
-        reply.send({name: np.array([value.encode()], np.object_) for name, value in said.items()})
-        reply.close()
 
     def _start(self, inputs: Inputs, reply: Reply) -> None:
         request = parse_layout_request(inputs, self.model.facts, self.model.limits)

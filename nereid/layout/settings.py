@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nereid.diffusion.branch_cache import BranchCalibration, BranchEngine
-from nereid.diffusion.solvers import ScheduleError, SchedulerConfig, SchedulerName, default_scheduler
+from nereid.diffusion.solvers import SchedulerConfig, SchedulerName, default_scheduler
 from nereid.engines.digests import digest_of_files
 from nereid.engines.worker import WorkerOptions
+from nereid.flow.exported import exported_facts
 from nereid.flow.parameters import read_parameters
 from nereid.layout.canvas import Canvas
 from nereid.layout.complexity import AdaptiveSteps
@@ -78,15 +78,9 @@ class LayoutFacts:
     def read(cls, folder: Path) -> LayoutFacts:
         """Parse what export wrote; raises ValueError naming the file and what is wrong with it."""
         file = folder / LAYOUT_FILE
-        try:
-            facts = json.loads(file.read_text(encoding="utf-8"))
+        with exported_facts(file) as facts:
             raw = facts["scheduler"]
             made = cls(schedule=SchedulerConfig.from_diffusers(raw), scheduler=default_scheduler(raw))
-        except OSError as error:
-            raise ValueError(f"{file} cannot be read ({error.strerror}); export the model again") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = str(error) if isinstance(error, ScheduleError) else "it lacks the scheduler's settings"
-            raise ValueError(f"{file} is not what export writes: {reason}; export the model again") from None
         try:
             if "branches" in facts:
                 made = replace(made, branches=BranchFacts.parse(facts["branches"], folder))

@@ -11,13 +11,14 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from nereid.diffusion.state import ImageRun
 from nereid.flow.errors import EngineError, RequestError
 from nereid.flow.flight_record import Flight
+from nereid.flow.replies import Outputs, Reply
 from nereid.flow.request_ids import current
 from nereid.layout.answers import Degraded, DrawnBy, Layout, Reason, answered, best_of, by_rules, placed
 from nereid.layout.elements import Box
@@ -25,18 +26,6 @@ from nereid.layout.requests import LayoutRequest
 from nereid.layout.rows import boxes_drawn, boxes_predicted
 
 log = logging.getLogger(__name__)
-
-Outputs = Mapping[str, np.ndarray]
-
-
-class Reply(Protocol):
-    """A decoupled request's answers."""
-
-    def send(self, outputs: Outputs) -> None: ...
-
-    def close(self, error: Exception | None = None) -> None: ...
-
-    def is_cancelled(self) -> bool: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -124,9 +113,11 @@ class LayoutTask:
         return best_of(section, [(run.row.seed, boxes_drawn(section, run)) for run in self.runs])
 
     def _close(self, outputs: Outputs | None, error: RequestError | None) -> None:
-        if outputs is not None:
-            self.reply.send(outputs)
-        self.reply.close(error)
+        try:
+            if outputs is not None:
+                self.reply.send(outputs)
+        finally:
+            self.reply.close(error)  # also for a caller that has gone: what is not closed counts as owed
 
     def _progress(self, boxes: list[Box], step: int, end: int) -> Outputs:
         answer = {"step": step, "num_inference_steps": end, **placed(self.request.section, boxes)}

@@ -14,9 +14,10 @@ from nereid.engines.worker import WorkerOptions
 from nereid.flow.batcher import InFlightBatcher, Ticket
 from nereid.flow.errors import DeadlineError, EngineError, PoisonousRequestError, RequestError
 from nereid.flow.flight_record import Flight, FlightRecord, digest_of
+from nereid.flow.replies import Reply, answer_question, is_question
 from nereid.flow.request_ids import NamedThreads
 from nereid.flow.request_parameters import REQUEST_PARAMETERS
-from nereid.flow.runs import Runs, read_id
+from nereid.flow.runs import Runs
 from nereid.flow.state_folder import state_file
 from nereid.llm.answers import Answer
 from nereid.llm.crew import Crew
@@ -27,7 +28,7 @@ from nereid.llm.pace import StreamPace
 from nereid.llm.requests import LlmRequest, parse_llm_request
 from nereid.llm.sent import Inputs
 from nereid.llm.settings import DRAFT_FOLDER, LlmFacts, LlmLimits, read_tokenizer
-from nereid.llm.tasks import LlmTask, Reply
+from nereid.llm.tasks import LlmTask
 from nereid.llm.text import TextStream, TokenTexts
 
 log = logging.getLogger(__name__)
@@ -163,8 +164,8 @@ class LlmService:
 
     def handle(self, inputs: Inputs, reply: Reply) -> None:
         """Take one request; returns at once, `reply` follows."""
-        if "watch" in inputs or "cancel" in inputs:
-            self._asking.submit(self._answer_question, inputs, reply)
+        if is_question(inputs):
+            self._asking.submit(answer_question, inputs, reply, self._runs, self.model.fingerprint)
             return
         try:
             ticket = self._batcher.take_ticket(rows=1)  # who is not read yet waits like any other
@@ -176,19 +177,6 @@ class LlmService:
     @property
     def worker_pid(self) -> int | None:
         return self._crew.worker.pid
-
-    def _answer_question(self, inputs: Inputs, reply: Reply) -> None:
-        """What has become of a run, or its cancellation."""
-        try:
-            cancel, watch = read_id(inputs, "cancel"), read_id(inputs, "watch")
-            state = self._runs.cancel(cancel) if cancel is not None else self._runs.state(str(watch))
-            said = {"run_state": str(state), "system_fingerprint": self.model.fingerprint}
-            reply.send({name: np.array([value.encode()], np.object_) for name, value in said.items()})
-            reply.close()
-        except RequestError as error:
-            reply.close(error)
-        except Exception:
-            log.info("a watch or cancel request was not answered: its caller is gone")
 
     def _prepare(self, inputs: Inputs, reply: Reply, ticket: Ticket[LlmTask]) -> None:
         flight = Flight(self.record, _digest(inputs))

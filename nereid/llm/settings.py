@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from nereid.flow.exported import exported_facts
 from nereid.flow.parameters import read_parameters
 from nereid.llm.engine import longest_row
 
@@ -55,20 +55,11 @@ class LlmFacts:
     @classmethod
     def read(cls, folder: Path) -> LlmFacts:
         """Parse what export wrote; raises ValueError naming the file and what is wrong with it."""
-        file, raw = folder / LLM_FILE, None
-        try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(raw, dict):
-                raise ValueError("it is no JSON object")
+        with exported_facts(folder / LLM_FILE) as raw:
+            if missing := [field.name for field in fields(cls) if field.default is MISSING and field.name not in raw]:
+                raise KeyError(", ".join(missing))
             kinds = {field.name: field.type for field in fields(cls)}
-            known = {name: _typed(name, str(kind), raw[name]) for name, kind in kinds.items() if name in raw}
-            return cls(**known)
-        except OSError as error:
-            raise ValueError(f"{file} cannot be read ({error.strerror}); export the model again") from None
-        except (ValueError, TypeError) as error:
-            missing = [field.name for field in fields(cls) if field.default is MISSING and field.name not in (raw or ())]
-            reason = f"it lacks {', '.join(missing)}" if missing else str(error)
-            raise ValueError(f"{file} is not what export writes: {reason}; export the model again") from None
+            return cls(**{name: _typed(name, str(kind), raw[name]) for name, kind in kinds.items() if name in raw})
 
 
 def _typed(name: str, kind: str, value: object) -> Any:

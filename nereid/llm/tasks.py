@@ -9,14 +9,15 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ParamSpec, Protocol
+from typing import ParamSpec
 
 import numpy as np
 
 from nereid.flow.errors import EngineError, RequestError
+from nereid.flow.replies import Outputs, Reply
 from nereid.flow.request_ids import NamedThreads, current, handling
 from nereid.llm.answers import Answer
 from nereid.llm.observer import LlmObserver
@@ -32,18 +33,7 @@ _numbers = itertools.count(1)
 _LONGEST_PAUSE = 86_400.0
 """Seconds between two answers of a stream, whatever its pace."""
 
-Outputs = Mapping[str, np.ndarray]
 P = ParamSpec("P")
-
-
-class Reply(Protocol):
-    """One request's way back; called from one thread at a time, never from the tick thread."""
-
-    def send(self, outputs: Outputs) -> None: ...
-
-    def close(self, error: Exception | None = None) -> None: ...
-
-    def is_cancelled(self) -> bool: ...
 
 
 @dataclass(slots=True, eq=False)

@@ -12,7 +12,7 @@ from typing import Any
 
 from nereid.flow.errors import InvalidRequestError
 from nereid.layout.canvas import Canvas
-from nereid.layout.content import CHARACTER, ITEM_GAP, needed_height, text_style
+from nereid.layout.content import BUTTON_PADDING, CHARACTER, ITEM_GAP, LINK_PADDING, needed_height, text_style
 from nereid.layout.element_list import MOST_ITEMS, read_elements
 from nereid.layout.elements import CONTAINERS, HEADINGS, MAX_ELEMENTS, MOST_CHARACTERS, ElementClass, Section
 from nereid.layout.html import Found, find_elements
@@ -194,12 +194,25 @@ def _element(part: Part, canvas: Canvas, theme: Theme, number: int, ratio: float
     long = [font.width(line, style) + side for line in part.lines]
     each = len(long) * max(long, default=0.0) if part.kind is ElementClass.LIST else sum(long)
     widest = max((longest_word(line, style) for line in part.lines), default=0.0) + side
-    made["characters"] = min(math.ceil(each / (CHARACTER * style.size)), MOST_CHARACTERS)
+    most = _longest_label(part, canvas) if part.kind in _LABELS else MOST_CHARACTERS
+    made["characters"] = min(math.ceil(each / (CHARACTER * style.size)), most)
     made["min_width"] = math.ceil(min(widest + 1, _widest_word(canvas)))
     made["color"] = theme.color_of(part.kind)
     if part.kind is ElementClass.LIST:
         made["items"] = len(part.lines)
     return made
+
+
+def _longest_label(part: Part, canvas: Canvas) -> int:
+    """Characters that one line can have on this canvas: a layout keeps labels on one line, a page breaks longer ones."""
+    grid, size = canvas.grid, text_style(part.kind, canvas)
+    assert size is not None
+    room = grid.span(grid.count) - 2 * _LABELS[part.kind] - (2 * CARD_SIDE if part.parent is not None else 0)
+    return max(1, math.floor(room / (CHARACTER * size.size)))
+
+
+_LABELS = {ElementClass.BUTTON: BUTTON_PADDING, ElementClass.LINK: LINK_PADDING}
+"""Classes whose text a layout keeps on one line, and how wide they are beside it on each side."""
 
 
 def _widest_word(canvas: Canvas) -> float:

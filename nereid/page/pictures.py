@@ -36,10 +36,10 @@ class PictureLanguage:
         template, words, by_topic = raw.get("template", PLAIN), raw.get("words", {}), raw.get("by_topic", [])
         if not isinstance(words, dict) or not all(_is_words(item) for item in words.values()):
             raise ValueError("words: it must be an object of lists of texts, none empty")
-        if not isinstance(by_topic, list) or not all(name in words for name in by_topic):
+        if not isinstance(by_topic, list) or not all(isinstance(name, str) and name in words for name in by_topic):
             raise ValueError("by_topic: it must be a list of names in words")
-        if not isinstance(template, str) or not _names(template) <= {*words, *_OWN}:
-            raise ValueError(f"template: it must be a text whose names are of {', '.join((*_OWN, *words))}")
+        if not isinstance(template, str) or not template.strip() or not _names(template) <= {*words, *_OWN}:
+            raise ValueError(f"template: it must be a text, not empty, whose names are of {', '.join((*_OWN, *words))}")
         return cls(template, {name: tuple(item) for name, item in words.items()}, frozenset(by_topic))
 
     def as_json(self) -> dict[str, Any]:

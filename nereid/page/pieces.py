@@ -7,7 +7,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -101,6 +101,13 @@ class Pieces:
         except queue.Empty:
             return self._unanswered()
         return done if self._out.pop(done.piece, None) is not None else None
+
+    def arrived(self) -> Iterator[Done]:
+        """What calls that are still waited for have brought by now."""
+        while not self._inbox.empty():
+            done = self._inbox.get()
+            if self._out.pop(done.piece, None) is not None:
+                yield done
 
     def _unanswered(self) -> Done | None:
         """A call that has been out for longer than one may be, and longer than its own limit."""

@@ -94,7 +94,8 @@ class PageRun:
         )
 
     def run(self, send: Callable[[PageAnswer], None], is_cancelled: Callable[[], bool]) -> PageAnswer:
-        """Make the page; `send` has it on its way, where that was asked for. Raises CancelledError, DeadlineError."""
+        """Make the page; `send` has it on its way, where that was asked for. Raises CancelledError, DeadlineError, and what
+        `is_cancelled` does."""
         pieces = self._pieces
         try:
             self._begin()
@@ -123,6 +124,8 @@ class PageRun:
 
     def _do_without(self) -> None:
         """The goal is reached: what is not there is made by rules."""
+        for done in self._pieces.arrived():
+            self._take(done)
         late = DeadlineError(f"it was not done within deadline_seconds ({self.request.deadline_seconds:g})")
         while dropped := self._pieces.drop():  # what replaces a piece may ask for others
             for piece in dropped:

@@ -9,9 +9,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
@@ -19,8 +17,9 @@ from nereid.flow.errors import EngineError, PoisonousRequestError, QueueFullErro
 from nereid.flow.fields import Inputs
 from nereid.flow.flight_record import Flight, FlightRecord, digest_of_inputs
 from nereid.flow.metrics import Recorder
+from nereid.flow.replies import Reply, answer_question, is_question, take
 from nereid.flow.request_ids import NamedThreads
-from nereid.flow.runs import Runs, read_id
+from nereid.flow.runs import Runs
 from nereid.page.requests import PageRequest, parse_page_request
 from nereid.page.run import PageAnswer, PageRun
 from nereid.page.settings import PageModel
@@ -39,16 +38,6 @@ log = logging.getLogger(__name__)
 
 _NOT_ASKED_FOR = ("run_id", "timeout_seconds", "priority", "deadline_seconds", "stream_interval")
 """Inputs that say nothing of the page: a request that is tried again has the same others."""
-
-
-class Reply(Protocol):
-    """A decoupled request's answers."""
-
-    def send(self, outputs: Mapping[str, np.ndarray]) -> None: ...
-
-    def close(self, error: Exception | None = None) -> None: ...
-
-    def is_cancelled(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,31 +99,20 @@ class PageService:
 
     def handle(self, inputs: Inputs, reply: Reply) -> None:
         """Take one request; returns at once, `reply` follows."""
-        try:
-            if "watch" in inputs or "cancel" in inputs:
-                self._answer_question(inputs, reply)
-            else:
-                self._start(inputs, reply)
-        except RequestError as error:
-            self._refuse(error, reply)
-        except Exception:
-            log.exception("a request could not be read")
-            self._refuse(EngineError("internal error while reading the request; see the server's log"), reply)
+        if is_question(inputs):
+            answer_question(inputs, reply, self._runs, self.model.fingerprint)
+        else:
+            take(inputs, reply, self._start, self._refuse)
 
     def stop(self) -> None:
         """End what is in flight, and release the threads."""
-        self._stopping = True
+        with self._lock:
+            self._stopping = True
         for pool in (self._pages, self._calls, self._aside):
             pool.shutdown(wait=True)
         self.recorder.stop()
         if self.record is not None:
             self.record.close()
-
-    def _answer_question(self, inputs: Inputs, reply: Reply) -> None:
-        cancel, watch = read_id(inputs, "cancel"), read_id(inputs, "watch")
-        state = self._runs.cancel(cancel) if cancel is not None else self._runs.state(str(watch))
-        reply.send({"run_state": _text(str(state)), "system_fingerprint": _text(self.model.fingerprint)})
-        reply.close()
 
     def _start(self, inputs: Inputs, reply: Reply) -> None:
         request = parse_page_request(inputs, self.model.limits)
@@ -149,9 +127,9 @@ class PageService:
                 raise QueueFullError(f"pages: {self._inside} are made already; at most {most} may be (max_pages)")
             self._inside += 1
             self._observer.active(self._inside)
-        run = _Run()
-        self._runs.begin(request.run_id, run)
-        self._pages.submit(self._make, request, reply, run, flight)
+            run = _Run()
+            self._runs.begin(request.run_id, run)
+            self._pages.submit(self._make, request, reply, run, flight)
 
     def _make(self, request: PageRequest, reply: Reply, run: _Run, flight: Flight) -> None:
         """One page, from its thread's begin to its last answer."""
@@ -184,7 +162,10 @@ class PageService:
         reply.close(failed)
 
     def _ends(self, run: _Run, reply: Reply) -> bool:
-        return run.cancelled or self._stopping or reply.is_cancelled()
+        """Raises StoppingError where it is not the caller who ends it."""
+        if self._stopping:
+            raise StoppingError("page: the model is being unloaded")
+        return run.cancelled or reply.is_cancelled()
 
     def _refuse(self, error: RequestError, reply: Reply) -> None:
         self.recorder.record(PAGE_REQUESTS, 1, outcome=error.outcome)

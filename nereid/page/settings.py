@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nereid.flow.exported import exported_facts
 from nereid.flow.parameters import read_parameters
 from nereid.page.pictures import PictureLanguage
 
@@ -48,16 +48,10 @@ class PageFacts:
     @classmethod
     def read(cls, folder: Path) -> PageFacts:
         """Parse what export wrote; raises ValueError naming the file and what is wrong with it."""
-        file = folder / PAGE_FILE
-        try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
+        with exported_facts(folder / PAGE_FILE) as raw:
             chat, planner = (ChatFrame.read(raw[name]) for name in ("chat", "planner_chat"))
             language = PictureLanguage.read(raw["picture_prompts"])
             return cls(chat=chat, planner_chat=planner, language=language, picture_ratio=float(raw["picture_ratio"]))
-        except OSError as error:
-            raise ValueError(f"{file} cannot be read ({error.strerror}); export the model again") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is not what export writes ({error}); export the model again") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

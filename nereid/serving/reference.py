@@ -69,7 +69,8 @@ unknown field is refused, or with `nereid serve --openai-lenient` ignored and na
 `x-nereid-ignored-fields`.
 """
 _LAYOUTS = """Inputs of `layout`, one value each; `canvas` and one of `html` and `elements` must be given. The same names
-are arguments of the SDK. [docs/layout.md](layout.md) has the forms of `canvas`, `elements` and the answer.
+are arguments of the SDK. *Gateway*: `/v1/layouts` takes it under this name, beside `model` and `stream`; `canvas` and `elements`
+are JSON there, not texts. [docs/layout.md](layout.md) has the forms of `canvas`, `elements` and the answer.
 """
 _PAGES = """Inputs of `page`, one value each; `brief` must be given. The same names are arguments of the SDK. *Gateway*:
 `/v1/pages` takes it under this name, beside `model` and `stream`. [docs/page.md](page.md) has the form of the answer.
@@ -163,7 +164,7 @@ def _layouts() -> Iterator[str]:
     yield "## Layout requests"
     yield _LAYOUTS
     yield _table(
-        ("field", "type", "allowed", "default", "`nereid layout`", "meaning"),
+        ("field", "type", "allowed", "default", "`nereid layout`", "gateway", "meaning"),
         (
             (
                 f"`{field.name}`",
@@ -171,6 +172,7 @@ def _layouts() -> Iterator[str]:
                 _allowed(field),
                 field.default or "required",
                 f"`{field.option}`" if field.option else "",
+                "yes" if field.gateway else "",
                 field.help,
             )
             for field in LAYOUT_FIELDS

@@ -126,6 +126,16 @@ def test_the_command_writes_the_page_and_says_what_is_wrong_with_it(tmp_path: Pa
     assert not (tmp_path / "p.png").exists()
 
 
+def test_what_models_say_and_files_are_called_is_not_read_as_markup(tmp_path: Path) -> None:
+    said = {"stage": "sections", "section": 1, "said": "its writer has failed: [/section] is not [a-z]"}
+    with grpc_server({"page": lambda _: iter([page(degraded=[said])])}) as (port, _):
+        target = tmp_path / "p[x].html"
+        run = CliRunner().invoke(app, ["page", "a bakery", "--url", f"127.0.0.1:{port}", "-o", str(target), "--no-png"])
+    assert run.exit_code == 0, run.exception
+    assert "warning: section 1: its writer has failed: [/section] is not [a-z]" in run.stderr
+    assert f"{target}  1 sections" in run.stderr
+
+
 def test_a_browser_that_draws_nothing_is_said_so_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     browser = tmp_path / "chromium"
     browser.write_text("#!/bin/sh\necho 'no display' >&2\nexit 3\n")

@@ -61,6 +61,28 @@ nereid_llm_requests_running{{model="llm"}} 2
 nereid_llm_generation_tokens_total{{model="llm"}} {tokens}
 # TYPE nereid_llm_kv_cache_usage_ratio gauge
 nereid_llm_kv_cache_usage_ratio{{model="llm"}} 0.42
+# TYPE nereid_layout_active_requests gauge
+nereid_layout_active_requests{{model="layout"}} 6
+# TYPE nereid_layouts_total counter
+nereid_layouts_total{{model="layout"}} {rows}
+# TYPE nereid_layout_answers_total counter
+nereid_layout_answers_total{{model="layout",passed="true"}} {images}
+nereid_layout_answers_total{{model="layout",passed="false"}} {failures}
+# TYPE nereid_layout_degraded_total counter
+nereid_layout_degraded_total{{model="layout",reason="deadline"}} {failures}
+# TYPE nereid_layout_worker_deaths_total counter
+nereid_layout_worker_deaths_total{{model="layout"}} 1
+# TYPE nereid_page_active_requests gauge
+nereid_page_active_requests{{model="page"}} 3
+# TYPE nereid_page_answers_total counter
+nereid_page_answers_total{{model="page",passed="true"}} {images}
+# TYPE nereid_page_degraded_total counter
+nereid_page_degraded_total{{model="page",stage="plan"}} {images}
+nereid_page_degraded_total{{model="page",stage="pictures"}} {failures}
+# TYPE nereid_page_stage_seconds histogram
+nereid_page_stage_seconds_count{{model="page",stage="pictures"}} {calls}
+nereid_page_stage_seconds_sum{{model="page",stage="pictures"}} {rows}
+nereid_page_stage_seconds_bucket{{model="page",stage="pictures",le="+Inf"}} {calls}
 """
 GATEWAY_PAGE = """\
 # TYPE nereid_gateway_requests_total counter
@@ -121,6 +143,12 @@ def test_rates_are_over_the_time_between_two_pages(state: State) -> None:
     assert image.reused_steps == 0.8  # 40 of 50 steps
     (text,) = state.texts
     assert (text.tokens_per_second, text.kv_cache_usage, text.waiting) == (100, 0.42, None)
+    (layout,) = state.layouts
+    assert (layout.running, layout.waiting, layout.layouts_per_second, layout.worker_deaths) == (6, None, 20, 1)
+    assert (layout.passed, layout.degraded_per_second) == (4 / 6, 1)
+    (page,) = state.pages
+    assert (page.running, page.pages_per_second, page.page_seconds, page.passed) == (3, 2, None, 1)
+    assert (page.stage_seconds, page.degraded) == ({"pictures": 4}, 1.5)  # 6 pieces of 4 pages
     assert state.gateway is not None
     (route,) = state.gateway.routes
     assert (route.in_flight, route.requests_per_second, route.errors_per_second) == (5, 5, 2)
@@ -157,6 +185,8 @@ def test_the_page_shows_all_of_it_and_reads_no_name_as_markup(state: State) -> N
         "shallow call",
         "125.0 ms",
         "42%",
+        "67%",
+        "a call: pictures",
         "POST /v1/completions",
         "replays 3",
         "denoise 2.5 GB",

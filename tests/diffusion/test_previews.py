@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -128,5 +127,5 @@ def test_a_decoder_that_is_always_too_slow_is_asked_ever_less_often(monkeypatch:
             watch(service, "run", step).wait()
             time.sleep(0.01)
     pauses = np.diff(asked)
-    assert 2 <= len(pauses) <= 6
-    assert all(later > earlier for earlier, later in pairwise(pauses)), pauses
+    assert len(pauses) >= 2
+    assert all(pause >= 0.02 * 2**turn for turn, pause in enumerate(pauses)), pauses

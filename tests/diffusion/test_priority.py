@@ -71,6 +71,18 @@ def test_of_equal_priority_one_that_would_miss_its_goal_goes_first() -> None:
     assert [task.runs[0].step for task in (plain, goal, hopeless)] == [3, 1, 0]
 
 
+def test_one_whose_goal_is_lost_goes_behind_its_equals() -> None:
+    costs = StepCosts()
+    lost, plain = seeded(1, deadline_seconds=seconds(1000)), seeded(2)
+    for _ in range(3):
+        costs.learn(cost_key(Variant.FULL, plain.runs[0].shape), 2, 100.0)
+    lost.runs[0].step = 3  # fewest steps left: before its goal was lost it would have gone first
+    lost.due, plain.due = time.monotonic() + 10, time.monotonic() + 10
+    loop = DenoisingLoop(Unet(), 2, costs)
+    loop.advance([lost, plain])
+    assert [task.runs[0].step for task in (lost, plain)] == [3, 1]
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [({"priority": whole(10)}, "priority: 10 is not allowed"), ({"deadline_seconds": seconds(0)}, "deadline_seconds: 0")],

@@ -107,3 +107,9 @@ def test_a_language_model_without_a_template_is_asked_plainly(out: Path) -> None
     (out / "llm" / "1" / "chat_template.jinja").write_text("nothing of it")
     with pytest.raises(ExportError, match="leaves the user's message out"):
         export_page(out)
+
+
+def test_a_pipeline_that_cannot_be_read_is_refused_by_its_file(out: Path) -> None:
+    (out / "denoise" / "1" / "pipeline.json").write_text("{}")
+    with pytest.raises(ExportError, match=r"denoise/1/pipeline\.json is not what export writes: it lacks"):
+        export_page(out)

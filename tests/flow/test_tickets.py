@@ -126,3 +126,17 @@ def test_of_equal_priority_one_whose_goal_is_at_stake_goes_first() -> None:
         ticket = tickets.take(1, 60.0, run_id=name, priority=priority)
         ticket.ready, ticket.start_by = True, start_by
     assert admitted(tickets) == ["best", "late", "a", "calm"]
+
+
+def test_one_whose_goal_is_lost_goes_behind_its_equals() -> None:
+    tickets: Tickets = Tickets(max_inflight=10, max_queue=10)
+    now = time.monotonic()
+    for name, priority, start_by, late_from in (
+        ("lost", 5, now - 2, now - 1),
+        ("plain", 5, math.inf, math.inf),
+        ("at stake", 5, now - 1, now + 60),
+        ("worse", 6, math.inf, math.inf),
+    ):
+        ticket = tickets.take(1, 60.0, run_id=name, priority=priority)
+        ticket.ready, ticket.start_by, ticket.late_from = True, start_by, late_from
+    assert admitted(tickets) == ["at stake", "plain", "lost", "worse"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from nereid.flow.errors import InvalidRequestError
-from nereid.layout.html import read_html
+from nereid.layout.html import find_elements, read_html
 
 from sections import DESKTOP
 
@@ -74,6 +76,9 @@ def test_tags_become_elements_with_their_text_items_ratios_and_parents() -> None
         ("<section><p id='a'>a</p><p id='a'>b</p></section>", "elements.a.id"),
         ("<section><p>" + "x" * 4001 + "</p></section>", "characters of paragraph-1: 4001"),
         ("x" * 100_001, "characters of html: 100001"),
+        ("<section><p>a</p>\n<![else[x]]></section>", r"line 2 of html: '<!\[else\[x\]\]></section>' .* absent"),
+        ("<section><p><![foo[x]]></p></section>", r"line 1 of html: '<!\[foo\[x.* absent"),
+        ("<section><p><![CDATA[x]]></p></section>", r"line 1 of html: '<!\[CDATA.* absent"),
     ],
 )
 def test_html_that_does_not_parse_ends_in_one_sentence(html: str, sentence: str) -> None:
@@ -84,3 +89,9 @@ def test_html_that_does_not_parse_ends_in_one_sentence(html: str, sentence: str)
 def test_given_ids_and_numbered_ones_do_not_meet() -> None:
     made = read_html('<section><p>a</p><p id="paragraph-1">b</p></section>', DESKTOP)
     assert [element.id for element in made.elements] == ["paragraph-2", "paragraph-1"]
+
+
+def test_texts_in_very_many_divs_are_read_in_one_pass() -> None:
+    began = time.process_time()
+    assert len(find_elements("<section>" + "<div>a</div>" * 8_000 + "</section>")) == 8_000
+    assert time.process_time() - began < 1  # each against all others takes twice that on a fast machine

@@ -6,6 +6,7 @@ import json
 import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from drawing import FLOW, HTML, Answers, Straight, ask, asked, boxes_of, serving
 from nereid.flow.errors import CancelledError, InvalidRequestError, QueueFullError
 from nereid.layout.elements import Box
 from nereid.layout.flow import flow_layout
+from nereid.layout.formats import css
+from nereid.layout.picture import picture
 from nereid.layout.settings import LayoutFacts, LayoutLimits, LayoutModel
 
-from sections import DESKTOP, two_cards
+from sections import DESKTOP, section, two_cards
 
 CARDS, BOXES = two_cards()
 CANVAS = {"width": 1280, "density": "normal", "columns": 12, "style": "grid"}
@@ -101,6 +104,28 @@ def test_forms_of_an_answer() -> None:
     card = next(node for node in made["figma"]["figma"]["children"] if node["id"] == "one")
     assert [(child["id"], child["x"], child["y"]) for child in card["children"]] == [("one-title", 16, 16), ("one-text", 16, 72)]
     assert made["svg"]["svg"].count("<rect") == 1 + len(BOXES)
+
+
+def test_no_id_breaks_out_of_a_form() -> None:
+    names = ['</style><script>alert("1")</script>', "\x00\x1b]\ufffe", "\ud800", "a\\22 b\n}"]
+    made = section(*({"id": name, "class": "heading", "characters": 5} for name in names))
+    boxes = flow_layout(made)
+    sheet, drawn = css(made, boxes), picture(made, boxes)
+    assert "<" not in sheet
+    assert len(sheet.splitlines()) == 1 + len(names)
+    texts = [element.text for element in ElementTree.fromstring(drawn.encode()).iter("{http://www.w3.org/2000/svg}text")]
+    assert texts == [names[0], "\ufffd\ufffd]\ufffd", "\ufffd", "a\\22 b\ufffd}"]
+
+
+def test_a_caller_that_takes_no_answer_is_still_closed() -> None:
+    class Gone(Answers):
+        def send(self, outputs: Any) -> None:
+            raise RuntimeError("nobody is there")
+
+    gone = Gone()
+    with serving(Straight()) as service:
+        service.handle(asked(), gone)
+        gone.wait()
 
 
 def test_html_is_read_as_a_section() -> None:

@@ -153,3 +153,10 @@ def test_a_chain_that_is_too_long_is_found_with_its_whole_path() -> None:
     assert chain.beyond(1) == 30
     assert chain.path(1) == [0, 1, 2]
     assert chain.path(3) == [3]
+
+
+def test_what_needs_no_width_is_not_narrowed_to_none() -> None:
+    made = section({"id": "card", "class": "card"}, {"id": "title", "class": "heading", "fixed": {"width": 1280}})
+    boxes = repair(made, [Box(0, 0, 64, 900), Box(64, 0, 1280, 900)]).boxes
+    assert min(box.width for box in boxes) > 0
+    assert all(finding.check is not Check.COMPLETE for finding in check_layout(made, boxes))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 
 from nereid.flow.errors import InvalidRequestError
-from nereid.layout.canvas import Canvas
+from nereid.layout.canvas import Canvas, Style
 from nereid.layout.checks import check_layout
 from nereid.layout.checks.finding import Check
 from nereid.layout.content import CHARACTER
 from nereid.layout.elements import Box, ElementClass
 from nereid.layout.flow import flow_layout
+from nereid.page.checks import check_page, passed
 from nereid.page.content import room_for, style_of
+from nereid.page.document import PlacedSection
 from nereid.page.room import make_room
 from nereid.page.text import shipped_font
 
@@ -75,6 +77,18 @@ def test_every_text_fits_after_room_is_made_and_nothing_new_is_wrong(html: str, 
     broken = {finding.check for finding in check_layout(made.section, boxes)}
     known = {finding.check for finding in check_layout(made.section, before)}
     assert broken <= known | {Check.EQUAL_GAPS}
+
+
+@pytest.mark.parametrize("width", [240, 360, 1280])
+def test_labels_that_are_too_long_for_one_line_of_the_canvas_are_broken_and_pass(width: int) -> None:
+    label = "Order a wedding cake for more than two hundred hungry guests"
+    button, link = f'<a class="button" href="#">{label}</a>', f'<a class="link" href="#">{label}</a>'
+    html = f"<section><h2>Cakes</h2>{button}<div><p>All</p>{button}</div><nav>{link}{link}</nav></section>"
+    for style in Style:
+        made = content(html, canvas=Canvas.of(width), style=str(style))
+        boxes, _ = make_room(made.section, made.parts, flow_layout(made.section))
+        found = check_page([PlacedSection(content=made, boxes=tuple(boxes), kind="hero", brief="cakes")])
+        assert passed(found), (style, found)
 
 
 def test_what_is_below_moves_down_and_what_holds_it_grows() -> None:

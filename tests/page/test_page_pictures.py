@@ -34,6 +34,8 @@ def test_without_a_language_of_its_own_a_picture_is_asked_for_in_words() -> None
         ({"template": "{alt!r:>10}"}, "template"),
         ({"template": "{}"}, "template"),
         ({"template": 3}, "template"),
+        ({"template": " "}, "template"),
+        ({"by_topic": [["size"]]}, "by_topic"),
         ({"words": {"size": []}}, "words"),
         ({"words": ["a"]}, "words"),
         ({"by_topic": ["shape"]}, "by_topic"),

@@ -186,6 +186,21 @@ def test_a_goal_that_passes_before_the_plan_is_still_a_page() -> None:
     assert "<h1" in made.answer.html
 
 
+def test_what_has_come_when_the_goal_is_reached_is_not_made_again() -> None:
+    begun = time.monotonic()
+
+    def busy() -> bool:
+        """The page's own thread is held up until all calls have come back and the goal is past."""
+        if len(stages.asked(Stage.LAYOUTS)) == 3 and len(stages.asked(Stage.PICTURES)) == 2:
+            time.sleep(max(begun + 1.5 - time.monotonic(), 0))
+        return False
+
+    stages = ScriptedStages()
+    made = make(stages, is_cancelled=busy, deadline_seconds=1.2)
+    assert [picture["drawn"] for picture in made.facts["sections"][1]["pictures"]] == [True, True]
+    assert made.said == []
+
+
 def test_terms_go_down_to_every_call() -> None:
     made = make(priority=2, deadline_seconds=15.0, timeout_seconds=18.0)
     terms = [terms for _, _, terms in made.stages.calls]

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from nereid.flow import request_ids
-from nereid.flow.errors import CancelledError, InvalidRequestError, QueueFullError, RequestError
+from nereid.flow.errors import CancelledError, InvalidRequestError, QueueFullError, RequestError, StoppingError
 from nereid.flow.metrics import Recorder
 from nereid.flow.request_parameters import REQUEST_PARAMETERS
 from nereid.page.requests import parse_page_request
 from nereid.page.service import PageService
 from nereid.page.settings import PageFacts, PageLimits
 from nereid.page.stages import SiblingStages, Stage, Terms
+from nereid_protocol.metrics import PAGE_REQUESTS
 
 from page_forms import FACTS, ScriptedStages, model
 
@@ -167,6 +168,20 @@ def test_a_run_can_be_watched_and_cancelled_by_its_id(served: Served) -> None:
     over.set()
 
 
+def test_a_question_whose_caller_has_gone_is_no_request_that_failed(served: Served) -> None:
+    class Gone(Reply):
+        def send(self, outputs: Mapping[str, np.ndarray]) -> None:
+            raise RuntimeError("nobody is there")
+
+    gone = Gone()
+    served.service.handle({"watch": text("mine")}, gone)
+    served.service.handle({"cancel": text("no id!")}, Reply())
+    served.service.recorder.stop()
+    assert gone.error is None
+    assert not any(name == PAGE_REQUESTS.name for name, *_ in served.counted)
+    served.service.recorder = Recorder(lambda metric, value, labels: None)
+
+
 def test_a_caller_that_has_left_is_not_worked_for(served: Served) -> None:
     over = threading.Event()
     served.stages.written = lambda _: over.wait(3) and None
@@ -175,6 +190,22 @@ def test_a_caller_that_has_left_is_not_worked_for(served: Served) -> None:
     assert reply.closed.wait(5)
     assert isinstance(reply.error, CancelledError)
     over.set()
+
+
+def test_a_page_that_is_made_when_the_model_is_unloaded_is_not_said_to_be_cancelled() -> None:
+    over = threading.Event()
+    stages = ScriptedStages(written=lambda _: over.wait(10) and None)
+    counted: list[Mapping[str, str]] = []
+    recorder = Recorder(lambda metric, value, labels: counted.append(labels) if metric is PAGE_REQUESTS else None)
+    service, reply = PageService(model(), stages, recorder), Reply()
+    service.handle(inputs(), reply)
+    ended = threading.Thread(target=service.stop)
+    ended.start()
+    assert reply.closed.wait(5)
+    over.set()
+    ended.join(10)
+    assert isinstance(reply.error, StoppingError)
+    assert [labels["outcome"] for labels in counted] == [StoppingError.outcome]
 
 
 def test_what_a_page_takes_and_lacks_is_counted(served: Served) -> None:

@@ -67,6 +67,17 @@ def test_a_streams_error_is_typed_by_its_kind_and_not_by_its_words(error: Reques
     assert raised.field == error.field
 
 
+def test_what_is_no_unicode_in_a_name_that_was_sent_crosses_escaped() -> None:
+    raised = typed(InvalidRequestError.of("elements.\ud800.class", 3, "a string").wire())
+    assert str(raised).encode() == b"elements.\\ud800.class: 3 is not allowed; it must be a string"
+
+
+def test_a_hyphen_may_be_in_the_name_of_what_is_to_blame() -> None:
+    assert typed(InvalidRequestError.of("elements.card-1.class", 3, "a string").wire()).field == "elements.card-1.class"
+    assert InvalidRequestError.of("width x height", "3 x 4", "less").field is None
+    assert InvalidRequestError.of("-", 3, "a string").field is None
+
+
 def test_a_cancelled_stream_is_a_cancelled_error() -> None:
     from nereid.flow.errors import CancelledError as ServerCancelled
 

@@ -18,6 +18,7 @@ from gateway_before import gateway, small_repository
 CHAT = {"model": "llm", "messages": [{"role": "user", "content": "hello"}]}
 COMPLETION, RESPONSE = {"model": "llm", "prompt": "x"}, {"model": "llm", "input": "x"}
 IMAGE = {"model": "text_to_image", "prompt": "x"}
+LAYOUT = {"canvas": 1280, "html": "<section></section>"}
 READS_NOTHING = {"/v1/batches/{id}/cancel", "/sdapi/v1/interrupt"}
 """Of those that are asked by POST."""
 
@@ -147,6 +148,7 @@ def test_what_is_taken_is_described(
         ("/v1/completions", COMPLETION, {"prompt": [[-1]]}),
         ("/v1/responses", RESPONSE, {"background": True}),
         ("/v1/images/generations", IMAGE, {"partial_images": 4}),
+        ("/v1/layouts", LAYOUT, {"canvas": "1280"}),
     ],
     ids=str,
 )

@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from nereid.engines.digests import own_version
-from nereid.serving.gateway import chats, completions, pages, texts, tokenizing
+from nereid.serving.gateway import chats, completions, layouts, pages, texts, tokenizing
 from nereid.serving.gateway.a1111.routes import IMG2IMG_PATH, WebUiRoutes
 from nereid.serving.gateway.batches.load import Watched
 from nereid.serving.gateway.batches.routes import FILES_PATH
@@ -48,7 +48,7 @@ from nereid.serving.gateway.picture_store import PictureStore
 from nereid.serving.gateway.readiness import readiness
 from nereid.serving.gateway.response_store import ResponseStore
 from nereid.serving.gateway.responses import Responses
-from nereid.serving.gateway.schemas import ChatBody, CompletionBody, PageBody
+from nereid.serving.gateway.schemas import ChatBody, CompletionBody, LayoutBody, PageBody
 from nereid.serving.gateway.waiting import all_of, begin_stream, until_gone
 from nereid_client.errors import NereidError
 
@@ -136,6 +136,17 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             made = all_of([client.generate_text(item.prompt, **sampling) for item in asked])
             return JSONResponse(answer.whole(asked, await until_gone(request, made)))
 
+    @described("Boxes for the elements of a page section.", body=LayoutBody, streams=True)
+    async def lay_out(request: Request) -> Response:
+        body = await read_body(request, LayoutBody, lenient)
+        section = layouts.section_of(body.html, body.elements)
+        model, client, places = catalogue.find(body.model or catalogue.only("layout"), "layout")
+        asked = (client, section, body.canvas, body.options, model.id, request.state.request_id)
+        if body.stream:
+            return await begin_stream(request, places.during(layouts.stream(*asked)), {}, ends_with_done=False)
+        async with places.taking():
+            return JSONResponse(await until_gone(request, layouts.whole(*asked)))
+
     @described("A web page from a brief.", body=PageBody, streams=True)
     async def make_page(request: Request) -> Response:
         body = await read_body(request, PageBody, lenient)
@@ -200,6 +211,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             Route("/v1/responses/{id}/input_items", responses.show_input),
             *image_routes.routes(),
             *(webui.routes() if webui is not None else ()),
+            Route("/v1/layouts", lay_out, methods=["POST"]),
             Route("/v1/pages", make_page, methods=["POST"]),
             Route("/tokenize", tokenize, methods=["POST"]),
             Route("/detokenize", detokenize, methods=["POST"]),

@@ -26,6 +26,9 @@ log = logging.getLogger("nereid.gateway")
 LOOK_SECONDS = 1.0
 """Between two looks at what is served: the supervisor unloads no model before that (nereid.serving.following)."""
 
+_OF_OPENAI = ("llm", "image")
+"""Kinds of models that OpenAI's own routes take, batches among them."""
+
 Found = tuple[Offered, AsyncClient, Places]
 
 
@@ -56,8 +59,9 @@ class Catalogue:
 
     @property
     def at_once(self) -> int:
-        """Requests that the model with most places has running together."""
-        return max((place.at_once for place in self._places.values()), default=1)
+        """Requests that the model with most places has running together, of those that batches may be for."""
+        batched = {model.holder for model in self.models.values() if model.kind in _OF_OPENAI}
+        return max((self._places[holder].at_once for holder in batched), default=1)
 
     async def open(self) -> None:
         self._meet(self.models)
@@ -95,8 +99,9 @@ class Catalogue:
         raise ApiError(400, f"model: it is missing; it must be one of those served here: {known}", param="model")
 
     def listed(self) -> dict[str, Any]:
-        """/v1/models."""
-        return {"object": "list", "data": [_card(model) for model in self.models.values()]}
+        """/v1/models; first those that OpenAI's own routes take, for there are clients that ask the first one."""
+        ordered = sorted(self.models.values(), key=lambda model: model.kind not in _OF_OPENAI)
+        return {"object": "list", "data": [_card(model) for model in ordered]}
 
     def shown(self, name: str) -> dict[str, Any]:
         """/v1/models/NAME; raises ApiError."""

@@ -44,6 +44,7 @@ ROUTES = (
     "POST /v1/images/generations",
     "POST /v1/images/edits",
     "POST /v1/images/variations",
+    "POST /v1/layouts",
     "POST /v1/pages",
     "GET /v1/models",
     "GET /v1/responses",

@@ -15,6 +15,7 @@ from typing import TypeVar
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from nereid.diffusion.settings import Limits
+from nereid.layout.settings import LayoutLimits
 from nereid.llm.settings import LlmLimits
 from nereid.page.settings import PageLimits
 from nereid.serving.models import ServedModels
@@ -55,13 +56,19 @@ class Places:
 
 
 def places_of(repository: Path, model: str) -> Places:
-    """Those of a model where requests wait and run, `denoise`, `page`, `llm`; raises ServingError, ValueError over its config."""
+    """Those of a model where requests wait and run: `denoise`, `layout`, `page`, `llm`.
+
+    Raises ServingError, ValueError over its config.
+    """
     config = ServedModels.read(repository).configs.get(model, ModelConfig())
     parameters = {name: value.string_value for name, value in config.parameters.items()}
     instances = max(1, sum(group.count for group in config.instance_group))
     if model.endswith("denoise"):
         images = Limits.from_parameters(parameters)
         return Places(instances * (images.max_inflight + images.max_queue), at_once=instances * images.max_inflight)
+    if model.endswith("layout"):
+        layouts = LayoutLimits.from_parameters(parameters)
+        return Places(instances * (layouts.max_inflight + layouts.max_queue), at_once=instances * layouts.max_inflight)
     if model.endswith("page"):
         pages = PageLimits.from_parameters(parameters)
         return Places(instances * pages.max_pages, at_once=instances * pages.max_pages)

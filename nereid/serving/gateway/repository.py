@@ -33,7 +33,7 @@ _THINKING = (Thinking("<think>", "</think>"), Thinking("[THINK]", "[/THINK]"))
 """Marks around thoughts, of which a template that thinks has the second."""
 _MORE_TEMPLATES = "additional_chat_templates"
 """transformers' name of the folder of templates beside the default one."""
-_PAGE_FILE = "page.json"
+_LAYOUT_FILE, _PAGE_FILE = "layout.json", "page.json"
 _STREAM, _ENSEMBLE = "text_to_image_stream", "text_to_image"
 
 
@@ -135,8 +135,8 @@ def offered_models(
     served: Collection[str] | None = None,
     before: Mapping[str, Offered] | None = None,
 ) -> dict[str, Offered]:
-    """By id: language models and makers of pages are called as their Triton model, image pipelines as their ensemble, adapters by
-    their names.
+    """By id: language models and makers of layouts and pages are called as their Triton model, image pipelines as their ensemble,
+    adapters by their names.
 
     `served`: the Triton models that are, where others are left out. `before`: what was offered before, where this is no first
     start: models may have gone since, and with them what was named after them, and of two of one name the one that had it keeps
@@ -157,6 +157,8 @@ def offered_models(
             limits = Limits.from_parameters({key: value.string_value for key, value in denoise.parameters.items()})
             drawn = ImageModel.of(_facts(files[_PIPELINE_FILE]), limits)
             made = Offered(name, "image", prefix, int(folder.stat().st_mtime), image=drawn)
+        elif _LAYOUT_FILE in files:
+            made = Offered(folder.name, "layout", _prefix(folder.name, "layout"), int(folder.stat().st_mtime))
         elif _PAGE_FILE in files:
             made = Offered(folder.name, "page", _prefix(folder.name, "page"), int(folder.stat().st_mtime))
         else:

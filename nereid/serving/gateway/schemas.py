@@ -24,6 +24,7 @@ from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.tools import MOST_TOOLS
 from nereid.serving.gateway.unused import CHAT, COMPLETIONS
 from nereid_client.images import annotation
+from nereid_client.layouts import LAYOUT_OPTIONS
 from nereid_client.pages import PAGE_OPTIONS
 from nereid_protocol.sampling import GUIDED, SAMPLING_FIELDS, without_aliases
 from nereid_protocol.sampling_field import Kind, SamplingField
@@ -175,6 +176,31 @@ class CompletionBody(SamplingBody):
     def drawn(self) -> int:
         """How many answers are drawn for each prompt, of which the likeliest `n` are told."""
         return self.best_of or self.n
+
+
+LAYOUT_FIELDS_TAKEN = tuple(field for field in LAYOUT_OPTIONS if field.gateway)
+"""Request fields of a layout that are taken under their own names."""
+
+
+class _LayoutBody(Sent):
+    model: str | None = None
+    canvas: Annotated[int, Field(strict=True)] | dict[str, Any]
+    html: str | None = None
+    elements: list[dict[str, Any]] | None = None
+    stream: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The request's fields, by the SDK's names."""
+        return {field.name: getattr(self, field.name) for field in LAYOUT_FIELDS_TAKEN}
+
+
+LayoutBody = create_model(
+    "LayoutBody",
+    __base__=_LayoutBody,
+    __doc__="A section as HTML or as a list of elements, its canvas, and the request fields that the table gives the gateway.",
+    **{field.name: (annotation(field), None) for field in LAYOUT_FIELDS_TAKEN},  # type: ignore[call-overload]
+)
 
 
 PAGE_FIELDS_TAKEN = tuple(field for field in PAGE_OPTIONS if field.gateway)
