@@ -12,7 +12,7 @@ ARGS ?=
 EXPORT = $(BIN)/nereid export diffusion $(CHECKPOINT) --engine $(ENGINE) --out $(REPOSITORY)
 EXPORT_LLM = $(BIN)/nereid export llm $(LLM) --out $(REPOSITORY)
 
-.PHONY: help setup browser demo export export-llm serve test test-clients lint reference bench bench-sd15 bench-engines bench-schedulers bench-ladder bench-vae-tiles bench-llm perf docker-build docker-up docker-export clean
+.PHONY: help setup browser demo export export-llm serve test test-clients lint reference bench bench-sd15 bench-engines bench-schedulers bench-ladder bench-vae-tiles bench-layout bench-llm perf docker-build docker-up docker-export clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -84,6 +84,9 @@ bench-ladder: setup ## From plain diffusers to all of Nereid, rung by rung, peer
 
 bench-vae-tiles: setup ## The VAE's decode of large pictures, whole and by tiles, beside diffusers
 	@$(BIN)/nereid bench vae-tiles $(ARGS)
+
+bench-layout: setup ## Layouts with attention and MLP reused, beside fewer steps; a server under load (ARGS='--rounds 1')
+	@$(BIN)/nereid bench layout $(ARGS)
 
 bench-llm: setup ## The language model against onnxruntime-genai, transformers, llama.cpp; batching, prefix cache, speculation
 	@$(BIN)/nereid bench llm $(ARGS)

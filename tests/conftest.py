@@ -256,7 +256,7 @@ def write_repository(out: Path, checkpoints: dict[str, Path]) -> None:
     sections = ZOO / "sections" / "checkpoint"
     export_llm(sections, out)
     export_llm(sections, out, name="exact", precision="fp32", draft=sections)
-    export_layout(checkpoints["layout"], out)
+    export_layout(checkpoints["layout"], out, cache=True)
     export_layout(checkpoints["layout"], out, engine="openvino", name="ov")
     set_parameters(out, "ov_layout", engine_patience_seconds=0.01)
     export_page(out, picture_prompts=ZOO / "shapes" / "page-prompts.json")

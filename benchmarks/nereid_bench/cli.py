@@ -19,6 +19,7 @@ from nereid_bench.deaths import SIGNALS, VICTIMS, DeathsPlan, deaths
 from nereid_bench.engines import MODELS, PEERS, EnginesPlan, engines
 from nereid_bench.kept_cli import cache_command
 from nereid_bench.ladder_cli import ladder_command
+from nereid_bench.layout_cli import layout_command
 from nereid_bench.llm import PARTS, LlmPlan, measure
 from nereid_bench.peers import PeerSettings
 from nereid_bench.perf import perf
@@ -36,6 +37,7 @@ from nereid_zoo.shapes.score import CHECKPOINT
 app = typer.Typer(help="Measure, peers side by side.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command("cache")(cache_command)
 app.command("ladder")(ladder_command)
+app.command("layout")(layout_command)
 REPOSITORY = Path("build/repository")
 OptimumCli = Annotated[
     Path | None,

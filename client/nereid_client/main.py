@@ -33,6 +33,12 @@ OTHER_ROOMS = {
         "Measure feature caching on an exported pipeline.",
         "nereid-export",
     ),
+    "calibrate-layout": (
+        "nereid_export.layout_calibrate_cli",
+        "calibrate_layout",
+        "Measure the reuse of a layout transformer's branches on an exported model.",
+        "nereid-export",
+    ),
     "serve": ("nereid.serving.cli", "serve", "Serve a model repository with Triton.", "nereid[serve,gateway]"),
     "zoo": ("nereid_zoo.cli", "app", "Train and score this project's own small checkpoints.", "nereid-zoo"),
     "bench": ("nereid_bench.cli", "app", "Measure, peers side by side.", "nereid-bench"),

@@ -11,6 +11,7 @@ _LAYOUT = frozenset({Model.LAYOUT})
 _INT32_MAX = 2**31 - 1
 
 FORMATS = ("json", "css", "figma", "svg")
+EFFORTS = ("full", "adaptive")
 
 
 def _of_layouts(field: Field, *, gateway: bool = False) -> Field:
@@ -78,12 +79,32 @@ LAYOUT_FIELDS: tuple[Field, ...] = (
         gateway=True,
     ),
     Field(
+        name="effort",
+        dtype=DType.STRING,
+        help="full; or adaptive, which takes as many steps as a section of this complexity (elements, nesting, text) needs.",
+        default="full",
+        models=_LAYOUT,
+        option="--effort",
+        gateway=True,
+    ),
+    Field(
         name="scheduler",
         dtype=DType.STRING,
         help="A solver of a rectified flow: euler, dpmpp_2m, dpmpp_3m, dpmpp_2s, dpmpp_2m_sde or unipc.",
         default="the checkpoint's",
         models=_LAYOUT,
         option="--scheduler",
+        gateway=True,
+    ),
+    Field(
+        name="cache",
+        dtype=DType.STRING,
+        or_number=True,
+        help="Reuse of attention and MLP between steps: off, light, balanced, aggressive, or how much what they give may change "
+        "(0 to 1) before it is computed again.",
+        default="off",
+        models=_LAYOUT,
+        option="--cache",
         gateway=True,
     ),
     Field(

@@ -144,6 +144,12 @@ LAYOUT_WORKER_DEATHS = _counter("nereid_layout_worker_deaths_total", "Transforme
 LAYOUT_DEGRADED = _counter(
     "nereid_layout_degraded_total", "Answers worse than asked for: of fewer steps (deadline), or by rules (engine)", "reason"
 )
+LAYOUT_BRANCHES = _counter(
+    "nereid_layout_branches_total",
+    "Branches (attention, mlp) of steps of layouts that cache, by whether they were computed or reused from an earlier step",
+    "branch",
+    "how",
+)
 LAYOUT_CHECKS = _counter(
     "nereid_layout_answers_total", "Answers by their checks: passed, or with an error left after repair", "passed"
 )
@@ -152,6 +158,7 @@ LAYOUT_METRICS = (
     *(getattr(LAYOUT_LOOP, field.name) for field in fields(LAYOUT_LOOP)),
     LAYOUT_WORKER_DEATHS,
     LAYOUT_DEGRADED,
+    LAYOUT_BRANCHES,
     LAYOUT_CHECKS,
 )
 

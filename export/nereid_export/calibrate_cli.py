@@ -56,7 +56,7 @@ def calibrate(
             lora=tuple(Lora.parse(text) for text in lora or []),
             tiny_vae=None if tiny_vae is None else TinyVae.open(tiny_vae),
             schedulers=tuple(scheduler or ()),
-            steps=_steps(steps),
+            steps=numbers_of_steps(steps),
             prompts=calibration_prompts,
         )
         return calibrate_pipeline(options, bar)
@@ -84,8 +84,9 @@ def show(calibrations: list[dict[str, Any]]) -> None:
     Console().print(table)
 
 
-def _steps(text: str) -> tuple[int, ...]:
+def numbers_of_steps(text: str, option: str = "--steps") -> tuple[int, ...]:
+    """What such an option says; raises ExportError."""
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise ExportError(f"--steps: {text!r} is not allowed; it must be whole numbers like 20,30") from None
+        raise ExportError(f"{option}: {text!r} is not allowed; it must be whole numbers like 20,30") from None

@@ -21,6 +21,8 @@ from nereid_export.split_unet import ShallowUnet, Unet, attends, features_channe
 TINY_DECODER = Decoder.TINY.component
 """The component of a tiny VAE that was given beside the checkpoint."""
 
+_OF_TOKENS = ("tokens", "places")
+"""Named dimensions that have nothing to do with a picture's size."""
 # Odd on purpose: a UNet traced at sizes that its levels divide evenly fails at all others.
 TRACE_HEIGHT, TRACE_WIDTH = 37, 29
 
@@ -67,7 +69,7 @@ class Component:
     @property
     def spatial(self) -> bool:
         """Whether its runs grow with the picture."""
-        return any(isinstance(dim, str) and dim != "tokens" for spec in self.inputs for dim in spec.dims)
+        return any(isinstance(dim, str) and dim not in _OF_TOKENS for spec in self.inputs for dim in spec.dims)
 
 
 def sizes_at(component: Component, side: int, scale: int) -> dict[str, int]:
@@ -80,7 +82,7 @@ def sizes_of(component: Component, width: int, height: int, scale: int) -> dict[
     own = scale if component.denoises else 1
     tokens = component.example.get("tokens", 77)
     latents = {"latent_height": height // scale, "latent_width": width // scale}
-    return {**latents, "tokens": tokens, "height": height // own, "width": width // own}
+    return {**component.example, **latents, "tokens": tokens, "height": height // own, "width": width // own}
 
 
 class TextEncoder(nn.Module):

@@ -11,6 +11,7 @@ from typing import Any
 
 from nereid.diffusion.settings import PIPELINE_FILE
 from nereid.engines.digests import DigestError, Verifier
+from nereid.layout.settings import LAYOUT_FILE
 from nereid_export.errors import ExportError
 from nereid_export.frame import MANIFEST, Progress, file_digests
 from nereid_export.publish import destination, link_or_copy, locked, publish, readable_failures
@@ -100,5 +101,5 @@ def _homes(repository: Path, wanted: Callable[[Manifest], bool]) -> dict[Path, M
 
 def _link_or_copy(source: str, target: str) -> None:
     """Engines and code are linked; what is edited here is copied, so that the published file stays as it is."""
-    written = (MANIFEST, PIPELINE_FILE, ".pbtxt")
+    written = (MANIFEST, PIPELINE_FILE, LAYOUT_FILE, ".pbtxt")
     (shutil.copy2 if source.endswith(written) else link_or_copy)(source, target)

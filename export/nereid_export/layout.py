@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nereid.diffusion.branch_cache import Branch, BranchEngine
 from nereid.diffusion.solvers import ScheduleError, SchedulerConfig
 from nereid.layout.settings import ENGINE_FILES, LAYOUT_FILE
 from nereid_export import configs
@@ -47,6 +49,8 @@ class LayoutExportOptions:
     max_batch_size: int = 8
     threads: int = 1
     """Of one call; the library's own choice where 0. Several are tried with engine auto."""
+    cache: bool = False
+    """Whether there are engines, too, that reuse branches of earlier steps."""
     name: str = ""
 
     def general(self) -> ExportOptions:
@@ -107,15 +111,29 @@ class LayoutCheckpoint:
 
     def component(self) -> Component:
         """Raises ExportError where the architecture's package is not installed, or does not fit the weights."""
-        try:
+        with architecture("nereid export layout"):
             from nereid_zoo.layout.component import layout_component
-        except ImportError:
-            raise ExportError(
-                "nereid export layout needs the package nereid-zoo, which has the transformer's architecture; install it "
-                "(README, Install)"
-            ) from None
-        part = layout_component(self.folder)
+        return self._understood(layout_component(self.folder))
+
+    def branches(self) -> dict[BranchEngine, Component]:
+        """The engines that reuse branches of earlier steps; raises ExportError as `component` does."""
+        with architecture("nereid export layout"):
+            from nereid_zoo.layout.component import branch_components
+        return {engine: self._understood(part) for engine, part in branch_components(self.folder).items()}
+
+    def _understood(self, part: Component) -> Component:
         return replace(part, load=lambda: _understood(self.folder, part.load))
+
+
+@contextmanager
+def architecture(command: str) -> Iterator[None]:
+    """Raise ExportError, for this command, where the body cannot import the layout transformer's package."""
+    try:
+        yield
+    except ImportError:
+        raise ExportError(
+            f"{command} needs the package nereid-zoo, which has the transformer's architecture; install it (README, Install)"
+        ) from None
 
 
 def _understood(folder: Path, load: Callable[[], Any]) -> Any:
@@ -133,7 +151,7 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
     check_name(options.name)
     options = replace(options, out=destination(options.out))
     checkpoint, general = LayoutCheckpoint.open(options.checkpoint), options.general()
-    part = checkpoint.component()
+    part, branches = checkpoint.component(), checkpoint.branches() if options.cache else {}
     target = Target(
         precision=Precision.FP32,
         device=Device.CPU,
@@ -150,7 +168,7 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
         auto = Auto.of(general, {part.name: part}, {part.name: target}, guided=False)
     else:
         BUILDERS[options.engine].require(target)
-    count = 1 if auto is None else len(auto.targets)
+    count = (1 if auto is None else len(auto.targets)) + len(branches)
     progress.total(2 * count + 2 + (auto is not None))
     progress.step("reading the checkpoint")
     digest = checkpoint.digest()
@@ -166,32 +184,50 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
                 auto.build(digest, staging, Calibration(), progress)
                 auto.measure(progress)
                 (built,) = auto.elect(progress.detail)
+            chosen = replace(general, engine=built.engine)
+            reusing = {
+                engine: build(
+                    its, built.engine, built.target, digest, chosen, staging / "engines" / its.name, Calibration(), progress
+                )
+                for engine, its in branches.items()
+            }
             progress.step("publishing the repository")
-            manifest = _assemble(checkpoint, digest, options, built, auto, staging / "repository")
+            manifest = _assemble(checkpoint, digest, options, built, reusing, auto, staging / "repository")
             publish(staging / "repository", options.out)
             shutil.rmtree(staging)
     return manifest
 
 
 def _assemble(
-    checkpoint: LayoutCheckpoint, digest: str, options: LayoutExportOptions, built: Built, auto: Auto | None, repository: Path
+    checkpoint: LayoutCheckpoint,
+    digest: str,
+    options: LayoutExportOptions,
+    built: Built,
+    reusing: Mapping[BranchEngine, Built],
+    auto: Auto | None,
+    repository: Path,
 ) -> dict[str, Any]:
     """Lay the whole repository out, other models of `out` included; returns the manifest."""
     shutil.rmtree(repository, ignore_errors=True)
     repository.mkdir()
-    config = configs.source_config(HOME)
+    config, every = configs.source_config(HOME), [built, *reusing.values()]
     config.name = configs.prefixed(HOME, options.name)
     for key, value in {
         "engine": str(built.engine),
         "engine_max_batch_size": str(options.max_batch_size),
-        "engine_min_batch_size": str(min(built.invariant_from or 1, options.max_batch_size)),
+        "engine_min_batch_size": str(min(max(one.invariant_from or 1 for one in every), options.max_batch_size)),
         "threads": str(built.target.plan.threads),
     }.items():
         config.parameters[key].string_value = value
     folder = configs.write_model(config, HOME, repository)
     link_engine(built, folder / "1")
-    (folder / "1" / LAYOUT_FILE).write_text(json.dumps({"scheduler": checkpoint.scheduler}, indent=1))
-    engines = [built] if auto is None else list(auto.built.values())
+    facts: dict[str, Any] = {"scheduler": checkpoint.scheduler}
+    for engine, its in reusing.items():
+        link_engine(its, folder / "1" / engine)
+        blocks, _, width = next(spec.dims for spec in its.component.outputs + its.component.inputs if spec.name in set(Branch))
+        facts["branches"] = {"blocks": blocks, "width": width, "calibrations": []}
+    (folder / "1" / LAYOUT_FILE).write_text(json.dumps(facts, indent=1))
+    engines = [*([built] if auto is None else auto.built.values()), *reusing.values()]
     arguments = {name: getattr(options, name) for name in options.__slots__ if name not in ("checkpoint", "out")}
     manifest = {
         "version": MANIFEST_VERSION,
@@ -199,6 +235,7 @@ def _assemble(
         "arguments": {name: str(value) for name, value in arguments.items()},
         "versions": versions(packages_of(*map(made_with, engines))),
         "engines": {config.name: engine_said(built)},
+        **({"branch_engines": {str(engine): engine_said(its) for engine, its in reusing.items()}} if reusing else {}),
         **({} if auto is None else {"candidates": {config.name: [row.written() for row in _rows(auto)]}}),
         "models": [config.name],
         "files": file_digests(repository),

@@ -26,6 +26,14 @@ def layout(
         int, typer.Option(min=0, help="Threads of one call; the library's own choice where 0. auto tries several.")
     ] = 1,
     max_batch_size: Annotated[int, typer.Option(help="Layouts in one call of the engine.")] = 8,
+    cache: Annotated[
+        bool,
+        typer.Option(
+            "--cache",
+            help="Four more engines, in which attention and MLP are computed or reused from an earlier step; requests switch "
+            "them on by cache, whose levels nereid calibrate-layout measures.",
+        ),
+    ] = False,
     name: Annotated[str, typer.Option(help="Prefix of the model's name, for several in one repository.")] = "",
     out: Annotated[Path, typer.Option(help="The repository to write; other models in it are kept.")] = Path("build/repository"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
@@ -35,7 +43,7 @@ def layout(
     Nothing appears at OUT until everything is built and checked; an interrupted export resumes where it stopped.
     """
     asked = LayoutExportOptions(
-        checkpoint=path, out=out, engine=engine, max_batch_size=max_batch_size, threads=threads, name=name
+        checkpoint=path, out=out, engine=engine, max_batch_size=max_batch_size, threads=threads, cache=cache, name=name
     )
     manifest = with_bar(lambda bar: export_layout(asked, bar))
     if as_json:

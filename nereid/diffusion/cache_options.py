@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
-from nereid.diffusion.feature_cache import CacheCalibration, CachePlan, Level
+from nereid.diffusion.branch_cache import BranchCalibration, Plans, plans_by_change
+from nereid.diffusion.feature_cache import CachePlan, Level
 from nereid.diffusion.settings import Pipeline
 from nereid.flow.errors import InvalidRequestError
 from nereid.flow.fields import FieldReader
@@ -14,6 +16,19 @@ OFF = "off"
 MOST_THRESHOLD = 1.0
 _LEVELS = ", ".join(Level)
 _OWN_SCHEDULE = ("timesteps", "sigmas", "timestep_spacing", "eta")
+
+
+class Calibrated(Protocol):
+    """A calibration of one scheduler at one number of steps."""
+
+    @property
+    def scheduler(self) -> str: ...
+
+    @property
+    def steps(self) -> int: ...
+
+
+C = TypeVar("C", bound=Calibrated)
 
 
 def cache_plan(
@@ -54,6 +69,29 @@ def guidance_plan(
     return found.plan(Level(asked), origin)
 
 
+def branch_plans(
+    fields: FieldReader, calibrations: Sequence[BranchCalibration] | None, *, scheduler: str, steps: int
+) -> Plans | None:
+    """Of a transformer's branches, None where nothing is cached; `calibrations` are None where it has no engines that reuse them.
+
+    Raises InvalidRequestError.
+    """
+    asked = fields.value("cache", OFF).strip()
+    if asked == OFF:
+        return None
+    threshold = _threshold(asked)
+    if calibrations is None:
+        raise InvalidRequestError(
+            f"cache: {asked} is not allowed; this model's transformer was exported without --cache, so that it cannot go on from "
+            "kept branches",
+            "cache",
+        )
+    if threshold is not None:
+        return plans_by_change(threshold)
+    how = "nereid calibrate-layout", "a threshold or off"
+    return _known("cache", calibrations, asked, scheduler, steps, *how).plans(Level(asked))
+
+
 def _asked(fields: FieldReader, prompt: int, name: str) -> tuple[str, int | None]:
     """What the field `name` says, and that of its interval, which go not together."""
     asked, interval = fields.values(name, OFF)[prompt].strip(), fields.values(f"{name}_interval", None)[prompt]
@@ -72,20 +110,22 @@ def _threshold(asked: str) -> float | None:
     return threshold
 
 
-def _calibration(
-    fields: FieldReader, name: str, calibrations: Sequence[CacheCalibration], asked: str, scheduler: str, steps: int
-) -> CacheCalibration:
+def _calibration(fields: FieldReader, name: str, calibrations: Sequence[C], asked: str, scheduler: str, steps: int) -> C:
     chosen = [field for field in _OWN_SCHEDULE if fields.given(field)]
     if chosen:
         raise InvalidRequestError(
             f"{name}: {asked!r} is not allowed with {chosen[0]}, for which nothing is calibrated; {name}_interval or {OFF} is",
             name,
         )
+    return _known(name, calibrations, asked, scheduler, steps, "nereid calibrate", f"{name}_interval")
+
+
+def _known(name: str, calibrations: Sequence[C], asked: str, scheduler: str, steps: int, command: str, otherwise: str) -> C:
     for found in calibrations:
         if (found.scheduler, found.steps) == (scheduler, steps):
             return found
     known = ", ".join(f"{found.scheduler} with {found.steps} steps" for found in calibrations)
-    where = f"it is for {known}" if known else "nothing is (nereid calibrate does it)"
+    where = f"it is for {known}" if known else f"nothing is ({command} does it)"
     raise InvalidRequestError(
-        f"{name}: {asked!r} is not calibrated for {scheduler} with {steps} steps; {where}, and {name}_interval is allowed", name
+        f"{name}: {asked!r} is not calibrated for {scheduler} with {steps} steps; {where}, and {otherwise} is allowed", name
     )

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,6 +148,60 @@ class FeatureCache:
         return self.channels * latent_pixels * item_bytes
 
 
+class Kept(Protocol):
+    """What one run keeps between steps: which engine its steps call for that, what goes in of it, and what is kept of what comes.
+
+    A half is 0, the conditional one, or 1. An engine is named by a member of the family's StrEnum.
+    """
+
+    @property
+    def whole(self) -> StrEnum:
+        """The engine that computes everything."""
+        ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def variant(self, step: int, *, both: bool) -> StrEnum:
+        """The engine that a step calls, by plan or because a half that is needed is not kept yet."""
+        ...
+
+    def inputs(self, variant: StrEnum, half: int) -> Mapping[str, NDArray[Any]]:
+        """What such a call goes on from, of this run."""
+        ...
+
+    def without(self, variant: StrEnum) -> Sequence[str]:
+        """Inputs of the whole engine that this one does not take."""
+        ...
+
+    def outputs(self, variant: StrEnum, step: int) -> tuple[str, ...]:
+        """What of that such a call gives is to be kept."""
+        ...
+
+    def fits(self, shape: tuple[int, ...], sample: tuple[int, ...]) -> bool:
+        """Whether a row of such an output may have this shape, where one of a sample has that."""
+        ...
+
+    def take(self, step: int, halves: Sequence[Mapping[str, NDArray[np.float32]]]) -> None:
+        """Keep what a call gave, of the other half, too, where there was one; raises EngineError where it cannot be kept.
+
+        Others in the call may have wanted more.
+        """
+        ...
+
+    def forget(self) -> None:
+        """The run has ended."""
+        ...
+
+    def steps_to_full(self, step: int, end: int) -> float:
+        """Steps until the next whole one of a run that ends at `end`; infinite where none comes."""
+        ...
+
+    def steps_left(self, step: int, end: int) -> dict[StrEnum, int]:
+        """Of each engine, as far as that is planned."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caching:
     """How one image caches: its plan, as what its features are kept, and whether the outer part takes the prompt."""
@@ -179,6 +233,29 @@ class KeptFeatures:
             return True
         return step in self.plan.full if self.plan.full is not None else step >= self._next
 
+    @property
+    def whole(self) -> StrEnum:
+        return Variant.FULL
+
+    def variant(self, step: int, *, both: bool) -> StrEnum:
+        return Variant.FULL if self.is_full(step, both=both) else Variant.SHALLOW
+
+    def inputs(self, variant: StrEnum, half: int) -> Mapping[str, NDArray[Any]]:
+        kept = self.halves[half]
+        return {FEATURES: kept} if variant is Variant.SHALLOW and kept is not None else {}
+
+    def without(self, variant: StrEnum) -> Sequence[str]:
+        return ("encoder_hidden_states",) if variant is Variant.SHALLOW and not self.caching.attends else ()
+
+    def outputs(self, variant: StrEnum, step: int) -> tuple[str, ...]:
+        return (FEATURES,) if variant is Variant.FULL else ()
+
+    def fits(self, shape: tuple[int, ...], sample: tuple[int, ...]) -> bool:
+        return len(shape) == len(sample) and shape[1:] == sample[1:]
+
+    def take(self, step: int, halves: Sequence[Mapping[str, NDArray[np.float32]]]) -> None:
+        self.keep(step, [half[FEATURES] for half in halves])
+
     def keep(self, step: int, halves: Sequence[NDArray[np.float32]]) -> None:
         """Take over what a whole step gave, of the guided half, too, where there was one."""
         for half in halves:
@@ -200,6 +277,10 @@ class KeptFeatures:
         """Steps until the next whole one of a run that ends at `end`; infinite where none comes."""
         coming = [self._next] if self.plan.full is None else [full for full in self.plan.full if full >= step]
         return min((full - step for full in coming if full < end), default=math.inf)
+
+    def steps_left(self, step: int, end: int) -> dict[StrEnum, int]:
+        full = self.full_steps_from(step, end)
+        return {Variant.FULL: full, Variant.SHALLOW: end - step - full}
 
     def full_steps_from(self, step: int, end: int) -> int:
         """Whole steps of those from `step` on: all of them where the plan does not know."""

@@ -15,11 +15,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nereid.diffusion.feature_cache import Variant
 from nereid.diffusion.loop_task import LoopTask
 from nereid.diffusion.phases import waits_for_phase
 from nereid.diffusion.plan import EngineCall, commit, engine_rows, pack
@@ -89,15 +89,17 @@ class DenoisingLoop:
     waiting: Callable[[], Sequence[LoopTask]] = tuple
     caching_rows: Callable[[ImageRun], int] | None = None
     """Rows that a call may have where features go with it; as many as others where None."""
-    stepped: Callable[[Variant, int, float], None] = lambda variant, images, seconds: None
+    stepped: Callable[[StrEnum, int, float], None] = lambda variant, images, seconds: None
+    process_of: Callable[[StrEnum], StrEnum] = lambda variant: variant
+    """What engines die together with."""
     died: Callable[[], None] = lambda: None
     _clock: FairClock[Lane] = field(default_factory=lambda: FairClock[Lane]())
     _variants: dict[Lane, FairClock[Lane]] = field(default_factory=dict)
     """Of each shape: on one clock for all, another shape's calls would make a shape's two lanes level again and again."""
     _sizes: CallSizes[Lane] = field(default_factory=lambda: CallSizes[Lane]())
     _out: list[_Call] = field(default_factory=list)
-    _down: dict[Variant, float] = field(default_factory=dict)
-    """Engines that have died, and when it is looked next whether they are back."""
+    _down: dict[StrEnum, float] = field(default_factory=dict)
+    """Engines (of a process, the one that it goes by) that have died, and when it is looked next whether they are back."""
 
     def advance(self, tasks: Sequence[LoopTask]) -> None:
         """One tick: send what can be sent, commit what has come."""
@@ -114,10 +116,13 @@ class DenoisingLoop:
 
     # --- sending ---
 
-    def _may_call(self, variant: Variant) -> bool:
-        if variant not in self._down:
+    def _may_call(self, variant: StrEnum) -> bool:
+        process = self.process_of(variant)
+        if process not in self._down:
             return True
-        return time.monotonic() >= self._down[variant] and all(call.call.variant is not variant for call in self._out)
+        return time.monotonic() >= self._down[process] and all(
+            self.process_of(call.call.variant) is not process for call in self._out
+        )
 
     def _send(self, going: list[Member]) -> bool:
         """Plan and send one call; False where there is none to send."""
@@ -141,7 +146,7 @@ class DenoisingLoop:
         lane = variants.next(chosen[shape])
         members = self._choose(lane, lanes[shape][lane])
         call = pack([run for _, run in members])
-        probe = call.variant in self._down
+        probe = self.process_of(call.variant) in self._down
         if probe:  # is it back? nobody's step is risked
             call = replace(call.of(slice(1)), inputs={name: np.zeros_like(value[:1]) for name, value in call.inputs.items()})
         expected = self.costs.predict(_key(lane), call.rows)
@@ -160,7 +165,7 @@ class DenoisingLoop:
 
     def _held(self, going: list[Member]) -> set[ImageRun]:
         """Starts that are delayed: for mates of no worse priority, whose engines live, and not where a goal is at stake."""
-        free = [(task, run) for task, run in going if run.kept is not None and run.variant not in self._down]
+        free = [(task, run) for task, run in going if run.kept is not None and self.process_of(run.variant) not in self._down]
         classes = {run: self._priority(task, run) for task, run in free}
         held: set[ImageRun] = set()
         for task, run in free:
@@ -171,7 +176,7 @@ class DenoisingLoop:
                 held.add(run)
         return held
 
-    def _step_cost(self, run: ImageRun, variant: Variant) -> float:
+    def _step_cost(self, run: ImageRun, variant: StrEnum) -> float:
         """Seconds of a call for this run alone; NaN where nothing is known."""
         return self.costs.predict(cost_key(variant, run.shape), engine_rows(run))
 
@@ -222,17 +227,15 @@ class DenoisingLoop:
             return self.max_batch_size
         return min(self.max_batch_size, self.caching_rows(members[0][1]))
 
-    # --- receiving ---
-
     def _candidate(self, task: LoopTask, run: ImageRun, together: float) -> Candidate:
-        """Its steps left count in calls of the engine that is next, of which one of all members takes `together` seconds: the
-        other's are dearer or cheaper."""
-        left, other = run.steps_left, Variant.FULL if run.variant is Variant.SHALLOW else Variant.SHALLOW
-        steps: float = left[run.variant]
-        if left[other]:
-            ratio = self._step_cost(run, other) / (self._step_cost(run, run.variant) or math.nan)
-            steps += left[other] * (1.0 if math.isnan(ratio) else ratio)
-        seconds = in_company(self._step_cost(run, run.variant), together)
+        """Its steps left count in calls of the engine that is next, of which one of all members takes `together` seconds: others'
+        are dearer or cheaper."""
+        variant = run.variant
+        alone, steps = self._step_cost(run, variant), 0.0
+        for other, left in run.steps_left.items():
+            ratio = self._step_cost(run, other) / (alone or math.nan) if other is not variant and left else 1.0
+            steps += left * (1.0 if math.isnan(ratio) else ratio)
+        seconds = in_company(alone, together)
         goal = task.request.deadline_seconds is not None
         in_hand = task.due - time.monotonic()
         pressing = goal and _pressing(in_hand, steps * seconds, seconds)
@@ -242,6 +245,8 @@ class DenoisingLoop:
     @staticmethod
     def _priority(task: LoopTask, run: ImageRun) -> int:
         return aged(task.request.priority, time.monotonic() - run.waits_since)
+
+    # --- receiving ---
 
     def _receive(self, call: _Call) -> None:
         for _, run in call.members:
@@ -253,10 +258,10 @@ class DenoisingLoop:
             return
         except RequestError as error:
             if call.probe:
-                self._down.pop(call.call.variant, None)
+                self._down.pop(self.process_of(call.call.variant), None)
             _fail(call.members, error)
             return
-        self._down.pop(call.call.variant, None)
+        self._down.pop(self.process_of(call.call.variant), None)
         if call.probe:
             return
         seconds = time.perf_counter() - call.sent
@@ -280,9 +285,9 @@ class DenoisingLoop:
 
     def _lost(self, call: _Call, error: LostError) -> None:
         """The engine is down. Only the first failure is somebody's death inside; later ones find it still down."""
-        variant = call.call.variant
-        known = variant in self._down
-        self._down[variant] = time.monotonic() + _RETRY_SECONDS
+        process = self.process_of(call.call.variant)
+        known = process in self._down
+        self._down[process] = time.monotonic() + _RETRY_SECONDS
         if known or call.probe:
             return
         self.died()

@@ -7,22 +7,22 @@ no run's plan is changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import StrEnum
 
-from nereid.diffusion.feature_cache import Variant
 from nereid.diffusion.state import ImageRun
 
-StepCost = Callable[[ImageRun, Variant], float]
+StepCost = Callable[[ImageRun, StrEnum], float]
 """Seconds of a call for one run alone; NaN where nothing is known."""
 
 
 def waits_for_phase(run: ImageRun, mates: Sequence[ImageRun], cost: StepCost, now: float) -> bool:
     """Whether the start of a run that caches features is worth waiting with at `now`; notes since when it could start."""
-    bound, shallow = cost(run, Variant.FULL), cost(run, Variant.SHALLOW)
+    bound = cost(run, run.variant)  # its first step is whole
     run.ready_since = now if run.ready_since is None else run.ready_since
     if run.deaths or not now - run.ready_since <= bound:
         return False
     return any(
-        mate.kept is not None and mate.kept.steps_to_full(mate.step, mate.row.end) * shallow <= bound
+        mate.kept.steps_to_full(mate.step, mate.row.end) * cost(run, mate.variant) <= bound
         for mate in mates
-        if mate.shape == run.shape and mate.variant is Variant.SHALLOW and not mate.deaths
+        if mate.kept is not None and mate.shape == run.shape and mate.variant is not mate.kept.whole and not mate.deaths
     )

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nereid.diffusion.families import Conditioning
-from nereid.diffusion.feature_cache import FEATURES, Variant
 from nereid.diffusion.solvers import advance, needs_noise, predict_clean
 from nereid.diffusion.state import ImageRun
 from nereid.flow.errors import EngineError
@@ -28,7 +28,7 @@ OUT = "out_sample"
 class EngineCall:
     """A batch for one engine: its inputs, rows first, and the outputs that are wanted of it."""
 
-    variant: Variant
+    variant: StrEnum
     inputs: Mapping[str, NDArray[Any]]
     outputs: tuple[str, ...]
     negatives: Mapping[int, int] = field(default_factory=dict)
@@ -64,15 +64,24 @@ def pack(runs: Sequence[ImageRun]) -> EngineCall:
     told = [condition.inputs for condition in conditions]
     for name in told[0]:
         inputs[name] = np.stack([its[name] for its in told])
-    variant, kept = runs[0].variant, [run.kept for run in runs if run.kept is not None]
-    if variant is Variant.SHALLOW:
-        halves = [its.halves[0] for its in kept] + [run.kept.halves[1] for run in guided if run.kept is not None]
-        inputs[FEATURES] = np.stack([half for half in halves if half is not None], dtype=np.float32)
-        if not kept[0].caching.attends:
-            del inputs["encoder_hidden_states"]
+    variant = runs[0].variant
+    outputs: tuple[str, ...] = (OUT,)
+    halves = [(run.kept, 0) for run in runs] + [(run.kept, 1) for run in guided]
+    if kept := [(its, half) for its, half in halves if its is not None]:
+        gone_on_from = [its.inputs(variant, half) for its, half in kept]
+        for name in gone_on_from[0]:
+            inputs[name] = np.stack([row[name] for row in gone_on_from], dtype=np.float32)
+        for name in kept[0][0].without(variant):
+            del inputs[name]
+        outputs = (OUT, *_kept_outputs(runs, variant))
     negatives = {index: row for row, index in enumerate(halved, len(runs))}
-    outputs = (OUT, FEATURES) if kept and variant is Variant.FULL else (OUT,)
     return EngineCall(variant, inputs, outputs, negatives, runs[0].row.engine or str(variant))
+
+
+def _kept_outputs(runs: Sequence[ImageRun], variant: StrEnum) -> tuple[str, ...]:
+    """What anybody wants to keep."""
+    wanted = [name for run in runs if run.kept is not None for name in run.kept.outputs(variant, run.step)]
+    return tuple(sorted(set(wanted)))
 
 
 def commit(runs: Sequence[ImageRun], call: EngineCall, outputs: Mapping[str, Array]) -> list[EngineError | None]:
@@ -81,11 +90,8 @@ def commit(runs: Sequence[ImageRun], call: EngineCall, outputs: Mapping[str, Arr
     refused: dict[int, EngineError] = {}
     if made.shape != samples.shape:
         raise EngineError(f"{call.engine}: output of shape {made.shape} for samples of shape {samples.shape}")
-    if FEATURES in call.outputs:
-        features = outputs[FEATURES]
-        if features.ndim != 4 or len(features) != len(samples) or features.shape[2:] != samples.shape[2:]:
-            raise EngineError(f"{call.engine}: features of shape {features.shape} for samples of shape {samples.shape}")
-        refused = _keep(runs, call, features)
+    if kept := {name: outputs[name] for name in call.outputs if name != OUT}:
+        refused = _keep(runs, call, kept)
     made = _guide(runs, call, made)
     for index, row in enumerate(made):
         if not np.isfinite(row).all():
@@ -95,16 +101,20 @@ def commit(runs: Sequence[ImageRun], call: EngineCall, outputs: Mapping[str, Arr
     return [refused.get(index) for index in range(len(runs))]
 
 
-def _keep(runs: Sequence[ImageRun], call: EngineCall, features: Array) -> dict[int, EngineError]:
-    """Errors of those whose features cannot be kept, by their places."""
-    refused = {}
+def _keep(runs: Sequence[ImageRun], call: EngineCall, outputs: Mapping[str, Array]) -> dict[int, EngineError]:
+    """Errors of those whose share of these outputs cannot be kept, by their places."""
+    samples, refused = call.inputs["sample"], {}
+    keeping = next(run.kept for run in runs if run.kept is not None)
+    for name, value in outputs.items():
+        if len(value) != len(samples) or not keeping.fits(value.shape[1:], samples.shape[1:]):
+            raise EngineError(f"{call.engine}: {name} of shape {value.shape} for samples of shape {samples.shape}")
     for index, run in enumerate(runs):
         if run.kept is not None:
-            halves = [features[index]]
+            rows = [index]
             if index in call.negatives and run.reused is None:
-                halves.append(features[call.negatives[index]])
+                rows.append(call.negatives[index])
             try:
-                run.kept.keep(run.step, halves)
+                run.kept.take(run.step, [{name: value[row] for name, value in outputs.items()} for row in rows])
             except EngineError as error:
                 refused[index] = error
     return refused

@@ -8,11 +8,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nereid.diffusion.feature_cache import KeptFeatures, Variant
+from nereid.diffusion.feature_cache import Kept, Variant
 from nereid.diffusion.guidance_cache import KeptDifference
 from nereid.diffusion.requests import ImageRequest, ImageRow
 from nereid.diffusion.solvers import LATEST_CLEAN, SolverState
@@ -36,8 +37,8 @@ class ImageRun:
     deaths: int = 0
     waits_since: float = field(default_factory=time.monotonic)
     """When its last step ended, or it came to be."""
-    kept: KeptFeatures | None = None
-    """Where the run caches features."""
+    kept: Kept | None = None
+    """Where the run keeps something for later steps."""
     reused: KeptDifference | None = None
     """Where it reuses what guidance makes of an earlier step."""
     ready_since: float | None = None
@@ -58,14 +59,14 @@ class ImageRun:
         return self.row.negative is not None and self.step in self.row.guided
 
     @property
-    def variant(self) -> Variant:
+    def variant(self) -> StrEnum:
         """The engine that the next step calls."""
         if self.kept is None:
             return Variant.FULL
         if self.reused is None:
-            return Variant.FULL if self.kept.is_full(self.step, both=self.guided) else Variant.SHALLOW
+            return self.kept.variant(self.step, both=self.guided)
         lacking = self.guided and self.reused.difference is None
-        return Variant.FULL if lacking or self.kept.is_full(self.step, both=False) else Variant.SHALLOW
+        return self.kept.whole if lacking else self.kept.variant(self.step, both=False)
 
     @property
     def has_negative_row(self) -> bool:
@@ -80,11 +81,11 @@ class ImageRun:
         return (self.row.latent_shape, *self.row.positive.shapes)
 
     @property
-    def steps_left(self) -> dict[Variant, int]:
-        """Of either engine, as far as that is planned."""
-        left = self.row.end - self.step
-        full = left if self.kept is None else self.kept.full_steps_from(self.step, self.row.end)
-        return {Variant.FULL: full, Variant.SHALLOW: left - full}
+    def steps_left(self) -> dict[StrEnum, int]:
+        """Of each engine, as far as that is planned."""
+        if self.kept is None:
+            return {Variant.FULL: self.row.end - self.step}
+        return self.kept.steps_left(self.step, self.row.end)
 
 
 @dataclass(frozen=True, slots=True)

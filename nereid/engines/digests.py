@@ -116,6 +116,15 @@ def version_digest(folder: Path) -> str | None:
     return hashlib.sha256(json.dumps(files).encode()).hexdigest() if files else None
 
 
+def digest_of_files(folder: Path, files: Iterable[Path]) -> str:
+    """SHA-256 over files in `folder`, their places in it included."""
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            total.update(f"{path.relative_to(folder).as_posix()}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
 def own_version() -> str:
     """Of the installed distribution."""
     try:

@@ -59,8 +59,11 @@ class EngineProcess:
             self._worker.stop()
             raise
 
-    def call(self, inputs: Arrays, outputs: Sequence[str]) -> Future[Arrays]:
-        """A future of the wanted outputs; it fails with the engine's RequestError, with LostError where the process is gone."""
+    def call(self, inputs: Arrays, outputs: Sequence[str], graph: str = "") -> Future[Arrays]:
+        """A future of the wanted outputs, of one of its `others` by `graph`'s name.
+
+        It fails with the engine's RequestError, with LostError where the process is gone.
+        """
         future: Future[Arrays] = Future()
         with self._lock:
             if self.down_since is not None:
@@ -68,7 +71,7 @@ class EngineProcess:
                 return future
             number = next(self._numbers)
             self._open[number] = future
-            self._worker.send(Message(CALL, {"number": number, "outputs": list(outputs)}, inputs))
+            self._worker.send(Message(CALL, {"number": number, "outputs": list(outputs), "graph": str(graph)}, inputs))
         return future
 
     def stop(self) -> None:

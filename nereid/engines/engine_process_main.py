@@ -1,4 +1,4 @@
-"""The process of an EngineProcess: loads one engine, runs it once for each shape it will see, and answers calls one by one."""
+"""The process of an EngineProcess: loads its engines, runs each once for each shape it will see, and answers calls one by one."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ Run = Callable[[Arrays, Sequence[str]], dict[str, np.ndarray]]
 
 
 def run(seat: Seat) -> None:
-    """Serve the engine of `settings`: `file`, `engine` (onnxruntime or openvino), `threads` (0: its own choice), and `warm_up`, a
-    list of calls, each of names with types and shapes; raises ValueError where it does not load or run."""
+    """Serve the engine of `settings`: `file`, `outputs`, and `warm_up`, a list of calls, each of names with types and shapes;
+    `others` has the same three of further ones, by name. `engine` (onnxruntime or openvino) and `threads` (0: its own choice) are
+    of all. Raises ValueError where one does not load or run."""
     settings = seat.settings
-    file = Path(settings["file"])
-    verify_model(file.parent.parent)  # here too: this process is started again and again, its model's once
-    engine = load_engine(file, str(settings["engine"]), int(settings["threads"]))
-    outputs = list(settings["outputs"])
-    for shapes in settings["warm_up"]:
-        _warm_up(seat.name, engine, shapes, outputs)
+    verify_model(Path(settings["file"]).parent.parent)  # here too: this process is started again and again, its model's once
+    engines: dict[str, Run] = {}
+    for name, its in {"": settings, **settings.get("others", {})}.items():
+        engines[name] = load_engine(Path(its["file"]), str(settings["engine"]), int(settings["threads"]))
+        for shapes in its["warm_up"]:
+            _warm_up(seat.name, engines[name], shapes, list(its["outputs"]))
     inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
     seat.take_into(inbox)
     seat.ready()
@@ -39,7 +40,7 @@ def run(seat: Seat) -> None:
         if message.kind != CALL:
             continue
         seat.busy = True
-        seat.channel.send(_answer(seat.name, engine, message))
+        seat.channel.send(_answer(seat.name, engines[message.body["graph"]], message))
         seat.ticks += 1
         seat.busy = not inbox.empty()
 

@@ -7,6 +7,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from nereid.diffusion.branch_cache import Plans
+from nereid.diffusion.cache_options import branch_plans
 from nereid.diffusion.options import solver_table
 from nereid.diffusion.solvers import SCHEDULERS, SchedulerName, SolverTable
 from nereid.flow.errors import InvalidRequestError
@@ -20,7 +22,7 @@ from nereid.layout.element_list import read_canvas, read_elements
 from nereid.layout.elements import Box, Section
 from nereid.layout.html import read_html
 from nereid.layout.settings import LayoutFacts, LayoutLimits
-from nereid_protocol.layout_fields import FORMATS, LAYOUT_BY_NAME
+from nereid_protocol.layout_fields import EFFORTS, FORMATS, LAYOUT_BY_NAME
 
 MOST_JSON = 200_000
 """Characters of `elements`, and of `canvas`."""
@@ -30,13 +32,15 @@ MOST_JSON = 200_000
 class LayoutRequest:
     """One request, every option concrete; `seeds` has one for each candidate.
 
-    `drafts` are the boxes to refine, in the section's order. `stream_interval` is None where there is to be one answer.
+    `drafts` are the boxes to refine, in the section's order. `cache` says which steps compute the transformer's branches, None
+    where all do. `stream_interval` is None where there is to be one answer.
     """
 
     section: Section
     drafts: list[Box] | None
     seeds: tuple[int, ...]
     table: SolverTable
+    cache: Plans | None
     format: str
     stream_interval: int | None
     timeout_seconds: float
@@ -50,17 +54,21 @@ def parse_layout_request(inputs: Inputs, facts: LayoutFacts, limits: LayoutLimit
     refuse_parameters(inputs, tuple(LAYOUT_BY_NAME))
     fields = FieldReader({name: value[None] for name, value in inputs.items()}, 1, limits, LAYOUT_BY_NAME)
     section = _section(fields)
-    steps = int(fields.value("num_inference_steps", limits.default_steps))
+    scheduler = _scheduler(fields.value("scheduler", facts.scheduler))
+    steps = _steps(fields, section, str(scheduler), facts, limits)
     count, seed = int(fields.value("n", 1)), fields.value("seed", None)
     first = secrets.randbits(63) if seed is None else int(seed)
     form = fields.value("format", FORMATS[0])
     if form not in FORMATS:
         raise InvalidRequestError.of("format", form, f"one of {', '.join(FORMATS)}")
+    table = solver_table(scheduler, facts.schedule, steps, 0)
+    calibrations = None if facts.branches is None else facts.branches.calibrations
     return LayoutRequest(
         section=section,
         drafts=section.drafts,
         seeds=tuple(derived_seed(first, index) for index in range(count)),
-        table=solver_table(_scheduler(fields.value("scheduler", facts.scheduler)), facts.schedule, steps, 0),
+        table=table,
+        cache=branch_plans(fields, calibrations, scheduler=str(scheduler), steps=steps),
         format=form,
         stream_interval=fields.value("stream_interval", None),
         timeout_seconds=fields.value("timeout_seconds", limits.default_timeout_seconds),
@@ -68,6 +76,22 @@ def parse_layout_request(inputs: Inputs, facts: LayoutFacts, limits: LayoutLimit
         priority=fields.value("priority", USUAL_PRIORITY),
         run_id=read_id(inputs, "run_id") or "",
     )
+
+
+def _steps(fields: FieldReader, section: Section, scheduler: str, facts: LayoutFacts, limits: LayoutLimits) -> int:
+    """As many as are asked for, or as a section so complex needs."""
+    effort, asked = fields.value("effort", EFFORTS[0]), fields.value("num_inference_steps", None)
+    if effort not in EFFORTS:
+        raise InvalidRequestError.of("effort", effort, f"one of {', '.join(EFFORTS)}")
+    if effort == EFFORTS[0]:
+        return int(limits.default_steps if asked is None else asked)
+    if asked is not None:
+        raise InvalidRequestError.of("effort", effort, f"{EFFORTS[0]} beside num_inference_steps ({asked})")
+    known = facts.adaptive
+    if known is None or known.scheduler != scheduler:
+        where = "nothing is (nereid calibrate-layout --adaptive does it)" if known is None else f"it is for {known.scheduler}"
+        raise InvalidRequestError(f"effort: {effort!r} is not calibrated for {scheduler}; {where}", "effort")
+    return min(known.steps(section), limits.max_steps)
 
 
 def _section(fields: FieldReader) -> Section:

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from nereid.diffusion.branch_cache import KeptBranches, Plans
 from nereid.diffusion.families import Conditioning
 from nereid.diffusion.requests import Given, ImageRow
 from nereid.diffusion.solvers import LATEST_CLEAN, SchedulerConfig, SchedulerName, SolverState, SolverTable, build_table
@@ -22,8 +23,13 @@ from nereid.layout.settings import ENGINE_NAME
 from nereid.layout.tokens import boxes_of, bucket_of, tokens_of
 
 
-def layout_runs(section: Section, drafts: Sequence[Box] | None, seeds: Sequence[int], table: SolverTable) -> list[ImageRun]:
-    """A run for each seed, at its first step. Fields that are fixed stand in the sample from the start, and stay."""
+def layout_runs(
+    section: Section, drafts: Sequence[Box] | None, seeds: Sequence[int], table: SolverTable, cache: Plans | None = None
+) -> list[ImageRun]:
+    """A run for each seed, at its first step. Fields that are fixed stand in the sample from the start, and stay.
+
+    `cache` are plans of what its steps compute of the transformer's branches.
+    """
     tokens = tokens_of([section], bucket_of(len(section)), None if drafts is None else [drafts])
     told = {name: value[0] for name, value in tokens.as_inputs().items()}
     shape, given = tokens.known.shape[1:], Given(tokens.known[0], tokens.field_mask[0] >= 1)
@@ -41,6 +47,7 @@ def layout_runs(section: Section, drafts: Sequence[Box] | None, seeds: Sequence[
             ),
             SolverState.start(given.put(_noise(seed, shape[0]) * np.float32(table.initial_scale))),
             0,
+            kept=None if cache is None else KeptBranches(cache, 1 + len(section)),
         )
         for seed in seeds
     ]
@@ -63,7 +70,11 @@ def boxes_predicted(section: Section, run: ImageRun) -> list[Box]:
 
 
 def end_sooner(run: ImageRun, steps: int, schedule: SchedulerConfig) -> None:
-    """Have the run take so many steps more and no others: Euler's, equal ones from its noise level to none."""
+    """Have the run take so many steps more and no others: Euler's, equal ones from its noise level to none.
+
+    They are longer than those that a plan of its branches was made for: from here on, all is computed.
+    """
+    run.kept = None
     level = float(run.row.table.timesteps[run.local_step]) / schedule.num_train_timesteps
     left = np.linspace(level, 0.0, steps + 1)
     sigmas = tuple(float(value) for value in left)

@@ -12,10 +12,13 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol
 
 import numpy as np
 
+from nereid.diffusion.branch_cache import BranchEngine
+from nereid.diffusion.feature_cache import Variant
 from nereid.diffusion.loop import DenoisingLoop, cost_key
 from nereid.diffusion.plan import EngineCall
 from nereid.diffusion.state import ImageRun
@@ -35,7 +38,7 @@ from nereid.layout.requests import parse_layout_request
 from nereid.layout.rows import end_sooner, layout_runs
 from nereid.layout.settings import LayoutModel
 from nereid.layout.task import LayoutTask
-from nereid_protocol.metrics import LAYOUT_CHECKS, LAYOUT_DEGRADED, LAYOUT_LOOP
+from nereid_protocol.metrics import LAYOUT_BRANCHES, LAYOUT_CHECKS, LAYOUT_DEGRADED, LAYOUT_LOOP
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +55,11 @@ class Engine(Protocol):
         """On the monotonic clock, since when it has been gone; None while it is there."""
         ...
 
-    def call(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> Future[Mapping[str, np.ndarray]]:
-        """Fails with RequestError; with LostError where it is gone."""
+    def call(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], graph: str = "") -> Future[Mapping[str, np.ndarray]]:
+        """Of the transformer, or of a `graph` that gives and takes its branches.
+
+        Fails with RequestError; with LostError where it is gone.
+        """
         ...
 
     def stop(self) -> None: ...
@@ -85,7 +91,8 @@ class LayoutService:
             limits.engine_max_batch_size,
             self.costs,
             min_batch_size=limits.engine_min_batch_size,
-            stepped=lambda _, rows, seconds: self._observer.stepped(limits.engine, rows, seconds),
+            stepped=self._stepped,
+            process_of=lambda _: Variant.FULL,
             died=self._observer.engine_died,
         )
         self._senders = NamedThreads(max_workers=8, thread_name_prefix="layout-send")
@@ -127,7 +134,7 @@ class LayoutService:
             request,
             reply,
             self._senders,
-            layout_runs(request.section, request.drafts, request.seeds, request.table),
+            layout_runs(request.section, request.drafts, request.seeds, request.table, request.cache),
             flight,
             self.model.fingerprint,
             self._told,
@@ -140,7 +147,9 @@ class LayoutService:
 
     def _plan(self, task: LayoutTask, ticket: Ticket[LayoutTask]) -> None:
         """When it should be done: as its goal says, or to have taken no more than `latency_target` times as long as alone."""
-        lone = len(task.request.table) * self._call_seconds(task.runs[0], task.rows)
+        first, most = task.runs[0], min(task.rows, self.model.limits.engine_max_batch_size)
+        left = first.steps_left.items()
+        lone = sum(steps * self.costs.predict(cost_key(variant, first.shape), most) for variant, steps in left)
         goal = task.request.deadline_seconds
         if goal is not None:
             task.due = task.submitted + goal
@@ -156,7 +165,14 @@ class LayoutService:
     # --- the loop ---
 
     def _predict(self, call: EngineCall) -> Future[Mapping[str, np.ndarray]]:
-        return self.engine.call(call.inputs, call.outputs)
+        return self.engine.call(call.inputs, call.outputs, call.variant if isinstance(call.variant, BranchEngine) else "")
+
+    def _stepped(self, variant: StrEnum, rows: int, seconds: float) -> None:
+        self._observer.stepped(self.model.limits.engine, rows, seconds)
+        if isinstance(variant, BranchEngine):
+            for how, branches in (("computed", variant.computed), ("reused", variant.reused)):
+                for branch in branches:
+                    self.recorder.record(LAYOUT_BRANCHES, rows, branch=str(branch), how=how)
 
     def _call_seconds(self, run: ImageRun, rows: int) -> float:
         return self.costs.predict(cost_key(run.variant, run.shape), min(rows, self.model.limits.engine_max_batch_size))

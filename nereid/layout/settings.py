@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nereid.diffusion.branch_cache import BranchCalibration, BranchEngine
 from nereid.diffusion.solvers import SchedulerConfig, SchedulerName, default_scheduler
+from nereid.engines.digests import digest_of_files
 from nereid.engines.worker import WorkerOptions
 from nereid.flow.exported import exported_facts
 from nereid.flow.parameters import read_parameters
 from nereid.layout.canvas import Canvas
+from nereid.layout.complexity import AdaptiveSteps
 from nereid.layout.elements import Element, ElementClass, Section
 from nereid.layout.tokens import BUCKETS, tokens_of
 
@@ -25,18 +28,69 @@ SAMPLE, TIMESTEP, OUT = "sample", "timestep", "out_sample"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BranchFacts:
+    """What a model with engines that reuse branches knows of them.
+
+    `blocks` and `width` are the transformer's; `calibrations` were measured with the very engines here.
+    """
+
+    blocks: int
+    width: int
+    calibrations: tuple[BranchCalibration, ...] = ()
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any], folder: Path) -> BranchFacts:
+        """Raises ValueError where calibrations are of other engines than those in `folder`."""
+        calibrations = tuple(BranchCalibration.parse(item) for item in raw["calibrations"])
+        if calibrations and raw["calibrated"] != engines_digest(folder):
+            raise ValueError("its calibrations are of other engines than those beside it; calibrate again")
+        return cls(blocks=int(raw["blocks"]), width=int(raw["width"]), calibrations=calibrations)
+
+
+def engine_digest(folder: Path) -> str:
+    """The same of the whole transformer's."""
+    return digest_of_files(folder, sorted(folder.glob("model.*")))
+
+
+def engines_digest(folder: Path) -> str:
+    """SHA-256 over the engines that reuse branches, by which calibrations know them."""
+    return digest_of_files(folder, [file for engine in BranchEngine for file in sorted((folder / engine).glob("model.*"))])
+
+
+def _adaptive(raw: Mapping[str, Any], folder: Path) -> AdaptiveSteps:
+    found = AdaptiveSteps.parse(raw)
+    if raw["calibrated"] != engine_digest(folder):
+        raise ValueError("its adaptive steps are of another engine than the one beside it; calibrate again")
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayoutFacts:
-    """Facts of a checkpoint: its noise levels, and the solver that they stand for."""
+    """Facts of a checkpoint: its noise levels, the solver that they stand for, and its branches where engines reuse them."""
 
     schedule: SchedulerConfig
     scheduler: SchedulerName
+    branches: BranchFacts | None = None
+    adaptive: AdaptiveSteps | None = None
+    """Steps by complexity, where they were measured with this very engine."""
 
     @classmethod
     def read(cls, folder: Path) -> LayoutFacts:
         """Parse what export wrote; raises ValueError naming the file and what is wrong with it."""
-        with exported_facts(folder / LAYOUT_FILE) as facts:
+        file = folder / LAYOUT_FILE
+        with exported_facts(file) as facts:
             raw = facts["scheduler"]
-            return cls(schedule=SchedulerConfig.from_diffusers(raw), scheduler=default_scheduler(raw))
+            made = cls(schedule=SchedulerConfig.from_diffusers(raw), scheduler=default_scheduler(raw))
+        try:
+            if "branches" in facts:
+                made = replace(made, branches=BranchFacts.parse(facts["branches"], folder))
+            if "adaptive" in facts:
+                made = replace(made, adaptive=_adaptive(facts["adaptive"], folder))
+            return made
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file} is not what export writes: {error!r}; export the model again") from None
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +150,15 @@ class LayoutModel:
     def worker_options(self) -> WorkerOptions:
         """Of the process that runs the engine."""
         sizes = sorted({self.limits.engine_min_batch_size, self.limits.engine_max_batch_size})
+        calls = [call_shapes(rows, tokens) for tokens in BUCKETS for rows in sizes]
+        others = {}
+        if (branches := self.facts.branches) is not None:
+            for engine in BranchEngine:
+                others[str(engine)] = {
+                    "file": str(self.file.parent / engine / self.file.name),
+                    "outputs": [OUT, *engine.computed],
+                    "warm_up": [branch_shapes(call, engine, branches) for call in calls],
+                }
         return WorkerOptions(
             function="nereid.engines.engine_process_main:run",
             name=self.name,
@@ -104,10 +167,18 @@ class LayoutModel:
                 "engine": self.limits.engine,
                 "threads": self.limits.threads,
                 "outputs": [OUT],
-                "warm_up": [call_shapes(rows, tokens) for tokens in BUCKETS for rows in sizes],
+                "warm_up": calls,
+                "others": others,
             },
             watchdog_seconds=self.limits.watchdog_seconds,
         )
+
+
+def branch_shapes(call: Mapping[str, tuple[str, list[int]]], engine: BranchEngine, facts: BranchFacts) -> dict[str, Any]:
+    """The same of a call of an engine that may reuse branches, from those of one that does not."""
+    rows, tokens, _ = call[SAMPLE][1]
+    taken = {name: shape for name, shape in call.items() if name not in engine.untaken}
+    return {**taken, **{str(branch): ("float32", [rows, facts.blocks, 1 + tokens, facts.width]) for branch in engine.reused}}
 
 
 def call_shapes(rows: int, tokens: int) -> dict[str, tuple[str, list[int]]]:

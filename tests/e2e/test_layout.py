@@ -132,6 +132,22 @@ def test_a_goal_that_cannot_be_met_is_met_with_fewer_steps(served: Served) -> No
     assert made.degraded == ("fewer than the 200 steps asked for were taken, to meet 0.05 s",)
 
 
+def test_branches_are_reused_where_a_request_says_so_and_engines_can(served: Served) -> None:
+    with Client(served.grpc_url, timeout=60) as client, ThreadPoolExecutor(6) as pool:
+        plain = client.generate_layout(HTML, 1280, seed=5).answer
+        assert client.generate_layout(HTML, 1280, seed=5, cache="off").answer == plain
+        alone = client.generate_layout(HTML, 1280, seed=5, cache=0.9).answer
+        asked = [pool.submit(client.generate_layout, HTML, 1280, seed=5, cache=0.9) for _ in range(6)]
+        assert all(pending.result().answer == alone for pending in asked)
+        with pytest.raises(InvalidRequestError, match="is not calibrated for euler with 16 steps; nothing is"):
+            client.generate_layout(HTML, 1280, cache="light")
+    time.sleep(0.5)  # metrics are gathered before they are told
+    for branch in ("attention", "mlp"):
+        assert metric(served.metrics, "nereid_layout_branches_total", model="layout", branch=branch, how="computed") >= 14
+    with Client(served.grpc_url, name="ov") as client, pytest.raises(InvalidRequestError, match="exported without --cache"):
+        client.generate_layout(HTML, 1280, cache=0.9)
+
+
 def test_an_engine_that_dies_is_answered_for_by_rules_and_comes_back(served: Served) -> None:
     with Client(served.grpc_url, name="ov", timeout=60) as client:
         before = client.generate_layout(HTML, 1280, seed=5)

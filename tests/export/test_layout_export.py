@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,12 +16,14 @@ torch = pytest.importorskip("torch")
 
 from drawing import Answers, boxes_of, text
 
+from nereid.diffusion.branch_cache import BranchEngine
 from nereid.engines.engine_process import EngineProcess
 from nereid.flow.metrics import Recorder
 from nereid.layout.elements import Section
 from nereid.layout.repair import repair
 from nereid.layout.service import LayoutService
-from nereid.layout.settings import LAYOUT_FILE, LayoutFacts, LayoutLimits, LayoutModel
+from nereid.layout.settings import LAYOUT_FILE, BranchFacts, LayoutFacts, LayoutLimits, LayoutModel
+from nereid.layout.tokens import tokens_of
 from nereid_export.configs import read_config
 from nereid_export.errors import ExportError
 from nereid_zoo.layout.batches import sample_row
@@ -67,7 +70,9 @@ def inputs_of(section: Section, **options: Any) -> dict[str, np.ndarray]:
     ]
     given = {"width": canvas.width, "density": str(canvas.density), "columns": canvas.columns, "style": str(canvas.style)}
     made = {"canvas": text(json.dumps(given)), "elements": text(json.dumps(elements))}
-    return {**made, **{name: np.array([value], np.int64 if name == "seed" else np.int32) for name, value in options.items()}}
+    for name, value in options.items():
+        made[name] = text(value) if isinstance(value, str) else np.array([value], np.int64 if name == "seed" else np.int32)
+    return made
 
 
 @pytest.fixture(params=["onnxruntime", "openvino"])
@@ -147,6 +152,100 @@ def test_auto_measures_both_engines_and_serves_one(checkpoint: Path, tmp_path: P
     assert manifest["engines"]["layout"]["engine"] == chosen["engine"]
     parameters = read_config(tmp_path / "out" / "layout" / "config.pbtxt").parameters
     assert parameters["engine"].string_value == chosen["engine"]
+
+
+# --- branches ---
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+def cut(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with engines that reuse branches; to be read only."""
+    out = tmp_path_factory.mktemp(f"cut-{request.param}") / "out"
+    export_layout(checkpoint, out, engine=request.param, cache=True)
+    return out
+
+
+def test_engines_that_reuse_branches_are_exported_checked_and_named(cut: Path, repositories: dict[str, Path]) -> None:
+    folder = cut / "layout"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    engine = manifest["engines"]["layout"]["engine"]
+    assert manifest["branch_engines"].keys() == set(BranchEngine)
+    for name, said in manifest["branch_engines"].items():
+        assert said["engine"] == engine
+        assert {check["sizes"]["tokens"] for check in said["checks"]} == {8, 16, 24, 32}
+        assert {check["output"] for check in said["checks"]} == {"out_sample", *BranchEngine(name).computed}
+        assert said["memory"]["bytes_per_row"] > 0
+    facts = LayoutFacts.read(folder / "1").branches
+    assert facts == BranchFacts(blocks=2, width=48)
+    file = {"onnxruntime": "model.onnx", "openvino": "model.xml"}[engine]
+    assert {f"layout/1/{name}/{file}" for name in BranchEngine} <= manifest["files"].keys()
+    assert (folder / "1" / file).is_file()
+    assert LayoutFacts.read(repositories[engine] / "layout" / "1").branches is None
+
+
+@contextmanager
+def served(repository: Path) -> Iterator[LayoutService]:
+    """The exported model, its engines in a real process."""
+    folder = repository / "layout"
+    parameters = {key: value.string_value for key, value in read_config(folder / "config.pbtxt").parameters.items()}
+    model = LayoutModel.read("layout", folder / "1", LayoutLimits.from_parameters(parameters), "one")
+    engine = EngineProcess(model.worker_options())
+    engine.wait_ready()
+    service = LayoutService(model=model, engine=engine, recorder=Recorder(lambda metric, value, labels: None))
+    try:
+        yield service
+    finally:
+        service.stop()
+
+
+def test_caching_is_the_same_in_any_company_and_off_is_what_it_is_without_such_engines(
+    cut: Path, repositories: dict[str, Path]
+) -> None:
+    asked = sections(12)
+    engine = json.loads((cut / "layout" / "manifest.json").read_text())["engines"]["layout"]["engine"]
+
+    def options(n: int) -> dict[str, Any]:
+        return {"seed": n, "cache": ("0.9", "off", "0.3")[n % 3]}
+
+    def bytes_of(answers: Answers) -> dict[str, Any]:
+        return {name: value.tolist() for name, value in answers.wait().sent[-1].items()}
+
+    with served(cut) as service:
+        alone = [bytes_of(ask(service, section, **options(n))) for n, section in enumerate(asked)]
+        inside = [ask(service, section, **options(n)) for n, section in enumerate(asked)]
+        assert [bytes_of(answers) for answers in inside] == alone
+        off = [bytes_of(ask(service, section, seed=n)) for n, section in enumerate(asked)]
+    assert off[1::3] == alone[1::3]
+    assert off != alone
+    with served(repositories[engine]) as service:
+        assert [bytes_of(ask(service, section, seed=n)) for n, section in enumerate(asked)] == off
+
+
+def test_what_is_reused_while_nothing_has_changed_changes_nothing(cut: Path, checkpoint: Path) -> None:
+    """Every engine, given the branches of its very inputs, answers as PyTorch's whole transformer does."""
+    from nereid.engines.engine_process_main import load_engine
+
+    model = LayoutModel.read("layout", cut / "layout" / "1", _limits(cut), "one")
+    others = model.worker_options().settings["others"]
+    tokens = tokens_of(sections(3), 32)
+    sample = np.random.default_rng(1).standard_normal((3, 32, 4), np.float32)
+    inputs = {**tokens.as_inputs(), "sample": sample, "timestep": np.full((3, 1), 400, np.float32)}
+    expected = torch_predict(checkpoint)({**tokens.as_inputs(), "boxes": sample, "timestep": inputs["timestep"][:, 0]})
+    branches: dict[str, np.ndarray] = {}
+    for name in BranchEngine:
+        its = others[name]
+        run = load_engine(Path(its["file"]), model.limits.engine, 1)
+        given = {key: value for key, value in inputs.items() if key not in name.untaken}
+        made = run({**given, **{branch: branches[branch] for branch in name.reused}}, its["outputs"])
+        branches = branches or made
+        for row, section in enumerate(sections(3)):
+            ours, theirs = made["out_sample"][row, : len(section)], expected[row, : len(section)]
+            assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
+
+
+def _limits(repository: Path) -> LayoutLimits:
+    parameters = read_config(repository / "layout" / "config.pbtxt").parameters
+    return LayoutLimits.from_parameters({key: value.string_value for key, value in parameters.items()})
 
 
 def edit(name: str, **changes: Any) -> Callable[[Path], None]:

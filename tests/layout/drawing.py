@@ -42,7 +42,7 @@ class Straight:
         self.spoil: Callable[[np.ndarray], np.ndarray] = lambda made: made
         self._clean, self._width = clean, width
 
-    def call(self, inputs: Arrays, outputs: Sequence[str]) -> Future[Arrays]:
+    def call(self, inputs: Arrays, outputs: Sequence[str], graph: str = "") -> Future[Arrays]:
         future: Future[Arrays] = Future()
         if self.down_since is not None:
             future.set_exception(LostError("gone"))
@@ -132,9 +132,14 @@ def boxes_of(answer: dict[str, Any]) -> dict[str, Box]:
 
 @contextmanager
 def serving(
-    engine: Any, *, record: FlightRecord | None = None, told: list[tuple[str, float, dict[str, str]]] | None = None, **limits: Any
+    engine: Any,
+    *,
+    facts: LayoutFacts = FACTS,
+    record: FlightRecord | None = None,
+    told: list[tuple[str, float, dict[str, str]]] | None = None,
+    **limits: Any,
 ) -> Iterator[LayoutService]:
-    model = LayoutModel(name="layout", facts=FACTS, limits=LayoutLimits(**limits), file=Path("model.onnx"), fingerprint="one")
+    model = LayoutModel(name="layout", facts=facts, limits=LayoutLimits(**limits), file=Path("model.onnx"), fingerprint="one")
 
     def write(metric: Any, value: float, labels: Mapping[str, str]) -> None:
         if told is not None:

@@ -109,11 +109,11 @@ def test_a_folder_is_diffusers_and_comes_back_the_same(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["scheduler"] == ["diffusers", "FlowMatchEulerDiscreteScheduler"]
     assert shift_of(tmp_path) == 1
-    tokens, noise = tokens_of(sections(1), 16), starting_noise([0], 16)
     again = tmp_path / "again"
     save(load(tmp_path), again)  # as a training does with what its last phase has kept
     assert "_name_or_path" not in (again / "transformer" / "config.json").read_text()
-    assert (velocity(load(again), tokens, noise, [0.3]) == velocity(transformer, tokens, noise, [0.3])).all()
+    kept = load(again).state_dict()  # not what they compute: sums of weights that lie elsewhere in memory may be in another order
+    assert all(torch.equal(kept[name], value) for name, value in transformer.state_dict().items())
 
 
 @pytest.mark.parametrize("shift", [1.0, 0.4, 3.0])

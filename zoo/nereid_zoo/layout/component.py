@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nereid.diffusion.branch_cache import Branch, BranchEngine
 from nereid.layout.elements import MAX_ELEMENTS, ElementClass
 from nereid.layout.settings import ENGINE_NAME, OUT, SAMPLE, TIMESTEP
 from nereid.layout.tokens import BUCKETS, CANVAS, CONTENT, MOST_DEPTH, Floats
@@ -18,6 +20,8 @@ from nereid_zoo.layout.draw import Predict
 from nereid_zoo.layout.model import LayoutTransformer, load
 
 TOKENS = "tokens"
+PLACES = "places"
+"""One more than tokens: the canvas' is the first."""
 
 
 class Velocity(nn.Module):
@@ -46,6 +50,34 @@ class Velocity(nn.Module):
         return made
 
 
+class BranchedVelocity(nn.Module):
+    """The same with the branches that it reuses as further inputs, and those that it computes as further outputs.
+
+    Takes what `inputs` names.
+    """
+
+    def __init__(self, transformer: LayoutTransformer, inputs: tuple[str, ...], engine: BranchEngine) -> None:
+        super().__init__()
+        self.transformer, self.inputs, self.engine = transformer, inputs, engine
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip(self.inputs, inputs, strict=True))
+        numbers = self.transformer.numbers(given[SAMPLE], given["known"], given["field_mask"], given["content"])
+        hidden, made = self.transformer.branched(
+            numbers,
+            given[TIMESTEP][:, 0],
+            given["classes"],
+            given["parents"],
+            given["depths"],
+            given["canvas"],
+            given.get("valid"),
+            (given.get(Branch.ATTENTION), given.get(Branch.MLP)),
+        )
+        branches = dict(zip(Branch, zip(*made, strict=True), strict=True))
+        computed = (torch.stack(branches[branch], 1) for branch in self.engine.computed)
+        return self.transformer.last(hidden[:, 1:]), *computed
+
+
 def layout_component(folder: Path) -> Component:
     """Of a diffusers folder as `zoo train layout` writes it; batch and tokens are dynamic, up to 32 tokens."""
     return Component(
@@ -64,11 +96,44 @@ def layout_component(folder: Path) -> Component:
             TensorSpec(name="valid", dims=(TOKENS,), high=2),
         ),
         outputs=(TensorSpec(name=OUT, dims=(TOKENS, 4)),),
-        load=lambda: Velocity(finite(folder / "transformer", load(folder))),
+        load=lambda: Velocity(_transformer(folder)),
         keep_fp32=True,
         example={TOKENS: 13},
         checks=tuple((rows, {TOKENS: size}) for rows, size in zip((1, 3, 2, 4), BUCKETS, strict=True)),
     )
+
+
+def branch_components(folder: Path) -> dict[BranchEngine, Component]:
+    """The engines of runs that reuse branches of earlier steps (nereid.diffusion.branch_cache)."""
+    plain = layout_component(folder)
+    config = LayoutTransformer.load_config(folder / "transformer")
+    specs = {branch: TensorSpec(name=branch, dims=(config["layers"], PLACES, config["width"])) for branch in Branch}
+
+    def component(engine: BranchEngine) -> Component:
+        own = tuple(spec for spec in plain.inputs if spec.name not in engine.untaken)
+        inputs = (*own, *(specs[branch] for branch in engine.reused))
+        names = tuple(str(spec.name) for spec in inputs)
+        return replace(
+            plain,
+            name=f"{ENGINE_NAME}_{engine}",
+            inputs=inputs,
+            outputs=(*plain.outputs, *(specs[branch] for branch in engine.computed)),
+            load=lambda: BranchedVelocity(_transformer(folder), names, engine),
+            example=_with_canvas(plain.example),
+            checks=tuple((rows, _with_canvas(sizes)) for rows, sizes in plain.checks),
+        )
+
+    return {engine: component(engine) for engine in BranchEngine}
+
+
+def _with_canvas(sizes: dict[str, int]) -> dict[str, int]:
+    """The canvas has a token, too."""
+    return {**sizes, PLACES: 1 + sizes[TOKENS]}
+
+
+def _transformer(folder: Path) -> LayoutTransformer:
+    made: LayoutTransformer = finite(folder / "transformer", load(folder))
+    return made
 
 
 def onnx_predict(file: Path, threads: int = 1) -> Predict:

@@ -30,6 +30,10 @@ MASKED = -1e4
 """Added to the scores of padded tokens. Not -inf, which makes NaN of a row without any."""
 
 
+Branches = tuple[Tensor | None, Tensor | None]
+"""What attention and MLP give before gate and residual, each None where it is not there."""
+
+
 class Block(nn.Module):
     """Attention and MLP, each modulated before and gated after."""
 
@@ -44,11 +48,22 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(mlp_ratio * width, width)
         self.modulation = nn.Parameter(torch.zeros(6, width))
 
-    def forward(self, x: Tensor, condition: Tensor, bias: Tensor) -> Tensor:
-        """x: B x T x D; condition: B x 6 x D; bias: B x heads x T x T, added to the attention's scores."""
+    def forward(
+        self, x: Tensor, condition: Tensor, bias: Tensor | None, kept: Branches = (None, None)
+    ) -> tuple[Tensor, Branches]:
+        """x: B x T x D; condition: B x 6 x D; bias: B x heads x T x T, added to the attention's scores.
+
+        What `kept` has of a branch (B x T x D) is not computed. Returns x and what both branches gave.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = (condition + self.modulation).unsqueeze(2).unbind(1)
-        x = x + gate1 * self.attend(self.norm1(x) * (1 + scale1) + shift1, bias)
-        return x + gate2 * self.fc2(functional.gelu(self.fc1(self.norm2(x) * (1 + scale2) + shift2), approximate="tanh"))
+        attention, mlp = kept
+        if attention is None:
+            assert bias is not None
+            attention = self.attend(self.norm1(x) * (1 + scale1) + shift1, bias)
+        x = x + gate1 * attention
+        if mlp is None:
+            mlp = self.fc2(functional.gelu(self.fc1(self.norm2(x) * (1 + scale2) + shift2), approximate="tanh"))
+        return x + gate2 * mlp, (attention, mlp)
 
     def attend(self, x: Tensor, bias: Tensor) -> Tensor:
         rows, tokens, width = x.shape
@@ -104,26 +119,50 @@ class LayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         canvas: Tensor,
         valid: Tensor,
     ) -> Tensor:
-        told = waves(known) * (field_mask > 0).repeat(1, 1, 2 * len(FREQUENCIES))
-        numbers = torch.cat([boxes, known, field_mask, waves(boxes), told, content], -1)
+        numbers = self.numbers(boxes, known, field_mask, content)
         hidden = self.hidden(numbers, timestep, classes, parents, depths, canvas, valid)
         return self.last(hidden[:, 1:])
+
+    def numbers(self, boxes: Tensor, known: Tensor, field_mask: Tensor, content: Tensor) -> Tensor:
+        """All of an element's, B x N x F."""
+        told = waves(known) * (field_mask > 0).repeat(1, 1, 2 * len(FREQUENCIES))
+        return torch.cat([boxes, known, field_mask, waves(boxes), told, content], -1)
 
     def hidden(
         self, numbers: Tensor, timestep: Tensor, classes: Tensor, parents: Tensor, depths: Tensor, canvas: Tensor, valid: Tensor
     ) -> Tensor:
-        """B x (1 + N) x D, the canvas' token first; `numbers` are all of an element's, B x N x F."""
+        """B x (1 + N) x D, the canvas' token first."""
+        return self.branched(numbers, timestep, classes, parents, depths, canvas, valid)[0]
+
+    def branched(
+        self,
+        numbers: Tensor,
+        timestep: Tensor,
+        classes: Tensor,
+        parents: Tensor,
+        depths: Tensor,
+        canvas: Tensor,
+        valid: Tensor | None,
+        kept: Branches = (None, None),
+    ) -> tuple[Tensor, list[Branches]]:
+        """The same, and what each block's branches gave; those that `kept` has (B x blocks x (1 + N) x D) are not computed.
+
+        `valid` is for attention alone.
+        """
         order = torch.cumsum(torch.ones_like(classes), 1)
         x = self.embed(numbers) + self.class_embed(classes) + self.order_embed(order)
         x = x + self.parent_embed(parents) + self.depth_embed(depths)
         x = torch.cat([self.canvas_token(canvas)[:, None] + self.order_embed(torch.zeros_like(order[:, :1])), x], 1)
         condition = functional.silu(self.time_embed(time_waves(timestep, x.shape[-1])) + self.canvas_embed(canvas))
         modulation = self.condition(condition).unflatten(1, (6, x.shape[-1]))
-        bias = self.bias(parents, order, valid)
-        for block in self.blocks:
-            x = block(x, modulation, bias)
+        bias = None if valid is None else self.bias(parents, order, valid)
+        given: list[Branches] = []
+        for number, block in enumerate(self.blocks):
+            own = [None if branch is None else branch[:, number] for branch in kept]
+            x, branches = block(x, modulation, bias, (own[0], own[1]))
+            given.append(branches)
         shift, scale = self.last_condition(condition)[:, None].chunk(2, -1)
-        return self.norm(x) * (1 + scale) + shift
+        return self.norm(x) * (1 + scale) + shift, given
 
     def bias(self, parents: Tensor, order: Tensor, valid: Tensor) -> Tensor:
         """B x heads x T x T over the canvas' token and the elements': what the key is to the query; padded keys are masked."""

@@ -1,0 +1,266 @@
+"""`nereid bench layout`: ways and their schedules, FLOPs, quality, loads, the random transformer, and the report."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from typer.testing import CliRunner
+
+from nereid.diffusion.branch_cache import Branch, BranchEngine
+from nereid.diffusion.feature_cache import CachePlan
+from nereid.layout.requests import LayoutRequest, parse_layout_request
+from nereid.layout.settings import LayoutFacts, LayoutLimits
+from nereid.layout.tokens import bucket_of
+from nereid_bench import layout as module
+from nereid_bench.cli import app
+from nereid_bench.layout import LayoutPlan, Way, layout, layout_flops
+from nereid_bench.layout_load import Latencies, alone, arriving, asked_for, sustained
+from nereid_bench.random_dit import DitSizes, RandomDit, count_flops, step_costs
+from nereid_client.layouts import layout_tensors
+from nereid_export.engines.check import random_inputs
+from nereid_zoo.layout.component import TOKENS, layout_component
+from nereid_zoo.layout.score import held_out_sections
+
+pytestmark = pytest.mark.torch
+TINY = DitSizes(layers=2, width=32, heads=2, tokens=8, patch=4)
+
+
+class FakeClient:
+    """Reads requests as the server would."""
+
+    def __init__(self, repository: Path) -> None:
+        self.facts = LayoutFacts.read(repository / "layout" / "1")
+        self.asked: list[LayoutRequest] = []
+
+    def generate_layout(self, section: Any, canvas: Any, **options: Any) -> None:
+        tensors = layout_tensors(section, canvas, options, interval=None)
+        self.asked.append(parse_layout_request(tensors, self.facts, LayoutLimits()))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> dict[str, Any]:
+    """Of a small random checkpoint: the rows, the plan, what was said and asked."""
+    work, clients, said = tmp_path_factory.mktemp("bench"), [], []  # type: ignore[var-annotated]
+
+    @contextmanager
+    def serving(repository: Path) -> Iterator[tuple[Any, None]]:
+        clients.append(FakeClient(repository))
+        yield clients[0], None
+
+    plan = LayoutPlan(
+        **{"checkpoint": checkpoints["layout"], "work": work, "steps": 6, "fewer": (4, 2), "briefs": 8, "calibration_briefs": 6},
+        **{"timed": 2, "rate": 100.0, "at_once": 2, "seconds": 0.05, "rounds": 1, "dit": TINY},
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "serving", serving)
+        rows = layout(plan, said.append)
+        before = (plan.work / "repository" / "layout" / "manifest.json").stat().st_mtime_ns
+        module.exported(plan, said.append)  # nothing is done again
+    assert (plan.work / "repository" / "layout" / "manifest.json").stat().st_mtime_ns == before
+    return {"rows": rows, "plan": plan, "said": said, "asked": clients[0].asked}
+
+
+def test_every_way_has_a_row_of_either_transformer_and_all_have_the_same_columns(measured: dict[str, Any]) -> None:
+    rows, names = (
+        measured["rows"],
+        ["off", "4 steps", "2 steps", "cache light", "cache balanced", "cache aggressive", "adaptive steps"],
+    )
+    assert [(row["model"], row["method"]) for row in rows] == [
+        *(("layout", name) for name in names),
+        *((TINY.name, name) for name in names),
+    ]
+    assert len({tuple(row) for row in rows}) == 1
+    for row in rows[:7]:
+        assert all(value is not None for value in row.values())
+        assert row["ms"] > 0
+        assert 0 <= row["passed_before"] <= 100
+        assert row["p95_ms"] >= row["p50_ms"] > 0
+        assert row["requests_s"] > 0
+    for row in rows[7:]:
+        assert row["passed_after"] is row["p50_ms"] is None
+        assert row["ms"] > 0
+    json.dumps(rows)
+
+
+def test_flops_go_with_steps_and_with_what_is_reused(measured: dict[str, Any]) -> None:
+    for its in (measured["rows"][:7], measured["rows"][7:]):
+        found = {row["method"]: row for row in its}
+        assert found["4 steps"]["gflops"] == pytest.approx(found["off"]["gflops"] * 4 / 6)
+        for level in ("light", "balanced", "aggressive"):
+            row = found[f"cache {level}"]
+            assert (row["gflops"] < found["off"]["gflops"]) is (row["reused"] > 0)
+        assert found["cache aggressive"]["reused"] > 0
+        assert found["off"]["reused"] == 0
+        assert found["adaptive steps"]["gflops"] > 0
+
+
+def test_what_is_served_is_asked_for_as_it_is_scored(measured: dict[str, Any]) -> None:
+    asked = measured["asked"]
+    assert {6, 4, 2} <= {len(request.table) for request in asked} <= {16, 6, 4, 2}  # 16 where a section needs all
+    cached = [request for request in asked if request.cache is not None]
+    assert {len(request.table) for request in cached} == {6}
+    sections = held_out_sections(measured["plan"].briefs).sections
+    assert {request.section for request in asked} <= set(sections)
+
+
+def test_progress_names_what_is_done(measured: dict[str, Any]) -> None:
+    said = "\n".join(measured["said"])
+    for part in ("exporting", "calibrating", "counting FLOPs", "drawing 8 held-out sections", "in flight", "timing 4 kinds"):
+        assert part in said
+
+
+def test_a_section_is_asked_for_as_it_is() -> None:
+    for section in held_out_sections(6).sections:
+        elements, canvas = asked_for(section)
+        tensors = layout_tensors(elements, canvas, {}, interval=None)
+        facts = LayoutFacts(schedule=None, scheduler="euler")  # type: ignore[arg-type]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("nereid.layout.requests.solver_table", lambda *settings: ())
+            assert parse_layout_request(tensors, facts, LayoutLimits()).section == section
+
+
+def test_flops_are_those_of_the_formula(checkpoints: dict[str, Path]) -> None:
+    """Of the branches; what is outside of them is the same in every engine."""
+    section = held_out_sections(1).sections[0]
+    tokens = bucket_of(len(section))
+    flops = {engine: its[tokens] for engine, its in layout_flops(checkpoints["layout"], {tokens}).items()}
+    places, width, layers, ratio = 1 + tokens, 48, 2, 2
+    attention = layers * (8 * places * width * width + 4 * places * places * width)
+    mlp = layers * 4 * places * width * ratio * width
+    whole = flops[BranchEngine.COMPUTED]
+    plain = layout_component(checkpoints["layout"])
+    inputs = random_inputs(plain, 1, {TOKENS: tokens}, 1)
+    assert whole == count_flops(plain.load(), tuple(inputs.values()))
+    assert whole - flops[BranchEngine.ATTENTION_REUSED] == attention
+    assert whole - flops[BranchEngine.MLP_REUSED] == mlp
+    assert whole - flops[BranchEngine.REUSED] == attention + mlp
+
+
+def test_the_random_transformer_is_of_the_sizes_that_it_says_and_reuse_is_exact() -> None:
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in RandomDit(DitSizes()).parameters())
+    assert 670e6 < count < 680e6
+    transformer = RandomDit(TINY).eval()
+    with torch.inference_mode():
+        patches, timestep, _ = transformer.inputs(BranchEngine.COMPUTED)
+        patches = torch.randn_like(patches)
+        out, branches = transformer(patches, timestep)
+        attention, mlp = (torch.stack([its[place] for its in branches], 1) for place in (0, 1))
+        for kept in ((attention, None), (None, mlp), (attention, mlp)):
+            assert torch.equal(transformer(patches, timestep, kept)[0], out)
+    costs = step_costs(TINY)
+    assert costs[BranchEngine.REUSED].flops < costs[BranchEngine.MLP_REUSED].flops < costs[BranchEngine.COMPUTED].flops
+
+
+def test_a_way_counts_the_steps_of_each_engine() -> None:
+    plans = {Branch.ATTENTION: CachePlan(full=frozenset({0, 3})), Branch.MLP: CachePlan(full=frozenset({0, 1, 3}))}
+    way = Way(name="cache", steps=4, cache="light", plans=plans)
+    assert way.engines(4) == {BranchEngine.COMPUTED: 2, BranchEngine.ATTENTION_REUSED: 1, BranchEngine.REUSED: 1}
+    assert way.reused == 37.5
+    assert Way(name="off", steps=4).engines(3) == {BranchEngine.COMPUTED: 3}
+
+
+# --- loads ---
+
+
+def test_loads_send_what_they_say_and_time_from_arrival() -> None:
+    sent: list[int] = []
+
+    def send(number: int) -> None:
+        time.sleep(0.005)
+        sent.append(number)
+
+    assert 5 <= alone(send, 4).p50 < 100
+    assert sorted(sent) == [0, 1, 2, 3]
+    sent.clear()
+    found = arriving(send, 100.0, 0.2)
+    assert sorted(sent) == [*range(len(sent))]
+    assert 8 < len(sent) < 40
+    assert found.p95 >= found.p50 >= 5
+
+
+def test_what_arrives_while_others_wait_waits_too() -> None:
+    one = threading.Lock()
+
+    def send(number: int) -> None:
+        with one:
+            time.sleep(0.02)
+
+    assert arriving(send, 200.0, 0.2).p95 > 100
+
+
+def test_sustained_keeps_so_many_in_flight() -> None:
+    inside, most, lock = 0, 0, threading.Lock()
+
+    def send(number: int) -> None:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.01)
+        with lock:
+            inside -= 1
+
+    assert 50 < sustained(send, 4, 0.2) < 420
+    assert most == 4
+
+
+def test_an_error_of_a_request_ends_the_load() -> None:
+    def send(number: int) -> None:
+        raise OSError("gone")
+
+    for load in (lambda: alone(send, 2), lambda: arriving(send, 100.0, 0.02), lambda: sustained(send, 2, 0.05)):
+        with pytest.raises(OSError, match="gone"):
+            load()
+
+
+def test_percentiles_are_in_milliseconds() -> None:
+    found = Latencies.of(list(np.linspace(0, 1, 101)))
+    assert (found.p50, found.p95) == (pytest.approx(500), pytest.approx(950))
+
+
+# --- the command ---
+
+
+def test_the_command_prints_one_table_and_writes_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[LayoutPlan] = []
+
+    def fake(plan: LayoutPlan, say: Any) -> list[dict[str, Any]]:
+        plans.append(plan)
+        return [{"model": "layout", "method": "off", "ms": 1.5, "passed_after": None}]
+
+    monkeypatch.setattr("nereid_bench.layout_cli.layout", fake)
+    out = tmp_path / "layout.json"
+    asked = ["layout", "--out", str(out), "--fewer", "8,4", "--no-dit", "--no-served", "--checkpoint", str(tmp_path)]
+    table = CliRunner().invoke(app, asked)
+    assert table.exit_code == 0, table.output
+    assert (plans[0].fewer, plans[0].dit, plans[0].served, plans[0].checkpoint) == ((8, 4), None, False, tmp_path)
+    assert json.loads(out.read_text())[0]["ms"] == 1.5
+    printed = CliRunner().invoke(app, [*asked, "--json"])
+    assert json.loads(printed.stdout)[0]["method"] == "off"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--fewer", "8,x"], "is not a list of numbers"), (["--fewer", "0"], "must be 1 or more"), (["--steps", "2"], "--steps")],
+)
+def test_options_that_are_not_allowed_are_refused(options: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, ["layout", *options])
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_a_checkpoint_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["layout", "--checkpoint", str(tmp_path / "none"), "--work", str(tmp_path / "work")])
+    assert result.exit_code == 1
+    assert "has no model_index.json" in result.output
