@@ -108,11 +108,12 @@ def test_a_look_that_came_to_nothing_is_made_again(repository: Path, served: Ser
     assert [record.levelname for record in caplog.records if record.name == "nereid.gateway"] == ["WARNING"] * 2  # once each
     facts.write_text("{}")
     served.models = ["a_llm", "b_llm"]
-    made = looked(
-        repository,
-        lambda: (setattr(served, "models", ["a_llm"]), facts.write_text("{")),
-        lambda: facts.write_text("{}"),
-    )
+
+    def go_damaged() -> None:
+        facts.write_text("{")
+        served.models = ["a_llm"]
+
+    made = looked(repository, go_damaged, lambda: facts.write_text("{}"))
     assert [*made.models] == ["a_llm"]
 
 
