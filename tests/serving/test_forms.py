@@ -8,9 +8,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.forms import MOST_HEAD, boundary_of, read_form
+from nereid.serving.gateway.image_bodies import EditBody
+from nereid.serving.gateway.picture_forms import read_picture_form
 
 
 def read(*heads: bytes) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
@@ -83,3 +86,19 @@ def test_headers_are_bounded_though_they_come_in_one_piece() -> None:
     assert read(head + b"x" * (MOST_HEAD - len(head) - 2))[0] == [("a", "x")]
     with pytest.raises(ApiError, match=f"headers of a part are larger than {MOST_HEAD} bytes"):
         read(head + b"x" * MOST_HEAD)
+
+
+@pytest.mark.parametrize("value", [b"[" * 100_000, b"9" * 100_000, b'"\\ud800"', b"NaN"])
+def test_a_field_that_nothing_reads_is_refused_by_name_whatever_it_holds(value: bytes) -> None:
+    head = b'--b\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
+    body = head % (b"prompt", b"a cat") + head % (b"background", value) + b"--b--"
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+    request = Request({"type": "http", "method": "POST", "headers": headers, "state": {}}, receive)
+    with pytest.raises(ApiError) as refused:
+        asyncio.run(read_picture_form(request, EditBody, lenient=False))
+    assert (refused.value.status, refused.value.param) == (400, "background")
+    assert refused.value.response().body
