@@ -113,7 +113,7 @@ class Supervisor:
 
     def _start_triton(self) -> None:
         if self.options.follow:  # what has gone since cannot be loaded
-            self.forget([model for model in self._models.configs if not (self.options.repository / model).is_dir()])
+            self.forget([model for model in self._models.configs if self._has_gone(model)])
         try:
             self._verifier.verify(self._models.configs)
         except DigestError as error:
@@ -228,6 +228,9 @@ class Supervisor:
     def let_go(self, model: str) -> None:
         self._triton.control.unload(model)
 
+    def _has_gone(self, model: str) -> bool:
+        return self.options.follow and not (self.options.repository / model).is_dir()
+
     def _serve(self, models: ServedModels) -> None:
         self._models = self._triton.models = self._numbers.models = models
 
@@ -289,10 +292,16 @@ class Supervisor:
                 self._triton.stop(0)
 
     def _allowed(self, dead: Sequence[str]) -> list[str]:
-        """Those whose files are what was exported. The others stay down, and are looked at again after a while."""
+        """Those whose files are what was exported. The others stay down, and are looked at again after a while.
+
+        One whose folder has gone from a repository that is followed is about to be let go: the follower need not wait for it.
+        """
         allowed = []
         now = time.monotonic()
         for model in dead:
+            if self._has_gone(model):
+                self._unwell.discard(model)
+                continue
             try:
                 if now >= self._refused.get(model, 0.0):
                     self._verifier.verify([model])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -215,8 +216,6 @@ def test_a_model_that_has_come_is_kept_up_like_any_other(supervisor: Supervisor,
     until(lambda: served(supervisor) == ["first", "new", "second"])
     assert (home / "loads").read_text() == "new\n"
     assert 'nereid_serve_model_ready{model="new"}' in supervisor._numbers.page()
-    import signal
-
     os.kill(stubs(supervisor)["new"], signal.SIGKILL)
     until(lambda: (home / "loads").read_text() == "new\nnew\n")
     until(lambda: "new" in stubs(supervisor) and supervisor.readiness()[0])
@@ -232,6 +231,26 @@ def test_a_model_that_has_gone_is_not_missed(supervisor: Supervisor, repository:
     supervisor._triton.kill()
     until(lambda: fake_triton.starts(home) == 2 and supervisor.readiness()[0])
     assert served(supervisor) == ["first"] == list(stubs(supervisor))
+
+
+@pytest.mark.parametrize("owner", ["first", "second"])
+def test_a_process_that_dies_once_its_model_has_gone_is_not_brought_back(
+    supervisor: Supervisor, repository: Path, home: Path, monkeypatch: pytest.MonkeyPatch, owner: str
+) -> None:
+    """Wherever its manifest is: others serve on, and what comes is taken in."""
+    (repository / owner / "manifest.json").write_text(
+        json.dumps({"version": MANIFEST_VERSION, "models": ["first", "second"], "files": {}})
+    )
+    sign(repository)
+    monkeypatch.setattr(following, "LOOK_SECONDS", 1.0)  # the death is seen first
+    time.sleep(0.1)
+    dying = stubs(supervisor)["second"]
+    shutil.rmtree(repository / "second")
+    os.kill(dying, signal.SIGKILL)
+    until(lambda: served(supervisor) == ["first"] and supervisor.readiness()[0], 15)
+    write_models(repository, "new")
+    until(lambda: served(supervisor) == ["first", "new"], 15)
+    assert fake_triton.starts(home) == 1
 
 
 def test_a_broken_model_does_not_keep_the_server_from_starting_again(

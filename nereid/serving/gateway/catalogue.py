@@ -16,7 +16,7 @@ from nereid.serving.errors import ServingError
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.places import Places, places_of
-from nereid.serving.gateway.readiness import readiness
+from nereid.serving.gateway.readiness import readiness, readiness_now
 from nereid.serving.gateway.repository import Offered, offered_models
 from nereid_client import AsyncClient
 from nereid_client.server import Statistics
@@ -52,9 +52,12 @@ class Catalogue:
     _places: dict[str, Places] = field(default_factory=dict)
     _served: frozenset[str] | None = None
     _looking: asyncio.Task[None] | None = None
+    _fault: str = ""
+    """Why the last look came to nothing."""
 
     def __post_init__(self) -> None:
-        self.models = offered_models(self.repository, self.rules, before=None if self.first else {})
+        served = None if self.first else _served(readiness_now(self.ready_url))
+        self.models = offered_models(self.repository, self.rules, served, None if self.first else {})
         self._places = self._places_of(self.models)
 
     @property
@@ -120,18 +123,22 @@ class Catalogue:
                 log.exception("the models that are served could not be looked at; going on")
 
     async def look(self) -> None:
-        """Offer what is served now, if that is not what was served at the last look."""
-        told = (await readiness(self.ready_url)).get("models")
-        if not isinstance(told, list) or (served := frozenset(map(str, told))) == self._served:
+        """Offer what is served now, if that is not what was served at the last look; what cannot be read is read again."""
+        served = _served(await readiness(self.ready_url))
+        if served is None or served == self._served:
             return
         try:
             found = await asyncio.to_thread(offered_models, self.repository, self.rules, served, self.models)
-            self._places |= {name: place for name, place in self._places_of(found).items() if name not in self._places}
-        except (ServingError, ValueError) as error:
-            log.warning("what is offered stays as it was: %s", error)
+            places = self._places_of(found)
+        except (ServingError, ValueError, OSError) as error:
+            if str(error) != self._fault:
+                log.warning("what is offered stays as it was: %s", error)
+            self._fault = str(error)
             return
-        finally:
-            self._served = served
+        self._served, self._fault = served, ""
+        # One that has come back may have other limits; what is still under way from before counts where it was begun.
+        known = {model.holder for model in self.models.values()}
+        self._places |= {name: place for name, place in places.items() if name not in known}
         for word, names in (("offered", found.keys() - self.models.keys()), ("gone", self.models.keys() - found.keys())):
             if names:
                 log.info("%s: %s", word, ", ".join(sorted(names)))
@@ -148,6 +155,12 @@ class Catalogue:
             # A full queue is told at once: callers try again as they like, and know how long they wait.
             client = self._clients[prefix] = AsyncClient(self.grpc_url, name=prefix, retry_full=False)
             self.statistics[prefix] = client.statistics
+
+
+def _served(said: Mapping[str, Any]) -> frozenset[str] | None:
+    """The Triton models that the supervisor serves; None where it does not say."""
+    told = said.get("models")
+    return frozenset(map(str, told)) if isinstance(told, list) else None
 
 
 def _card(item: Offered) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def places_of(repository: Path, model: str) -> Places:
 
     Raises ServingError, ValueError over its config.
     """
-    config = ServedModels.read(repository).configs.get(model, ModelConfig())
+    config = ServedModels.read(repository, [model]).configs.get(model, ModelConfig())
     parameters = {name: value.string_value for name, value in config.parameters.items()}
     instances = max(1, sum(group.count for group in config.instance_group))
     if model.endswith("denoise"):

@@ -15,10 +15,11 @@ _NOBODY = {"ready": False}
 
 async def readiness(url: str) -> dict[str, Any]:
     """What `/ready` at `url` says: `ready`, and what is amiss."""
-    return await asyncio.to_thread(_ask, url)
+    return await asyncio.to_thread(readiness_now, url)
 
 
-def _ask(url: str) -> dict[str, Any]:
+def readiness_now(url: str) -> dict[str, Any]:
+    """The same where no loop runs yet."""
     try:
         said = json.loads(fetch(url, _SECONDS)[1])
     except (OSError, ValueError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -144,8 +144,10 @@ def offered_models(
     """
     found: dict[str, Offered] = {}
     rules = rules or Rules()
-    configs = ServedModels.read(repository).configs
+    configs = ServedModels.read(repository, served).configs
     for folder in sorted(path for path in repository.iterdir() if path.is_dir()):
+        if served is not None and folder.name not in served:
+            continue  # it may not be whole yet
         files = {file.name: file for file in (folder / "1").glob("*")} if (folder / "1").is_dir() else {}
         if _LLM_FILE in files:
             facts = _facts(files[_LLM_FILE])
@@ -168,18 +170,23 @@ def offered_models(
     if before is None:
         _check_names(rules, found)
     adapters = [made for model in found.values() for made in _adapters(model, repository)]
-    if before is not None:
-        adapters.sort(key=lambda made: made.id not in before or before[made.id].parent != made.parent)
-    known = dict(found)
-    for made in adapters:
+    known: dict[str, Offered] = {}
+    for made in _holders_first([*found.values(), *adapters], before):
         known.setdefault(made.id, made)
-    for made in (*_aliases(rules, known, must_exist=before is None), *adapters):
-        if (other := found.setdefault(made.id, made)) is not made:
+    claims = [*found.values(), *_aliases(rules, known, must_exist=before is None), *adapters]
+    named: dict[str, Offered] = {}
+    for made in _holders_first(claims, before):
+        if (other := named.setdefault(made.id, made)) is not made:
             sentence = f"{made.id!r} is {made.said}, and {other.said}; each must have a name of its own"
             if before is None:
                 raise ServingError(sentence)
             log.warning("%s: %s is not offered", sentence, made.said)
-    return found
+    return {made.id: made for made in claims if named[made.id] is made}
+
+
+def _holders_first(claims: Iterable[Offered], before: Mapping[str, Offered] | None) -> list[Offered]:
+    """Those that had their names before in front of the others, which keep their order."""
+    return sorted(claims, key=lambda made: not before or made.id not in before or before[made.id].said != made.said)
 
 
 def _check_names(rules: Rules, found: Mapping[str, Offered]) -> None:
