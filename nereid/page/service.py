@@ -155,10 +155,10 @@ class PageService:
             failed, outcome = EngineError("internal error while the page was made; see the server's log"), "error"
         flight.leave()
         self._runs.end(request.run_id, run, failed=failed is not None)
+        self._observer.ended(outcome, time.monotonic() - begun)  # who sees that nothing is made sees how it ended
         with self._lock:
             self._inside -= 1
             self._observer.active(self._inside)
-        self._observer.ended(outcome, time.monotonic() - begun)
         reply.close(failed)
 
     def _ends(self, run: _Run, reply: Reply) -> bool:
