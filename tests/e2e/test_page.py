@@ -153,7 +153,9 @@ def test_leaving_a_stream_cancels_the_page_and_its_stages(served: Served) -> Non
         while metric(served.metrics, "nereid_page_requests_total", model="page", outcome="cancelled") == before:
             assert time.monotonic() < deadline
             time.sleep(0.1)
-    assert not metric(served.metrics, "nereid_page_active_requests", model="page")
+        while metric(served.metrics, "nereid_page_active_requests", model="page"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
 
 
 def test_a_page_cancelled_by_its_id_ends(served: Served) -> None:
