@@ -45,7 +45,7 @@ PHASES = (Phase("coarse", 0.4, 2e-3), Phase("fine", 0.35, 1.2e-3), Phase("finest
 
 
 def train(plan: TrainingPlan, destination: Path) -> None:
-    """Run the phases that `plan.work` does not hold yet and save a diffusers folder in float32 to `destination`."""
+    """Run the phases that `plan.work` does not hold yet and save a diffusers folder in float16 to `destination`."""
     torch.manual_seed(plan.seed)
     plan.work.mkdir(parents=True, exist_ok=True)
     facts = {"minutes": plan.minutes, "batch_size": plan.batch_size, "seed": plan.seed}
@@ -54,7 +54,7 @@ def train(plan: TrainingPlan, destination: Path) -> None:
         write = partial(_write, plan, phase, transformer, plan.seed + number)
         finished = finished_stage(plan.work / f"{number}-{phase.name}", facts, write)
         transformer = LayoutTransformer.from_pretrained(finished, use_safetensors=True)
-    save(transformer, destination)
+    save(transformer.half(), destination)
 
 
 def _write(plan: TrainingPlan, phase: Phase, transformer: LayoutTransformer, seed: int, folder: Path) -> None:
