@@ -106,13 +106,12 @@ def _export(repository: Path) -> None:
 
 
 def _export_page(repository: Path) -> None:
-    """The model that makes pages of the others; its layouts are by rules as long as no trained layout transformer is shipped."""
-    trained = (layout.CHECKPOINT / "model_index.json").is_file()
-    if trained and not _is_exported(repository / "layout", LayoutCheckpoint.open(layout.CHECKPOINT).digest()):
+    """The model that makes pages of the others, and their layouts."""
+    if not _is_exported(repository / "layout", LayoutCheckpoint.open(layout.CHECKPOINT).digest()):
         with progress_bar() as bar:
             export_layout(LayoutExportOptions(checkpoint=layout.CHECKPOINT, out=repository), bar)
     with progress_bar() as bar:
-        export_page(PageExportOptions(out=repository, layout=trained, picture_prompts=pages.PROMPTS), bar)
+        export_page(PageExportOptions(out=repository, picture_prompts=pages.PROMPTS), bar)
 
 
 def _is_exported(home: Path, digest: str) -> bool:
