@@ -17,10 +17,8 @@ _CHATTY = (
     "onnxscript",
     "onnx_ir",
     "onnxruntime.quantization.matmul_nbits_quantizer",
-    "root",
 )
-"""Loggers that tell of every step; ONNX Runtime's quantisation advises through the root. The first two set their own level when
-they are first imported."""
+"""Loggers that tell of every step. The first two set their own level when they are first imported."""
 
 
 class _Shared:
@@ -53,7 +51,15 @@ def _errors_alone() -> Iterator[None]:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(logging.ERROR)
             stack.callback(logger.setLevel, level)
+        # ONNX Runtime's quantisation advises through the root. A level there would silence this project's own loggers, too; a
+        # logger's filter is asked only for what is logged through itself.
+        logging.root.addFilter(_is_error)
+        stack.callback(logging.root.removeFilter, _is_error)
         yield
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 @contextmanager

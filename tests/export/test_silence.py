@@ -18,8 +18,8 @@ pytestmark = pytest.mark.torch
 
 
 def heard() -> tuple[object, ...]:
-    levels = [logging.getLogger(name).level for name in ("root", "transformers", "onnxscript")]
-    return (*levels, sys.stdout, sys.stderr, list(warnings.filters))
+    levels = [logging.getLogger(name).level for name in ("torch.onnx", "transformers", "onnxscript")]
+    return (*levels, list(logging.root.filters), sys.stdout, sys.stderr, list(warnings.filters))
 
 
 def test_who_leaves_first_does_not_end_the_silence_of_others_nor_does_the_last_keep_it() -> None:
@@ -38,8 +38,8 @@ def test_who_leaves_first_does_not_end_the_silence_of_others_nor_does_the_last_k
     with quiet(printing=True):
         thread.start()
         assert is_inside.wait(30)
-    assert logging.getLogger("root").level == logging.ERROR
-    assert sys.stdout is not before[3]
+    assert logging.getLogger("onnxscript").level == logging.ERROR
+    assert sys.stdout is not before[4]
     may_leave.set()
     thread.join()
     assert heard() == before
@@ -56,3 +56,13 @@ def test_printing_is_silenced_only_where_asked_and_failures_raise(capsys: pytest
         with pytest.raises(ValueError, match="wrong"):
             fail()
     assert capsys.readouterr().out == "heard\n"
+
+
+def test_what_this_project_says_is_heard_meanwhile(caplog: pytest.LogCaptureFixture) -> None:
+    """An export that goes on in the background takes nobody's warnings, but those of other libraries and of the root."""
+    with quiet():
+        for name in ("nereid.gateway", "onnxscript", "diffusers", "root"):
+            logging.getLogger(name).warning("from %s", name)
+        logging.error("an error")  # noqa: LOG015 - as ONNX Runtime's quantisation says what it says
+    logging.warning("afterwards")  # noqa: LOG015
+    assert caplog.messages == ["from nereid.gateway", "an error", "afterwards"]
