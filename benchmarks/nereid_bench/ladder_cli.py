@@ -20,6 +20,8 @@ from nereid_bench.tables import print_rows
 from nereid_bench.workload import GUIDANCE, SCHEDULERS
 from nereid_client import NereidError
 from nereid_client.terminal import INTERRUPTED, console, fail, say_error
+from nereid_export.engines import Engine
+from nereid_export.engines.precision import parse_precisions
 from nereid_export.errors import ExportError
 
 MAX_AT_ONCE = 64
@@ -49,6 +51,10 @@ def ladder_command(
     peers: Annotated[str, typer.Option(help="Peers to measure beside the rungs, by name; none where empty.")] = ",".join(
         PeerName
     ),
+    engine: Annotated[Engine, typer.Option(help="What the rung `precision` and those beyond it run in.")] = Engine.AUTO,
+    precision: Annotated[
+        str, typer.Option(help="Their precision, as `nereid export diffusion` takes it; automatic takes hours of sd15.")
+    ] = LadderPlan.precision,
     optimum_cli: Annotated[
         Path | None,
         typer.Option(help="Hugging Face's optimum-cli, in an environment of its own, which makes OpenVINO GenAI's models."),
@@ -75,6 +81,10 @@ def ladder_command(
         )
     if optimum_cli is not None and shutil.which(optimum_cli) is None:
         raise typer.BadParameter(f"{optimum_cli} is no command that can be run", param_hint="--optimum-cli")
+    try:
+        parse_precisions(precision)
+    except ExportError as error:
+        raise typer.BadParameter(str(error), param_hint="--precision") from None
     plan = LadderPlan(
         work=work,
         models=names("--models", models, tuple(MODELS), "is not a model; it "),
@@ -87,6 +97,8 @@ def ladder_command(
         few_solver=few_solver,
         guidance=guidance,
         cache_interval=cache_interval,
+        engine=engine,
+        precision=precision,
         peers=names("--peers", peers, tuple(PeerName), "is not a peer; it ", blank=True),
         optimum_cli=optimum_cli,
         threads=available_processors(),

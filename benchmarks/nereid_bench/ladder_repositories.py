@@ -58,7 +58,7 @@ def require_student(rung: Rung, model: LadderModel) -> None:
 
 def repository_of(kind: Kind, model: LadderModel, checkpoint: Path, plan: LadderPlan, say: Say) -> Path:
     """The repository of this kind, exported unless an earlier run has left it; raises ExportError."""
-    options = _options(kind, model, checkpoint, plan.work / checkpoint_name(model))
+    options = _options(kind, model, checkpoint, plan)
     calibrated = None
     if kind is base_kind(plan) and not model.random and any(rung in plan.rungs for rung in CACHED):
         calibrated = CalibrateOptions(
@@ -100,7 +100,8 @@ def exported(options: ExportOptions, calibrated: CalibrateOptions | None, say: S
     return options.out
 
 
-def _options(kind: Kind, model: LadderModel, checkpoint: Path, work: Path) -> ExportOptions:
+def _options(kind: Kind, model: LadderModel, checkpoint: Path, plan: LadderPlan) -> ExportOptions:
+    work = plan.work / checkpoint_name(model)
     folder = tiny_vae_of(model, work.parent) if model.random or kind is Kind.ALL else None
     tiny = None if folder is None else TinyVae.open(folder)
     branch = 0 if model.random else _SHAPES_BRANCH
@@ -113,15 +114,17 @@ def _options(kind: Kind, model: LadderModel, checkpoint: Path, work: Path) -> Ex
                 checkpoint=checkpoint, out=work / kind, cache_branch=branch, calibration_prompts=drawn, tiny_vae=tiny
             )
         case Kind.AUTO:
-            return replace(_automatic(checkpoint, work / kind), cache_branch=branch, calibration_prompts=prompts, tiny_vae=tiny)
+            options = _lower(checkpoint, work / kind, plan)
+            return replace(options, cache_branch=branch, calibration_prompts=prompts, tiny_vae=tiny)
         case Kind.STUDENT_4 | Kind.STUDENT_2:
             return ExportOptions(checkpoint=SHAPES / kind, out=work / kind)
         case Kind.ALL:
-            return replace(_automatic(SHAPES / fewest_steps(), work / kind), tiny_vae=tiny)
+            return replace(_lower(SHAPES / fewest_steps(), work / kind, plan), tiny_vae=tiny)
 
 
-def _automatic(checkpoint: Path, out: Path) -> ExportOptions:
-    return ExportOptions(checkpoint=checkpoint, out=out, engine=Engine.AUTO, precision=parse_precisions("auto"))
+def _lower(checkpoint: Path, out: Path, plan: LadderPlan) -> ExportOptions:
+    precisions = parse_precisions(plan.precision)
+    return ExportOptions(checkpoint=checkpoint, out=out, engine=Engine(plan.engine), precision=precisions)
 
 
 def _few_prompts(work: Path) -> Path:

@@ -102,6 +102,9 @@ class LadderPlan:
     cache_interval: int = 3
     """Of peers that cache, and of rungs where levels have no meaning."""
     peers: tuple[str, ...] = tuple(PeerName)
+    engine: str = "auto"
+    precision: str = "auto"
+    """What the rung `precision` and those beyond it are exported with, as `nereid export diffusion` has it."""
     optimum_cli: Path | None = None
     threads: int = 1
     fresh: bool = False

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from nereid.diffusion.goals import Goal, goal_of
 from nereid.diffusion.kept import KeptResults
 from nereid.diffusion.lane_report import LaneReport
-from nereid.diffusion.loop import DenoisingLoop, Predict, cost_key
+from nereid.diffusion.loop import DenoisingLoop, Predict
 from nereid.diffusion.options import parse_reservation, read_id
 from nereid.diffusion.pictures import PicturesDecoded
 from nereid.diffusion.plan import engine_rows
@@ -23,7 +23,6 @@ from nereid.diffusion.state import ImageRun, ImageTask
 from nereid.diffusion.vae_tiles import Encode
 from nereid.diffusion.watching import PreviewDecode, Watchers, state_outputs
 from nereid.engines.costs import StepCosts
-from nereid.engines.lanes import in_company
 from nereid.engines.memory import available_bytes, shared_bytes
 from nereid.flow.batcher import InFlightBatcher
 from nereid.flow.errors import EngineError, PoisonousRequestError, RequestError
@@ -219,7 +218,8 @@ class DenoiseService:
         """Fill in the starting latents, which may call the VAE encoder; then the ticket may join."""
         try:
             task.runs = start_runs(task.request, self.encode, lambda: ticket.finished)
-            task.due, ticket.start_by, ticket.late_from = self._due(task)
+            goal = self._goal(task)
+            task.due, ticket.start_by, ticket.late_from = goal.due, goal.start_by, goal.late_from
             if task.flight.is_suspect:
                 ticket.alone = True
             self._batcher.redeem(ticket)
@@ -234,22 +234,11 @@ class DenoiseService:
         height, width = (side * self.pipeline.vae_scale_factor for side in run.row.latent_shape[-2:])
         return self.limits.features_shared_bytes // (self.limits.concurrent_calls * self.pipeline.shared_bytes(height * width, 1))
 
-    def _due(self, task: ImageTask) -> tuple[float, float, float]:
-        """When it should be done: as its goal says, or to have taken no more than `latency_target` times as long as alone; from
-        when on a goal is at stake while it waits, and from when on it is lost."""
-        lone = company = 0.0
-        for run in task.runs:
-            rows = engine_rows(run)
-            for variant, steps in run.steps_left.items():
-                if steps:
-                    key = cost_key(variant, run.shape)
-                    alone = self.costs.predict(key, rows)
-                    together = self.costs.predict(key, min(self.limits.unet_max_batch_size, rows * self.limits.max_inflight))
-                    lone, company = lone + steps * alone, company + steps * in_company(alone, together)
-        if (goal := task.request.deadline_seconds) is None:
-            return (math.inf if math.isnan(lone) else task.submitted + self.limits.latency_target * lone), math.inf, math.inf
-        due = task.submitted + goal
-        return (due, due, due) if math.isnan(lone) else (due, due - company - lone, due - company)
+    def _goal(self, task: ImageTask) -> Goal:
+        calls = [(run, engine_rows(run)) for run in task.runs]
+        most = min(self.limits.unet_max_batch_size, max(rows for _, rows in calls) * self.limits.max_inflight)
+        target = self.limits.latency_target
+        return goal_of(calls, most, self.costs, task.submitted, task.request.deadline_seconds, target)
 
     def _advance(self, tasks: Sequence[ImageTask]) -> None:
         for task in tasks:

@@ -7,7 +7,6 @@ then says so: of fewer steps where its goal would be missed, by rules where the 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -19,6 +18,7 @@ import numpy as np
 
 from nereid.diffusion.branch_cache import BranchEngine
 from nereid.diffusion.feature_cache import Variant
+from nereid.diffusion.goals import goal_of
 from nereid.diffusion.loop import DenoisingLoop, cost_key
 from nereid.diffusion.plan import EngineCall
 from nereid.diffusion.state import ImageRun
@@ -146,16 +146,12 @@ class LayoutService:
         self._batcher.redeem(ticket)
 
     def _plan(self, task: LayoutTask, ticket: Ticket[LayoutTask]) -> None:
-        """When it should be done: as its goal says, or to have taken no more than `latency_target` times as long as alone."""
-        first, most = task.runs[0], min(task.rows, self.model.limits.engine_max_batch_size)
-        left = first.steps_left.items()
-        lone = sum(steps * self.costs.predict(cost_key(variant, first.shape), most) for variant, steps in left)
-        goal = task.request.deadline_seconds
-        if goal is not None:
-            task.due = task.submitted + goal
-            ticket.start_by = task.due - 2 * (0.0 if math.isnan(lone) else lone)
-        elif not math.isnan(lone):
-            task.due = task.submitted + self.model.limits.latency_target * lone
+        """When it should be done, and from when on that is at stake while it waits; its candidates share calls."""
+        limits, asked = self.model.limits, task.request.deadline_seconds
+        calls, most = [(task.runs[0], task.rows)], limits.engine_max_batch_size
+        goal = goal_of(calls, most, self.costs, task.submitted, asked, limits.latency_target)
+        # Not when it is lost: fewer steps may still meet it.
+        task.due, ticket.start_by = goal.due, goal.start_by
         ticket.alone = task.flight.is_suspect
 
     def _refuse(self, error: RequestError, reply: Reply) -> None:

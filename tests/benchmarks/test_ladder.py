@@ -27,6 +27,8 @@ from nereid_bench.ladder_rungs import (
 )
 from nereid_bench.ladder_turn import failure
 from nereid_bench.random_checkpoint import SD15_VAE
+from nereid_export.engines import Engine
+from nereid_export.engines.precision import parse_precisions
 from nereid_export.errors import ExportError
 from nereid_zoo.shapes.score import CHECKPOINT, ShapesScorer
 
@@ -207,13 +209,14 @@ def test_rungs_without_a_student_are_left_out_by_name(monkeypatch: pytest.Monkey
 def test_all_takes_the_student_with_the_fewest_steps_that_is_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ladder_repositories, "SHAPES", tmp_path)
     monkeypatch.setattr(ladder_choice, "repository_of", lambda kind, *_: tmp_path / kind)
+    plan = LadderPlan(work=tmp_path)
     (tmp_path / "student-4step").mkdir()
     made, _ = served_steps(SHAPES, CHECKPOINT, LadderPlan(rungs=("all",)), pytest.fail)
     assert made[-1].way.fields["num_inference_steps"] == 4
     assert (made[-1].peers[0].steps, Path(made[-1].peers[0].checkpoint).name) == (4, "student-4step")
-    assert ladder_repositories._options(Kind.ALL, SHAPES, CHECKPOINT, tmp_path).checkpoint == tmp_path / "student-4step"
+    assert ladder_repositories._options(Kind.ALL, SHAPES, CHECKPOINT, plan).checkpoint == tmp_path / "student-4step"
     (tmp_path / "student-2step").mkdir()
-    assert ladder_repositories._options(Kind.ALL, SHAPES, CHECKPOINT, tmp_path).checkpoint == tmp_path / "student-2step"
+    assert ladder_repositories._options(Kind.ALL, SHAPES, CHECKPOINT, plan).checkpoint == tmp_path / "student-2step"
 
 
 def test_students_of_random_weights_are_the_checkpoint_at_few_steps_without_guidance(tmp_path: Path) -> None:
@@ -228,12 +231,23 @@ def test_students_of_random_weights_are_the_checkpoint_at_few_steps_without_guid
 
 
 def test_repositories_of_random_weights_have_the_tiny_decoder_that_all_asks_for(tmp_path: Path) -> None:
+    plan = LadderPlan(work=tmp_path)
     for kind in (Kind.FP32, Kind.AUTO):
-        options = ladder_repositories._options(kind, RANDOM, CHECKPOINT, tmp_path / "sd15")
+        options = ladder_repositories._options(kind, RANDOM, CHECKPOINT, plan)
         assert options.tiny_vae is not None
         assert options.tiny_vae.folder == tmp_path / "sd15" / "tiny-vae"
         options.tiny_vae.require_fits({"latent_channels": 4, "block_out_channels": SD15_VAE["block_out_channels"]})
-    assert ladder_repositories._options(Kind.FP32, SHAPES, CHECKPOINT, tmp_path / "shapes").tiny_vae is None
+    assert ladder_repositories._options(Kind.FP32, SHAPES, CHECKPOINT, plan).tiny_vae is None
+
+
+def test_what_lies_beyond_float32_is_exported_as_it_was_asked_for(tmp_path: Path) -> None:
+    """A measured choice of engine and precision takes hours at Stable Diffusion's sizes."""
+    plan = LadderPlan(work=tmp_path, engine="openvino", precision="bf16")
+    asked = {kind: ladder_repositories._options(kind, RANDOM, CHECKPOINT, plan) for kind in (Kind.FP32, Kind.AUTO)}
+    assert (asked[Kind.AUTO].engine, asked[Kind.AUTO].precision) == (Engine.OPENVINO, parse_precisions("bf16"))
+    assert (asked[Kind.FP32].engine, asked[Kind.FP32].precision) == (Engine.ONNXRUNTIME, parse_precisions("fp32"))
+    default = ladder_repositories._options(Kind.AUTO, RANDOM, CHECKPOINT, LadderPlan(work=tmp_path))
+    assert (default.engine, default.precision) == (Engine.AUTO, parse_precisions("auto"))
 
 
 def test_torch_compile_compiles_the_decoder_too(monkeypatch: pytest.MonkeyPatch) -> None:
