@@ -101,7 +101,7 @@ class LayoutLimits:
     max_queue: int = 256
     max_steps: int = 200
     max_candidates: int = 16
-    default_steps: int = 16
+    default_steps: int = 8
     default_timeout_seconds: float = 60.0
     latency_target: float = 2.0
     engine: str = "onnxruntime"

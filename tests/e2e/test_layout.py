@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from typer.testing import CliRunner
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 from nereid_client import AsyncClient, Client, InvalidRequestError, LayoutProgress, LayoutResult
 from nereid_client.main import app
 
-from conftest import Served, stub_of
+from conftest import Served, gateway, stub_of
 from raw import metric
 
 pytestmark = pytest.mark.triton
@@ -62,7 +63,7 @@ def worker_of(served: Served, model: str) -> psutil.Process:
 def test_a_layout_comes_back_checked_and_the_same_again(client: Client) -> None:
     made = client.generate_layout(HTML, 1280, seed=3)
     assert [element.kind for element in made.elements] == ["heading", "paragraph", *["card", "subheading", "paragraph"] * 2]
-    assert (made.seed, made.steps, made.drawn_by, made.degraded) == (3, 16, "transformer", ())
+    assert (made.seed, made.steps, made.drawn_by, made.degraded) == (3, 8, "transformer", ())
     assert made.passed == (made.score > 0.5)
     again = client.generate_layout(HTML, {"width": 1280}, seed=3)
     assert again.answer == made.answer
@@ -139,7 +140,7 @@ def test_branches_are_reused_where_a_request_says_so_and_engines_can(served: Ser
         alone = client.generate_layout(HTML, 1280, seed=5, cache=0.9).answer
         asked = [pool.submit(client.generate_layout, HTML, 1280, seed=5, cache=0.9) for _ in range(6)]
         assert all(pending.result().answer == alone for pending in asked)
-        with pytest.raises(InvalidRequestError, match="is not calibrated for euler with 16 steps; nothing is"):
+        with pytest.raises(InvalidRequestError, match="is not calibrated for euler with 8 steps; nothing is"):
             client.generate_layout(HTML, 1280, cache="light")
     time.sleep(0.5)  # metrics are gathered before they are told
     for branch in ("attention", "mlp"):
@@ -188,3 +189,23 @@ def test_the_command_line_draws_a_picture_of_the_boxes(served: Served, tmp_path:
     refused = CliRunner().invoke(app, ["layout", str(tmp_path / "section.html"), "--url", served.grpc_url, "--width", "10"])
     assert refused.exit_code == 1
     assert "canvas.width: 10 is not allowed" in refused.stderr
+
+
+def test_the_gateway_lays_out_whole_and_as_events(served: Served) -> None:
+    with Client(served.grpc_url) as client:
+        made = client.generate_layout(ELEMENTS, seed=3).answer
+    with gateway(served) as url, httpx.Client(base_url=url, timeout=60) as caller:
+        asked = {"model": "layout", "elements": ELEMENTS, "seed": 3}
+        whole = caller.post("/v1/layouts", json=asked, headers={"x-request-id": "one-id"})
+        assert whole.status_code == 200, whole.text
+        assert whole.headers["x-request-id"] == "one-id"
+        assert (whole.json()["object"], whole.json()["model"], whole.json()["layout"]) == ("layout", "layout", made)
+        events = []
+        with caller.stream("POST", "/v1/layouts", json={**asked, "stream": True}) as answer:
+            events = [json.loads(line.removeprefix("data: ")) for line in answer.iter_lines() if line.startswith("data: ")]
+        assert {event["type"] for event in events[:-1]} == {"layout.progress"}
+        assert (events[-1]["type"], events[-1]["layout"]) == ("layout.completed", made)
+        refused = caller.post("/v1/layouts", json={**asked, "elements": [{"id": "a"}]})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "elements")
+        nobody = caller.post("/v1/layouts", json={**asked, "model": "llm"})
+        assert nobody.status_code == 404

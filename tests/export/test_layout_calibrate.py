@@ -142,7 +142,7 @@ def test_a_threshold_chooses_for_both_branches() -> None:
     ("changes", "said"),
     [
         ({"schedulers": ("best",)}, "--scheduler: 'best' is not allowed"),
-        ({"schedulers": ("ddim",)}, "--steps: 16 is not allowed with ddim"),
+        ({"schedulers": ("ddim",)}, "--steps: 8 is not allowed with ddim"),
         ({"adaptive": (0,)}, "--adaptive: 0 is not allowed; it must be 1 at least"),
         ({"steps": (2,)}, "--steps: 2 is not allowed; it must be 3 at least"),
         ({"name": "other"}, "nothing here was exported as the layout model other_layout"),

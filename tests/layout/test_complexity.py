@@ -54,7 +54,7 @@ def adapting(**more: Any) -> AbstractContextManager[LayoutService]:
 def test_a_section_takes_the_steps_of_its_class() -> None:
     with adapting() as service:
         assert [ask(service, its, effort="adaptive").layout["steps"] for its in (ONE, CARD, MANY)] == [4, 6, 10]
-        assert [ask(service, its, **how).layout["steps"] for its in (ONE, MANY) for how in ({}, {"effort": "full"})] == [16] * 4
+        assert [ask(service, its, **how).layout["steps"] for its in (ONE, MANY) for how in ({}, {"effort": "full"})] == [8] * 4
         assert ask(service, MANY, effort="full", num_inference_steps=3).layout["steps"] == 3
     with adapting(max_steps=5, default_steps=5) as service:
         assert ask(service, MANY, effort="adaptive").layout["steps"] == 5

@@ -51,10 +51,10 @@ def test_an_answer_has_the_boxes_that_the_flow_leads_to_and_says_how_they_were_m
         "fixed": [],
     }
     assert (answer["checks"], answer["repaired"], answer["degraded"]) == ([], [], [])
-    assert (answer["score"], answer["seed"], answer["steps"], answer["drawn_by"]) == (1.0, 7, 16, "transformer")
+    assert (answer["score"], answer["seed"], answer["steps"], answer["drawn_by"]) == (1.0, 7, 8, "transformer")
     last = answers.sent[-1]
     assert last["boxes"].tolist() == [list(box) for box in BOXES]
-    assert (last["score"].item(), last["layout_seed"].item(), last["num_inference_steps"].item()) == (1.0, 7, 16)
+    assert (last["score"].item(), last["layout_seed"].item(), last["num_inference_steps"].item()) == (1.0, 7, 8)
 
 
 def test_what_repair_moves_is_told() -> None:

@@ -14,7 +14,7 @@ from nereid.flow.noise import Purpose, normal
 from nereid.layout.elements import MAX_ELEMENTS, Box, Section
 from nereid.layout.tokens import Floats, Tokens, boxes_of, bucket_of, tokens_of
 
-STEPS = 16
+STEPS = 8
 """Of the flow, where nothing is said."""
 TRAIN_TIMESTEPS = 1000
 
