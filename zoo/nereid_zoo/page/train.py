@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +13,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from nereid.page.plan import asked_of_planner
+from nereid_zoo.optimisation import optimizer_step, report, schedule
 from nereid_zoo.page.plans import plan_text, sample_page_brief
 from nereid_zoo.sections.briefs import sample_brief
 from nereid_zoo.sections.chat import conversation
@@ -66,25 +64,15 @@ def fit(plan: PlannerPlan, tokenizer: PreTrainedTokenizerFast, llama: LlamaForCa
     """Next-token loss on the answers."""
     llama.train()
     optimizer = torch.optim.AdamW(llama.parameters(), lr=plan.peak, weight_decay=0.05, betas=(0.9, 0.95))
-    start = time.monotonic()
-    for step in itertools.count():
-        done = (time.monotonic() - start) / (60 * plan.minutes)
-        if done >= 1:
-            return
-        rate = plan.peak * min(1.0, done / 0.02 + 0.02) * (0.01 + 0.495 * (1 + math.cos(math.pi * done)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+    for step, rate in schedule("planner", plan.minutes, peak=plan.peak):
         ids, weights = (tensor.to(plan.device) for tensor in batch(plan.batch_size, tokenizer, rng))
         logits = llama(input_ids=ids[:, :-1]).logits
         losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         kept = weights[:, 1:].flatten()
         loss = (losses * kept).sum() / kept.sum()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(llama.parameters(), 1.0)
-        optimizer.step()
+        optimizer_step(optimizer, loss, rate)
         if step % 50 == 0:
-            print(time.strftime("%H:%M:%S"), "planner", step, f"loss={loss.item():.4f} rate={rate:.2e}", flush=True)
+            report("planner", step, loss=loss.item(), rate=rate)
 
 
 def batch(size: int, tokenizer: PreTrainedTokenizerFast, rng: Random) -> tuple[Tensor, Tensor]:
