@@ -61,6 +61,8 @@ class Offered:
     hidden: frozenset[str] = frozenset()
     own_tokenizer: ModelTokenizer | None = None
     image: ImageModel = field(default_factory=ImageModel)
+    embedding_width: int = 0
+    """Numbers of an embedding; 0: it gives none."""
     adapter: str = ""
     """The adapter that this is, or is an alias of."""
     parent: str = ""
@@ -249,6 +251,7 @@ def _language_model(folder: Path, facts: dict[str, Any], files: dict[str, Path],
         templates=templates,
         fault=fault,
         whole_templates="special_tokens" in facts,
+        embedding_width=width if isinstance(width := facts.get("embedding_width"), int) else 0,
         own_tokenizer=_tokenizer(folder / "1", facts, config),
         tool_format=_tool_format(folder.name, sources, rules),
         thinking=_thinking(sources) if rules.reasoning else None,
