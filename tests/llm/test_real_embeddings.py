@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,10 @@ from test_real_prompt_scores import ask
 from test_service import Collected, text
 
 from nereid.flow.metrics import Recorder
+from nereid.llm.loading import load_model
 from nereid.llm.observer import LlmObserver, Peak
 from nereid.llm.service import LlmModel, LlmService
-from nereid.llm.settings import LlmLimits
+from nereid.llm.settings import LlmFacts, LlmLimits
 from nereid_export.llm import LlmEngine
 
 import checkpoints as make
@@ -80,17 +81,10 @@ def test_an_embedding_is_the_same_alone_and_in_company(served: Served) -> None:
         assert other.answers[0]["output_ids"].tolist() == plain.answers[0]["output_ids"].tolist()
 
 
-def test_a_model_exported_without_states_says_so(served: Served, tmp_path: Path) -> None:
+def test_an_engine_with_states_that_llm_json_does_not_name_is_not_loaded(served: Served) -> None:
     service, _ = served
-    folder = tmp_path / "1"
-    folder.mkdir()
-    exported = Path(str(service.model.settings["folder"]))
-    for file in exported.iterdir():
-        if file.is_file() and file.name != "llm.json":
-            (folder / file.name).hardlink_to(file)
-    facts = json.loads((exported / "llm.json").read_text())
-    assert facts["embedding_width"] == 64
-    (folder / "llm.json").write_text(json.dumps({**facts, "embedding_width": 0}))
-    model = LlmModel.read("llm", folder, service.model.limits, None)
-    with pytest.raises(ValueError, match="last hidden states of 64 values, and llm.json names 0; export the model again"):
-        LlmService(model, LlmObserver(Recorder(lambda *told: None), Peak(1e9, 1e9)))
+    folder, limits = Path(str(service.model.settings["folder"])), service.model.limits
+    facts = LlmFacts.read(folder)
+    assert facts.embedding_width == 64
+    with pytest.raises(ValueError, match=r"last hidden states of 64 values, and llm\.json names 0; export the model again"):
+        load_model(folder, replace(facts, embedding_width=0), limits, None)
