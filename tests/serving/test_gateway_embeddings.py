@@ -14,13 +14,13 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from test_gateway_adapters import add_model
 
 from nereid.serving.gateway.launch import Rules
 
 from gateway_before import gateway, small_repository
 from scripted import texts
 from small_servers import RefusedError, Tensors, grpc_server
-from test_gateway_adapters import add_model
 
 URL = "/v1/embeddings"
 WIDTH = 3

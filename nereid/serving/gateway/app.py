@@ -113,6 +113,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             prompt_logprobs=body.prompt_logprobs,
             new_stream=chat.new_stream,
             tells_reasoning=chat.tells_reasoning,
+            counts_thoughts=model.counts_thoughts,
         )
         asked = {**chat.sampling, "request_id": request.state.request_id}
         if body.stream:
