@@ -100,6 +100,7 @@ def _read_delta(raw: list[Any], embedding: NDArray[np.float32] | None) -> Delta:
     tokens, logprobs, reason, text, prompt = raw
     read = (TokenLogprob(token, own, tuple((int(i), float(v)) for i, v in top)) for token, own, top in logprobs)
     scores = None if prompt is None else read_scores(prompt)
+    embedding = None if embedding is None else embedding.copy()  # it is a view of the whole message
     return Delta(tuple(tokens), tuple(read), None if reason is None else FinishReason(reason), text, scores, embedding)
 
 
