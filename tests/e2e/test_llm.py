@@ -44,7 +44,7 @@ def int4(served: Served) -> Iterator[Client]:
 
 
 @pytest.mark.torch
-def test_embeddings_are_the_mean_of_transformers_last_hidden_states(served: Served, exact: Client, int4: Client) -> None:
+def test_embeddings_are_the_mean_of_transformers_last_hidden_states(exact: Client, int4: Client) -> None:
     torch = pytest.importorskip("torch")
     from transformers import AutoModel
 
