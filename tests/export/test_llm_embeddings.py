@@ -69,7 +69,8 @@ def test_each_family_gives_transformers_last_hidden_states(tmp_path: Path, famil
     assert manifest["engine"]["states_error"] < 1e-5
     assert manifest["engine"]["embedding_error"] < 1e-5
     assert manifest["arguments"]["embeddings"] == "True"
-    assert json.loads((tmp_path / "out" / "llm" / "1" / "llm.json").read_text())["embedding_width"] == 64
+    width = json.loads((checkpoint / "config.json").read_text())["hidden_size"]
+    assert json.loads((tmp_path / "out" / "llm" / "1" / "llm.json").read_text())["embedding_width"] == width
     if engine is LlmEngine.ONNXRUNTIME:
         found = onnx_engine(tmp_path / "out").read_states(0, 0, IDS[:40])
     else:

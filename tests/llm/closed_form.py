@@ -39,7 +39,7 @@ WIDTH = 6
 
 def state_after(tokens: Sequence[int]) -> NDArray[np.float32]:
     """The last token's, which depends on every token and its position, as logits do."""
-    return logits_after([-1, *tokens], WIDTH)
+    return logits_after([-1, *tokens], 50)[:WIDTH]
 
 
 def mean_of(tokens: Sequence[int], adapter: int = 0) -> NDArray[np.float32]:

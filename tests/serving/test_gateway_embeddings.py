@@ -63,7 +63,7 @@ class Model:
         if prompt == "wrong":
             raise RefusedError("text_input: 'wrong' is not allowed [nereid: INVALID_ARG invalid text_input]")
         if prompt == "long":
-            raise RefusedError("text_input: 9 tokens is not allowed [nereid: INVALID_ARG context_length text_input]")
+            raise RefusedError("text_input: 9 tokens is not allowed [nereid: INVALID_ARG too_long text_input]")
         if prompt == "slow":
             self.release.wait(60)
         yield {

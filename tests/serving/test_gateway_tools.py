@@ -351,7 +351,7 @@ def test_usage_tells_how_many_tokens_are_thoughts(tmp_path: Path, triton: int, m
         unasked = chat(client, structured_outputs={"regex": "(.|\n)*"})["usage"]
     assert whole["completion_tokens_details"] == {"reasoning_tokens": 18}
     assert usages[-1]["completion_tokens_details"] == {"reasoning_tokens": 9}
-    assert [usage["completion_tokens_details"]["reasoning_tokens"] for usage in usages[1:4]] == [0, 1, 2]
+    assert [usage["completion_tokens_details"]["reasoning_tokens"] for usage in usages[1:4]] == [7, 8, 9]
     for usage in (response, ended["response"]["usage"]):
         assert usage["output_tokens_details"] == {"reasoning_tokens": 9}
     assert unasked["completion_tokens_details"] == {"reasoning_tokens": 0}
