@@ -71,11 +71,9 @@ class OnnxBuilder:
         reference = load_torch(checkpoint)
         checks = compare(torch_logits(reference, sample), *both(0), sample, bound)
         if options.embeddings:
-            states = [
-                engine_logits(checkpoint, where, options.device, sample, keep=keep, output=HIDDEN_STATES)
-                for where, keep in ((unrounded, False), (folder, True))
-            ]
-            checks |= compare_states(torch_states(reference, sample), *states, bound)
+            states = engine_logits(checkpoint, unrounded, options.device, sample, keep=False, output=HIDDEN_STATES)
+            rounded = engine_logits(checkpoint, folder, options.device, sample, keep=True, output=HIDDEN_STATES)
+            checks |= compare_states(torch_states(reference, sample), states, rounded, bound)
         del reference
         adapters = compare_adapters(checkpoint, options.adapters, branches, both, sample, bound)
         progress.step("comparing with fp32")

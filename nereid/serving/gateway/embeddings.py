@@ -50,7 +50,7 @@ def embedding_asked(body: EmbeddingBody, model: Offered) -> EmbeddingAsked:
 def _prompts_of(body: EmbeddingBody, most: int) -> list[Prompt]:
     sent = body.input
     if isinstance(sent, str) or (sent and isinstance(sent[0], int)):
-        return [sent]  # type: ignore[list-item]
+        return [sent]
     if not 0 < len(sent) <= most:
         raise ApiError(400, f"input: a list of {len(sent)} is not allowed; it must be 1 to {most} inputs", param="input")
     return list(sent)  # type: ignore[arg-type]
