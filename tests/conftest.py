@@ -255,7 +255,7 @@ def write_repository(out: Path, checkpoints: dict[str, Path]) -> None:
         export(checkpoints[family], out, name=name, cache_branch=0 if name == "v" else None)
     sections = ZOO / "sections" / "checkpoint"
     export_llm(sections, out)
-    export_llm(sections, out, name="exact", precision="fp32", draft=sections)
+    export_llm(sections, out, name="exact", precision="fp32", draft=sections, embeddings=True)
     export_layout(checkpoints["layout"], out, cache=True)
     export_layout(checkpoints["layout"], out, engine="openvino", name="ov")
     set_parameters(out, "ov_layout", engine_patience_seconds=0.01)

@@ -9,6 +9,7 @@ with Client("127.0.0.1:8001") as client:
 
 from nereid_client.async_client import AsyncClient
 from nereid_client.client import Client, PendingImage
+from nereid_client.embeddings import EmbeddingResult
 from nereid_client.errors import (
     CancelledError,
     ConnectionLostError,
@@ -37,6 +38,7 @@ __all__ = [
     "ConnectionLostError",
     "ContextLengthError",
     "DeadlineExceededError",
+    "EmbeddingResult",
     "ImageProgress",
     "ImageRequest",
     "ImageResult",

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
+from nereid_client.embeddings import EmbeddingResult
 from nereid_client.grpc_transport import AsyncGrpcTransport
 from nereid_client.images import ImageProgress, ImageResult
 from nereid_client.layouts import Canvas, LayoutProgress, LayoutResult, Section
@@ -103,6 +104,21 @@ class AsyncClient(Session):
         async with contextlib.aclosing(self._drive(*self._text_stream(prompt, sampling, timeout, run_id, request_id))) as deltas:
             async for delta in deltas:
                 yield delta
+
+    async def embed_text(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        request_id: str | None = None,
+        **options: Any,
+    ) -> EmbeddingResult:
+        """The mean of the last hidden states of a text, or of token ids; `options`: priority, add_special_tokens, lora_name.
+
+        The model must have been exported with --embeddings. Raises NereidError.
+        """
+        return await _only(self._drive(*self._embedding(prompt, options, timeout, run_id, request_id)))
 
     async def generate_layout(
         self,

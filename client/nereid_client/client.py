@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
+from nereid_client.embeddings import EmbeddingResult
 from nereid_client.grpc_transport import GrpcTransport
 from nereid_client.images import ImageProgress, ImageResult
 from nereid_client.layouts import Canvas, LayoutProgress, LayoutResult, Section
@@ -132,6 +133,21 @@ class Client(Session):
     ) -> Generator[TextDelta, None, None]:
         """Continue a text, yielding it as it is written; leaving the loop cancels the request."""
         yield from self._drive(*self._text_stream(prompt, sampling, timeout, run_id, request_id))
+
+    def embed_text(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        timeout: float | None = None,
+        run_id: str | None = None,
+        request_id: str | None = None,
+        **options: Any,
+    ) -> EmbeddingResult:
+        """The mean of the last hidden states of a text, or of token ids; `options`: priority, add_special_tokens, lora_name.
+
+        The model must have been exported with --embeddings. Raises NereidError.
+        """
+        return _only(self._drive(*self._embedding(prompt, options, timeout, run_id, request_id)))
 
     def generate_layout(
         self,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
+from nereid_client.embeddings import EmbeddingResult, embedding_tensors
 from nereid_client.errors import InvalidRequestError, ServerError
 from nereid_client.http_transport import HttpTransport
 from nereid_client.images import ImageProgress, ImageRequest, ImageResult, Tensors, from_stream
@@ -160,6 +161,17 @@ class Session:
         work = self._text_work(prompt, sampling, _Terms.of(timeout, run_id, request_id), stream=True)
         count = sampling.get("n")
         return work, TextStream(work.run_id, count if isinstance(count, int) else 1)
+
+    def _embedding(
+        self,
+        prompt: str | Sequence[int],
+        options: Mapping[str, Any],
+        timeout: float | None,
+        run_id: str | None,
+        request_id: str | None = None,
+    ) -> tuple[Work, Reader[EmbeddingResult]]:
+        work = self._whole_work("llm", embedding_tensors(prompt, options), _Terms.of(timeout, run_id, request_id))
+        return work, OnlyAnswer(lambda outputs: replace(EmbeddingResult.from_tensors(outputs), run_id=work.run_id))
 
     def _layout(
         self,

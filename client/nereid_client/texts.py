@@ -134,11 +134,14 @@ def text_tensors(prompt: str | Sequence[int], sampling: Mapping[str, Any], *, st
     }
     if sampling.get("logprobs") is not None:
         tensors["return_logprobs"] = np.array([True])
+    return {**tensors, **prompt_tensors(prompt)}
+
+
+def prompt_tensors(prompt: str | Sequence[int]) -> Tensors:
+    """A text, or its tokens."""
     if isinstance(prompt, str):
-        tensors["text_input"] = np.array([encoded("text_input", prompt)], np.object_)
-    else:
-        tensors["input_ids"] = _token_ids(prompt)
-    return tensors
+        return {"text_input": np.array([encoded("text_input", prompt)], np.object_)}
+    return {"input_ids": _token_ids(prompt)}
 
 
 def _token_ids(prompt: Sequence[int]) -> np.ndarray:

@@ -200,6 +200,9 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
     ),
 )
 
+EMBEDDING_FIELDS = ("priority", "add_special_tokens", "lora_name")
+"""Those that mean something where a prompt is embedded, and nothing is written."""
+
 _ALIASES = {member.alias: (field, member) for field in SAMPLING_FIELDS for member in field.members if member.alias}
 GUIDED = {alias: f"{field.name}.{member.name}" for alias, (field, member) in _ALIASES.items()}
 """vLLM's older names of members, and where they stand now."""

@@ -61,7 +61,8 @@ def export_llm(options: LlmExportOptions, progress: Progress) -> dict[str, Any]:
             built, rows = {}, refused
             for engine in engines:
                 own = {HOME: replace(options, engine=engine, step_rows=())}
-                own[DRAFT_FOLDER] = replace(own[HOME], adapters=())  # what it proposes is checked by the large one
+                # What it proposes is checked by the large one, and nobody asks for its hidden states.
+                own[DRAFT_FOLDER] = replace(own[HOME], adapters=(), embeddings=False)
                 try:
                     its = {
                         part: _build(of, own[part], samples[part], staging / engine / part, progress)
@@ -232,5 +233,6 @@ def _write_facts(
         "kv_bytes_per_token": 2 * layers * heads * checkpoint.head_size * element,
         "special_tokens": special_tokens_of(checkpoint.folder),
         "adapters": [adapter.name for adapter in options.adapters],
+        "embedding_width": checkpoint.config["hidden_size"] if options.embeddings else 0,
     }
     (folder / LLM_FILE).write_text(json.dumps(facts, indent=1))

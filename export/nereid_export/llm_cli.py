@@ -45,6 +45,9 @@ def llm(
             "lora_name, and at the gateway by model; may be repeated.",
         ),
     ] = None,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="Keep the last hidden states, of which /v1/embeddings gives the mean.")
+    ] = False,
     context_length: Annotated[
         int | None, typer.Option(help="Tokens that prompt and answer may have; the checkpoint's own context where absent.")
     ] = None,
@@ -78,6 +81,7 @@ def llm(
             context_length=context_length,
             step_rows=parse_step_rows(step_rows),
             adapters=tuple(Adapter.parse(text) for text in adapter or []),
+            embeddings=embeddings,
         )
 
     manifest = with_bar(lambda bar: export_llm(asked(), bar))

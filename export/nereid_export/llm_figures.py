@@ -61,6 +61,14 @@ def torch_logits(model: Any, ids: Sequence[int]) -> NDArray[np.float32]:
         return np.asarray(model(torch.tensor([list(ids)])).logits[0].numpy())
 
 
+def torch_states(model: Any, ids: Sequence[int]) -> NDArray[np.float32]:
+    """The last hidden states that transformers makes of the sample in float32: tokens x width."""
+    import torch
+
+    with torch.no_grad():
+        return np.asarray(model.model(torch.tensor([list(ids)])).last_hidden_state[0].numpy())
+
+
 @contextmanager
 def adapted(model: Any, branches: Branches, adapter: int) -> Iterator[None]:
     """The transformers model with one of the adapters, counted from 1, beside its layers."""
@@ -124,6 +132,20 @@ def compare(
     }
 
 
+def compare_states(
+    reference: NDArray[np.float32], unquantised: NDArray[np.float32], made: NDArray[np.float32], bound: float
+) -> dict[str, float]:
+    """The unquantised graph's last hidden states must be PyTorch's within `bound`, as its logits must; raises ExportError."""
+    error = _relative(unquantised, reference)
+    if not error <= bound:
+        raise ExportError(
+            f"--embeddings: relative error {error:.2g} of the last hidden states against PyTorch is above the bound of "
+            f"{bound:g}; nothing was published"
+        )
+    mean = reference.mean(0, dtype=np.float64)
+    return {"states_error": _relative(made, reference), "embedding_error": _relative(made.mean(0, dtype=np.float64), mean)}
+
+
 def told(reference: NDArray[np.float32], made: NDArray[np.float32], sample: list[int]) -> dict[str, float]:
     """How far an engine's logits are from PyTorch's."""
     return {
@@ -134,8 +156,16 @@ def told(reference: NDArray[np.float32], made: NDArray[np.float32], sample: list
 
 
 def engine_logits(
-    checkpoint: LlmCheckpoint, folder: Path, device: Device, ids: Sequence[int], *, keep: bool, adapter: int = 0
+    checkpoint: LlmCheckpoint,
+    folder: Path,
+    device: Device,
+    ids: Sequence[int],
+    *,
+    keep: bool,
+    adapter: int = 0,
+    output: str = "logits",
 ) -> NDArray[np.float32]:
+    """What an ONNX engine makes of the sample, or another of its outputs."""
     import onnxruntime as ort
 
     file = folder / "model.onnx"
@@ -145,8 +175,8 @@ def engine_logits(
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     session = ort.InferenceSession(str(file), settings, providers=[*providers, "CPUExecutionProvider"])
-    logits = session.run(["logits"], feeds(checkpoint, ids, model, keep, adapter))[0][0]
-    return np.asarray(logits, np.float32)
+    made = session.run([output], feeds(checkpoint, ids, model, keep, adapter))[0][0]
+    return np.asarray(made, np.float32)
 
 
 def _relative(made: NDArray, reference: NDArray) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from nereid.engines.hidden_states import HIDDEN_STATES
 from nereid_export.errors import ExportError
 
 
@@ -17,12 +18,7 @@ def keep_some_logits(model: Any) -> None:
 
     A prompt's tokens need no logits but the last one's, and the head is often the largest matrix.
     """
-    graph = model.graph
-    head = next((node for node in graph.node if "logits" in node.output), None)
-    while head is not None and head.op_type in ("Cast", "Mul", "Tanh", "Div", "Add", "Softcap", "Where"):
-        head = next((node for node in graph.node if head.input[0] in node.output), None)
-    if head is None or not head.op_type.startswith("MatMul"):
-        raise ExportError(f"the graph's logits come from {head.op_type if head else 'nothing'}, not from a matrix product")
+    graph, head = model.graph, _head(model.graph)
     hidden = head.input[0]
     kept = f"{hidden}/kept"
     head.input[0] = kept
@@ -33,6 +29,25 @@ def keep_some_logits(model: Any) -> None:
         if output.name == "logits":
             output.type.tensor_type.shape.dim[1].dim_param = "kept_length"
     del graph.value_info[:]
+
+
+def keep_hidden_states(model: Any, width: int) -> None:
+    """Give the graph an output `hidden_states`: of every token what the head would be given."""
+    graph, hidden = model.graph, _head(model.graph).input[0]
+    cache = next(value for value in graph.input if value.name.startswith("past_key_values."))
+    graph.node.append(helper.make_node("Identity", [hidden], [HIDDEN_STATES], name="/lm_head/KeepStates"))
+    shape = ["batch_size", "sequence_length", width]
+    graph.output.append(helper.make_tensor_value_info(HIDDEN_STATES, cache.type.tensor_type.elem_type, shape))
+
+
+def _head(graph: Any) -> Any:
+    """The product that the logits come from."""
+    head = next((node for node in graph.node if "logits" in node.output), None)
+    while head is not None and head.op_type in ("Cast", "Mul", "Tanh", "Div", "Add", "Softcap", "Where"):
+        head = next((node for node in graph.node if head.input[0] in node.output), None)
+    if head is None or not head.op_type.startswith("MatMul"):
+        raise ExportError(f"the graph's logits come from {head.op_type if head else 'nothing'}, not from a matrix product")
+    return head
 
 
 def fix_cache_size(model: Any, head_size: int) -> None:

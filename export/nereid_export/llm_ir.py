@@ -1,6 +1,7 @@
 """A language model as an OpenVINO graph, written layer by layer from transformers' modules; knows no files.
 
 All sequences of a call are one row of tokens: `input_ids`, `position_ids`; only those in `logits_to_keep` go through the head.
+Where they are kept, `hidden_states` are what the head would be given of every token.
 Where there are adapters, `adapters` says of every token whose it is: beside a layer that any of them changes stand the matrices
 of all, side by side, of whose products a token keeps those of its own adapter; the others' are multiplied by zero.
 Attention is left open, nereid.engines.paged_attention puts it in.
@@ -18,6 +19,7 @@ from openvino import op
 from openvino import opset13 as ops
 
 from nereid.engines.adapters import ADAPTERS
+from nereid.engines.hidden_states import HIDDEN_STATES
 from nereid.engines.paged_attention import Attention, describe
 from nereid_export.llm_adapters import Branch, Branches
 from nereid_export.llm_ir_weights import Matrix
@@ -35,9 +37,12 @@ def matrices(model: Any) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
 
 
-def build_graph(model: Any, quantised: dict[str, Matrix], branches: Branches) -> Any:
-    """The open graph; matrices in `quantised` are stored as they are there, all others in float32."""
-    return _Builder(model, quantised, branches).graph()
+def build_graph(model: Any, quantised: dict[str, Matrix], branches: Branches, *, states: bool = False) -> Any:
+    """The open graph; matrices in `quantised` are stored as they are there, all others in float32.
+
+    `states`: it gives the last hidden states, too.
+    """
+    return _Builder(model, quantised, branches, states).graph()
 
 
 @dataclass(slots=True)
@@ -47,6 +52,7 @@ class _Builder:
     model: Any
     quantised: dict[str, Matrix]
     branches: Branches
+    states: bool = False
     names: dict[int, str] = field(init=False)
     _given: list[Any] = field(default_factory=list)
     _taken: list[Any] = field(default_factory=list)
@@ -70,7 +76,10 @@ class _Builder:
             rotation = rotations[_kind(config, number)] if getattr(layer.self_attn, "use_rope", True) else None
             hidden = self._layer(layer, hidden, rotation, number)
             layers.append(_attention_of(layer.self_attn, config))
-        hidden = ops.gather(self._norm(model.model.norm, hidden), kept, _int(0))
+        normed = self._norm(model.model.norm, hidden)
+        if self.states:
+            self._output(HIDDEN_STATES, normed)
+        hidden = ops.gather(normed, kept, _int(0))
         if self.branches:
             self._adapters = ops.gather(self._adapters, kept, _int(0))
         logits = self._linear(model.lm_head, hidden)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 
+from nereid.engines.hidden_states import HIDDEN_STATES
 from nereid_export.frame import Device, Progress
 from nereid_export.llm_adapter_graph import add_adapters
 from nereid_export.llm_adapters import Branches, read_branches
@@ -18,13 +19,15 @@ from nereid_export.llm_figures import (
     Pair,
     compare,
     compare_adapters,
+    compare_states,
     engine_logits,
     feeds,
     load_torch,
     torch_logits,
+    torch_states,
 )
 from nereid_export.llm_genai import build_graph, refuse_what_it_cannot_build
-from nereid_export.llm_graph import fix_cache_size, keep_some_logits, save
+from nereid_export.llm_graph import fix_cache_size, keep_hidden_states, keep_some_logits, save
 from nereid_export.llm_options import LlmExportOptions, LlmPrecision
 from nereid_export.llm_quantize import MatrixError, measure, most_sensitive, quantize
 
@@ -45,6 +48,11 @@ class OnnxBuilder:
         unrounded = folder / "adapted" if branches else plain
         halves = options.device is Device.CUDA and options.precision is not LlmPrecision.FP32
         build_graph(checkpoint, plain, folder / "cache", "fp16" if halves else "fp32", options.device)
+        if options.embeddings:
+            model = onnx.load(str(plain / "model.onnx"), load_external_data=False)
+            keep_hidden_states(model, checkpoint.config["hidden_size"])
+            onnx.save_model(model, str(plain / "model.onnx"))
+            del model
         progress.step(options.preparing)
         errors, eight_bit = _write_engine(checkpoint, options, branches, plain, folder, sample)
         if branches:  # they are checked before anything is rounded, too
@@ -60,7 +68,13 @@ class OnnxBuilder:
             plainly = engine_logits(checkpoint, unrounded, options.device, sample, keep=False, adapter=adapter)
             return plainly, engine_logits(checkpoint, folder, options.device, sample, keep=True, adapter=adapter)
 
-        checks = compare(torch_logits(load_torch(checkpoint), sample), *both(0), sample, bound)
+        reference = load_torch(checkpoint)
+        checks = compare(torch_logits(reference, sample), *both(0), sample, bound)
+        if options.embeddings:
+            states = engine_logits(checkpoint, unrounded, options.device, sample, keep=False, output=HIDDEN_STATES)
+            rounded = engine_logits(checkpoint, folder, options.device, sample, keep=True, output=HIDDEN_STATES)
+            checks |= compare_states(torch_states(reference, sample), states, rounded, bound)
+        del reference
         adapters = compare_adapters(checkpoint, options.adapters, branches, both, sample, bound)
         progress.step("comparing with fp32")
         for left in (plain, unrounded, folder / "cache", folder / "checkpoint"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,16 @@ from nereid_export.frame import Progress
 from nereid_export.llm_adapters import read_branches
 from nereid_export.llm_built import BuiltEngine
 from nereid_export.llm_checkpoint import LlmCheckpoint
-from nereid_export.llm_figures import FP32_BOUND, Pair, compare, compare_adapters, load_torch, told
+from nereid_export.llm_figures import (
+    FP32_BOUND,
+    Pair,
+    compare,
+    compare_adapters,
+    compare_states,
+    load_torch,
+    told,
+    torch_states,
+)
 from nereid_export.llm_options import BLOCK_SIZES, LlmExportOptions
 from nereid_export.llm_quantize import MatrixError, Scheme, error_of, most_sensitive, worst_first
 
@@ -60,7 +70,8 @@ class OpenVinoBuilder:
         model = load_torch(checkpoint)
         plain, engine = folder / "plain.xml", folder / MODEL_FILE
         # Not `convert_model`, which sends telemetry; `save_model` does not.
-        ov.save_model(build_graph(model, {}, branches), plain, compress_to_fp16=False)
+        keeps = options.embeddings
+        ov.save_model(build_graph(model, {}, branches, states=keeps), plain, compress_to_fp16=False)
         progress.step(options.preparing)
         scheme, linear = options.scheme, matrices(model)
         reference, seen = _logits(model, sample, {} if scheme is None else linear)
@@ -69,9 +80,10 @@ class OpenVinoBuilder:
         if scheme is not None:
             errors = _measured(linear, seen, scheme)
             eight_bit = most_sensitive(errors, options.share_in_eight_bits)
-            graph = build_graph(model, _rounded(linear, scheme, eight_bit), branches)
+            graph = build_graph(model, _rounded(linear, scheme, eight_bit), branches, states=keeps)
             ov.save_model(graph, engine, compress_to_fp16=False)
             del graph
+        states = torch_states(model, sample) if keeps else None
         progress.step("checking against PyTorch")
         del model, linear, seen
 
@@ -80,6 +92,10 @@ class OpenVinoBuilder:
             return plainly, plainly if scheme is None else _engine_logits(engine, sample, adapter)
 
         checks: dict[str, Any] = dict(compare(reference, *both(0), sample, FP32_BOUND))
+        if states is not None:
+            unrounded = _engine_states(plain, sample)
+            rounded = unrounded if scheme is None else _engine_states(engine, sample)
+            checks |= compare_states(states, unrounded, rounded, FP32_BOUND)
         adapters = compare_adapters(checkpoint, options.adapters, branches, both, sample, FP32_BOUND)
         for file in (plain, plain.with_suffix(".bin")):
             if scheme is None:
@@ -147,6 +163,18 @@ def _rounded(linear: dict[str, Any], scheme: Scheme, eight_bit: list[str]) -> di
 
 def _engine_logits(file: Path, sample: list[int], adapter: int = 0, *, kv_cache_precision: str = "fp32") -> NDArray[np.float32]:
     """What the served engine makes of the sample, in calls as a server makes them."""
+    return np.concatenate([logits for logits, _ in _calls(file, sample, adapter, kv_cache_precision)])
+
+
+def _engine_states(file: Path, sample: list[int]) -> NDArray[np.float32]:
+    """The last hidden states that it gives of the sample, likewise."""
+    return np.concatenate([states for _, states in _calls(file, sample, states=True)])
+
+
+def _calls(
+    file: Path, sample: list[int], adapter: int = 0, kv_cache_precision: str = "fp32", *, states: bool = False
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Call by call the logits of all tokens, or else their last hidden states."""
     from nereid.engines.kv_blocks import Piece
     from nereid.engines.openvino_causal import OpenVinoCausalEngine
 
@@ -158,8 +186,8 @@ def _engine_logits(file: Path, sample: list[int], adapter: int = 0, *, kv_cache_
     except ValueError as error:
         raise ExportError(str(error)) from None
     table = range(1, engine.blocks)
-    made = []
     for start in range(0, len(sample), 128):
         tokens = sample[start : start + 128]
-        made.append(engine.run([Piece(table, start, tokens, keep=len(tokens), adapter=adapter)]).copy())
-    return np.concatenate(made)
+        piece = Piece(table, start, tokens, keep=0 if states else len(tokens), adapter=adapter, states=states)
+        logits, found = engine.run_with_states([piece])
+        yield logits.copy(), found.copy()

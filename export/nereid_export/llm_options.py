@@ -40,7 +40,8 @@ class LlmExportOptions:
     `eight_bit_share` is the share of the weights kept in 8 bits in an int4 engine; `draft` is the checkpoint of a smaller model
     with the same tokens, the draft model of speculative decoding; `context_length` bounds prompt and answer together, the
     checkpoint's own context where it is None; `step_rows` are the numbers of answers that the server will decode together, for
-    `auto`; `adapters` are served beside the checkpoint, each by its name.
+    `auto`; `adapters` are served beside the checkpoint, each by its name; `embeddings` keeps the last hidden states of tokens, of
+    which the server gives the mean.
     """
 
     checkpoint: Path
@@ -57,6 +58,7 @@ class LlmExportOptions:
     context_length: int | None = None
     step_rows: tuple[int, ...] = ()
     adapters: tuple[Adapter, ...] = ()
+    embeddings: bool = False
 
     @property
     def expected_rows(self) -> tuple[int, ...]:

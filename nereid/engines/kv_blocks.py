@@ -15,6 +15,7 @@ class Piece:
 
     The last `keep` of them give logits. `decoded`: a token whose logits and KV are rounded as decoding rounds them; one that is
     not is computed as a part of a prompt is, and the table must have a place for one more. `adapter`: see `adapters` beside this.
+    `states`: what is wanted are the last hidden states of all of them, and `keep` is 0.
     """
 
     table: Sequence[int]
@@ -23,3 +24,4 @@ class Piece:
     keep: int = 1
     decoded: bool = False
     adapter: int = 0
+    states: bool = False

@@ -2,7 +2,7 @@
 
 The graph is what `nereid export llm` makes of onnxruntime-genai's: `input_ids`, `attention_mask`, `logits_to_keep`, and
 `past_key_values.N.{key,value}` that are read and, as `present.N.{key,value}`, written in the same buffers. With adapters it has
-an input `adapters`, too.
+an input `adapters`, too, and where the export kept them an output `hidden_states`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from nereid.engines.adapters import ADAPTERS
+from nereid.engines.hidden_states import HIDDEN_STATES
 from nereid.engines.kv_cache import DeviceMemory, HostMemory
 
 _WIDTH_STEP = 32
@@ -49,6 +50,8 @@ class OnnxCausalEngine:
     memory: HostMemory | DeviceMemory
     batch_invariant: bool = True
     has_adapters: bool = False
+    states_width: int = 0
+    """Of a token's last hidden state; 0 where the export kept none."""
     rows: int = 0
     capacity: int = 0
     _flat: list[Any] = field(default_factory=list)
@@ -77,7 +80,8 @@ class OnnxCausalEngine:
         if missing or not past:
             raise ValueError(f"{file}: the graph lacks {', '.join(sorted(missing)) or 'past_key_values'}")
         sample = inputs[past[0]]
-        logits = next(item for item in session.get_outputs() if item.name == "logits")
+        outputs = {item.name: item for item in session.get_outputs()}
+        logits = outputs["logits"]
         engine = cls(
             session=session,
             tokens=tokens,
@@ -90,6 +94,7 @@ class OnnxCausalEngine:
             memory=HostMemory() if gpu is None else DeviceMemory("cuda", gpu),
             batch_invariant=batch_invariant,
             has_adapters=ADAPTERS in inputs,
+            states_width=outputs[HIDDEN_STATES].shape[2] if HIDDEN_STATES in outputs else 0,
         )
         engine._names = past
         engine._flat = [engine.memory.zeros(tokens * engine.kv_heads * engine.head_size, engine.dtype) for _ in past]
@@ -151,15 +156,30 @@ class OnnxCausalEngine:
         The slot after the last token is overwritten, so `capacity` must leave one free.
         """
         padding = 1 if self._leaves_one(len(tokens)) else 0
-        count, kept = len(tokens) + padding, max(2 if self.batch_invariant else 1, keep + padding)
-        width = self._width(start + count)
+        kept = max(2 if self.batch_invariant else 1, keep + padding)
+        bound = self._extension(row, start, tokens, padding, kept, adapter, states=False)
+        return self._run(bound)[0, kept - padding - keep : kept - padding]
+
+    def read_states(self, row: int, start: int, tokens: Sequence[int], adapter: int = 0) -> NDArray[np.float32]:
+        """Append tokens as `extend` does; the last hidden states of all of them: tokens x width."""
+        padding = 1 if self._leaves_one(len(tokens)) else 0
+        bound = self._extension(row, start, tokens, padding, 1, adapter, states=True)
+        self._run(bound)
+        assert bound.states is not None
+        return bound.states[0, : len(tokens)].astype(np.float32, copy=False)
+
+    def _extension(
+        self, row: int, start: int, tokens: Sequence[int], padding: int, kept: int, adapter: int, *, states: bool
+    ) -> _Binding:
+        count = len(tokens) + padding
+        wanted = count, kept, self._width(start + count), states
         bound = self._extending.get(row)
-        if bound is None or (bound.input_ids.shape[1], bound.logits.shape[1], bound.width) != (count, kept, width):
-            bound = self._extending[row] = self._bind(slice(row + 1, row + 2), count, kept, width)
+        if bound is None or (bound.input_ids.shape[1], bound.logits.shape[1], bound.width, bound.states is not None) != wanted:
+            bound = self._extending[row] = self._bind(slice(row + 1, row + 2), count, kept, wanted[2], states=states)
         bound.input_ids[0, : len(tokens)] = tokens
         bound.fill(0, start + count)
         bound.adapters[0] = adapter
-        return self._run(bound)[0, kept - padding - keep : kept - padding]
+        return bound
 
     def _width(self, length: int) -> int:
         """Slots that a call's attention is told of: a little more than the longest row has, for buffers grow with them."""
@@ -176,7 +196,7 @@ class OnnxCausalEngine:
         self.session.run_with_iobinding(bound.binding)
         return bound.logits.astype(np.float32, copy=False)
 
-    def _bind(self, rows: slice, tokens: int, keep: int, width: int) -> _Binding:
+    def _bind(self, rows: slice, tokens: int, keep: int, width: int, *, states: bool = False) -> _Binding:
         count = rows.stop - rows.start
         binding = self.session.io_binding()
         input_ids = np.zeros((count, tokens), np.int64)
@@ -192,12 +212,19 @@ class OnnxCausalEngine:
             binding.bind_ortvalue_input(name, value)
         out = ort.OrtValue.ortvalue_from_numpy(logits)
         binding.bind_ortvalue_output("logits", out)
+        alive: tuple[object, ...] = (out, keeping)
+        hidden: NDArray | None = None
+        if states:
+            hidden = np.zeros((count, tokens, self.states_width), self.dtype)
+            out = ort.OrtValue.ortvalue_from_numpy(hidden)
+            binding.bind_ortvalue_output(HIDDEN_STATES, out)
+            alive = (*alive, out)
         for name, view in zip(self._names, self._views, strict=True):
             part = view[rows]
             where = (self.memory.device, self.memory.index, self.dtype, list(part.shape), self.memory.address(part))
             binding.bind_input(name, *where)
             binding.bind_output(name.replace("past_key_values", "present"), *where)
-        return _Binding(binding, inputs, input_ids, mask, adapters, [0] * count, logits, (out, keeping))
+        return _Binding(binding, inputs, input_ids, mask, adapters, [0] * count, logits, alive, hidden)
 
 
 def _providers(gpu: int | None) -> list[Any]:
@@ -220,6 +247,8 @@ class _Binding:
     filled: list[int]
     logits: NDArray
     alive: tuple[object, ...]
+    states: NDArray | None = None
+    """Last hidden states, where they are wanted."""
 
     @property
     def width(self) -> int:

@@ -1,7 +1,8 @@
 """A decoder-only OpenVINO engine with its KV cache in blocks: tokens of any sequences in one call; knows no requests.
 
 The graph is what `nereid export llm --engine openvino` writes: `input_ids`, `position_ids`, `logits_to_keep`, with adapters also
-`adapters`, and attention left open, which nereid.engines.paged_attention puts in.
+`adapters`, and attention left open, which nereid.engines.paged_attention puts in. It gives `logits`, and where the export kept
+them `hidden_states`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from nereid.engines.adapters import ADAPTERS
+from nereid.engines.hidden_states import HIDDEN_STATES
 from nereid.engines.kv_blocks import SCRATCH, Piece
 from nereid.engines.openvino_graph import compile_graph
 from nereid.engines.paged_attention import close
@@ -49,6 +51,8 @@ class OpenVinoCausalEngine:
     """Of a call, the companion's not counted."""
     threads: int = 1
     has_adapters: bool = False
+    states_width: int = 0
+    """Of a token's last hidden state; 0 where the export kept none."""
 
     @classmethod
     def load(
@@ -86,6 +90,8 @@ class OpenVinoCausalEngine:
         used = int(compiled.get_property("INFERENCE_NUM_THREADS"))
         adapted = any(ADAPTERS in port.get_names() for port in compiled.inputs)
         engine = cls(request, blocks, block_size, block_bytes, vocabulary, batch_invariant, threads=used, has_adapters=adapted)
+        kept = [port for port in compiled.outputs if HIDDEN_STATES in port.get_names()]
+        engine.states_width = kept[0].get_partial_shape()[1].get_length() if kept else 0
         if batch_invariant:
             engine.call_tokens = engine._largest_call() - len(engine._companion)
         return engine
@@ -95,9 +101,17 @@ class OpenVinoCausalEngine:
 
         They are valid until the next call.
         """
+        return self.run_with_states(pieces)[0]
+
+    def run_with_states(self, pieces: Sequence[Piece]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The same, and the last hidden states of the pieces that want them: a row a token, piece after piece."""
         if not self.batch_invariant or sum(map(self._cost, pieces)) <= self.call_tokens:
             return self._run(pieces)
-        return np.concatenate([self._run(call).copy() for call in self._split(pieces)])
+        made = []
+        for call in self._split(pieces):
+            logits, states = self._run(call)
+            made.append((logits.copy(), states.copy()))
+        return np.concatenate([logits for logits, _ in made]), np.concatenate([states for _, states in made])
 
     def _cost(self, piece: Piece) -> int:
         """Tokens that a piece has in a call, the padding one included."""
@@ -126,7 +140,7 @@ class OpenVinoCausalEngine:
         if call:
             yield call
 
-    def _run(self, pieces: Sequence[Piece]) -> NDArray[np.float32]:
+    def _run(self, pieces: Sequence[Piece]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         call = _Call(self.block_size)
         for piece in pieces:
             call.add(piece, [0] if self._is_padded(piece) else [])
@@ -138,8 +152,9 @@ class OpenVinoCausalEngine:
         feeds = call.feeds()
         if self.has_adapters:
             feeds[ADAPTERS] = np.array(call.adapters, np.int64)
-        logits = self.request.infer(feeds, share_inputs=True, share_outputs=True)["logits"]
-        return logits[:wanted]
+        made = self.request.infer(feeds, share_inputs=True, share_outputs=True)
+        states = made[HIDDEN_STATES][call.stated] if call.stated else np.zeros((0, self.states_width), np.float32)
+        return made["logits"][:wanted], states
 
     @property
     def _companion(self) -> tuple[int, ...]:
@@ -149,10 +164,10 @@ class OpenVinoCausalEngine:
     def _largest_call(self) -> int:
         """How many tokens a call may have before a row is rounded differently from one in a call of few."""
         few = Piece((1,), 0, (1, 2), adapter=int(self.has_adapters))
-        expected, largest = self._run([few]).copy(), 4
+        expected, largest = self._run([few])[0].copy(), 4
         while largest < LARGEST_CALL and 2 * largest <= (self.blocks - 2) * self.block_size:
             many = Piece(range(2, self.blocks), 0, [token % self.vocabulary for token in range(2 * largest - 2)])
-            if not np.array_equal(self._run([few, many])[:1], expected):
+            if not np.array_equal(self._run([few, many])[0][:1], expected):
                 break
             largest *= 2
         return largest
@@ -167,6 +182,8 @@ class _Call:
     positions: list[int] = field(default_factory=list)
     adapters: list[int] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
+    stated: list[int] = field(default_factory=list)
+    """Tokens whose last hidden states are wanted."""
     starts: list[int] = field(default_factory=list)
     begins: list[int] = field(default_factory=lambda: [0])
     blocks: list[int] = field(default_factory=list)
@@ -180,6 +197,7 @@ class _Call:
         if needed > len(piece.table):
             raise ValueError(f"a sequence of {end} tokens needs {needed} blocks, and its table has {len(piece.table)}")
         self.kept += range(len(self.tokens) + own - piece.keep, len(self.tokens) + own)
+        self.stated += range(len(self.tokens), len(self.tokens) + own) if piece.states else ()
         self.tokens += [*piece.tokens, *padding]
         self.adapters += [piece.adapter] * (own + len(padding))
         self.positions += range(piece.start, end)

@@ -16,6 +16,8 @@ import numpy as np
 import openvino as ov
 from openvino import op
 
+from nereid.engines.hidden_states import HIDDEN_STATES
+
 PLACE = ["nereid", "attention"]
 """Where in the file's own notes the layers are described."""
 
@@ -66,8 +68,8 @@ def close(model: Any) -> Any:
             target.replace_source_output(made)
         caches += pair
     given = [node for name, node in inputs.items() if not name.startswith("attention.")]
-    logits = next(port.get_node() for port in model.outputs if "logits" in port.get_names())
-    return ov.Model([logits], [*given, *call.values(), *caches], "paged")  # pyright: ignore[reportGeneralTypeIssues]
+    made = [port.get_node() for port in model.outputs if port.get_names() & {"logits", HIDDEN_STATES}]
+    return ov.Model(made, [*given, *call.values(), *caches], "paged")  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def _input(name: str, kind: Any, shape: list[int]) -> Any:

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from nereid.flow.errors import EngineError
 from nereid.llm.prompt_scores import PromptLogprob
 from nereid.llm.sequences import Delta, FinishReason, TokenLogprob
@@ -23,6 +26,7 @@ class Answer:
     written: list[int] = field(default_factory=list)
     all_logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: tuple[PromptLogprob, ...] | None = None
+    embedding: NDArray[np.float32] | None = None
     finish_reason: FinishReason | None = None
     cumulative_logprob: float = 0.0
     cached_tokens: int = 0
@@ -46,6 +50,8 @@ class Answer:
             self.cached_tokens = cached_tokens
         if delta.prompt_logprobs is not None:
             self.prompt_logprobs = delta.prompt_logprobs
+        if delta.embedding is not None:
+            self.embedding = delta.embedding
         self._passed += len(delta.tokens)
         self.written.extend(delta.tokens)
         self.all_logprobs.extend(delta.logprobs)

@@ -5,7 +5,6 @@ All that decode and all chunks of prompts are one call. Blocks of a known prefix
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -68,11 +67,24 @@ class KvBlocks(Places):
         pieces = [
             Piece(self.table(s), s.computed, [s.tokens[s.computed]], decoded=s.meter is None, adapter=s.adapter) for s in decoding
         ]
-        pieces += [Piece(self.table(c.holder), c.holder.computed, c.tokens, c.keep, adapter=c.holder.adapter) for c in chunks]
-        logits = self.engine.run(pieces)
-        ends = np.cumsum([len(decoding), *(chunk.keep for chunk in chunks)])
-        parts = [logits[start:end] for start, end in itertools.pairwise(ends)]
+        pieces += [self._piece(chunk) for chunk in chunks]
+        if not any(chunk.states for chunk in chunks):
+            logits = states = self.engine.run(pieces)
+        else:
+            logits, states = self.engine.run_with_states(pieces)
+        parts, kept, stated = [], len(decoding), 0
+        for chunk in chunks:
+            if chunk.states:
+                parts.append(states[stated : stated + len(chunk.tokens)])
+                stated += len(chunk.tokens)
+            else:
+                parts.append(logits[kept : kept + chunk.keep])
+                kept += chunk.keep
         return (logits[: len(decoding)] if decoding else None), parts
+
+    def _piece(self, chunk: Chunk) -> Piece:
+        holder, keep = chunk.holder, 0 if chunk.states else chunk.keep
+        return Piece(self.table(holder), holder.computed, chunk.tokens, keep, adapter=holder.adapter, states=chunk.states)
 
     # --- holders ---
 

@@ -21,7 +21,8 @@ from nereid.flow.request_ids import named
 from nereid.flow.runs import Runs
 from nereid.flow.state_folder import set_worker_down
 from nereid.llm.observer import LlmObserver
-from nereid.llm.orders import METRIC, REFUSED, TOKENS, Order, drop, read_delta
+from nereid.llm.orders import METRIC, REFUSED, TOKENS, Order, drop, read_deltas
+from nereid.llm.sequences import Delta
 from nereid.llm.tasks import LlmTask
 from nereid_protocol.errors import WireError
 from nereid_protocol.metrics import LLM_KV_USAGE, LLM_METRICS, LLM_REPLAYS, LLM_WORKER_DEATHS
@@ -136,7 +137,7 @@ class Crew:
     def message(self, message: Message) -> None:
         body = message.body
         if message.kind == TOKENS:
-            looked_at = [self._take(*entry) for entry in body["deltas"]]
+            looked_at = [self._take(*entry) for entry in read_deltas(message)]
             if True in looked_at:
                 self.poke()
         elif message.kind == REFUSED:
@@ -151,12 +152,12 @@ class Crew:
         elif message.kind == METRIC:
             self.observer.recorder.record(_METRICS[body["name"]], body["value"], **body["labels"])
 
-    def _take(self, number: int, index: int, cached_tokens: int, raw: list[Any]) -> bool:
+    def _take(self, number: int, index: int, cached_tokens: int, delta: Delta) -> bool:
         """Give a delta to its task; True where the batcher should look at the task."""
         task = self._inside.get(number)
         if task is None or task.error is not None:
             return False
-        task.receive(index, read_delta(raw), cached_tokens)
+        task.receive(index, delta, cached_tokens)
         if not task.done and task.error is None:
             return False
         if task.done and task.error is None:

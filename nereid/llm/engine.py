@@ -33,11 +33,15 @@ class Holder(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """Tokens that a call appends to what a holder has computed, read as a prompt is; the last `keep` of them give logits."""
+    """Tokens that a call appends to what a holder has computed, read as a prompt is; the last `keep` of them give logits.
+
+    `states`: instead, all of them give their last hidden states.
+    """
 
     holder: Holder
     tokens: list[int]
     keep: int = 1
+    states: bool = False
 
 
 class KvMemory(Protocol):
@@ -86,7 +90,8 @@ class KvMemory(Protocol):
     ) -> tuple[NDArray[np.float32] | None, list[NDArray[np.float32]]]:
         """The next token of each of `decoding`, which are all or none that decode, and the chunks.
 
-        Logits: one row a sequence, and `keep` rows a chunk, valid until the next call. Nobody's `computed` is changed.
+        Logits: one row a sequence, and `keep` rows a chunk, or a hidden state for each of its tokens; valid until the next call.
+        Nobody's `computed` is changed.
         """
 
     def join(self, sequence: GeneratedSequence) -> None:
@@ -138,6 +143,9 @@ class RowEngine(Protocol):
         They are valid until the row's next call.
         """
 
+    def read_states(self, row: int, start: int, tokens: Sequence[int], adapter: int = 0) -> NDArray[np.float32]:
+        """The same, but the last hidden states of all the tokens; only of a model whose export kept them."""
+
 
 class BlockEngine(Protocol):
     """An engine that owns its KV cache as blocks of `block_size` tokens, of which the first is its own."""
@@ -153,6 +161,9 @@ class BlockEngine(Protocol):
 
     def run(self, pieces: Sequence[Piece]) -> NDArray[np.float32]:
         """One call for all pieces; the logits that they keep, piece after piece, valid until the next call."""
+
+    def run_with_states(self, pieces: Sequence[Piece]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The same, and the last hidden states of the pieces that want them; only of a model whose export kept them."""
 
 
 class DraftEngine(Protocol):

@@ -56,6 +56,15 @@ def _check_adapters(facts: LlmFacts, has_adapters: bool) -> None:
         )
 
 
+def _check_states(facts: LlmFacts, width: int) -> None:
+    """A request for them must not find out."""
+    if facts.embedding_width != width:
+        raise ValueError(
+            f"the engine gives last hidden states of {width} values, and llm.json names {facts.embedding_width}; "
+            "export the model again"
+        )
+
+
 def _load_onnx(folder: Path, facts: LlmFacts, limits: LlmLimits, gpu: int | None) -> LoadedModel:
     from nereid.engines.onnx_causal import OnnxCausalEngine
 
@@ -65,6 +74,7 @@ def _load_onnx(folder: Path, facts: LlmFacts, limits: LlmLimits, gpu: int | None
         draft = OnnxCausalEngine.load(draft_file, tokens=limits.draft_tokens(facts), **options)
     engine = OnnxCausalEngine.load(folder / limits.engine_file, tokens=limits.kv_tokens, **options)
     _check_adapters(facts, engine.has_adapters)
+    _check_states(facts, engine.states_width)
     cache = PrefixCache(limits.prefix_cache_megabytes * 2**20)
     return LoadedModel(KvRows(engine, cache, limits.max_rows, facts.context_length), engine.vocabulary, draft)
 
@@ -84,5 +94,6 @@ def _load_openvino(folder: Path, facts: LlmFacts, limits: LlmLimits) -> LoadedMo
     cached_bytes = limits.prefix_cache_megabytes * 2**20
     engine = OpenVinoCausalEngine.load(folder / limits.engine_file, tokens=limits.kv_tokens, cached_bytes=cached_bytes, **options)
     _check_adapters(facts, engine.has_adapters)
+    _check_states(facts, engine.states_width)
     memory = KvBlocks(engine, limits.kv_tokens, limits.max_rows, facts.context_length, caches=cached_bytes > 0)
     return LoadedModel(memory, engine.vocabulary, draft)

@@ -19,6 +19,8 @@ from nereid_protocol.metrics import (
     LLM_BATCH_SIZE,
     LLM_DRAFT_TOKENS,
     LLM_E2E_LATENCY,
+    LLM_EMBEDDED_TOKENS,
+    LLM_EMBEDDINGS,
     LLM_FLOP_UTILISATION,
     LLM_GENERATION_TOKENS,
     LLM_INTER_TOKEN_LATENCY,
@@ -130,6 +132,11 @@ class LlmObserver:
             name = self._facts.adapters[adapter - 1]
             self.recorder.record(LLM_ADAPTER_REQUESTS, 1, adapter=name, outcome=outcome)
             self.recorder.record(LLM_ADAPTER_TOKENS, tokens, adapter=name)
+
+    def embedded(self, tokens: int) -> None:
+        """The mean over a prompt of so many tokens is told."""
+        self.recorder.record(LLM_EMBEDDINGS, 1)
+        self.recorder.record(LLM_EMBEDDED_TOKENS, tokens)
 
     # --- what the scheduler tells ---
 

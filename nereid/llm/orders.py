@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nereid.engines.channel import Message
 from nereid.llm.prompt_scores import read_scores
@@ -30,6 +31,7 @@ class Order:
     scored: bool
     top_logprobs: int
     prompt_logprobs: int | None
+    embeds: bool
     stop: tuple[str, ...]
     include_stop: bool
     skip_special_tokens: bool
@@ -49,6 +51,7 @@ class Order:
             scored=request.scored,
             top_logprobs=request.top_logprobs,
             prompt_logprobs=request.prompt_logprobs,
+            embeds=request.embeds,
             stop=request.stop,
             include_stop=request.include_stop,
             skip_special_tokens=request.skip_special_tokens,
@@ -75,16 +78,30 @@ class Order:
         return cls(prompt=tuple(message.arrays["prompt"].tolist()), **body)
 
 
-def pack_delta(delta: Delta) -> list[Any]:
+def deltas(entries: Sequence[tuple[int, int, int, Delta]]) -> Message:
+    """What was drawn: tasks, answers, tokens found in the prefix cache, and deltas."""
+    packed = [(task, index, cached, _pack_delta(delta)) for task, index, cached, delta in entries]
+    arrays = {f"{task}.{index}": delta.embedding for task, index, _, delta in entries if delta.embedding is not None}
+    return Message(TOKENS, {"deltas": packed}, arrays)
+
+
+def read_deltas(message: Message) -> Iterator[tuple[int, int, int, Delta]]:
+    """The same, as it has arrived."""
+    for task, index, cached, raw in message.body["deltas"]:
+        yield task, index, cached, _read_delta(raw, message.arrays.get(f"{task}.{index}"))
+
+
+def _pack_delta(delta: Delta) -> list[Any]:
     logprobs = [(item.token, item.logprob, item.top) for item in delta.logprobs]
     return [delta.tokens, logprobs, delta.finish_reason, delta.text, delta.prompt_logprobs]
 
 
-def read_delta(raw: list[Any]) -> Delta:
+def _read_delta(raw: list[Any], embedding: NDArray[np.float32] | None) -> Delta:
     tokens, logprobs, reason, text, prompt = raw
     read = (TokenLogprob(token, own, tuple((int(i), float(v)) for i, v in top)) for token, own, top in logprobs)
     scores = None if prompt is None else read_scores(prompt)
-    return Delta(tuple(tokens), tuple(read), None if reason is None else FinishReason(reason), text, scores)
+    embedding = None if embedding is None else embedding.copy()  # it is a view of the whole message
+    return Delta(tuple(tokens), tuple(read), None if reason is None else FinishReason(reason), text, scores, embedding)
 
 
 def drop(task: int) -> Message:

@@ -56,15 +56,26 @@ class Prefill:
         return chunks
 
     def commit(self, chunks: Sequence[Chunk], logits: Sequence[NDArray[np.float32]], tick: Tick) -> None:
-        """After a prompt's last chunk the answer's first token is drawn, and the sequence joins those that decode."""
+        """After a prompt's last chunk the answer's first token is drawn, and the sequence joins those that decode.
+
+        One that is embedded leaves instead, and with it others may move: all of them must have what is computed by then.
+        """
+        ended: list[tuple[GeneratedSequence, NDArray[np.float32]]] = []
         for chunk, values in zip(chunks, logits, strict=True):
             sequence = chunk.holder
             assert isinstance(sequence, GeneratedSequence)
-            if sequence.scored_prompt is not None and sequence.must_score:
+            if sequence.mean is not None:
+                sequence.mean.take(sequence.computed, values)
+            elif sequence.scored_prompt is not None and sequence.must_score:
                 sequence.scored_prompt.take(sequence.computed, values)
             sequence.computed += len(chunk.tokens)
             tick.prompt_tokens += len(chunk.tokens)
-            if sequence.computed < len(sequence.prompt):
+            if sequence.computed == len(sequence.prompt):
+                ended.append((sequence, values))
+        for sequence, values in ended:
+            if sequence.mean is not None:
+                sequence.end_embedded()
+                self.memory.release(sequence)
                 continue
             self.memory.join(sequence)
             if not sequence.max_tokens:
@@ -77,7 +88,7 @@ class Prefill:
         if not self.waiting:
             return False
         sequence = self.waiting[0]
-        cached = not sequence.must_score
+        cached = not sequence.must_read_all
         if cached and self._is_being_read(sequence):
             return False
         ahead = min(sequence.remaining, EXPECTED_TOKENS)
@@ -96,17 +107,24 @@ class Prefill:
             return False
         # One token is left to compute logits from, as in the cache.
         prompt, adapter = waiting.prompt, waiting.adapter
-        read = [holder.prompt for holder in self.memory.filling if holder.adapter == adapter]
+        read = [holder.prompt for holder in self.memory.filling if holder.adapter == adapter and not _is_embedded(holder)]
         common = max((_common(other, prompt[:-1]) // block * block for other in read), default=0)
         return common > 0 and common > self.memory.known(prompt, adapter)
 
 
 def _chunk(holder: Holder, budget: int) -> Chunk:
     """What is read next of a prompt; of one that is scored, no more than its logits may have room for."""
+    if _is_embedded(holder):
+        return Chunk(holder, holder.prompt[holder.computed : holder.computed + budget], states=True)
     scores = holder.scored_prompt if isinstance(holder, GeneratedSequence) and holder.must_score else None
     count = budget if scores is None else min(budget, scores.chunk)
     tokens = holder.prompt[holder.computed : holder.computed + count]
     return Chunk(holder, tokens, keep=1 if scores is None else len(tokens))
+
+
+def _is_embedded(holder: Holder) -> bool:
+    """Whether only the mean of its prompt is wanted, so that nothing of it is remembered."""
+    return isinstance(holder, GeneratedSequence) and holder.mean is not None
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

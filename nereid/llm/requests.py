@@ -42,6 +42,7 @@ class LlmRequest:
     `scored`: whether the drawn tokens' log probabilities are computed; `logprobs`: whether they are told, with `top_logprobs`
     of the likeliest tokens at each position; `prompt_logprobs` the same of the prompt, None where they are not. `prompt_places`
     are then where the prompt's tokens begin in its text. `adapter` is one of the model's, counted from 1; 0: none of them.
+    `embeds`: nothing is written, and the mean of the prompt's last hidden states is told.
     """
 
     prompt: tuple[int, ...]
@@ -67,6 +68,7 @@ class LlmRequest:
     priority: int = USUAL_PRIORITY
     prompt_places: tuple[int, ...] = ()
     adapter: int = 0
+    embeds: bool = False
 
 
 def parse_llm_request(
@@ -75,6 +77,8 @@ def parse_llm_request(
     """Raises InvalidRequestError naming the field, its value and what is allowed; `longest` is prompt and answer together."""
     sent = read_request(inputs, limits.max_input_bytes)
     sampling = sent.sampling
+    if sent.embeds and not facts.embedding_width:
+        raise InvalidRequestError.of("task", "embed", "generate: this model was exported without --embeddings")
     stream = bool(sent.stream)
     exclude = stream if sent.exclude_input is None else sent.exclude_input
     if stream and not exclude:
@@ -83,7 +87,7 @@ def parse_llm_request(
     adapter = _adapter(sampling, facts)
     structure = _structure(sampling)
     text, prompt, places = _prompt(sent, tokenizer, facts, longest)  # the one dear part, after all that is cheap to refuse
-    max_tokens = _max_tokens(sent, len(prompt), longest)
+    max_tokens = 0 if sent.embeds else _max_tokens(sent, len(prompt), longest)
     if sampling["min_tokens"] > max_tokens:
         raise InvalidRequestError.of("min_tokens", sampling["min_tokens"], f"at most max_tokens, {max_tokens}")
     eos = () if sampling["ignore_eos"] else facts.eos_token_ids
@@ -104,13 +108,14 @@ def parse_llm_request(
         top_logprobs=sampling["logprobs"] or 0,
         prompt_logprobs=sampling["prompt_logprobs"],
         structure=structure,
-        speculation=sampling["speculation"] or limits.speculation,
+        speculation="none" if sent.embeds else sampling["speculation"] or limits.speculation,
         timeout_seconds=limits.default_timeout_seconds if sent.timeout_seconds is None else sent.timeout_seconds,
-        outputs=frozenset(("text_output", "index", *sent.asked)),
+        outputs=frozenset(("embedding",) if sent.embeds else ("text_output", "index")).union(sent.asked),
         run_id=sent.run_id,
         priority=sampling["priority"],
         prompt_places=places,
         adapter=adapter,
+        embeds=sent.embeds,
     )
 
 

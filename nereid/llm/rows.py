@@ -81,13 +81,17 @@ class KvRows(Places):
         self, decoding: Sequence[GeneratedSequence], chunks: Sequence[Chunk]
     ) -> tuple[NDArray[np.float32] | None, list[NDArray[np.float32]]]:
         """Every chunk is a call of its own, all that decode are one."""
-        read = [
-            self.engine.extend(c.holder.row, c.holder.computed, c.tokens, keep=c.keep, adapter=c.holder.adapter) for c in chunks
-        ]
+        read = [self._read(chunk) for chunk in chunks]
         if not decoding:
             return None, read
         tokens, lengths = [s.tokens[s.computed] for s in decoding], [s.computed for s in decoding]
         return self.engine.decode(tokens, lengths, [s.adapter for s in decoding]), read
+
+    def _read(self, chunk: Chunk) -> NDArray[np.float32]:
+        holder = chunk.holder
+        if chunk.states:
+            return self.engine.read_states(holder.row, holder.computed, chunk.tokens, adapter=holder.adapter)
+        return self.engine.extend(holder.row, holder.computed, chunk.tokens, keep=chunk.keep, adapter=holder.adapter)
 
     # --- holders ---
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nereid.flow.errors import EngineError, InvalidRequestError, RequestError
+from nereid.llm.prompt_means import PromptMean
 from nereid.llm.prompt_scores import PromptLogprob, ScoredPrompt, likeliest
 from nereid.llm.sampling import NOT_FINITE, Row, Sampling, TokenCounts, log_softmax, log_total
 from nereid.llm.speculation import Proposer, SpeculationMeter
@@ -41,7 +42,8 @@ class Delta(NamedTuple):
     """What one token, or several, added to an answer; `finish_reason` comes with the last.
 
     `text` is None where no stop string had to be looked for: whoever shows the delta makes it, `Answer.show`. The first delta of
-    an answer whose prompt is scored has `prompt_logprobs`, for every token of the prompt but the first.
+    an answer whose prompt is scored has `prompt_logprobs`, for every token of the prompt but the first; the only one of a prompt
+    that is embedded has its `embedding`.
     """
 
     tokens: tuple[int, ...]
@@ -49,6 +51,7 @@ class Delta(NamedTuple):
     finish_reason: FinishReason | None = None
     text: str | None = None
     prompt_logprobs: tuple[PromptLogprob, ...] | None = None
+    embedding: NDArray[np.float32] | None = None
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -56,7 +59,8 @@ class GeneratedSequence:
     """`stop_ids` end the answer and are no part of its text; `emit` gets every delta, on the tick thread.
 
     `scored`: every delta brings its tokens' log probabilities, with those of the `top_logprobs` likeliest. `scored_prompt`: so
-    does the first one, for the prompt's. Whatever goes wrong with this sequence alone is its `error`, by which it has finished.
+    does the first one, for the prompt's. `mean`: the prompt is embedded, and nothing is written. Whatever goes wrong with this
+    sequence alone is its `error`, by which it has finished.
     """
 
     prompt: list[int]
@@ -69,6 +73,7 @@ class GeneratedSequence:
     scored: bool = False
     top_logprobs: int = 0
     scored_prompt: ScoredPrompt | None = None
+    mean: PromptMean | None = None
     structure: Structure | None = None
     proposer: Proposer | None = None
     meter: SpeculationMeter | None = None
@@ -104,8 +109,13 @@ class GeneratedSequence:
 
     @property
     def must_score(self) -> bool:
-        """Whether logits of all of its prompt are needed: nothing of it can come from the prefix cache."""
+        """Whether logits of all of its prompt are needed."""
         return self.scored_prompt is not None and not self.scored_prompt.is_complete
+
+    @property
+    def must_read_all(self) -> bool:
+        """Whether nothing of its prompt can come from the prefix cache."""
+        return self.must_score or self.mean is not None
 
     @property
     def behind(self) -> bool:
@@ -131,6 +141,16 @@ class GeneratedSequence:
         """The prompt is read, and nothing is to be written."""
         self.finish_reason = FinishReason.LENGTH
         self._emit(Delta((), (), self.finish_reason, "" if self.text.stops else None))
+
+    def end_embedded(self) -> None:
+        """The prompt is read, and its mean is all that is asked for."""
+        assert self.mean is not None
+        embedding = self.mean.value
+        if not np.isfinite(embedding).all():
+            self.error = EngineError("the model's last hidden states are not finite; the prompt has no embedding")
+            return
+        self.finish_reason = FinishReason.LENGTH
+        self.emit(Delta((), (), self.finish_reason, embedding=embedding))
 
     def take(self, token: int) -> None:
         """Add a drawn token, tell of it, and see whether it was the last; one that could not be drawn is an error."""

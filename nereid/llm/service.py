@@ -37,7 +37,7 @@ _GROWTH_BYTES = 2 * 2**30
 """What a worker may take beside its KV cache and its prefix cache before it is taken for a runaway."""
 _UNREAD = 64
 """Threads for answers whose requests have ended while their readers are slow, beside one for each that is in flight."""
-_SAME_REQUEST = ("text_input", "input_ids", "sampling_parameters", "max_tokens", REQUEST_PARAMETERS)
+_SAME_REQUEST = ("task", "text_input", "input_ids", "sampling_parameters", "max_tokens", REQUEST_PARAMETERS)
 """Inputs that say what is asked for: a request that is tried again has the same."""
 
 

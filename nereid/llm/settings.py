@@ -37,7 +37,8 @@ SMALLEST_KV_TOKENS = 8
 class LlmFacts:
     """Facts of a checkpoint and its engine. Bytes and FLOPs are what one decoded token costs at an empty context.
 
-    `longest_token` is how many characters the longest token of text has; `adapters` are the engine's by name, in its order.
+    `longest_token` is how many characters the longest token of text has; `adapters` are the engine's by name, in its order;
+    `embedding_width` is of a token's last hidden state, 0 where the export kept none.
     """
 
     architecture: str
@@ -51,6 +52,7 @@ class LlmFacts:
     kv_bytes_per_token: int
     longest_token: int = 512
     adapters: tuple[str, ...] = ()
+    embedding_width: int = 0
 
     @classmethod
     def read(cls, folder: Path) -> LlmFacts:

@@ -147,7 +147,7 @@ class LlmTask:
             self._send_pending()
         with self._sending:
             if error is None and not self.request.stream:
-                self._send(self._whole)
+                self._send(self._embedded if self.request.embeds else self._whole)
             error = error or self.error
             if error is None:
                 self.observer.answered(time.monotonic() - self.arrived, self._seconds_per_token())
@@ -226,6 +226,12 @@ class LlmTask:
             "num_output_tokens": np.array([len(s.written) for s in self.answers], np.uint32),
             "index": np.arange(len(self.answers), dtype=np.int32),
         }
+
+    def _embedded(self) -> Outputs:
+        embedding = self.answers[0].embedding
+        assert embedding is not None
+        self.observer.embedded(len(self.request.prompt))
+        return {**self._common(), "embedding": embedding}
 
     def _common(self) -> dict[str, np.ndarray]:
         return {

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -22,7 +21,8 @@ from nereid.flow.errors import InvalidRequestError, RequestError
 from nereid.flow.metrics import Recorder
 from nereid.llm.loading import LoadedModel, check_widths, load_model
 from nereid.llm.observer import LlmObserver
-from nereid.llm.orders import DROP, REFUSED, START, TOKENS, Order, metric, pack_delta
+from nereid.llm.orders import DROP, REFUSED, START, Order, deltas, metric
+from nereid.llm.prompt_means import PromptMean
 from nereid.llm.prompt_scores import ScoredPrompt
 from nereid.llm.scheduler import LlmScheduler
 from nereid.llm.sequences import Delta, GeneratedSequence
@@ -71,7 +71,7 @@ class LlmLoop:
     _compiling: set[int] = field(default_factory=set)
     _compiler: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "compile"))
     _tasks: dict[int, list[GeneratedSequence]] = field(default_factory=dict)
-    _events: list[Any] = field(default_factory=list)
+    _events: list[tuple[int, int, int, Delta]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         draft = self.model.draft
@@ -148,6 +148,7 @@ class LlmLoop:
             scored=order.scored,
             top_logprobs=order.top_logprobs,
             scored_prompt=self._scored_prompt(order) if index == 0 else None,
+            mean=PromptMean() if order.embeds else None,
             structure=structure,
             proposer=proposer,
             adapter=order.adapter,
@@ -170,11 +171,11 @@ class LlmLoop:
     # --- what goes back ---
 
     def _note(self, task: int, index: int, sequence: GeneratedSequence, delta: Delta) -> None:
-        self._events.append((task, index, sequence.cached_tokens, pack_delta(delta)))
+        self._events.append((task, index, sequence.cached_tokens, delta))
 
     def _send_events(self) -> None:
         if self._events:
-            self.seat.channel.send(Message(TOKENS, {"deltas": self._events}))
+            self.seat.channel.send(deltas(self._events))
             self._events = []
         for task, sequences in list(self._tasks.items()):
             error = next((s.error for s in sequences if s.error is not None), None)

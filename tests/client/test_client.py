@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 
 import nereid_client as sdk
@@ -19,6 +21,7 @@ from nereid_client import (
     AsyncClient,
     Client,
     ConnectionLostError,
+    EmbeddingResult,
     ImageRequest,
     InvalidRequestError,
     LostError,
@@ -97,8 +100,27 @@ def test_both_clients_count_their_replays() -> None:
 
 def test_both_clients_have_the_same_arguments() -> None:
     assert inspect.signature(Client) == inspect.signature(AsyncClient)
-    for name in ("generate_image", "stream_image", "generate_text", "stream_text"):
+    for name in ("generate_image", "stream_image", "generate_text", "stream_text", "embed_text"):
         assert inspect.signature(getattr(Client, name)).parameters == inspect.signature(getattr(AsyncClient, name)).parameters
+
+
+def test_an_embedding_is_asked_for_and_read_by_both_clients() -> None:
+    made = {"embedding": np.array([0.5, -1], np.float32), "num_input_tokens": np.array([3], np.uint32)}
+
+    async def ask(transport: Instant) -> EmbeddingResult:
+        async with AsyncClient(transport=transport) as client:
+            return await client.embed_text([1, 2, 3], run_id="mine")
+
+    transports = Instant(answers(made)), Instant(answers(made))
+    with Client(transport=transports[0]) as client:
+        results = [client.embed_text("a", priority=2, run_id="mine"), asyncio.run(ask(transports[1]))]
+    for result in results:
+        assert (result.embedding.tolist(), result.num_input_tokens, result.run_id) == ([0.5, -1.0], 3, "mine")
+    (_, text), (_, tokens) = transports[0].calls[0], transports[1].calls[0]
+    assert text.tensors["task"].tolist() == tokens.tensors["task"].tolist() == [b"embed"]
+    assert (text.tensors["text_input"].tolist(), tokens.tensors["input_ids"].tolist()) == ([b"a"], [1, 2, 3])
+    assert json.loads(text.tensors["sampling_parameters"][0]) == {"priority": 2}  # and no seed, which would be refused
+    assert "stream" not in text.tensors
 
 
 def test_cancelling_a_task_names_the_run_to_the_server() -> None:

@@ -44,6 +44,25 @@ def int4(served: Served) -> Iterator[Client]:
 
 
 @pytest.mark.torch
+def test_embeddings_are_the_mean_of_transformers_last_hidden_states(exact: Client, int4: Client) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda prompt: exact.embed_text(prompt), PROMPTS[:4]))
+    for prompt, found in zip(PROMPTS[:4], together, strict=True):
+        ids = prompt_ids(prompt)
+        with torch.no_grad():
+            wanted = model(torch.tensor([ids])).last_hidden_state[0].double().mean(0).numpy()
+        assert found.num_input_tokens == len(ids)
+        assert abs(found.embedding - wanted).max() < 1e-4 * abs(wanted).max()
+        assert exact.embed_text(ids).embedding.tobytes() == found.embedding.tobytes()
+    with pytest.raises(InvalidRequestError, match="exported without --embeddings"):
+        int4.embed_text("a")
+
+
+@pytest.mark.torch
 def test_greedy_tokens_are_transformers_own(exact: Client) -> None:
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM, AutoTokenizer

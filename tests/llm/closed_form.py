@@ -33,6 +33,25 @@ def logits_after(tokens: Sequence[int], vocabulary: int) -> NDArray[np.float32]:
     return values
 
 
+WIDTH = 6
+"""Of last hidden states."""
+
+
+def state_after(tokens: Sequence[int]) -> NDArray[np.float32]:
+    """The last token's, which depends on every token and its position, as logits do."""
+    return logits_after([-1, *tokens], 50)[:WIDTH]
+
+
+def mean_of(tokens: Sequence[int], adapter: int = 0) -> NDArray[np.float32]:
+    """What a prompt is embedded as, all of its states at once."""
+    seen = [token + adapter * ADAPTED for token in tokens]
+    states = [state_after(seen[: place + 1]).astype(np.float64) for place in range(len(seen))]
+    total = np.zeros(WIDTH)
+    for state in states:
+        total = total + state
+    return (total / len(seen)).astype(np.float32)
+
+
 @dataclass(slots=True, eq=False)
 class ClosedFormEngine:
     """Honours the whole interface of RowEngine; rows that overlap or shift by mistake change the answers."""
@@ -78,6 +97,11 @@ class ClosedFormEngine:
         assert start + len(tokens) + 1 <= self.capacity, "one more slot must be free"
         return np.stack(self._append(row, start, tokens, adapter)[-keep:])
 
+    def read_states(self, row: int, start: int, tokens: Sequence[int], adapter: int = 0) -> NDArray[np.float32]:
+        self.extend(row, start, tokens, adapter=adapter)
+        seen = self.memory[row, 0, : start + len(tokens), 0].tolist()
+        return np.stack([state_after(seen[: place + 1]) for place in range(start, len(seen))])
+
     def _append(
         self, row: int, start: int, tokens: Sequence[int], adapter: int, *, decoded: bool = False
     ) -> list[NDArray[np.float32]]:
@@ -105,9 +129,20 @@ class ClosedFormBlocks:
         self.memory = np.full((self.blocks, self.block_size), -1, np.int64)
 
     def run(self, pieces: Sequence[Piece]) -> NDArray[np.float32]:
+        assert not any(piece.states for piece in pieces)
+        return self.run_with_states(pieces)[0]
+
+    def run_with_states(self, pieces: Sequence[Piece]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         self.calls.append(list(pieces))
-        made = [logits for piece in pieces for logits in self._append(piece)]
-        return np.stack(made)
+        logits, states = [np.zeros((0, self.vocabulary), np.float32)], [np.zeros((0, WIDTH), np.float32)]
+        for piece in pieces:
+            made = self._append(piece)
+            logits += [row[None] for row in made]
+            if piece.states:
+                assert not piece.keep
+                seen = self.memory[list(piece.table)].reshape(-1)[: piece.start + len(piece.tokens)].tolist()
+                states += [state_after(seen[: place + 1])[None] for place in range(piece.start, len(seen))]
+        return np.concatenate(logits), np.concatenate(states)
 
     def _append(self, piece: Piece) -> list[NDArray[np.float32]]:
         assert SCRATCH not in piece.table

@@ -162,6 +162,34 @@ def test_thoughts_are_told_apart(marks: Thinking, text: str, thought: str | None
         assert (found.get("reasoning_content"), found.get("reasoning"), found["content"]) == (thought, thought, content)
 
 
+@pytest.mark.parametrize(
+    ("opened", "pieces", "count"),
+    [
+        (False, [(8, "<think>"), (1, "\nHm"), (2, "."), (9, "</think>"), (3, "Yes")], 2),
+        (True, [(1, "Hm"), (2, "."), (9, "</think>"), (3, "Yes")], 2),
+        (False, [(8, "<think>"), (1, "Hm"), (2, " cut")], 2),
+        (False, [(8, "<think>"), (9, "</think>"), (3, "Yes")], 0),
+        (False, [(3, "Yes"), (8, "<think>"), (1, "a"), (9, "</think>")], 0),
+        (False, [(8, "<think>"), (1, "a"), (9, "</think>"), (3, "b"), (8, "<think>"), (3, "c")], 1),
+        (True, [(1, "Hm"), (4, "</"), (5, "think>"), (3, "Yes"), (3, "Yes")], 3),  # the mark in other tokens than its own
+    ],
+)
+def test_tokens_of_thoughts_are_counted(opened: bool, pieces: list[tuple[int, str]], count: int) -> None:
+    marks = Thinking("<think>", "</think>", opened=opened, tokens=(8, 9))
+    stream = AnswerStream(marks)
+    for token, text in pieces:
+        stream.feed(text, [token])
+    stream.finish()
+    assert stream.reasoning_tokens == count
+    plain = AnswerStream(Thinking("<think>", "</think>", opened=opened))
+    plain.feed("".join(text for _, text in pieces), [token for token, _ in pieces])
+    assert plain.reasoning_tokens == 0
+    if (4, "</") not in pieces:
+        whole = AnswerStream(marks)
+        whole.feed("".join(text for _, text in pieces), [token for token, _ in pieces])
+        assert whole.reasoning_tokens == count
+
+
 def test_a_call_in_thoughts_is_none() -> None:
     text = "<think>\n<tool_call>{}\n</think>\n\n" + ANSWERS["hermes"]
     found = message(text, "hermes", thinking=MARKS)

@@ -139,6 +139,36 @@ def test_chats_and_images_are_batches_too_and_a_lines_own_priority_stands(tmp_pa
         assert model.priorities == [2]
 
 
+def test_responses_are_a_batch_of_their_key_and_are_kept_only_where_that_is_said(tmp_path: Path, model: Model) -> None:
+    keys = tmp_path / "keys.toml"
+    keys.write_text('[one]\nkey = "first-long-key"\n[two]\nkey = "second-long-key"\n')
+    url = "/v1/responses"
+
+    def asked(name: str, **body: Any) -> str:
+        return json.dumps({"custom_id": name, "url": url, "body": {"model": "llm", "input": name, **body}})
+
+    with serving(tmp_path, model, keys=str(keys)) as client:
+        one, two = client.with_options(api_key="first-long-key"), client.with_options(api_key="second-long-key")
+        before = one.responses.create(model="llm", input="before")
+        lines = asked("a"), asked("b", store=True), asked("c", previous_response_id=before.id)
+        done = ended(one, begin(one, *lines, endpoint=url))
+        assert (done.status, done.request_counts.completed) == ("completed", 3), answers(one, done.error_file_id)
+        found = {name: item["response"]["body"] for name, item in answers(one, done.output_file_id).items()}
+        assert {name: body["output"][0]["content"][0]["text"] for name, body in found.items()} == {
+            "a": "a",
+            "b": "b",
+            "c": "beforebeforec",  # the template writes the conversation one after the other
+        }
+        assert {name: body["store"] for name, body in found.items()} == {"a": False, "b": True, "c": False}
+        assert one.responses.retrieve(found["b"]["id"]).output_text == "b"
+        for key, name in ((one, "a"), (two, "b")):
+            with pytest.raises(openai.NotFoundError):
+                key.responses.retrieve(found[name]["id"])
+        refused = ended(two, begin(two, lines[2], endpoint=url))
+        assert refused.request_counts.failed == 1  # another key's conversation
+        assert set(model.priorities[1:]) == {PRIORITY}
+
+
 def test_a_picture_of_a_batch_has_no_address(tmp_path: Path, model: Model) -> None:
     body = {"model": "text_to_image", "prompt": "a box", "response_format": "url"}
     asked = {"custom_id": "i", "url": "/v1/images/generations", "body": body}
@@ -274,7 +304,7 @@ class Server:
         self.inside = 0
         self.hold = asyncio.Event()
 
-    async def __call__(self, path: str, body: dict[str, Any]) -> Answer:
+    async def __call__(self, path: str, body: dict[str, Any], owner: str) -> Answer:
         self.asked.append(body["prompt"])
         self.inside += 1
         self.most = max(self.most, self.inside)

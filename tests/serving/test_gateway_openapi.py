@@ -16,6 +16,7 @@ from nereid.serving.gateway.launch import Rules
 from gateway_before import gateway, small_repository
 
 CHAT = {"model": "llm", "messages": [{"role": "user", "content": "hello"}]}
+EMBEDDING = {"model": "llm", "input": ["x"], "dimensions": None, "user": "me"}
 COMPLETION, RESPONSE = {"model": "llm", "prompt": "x"}, {"model": "llm", "input": "x"}
 IMAGE = {"model": "text_to_image", "prompt": "x"}
 LAYOUT = {"canvas": 1280, "html": "<section></section>"}
@@ -147,6 +148,8 @@ def test_what_is_taken_is_described(
         ("/v1/chat/completions", CHAT, {"messages": None}),
         ("/v1/completions", COMPLETION, {"prompt": [[-1]]}),
         ("/v1/responses", RESPONSE, {"background": True}),
+        ("/v1/embeddings", EMBEDDING, {"encoding_format": "int8"}),
+        ("/v1/embeddings", EMBEDDING, {"normalize": True}),
         ("/v1/images/generations", IMAGE, {"partial_images": 4}),
         ("/v1/layouts", LAYOUT, {"canvas": "1280"}),
     ],

@@ -196,6 +196,26 @@ def test_what_is_kept_can_be_seen_and_removed(client: openai.OpenAI, api: httpx.
         client.responses.retrieve(other.id)
 
 
+def test_a_reference_stands_for_an_item_that_is_kept(client: openai.OpenAI, model: Model) -> None:
+    model.answer = CALL
+    first = client.responses.create(**ASK, tools=[WARMTH])
+    (asked,) = client.responses.input_items.list(first.id).data
+    result: Any = {"type": "function_call_output", "call_id": first.output[-1].call_id, "output": "20"}  # type: ignore[union-attr]
+    model.answer = "Warm."
+    references: list[Any] = [{"type": "item_reference", "id": item.id} for item in (asked, *first.output)]
+    references[0].pop("type")  # which OpenAI's package may leave out
+    second = client.responses.create(model="llm", input=[*references, result], tools=[WARMTH])
+    client.responses.create(model="llm", input=[result], previous_response_id=first.id, tools=[WARMTH])
+    assert model.prompts[-1] == model.prompts[-2]
+    kept = client.responses.input_items.list(second.id).data
+    assert [item.type for item in kept] == ["message", "message", "function_call", "function_call_output"]
+    assert kept[0].id == asked.id
+    client.responses.delete(second.id)
+    client.responses.delete(first.id)
+    with pytest.raises(openai.BadRequestError, match=r"input\.1\.id: 'msg_.*' is not kept here; send the item itself"):
+        client.responses.create(model="llm", input=[{"role": "user", "content": "a"}, references[1]])
+
+
 def test_a_stream_is_kept_once_it_is_told(client: openai.OpenAI) -> None:
     *_, last = client.responses.create(**ASK, stream=True)
     assert last.type == "response.completed"
@@ -252,6 +272,8 @@ def test_a_failure_on_the_way_is_told_by_an_event(client: openai.OpenAI, model: 
         ({"input": []}, "input", "at least one item"),
         ({"input": 3}, "input", "it must be a string or a list"),
         ({"input": [{"type": "image"}]}, "input.0", "'message'"),
+        ({"input": [{"type": "item_reference", "id": "msg_x"}]}, "input.0.id", "'msg_x' is not kept here"),
+        ({"input": [{"type": "item_reference"}]}, "input.0.id", "it is missing"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input.0.role", ""),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input.0.content.0.type", ""),
         ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input.0.call_id", "before it"),
@@ -310,6 +332,8 @@ def test_responses_are_their_keys_own(tmp_path: Path, triton: int) -> None:
             second.responses.retrieve(made.id)
         with pytest.raises(openai.BadRequestError):
             second.responses.create(**ASK, previous_response_id=made.id)
+        with pytest.raises(openai.BadRequestError, match="is not kept here"):
+            second.responses.create(model="llm", input=[{"type": "item_reference", "id": made.output[0].id}])
 
 
 # --- the store ---
@@ -336,6 +360,23 @@ def test_a_store_is_bounded_by_number_and_bytes_for_each_key() -> None:
     store.keep("k", stored("g", 800))
     assert store.find("k", "d") is not None  # what was removed takes no room
     assert ResponseStore(most=0, most_bytes=1000).find("k", "a") is None
+    assert store.find_item("k", "a") is None
     none = ResponseStore(most=0, most_bytes=1000)
     none.keep("k", stored("a"))
     assert none.find("k", "a") is None
+
+
+def test_an_item_is_found_as_long_as_a_response_that_has_it_is_kept() -> None:
+    store = ResponseStore(most=2, most_bytes=10_000)
+    for name, more in (("a", []), ("b", [{"id": "item_a"}])):
+        given = [{"id": f"item_{name}", "of": name}, *more]
+        store.keep("k", Stored({"id": name, "output": [{"id": f"out_{name}"}]}, given, given))
+    assert store.find_item("k", "item_b") == {"id": "item_b", "of": "b"}
+    assert store.find_item("k", "out_a") == {"id": "out_a"}
+    assert store.find_item("other", "out_a") is None
+    store.remove("k", "a")
+    assert store.find_item("k", "out_a") is None
+    assert store.find_item("k", "item_a") == {"id": "item_a"}  # the newer response has it still
+    for name in "cd":
+        store.keep("k", stored(name))
+    assert store.find_item("k", "item_b") is None

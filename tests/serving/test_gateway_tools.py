@@ -32,10 +32,14 @@ THINKS = FAMILIES["hermes"] + "{# </think> #}"
 
 
 class Model:
-    """Writes `answer`, a letter at a time where it streams; number i of several with i `x` before it."""
+    """Writes `answer`, a letter at a time where it streams; number i of several with i `x` before it.
+
+    `ids` are its tokens; where they are as many as its letters, each comes with its letter.
+    """
 
     def __init__(self) -> None:
         self.answer, self.reason = ANSWER, "stop"
+        self.ids = [1, 2]
         self.asked: list[dict[str, Any]] = []
         self.prompts: list[str] = []
 
@@ -48,18 +52,19 @@ class Model:
         self.prompts.append(inputs["text_input"][0].decode())
         count = sampling.get("n", 1)
         if bool(inputs["stream"][0]):
+            ids = self.ids if len(self.ids) == len(self.answer) else range(len(self.answer))
             for place, letter in enumerate(self.answer):
                 for index in range(count):
-                    made = delta([place], letter, self.reason if place == len(self.answer) - 1 else "")
+                    made = delta([ids[place]], letter, self.reason if place == len(self.answer) - 1 else "")
                     yield {**made, "index": np.array([index])}
             return
         yield {
             "text_output": np.array([self.answer.encode()] * count, object),
-            "output_ids": np.array([[1, 2]] * count, np.int32).reshape(-1),
+            "output_ids": np.array([self.ids] * count, np.int32).reshape(-1),
             "finish_reason": np.array([self.reason.encode()] * count, object),
             "num_input_tokens": np.array([3]),
             "num_cached_tokens": np.array([0]),
-            "num_output_tokens": np.array([2] * count),
+            "num_output_tokens": np.array([len(self.ids)] * count),
             "cumulative_logprob": np.array([-1.0] * count, np.float32),
         }
 
@@ -329,6 +334,32 @@ def test_thoughts_are_told_apart_unless_that_is_off(tmp_path: Path, api: httpx.C
     repository = write(tmp_path / "other", THINKS)
     with gateway(repository, triton, rules=Rules(reasoning=False)) as running, httpx.Client(base_url=running.url) as off:
         assert chat(off)["choices"][0]["message"] == {"role": "assistant", "content": f"{THOUGHT}Warm."}
+
+
+def test_usage_tells_how_many_tokens_are_thoughts(tmp_path: Path, triton: int, model: Model) -> None:
+    model.answer = "<think>Hm.</think>Warm."
+    model.ids = [10] + [5] * 9 + [11] + [6] * (len(model.answer) - 11)  # the marks' tokens come with their first letters
+    with gateway(write(tmp_path, THINKS, "<think>", "</think>"), triton) as running, httpx.Client(base_url=running.url) as client:
+        whole = chat(client, n=2)["usage"]
+        streamed = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+        lines = client.post(CHAT, json={**ASK, **streamed}).text.splitlines()
+        usages = [json.loads(line[6:])["usage"] for line in lines if line.startswith("data: {")]
+        body = {"model": "llm", "input": "How warm?"}
+        response = client.post("/v1/responses", json=body).json()["usage"]
+        events = client.post("/v1/responses", json={**body, "stream": True}).text.splitlines()
+        (ended,) = [json.loads(line[6:]) for line in events if line.startswith('data: {"type":"response.completed"')]
+        unasked = chat(client, structured_outputs={"regex": "(.|\n)*"})["usage"]
+    assert whole["completion_tokens_details"] == {"reasoning_tokens": 18}
+    assert usages[-1]["completion_tokens_details"] == {"reasoning_tokens": 9}
+    assert [usage["completion_tokens_details"]["reasoning_tokens"] for usage in usages[1:4]] == [7, 8, 9]
+    for usage in (response, ended["response"]["usage"]):
+        assert usage["output_tokens_details"] == {"reasoning_tokens": 9}
+    assert unasked["completion_tokens_details"] == {"reasoning_tokens": 0}
+
+
+def test_usage_says_nothing_of_thoughts_that_cannot_be_counted(api: httpx.Client, model: Model) -> None:
+    model.answer = f"{THOUGHT}Warm."
+    assert "completion_tokens_details" not in chat(api)["usage"]
 
 
 @pytest.mark.parametrize(

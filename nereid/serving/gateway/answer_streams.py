@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +14,15 @@ from nereid.serving.gateway.tool_formats import Shape, ToolFormat
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """The marks around a model's thoughts; `opened`: the prompt ends within them already."""
+    """The marks around a model's thoughts; `opened`: the prompt ends within them already.
+
+    `tokens` are those of the two marks; None: they are not one token each, and thoughts are not counted.
+    """
 
     begin: str
     end: str
     opened: bool = False
+    tokens: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +51,16 @@ class AnswerStream:
     def has_called(self) -> bool:
         return self._calls is not None and self._calls.told > 0
 
-    def feed(self, text: str) -> list[Said]:
+    @property
+    def reasoning_tokens(self) -> int:
+        """Of the tokens so far those that are thoughts, their marks left out."""
+        return self._thoughts.tokens if self._thoughts is not None and self._thoughts.begun else 0
+
+    def feed(self, text: str, tokens: Sequence[int] = ()) -> list[Said]:
+        """`tokens` have come with the text; they are counted, where they are thoughts."""
         made: list[Said] = []
         if self._thoughts is not None:
+            self._thoughts.count(tokens)
             thought, text = self._thoughts.feed(text)
             made += [Reasoning(thought)] if thought else []
         return _merged([*made, *self._after(text)])
@@ -88,11 +99,34 @@ class _Thoughts:
     """Thoughts stand at the beginning, and once; the line breaks within their marks belong to the marks."""
 
     marks: Thinking
+    tokens: int = 0
+    """Between the marks."""
+    begun: bool = False
+    """Whether there are thoughts, if only empty ones."""
     _place: str = ""
     _text: str = ""
+    _counting: bool = False
+    _counted: bool = False
+    """Whether the last of them has been counted."""
 
     def __post_init__(self) -> None:
         self._place = "begins" if self.marks.opened else "before"
+        self.begun = self._counting = self.marks.opened
+
+    def count(self, tokens: Sequence[int]) -> None:
+        """Take the tokens of the text that is fed next; what was fed before may have told that there are no more thoughts."""
+        if self.marks.tokens is None or self._place in ("after", "over"):
+            return
+        begin, end = self.marks.tokens
+        for token in tokens:
+            if self._counted:
+                return
+            if not self._counting:
+                self._counting = token == begin
+            elif token == end:
+                self._counted = True
+            elif token != begin:
+                self.tokens += 1
 
     def feed(self, text: str) -> tuple[str, str]:
         """Thoughts and text that may be told."""
@@ -105,7 +139,7 @@ class _Thoughts:
                 if self.marks.begin.startswith(lead):
                     return "", ""
                 return "", self._over(self._text)
-            self._text, self._place = lead.removeprefix(self.marks.begin), "begins"
+            self._text, self._place, self.begun = lead.removeprefix(self.marks.begin), "begins", True
         if self._place == "begins":
             self._text = self._text.lstrip("\n")
             self._place = "inside" if self._text else "begins"

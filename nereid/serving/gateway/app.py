@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from nereid.engines.digests import own_version
-from nereid.serving.gateway import chats, completions, layouts, pages, texts, tokenizing
+from nereid.serving.gateway import chats, completions, embeddings, layouts, pages, texts, tokenizing
 from nereid.serving.gateway.a1111.routes import IMG2IMG_PATH, WebUiRoutes
 from nereid.serving.gateway.batches.load import Watched
 from nereid.serving.gateway.batches.routes import FILES_PATH
@@ -48,7 +48,7 @@ from nereid.serving.gateway.picture_store import PictureStore
 from nereid.serving.gateway.readiness import readiness
 from nereid.serving.gateway.response_store import ResponseStore
 from nereid.serving.gateway.responses import Responses
-from nereid.serving.gateway.schemas import ChatBody, CompletionBody, LayoutBody, PageBody
+from nereid.serving.gateway.schemas import ChatBody, CompletionBody, EmbeddingBody, LayoutBody, PageBody
 from nereid.serving.gateway.waiting import all_of, begin_stream, until_gone
 from nereid_client.errors import NereidError
 
@@ -113,6 +113,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             prompt_logprobs=body.prompt_logprobs,
             new_stream=chat.new_stream,
             tells_reasoning=chat.tells_reasoning,
+            counts_thoughts=model.counts_thoughts,
         )
         asked = {**chat.sampling, "request_id": request.state.request_id}
         if body.stream:
@@ -135,6 +136,18 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
         async with places.taking(len(asked)):
             made = all_of([client.generate_text(item.prompt, **sampling) for item in asked])
             return JSONResponse(answer.whole(asked, await until_gone(request, made)))
+
+    @described("Embeddings of texts.", body=EmbeddingBody)
+    async def embed(request: Request) -> Response:
+        body = await read_body(request, EmbeddingBody, lenient)
+        model, client, places = catalogue.find(body.model, "llm")
+        asked = embeddings.embedding_asked(body, model)
+        at_once = min(len(asked.prompts), places.at_once)
+        async with places.taking(at_once):
+            made = embeddings.embed(client, asked, request.state.request_id, at_once)
+            results = await until_gone(request, made)
+        answer = await asyncio.to_thread(embeddings.embeddings_answer, body, model.id, results)
+        return Response(answer, media_type="application/json")
 
     @described("Boxes for the elements of a page section.", body=LayoutBody, streams=True)
     async def lay_out(request: Request) -> Response:
@@ -205,6 +218,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             Route("/v1/models/{name}", show_model),
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", complete, methods=["POST"]),
+            Route("/v1/embeddings", embed, methods=["POST"]),
             Route("/v1/responses", responses.create, methods=["POST"]),
             Route("/v1/responses/{id}", responses.show, methods=["GET"]),
             Route("/v1/responses/{id}", responses.delete, methods=["DELETE"]),

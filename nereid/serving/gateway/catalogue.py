@@ -164,7 +164,9 @@ def _served(said: Mapping[str, Any]) -> frozenset[str] | None:
 
 
 def _card(item: Offered) -> dict[str, Any]:
-    """OpenAI's object, with vLLM's `root`, `parent` and `max_model_len`."""
+    """OpenAI's object, with vLLM's `root`, `parent` and `max_model_len`, and where there are embeddings, their length."""
     length = {} if item.max_model_len is None else {"max_model_len": item.max_model_len}
+    if item.embedding_width:
+        length["embedding_dimensions"] = item.embedding_width
     told = {"id": item.id, "object": "model", "created": item.created, "owned_by": "nereid"}
     return {**told, "root": item.root or item.id, "parent": item.parent or None, **length}

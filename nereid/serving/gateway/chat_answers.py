@@ -17,7 +17,10 @@ STOP, TOOL_CALLS = "stop", "tool_calls"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatAnswer:
-    """One request's answers; `new_stream` takes apart one of them. `tells_reasoning`: whether thoughts are told."""
+    """One request's answers; `new_stream` takes apart one of them. `tells_reasoning`: whether thoughts are told.
+
+    `counts_thoughts`: whether usage tells how many tokens they have.
+    """
 
     id: str
     created: int
@@ -26,15 +29,23 @@ class ChatAnswer:
     prompt_logprobs: int | None = None
     new_stream: Callable[[], AnswerStream] = AnswerStream
     tells_reasoning: bool = True
+    counts_thoughts: bool = False
     _streams: dict[int, AnswerStream] = field(default_factory=dict)
 
     def whole(self, result: TextResult) -> dict[str, Any]:
+        choices = [self._choice(choice) for choice in result.choices]
+        counts = result.num_input_tokens, result.num_cached_tokens, result.num_output_tokens
         return {
             **self._head("chat.completion"),
-            "choices": [self._choice(choice) for choice in result.choices],
-            "usage": usage_of(result.num_input_tokens, result.num_cached_tokens, result.num_output_tokens),
+            "choices": choices,
+            "usage": usage_of(*counts, self.reasoning_tokens),
             **self._told_of_prompt(result),
         }
+
+    @property
+    def reasoning_tokens(self) -> int | None:
+        """Of all answers so far; None where they are not counted."""
+        return sum(stream.reasoning_tokens for stream in self._streams.values()) if self.counts_thoughts else None
 
     def _told_of_prompt(self, result: TextResult) -> dict[str, Any]:
         """vLLM's field, where it is asked for."""
@@ -42,8 +53,8 @@ class ChatAnswer:
         return {} if top is None or scores is None else {"prompt_logprobs": prompt_logprobs(scores, top)}
 
     def _choice(self, choice: TextChoice) -> dict[str, Any]:
-        stream = self.new_stream()
-        said = [*stream.feed(choice.text), *stream.finish()]
+        stream = self._streams[choice.index] = self.new_stream()
+        said = [*stream.feed(choice.text, choice.token_ids), *stream.finish()]
         return {
             "index": choice.index,
             "message": message_of(said, tells_reasoning=self.tells_reasoning),
@@ -62,7 +73,7 @@ class ChatAnswer:
         Log probabilities and tokens come with the first of a step's chunks, also where its text is held back.
         """
         stream = self._streams[delta.index]
-        said = [*stream.feed(delta.text), *(stream.finish() if delta.finish_reason else [])]
+        said = [*stream.feed(delta.text, delta.token_ids), *(stream.finish() if delta.finish_reason else [])]
         parts = [part for item in said if (part := self._part(item)) is not None]
         if not parts and (delta.logprobs or (self.token_ids and delta.token_ids)):
             parts = [{"content": ""}]
@@ -87,7 +98,7 @@ class ChatAnswer:
                 return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
 
     def usage(self, input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:
-        usage = usage_of(input_tokens, cached, output_tokens)
+        usage = usage_of(input_tokens, cached, output_tokens, self.reasoning_tokens)
         return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage}
 
     def _chunk(

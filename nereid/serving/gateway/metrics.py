@@ -41,6 +41,7 @@ ROUTES = (
     "POST /v1/chat/completions",
     "POST /v1/completions",
     "POST /v1/responses",
+    "POST /v1/embeddings",
     "POST /v1/images/generations",
     "POST /v1/images/edits",
     "POST /v1/images/variations",
@@ -88,7 +89,7 @@ class GatewayMetrics:
         self._seconds = _histogram(GATEWAY_REQUEST_SECONDS, self.registry)
         self._first = _histogram(GATEWAY_FIRST_TOKEN_SECONDS, self.registry)
         self._in_flight = Gauge(*_arguments(GATEWAY_IN_FLIGHT), registry=self.registry)
-        for route in ROUTES[:7]:  # series stand at zero from the start, so that rates have a first point
+        for route in ROUTES[:8]:  # series stand at zero from the start, so that rates have a first point
             self._seconds.labels(route)
             self._in_flight.labels(route)
 

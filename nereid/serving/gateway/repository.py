@@ -61,6 +61,8 @@ class Offered:
     hidden: frozenset[str] = frozenset()
     own_tokenizer: ModelTokenizer | None = None
     image: ImageModel = field(default_factory=ImageModel)
+    embedding_width: int = 0
+    """Numbers of an embedding; 0: it gives none."""
     adapter: str = ""
     """The adapter that this is, or is an alias of."""
     parent: str = ""
@@ -86,6 +88,11 @@ class Offered:
             sentence = f"{sampling['lora_name']!r} is not allowed with model {self.id!r}; it must be absent, or {self.adapter}"
             raise ApiError(400, f"lora_name: {sentence}", param="lora_name")
         return {**sampling, "lora_name": self.adapter}
+
+    @property
+    def counts_thoughts(self) -> bool:
+        """Whether its answers tell how many of their tokens are thoughts."""
+        return self.thinking is not None and self.thinking.tokens is not None
 
     @property
     def tokenizer(self) -> ModelTokenizer:
@@ -241,6 +248,7 @@ def _language_model(folder: Path, facts: dict[str, Any], files: dict[str, Path],
         fault = str(error).partition("\n")[0]
         log.warning("the chat template of %s cannot be used (%s); its chats are refused", folder.name, fault)
     added = _added_tokens(files[_TOKENIZER_FILE]) if _TOKENIZER_FILE in files and sources else []
+    tokens_by_text = {token["content"]: token["id"] for token in added}
     return Offered(
         id=folder.name,
         kind="llm",
@@ -249,10 +257,11 @@ def _language_model(folder: Path, facts: dict[str, Any], files: dict[str, Path],
         templates=templates,
         fault=fault,
         whole_templates="special_tokens" in facts,
+        embedding_width=width if isinstance(width := facts.get("embedding_width"), int) else 0,
         own_tokenizer=_tokenizer(folder / "1", facts, config),
         tool_format=_tool_format(folder.name, sources, rules),
-        thinking=_thinking(sources) if rules.reasoning else None,
-        tokens={token["content"]: token["id"] for token in added},
+        thinking=_thinking(sources, tokens_by_text) if rules.reasoning else None,
+        tokens=tokens_by_text,
         hidden=frozenset(token["content"] for token in added if token.get("special")),
     )
 
@@ -274,8 +283,13 @@ def _tool_format(model: str, sources: Mapping[str, str], rules: Rules) -> ToolFo
     return next((found for name in order if name in sources and (found := format_of(sources[name]))), None)
 
 
-def _thinking(sources: Mapping[str, str]) -> Thinking | None:
-    return next((marks for marks in _THINKING if any(marks.end in text for text in sources.values())), None)
+def _thinking(sources: Mapping[str, str], tokens: Mapping[str, int]) -> Thinking | None:
+    """The marks of a template that thinks, with their tokens where each is one."""
+    for marks in _THINKING:
+        if any(marks.end in text for text in sources.values()):
+            known = {marks.begin, marks.end} <= tokens.keys()
+            return replace(marks, tokens=(tokens[marks.begin], tokens[marks.end]) if known else None)
+    return None
 
 
 def _added_tokens(file: Path) -> list[dict[str, Any]]:

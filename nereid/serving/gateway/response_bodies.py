@@ -72,14 +72,23 @@ class ReasoningItem(_Item):
         return _text(self.content or self.summary)
 
 
+class ItemReference(Sent):
+    """Stands for an item that is kept here, of an answer or of what was sent with a request before."""
+
+    type: Literal["item_reference"]
+    id: str = Field(min_length=1, max_length=256)
+
+
 def _with_type(value: Any) -> Any:
-    """A message may come without a type."""
-    return {"type": "message", **value} if isinstance(value, dict) and "role" in value else value
+    """A message may come without a type, and so may a reference."""
+    if not isinstance(value, dict) or value.get("type") is not None:
+        return value
+    kind = "message" if "role" in value else "item_reference" if value.keys() - {"type"} == {"id"} else None
+    return value if kind is None else {**value, "type": kind}
 
 
-Item = Annotated[
-    Annotated[MessageItem | CallItem | OutputItem | ReasoningItem, Field(discriminator="type")], BeforeValidator(_with_type)
-]
+Kept = MessageItem | CallItem | OutputItem | ReasoningItem
+Item = Annotated[Annotated[Kept | ItemReference, Field(discriminator="type")], BeforeValidator(_with_type)]
 
 
 class FlatTool(Sent):
@@ -174,7 +183,8 @@ class ResponsesBody(SamplingBody):
         return value
 
     @property
-    def items(self) -> list[MessageItem | CallItem | OutputItem | ReasoningItem]:
+    def given(self) -> list[Kept | ItemReference]:
+        """The input as items."""
         if isinstance(self.input, str):
             return [MessageItem(type="message", role="user", content=self.input)]
         return list(self.input)

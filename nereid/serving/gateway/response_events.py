@@ -6,7 +6,7 @@ Events and items are those of OpenAI's API reference, "Responses", as openai-pyt
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,17 +37,19 @@ class ResponseAnswer:
         for kind in ("created", "in_progress"):
             yield self._event(f"response.{kind}", response=self.response("in_progress"))
 
-    def take(self, text: str, reason: str | None, logprobs: list[dict[str, Any]] | None) -> Iterator[Event]:
+    def take(
+        self, text: str, reason: str | None, logprobs: list[dict[str, Any]] | None, tokens: Sequence[int]
+    ) -> Iterator[Event]:
         """A piece of the answer; `reason` is there with the last."""
         entries = (chat_logprobs(logprobs) or {"content": []})["content"]
-        for said in [*self.stream.feed(text), *(self.stream.finish() if reason else [])]:
+        for said in [*self.stream.feed(text, tokens), *(self.stream.finish() if reason else [])]:
             yield from self._say(said, entries if isinstance(said, Text) else [])
             if isinstance(said, Text):
                 entries = []
         self._reason = reason or self._reason
 
     def take_delta(self, delta: TextDelta) -> Iterator[Event]:
-        return self.take(delta.text, delta.finish_reason, delta.logprobs)
+        return self.take(delta.text, delta.finish_reason, delta.logprobs, delta.token_ids)
 
     def end(self, usage: dict[str, Any]) -> Iterator[Event]:
         """The last events; `self.response()` is whole from then on."""

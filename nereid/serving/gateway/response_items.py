@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.problems import refusal
@@ -14,6 +14,9 @@ from nereid.serving.gateway.response_bodies import (
     CallItem,
     FlatAllowed,
     FlatName,
+    Item,
+    ItemReference,
+    Kept,
     MessageItem,
     OutputItem,
     ReasoningItem,
@@ -21,7 +24,8 @@ from nereid.serving.gateway.response_bodies import (
 )
 from nereid.serving.gateway.schemas import GATEWAY_FIELDS, ChatBody
 
-Items = Sequence[MessageItem | CallItem | OutputItem | ReasoningItem]
+Items = Sequence[Kept]
+_ITEMS: TypeAdapter[list[Any]] = TypeAdapter(list[Item])
 
 _NAMES = (
     ("max_completion_tokens", "max_output_tokens"),
@@ -36,13 +40,35 @@ _NAMES = (
 """A chat's names, and what /v1/responses calls the same."""
 
 
-def chat_body(body: ResponsesBody, before: Items) -> ChatBody:
-    """The same as a chat; `before` is the conversation that it goes on with. Raises ApiError in the caller's names."""
-    _check_calls(body.items, before)
+def items_of(kept: Sequence[Mapping[str, Any]]) -> list[Kept]:
+    """Items that were kept as JSON."""
+    return _ITEMS.validate_python(kept)
+
+
+def resolved(items: Sequence[Kept | ItemReference], find: Callable[[str], Mapping[str, Any] | None]) -> list[Kept]:
+    """Items in the place of references to them; `find` gives what is kept by its id. Raises ApiError for what is not."""
+    made: list[Kept] = []
+    for place, item in enumerate(items):
+        if not isinstance(item, ItemReference):
+            made.append(item)
+            continue
+        kept = find(item.id)
+        if kept is None:
+            field = f"input.{place}.id"
+            raise ApiError(
+                400, f"{field}: {item.id[:80]!r} is not kept here; send the item itself", param=field, code="item_not_found"
+            )
+        made += items_of([kept])
+    return made
+
+
+def chat_body(body: ResponsesBody, items: Items, before: Items) -> ChatBody:
+    """The same as a chat of `items`; `before` is the conversation that it goes on with. Raises ApiError in the caller's names."""
+    _check_calls(items, before)
     sent: dict[str, Any] = {field.name: getattr(body, field.name) for field in GATEWAY_FIELDS}
     sent |= {
         "model": body.model,
-        "messages": messages_of([*before, *body.items], body.instructions),
+        "messages": messages_of([*before, *items], body.instructions),
         "max_completion_tokens": body.max_output_tokens,
         "tools": [tool.for_chat for tool in body.tools or ()],
         "tool_choice": _choice(body.tool_choice),

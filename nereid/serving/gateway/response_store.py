@@ -17,6 +17,11 @@ class Stored:
     given: Sequence[dict[str, Any]]
     conversation: Sequence[dict[str, Any]]
 
+    @property
+    def items(self) -> list[dict[str, Any]]:
+        """Those that came, and those of the answer."""
+        return [*self.given, *self.response.get("output", ())]
+
 
 @dataclass(slots=True, eq=False)
 class ResponseStore:
@@ -40,6 +45,14 @@ class ResponseStore:
         found = self._shelves.get(key, _Shelf()).kept.get(identity)
         return None if found is None else found[0]
 
+    def find_item(self, key: str, identity: str) -> dict[str, Any] | None:
+        """An item of one of the key's responses, or of what came with it, by its own id; of several the newest."""
+        shelf = self._shelves.get(key, _Shelf())
+        home = shelf.homes.get(identity)
+        if home is None:
+            return None
+        return next((item for item in shelf.kept[home][0].items if item.get("id") == identity), None)
+
     def remove(self, key: str, identity: str) -> bool:
         """Whether it was there."""
         shelf = self._shelves.get(key)
@@ -52,12 +65,20 @@ class _Shelf:
 
     kept: OrderedDict[str, tuple[Stored, int]] = field(default_factory=OrderedDict)
     bytes: int = 0
+    homes: dict[str, str] = field(default_factory=dict)
+    """By the id of an item that of the response that it came with."""
 
     def add(self, stored: Stored, size: int) -> None:
         self.kept[stored.response["id"]] = (stored, size)
         self.bytes += size
+        self.homes.update((str(item["id"]), stored.response["id"]) for item in stored.items if "id" in item)
 
     def remove(self, identity: str) -> bool:
         found = self.kept.pop(identity, None)
-        self.bytes -= found[1] if found is not None else 0
-        return found is not None
+        if found is None:
+            return False
+        self.bytes -= found[1]
+        for item in found[0].items:
+            if self.homes.get(str(item.get("id"))) == identity:
+                del self.homes[str(item["id"])]
+        return True

@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import TypeAdapter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -18,15 +17,13 @@ from nereid.serving.gateway.described import described
 from nereid.serving.gateway.errors import ApiError, from_nereid
 from nereid.serving.gateway.guard import owner_of
 from nereid.serving.gateway.repository import Offered
-from nereid.serving.gateway.response_bodies import Item, ResponsesBody
+from nereid.serving.gateway.response_bodies import ResponsesBody
 from nereid.serving.gateway.response_events import ResponseAnswer, new_id
-from nereid.serving.gateway.response_items import chat_body, in_their_names, names_of
+from nereid.serving.gateway.response_items import chat_body, in_their_names, items_of, names_of, resolved
 from nereid.serving.gateway.response_store import ResponseStore, Stored
 from nereid.serving.gateway.waiting import Event, begin_stream, until_gone
 from nereid_client import AsyncClient
 from nereid_client.errors import NereidError
-
-_ITEMS: TypeAdapter[list[Any]] = TypeAdapter(list[Item])
 
 
 @dataclass(slots=True, eq=False)
@@ -44,7 +41,8 @@ class Responses:
         key = owner_of(request)
         before = self._before(key, body.previous_response_id)
         try:
-            chat = await read_chat(chat_body(body, _ITEMS.validate_python(before)), model)
+            sent = resolved(body.given, lambda identity: self.store.find_item(key, identity))
+            chat = await read_chat(chat_body(body, sent, items_of(before)), model)
         except ApiError as error:
             raise in_their_names(error) from None
         request.state.names = names = names_of(chat.names)
@@ -53,7 +51,7 @@ class Responses:
 
         def keep() -> None:
             if body.store:
-                given = [_with_id(item.model_dump(exclude_none=True)) for item in body.items]
+                given = [_with_id(item.model_dump(exclude_none=True)) for item in sent]
                 response = answer.response(answer.status)
                 self.store.keep(key, Stored(response, given, [*before, *given, *response["output"]]))
 
@@ -63,9 +61,10 @@ class Responses:
         async with places.taking():
             made = await until_gone(request, client.generate_text(chat.prompt, **asked))
         (choice,) = made.choices
-        for _ in answer.take(choice.text, choice.finish_reason, choice.logprobs):
+        for _ in answer.take(choice.text, choice.finish_reason, choice.logprobs, choice.token_ids):
             pass
-        for _ in answer.end(_usage(made.num_input_tokens, made.num_cached_tokens, made.num_output_tokens)):
+        counts = made.num_input_tokens, made.num_cached_tokens, made.num_output_tokens
+        for _ in answer.end(_usage(*counts, answer.stream.reasoning_tokens)):
             pass
         keep()
         return JSONResponse(answer.response(answer.status))
@@ -128,7 +127,7 @@ async def _stream(
                     yield event["type"], event
             for event in answer.take_delta(delta):
                 yield event["type"], event
-        *rest, last = answer.end(_usage(told, cached, written))
+        *rest, last = answer.end(_usage(told, cached, written, answer.stream.reasoning_tokens))
         for event in rest:
             yield event["type"], event
         keep()
@@ -142,13 +141,13 @@ async def _stream(
         await deltas.aclose()
 
 
-def _usage(input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:
-    """Thoughts are not counted apart."""
+def _usage(input_tokens: int, cached: int, output_tokens: int, reasoning: int) -> dict[str, Any]:
+    """`reasoning` of the output's tokens are thoughts; 0 where they are not counted."""
     return {
         "input_tokens": input_tokens,
         "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
         "output_tokens": output_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": reasoning},
         "total_tokens": input_tokens + output_tokens,
     }
 

@@ -22,11 +22,11 @@ from nereid.serving.gateway.field_schemas import schema_of
 from nereid.serving.gateway.messages import AllowedTools, Message, NamedTool, Tool
 from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.tools import MOST_TOOLS
-from nereid.serving.gateway.unused import CHAT, COMPLETIONS
+from nereid.serving.gateway.unused import CHAT, COMPLETIONS, EMBEDDINGS
 from nereid_client.images import annotation
 from nereid_client.layouts import LAYOUT_OPTIONS
 from nereid_client.pages import PAGE_OPTIONS
-from nereid_protocol.sampling import GUIDED, SAMPLING_FIELDS, without_aliases
+from nereid_protocol.sampling import EMBEDDING_FIELDS, GUIDED, SAMPLING_FIELDS, without_aliases
 from nereid_protocol.sampling_field import Kind, SamplingField
 
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
@@ -176,6 +176,28 @@ class CompletionBody(SamplingBody):
     def drawn(self) -> int:
         """How many answers are drawn for each prompt, of which the likeliest `n` are told."""
         return self.best_of or self.n
+
+
+_EmbeddingFields = create_model(
+    "_EmbeddingFields",
+    __base__=_Body,
+    **{field.name: _body_field(field) for field in SAMPLING_FIELDS if field.name in EMBEDDING_FIELDS},
+)
+
+
+class EmbeddingBody(_EmbeddingFields):  # type: ignore[misc, valid-type]
+    """What is to be embedded: a text, its tokens, or a list of either."""
+
+    place = EMBEDDINGS
+
+    input: str | list[TokenId] | list[str] | list[list[TokenId]]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(default=None, ge=1)
+
+    def options(self) -> dict[str, Any]:
+        """The parameters that were sent, for `llm`."""
+        sent = {name: getattr(self, name) for name in EMBEDDING_FIELDS}
+        return {name: value for name, value in sent.items() if value is not None}
 
 
 LAYOUT_FIELDS_TAKEN = tuple(field for field in LAYOUT_OPTIONS if field.gateway)

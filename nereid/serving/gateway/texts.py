@@ -19,6 +19,9 @@ class Answer(Protocol):
     @property
     def token_ids(self) -> bool: ...
 
+    @property
+    def reasoning_tokens(self) -> int | None: ...
+
     def opening(self, index: int, prompt: Prompt) -> dict[str, Any] | None: ...
 
     def chunks(self, delta: TextDelta) -> list[dict[str, Any]]: ...
@@ -41,28 +44,31 @@ async def stream(
         async for delta in deltas:
             input_tokens, cached = delta.num_input_tokens, delta.num_cached_tokens
             written += len(delta.token_ids)
+            fresh = delta.index not in opened
+            opened.add(delta.index)
+            first = answer.opening(delta.index, prompt) if fresh else None
+            chunks = answer.chunks(delta)
             if usage is Usage.EACH:
-                more = {"usage": usage_of(input_tokens, cached, written)}
-            if delta.index not in opened:
-                opened.add(delta.index)
-                if (first := answer.opening(delta.index, prompt)) is not None:
-                    yield None, {**first, **more}
-            if delta.text or delta.finish_reason or delta.logprobs or answer.token_ids:
-                for chunk in answer.chunks(delta):
-                    yield None, {**chunk, **more}
+                more = {"usage": usage_of(input_tokens, cached, written, answer.reasoning_tokens)}
+            if first is not None:
+                yield None, {**first, **more}
+            for chunk in chunks:
+                yield None, {**chunk, **more}
         if usage is not Usage.NONE:
             yield None, answer.usage(input_tokens, cached, written)
     finally:
         await deltas.aclose()
 
 
-def usage_of(input_tokens: int, cached: int, output_tokens: int) -> dict[str, Any]:
-    """OpenAI's object."""
+def usage_of(input_tokens: int, cached: int, output_tokens: int, reasoning: int | None = None) -> dict[str, Any]:
+    """OpenAI's object; `reasoning` of the output's tokens are thoughts, None: they are not counted apart."""
+    details = {} if reasoning is None else {"completion_tokens_details": {"reasoning_tokens": reasoning}}
     return {
         "prompt_tokens": input_tokens,
         "completion_tokens": output_tokens,
         "total_tokens": input_tokens + output_tokens,
         "prompt_tokens_details": {"cached_tokens": cached},
+        **details,
     }
 
 

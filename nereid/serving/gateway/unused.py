@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-CHAT, COMPLETIONS, MESSAGE, RESPONSES = "chat", "completions", "message", "responses"
+CHAT, COMPLETIONS, MESSAGE, RESPONSES, EMBEDDINGS = "chat", "completions", "message", "responses", "embeddings"
 IMAGES, EDITS, VARIATIONS = "images", "image edits", "image variations"
 TXT2IMG, IMG2IMG, SETTINGS = "txt2img", "img2img", "override_settings"
 _TEXTS, _PICTURES, _WEBUI = (CHAT, COMPLETIONS), (IMAGES, EDITS, VARIATIONS), (TXT2IMG, IMG2IMG)
@@ -129,6 +129,19 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         (COMPLETIONS,),
         ("prompt_embeds", (), "A prompt as vectors."),
         ("response_format", ({"type": "text"},), "Of a chat; here structured_outputs binds the answer's form."),
+    ),
+    *_rows(
+        (EMBEDDINGS,),
+        ("user", None, _WHO),
+        ("metadata", None, _WHO),
+        ("safety_identifier", None, _WHO),
+        ("request_id", None, _WHO),
+        ("service_tier", ("auto", "default"), _WHERE),
+        ("truncate_prompt_tokens", (), "Cuts the input."),
+        ("normalize", (False,), "Makes the vectors one long; they are the mean of the last hidden states as it is."),
+        ("embed_dtype", ("float32",), "Of the numbers."),
+        ("endianness", ("native", "little"), "Of the numbers in base64."),
+        ("cache_salt", (), "Keeps callers' prefixes apart; nothing of an input is kept."),
     ),
     *_rows(
         _PICTURES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -45,6 +45,17 @@ async def all_of(work: Sequence[Awaitable[T]]) -> list[T]:
         return list(await asyncio.gather(*tasks))
     finally:
         await _end(*tasks)
+
+
+async def some_of(work: Sequence[Callable[[], Awaitable[T]]], at_once: int) -> list[T]:
+    """The same of what is begun here, `at_once` together; what was not begun by the first failure never is."""
+    free = asyncio.Semaphore(at_once)
+
+    async def one(begin: Callable[[], Awaitable[T]]) -> T:
+        async with free:
+            return await begin()
+
+    return await all_of([one(begin) for begin in work])
 
 
 async def _hung_up(receive: Receive) -> None:

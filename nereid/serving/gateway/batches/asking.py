@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message
 
+from nereid.serving.gateway.guard import KEY_NAME
 from nereid_protocol.request_ids import request_id_of
 
 
@@ -21,8 +22,8 @@ class Answer:
     body: Any
 
 
-async def ask(app: ASGIApp, path: str, body: dict[str, Any]) -> Answer:
-    """Cancelling this cancels the work."""
+async def ask(app: ASGIApp, path: str, body: dict[str, Any], owner: str = "") -> Answer:
+    """`owner` is the name of the key that the batch came with, "" where there is none. Cancelling this cancels the work."""
     request_id = request_id_of(None)
     sent = json.dumps(body).encode()
     pending = [{"type": "http.request", "body": sent, "more_body": False}]
@@ -54,7 +55,7 @@ async def ask(app: ASGIApp, path: str, body: dict[str, Any]) -> Answer:
         "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(sent)).encode())],
         "client": None,
         "server": None,
-        "state": {"request_id": request_id},
+        "state": {"request_id": request_id, **({KEY_NAME: owner} if owner else {})},
     }
     await app(scope, receive, send)
     return Answer(status, request_id, json.loads(bytes(parts)))

@@ -24,6 +24,8 @@ log = logging.getLogger("nereid.gateway")
 
 PRIORITY = 9
 """Of a request that does not say: behind all others also within a model."""
+UNLESS_SAID: dict[str, dict[str, Any]] = {"/v1/responses": {"store": False}}
+"""By endpoint: an answer is in the batch's file; kept besides, a batch's would drive out those of conversations."""
 MOST_PUT_BACK = 3
 """Times that a request is put back before it runs to its end."""
 _POLL_SECONDS = 0.05
@@ -56,11 +58,11 @@ class _Running:
 
 @dataclass(slots=True, eq=False)
 class BatchRunner:
-    """One folder's; run by one process at a time. `ask` sends a path and a body."""
+    """One folder's; run by one process at a time. `ask` sends a path, a body, and the name of the batch's key."""
 
     store: BatchStore
     load: Load
-    ask: Callable[[str, dict[str, Any]], Awaitable[Answer]]
+    ask: Callable[[str, dict[str, Any], str], Awaitable[Answer]]
     pace: Pace = field(default_factory=Pace)
     _running: list[_Running] = field(default_factory=list)
     _put_back: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -146,10 +148,11 @@ class BatchRunner:
             return
         for place, start in await asyncio.to_thread(self.store.waiting, batch.id, room, under_way):
             body = await asyncio.to_thread(read_body, self.store.path(batch.input_file), start)
-            if body.get("priority") is None:
-                body["priority"] = PRIORITY
+            for name, value in {"priority": PRIORITY, **UNLESS_SAID.get(batch.endpoint, {})}.items():
+                if body.get(name) is None:
+                    body[name] = value
             stays = self.load.inside > 0 or self._put_back.get((batch.id, place), 0) >= MOST_PUT_BACK
-            task = asyncio.ensure_future(self.ask(batch.endpoint, body))
+            task = asyncio.ensure_future(self.ask(batch.endpoint, body, batch.owner))
             self._running.append(_Running(task, batch.id, place, stays))
             self._last_start = time.monotonic()
 

@@ -47,6 +47,6 @@ class Batches:
                 await task
             self.store.close()
 
-    async def _ask(self, path: str, body: dict[str, Any]) -> Answer:
+    async def _ask(self, path: str, body: dict[str, Any], owner: str) -> Answer:
         assert self._app is not None
-        return await ask(self._app, path, body)
+        return await ask(self._app, path, body, owner)
