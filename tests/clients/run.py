@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with ended_by_signals(), alone(build):
             _run_all(kept, asked.only or known, build)
     except (RuntimeError, ValueError, subprocess.CalledProcessError) as error:
-        print(f"{error}; rows of clients that were run before are written", file=sys.stderr)
+        print(error, file=sys.stderr)
         return 1
     for sentence in kept.problems:
         print(sentence, file=sys.stderr)

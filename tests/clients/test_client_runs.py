@@ -20,6 +20,7 @@ from nereid.serving.errors import ServingError
 
 import client_environments
 import client_server
+import run as runner
 from client_environments import EnvironmentFaultError, program_of
 from client_list import CLIENTS, HERE, Listed
 from client_runs import ENDS, Kept, run, said_in
@@ -233,3 +234,96 @@ def test_models_are_exported_again_once_the_exporter_is_another_one(tmp_path: Pa
     for made in (3, 3, 6):
         export_zoo(tmp_path / "repository", tmp_path)
         assert len(exported) == made
+
+
+# --- all of it ---
+
+
+class Stage:
+    """The clients `one`, `two` and `three` before a server that `ends`, or not, while `two` is run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.works, self.not_made, self.ends = folder, {"one", "two", "three"}, set[str](), False
+        self.page, self.seen = folder / "clients.md", folder / "seen.json"
+        self.page.write_text(f"{BEGIN}\n{END}\n")
+        self.stopped = 0
+
+    @contextlib.contextmanager
+    def serving(self, repository: Path, build: Path) -> Iterator[Server]:
+        class Process:
+            poll = staticmethod(lambda: 9 if self.ends and (self.folder / "two").exists() else None)
+
+        try:
+            yield Server(1, 2, 3, Process(), build / "serve.log")  # type: ignore[arg-type]
+        finally:
+            self.stopped += 1
+
+    def program_of(self, client: Listed, build: Path) -> list[str]:
+        if client.name in self.not_made:
+            raise EnvironmentFaultError("no network")
+        (self.folder / client.name).touch()
+        works, code = ("true", 0) if client.name in self.works else ("false", 1)
+        line = f'{{"client": "{client.name}", "version": "1", "capability": "chat", "works": {works}, "why": "no"}}'
+        return [sys.executable, "-c", f"print({line!r}); raise SystemExit({code})"]
+
+    def run(self, *words: str) -> int:
+        return runner.main(["--build", str(self.folder / "build"), *words])
+
+    def works_of(self) -> dict[str, bool]:
+        return {name: bool(row.works) for name, row in read_rows(self.seen).items()}
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
+    made = Stage(tmp_path)
+    named = tuple(replace(CLIENTS[0], name=name, environment=name, seconds=20) for name in ("one", "two", "three"))
+    for client in named:
+        monkeypatch.setattr(type(client), "asked", "x")
+    for name, value in {
+        "CLIENTS": named,
+        "PAGE": made.page,
+        "SEEN": made.seen,
+        "serving": made.serving,
+        "program_of": made.program_of,
+        "export_zoo": lambda repository, build: None,
+        "perf_analyzer_program": lambda folder: folder,
+    }.items():
+        monkeypatch.setattr(runner, name, value)
+    return made
+
+
+def test_all_are_run_and_written(stage: Stage) -> None:
+    assert stage.run() == 0
+    assert (stage.works_of(), stage.stopped) == ({"one": True, "two": True, "three": True}, 1)
+    assert stage.page.read_text().count("| chat | - |") == 3
+
+
+def test_only_some_are_run_and_the_others_stay(stage: Stage) -> None:
+    assert stage.run("--only", "two", "--only", "three") == 0
+    assert not (stage.folder / "one").exists()
+    assert stage.works_of() == {"two": True, "three": True}
+    assert "| one | - | not run | - | - |" in stage.page.read_text()
+    with pytest.raises(SystemExit, match="2"):
+        stage.run("--only", "four")
+
+
+def test_one_that_fails_or_is_not_made_leaves_the_others(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    stage.works, stage.not_made = {"three"}, {"one"}
+    assert stage.run() == 1
+    assert stage.works_of() == {"two": False, "three": True}
+    assert "one: it was not run: no network" in capsys.readouterr().err
+
+
+def test_where_the_server_ends_no_client_is_blamed(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    stage.works, stage.ends = {"one", "three"}, True
+    assert stage.run() == 1
+    assert (stage.works_of(), stage.stopped) == ({"one": True}, 1)
+    assert "the server ended with 9 while two was run" in capsys.readouterr().err
+
+
+def test_a_table_that_was_changed_by_hand_is_not_run_over(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stage.run() == 0
+    stage.seen.write_text(stage.seen.read_text().replace('"chat"', '"chat", "tools"', 1))
+    assert stage.run() == 1
+    assert "was not written by a run" in capsys.readouterr().err
+    assert stage.stopped == 1
