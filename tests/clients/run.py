@@ -27,16 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     build: Path = asked.build.resolve()
     build.mkdir(parents=True, exist_ok=True)
+    problems: list[str] = []
     try:
-        kept = Kept(SEEN, PAGE, known, asked.accept)
         with ended_by_signals(), alone(build):
-            _run_all(kept, asked.only or known, build)
+            _run_all(Kept(SEEN, PAGE, known, asked.accept, problems), asked.only or known, build)
     except (RuntimeError, ValueError, subprocess.CalledProcessError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    for sentence in kept.problems:
+        problems.append(str(error))
+    for sentence in problems:
         print(sentence, file=sys.stderr)
-    return 1 if kept.problems else 0
+    return 1 if problems else 0
 
 
 def _run_all(kept: Kept, names: Sequence[str], build: Path) -> None:
