@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,6 +16,7 @@ class Listed:
     Attributes:
         script: its file in asked/.
         environment: its file in requirements/ without .txt, or its folder in node/.
+        beside: further files in asked/ that its script reads.
         seconds: how long it may take.
         sees_project: whether its environment sees the project's packages as well: torch and transformers are large.
     """
@@ -19,12 +24,26 @@ class Listed:
     name: str
     script: str
     environment: str
+    beside: tuple[str, ...] = ()
     seconds: float = 300
     sees_project: bool = False
 
     @property
     def is_node(self) -> bool:
         return self.script.endswith(".mjs")
+
+    @property
+    def pins(self) -> Path:
+        """The file that says every version of its environment."""
+        if self.is_node:
+            return HERE / "node" / self.environment / "package-lock.json"
+        return HERE / "requirements" / f"{self.environment}.txt"
+
+    @property
+    def asked(self) -> str:
+        """A digest of what it is asked, and of the versions that are: what was seen of others says nothing of these."""
+        files = [*(HERE / "asked" / name for name in (self.script, *self.beside)), self.pins]
+        return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 
 CLIENTS = (
@@ -47,5 +66,12 @@ CLIENTS = (
     Listed(name="AIPerf", script="aiperf_client.py", environment="aiperf", seconds=900),
     Listed(name="genai-perf", script="genai_perf_client.py", environment="genai-perf", seconds=600),
     Listed(name="vLLM's benchmark client", script="vllm_bench_client.py", environment="vllm", sees_project=True),
-    Listed(name="schemathesis", script="schemathesis_client.py", environment="schemathesis", seconds=3000),
+    Listed(name="webuiapi", script="webuiapi_client.py", environment="webuiapi"),
+    Listed(
+        name="schemathesis",
+        script="schemathesis_client.py",
+        environment="schemathesis",
+        beside=("schemathesis_hooks.py",),
+        seconds=3000,
+    ),
 )

@@ -93,7 +93,8 @@ class Client:
                 why = lines[0] if isinstance(error, FaultError) else f"{type(error).__name__}: {lines[0]}"
                 broken += 1
             line = {"client": self.name, "version": version(self.distribution), "capability": name, "works": not why}
-            print(json.dumps({**line, "why": why[:300]}), flush=True)
+            # On a line of its own, whatever a client has left on the last one.
+            print(f"\n{json.dumps({**line, 'why': why[:300]})}", flush=True)
         sys.exit(1 if broken else 0)
 
 

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import io
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,8 +16,10 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from nereid.diffusion.solvers import SCHEDULERS
+from nereid.diffusion.solvers import SCHEDULERS, SchedulerName
+from nereid.serving.gateway.a1111.answers import picture_info
 from nereid.serving.gateway.a1111.jobs import Job
 from nereid.serving.gateway.a1111.samplers import SAMPLERS, Chosen, chosen
 from nereid.serving.gateway.errors import ApiError
@@ -30,9 +31,11 @@ from gateway_before import gateway
 from small_servers import grpc_server
 
 DRAW, REDRAW, OPTIONS = "/sdapi/v1/txt2img", "/sdapi/v1/img2img", "/sdapi/v1/options"
-PROGRESS, INTERRUPT = "/sdapi/v1/progress", "/sdapi/v1/interrupt"
+PROGRESS, INTERRUPT, SKIP = "/sdapi/v1/progress", "/sdapi/v1/interrupt", "/sdapi/v1/skip"
+PNG_INFO = "/sdapi/v1/png-info"
 
-# What front ends send: a chat's (its settings' own defaults), and a Python package's (every argument that it has).
+# What front ends send: a chat's (its settings' own defaults), a Python package's (every argument that it has), a writer of
+# stories' in a browser, a tool's of a platform for agents, an add-on's of a program for scenes, a plugin's of one for painting.
 OF_A_CHAT: dict[str, Any] = {
     "url": "http://localhost:7860",
     "auth": "",
@@ -101,6 +104,94 @@ OF_A_PACKAGE: dict[str, Any] = {
     "send_images": True,
     "save_images": False,
     "alwayson_scripts": {},
+}
+OF_A_STORY: dict[str, Any] = {
+    "prompt": "a box",
+    "seed": 7,
+    "sampler_name": "Euler a",
+    "batch_size": 1,
+    "n_iter": 1,
+    "steps": 6,
+    "cfg_scale": 7,
+    "width": 64,
+    "height": 64,
+    "negative_prompt": "",
+    "do_not_save_samples": True,
+    "do_not_save_grid": True,
+    "enable_hr": False,
+    "eta": 0,
+    "s_churn": 0,
+    "s_tmax": 0,
+    "s_tmin": 0,
+    "s_noise": 1,
+    "override_settings": {
+        "sd_model_checkpoint": "text_to_image",
+        "eta_noise_seed_delta": 0.0,
+        "CLIP_stop_at_last_layers": 1.0,
+        "ddim_discretize": "uniform",
+        "img2img_fix_steps": False,
+        "sd_hypernetwork": "None",
+        "inpainting_mask_weight": 1.0,
+        "initial_noise_multiplier": 1.0,
+        "comma_padding_backtrack": 20.0,
+    },
+}
+OF_A_TOOL: dict[str, Any] = {
+    "prompt": "a box",
+    "negative_prompt": "",
+    "seed": -1,
+    "subseed": -1,
+    "subseed_strength": 0,
+    "seed_resize_from_h": -1,
+    "sampler_index": "DPM++ 2M Karras",
+    "seed_resize_from_w": -1,
+    "batch_size": 1,
+    "n_iter": 1,
+    "steps": 6,
+    "cfg_scale": 7,
+    "width": 64,
+    "height": 64,
+    "restore_faces": False,
+    "eta": 0,
+    "denoising_strength": 0,
+    "s_min_uncond": 0,
+    "s_churn": 0,
+    "s_tmax": 0,
+    "s_tmin": 0,
+    "s_noise": 0,
+    "override_settings": {"sd_model_checkpoint": "text_to_image"},
+    "refiner_switch_at": 0,
+    "disable_extra_networks": False,
+    "comments": {},
+    "script_args": ["outpainting mk2"],
+    "alwayson_scripts": {},
+}
+OF_AN_ADD_ON: dict[str, Any] = {
+    "prompt": "a box",
+    "width": 64,
+    "height": 64,
+    "image_similarity": 0.4,
+    "denoising_strength": 0.6,
+    "seed": 1234567890,
+    "cfg_scale": 7.0,
+    "steps": 20,
+    "sampler": "DPM++ 2M",
+    "sampler_index": "DPM++ 2M",
+}
+OF_A_PAINTER: dict[str, Any] = {
+    "prompt": "a box",
+    "negative_prompt": "",
+    "steps": 20,
+    "cfg_scale": 7,
+    "width": 64,
+    "height": 64,
+    "sampler_name": "Euler",
+    "batch_size": 1,
+    "n_iter": 1,
+    "seed": -1,
+    "save_images": True,
+    "override_settings": {"sd_model_checkpoint": "text_to_image", "sd_vae": "Automatic", "img2img_color_correction": False},
+    "override_settings_restore_afterwards": False,
 }
 MASKS = {
     "mask_blur": 4,
@@ -217,6 +308,126 @@ def test_each_picture_of_a_request_has_a_seed_of_its_own(api: httpx.Client, draw
     assert "n_iter: 9 x batch_size 8 is not allowed" in refused(api.post(DRAW, json={"batch_size": 8, "n_iter": 9}), "n_iter")
 
 
+def test_a_chat_that_asks_for_no_fresh_noise_and_names_settings_as_they_are_is_drawn(api: httpx.Client, drawers: Drawers) -> None:
+    made = api.post(DRAW, json=OF_A_STORY)
+    assert made.status_code == 200, made.text
+    assert drawers.asked[-1]["scheduler"] == b"euler"
+    info = json.loads(made.json()["info"])
+    assert (info["sd_model_name"], info["sampler_name"]) == ("text_to_image", "Euler a")
+    assert ", Eta: 0, Version: " in info["infotexts"][0]
+
+
+def test_a_tool_that_does_not_say_that_it_sends_json_is_read(api: httpx.Client, drawers: Drawers) -> None:
+    with httpx.Client(base_url=api.base_url, timeout=60) as tool:
+        for path, body in ((OPTIONS, {"sd_model_checkpoint": "text_to_image"}), (DRAW, OF_A_TOOL)):
+            answer = tool.post(path, content=json.dumps(body))
+            assert "content-type" not in answer.request.headers
+            assert answer.status_code == 200, answer.text
+        assert drawers.asked[-1]["scheduler"] == b"dpmpp_2m_karras"
+        of_a_page = tool.post(DRAW, content=json.dumps(OF_A_TOOL), headers={"Origin": "https://elsewhere.example"})
+        assert of_a_page.status_code == 415
+        other = tool.post(DRAW, content=json.dumps(OF_A_TOOL), headers={"Content-Type": "text/plain"})
+        assert other.status_code == 415
+        assert tool.post("/v1/images/generations", content=json.dumps({"prompt": "a box"})).status_code == 415
+
+
+@pytest.mark.parametrize("sent", [OF_AN_ADD_ON, OF_A_PAINTER], ids=["add-on", "painter"])
+def test_programs_that_draw_over_pictures_are_served(api: httpx.Client, drawers: Drawers, sent: dict[str, Any]) -> None:
+    answer = api.post(REDRAW, json={**sent, "init_images": [text(Image.new("RGB", (64, 64)))]})
+    assert answer.status_code == 200, answer.text
+    assert drawers.asked[-1]["strength"] == np.float32(sent.get("denoising_strength", 0.75))
+
+
+def test_a_sampler_is_honoured_by_its_shortest_name(api: httpx.Client, drawers: Drawers) -> None:
+    assert api.post(DRAW, json={"sampler": "DDIM"}).status_code == 200
+    assert drawers.asked[-1]["scheduler"] == b"ddim"
+    refused(api.post(DRAW, json={"sampler": "Heun"}), "sampler_name")
+
+
+def test_the_account_of_a_picture_is_whole(api: httpx.Client) -> None:
+    """Programs with types read all that AUTOMATIC1111 tells, or nothing."""
+    info = json.loads(api.post(DRAW, json={"prompt": "a box", "batch_size": 2}).json()["info"])
+    assert info["all_subseeds"] == [0, 0]
+    words = {"sampler_name", "sd_model_name", "sd_model_hash", "job_timestamp", "version"}
+    numbers = {"subseed", "subseed_strength", "denoising_strength", "seed_resize_from_w", "seed_resize_from_h", "clip_skip"}
+    assert all(isinstance(info[name], str) for name in words)
+    assert all(isinstance(info[name], int) for name in numbers)
+    rest = {"restore_faces": False, "extra_generation_params": {}, "styles": [], "is_using_inpainting_conditioning": False}
+    assert {name: info[name] for name in rest} == rest
+    assert {"face_restoration_model", "sd_vae_name", "sd_vae_hash"} <= info.keys()
+
+
+@pytest.mark.parametrize(
+    ("config", "sent", "asked", "label", "cfg"),
+    [
+        ({"_class_name": "DDIMScheduler"}, {}, {}, "DDIM", 5.5),
+        ({"_class_name": "DDIMScheduler"}, {"eta": 0.5, "cfg_scale": 3}, {"eta": 0.5}, "DDIM", 3),
+        ({"_class_name": "EulerDiscreteScheduler"}, {"eta": 0.5}, {}, "Euler", 5.5),
+        ({"_class_name": "EulerAncestralDiscreteScheduler"}, {"eta": 0}, {"scheduler": b"euler"}, "Euler a", 5.5),
+        ({"_class_name": "EulerDiscreteScheduler"}, {"scheduler": "Karras"}, {"scheduler": b"euler_karras"}, "Euler Karras", 5.5),
+        ({"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True}, {}, {}, "DPM++ 2M Karras", 5.5),
+    ],
+    ids=str,
+)
+def test_what_a_request_leaves_out_is_told_as_the_checkpoint_has_it(
+    tmp_path: Path,
+    triton: int,
+    drawers: Drawers,
+    config: dict[str, Any],
+    sent: dict[str, Any],
+    asked: dict[str, Any],
+    label: str,
+    cfg: float,
+) -> None:
+    facts = {"default_steps": STEPS, "default_guidance": 5.5, "size_multiple": 8, "scheduler": config}
+    repository = drawing_repository(tmp_path / "repository", facts)
+    with gateway(repository, triton, rules=Rules(a1111=True)) as running:
+        answer = httpx.post(f"{running.url}{DRAW}", json=sent, timeout=60)
+    assert answer.status_code == 200, answer.text
+    told = {name: drawers.asked[-1][name] for name in ("scheduler", "eta") if name in drawers.asked[-1]}
+    assert told == {name: pytest.approx(value) if name == "eta" else value for name, value in asked.items()}
+    info = json.loads(answer.json()["info"])
+    assert (info["sampler_name"], info["cfg_scale"], info["steps"]) == (label, cfg, STEPS)
+    assert f"Steps: {STEPS}, Sampler: {label}, CFG scale: {cfg:g}, Seed: " in info["infotexts"][0]
+
+
+@pytest.mark.parametrize("lead", ["", "data:image/png;base64,", "data:image/png;base64, "])
+def test_a_pictures_parameters_are_read_from_it(api: httpx.Client, lead: str) -> None:
+    drawn = api.post(DRAW, json=OF_A_CHAT).json()
+    told = api.post(PNG_INFO, json={"image": lead + drawn["images"][0]}).json()
+    assert told["info"] == json.loads(drawn["info"])["infotexts"][0]
+    parameters = told["parameters"]
+    assert (parameters["Prompt"], parameters["Negative prompt"], parameters["Steps"]) == ("a box", "rain", "6")
+    assert (parameters["Sampler"], parameters["Size-1"], parameters["Size-2"]) == ("DPM++ 2M Karras", "64", "48")
+    assert told["items"] == {}
+
+
+def test_a_picture_without_parameters_has_none(api: httpx.Client) -> None:
+    plain = api.post(PNG_INFO, json={"image": text(Image.new("RGB", (8, 8)))})
+    assert (plain.status_code, plain.json()) == (200, {"info": "", "items": {}, "parameters": {}})
+    assert "no picture that can be read" in refused(api.post(PNG_INFO, json={"image": "aGk="}), "image")
+    refused(api.post(PNG_INFO, json={}), "image")
+
+
+def test_texts_that_are_long_when_unpacked_are_refused(api: httpx.Client) -> None:
+    packed = PngInfo()
+    for number in range(3):
+        packed.add_text(f"text{number}", "a" * 500_000, zip=True)
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG", pnginfo=packed)
+    assert len(buffer.getvalue()) < 10_000
+    message = refused(api.post(PNG_INFO, json={"image": base64.b64encode(buffer.getvalue()).decode()}), "image")
+    assert "more than 1048576 characters" in message
+
+
+def test_values_in_quotation_marks_stay_whole() -> None:
+    told = picture_info({"parameters": 'a, b: c\nSteps: 4, Hashes: "x: 1, y: 2", Size: 8x16, Model: m', "Comment": "hi"})
+    assert told["items"] == {"Comment": "hi"}
+    wanted = {"Prompt": "a, b: c", "Negative prompt": "", "Steps": "4", "Hashes": '"x: 1, y: 2"', "Size-1": "8", "Size-2": "16"}
+    assert told["parameters"] == {**wanted, "Model": "m"}
+    assert picture_info({"parameters": "only words"})["parameters"] == {"Prompt": "only words", "Negative prompt": ""}
+
+
 @pytest.mark.parametrize("lead", ["", "data:image/png;base64,"])
 def test_a_picture_is_redrawn(api: httpx.Client, drawers: Drawers, lead: str) -> None:
     body = {**OF_A_PACKAGE, **MASKS, "init_images": [lead + text(Image.new("RGB", (64, 64), (0, 0, 255)))]}
@@ -299,6 +510,8 @@ def test_weights_in_a_prompt_are_told_to_be_plain_text(api: httpx.Client) -> Non
     [
         ("Euler", None, None, Chosen("euler", label="Euler")),
         ("Euler a", "Automatic", 1.0, Chosen("euler_a", label="Euler a")),
+        ("Euler a", None, 0.0, Chosen("euler", label="Euler a")),
+        ("DPM++ 2M SDE", "Automatic", 0.0, Chosen("dpmpp_2m_karras", label="DPM++ 2M SDE Karras")),
         ("k_euler_ancestral", None, None, Chosen("euler_a", label="Euler a")),
         ("DPM++ 2M", None, None, Chosen("dpmpp_2m_karras", label="DPM++ 2M Karras")),
         ("DPM++ 2M", "Automatic", None, Chosen("dpmpp_2m_karras", label="DPM++ 2M Karras")),
@@ -339,6 +552,21 @@ def test_what_is_not_the_same_here_is_refused(name: str | None, schedule: str | 
         chosen(name, schedule, eta, flow=False)
     assert caught.value.param == field
     assert caught.value.message.startswith(f"{field}: ")
+
+
+def test_less_fresh_noise_is_refused_only_where_there_is_some() -> None:
+    for name in ("Euler", "Euler a", "DPM++ 2M", "DDIM"):
+        assert chosen(name, None, None, 0.0, flow=False) == chosen(name, None, None, flow=False)
+    assert chosen("DPM++ 2M SDE", None, 0.0, 0.5, flow=False).scheduler == "dpmpp_2m_karras"
+    with pytest.raises(ApiError, match=r"s_noise: 0\.5 is not allowed with DPM"):
+        chosen("DPM++ 2M SDE", None, None, 0.5, flow=False)
+
+
+@pytest.mark.parametrize("own", SCHEDULERS)
+def test_every_checkpoints_own_solver_has_a_name(own: SchedulerName) -> None:
+    found = chosen(None, None, None, flow=False, own=own)
+    assert (found.scheduler, found.timestep_spacing) == (None, None)
+    assert found.label.endswith(" Karras") == own.karras
 
 
 def test_a_rectified_flow_has_no_karras_by_itself() -> None:
@@ -382,9 +610,36 @@ def test_a_front_end_chooses_the_model(api: httpx.Client) -> None:
     )
 
 
+def test_all_settings_that_are_told_can_be_sent_back(api: httpx.Client) -> None:
+    """As a front end does that changes one of them."""
+    settings = api.get(OPTIONS).json()
+    answer = api.post(OPTIONS, json={**settings, "sd_model_checkpoint": "a_text_to_image"})
+    assert (answer.status_code, answer.json()) == (200, None), answer.text
+    assert api.get(OPTIONS).json() == {**settings, "sd_model_checkpoint": "a_text_to_image"}
+
+
+def test_whether_anybody_answers_is_asked_in_several_ways(api: httpx.Client) -> None:
+    assert api.get("/sdapi/v1/cmd-flags").json()["api"] is True
+    assert api.get("/sdapi/v1/memory").json().keys() == {"ram", "cuda"}
+    assert api.get("/queue/status").json()["queue_size"] == 0
+    for name in ("checkpoints", "vae", "loras", "embeddings"):
+        answer = api.post(f"/sdapi/v1/refresh-{name}")
+        assert (answer.status_code, answer.json()) == (200, None)
+
+
+def test_an_error_is_told_where_front_ends_look_for_it(api: httpx.Client) -> None:
+    answers = [api.post(DRAW, json={"steps": 0}), api.get("/sdapi/v1/nothing"), api.post(DRAW, content=b"x" * (5 * 2**20))]
+    assert [answer.status_code for answer in answers] == [400, 404, 413]
+    for answer in answers:
+        assert answer.json()["detail"] == answer.json()["error"]["message"]
+        assert int(answer.headers["content-length"]) == len(answer.content)
+    assert "detail" not in api.post("/v1/images/generations", json={}).json()
+
+
 def test_what_front_ends_ask_for_at_their_start_is_answered(api: httpx.Client) -> None:
     assert [item["name"] for item in api.get("/sdapi/v1/upscalers").json()] == ["None"]
-    for name in ("latent-upscale-modes", "sd-vae", "loras", "hypernetworks", "prompt-styles"):
+    nothing = ("latent-upscale-modes", "sd-vae", "sd-modules", "loras", "hypernetworks", "prompt-styles", "face-restorers")
+    for name in (*nothing, "realesrgan-models", "extensions", "script-info"):
         assert api.get(f"/sdapi/v1/{name}").json() == []
     assert api.get("/sdapi/v1/scripts").json() == {"txt2img": [], "img2img": []}
 
@@ -442,35 +697,63 @@ def test_an_interrupted_request_is_answered_with_what_was_done_and_its_run_cance
     assert api.get(PROGRESS).json()["state"]["job_count"] == 0
 
 
-def test_the_job_keeps_the_pictures_that_were_done_before_it_was_interrupted() -> None:
-    class Client:
-        """The second batch's picture never comes."""
+class SecondHeld:
+    """Whose second picture never comes."""
 
-        count = 0
+    def __init__(self) -> None:
+        self.count = 0
+        self.waiting = asyncio.Event()
 
-        async def stream_image(self, prompt: str, **options: Any) -> Any:
-            from nereid_client import ImageResult
+    async def stream_image(self, prompt: str, **options: Any) -> Any:
+        from nereid_client import ImageResult
 
-            self.count += 1
-            if self.count > 1:
-                waiting.set()
-                await asyncio.Event().wait()
-            yield ImageResult(
-                pixels=np.zeros((1, 8, 8, 3), np.uint8), seeds=(1,), warnings=(), queue_seconds=0.0, denoise_seconds=0.0
-            )
+        self.count += 1
+        if self.count == 2:
+            self.waiting.set()
+            await asyncio.Event().wait()
+        yield ImageResult(
+            pixels=np.zeros((1, 8, 8, 3), np.uint8), seeds=(1,), warnings=(), queue_seconds=0.0, denoise_seconds=0.0
+        )
 
-    waiting = threading.Event()
-    job = Job(3)
 
+@pytest.mark.parametrize(("end", "left"), [(Job.interrupt, 1), (Job.skip, 2)], ids=["interrupted", "skipped"])
+def test_the_job_keeps_the_pictures_that_were_done(end: Callable[[Job], None], left: int) -> None:
     async def draw() -> list[Any]:
-        task = asyncio.ensure_future(job.draw(Client(), [[Drawing(prompt="", options={})]] * 3, "id"))  # type: ignore[arg-type]
-        while not waiting.is_set():
-            await asyncio.sleep(0.001)
+        client, job = SecondHeld(), Job(3)
+        task = asyncio.ensure_future(job.draw(client, [[Drawing(prompt="", options={})]] * 3, "id"))  # type: ignore[arg-type]
+        await client.waiting.wait()
         assert job.share == pytest.approx(1 / 3)
-        job.interrupt()
+        end(job)
         return list(await task)
 
-    assert len(asyncio.run(draw())) == 1
+    assert len(asyncio.run(draw())) == left
+
+
+def test_a_skip_keeps_nothing_running_for_a_caller_that_has_hung_up() -> None:
+    async def draw() -> int:
+        client, job = SecondHeld(), Job(3)
+        task = asyncio.ensure_future(job.draw(client, [[Drawing(prompt="", options={})]] * 3, "id"))  # type: ignore[arg-type]
+        await client.waiting.wait()
+        job.skip()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return client.count
+
+    assert asyncio.run(draw()) == 2
+
+
+def test_a_skipped_picture_is_left_out_and_the_next_one_drawn(api: httpx.Client, drawers: Drawers, later: Any) -> None:
+    assert api.post(SKIP).json() == {}
+    drawers.held = 4
+    answer = later(lambda: api.post(DRAW, json={"steps": 10, "n_iter": 2, "seed": 40}))
+    assert drawers.reached.wait(60)
+    drawers.held = 0
+    assert api.post(SKIP).status_code == 200
+    info = json.loads(answer.result().json()["info"])
+    assert (info["all_seeds"], info["interrupted"]) == ([41], False)
+    assert drawers.cancelled.wait(60)
+    drawers.release.set()
 
 
 def test_a_caller_that_hangs_up_ends_all_of_its_runs(api: httpx.Client, drawers: Drawers) -> None:
@@ -492,7 +775,11 @@ def test_keys_are_passwords_here_and_keep_callers_apart(
         gateway(repository, triton, rules=Rules(a1111=True, keys=str(file))) as running,
         httpx.Client(base_url=running.url) as api,
     ):
-        assert api.get(PROGRESS).status_code == 401
+        unknown = api.get(PROGRESS)
+        assert (unknown.status_code, unknown.json()["detail"]) == (401, "the API key is missing or wrong")
+        assert unknown.headers["www-authenticate"].startswith("Basic realm=")
+        assert api.get("/v1/models").headers["www-authenticate"] == 'Bearer realm="nereid"'
+        assert api.get("/queue/status", auth=alice).status_code == 200
         assert api.get(PROGRESS, auth=("anybody", "guessed")).status_code == 401
         assert api.get(PROGRESS, headers={"Authorization": "Basic !"}).status_code == 401
         assert api.get("/v1/models", auth=alice).status_code == 401

@@ -19,8 +19,12 @@ CHAT = {"model": "llm", "messages": [{"role": "user", "content": "hello"}]}
 EMBEDDING = {"model": "llm", "input": ["x"], "dimensions": None, "user": "me"}
 COMPLETION, RESPONSE = {"model": "llm", "prompt": "x"}, {"model": "llm", "input": "x"}
 IMAGE = {"model": "text_to_image", "prompt": "x"}
+REFRESHED = ("checkpoints", "vae", "loras", "embeddings")
 LAYOUT = {"canvas": 1280, "html": "<section></section>"}
-READS_NOTHING = {"/v1/batches/{id}/cancel", "/sdapi/v1/interrupt"}
+READS_NOTHING = {
+    "/v1/batches/{id}/cancel",
+    *(f"/sdapi/v1/{name}" for name in ("interrupt", "skip", *(f"refresh-{name}" for name in REFRESHED))),
+}
 """Of those that are asked by POST."""
 
 

@@ -25,7 +25,7 @@ from starlette.routing import Route
 
 from nereid.engines.digests import own_version
 from nereid.serving.gateway import chats, completions, embeddings, layouts, pages, texts, tokenizing
-from nereid.serving.gateway.a1111.routes import IMG2IMG_PATH, WebUiRoutes
+from nereid.serving.gateway.a1111.routes import WEBUI_PICTURE_PATHS, WebUiRoutes
 from nereid.serving.gateway.batches.load import Watched
 from nereid.serving.gateway.batches.routes import FILES_PATH
 from nereid.serving.gateway.batches.runner import Pace
@@ -270,7 +270,7 @@ def _bodies(settings: GatewaySettings) -> Bodies:
         file=settings.max_file_bytes,
         file_paths=frozenset() if settings.rules.batches is None else frozenset({FILES_PATH}),
         picture=settings.max_picture_bytes,
-        picture_paths=frozenset({*PICTURE_PATHS, *([IMG2IMG_PATH] if settings.rules.a1111 else ())}),
+        picture_paths=frozenset({*PICTURE_PATHS, *(WEBUI_PICTURE_PATHS if settings.rules.a1111 else ())}),
         pictures_together=settings.max_pictures_bytes,
     )
 

@@ -23,13 +23,15 @@ IGNORED = "ignored_fields"
 """In a request's state: fields of its body that nobody knows, where they are ignored."""
 
 
-async def read_body(request: Request, schema: type[B], lenient: bool = False) -> B:
+async def read_body(request: Request, schema: type[B], lenient: bool = False, *, untyped: bool = False) -> B:
     """The body as `schema`; raises ApiError with one sentence that names the field.
 
-    `lenient`: fields that nobody knows are ignored, and named in the request's state.
+    `lenient`: fields that nobody knows are ignored, and named in the request's state. `untyped`: a body of no content-type is
+    JSON, too, unless a browser's page sends it: without a type a browser asks no server whether it may.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not kind.endswith("+json"):
+    is_json = kind == "application/json" or kind.endswith("+json")
+    if not is_json and not (untyped and "content-type" not in request.headers and "origin" not in request.headers):
         sent = f"{kind[:80]!r} is not allowed" if kind else "it is missing"
         raise ApiError(415, f"content-type: {sent}; it must be application/json")
     coding = request.headers.get("content-encoding", "identity").strip().lower()

@@ -70,7 +70,7 @@ class Drain:
 
     def refusal(self, path: str) -> JSONResponse:
         wait = max(1, math.ceil((self._deadline or 0.0) - time.monotonic()))
-        body = {"ready": False, "draining": True} if path == "/health" else _ending().body()
+        body = {"ready": False, "draining": True} if path == "/health" else _ending().body_at(path)
         return JSONResponse(body, 503, {"Retry-After": str(wait), "Connection": "close"})
 
 

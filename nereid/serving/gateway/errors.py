@@ -1,4 +1,7 @@
-"""Errors in OpenAI's form: one JSON object with message, type, param and code; knows no request."""
+"""Errors in OpenAI's form: one JSON object with message, type, param and code; of a request it knows the path.
+
+Front ends of AUTOMATIC1111's API show what stands under `detail`: below its folder the sentence is there, too.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from nereid_client.errors import (
     CancelledError,
@@ -21,6 +25,8 @@ from nereid_client.errors import (
 
 RETRY_SECONDS = 1
 """What a caller that was refused for now is asked to wait."""
+WEBUI_FOLDER = "/sdapi/"
+"""Where front ends of AUTOMATIC1111's API ask."""
 
 
 @dataclass(slots=True)
@@ -45,8 +51,26 @@ class ApiError(Exception):
             }
         }
 
+    def body_at(self, path: str) -> dict[str, Any]:
+        """What a caller of this path gets."""
+        body = self.body()
+        return {**body, "detail": body["error"]["message"]} if path.startswith(WEBUI_FOLDER) else body
+
     def response(self) -> JSONResponse:
-        return JSONResponse(self.body(), self.status, dict(self.headers))
+        return _Refusal(self)
+
+
+class _Refusal(JSONResponse):
+    """An error in the form of the path that it is sent to."""
+
+    def __init__(self, error: ApiError) -> None:
+        self._error = error
+        super().__init__(error.body(), error.status, dict(error.headers))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.body = self.render(self._error.body_at(scope["path"]))
+        self.headers["content-length"] = str(len(self.body))
+        await super().__call__(scope, receive, send)
 
 
 def _sendable(text: str) -> str:

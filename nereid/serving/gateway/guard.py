@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nereid.serving.gateway.errors import RETRY_SECONDS, ApiError
+from nereid.serving.gateway.errors import RETRY_SECONDS, WEBUI_FOLDER, ApiError
 from nereid.serving.gateway.keys import Caller, Keys, RateLimitError
 
 log = logging.getLogger("nereid.gateway")
@@ -19,15 +19,30 @@ OPEN_PATHS = frozenset({"/health", "/metrics", "/version"})
 """Whoever watches the server reads these without a key."""
 PICTURES_FOLDER = "/pictures/"
 """Whoever was told a picture's address reads it without a key: nobody can guess one."""
-WEBUI_FOLDER = "/sdapi/"
-"""Front ends of AUTOMATIC1111's API know no keys, but a user's name and password: the password is the key."""
-FREE_PATHS = frozenset({f"{WEBUI_FOLDER}v1/interrupt", f"{WEBUI_FOLDER}v1/options"})
+WEBUI_QUEUE = "/queue/status"
+"""Asked by front ends of AUTOMATIC1111's API, too."""
+_REFRESHED = ("checkpoints", "vae", "loras", "embeddings")
+REFRESH_PATHS = tuple(f"{WEBUI_FOLDER}v1/refresh-{name}" for name in _REFRESHED)
+FREE_PATHS = frozenset({f"{WEBUI_FOLDER}v1/interrupt", f"{WEBUI_FOLDER}v1/skip", f"{WEBUI_FOLDER}v1/options", *REFRESH_PATHS})
 """Asked without work for a model, and beside a request that runs: they do not count among a key's requests."""
 KEY_NAME = "key"
 """In a request's state: the name of the key that it came with."""
 
 
 Headers = Mapping[bytes, bytes]
+
+
+def takes_passwords(path: str) -> bool:
+    """Front ends of AUTOMATIC1111's API know no keys, but a user's name and password: the password is the key."""
+    return path.startswith(WEBUI_FOLDER) or path == WEBUI_QUEUE
+
+
+def _no_caller(path: str) -> ApiError:
+    """With the challenge (RFC 9110, 11.6.1) after which some clients send what they have."""
+    challenge = 'Basic realm="nereid", charset="UTF-8"' if takes_passwords(path) else 'Bearer realm="nereid"'
+    sentence = "the API key is missing or wrong"
+    headers = {"WWW-Authenticate": challenge}
+    return ApiError(401, sentence, "authentication_error", code="invalid_api_key", headers=headers)
 
 
 def asked_by(state: Mapping[str, Any]) -> str:
@@ -75,10 +90,9 @@ class Guard:
         if not self._keys.callers or path in OPEN_PATHS or path.startswith(PICTURES_FOLDER):
             await self._sized(scope, headers, receive, send)
             return
-        caller = self._keys.caller(headers.get(b"authorization", b""), by_password=path.startswith(WEBUI_FOLDER))
+        caller = self._keys.caller(headers.get(b"authorization", b""), by_password=takes_passwords(path))
         if caller is None:
-            refusal = ApiError(401, "the API key is missing or wrong", "authentication_error", code="invalid_api_key")
-            await refusal.response()(scope, receive, send)
+            await _no_caller(path).response()(scope, receive, send)
             return
         scope["state"][KEY_NAME] = caller.name
         if scope["method"] != "POST" or path in FREE_PATHS:  # lists of models cost nothing

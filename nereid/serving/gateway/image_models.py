@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nereid.diffusion.settings import Limits
+from nereid.diffusion.solvers.names import SchedulerName, default_scheduler
 from nereid.diffusion.solvers.scheduler_file import FLOW_MATCHING
 
 _SIZE_MULTIPLE = 8
@@ -18,6 +19,9 @@ class ImageModel:
     """`sides` are multiples of `size_multiple`, width x height at most `most_pixels`; `steps` None: its files do not say."""
 
     steps: int | None = None
+    guidance: float | None = None
+    scheduler: SchedulerName | None = None
+    """Of both, None: its files do not say."""
     size_multiple: int = _SIZE_MULTIPLE
     most_pixels: int = Limits().max_pixels
     most_steps: int = Limits().max_steps
@@ -30,6 +34,8 @@ class ImageModel:
         scheduler = facts.get("scheduler", {})
         return cls(
             steps=facts.get("default_steps"),
+            guidance=facts.get("default_guidance"),
+            scheduler=default_scheduler(scheduler) if scheduler else None,
             size_multiple=facts.get("size_multiple", _SIZE_MULTIPLE),
             most_pixels=limits.max_pixels,
             most_steps=limits.max_steps,

@@ -23,6 +23,9 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 """What may be sent."""
 _WORDS = "a picture in PNG, JPEG or WebP"
 WHITE = (255, 255, 255)
+PARAMETERS = "parameters"
+"""The name of the text that a PNG has of its own making."""
+_MOST_TEXT = 2**20
 LARGEST_RATIO = 64
 """Of a picture's longer side to its shorter one."""
 
@@ -55,7 +58,7 @@ class Encoding:
             options["quality"] = self.compression
         if text:
             options["pnginfo"] = PngInfo()
-            options["pnginfo"].add_itxt("parameters", text)
+            options["pnginfo"].add_itxt(PARAMETERS, text)
         buffer = io.BytesIO()
         picture.save(buffer, self.format.upper(), **options)
         return buffer.getvalue()
@@ -74,6 +77,26 @@ def from_base64(text: str, field: str) -> bytes:
         return base64.b64decode("".join((rest if comma else text).split()), validate=True)
     except (binascii.Error, ValueError):
         raise _refused(field, f"{text[:40]!r} is not allowed", "its bytes in base64, or a data: URL of it") from None
+
+
+def texts_of(data: bytes, field: str) -> dict[str, str]:
+    """The texts that stand before a PNG's pixels, which are not decoded; none of another format.
+
+    Raises ApiError that names the field, also for longer ones than anybody writes: they may be small as long as they are packed.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            found = dict(opened.info) if opened.format == "PNG" else {}
+    except UnidentifiedImageError:
+        raise _refused(field, f"its {len(data)} bytes are no picture that can be read") from None
+    except Image.DecompressionBombError:
+        raise _refused(field, "its size is not allowed") from None
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise _refused(field, f"the picture cannot be read ({str(error)[:80]})") from None
+    texts = {str(name): str(value) for name, value in found.items() if isinstance(value, str)}
+    if sum(map(len, texts.values())) > _MOST_TEXT:
+        raise _refused(field, f"texts of more than {_MOST_TEXT} characters are not allowed", "a picture with shorter ones")
+    return texts
 
 
 def decoded(data: bytes, field: str, most_pixels: int) -> Image.Image:

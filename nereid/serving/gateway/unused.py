@@ -54,6 +54,8 @@ _WHO = "Says who asks, or why."
 _WHERE = "Says where, or how soon, it is to be computed."
 _VARIED = "Of subseed_strength."
 _CHURN = "Of s_churn."
+_SCRIPT = "Of script_name."
+_OWN = "A front end's own."
 _KEPT = "Nothing is kept on the server."
 _SECOND = "Of enable_hr."
 _INPAINTING = "Of masks."
@@ -168,11 +170,10 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("s_churn", (0,), "Fresh noise in steps of Euler."),
         ("s_tmin", (0,), _CHURN),
         ("s_tmax", None, _CHURN),
-        ("s_noise", (1,), "How much fresh noise there is."),
         ("refiner_checkpoint", ("", "None"), "A second model for the last steps."),
         ("refiner_switch_at", None, "Of a refiner."),
         ("script_name", ("", "None"), "A program on the server."),
-        ("script_args", ([],), "Of a script."),
+        ("script_args", None, _SCRIPT),
         ("alwayson_scripts", ({},), "Programs on the server."),
         ("infotext", ("",), "Fields as one text."),
         ("clip_skip", (0, 1), "Text features of an earlier layer."),
@@ -184,6 +185,13 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("force_task_id", None, _WHO),
         ("url", None, "Where a front end finds this server."),
         ("auth", None, "How a front end finds this server."),
+        ("mode", None, "Said by the path, too."),
+        ("original_prompt", None, _OWN),
+        ("original_negative_prompt", None, _OWN),
+        ("use_prompt_shortcut", None, _OWN),
+        ("prompt_shortcut_ui_dict", None, _OWN),
+        ("uniqueDocumentId", None, _OWN),
+        ("init_image_name", None, _OWN),
     ),
     *_rows((TXT2IMG,), ("denoising_strength", None, _SECOND)),
     *_rows(
@@ -200,6 +208,9 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("hr_checkpoint_name", None, _SECOND),
         ("hr_sampler_name", None, _SECOND),
         ("hr_scheduler", None, _SECOND),
+        ("hr_cfg", None, _SECOND),
+        ("hr_distilled_cfg", None, _SECOND),
+        ("hr_force", None, _SECOND),
         ("hr_prompt", None, _SECOND),
         ("hr_negative_prompt", None, _SECOND),
         ("hr_additional_modules", None, _SECOND),
@@ -217,6 +228,8 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("inpaint_full_res", None, _INPAINTING),
         ("inpaint_full_res_padding", None, _INPAINTING),
         ("inpainting_mask_invert", None, _INPAINTING),
+        ("use_sharp_mask", None, _INPAINTING),
+        ("image_similarity", None, "Said by denoising_strength, too."),
     ),
     *_rows(
         (SETTINGS,),
@@ -229,6 +242,16 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("return_grid", (False,), "One picture of all."),
         ("show_progress_every_n_steps", None, "Every step is shown."),
         ("img2img_background_color", ("#ffffff",), "What transparent pixels become."),
+        ("img2img_color_correction", (False,), "The colours of the picture that was sent."),
+        ("img2img_fix_steps", (False,), "As many steps from a picture as without one."),
+        ("initial_noise_multiplier", (1,), "More noise at the start."),
+        ("inpainting_mask_weight", None, _INPAINTING),
+        ("ddim_discretize", ("uniform",), "Which timesteps DDIM visits; here a schedule says it."),
+        ("comma_padding_backtrack", None, "Of prompts that are read in parts."),
+        ("sd_hypernetwork", ("None", ""), "Weights beside the checkpoint's."),
+        ("sd_model_refiner", ("None", ""), "A second model for the last steps."),
+        ("face_restoration_model", None, "Of restore_faces."),
+        ("forge_additional_modules", ([],), "Weights beside the checkpoint's."),
     ),
     *_rows(
         (MESSAGE,),

@@ -11,6 +11,8 @@ import schemathesis
 _MODELS = {"/v1/images/generations": "text_to_image"}
 _LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _LONGEST = 4
+_WEBUI = {"steps": _LONGEST, "n_iter": 2, "batch_size": 2}
+"""Of AUTOMATIC1111's API."""
 _STATUSES = Path(os.environ["NEREID_STATUSES"])
 
 
@@ -25,6 +27,9 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     for name in _LIMITS:
         if isinstance(body.get(name), int) and body[name] > _LONGEST:
             body[name] = _LONGEST
+    for name, most in _WEBUI.items() if case.operation.path.startswith("/sdapi/") else ():
+        if isinstance(body.get(name), int) and body[name] > most:
+            body[name] = most
     if "messages" in body:
         body.setdefault("max_tokens", _LONGEST)
     if "input" in body:

@@ -30,7 +30,7 @@ export async function main(client, distribution, capabilities) {
       why = String(error?.message ?? error).split("\n")[0].slice(0, 300) || "it fails";
       broken += 1;
     }
-    console.log(JSON.stringify({ client, version: versionOf(distribution), capability, works: !why, why }));
+    console.log(`\n${JSON.stringify({ client, version: versionOf(distribution), capability, works: !why, why })}`);
   }
   process.exit(broken ? 1 : 0);
 }

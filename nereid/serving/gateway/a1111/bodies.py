@@ -27,7 +27,7 @@ NAMES: Mapping[str, str] = {
     "init_image": "init_images",
 }
 """The caller's names of the request's fields, for errors."""
-PICTURE = "init_images.0"
+PICTURE, INFO_PICTURE = "init_images.0", "image"
 MODEL = "sd_model_checkpoint"
 _NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")
 _WEIGHT = re.compile(r"(?<!\\)[(\[][^()\[\]]*:\s*[0-9.]+\s*[)\]]")
@@ -56,8 +56,10 @@ class DrawBody(Sent):
     seed: int = Field(default=-1, ge=-1, le=MAX_SEED)
     sampler_name: str | None = None
     sampler_index: str | None = None
+    sampler: str | None = None
     scheduler: str | None = None
     eta: float | None = None
+    s_noise: float | None = None
     batch_size: int = Field(default=1, ge=1, le=16)
     n_iter: int = Field(default=1, ge=1)
     override_settings: Settings = Field(default_factory=Settings)
@@ -78,10 +80,10 @@ class DrawBody(Sent):
                 sentence = f"{name}: {found[0][:80]!r} is not supported; LoRAs are fused when a model is exported"
                 raise ApiError(400, sentence, param=name)
 
-    def sampler(self, model: ImageModel) -> Chosen:
+    def solver(self, model: ImageModel) -> Chosen:
         """Raises ApiError."""
-        name = self.sampler_name or self.sampler_index or None
-        return chosen(name, self.scheduler or None, self.eta, flow=model.is_flow)
+        name = self.sampler_name or self.sampler_index or self.sampler or None
+        return chosen(name, self.scheduler or None, self.eta, self.s_noise, flow=model.is_flow, own=model.scheduler)
 
     def seeds(self) -> tuple[int, ...]:
         """One for each picture, each one more than that before; raises ApiError where there are no more."""
@@ -112,6 +114,12 @@ class DrawBody(Sent):
 
 class TextToImageBody(DrawBody):
     place = TXT2IMG
+
+
+class PictureInfoBody(Sent):
+    """A picture whose texts are asked for."""
+
+    image: str = Field(min_length=1)
 
 
 class ImageToImageBody(DrawBody):

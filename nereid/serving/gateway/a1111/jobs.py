@@ -35,6 +35,8 @@ class Job:
     batches: int
     batch: int = 0
     interrupted: bool = False
+    skipped: bool = False
+    """Whether the batch under way has been ended; the next ones are drawn."""
     preview: Preview | None = None
     begun: float = field(default_factory=time.monotonic)
     began_at: float = field(default_factory=time.time)
@@ -56,19 +58,22 @@ class Job:
         return (self.batch + (done / steps if steps else 0.0)) / self.batches
 
     async def draw(self, client: AsyncClient, batches: Sequence[Sequence[Drawing]], request_id: str) -> list[ImageResult]:
-        """All pictures, or those that were done when it was interrupted. Raises NereidError; cancelling it cancels all runs."""
+        """All pictures but those that were not done when they were skipped, or all were interrupted.
+
+        Raises NereidError; cancelling it cancels all runs.
+        """
         made: list[ImageResult] = []
         for number, drawings in enumerate(batches):
             if self.interrupted:
                 break
-            self.batch, self._steps = number, {}
+            self.batch, self._steps, self.skipped = number, {}, False
             self._tasks = [
                 asyncio.ensure_future(self._one(client, place, drawing, request_id)) for place, drawing in enumerate(drawings)
             ]
             try:
                 made += await all_of(self._tasks)
             except asyncio.CancelledError:
-                if not self.interrupted:
+                if _is_cancelled() or not (self.interrupted or self.skipped):
                     raise
                 made += [task.result() for task in self._tasks if not task.cancelled() and task.exception() is None]
         return made
@@ -92,8 +97,22 @@ class Job:
     def interrupt(self) -> None:
         """End the runs that are under way; no further ones begin."""
         self.interrupted = True
+        self._end()
+
+    def skip(self) -> None:
+        """End the batch that is under way, where there is one."""
+        self.skipped = bool(self._tasks)
+        self._end()
+
+    def _end(self) -> None:
         for task in self._tasks:
             task.cancel()
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody has cancelled this task itself, and not only what it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 @dataclass(slots=True, eq=False)

@@ -5,26 +5,41 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from nereid.serving.gateway.a1111 import answers
-from nereid.serving.gateway.a1111.bodies import MODEL, NAMES, PICTURE, DrawBody, ImageToImageBody, Settings, TextToImageBody
+from nereid.serving.gateway.a1111.bodies import (
+    INFO_PICTURE,
+    MODEL,
+    NAMES,
+    PICTURE,
+    DrawBody,
+    ImageToImageBody,
+    PictureInfoBody,
+    Settings,
+    TextToImageBody,
+)
 from nereid.serving.gateway.a1111.jobs import Job, Jobs
 from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.described import described
-from nereid.serving.gateway.errors import ApiError
-from nereid.serving.gateway.guard import WEBUI_FOLDER, owner_of
+from nereid.serving.gateway.errors import WEBUI_FOLDER, ApiError
+from nereid.serving.gateway.guard import REFRESH_PATHS, WEBUI_QUEUE, owner_of
 from nereid.serving.gateway.image_routes import Decoding, FindImages, ServedImages
 from nereid.serving.gateway.images import Drawing, from_picture
-from nereid.serving.gateway.pictures import decoded, from_base64, on_white
+from nereid.serving.gateway.pictures import decoded, from_base64, on_white, texts_of
+from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.waiting import until_gone
 
 _BASE = f"{WEBUI_FOLDER}v1"
-IMG2IMG_PATH = f"{_BASE}/img2img"
+_IMG2IMG, _PNG_INFO = f"{_BASE}/img2img", f"{_BASE}/png-info"
+WEBUI_PICTURE_PATHS = (_IMG2IMG, _PNG_INFO)
+"""Where pictures are sent."""
+
+S = TypeVar("S", bound=Sent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,31 +56,41 @@ class WebUiRoutes:
     def routes(self) -> list[Route]:
         return [
             Route(f"{_BASE}/txt2img", self.draw_text, methods=["POST"]),
-            Route(IMG2IMG_PATH, self.draw_picture, methods=["POST"]),
+            Route(_IMG2IMG, self.draw_picture, methods=["POST"]),
+            Route(_PNG_INFO, self.show_texts, methods=["POST"]),
             Route(f"{_BASE}/progress", self.progress),
             Route(f"{_BASE}/interrupt", self.interrupt, methods=["POST"]),
+            Route(f"{_BASE}/skip", self.skip, methods=["POST"]),
             Route(f"{_BASE}/options", self.show_options, methods=["GET"]),
             Route(f"{_BASE}/options", self.set_options, methods=["POST"]),
             Route(f"{_BASE}/sd-models", self.show_models),
             Route(f"{_BASE}/samplers", self.show_samplers),
             Route(f"{_BASE}/schedulers", self.show_schedulers),
+            Route(f"{_BASE}/cmd-flags", self.show_flags),
+            Route(f"{_BASE}/memory", self.show_memory),
+            Route(WEBUI_QUEUE, self.show_queue),
+            *(Route(path, self.refresh, methods=["POST"]) for path in REFRESH_PATHS),
             *(Route(f"{_BASE}/{name}", self.show_nothing) for name in answers.NOTHING),
         ]
 
     @described("Pictures of a prompt, as AUTOMATIC1111's front ends ask for them.", body=TextToImageBody)
     async def draw_text(self, request: Request) -> Response:
-        return await self._draw(request, await read_body(request, TextToImageBody, self.lenient))
+        return await self._draw(request, await self._read(request, TextToImageBody))
 
     @described("Pictures made from one and a prompt, as they ask for them.", body=ImageToImageBody)
     async def draw_picture(self, request: Request) -> Response:
-        return await self._draw(request, await read_body(request, ImageToImageBody, self.lenient))
+        return await self._draw(request, await self._read(request, ImageToImageBody))
+
+    async def _read(self, request: Request, schema: type[S]) -> S:
+        """The body, also of clients that do not say that it is JSON: AUTOMATIC1111 does not ask."""
+        return await read_body(request, schema, self.lenient, untyped=True)
 
     async def _draw(self, request: Request, body: DrawBody) -> Response:
         request.state.names = NAMES
         owner, asked = owner_of(request), body.override_settings.sd_model_checkpoint
         served = self._served(f"override_settings.{MODEL}", asked) if asked else self.find(self._model(owner))
         body.check()
-        sampler = body.sampler(served.model)
+        sampler = body.solver(served.model)
 
         async def drawn() -> Response:
             with self.jobs.running(owner, job := Job(body.n_iter)):
@@ -76,6 +101,7 @@ class WebUiRoutes:
                 model=served.id,
                 sampler=sampler,
                 steps=body.steps or served.model.steps,
+                cfg_scale=served.model.guidance if body.cfg_scale is None else body.cfg_scale,
                 job=job,
                 results=results,
                 warnings=[*body.warnings(), *drawing.warnings],
@@ -129,13 +155,28 @@ class WebUiRoutes:
             job.interrupt()
         return JSONResponse({})
 
+    @described("Ends the caller's pictures that are under way; the next ones are drawn.")
+    async def skip(self, request: Request) -> Response:
+        for job in self.jobs.of(owner_of(request)):
+            job.skip()
+        return JSONResponse({})
+
+    @described("The texts of a PNG: what it was drawn with.", body=PictureInfoBody)
+    async def show_texts(self, request: Request) -> Response:
+        body = await self._read(request, PictureInfoBody)
+
+        def read() -> dict[str, Any]:
+            return answers.picture_info(texts_of(from_base64(body.image, INFO_PICTURE), INFO_PICTURE))
+
+        return JSONResponse(await asyncio.to_thread(read))
+
     @described("The settings of a front end.")
     async def show_options(self, request: Request) -> Response:
         return JSONResponse(answers.options(self._model(owner_of(request))))
 
     @described("Sets the model.", body=Settings)
     async def set_options(self, request: Request) -> Response:
-        body = await read_body(request, Settings, self.lenient)
+        body = await self._read(request, Settings)
         if body.sd_model_checkpoint:
             self.set_by[owner_of(request)] = self._served(MODEL, body.sd_model_checkpoint).id
         return JSONResponse(None)
@@ -151,6 +192,22 @@ class WebUiRoutes:
     @described("The schedules of noise.")
     async def show_schedulers(self, request: Request) -> Response:
         return JSONResponse(answers.schedulers())
+
+    @described("Whether there is an API.")
+    async def show_flags(self, request: Request) -> Response:
+        return JSONResponse(answers.FLAGS)
+
+    @described("Nothing of the memory: front ends look here whether anybody answers.")
+    async def show_memory(self, request: Request) -> Response:
+        return JSONResponse(answers.MEMORY)
+
+    @described("How many requests the caller has under way.")
+    async def show_queue(self, request: Request) -> Response:
+        return JSONResponse(answers.queue(self.jobs.of(owner_of(request))))
+
+    @described("Nothing: what is told is always what there is.")
+    async def refresh(self, request: Request) -> Response:
+        return JSONResponse(None)
 
     @described("What the server has none of.")
     async def show_nothing(self, request: Request) -> Response:

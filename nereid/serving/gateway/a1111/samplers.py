@@ -14,7 +14,7 @@ from nereid.diffusion.solvers.choices import ETA, SPACING
 from nereid.diffusion.solvers.names import KARRAS_SUFFIX
 from nereid.serving.gateway.errors import ApiError
 
-SAMPLER, SCHEDULE, ETA_FIELD = "sampler_name", "scheduler", "eta"
+SAMPLER, SCHEDULE, ETA_FIELD, S_NOISE = "sampler_name", "scheduler", "eta", "s_noise"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +25,6 @@ class Sampler:
     scheduler: SchedulerName
     aliases: tuple[str, ...] = ()
     by_itself: bool = False
-
-    @property
-    def has_karras(self) -> bool:
-        return f"{self.scheduler}{KARRAS_SUFFIX}" in SCHEDULERS
 
 
 SAMPLERS = (
@@ -44,6 +40,10 @@ SAMPLERS = (
     Sampler("LCM", SchedulerName.LCM, ("k_lcm",)),
     Sampler("TCD", SchedulerName.TCD),
 )
+
+
+_WITHOUT_NOISE = {SchedulerName.EULER_A: SchedulerName.EULER, SchedulerName.DPMPP_2M_SDE: SchedulerName.DPMPP_2M}
+"""What solvers with fresh noise are without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,38 +77,76 @@ class Chosen:
     label: str = ""
 
 
-def chosen(name: str | None, schedule_name: str | None, eta: float | None, *, flow: bool) -> Chosen:
-    """Raises ApiError that names the field. `flow`: the model is a rectified flow, which has no Karras noise levels."""
+def chosen(
+    name: str | None,
+    schedule_name: str | None,
+    eta: float | None,
+    s_noise: float | None = None,
+    *,
+    flow: bool,
+    own: SchedulerName | None = None,
+) -> Chosen:
+    """Raises ApiError that names the field.
+
+    `flow`: the model is a rectified flow, which has no Karras noise levels. `own` is what it takes where nothing is said.
+    """
+    wanted = AUTOMATIC if schedule_name is None else _schedule(schedule_name)
+    if name is None and own is not None:
+        if wanted is AUTOMATIC:
+            return _own(own, eta, s_noise)
+        name = str(own.family)
     if name is None:
-        if schedule_name is not None and _schedule(schedule_name) is not AUTOMATIC:
+        if wanted is not AUTOMATIC:
             raise ApiError(400, f"{SCHEDULE}: {schedule_name!r} is not allowed without {SAMPLER}", param=SCHEDULE)
         return Chosen(eta=eta)
-    sampler, own = _sampler(name)
-    schedule = own if schedule_name is None else _schedule(schedule_name)
-    if schedule is AUTOMATIC:
-        schedule = own  # the old names end with a schedule
+    sampler, ending = _sampler(name)
+    schedule = ending if wanted is AUTOMATIC else wanted  # the old names end with a schedule
+    solver, kept = _noise(sampler, eta, s_noise)
     karras = schedule is KARRAS or (schedule is AUTOMATIC and sampler.by_itself and not flow)
-    if karras and not sampler.has_karras:
-        raise _no_such_schedule(sampler, schedule, [item.name for item in SAMPLERS if item.has_karras])
-    if schedule.spacing is not None and sampler.scheduler not in SPACING:
+    if karras and not _has_karras(solver):
+        raise _no_such_schedule(sampler, schedule, [item.name for item in SAMPLERS if _has_karras(item.scheduler)])
+    if schedule.spacing is not None and solver not in SPACING:
         raise _no_such_schedule(sampler, schedule, [item.name for item in SAMPLERS if item.scheduler in SPACING])
     shown = KARRAS.label if karras else schedule.label if schedule is not AUTOMATIC else ""
     return Chosen(
-        scheduler=f"{sampler.scheduler}{KARRAS_SUFFIX}" if karras else str(sampler.scheduler),
+        scheduler=f"{solver}{KARRAS_SUFFIX}" if karras else str(solver),
         timestep_spacing=None if schedule.spacing is None else str(schedule.spacing),
-        eta=_eta(sampler, eta),
+        eta=kept,
         label=f"{sampler.name} {shown}".strip(),
     )
 
 
-def _eta(sampler: Sampler, eta: float | None) -> float | None:
-    """Solvers that draw fresh noise draw all of it, which is 1; those that draw none do not read it."""
-    if sampler.scheduler in ETA:
-        return eta
-    if eta not in (None, 1) and sampler.scheduler in (SchedulerName.EULER_A, SchedulerName.DPMPP_2M_SDE):
-        sentence = f"{ETA_FIELD}: {eta:g} is not allowed with {sampler.name}; it must be 1, or absent"
+def _own(own: SchedulerName, eta: float | None, s_noise: float | None) -> Chosen:
+    """The checkpoint's own solver and timesteps, without its fresh noise where that is asked."""
+    sampler = next(item for item in SAMPLERS if item.scheduler == own.family)
+    solver, kept = _noise(sampler, eta, s_noise)
+    end = KARRAS_SUFFIX if own.karras else ""
+    label = f"{sampler.name} {KARRAS.label if own.karras else ''}".strip()
+    return Chosen(scheduler=None if solver is own.family else f"{solver}{end}", eta=kept, label=label)
+
+
+def _has_karras(solver: SchedulerName) -> bool:
+    return f"{solver}{KARRAS_SUFFIX}" in SCHEDULERS
+
+
+def _noise(sampler: Sampler, eta: float | None, s_noise: float | None) -> tuple[SchedulerName, float | None]:
+    """The solver for so much fresh noise, and the `eta` that it reads.
+
+    Solvers that draw fresh noise draw all of it, which is 1; with 0 they are another one. Those that draw none do not read it.
+    """
+    solver = sampler.scheduler
+    if solver in ETA:
+        return solver, eta
+    if solver not in _WITHOUT_NOISE:
+        return solver, None
+    if eta == 0:
+        return _WITHOUT_NOISE[solver], None
+    if eta not in (None, 1):
+        sentence = f"{ETA_FIELD}: {eta:g} is not allowed with {sampler.name}; it must be 1, 0, or absent"
         raise ApiError(400, sentence, param=ETA_FIELD)
-    return None
+    if s_noise not in (None, 1) and solver is SchedulerName.DPMPP_2M_SDE:
+        raise ApiError(400, f"{S_NOISE}: {s_noise:g} is not allowed with {sampler.name}; it must be 1, or absent", param=S_NOISE)
+    return solver, None
 
 
 def _sampler(name: str) -> tuple[Sampler, Schedule]:
