@@ -22,6 +22,7 @@ from nereid.engines.openvino_causal import OpenVinoCausalEngine
 from nereid_export.errors import ExportError
 from nereid_export.llm import LlmEngine
 from nereid_export.llm_figures import compare_states
+from nereid_export.shown import show_llm
 
 import checkpoints as make
 from conftest import export_llm, made_once
@@ -151,8 +152,17 @@ def test_adapters_have_states_of_their_own_and_a_draft_has_none(tiny: Path, tmp_
     assert np.abs(own - plain).max() > 0.01
 
 
-def test_an_export_without_the_option_keeps_none(tiny: Path, tmp_path: Path) -> None:
-    export_llm(tiny, tmp_path / "out", "fp32")
+def test_what_rounding_costs_is_told(exported: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = json.loads((exported("openvino-int8") / "llm" / "manifest.json").read_text())
+    error = manifest["engine"]["embedding_error"]
+    assert 1e-4 < error < 0.1
+    show_llm(manifest, tmp_path)
+    assert f"embeddings: the mean of the sample's last hidden states differs by {error:.1e}" in capsys.readouterr().out
+
+
+def test_an_export_without_the_option_keeps_none(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show_llm(export_llm(tiny, tmp_path / "out", "fp32"), tmp_path)
+    assert "embeddings" not in capsys.readouterr().out
     model = onnx.load(str(tmp_path / "out" / "llm" / "1" / "model.onnx"), load_external_data=False)
     assert "hidden_states" not in {output.name for output in model.graph.output}
     assert json.loads((tmp_path / "out" / "llm" / "1" / "llm.json").read_text())["embedding_width"] == 0
