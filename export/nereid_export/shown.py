@@ -42,6 +42,8 @@ def show_llm(manifest: dict[str, Any], out: Path) -> None:
         f"{len(engine['eight_bit'])} of {len(engine['matrices'])}",
     )
     Console().print(table)
+    if "embedding_error" in engine:
+        Console().print(f"embeddings: the mean of the sample's last hidden states differs by {engine['embedding_error']:.1e}")
     if "adapters" in engine:
         _show_adapters(engine["adapters"])
     if "candidates" in manifest:

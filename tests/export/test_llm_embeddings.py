@@ -14,12 +14,15 @@ import pytest
 pytest.importorskip("openvino")
 
 from openvino_llm import engine_of as openvino_engine
+from peft_adapters import loaded, make_adapter, named
 
 from nereid.engines.kv_blocks import Piece
 from nereid.engines.onnx_causal import OnnxCausalEngine
+from nereid.engines.openvino_causal import OpenVinoCausalEngine
 from nereid_export.errors import ExportError
 from nereid_export.llm import LlmEngine
 from nereid_export.llm_figures import compare_states
+from nereid_export.shown import show_llm
 
 import checkpoints as make
 from conftest import export_llm, made_once
@@ -123,8 +126,43 @@ def test_states_of_a_call_that_is_split_are_all_there(exported: Callable[[str], 
     assert np.array_equal(again[1], states)
 
 
-def test_an_export_without_the_option_keeps_none(tiny: Path, tmp_path: Path) -> None:
-    export_llm(tiny, tmp_path / "out", "fp32")
+@pytest.mark.parametrize("engine", BOTH)
+def test_adapters_have_states_of_their_own_and_a_draft_has_none(tiny: Path, tmp_path: Path, engine: LlmEngine) -> None:
+    import torch
+    from peft import PeftModel
+
+    adapter = make_adapter(tiny, tmp_path / "sql")
+    export_llm(tiny, tmp_path / "out", "fp32", engine=engine, embeddings=True, adapters=named(sql=adapter), draft=tiny)
+    with torch.no_grad():
+        model = PeftModel.from_pretrained(loaded(tiny), adapter).eval().get_base_model()
+        wanted = model.model(torch.tensor([IDS[:40]])).last_hidden_state[0].numpy()
+    if engine is LlmEngine.ONNXRUNTIME:
+        made = onnx_engine(tmp_path / "out")
+        own, plain = (made.read_states(0, 0, IDS[:40], adapter=number).copy() for number in (1, 0))
+        draft = OnnxCausalEngine.load(tmp_path / "out" / "llm" / "1" / "draft" / "model.onnx", tokens=64)
+        assert draft.states_width == 0
+    else:
+        served = openvino_engine(tmp_path / "out")
+        pieces = [Piece((1, 2), 0, IDS[:40], keep=0, adapter=1, states=True), Piece((3, 4), 0, IDS[:40], keep=0, states=True)]
+        own, plain = np.split(served.run_with_states(pieces)[1], 2)
+        draft = OpenVinoCausalEngine.load(tmp_path / "out" / "llm" / "1" / "draft" / "model.xml", tokens=64)
+        assert draft.states_width == 0
+    np.testing.assert_allclose(own, wanted, atol=2e-5)
+    np.testing.assert_allclose(plain, states_of(tiny, IDS[:40]), atol=2e-5)
+    assert np.abs(own - plain).max() > 0.01
+
+
+def test_what_rounding_costs_is_told(exported: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = json.loads((exported("openvino-int8") / "llm" / "manifest.json").read_text())
+    error = manifest["engine"]["embedding_error"]
+    assert 1e-4 < error < 0.1
+    show_llm(manifest, tmp_path)
+    assert f"embeddings: the mean of the sample's last hidden states differs by {error:.1e}" in capsys.readouterr().out
+
+
+def test_an_export_without_the_option_keeps_none(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show_llm(export_llm(tiny, tmp_path / "out", "fp32"), tmp_path)
+    assert "embeddings" not in capsys.readouterr().out
     model = onnx.load(str(tmp_path / "out" / "llm" / "1" / "model.onnx"), load_external_data=False)
     assert "hidden_states" not in {output.name for output in model.graph.output}
     assert json.loads((tmp_path / "out" / "llm" / "1" / "llm.json").read_text())["embedding_width"] == 0

@@ -20,10 +20,10 @@ from nereid.serving.gateway.image_bodies import EditBody, ImageBody, VariationBo
 from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.messages import Message
 from nereid.serving.gateway.response_bodies import ResponsesBody
-from nereid.serving.gateway.schemas import ChatBody, CompletionBody
+from nereid.serving.gateway.schemas import ChatBody, CompletionBody, EmbeddingBody
 from nereid.serving.gateway.unused import CHAT as IN_CHAT
 from nereid.serving.gateway.unused import COMPLETIONS as IN_COMPLETIONS
-from nereid.serving.gateway.unused import EDITS, IMG2IMG, MESSAGE, SETTINGS, TXT2IMG, UNUSED_FIELDS, VARIATIONS
+from nereid.serving.gateway.unused import EDITS, EMBEDDINGS, IMG2IMG, MESSAGE, SETTINGS, TXT2IMG, UNUSED_FIELDS, VARIATIONS
 from nereid.serving.gateway.unused import IMAGES as IN_IMAGES
 from nereid.serving.gateway.unused import RESPONSES as IN_RESPONSES
 
@@ -32,13 +32,14 @@ from scripted import delta, image, texts
 from small_servers import Tensors, grpc_server
 
 CHAT, COMPLETIONS, IMAGES = "/v1/chat/completions", "/v1/completions", "/v1/images/generations"
-RESPONSES = "/v1/responses"
+RESPONSES, EMBED = "/v1/responses", "/v1/embeddings"
 EDIT, VARY, DRAW, REDRAW = "/v1/images/edits", "/v1/images/variations", "/sdapi/v1/txt2img", "/sdapi/v1/img2img"
 BODIES: dict[str, dict[str, Any]] = {
     CHAT: {"model": "llm", "messages": [{"role": "user", "content": "hello"}]},
     COMPLETIONS: {"model": "llm", "prompt": "hello"},
     IMAGES: {"model": "text_to_image", "prompt": "a box"},
     RESPONSES: {"model": "llm", "input": "hello"},
+    EMBED: {"model": "llm", "input": "hello"},
     EDIT: {"prompt": "a box"},
     VARY: {},
     DRAW: {"prompt": "a box"},
@@ -49,6 +50,7 @@ ROUTES = {
     IN_COMPLETIONS: COMPLETIONS,
     IN_IMAGES: IMAGES,
     IN_RESPONSES: RESPONSES,
+    EMBEDDINGS: EMBED,
     EDITS: EDIT,
     VARIATIONS: VARY,
     TXT2IMG: DRAW,
@@ -57,6 +59,7 @@ ROUTES = {
 SCHEMAS: dict[str, Any] = {
     CHAT: ChatBody,
     COMPLETIONS: CompletionBody,
+    EMBED: EmbeddingBody,
     IMAGES: ImageBody,
     RESPONSES: ResponsesBody,
     EDIT: EditBody,
