@@ -90,5 +90,6 @@ def _run(words: Sequence[str], folder: Path) -> str:
         raise EnvironmentFaultError(f"its environment was not made within {_LONGEST} seconds") from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise EnvironmentFaultError(f"its environment cannot be made: {' '.join(lines[-1:])[:300]}")
+        told = [line for line in lines if "error" in line.lower()] or lines  # warnings may come after it
+        raise EnvironmentFaultError(f"its environment cannot be made: {' '.join(told[-1:])[:300]}")
     return done.stdout

@@ -169,6 +169,12 @@ def test_an_environment_that_cannot_be_made_is_one_sentence(
         program_of(CLIENTS[0], tmp_path)
 
 
+def test_the_reason_is_the_installers_error_and_not_its_last_warning(tmp_path: Path) -> None:
+    code = "import sys; sys.stderr.write('ERROR: no version of it\\nWARNING: there is a newer pip\\n'); sys.exit(1)"
+    with pytest.raises(EnvironmentFaultError, match=r"cannot be made: ERROR: no version of it$"):
+        client_environments._run([sys.executable, "-c", code], tmp_path)
+
+
 def test_without_node_its_clients_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("client_environments.shutil.which", lambda name: None)
     (client,) = [client for client in CLIENTS if client.name == "openai-node"]
