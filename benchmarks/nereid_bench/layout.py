@@ -148,9 +148,10 @@ def layout(plan: LayoutPlan, say: Say) -> list[dict[str, Any]]:
         say(f"{plan.dit.name}: timing {len(parts) + 1} kinds of steps")
         costs = step_costs(plan.dit, shares_of(plan))
         skipping = Way(name=f"MLPs of {plan.kept_tokens:.0%} of the tokens", steps=plan.steps)
-        skipped = {BranchEngine.COMPUTED: skipping_cost(plan.dit, plan.kept_tokens)}
-        for way, its in [*((way, costs) for way in found), (skipping, skipped)]:
-            rows[f"{plan.dit.name}: {way.name}"] = dit_row(plan.dit, way, sections, its)
+        for way in found:
+            rows[f"{plan.dit.name}: {way.name}"] = dit_row(plan.dit, way, sections, costs)
+        skipped: dict[StrEnum, StepCost] = {BranchEngine.COMPUTED: skipping_cost(plan.dit, plan.kept_tokens)}
+        rows[f"{plan.dit.name}: {skipping.name}"] = dit_row(plan.dit, skipping, sections, skipped)
     columns = list(rows[found[0].name])
     return [{column: row.get(column) for column in columns} for row in rows.values()]
 
@@ -249,8 +250,10 @@ def _scored(score: LayoutScore) -> dict[str, Any]:
 
 def components(plan: LayoutPlan) -> dict[StrEnum, Component]:
     """What the kinds of steps call: the engines that reuse branches, and the slices."""
-    found: dict[StrEnum, Component] = {**branch_components(plan.checkpoint)}
-    return found | width_components(plan.checkpoint)[0] if plan.dynamic else found
+    found = dict[StrEnum, Component](branch_components(plan.checkpoint).items())
+    if plan.dynamic:
+        found.update(width_components(plan.checkpoint)[0].items())
+    return found
 
 
 def shares_of(plan: LayoutPlan) -> dict[WidthEngine, list[Share]]:

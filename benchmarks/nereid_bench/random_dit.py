@@ -114,7 +114,7 @@ def step_costs(sizes: DitSizes, widths: Mapping[WidthEngine, Sequence[Share]] | 
 
     Where that one has another number of blocks, those in the same place have the same shares.
     """
-    found: dict[StrEnum, StepCost] = {**_reusing(sizes)}
+    found = dict[StrEnum, StepCost](_reusing(sizes).items())
     for width, shares in (widths or {}).items():
         torch.manual_seed(0)
         blocks = [_narrow(sizes, shares[number * len(shares) // sizes.layers]) for number in range(sizes.layers)]

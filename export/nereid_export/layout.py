@@ -177,10 +177,10 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
     checkpoint, general = LayoutCheckpoint.open(options.checkpoint), options.general()
     part, others, table = checkpoint.component(), dict[StrEnum, Component](), None
     if options.cache:
-        others |= checkpoint.branches()
+        others.update(checkpoint.branches().items())
     if options.widths:
         slices, table = checkpoint.widths()
-        others |= slices
+        others.update(slices.items())
     target = Target(
         precision=Precision.FP32,
         device=Device.CPU,

@@ -132,9 +132,12 @@ def test_ranges_end_where_what_is_open_changes_most() -> None:
 
 def test_routers_settle_to_widths_of_ranges_and_leave_every_block_something(checkpoint: Path, tmp_path: Path) -> None:
     network = routed(checkpoint)
+    for flops in (0.4, 0.7):
+        network.settle(flops)
+        assert network.flops(network.settled_gates(torch.arange(1000.0))).item() == pytest.approx(flops, abs=0.03)
     with torch.no_grad():
         network.router.bias[:3] = -100  # all heads of the first block
-    network.settle()
+    network.settle(0.4)
     widths = network.widths
     assert 1 < len(widths) <= 3
     bounds = [width.up_to for width in widths]

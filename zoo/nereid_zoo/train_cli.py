@@ -261,7 +261,7 @@ def _require_peft(sentence: str, option: str) -> None:
         raise typer.BadParameter(f"{sentence} peft; install it with `pip install -e './zoo[lora]'`", param_hint=option)
 
 
-def _trained(work: Callable[[], None]) -> None:
+def _trained(work: Callable[[], object]) -> None:
     try:
         work()
     except StageError as error:

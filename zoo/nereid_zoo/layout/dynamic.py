@@ -104,7 +104,7 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """B to B x layers x (heads + groups): what is above 0 is open. What the routers learn leaves the embedding as it is."""
         embedded = self.transformer.time_embed(time_waves(timesteps, self.router.in_features))
         made: Tensor = GAIN * self.router(functional.silu(embedded).detach())
-        return made.unflatten(1, (self.layers, self.heads + self.groups))
+        return made.reshape(-1, self.layers, self.heads + self.groups)
 
     @property
     def unit_flops(self) -> Tensor:
@@ -128,19 +128,35 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError("it has routers and no widths; train it to the end")
         return tuple(Width.parse(its) for its in self.config["widths"])
 
-    def settle(self, most: int = MOST_WIDTHS) -> None:
-        """Divide the timesteps into `most` ranges at most, each with what the routers leave open there."""
+    def settle(self, flops: float, most: int = MOST_WIDTHS) -> None:
+        """Divide the timesteps into `most` ranges at most, each with what its timesteps' routers open first, on average.
+
+        As much is open as takes this share of the blocks' FLOPs, on average over evenly spaced timesteps. A head and a group of
+        each block are, in any case.
+        """
         timesteps = (torch.arange(GRID) + 0.5) * 1000 / GRID
         with torch.no_grad():
             chances = self.logits(timesteps.to(self.router.weight)).sigmoid().cpu()
-        ends = ranges((chances > 0.5).flatten(1), self.unit_flops.repeat(self.layers), most)
-        widths, start = [], 0
-        for end in ends:
-            blocks = [(_left(block[:, : self.heads]), _left(block[:, self.heads :])) for block in chances[start:end].unbind(1)]
+        level = self._level(chances, torch.ones(GRID), flops)
+        ends = ranges((chances > level).flatten(1), self.unit_flops.repeat(self.layers), most)
+        lengths = torch.tensor([end - start for start, end in zip([0, *ends], ends, strict=False)])
+        means = torch.stack([its.mean(0) for its in chances.split(lengths.tolist())])
+        level = self._level(means, lengths, flops)
+        widths = []
+        for end, width in zip(ends, means, strict=True):
+            blocks = [(_above(block[: self.heads], level), _above(block[self.heads :], level)) for block in width]
             up_to = None if end == GRID else end * 1000 / GRID
             widths.append({"up_to": up_to, "heads": [its[0] for its in blocks], "groups": [its[1] for its in blocks]})
-            start = end
         self.register_to_config(widths=widths)
+
+    def _level(self, chances: Tensor, weights: Tensor, flops: float) -> float:
+        """The chance above which units take this share of the blocks' FLOPs, where rows of them count by weights."""
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            shares = ((chances > middle) * self.unit_flops).sum((1, 2))
+            low, high = (middle, high) if float((shares * weights).sum() / weights.sum()) > flops else (low, middle)
+        return high
 
     def gates_of(self, width: Width) -> Tensor:
         """layers x (heads + groups): 1 for what the width has."""
@@ -268,10 +284,9 @@ def ranges(opened: Tensor, weights: Tensor, most: int) -> list[int]:
     return ends
 
 
-def _left(chances: Tensor) -> list[int]:
-    """Of timesteps x units, those that most timesteps open, and one at least."""
-    open_ = ((chances > 0.5).float().mean(0) >= 0.5).nonzero().flatten().tolist()
-    return open_ or [int(chances.mean(0).argmax())]
+def _above(chances: Tensor, level: float) -> list[int]:
+    """Units with chances above this, and one at least."""
+    return (chances > level).nonzero().flatten().tolist() or [int(chances.argmax())]
 
 
 def load_dynamic(folder: Path) -> DynamicLayoutTransformer:

@@ -102,7 +102,7 @@ def _write(
 ) -> None:
     fitted = fit(plan, teacher, network.to(plan.device), routing=routing).to("cpu")
     if routing:
-        fitted.settle()
+        fitted.settle(plan.flops)
     fitted.save_pretrained(folder)
 
 
