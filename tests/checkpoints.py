@@ -248,3 +248,23 @@ def make_layout(folder: Path, **size: int) -> Path:
                 parameter.normal_(std=0.1)
     save(transformer, folder)
     return folder
+
+
+def make_dynamic_layout(folder: Path, **size: int) -> Path:
+    """The same with a dynamic transformer beside it, of three widths and with weights of its own."""
+    from nereid_zoo.layout.dynamic import DynamicLayoutTransformer
+    from nereid_zoo.layout.dynamic_train import save_dynamic
+    from nereid_zoo.layout.model import load
+
+    make_layout(folder, **size)
+    network = DynamicLayoutTransformer.of(load(folder), groups=6)
+    with torch.no_grad():
+        network.transformer.last.weight.mul_(1.1)
+    widths = [
+        {"up_to": 200.0, "heads": [[0, 1, 2], [1]], "groups": [[0, 1, 2, 3, 4, 5], [0, 3]]},
+        {"up_to": 500.0, "heads": [[2], [0, 2]], "groups": [[5], [0, 1, 2]]},
+        {"up_to": None, "heads": [[0, 1, 2], [0, 1, 2]], "groups": [[0, 1, 2, 3, 4], [*range(6)]]},
+    ]
+    network.register_to_config(widths=widths)
+    save_dynamic(network, folder, folder)
+    return folder

@@ -1,9 +1,9 @@
-"""What reusing branches of the layout transformer saves, beside fewer steps: FLOPs, time, pass rate, and a server under load.
+"""What computing less of the layout transformer saves, beside fewer steps: FLOPs, time, pass rate, and a server under load.
 
 Every way is measured on the same held-out briefs with the same seeds, by the engines of one repository. FLOPs are counted in the
 transformer's graph as PyTorch runs it, at the number of tokens that a section is padded to. A transformer of 3 M parameters on 32
 tokens hides what such methods bring, so the same schedules are also timed on a random one of DiT-XL/2's sizes: its weights mean
-nothing, and neither would a pass rate.
+nothing, and neither would a pass rate. That one's MLPs pass over tokens as well, which no exported model does.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import shutil
 import statistics
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nereid.diffusion.branch_cache import BranchEngine, KeptBranches, Plans
+from nereid.diffusion.dynamic_width import WidthEngine, WidthTable
 from nereid.diffusion.feature_cache import Level
 from nereid.flow.noise import derived_seed
 from nereid.layout.complexity import AdaptiveSteps
@@ -27,7 +29,7 @@ from nereid.layout.elements import Box, Section
 from nereid.layout.tokens import BUCKETS, bucket_of
 from nereid_bench.compare import Say
 from nereid_bench.layout_load import alone, arriving, asked_for, sustained
-from nereid_bench.random_dit import DitSizes, StepCost, count_flops, step_costs
+from nereid_bench.random_dit import DitSizes, Share, StepCost, count_flops, skipping_cost, step_costs
 from nereid_bench.servers import serving
 from nereid_bench.turns import turned
 from nereid_client import Client
@@ -39,7 +41,9 @@ from nereid_export.layout import LayoutCheckpoint, LayoutExportOptions, export_l
 from nereid_export.layout_calibrate import CalibrateLayoutOptions, calibrate_layout
 from nereid_export.layout_drawing import LayoutDrawer
 from nereid_export.resume import VERSIONED, Record, resume_key
-from nereid_zoo.layout.component import PLACES, TOKENS, branch_components
+from nereid_zoo.layout.component import PLACES, TOKENS, branch_components, width_components
+from nereid_zoo.layout.draw import DYNAMIC
+from nereid_zoo.layout.dynamic import load_dynamic
 from nereid_zoo.layout.score import CHECKPOINT, LayoutScore, held_out_sections, score_layouts
 
 LAYOUT = "layout"
@@ -69,17 +73,28 @@ class LayoutPlan:
     """In which all ways take turns; medians are told."""
     served: bool = True
     dit: DitSizes | None = field(default_factory=DitSizes)
+    kept_tokens: float = 0.63
+    """Share of the tokens that an MLP has where it passes over the others."""
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether the checkpoint has a transformer with dynamic width, too."""
+        return (self.checkpoint / DYNAMIC).is_dir()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """One way to draw: steps, which may go by a section's complexity, and what of a transformer is reused between them."""
+    """One way to draw: steps, which may go by a section's complexity, and what of a transformer is reused between them, or which
+    slice of it computes them, by their timesteps."""
 
     name: str
     steps: int
     cache: str = "off"
     plans: Plans | None = None
     adaptive: AdaptiveSteps | None = None
+    widths: WidthTable | None = None
+    timesteps: Callable[[int], Iterable[float]] = lambda steps: ()
+    """Of a run of so many steps."""
 
     def steps_of(self, section: Section) -> int:
         return self.steps if self.adaptive is None else self.adaptive.steps(section)
@@ -87,10 +102,15 @@ class Way:
     @property
     def asked(self) -> dict[str, Any]:
         """Options of a request."""
-        return {"num_inference_steps": self.steps, "cache": self.cache} if self.adaptive is None else {"effort": "adaptive"}
+        asked: dict[str, Any] = {"num_inference_steps": self.steps, "cache": self.cache}
+        if self.adaptive is not None:
+            asked = {"effort": "adaptive"}
+        return asked if self.widths is None else {**asked, "transformer_width": "dynamic"}
 
-    def engines(self, steps: int) -> Counter[BranchEngine]:
+    def engines(self, steps: int) -> Counter[StrEnum]:
         """Of so many steps, how many each engine takes; the whole transformer counts as the one that computes everything."""
+        if self.widths is not None:
+            return Counter(self.widths.engine(float(timestep)) for timestep in self.timesteps(steps))
         if self.plans is None:
             return Counter({BranchEngine.COMPUTED: steps})
         return Counter(
@@ -100,7 +120,8 @@ class Way:
     @property
     def reused(self) -> float:
         """Percent of all branches of all steps."""
-        reused = sum(len(engine.reused) * count for engine, count in self.engines(self.steps).items())
+        engines = self.engines(self.steps).items()
+        reused = sum(len(engine.reused) * count for engine, count in engines if isinstance(engine, BranchEngine))
         return 100 * reused / (2 * self.steps)
 
 
@@ -110,8 +131,9 @@ def layout(plan: LayoutPlan, say: Say) -> list[dict[str, Any]]:
     drawer = LayoutDrawer.of(repository / LAYOUT)
     sections = held_out_sections(plan.briefs).sections
     found = ways(plan, drawer)
-    say(f"counting FLOPs of {len(BranchEngine)} kinds of steps")
-    flops = layout_flops(plan.checkpoint, {bucket_of(len(section)) for section in sections})
+    parts = components(plan)
+    say(f"counting FLOPs of {len(parts)} kinds of steps")
+    flops = layout_flops(parts, {bucket_of(len(section)) for section in sections})
     rows: dict[str, dict[str, Any]] = {}
     for way in found:
         say(f"{way.name}: drawing {len(sections)} held-out sections")
@@ -123,10 +145,13 @@ def layout(plan: LayoutPlan, say: Say) -> list[dict[str, Any]]:
             for name, its in loaded(plan, client, found, sections, say).items():
                 rows[name] |= its
     if plan.dit is not None:
-        say(f"{plan.dit.name}: timing {len(BranchEngine)} kinds of steps")
-        costs = step_costs(plan.dit)
+        say(f"{plan.dit.name}: timing {len(parts) + 1} kinds of steps")
+        costs = step_costs(plan.dit, shares_of(plan))
+        skipping = Way(name=f"MLPs of {plan.kept_tokens:.0%} of the tokens", steps=plan.steps)
         for way in found:
             rows[f"{plan.dit.name}: {way.name}"] = dit_row(plan.dit, way, sections, costs)
+        skipped: dict[StrEnum, StepCost] = {BranchEngine.COMPUTED: skipping_cost(plan.dit, plan.kept_tokens)}
+        rows[f"{plan.dit.name}: {skipping.name}"] = dit_row(plan.dit, skipping, sections, skipped)
     columns = list(rows[found[0].name])
     return [{column: row.get(column) for column in columns} for row in rows.values()]
 
@@ -135,9 +160,15 @@ def layout(plan: LayoutPlan, say: Say) -> list[dict[str, Any]]:
 
 
 def exported(plan: LayoutPlan, say: Say) -> Path:
-    """A repository with engines that reuse branches, exported and calibrated unless an earlier run has done so."""
+    """A repository with engines that reuse branches, and slices where the checkpoint has them, exported and calibrated unless an
+    earlier run has done so."""
     options = LayoutExportOptions(
-        checkpoint=plan.checkpoint, out=plan.work / "repository", engine=plan.engine, threads=plan.threads, cache=True
+        checkpoint=plan.checkpoint,
+        out=plan.work / "repository",
+        engine=plan.engine,
+        threads=plan.threads,
+        cache=True,
+        widths=plan.dynamic,
     )
     packages = [*VERSIONED, *(name for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name))]
     key = resume_key(options, LayoutCheckpoint.open(plan.checkpoint).digest(), packages, without_effect=("checkpoint", "out"))
@@ -163,16 +194,26 @@ def exported(plan: LayoutPlan, say: Say) -> Path:
 
 
 def ways(plan: LayoutPlan, drawer: LayoutDrawer) -> list[Way]:
-    """All off, fewer steps, each calibrated level at all steps, and steps by complexity."""
-    branches = drawer.model.facts.branches
+    """All off, fewer steps, each calibrated level at all steps, steps by complexity, and dynamic width, with fewer steps, too."""
+    facts = drawer.model.facts
+    branches = facts.branches
     assert branches is not None
     calibration = next(its for its in branches.calibrations if its.steps == plan.steps)
     found = [Way(name="off", steps=plan.steps)]
     found += [Way(name=f"{steps} steps", steps=steps) for steps in plan.fewer]
     found += [Way(name=f"cache {level}", steps=plan.steps, cache=str(level), plans=calibration.plans(level)) for level in Level]
-    if (adaptive := drawer.model.facts.adaptive) is not None:
+    if (adaptive := facts.adaptive) is not None:
         found.append(Way(name="adaptive steps", steps=plan.steps, adaptive=adaptive))
+    if facts.widths is not None:
+        for steps in (plan.steps, *plan.fewer):
+            name = "dynamic width" if steps == plan.steps else f"dynamic width, {steps} steps"
+            found.append(Way(name=name, steps=steps, widths=facts.widths, timesteps=partial(_timesteps, drawer)))
     return found
+
+
+def _timesteps(drawer: LayoutDrawer, steps: int) -> list[float]:
+    made: list[float] = drawer.table(drawer.model.facts.scheduler, steps).timesteps.tolist()
+    return made
 
 
 def _draw(drawer: LayoutDrawer, way: Way, sections: Sequence[Section], seeds: Sequence[int]) -> list[list[Box]]:
@@ -180,7 +221,8 @@ def _draw(drawer: LayoutDrawer, way: Way, sections: Sequence[Section], seeds: Se
     for steps in {way.steps_of(section) for section in sections}:
         places = [place for place, section in enumerate(sections) if way.steps_of(section) == steps]
         table = drawer.table(drawer.model.facts.scheduler, steps)
-        drawn = drawer.draw([sections[place] for place in places], [seeds[place] for place in places], table, way.plans)
+        own, numbers = [sections[place] for place in places], [seeds[place] for place in places]
+        drawn = drawer.draw(own, numbers, table, way.plans, widths=way.widths)
         for place, boxes in zip(places, drawn, strict=True):
             made[place] = boxes
     return made
@@ -206,14 +248,36 @@ def _scored(score: LayoutScore) -> dict[str, Any]:
     }
 
 
-def layout_flops(checkpoint: Path, tokens: Collection[int]) -> dict[BranchEngine, dict[int, float]]:
+def components(plan: LayoutPlan) -> dict[StrEnum, Component]:
+    """What the kinds of steps call: the engines that reuse branches, and the slices."""
+    found = dict[StrEnum, Component](branch_components(plan.checkpoint).items())
+    if plan.dynamic:
+        found.update(width_components(plan.checkpoint)[0].items())
+    return found
+
+
+def shares_of(plan: LayoutPlan) -> dict[WidthEngine, list[Share]]:
+    """Of each slice, what its blocks have of the transformer's heads and MLP channels."""
+    if not plan.dynamic:
+        return {}
+    network = load_dynamic(plan.checkpoint)
+    return {
+        engine: [
+            (len(heads) / network.heads, len(groups) / network.groups)
+            for heads, groups in zip(width.heads, width.groups, strict=True)
+        ]
+        for engine, width in network.named_widths().items()
+    }
+
+
+def layout_flops(parts: Mapping[StrEnum, Component], tokens: Collection[int]) -> dict[StrEnum, dict[int, float]]:
     """Of a step of each kind with each of these numbers of tokens."""
 
     def counted(component: Component) -> dict[int, float]:
         module, sizes = component.load(), {count: {TOKENS: count, PLACES: 1 + count} for count in tokens}
         return {count: count_flops(module, tuple(random_inputs(component, 1, its, 1).values())) for count, its in sizes.items()}
 
-    return {engine: counted(part) for engine, part in branch_components(checkpoint).items()}
+    return {engine: counted(part) for engine, part in parts.items()}
 
 
 def timed(
@@ -234,7 +298,7 @@ def timed(
     }
 
 
-def _row(model: str, way: Way, sections: Sequence[Section], flops: Mapping[BranchEngine, Mapping[int, float]]) -> dict[str, Any]:
+def _row(model: str, way: Way, sections: Sequence[Section], flops: Mapping[StrEnum, Mapping[int, float]]) -> dict[str, Any]:
     steps = [way.steps_of(section) for section in sections]
     taken = [
         sum(flops[engine][bucket_of(len(section))] * times for engine, times in way.engines(count).items())
@@ -251,7 +315,7 @@ def _row(model: str, way: Way, sections: Sequence[Section], flops: Mapping[Branc
     }
 
 
-def dit_row(sizes: DitSizes, way: Way, sections: Sequence[Section], costs: Mapping[BranchEngine, StepCost]) -> dict[str, Any]:
+def dit_row(sizes: DitSizes, way: Way, sections: Sequence[Section], costs: Mapping[StrEnum, StepCost]) -> dict[str, Any]:
     """Of a whole run, the mean over these sections' runs: what a step of each kind costs, times the steps of its kind."""
     flops = {engine: dict.fromkeys(BUCKETS, cost.flops) for engine, cost in costs.items()}
     taken = [

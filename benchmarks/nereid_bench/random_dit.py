@@ -1,12 +1,14 @@
-"""A diffusion transformer with random weights, of DiT-XL/2's sizes (675 M parameters, 256 tokens), whose branches can be reused.
+"""A diffusion transformer with random weights, of DiT-XL/2's sizes (675 M parameters, 256 tokens), with less of it computed.
 
-What it draws means nothing: it is here for the time and the arithmetic of a step in which attention or MLP is not computed.
+What it draws means nothing: it is here for the time and the arithmetic of a step in which attention or MLP is reused, heads and
+channels are cut out, or the MLPs pass over tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
 
 import torch
@@ -15,8 +17,11 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from nereid.diffusion.branch_cache import Branch, BranchEngine
+from nereid.diffusion.dynamic_width import WidthEngine
 from nereid_export.timing import median_milliseconds
+from nereid_zoo.layout.dynamic import NarrowBlock
 from nereid_zoo.layout.model import Block, Branches, time_waves
+from nereid_zoo.layout.skipping import SkippingBlock
 
 _MEASURED_SECONDS = 3.0
 _MOST_TIMES = 5
@@ -37,12 +42,16 @@ class DitSizes:
         return f"random DiT, {self.layers} x {self.width}, {self.tokens} tokens"
 
 
+Share = tuple[float, float]
+"""Of a block's heads, and of its MLP's channels."""
+
+
 class _DitBlock(nn.Module):
     """The layout transformer's block, with adaLN-zero's own linear layer."""
 
-    def __init__(self, sizes: DitSizes) -> None:
+    def __init__(self, sizes: DitSizes, block: Block) -> None:
         super().__init__()
-        self.block = Block(sizes.width, sizes.heads, 4)
+        self.block = block
         self.condition = nn.Linear(sizes.width, 6 * sizes.width)
 
     def forward(self, x: Tensor, condition: Tensor, kept: Branches) -> tuple[Tensor, Branches]:
@@ -54,15 +63,19 @@ _NO_BIAS = torch.zeros(1)
 
 
 class RandomDit(nn.Module):
-    """Patches B x tokens x patch and timesteps B, to noise and variance; gives and takes branches as `LayoutTransformer` does."""
+    """Patches B x tokens x patch and timesteps B, to noise and variance; gives and takes branches as `LayoutTransformer` does.
 
-    def __init__(self, sizes: DitSizes) -> None:
+    `blocks` are all of its blocks where they are other than whole ones.
+    """
+
+    def __init__(self, sizes: DitSizes, blocks: Sequence[Block] | None = None) -> None:
         super().__init__()
+        blocks = [Block(sizes.width, sizes.heads, 4) for _ in range(sizes.layers)] if blocks is None else blocks
         self.sizes = sizes
         self.embed = nn.Linear(sizes.patch, sizes.width)
         self.places = nn.Parameter(torch.zeros(sizes.tokens, sizes.width))
         self.time_embed = nn.Sequential(nn.Linear(256, sizes.width), nn.SiLU(), nn.Linear(sizes.width, sizes.width))
-        self.blocks = nn.ModuleList(_DitBlock(sizes) for _ in range(sizes.layers))
+        self.blocks = nn.ModuleList(_DitBlock(sizes, block) for block in blocks)
         self.norm = nn.LayerNorm(sizes.width, elementwise_affine=False, eps=1e-6)
         self.last_condition = nn.Linear(sizes.width, 2 * sizes.width)
         self.last = nn.Linear(sizes.width, 2 * sizes.patch)
@@ -96,19 +109,55 @@ class StepCost:
     milliseconds: float
 
 
-def step_costs(sizes: DitSizes) -> Mapping[BranchEngine, StepCost]:
-    """Of a step that computes everything, and of those that reuse."""
+def step_costs(sizes: DitSizes, widths: Mapping[WidthEngine, Sequence[Share]] | None = None) -> dict[StrEnum, StepCost]:
+    """Of a step that computes everything, of those that reuse, and of slices that have these shares of a transformer's blocks.
+
+    Where that one has another number of blocks, those in the same place have the same shares.
+    """
+    found = dict[StrEnum, StepCost](_reusing(sizes).items())
+    for width, shares in (widths or {}).items():
+        torch.manual_seed(0)
+        blocks = [_narrow(sizes, shares[number * len(shares) // sizes.layers]) for number in range(sizes.layers)]
+        transformer = RandomDit(sizes, blocks).eval()
+        inputs = transformer.inputs(BranchEngine.COMPUTED)
+        found[width] = StepCost(count_flops(transformer, inputs), _milliseconds(transformer, inputs))
+    return found
+
+
+def skipping_cost(sizes: DitSizes, share: float) -> StepCost:
+    """Of a step whose MLPs have about this share of the tokens, of one row of normal patches."""
+    torch.manual_seed(0)
+    blocks = [SkippingBlock(sizes.width, sizes.heads, 4) for _ in range(sizes.layers)]
+    transformer = RandomDit(sizes, blocks).eval()
+    _, timestep, kept = transformer.inputs(BranchEngine.COMPUTED)
+    patches = torch.randn(1, sizes.tokens, sizes.patch)
+    with torch.inference_mode():
+        for block in blocks:
+            block.keep(share)
+        transformer(patches, timestep)
+        for block in blocks:
+            block.keep(None)
+    inputs = (patches, timestep, kept)
+    return StepCost(count_flops(transformer, inputs), _milliseconds(transformer, inputs))
+
+
+def _narrow(sizes: DitSizes, share: Share) -> NarrowBlock:
+    heads, channels = (max(1, round(part * whole)) for part, whole in zip(share, (sizes.heads, 4 * sizes.width), strict=True))
+    return NarrowBlock(sizes.width, sizes.heads, range(heads), channels)
+
+
+def _milliseconds(transformer: RandomDit, inputs: tuple[Tensor, Tensor, Branches]) -> float:
+    with torch.inference_mode():
+        return median_milliseconds(partial(transformer, *inputs), _MEASURED_SECONDS, _MOST_TIMES)
+
+
+def _reusing(sizes: DitSizes) -> dict[BranchEngine, StepCost]:
     torch.manual_seed(0)
     with torch.device("meta"):
         shape = RandomDit(sizes)
     flops = {engine: count_flops(shape, shape.inputs(engine)) for engine in BranchEngine}
     transformer = RandomDit(sizes).eval()
-    times = {}
-    with torch.inference_mode():
-        for engine in BranchEngine:
-            step = partial(transformer, *transformer.inputs(engine))
-            times[engine] = median_milliseconds(step, _MEASURED_SECONDS, _MOST_TIMES)
-    return {engine: StepCost(flops[engine], times[engine]) for engine in BranchEngine}
+    return {engine: StepCost(flops[engine], _milliseconds(transformer, transformer.inputs(engine))) for engine in BranchEngine}
 
 
 def count_flops(module: nn.Module, inputs: tuple[object, ...]) -> float:

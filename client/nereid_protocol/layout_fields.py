@@ -12,6 +12,7 @@ _INT32_MAX = 2**31 - 1
 
 FORMATS = ("json", "css", "figma", "svg")
 EFFORTS = ("full", "adaptive")
+WIDTHS = ("full", "dynamic")
 
 
 def _of_layouts(field: Field, *, gateway: bool = False) -> Field:
@@ -105,6 +106,15 @@ LAYOUT_FIELDS: tuple[Field, ...] = (
         default="off",
         models=_LAYOUT,
         option="--cache",
+        gateway=True,
+    ),
+    Field(
+        name="transformer_width",
+        dtype=DType.STRING,
+        help="full; or dynamic, which leaves out what of the transformer a step's noise level can do without.",
+        default="full",
+        models=_LAYOUT,
+        option="--transformer-width",
         gateway=True,
     ),
     Field(

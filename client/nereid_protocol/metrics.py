@@ -150,6 +150,11 @@ LAYOUT_BRANCHES = _counter(
     "branch",
     "how",
 )
+LAYOUT_WIDTHS = _counter(
+    "nereid_layout_widths_total",
+    "Steps of layouts with dynamic width, by the slice of the transformer that computed them (narrow, medium, wide)",
+    "width",
+)
 LAYOUT_CHECKS = _counter(
     "nereid_layout_answers_total", "Answers by their checks: passed, or with an error left after repair", "passed"
 )
@@ -159,6 +164,7 @@ LAYOUT_METRICS = (
     LAYOUT_WORKER_DEATHS,
     LAYOUT_DEGRADED,
     LAYOUT_BRANCHES,
+    LAYOUT_WIDTHS,
     LAYOUT_CHECKS,
 )
 

@@ -12,10 +12,12 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from nereid.diffusion.branch_cache import Branch, BranchEngine
+from nereid.diffusion.dynamic_width import WidthEngine, WidthTable
 from nereid.diffusion.solvers import ScheduleError, SchedulerConfig
 from nereid.layout.settings import ENGINE_FILES, LAYOUT_FILE
 from nereid_export import configs
@@ -37,6 +39,8 @@ from nereid_export.publish import adopt, destination, locked, publish, readable_
 HOME = "layout"
 _CLASS, _ARCHITECTURE = "LayoutPipeline", ["nereid_zoo.layout.model", "LayoutTransformer"]
 _PARTS = ("transformer", "scheduler")
+_DYNAMIC = "dynamic_transformer"
+"""Where the weights of slices lie, in a folder as `nereid zoo train layout-dynamic` writes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +55,8 @@ class LayoutExportOptions:
     """Of one call; the library's own choice where 0. Several are tried with engine auto."""
     cache: bool = False
     """Whether there are engines, too, that reuse branches of earlier steps."""
+    widths: bool = False
+    """Whether there are engines, too, that are slices of a transformer with dynamic width."""
     name: str = ""
 
     def general(self) -> ExportOptions:
@@ -85,8 +91,9 @@ class LayoutCheckpoint:
         for part in _PARTS:
             if not (folder / part).is_dir():
                 raise ExportError(f"{folder} has no {part}/, which a {_CLASS} needs")
-        read_json(folder / "transformer" / "config.json")
-        check_weights(folder / "transformer")
+        for part in _weighty(folder):
+            read_json(folder / part / "config.json")
+            check_weights(folder / part)
         scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
         try:
             flow = SchedulerConfig.from_diffusers(scheduler).flow
@@ -101,7 +108,8 @@ class LayoutCheckpoint:
         """SHA-256 over all files that are read, names included."""
         total = hashlib.sha256()
         files = [self.folder / "model_index.json"]
-        files += [file for part in _PARTS for file in sorted((self.folder / part).iterdir()) if file.is_file()]
+        parts = (*_weighty(self.folder), "scheduler")
+        files += [file for part in parts for file in sorted((self.folder / part).iterdir()) if file.is_file()]
         for file in files:
             total.update(f"{file.relative_to(self.folder)}\0{file_digest(file)}".encode())
         return total.hexdigest()
@@ -121,8 +129,24 @@ class LayoutCheckpoint:
             from nereid_zoo.layout.component import branch_components
         return {engine: self._understood(part) for engine, part in branch_components(self.folder).items()}
 
+    def widths(self) -> tuple[dict[WidthEngine, Component], WidthTable]:
+        """The slices, and which of them a timestep calls; raises ExportError as `component` does, and where there are none."""
+        if _DYNAMIC not in _weighty(self.folder):
+            raise ExportError(
+                f"--widths: {self.folder} is not allowed; it has no {_DYNAMIC}/, which `nereid zoo train layout-dynamic` writes"
+            )
+        with architecture("nereid export layout"):
+            from nereid_zoo.layout.component import width_components
+        parts, table = _understood(self.folder / _DYNAMIC, lambda: width_components(self.folder))
+        return {engine: self._understood(part) for engine, part in parts.items()}, table
+
     def _understood(self, part: Component) -> Component:
-        return replace(part, load=lambda: _understood(self.folder, part.load))
+        return replace(part, load=lambda: _understood(self.folder / part.source, part.load))
+
+
+def _weighty(folder: Path) -> tuple[str, ...]:
+    """Parts that have weights."""
+    return ("transformer", _DYNAMIC) if (folder / _DYNAMIC).is_dir() else ("transformer",)
 
 
 @contextmanager
@@ -137,7 +161,7 @@ def architecture(command: str) -> Iterator[None]:
 
 
 def _understood(folder: Path, load: Callable[[], Any]) -> Any:
-    with understood(folder / "transformer"):
+    with understood(folder):
         return load()
 
 
@@ -151,7 +175,12 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
     check_name(options.name)
     options = replace(options, out=destination(options.out))
     checkpoint, general = LayoutCheckpoint.open(options.checkpoint), options.general()
-    part, branches = checkpoint.component(), checkpoint.branches() if options.cache else {}
+    part, others, table = checkpoint.component(), dict[StrEnum, Component](), None
+    if options.cache:
+        others.update(checkpoint.branches().items())
+    if options.widths:
+        slices, table = checkpoint.widths()
+        others.update(slices.items())
     target = Target(
         precision=Precision.FP32,
         device=Device.CPU,
@@ -168,7 +197,7 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
         auto = Auto.of(general, {part.name: part}, {part.name: target}, guided=False)
     else:
         BUILDERS[options.engine].require(target)
-    count = (1 if auto is None else len(auto.targets)) + len(branches)
+    count = (1 if auto is None else len(auto.targets)) + len(others)
     progress.total(2 * count + 2 + (auto is not None))
     progress.step("reading the checkpoint")
     digest = checkpoint.digest()
@@ -185,14 +214,14 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
                 auto.measure(progress)
                 (built,) = auto.elect(progress.detail)
             chosen = replace(general, engine=built.engine)
-            reusing = {
+            further = {
                 engine: build(
                     its, built.engine, built.target, digest, chosen, staging / "engines" / its.name, Calibration(), progress
                 )
-                for engine, its in branches.items()
+                for engine, its in others.items()
             }
             progress.step("publishing the repository")
-            manifest = _assemble(checkpoint, digest, options, built, reusing, auto, staging / "repository")
+            manifest = _assemble(checkpoint, digest, options, built, further, table, auto, staging / "repository")
             publish(staging / "repository", options.out)
             shutil.rmtree(staging)
     return manifest
@@ -203,14 +232,15 @@ def _assemble(
     digest: str,
     options: LayoutExportOptions,
     built: Built,
-    reusing: Mapping[BranchEngine, Built],
+    further: Mapping[StrEnum, Built],
+    table: WidthTable | None,
     auto: Auto | None,
     repository: Path,
 ) -> dict[str, Any]:
     """Lay the whole repository out, other models of `out` included; returns the manifest."""
     shutil.rmtree(repository, ignore_errors=True)
     repository.mkdir()
-    config, every = configs.source_config(HOME), [built, *reusing.values()]
+    config, every = configs.source_config(HOME), [built, *further.values()]
     config.name = configs.prefixed(HOME, options.name)
     for key, value in {
         "engine": str(built.engine),
@@ -222,12 +252,16 @@ def _assemble(
     folder = configs.write_model(config, HOME, repository)
     link_engine(built, folder / "1")
     facts: dict[str, Any] = {"scheduler": checkpoint.scheduler}
-    for engine, its in reusing.items():
+    for engine, its in further.items():
         link_engine(its, folder / "1" / engine)
+        if not isinstance(engine, BranchEngine):
+            continue
         blocks, _, width = next(spec.dims for spec in its.component.outputs + its.component.inputs if spec.name in set(Branch))
         facts["branches"] = {"blocks": blocks, "width": width, "calibrations": []}
+    if table is not None:
+        facts["widths"] = table.written()
     (folder / "1" / LAYOUT_FILE).write_text(json.dumps(facts, indent=1))
-    engines = [*([built] if auto is None else auto.built.values()), *reusing.values()]
+    engines = [*([built] if auto is None else auto.built.values()), *further.values()]
     arguments = {name: getattr(options, name) for name in options.__slots__ if name not in ("checkpoint", "out")}
     manifest = {
         "version": MANIFEST_VERSION,
@@ -235,7 +269,8 @@ def _assemble(
         "arguments": {name: str(value) for name, value in arguments.items()},
         "versions": versions(packages_of(*map(made_with, engines))),
         "engines": {config.name: engine_said(built)},
-        **({"branch_engines": {str(engine): engine_said(its) for engine, its in reusing.items()}} if reusing else {}),
+        **_said("branch_engines", further, BranchEngine),
+        **_said("width_engines", further, WidthEngine),
         **({} if auto is None else {"candidates": {config.name: [row.written() for row in _rows(auto)]}}),
         "models": [config.name],
         "files": file_digests(repository),
@@ -243,6 +278,12 @@ def _assemble(
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     adopt(options.out, repository, {config.name} | models_of(options.out, config.name))
     return manifest
+
+
+def _said(name: str, further: Mapping[StrEnum, Built], kind: type[StrEnum]) -> dict[str, Any]:
+    """What the manifest says of engines of a kind, where there are any."""
+    said = {str(engine): engine_said(its) for engine, its in further.items() if isinstance(engine, kind)}
+    return {name: said} if said else {}
 
 
 def _rows(auto: Auto) -> list[Any]:

@@ -34,6 +34,14 @@ def layout(
             "them on by cache, whose levels nereid calibrate-layout measures.",
         ),
     ] = False,
+    widths: Annotated[
+        bool,
+        typer.Option(
+            "--widths",
+            help="Up to three more engines, slices of the transformer for ranges of noise levels, from a folder as nereid zoo "
+            "train layout-dynamic writes it; requests switch them on by transformer_width.",
+        ),
+    ] = False,
     name: Annotated[str, typer.Option(help="Prefix of the model's name, for several in one repository.")] = "",
     out: Annotated[Path, typer.Option(help="The repository to write; other models in it are kept.")] = Path("build/repository"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
@@ -43,7 +51,14 @@ def layout(
     Nothing appears at OUT until everything is built and checked; an interrupted export resumes where it stopped.
     """
     asked = LayoutExportOptions(
-        checkpoint=path, out=out, engine=engine, max_batch_size=max_batch_size, threads=threads, cache=cache, name=name
+        checkpoint=path,
+        out=out,
+        engine=engine,
+        max_batch_size=max_batch_size,
+        threads=threads,
+        cache=cache,
+        widths=widths,
+        name=name,
     )
     manifest = with_bar(lambda bar: export_layout(asked, bar))
     if as_json:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from numpy.typing import NDArray
 
-from nereid.diffusion.branch_cache import Branch, BranchEngine, Plans
-from nereid.diffusion.feature_cache import CachePlan
+from nereid.diffusion.branch_cache import Branch, Plans
+from nereid.diffusion.dynamic_width import WidthTable
+from nereid.diffusion.feature_cache import CachePlan, Variant
 from nereid.diffusion.plan import OUT, EngineCall, commit, pack
 from nereid.diffusion.solvers import SchedulerName, SolverTable, build_table
 from nereid.diffusion.state import ImageRun
@@ -59,13 +60,15 @@ class LayoutDrawer:
         stepped: Stepped = lambda places, call, outputs: None,
         *,
         watched: bool = False,
+        widths: WidthTable | None = None,
     ) -> list[list[Box]]:
         """Boxes of each section with its seed; raises ExportError where an engine gives what no layout is made of.
 
         Every step computes both branches and gives them to be `watched`, whatever `cache` says, where that is wanted.
         """
         cache = dict.fromkeys(Branch, CachePlan.every(1, 0, len(table))) if watched else cache
-        runs = [layout_runs(section, None, [seed], table, cache)[0] for section, seed in zip(sections, seeds, strict=True)]
+        pairs = zip(sections, seeds, strict=True)
+        runs = [layout_runs(section, None, [seed], table, cache, widths)[0] for section, seed in pairs]
         for places in self._groups(runs):
             while going := [place for place in places if not runs[place].done]:
                 first = min(going, key=lambda place: runs[place].step)
@@ -86,7 +89,7 @@ class LayoutDrawer:
     def _step(self, runs: Sequence[ImageRun], places: Sequence[int], stepped: Stepped, watched: bool) -> None:
         call = pack(runs)
         call = replace(call, outputs=(OUT, *Branch)) if watched else call
-        graph = str(call.variant) if isinstance(call.variant, BranchEngine) else ""
+        graph = "" if call.variant is Variant.FULL else str(call.variant)
         outputs = self.engines[graph](call.inputs, call.outputs)
         stepped(places, call, outputs)
         try:

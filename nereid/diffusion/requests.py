@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nereid.diffusion.cache_options import cache_plan, guidance_plan
+from nereid.diffusion.dynamic_width import WidthTable
 from nereid.diffusion.families import Conditioning, family_of
 from nereid.diffusion.feature_cache import CachePlan, Caching
 from nereid.diffusion.options import (
@@ -61,7 +62,7 @@ class ImageRow:
     at its default. `begin` and `end` are absolute steps of the run.
 
     `guided` are the absolute steps that have classifier-free guidance; elsewhere no unconditional half is computed. `engine` is
-    what errors call the network, where it is no UNet.
+    what errors call the network, where it is no UNet. `widths` says which slice of it computes a step; None where all of it does.
     """
 
     table: SolverTable
@@ -81,6 +82,7 @@ class ImageRow:
     guidance_cache: CachePlan | None = None
     given: Given | None = None
     engine: str = ""
+    widths: WidthTable | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

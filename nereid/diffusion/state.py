@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -62,7 +62,7 @@ class ImageRun:
     def variant(self) -> StrEnum:
         """The engine that the next step calls."""
         if self.kept is None:
-            return Variant.FULL
+            return self._sliced(self.step)
         if self.reused is None:
             return self.kept.variant(self.step, both=self.guided)
         lacking = self.guided and self.reused.difference is None
@@ -83,9 +83,16 @@ class ImageRun:
     @property
     def steps_left(self) -> dict[StrEnum, int]:
         """Of each engine, as far as that is planned."""
-        if self.kept is None:
+        if self.kept is not None:
+            return self.kept.steps_left(self.step, self.row.end)
+        if self.row.widths is None:
             return {Variant.FULL: self.row.end - self.step}
-        return self.kept.steps_left(self.step, self.row.end)
+        return dict(Counter(self._sliced(step) for step in range(self.step, self.row.end)))
+
+    def _sliced(self, step: int) -> StrEnum:
+        """Of a run that keeps nothing, the engine that the step calls."""
+        row = self.row
+        return Variant.FULL if row.widths is None else row.widths.engine(float(row.table.timesteps[step - row.origin]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nereid.diffusion.branch_cache import Plans
-from nereid.diffusion.cache_options import branch_plans
+from nereid.diffusion.cache_options import OFF, branch_plans
+from nereid.diffusion.dynamic_width import WidthTable
 from nereid.diffusion.options import solver_table
 from nereid.diffusion.solvers import SCHEDULERS, SchedulerName, SolverTable
 from nereid.flow.errors import InvalidRequestError
@@ -22,7 +23,7 @@ from nereid.layout.element_list import read_canvas, read_elements
 from nereid.layout.elements import Box, Section
 from nereid.layout.html import read_html
 from nereid.layout.settings import LayoutFacts, LayoutLimits
-from nereid_protocol.layout_fields import EFFORTS, FORMATS, LAYOUT_BY_NAME
+from nereid_protocol.layout_fields import EFFORTS, FORMATS, LAYOUT_BY_NAME, WIDTHS
 
 MOST_JSON = 200_000
 """Characters of `elements`, and of `canvas`."""
@@ -33,7 +34,8 @@ class LayoutRequest:
     """One request, every option concrete; `seeds` has one for each candidate.
 
     `drafts` are the boxes to refine, in the section's order. `cache` says which steps compute the transformer's branches, None
-    where all do. `stream_interval` is None where there is to be one answer.
+    where all do; `widths` which slices of it do, None where the whole transformer does. `stream_interval` is None where there is
+    to be one answer.
     """
 
     section: Section
@@ -41,6 +43,7 @@ class LayoutRequest:
     seeds: tuple[int, ...]
     table: SolverTable
     cache: Plans | None
+    widths: WidthTable | None
     format: str
     stream_interval: int | None
     timeout_seconds: float
@@ -69,6 +72,7 @@ def parse_layout_request(inputs: Inputs, facts: LayoutFacts, limits: LayoutLimit
         seeds=tuple(derived_seed(first, index) for index in range(count)),
         table=table,
         cache=branch_plans(fields, calibrations, scheduler=str(scheduler), steps=steps),
+        widths=_widths(fields, facts),
         format=form,
         stream_interval=fields.value("stream_interval", None),
         timeout_seconds=fields.value("timeout_seconds", limits.default_timeout_seconds),
@@ -92,6 +96,24 @@ def _steps(fields: FieldReader, section: Section, scheduler: str, facts: LayoutF
         where = "nothing is (nereid calibrate-layout --adaptive does it)" if known is None else f"it is for {known.scheduler}"
         raise InvalidRequestError(f"effort: {effort!r} is not calibrated for {scheduler}; {where}", "effort")
     return min(known.steps(section), limits.max_steps)
+
+
+def _widths(fields: FieldReader, facts: LayoutFacts) -> WidthTable | None:
+    """None where the whole transformer computes every step."""
+    asked, cache = fields.value("transformer_width", WIDTHS[0]), fields.value("cache", OFF).strip()
+    if asked not in WIDTHS:
+        raise InvalidRequestError.of("transformer_width", asked, f"one of {', '.join(WIDTHS)}")
+    if asked == WIDTHS[0]:
+        return None
+    if facts.widths is None:
+        raise InvalidRequestError(
+            f"transformer_width: {asked} is not allowed; this model's transformer was exported without --widths, so that it has "
+            "one width",
+            "transformer_width",
+        )
+    if cache != OFF:
+        raise InvalidRequestError.of("transformer_width", asked, f"{WIDTHS[0]} beside cache ({cache})")
+    return facts.widths
 
 
 def _section(fields: FieldReader) -> Section:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nereid.diffusion.branch_cache import KeptBranches, Plans
+from nereid.diffusion.dynamic_width import WidthTable
 from nereid.diffusion.families import Conditioning
 from nereid.diffusion.requests import Given, ImageRow
 from nereid.diffusion.solvers import LATEST_CLEAN, SchedulerConfig, SchedulerName, SolverState, SolverTable, build_table
@@ -24,11 +25,16 @@ from nereid.layout.tokens import boxes_of, bucket_of, tokens_of
 
 
 def layout_runs(
-    section: Section, drafts: Sequence[Box] | None, seeds: Sequence[int], table: SolverTable, cache: Plans | None = None
+    section: Section,
+    drafts: Sequence[Box] | None,
+    seeds: Sequence[int],
+    table: SolverTable,
+    cache: Plans | None = None,
+    widths: WidthTable | None = None,
 ) -> list[ImageRun]:
     """A run for each seed, at its first step. Fields that are fixed stand in the sample from the start, and stay.
 
-    `cache` are plans of what its steps compute of the transformer's branches.
+    `cache` are plans of what its steps compute of the transformer's branches, `widths` which slices of it compute them.
     """
     tokens = tokens_of([section], bucket_of(len(section)), None if drafts is None else [drafts])
     told = {name: value[0] for name, value in tokens.as_inputs().items()}
@@ -44,6 +50,7 @@ def layout_runs(
                 latent_shape=shape,
                 given=given,
                 engine=ENGINE_NAME,
+                widths=widths,
             ),
             SolverState.start(given.put(_noise(seed, shape[0]) * np.float32(table.initial_scale))),
             0,

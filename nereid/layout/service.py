@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from nereid.diffusion.branch_cache import BranchEngine
+from nereid.diffusion.dynamic_width import WidthEngine
 from nereid.diffusion.feature_cache import Variant
 from nereid.diffusion.goals import goal_of
 from nereid.diffusion.loop import DenoisingLoop, cost_key
@@ -38,7 +39,7 @@ from nereid.layout.requests import parse_layout_request
 from nereid.layout.rows import end_sooner, layout_runs
 from nereid.layout.settings import LayoutModel
 from nereid.layout.task import LayoutTask
-from nereid_protocol.metrics import LAYOUT_BRANCHES, LAYOUT_CHECKS, LAYOUT_DEGRADED, LAYOUT_LOOP
+from nereid_protocol.metrics import LAYOUT_BRANCHES, LAYOUT_CHECKS, LAYOUT_DEGRADED, LAYOUT_LOOP, LAYOUT_WIDTHS
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class Engine(Protocol):
         ...
 
     def call(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], graph: str = "") -> Future[Mapping[str, np.ndarray]]:
-        """Of the transformer, or of a `graph` that gives and takes its branches.
+        """Of the transformer, or of a `graph` that gives and takes its branches or is a slice of it.
 
         Fails with RequestError; with LostError where it is gone.
         """
@@ -134,7 +135,7 @@ class LayoutService:
             request,
             reply,
             self._senders,
-            layout_runs(request.section, request.drafts, request.seeds, request.table, request.cache),
+            layout_runs(request.section, request.drafts, request.seeds, request.table, request.cache, request.widths),
             flight,
             self.model.fingerprint,
             self._told,
@@ -161,7 +162,7 @@ class LayoutService:
     # --- the loop ---
 
     def _predict(self, call: EngineCall) -> Future[Mapping[str, np.ndarray]]:
-        return self.engine.call(call.inputs, call.outputs, call.variant if isinstance(call.variant, BranchEngine) else "")
+        return self.engine.call(call.inputs, call.outputs, "" if call.variant is Variant.FULL else call.variant)
 
     def _stepped(self, variant: StrEnum, rows: int, seconds: float) -> None:
         self._observer.stepped(self.model.limits.engine, rows, seconds)
@@ -169,6 +170,8 @@ class LayoutService:
             for how, branches in (("computed", variant.computed), ("reused", variant.reused)):
                 for branch in branches:
                     self.recorder.record(LAYOUT_BRANCHES, rows, branch=str(branch), how=how)
+        if isinstance(variant, WidthEngine):
+            self.recorder.record(LAYOUT_WIDTHS, rows, width=str(variant))
 
     def _call_seconds(self, run: ImageRun, rows: int) -> float:
         return self.costs.predict(cost_key(run.variant, run.shape), min(rows, self.model.limits.engine_max_batch_size))

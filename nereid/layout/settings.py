@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nereid.diffusion.branch_cache import BranchCalibration, BranchEngine
+from nereid.diffusion.dynamic_width import WidthTable
 from nereid.diffusion.solvers import SchedulerConfig, SchedulerName, default_scheduler
 from nereid.engines.digests import digest_of_files
 from nereid.engines.worker import WorkerOptions
@@ -66,13 +67,17 @@ def _adaptive(raw: Mapping[str, Any], folder: Path) -> AdaptiveSteps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayoutFacts:
-    """Facts of a checkpoint: its noise levels, the solver that they stand for, and its branches where engines reuse them."""
+    """Facts of a checkpoint: its noise levels, the solver that they stand for, and its branches where engines reuse them.
+
+    `widths` are there where it was exported with slices of its transformer.
+    """
 
     schedule: SchedulerConfig
     scheduler: SchedulerName
     branches: BranchFacts | None = None
     adaptive: AdaptiveSteps | None = None
     """Steps by complexity, where they were measured with this very engine."""
+    widths: WidthTable | None = None
 
     @classmethod
     def read(cls, folder: Path) -> LayoutFacts:
@@ -86,6 +91,8 @@ class LayoutFacts:
                 made = replace(made, branches=BranchFacts.parse(facts["branches"], folder))
             if "adaptive" in facts:
                 made = replace(made, adaptive=_adaptive(facts["adaptive"], folder))
+            if "widths" in facts:
+                made = replace(made, widths=WidthTable.parse(facts["widths"]))
             return made
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is not what export writes: {error!r}; export the model again") from None
@@ -151,7 +158,7 @@ class LayoutModel:
         """Of the process that runs the engine."""
         sizes = sorted({self.limits.engine_min_batch_size, self.limits.engine_max_batch_size})
         calls = [call_shapes(rows, tokens) for tokens in BUCKETS for rows in sizes]
-        others = {}
+        others: dict[str, dict[str, Any]] = {}
         if (branches := self.facts.branches) is not None:
             for engine in BranchEngine:
                 others[str(engine)] = {
@@ -159,6 +166,8 @@ class LayoutModel:
                     "outputs": [OUT, *engine.computed],
                     "warm_up": [branch_shapes(call, engine, branches) for call in calls],
                 }
+        for width in () if self.facts.widths is None else self.facts.widths.engines:
+            others[str(width)] = {"file": str(self.file.parent / width / self.file.name), "outputs": [OUT], "warm_up": calls}
         return WorkerOptions(
             function="nereid.engines.engine_process_main:run",
             name=self.name,

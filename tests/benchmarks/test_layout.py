@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -17,21 +18,26 @@ torch = pytest.importorskip("torch")
 from typer.testing import CliRunner
 
 from nereid.diffusion.branch_cache import Branch, BranchEngine
+from nereid.diffusion.dynamic_width import WidthEngine, WidthTable
 from nereid.diffusion.feature_cache import CachePlan
 from nereid.layout.requests import LayoutRequest, parse_layout_request
 from nereid.layout.settings import LayoutFacts, LayoutLimits
 from nereid.layout.tokens import bucket_of
 from nereid_bench import layout as module
 from nereid_bench.cli import app
-from nereid_bench.layout import LayoutPlan, Way, layout, layout_flops
+from nereid_bench.layout import LayoutPlan, Way, components, layout, layout_flops
 from nereid_bench.layout_load import Latencies, alone, arriving, asked_for, sustained
-from nereid_bench.random_dit import DitSizes, RandomDit, count_flops, step_costs
+from nereid_bench.random_dit import DitSizes, RandomDit, count_flops, skipping_cost, step_costs
 from nereid_client.layouts import layout_tensors
 from nereid_export.engines.check import random_inputs
 from nereid_zoo.layout.component import TOKENS, layout_component
+from nereid_zoo.layout.dynamic import load_dynamic
 from nereid_zoo.layout.score import held_out_sections
 
+from checkpoints import make_dynamic_layout
+
 pytestmark = pytest.mark.torch
+WAYS = 10
 TINY = DitSizes(layers=2, width=32, heads=2, tokens=8, patch=4)
 
 
@@ -48,8 +54,8 @@ class FakeClient:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> dict[str, Any]:
-    """Of a small random checkpoint: the rows, the plan, what was said and asked."""
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of a small random checkpoint with dynamic width: the rows, the plan, what was said and asked."""
     work, clients, said = tmp_path_factory.mktemp("bench"), [], []  # type: ignore[var-annotated]
 
     @contextmanager
@@ -57,8 +63,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Pa
         clients.append(FakeClient(repository))
         yield clients[0], None
 
+    checkpoint = make_dynamic_layout(work / "checkpoint")
     plan = LayoutPlan(
-        **{"checkpoint": checkpoints["layout"], "work": work, "steps": 6, "fewer": (4, 2), "briefs": 8, "calibration_briefs": 6},
+        **{"checkpoint": checkpoint, "work": work, "steps": 6, "fewer": (4, 2), "briefs": 8, "calibration_briefs": 6},
         **{"timed": 2, "rate": 100.0, "at_once": 2, "seconds": 0.05, "rounds": 1, "dit": TINY},
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -71,29 +78,28 @@ def measured(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Pa
 
 
 def test_every_way_has_a_row_of_either_transformer_and_all_have_the_same_columns(measured: dict[str, Any]) -> None:
-    rows, names = (
-        measured["rows"],
-        ["off", "4 steps", "2 steps", "cache light", "cache balanced", "cache aggressive", "adaptive steps"],
-    )
+    rows = measured["rows"]
+    names = ["off", "4 steps", "2 steps", "cache light", "cache balanced", "cache aggressive", "adaptive steps"]
+    names += ["dynamic width", "dynamic width, 4 steps", "dynamic width, 2 steps"]
     assert [(row["model"], row["method"]) for row in rows] == [
         *(("layout", name) for name in names),
-        *((TINY.name, name) for name in names),
+        *((TINY.name, name) for name in [*names, "MLPs of 63% of the tokens"]),
     ]
     assert len({tuple(row) for row in rows}) == 1
-    for row in rows[:7]:
+    for row in rows[:WAYS]:
         assert all(value is not None for value in row.values())
         assert row["ms"] > 0
         assert 0 <= row["passed_before"] <= 100
         assert row["p95_ms"] >= row["p50_ms"] > 0
         assert row["requests_s"] > 0
-    for row in rows[7:]:
+    for row in rows[WAYS:]:
         assert row["passed_after"] is row["p50_ms"] is None
         assert row["ms"] > 0
     json.dumps(rows)
 
 
 def test_flops_go_with_steps_and_with_what_is_reused(measured: dict[str, Any]) -> None:
-    for its in (measured["rows"][:7], measured["rows"][7:]):
+    for its in (measured["rows"][:WAYS], measured["rows"][WAYS:]):
         found = {row["method"]: row for row in its}
         assert found["4 steps"]["gflops"] == pytest.approx(found["off"]["gflops"] * 4 / 6)
         for level in ("light", "balanced", "aggressive"):
@@ -102,11 +108,17 @@ def test_flops_go_with_steps_and_with_what_is_reused(measured: dict[str, Any]) -
         assert found["cache aggressive"]["reused"] > 0
         assert found["off"]["reused"] == 0
         assert found["adaptive steps"]["gflops"] > 0
+        assert found["dynamic width"]["gflops"] < found["off"]["gflops"]
+        assert found["dynamic width"]["reused"] == 0
+        assert found["dynamic width, 2 steps"]["gflops"] < found["2 steps"]["gflops"]
+    assert found["MLPs of 63% of the tokens"]["gflops"] < found["off"]["gflops"]
 
 
 def test_what_is_served_is_asked_for_as_it_is_scored(measured: dict[str, Any]) -> None:
     asked = measured["asked"]
     assert {6, 4, 2} <= {len(request.table) for request in asked} <= {16, 6, 4, 2}  # 16 where a section needs all
+    sliced = [request for request in asked if request.widths is not None]
+    assert {len(request.table) for request in sliced} == {6, 4, 2}
     cached = [request for request in asked if request.cache is not None]
     assert {len(request.table) for request in cached} == {6}
     sections = held_out_sections(measured["plan"].briefs).sections
@@ -115,7 +127,7 @@ def test_what_is_served_is_asked_for_as_it_is_scored(measured: dict[str, Any]) -
 
 def test_progress_names_what_is_done(measured: dict[str, Any]) -> None:
     said = "\n".join(measured["said"])
-    for part in ("exporting", "calibrating", "counting FLOPs", "drawing 8 held-out sections", "in flight", "timing 4 kinds"):
+    for part in ("exporting", "calibrating", "counting FLOPs", "drawing 8 held-out sections", "in flight", "timing 8 kinds"):
         assert part in said
 
 
@@ -129,21 +141,27 @@ def test_a_section_is_asked_for_as_it_is() -> None:
             assert parse_layout_request(tensors, facts, LayoutLimits()).section == section
 
 
-def test_flops_are_those_of_the_formula(checkpoints: dict[str, Path]) -> None:
+def test_flops_are_those_of_the_formula(tmp_path: Path) -> None:
     """Of the branches; what is outside of them is the same in every engine."""
-    section = held_out_sections(1).sections[0]
+    plan, section = LayoutPlan(checkpoint=make_dynamic_layout(tmp_path)), held_out_sections(1).sections[0]
     tokens = bucket_of(len(section))
-    flops = {engine: its[tokens] for engine, its in layout_flops(checkpoints["layout"], {tokens}).items()}
+    flops = {engine: its[tokens] for engine, its in layout_flops(components(plan), {tokens}).items()}
     places, width, layers, ratio = 1 + tokens, 48, 2, 2
     attention = layers * (8 * places * width * width + 4 * places * places * width)
     mlp = layers * 4 * places * width * ratio * width
     whole = flops[BranchEngine.COMPUTED]
-    plain = layout_component(checkpoints["layout"])
+    plain = layout_component(plan.checkpoint)
     inputs = random_inputs(plain, 1, {TOKENS: tokens}, 1)
     assert whole == count_flops(plain.load(), tuple(inputs.values()))
     assert whole - flops[BranchEngine.ATTENTION_REUSED] == attention
     assert whole - flops[BranchEngine.MLP_REUSED] == mlp
     assert whole - flops[BranchEngine.REUSED] == attention + mlp
+    widths = load_dynamic(plan.checkpoint).named_widths()
+    assert set(widths) == set(WidthEngine)
+    for engine, width in widths.items():
+        heads, groups = sum(map(len, width.heads)), sum(map(len, width.groups))
+        left = attention * heads / (layers * 3) + mlp * groups / (layers * 6)
+        assert flops[engine] == whole - attention - mlp + left
 
 
 def test_the_random_transformer_is_of_the_sizes_that_it_says_and_reuse_is_exact() -> None:
@@ -158,8 +176,19 @@ def test_the_random_transformer_is_of_the_sizes_that_it_says_and_reuse_is_exact(
         attention, mlp = (torch.stack([its[place] for its in branches], 1) for place in (0, 1))
         for kept in ((attention, None), (None, mlp), (attention, mlp)):
             assert torch.equal(transformer(patches, timestep, kept)[0], out)
-    costs = step_costs(TINY)
+    costs = step_costs(TINY, {WidthEngine.NARROW: [(0.5, 0.25)]})
     assert costs[BranchEngine.REUSED].flops < costs[BranchEngine.MLP_REUSED].flops < costs[BranchEngine.COMPUTED].flops
+    rows, width = TINY.tokens, TINY.width
+    attention, mlp = 8 * rows * width * width + 4 * rows * rows * width, 4 * rows * width * 4 * width
+    saved = costs[BranchEngine.COMPUTED].flops - costs[WidthEngine.NARROW].flops
+    assert saved == TINY.layers * (attention / 2 + mlp * 3 / 4)
+
+
+def test_passing_over_tokens_saves_their_mlps() -> None:
+    whole, found = step_costs(TINY)[BranchEngine.COMPUTED], skipping_cost(TINY, 0.5)
+    mlp = TINY.layers * 4 * TINY.tokens * TINY.width * 4 * TINY.width
+    assert whole.flops - found.flops == mlp / 2
+    assert found.milliseconds > 0
 
 
 def test_a_way_counts_the_steps_of_each_engine() -> None:
@@ -168,6 +197,11 @@ def test_a_way_counts_the_steps_of_each_engine() -> None:
     assert way.engines(4) == {BranchEngine.COMPUTED: 2, BranchEngine.ATTENTION_REUSED: 1, BranchEngine.REUSED: 1}
     assert way.reused == 37.5
     assert Way(name="off", steps=4).engines(3) == {BranchEngine.COMPUTED: 3}
+    table = WidthTable(ranges=((300.0, WidthEngine.WIDE), (math.inf, WidthEngine.NARROW)))
+    sliced = Way(name="dynamic width", steps=4, widths=table, timesteps=lambda steps: [1000, 750, 500, 250])
+    assert sliced.engines(4) == {WidthEngine.NARROW: 3, WidthEngine.WIDE: 1}
+    assert sliced.reused == 0
+    assert sliced.asked == {"num_inference_steps": 4, "cache": "off", "transformer_width": "dynamic"}
 
 
 # --- loads ---

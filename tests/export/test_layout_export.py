@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ torch = pytest.importorskip("torch")
 from drawing import Answers, boxes_of, text
 
 from nereid.diffusion.branch_cache import BranchEngine
+from nereid.diffusion.dynamic_width import WidthEngine
 from nereid.engines.engine_process import EngineProcess
 from nereid.flow.metrics import Recorder
 from nereid.layout.elements import Section
@@ -243,6 +246,102 @@ def test_what_is_reused_while_nothing_has_changed_changes_nothing(cut: Path, che
             assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
 
 
+# --- dynamic width ---
+
+
+@pytest.fixture(scope="module")
+def dynamic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.make_dynamic_layout(tmp_path_factory.mktemp("layout") / "dynamic")
+
+
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+def sliced(request: pytest.FixtureRequest, dynamic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with slices of the transformer; to be read only."""
+    out = tmp_path_factory.mktemp(f"sliced-{request.param}") / "out"
+    export_layout(dynamic, out, engine=request.param, widths=True)
+    return out
+
+
+def test_slices_are_exported_checked_and_named_with_their_ranges(sliced: Path) -> None:
+    folder = sliced / "layout"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    engine = manifest["engines"]["layout"]["engine"]
+    assert manifest["width_engines"].keys() == set(WidthEngine)
+    assert "branch_engines" not in manifest
+    for said in manifest["width_engines"].values():
+        assert said["engine"] == engine
+        assert {check["sizes"]["tokens"] for check in said["checks"]} == {8, 16, 24, 32}
+    file = {"onnxruntime": "model.onnx", "openvino": "model.xml"}[engine]
+    assert {f"layout/1/{name}/{file}" for name in WidthEngine} <= manifest["files"].keys()
+    table = LayoutFacts.read(folder / "1").widths
+    assert table is not None
+    assert [(most, str(name)) for most, name in table.ranges] == [(200, "medium"), (500, "narrow"), (math.inf, "wide")]
+
+
+def test_every_slice_answers_as_the_masked_transformer_does(sliced: Path, dynamic: Path) -> None:
+    from nereid.engines.engine_process_main import load_engine
+
+    model = LayoutModel.read("layout", sliced / "layout" / "1", _limits(sliced), "one")
+    others, table = model.worker_options().settings["others"], model.facts.widths
+    assert table is not None
+    tokens, masked = tokens_of(sections(3), 32), torch_predict(dynamic, dynamic=True)
+    sample = np.random.default_rng(1).standard_normal((3, 32, 4), np.float32)
+    for timestep in (100, 400, 900):
+        its = others[str(table.engine(timestep))]
+        run = load_engine(Path(its["file"]), model.limits.engine, 1)
+        told = {**tokens.as_inputs(), "timestep": np.full((3, 1), timestep, np.float32)}
+        made = run({**told, "sample": sample}, its["outputs"])["out_sample"]
+        expected = masked({**told, "boxes": sample, "timestep": told["timestep"][:, 0]})
+        whole = torch_predict(dynamic)({**told, "boxes": sample, "timestep": told["timestep"][:, 0]})
+        for row, section in enumerate(sections(3)):
+            ours, theirs, others_ = (its[row, : len(section)] for its in (made, expected, whole))
+            assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max()
+            assert np.abs(ours - others_).max() > 1e-2 * np.abs(theirs).max()
+
+
+def test_dynamic_width_is_the_same_in_any_company_and_full_is_what_it_is_without_slices(
+    sliced: Path, repositories: dict[str, Path]
+) -> None:
+    asked = sections(12)
+    engine = json.loads((sliced / "layout" / "manifest.json").read_text())["engines"]["layout"]["engine"]
+
+    def options(n: int) -> dict[str, Any]:
+        return {"seed": n, "transformer_width": ("dynamic", "full", "dynamic")[n % 3]}
+
+    def bytes_of(answers: Answers) -> dict[str, Any]:
+        return {name: value.tolist() for name, value in answers.wait().sent[-1].items()}
+
+    with served(sliced) as service:
+        alone = [bytes_of(ask(service, section, **options(n))) for n, section in enumerate(asked)]
+        inside = [ask(service, section, **options(n)) for n, section in enumerate(asked)]
+        assert [bytes_of(answers) for answers in inside] == alone
+        full = [bytes_of(ask(service, section, seed=n)) for n, section in enumerate(asked)]
+    assert full[1::3] == alone[1::3]
+    assert full != alone
+    with served(repositories[engine]) as service:
+        assert [bytes_of(ask(service, section, seed=n)) for n, section in enumerate(asked)] == full
+
+
+def test_slices_and_branches_are_exported_together(dynamic: Path, tmp_path: Path) -> None:
+    manifest: dict[str, Any] = export_layout(dynamic, tmp_path / "out", cache=True, widths=True)
+    assert manifest["branch_engines"].keys() == set(BranchEngine)
+    assert manifest["width_engines"].keys() == set(WidthEngine)
+    facts = LayoutFacts.read(tmp_path / "out" / "layout" / "1")
+    assert facts.branches == BranchFacts(blocks=2, width=48)
+    assert facts.widths is not None
+
+
+def test_a_checkpoint_without_widths_is_refused(checkpoint: Path, dynamic: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"--widths: .* has no dynamic_transformer/, which `nereid zoo train layout-dynamic`"):
+        export_layout(checkpoint, tmp_path / "out", widths=True)
+    folder = tmp_path / "routed"
+    shutil.copytree(dynamic, folder)
+    edit("config.json", widths=None)(folder / "dynamic_transformer")
+    with pytest.raises(ExportError, match=r"dynamic_transformer cannot be used: .* it has routers and no widths"):
+        export_layout(folder, tmp_path / "out", widths=True)
+    assert not (tmp_path / "out").exists()
+
+
 def _limits(repository: Path) -> LayoutLimits:
     parameters = read_config(repository / "layout" / "config.pbtxt").parameters
     return LayoutLimits.from_parameters({key: value.string_value for key, value in parameters.items()})
@@ -275,8 +374,6 @@ def make_pickle(folder: Path) -> None:
 def test_a_checkpoint_that_is_none_is_refused(
     checkpoint: Path, tmp_path: Path, damage: Callable[[Path], None], said: str
 ) -> None:
-    import shutil
-
     folder = tmp_path / "damaged"
     shutil.copytree(checkpoint, folder)
     damage(folder)

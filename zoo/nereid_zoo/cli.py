@@ -12,7 +12,7 @@ from rich.table import Table
 
 from nereid_zoo.layout import score as layout
 from nereid_zoo.layout.batches import Task
-from nereid_zoo.layout.draw import STEPS
+from nereid_zoo.layout.draw import DYNAMIC, STEPS
 from nereid_zoo.page.cli import score_pictures, score_plans
 from nereid_zoo.sections import score as sections
 from nereid_zoo.shapes.score import (
@@ -132,13 +132,19 @@ def score_layout(
     ] = layout.FEATURES,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Share of held-out briefs whose layout passes all error checks, before and after repair; beside three baselines."""
+    """Share of held-out briefs whose layout passes all error checks, before and after repair; beside three baselines.
+
+    A folder as `nereid zoo train layout-dynamic` writes it has a row with dynamic width as well.
+    """
     if not (path / "transformer" / "config.json").is_file():
         raise typer.BadParameter(
             f"{path} is not allowed; it must be a layout transformer, as `zoo train layout` writes it", param_hint="--path"
         )
     asked = layout.held_out_sections(count, task=task)
-    drawers = {"transformer": layout.transformer_drawer(path, asked, steps=steps), **layout.baselines(asked, task)}
+    drawers = {"transformer": layout.transformer_drawer(path, asked, steps=steps)}
+    if (path / DYNAMIC / "config.json").is_file():
+        drawers["dynamic width"] = layout.transformer_drawer(path, asked, steps=steps, dynamic=True)
+    drawers |= layout.baselines(asked, task)
     distance = layout.training_distance(features) if (features / "config.json").is_file() else None
     rows = {}
     for name, drawer in drawers.items():

@@ -195,6 +195,32 @@ def train_layout(
     console.print(f"layout: written to {out}")
 
 
+@train.command("layout-dynamic")
+def train_layout_dynamic(
+    out: Annotated[Path, typer.Option(help="The diffusers folder to write: a copy of SOURCE with what is trained beside it.")],
+    source: Annotated[Path, typer.Option(help="The finished layout transformer that it learns from.")] = layout.CHECKPOINT,
+    flops: Annotated[
+        float, typer.Option(min=0.1, max=0.95, help="Share of the blocks' FLOPs that a run is to take, on average.")
+    ] = 0.6,
+    work: Annotated[Path, typer.Option(help="Where finished phases are kept, to resume from.")] = Path(
+        "build/zoo/layout-dynamic"
+    ),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    minutes: Annotated[float, typer.Option(min=0.01, help="Both phases together.")] = 30,
+) -> None:
+    """Teach the transformer that lays out sections which heads and MLP channels a noise level needs, for `nereid export layout
+    --widths`."""
+    from nereid_zoo.layout import dynamic_train as training
+
+    if not (source / "transformer" / "config.json").is_file():
+        raise typer.BadParameter(
+            f"{source} is not allowed; it must be a layout transformer, as `zoo train layout` writes it", param_hint="--source"
+        )
+    plan = training.DynamicPlan(source=source, work=work, flops=flops, device=device, minutes=minutes)
+    _trained(lambda: training.train_dynamic(plan, out))
+    console.print(f"layout-dynamic: written to {out}")
+
+
 @train.command("layout-features")
 def train_layout_features(
     out: Annotated[Path, typer.Option(help="The folder to write.")] = layout.FEATURES,
@@ -235,7 +261,7 @@ def _require_peft(sentence: str, option: str) -> None:
         raise typer.BadParameter(f"{sentence} peft; install it with `pip install -e './zoo[lora]'`", param_hint=option)
 
 
-def _trained(work: Callable[[], None]) -> None:
+def _trained(work: Callable[[], object]) -> None:
     try:
         work()
     except StageError as error:

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nereid.diffusion.branch_cache import Branch, BranchEngine
+from nereid.diffusion.dynamic_width import WidthEngine, WidthTable
 from nereid.layout.elements import MAX_ELEMENTS, ElementClass
 from nereid.layout.settings import ENGINE_NAME, OUT, SAMPLE, TIMESTEP
 from nereid.layout.tokens import BUCKETS, CANVAS, CONTENT, MOST_DEPTH, Floats
 from nereid_export.components import Component, TensorSpec, finite
 from nereid_export.engines.onnx_graph import run_file
-from nereid_zoo.layout.draw import Predict
+from nereid_zoo.layout.draw import DYNAMIC, Predict
+from nereid_zoo.layout.dynamic import DynamicLayoutTransformer, Width, load_dynamic
 from nereid_zoo.layout.model import LayoutTransformer, load
 
 TOKENS = "tokens"
@@ -124,6 +126,23 @@ def branch_components(folder: Path) -> dict[BranchEngine, Component]:
         )
 
     return {engine: component(engine) for engine in BranchEngine}
+
+
+def width_components(folder: Path) -> tuple[dict[WidthEngine, Component], WidthTable]:
+    """The slices of a transformer with dynamic width, and which of them a timestep calls."""
+    plain, dynamic = layout_component(folder), _dynamic(folder)
+
+    def component(engine: WidthEngine, width: Width) -> Component:
+        return replace(
+            plain, name=f"{ENGINE_NAME}_{engine}", source=DYNAMIC, load=lambda: Velocity(_dynamic(folder).narrowed(width))
+        )
+
+    return {engine: component(engine, width) for engine, width in dynamic.named_widths().items()}, dynamic.table()
+
+
+def _dynamic(folder: Path) -> DynamicLayoutTransformer:
+    made: DynamicLayoutTransformer = finite(folder / DYNAMIC, load_dynamic(folder))
+    return made
 
 
 def _with_canvas(sizes: dict[str, int]) -> dict[str, int]:

@@ -17,6 +17,8 @@ from nereid.layout.tokens import Floats, Tokens, boxes_of, bucket_of, tokens_of
 STEPS = 8
 """Of the flow, where nothing is said."""
 TRAIN_TIMESTEPS = 1000
+DYNAMIC = "dynamic_transformer"
+"""The folder, in a checkpoint, of the transformer with dynamic width."""
 
 Predict = Callable[[Mapping[str, NDArray]], Floats]
 """The velocity (B x N x 4) for an engine's inputs: `Tokens`' arrays, `boxes` and `timestep`."""
@@ -84,17 +86,19 @@ def draw(
     return made
 
 
-def torch_predict(folder: Path) -> Predict:
-    """The transformer of a diffusers folder, in float32 by PyTorch."""
+def torch_predict(folder: Path, *, dynamic: bool = False) -> Predict:
+    """The transformer of a diffusers folder, in float32 by PyTorch, or the one with `dynamic` width that lies beside it."""
     import torch
 
+    from nereid_zoo.layout.dynamic import load_dynamic
     from nereid_zoo.layout.model import load
 
-    transformer = load(folder)
+    transformer = load_dynamic(folder).settled if dynamic else load(folder)
 
     def predict(inputs: Mapping[str, NDArray]) -> Floats:
+        given = {name: torch.from_numpy(value) for name, value in inputs.items()}
         with torch.inference_mode():
-            made: Floats = transformer(**{name: torch.from_numpy(value) for name, value in inputs.items()}).numpy()
+            made: Floats = transformer(**given).numpy()
         return made
 
     return predict

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -32,6 +33,8 @@ MASKED = -1e4
 
 Branches = tuple[Tensor | None, Tensor | None]
 """What attention and MLP give before gate and residual, each None where it is not there."""
+Opened = tuple[Tensor, Tensor]
+"""Of a block, which heads (B x heads) and which MLP channels (B x channels) count: 1 or 0. The others give nothing."""
 
 
 class Block(nn.Module):
@@ -49,27 +52,34 @@ class Block(nn.Module):
         self.modulation = nn.Parameter(torch.zeros(6, width))
 
     def forward(
-        self, x: Tensor, condition: Tensor, bias: Tensor | None, kept: Branches = (None, None)
+        self, x: Tensor, condition: Tensor, bias: Tensor | None, kept: Branches = (None, None), opened: Opened | None = None
     ) -> tuple[Tensor, Branches]:
         """x: B x T x D; condition: B x 6 x D; bias: B x heads x T x T, added to the attention's scores.
 
-        What `kept` has of a branch (B x T x D) is not computed. Returns x and what both branches gave.
+        What `kept` has of a branch (B x T x D) is not computed. All heads and channels count without `opened`. Returns x and
+        what both branches gave.
         """
+        heads, channels = opened or (None, None)
         shift1, scale1, gate1, shift2, scale2, gate2 = (condition + self.modulation).unsqueeze(2).unbind(1)
         attention, mlp = kept
         if attention is None:
             assert bias is not None
-            attention = self.attend(self.norm1(x) * (1 + scale1) + shift1, bias)
+            attention = self.attend(self.norm1(x) * (1 + scale1) + shift1, bias, heads)
         x = x + gate1 * attention
         if mlp is None:
-            mlp = self.fc2(functional.gelu(self.fc1(self.norm2(x) * (1 + scale2) + shift2), approximate="tanh"))
+            mlp = self.feed(self.norm2(x) * (1 + scale2) + shift2, channels)
         return x + gate2 * mlp, (attention, mlp)
 
-    def attend(self, x: Tensor, bias: Tensor) -> Tensor:
+    def attend(self, x: Tensor, bias: Tensor, opened: Tensor | None = None) -> Tensor:
         rows, tokens, width = x.shape
         q, k, v = self.qkv(x).reshape(rows, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         weights = (q @ k.transpose(-1, -2) * (width // self.heads) ** -0.5 + bias).softmax(-1)
-        return self.proj((weights @ v).transpose(1, 2).reshape(rows, tokens, width))
+        mixed = weights @ v if opened is None else weights @ v * opened[:, :, None, None]
+        return self.proj(mixed.transpose(1, 2).reshape(rows, tokens, width))
+
+    def feed(self, x: Tensor, opened: Tensor | None = None) -> Tensor:
+        hidden = functional.gelu(self.fc1(x), approximate="tanh")
+        return self.fc2(hidden if opened is None else hidden * opened[:, None])
 
 
 class LayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -118,9 +128,11 @@ class LayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         content: Tensor,
         canvas: Tensor,
         valid: Tensor,
+        opened: Sequence[Opened] | None = None,
     ) -> Tensor:
+        """`opened` has of each block what counts; everything does without it."""
         numbers = self.numbers(boxes, known, field_mask, content)
-        hidden = self.hidden(numbers, timestep, classes, parents, depths, canvas, valid)
+        hidden = self.branched(numbers, timestep, classes, parents, depths, canvas, valid, opened=opened)[0]
         return self.last(hidden[:, 1:])
 
     def numbers(self, boxes: Tensor, known: Tensor, field_mask: Tensor, content: Tensor) -> Tensor:
@@ -144,6 +156,7 @@ class LayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         canvas: Tensor,
         valid: Tensor | None,
         kept: Branches = (None, None),
+        opened: Sequence[Opened] | None = None,
     ) -> tuple[Tensor, list[Branches]]:
         """The same, and what each block's branches gave; those that `kept` has (B x blocks x (1 + N) x D) are not computed.
 
@@ -159,7 +172,7 @@ class LayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         given: list[Branches] = []
         for number, block in enumerate(self.blocks):
             own = [None if branch is None else branch[:, number] for branch in kept]
-            x, branches = block(x, modulation, bias, (own[0], own[1]))
+            x, branches = block(x, modulation, bias, (own[0], own[1]), None if opened is None else opened[number])
             given.append(branches)
         shift, scale = self.last_condition(condition)[:, None].chunk(2, -1)
         return self.norm(x) * (1 + scale) + shift, given

@@ -78,8 +78,32 @@ def fit(plan: TrainingPlan, phase: Phase, transformer: LayoutTransformer, *, see
     return average
 
 
+@dataclass(frozen=True, slots=True)
+class Noisy:
+    """A batch on its way to noise: all B x N x 4, `levels` B (0 is clean), and what is given, by the transformer's inputs."""
+
+    boxes: Tensor
+    clean: Tensor
+    noise: Tensor
+    levels: Tensor
+    given: dict[str, Tensor]
+
+    @property
+    def timesteps(self) -> Tensor:
+        return self.levels * 1000
+
+    def losses(self, predicted: Tensor) -> Losses:
+        return losses(predicted, self.boxes, self.clean, self.noise, self.levels, self.given)
+
+
 def step_losses(transformer: LayoutTransformer, batch: Batch, generator: torch.Generator, device: str) -> Losses:
-    """The losses of one batch at stratified noise levels: the same spread in every batch keeps the gradient calm."""
+    """The losses of one batch."""
+    its = noisy(batch, generator, device)
+    return its.losses(transformer(boxes=its.boxes, timestep=its.timesteps, **its.given))
+
+
+def noisy(batch: Batch, generator: torch.Generator, device: str) -> Noisy:
+    """The batch at stratified noise levels: the same spread in every batch keeps the gradient calm."""
     given = tensors(batch.tokens, device)
     clean = torch.from_numpy(batch.clean).to(device)
     rows = len(clean)
@@ -88,9 +112,8 @@ def step_losses(transformer: LayoutTransformer, batch: Batch, generator: torch.G
     levels = ((order + offsets) / rows) ** LEVEL_POWER
     noise = torch.randn(clean.shape, generator=generator, device=device)
     level = levels[:, None, None]
-    noisy = torch.where(given["field_mask"] >= 1, clean, (1 - level) * clean + level * noise)
-    predicted = transformer(boxes=noisy, timestep=levels * 1000, **given)
-    return losses(predicted, noisy, clean, noise, levels, given)
+    boxes = torch.where(given["field_mask"] >= 1, clean, (1 - level) * clean + level * noise)
+    return Noisy(boxes, clean, noise, levels, given)
 
 
 def tensors(tokens: Tokens, device: str) -> dict[str, Tensor]:
