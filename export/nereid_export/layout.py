@@ -31,6 +31,7 @@ from nereid_export.engines.plan_options import PlanOptions
 from nereid_export.engines.precision import Precision
 from nereid_export.errors import ExportError
 from nereid_export.frame import MANIFEST, MANIFEST_VERSION, Device, Progress, check_name, file_digests, models_of, versions
+from nereid_export.layout_w4a8 import build_w4a8, require_w4a8
 from nereid_export.options import ExportOptions
 from nereid_export.publish import adopt, destination, locked, publish, readable_failures, require_space, staging_folder
 
@@ -51,6 +52,8 @@ class LayoutExportOptions:
     """Of one call; the library's own choice where 0. Several are tried with engine auto."""
     cache: bool = False
     """Whether there are engines, too, that reuse branches of earlier steps."""
+    precision: Precision = Precision.FP32
+    """That, or w4a8."""
     name: str = ""
 
     def general(self) -> ExportOptions:
@@ -149,11 +152,12 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
         allowed = ", ".join((*ENGINE_FILES, Engine.AUTO))
         raise ExportError(f"--engine: {options.engine} is not allowed for a layout transformer; it must be one of {allowed}")
     check_name(options.name)
+    require_w4a8(options.precision, options.engine, options.cache)
     options = replace(options, out=destination(options.out))
     checkpoint, general = LayoutCheckpoint.open(options.checkpoint), options.general()
     part, branches = checkpoint.component(), checkpoint.branches() if options.cache else {}
     target = Target(
-        precision=Precision.FP32,
+        precision=options.precision,
         device=Device.CPU,
         max_batch_size=options.max_batch_size,
         default_side=1,
@@ -177,7 +181,10 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
         with readable_failures(options.out):
             require_space(options.out.parent, 2 * count * checkpoint.weight_bytes())
             staging.mkdir(exist_ok=True)
-            if auto is None:
+            if options.precision is Precision.W4A8:
+                folder = staging / "engines" / part.name
+                built = build_w4a8(part, target, digest, general, folder, progress)
+            elif auto is None:
                 folder = staging / "engines" / part.name
                 built = build(part, options.engine, target, digest, general, folder, Calibration(), progress)
             else:
