@@ -8,6 +8,7 @@ and norms compute in float32, of values that halves hold.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -217,13 +218,19 @@ class QuantisedBlock(Block):
 
     def _mlp(self, x: Tensor) -> Tensor:
         gain, own, inverse = (self._gain(kind) for kind in (2, 3, 5))
-        hidden = functional.gelu(self.fc1(x) * gain + self.fc1_bias, approximate="tanh")
+        hidden = _gelu(self.fc1(x) * gain + self.fc1_bias)
         made: Tensor = self.fc2(hidden * (self.smooth_mlp * inverse)) * own + self.fc2_bias
         return made
 
     def _gain(self, kind: int) -> Tensor:
         """B x 1 x 1: of the four layers by their order, then one over those of proj and of fc2."""
         return self.rows[0].gains[6 * self.place + kind]
+
+
+def _gelu(x: Tensor) -> Tensor:
+    """GELU's approximation by tanh, as x times the sigmoid that it is: fewer operators, which count beside products in 8 bits."""
+    slope = 2 * math.sqrt(2 / math.pi)
+    return x * torch.sigmoid(x * (x * x * (0.044715 * slope) + slope))
 
 
 class QuantisedTransformer(LayoutTransformer):
