@@ -28,6 +28,7 @@ from nereid.layout.settings import LayoutLimits
 from nereid.layout.tokens import BUCKETS, bucket_of
 from nereid_bench.compare import Say
 from nereid_bench.layout_load import alone, arriving, asked_for, sustained
+from nereid_bench.layout_w4a8 import engine_megabytes, exported_w4a8
 from nereid_bench.random_dit import DitSizes, StepCost, count_flops, step_costs
 from nereid_bench.servers import serving
 from nereid_bench.turns import turned
@@ -69,6 +70,8 @@ class LayoutPlan:
     """In which all ways take turns; medians are told."""
     served: bool = True
     dit: DitSizes | None = field(default_factory=DitSizes)
+    w4a8: bool = True
+    """Whether the same transformer is measured in w4a8, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +83,8 @@ class Way:
     cache: str = "off"
     plans: Plans | None = None
     adaptive: AdaptiveSteps | None = None
+    drawer: LayoutDrawer | None = None
+    """Of another repository, with engines of its own."""
 
     def steps_of(self, section: Section) -> int:
         return self.steps if self.adaptive is None else self.adaptive.steps(section)
@@ -110,22 +115,30 @@ def layout(plan: LayoutPlan, say: Say) -> list[dict[str, Any]]:
     drawer = LayoutDrawer.of(repository / LAYOUT)
     sections = held_out_sections(plan.briefs).sections
     found = ways(plan, drawer)
+    small = exported_w4a8(plan.checkpoint, plan.work, plan.threads, say) if plan.w4a8 else None
+    quantised = [] if small is None else ways_w4a8(plan, LayoutDrawer.of(small / LAYOUT))
+    found += quantised
     say(f"counting FLOPs of {len(BranchEngine)} kinds of steps")
     flops = layout_flops(plan.checkpoint, {bucket_of(len(section)) for section in sections})
     rows: dict[str, dict[str, Any]] = {}
     for way in found:
         say(f"{way.name}: drawing {len(sections)} held-out sections")
         rows[way.name] = _row(LAYOUT, way, sections, flops) | _scored(quality(drawer, way, sections, say))
+        rows[way.name]["mb"] = engine_megabytes(way.drawer or drawer)
     for name, milliseconds in timed(plan, drawer, found, sections[: plan.timed], say).items():
         rows[name]["ms"] = milliseconds
     if plan.served:
-        with serving(repository) as (client, _):
-            for name, its in loaded(plan, client, found, sections, say).items():
-                rows[name] |= its
+        plain = [way for way in found if way not in quantised]
+        for folder, its_ways in ((repository, plain), *([] if small is None else [(small, quantised)])):
+            with serving(folder) as (client, _):
+                for name, its in loaded(plan, client, its_ways, sections, say).items():
+                    rows[name] |= its
     if plan.dit is not None:
         say(f"{plan.dit.name}: timing {len(BranchEngine)} kinds of steps")
         costs = step_costs(plan.dit)
         for way in found:
+            if way in quantised:
+                continue  # the random transformer is PyTorch's, in float32
             rows[f"{plan.dit.name}: {way.name}"] = dit_row(plan.dit, way, sections, costs)
     columns = list(rows[found[0].name])
     return [{column: row.get(column) for column in columns} for row in rows.values()]
@@ -175,8 +188,15 @@ def ways(plan: LayoutPlan, drawer: LayoutDrawer) -> list[Way]:
     return found
 
 
+def ways_w4a8(plan: LayoutPlan, drawer: LayoutDrawer) -> list[Way]:
+    """Weights of 4 bits and products of 8, at all steps and at fewer."""
+    names = {steps: "w4a8" if steps == plan.steps else f"w4a8, {steps} steps" for steps in (plan.steps, *plan.fewer)}
+    return [Way(name=name, steps=steps, drawer=drawer) for steps, name in names.items()]
+
+
 def _draw(drawer: LayoutDrawer, way: Way, sections: Sequence[Section], seeds: Sequence[int]) -> list[list[Box]]:
     made: list[list[Box]] = [[]] * len(sections)
+    drawer = way.drawer or drawer
     for steps in {way.steps_of(section) for section in sections}:
         places = [place for place, section in enumerate(sections) if way.steps_of(section) == steps]
         table = drawer.table(drawer.model.facts.scheduler, steps)
@@ -246,6 +266,7 @@ def _row(model: str, way: Way, sections: Sequence[Section], flops: Mapping[Branc
         "steps": statistics.mean(steps),
         "reused": way.reused,
         "gflops": statistics.mean(taken) / 1e9,
+        "mb": None,
         "ms": None,
         **dict.fromkeys(_SERVED),
     }

@@ -152,7 +152,7 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
         allowed = ", ".join((*ENGINE_FILES, Engine.AUTO))
         raise ExportError(f"--engine: {options.engine} is not allowed for a layout transformer; it must be one of {allowed}")
     check_name(options.name)
-    require_w4a8(options.precision, options.engine, options.cache)
+    require_w4a8(options.precision, options.engine, cache=options.cache)
     options = replace(options, out=destination(options.out))
     checkpoint, general = LayoutCheckpoint.open(options.checkpoint), options.general()
     part, branches = checkpoint.component(), checkpoint.branches() if options.cache else {}

@@ -109,8 +109,8 @@ class LayoutQuality:
         return {**made, "loss_bound": LOSS_BOUND, "within": within}
 
 
-def require_w4a8(precision: Precision, engine: Engine, cache: bool) -> None:
-    """Raise ExportError for a precision that a layout transformer does not have, or not so."""
+def require_w4a8(precision: Precision, engine: Engine, **further: bool) -> None:
+    """Raise ExportError for a precision that a layout transformer does not have; `further` engines, by their options."""
     allowed = (Precision.FP32, Precision.W4A8)
     if precision not in allowed:
         raise ExportError(
@@ -118,8 +118,9 @@ def require_w4a8(precision: Precision, engine: Engine, cache: bool) -> None:
         )
     if precision is Precision.W4A8 and engine is not Engine.ONNXRUNTIME:
         raise ExportError(f"--engine: {engine} is not allowed with --precision {precision}; it must be {Engine.ONNXRUNTIME}")
-    if precision is Precision.W4A8 and cache:
-        raise ExportError(f"--cache is not allowed with --precision {precision}; export a model of its own in fp32 for it")
+    for name, asked in further.items():
+        if precision is Precision.W4A8 and asked:
+            raise ExportError(f"--{name} is not allowed with --precision {precision}; its engines are in fp32 alone")
 
 
 def build_w4a8(

@@ -27,6 +27,7 @@ from nereid_bench.layout import LayoutPlan, Way, layout, layout_flops
 from nereid_bench.layout_load import Latencies, alone, arriving, asked_for, sustained
 from nereid_bench.random_dit import DitSizes, RandomDit, count_flops, step_costs
 from nereid_client.layouts import layout_tensors
+from nereid_export import layout_w4a8
 from nereid_export.engines.check import random_inputs
 from nereid_zoo.layout.component import TOKENS, layout_component
 from nereid_zoo.layout.score import held_out_sections
@@ -55,7 +56,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Pa
     @contextmanager
     def serving(repository: Path) -> Iterator[tuple[Any, None]]:
         clients.append(FakeClient(repository))
-        yield clients[0], None
+        yield clients[-1], None
 
     plan = LayoutPlan(
         **{"checkpoint": checkpoints["layout"], "work": work, "steps": 6, "fewer": (4, 2), "briefs": 8, "calibration_briefs": 6},
@@ -63,11 +64,14 @@ def measured(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Pa
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "serving", serving)
+        patch.setattr(layout_w4a8, "CALIBRATION_BRIEFS", 8)
+        patch.setattr(layout_w4a8, "BRIEFS", 4)
+        patch.setattr(layout_w4a8, "refuse_loss", lambda component, quality: None)  # a random transformer's layouts mean nothing
         rows = layout(plan, said.append)
         before = (plan.work / "repository" / "layout" / "manifest.json").stat().st_mtime_ns
         module.exported(plan, said.append)  # nothing is done again
     assert (plan.work / "repository" / "layout" / "manifest.json").stat().st_mtime_ns == before
-    return {"rows": rows, "plan": plan, "said": said, "asked": clients[0].asked}
+    return {"rows": rows, "plan": plan, "said": said, "asked": clients[0].asked, "clients": clients}
 
 
 def test_every_way_has_a_row_of_either_transformer_and_all_have_the_same_columns(measured: dict[str, Any]) -> None:
@@ -76,24 +80,24 @@ def test_every_way_has_a_row_of_either_transformer_and_all_have_the_same_columns
         ["off", "4 steps", "2 steps", "cache light", "cache balanced", "cache aggressive", "adaptive steps"],
     )
     assert [(row["model"], row["method"]) for row in rows] == [
-        *(("layout", name) for name in names),
+        *(("layout", name) for name in [*names, "w4a8", "w4a8, 4 steps", "w4a8, 2 steps"]),
         *((TINY.name, name) for name in names),
     ]
     assert len({tuple(row) for row in rows}) == 1
-    for row in rows[:7]:
+    for row in rows[:10]:
         assert all(value is not None for value in row.values())
         assert row["ms"] > 0
         assert 0 <= row["passed_before"] <= 100
         assert row["p95_ms"] >= row["p50_ms"] > 0
         assert row["requests_s"] > 0
-    for row in rows[7:]:
-        assert row["passed_after"] is row["p50_ms"] is None
+    for row in rows[10:]:
+        assert row["mb"] is row["passed_after"] is row["p50_ms"] is None
         assert row["ms"] > 0
     json.dumps(rows)
 
 
 def test_flops_go_with_steps_and_with_what_is_reused(measured: dict[str, Any]) -> None:
-    for its in (measured["rows"][:7], measured["rows"][7:]):
+    for its in (measured["rows"][:7], measured["rows"][10:]):
         found = {row["method"]: row for row in its}
         assert found["4 steps"]["gflops"] == pytest.approx(found["off"]["gflops"] * 4 / 6)
         for level in ("light", "balanced", "aggressive"):
@@ -111,6 +115,14 @@ def test_what_is_served_is_asked_for_as_it_is_scored(measured: dict[str, Any]) -
     assert {len(request.table) for request in cached} == {6}
     sections = held_out_sections(measured["plan"].briefs).sections
     assert {request.section for request in asked} <= set(sections)
+
+
+def test_w4a8_is_smaller_has_its_own_server_and_as_many_steps(measured: dict[str, Any]) -> None:
+    rows = {row["method"]: row for row in measured["rows"] if row["model"] == "layout"}
+    assert rows["w4a8"]["mb"] < rows["off"]["mb"] == rows["4 steps"]["mb"]
+    assert rows["w4a8"]["gflops"] == rows["off"]["gflops"]
+    _, small = measured["clients"]
+    assert {len(request.table) for request in small.asked} == {6, 4, 2}
 
 
 def test_progress_names_what_is_done(measured: dict[str, Any]) -> None:
@@ -241,10 +253,11 @@ def test_the_command_prints_one_table_and_writes_the_report(tmp_path: Path, monk
 
     monkeypatch.setattr("nereid_bench.layout_cli.layout", fake)
     out = tmp_path / "layout.json"
-    asked = ["layout", "--out", str(out), "--fewer", "8,4", "--no-dit", "--no-served", "--checkpoint", str(tmp_path)]
+    asked = ["layout", "--out", str(out), "--fewer", "8,4", "--no-dit", "--no-served", "--no-w4a8", "--checkpoint", str(tmp_path)]
     table = CliRunner().invoke(app, asked)
     assert table.exit_code == 0, table.output
     assert (plans[0].fewer, plans[0].dit, plans[0].served, plans[0].checkpoint) == ((8, 4), None, False, tmp_path)
+    assert not plans[0].w4a8
     assert json.loads(out.read_text())[0]["ms"] == 1.5
     printed = CliRunner().invoke(app, [*asked, "--json"])
     assert json.loads(printed.stdout)[0]["method"] == "off"

@@ -40,7 +40,7 @@ class _Unpacking:
         return name
 
     def node(self, kind: str, inputs: list[str], output: str, **attributes: object) -> str:
-        self.nodes.append(helper.make_node(kind, inputs, [output], output, **attributes))
+        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
 
     def layer(self, name: str, layer: QuantisedLayer) -> None:

@@ -79,9 +79,8 @@ class Rounding:
     def rounded(self, rows: NDArray[np.float32], places: NDArray[np.int64]) -> NDArray[np.float32]:
         """What is left of these inputs."""
         steps = (self.scale * self.gains[places])[:, None]
-        codes = np.clip(np.rint(rows / steps) + self.zero, 0, 255) - self.zero
-        made: NDArray[np.float32] = (codes * steps).astype(np.float32)
-        return made
+        codes = np.clip(np.rint(rows / steps) + self.zero, 0, 255)
+        return np.asarray((codes - self.zero) * steps, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,8 @@ class Correction:
     def matrix(self) -> NDArray[np.float32]:
         """In the very arithmetic in which an engine unpacks it."""
         product = self.left.astype(np.float32) @ self.right.astype(np.float32)
-        return product * self.rows.astype(np.float32)[:, None] * self.columns.astype(np.float32)
+        tall = product * self.rows.astype(np.float32)[:, None]
+        return np.asarray(tall * self.columns.astype(np.float32), np.float32)
 
 
 @dataclass(frozen=True)
@@ -194,9 +194,9 @@ def mixed_bits(weights: Floats, gram: Floats, average: int = BITS) -> tuple[NDAr
     Channels go by their kurtosis; how many get more is what leaves the outputs the least error.
     """
     errors = {}
-    for bits in (average - 1, average, average + 1):
-        off = weights - round_to_nearest(weights, np.full(len(weights), bits), np.diag(gram)).matrix()
-        errors[bits] = np.einsum("nk,kl,nl->n", off, gram, off, optimize=True)
+    for count in (average - 1, average, average + 1):
+        off = weights - round_to_nearest(weights, np.full(len(weights), count), np.diag(gram)).matrix()
+        errors[count] = np.einsum("nk,kl,nl->n", off, gram, off, optimize=True)
     order = np.argsort(kurtosis(weights), kind="stable")
     best, made, chosen = np.inf, np.full(len(weights), average), 0.0
     for share in SHARES:

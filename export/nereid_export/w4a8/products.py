@@ -51,7 +51,8 @@ class ProductInEight(nn.Module):
             self.register_buffer(name, value)
 
     def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = _Product.apply(x, self.weight, self.scale, self.zero, self.weight_scale, self.weight_zero)
+        apply: Any = _Product.apply
+        made: Tensor = apply(x, self.weight, self.scale, self.zero, self.weight_scale, self.weight_zero)
         return made
 
 

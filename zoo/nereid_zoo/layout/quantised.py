@@ -63,7 +63,7 @@ class _Met:
         return cls(empty, -empty, torch.zeros(width, width, dtype=torch.float64))
 
     def add(self, rows: Tensor, places: Tensor, generator: torch.Generator) -> None:
-        for place in places.unique().tolist():
+        for place in torch.unique(places).tolist():
             own = rows[places == place]
             self.low[place] = torch.minimum(self.low[place], own.amin(0))
             self.high[place] = torch.maximum(self.high[place], own.amax(0))
@@ -193,11 +193,12 @@ class QuantisedBlock(Block):
             self.register_buffer(f"{name}_bias", halved(biases[name]))
 
     def forward(
-        self, x: Tensor, condition: Tensor, bias: Tensor | None, kept: Branches = (None, None)
+        self, x: Tensor, condition: Tensor, bias: Tensor | None, kept: Branches = (None, None), opened: Any = None
     ) -> tuple[Tensor, Branches]:
+        assert opened is None, "its heads and channels all count"
         rows = self.rows[0]
         scaled = (condition + self.table) * self.smooth * rows.factors[self.place]
-        shift1, scale1, gate1, shift2, scale2, gate2 = scaled.split(1, 1)  # scales have their 1 from the table
+        shift1, scale1, gate1, shift2, scale2, gate2 = torch.split(scaled, 1, 1)  # scales have their 1 from the table
         attention, mlp = kept
         if attention is None:
             assert bias is not None
@@ -207,7 +208,7 @@ class QuantisedBlock(Block):
             mlp = self._mlp(self.norm2(x) * scale2 + shift2)
         return x + gate2 * mlp, (attention, mlp)
 
-    def attend(self, x: Tensor, bias: Tensor) -> Tensor:
+    def attend(self, x: Tensor, bias: Tensor, opened: Any = None) -> Tensor:
         count, tokens, width = x.shape
         gain, own, inverse = (self._gain(kind) for kind in (0, 1, 4))
         together = self.qkv(x) * gain + self.qkv_bias
@@ -263,7 +264,7 @@ class QuantisedTransformer(LayoutTransformer):
 
     def branched(self, numbers: Tensor, timestep: Tensor, *others: Any, **named: Any) -> tuple[Tensor, list[Branches]]:
         count, (rows,) = len(self.blocks), self.rows
-        own = self.gains[places_of(timestep)].split([1] * (6 * count) + [6] * count, 1)
+        own = torch.split(self.gains[places_of(timestep)], [1] * (6 * count) + [6] * count, 1)
         rows.gains, rows.factors = own[: 6 * count], own[6 * count :]
         return super().branched(numbers, timestep, *others, **named)
 
