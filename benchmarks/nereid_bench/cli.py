@@ -29,7 +29,7 @@ from nereid_bench.tables import print_rows, report_rows, rows_of
 from nereid_bench.vae_tiles import VaeTilesPlan, vae_tiles
 from nereid_client.terminal import console, fail
 from nereid_export.engines import BUILDERS
-from nereid_export.engines.precision import Precision
+from nereid_export.engines.precision import OF_PIPELINES
 from nereid_export.errors import ExportError
 from nereid_zoo.sections.score import CHECKPOINT as SECTIONS
 from nereid_zoo.shapes.score import CHECKPOINT
@@ -117,7 +117,7 @@ def engines_command(
         rounds=rounds,
         seconds=seconds,
         only=names("--only", only, (*BUILDERS, *PEERS), "is not measured; it ", blank=True),
-        precisions=names("--precisions", precisions, tuple(Precision), "is not a precision; it ", blank=True),
+        precisions=names("--precisions", precisions, OF_PIPELINES, "is not a precision; it ", blank=True),
         optimum_cli=optimum_cli,
     )
     try:

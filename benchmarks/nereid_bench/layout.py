@@ -29,6 +29,7 @@ from nereid.layout.elements import Box, Section
 from nereid.layout.tokens import BUCKETS, bucket_of
 from nereid_bench.compare import Say
 from nereid_bench.layout_load import alone, arriving, asked_for, sustained
+from nereid_bench.layout_w4a8 import engine_megabytes, exported_w4a8
 from nereid_bench.random_dit import DitSizes, Share, StepCost, count_flops, skipping_cost, step_costs
 from nereid_bench.servers import serving
 from nereid_bench.turns import turned
@@ -81,6 +82,9 @@ class LayoutPlan:
         """Whether the checkpoint has a transformer with dynamic width, too."""
         return (self.checkpoint / DYNAMIC).is_dir()
 
+    w4a8: bool = True
+    """Whether the same transformer is measured in w4a8, too."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
@@ -95,6 +99,8 @@ class Way:
     widths: WidthTable | None = None
     timesteps: Callable[[int], Iterable[float]] = lambda steps: ()
     """Of a run of so many steps."""
+    drawer: LayoutDrawer | None = None
+    """Of another repository, with engines of its own."""
 
     def steps_of(self, section: Section) -> int:
         return self.steps if self.adaptive is None else self.adaptive.steps(section)
@@ -131,6 +137,9 @@ def layout(plan: LayoutPlan, say: Say) -> list[dict[str, Any]]:
     drawer = LayoutDrawer.of(repository / LAYOUT)
     sections = held_out_sections(plan.briefs).sections
     found = ways(plan, drawer)
+    small = exported_w4a8(plan.checkpoint, plan.work, plan.threads, say) if plan.w4a8 else None
+    quantised = [] if small is None else ways_w4a8(plan, LayoutDrawer.of(small / LAYOUT))
+    found += quantised
     parts = components(plan)
     say(f"counting FLOPs of {len(parts)} kinds of steps")
     flops = layout_flops(parts, {bucket_of(len(section)) for section in sections})
@@ -138,17 +147,22 @@ def layout(plan: LayoutPlan, say: Say) -> list[dict[str, Any]]:
     for way in found:
         say(f"{way.name}: drawing {len(sections)} held-out sections")
         rows[way.name] = _row(LAYOUT, way, sections, flops) | _scored(quality(drawer, way, sections, say))
+        rows[way.name]["mb"] = engine_megabytes(way.drawer or drawer)
     for name, milliseconds in timed(plan, drawer, found, sections[: plan.timed], say).items():
         rows[name]["ms"] = milliseconds
     if plan.served:
-        with serving(repository) as (client, _):
-            for name, its in loaded(plan, client, found, sections, say).items():
-                rows[name] |= its
+        plain = [way for way in found if way not in quantised]
+        for folder, its_ways in ((repository, plain), *([] if small is None else [(small, quantised)])):
+            with serving(folder) as (client, _):
+                for name, its in loaded(plan, client, its_ways, sections, say).items():
+                    rows[name] |= its
     if plan.dit is not None:
         say(f"{plan.dit.name}: timing {len(parts) + 1} kinds of steps")
         costs = step_costs(plan.dit, shares_of(plan))
         skipping = Way(name=f"MLPs of {plan.kept_tokens:.0%} of the tokens", steps=plan.steps)
         for way in found:
+            if way in quantised:
+                continue  # the random transformer is PyTorch's, in float32
             rows[f"{plan.dit.name}: {way.name}"] = dit_row(plan.dit, way, sections, costs)
         skipped: dict[StrEnum, StepCost] = {BranchEngine.COMPUTED: skipping_cost(plan.dit, plan.kept_tokens)}
         rows[f"{plan.dit.name}: {skipping.name}"] = dit_row(plan.dit, skipping, sections, skipped)
@@ -216,8 +230,15 @@ def _timesteps(drawer: LayoutDrawer, steps: int) -> list[float]:
     return made
 
 
+def ways_w4a8(plan: LayoutPlan, drawer: LayoutDrawer) -> list[Way]:
+    """Weights of 4 bits and products of 8, at all steps and at fewer."""
+    names = {steps: "w4a8" if steps == plan.steps else f"w4a8, {steps} steps" for steps in (plan.steps, *plan.fewer)}
+    return [Way(name=name, steps=steps, drawer=drawer) for steps, name in names.items()]
+
+
 def _draw(drawer: LayoutDrawer, way: Way, sections: Sequence[Section], seeds: Sequence[int]) -> list[list[Box]]:
     made: list[list[Box]] = [[]] * len(sections)
+    drawer = way.drawer or drawer
     for steps in {way.steps_of(section) for section in sections}:
         places = [place for place, section in enumerate(sections) if way.steps_of(section) == steps]
         table = drawer.table(drawer.model.facts.scheduler, steps)
@@ -310,6 +331,7 @@ def _row(model: str, way: Way, sections: Sequence[Section], flops: Mapping[StrEn
         "steps": statistics.mean(steps),
         "reused": way.reused,
         "gflops": statistics.mean(taken) / 1e9,
+        "mb": None,
         "ms": None,
         **dict.fromkeys(_SERVED),
     }

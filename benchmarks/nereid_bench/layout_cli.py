@@ -47,6 +47,7 @@ def layout_command(
     dit: Annotated[
         bool, typer.Option(help="Time the same schedules on a random DiT of DiT-XL/2's sizes (3 GB of memory).")
     ] = True,
+    w4a8: Annotated[bool, typer.Option(help="Measure the transformer with weights of 4 bits and products of 8, too.")] = True,
     out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/layout.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
 ) -> None:
@@ -70,6 +71,7 @@ def layout_command(
         rounds=rounds,
         served=served,
         dit=DitSizes() if dit else None,
+        w4a8=w4a8,
     )
     if any(count < 1 for count in plan.fewer):
         raise typer.BadParameter(f"{fewer} is not allowed; step counts must be 1 or more", param_hint="--fewer")

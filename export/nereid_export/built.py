@@ -105,7 +105,7 @@ def build(
         references = [] if unchecked else random_references(component, module)
     samples = Samples(references, calibration.ranges.get(component.name, ()), runs, told=progress.detail)
     built = Built(component, engine, target, folder, unchecked=unchecked)
-    with _library_failures(component, engine, precision, folder):
+    with library_failures(component, engine, precision, folder):
         built.account = builder.build(component, module, folder, target, samples) or {}
         del module
         if unchecked:
@@ -142,7 +142,7 @@ def packages_of(*engines: tuple[EngineBuilder, Precision]) -> tuple[str, ...]:
 
 
 @contextmanager
-def _library_failures(component: Component, engine: Engine, precision: Precision, folder: Path) -> Iterator[None]:
+def library_failures(component: Component, engine: Engine, precision: Precision, folder: Path) -> Iterator[None]:
     """Turn what an engine's libraries raise, assertions included, into one sentence; what the disk refuses passes."""
     try:
         with full_disk_named(folder):

@@ -15,7 +15,7 @@ from nereid_export.candidates import AutoOptions, parse_candidates, parse_step_r
 from nereid_export.diffusion import export_diffusion
 from nereid_export.engines import Engine
 from nereid_export.engines.plan_options import PlanOptions, parse_buckets, parse_capabilities
-from nereid_export.engines.precision import Precision, parse_precisions
+from nereid_export.engines.precision import OF_PIPELINES, Precision, parse_precisions
 from nereid_export.frame import Device
 from nereid_export.layout_cli import layout
 from nereid_export.llm_cli import llm
@@ -54,8 +54,9 @@ def diffusion(
         str,
         typer.Option(
             metavar="PRECISION[,COMPONENT=PRECISION...]",
-            help=f"Arithmetic of the engines ({', '.join(Precision)}), with exceptions like `int8,vae_decoder=fp32`. Below fp32, "
-            "pictures are drawn and compared with PyTorch's. With --engine auto also auto: fp32, bf16 or int8 by measurement.",
+            help=f"Arithmetic of the engines ({', '.join(OF_PIPELINES)}), with exceptions like `int8,vae_decoder=fp32`. "
+            "Below fp32, pictures are drawn and compared with PyTorch's. With --engine auto also auto: fp32, bf16 or int8 by "
+            "measurement.",
         ),
     ] = Precision.FP32,
     calibration_prompts: Annotated[

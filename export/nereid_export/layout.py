@@ -33,6 +33,7 @@ from nereid_export.engines.plan_options import PlanOptions
 from nereid_export.engines.precision import Precision
 from nereid_export.errors import ExportError
 from nereid_export.frame import MANIFEST, MANIFEST_VERSION, Device, Progress, check_name, file_digests, models_of, versions
+from nereid_export.layout_w4a8 import build_w4a8, require_w4a8
 from nereid_export.options import ExportOptions
 from nereid_export.publish import adopt, destination, locked, publish, readable_failures, require_space, staging_folder
 
@@ -57,6 +58,8 @@ class LayoutExportOptions:
     """Whether there are engines, too, that reuse branches of earlier steps."""
     widths: bool = False
     """Whether there are engines, too, that are slices of a transformer with dynamic width."""
+    precision: Precision = Precision.FP32
+    """That, or w4a8."""
     name: str = ""
 
     def general(self) -> ExportOptions:
@@ -173,6 +176,7 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
         allowed = ", ".join((*ENGINE_FILES, Engine.AUTO))
         raise ExportError(f"--engine: {options.engine} is not allowed for a layout transformer; it must be one of {allowed}")
     check_name(options.name)
+    require_w4a8(options.precision, options.engine, cache=options.cache)
     options = replace(options, out=destination(options.out))
     checkpoint, general = LayoutCheckpoint.open(options.checkpoint), options.general()
     part, others, table = checkpoint.component(), dict[StrEnum, Component](), None
@@ -182,7 +186,7 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
         slices, table = checkpoint.widths()
         others.update(slices.items())
     target = Target(
-        precision=Precision.FP32,
+        precision=options.precision,
         device=Device.CPU,
         max_batch_size=options.max_batch_size,
         default_side=1,
@@ -206,7 +210,10 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
         with readable_failures(options.out):
             require_space(options.out.parent, 2 * count * checkpoint.weight_bytes())
             staging.mkdir(exist_ok=True)
-            if auto is None:
+            if options.precision is Precision.W4A8:
+                folder = staging / "engines" / part.name
+                built = build_w4a8(part, target, digest, general, folder, progress)
+            elif auto is None:
                 folder = staging / "engines" / part.name
                 built = build(part, options.engine, target, digest, general, folder, Calibration(), progress)
             else:

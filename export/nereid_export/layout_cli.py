@@ -10,7 +10,9 @@ import typer
 
 from nereid_export.bar import with_bar
 from nereid_export.engines import Engine
+from nereid_export.engines.precision import Precision
 from nereid_export.layout import LayoutExportOptions, export_layout
+from nereid_export.layout_w4a8 import said_of_quality
 from nereid_export.shown import show_diffusion
 
 
@@ -42,6 +44,13 @@ def layout(
             "train layout-dynamic writes it; requests switch them on by transformer_width.",
         ),
     ] = False,
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            help="fp32, or w4a8: weights stored in about 4 bits and products of 8-bit numbers, calibrated on sections such as "
+            "the transformer was trained on; with onnxruntime, without --cache.",
+        ),
+    ] = Precision.FP32,
     name: Annotated[str, typer.Option(help="Prefix of the model's name, for several in one repository.")] = "",
     out: Annotated[Path, typer.Option(help="The repository to write; other models in it are kept.")] = Path("build/repository"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
@@ -58,6 +67,7 @@ def layout(
         threads=threads,
         cache=cache,
         widths=widths,
+        precision=precision,
         name=name,
     )
     manifest = with_bar(lambda bar: export_layout(asked, bar))
@@ -65,3 +75,6 @@ def layout(
         print(json.dumps(manifest))
     else:
         show_diffusion(manifest, out)
+        for engine_said in manifest["engines"].values():
+            if "pass_rate" in engine_said:
+                print(said_of_quality(engine_said))

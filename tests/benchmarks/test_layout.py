@@ -29,6 +29,7 @@ from nereid_bench.layout import LayoutPlan, Way, components, layout, layout_flop
 from nereid_bench.layout_load import Latencies, alone, arriving, asked_for, sustained
 from nereid_bench.random_dit import DitSizes, RandomDit, count_flops, skipping_cost, step_costs
 from nereid_client.layouts import layout_tensors
+from nereid_export import layout_w4a8
 from nereid_export.engines.check import random_inputs
 from nereid_zoo.layout.component import TOKENS, layout_component
 from nereid_zoo.layout.dynamic import load_dynamic
@@ -37,7 +38,7 @@ from nereid_zoo.layout.score import held_out_sections
 from checkpoints import make_dynamic_layout
 
 pytestmark = pytest.mark.torch
-WAYS = 10
+WAYS = 13
 TINY = DitSizes(layers=2, width=32, heads=2, tokens=8, patch=4)
 
 
@@ -61,7 +62,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     @contextmanager
     def serving(repository: Path) -> Iterator[tuple[Any, None]]:
         clients.append(FakeClient(repository))
-        yield clients[0], None
+        yield clients[-1], None
 
     checkpoint = make_dynamic_layout(work / "checkpoint")
     plan = LayoutPlan(
@@ -70,11 +71,14 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "serving", serving)
+        patch.setattr(layout_w4a8, "CALIBRATION_BRIEFS", 8)
+        patch.setattr(layout_w4a8, "BRIEFS", 4)
+        patch.setattr(layout_w4a8, "refuse_loss", lambda component, quality: None)  # a random transformer's layouts mean nothing
         rows = layout(plan, said.append)
         before = (plan.work / "repository" / "layout" / "manifest.json").stat().st_mtime_ns
         module.exported(plan, said.append)  # nothing is done again
     assert (plan.work / "repository" / "layout" / "manifest.json").stat().st_mtime_ns == before
-    return {"rows": rows, "plan": plan, "said": said, "asked": clients[0].asked}
+    return {"rows": rows, "plan": plan, "said": said, "asked": clients[0].asked, "clients": clients}
 
 
 def test_every_way_has_a_row_of_either_transformer_and_all_have_the_same_columns(measured: dict[str, Any]) -> None:
@@ -82,7 +86,7 @@ def test_every_way_has_a_row_of_either_transformer_and_all_have_the_same_columns
     names = ["off", "4 steps", "2 steps", "cache light", "cache balanced", "cache aggressive", "adaptive steps"]
     names += ["dynamic width", "dynamic width, 4 steps", "dynamic width, 2 steps"]
     assert [(row["model"], row["method"]) for row in rows] == [
-        *(("layout", name) for name in names),
+        *(("layout", name) for name in [*names, "w4a8", "w4a8, 4 steps", "w4a8, 2 steps"]),
         *((TINY.name, name) for name in [*names, "MLPs of 63% of the tokens"]),
     ]
     assert len({tuple(row) for row in rows}) == 1
@@ -93,13 +97,13 @@ def test_every_way_has_a_row_of_either_transformer_and_all_have_the_same_columns
         assert row["p95_ms"] >= row["p50_ms"] > 0
         assert row["requests_s"] > 0
     for row in rows[WAYS:]:
-        assert row["passed_after"] is row["p50_ms"] is None
+        assert row["mb"] is row["passed_after"] is row["p50_ms"] is None
         assert row["ms"] > 0
     json.dumps(rows)
 
 
 def test_flops_go_with_steps_and_with_what_is_reused(measured: dict[str, Any]) -> None:
-    for its in (measured["rows"][:WAYS], measured["rows"][WAYS:]):
+    for its in (measured["rows"][: WAYS - 3], measured["rows"][WAYS:]):
         found = {row["method"]: row for row in its}
         assert found["4 steps"]["gflops"] == pytest.approx(found["off"]["gflops"] * 4 / 6)
         for level in ("light", "balanced", "aggressive"):
@@ -123,6 +127,14 @@ def test_what_is_served_is_asked_for_as_it_is_scored(measured: dict[str, Any]) -
     assert {len(request.table) for request in cached} == {6}
     sections = held_out_sections(measured["plan"].briefs).sections
     assert {request.section for request in asked} <= set(sections)
+
+
+def test_w4a8_is_smaller_has_its_own_server_and_as_many_steps(measured: dict[str, Any]) -> None:
+    rows = {row["method"]: row for row in measured["rows"] if row["model"] == "layout"}
+    assert rows["w4a8"]["mb"] < rows["off"]["mb"] == rows["4 steps"]["mb"]
+    assert rows["w4a8"]["gflops"] == rows["off"]["gflops"]
+    _, small = measured["clients"]
+    assert {len(request.table) for request in small.asked} == {6, 4, 2}
 
 
 def test_progress_names_what_is_done(measured: dict[str, Any]) -> None:
@@ -275,10 +287,11 @@ def test_the_command_prints_one_table_and_writes_the_report(tmp_path: Path, monk
 
     monkeypatch.setattr("nereid_bench.layout_cli.layout", fake)
     out = tmp_path / "layout.json"
-    asked = ["layout", "--out", str(out), "--fewer", "8,4", "--no-dit", "--no-served", "--checkpoint", str(tmp_path)]
+    asked = ["layout", "--out", str(out), "--fewer", "8,4", "--no-dit", "--no-served", "--no-w4a8", "--checkpoint", str(tmp_path)]
     table = CliRunner().invoke(app, asked)
     assert table.exit_code == 0, table.output
     assert (plans[0].fewer, plans[0].dit, plans[0].served, plans[0].checkpoint) == ((8, 4), None, False, tmp_path)
+    assert not plans[0].w4a8
     assert json.loads(out.read_text())[0]["ms"] == 1.5
     printed = CliRunner().invoke(app, [*asked, "--json"])
     assert json.loads(printed.stdout)[0]["method"] == "off"

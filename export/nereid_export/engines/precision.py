@@ -19,10 +19,12 @@ class Precision(StrEnum):
     """Matrix products, by the ranges of each call's own activations."""
     INT8_WEIGHTS = "int8-weights"
     INT4_WEIGHTS = "int4-weights"
+    W4A8 = "w4a8"
+    """Of a layout transformer alone: weights stored in about 4 bits, products of 8-bit numbers, static ranges by timestep."""
 
     @property
     def quantised(self) -> bool:
-        return self.startswith("int")
+        return self.startswith("int") or self is Precision.W4A8
 
     @property
     def half(self) -> bool:
@@ -34,6 +36,9 @@ class Precision(StrEnum):
         return 2 if self.half else 4
 
 
+OF_PIPELINES = tuple(its for its in Precision if its is not Precision.W4A8)
+"""What components of a pipeline may be asked for."""
+
 ERROR_BOUNDS: Mapping[Precision, float] = {
     Precision.FP32: 1e-4,
     Precision.FP16: 1e-2,
@@ -42,6 +47,7 @@ ERROR_BOUNDS: Mapping[Precision, float] = {
     Precision.INT8_DYNAMIC: 0.1,
     Precision.INT8_WEIGHTS: 5e-2,
     Precision.INT4_WEIGHTS: 0.2,
+    Precision.W4A8: 0.2,
 }
 """Largest relative error (norm of the difference over norm of the reference) with which an engine is published.
 
@@ -100,10 +106,9 @@ def parse_precisions(text: str) -> Precisions:
         if name == "auto" and not equals and not auto and not usual:
             auto = True
             continue
-        try:
-            precision = Precision(value if equals else name)
-        except ValueError:
-            raise ExportError(f"--precision: {part!r} is not allowed; it must be one of {', '.join(Precision)}") from None
+        precision = {str(its): its for its in OF_PIPELINES}.get(value if equals else name)
+        if precision is None:
+            raise ExportError(f"--precision: {part!r} is not allowed; it must be one of {', '.join(OF_PIPELINES)}")
         if equals and name and name not in by_component:
             by_component[name] = precision
         elif not equals and not usual and not auto:

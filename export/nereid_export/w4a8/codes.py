@@ -1,0 +1,130 @@
+"""Whole numbers of a few bits and their scales: choosing them for a matrix, and storing them as planes of bits.
+
+A group of `GROUP` weights of one output channel shares a scale. Codes of b bits are -2^(b-1) to 2^(b-1) - 1; the scale's sign is
+that with which the group's largest weight gets the lowest code, which uses them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+GROUP = 32
+_SHRUNK = np.array([1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65])
+"""Shares of a group's range that are tried: cutting its largest weight may serve the others."""
+_DAMPING = 0.01
+"""Of the mean of a Gram matrix's diagonal, added to it: calibration has not seen everything."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """A matrix N x K: codes int8 N x K', and scales float16 N x K' / GROUP; K' is K filled up to whole groups."""
+
+    codes: NDArray[np.int8]
+    scales: NDArray[np.float16]
+    bits: NDArray[np.int64]
+    """Of each of the N output channels."""
+    inputs: int
+    """K."""
+
+    def matrix(self) -> NDArray[np.float32]:
+        """N x K, in the very arithmetic in which an engine unpacks it."""
+        scales = np.repeat(self.scales.astype(np.float32), GROUP, axis=1)
+        return np.ascontiguousarray((self.codes.astype(np.float32) * scales)[:, : self.inputs])
+
+
+def filled(matrix: NDArray) -> NDArray:
+    """With zeros after its columns, up to whole groups."""
+    return np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % GROUP)))
+
+
+def group_scales(weights: Floats, bits: NDArray[np.int64], importance: Floats) -> NDArray[np.float16]:
+    """A scale for each row of N x GROUP weights: of those tried, that of the least squared error, by importance of columns."""
+    low = -(2.0 ** (bits - 1))[:, None]
+    largest = np.take_along_axis(weights, np.abs(weights).argmax(1)[:, None], 1)
+    best, scales = np.full(len(weights), np.inf), np.ones(len(weights), np.float16)
+    for share in _SHRUNK:
+        tried = (share * largest / low).astype(np.float16)
+        tried[tried == 0] = 1  # nothing but zeros, or all but
+        rounded = nearest(weights, tried, bits) * tried.astype(np.float64)
+        error = ((weights - rounded) ** 2 * importance).sum(1)
+        better = error < best
+        best, scales = np.where(better, error, best), np.where(better, tried[:, 0], scales).astype(np.float16)
+    return scales
+
+
+def nearest(weights: Floats, scales: NDArray[np.float16], bits: NDArray[np.int64]) -> Floats:
+    """The code nearest to each weight; `scales` is N x 1."""
+    low = -(2.0 ** (bits - 1))[:, None]
+    return np.clip(np.rint(weights / scales.astype(np.float64)), low, -low - 1)
+
+
+def round_to_nearest(weights: Floats, bits: NDArray[np.int64], importance: Floats) -> Codes:
+    """Each weight on its own; `importance` is of the K columns."""
+    whole, columns = filled(weights), filled(importance[None])[0]
+    made, scales = np.empty(whole.shape, np.int8), np.empty((len(whole), whole.shape[1] // GROUP), np.float16)
+    for group in range(scales.shape[1]):
+        own = slice(group * GROUP, (group + 1) * GROUP)
+        scales[:, group] = group_scales(whole[:, own], bits, columns[own])
+        made[:, own] = nearest(whole[:, own], scales[:, group : group + 1], bits)
+    return Codes(made, scales, bits, weights.shape[1])
+
+
+def damped(gram: Floats) -> Floats:
+    """A Gram matrix (K x K, of a layer's inputs) that can be inverted."""
+    mean = float(np.diag(gram).mean()) or 1.0
+    return gram + _DAMPING * mean * np.eye(len(gram))
+
+
+def round_carrying(weights: Floats, bits: NDArray[np.int64], gram: Floats) -> Codes:
+    """Column by column, each column's error made up for by those that follow (GPTQ, Frantar et al., 2023).
+
+    `gram` is K x K, of the inputs: what counts is the error of the layer's output.
+    """
+    left = filled(weights).astype(np.float64)
+    own = np.eye(left.shape[1])
+    inputs = weights.shape[1]
+    own[:inputs, :inputs] = damped(gram)
+    factor = np.linalg.cholesky(np.linalg.inv(own)).T
+    importance = 1 / np.diag(factor) ** 2
+    made, scales = np.empty(left.shape, np.int8), np.empty((len(left), left.shape[1] // GROUP), np.float16)
+    for group in range(scales.shape[1]):
+        start, stop = group * GROUP, (group + 1) * GROUP
+        scales[:, group] = group_scales(left[:, start:stop], bits, importance[start:stop])
+        scale = scales[:, group : group + 1]
+        errors = np.empty((len(left), GROUP))
+        for column in range(start, stop):
+            code = nearest(left[:, column : column + 1], scale, bits)
+            made[:, column] = code[:, 0]
+            error = (left[:, column] - (code * scale.astype(np.float64))[:, 0]) / factor[column, column]
+            left[:, column:stop] -= error[:, None] * factor[column, column:stop]
+            errors[:, column - start] = error
+        left[:, stop:] -= errors @ factor[start:stop, stop:]
+    return Codes(made, scales, bits, inputs)
+
+
+# --- storage ---
+
+
+def planes_of(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
+    """Signed codes of so many bits (N x K, K a multiple of 8) as planes, uint8 bits x N x K / 8; the lowest bit's is first."""
+    if bits < 1 or codes.min(initial=0) < -(2 ** (bits - 1)) or codes.max(initial=0) >= 2 ** (bits - 1):
+        raise ValueError(f"codes from {codes.min()} to {codes.max()} are not of {bits} bits")
+    raised = (codes.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
+    return np.stack([np.packbits((raised >> bit) & 1, axis=1) for bit in range(bits)])
+
+
+def codes_of(planes: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """The way back."""
+    raised = sum(np.unpackbits(plane, axis=1).astype(np.int16) << bit for bit, plane in enumerate(planes))
+    return (np.asarray(raised) - 2 ** (len(planes) - 1)).astype(np.int8)
+
+
+def by_bits(bits: NDArray[np.int64]) -> Sequence[tuple[int, NDArray[np.int64]]]:
+    """Which output channels have how many bits."""
+    return [(int(count), np.flatnonzero(bits == count)) for count in np.unique(bits)]

@@ -1,0 +1,290 @@
+"""Layout transformers of 4-bit weights and 8-bit products: the module, the engine, what is published and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from typer.testing import CliRunner
+
+from nereid.engines.digests import Verifier
+from nereid.layout.settings import OUT
+from nereid.layout.tokens import tokens_of
+from nereid_export import layout as exporting
+from nereid_export import layout_w4a8 as module
+from nereid_export.cli import app
+from nereid_export.engines import Engine
+from nereid_export.engines.check import random_inputs, torch_run
+from nereid_export.engines.onnx_graph import run_file
+from nereid_export.engines.precision import Precision
+from nereid_export.errors import ExportError
+from nereid_export.layout_drawing import LayoutDrawer
+from nereid_export.layout_w4a8 import LayoutQuality, as_called, refuse_loss, said_of_quality
+from nereid_export.w4a8.graph import PRODUCT, executed
+from nereid_export.w4a8.layers import QuantisedLayer, Statistics
+from nereid_zoo.layout.batches import sample_row
+from nereid_zoo.layout.component import TOKENS, Velocity, layout_component
+from nereid_zoo.layout.draw import draw, draw_tokens
+from nereid_zoo.layout.model import LayoutTransformer, load
+from nereid_zoo.layout.quantised import (
+    OF_CONDITION,
+    RANGES,
+    Observer,
+    QuantisedTransformer,
+    layer_names,
+    places_of,
+    quantised_layers,
+)
+from nereid_zoo.layout.score import held_out_sections
+
+from conftest import Silent, export_layout
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module")
+def transformer(checkpoints: dict[str, Path]) -> LayoutTransformer:
+    return load(checkpoints["layout"])
+
+
+@pytest.fixture(scope="module")
+def statistics(transformer: LayoutTransformer) -> dict[str, Statistics]:
+    observer, sections = Observer(transformer), held_out_sections(12).sections
+    with observer.watching() as predict:
+        for steps in (9, 5):
+            draw(predict, sections, range(12), steps=steps)
+    return observer.statistics()
+
+
+@pytest.fixture(scope="module")
+def layers(transformer: LayoutTransformer, statistics: dict[str, Statistics]) -> dict[str, QuantisedLayer]:
+    return quantised_layers(transformer, statistics)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> Iterator[Path]:
+    """To be read only."""
+    out = tmp_path_factory.mktemp("w4a8") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CALIBRATION_BRIEFS", 16)
+        patch.setattr(module, "BRIEFS", 12)
+        patch.setattr(module, "refuse_loss", lambda component, quality: None)  # what a random transformer draws means nothing
+        export_layout(checkpoints["layout"], out, precision=Precision.W4A8)
+        yield out
+
+
+# --- what is observed ---
+
+
+def test_ranges_are_equally_wide() -> None:
+    timesteps = torch.tensor([0.0, 124.9, 125.1, 999.0, 1000.0])
+    assert places_of(timesteps).tolist() == [0, 0, 1, RANGES - 1, RANGES - 1]
+
+
+def test_inputs_are_noted_by_layer_and_range_without_padded_tokens(
+    transformer: LayoutTransformer, statistics: dict[str, Statistics]
+) -> None:
+    assert set(statistics) == set(layer_names(transformer))
+    for name, its in statistics.items():
+        width = transformer.get_submodule(name).get_parameter("weight").shape[1]
+        ranges = 1 if name in OF_CONDITION else RANGES
+        assert its.low.shape == its.high.shape == (ranges, width)
+        assert its.gram.shape == (width, width)
+        assert (its.rows >= its.low[its.places] - 1e-6).all()
+        assert (its.rows <= its.high[its.places] + 1e-6).all()
+    section = sample_row(Random(1))[0]
+    found = []
+    for size in (len(section), 32):
+        observer = Observer(transformer)
+        with observer.watching() as predict:
+            draw_tokens(predict, tokens_of([section], size), [1], steps=2)
+        found.append(observer.statistics())
+    for name in statistics:
+        assert np.allclose(found[0][name].gram, found[1][name].gram, rtol=1e-3, atol=1e-3)
+
+
+# --- the module ---
+
+
+def inputs_of(checkpoint: Path, rows: int, tokens: int) -> dict[str, np.ndarray]:
+    part = layout_component(checkpoint)
+    return {name: value.numpy() for name, value in random_inputs(part, rows, {TOKENS: tokens}, 5).items()}
+
+
+def test_the_module_is_near_the_transformer_that_it_stands_for(
+    transformer: LayoutTransformer, layers: dict[str, QuantisedLayer], checkpoints: dict[str, Path]
+) -> None:
+    before = {name: value.clone() for name, value in transformer.state_dict().items()}
+    made, calls = QuantisedTransformer.of(transformer, layers), []
+    sections = held_out_sections(6).sections
+
+    def noted(inputs: Any) -> np.ndarray:
+        calls.append(as_called(inputs))
+        run = torch_run(layout_component(checkpoints["layout"]), Velocity(transformer))
+        out: np.ndarray = run(calls[-1], [OUT])[OUT]
+        return out
+
+    draw(noted, sections, range(6), steps=4)
+    wanted, given = [], []
+    for call in calls:
+        valid = call["valid"] > 0
+        for module_, home in ((Velocity(transformer), wanted), (Velocity(made), given)):
+            home.append(torch_run(layout_component(checkpoints["layout"]), module_)(call, [OUT])[OUT][valid])
+    off, size = np.concatenate(given) - np.concatenate(wanted), np.concatenate(wanted)
+    assert np.linalg.norm(off) / np.linalg.norm(size) < 0.1
+    assert all(torch.equal(value, before[name]) for name, value in transformer.state_dict().items())
+
+
+def test_smoothing_and_gains_cancel_where_nothing_is_rounded(
+    transformer: LayoutTransformer,
+    layers: dict[str, QuantisedLayer],
+    checkpoints: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With products of the smoothed weights themselves, the module computes what the transformer does."""
+    made = QuantisedTransformer.of(transformer, layers)
+    for name in layer_names(transformer):
+        weight = transformer.get_submodule(name).get_parameter("weight").detach().clone()
+        if name.endswith("qkv"):
+            weight[-transformer.config.width :] *= torch.from_numpy(layers[name.replace("qkv", "proj")].smooth)[:, None]
+        weight = weight / torch.from_numpy(layers[name].smooth)
+        home = made.get_submodule(name)
+        product = home.product if name in OF_CONDITION else home
+        monkeypatch.setattr(product, "forward", lambda x, weight=weight: x @ weight.T)
+    given = inputs_of(checkpoints["layout"], 3, 16)
+    part = layout_component(checkpoints["layout"])
+    wanted, found = (torch_run(part, Velocity(its))(given, [OUT])[OUT] for its in (transformer, made))
+    assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 5e-3  # halves
+
+
+# --- the engine ---
+
+
+def test_the_engine_executes_in_8_bits_and_rows_keep_their_bits(repository: Path, checkpoints: dict[str, Path]) -> None:
+    file = repository / "layout" / "1" / "model.onnx"
+    assert executed(file)[PRODUCT] == len(OF_CONDITION) + 2 * 4
+    run, given = run_file(file, threads=1), inputs_of(checkpoints["layout"], 6, 16)
+    given["timestep"] = np.linspace(0, 1000, 6, dtype=np.float32)[:, None]  # another range each
+    together = run(given, [OUT])[OUT]
+    for row in range(6):
+        alone = run({name: value[row : row + 1] for name, value in given.items()}, [OUT])[OUT]
+        assert alone.tobytes() == together[row : row + 1].tobytes()
+
+
+def test_what_is_published_says_what_it_costs(repository: Path) -> None:
+    manifest = json.loads((repository / "layout" / "manifest.json").read_text())
+    engine = manifest["engines"]["layout"]
+    assert manifest["arguments"]["precision"] == engine["precision"] == "w4a8"
+    assert engine["checks"][0]["relative_error"] < engine["error_bound"] == 0.2
+    assert engine["quantization"]["off_from_simulation"] < 1e-2
+    assert engine["quantization"]["products_in_8_bits"] == len(engine["quantization"]["layers"]) == 13
+    assert engine["quantization"]["bits"] == 4
+    for its in engine["quantization"]["layers"].values():
+        assert its["error"] < its["error_of_plain_rounding"]
+    rate = engine["pass_rate"]
+    assert (rate["briefs"], rate["steps"], rate["loss_bound"]) == (12, 16, 1.0)
+    assert 0 <= rate["off_px"] <= rate["off_px_p95"]
+    Verifier(repository).verify(manifest["models"])
+
+
+def test_it_is_served_as_any_other(repository: Path) -> None:
+    drawer, asked = LayoutDrawer.of(repository / "layout"), held_out_sections(3).sections
+    table = drawer.table(drawer.model.facts.scheduler, 4)
+    alone = [drawer.draw([section], [place], table)[0] for place, section in enumerate(asked)]
+    assert drawer.draw(asked, range(3), table) == alone
+
+
+def test_an_interrupted_export_takes_the_engine_that_it_had_built(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CALIBRATION_BRIEFS", 8)
+    monkeypatch.setattr(module, "BRIEFS", 2)
+    monkeypatch.setattr(module, "refuse_loss", lambda component, quality: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "publish", lambda *paths: (_ for _ in ()).throw(ExportError("stopped")))
+        with pytest.raises(ExportError, match="stopped"):
+            export_layout(checkpoints["layout"], tmp_path / "out", precision=Precision.W4A8)
+    progress = Silent()
+    options = exporting.LayoutExportOptions(checkpoint=checkpoints["layout"], out=tmp_path / "out", precision=Precision.W4A8)
+    exporting.export_layout(options, progress)
+    assert "layout_transformer: built before" in progress.said
+
+
+# --- what is refused ---
+
+
+QUALITY = LayoutQuality(
+    briefs=400, steps=16, passed_before=40.0, passed_before_fp32=41.0, passed=99.0, passed_fp32=100.0, off_px=0.9, off_px_p95=2.0
+)
+
+
+def test_what_costs_more_than_a_point_after_repair_is_refused(checkpoints: dict[str, Path]) -> None:
+    part = layout_component(checkpoints["layout"])
+    refuse_loss(part, QUALITY)
+    with pytest.raises(ExportError, match=r"98.9% of 400 layouts pass after repair, more than 1 points below PyTorch's 100.0%"):
+        refuse_loss(part, replace(QUALITY, passed=98.9))
+
+
+@pytest.mark.parametrize(("before", "within"), [(40.0, True), (39.9, False)])
+def test_what_it_costs_before_repair_is_said(before: float, within: bool) -> None:
+    rate = replace(QUALITY, passed_before=before).written()
+    assert rate["within"] is within
+    said = said_of_quality({"pass_rate": rate, "quantization": {"compression": 5.0}})
+    assert ("more than 1 points are lost before repair" in said) is not within
+    assert "5.0 times smaller" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"precision": Precision.INT8},
+            "--precision: int8 is not allowed for a layout transformer; it must be one of fp32, w4a8",
+        ),
+        ({"engine": Engine.OPENVINO}, "--engine: openvino is not allowed with --precision w4a8; it must be onnxruntime"),
+        ({"engine": Engine.AUTO}, "--engine: auto is not allowed with --precision w4a8; it must be onnxruntime"),
+        ({"cache": True}, "--cache is not allowed with --precision w4a8"),
+    ],
+)
+def test_what_it_does_not_go_with_is_refused(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    given = {"precision": Precision.W4A8, "checkpoint": tmp_path, "out": tmp_path / "out", **options}
+    with pytest.raises(ExportError, match=said):
+        exporting.export_layout(exporting.LayoutExportOptions(**given), Silent())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("what", ["products", "simulation"])
+def test_an_engine_that_is_not_what_it_should_be_is_refused(
+    what: str, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CALIBRATION_BRIEFS", 8)
+    monkeypatch.setattr(module, "executed", lambda file: {PRODUCT: 12 if what == "products" else 13})
+    monkeypatch.setattr(module, "aggregate_error", lambda references, run: 0.5)
+    said = "executes 12 of 13 products in 8 bits" if what == "products" else r"is 0.5 \(relative\) off from the simulation"
+    with pytest.raises(ExportError, match=f"{said}.*nothing was published"):
+        export_layout(checkpoints["layout"], tmp_path / "out", precision=Precision.W4A8)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_says_what_it_costs(checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def fake(options: Any, progress: Any) -> dict[str, Any]:
+        asked.append(options)
+        engine = {"pass_rate": QUALITY.written(), "quantization": {"compression": 5.0}}
+        return {"engines": {"layout": engine}}
+
+    monkeypatch.setattr("nereid_export.layout_cli.export_layout", fake)
+    monkeypatch.setattr("nereid_export.layout_cli.show_diffusion", lambda manifest, out: None)
+    made = CliRunner().invoke(app, ["layout", str(checkpoints["layout"]), "--precision", "w4a8", "--out", str(tmp_path)])
+    assert made.exit_code == 0, made.output
+    assert asked[0].precision is Precision.W4A8
+    assert "40.0% of 400 layouts pass before repair (fp32: 41.0%)" in made.output.replace("\n", " ")

@@ -1,0 +1,245 @@
+"""Matrices of about 4 bits multiplied in 8: storage, rounding, smoothing, bits a channel, correction, the graph that unpacks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+torch = pytest.importorskip("torch")
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from nereid_export.engines.onnx_graph import run_file
+from nereid_export.errors import ExportError
+from nereid_export.w4a8.codes import GROUP, codes_of, planes_of, round_carrying, round_to_nearest
+from nereid_export.w4a8.graph import PRODUCT, executed, pack_weights
+from nereid_export.w4a8.layers import (
+    ALPHAS,
+    Rounding,
+    Statistics,
+    best_alpha,
+    corrected,
+    kurtosis,
+    mixed_bits,
+    output_error,
+    quantise,
+    smoothing,
+)
+from nereid_export.w4a8.products import ProductInEight
+
+pytestmark = pytest.mark.torch
+RANGES = 4
+
+
+def inputs_like(width: int, *, outlying: float = 1.0, count: int = 256) -> Statistics:
+    """Of inputs that go together, larger in later ranges; a few channels are `outlying` times as large."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((count, width)) @ (rng.standard_normal((width, width)) / width**0.5)
+    rows[:, ::17] *= outlying
+    places = np.arange(count) % RANGES
+    rows = (rows * (1 + places[:, None])).astype(np.float32)
+    by_range = [rows[places == place].astype(np.float64) for place in range(RANGES)]
+    return Statistics(
+        low=np.stack([its.min(0) for its in by_range]),
+        high=np.stack([its.max(0) for its in by_range]),
+        gram=rows.T.astype(np.float64) @ rows,
+        rows=rows,
+        places=places,
+    )
+
+
+def matrix(outputs: int, inputs: int) -> NDArray[np.float32]:
+    return (0.05 * np.random.default_rng(1).standard_t(5, (outputs, inputs))).astype(np.float32)
+
+
+def error_of(made: NDArray, wanted: NDArray, statistics: Statistics) -> float:
+    off = (made - wanted) @ statistics.rows.T
+    return float(np.linalg.norm(off) / np.linalg.norm(wanted @ statistics.rows.T))
+
+
+# --- storage ---
+
+
+@pytest.mark.parametrize("bits", [1, 3, 4, 5, 8])
+def test_codes_come_back_from_their_planes_exactly(bits: int) -> None:
+    rng = np.random.default_rng(bits)
+    codes = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (7, 3 * GROUP)).astype(np.int8)
+    planes = planes_of(codes, bits)
+    assert (planes.dtype, planes.shape) == (np.uint8, (bits, 7, 3 * GROUP // 8))
+    assert np.array_equal(codes_of(planes), codes)
+
+
+def test_codes_of_more_bits_are_not_stored() -> None:
+    with pytest.raises(ValueError, match="codes from -4 to 4 are not of 3 bits"):
+        planes_of(np.array([[-4, 4] * 4], np.int8), 3)
+
+
+# --- rounding ---
+
+
+def test_a_group_uses_all_its_codes_and_errors_are_within_a_step() -> None:
+    weights = matrix(16, 2 * GROUP).astype(np.float64)
+    made = round_to_nearest(weights, np.full(16, 4), np.ones(2 * GROUP))
+    assert made.codes.min() == -8
+    assert made.codes.max() <= 7
+    scales = np.repeat(np.abs(made.scales.astype(np.float64)), GROUP, 1)
+    inside = np.abs(made.codes) < 7
+    assert (np.abs(made.matrix() - weights)[inside] <= 0.51 * scales[inside]).all()
+    zeros = round_to_nearest(np.zeros((2, GROUP)), np.full(2, 4), np.ones(GROUP))
+    assert not zeros.matrix().any()
+
+
+def test_carrying_errors_on_takes_them_out_of_the_outputs() -> None:
+    """Also where the last group is not full."""
+    for width in (96, 84):
+        statistics, weights, bits = inputs_like(width), matrix(48, width).astype(np.float64), np.full(48, 4)
+        carried = error_of(round_carrying(weights, bits, statistics.gram).matrix(), weights, statistics)
+        alone = error_of(round_to_nearest(weights, bits, np.diag(statistics.gram)).matrix(), weights, statistics)
+        assert carried < 0.8 * alone
+
+
+def test_inputs_are_rounded_by_the_range_of_their_timesteps() -> None:
+    statistics = inputs_like(64)
+    rounding = Rounding.of(statistics)
+    assert rounding.gains.max() == 1
+    assert (np.diff(rounding.gains) > 0).all()
+    made = rounding.rounded(statistics.rows, statistics.places)
+    steps = rounding.scale * rounding.gains[statistics.places]
+    assert (np.abs(made - statistics.rows) <= 0.51 * steps[:, None]).all()
+    last = replace(statistics, low=statistics.low[-1:], high=statistics.high[-1:])
+    one = Rounding.of(last)
+    coarse = one.rounded(statistics.rows, np.zeros_like(statistics.places))
+    assert np.abs(made - statistics.rows).mean() < 0.8 * np.abs(coarse - statistics.rows).mean()
+
+
+def test_inputs_that_are_nothing_have_a_rounding() -> None:
+    nothing = np.zeros((2, 32))
+    rows, places = np.zeros((4, 32), np.float32), np.zeros(4, int)
+    made = Rounding.of(Statistics(low=nothing, high=nothing, gram=np.zeros((32, 32)), rows=rows, places=places))
+    assert not made.rounded(rows, places).any()
+
+
+# --- what a layer's search finds ---
+
+
+def test_the_search_for_alpha_lessens_the_error() -> None:
+    statistics, weights = inputs_like(96, outlying=40.0), matrix(64, 96).astype(np.float64)
+    alpha, factor = best_alpha(weights, statistics)
+    assert alpha in ALPHAS
+    wide = factor.astype(np.float64)
+    smoothed = output_error(weights / wide, statistics.times(wide))
+    assert smoothed < 0.8 * output_error(weights, statistics)
+    for other in ALPHAS:
+        wide = smoothing(weights, statistics, other).astype(np.float64)
+        assert smoothed <= output_error(weights / wide, statistics.times(wide))
+
+
+def test_smoothing_changes_nothing_but_rounding() -> None:
+    statistics, weights = inputs_like(96, outlying=40.0), matrix(64, 96)
+    factor = smoothing(weights.astype(np.float64), statistics, 0.5)
+    assert np.allclose((statistics.rows * factor) @ (weights / factor).T, statistics.rows @ weights.T, rtol=1e-4, atol=1e-3)
+    assert np.array_equal(factor, factor.astype(np.float16))
+
+
+def test_mixed_bits_keep_their_average_and_go_by_kurtosis() -> None:
+    statistics, weights = inputs_like(96), matrix(64, 96).astype(np.float64)
+    weights[::8, :3] *= 30  # channels with outliers
+    bits, share = mixed_bits(weights, statistics.gram)
+    assert share > 0
+    assert bits.mean() == 4
+    assert set(bits) == {3, 4, 5}
+    assert kurtosis(weights)[bits == 5].min() >= kurtosis(weights)[bits == 4].max()
+    assert kurtosis(weights)[bits == 3].max() <= kurtosis(weights)[bits == 4].min()
+
+    def error(own: NDArray[np.int64]) -> float:
+        return error_of(round_to_nearest(weights, own, np.diag(statistics.gram)).matrix(), weights, statistics)
+
+    assert error(bits) < error(np.full(64, 4))
+
+
+def test_the_correction_lessens_the_error_with_its_rank() -> None:
+    statistics, weights = inputs_like(96), matrix(64, 96).astype(np.float64)
+    rounded = round_to_nearest(weights, np.full(64, 4), np.diag(statistics.gram)).matrix()
+    errors = [error_of(rounded, weights, statistics)]
+    for rank in (4, 16):
+        errors.append(error_of(rounded + corrected(weights - rounded, statistics.gram, rank).matrix(), weights, statistics))
+    assert errors[2] < 0.8 * errors[1] < 0.8 * 0.95 * errors[0]
+
+
+def test_a_layer_is_better_than_plain_rounding_and_its_8_bits_are_what_is_stored() -> None:
+    statistics, weights = inputs_like(96, outlying=10.0), matrix(64, 96)
+    made, without = quantise(weights, statistics), quantise(weights, statistics, rank=0)
+    assert made.error < without.error < made.plain_error
+    assert made.codes.bits.mean() == 4
+    assert np.abs(made.multiplied).max() == 127
+    off = np.abs(made.multiplied * made.scales[:, None] - made.stored)
+    assert (off <= 0.51 * made.scales[:, None]).all()
+
+
+# --- the graph ---
+
+
+def graph_file(file: Path, weights: NDArray[np.int8], layer_scales: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
+    """A product of 8-bit numbers as PyTorch's exporter writes it."""
+    constants = {
+        "weight": weights,
+        "scale": np.array(0.01, np.float32),
+        "zero": np.array(120, np.uint8),
+        "weight_scale": layer_scales,
+        "weight_zero": np.zeros(len(layer_scales), np.int8),
+        "bias": bias,
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        helper.make_node("DequantizeLinear", ["weight", "weight_scale", "weight_zero"], ["w"], axis=1),
+        helper.make_node("MatMul", ["d", "w"], ["p"]),
+        helper.make_node("Add", ["p", "bias"], ["y"]),
+    ]
+    sizes = (("x", weights.shape[0]), ("y", weights.shape[1]))
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, "rows", size]) for name, size in sizes]
+    initializers = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "graph", values[:1], values[1:], initializers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(file))
+
+
+@pytest.mark.parametrize("width", [96, 84])
+def test_a_packed_graph_is_small_computes_the_same_bits_and_executes_in_8_bits(width: int, tmp_path: Path) -> None:
+    layer, file = quantise(matrix(128, width), inputs_like(width)), tmp_path / "model.onnx"
+    bias = np.arange(128, dtype=np.float32)
+    graph_file(file, layer.multiplied.T.copy(), layer.scales, bias)
+    given = {"x": np.random.default_rng(3).standard_normal((1, 5, width)).astype(np.float32)}
+    before, size = run_file(file)(given, ["y"])["y"], file.stat().st_size
+    assert np.abs(before).max() > 100
+    pack_weights(file, {"weight": layer})
+    onnx.checker.check_model(str(file), full_check=True)
+    assert run_file(file)(given, ["y"])["y"].tobytes() == before.tobytes()
+    assert executed(file) == {"QuantizeLinear": 1, PRODUCT: 1, "Add": 1}
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(str(file)).graph.initializer}
+    assert stored["bias/half"].dtype == np.float16
+    assert sum(its.nbytes for name, its in stored.items() if name.endswith("planes")) == 128 * 96 // 2
+    assert "weight" not in stored
+    assert size > 0
+
+
+def test_weights_that_are_not_in_the_graph_are_an_error(tmp_path: Path) -> None:
+    layer = quantise(matrix(16, 32), inputs_like(32))
+    graph_file(tmp_path / "model.onnx", -layer.multiplied.T, layer.scales, np.zeros(16, np.float32))
+    for name in ("weight", "other"):
+        with pytest.raises(ExportError, match=f"model.onnx: the graph has lost the 8-bit weights {name}"):
+            pack_weights(tmp_path / "model.onnx", {name: layer})
+
+
+def test_a_product_in_pytorch_is_of_whole_numbers() -> None:
+    statistics = inputs_like(64)
+    layer = quantise(matrix(16, 64), statistics)
+    rows = statistics.rows[statistics.places == RANGES - 1]
+    scale = layer.rounding.scale
+    codes = np.clip(np.rint(rows * layer.smooth / scale) + layer.rounding.zero, 0, 255) - layer.rounding.zero
+    wanted = codes.astype(np.int64) @ layer.multiplied.T.astype(np.int64) * (np.float32(scale) * layer.scales)
+    made = ProductInEight(layer)(torch.from_numpy(rows * layer.smooth)).numpy()
+    assert np.allclose(made, wanted, rtol=1e-6)
