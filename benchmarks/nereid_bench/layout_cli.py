@@ -20,7 +20,9 @@ from nereid_zoo.layout.score import CHECKPOINT
 
 
 def layout_command(
-    checkpoint: Annotated[Path, typer.Option(help="A folder as `nereid zoo train layout` writes it.")] = CHECKPOINT,
+    checkpoint: Annotated[
+        Path, typer.Option(help="A folder as `nereid zoo train layout` or `layout-dynamic` writes it.")
+    ] = CHECKPOINT,
     work: Annotated[Path, typer.Option(help="Where the repository is kept.")] = Path("build/bench-layout"),
     engine: Annotated[
         Engine, typer.Option(help="What runs the transformer: onnxruntime, openvino or auto.")
@@ -51,7 +53,8 @@ def layout_command(
     out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/layout.json"),
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
 ) -> None:
-    """The layout transformer with everything computed, with fewer steps, and with attention and MLP reused between steps.
+    """The layout transformer with everything computed, with fewer steps, with attention and MLP reused between steps, and with
+    dynamic width where the checkpoint has it.
 
     FLOPs, time and pass rate of held-out briefs; latencies and requests a second of a server.
     """

@@ -139,8 +139,9 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
             chances = self.logits(timesteps.to(self.router.weight)).sigmoid().cpu()
         level = self._level(chances, torch.ones(GRID), flops)
         ends = ranges((chances > level).flatten(1), self.unit_flops.repeat(self.layers), most)
-        lengths = torch.tensor([end - start for start, end in zip([0, *ends], ends, strict=False)])
-        means = torch.stack([its.mean(0) for its in chances.split(lengths.tolist())])
+        spans = list(zip([0, *ends[:-1]], ends, strict=True))
+        lengths = torch.tensor([end - start for start, end in spans])
+        means = torch.stack([chances[start:end].mean(0) for start, end in spans])
         level = self._level(means, lengths, flops)
         widths = []
         for end, width in zip(ends, means, strict=True):
