@@ -54,7 +54,7 @@ def ladder_command(
     engine: Annotated[Engine, typer.Option(help="What the rung `precision` and those beyond it run in.")] = Engine.AUTO,
     precision: Annotated[
         str, typer.Option(help="Their precision, as `nereid export diffusion` takes it; automatic takes hours of sd15.")
-    ] = LadderPlan.precision,
+    ] = "auto",
     optimum_cli: Annotated[
         Path | None,
         typer.Option(help="Hugging Face's optimum-cli, in an environment of its own, which makes OpenVINO GenAI's models."),
