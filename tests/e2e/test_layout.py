@@ -85,8 +85,8 @@ def test_the_same_bytes_in_company(client: Client) -> None:
 
 
 def test_a_stream_shows_steps_and_then_the_layout(client: Client) -> None:
-    *shown, last = client.stream_layout(HTML, 1280, interval=4, seed=1)
-    assert [made.step for made in shown if isinstance(made, LayoutProgress)] == [4, 8, 12]
+    *shown, last = client.stream_layout(HTML, 1280, interval=3, seed=1)
+    assert [made.step for made in shown if isinstance(made, LayoutProgress)] == [3, 6]
     assert isinstance(last, LayoutResult)
     assert last.answer == client.generate_layout(HTML, 1280, seed=1).answer
     assert len(shown[0].elements) == len(last.elements)
@@ -193,9 +193,9 @@ def test_the_command_line_draws_a_picture_of_the_boxes(served: Served, tmp_path:
 
 def test_the_gateway_lays_out_whole_and_as_events(served: Served) -> None:
     with Client(served.grpc_url) as client:
-        made = client.generate_layout(ELEMENTS, seed=3).answer
+        made = client.generate_layout(ELEMENTS, 1280, seed=3).answer
     with gateway(served) as url, httpx.Client(base_url=url, timeout=60) as caller:
-        asked = {"model": "layout", "elements": ELEMENTS, "seed": 3}
+        asked = {"model": "layout", "elements": ELEMENTS, "canvas": 1280, "seed": 3}
         whole = caller.post("/v1/layouts", json=asked, headers={"x-request-id": "one-id"})
         assert whole.status_code == 200, whole.text
         assert whole.headers["x-request-id"] == "one-id"

@@ -419,7 +419,7 @@ def test_what_the_server_cannot_take_now_is_asked_again(tmp_path: Path) -> None:
 
 
 def test_an_expired_batch_tells_which_requests_were_not_answered(tmp_path: Path) -> None:
-    store, batch = stored(tmp_path, line("a"), line("b"), seconds=1)
+    store, batch = stored(tmp_path, line("a"), line("b"), seconds=3)  # its first request is inside by then
 
     async def play() -> None:
         server = Server()
