@@ -206,6 +206,6 @@ def test_the_gateway_lays_out_whole_and_as_events(served: Served) -> None:
         assert {event["type"] for event in events[:-1]} == {"layout.progress"}
         assert (events[-1]["type"], events[-1]["layout"]) == ("layout.completed", made)
         refused = caller.post("/v1/layouts", json={**asked, "elements": [{"id": "a"}]})
-        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "elements")
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "elements.a.class")
         nobody = caller.post("/v1/layouts", json={**asked, "model": "llm"})
         assert nobody.status_code == 404
