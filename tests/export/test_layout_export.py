@@ -27,6 +27,7 @@ from nereid.layout.repair import repair
 from nereid.layout.service import LayoutService
 from nereid.layout.settings import LAYOUT_FILE, BranchFacts, LayoutFacts, LayoutLimits, LayoutModel
 from nereid.layout.tokens import tokens_of
+from nereid_bench.layout_load import asked_for
 from nereid_export.configs import read_config
 from nereid_export.errors import ExportError
 from nereid_zoo.layout.batches import sample_row
@@ -58,20 +59,7 @@ def sections(count: int) -> list[Section]:
 
 
 def inputs_of(section: Section, **options: Any) -> dict[str, np.ndarray]:
-    canvas = section.canvas
-    elements = [
-        {
-            "id": element.id,
-            "class": str(element.kind),
-            "parent": element.parent,
-            "characters": element.characters,
-            "items": element.items,
-            "ratio": element.ratio,
-            "min_width": element.min_width,
-        }
-        for element in section.elements
-    ]
-    given = {"width": canvas.width, "density": str(canvas.density), "columns": canvas.columns, "style": str(canvas.style)}
+    elements, given = asked_for(section)
     made = {"canvas": text(json.dumps(given)), "elements": text(json.dumps(elements))}
     for name, value in options.items():
         made[name] = text(value) if isinstance(value, str) else np.array([value], np.int64 if name == "seed" else np.int32)
