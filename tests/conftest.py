@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -72,6 +74,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_configure() -> None:
     """Tests interrupt themselves and their children, also where a shell has started them in the background (SIGINT ignored)."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test hears less than those before it: what a library has changed about logging is put back, and who did it is told."""
+
+    def state() -> tuple[int, int, list[Any]]:
+        return logging.root.level, logging.root.manager.disable, list(logging.root.filters)
+
+    before = state()
+    yield
+    if (after := state()) != before:
+        warnings.warn(f"{request.node.nodeid} left logging changed: {before} before, {after} after it", RuntimeWarning, stacklevel=1)
+    level, disabled, logging.root.filters = before
+    logging.disable(disabled)
+    logging.root.setLevel(level)  # also forgets what loggers have kept of levels
 
 
 @pytest.fixture
