@@ -86,7 +86,8 @@ def logging_as_before(request: pytest.FixtureRequest) -> Iterator[None]:
     before = state()
     yield
     if (after := state()) != before:
-        warnings.warn(f"{request.node.nodeid} left logging changed: {before} before, {after} after it", RuntimeWarning, stacklevel=1)
+        said = f"{request.node.nodeid} left logging changed: {before} before, {after} after it"
+        warnings.warn(said, RuntimeWarning, stacklevel=1)
     level, disabled, logging.root.filters = before
     logging.disable(disabled)
     logging.root.setLevel(level)  # also forgets what loggers have kept of levels
