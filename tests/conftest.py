@@ -177,7 +177,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         make.make_lcm(root / "lcm")
         make.make_sdxl(root / "sdxl")
         make.make_v_prediction(root / "v")
-        make.make_layout(root / "layout")
+        make.make_dynamic_layout(root / "layout")
 
     root = shared_by_workers(tmp_path_factory, "checkpoints", write)
     return {family: root / family / "checkpoint" for family in ("sd", "lcm", "sdxl", "v")} | {"layout": root / "layout"}
@@ -228,6 +228,19 @@ def export_layout(checkpoint: Path, out: Path, engine: str = "onnxruntime", **op
     return export(chosen, Silent())
 
 
+def export_layout_w4a8(checkpoint: Path, out: Path, **options: object) -> dict[str, object]:
+    """From few briefs, and whatever it costs: what a random transformer draws means nothing."""
+    from nereid_export import layout_w4a8 as module
+    from nereid_export.engines.precision import Precision
+
+    with (
+        patch.object(module, "CALIBRATION_BRIEFS", 16),
+        patch.object(module, "BRIEFS", 12),
+        patch.object(module, "refuse_loss", lambda component, quality: None),
+    ):
+        return export_layout(checkpoint, out, precision=Precision.W4A8, **options)
+
+
 def export_page(out: Path, **options: object) -> dict[str, object]:
     from nereid_export.page import PageExportOptions
     from nereid_export.page import export_page as export
@@ -275,8 +288,9 @@ def write_repository(out: Path, checkpoints: dict[str, Path]) -> None:
     sections = ZOO / "sections" / "checkpoint"
     export_llm(sections, out)
     export_llm(sections, out, name="exact", precision="fp32", draft=sections, embeddings=True)
-    export_layout(checkpoints["layout"], out, cache=True)
+    export_layout(checkpoints["layout"], out, cache=True, widths=True)
     export_layout(checkpoints["layout"], out, engine="openvino", name="ov")
+    export_layout_w4a8(checkpoints["layout"], out, name="w4a8")
     set_parameters(out, "ov_layout", engine_patience_seconds=0.01)
     export_page(out, picture_prompts=ZOO / "shapes" / "page-prompts.json")
     for model in ("llm", "exact_llm"):

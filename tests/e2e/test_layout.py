@@ -149,6 +149,28 @@ def test_branches_are_reused_where_a_request_says_so_and_engines_can(served: Ser
         client.generate_layout(HTML, 1280, cache=0.9)
 
 
+def test_slices_of_the_transformer_take_their_steps_where_a_request_says_so(served: Served) -> None:
+    with Client(served.grpc_url, timeout=60) as client, ThreadPoolExecutor(6) as pool:
+        full = client.generate_layout(HTML, 1280, seed=7).answer
+        assert client.generate_layout(HTML, 1280, seed=7, transformer_width="full").answer == full
+        dynamic = client.generate_layout(HTML, 1280, seed=7, transformer_width="dynamic").answer
+        assert dynamic != full
+        both = [("full", full), ("dynamic", dynamic)] * 3
+        asked = [pool.submit(client.generate_layout, HTML, 1280, seed=7, transformer_width=width) for width, _ in both]
+        assert [pending.result().answer for pending in asked] == [answer for _, answer in both]
+    with Client(served.grpc_url, name="ov") as client, pytest.raises(InvalidRequestError, match="exported without --widths"):
+        client.generate_layout(HTML, 1280, transformer_width="dynamic")
+
+
+def test_layouts_of_8_bit_products_are_the_same_alone_and_in_company(served: Served) -> None:
+    with Client(served.grpc_url, name="w4a8", timeout=60) as client, ThreadPoolExecutor(8) as pool:
+        alone = {seed: client.generate_layout(HTML, 1280, seed=seed).answer for seed in range(2)}
+        asked = [(n % 2, pool.submit(client.generate_layout, HTML, 1280, seed=n % 2)) for n in range(8)]
+        assert all(pending.result().answer == alone[seed] for seed, pending in asked)
+    with Client(served.grpc_url, timeout=60) as client:
+        assert client.generate_layout(HTML, 1280, seed=0).answer != alone[0]
+
+
 def test_an_engine_that_dies_is_answered_for_by_rules_and_comes_back(served: Served) -> None:
     with Client(served.grpc_url, name="ov", timeout=60) as client:
         before = client.generate_layout(HTML, 1280, seed=5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -45,7 +44,7 @@ from nereid_zoo.layout.quantised import (
 )
 from nereid_zoo.layout.score import held_out_sections
 
-from conftest import Silent, export_layout
+from conftest import Silent, export_layout, export_layout_w4a8
 
 pytestmark = pytest.mark.torch
 
@@ -70,15 +69,11 @@ def layers(transformer: LayoutTransformer, statistics: dict[str, Statistics]) ->
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> Iterator[Path]:
+def repository(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> Path:
     """To be read only."""
     out = tmp_path_factory.mktemp("w4a8") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CALIBRATION_BRIEFS", 16)
-        patch.setattr(module, "BRIEFS", 12)
-        patch.setattr(module, "refuse_loss", lambda component, quality: None)  # what a random transformer draws means nothing
-        export_layout(checkpoints["layout"], out, precision=Precision.W4A8)
-        yield out
+    export_layout_w4a8(checkpoints["layout"], out)
+    return out
 
 
 # --- what is observed ---
