@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from nereid.serving.gateway.answer_streams import AnswerStream, CallReading, Thinking
+from nereid.serving.gateway.answer_streams import AnswerStream, CallReading
 from nereid.serving.gateway.chat_answers import message_of
 from nereid.serving.gateway.said import Arguments, Call, Said, Text
+from nereid.serving.gateway.thoughts import Thinking
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS, format_of
 
-from template_families import FAMILIES
+from template_families import FAMILIES, deepseek
 
 SCHEMAS = {
     "warmth": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
@@ -31,7 +32,26 @@ ANSWERS = {
     '{"arguments": {}, "name": "now"}]',
     "qwen3_coder": 'Let me see.\n<tool_call>\n<function=warmth>\n<parameter=city>\nŁó"dź } ]\n</parameter>\n'
     "<parameter=days>\n2\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>",
+    "harmony": "<|channel|>commentary<|message|>Let me see.<|end|><|start|>assistant<|channel|>commentary to=functions.warmth "
+    '<|constrain|>json<|message|>{"city": "Łó\\"dź } ]", "days": 2}<|call|><|start|>assistant to=functions.now'
+    "<|channel|>commentary json<|message|>{}",
+    "deepseek_v3": deepseek(
+        "Let me see.<|tool_calls_begin|><|tool_call_begin|>function<|tool_sep|>warmth\n```json\n"
+        '{"city": "Łó\\"dź } ]", "days": 2}'
+        "\n```<|tool_call_end|>\n<|tool_call_begin|>function<|tool_sep|>now\n```json\n{}\n```<|tool_call_end|><|tool_calls_end|>"
+    ),
+    "deepseek_v31": deepseek(
+        'Let me see.<|tool_calls_begin|><|tool_call_begin|>warmth<|tool_sep|>{"city": "Łó\\"dź } ]", "days": 2}<|tool_call_end|>'
+        "<|tool_call_begin|>now<|tool_sep|>{}<|tool_call_end|><|tool_calls_end|>"
+    ),
 }
+
+
+THOUGHT = "<|channel|>analysis<|message|>"
+FINAL = "<|start|>assistant<|channel|>final<|message|>"
+CALLS, CALLS_END, CALL, CALL_END, SEP = (
+    deepseek(f"<|{name}|>") for name in ("tool_calls_begin", "tool_calls_end", "tool_call_begin", "tool_call_end", "tool_sep")
+)
 
 
 def stream(form: str = "", several: bool = True, thinking: Thinking | None = None) -> AnswerStream:
@@ -117,6 +137,20 @@ def test_text_may_follow_a_call_without_a_mark() -> None:
         ("qwen3_coder", '<tool_call>\n{"name": "warmth", "arguments": {"days": 1}}\n</tool_call>', {"days": 1}),
         ("qwen3_coder", "<tool_call><function=warmth><parameter=city>\n7\n</parameter></function>", {"city": "7"}),
         ("qwen3_coder", "<tool_call><function=warmth><parameter=days>\nNaN\n</parameter></function>", {"days": "NaN"}),
+        ("harmony", '<|channel|>commentary to=functions.warmth<|constrain|>json<|message|>{"days": 1}<|return|>', {"days": 1}),
+        ("harmony", '<|channel|>analysis to=functions.warmth code<|message|> {"days": 1} <|end|>', {"days": 1}),
+        ("harmony", '<|channel|>commentary to=warmthjson<|message|>{"days": 1}', {"days": 1}),
+        ("harmony", '<|channel|>commentary to=functions.warmth:0 json<|message|>{"days": 1}', {"days": 1}),
+        ("harmony", '<|channel|>commentary to=functions.warmth <|constrain|>json{"days": 1}', {"days": 1}),
+        ("harmony", 'commentary to=functions.warmth json<|message|>{"days": 1}', {"days": 1}),
+        ("harmony", '<|channel|> to=functions.warmth<|message|>{"city": "<|end|>"}<|call|>', {"city": "<|end|>"}),
+        ("harmony", "<|channel|>commentary to=functions.warmth<|message|><|call|>", {}),
+        ("deepseek_v3", f'{CALLS}{CALL}warmth{SEP}{{"days": 1}}{CALL_END}{CALLS_END}', {"days": 1}),
+        ("deepseek_v31", f'{CALLS}\n{CALL}function{SEP}warmth\n```json\n{{"days": 1}}\n```\n', {"days": 1}),
+        ("deepseek_v31", f'{CALL}warmth{SEP}{{"days": 1}}{CALL_END}', {"days": 1}),
+        ("deepseek_v31", f"{CALLS}{CALL}warmth{SEP}{CALL_END}{CALLS_END}", {}),
+        ("deepseek_v31", f"{CALLS}{CALL}warmth{SEP}null{CALL_END}{CALLS_END}", {}),
+        ("deepseek_v3", f"{CALLS}{CALL}function\nwarmth\n```\n{{}}\n```{CALL_END}{CALLS_END}", {}),
         ("llama3_json", '<|python_tag|>{"type": "function", "name": "warmth", "parameters": {"days": 1}}', {"days": 1}),
     ],
 )
@@ -128,6 +162,20 @@ def test_what_models_write_instead_is_understood(form: str, text: str, arguments
 def test_a_call_that_is_cut_keeps_what_there_is() -> None:
     found = message('<tool_call>\n{"name": "warmth", "arguments": {"city": "Ł', "hermes")
     assert found["tool_calls"][0]["function"] == {"name": "warmth", "arguments": '{"city": "Ł'}
+
+
+def test_a_call_whose_arguments_break_off_ends_at_the_next_mark() -> None:
+    text = f'{CALLS}{CALL}warmth{SEP}{{"days": {CALL_END}{CALL}now{SEP}{{}}{CALL_END}{CALLS_END}'
+    assert [call["function"]["name"] for call in message(text, "deepseek_v31")["tool_calls"]] == ["warmth", "now"]
+    found = message(f'<|channel|>commentary to=functions.warmth<|message|>{{"days": <|end|>{FINAL}Sorry.', "harmony")
+    assert (found["tool_calls"][0]["function"]["arguments"], found["content"]) == ('{"days": ', "Sorry.")
+
+
+@pytest.mark.parametrize("text", [f"{CALLS} is a mark", f"{CALL} too", f"{CALLS}{CALL[:11]}", f"{CALL}two words{SEP}{{}}"])
+def test_marks_that_no_call_follows_are_text(text: str) -> None:
+    for form in ("deepseek_v3", "deepseek_v31"):
+        for size in (1, 1000):
+            assert message(text, form, size) == {"role": "assistant", "content": text}
 
 
 def test_mistrals_ids_are_as_its_templates_want_them() -> None:
@@ -196,6 +244,78 @@ def test_a_call_in_thoughts_is_none() -> None:
     assert (found["reasoning_content"], calls_of(found), found["content"]) == ("<tool_call>{}", TWO, "Let me see.")
 
 
+# --- channels ---
+
+CHANNELS = Thinking("<|message|>", "<|end|>", channels=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "content"),
+    [
+        (f"<|channel|>analysis<|message|>Hm.<|end|>{FINAL}Warm.\n", "Hm.", "Warm.\n"),
+        (
+            f"<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>analysis<|message|>b<|end|>{FINAL}c",
+            "a\n\nb",
+            "c",
+        ),
+        ("<|channel|>analysis<|message|>a<|end|><|channel|>final<|message|>c<|return|>", "a", "c"),
+        ("<|channel|>analysis<|message|>a<|channel|>final<|message|>c", "a", "c"),
+        ("<|channel|>analysis––final<|message|>cut", "cut", ""),
+        ("<|channel|>final <|constrain|>json<|message|>{}", None, "{}"),
+        (f"<|channel|>commentary<|message|>First.<|end|>{FINAL}Then.", None, "First.\n\nThen."),
+        ("<|channel|>final<|message|>a <| b |> <|c|> d", None, "a <| b |> <|c|> d"),
+        ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|chan", "a", ""),
+        ("Warm, and plainly.", None, "Warm, and plainly."),
+        ("finally", None, "finally"),
+        ("final", None, "final"),
+        ("<|start|>" + "very " * 70, None, "very " * 70),
+        ("<|channel|>commentary to=functions.now<|message|>{}", None, "{}"),
+    ],
+)
+def test_channels_are_told_apart(text: str, thought: str | None, content: str) -> None:
+    for size in (1, 3, 1000):
+        found = message(text, thinking=CHANNELS, size=size)
+        assert (found.get("reasoning_content"), found["content"]) == (thought, content)
+
+
+def test_thoughts_and_calls_are_told_apart_in_channels() -> None:
+    thoughts = "<|channel|>analysis<|message|>I call to=functions.now json<|end|><|start|>assistant"
+    found = message(thoughts + ANSWERS["harmony"], "harmony", thinking=CHANNELS)
+    assert (found["reasoning_content"], calls_of(found)) == ("I call to=functions.now json", TWO)
+    untold = message(thoughts + ANSWERS["harmony"], "harmony")
+    assert (untold["content"], calls_of(untold)) == ("I call to=functions.now json\n\nLet me see.", TWO)
+    other = message(f"<|channel|>analysis<|message|>Hm.<|end|>{FINAL}{ANSWERS['hermes']}", "hermes", thinking=CHANNELS)
+    assert (other["reasoning_content"], calls_of(other), other["content"]) == ("Hm.", TWO, "Let me see.")
+
+
+@pytest.mark.parametrize("to", ["assistant", "user", "all"])
+def test_a_message_to_no_function_is_no_call(to: str) -> None:
+    found = message(f"<|channel|>commentary to={to}<|message|>Hello", "harmony")
+    assert found == {"role": "assistant", "content": "Hello"}
+
+
+def test_a_message_that_the_prompt_has_begun_goes_on() -> None:
+    made = stream("harmony", thinking=Thinking("<|message|>", "<|end|>", channels=True, opened=True, before=f"{FINAL}Let <"))
+    found = message_of(said(made, "me see.<|end|><|start|>assistant to=functions.now<|channel|>commentary json<|message|>{}", 4))
+    assert (found["content"], calls_of(found)) == ("me see.", [("now", {})])
+    begun = Thinking("<|message|>", "<|end|>", channels=True, before="<|start|>assistant<|channel|>analysis")
+    assert message("<|message|>Hm.", thinking=begun)["reasoning_content"] == "Hm."
+
+
+def test_tokens_of_thoughts_are_counted_in_channels() -> None:
+    marks = Thinking("<|message|>", "<|end|>", channels=True, tokens=(8, 9))
+    pieces = [(5, "<|channel|>"), (1, "analysis"), (8, "<|message|>"), (1, "Hm"), (2, "."), (9, "<|end|>"), (4, "<|start|>")]
+    pieces += [(1, "assistant"), (5, "<|channel|>"), (1, "final"), (8, "<|message|>"), (3, "Yes"), (3, "!")]
+    one, whole = AnswerStream(marks), AnswerStream(marks)
+    for token, text in pieces:
+        one.feed(text, [token])
+    whole.feed("".join(text for _, text in pieces), [token for token, _ in pieces])
+    assert (one.reasoning_tokens, whole.reasoning_tokens) == (2, 2)
+    begun = AnswerStream(Thinking("<|message|>", "<|end|>", channels=True, tokens=(8, 9), before=f"{THOUGHT}So"))
+    begun.feed(" it is<|end|>", [1, 2, 9])
+    assert begun.reasoning_tokens == 2
+
+
 # --- which form ---
 
 
@@ -206,6 +326,9 @@ def test_a_call_in_thoughts_is_none() -> None:
         ("qwen 2.5", "hermes"),
         ("mistral", "mistral"),
         ("llama 3.1 with tools", "llama3_json"),
+        ("gpt-oss", "harmony"),
+        ("deepseek v3 with tools", "deepseek_v3"),
+        ("deepseek v3.1 with tools", "deepseek_v31"),
         ("chatml", None),
         ("gemma", None),
     ],

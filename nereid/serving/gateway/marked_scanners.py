@@ -3,11 +3,42 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nereid.serving.gateway.call_scanners import NAME, JsonCalls, Name, Piece, State, no_json
+
+
+@dataclass(slots=True, eq=False)
+class JsonObject:
+    """An object of JSON up to its last brace, or up to a mark where it is broken off: outside of texts JSON has no `<`."""
+
+    ended: bool = False
+    _depth: int = 0
+    _in_string: bool = False
+    _escaped: bool = False
+
+    def feed(self, text: str) -> tuple[str, str]:
+        """What belongs to it, and what does not."""
+        for place, letter in enumerate(text):
+            if self._in_string:
+                self._in_string = self._escaped or letter != '"'
+                self._escaped = letter == "\\" and not self._escaped
+            elif letter == '"':
+                self._in_string = True
+            elif letter == "<":
+                self.ended = True
+                return text[:place], text[place:]
+            elif letter in "{[":
+                self._depth += 1
+            elif letter in "}]":
+                self._depth -= 1
+                if self._depth <= 0:
+                    self.ended = True
+                    return text[: place + 1], text[place + 1 :]
+        return text, ""
 
 
 @dataclass(slots=True, eq=False)
@@ -19,7 +50,7 @@ class NamedCall:
     rest: str = ""
     raw: str = ""
     _json: JsonCalls | None = None
-    _object: _Value | None = None
+    _object: JsonObject | None = None
 
     def feed(self, text: str) -> list[Piece]:
         if self._json is not None:
@@ -39,7 +70,7 @@ class NamedCall:
         if not NAME.fullmatch(name):
             self.state = State.FAILED
             return []
-        self._object = _Value()
+        self._object = JsonObject()
         return [Name(name), *self._value(after)]
 
     def _other(self, text: str) -> list[Piece]:
@@ -54,33 +85,6 @@ class NamedCall:
         if self._object.ended:
             self.state = State.DONE
         return [piece] if piece else []
-
-
-@dataclass(slots=True, eq=False)
-class _Value:
-    """An object of JSON up to its last brace."""
-
-    ended: bool = False
-    _depth: int = 0
-    _in_string: bool = False
-    _escaped: bool = False
-
-    def feed(self, text: str) -> tuple[str, str]:
-        """What belongs to it, and what does not."""
-        for place, letter in enumerate(text):
-            if self._in_string:
-                self._in_string = self._escaped or letter != '"'
-                self._escaped = letter == "\\" and not self._escaped
-            elif letter == '"':
-                self._in_string = True
-            elif letter in "{[":
-                self._depth += 1
-            elif letter in "}]":
-                self._depth -= 1
-                if self._depth <= 0:
-                    self.ended = True
-                    return text[: place + 1], text[place + 1 :]
-        return text, ""
 
 
 def is_written_plainly(schema: object) -> bool:
@@ -164,3 +168,74 @@ class TagsCall:
         lead = ", " if self._count else "{"
         self._count += 1
         return f"{lead}{json.dumps(key, ensure_ascii=False)}: {written}"
+
+
+_FENCE = re.compile(r"```(?:json)?")
+_LONGEST_HEAD = 300
+"""Of a call's name with what stands around it."""
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class SectionCalls:
+    """DeepSeek's calls up to the section's `end`, each from `opening` to `closing`: a kind, `middle`, the name, and the arguments
+    in a fence; or the name, `middle` and the arguments.
+
+    Models mix the two, and leave out marks.
+    """
+
+    opening: str
+    closing: str
+    middle: str
+    end: str
+    state: State = State.OPEN
+    rest: str = ""
+    raw: str = ""
+    _text: str = ""
+    _any: bool = False
+    _object: JsonObject | None = None
+
+    def feed(self, text: str) -> list[Piece]:
+        if not self._any:
+            self.raw += text
+        self._text += text
+        made: list[Piece] = []
+        before = None
+        while self.state is State.OPEN and self._text and before != (before := (self._text, self._object)):
+            made += self._between() if self._object is None else self._value(self._object)
+        return made
+
+    def _between(self) -> list[Piece]:
+        lead = self._text.lstrip()
+        for mark in (self.closing, "```"):
+            if self._any and lead.startswith(mark):
+                self._text = lead.removeprefix(mark)
+                return []
+        if lead.startswith(self.opening):
+            return self._head(lead.removeprefix(self.opening))
+        if lead.startswith(self.end) and self._any:
+            self.state, self.rest = State.DONE, lead.removeprefix(self.end)
+        elif not any(mark.startswith(lead) for mark in (self.opening, self.closing, self.end, "```")):
+            self.state, self.rest = State.DONE if self._any else State.FAILED, self._text
+        return []
+
+    def _head(self, text: str) -> list[Piece]:
+        """What stands before the arguments; they may be left out."""
+        ends = [at for mark in ("{", self.closing) if (at := text.find(mark)) >= 0]
+        head = text[: min(ends)] if ends else text
+        if not ends and len(head) <= _LONGEST_HEAD:
+            return []
+        kind, _, name = (part.strip() for part in _FENCE.sub("", head).partition(self.middle))
+        name = (kind if name in ("", "null") else name).rpartition("\n")[2].strip()
+        if not ends or not NAME.fullmatch(name):
+            self.state, self.rest = State.DONE if self._any else State.FAILED, self._text
+            return []
+        self._any, self._text = True, text[len(head) :]
+        if not self._text.startswith("{"):
+            return [Name(name), "{}"]
+        self._object = JsonObject()
+        return [Name(name)]
+
+    def _value(self, value: JsonObject) -> list[Piece]:
+        piece, self._text = value.feed(self._text)
+        self._object = None if value.ended else value
+        return [piece] if piece else []

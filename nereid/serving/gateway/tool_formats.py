@@ -1,7 +1,8 @@
 """The forms in which chat templates have a model write its calls of tools: a registry, and which one a template is for.
 
 Forms are those of the families' own templates: Hermes and Qwen 2.5 (NousResearch, "Hermes Function Calling Standard"), Llama 3.1
-(Meta, "JSON based tool calling"), Mistral (mistral-common's tokenizers v3 and v11), Granite 3 (IBM) and Qwen 3 Coder.
+(Meta, "JSON based tool calling"), Mistral (mistral-common's tokenizers v3 and v11), Granite 3 (IBM), Qwen 3 Coder, gpt-oss
+(OpenAI, "Harmony response format") and DeepSeek (V3 and R1, whose arguments stand in a fence, and V3.1, where they do not).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import secrets
 import string
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
@@ -22,6 +23,8 @@ class Shape(Enum):
     LIST = "a list of such objects"
     NAMED = "a name, a mark, and the arguments as JSON"
     TAGS = "a tag for the function and one for each parameter"
+    SECTION = "marks around each call, within marks around all of them"
+    CHANNELS = "a message to the function, in a channel"
 
 
 def _long_id() -> str:
@@ -39,7 +42,8 @@ class ToolFormat:
 
     `begin` stands before each call, or before a list of them, and `end` behind it. `bare`: an answer may also begin with a call
     at once, without `begin`; only functions that there are count then. `arguments` is the member of an object that has them,
-    `middle` what stands between a name and its arguments, `between` what stands between calls.
+    `middle` what stands between a name and its arguments, `between` what stands between calls. In a section `opening` stands
+    before each call and `closing` behind it; `fenced`: the name comes after `middle`, and then the arguments in a fence.
     """
 
     name: str
@@ -50,12 +54,15 @@ class ToolFormat:
     arguments: str = "arguments"
     middle: str = ""
     between: str = ""
+    opening: str = ""
+    closing: str = ""
+    fenced: bool = False
     new_id: Callable[[], str] = _long_id
 
     @property
     def marks(self) -> tuple[str, ...]:
         """Texts that a tokenizer may have as tokens, without which no call is found."""
-        return tuple(mark for mark in (self.begin, self.end, self.middle) if mark)
+        return tuple(mark for mark in (self.begin, self.end, self.middle, self.opening, self.closing) if mark)
 
 
 HERMES = ToolFormat(name="hermes", shape=Shape.OBJECT, begin="<tool_call>", end="</tool_call>", between="\n")
@@ -66,12 +73,33 @@ MISTRAL = ToolFormat(name="mistral", shape=Shape.LIST, begin="[TOOL_CALLS]", bet
 MISTRAL_ARGS = ToolFormat(name="mistral_args", shape=Shape.NAMED, begin="[TOOL_CALLS]", middle="[ARGS]", new_id=_short_id)
 GRANITE = ToolFormat(name="granite", shape=Shape.LIST, begin="<|tool_call|>", between=", ")
 QWEN3_CODER = ToolFormat(name="qwen3_coder", shape=Shape.TAGS, begin="<tool_call>", end="</tool_call>", between="\n")
+HARMONY = ToolFormat(name="harmony", shape=Shape.CHANNELS, begin="<|channel|>", middle="<|message|>", end="<|call|>")
+DEEPSEEK_V31 = ToolFormat(
+    name="deepseek_v31",
+    shape=Shape.SECTION,
+    begin="<｜tool▁calls▁begin｜>",
+    end="<｜tool▁calls▁end｜>",
+    opening="<｜tool▁call▁begin｜>",
+    closing="<｜tool▁call▁end｜>",
+    middle="<｜tool▁sep｜>",
+)
+DEEPSEEK_V3 = replace(DEEPSEEK_V31, name="deepseek_v3", fenced=True, between="\n")
 
-TOOL_FORMATS = {item.name: item for item in (HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_ARGS, GRANITE, QWEN3_CODER)}
+_ALL = (HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_ARGS, GRANITE, QWEN3_CODER, HARMONY, DEEPSEEK_V3, DEEPSEEK_V31)
+TOOL_FORMATS = {item.name: item for item in _ALL}
+
+
+def shows_channels(template: str) -> bool:
+    """Whether a chat template has its model write in channels, thoughts in one of their own."""
+    return HARMONY.begin in template and HARMONY.middle in template
 
 
 def format_of(template: str) -> ToolFormat | None:
     """The form that a chat template shows its model; None where it shows none of these."""
+    if shows_channels(template):
+        return HARMONY
+    if DEEPSEEK_V3.middle in template:
+        return DEEPSEEK_V3 if "```json" in template else DEEPSEEK_V31
     if MISTRAL.begin in template:
         return MISTRAL_ARGS if MISTRAL_ARGS.middle in template else MISTRAL
     if "<function=" in template and "<parameter=" in template:
