@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from nereid.serving.gateway.call_messages import ArgumentsObject
 from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.tools import MOST_TOOLS
 from nereid.serving.gateway.unused import MESSAGE
@@ -111,8 +112,9 @@ class ToolCall(Sent):
 
     @property
     def for_template(self) -> dict[str, Any]:
-        """Templates write the arguments as JSON themselves, as transformers' do: they are given an object."""
-        function = {"name": self.function.name, "arguments": arguments_of(self.function.arguments)}
+        """Most templates write the arguments as JSON themselves: they are given an object, which is a text to the others."""
+        text = self.function.arguments.strip() or "{}"
+        function = {"name": self.function.name, "arguments": ArgumentsObject(arguments_of(text), text)}
         return {"id": self.id, "type": self.type, "function": function}
 
 
