@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import pytest
@@ -16,7 +17,17 @@ from nereid.serving.gateway.tool_formats import TOOL_FORMATS, format_of
 from template_families import FAMILIES, deepseek
 
 SCHEMAS = {
-    "warmth": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
+    "warmth": {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string"},
+            "days": {"type": "integer"},
+            "hot": {"type": "boolean"},
+            "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+            "place": {"$ref": "#/$defs/place"},
+        },
+        "$defs": {"place": {"type": "object"}},
+    },
     "now": {"type": "object", "properties": {}},
 }
 TWO = [("warmth", {"city": 'Łó"dź } ]', "days": 2}), ("now", {})]
@@ -32,6 +43,8 @@ ANSWERS = {
     '{"arguments": {}, "name": "now"}]',
     "qwen3_coder": 'Let me see.\n<tool_call>\n<function=warmth>\n<parameter=city>\nŁó"dź } ]\n</parameter>\n'
     "<parameter=days>\n2\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>",
+    "seed_oss": 'Let me see.\n<seed:tool_call>\n<function=warmth>\n<parameter=city>Łó"dź } ]</parameter>\n<parameter=days>2'
+    "</parameter>\n</function>\n</seed:tool_call>\n<seed:tool_call>\n<function=now>\n</function>\n</seed:tool_call>",
     "harmony": "<|channel|>commentary<|message|>Let me see.<|end|><|start|>assistant<|channel|>commentary to=functions.warmth "
     '<|constrain|>json<|message|>{"city": "Łó\\"dź } ]", "days": 2}<|call|><|start|>assistant to=functions.now'
     "<|channel|>commentary json<|message|>{}",
@@ -93,7 +106,7 @@ def test_arguments_are_told_while_they_are_written(form: str) -> None:
     assert Text not in order[begun:]
     assert order[begun + 1] is Arguments
     pieces = order[begun + 1 :].index(Call)
-    assert pieces > (1 if form == "qwen3_coder" else 10)
+    assert pieces > (1 if form in ("qwen3_coder", "seed_oss") else 10)
 
 
 @pytest.mark.parametrize("form", ANSWERS)
@@ -137,6 +150,21 @@ def test_text_may_follow_a_call_without_a_mark() -> None:
         ("qwen3_coder", '<tool_call>\n{"name": "warmth", "arguments": {"days": 1}}\n</tool_call>', {"days": 1}),
         ("qwen3_coder", "<tool_call><function=warmth><parameter=city>\n7\n</parameter></function>", {"city": "7"}),
         ("qwen3_coder", "<tool_call><function=warmth><parameter=days>\nNaN\n</parameter></function>", {"days": "NaN"}),
+        ("mistral_args", '[TOOL_CALLS]warmth{"days": 1}', {"days": 1}),
+        ("mistral_args", '[TOOL_CALLS] warmth\n{"days": 1}\n', {"days": 1}),
+        ("granite", '<tool_call>[{"arguments": {"days": 1}, "name": "warmth"}]', {"days": 1}),
+        ("qwen3_coder", "<function=warmth>\n<parameter=city>\nx\n</parameter>\n</function>\n</tool_call>", {"city": "x"}),
+        (
+            "qwen3_coder",
+            "<tool_call>\n<function=warmth>\n<parameter=city>\nx\n<parameter=days>\n2\n</function>\n</tool_call>",
+            {"city": "x", "days": 2},
+        ),
+        ("qwen3_coder", "<tool_call><function=warmth><parameter=hot>\nTrue\n</parameter></function>", {"hot": True}),
+        ("qwen3_coder", "<tool_call><function=warmth><parameter=hot>\nyes\n</parameter></function>", {"hot": "yes"}),
+        ("qwen3_coder", "<tool_call><function=warmth><parameter=note>\n123\n</parameter></function>", {"note": "123"}),
+        ("qwen3_coder", "<tool_call><function=warmth><parameter=note>\nNone\n</parameter></function>", {"note": None}),
+        ("qwen3_coder", "<tool_call><function=warmth><parameter=place>\n{'x': 1}\n</parameter></function>", {"place": {"x": 1}}),
+        ("llama3_json", 'I call:\n\n  {"name": "warmth", "parameters": {"days": 1}}', {"days": 1}),
         ("harmony", '<|channel|>commentary to=functions.warmth<|constrain|>json<|message|>{"days": 1}<|return|>', {"days": 1}),
         ("harmony", '<|channel|>analysis to=functions.warmth code<|message|> {"days": 1} <|end|>', {"days": 1}),
         ("harmony", '<|channel|>commentary to=warmthjson<|message|>{"days": 1}', {"days": 1}),
@@ -157,6 +185,56 @@ def test_text_may_follow_a_call_without_a_mark() -> None:
 def test_what_models_write_instead_is_understood(form: str, text: str, arguments: object) -> None:
     for size in (1, 1000):
         assert calls_of(message(text, form, size)) == [("warmth", arguments)]
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ("hermes", '<tool_call>\n{"name": "now", "arguments": {}}\n{"name": "now", "arguments": {}}\n</tool_call>'),
+        ("llama3_json", '{"name": "now", "parameters": {}}\n{"name": "now", "parameters": {}}'),
+        ("llama3_json", 'First.\n{"name": "now", "parameters": {}}\n{"none": 1}\n{"name": "now", "parameters": {}}'),
+        ("mistral_args", "[TOOL_CALLS]now{}[TOOL_CALLS]now[ARGS]{}"),
+        ("hermes", '<tool_call> is a mark: <tool_call>{"name": "now"}</tool_call><tool_call>{"name": "now"}</tool_call>'),
+    ],
+)
+def test_several_calls_are_found_as_models_write_them(form: str, text: str) -> None:
+    for size in (1, 7, 1000):
+        assert calls_of(message(text, form, size)) == [("now", {}), ("now", {})]
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "content"),
+    [
+        ("llama3_json", '{"name": "now", "parameters": {}}\n{searchTool} was used', "{searchTool} was used"),
+        ("llama3_json", '{"name": "now", "parameters": {}} {"answer": 3}', '{"answer": 3}'),
+        ("llama3_json", '{"name": "now", "parameters": {}}\n{"cut', '{"cut'),
+        ("hermes", '<tool_call>{"name": "now"}</tool_call>after', "after"),
+        ("hermes", '<tool_call>{"name": "now"}\n{"x": 1}</tool_call> after', '{"x": 1}</tool_call> after'),
+        ("mistral_args", "[TOOL_CALLS]now[ARGS]{}\n\nLet me search.", "Let me search."),
+        ("qwen3_coder", "<tool_call><function=now></function></tool_call>after", "after"),
+    ],
+)
+def test_text_after_a_call_is_told(form: str, text: str, content: str) -> None:
+    for size in (1, 7, 1000):
+        found = message(text, form, size)
+        assert (calls_of(found), found["content"].strip()) == ([("now", {})], content)
+
+
+@pytest.mark.parametrize("form", ANSWERS)
+def test_an_answer_is_the_same_however_it_is_cut(form: str) -> None:
+    """Answers of parts in any order, as broken as they come."""
+    chance = random.Random(form)
+    whole, others = ANSWERS[form], ["<|start|>", "<|end|>", "assistant", "<think>", "</think>"]
+    for _ in range(150):
+        cuts = sorted(chance.sample(range(len(whole)), 2))
+        parts = [whole, whole[cuts[0] : cuts[1]], "text", "{", "\n", " ", '{"a": 1}', "<", *others, *TOOL_FORMATS[form].marks]
+        text = "".join(chance.choices(parts, k=chance.randint(1, 7)))
+        marks = chance.choice([None, MARKS, OPENED])
+        found = [message(text, form, size, thinking=marks) for size in (1, 3, 1000)]
+        for one in found:
+            for call in one.get("tool_calls", ()):
+                call.pop("id")
+        assert found[0] == found[1] == found[2], text
 
 
 def test_a_call_that_is_cut_keeps_what_there_is() -> None:
@@ -242,6 +320,16 @@ def test_a_call_in_thoughts_is_none() -> None:
     text = "<think>\n<tool_call>{}\n</think>\n\n" + ANSWERS["hermes"]
     found = message(text, "hermes", thinking=MARKS)
     assert (found["reasoning_content"], calls_of(found), found["content"]) == ("<tool_call>{}", TWO, "Let me see.")
+
+
+@pytest.mark.parametrize("form", [form for form in ANSWERS if form not in ("harmony", "llama3_json")])
+def test_calls_of_a_model_that_does_not_end_its_thoughts_are_told(form: str) -> None:
+    for marks, begin in ((MARKS, "<think>"), (OPENED, "")):
+        for size in (1, 1000):
+            found = message(f"{begin}{ANSWERS[form]}", form, size, thinking=marks)
+            assert (found["reasoning_content"].rstrip(), calls_of(found), found["content"]) == ("Let me see.", TWO, None)
+            cut = message(f"{begin}I write {TOOL_FORMATS[form].begin} and", form, size, thinking=marks)
+            assert (cut["reasoning_content"], cut["content"]) == (f"I write {TOOL_FORMATS[form].begin} and", "")
 
 
 # --- channels ---
@@ -339,6 +427,8 @@ def test_a_templates_form_is_read_from_its_text(family: str, form: str | None) -
 
 
 def test_forms_with_the_same_mark_are_told_apart() -> None:
+    assert format_of("<seed:tool_call>\n<function={{ name }}>\n<parameter=x>") is TOOL_FORMATS["seed_oss"]
+    assert format_of("<other_call>\n<function={{ name }}>\n<parameter=x>") is None
     assert format_of("[TOOL_CALLS]{{ name }}[ARGS]") is TOOL_FORMATS["mistral_args"]
     assert format_of("<tool_call>\n<function={{ name }}>\n<parameter=x>") is TOOL_FORMATS["qwen3_coder"]
     assert format_of("respond with <|tool_call|> followed by a JSON list") is TOOL_FORMATS["granite"]

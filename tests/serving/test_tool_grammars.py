@@ -114,6 +114,8 @@ def test_a_template_s_own_way_of_writing_is_allowed(parts: Any, form: str) -> No
         "granite": '<|tool_call|>[{"name": "warmth", "arguments": {"city": "Łódź", "unit": {"c": true}}}]',
         "qwen3_coder": "<tool_call>\n<function=warmth>\n<parameter=city>\nŁódź\n</parameter>\n<parameter=unit>\n"
         '{"c": true}\n</parameter>\n</function>\n</tool_call>',
+        "seed_oss": "<seed:tool_call>\n<function=warmth>\n<parameter=city>\nŁódź\n</parameter>\n<parameter=unit>\n"
+        '{"c": true}\n</parameter>\n</function>\n</seed:tool_call>',
         "harmony": ' to=functions.warmth<|channel|>commentary json<|message|>{"city": "Łódź", "unit": {"c": true}}',
         "deepseek_v3": deepseek(
             "<|tool_calls_begin|><|tool_call_begin|>function<|tool_sep|>warmth\n```json\n"
@@ -153,6 +155,18 @@ def test_a_call_in_the_midst_of_text_obeys_its_schema_where_that_is_strict(parts
     begun = 'Well.\n<tool_call>\n{"name": "warmth", "arguments": {"city": '
     assert not takes(parts, form, begun + '"Paris", "unit": {"c": true}}}\n</tool_call>')
     assert takes(parts, form, begun + '"Łódź", "unit": {"c": true}}}\n</tool_call> Done.')
+
+
+def test_a_call_obeys_its_schema_also_where_models_write_it_otherwise(parts: Any) -> None:
+    for form, begun, ended in (
+        ("llama3_json", 'Well.\n\n{"name": "warmth", "parameters": {"city": "%s", "unit": {"c": true}}}', ""),
+        ("granite", '<tool_call>[{"name": "warmth", "arguments": {"city": "%s", "unit": {"c": true}}}]', ""),
+        ("qwen3_coder", "Well.\n<function=warmth>\n<parameter=city>\n%s\n</parameter>\n<parameter=unit>\n", '{"c": true}\n'),
+    ):
+        end = "</parameter>\n</function>\n</tool_call>" if form == "qwen3_coder" else ""
+        bound = AnswerForm(calls=CallReading(form=TOOL_FORMATS[form], schemas=SCHEMAS), tokens=parts[2])
+        assert not takes(parts, bound, begun % "Paris" + ended + end)
+        assert takes(parts, bound, begun % "Łódź" + ended + end) is (form != "llama3_json")
 
 
 @pytest.mark.parametrize("form", ["deepseek_v3", "deepseek_v31"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +36,8 @@ class AnswerStream:
 
     def __post_init__(self) -> None:
         self._channels = _channels(self.thinking, self.calls)
-        self._thoughts = None if self.thinking is None or self.thinking.channels else Thoughts(self.thinking)
+        begins = self.calls.form.begins if self.calls is not None else ()
+        self._thoughts = None if self.thinking is None or self.thinking.channels else Thoughts(self.thinking, begins)
         self._calls = None if self.calls is None or self.calls.form.shape is Shape.CHANNELS else _Calls(self.calls)
 
     @property
@@ -67,10 +69,22 @@ class AnswerStream:
         if self._channels is not None:
             made = self._within(self._channels.finish())
         if self._thoughts is not None:
-            thought, text = self._thoughts.finish()
-            made += [Reasoning(thought)] if thought else []
+            thought, text, held = self._thoughts.finish()
+            said = self._calls_in_thoughts(held) if held else []
+            thought = thought.rstrip("\n") if said else f"{thought}{held}".rstrip("\n")
+            made += [*([Reasoning(thought)] if thought else []), *said]
         made += self._after(text)
         return _merged([*made, *(self._calls.finish() if self._calls is not None else [])])
+
+    def _calls_in_thoughts(self, text: str) -> list[Said]:
+        """Calls of a model that did not end its thoughts before them; nothing where these are none."""
+        assert self.calls is not None
+        reader = _Calls(self.calls)
+        said = [*reader.feed(text), *reader.finish()]
+        if not reader.told:
+            return []
+        self._calls = reader
+        return said
 
     def _within(self, said: list[Said]) -> list[Said]:
         """Calls in the text of channels, where they are not written as messages."""
@@ -113,6 +127,9 @@ def _merged(said: list[Said]) -> list[Said]:
     return made
 
 
+_LINE = re.compile(r"(?:\A|\n)[ \t]*\{")
+
+
 @dataclass(slots=True, eq=False)
 class _Calls:
     """Text and calls; the spaces between text and calls are told only where text goes on after them."""
@@ -128,6 +145,8 @@ class _Calls:
     """What stood before the scanner, which is text where there is no call."""
     _began: bool = False
     """Whether anything but spaces has come."""
+    _after_call: bool = False
+    """Whether nothing but spaces has come since a call."""
 
     def feed(self, text: str) -> list[Said]:
         made: list[Said] = []
@@ -145,8 +164,8 @@ class _Calls:
     def finish(self) -> list[Said]:
         made: list[Said] = []
         if self._scanner is not None:
-            if not self._scanner_told:
-                made = [Text(self._lead + self._scanner.raw)]
+            rest = self._scanner.pending if self._scanner_told else self._lead + self._scanner.raw
+            made = [Text(rest)] if rest.strip() or not self._scanner_told else []
             self._scanner = None
         rest, self._text = self._text, ""
         if rest and not (self._count and not rest.strip()):
@@ -156,53 +175,58 @@ class _Calls:
     def _outside(self) -> tuple[list[Said], str]:
         """Text up to the next call; and what is to be scanned."""
         form = self.reading.form
-        bare = form.bare and not self._began
-        lead = self._text.lstrip()
-        if bare and lead[:1] == "{":
-            return [], self._open("", self._text)
-        begins = tuple(mark for mark in (form.begin, form.opening) if mark)
-        found = [(at, mark) for mark in begins if (at := self._text.find(mark)) >= 0]
+        found = [(at, mark) for mark in form.begins if (at := self._text.find(mark)) >= 0]
+        if form.bare and (line := self._line()) >= 0:
+            found.append((line, ""))
         if found:
             at, mark = min(found)
             head, after = self._text[:at], self._text[at:]
             text = self._without_end(head).rstrip()
             said: list[Said] = [Text(text)] if text else []
             lead = head[len(head.rstrip()) :]
-            # A call without a mark before all of them is read from its own.
-            return said, self._open(lead, after) if mark == form.opening else self._open(lead + mark, after.removeprefix(mark))
-        if bare and not lead:
-            return [], ""
+            # A call without a mark before it is read from its own beginning.
+            opened = mark in ("", form.opening)
+            return said, self._open(lead, after) if opened else self._open(lead + mark, after.removeprefix(mark))
         text = self._without_end(self._text)
-        sure = len(text) - held_back(text, *begins, *((form.end,) if form.end and self._count else ()))
+        sure = len(text) - held_back(text, *form.begins, *((form.end,) if form.end and self._after_call else ()))
         sure = len(text[:sure].rstrip())
         told, self._text = text[:sure], text[sure:]
         if told:
             self._began = True
         return ([Text(told)] if told else []), ""
 
+    def _line(self) -> int:
+        """Where a line begins with an object, which may be a call; the spaces before it have not been told."""
+        found = _LINE.search(self._text)
+        if found is None or (self._began and found.start() == 0 and "\n" not in found[0]):
+            found = _LINE.search(self._text, 1) if found else None
+        return -1 if found is None else found.end() - 1
+
     def _without_end(self, text: str) -> str:
-        """After a call its end is no text, and neither are the spaces around it."""
+        """Directly after a call its end is no text, and neither are the spaces before it."""
         end = self.reading.form.end
-        if not self._count or not end:
+        if not self._after_call or not end:
             return text
-        before, found, after = text.partition(end)
-        return after if found and not before.strip() else text
+        while (lead := text.lstrip()).startswith(end):
+            text = lead.removeprefix(end)
+        self._after_call = end.startswith(lead)  # it may yet come
+        return text
 
     def _open(self, lead: str, rest: str) -> str:
         """What the scanner is to be given."""
         form = self.reading.form
-        names = frozenset(self.reading.schemas) if form.bare else None
-        self._lead, self._text, self._began = lead, "", True
+        names = frozenset(self.reading.schemas)
+        self._lead, self._text, self._began, self._after_call = lead, "", True, False
         self._scanner_told = False
         match form.shape:
             case Shape.TAGS:
                 self._scanner = TagsCall(self.reading.schemas)
             case Shape.NAMED:
-                self._scanner = NamedCall(form.middle)
+                self._scanner = NamedCall(form.middle, names)
             case Shape.SECTION:
                 self._scanner = SectionCalls(opening=form.opening, closing=form.closing, middle=form.middle, end=form.end)
             case _:
-                self._scanner = JsonCalls(names, separators=form.between.strip() if form.bare else "")
+                self._scanner = JsonCalls(names if form.bare else None, separators=form.between.strip() if form.bare else ",")
         return rest
 
     def _scan(self, text: str) -> tuple[list[Said], str]:
@@ -213,8 +237,12 @@ class _Calls:
             return said, ""
         self._scanner = None
         if scanner.state is State.DONE:
+            self._after_call = True
             return said, scanner.rest
-        return [*said, Text(self._lead + scanner.raw)], ""
+        # No call: the mark is text, or the first letter where there was none, and what follows may have a call in it.
+        whole = self._lead + scanner.raw
+        least = len(self._lead.rstrip()) or len(self._lead) + 1
+        return [*said, Text(whole[:least])], whole[least:]
 
     def _said(self, piece: Piece) -> Said | None:
         """None: a call that is not to be told."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nereid.serving.gateway.call_scanners import NAME, JsonCalls, Name, Piece, State, no_json
+from nereid.serving.gateway.call_scanners import NAME, JsonCalls, Name, Piece, State
+from nereid.serving.gateway.tag_values import json_of
 
 
 @dataclass(slots=True, eq=False)
@@ -43,12 +44,17 @@ class JsonObject:
 
 @dataclass(slots=True, eq=False)
 class NamedCall:
-    """`name[ARGS]{...}`, or what `JsonCalls` reads; an id between name and arguments is passed over."""
+    """`name[ARGS]{...}`, or what `JsonCalls` reads; an id between name and arguments is passed over.
+
+    The mark before the arguments may be left out behind one of `names`.
+    """
 
     middle: str
+    names: Collection[str] = ()
     state: State = State.OPEN
     rest: str = ""
     raw: str = ""
+    pending: str = ""
     _json: JsonCalls | None = None
     _object: JsonObject | None = None
 
@@ -58,25 +64,24 @@ class NamedCall:
         if self._object is not None:
             return self._value(text)
         self.raw += text
-        head, found, after = self.raw.partition(self.middle)
         if self.raw.lstrip()[:1] in ("{", "["):
             self._json = JsonCalls()
             return self._other(self.raw)
-        name = head.partition("[")[0].strip()
-        if not found:
-            if len(head) > 200 or (name and not NAME.fullmatch(name)):
-                self.state = State.FAILED
-            return []
-        if not NAME.fullmatch(name):
+        head, mark, after = self.raw.partition(self.middle)
+        name, bare = head.partition("[")[0].strip(), head.partition("{")[0]
+        if bare != head:  # arguments, and no mark before them
+            name, mark, after = bare.strip(), "{", self.raw[len(bare) :]
+        if mark and NAME.fullmatch(name) and (mark == self.middle or name in self.names):
+            self._object = JsonObject()
+            return [Name(name), *self._value(after)]
+        if mark or len(head) > 200 or (name and not NAME.fullmatch(name)):
             self.state = State.FAILED
-            return []
-        self._object = JsonObject()
-        return [Name(name), *self._value(after)]
+        return []
 
     def _other(self, text: str) -> list[Piece]:
         assert self._json is not None
         made = self._json.feed(text)
-        self.state, self.rest, self.raw = self._json.state, self._json.rest, self._json.raw
+        self.state, self.rest, self.raw, self.pending = self._json.state, self._json.rest, self._json.raw, self._json.pending
         return made
 
     def _value(self, text: str) -> list[Piece]:
@@ -87,27 +92,22 @@ class NamedCall:
         return [piece] if piece else []
 
 
-def is_written_plainly(schema: object) -> bool:
-    """Whether a parameter of this schema stands in its tag as it is, and not as JSON: a text that nothing bounds."""
-    if not isinstance(schema, dict) or schema.get("type") != "string":
-        return False
-    values = schema.get("enum", ())
-    return not (schema.keys() - {"type", "title", "description", "default", "examples", "enum"}) and all(
-        isinstance(value, str) and value.strip() == value and "<" not in value and value for value in values
-    )
+_PARAMETER, _PARAMETER_END, _FUNCTION_END = "<parameter=", "</parameter>", "</function>"
+_CALL_END = re.compile(r"</function>\s*</\w*:?tool_call>")
 
 
 @dataclass(slots=True, eq=False)
 class TagsCall:
     """`<function=name><parameter=key>value</parameter>...</function>`; `schemas` are the functions' parameters by name.
 
-    A value is its text where the parameter is one, else JSON, and where it is none a text after all.
+    The end of a value may be left out.
     """
 
     schemas: Mapping[str, Mapping[str, Any]]
     state: State = State.OPEN
     rest: str = ""
     raw: str = ""
+    pending: str = ""
     _text: str = ""
     _name: str = ""
     _count: int = 0
@@ -119,7 +119,8 @@ class TagsCall:
             text, self.raw = self.raw + text, ""
         if self._json is not None:
             made = self._json.feed(text)
-            self.state, self.rest, self.raw = self._json.state, self._json.rest, self._json.raw
+            self.state, self.rest = self._json.state, self._json.rest
+            self.raw, self.pending = self._json.raw, self._json.pending
             return made
         self.raw += text
         self._text += text
@@ -141,30 +142,30 @@ class TagsCall:
             head, found, after = self._text.lstrip().partition(">")
             if not found:
                 break
-            if head == "</function":
+            if head == _FUNCTION_END[:-1]:
                 self.state, self.rest = State.DONE, after
                 made += "}" if self._count else "{}"
-            elif head.startswith("<parameter="):
-                value, closed, behind = after.partition("</parameter>")
-                if not closed:
+            elif head.startswith(_PARAMETER):
+                end = self._end(after)
+                if end < 0:
                     break
-                made += self._member(head.removeprefix("<parameter="), value)
-                self._text = behind
+                made += self._member(head.removeprefix(_PARAMETER), after[:end])
+                self._text = after[end:].removeprefix(_PARAMETER_END)
             else:  # it has begun, so that it has to end: this is none of a call's parts
                 self.state, self.rest = State.DONE, self._text
                 made += "}" if self._count else "{}"
         return [made] if made else []
 
+    def _end(self, text: str) -> int:
+        """Where a value ends: at its mark, or where that was left out, at the next parameter that there is, or at the call's."""
+        found = [text.find(f"\n{_PARAMETER}{key}>") for key in self.schemas.get(self._name, {}).get("properties", {})]
+        found += [text.find(_PARAMETER_END), match.start() if (match := _CALL_END.search(text)) else -1]
+        return min((at for at in found if at >= 0), default=-1)
+
     def _member(self, key: str, value: str) -> str:
-        schema = self.schemas.get(self._name, {}).get("properties", {}).get(key)
+        schema = self.schemas.get(self._name, {})
         text = value.removeprefix("\n").removesuffix("\n")
-        written = json.dumps(text, ensure_ascii=False)
-        if not is_written_plainly(schema) and schema is not None:
-            try:
-                json.loads(text, parse_constant=no_json)
-                written = text.strip()
-            except (ValueError, RecursionError):
-                pass
+        written = json_of(text, schema.get("properties", {}).get(key), schema)
         lead = ", " if self._count else "{"
         self._count += 1
         return f"{lead}{json.dumps(key, ensure_ascii=False)}: {written}"
@@ -190,6 +191,7 @@ class SectionCalls:
     state: State = State.OPEN
     rest: str = ""
     raw: str = ""
+    pending: str = ""
     _text: str = ""
     _any: bool = False
     _object: JsonObject | None = None

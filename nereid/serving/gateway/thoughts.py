@@ -26,7 +26,7 @@ class Thinking:
     before: str = ""
 
 
-_MARKS = (Thinking("<think>", "</think>"), Thinking("[THINK]", "[/THINK]"))
+_MARKS = (Thinking("<think>", "</think>"), Thinking("[THINK]", "[/THINK]"), Thinking("<seed:think>", "</seed:think>"))
 """Marks around thoughts, of which a template that thinks has the second."""
 _CHANNELS = Thinking(MESSAGE, END, channels=True)
 
@@ -42,9 +42,13 @@ def thinking_of(templates: Iterable[str], tokens: Mapping[str, int], in_channels
 
 @dataclass(slots=True, eq=False)
 class Thoughts:
-    """Thoughts stand at the beginning, and once; the line breaks within their marks belong to the marks."""
+    """Thoughts stand at the beginning, and once; the line breaks within their marks belong to the marks.
+
+    From the first of `calls` on, marks of calls, thoughts are held until their end comes: where it never does, they were a call.
+    """
 
     marks: Thinking
+    calls: tuple[str, ...] = ()
     tokens: int = 0
     """Between the marks."""
     begun: bool = False
@@ -95,14 +99,21 @@ class Thoughts:
         if found:
             self._text, self._place = behind, "after"
             return thought.rstrip("\n"), self._behind()
-        sure = len(self._text) - held_back(self._text, self.marks.end)
+        sure = min(self._calls_begin(self._text), len(self._text) - held_back(self._text, self.marks.end, *self.calls))
         sure = len(self._text[:sure].rstrip("\n"))
         thought, self._text = self._text[:sure], self._text[sure:]
         return thought, ""
 
-    def finish(self) -> tuple[str, str]:
+    def finish(self) -> tuple[str, str, str]:
+        """The rest of the thoughts, what follows them, and what was held: it may be calls, or else belongs to the thoughts."""
         rest, self._text = self._text, ""
-        return (rest.rstrip("\n"), "") if self._place in ("begins", "inside") else ("", rest)
+        if self._place not in ("begins", "inside"):
+            return "", rest, ""
+        held = rest[self._calls_begin(rest) :]
+        return (rest.rstrip("\n"), "", "") if not held else (rest.removesuffix(held), "", held)
+
+    def _calls_begin(self, text: str) -> int:
+        return min((at for mark in self.calls if (at := text.find(mark)) >= 0), default=len(text))
 
     def _behind(self) -> str:
         """The text after the mark, without the line breaks that follow it."""

@@ -1,8 +1,9 @@
 """The forms in which chat templates have a model write its calls of tools: a registry, and which one a template is for.
 
 Forms are those of the families' own templates: Hermes and Qwen 2.5 (NousResearch, "Hermes Function Calling Standard"), Llama 3.1
-(Meta, "JSON based tool calling"), Mistral (mistral-common's tokenizers v3 and v11), Granite 3 (IBM), Qwen 3 Coder, gpt-oss
-(OpenAI, "Harmony response format") and DeepSeek (V3 and R1, whose arguments stand in a fence, and V3.1, where they do not).
+(Meta, "JSON based tool calling"), Mistral (mistral-common's tokenizers v3 and v11), Granite 3 (IBM), Qwen 3 Coder, Seed-OSS
+(ByteDance), gpt-oss (OpenAI, "Harmony response format") and DeepSeek (V3 and R1, whose arguments stand in a fence, and V3.1,
+where they do not).
 """
 
 from __future__ import annotations
@@ -40,16 +41,18 @@ def _short_id() -> str:
 class ToolFormat:
     """One family's form.
 
-    `begin` stands before each call, or before a list of them, and `end` behind it. `bare`: an answer may also begin with a call
-    at once, without `begin`; only functions that there are count then. `arguments` is the member of an object that has them,
-    `middle` what stands between a name and its arguments, `between` what stands between calls. In a section `opening` stands
-    before each call and `closing` behind it; `fenced`: the name comes after `middle`, and then the arguments in a fence.
+    `begin` stands before each call, or before a list of them, and `end` behind it; `others` are what models write for `begin`.
+    `bare`: a line of an answer may also begin with a call at once, without `begin`; only functions that there are count then.
+    `arguments` is the member of an object that has them, `middle` what stands between a name and its arguments, `between` what
+    stands between calls. `opening` is a mark of each call's own behind `begin`, which a model may leave out, and `closing` is
+    behind each call; `fenced`: the name comes after `middle`, and then the arguments in a fence.
     """
 
     name: str
     shape: Shape
     begin: str
     end: str = ""
+    others: tuple[str, ...] = ()
     bare: bool = False
     arguments: str = "arguments"
     middle: str = ""
@@ -60,9 +63,14 @@ class ToolFormat:
     new_id: Callable[[], str] = _long_id
 
     @property
+    def begins(self) -> tuple[str, ...]:
+        """Texts by which a call is found."""
+        return tuple(mark for mark in (self.begin, *self.others, self.opening) if mark)
+
+    @property
     def marks(self) -> tuple[str, ...]:
         """Texts that a tokenizer may have as tokens, without which no call is found."""
-        return tuple(mark for mark in (self.begin, self.end, self.middle, self.opening, self.closing) if mark)
+        return tuple(mark for mark in (*self.begins, self.end, self.middle, self.closing) if mark)
 
 
 HERMES = ToolFormat(name="hermes", shape=Shape.OBJECT, begin="<tool_call>", end="</tool_call>", between="\n")
@@ -71,8 +79,11 @@ LLAMA3_JSON = ToolFormat(
 )
 MISTRAL = ToolFormat(name="mistral", shape=Shape.LIST, begin="[TOOL_CALLS]", between=", ", new_id=_short_id)
 MISTRAL_ARGS = ToolFormat(name="mistral_args", shape=Shape.NAMED, begin="[TOOL_CALLS]", middle="[ARGS]", new_id=_short_id)
-GRANITE = ToolFormat(name="granite", shape=Shape.LIST, begin="<|tool_call|>", between=", ")
-QWEN3_CODER = ToolFormat(name="qwen3_coder", shape=Shape.TAGS, begin="<tool_call>", end="</tool_call>", between="\n")
+GRANITE = ToolFormat(name="granite", shape=Shape.LIST, begin="<|tool_call|>", others=("<tool_call>",), between=", ")
+QWEN3_CODER = ToolFormat(
+    name="qwen3_coder", shape=Shape.TAGS, begin="<tool_call>", end="</tool_call>", between="\n", opening="<function="
+)
+SEED_OSS = replace(QWEN3_CODER, name="seed_oss", begin="<seed:tool_call>", end="</seed:tool_call>")
 HARMONY = ToolFormat(name="harmony", shape=Shape.CHANNELS, begin="<|channel|>", middle="<|message|>", end="<|call|>")
 DEEPSEEK_V31 = ToolFormat(
     name="deepseek_v31",
@@ -85,7 +96,7 @@ DEEPSEEK_V31 = ToolFormat(
 )
 DEEPSEEK_V3 = replace(DEEPSEEK_V31, name="deepseek_v3", fenced=True, between="\n")
 
-_ALL = (HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_ARGS, GRANITE, QWEN3_CODER, HARMONY, DEEPSEEK_V3, DEEPSEEK_V31)
+_ALL = (HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_ARGS, GRANITE, QWEN3_CODER, SEED_OSS, HARMONY, DEEPSEEK_V3, DEEPSEEK_V31)
 TOOL_FORMATS = {item.name: item for item in _ALL}
 
 
@@ -102,8 +113,8 @@ def format_of(template: str) -> ToolFormat | None:
         return DEEPSEEK_V3 if "```json" in template else DEEPSEEK_V31
     if MISTRAL.begin in template:
         return MISTRAL_ARGS if MISTRAL_ARGS.middle in template else MISTRAL
-    if "<function=" in template and "<parameter=" in template:
-        return QWEN3_CODER
+    if QWEN3_CODER.opening in template and "<parameter=" in template:
+        return next((form for form in (SEED_OSS, QWEN3_CODER) if form.begin in template), None)
     if GRANITE.begin in template:
         return GRANITE
     if HERMES.begin in template:

@@ -13,7 +13,7 @@ from typing import Any
 
 from nereid.serving.gateway.answer_streams import CallReading
 from nereid.serving.gateway.channel_streams import CHANNEL, CONSTRAIN, END, MESSAGE, START
-from nereid.serving.gateway.marked_scanners import is_written_plainly
+from nereid.serving.gateway.tag_values import is_written_plainly
 from nereid.serving.gateway.thoughts import Thinking
 from nereid.serving.gateway.tool_formats import Shape, ToolFormat
 
@@ -83,14 +83,17 @@ class AnswerForm:
         if self.schema is not None:
             return "(json | calls)"
         if form.bare:
-            rules["text"] = '/[^{\\s](.|\\n)*/ | ""'
+            rules["text"] = '/[^{\\s][^\\n]*(\\n\\s*([^{\\s][^\\n]*)?)*/ | ""'  # no line begins as a call does
             return "(text | calls)"
         # Text and calls in turns, and text at the end.
-        self._until(rules, "head", form.begin)
-        rules["turn"] = f"head {self._inside(form)}"
-        if form.opening:
-            self._until(rules, "lone", form.opening)  # without the mark before all calls, which a model may leave out
-            rules["turn"] += f" | lone {self._inside(form, opened=True)}"
+        turns = []
+        for place, mark in enumerate((form.begin, *form.others)):
+            self._until(rules, f"head_{place}", mark)
+            turns.append(f"head_{place} {self._inside(form)}")
+        if form.opening:  # without the mark before it, which a model may leave out
+            self._until(rules, "lone", form.opening)
+            turns.append(f"lone {self._inside(form, opened=True)}")
+        rules["turn"] = " | ".join(turns)
         rules["tail"] = "TEXT"
         rules["TEXT"] = _ANY
         del rules["calls"]
@@ -120,6 +123,9 @@ class AnswerForm:
                 return f'"[" call{more} "]"'
             case Shape.NAMED:
                 return "call"
+            case Shape.TAGS:
+                begin = "" if opened else f'"\\n" {self._mark(form.opening)}'
+                return f'{begin} call "\\n" {self._mark(form.end)}'
             case _ if form.end:
                 return f'"\\n" call "\\n" {self._mark(form.end)}'
             case _:
@@ -214,7 +220,9 @@ def _json(schema: Schema, spacing: Mapping[str, Any]) -> str:
 
 
 def _tags(name: str, schema: Schema) -> str:
-    """A call as Qwen 3 Coder writes it; parameters in their schema's order, those that are not required may be left out."""
+    """A call as Qwen 3 Coder writes it, behind its opening: parameters in their schema's order, of which those that are not
+    required may be left out.
+    """
     if unknown := sorted(schema.keys() - _TAGGED):
         raise NotBindableError(name, f"{unknown[0]} cannot be bound where a template writes calls as tags")
     properties: Mapping[str, Any] = schema.get("properties", {})
@@ -222,7 +230,7 @@ def _tags(name: str, schema: Schema) -> str:
     if missing := [key for key in required if key not in properties]:
         raise NotBindableError(name, f"required: {missing[0]!r} is none of its properties")
     defs = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    parts = [_text(f"<function={name}>\n")]
+    parts = [_text(f"{name}>\n")]
     for key, inner in properties.items():
         if ">" in key or "\n" in key:
             raise NotBindableError(name, f"properties: {key!r} cannot be the name of a tag")
