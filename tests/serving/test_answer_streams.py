@@ -150,6 +150,8 @@ def test_text_may_follow_a_call_without_a_mark() -> None:
         ("qwen3_coder", '<tool_call>\n{"name": "warmth", "arguments": {"days": 1}}\n</tool_call>', {"days": 1}),
         ("qwen3_coder", "<tool_call><function=warmth><parameter=city>\n7\n</parameter></function>", {"city": "7"}),
         ("qwen3_coder", "<tool_call><function=warmth><parameter=days>\nNaN\n</parameter></function>", {"days": "NaN"}),
+        ("hermes", '<tool_call>\n```json\n{"name": "warmth", "arguments": {"days": 1}}\n```\n</tool_call>', {"days": 1}),
+        ("mistral", '[TOOL_CALLS]```json\n[{"name": "warmth", "arguments": {"days": 1}}]\n```', {"days": 1}),
         ("mistral_args", '[TOOL_CALLS]warmth{"days": 1}', {"days": 1}),
         ("mistral_args", '[TOOL_CALLS] warmth\n{"days": 1}\n', {"days": 1}),
         ("granite", '<tool_call>[{"arguments": {"days": 1}, "name": "warmth"}]', {"days": 1}),

@@ -15,6 +15,8 @@ import pytest
 from nereid.serving.errors import ServingError
 from nereid.serving.gateway.launch import Launch, Rules, tool_formats_of
 from nereid.serving.gateway.repository import offered_models
+from nereid.serving.gateway.thoughts import Thinking
+from nereid.serving.gateway.tool_formats import TOOL_FORMATS
 
 from gateway_before import gateway, small_repository
 from scripted import delta, texts
@@ -308,6 +310,9 @@ def test_the_operator_says_how_a_model_calls(tmp_path: Path, triton: int, model:
         with gateway(repository, triton, rules=rules) as running, httpx.Client(base_url=running.url) as client:
             assert chat(client, tools=[NOW])["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == found
     assert offered_models(repository, Rules(tool_formats={"llm": "none"}))["llm"].tool_format is None
+    harmony = offered_models(repository, Rules(tool_formats={"": "harmony"}))["llm"]
+    assert harmony.tool_format is TOOL_FORMATS["harmony"]
+    assert harmony.thinking == Thinking("<|message|>", "<|end|>", channels=True)
     with pytest.raises(ServingError, match="'other' is not a language model"):
         offered_models(repository, Rules(tool_formats={"other": "hermes"}))
     for wrong in (["hermess"], ["llm=hermes", "llm=mistral"]):

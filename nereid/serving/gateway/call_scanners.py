@@ -15,6 +15,7 @@ from typing import Any, Protocol
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """Names of functions: OpenAI's letters, and the point that some clients' names have."""
 _SPACE = " \n\r\t"
+_FENCE = "```json"
 _ARGUMENTS = ("arguments", "parameters")
 
 
@@ -175,7 +176,7 @@ def no_json(word: str) -> Any:
 
 @dataclass(slots=True, eq=False)
 class JsonCalls:
-    """One call's object, a list of them, or several with one of `separators` between them."""
+    """One call's object, a list of them, or several with one of `separators` between them, in a fence or in none."""
 
     names: frozenset[str] | None = None
     separators: str = ""
@@ -232,6 +233,8 @@ class JsonCalls:
 
     def _outside(self, letter: str) -> list[Piece]:
         if letter in _SPACE or (self._any and letter in ("," if self._in_list else self.separators)):
+            return []
+        if (_FENCE[:3] if self._any else _FENCE).startswith(self.raw.strip()):
             return []
         if letter == "{":
             self._call = CallObject(self.names)

@@ -122,9 +122,11 @@ class TagsCall:
             self.state, self.rest = self._json.state, self._json.rest
             self.raw, self.pending = self._json.raw, self._json.pending
             return made
-        self.raw += text
         self._text += text
-        return self._begin() if not self._name else self._parameters()
+        if self._name:
+            return self._parameters() if ">" in text else []  # all marks end so
+        self.raw += text
+        return self._begin()
 
     def _begin(self) -> list[Piece]:
         lead, opening = self._text.lstrip(), "<function="
