@@ -87,7 +87,8 @@ def manners_of(render: Render) -> CallManners:
     """What a template takes, tried out. Where it shows no calls whatever it is given, messages stay as they are."""
     needed = {name: _NOTHING[name] for name in _NOTHING if not _renders_tool(render, name) and _renders_tool(render)}
     absent: Message = {}
-    null, text = {"content": None}, {"content": ""}
+    null: Message = {"content": None}
+    text: Message = {"content": ""}
     empty: dict[str | None, Message] = {}
     for sent, choices in ((None, (absent, null, text)), ("", (text, absent, null))):
         empty[sent] = max(choices, key=lambda members: _outcome(render, members))

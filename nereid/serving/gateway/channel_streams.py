@@ -98,7 +98,7 @@ class ChannelStream:
     def feed(self, text: str) -> list[Said]:
         self._text += text
         made: list[Said] = []
-        before = None
+        before: tuple[_Kind | None, str] | None = None
         while self._text and before != (before := (self._kind, self._text)):
             made += self._header() if self._kind is None else self._message(self._kind)
         return made

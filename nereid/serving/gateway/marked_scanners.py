@@ -203,7 +203,7 @@ class SectionCalls:
             self.raw += text
         self._text += text
         made: list[Piece] = []
-        before = None
+        before: tuple[str, JsonObject | None] | None = None
         while self.state is State.OPEN and self._text and before != (before := (self._text, self._object)):
             made += self._between() if self._object is None else self._value(self._object)
         return made
