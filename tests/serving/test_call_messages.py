@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nereid.serving.gateway.call_messages import ArgumentsObject
+from nereid.serving.gateway.call_messages import ArgumentsObject, arguments_of
 from nereid.serving.gateway.chat_templates import Chat, ChatTemplates
 from nereid.serving.gateway.messages import Message
 
@@ -37,7 +37,8 @@ def prompt(template: str, *sent: dict[str, Any], tools: Sequence[dict[str, Any]]
 
 
 def test_arguments_are_an_object_and_a_text() -> None:
-    made = ArgumentsObject(json.loads(TEXT), TEXT)
+    made = arguments_of(TEXT)
+    assert isinstance(made, ArgumentsObject)
     assert (json.loads(json.dumps(made)), str(made), "a" + made, made + "b") == (json.loads(TEXT), TEXT, "a" + TEXT, TEXT + "b")
     with pytest.raises(TypeError):
         3 + made
@@ -97,6 +98,17 @@ def test_text_and_thoughts_are_both_shown_where_a_template_refuses_both() -> Non
     alone = prompt(FAMILIES["gpt-oss"], ASKED, called("now", reasoning_content="Hm."), result("now"))
     assert "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant to=functions.now" in alone
     assert '<|start|>functions.now to=assistant<|channel|>commentary<|message|>"of now"<|end|>' in alone
+
+
+@pytest.mark.parametrize("text", ['{"city": "Łó', "[1]", "null", "not JSON"])
+def test_arguments_that_are_no_object_are_shown_as_they_were_written(text: str) -> None:
+    """An agent sends back what the model has written, and is to go on from there."""
+    sent = called("now")
+    sent["tool_calls"][0]["function"]["arguments"] = text
+    assert deepseek(f"<|tool_sep|>{text}<|tool_call_end|>") in prompt(FAMILIES["deepseek v3.1 with tools"], ASKED, sent)
+    assert f'"arguments": {json.dumps(text, ensure_ascii=False)}' in prompt(FAMILIES["hermes"], ASKED, sent)
+    members = "{% for m in messages %}{% for c in m.tool_calls %}{% for k, v in c.function.arguments | items %}{{ k }}={{ v }}"
+    assert prompt(f"{members}{'{% endfor %}' * 3}", ASKED, sent) == f"arguments={text}"
 
 
 def test_a_tool_has_what_a_template_fails_without() -> None:

@@ -43,18 +43,29 @@ class ArgumentsObject(dict[str, Any]):
         return other + self._text if isinstance(other, str) else NotImplemented
 
 
+def arguments_of(text: str) -> ArgumentsObject | str:
+    """What a template is given; the text itself where it is none of an object: an agent sends back what a model wrote amiss."""
+    try:
+        members = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return ArgumentsObject(members, text) if isinstance(members, dict) else text
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallManners:
     """What a template takes in a message of calls. `empty`: the members that stand for no content, by what was sent, None or "".
 
     `with_text`: whether calls are shown beside a text, `with_both`: and also beside thoughts and a text; `several`: whether all
-    of several calls are shown. `needed`: members of a function that it fails without, with what stands for none.
+    of several calls are shown; `any_text`: whether arguments that are no object are shown. `needed`: members of a function that
+    it fails without, with what stands for none.
     """
 
     empty: Mapping[str | None, Message]
     with_text: bool = True
     with_both: bool = True
     several: bool = True
+    any_text: bool = True
     needed: Mapping[str, Any] = field(default_factory=dict)
 
     def fitted_tools(self, tools: Sequence[Tool]) -> list[Tool]:
@@ -69,6 +80,8 @@ class CallManners:
         return [part for message in apart for part in (self._fitted(message) if message.get("tool_calls") else (message,))]
 
     def _fitted(self, message: Message) -> list[Message]:
+        if not self.any_text:
+            message = {**message, "tool_calls": [_with_object(call) for call in message["tool_calls"]]}
         content, calls = message.get("content"), {"role": message["role"], "tool_calls": message["tool_calls"]}
         if content and not self.with_text:
             before = {name: value for name, value in message.items() if name != "tool_calls"}
@@ -101,7 +114,25 @@ def manners_of(render: Render) -> CallManners:
         return CallManners(empty=empty, needed=needed)
     with_text = shows(said)
     both = not with_text or shows({**said, **thought}) or not shows({**empty[None], **thought})
-    return CallManners(empty=empty, with_text=with_text, with_both=both, several=shows(empty[None], 2), needed=needed)
+    return CallManners(
+        empty=empty,
+        with_text=with_text,
+        with_both=both,
+        several=shows(empty[None], 2),
+        any_text=_outcome(render, empty[None], whole=False) is _Outcome.SHOWN,
+        needed=needed,
+    )
+
+
+def _with_object(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A call whose arguments are an object in any case."""
+    function = call.get("function", {})
+    text = function.get("arguments")
+    return (
+        {**call, "function": {**function, "arguments": ArgumentsObject({"arguments": text}, text)}}
+        if isinstance(text, str)
+        else call
+    )
 
 
 def _renders_tool(render: Render, without: str = "") -> bool:
@@ -120,10 +151,10 @@ class _Outcome(IntEnum):
     """The calls can be seen in the prompt."""
 
 
-def _outcome(render: Render, members: Message, count: int = 1) -> _Outcome:
-    """What comes of calls in a message with these members."""
+def _outcome(render: Render, members: Message, count: int = 1, *, whole: bool = True) -> _Outcome:
+    """What comes of calls in a message with these members; `whole`: whether their arguments are those of an object."""
     marks = [f"value-{place}-of-a-probe" for place in range(count)]
-    calls = [_call(f"probe000{place}", mark) for place, mark in enumerate(marks)]
+    calls = [_call(f"probe000{place}", mark, whole) for place, mark in enumerate(marks)]
     results = [{"role": "tool", "tool_call_id": call["id"], "name": "probe", "content": "{}"} for call in calls]
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", **members, "tool_calls": calls}, *results]
     try:
@@ -133,9 +164,8 @@ def _outcome(render: Render, members: Message, count: int = 1) -> _Outcome:
     return _Outcome.SHOWN if all(mark in shown for mark in marks) else _Outcome.RENDERED
 
 
-def _call(identity: str, value: str) -> dict[str, Any]:
-    members = {"a": value}
-    function = {"name": "probe", "arguments": ArgumentsObject(members, json.dumps(members))}
+def _call(identity: str, value: str, whole: bool) -> dict[str, Any]:
+    function = {"name": "probe", "arguments": arguments_of(json.dumps({"a": value})[: None if whole else -1])}
     return {"id": identity, "type": "function", "function": function}
 
 
