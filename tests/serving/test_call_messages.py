@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from nereid.serving.gateway.call_messages import ArgumentsObject, arguments_of
+from nereid.serving.gateway.call_messages import ArgumentsObject, Write, arguments_of
 from nereid.serving.gateway.chat_templates import Chat, ChatTemplates
 from nereid.serving.gateway.messages import Message
+from nereid.serving.gateway.tool_formats import TOOL_FORMATS
 
 from template_families import FAMILIES, deepseek
 
-TEXT = '{"city":"Łódź", "n": 1}'
+TEXT, SPACED = '{"city":"Łódź", "n": 1}', '{"city": "Łódź", "n": 1}'
 ASKED = {"role": "user", "content": "How warm?"}
 TOOL = {"type": "function", "function": {"name": "warmth"}}
 
@@ -28,11 +29,13 @@ def result(name: str) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": f"id{name}", "content": f"of {name}"}
 
 
-def prompt(template: str, *sent: dict[str, Any], tools: Sequence[dict[str, Any]] | None = None) -> str:
+def prompt(
+    template: str, *sent: dict[str, Any], tools: Sequence[dict[str, Any]] | None = None, write: Write | None = None
+) -> str:
     """Of messages as a client sends them."""
     messages = [Message.model_validate(message).for_template for message in sent]
     return ChatTemplates.of({"default": template}, {"bos_token": "", "eos_token": ""}).rendered(
-        Chat(messages=messages, tools=tools)
+        Chat(messages=messages, tools=tools, write_calls=write)
     )
 
 
@@ -109,6 +112,24 @@ def test_arguments_that_are_no_object_are_shown_as_they_were_written(text: str) 
     assert f'"arguments": {json.dumps(text, ensure_ascii=False)}' in prompt(FAMILIES["hermes"], ASKED, sent)
     members = "{% for m in messages %}{% for c in m.tool_calls %}{% for k, v in c.function.arguments | items %}{{ k }}={{ v }}"
     assert prompt(f"{members}{'{% endfor %}' * 3}", ASKED, sent) == f"arguments={text}"
+
+
+@pytest.mark.parametrize(
+    ("form", "written"),
+    [
+        ("granite", f'Well.<|tool_call|>[{{"name": "now", "arguments": {SPACED}}}, {{"name": "warmth", "arguments": {SPACED}}}]'),
+        ("hermes", f'Well.<tool_call>\n{{"name": "now", "arguments": {SPACED}}}\n</tool_call>\n<tool_call>\n'),
+        ("llama3_json", f'Well.{{"name": "now", "parameters": {SPACED}}}; {{"name": "warmth"'),
+        ("qwen3_coder", "Well."),
+    ],
+)
+def test_calls_that_a_template_does_not_show_stand_in_the_content_as_the_model_writes_them(form: str, written: str) -> None:
+    write = TOOL_FORMATS[form].written
+    shown = prompt(FAMILIES["granite"], ASKED, called("now", "warmth", content="Well."), result("now"), write=write)
+    assert f"<|start_of_role|>assistant<|end_of_role|>{written}" in shown
+    alone = prompt(FAMILIES["granite"], ASKED, called("now", "warmth"), result("now"), write=write)
+    assert f"<|start_of_role|>assistant<|end_of_role|>{written.removeprefix('Well.')}" in alone
+    assert "<|tool_call|>" not in prompt(FAMILIES["hermes"], ASKED, called("now"), write=TOOL_FORMATS["granite"].written)
 
 
 def test_a_tool_has_what_a_template_fails_without() -> None:

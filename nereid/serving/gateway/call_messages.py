@@ -14,6 +14,8 @@ from typing import Any
 
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
+Write = Callable[[Sequence[tuple[str, Mapping[str, Any] | str]]], str | None]
+"""Calls, each a name and arguments, as a model writes them; None where that cannot be said."""
 Render = Callable[[Sequence[Message], Sequence[Tool]], str]
 
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
@@ -56,12 +58,13 @@ def arguments_of(text: str) -> ArgumentsObject | str:
 class CallManners:
     """What a template takes in a message of calls. `empty`: the members that stand for no content, by what was sent, None or "".
 
-    `with_text`: whether calls are shown beside a text, `with_both`: and also beside thoughts and a text; `several`: whether all
-    of several calls are shown; `any_text`: whether arguments that are no object are shown. `needed`: members of a function that
-    it fails without, with what stands for none.
+    `shown`: whether calls are shown at all, `with_text`: beside a text, `with_both`: beside thoughts and a text; `several`: all
+    of several calls; `any_text`: arguments that are no object. `needed`: members of a function that it fails without, with what
+    stands for none.
     """
 
     empty: Mapping[str | None, Message]
+    shown: bool = True
     with_text: bool = True
     with_both: bool = True
     several: bool = True
@@ -74,8 +77,13 @@ class CallManners:
     def _whole(self, function: Mapping[str, Any]) -> Mapping[str, Any]:
         return {**function, **{name: value for name, value in self.needed.items() if function.get(name) is None}}
 
-    def fitted(self, messages: Sequence[Message]) -> list[Message]:
-        """The conversation as the template takes it; its messages have no members that are None."""
+    def fitted(self, messages: Sequence[Message], write: Write | None = None) -> list[Message]:
+        """The conversation as the template takes it; its messages have no members that are None.
+
+        Calls that it does not show stand in their message's content as `write` has the model write them.
+        """
+        if not self.shown and write is not None:
+            messages = [_written(message, write) if message.get("tool_calls") else message for message in messages]
         apart = list(messages) if self.several else _one_by_one(messages)
         return [part for message in apart for part in (self._fitted(message) if message.get("tool_calls") else (message,))]
 
@@ -111,7 +119,7 @@ def manners_of(render: Render) -> CallManners:
         return _outcome(render, members, count) is _Outcome.SHOWN
 
     if not shows(empty[None]):
-        return CallManners(empty=empty, needed=needed)
+        return CallManners(empty=empty, shown=False, needed=needed)
     with_text = shows(said)
     both = not with_text or shows({**said, **thought}) or not shows({**empty[None], **thought})
     return CallManners(
@@ -167,6 +175,12 @@ def _outcome(render: Render, members: Message, count: int = 1, *, whole: bool = 
 def _call(identity: str, value: str, whole: bool) -> dict[str, Any]:
     function = {"name": "probe", "arguments": arguments_of(json.dumps({"a": value})[: None if whole else -1])}
     return {"id": identity, "type": "function", "function": function}
+
+
+def _written(message: Message, write: Write) -> Message:
+    functions = [call.get("function", {}) for call in message["tool_calls"]]
+    written = write([(function.get("name", ""), function.get("arguments", {})) for function in functions])
+    return message if written is None else {**message, "content": (message.get("content") or "") + written}
 
 
 def _one_by_one(messages: Sequence[Message]) -> list[Message]:

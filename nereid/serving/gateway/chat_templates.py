@@ -16,7 +16,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from nereid.serving.gateway.call_messages import REASONING_FIELDS, CallManners, manners_of
+from nereid.serving.gateway.call_messages import REASONING_FIELDS, CallManners, Write, manners_of
 
 DEFAULT, TOOL_USE = "default", "tool_use"
 """Of several templates by name, transformers takes the second where a chat has tools, else the first."""
@@ -40,6 +40,8 @@ class Chat:
     continue_final_message: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
     template: str | None = None
+    write_calls: Write | None = None
+    """How the model writes calls, for templates that do not show earlier ones."""
 
 
 class _Generation(Extension):
@@ -116,7 +118,7 @@ class ChatTemplates:
         tools = chat.tools
         if tools or any(message.get("tool_calls") for message in messages):
             manners = self.manners(name)
-            messages, tools = manners.fitted(messages), None if tools is None else manners.fitted_tools(tools)
+            messages, tools = manners.fitted(messages, chat.write_calls), None if tools is None else manners.fitted_tools(tools)
         chat = replace(chat, messages=messages, tools=tools)
         if chat.continue_final_message:
             return _continued(self.templates[name], self.sources[name], chat, self.tokens)

@@ -137,6 +137,7 @@ def _chat_of(body: ChatBody, model: Offered, tools: ToolsAsked | None) -> Chat:
         continue_final_message=body.continue_final_message,
         variables=variables,
         template=body.chat_template,
+        write_calls=None if model.tool_format is None else model.tool_format.written,
     )
 
 

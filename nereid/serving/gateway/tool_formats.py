@@ -8,11 +8,13 @@ where they do not).
 
 from __future__ import annotations
 
+import json
 import secrets
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Any
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
 
@@ -61,6 +63,19 @@ class ToolFormat:
     closing: str = ""
     fenced: bool = False
     new_id: Callable[[], str] = _long_id
+
+    def written(self, calls: Sequence[tuple[str, Mapping[str, Any] | str]]) -> str | None:
+        """Calls as a model writes them, names and arguments, where they are objects; None in other shapes."""
+        objects = [json.dumps({"name": name, self.arguments: arguments}, ensure_ascii=False) for name, arguments in calls]
+        match self.shape:
+            case Shape.OBJECT if self.end:
+                return self.between.join(f"{self.begin}\n{item}\n{self.end}" for item in objects)
+            case Shape.OBJECT:
+                return self.between.join(objects)
+            case Shape.LIST:
+                return f"{self.begin}[{self.between.join(objects)}]"
+            case _:
+                return None
 
     @property
     def begins(self) -> tuple[str, ...]:
