@@ -13,8 +13,9 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from nereid.diffusion.feature_cache import Kept, Variant
+from nereid.diffusion.feature_cache import Variant
 from nereid.diffusion.guidance_cache import KeptDifference
+from nereid.diffusion.keeping import Kept
 from nereid.diffusion.requests import ImageRequest, ImageRow
 from nereid.diffusion.solvers import LATEST_CLEAN, SolverState
 from nereid.flow.errors import RequestError
