@@ -160,6 +160,10 @@ def _schedule(fields: FieldReader, prompt: int, pipeline: Pipeline, name: Schedu
     if spacing is not None:
         if spacing not in tuple(Spacing):
             raise InvalidRequestError.of("timestep_spacing", spacing, ", ".join(Spacing))
+        if own := next((key for key in ("timesteps", "sigmas") if chosen[key] is not None), ""):
+            raise InvalidRequestError(
+                f"timestep_spacing: it has no meaning with {own}, which say where the run goes", "timestep_spacing"
+            )
         _of_the_solver(lambda: require_spacing(name))
         chosen["timestep_spacing"] = Spacing(spacing)
     return replace(pipeline.scheduler, **{key: value for key, value in chosen.items() if value is not None})
