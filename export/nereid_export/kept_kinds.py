@@ -15,7 +15,7 @@ from nereid.diffusion.plan import OUT, EngineCall
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What may be kept between steps: the request's `field`, the UNet's `outputs` that it is made `of`, and where facts have it."""
+    """What may be kept between steps: the request's `field`, the `outputs` that it is made `of`, and where facts have it."""
 
     field: str
     outputs: tuple[str, ...]

@@ -77,6 +77,18 @@ class ImageRun:
         return self.variant is Variant.FULL and self.reused.is_due(self.step)
 
     @property
+    def rows_left(self) -> float:
+        """Engine rows of the steps left, each on average: guidance may begin or end among them, or be reused."""
+        left = range(self.step, self.row.end)
+        if self.row.negative is None or not left:
+            return 1.0
+        guided = range(max(left.start, self.row.guided.start), min(left.stop, self.row.guided.stop))
+        if self.reused is None:
+            return 1 + len(guided) / len(left)
+        due = sum(step in (self.reused.plan.full or ()) for step in guided)
+        return 1 + max(due, bool(guided) and self.reused.difference is None) / len(left)
+
+    @property
     def shape(self) -> tuple[object, ...]:
         """What must be equal for two runs to be ever in the same call."""
         return (self.row.latent_shape, *self.row.positive.shapes)
