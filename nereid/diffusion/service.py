@@ -202,7 +202,8 @@ class DenoiseService:
         request = task.request
         taken = self._reserved.pop(request.ticket, None) if request.ticket else None
         # What was asked for in advance includes what watching it needs.
-        if taken is not None and self._batcher.attach(taken, task, max(taken.weight, request.memory_bytes)):
+        weight = request.memory_bytes if taken is None else max(taken.weight, request.memory_bytes)
+        if taken is not None and self._batcher.attach(taken, task, weight, priority=request.priority):
             task.submitted, task.watched = taken.submitted, taken.watched
             return taken
         return self._batcher.take_ticket(
@@ -210,7 +211,7 @@ class DenoiseService:
             timeout_seconds=request.timeout_seconds,
             task=task,
             run_id=request.run_id,
-            weight=request.memory_bytes,
+            weight=weight,
             priority=request.priority,
         )
 
