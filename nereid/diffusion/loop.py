@@ -256,9 +256,10 @@ class DenoisingLoop:
             self._lost(call, error)
             return
         except RequestError as error:
-            if call.probe:
+            if call.probe:  # it is back; what it says of zeros is nobody's error
                 self._down.pop(self.process_of(call.call.variant), None)
-            _fail(call.members, error)
+            else:
+                _fail(call.members, error)
             return
         self._down.pop(self.process_of(call.call.variant), None)
         if call.probe:
