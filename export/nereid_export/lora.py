@@ -82,7 +82,7 @@ class Lora:
             told = json.loads(metadata.get(_METADATA, "{}"))
             if all(name.partition(".")[0] in _UNET for name in tensors):  # a UNet's own save_lora_adapter, save_attn_procs
                 tensors, told = ({f"unet.{name}": value for name, value in its.items()} for its in (tensors, told))
-            parts, alphas = _of_diffusers(tensors, unet_config)
+            parts, alphas = _of_diffusers(dict(tensors), unet_config)  # converters take from what they are given
             self._refuse_what_was_lost(tensors, parts)
             settings = _settings(told)
             return {

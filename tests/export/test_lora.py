@@ -332,7 +332,7 @@ def named_twice(tensors: Weights) -> Weights:
 
 def for_two_text_encoders(tensors: Weights) -> Weights:
     """Of kohya's two names for the first text encoder both."""
-    layer = "text_model_encoder_layers_0_self_attn_q_proj"
+    layer = "text_model_encoder_layers_0_self_attn_out_proj"
     return {f"{te}{layer}.lora_{half}.weight": torch.ones(2, 2) for te in ("lora_te_", "lora_te1_") for half in ("down", "up")}
 
 
