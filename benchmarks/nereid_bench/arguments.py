@@ -8,6 +8,8 @@ from typing import Any
 
 import typer
 
+MAX_AT_ONCE = 64
+"""Requests that a server without batching lets wait."""
 _PLOTS = (".png", ".svg", ".pdf")
 
 

@@ -21,7 +21,7 @@ from nereid.diffusion.feature_cache import Variant
 from nereid.serving.errors import ServingError
 from nereid.serving.options import ServeOptions
 from nereid_bench.compare import Say
-from nereid_bench.servers import HOST, serving
+from nereid_bench.servers import HOST, LONGEST_SECONDS, serving
 from nereid_bench.turns import turned
 from nereid_client import Client
 from nereid_client.scraping import Page
@@ -138,7 +138,7 @@ def _draw(
 
     def one(seed: int, prompt: str) -> NDArray[np.uint8]:
         options = {**size, **given, **asked, "seed": seed, "num_inference_steps": plan.steps}
-        return client.generate_image(prompt, **options).pixels[0]
+        return client.generate_image(prompt, timeout=LONGEST_SECONDS, **options).pixels[0]
 
     with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(one, range(len(prompts)), prompts))

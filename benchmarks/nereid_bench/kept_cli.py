@@ -10,11 +10,13 @@ import typer
 from numpy.typing import NDArray
 
 from nereid.serving.errors import ServingError
+from nereid_bench.arguments import MAX_AT_ONCE, numbers
 from nereid_bench.kept import KeptPlan, kept, parse_modes
 from nereid_bench.tables import report_rows
 from nereid_client import NereidError
 from nereid_client.terminal import console, fail
 from nereid_zoo.shapes.analyse import analyse, mistakes
+from nereid_zoo.shapes.scenes import IMAGE_SIZE
 from nereid_zoo.shapes.score import held_out_captions
 
 
@@ -43,9 +45,14 @@ def cache_command(
 
     Whole rows are counted; those of a request for the UNet alone would be, too.
     """
-    captions = held_out_captions(prompts)
+    captions, loads = held_out_captions(prompts), numbers(at_once, int)
+    if beyond := [load for load in loads if not 1 <= load <= MAX_AT_ONCE]:
+        raise typer.BadParameter(f"{beyond[0]} is not allowed; it must be 1 to {MAX_AT_ONCE}", param_hint="--at-once")
 
     def right(number: int, picture: NDArray[np.uint8]) -> bool:
+        if picture.shape[:2] != (IMAGE_SIZE, IMAGE_SIZE):
+            shown = " x ".join(map(str, picture.shape[1::-1]))
+            raise ServingError(f"--score: pictures of {shown} are not allowed; it must be {IMAGE_SIZE} x {IMAGE_SIZE}, of shapes")
         return not mistakes(analyse(picture), captions[number].demand)
 
     try:
@@ -56,7 +63,7 @@ def cache_command(
             steps=steps,
             side=side,
             scheduler=scheduler,
-            at_once=tuple(int(part) for part in at_once.split(",")),
+            at_once=loads,
             rounds=rounds,
             guidance=guidance,
             right=right if score else None,

@@ -37,6 +37,7 @@ from nereid_bench.ladder_rungs import (
     told,
 )
 from nereid_bench.schedulers import PROMPTS
+from nereid_bench.servers import LONGEST_SECONDS
 from nereid_bench.turns import turned
 from nereid_client import Client, NereidError
 from nereid_export.errors import ExportError
@@ -49,8 +50,6 @@ MEMORY = (
 )
 TURNS = "turns"
 """The folder of `LadderPlan.work` where each turn's figures are kept."""
-_LONGEST_SECONDS = 86_400.0
-"""A picture of a slow machine is waited for."""
 _FIRST_STEPS = 2
 """Of pictures that warm up a server where a whole one takes minutes."""
 _WARM_ROUNDS = 4
@@ -250,4 +249,4 @@ class _OneModel:
 
     def _draw(self, client: Client, fields: Mapping[str, Any], seed: int) -> NDArray[np.uint8]:
         asked = {**fields, "width": self.model.side, "height": self.model.side, "seed": seed}
-        return client.generate_image(self.prompts[seed], timeout=_LONGEST_SECONDS, **asked).pixels[0]
+        return client.generate_image(self.prompts[seed], timeout=LONGEST_SECONDS, **asked).pixels[0]

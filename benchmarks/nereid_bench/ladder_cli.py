@@ -12,7 +12,7 @@ import typer
 
 from nereid.engines.processors import available_processors
 from nereid.serving.errors import ServingError
-from nereid_bench.arguments import names, plot_file
+from nereid_bench.arguments import MAX_AT_ONCE, names, plot_file
 from nereid_bench.ladder import Ladder
 from nereid_bench.ladder_plot import plot
 from nereid_bench.ladder_rungs import FEW_SOLVER, MODELS, LadderPlan, PeerName, Rung
@@ -23,9 +23,6 @@ from nereid_client.terminal import INTERRUPTED, console, fail, say_error
 from nereid_export.engines import Engine
 from nereid_export.engines.precision import parse_precisions
 from nereid_export.errors import ExportError
-
-MAX_AT_ONCE = 64
-"""Requests that a server without batching lets wait."""
 
 
 def ladder_command(

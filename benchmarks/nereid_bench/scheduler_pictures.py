@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from nereid_bench.scheduler_settings import Setting
 from nereid_bench.server_memory import ServerMemory
-from nereid_bench.servers import serving
+from nereid_bench.servers import LONGEST_SECONDS, serving
 
 SEED_STRIDE = 10_000
 """Between two seeds of one caption: caption i has i, as scorers draw it, then i + 10000, ..."""
@@ -130,7 +130,7 @@ def served(repository: Path, name: str, more: dict[str, Any]) -> Iterator[Draw]:
         def draw(asked: Asked, setting: Setting) -> Drawn:
             memory.reset()
             start = time.perf_counter()
-            result = client.generate_image(asked.prompt, seed=asked.seed, **setting.fields, **more)
+            result = client.generate_image(asked.prompt, timeout=LONGEST_SECONDS, seed=asked.seed, **setting.fields, **more)
             seconds = time.perf_counter() - start
             return Drawn(pixels=result.pixels[0], seconds=seconds, peak_bytes=memory.peak_bytes())
 

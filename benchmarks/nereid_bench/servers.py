@@ -26,6 +26,8 @@ from nereid_client import Client
 from nereid_export.configs import read_config, write_config
 
 HOST = "127.0.0.1"
+LONGEST_SECONDS = 86_400.0
+"""A picture of a slow machine is waited for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ class Field:
         low, high: bounds of every element, both allowed; a server may set narrower ones (`limit`).
         limit: the parameter of `denoise` that bounds it from above.
         limit_length: the parameter of `denoise` that bounds how many values there may be, where any number is allowed.
+        beyond: how many more than that there may be.
         per_request: one value for all prompts of a request; otherwise each prompt has its own.
         models: who takes it as an input.
         or_number: a text that may be given as a number.
@@ -58,6 +59,7 @@ class Field:
     high: float | None = None
     limit: str | None = None
     limit_length: str | None = None
+    beyond: int = 0
     per_request: bool = False
     models: frozenset[Model]
     or_number: bool = False

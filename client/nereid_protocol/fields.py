@@ -112,6 +112,7 @@ IMAGE_FIELDS: tuple[Field, ...] = (
         low=0.0,
         high=1e4,
         limit_length="max_steps",
+        beyond=1,  # the last is no step's
         per_request=True,
         models=IMAGE_MODELS,
         option="--sigmas",

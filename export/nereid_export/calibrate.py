@@ -169,7 +169,7 @@ class _Calibrating:
         """Mean relative change of what is kept over 1 to LONGEST_REUSE steps, from each step on."""
         longest = min(LONGEST_REUSE, steps - 1)
         sums = np.zeros((longest, steps))
-        drawer = self._asked(scheduler, steps, **kind.watched)
+        drawer = self._asked(scheduler, steps)
         for number, prompt in enumerate(self.prompts):
             told(f"picture {number + 1} of {len(self.prompts)}")
             seen: list[NDArray[np.float32]] = []
@@ -179,7 +179,7 @@ class _Calibrating:
 
             request = drawer.request([prompt], [number], steps=steps)
             with refusals_told():
-                drawer.denoise(request, note)
+                drawer.denoise(request, note, kind.outputs)
             for over in range(1, longest + 1):
                 for step in range(steps - over):
                     before, after = seen[step], seen[step + over]

@@ -91,9 +91,18 @@ class Drawer:
             inputs[name] = np.full((count, 1), value.encode() if isinstance(value, str) else value, dtype=kind)
         return inputs
 
-    def denoise(self, request: Mapping[str, NDArray], stepped: Stepped = lambda runs, call, outputs: None) -> NDArray[np.float32]:
-        """Finished latents, float32 N x C x H x W; raises RequestError."""
-        return denoised(self.pipeline, request, lambda call: self._call(call.variant, call.inputs, *call.outputs), stepped)
+    def denoise(
+        self,
+        request: Mapping[str, NDArray],
+        stepped: Stepped = lambda runs, call, outputs: None,
+        shown: tuple[str, ...] = (),
+    ) -> NDArray[np.float32]:
+        """Finished latents, float32 N x C x H x W; raises RequestError. `stepped` is `shown` these outputs, too."""
+
+        def engines(call: EngineCall) -> Mapping[str, NDArray]:
+            return self._call(call.variant, call.inputs, *dict.fromkeys((*call.outputs, *shown)))
+
+        return denoised(self.pipeline, request, engines, stepped)
 
     def _encoded(self, texts: list[str], half: str) -> dict[str, NDArray[np.float32]]:
         made: dict[str, NDArray[np.float32]] = {}

@@ -15,10 +15,11 @@ from nereid.diffusion.plan import OUT, EngineCall
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What may be kept between steps: the request's `field`, what a request `watched` for it asks, and where facts have it."""
+    """What may be kept between steps: the request's `field`, the `outputs` that it is made `of`, and where facts have it."""
 
     field: str
-    watched: Mapping[str, int]
+    outputs: tuple[str, ...]
+    """Beside the usual one."""
     of: Callable[[EngineCall, Mapping[str, NDArray]], NDArray[np.float32]]
     known: Callable[[Mapping[str, Any]], list[dict[str, Any]]]
     written: Callable[[Mapping[str, Any], list[dict[str, Any]]], dict[str, Any]]
@@ -26,7 +27,7 @@ class Kind:
 
 KEPT_FEATURES = Kind(
     field="cache",
-    watched={"cache_interval": 1},
+    outputs=(FEATURES,),
     of=lambda call, outputs: outputs[FEATURES],
     known=lambda facts: facts["cache"]["calibrations"],
     written=lambda facts, found: {"cache": {**facts["cache"], "calibrations": found}},
@@ -41,7 +42,7 @@ def _difference(call: EngineCall, outputs: Mapping[str, NDArray]) -> NDArray[np.
 
 KEPT_GUIDANCE = Kind(
     field="guidance_cache",
-    watched={},
+    outputs=(),
     of=_difference,
     known=lambda facts: facts.get("guidance_calibrations", []),
     written=lambda facts, found: {"guidance_calibrations": found},

@@ -82,7 +82,8 @@ class Lora:
             told = json.loads(metadata.get(_METADATA, "{}"))
             if all(name.partition(".")[0] in _UNET for name in tensors):  # a UNet's own save_lora_adapter, save_attn_procs
                 tensors, told = ({f"unet.{name}": value for name, value in its.items()} for its in (tensors, told))
-            parts, alphas = _of_diffusers(tensors, unet_config)
+            parts, alphas = _of_diffusers(dict(tensors), unet_config)  # converters take from what they are given
+            self._refuse_what_was_lost(tensors, parts)
             settings = _settings(told)
             return {
                 part: paired(self.file, its, alphas.get(part, {}), settings.get(part, {}), part=part, scale=self.scale)
@@ -117,6 +118,15 @@ class Lora:
             raise ExportError(
                 f"{self.file}: {named[0]} and {named[1]} are names of two kinds, and layers could be meant twice; all "
                 "must be of one"
+            )
+
+    def _refuse_what_was_lost(self, tensors: Mapping[str, Tensor], parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Whatever converters come to: of two names that they take for one layer, the first would be dropped silently."""
+        given, left = sum(not name.endswith(".alpha") for name in tensors), sum(map(len, parts.values()))
+        if left != given:
+            raise ExportError(
+                f"{self.file}: {given - left} of its {given} weights are of layers that others are of, too, by other names; all "
+                "must be named in one way"
             )
 
 

@@ -113,7 +113,7 @@ class BranchCalibration:
     def plans(self, level: Level) -> Plans | None:
         """None where the level reuses nothing: to keep what nobody goes on from would cost more than to be off."""
         found = greedy_plans(self.curves, self.levels[level], self.steps)
-        return None if all(len(plan.full or ()) == self.steps for plan in found.values()) else found
+        return found if any(plan.reuses(self.steps) for plan in found.values()) else None
 
 
 @dataclass(slots=True, eq=False)
@@ -156,14 +156,14 @@ class KeptBranches:
         return BranchEngine(variant).untaken
 
     def outputs(self, variant: StrEnum, step: int) -> tuple[str, ...]:
-        return tuple(str(branch) for branch in BranchEngine(variant).computed if self._wanted(branch, step))
+        return tuple(str(branch) for branch in BranchEngine(variant).computed if self.plans[branch].keeps(step))
 
     def fits(self, shape: tuple[int, ...], sample: tuple[int, ...]) -> bool:
         return len(shape) == 3 and shape[1] == 1 + sample[0]
 
     def take(self, step: int, halves: Sequence[Mapping[str, NDArray[np.float32]]]) -> None:
         for name, value in halves[0].items():
-            if not self._wanted(Branch(name), step):
+            if not self.plans[Branch(name)].keeps(step):
                 continue  # it is computed again before anybody goes on from it
             self._padded = value.shape[1]
             self._kept[Branch(name)].keep(step, [value[:, : self.places]])
@@ -179,11 +179,6 @@ class KeptBranches:
 
     def steps_left(self, step: int, end: int) -> dict[StrEnum, int]:
         return dict(Counter[StrEnum](BranchEngine.that_reuses(self._planned(at)) for at in range(step, end)))
-
-    def _wanted(self, branch: Branch, step: int) -> bool:
-        """Whether the next step may reuse what this one computes; after the last one nothing does."""
-        full = self.plans[branch].full
-        return full is None or (step + 1 not in full and step < max(full))
 
     def _planned(self, step: int) -> frozenset[Branch]:
         """What a step reuses; one that goes by its own change is taken to be computed."""

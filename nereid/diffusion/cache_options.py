@@ -47,11 +47,11 @@ def cache_plan(
             name,
         )
     if interval is not None:
-        return CachePlan.every(interval, origin, steps)
+        return _if_it_reuses(CachePlan.every(interval, origin, steps), steps)
     if threshold is not None:
         return CachePlan.by_change(threshold)
     found = _calibration(fields, "cache", pipeline.cache.calibrations, asked, scheduler, steps)
-    return found.plan(Level(asked), origin)
+    return _if_it_reuses(found.plan(Level(asked), origin), steps)
 
 
 def guidance_plan(
@@ -64,9 +64,9 @@ def guidance_plan(
     if interval is None and asked not in set(Level):
         raise InvalidRequestError.of("guidance_cache", asked, f"{OFF}, {_LEVELS}")
     if interval is not None:
-        return CachePlan.every(interval, max(guided.start, origin), steps)
+        return _if_it_reuses(CachePlan.every(interval, max(guided.start, origin), steps), steps)
     found = _calibration(fields, "guidance_cache", pipeline.guidance_calibrations, asked, scheduler, steps)
-    return found.plan(Level(asked), origin)
+    return _if_it_reuses(found.plan(Level(asked), origin), steps)
 
 
 def branch_plans(
@@ -90,6 +90,11 @@ def branch_plans(
         return plans_by_change(threshold)
     how = "nereid calibrate-layout", "a threshold or off"
     return _known("cache", calibrations, asked, scheduler, steps, *how).plans(Level(asked))
+
+
+def _if_it_reuses(plan: CachePlan, steps: int) -> CachePlan | None:
+    """None for a plan that computes every step: it needs no memory, no features beside the output, and waits for no mates."""
+    return plan if plan.reuses(steps) else None
 
 
 def _asked(fields: FieldReader, prompt: int, name: str) -> tuple[str, int | None]:

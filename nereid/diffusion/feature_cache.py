@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,14 @@ class CachePlan:
     def by_change(cls, threshold: float) -> CachePlan:
         """As many steps go on from kept features as may pass until these have changed by `threshold`, at the pace seen last."""
         return cls(full=None, threshold=threshold)
+
+    def reuses(self, steps: int) -> bool:
+        """Whether some step of a run of `steps` goes on from what was kept: otherwise keeping is work for nothing."""
+        return not self.full or len(self.full) < steps - min(self.full)
+
+    def keeps(self, step: int) -> bool:
+        """Whether the next step may go on from what this one computes; one that computes everything does not."""
+        return self.full is None or step + 1 not in self.full
 
 
 def greedy_plan(curves: Sequence[Sequence[float]], threshold: float, origin: int, steps: int) -> CachePlan:
@@ -148,60 +156,6 @@ class FeatureCache:
         return self.channels * latent_pixels * item_bytes
 
 
-class Kept(Protocol):
-    """What one run keeps between steps: which engine its steps call for that, what goes in of it, and what is kept of what comes.
-
-    A half is 0, the conditional one, or 1. An engine is named by a member of the family's StrEnum.
-    """
-
-    @property
-    def whole(self) -> StrEnum:
-        """The engine that computes everything."""
-        ...
-
-    @property
-    def nbytes(self) -> int: ...
-
-    def variant(self, step: int, *, both: bool) -> StrEnum:
-        """The engine that a step calls, by plan or because a half that is needed is not kept yet."""
-        ...
-
-    def inputs(self, variant: StrEnum, half: int) -> Mapping[str, NDArray[Any]]:
-        """What such a call goes on from, of this run."""
-        ...
-
-    def without(self, variant: StrEnum) -> Sequence[str]:
-        """Inputs of the whole engine that this one does not take."""
-        ...
-
-    def outputs(self, variant: StrEnum, step: int) -> tuple[str, ...]:
-        """What of that such a call gives is to be kept."""
-        ...
-
-    def fits(self, shape: tuple[int, ...], sample: tuple[int, ...]) -> bool:
-        """Whether a row of such an output may have this shape, where one of a sample has that."""
-        ...
-
-    def take(self, step: int, halves: Sequence[Mapping[str, NDArray[np.float32]]]) -> None:
-        """Keep what a call gave, of the other half, too, where there was one; raises EngineError where it cannot be kept.
-
-        Others in the call may have wanted more.
-        """
-        ...
-
-    def forget(self) -> None:
-        """The run has ended."""
-        ...
-
-    def steps_to_full(self, step: int, end: int) -> float:
-        """Steps until the next whole one of a run that ends at `end`; infinite where none comes."""
-        ...
-
-    def steps_left(self, step: int, end: int) -> dict[StrEnum, int]:
-        """Of each engine, as far as that is planned."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caching:
     """How one image caches: its plan, as what its features are kept, and whether the outer part takes the prompt."""
@@ -248,13 +202,14 @@ class KeptFeatures:
         return ("encoder_hidden_states",) if variant is Variant.SHALLOW and not self.caching.attends else ()
 
     def outputs(self, variant: StrEnum, step: int) -> tuple[str, ...]:
-        return (FEATURES,) if variant is Variant.FULL else ()
+        return (FEATURES,) if variant is Variant.FULL and self.plan.keeps(step) else ()
 
     def fits(self, shape: tuple[int, ...], sample: tuple[int, ...]) -> bool:
         return len(shape) == len(sample) and shape[1:] == sample[1:]
 
     def take(self, step: int, halves: Sequence[Mapping[str, NDArray[np.float32]]]) -> None:
-        self.keep(step, [half[FEATURES] for half in halves])
+        if self.plan.keeps(step):
+            self.keep(step, [half[FEATURES] for half in halves])
 
     def keep(self, step: int, halves: Sequence[NDArray[np.float32]]) -> None:
         """Take over what a whole step gave, of the guided half, too, where there was one."""

@@ -24,14 +24,15 @@ class Goal:
 
 
 def goal_of(
-    calls: Iterable[tuple[ImageRun, int]],
+    calls: Iterable[tuple[ImageRun, float]],
     most: int,
     costs: StepCosts,
     submitted: float,
     deadline_seconds: float | None,
     latency_target: float,
 ) -> Goal:
-    """`calls` are runs that need calls of their own, with the rows of each; a call has at most `most` rows, which others share.
+    """`calls` are runs that need calls of their own, with the rows of each on average; a call has at most `most` rows, which
+    others share.
 
     Without `deadline_seconds`, it should take no more than `latency_target` times as long as alone.
     """

@@ -228,12 +228,11 @@ class DenoisingLoop:
         return min(self.max_batch_size, self.caching_rows(members[0][1]))
 
     def _candidate(self, task: LoopTask, run: ImageRun, together: float) -> Candidate:
-        """Its steps left count in calls of the engine that is next, of which one of all members takes `together` seconds: others'
-        are dearer or cheaper."""
-        variant = run.variant
-        alone, steps = self._step_cost(run, variant), 0.0
-        for other, left in run.steps_left.items():
-            ratio = self._step_cost(run, other) / (alone or math.nan) if other is not variant and left else 1.0
+        """Its steps left count in calls such as the next one, of which one of all members takes `together` seconds: those of
+        other engines, or of more or fewer rows, are dearer or cheaper."""
+        alone, rows, steps = self._step_cost(run, run.variant), run.rows_left, 0.0
+        for variant, left in run.steps_left.items():
+            ratio = self.costs.predict(cost_key(variant, run.shape), rows) / (alone or math.nan) if left else 1.0
             steps += left * (1.0 if math.isnan(ratio) else ratio)
         seconds = in_company(alone, together)
         goal = task.request.deadline_seconds is not None
@@ -257,9 +256,10 @@ class DenoisingLoop:
             self._lost(call, error)
             return
         except RequestError as error:
-            if call.probe:
+            if call.probe:  # it is back; what it says of zeros is nobody's error
                 self._down.pop(self.process_of(call.call.variant), None)
-            _fail(call.members, error)
+            else:
+                _fail(call.members, error)
             return
         self._down.pop(self.process_of(call.call.variant), None)
         if call.probe:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from nereid.diffusion.cache_options import OFF, cache_plan, guidance_plan
-from nereid.diffusion.feature_cache import CachePlan, Level
+from nereid.diffusion.feature_cache import CachePlan
 from nereid.diffusion.settings import Decoder, Limits, Pipeline
 from nereid.diffusion.solvers import (
     SCHEDULERS,
@@ -30,9 +30,8 @@ from nereid_protocol.fields import BY_NAME, RUN_ID_FORM
 
 T = TypeVar("T")
 
-FEW_STEP_SCHEDULERS = (SchedulerName.LCM, SchedulerName.TCD)
-MOST_FEW_STEP_GUIDANCE = 2.0
-"""Luo et al., 2023 (LCM-LoRA): beyond it pictures are oversaturated."""
+_OF_GUIDANCE = {"guidance_interval": (0.0, 1.0), "guidance_cache": OFF, "guidance_cache_interval": None}
+"""What has no meaning without an unconditional half, each with the value that says nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,21 +114,18 @@ def resolve(fields: FieldReader, prompt: int, pipeline: Pipeline) -> Options:
     interval = fields.values("guidance_interval", (0.0, 1.0))[prompt]
     if interval[0] > interval[1]:
         raise InvalidRequestError.of("guidance_interval", interval, "two fractions, the smaller one first")
-    embedded = pipeline.time_cond_proj_dim is not None
-    for name in ("guidance_interval", "guidance_cache", "guidance_cache_interval"):
-        if embedded and fields.given(name):
-            raise InvalidRequestError(f"{name}: it has no meaning for this model, whose UNet is told the guidance", name)
-    if guidance <= 1:
-        for field in ("guidance_cache", "guidance_cache_interval"):
-            if fields.given(field) and str(fields.values(field, OFF)[prompt]).strip() != OFF:
-                raise InvalidRequestError(f"{field}: it has no meaning without guidance (guidance_scale {guidance:g})", field)
+    why_not = unguided(guidance, pipeline)
+    for name, nothing in _OF_GUIDANCE.items():
+        value = fields.values(name, nothing)[prompt]
+        if why_not and (value.strip() if isinstance(value, str) else value) != nothing:
+            raise InvalidRequestError(f"{name}: it has no meaning {why_not}", name)
     scheduler = _scheduler(fields.values("scheduler", pipeline.default_scheduler)[prompt])
     schedule = _schedule(fields, prompt, pipeline, scheduler)
     steps = steps_of(fields, pipeline, prompt)
     solver_table(scheduler, schedule, steps, 0)
     return Options(
         guidance=guidance,
-        guided=guidance > 1 and not embedded,
+        guided=not why_not,
         interval=interval,
         scheduler=scheduler,
         schedule=schedule,
@@ -141,32 +137,11 @@ def resolve(fields: FieldReader, prompt: int, pipeline: Pipeline) -> Options:
     )
 
 
-def unsuitable(fields: FieldReader, prompt: int, pipeline: Pipeline, options: Options, size: tuple[int, int]) -> list[str]:
-    """Warnings of what may be asked for, but was not what something was made or measured for."""
-    said, usual = [], (pipeline.default_height, pipeline.default_width)
-    if pipeline.few_step and options.guided:
-        said.append(
-            f"guidance_scale: {options.guidance:g} is unsuitable for this few-step model; "
-            f"{pipeline.default_guidance:g} is what it was distilled for"
-        )
-    elif options.guided and options.guidance > MOST_FEW_STEP_GUIDANCE and options.scheduler in FEW_STEP_SCHEDULERS:
-        said.append(
-            f"guidance_scale: {options.guidance:g} is unsuitable for {options.scheduler}, whose models and LoRAs were distilled "
-            f"for guidance of 1 to {MOST_FEW_STEP_GUIDANCE:g}"
-        )
-    low, high = options.interval
-    if options.guided and low < high and not guided_steps(options.interval, options.steps):
-        said.append(f"guidance_interval: no step of {options.steps} begins within {low:g} to {high:g}; none is guided")
-    if options.guidance_cache is not None and not guided_steps(options.interval, options.steps):
-        said.append("guidance_cache: it has no effect, because no step is guided")
-    for name in ("cache", "guidance_cache"):
-        asked = fields.values(name, OFF)[prompt].strip()
-        if asked in set(Level) and (options.guidance > pipeline.default_guidance or size != usual):
-            said.append(
-                f"{name}: {asked!r} was measured at guidance_scale {pipeline.default_guidance:g} and {usual[1]} x {usual[0]}; "
-                "elsewhere it may cost more"
-            )
-    return said
+def unguided(guidance: float, pipeline: Pipeline) -> str:
+    """Why runs of this guidance have no unconditional half, in words that end a sentence; "" where they have one."""
+    if pipeline.time_cond_proj_dim is not None:
+        return "for this model, whose UNet is told the guidance"
+    return "" if guidance > 1 else f"without guidance (guidance_scale {guidance:g})"
 
 
 def steps_of(fields: FieldReader, pipeline: Pipeline, prompt: int = 0) -> int:
@@ -185,6 +160,10 @@ def _schedule(fields: FieldReader, prompt: int, pipeline: Pipeline, name: Schedu
     if spacing is not None:
         if spacing not in tuple(Spacing):
             raise InvalidRequestError.of("timestep_spacing", spacing, ", ".join(Spacing))
+        if own := next((key for key in ("timesteps", "sigmas") if chosen[key] is not None), ""):
+            raise InvalidRequestError(
+                f"timestep_spacing: it has no meaning with {own}, which say where the run goes", "timestep_spacing"
+            )
         _of_the_solver(lambda: require_spacing(name))
         chosen["timestep_spacing"] = Spacing(spacing)
     return replace(pipeline.scheduler, **{key: value for key, value in chosen.items() if value is not None})

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nereid.diffusion.families import Conditioning
+from nereid.diffusion.keeping import Kept
 from nereid.diffusion.solvers import advance, needs_noise, predict_clean
 from nereid.diffusion.state import ImageRun
 from nereid.flow.errors import EngineError
@@ -80,8 +81,13 @@ def pack(runs: Sequence[ImageRun]) -> EngineCall:
 
 def _kept_outputs(runs: Sequence[ImageRun], variant: StrEnum) -> tuple[str, ...]:
     """What anybody wants to keep."""
-    wanted = [name for run in runs if run.kept is not None for name in run.kept.outputs(variant, run.step)]
+    wanted = [name for run in runs if (kept := _goes_on(run)) is not None for name in kept.outputs(variant, run.step)]
     return tuple(sorted(set(wanted)))
+
+
+def _goes_on(run: ImageRun) -> Kept | None:
+    """What a run keeps; None after its last step, when nothing goes on from it."""
+    return run.kept if run.step + 1 < run.row.end else None
 
 
 def commit(runs: Sequence[ImageRun], call: EngineCall, outputs: Mapping[str, Array]) -> list[EngineError | None]:
@@ -109,12 +115,12 @@ def _keep(runs: Sequence[ImageRun], call: EngineCall, outputs: Mapping[str, Arra
         if len(value) != len(samples) or not keeping.fits(value.shape[1:], samples.shape[1:]):
             raise EngineError(f"{call.engine}: {name} of shape {value.shape} for samples of shape {samples.shape}")
     for index, run in enumerate(runs):
-        if run.kept is not None:
+        if (kept := _goes_on(run)) is not None:
             rows = [index]
             if index in call.negatives and run.reused is None:
                 rows.append(call.negatives[index])
             try:
-                run.kept.take(run.step, [{name: value[row] for name, value in outputs.items()} for row in rows])
+                kept.take(run.step, [{name: value[row] for name, value in outputs.items()} for row in rows])
             except EngineError as error:
                 refused[index] = error
     return refused

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,9 @@ from tokenizers import Tokenizer
 from nereid.diffusion.families import TextEncoder, family_of
 from nereid.diffusion.families.base import HALVES
 from nereid.diffusion.settings import Pipeline
+from nereid.diffusion.unsuitable import idle_negative_prompts
 from nereid.flow.errors import InvalidRequestError
+from nereid.flow.fields import FieldReader, Inputs
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_settings.json"
@@ -66,21 +69,29 @@ class PromptService:
     """The `tokenizer` model as plain Python: one tokenizer for each text encoder of the family."""
 
     tokenizers: tuple[tuple[TextEncoder, PromptTokenizer], ...]
+    pipeline: Pipeline
 
     @classmethod
     def read(cls, folder: Path) -> PromptService:
         """`tokenizer/`, and further ones that the family has, below a version folder."""
-        encoders = family_of(Pipeline.read(folder).family).encoders
-        return cls(tuple((encoder, PromptTokenizer.read(folder / encoder.tokenizer)) for encoder in encoders))
+        pipeline = Pipeline.read(folder)
+        encoders = family_of(pipeline.family).encoders
+        return cls(tuple((encoder, PromptTokenizer.read(folder / encoder.tokenizer)) for encoder in encoders), pipeline)
 
-    def encode(self, prompts: Sequence[str], negative_prompts: Sequence[str]) -> dict[str, np.ndarray]:
-        """The outputs of `tokenizer`: ids for prompts and negative prompts, and warnings, a row a prompt."""
+    def encode(
+        self, prompts: Sequence[str], negative_prompts: Sequence[str], inputs: Inputs = MappingProxyType({})
+    ) -> dict[str, np.ndarray]:
+        """The outputs of `tokenizer`: ids for prompts and negative prompts, and warnings, a row a prompt.
+
+        `inputs` are those of the request: a negative prompt may have no effect beside them.
+        """
         if len(negative_prompts) != len(prompts):
             raise InvalidRequestError.of(
                 "shape of negative_prompt", len(negative_prompts), f"one for each of {len(prompts)} prompts"
             )
         outputs: dict[str, np.ndarray] = {}
-        notes: list[list[str]] = [[] for _ in prompts]
+        idle = idle_negative_prompts(FieldReader(inputs, len(prompts)), self.pipeline, negative_prompts)
+        notes: list[list[str]] = [[said] if said else [] for said in idle]
         for encoder, tokenizer in self.tokenizers:
             for half, texts in zip(HALVES, (prompts, negative_prompts), strict=True):
                 outputs[encoder.ids(half)], warnings = tokenizer.encode(texts, f"{half}prompt")

@@ -28,10 +28,10 @@ from nereid.diffusion.options import (
     size_of,
     solver_table,
     tiling_of,
-    unsuitable,
 )
 from nereid.diffusion.settings import Decoder, Limits, Pipeline
 from nereid.diffusion.solvers import SolverTable
+from nereid.diffusion.unsuitable import unsuitable
 from nereid.diffusion.vae_tiles import VaeTiling
 from nereid.flow.errors import InvalidRequestError
 from nereid.flow.fields import FieldReader, Inputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,6 @@ from nereid.diffusion.lane_report import LaneReport
 from nereid.diffusion.loop import DenoisingLoop, Predict
 from nereid.diffusion.options import parse_reservation, read_id
 from nereid.diffusion.pictures import PicturesDecoded
-from nereid.diffusion.plan import engine_rows
 from nereid.diffusion.requests import parse_image_request
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.diffusion.start import start_runs
@@ -202,7 +202,8 @@ class DenoiseService:
         request = task.request
         taken = self._reserved.pop(request.ticket, None) if request.ticket else None
         # What was asked for in advance includes what watching it needs.
-        if taken is not None and self._batcher.attach(taken, task, max(taken.weight, request.memory_bytes)):
+        weight = request.memory_bytes if taken is None else max(taken.weight, request.memory_bytes)
+        if taken is not None and self._batcher.attach(taken, task, weight, priority=request.priority):
             task.submitted, task.watched = taken.submitted, taken.watched
             return taken
         return self._batcher.take_ticket(
@@ -210,7 +211,7 @@ class DenoiseService:
             timeout_seconds=request.timeout_seconds,
             task=task,
             run_id=request.run_id,
-            weight=request.memory_bytes,
+            weight=weight,
             priority=request.priority,
         )
 
@@ -235,8 +236,8 @@ class DenoiseService:
         return self.limits.features_shared_bytes // (self.limits.concurrent_calls * self.pipeline.shared_bytes(height * width, 1))
 
     def _goal(self, task: ImageTask) -> Goal:
-        calls = [(run, engine_rows(run)) for run in task.runs]
-        most = min(self.limits.unet_max_batch_size, max(rows for _, rows in calls) * self.limits.max_inflight)
+        calls = [(run, run.rows_left) for run in task.runs]
+        most = min(self.limits.unet_max_batch_size, max(math.ceil(rows) for _, rows in calls) * self.limits.max_inflight)
         target = self.limits.latency_target
         return goal_of(calls, most, self.costs, task.submitted, task.request.deadline_seconds, target)
 

@@ -13,8 +13,9 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from nereid.diffusion.feature_cache import Kept, Variant
+from nereid.diffusion.feature_cache import Variant
 from nereid.diffusion.guidance_cache import KeptDifference
+from nereid.diffusion.keeping import Kept
 from nereid.diffusion.requests import ImageRequest, ImageRow
 from nereid.diffusion.solvers import LATEST_CLEAN, SolverState
 from nereid.flow.errors import RequestError
@@ -74,6 +75,18 @@ class ImageRun:
         if self.reused is None or not self.guided:
             return self.guided
         return self.variant is Variant.FULL and self.reused.is_due(self.step)
+
+    @property
+    def rows_left(self) -> float:
+        """Engine rows of the steps left, each on average: guidance may begin or end among them, or be reused."""
+        left = range(self.step, self.row.end)
+        if self.row.negative is None or not left:
+            return 1.0
+        guided = range(max(left.start, self.row.guided.start), min(left.stop, self.row.guided.stop))
+        if self.reused is None:
+            return 1 + len(guided) / len(left)
+        due = sum(step in (self.reused.plan.full or ()) for step in guided)
+        return 1 + max(due, bool(guided) and self.reused.difference is None) / len(left)
 
     @property
     def shape(self) -> tuple[object, ...]:

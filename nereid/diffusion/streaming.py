@@ -194,7 +194,7 @@ class ImageStream:
     def _encode(self, given: Inputs) -> dict[str, np.ndarray]:
         """Prompt and negative prompt through the tokenizers and text encoders."""
         encoders = family_of(self.pipeline.family).encoders
-        texts = {name: given[name] for name in ("prompt", "negative_prompt") if name in given}
+        texts = {name: given[name] for name in ("prompt", "negative_prompt", "guidance_scale") if name in given}
         wanted = [encoder.ids(half) for encoder in encoders for half in HALVES]
         tokens = self._again(self.siblings.tokenizer, texts, [*wanted, "tokenizer_warnings"], lambda: False)
         conditions = {"tokenizer_warnings": tokens["tokenizer_warnings"]}

@@ -39,7 +39,7 @@ class Fit:
         ):
             setattr(self, name, _MEMORY * getattr(self, name) + value)
 
-    def predict(self, rows: int) -> float:
+    def predict(self, rows: float) -> float:
         fixed, each = self.coefficients
         return fixed + each * rows
 
@@ -84,8 +84,8 @@ class StepCosts:
         with self._lock:
             self._fits.setdefault(key, Fit()).learn(rows, seconds)
 
-    def predict(self, key: str, rows: int) -> float:
-        """Seconds of a call; NaN where nothing is known of the key."""
+    def predict(self, key: str, rows: float) -> float:
+        """Seconds of a call, or of one on average; NaN where nothing is known of the key."""
         with self._lock:
             fit = self._fits.get(key)
             return math.nan if fit is None or not fit.weight else fit.predict(rows)

@@ -105,8 +105,8 @@ class InFlightBatcher(Generic[T]):
         task: T,
         weight: float = 0.0,
         *,
+        priority: int,
         timeout_seconds: float | None = None,
-        priority: int = USUAL_PRIORITY,
     ) -> bool:
         """Give a ticket that was taken in advance its task, and its time, from arrival on; False where it has expired."""
         with self._changed:

@@ -63,8 +63,9 @@ class FieldReader:
             allowed = f"1 value or more for each of {self.batch_size} prompts"
             raise InvalidRequestError.of(f"shape of {field.name}", raw.shape, allowed)
         most = getattr(self.limits, field.limit_length, None) if field.limit_length else None
-        if most is not None and raw.shape[1] > most:
-            raise InvalidRequestError.of(f"length of {field.name}", raw.shape[1], f"at most {most} ({field.limit_length})")
+        if most is not None and raw.shape[1] > most + field.beyond:
+            allowed = f"at most {most + field.beyond} ({field.limit_length}{f' and {field.beyond}' if field.beyond else ''})"
+            raise InvalidRequestError.of(f"length of {field.name}", raw.shape[1], allowed)
 
     def _value(self, field: Field, row: np.ndarray) -> Any:
         if field.dtype is DType.STRING:

@@ -111,6 +111,23 @@ def watch(service: DenoiseService, run: str, after: int | None = None) -> Answer
     return ask(service, watch=text(run), **extra)
 
 
+def test_a_place_taken_in_advance_keeps_its_priority() -> None:
+    """Everything that comes through the ensemble takes one."""
+    unet, once = SteppedUnet(), {"num_inference_steps": whole(1)}
+    with serving(unet, max_inflight=1) as service:
+        first = draw(service, **once)
+        asked = [{"ticket": text(name), "priority": whole(priority), **once} for name, priority in (("a", 5), ("b", 0))]
+        for one in asked:
+            ask(service, **one).wait()
+        usual, urgent = (draw(service, **one) for one in asked)
+        for answer in (first, urgent):
+            assert not usual.came.is_set()
+            unet.allow(1)
+            assert answer.wait().error is None
+        unet.allow(1)
+        assert usual.wait().error is None
+
+
 def test_a_place_taken_in_advance_counts_and_is_used_by_the_request_that_names_it() -> None:
     with serving(max_inflight=1, max_queue=1, unet=SteppedUnet()) as service:
         draw(service)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from nereid.diffusion.goals import Goal, goal_of
-from nereid.diffusion.loop import cost_key
+from nereid.diffusion.loop import DenoisingLoop, cost_key
 from nereid.diffusion.state import ImageRun
 from nereid.engines.costs import StepCosts
 
-from image_forms import begun, request
+from image_forms import Array, Unet, begun, request, whole
 
 FIXED, ROW = 0.010, 0.005
 """Seconds of a call, and of each of its rows."""
@@ -53,3 +54,35 @@ def test_rows_beyond_a_call_are_calls_of_their_own(run: ImageRun) -> None:
 def test_where_nothing_is_known_nothing_is_said_but_the_goal(run: ImageRun) -> None:
     assert goal_of([(run, 2)], 8, StepCosts(), NOW, None, 3.0).due == math.inf
     assert goal_of([(run, 2)], 8, StepCosts(), NOW, 2.0, 3.0) == Goal(NOW + 2.0, NOW + 2.0, NOW + 2.0)
+
+
+LATE = np.array([[0.4, 1]], np.float32)
+"""Steps 2, 3 and 4 of 5 are guided."""
+
+
+@pytest.mark.parametrize(
+    ("asked", "rows"),
+    [
+        ({}, [2, 2, 2, 2, 2]),
+        ({"guidance_scale": np.ones((1, 1), np.float32)}, [1, 1, 1, 1, 1]),
+        ({"guidance_interval": LATE}, [8 / 5, 7 / 4, 2, 2, 2]),
+        ({"guidance_interval": np.array([[0, 0.4]], np.float32)}, [7 / 5, 5 / 4, 1, 1, 1]),
+        ({"guidance_cache_interval": whole(2)}, [8 / 5, 6 / 4, 5 / 3, 3 / 2, 2]),
+        ({"guidance_cache_interval": whole(9), "guidance_interval": LATE}, [6 / 5, 5 / 4, 4 / 3, 1, 1]),
+    ],
+)
+def test_rows_of_the_steps_left_are_those_that_will_be_called(asked: dict[str, Array], rows: list[float]) -> None:
+    task = begun(request(**asked))
+    loop, found = DenoisingLoop(Unet(), 8), []
+    while not task.done:
+        found.append(task.runs[0].rows_left)
+        loop.advance([task])
+    assert found == pytest.approx(rows)
+
+
+def test_steps_that_will_be_guided_count_by_what_they_will_cost() -> None:
+    task = begun(request(guidance_interval=LATE))
+    run = task.runs[0]
+    loop = DenoisingLoop(Unet(), 8, known(run))
+    left = loop._candidate(task, run, math.nan).steps_left
+    assert left * (FIXED + ROW) == pytest.approx(2 * (FIXED + ROW) + 3 * (FIXED + 2 * ROW))

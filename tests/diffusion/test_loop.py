@@ -45,6 +45,20 @@ def test_a_call_whose_engine_died_is_made_again_and_gives_the_same_picture() -> 
         assert np.array_equal(latents(one), latents(other))
 
 
+def test_what_an_engine_that_is_back_says_of_zeros_fails_nobody() -> None:
+    """Zeros ask whether it is back: an engine may refuse them, or give NaN of them."""
+
+    def no_zeros(inputs: Mapping[str, Array]) -> Array:
+        if not inputs["sample"].any():
+            raise EngineError("unet: nothing comes of nothing")
+        return echo(inputs)
+
+    deaths = iter([False, True] + [False] * 100)
+    task = seeded(1)
+    finish(DenoisingLoop(MortalUnet(lambda inputs: next(deaths), answer=no_zeros), 16), task)
+    assert task.error is None
+
+
 def test_one_that_kills_engines_is_refused_alone_at_its_second_death_and_takes_nobody_along() -> None:
     def deadly(inputs: Mapping[str, Array]) -> bool:
         return bool((inputs["encoder_hidden_states"] == 5).any())

@@ -41,6 +41,10 @@ def test_sigmas_are_levels_and_the_last_is_where_the_run_ends() -> None:
     assert found == sorted(found, reverse=True)
 
 
+def test_as_many_steps_as_any_run_may_have_may_be_given_by_sigmas_too() -> None:
+    assert len(timesteps_of(scheduler=text("euler"), sigmas=floats(*np.geomspace(14, 0.03, 200), 0))) == 200
+
+
 def test_spacing_is_the_requests_where_it_gives_one() -> None:
     few = {"scheduler": text("ddim"), "num_inference_steps": whole(4)}
     assert timesteps_of(**few, timestep_spacing=text("trailing")) == [999, 749, 499, 249]
@@ -75,6 +79,17 @@ def test_eta_adds_noise_to_a_run_without_any() -> None:
         ({"sigmas": floats(5), "scheduler": text("euler")}, "sigmas", "two at least"),
         ({"timestep_spacing": text("sideways")}, "timestep_spacing", "'sideways' is not allowed; .* linspace, leading, trailing"),
         ({"timestep_spacing": text("trailing"), "scheduler": text("lcm")}, "timestep_spacing", "no meaning for scheduler lcm"),
+        (
+            {"timestep_spacing": text("trailing"), "scheduler": text("euler"), "timesteps": ints(999, 5)},
+            "timestep_spacing",
+            "no meaning with timesteps",
+        ),
+        (
+            {"timestep_spacing": text("leading"), "scheduler": text("euler"), "sigmas": floats(5, 0)},
+            "timestep_spacing",
+            "no meaning with sigmas",
+        ),
+        ({"sigmas": floats(*range(201, -1, -1)), "scheduler": text("euler")}, "sigmas", "202 .* at most 201 .max_steps and 1.$"),
         ({"eta": floats(0.5), "scheduler": text("euler")}, "eta", "these take it: ddim, tcd"),
         ({"eta": floats(1.5), "scheduler": text("ddim")}, "eta", "0 to 1"),
     ],

@@ -34,6 +34,7 @@ class Models:
         )
         self.pool = ThreadPoolExecutor(16)
         self.called: list[str] = []
+        self.asked: dict[str, dict[str, Array]] = {}
         self.dead: set[str] = set()
         self.lost = 0
         self.decode: Callable[[Mapping[str, Array]], None] | None = None
@@ -50,6 +51,7 @@ class Models:
 
     def _answer(self, name: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         self.called.append(name)
+        self.asked[name] = dict(inputs)
         if name == "image" and self.decode is not None:
             self.decode(inputs)
         if name == "image" and self.lost:
@@ -97,6 +99,12 @@ def stream(models: Models, cancelled: Any = lambda: False, send: Any = None, **i
     given = {"prompt": np.array([b"a box"], np.object_), "seed": np.array([3]), **inputs}
     ImageStream(pipeline(), SIBLINGS, models).run(given, send or sent.append, cancelled)
     return sent
+
+
+def test_the_tokenizer_is_told_the_guidance_without_which_a_negative_prompt_has_no_effect(models: Any) -> None:
+    made = models()
+    stream(made, negative_prompt=np.array([b"rain"], np.object_), guidance_scale=np.array([3], np.float32))
+    assert made.asked["tokenizer"].keys() == {"prompt", "negative_prompt", "guidance_scale"}
 
 
 @pytest.mark.parametrize(("interval", "steps"), [(1, [1, 2, 3, 4]), (2, [2, 4]), (4, [4]), (9, [])])

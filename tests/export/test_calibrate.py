@@ -89,12 +89,12 @@ def test_curves_are_the_relative_changes_of_the_features(copied: Path, checkpoin
     for kind in (KEPT_FEATURES, KEPT_GUIDANCE):
         expected = np.zeros((3, 4))
         for seed, prompt in enumerate(("one", "two", "three")):
-            drawer: Drawer = calibrating._asked("ddim", 4, cache_interval=1)
+            drawer: Drawer = calibrating._asked("ddim", 4)
             seen: list[np.ndarray] = []
             denoised(
                 drawer.pipeline,
                 drawer.request([prompt], [seed], steps=4),
-                lambda call, drawer=drawer: drawer.runs[call.variant](call.inputs, call.outputs),
+                lambda call, drawer=drawer: drawer.runs[call.variant](call.inputs, ("out_sample", "features")),
                 lambda runs, call, outputs, seen=seen, kind=kind: seen.append(
                     outputs["features"] if kind is KEPT_FEATURES else outputs["out_sample"][:1] - outputs["out_sample"][1:]
                 ),

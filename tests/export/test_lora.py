@@ -323,9 +323,24 @@ def widened(tensors: Weights) -> Weights:
     return {name: value.repeat(1, 2, *[1] * (value.ndim - 2)) if "lora_A" in name else value for name, value in tensors.items()}
 
 
+def named_twice(tensors: Weights) -> Weights:
+    """As diffusers does now, and as it did once."""
+    old = {"to_q.lora_A": "processor.to_q_lora.down", "to_q.lora_B": "processor.to_q_lora.up"}
+    again = {name.replace(new, before): value for name, value in tensors.items() for new, before in old.items() if new in name}
+    return {**tensors, **{name: 2 * value for name, value in again.items()}}
+
+
+def for_two_text_encoders(tensors: Weights) -> Weights:
+    """Of kohya's two names for the first text encoder both."""
+    layer = "text_model_encoder_layers_0_self_attn_out_proj"
+    return {f"{te}{layer}.lora_{half}.weight": torch.ones(2, 2) for te in ("lora_te_", "lora_te1_") for half in ("down", "up")}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (named_twice, r"odd.safetensors: \d+ of its \d+ weights are of layers that others are of, too, by other names"),
+        (for_two_text_encoders, "by other names; all must be named in one way"),
         (renamed("text_encoder.", "text_encoder_2."), "it is for text_encoder_2, which this checkpoint has not; .* same family"),
         (renamed("mid_block", "middle"), "does not fit the checkpoint's unet"),
         (widened, r"does not fit the checkpoint's unet \(.*for a weight of shape"),

@@ -82,24 +82,31 @@ def score_shapes(
     guidance: Annotated[
         list[float] | None, typer.Option(help="Guidance scales, each scored; 3, 5 and 7.5, and 1 of a student.")
     ] = None,
-    path: Annotated[Path, typer.Option(help="The diffusers folder.")] = CHECKPOINT,
+    path: Annotated[
+        Path | None, typer.Option(help="The diffusers folder, drawn by PyTorch; the shipped one where nothing is named.")
+    ] = None,
     repository: Annotated[
-        Path | None, typer.Option(help="An exported repository to score as well; a server is started for it.")
+        Path | None, typer.Option(help="An exported repository, alone or beside --path; a server is started for it.")
     ] = None,
     show_wrong: Annotated[bool, typer.Option(help="List the drawings that were wrong, and why.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Share of held-out captions drawn right, by PyTorch and, with --repository, by the served engines."""
-    if scorer_for(path) is None:
+    """Share of held-out captions drawn right, by PyTorch, by served engines, or by both.
+
+    Scheduler, steps and guidance are the checkpoint's own where nothing is said; of a repository alone, its pipeline's.
+    """
+    if path is None and repository is None:
+        path = CHECKPOINT
+    if path is not None and scorer_for(path) is None:
         raise typer.BadParameter(
             f"{path} is not allowed; it must be a painter of shapes, as `zoo train shapes` writes it", param_hint="--path"
         )
-    usual = DrawingSettings.of(path)
+    usual = _usual(path, repository)
     steps = steps or usual.steps
     rows = []
     with maybe_serving(repository) as client:
         for scale in guidance or usual.guidance:
-            drawers = {"PyTorch": torch_drawer(path, steps=steps, guidance=scale)}
+            drawers = {} if path is None else {"PyTorch": torch_drawer(path, steps=steps, guidance=scale)}
             if client is not None:
                 drawers["served"] = served_drawer(client, steps=steps, guidance=scale)
             for name, draw in drawers.items():
@@ -118,6 +125,15 @@ def score_shapes(
     for row in rows:
         table.add_row(str(row["engine"]), f"{row['guidance']:g}", str(row["drawn"]), f"{row['percent']:.1f}%")
     Console().print(table)
+
+
+def _usual(path: Path | None, repository: Path | None) -> DrawingSettings:
+    if path is not None or repository is None:
+        return DrawingSettings.of(path or CHECKPOINT)
+    try:
+        return DrawingSettings.served(repository)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--repository") from None
 
 
 @_score.command("layout")

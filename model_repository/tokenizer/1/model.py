@@ -36,7 +36,7 @@ class TritonPythonModel:
             if "ticket" in wanted:
                 made["ticket"] = self._admission.take(inputs, len(prompts), arrived)
             negative = bridge.read_texts(inputs, "negative_prompt", [""] * len(prompts))
-            reply({**made, **self._service.encode(prompts, negative)}, None)
+            reply({**made, **self._service.encode(prompts, negative, inputs)}, None)
         except Exception as error:
             reply(None, error)
 

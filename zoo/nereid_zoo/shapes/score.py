@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nereid.diffusion.settings import Pipeline
 from nereid.flow.noise import Purpose, normal
 from nereid_client import Client
 from nereid_zoo.shapes.analyse import analyse, mistakes
@@ -101,6 +102,17 @@ class DrawingSettings:
         name = json.loads((checkpoint / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))["_class_name"]
         few = name == "LCMScheduler"
         return cls(scheduler=name, steps=4 if few else 20, guidance=(1.0,) if few else (3.0, 5.0, 7.5))
+
+    @classmethod
+    def served(cls, repository: Path) -> DrawingSettings:
+        """By what an exported pipeline knows of its checkpoint; raises ValueError where it is no painter of shapes' size."""
+        pipeline = Pipeline.read(repository / "denoise" / "1")
+        if (pipeline.default_width, pipeline.default_height) != (IMAGE_SIZE, IMAGE_SIZE):
+            shown = f"{pipeline.default_width} x {pipeline.default_height}"
+            raise ValueError(f"{repository} is not allowed; its pictures of {shown} are not those of a painter of shapes")
+        few = pipeline.few_step
+        guidance = (pipeline.default_guidance,) if few else (3.0, 5.0, 7.5)
+        return cls(scheduler=str(pipeline.default_scheduler), steps=pipeline.default_steps, guidance=guidance)
 
 
 def torch_drawer(checkpoint: Path, *, steps: int, guidance: float, batch: int = 16) -> Draw:
