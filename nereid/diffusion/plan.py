@@ -159,6 +159,8 @@ def _move(runs: Sequence[ImageRun], samples: Array, outputs: Array) -> None:
         run.step += 1
         if run.row.given is not None:
             run.state.sample = run.row.given.put(run.state.sample)
+        if run.source is not None:
+            run.state.sample = run.source.put(run.state.sample, run.row.table, run.local_step)
         for kept in (run.kept, run.reused):
             if run.done and kept is not None:
                 kept.forget()

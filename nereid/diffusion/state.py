@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nereid.diffusion.feature_cache import Kept, Variant
 from nereid.diffusion.guidance_cache import KeptDifference
+from nereid.diffusion.inpainting import Source
 from nereid.diffusion.requests import ImageRequest, ImageRow
 from nereid.diffusion.solvers import LATEST_CLEAN, SolverState
 from nereid.flow.errors import RequestError
@@ -41,6 +42,8 @@ class ImageRun:
     """Where the run keeps something for later steps."""
     reused: KeptDifference | None = None
     """Where it reuses what guidance makes of an earlier step."""
+    source: Source | None = None
+    """Where a part of a picture is drawn anew: what the rest is."""
     ready_since: float | None = None
     """When a run that caches features was first looked at, to know how long its start has been delayed."""
 

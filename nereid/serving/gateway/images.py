@@ -8,8 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from dataclasses import dataclass, field
 from typing import Any
 
-from nereid.diffusion.options import first_step
-from nereid.diffusion.requests import DEFAULT_STRENGTH
+from nereid.diffusion.options import default_strength, first_step
 from nereid.serving.gateway.image_bodies import PictureBody, Quality
 from nereid.serving.gateway.image_models import ImageModel
 from nereid.serving.gateway.pictures import Encoding, Fit, fitted, in_base64
@@ -43,7 +42,9 @@ def begin_of(options: Mapping[str, Any], steps: int) -> int:
     if options.get("init_image") is None:
         return 0
     strength = options.get("strength")
-    return min(steps - 1, first_step(steps, DEFAULT_STRENGTH if strength is None else strength))
+    if strength is None:
+        strength = default_strength(masked=options.get("mask_image") is not None)
+    return min(steps - 1, first_step(steps, strength))
 
 
 def from_picture(
