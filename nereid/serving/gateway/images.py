@@ -11,13 +11,14 @@ from typing import Any
 from nereid.diffusion.options import default_strength, first_step
 from nereid.serving.gateway.image_bodies import PictureBody, Quality
 from nereid.serving.gateway.image_models import ImageModel
+from nereid.serving.gateway.masks import fitted_mask
 from nereid.serving.gateway.pictures import Encoding, Fit, fitted, in_base64
 from nereid.serving.gateway.waiting import Event
 from nereid_client import AsyncClient, ImageProgress, ImageResult
 
 NAMES: Mapping[str, str] = {"num_images_per_prompt": "n", "width": "size", "height": "size"}
 """The caller's names of the request's fields, for errors."""
-CHANGED_NAMES: Mapping[str, str] = {**NAMES, "init_image": "image"}
+CHANGED_NAMES: Mapping[str, str] = {**NAMES, "init_image": "image", "mask_image": "mask"}
 Link = Callable[[Sequence[bytes], str], list[str]]
 """Keeps files of a media type for the caller, and says their addresses; raises ApiError."""
 
@@ -48,9 +49,19 @@ def begin_of(options: Mapping[str, Any], steps: int) -> int:
 
 
 def from_picture(
-    prompt: str, options: Mapping[str, Any], picture: Any, model: ImageModel, kind: str, fit: Fit = Fit.CUT
+    prompt: str,
+    options: Mapping[str, Any],
+    picture: Any,
+    model: ImageModel,
+    kind: str,
+    *,
+    mask: Any = None,
+    fit: Fit = Fit.CUT,
 ) -> Drawing:
-    """A drawing that starts from an RGB picture, which is brought to the size asked for, or to one that the model draws."""
+    """A drawing that starts from an RGB picture, which is brought to the size asked for, or to one that the model draws.
+
+    Where there is a mask (of greys), what is white in it is drawn anew.
+    """
     width, height = options["width"], options["height"]
     if width is None or height is None:
         usual = model.fitting(*picture.size)
@@ -63,6 +74,8 @@ def from_picture(
         warnings = (f"image: {shown} pixels were scaled to {width} x {height}{how}",)
         picture = fitted(picture, (width, height), fit)
     chosen = {**options, "width": width, "height": height, "init_image": picture}
+    if mask is not None:
+        chosen["mask_image"] = fitted_mask(mask, (width, height), fit)
     return Drawing(prompt=prompt, options=chosen, kind=kind, warnings=warnings)
 
 

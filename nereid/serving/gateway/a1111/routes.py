@@ -24,6 +24,7 @@ from nereid.serving.gateway.a1111.bodies import (
     TextToImageBody,
 )
 from nereid.serving.gateway.a1111.jobs import Job, Jobs
+from nereid.serving.gateway.a1111.masks import Overlay, mask_of
 from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.described import described
 from nereid.serving.gateway.errors import WEBUI_FOLDER, ApiError
@@ -94,7 +95,7 @@ class WebUiRoutes:
 
         async def drawn() -> Response:
             with self.jobs.running(owner, job := Job(body.n_iter)):
-                drawing = await self._drawing(body, served, body.options(sampler))
+                drawing, overlay = await self._drawing(body, served, body.options(sampler))
                 results = await job.draw(served.client, _batches(body, drawing), request.state.request_id)
             made = answers.Drawn(
                 body=body,
@@ -105,6 +106,7 @@ class WebUiRoutes:
                 job=job,
                 results=results,
                 warnings=[*body.warnings(), *drawing.warnings],
+                overlay=overlay,
             )
             return JSONResponse(await asyncio.to_thread(made.answer))
 
@@ -114,15 +116,17 @@ class WebUiRoutes:
             self.set_by[owner] = served.id
         return answer
 
-    async def _drawing(self, body: DrawBody, served: ServedImages, options: dict[str, Any]) -> Drawing:
-        """What all pictures have in common."""
+    async def _drawing(self, body: DrawBody, served: ServedImages, options: dict[str, Any]) -> tuple[Drawing, Overlay | None]:
+        """What all pictures have in common, and what is put over them."""
         if not isinstance(body, ImageToImageBody):
-            return Drawing(prompt=body.prompt, options=options)
+            return Drawing(prompt=body.prompt, options=options), None
         sent, fit = body.init_images[0], body.fit
 
-        def made(most_pixels: int) -> Drawing:
+        def made(most_pixels: int) -> tuple[Drawing, Overlay | None]:
             picture = on_white(decoded(from_base64(sent, PICTURE), PICTURE, most_pixels))
-            return from_picture(body.prompt, options, picture, served.model, "", fit)
+            mask = mask_of(body, most_pixels)
+            drawing = from_picture(body.prompt, options, picture, served.model, "", mask=mask, fit=fit)
+            return drawing, None if mask is None else Overlay.of(drawing.options["init_image"], mask, fit)
 
         return await self.decoding.drawn(made)
 
