@@ -1,7 +1,8 @@
-"""A picture of which a part is drawn anew and the rest stays, as diffusers' inpaint pipelines do it with any checkpoint.
+"""A picture of which a part is drawn anew and the rest stays, as diffusers' inpaint pipelines do it.
 
-After each step the sample has, outside the mask, the picture's latents as noisy as the next step takes a sample, and at the end
-clean ones; their noise is that which the run has started from.
+With any checkpoint: after each step the sample has, outside the mask, the picture's latents as noisy as the next step takes a
+sample, and at the end clean ones; their noise is that which the run has started from. With a checkpoint made for it: its UNet is
+told the mask, and the latents of the picture without what the mask covers, and the sample is left alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from nereid.diffusion.solvers import SolverTable
 from nereid.flow.errors import InvalidRequestError
 from nereid.flow.fields import FieldReader
 
+TOLD = (MASK, MASKED_IMAGE_LATENTS) = ("mask", "masked_image_latents")
+"""Inputs of a UNet made for it, which it takes as further channels of its sample, in this order."""
 DRAWN_FROM = 128
 """The smallest value of a mask where the picture is drawn anew (diffusers' binarisation at one half)."""
 
@@ -38,10 +41,13 @@ class Source:
         return np.where(self.drawn, sample, table.mixed(step, self.latents, self.noise))
 
 
-def mask_of(fields: FieldReader, prompt: int, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+def mask_of(fields: FieldReader, prompt: int, size: tuple[int, int], *, needed: bool = False) -> NDArray[np.bool_] | None:
     """Where a prompt's picture of `size` (height, width) is drawn anew; None without a mask. Raises InvalidRequestError."""
     masks = fields.array("mask_image", np.uint8, 3)
     if masks is None:
+        if needed:
+            sentence = "mask_image: nothing is not allowed; this model draws parts of pictures, and needs it beside init_image"
+            raise InvalidRequestError(sentence, "mask_image")
         return None
     if not fields.given("init_image"):
         raise InvalidRequestError("mask_image: it has no meaning without init_image", "mask_image")
@@ -53,6 +59,16 @@ def mask_of(fields: FieldReader, prompt: int, size: tuple[int, int]) -> NDArray[
         allowed = f"{DRAWN_FROM} to 255 where the picture is drawn anew, or 0 everywhere"
         raise InvalidRequestError.of("largest value of mask_image", int(mask.max()), allowed)
     return drawn
+
+
+def without_part(picture: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The VAE encoder's input without what is drawn anew: grey there."""
+    return np.where(mask, np.float32(0), picture)
+
+
+def told(mask: NDArray[np.bool_], masked_latents: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """What a UNet made for it is told, by its inputs' names; `mask` is of the picture's size."""
+    return {MASK: _at_latents(mask, masked_latents.shape[-2:])[None].astype(np.float32), MASKED_IMAGE_LATENTS: masked_latents}
 
 
 def require_same_noise(fields: FieldReader, *, resumes: bool, ends_early: bool) -> None:

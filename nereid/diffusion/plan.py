@@ -64,6 +64,8 @@ def pack(runs: Sequence[ImageRun]) -> EngineCall:
     told = [condition.inputs for condition in conditions]
     for name in told[0]:
         inputs[name] = np.stack([its[name] for its in told])
+    for name in runs[0].told:
+        inputs[name] = np.stack([run.told[name] for run in members])
     variant = runs[0].variant
     outputs: tuple[str, ...] = (OUT,)
     halves = [(run.kept, 0) for run in runs] + [(run.kept, 1) for run in guided]

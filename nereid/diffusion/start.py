@@ -10,7 +10,7 @@ import numpy as np
 from nereid.diffusion.feature_cache import KeptFeatures
 from nereid.diffusion.guidance_cache import KeptDifference
 from nereid.diffusion.images import from_pixels
-from nereid.diffusion.inpainting import Source
+from nereid.diffusion.inpainting import Source, told, without_part
 from nereid.diffusion.requests import ImageRequest, ImageRow
 from nereid.diffusion.solvers import SolverState
 from nereid.diffusion.state import ImageRun
@@ -41,17 +41,30 @@ def _run(row: ImageRow, encode: Callable[[Array], tuple[Array, Array]]) -> Image
     noise = row.latents
     if noise is None or row.memory is not None:  # then they are a sample
         noise = normal(row.seed, Purpose.INITIAL_LATENTS, row.latent_shape)
-    image = None
+
+    def latents_of(picture: Array, purpose: Purpose) -> Array:
+        mean, deviation = encode(picture)
+        return mean + deviation * normal(row.seed, purpose, row.latent_shape)
+
+    image: Array | None = None
+    source: Source | None = None
+    beside: dict[str, Array] = {}
     if row.image is not None:
-        mean, deviation = encode(from_pixels(row.image))
-        image = mean + deviation * normal(row.seed, Purpose.IMAGE_POSTERIOR, row.latent_shape)
+        picture = from_pixels(row.image)
+        if not row.tells_mask or not (row.from_noise or row.memory is not None):
+            image = latents_of(picture, Purpose.IMAGE_POSTERIOR)
+        if row.mask is not None and row.tells_mask:
+            beside = told(row.mask, latents_of(without_part(picture, row.mask), Purpose.MASKED_IMAGE_POSTERIOR))
+        elif row.mask is not None and image is not None:
+            source = Source.of(row.mask, image, noise)
     return ImageRun(
         row,
         _start(row, noise, image),
         row.begin,
         kept=None if row.cache is None else KeptFeatures(row.cache),
         reused=None if row.guidance_cache is None else KeptDifference(row.guidance_cache),
-        source=None if image is None or row.mask is None else Source.of(row.mask, image, noise),
+        source=source,
+        told=beside,
     )
 
 

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -44,6 +44,8 @@ class ImageRun:
     """Where it reuses what guidance makes of an earlier step."""
     source: Source | None = None
     """Where a part of a picture is drawn anew: what the rest is."""
+    told: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Inputs of its network beside sample, timestep and conditioning, the same at every step."""
     ready_since: float | None = None
     """When a run that caches features was first looked at, to know how long its start has been delayed."""
 

@@ -142,6 +142,62 @@ def test_a_mask_does_not_change_what_an_engine_is_told() -> None:
     assert set(pack(begun(masked(), encode=encode).runs).inputs) == set(pack(begun(request()).runs).inputs)
 
 
+# --- checkpoints made for it ---
+
+MADE_FOR_IT = pipeline(inpainting=True)
+
+
+def test_a_unet_made_for_it_is_told_the_mask_and_the_rest_of_the_picture() -> None:
+    task = begun(masked(), MADE_FOR_IT, encode=encode)
+    inputs = pack(task.runs).inputs
+    assert inputs["sample"].shape == (2, 4, 8, 8)
+    assert np.array_equal(inputs["mask"], np.stack([DRAWN[None].astype(np.float32)] * 2))
+    rest, deviation = encode(np.where(MASK[0] > 0, 0, PICTURE.transpose(0, 3, 1, 2) / np.float32(127.5) - np.float32(1)))
+    expected = rest[0] + deviation[0] * normal(3, Purpose.MASKED_IMAGE_POSTERIOR, (4, 8, 8))
+    assert np.allclose(inputs["masked_image_latents"], np.stack([expected] * 2), atol=1e-6)
+    assert inputs["mask"].dtype == inputs["masked_image_latents"].dtype == np.float32
+
+
+def test_its_sample_is_left_alone() -> None:
+    tasks = [begun(masked(strength=POINT), facts, encode=encode) for facts in (MADE_FOR_IT, pipeline())]
+    finish(DenoisingLoop(Unet(answer), 16), tasks[0])
+    finish(DenoisingLoop(Unet(answer), 16), tasks[1])
+    assert np.abs(sample(tasks[0])[:, ~DRAWN] - latents()[:, ~DRAWN]).min() > 0
+    assert np.array_equal(sample(tasks[1])[:, ~DRAWN], latents()[:, ~DRAWN])
+
+
+def test_what_it_is_told_differs_from_row_to_row_and_after_a_death_it_is_told_the_same() -> None:
+    def told(inputs: Mapping[str, Array]) -> Array:
+        return answer(inputs) + inputs["mask"] * np.float32(0.1) + inputs["masked_image_latents"] * np.float32(0.2)
+
+    asked = [masked(), masked(mask_image=255 - MASK, seed=np.array([[4]])), masked(init_image=255 - PICTURE)]
+    tasks = [begun(inputs, MADE_FOR_IT, encode=encode) for inputs in asked]
+    numbers = iter(range(100))
+    finish(DenoisingLoop(MortalUnet(lambda _: next(numbers) == 3, answer=told), 16), *tasks)
+    for inputs, together in zip(asked, tasks, strict=True):
+        alone = begun(inputs, MADE_FOR_IT, encode=encode)
+        finish(DenoisingLoop(Unet(told), 16), alone)
+        assert np.array_equal(sample(together), sample(alone))
+
+
+def test_a_resumed_run_tells_it_the_same() -> None:
+    asked = masked(num_inference_steps=whole(8))
+    first = begun({**asked, "step_end": whole(5)}, MADE_FOR_IT, encode=encode)
+    state = {"latents": np.zeros((1, 4, 8, 8), np.float32), "solver_memory": np.zeros((1, 4, 4, 8, 8), np.float32)}
+    second = begun({**asked, "step_begin": whole(5), **state}, MADE_FOR_IT, encode=encode)
+    for name, value in first.runs[0].told.items():
+        assert np.array_equal(value, second.runs[0].told[name])
+
+
+def test_such_a_model_draws_nothing_without_a_mask() -> None:
+    for inputs in (request(), request(init_image=PICTURE)):
+        with pytest.raises(InvalidRequestError, match="mask_image: nothing is not allowed; this model draws parts of pictures"):
+            parse_image_request(inputs, MADE_FOR_IT, Limits())
+
+
+# --- refusals and warnings ---
+
+
 HALF = MASK // 2
 
 

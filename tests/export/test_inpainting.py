@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,18 +22,31 @@ torch = pytest.importorskip("torch")
 import diffusers
 
 from nereid_export.checkpoint import Checkpoint
+from nereid_export.components import components_of
+from nereid_export.configs import read_config
 from nereid_export.drawing import Drawer, psnr
+from nereid_export.engines.check import random_inputs
+from nereid_export.split_unet import require_equal
+
+from checkpoints import make_inpainting
+from conftest import export
 
 pytestmark = pytest.mark.torch
 
 SIDE, SEED, STEPS, GUIDANCE = 48, 9, 8, 4.0
-PIPELINES = {"sd": diffusers.StableDiffusionInpaintPipeline, "sdxl": diffusers.StableDiffusionXLInpaintPipeline}
+PIPELINES = {
+    "sd": diffusers.StableDiffusionInpaintPipeline,
+    "sdxl": diffusers.StableDiffusionXLInpaintPipeline,
+    "sd made for it": diffusers.StableDiffusionInpaintPipeline,
+    "sdxl made for it": diffusers.StableDiffusionXLInpaintPipeline,
+}
 SCHEDULERS: dict[str, Any] = {
     "ddim": (diffusers.DDIMScheduler, {"clip_sample": False}),
     "euler": (diffusers.EulerDiscreteScheduler, {}),
     "dpmpp_2m_karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
     "unipc": (diffusers.UniPCMultistepScheduler, {}),
 }
+TOLD = ["mask", "masked_image_latents"]
 PICTURE = np.random.default_rng(5).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
 GREYS = np.add.outer(np.arange(SIDE) * 3, np.arange(SIDE) * 2).astype(np.uint8)
 
@@ -42,6 +57,15 @@ def few_threads() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folders(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = {
+        f"{family} made for it": make_inpainting(tmp_path_factory.mktemp(family), xl=family == "sdxl")
+        for family in ("sd", "sdxl")
+    }
+    return {**checkpoints, **made}
 
 
 def noise(purpose: Purpose, shape: tuple[int, ...]) -> Any:
@@ -79,7 +103,9 @@ def theirs(folder: Path, family: str, scheduler: str, strength: float, patch: Ca
 
     def encode(image: Any, generator: Any) -> Any:
         posterior = pipeline.vae.encode(image).latent_dist
-        drawn = posterior.mean + posterior.std * noise(Purpose.IMAGE_POSTERIOR, tuple(posterior.mean.shape[1:]))
+        covered = not image[:, :, torch.from_numpy(GREYS >= 128)].any()
+        purpose = Purpose.MASKED_IMAGE_POSTERIOR if covered else Purpose.IMAGE_POSTERIOR
+        drawn = posterior.mean + posterior.std * noise(purpose, tuple(posterior.mean.shape[1:]))
         return drawn * pipeline.vae.config.scaling_factor
 
     patch(pipeline, "_encode_vae_image", encode)
@@ -100,17 +126,69 @@ def theirs(folder: Path, family: str, scheduler: str, strength: float, patch: Ca
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])
-@pytest.mark.parametrize(("family", "scheduler"), [*(("sd", name) for name in SCHEDULERS), ("sdxl", "euler")])
+@pytest.mark.parametrize(
+    ("family", "scheduler"),
+    [
+        *(("sd", name) for name in SCHEDULERS),
+        ("sdxl", "euler"),
+        ("sd made for it", "dpmpp_2m_karras"),
+        ("sdxl made for it", "euler"),
+    ],
+)
 def test_a_part_drawn_anew_equals_diffusers(
-    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, family: str, scheduler: str, strength: float
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, family: str, scheduler: str, strength: float
 ) -> None:
-    drawer = Drawer.by_torch(Checkpoint.open(checkpoints[family]))
+    drawer = Drawer.by_torch(Checkpoint.open(folders[family]))
     asked = {
         "scheduler": np.array([[scheduler.encode()]], np.object_),
         "strength": np.array([[strength]], np.float32),
         "negative_prompt": np.array([[b""]], np.object_),
     }
     made = ours(drawer, **asked)
-    expected = theirs(checkpoints[family], family, scheduler, strength, monkeypatch.setattr)
+    expected = theirs(folders[family], family, scheduler, strength, monkeypatch.setattr)
     assert np.abs(made - expected).max() < 2e-3 * np.abs(expected).max()
     assert psnr(drawer.decode(made[None]), drawer.decode(expected[None])) >= 45
+
+
+def test_a_unet_made_for_it_is_exported_with_what_it_is_told(folders: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(folders["sd made for it"], out)
+    unet = read_config(out / "unet" / "config.pbtxt")
+    assert {tensor.name: list(tensor.dims) for tensor in unet.input if tensor.name in ("sample", *TOLD)} == {
+        "sample": [4, -1, -1],
+        "mask": [1, -1, -1],
+        "masked_image_latents": [4, -1, -1],
+    }
+    assert [list(tensor.dims) for tensor in unet.output] == [[4, -1, -1]]
+    facts = json.loads((out / "denoise" / "1" / "pipeline.json").read_text())
+    assert (facts["inpainting"], facts["latent_channels"]) == (True, 4)
+    made = json.loads((out / "text_to_image" / "manifest.json").read_text())
+    assert made["source"]["architecture"] == "StableDiffusionInpaintPipeline"
+    assert all(check["relative_error"] < 1e-4 for check in made["engines"]["unet"]["checks"])
+
+
+def test_its_outer_part_is_told_the_same(folders: dict[str, Path]) -> None:
+    """Cut in two for feature caching."""
+    parts = {part.name: part for part in components_of(Checkpoint.open(folders["sd made for it"], cache_branch=0))}
+    whole, outer = parts["unet"], parts["unet_shallow"]
+    assert [spec.name for spec in outer.inputs if spec.name in TOLD] == TOLD
+    inputs = random_inputs(whole, 2, dict(whole.checks[-1][1]), 3)
+    require_equal(
+        whole.load(), outer.load(), list(inputs.values()), [list(inputs).index(spec.name) for spec in outer.inputs[:-1]]
+    )
+
+
+def test_pictures_that_export_draws_with_one_are_of_a_part(folders: dict[str, Path]) -> None:
+    drawer = Drawer.by_torch(Checkpoint.open(folders["sd made for it"]))
+    request = drawer.request(["a box", "a box"], [1, 2], steps=2)
+    assert request["init_image"].shape == (2, 32, 32, 3)
+    assert [mask.mean() for mask in request["mask_image"]] == [127.5, 127.5]
+    assert not np.array_equal(*request["mask_image"])
+    assert np.isfinite(drawer.denoise(request)).all()
+
+
+def test_a_checkpoint_of_such_a_pipeline_with_a_plain_unet_is_one_like_any(folders: dict[str, Path], tmp_path: Path) -> None:
+    plain = Path(shutil.copytree(folders["sd"], tmp_path / "plain"))
+    index = json.loads((plain / "model_index.json").read_text())
+    (plain / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusionInpaintPipeline"}))
+    assert not Checkpoint.open(plain).inpainting
