@@ -104,6 +104,8 @@ def test_a_front_ends_mask_leaves_the_rest_of_the_picture_as_it_was(served: Serv
         "init_images": [base64.b64encode(png(GRADIENT)).decode()],
         "mask": base64.b64encode(png(mask)).decode(),
         "mask_blur": 0,
+        "inpainting_fill": 1,
+        "inpaint_full_res": False,
         "denoising_strength": 0.8,
     }
     made = webui.post("/img2img", json=body)

@@ -48,6 +48,13 @@ def begin_of(options: Mapping[str, Any], steps: int) -> int:
     return min(steps - 1, first_step(steps, strength))
 
 
+def drawn_size(options: Mapping[str, Any], picture: Any, model: ImageModel) -> tuple[int, int]:
+    """Width and height that are asked for of a drawing from a picture, or that the model draws of its like."""
+    usual = model.fitting(*picture.size)
+    width, height = options["width"], options["height"]
+    return usual[0] if width is None else width, usual[1] if height is None else height
+
+
 def from_picture(
     prompt: str,
     options: Mapping[str, Any],
@@ -62,10 +69,7 @@ def from_picture(
 
     Where there is a mask (of greys), what is white in it is drawn anew.
     """
-    width, height = options["width"], options["height"]
-    if width is None or height is None:
-        usual = model.fitting(*picture.size)
-        width, height = (own if side is None else side for side, own in zip((width, height), usual, strict=True))
+    width, height = drawn_size(options, picture, model)
     warnings: tuple[str, ...] = ()
     if picture.size != (width, height):
         shown = f"{picture.width} x {picture.height}"

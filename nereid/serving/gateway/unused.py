@@ -221,17 +221,12 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("initial_noise_multiplier", (1,), "More noise at the start."),
         ("latent_mask", ("",), _INPAINTING),
         ("mask_round", None, _INPAINTING),
-        ("inpainting_fill", None, _INPAINTING),
-        ("inpaint_full_res", None, _INPAINTING),
-        ("inpaint_full_res_padding", None, _INPAINTING),
         ("use_sharp_mask", None, _INPAINTING),
         ("image_similarity", None, "Said by denoising_strength, too."),
     ),
     *_rows(
         (MASKED,),
         ("mask_round", (True,), "Whether a point is drawn anew or not, or a little."),
-        ("inpainting_fill", (1,), "What the part that is drawn anew is filled with before; 1 is the picture itself."),
-        ("inpaint_full_res", (False, 0), "That part drawn at a larger size."),
         ("use_sharp_mask", (False,), "A mask without mask_blur."),
     ),
     *_rows(

@@ -36,14 +36,13 @@ class Drawn:
     job: Job
     results: Sequence[ImageResult]
     warnings: Sequence[str] = ()
-    overlay: Overlay | None = None
 
-    def answer(self) -> dict[str, Any]:
+    def answer(self, overlay: Overlay | None = None) -> dict[str, Any]:
         """The whole answer; encodes pictures, which takes a while."""
         pictures = []
         if self.body.send_images:
             for result in self.results:
-                pixels = result.pixels[0] if self.overlay is None else self.overlay.over(result.pixels[0])
+                pixels = result.pixels[0] if overlay is None else overlay.over(result.pixels[0])
                 pictures.append(in_base64(_PNG.encoded(pixels, text=self.text(result))))
         return {"images": pictures, "parameters": _sent(self.body), "info": json.dumps(self.info(), ensure_ascii=False)}
 

@@ -139,6 +139,9 @@ class ImageToImageBody(DrawBody):
     mask_blur_x: float = Field(default=USUAL_BLUR, ge=0, le=MOST_BLUR)
     mask_blur_y: float = Field(default=USUAL_BLUR, ge=0, le=MOST_BLUR)
     inpainting_mask_invert: int = Field(default=0, ge=0, le=1)
+    inpainting_fill: int = Field(default=0, ge=0, le=3)
+    inpaint_full_res: bool = True
+    inpaint_full_res_padding: int = Field(default=0, ge=0)
 
     @classmethod
     def places_of(cls, value: Mapping[str, Any]) -> tuple[str, ...]:
@@ -147,6 +150,14 @@ class ImageToImageBody(DrawBody):
     @classmethod
     def row_of(cls, name: str) -> UnusedField | None:
         return unused_field(MASKED, name) or unused_field(IMG2IMG, name)
+
+    def check(self) -> None:
+        super().check()
+        if self.mask and self.inpainting_fill > 1:
+            sentence = (
+                f"inpainting_fill: {self.inpainting_fill} is not allowed; it must be 0 (the colours around) or 1 (the picture)"
+            )
+            raise ApiError(400, sentence, param="inpainting_fill", code="unsupported_value")
 
     @property
     def blur(self) -> tuple[float, float]:

@@ -16,7 +16,6 @@ from nereid.serving.gateway.a1111.bodies import (
     INFO_PICTURE,
     MODEL,
     NAMES,
-    PICTURE,
     DrawBody,
     ImageToImageBody,
     PictureInfoBody,
@@ -24,14 +23,14 @@ from nereid.serving.gateway.a1111.bodies import (
     TextToImageBody,
 )
 from nereid.serving.gateway.a1111.jobs import Job, Jobs
-from nereid.serving.gateway.a1111.masks import Overlay, mask_of
+from nereid.serving.gateway.a1111.masks import drawing_of
 from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.described import described
 from nereid.serving.gateway.errors import WEBUI_FOLDER, ApiError
 from nereid.serving.gateway.guard import REFRESH_PATHS, WEBUI_QUEUE, owner_of
 from nereid.serving.gateway.image_routes import Decoding, FindImages, ServedImages
-from nereid.serving.gateway.images import Drawing, from_picture
-from nereid.serving.gateway.pictures import decoded, from_base64, on_white, texts_of
+from nereid.serving.gateway.images import Drawing
+from nereid.serving.gateway.pictures import from_base64, texts_of
 from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.waiting import until_gone
 
@@ -92,10 +91,11 @@ class WebUiRoutes:
         served = self._served(f"override_settings.{MODEL}", asked) if asked else self.find(self._model(owner))
         body.check()
         sampler = body.solver(served.model)
+        options = body.options(sampler)
 
         async def drawn() -> Response:
             with self.jobs.running(owner, job := Job(body.n_iter)):
-                drawing, overlay = await self._drawing(body, served, body.options(sampler))
+                drawing = await self._drawing(body, served, options)
                 results = await job.draw(served.client, _batches(body, drawing), request.state.request_id)
             made = answers.Drawn(
                 body=body,
@@ -106,9 +106,8 @@ class WebUiRoutes:
                 job=job,
                 results=results,
                 warnings=[*body.warnings(), *drawing.warnings],
-                overlay=overlay,
             )
-            return JSONResponse(await asyncio.to_thread(made.answer))
+            return JSONResponse(await self._answer(made, body, served, options))
 
         async with served.places.taking(body.batch_size):
             answer = await until_gone(request, drawn())
@@ -116,19 +115,21 @@ class WebUiRoutes:
             self.set_by[owner] = served.id
         return answer
 
-    async def _drawing(self, body: DrawBody, served: ServedImages, options: dict[str, Any]) -> tuple[Drawing, Overlay | None]:
-        """What all pictures have in common, and what is put over them."""
+    async def _drawing(self, body: DrawBody, served: ServedImages, options: dict[str, Any]) -> Drawing:
+        """What all pictures have in common."""
         if not isinstance(body, ImageToImageBody):
-            return Drawing(prompt=body.prompt, options=options), None
-        sent, fit = body.init_images[0], body.fit
+            return Drawing(prompt=body.prompt, options=options)
+        return await self.decoding.drawn(lambda most_pixels: drawing_of(body, options, served.model, most_pixels)[0])
 
-        def made(most_pixels: int) -> tuple[Drawing, Overlay | None]:
-            picture = on_white(decoded(from_base64(sent, PICTURE), PICTURE, most_pixels))
-            mask = mask_of(body, most_pixels)
-            drawing = from_picture(body.prompt, options, picture, served.model, "", mask=mask, fit=fit)
-            return drawing, None if mask is None else Overlay.of(drawing.options["init_image"], mask, fit)
+    async def _answer(self, made: answers.Drawn, body: DrawBody, served: ServedImages, options: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(body, ImageToImageBody) or not body.mask or not made.results:
+            return await asyncio.to_thread(made.answer)
 
-        return await self.decoding.drawn(made)
+        def answer(most_pixels: int) -> dict[str, Any]:
+            return made.answer(drawing_of(body, options, served.model, most_pixels)[1])
+
+        # As large as the picture that was sent: it is made again, and not kept while others are drawn.
+        return await self.decoding.drawn(answer)
 
     def _model(self, owner: str) -> str:
         """The one that a front end has set, where it is still served, else the first."""
