@@ -33,7 +33,7 @@ MASK[4:20, 8:] = True
 
 @pytest.fixture(scope="module")
 def made_for_it(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {name: make_inpainting(tmp_path_factory.mktemp("made for it"), xl=name == "xl") for name in ("", "xl")}
+    return {name: make_inpainting(tmp_path_factory.mktemp("made"), xl=name == "xl") for name in ("", "xl")}
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,8 @@ class SolverTable:
         if step == len(self):
             return latents
         signal, level = self.levels[step]
-        return signal * latents + level * noise
+        mixed: NDArray[np.float32] = signal * latents + level * noise
+        return mixed
 
 
 @lru_cache(maxsize=512)
