@@ -10,6 +10,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from nereid.diffusion.inpainting import Source
 from nereid.diffusion.solvers import (
     SchedulerConfig,
     SchedulerName,
@@ -38,9 +39,10 @@ def run_diffusers(
     begin: int = 0,
     image: np.ndarray | None = None,
     eta: float | None = None,
+    mask: np.ndarray | None = None,
     **given: list[int] | list[float],
 ) -> np.ndarray:
-    """`given` are timesteps or sigmas, instead of a number of steps."""
+    """`given` are timesteps or sigmas, instead of a number of steps; where `mask` is false, the image stays."""
     scheduler.set_timesteps(**given) if given else scheduler.set_timesteps(steps)
     stepping = {} if eta is None else {"eta": eta}
     scheduler.set_begin_index(begin) if hasattr(scheduler, "set_begin_index") else None
@@ -62,6 +64,11 @@ def run_diffusers(
             scaled = scheduler.scale_model_input(sample, timestep)
             output = torch.from_numpy(model(scaled.numpy(), float(timestep)))
             sample = scheduler.step(output, timestep, sample, **stepping, return_dict=False)[0]
+            if image is not None and mask is not None:
+                stays = torch.from_numpy(image)
+                if i < len(timesteps) - 1:
+                    stays = scheduler.add_noise(stays, noise, timesteps[i + 1 : i + 2])
+                sample = torch.where(torch.from_numpy(mask), sample, stays)
     return sample.numpy()
 
 
@@ -72,17 +79,20 @@ def run_ours(
     begin: int = 0,
     image: np.ndarray | None = None,
     eta: float | None = None,
+    mask: np.ndarray | None = None,
     **given: list[int] | list[float],
 ) -> np.ndarray:
     chosen: dict[str, Any] = {"eta": eta, **{key: tuple(values) for key, values in given.items()}}
     table = build_table(name, replace(SchedulerConfig.from_diffusers(config), **chosen), steps, begin)
     start = noise_at(-1)[0] * np.float32(table.initial_scale)
     if image is not None:
-        start = np.float32(table.signal) * image[0] + np.float32(table.noise) * noise_at(-1)[0]
+        start = table.mixed(0, image[0], noise_at(-1)[0])
     state = SolverState.start(start)
     for step in range(len(table)):
         output = model(state.sample[None], float(table.timesteps[step]))
         clean = predict_clean([table], [step], state.sample[None], output)
         noise = noise_at(begin + step)[0] if needs_noise(table, step) else None
         advance([table], [step], [state], clean, [noise])
+        if image is not None and mask is not None:
+            state.sample = Source(mask, image[0], noise_at(-1)[0]).put(state.sample, table, step + 1)
     return state.sample[None]
