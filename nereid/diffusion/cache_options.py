@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 from nereid.diffusion.branch_cache import BranchCalibration, Plans, plans_by_change
 from nereid.diffusion.feature_cache import CachePlan, Level
 from nereid.diffusion.settings import Pipeline
+from nereid.diffusion.solvers import SchedulerName
 from nereid.flow.errors import InvalidRequestError
 from nereid.flow.fields import FieldReader
 from nereid.flow.parameters import read_number
@@ -32,9 +33,12 @@ C = TypeVar("C", bound=Calibrated)
 
 
 def cache_plan(
-    fields: FieldReader, prompt: int, pipeline: Pipeline, *, scheduler: str, steps: int, origin: int
+    fields: FieldReader, prompt: int, pipeline: Pipeline, *, scheduler: SchedulerName, steps: int, origin: int
 ) -> CachePlan | None:
-    """Of features, for runs of `steps` steps from `origin` on; None where nothing is cached. Raises InvalidRequestError."""
+    """Of features, for runs of `steps` steps from the call `origin` on; None where nothing is cached.
+
+    Raises InvalidRequestError. Plans count calls of the network, which most solvers make one of in a step.
+    """
     asked, interval = _asked(fields, prompt, "cache")
     if asked == OFF and interval is None:
         return None
@@ -47,7 +51,7 @@ def cache_plan(
             name,
         )
     if interval is not None:
-        return CachePlan.every(interval, origin, steps)
+        return CachePlan.every(interval, origin, scheduler.calls(steps))
     if threshold is not None:
         return CachePlan.by_change(threshold)
     found = _calibration(fields, "cache", pipeline.cache.calibrations, asked, scheduler, steps)
@@ -55,16 +59,16 @@ def cache_plan(
 
 
 def guidance_plan(
-    fields: FieldReader, prompt: int, pipeline: Pipeline, *, guided: range, scheduler: str, steps: int, origin: int
+    fields: FieldReader, prompt: int, pipeline: Pipeline, *, guided: range, scheduler: SchedulerName, steps: int, origin: int
 ) -> CachePlan | None:
-    """The same of the unconditional prediction, for runs that are guided at the steps `guided`."""
+    """The same of the unconditional prediction, for runs that are guided at the calls `guided`."""
     asked, interval = _asked(fields, prompt, "guidance_cache")
     if asked == OFF and interval is None:
         return None
     if interval is None and asked not in set(Level):
         raise InvalidRequestError.of("guidance_cache", asked, f"{OFF}, {_LEVELS}")
     if interval is not None:
-        return CachePlan.every(interval, max(guided.start, origin), steps)
+        return CachePlan.every(interval, max(guided.start, origin), scheduler.calls(steps))
     found = _calibration(fields, "guidance_cache", pipeline.guidance_calibrations, asked, scheduler, steps)
     return found.plan(Level(asked), origin)
 

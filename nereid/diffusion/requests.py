@@ -59,9 +59,9 @@ class Given:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageRow:
     """One image to make, every option resolved; or what else is denoised (a layout's boxes), with what an image alone has left
-    at its default. `begin` and `end` are absolute steps of the run.
+    at its default. `begin`, `origin` and `end` are absolute steps of the run, as its table counts them: calls of the network.
 
-    `guided` are the absolute steps that have classifier-free guidance; elsewhere no unconditional half is computed. `engine` is
+    `guided` are the absolute ones that have classifier-free guidance; elsewhere no unconditional half is computed. `engine` is
     what errors call the network, where it is no UNet. `widths` says which slice of it computes a step; None where all of it does.
     """
 
@@ -83,6 +83,11 @@ class ImageRow:
     given: Given | None = None
     engine: str = ""
     widths: WidthTable | None = None
+
+    def steps_before(self, call: int) -> int:
+        """Steps as a request counts them that are done where this call is the next one."""
+        each, calls = self.table.calls_per_step, self.origin + len(self.table)
+        return -(-call // each) if call == calls else call // each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -166,6 +171,7 @@ class _RowParser:
             raise InvalidRequestError.of("strength", strength, f"at least 1/num_inference_steps ({1 / steps:.3g})")
         begin, end = self._segment(prompt, origin, steps)
         cache, guidance_cache = self._caches(prompt, options, origin, begin)
+        scheduler = options.scheduler
         self.warnings += unsuitable(fields, prompt, pipeline, options, self.size)
         latents, memory = self._state(prompt, image, begin > origin)
         positive = self._conditioning("", prompt, options.guidance)
@@ -175,13 +181,13 @@ class _RowParser:
             raise InvalidRequestError.of("shape of negative_prompt_embeds", shape, "that of prompt_embeds")
         seeds = fields.values("seed", None)
         return ImageRow(
-            table=solver_table(options.scheduler, options.schedule, steps, origin),
-            begin=begin,
-            end=end,
-            origin=origin,
+            table=solver_table(scheduler, options.schedule, steps, origin),
+            begin=scheduler.first_call(begin, steps),
+            end=scheduler.first_call(end, steps),
+            origin=scheduler.first_call(origin, steps),
             seed=secrets.randbits(63) if seeds[prompt] is None else derived_seed(seeds[prompt], image),
             guidance_scale=options.guidance,
-            guided=guided_steps(options.interval, steps) if options.guided else range(0),
+            guided=scheduler.calls_of(guided_steps(options.interval, steps), steps) if options.guided else range(0),
             positive=positive,
             negative=negative,
             latent_shape=self._latent_shape,
@@ -195,15 +201,20 @@ class _RowParser:
     def _caches(self, prompt: int, options: Options, origin: int, begin: int) -> tuple[Caching | None, CachePlan | None]:
         """The plans from `origin` on. A segment has nothing kept by the one before it: it must begin where nothing is needed."""
         cache, reuse = options.cache, options.guidance_cache if options.guided else None
+        scheduler, steps = options.scheduler, options.steps
+        guided = scheduler.calls_of(guided_steps(options.interval, steps), steps)
+        first = scheduler.first_call(origin, steps)
         if origin:
-            scheduler, steps = options.scheduler, options.steps
-            fields, pipeline, guided = self.fields, self.pipeline, guided_steps(options.interval, steps)
-            cache = cache_plan(fields, prompt, pipeline, scheduler=scheduler, steps=steps, origin=origin)
+            fields, pipeline = self.fields, self.pipeline
+            cache = cache_plan(fields, prompt, pipeline, scheduler=scheduler, steps=steps, origin=first)
             if reuse is not None:
-                reuse = guidance_plan(fields, prompt, pipeline, guided=guided, scheduler=scheduler, steps=steps, origin=origin)
-        guided = guided_steps(options.interval, options.steps)
-        if not _needs_nothing_kept(begin, origin, cache, reuse, guided):
-            possible = [step for step in range(origin, options.steps) if _needs_nothing_kept(step, origin, cache, reuse, guided)]
+                reuse = guidance_plan(fields, prompt, pipeline, guided=guided, scheduler=scheduler, steps=steps, origin=first)
+
+        def begins_anew(step: int) -> bool:
+            return _needs_nothing_kept(scheduler.first_call(step, steps), first, cache, reuse, guided)
+
+        if not begins_anew(begin):
+            possible = [step for step in range(origin, steps) if begins_anew(step)]
             raise InvalidRequestError.of("step_begin", begin, f"one of {possible}, which need nothing that was kept")
         facts, caching = self.pipeline.cache, None
         if cache is not None and facts is not None:

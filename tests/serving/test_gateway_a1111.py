@@ -289,6 +289,9 @@ def test_what_front_ends_send_is_drawn(api: httpx.Client, drawers: Drawers) -> N
     assert package.status_code == 200, package.text
     assert drawers.asked[-1]["scheduler"] == b"euler_a"
     assert "eta" not in drawers.asked[-1]
+    other = api.post(DRAW, json={**OF_A_PACKAGE, "sampler_name": "DPM++ SDE", "scheduler": "Karras"})
+    assert other.status_code == 200, other.text
+    assert (drawers.asked[-1]["scheduler"], drawers.asked[-1]["guidance_scale"]) == (b"dpmpp_sde_karras", 7)
 
 
 def test_an_empty_request_is_the_checkpoints_own(api: httpx.Client, drawers: Drawers) -> None:
@@ -329,6 +332,14 @@ def test_a_tool_that_does_not_say_that_it_sends_json_is_read(api: httpx.Client, 
         other = tool.post(DRAW, content=json.dumps(OF_A_TOOL), headers={"Content-Type": "text/plain"})
         assert other.status_code == 415
         assert tool.post("/v1/images/generations", content=json.dumps({"prompt": "a box"})).status_code == 415
+
+
+def test_a_tool_whose_own_sampler_is_dpmpp_sde_is_drawn(api: httpx.Client, drawers: Drawers) -> None:
+    """It sends 0 for the share of fresh noise and for what multiplies it."""
+    answer = api.post(DRAW, json={**OF_A_TOOL, "sampler_index": "DPM++ SDE"})
+    assert answer.status_code == 200, answer.text
+    assert (drawers.asked[-1]["scheduler"], drawers.asked[-1]["eta"]) == (b"dpmpp_sde_karras", 0)
+    assert ", Sampler: DPM++ SDE Karras, " in json.loads(answer.json()["info"])["infotexts"][0]
 
 
 @pytest.mark.parametrize("sent", [OF_AN_ADD_ON, OF_A_PAINTER], ids=["add-on", "painter"])
@@ -517,6 +528,10 @@ def test_weights_in_a_prompt_are_told_to_be_plain_text(api: httpx.Client) -> Non
         ("DPM++ 2M", "Automatic", None, Chosen("dpmpp_2m_karras", label="DPM++ 2M Karras")),
         ("DPM++ 2M", "Uniform", 0.5, Chosen("dpmpp_2m", "linspace", label="DPM++ 2M Uniform")),
         ("dpm++ 2m sde karras", "automatic", None, Chosen("dpmpp_2m_sde_karras", label="DPM++ 2M SDE Karras")),
+        ("DPM++ SDE", None, None, Chosen("dpmpp_sde_karras", label="DPM++ SDE Karras")),
+        ("DPM++ SDE Karras", "Automatic", 1.0, Chosen("dpmpp_sde_karras", eta=1.0, label="DPM++ SDE Karras")),
+        ("k_dpmpp_sde_ka", None, None, Chosen("dpmpp_sde_karras", label="DPM++ SDE Karras")),
+        ("DPM++ SDE", "Uniform", 0.0, Chosen("dpmpp_sde", "linspace", 0.0, label="DPM++ SDE Uniform")),
         ("Euler Karras", "Automatic", None, Chosen("euler_karras", label="Euler Karras")),
         ("k_dpmpp_2m_ka", None, None, Chosen("dpmpp_2m_karras", label="DPM++ 2M Karras")),
         ("Euler", "karras", None, Chosen("euler_karras", label="Euler Karras")),
@@ -558,8 +573,10 @@ def test_less_fresh_noise_is_refused_only_where_there_is_some() -> None:
     for name in ("Euler", "Euler a", "DPM++ 2M", "DDIM"):
         assert chosen(name, None, None, 0.0, flow=False) == chosen(name, None, None, flow=False)
     assert chosen("DPM++ 2M SDE", None, 0.0, 0.5, flow=False).scheduler == "dpmpp_2m_karras"
-    with pytest.raises(ApiError, match=r"s_noise: 0\.5 is not allowed with DPM"):
-        chosen("DPM++ 2M SDE", None, None, 0.5, flow=False)
+    assert chosen("DPM++ SDE", None, 0.0, 0.5, flow=False).eta == 0
+    for name in ("DPM++ 2M SDE", "DPM++ SDE"):
+        with pytest.raises(ApiError, match=r"s_noise: 0\.5 is not allowed with DPM"):
+            chosen(name, None, None, 0.5, flow=False)
 
 
 @pytest.mark.parametrize("own", SCHEDULERS)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nereid.diffusion.settings import Limits
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.image_models import ImageModel
 from nereid.serving.gateway.picture_store import PictureStore
@@ -138,6 +139,16 @@ def test_other_proportions_are_stretched_or_cut() -> None:
     narrow.paste((0, 0, 255), (0, 0, 8, 16))  # the left quarter: cut away
     assert np.asarray(fitted(narrow, (16, 16), Fit.CUT))[8, 0].tolist() == [255, 0, 0]
     assert np.asarray(fitted(narrow, (16, 16), Fit.STRETCHED))[8, 0].tolist() == [0, 0, 255]
+
+
+def test_a_pipelines_own_solver_is_the_one_that_its_export_chose() -> None:
+    config = {"_class_name": "DPMSolverSDEScheduler"}
+    for facts, solver in (
+        ({"scheduler": config}, "dpmpp_sde"),
+        ({"scheduler": config, "default_scheduler": "dpmpp_2m"}, "dpmpp_2m"),
+        ({}, None),
+    ):
+        assert ImageModel.of(facts, Limits()).scheduler == solver
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,8 @@ from nereid.diffusion.solvers.terms import Combination, Step, Term
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SolverTable:
-    """Everything a run needs, step by step; all arrays have one row a step.
+    """Everything a run needs, step by step; all arrays have one row a step, and of solvers that take two calls of the network in
+    a step, one row a call.
 
     Attributes:
         timesteps: what the UNet is told, float32, fractional for Euler with Karras sigmas.
@@ -34,6 +35,7 @@ class SolverTable:
         next_base: float32 n x 7, the next BASE from the terms.
         initial_scale: what standard normal noise is multiplied by to start from nothing.
         signal, noise: how an image's latents and noise mix to start from an image.
+        calls_per_step: rows of a step; the last step of a run has one in any case.
     """
 
     timesteps: NDArray[np.float32]
@@ -43,6 +45,7 @@ class SolverTable:
     initial_scale: float
     signal: float
     noise: float
+    calls_per_step: int = 1
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -69,7 +72,7 @@ def build_table(name: SchedulerName, config: SchedulerConfig, steps: int, begin:
         raise ScheduleError(
             f"num_inference_steps: {steps} is not allowed; {name} would visit a noise level twice, it must be fewer"
         )
-    levels = levels.since(begin)
+    levels = levels.since(name.first_call(begin, steps))
     made = _SOLVERS[name.family](levels, config)
     return SolverTable(
         timesteps=levels.timesteps.astype(np.float32),
@@ -79,6 +82,7 @@ def build_table(name: SchedulerName, config: SchedulerConfig, steps: int, begin:
         initial_scale=levels.initial_scale,
         signal=float(levels.alpha(levels.sigmas[:1])[0]),
         noise=float(levels.noise(levels.sigmas[:1])[0]),
+        calls_per_step=name.calls_per_step,
     )
 
 
@@ -111,5 +115,6 @@ _SOLVERS: dict[SchedulerName, Callable[[Levels, SchedulerConfig], list[Step]]] =
     SchedulerName.DPMPP_2M: multistep.dpmpp_2m,
     SchedulerName.DPMPP_3M: multistep.dpmpp_3m,
     SchedulerName.DPMPP_2M_SDE: multistep.dpmpp_2m_sde,
+    SchedulerName.DPMPP_SDE: multistep.dpmpp_sde,
     SchedulerName.UNIPC: multistep.unipc,
 }
