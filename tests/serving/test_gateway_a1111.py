@@ -289,8 +289,8 @@ def test_what_front_ends_send_is_drawn(api: httpx.Client, drawers: Drawers) -> N
     assert package.status_code == 200, package.text
     assert drawers.asked[-1]["scheduler"] == b"euler_a"
     assert "eta" not in drawers.asked[-1]
-    other = api.post(DRAW, json={**OF_A_PACKAGE, "sampler_name": "DPM++ SDE", "scheduler": "Karras"})
-    assert other.status_code == 200, other.text
+    forge = api.post(DRAW, json={**OF_A_PACKAGE, "distilled_cfg_scale": 3.5, "sampler_name": "DPM++ SDE", "scheduler": "Karras"})
+    assert forge.status_code == 200, forge.text
     assert (drawers.asked[-1]["scheduler"], drawers.asked[-1]["guidance_scale"]) == (b"dpmpp_sde_karras", 7)
 
 
@@ -451,7 +451,7 @@ def test_a_picture_is_redrawn(api: httpx.Client, drawers: Drawers, lead: str) ->
     assert kept["parameters"]["init_images"] == body["init_images"]
 
 
-def test_a_picture_of_other_proportions_is_stretched_or_cut(api: httpx.Client, drawers: Drawers) -> None:
+def test_a_picture_of_other_proportions_is_stretched_cut_or_filled_up(api: httpx.Client, drawers: Drawers) -> None:
     wide = Image.new("RGB", (128, 64), (255, 0, 0))
     wide.paste((0, 0, 255), (0, 0, 32, 64))
     body = {"init_images": [text(wide)], "width": 64, "height": 64}
@@ -459,7 +459,13 @@ def test_a_picture_of_other_proportions_is_stretched_or_cut(api: httpx.Client, d
         answer = api.post(REDRAW, json={**body, "resize_mode": mode})
         assert answer.status_code == 200, answer.text
         assert drawers.asked[-1]["init_image"][32, 0].tolist() == left
-    assert "'init_images'" not in refused(api.post(REDRAW, json={**body, "resize_mode": 2}), "resize_mode")
+    filled = api.post(REDRAW, json={**body, "resize_mode": 2})
+    assert filled.status_code == 200, filled.text
+    assert drawers.asked[-1]["init_image"][[0, 32, 63], 2].tolist() == [[0, 0, 255]] * 3
+    assert drawers.asked[-1]["init_image"][[0, 32, 63], 40].tolist() == [[255, 0, 0]] * 3
+    warnings = json.loads(filled.json()["info"])["warnings"]
+    assert "image: 128 x 64 pixels were scaled to 64 x 64, and padded to these proportions" in warnings
+    assert "'init_images'" not in refused(api.post(REDRAW, json={**body, "resize_mode": 3}), "resize_mode")
     own = api.post(REDRAW, json={"init_images": [text(wide.resize((61, 50)))]})
     assert shown(own.json()["images"][0]).size == (64, 48)
 

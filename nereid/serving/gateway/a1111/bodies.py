@@ -123,13 +123,13 @@ class PictureInfoBody(Sent):
 
 
 class ImageToImageBody(DrawBody):
-    """`resize_mode` 0 stretches a picture of other proportions, 1 cuts it."""
+    """`resize_mode` 0 stretches a picture of other proportions, 1 cuts it, 2 fills what is missing with its edges."""
 
     place = IMG2IMG
 
     init_images: list[str] = Field(min_length=1, max_length=1)
     denoising_strength: float = 0.75
-    resize_mode: Literal[0, 1] = 0
+    resize_mode: Literal[0, 1, 2] = 0
     include_init_images: bool = False
     mask: str | None = None
 
@@ -140,7 +140,7 @@ class ImageToImageBody(DrawBody):
 
     @property
     def fit(self) -> Fit:
-        return Fit.CUT if self.resize_mode else Fit.STRETCHED
+        return (Fit.STRETCHED, Fit.CUT, Fit.PADDED)[self.resize_mode]
 
     def options(self, sampler: Chosen) -> dict[str, Any]:
         return {**super().options(sampler), "strength": self.denoising_strength}
