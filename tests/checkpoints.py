@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from diffusers import (
     AutoencoderTiny,
     LCMScheduler,
     PNDMScheduler,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -86,6 +89,15 @@ def make_sd(folder: Path, *, scheduler: Any = None, **unet: Any) -> Path:
     )
     pipeline.save_pretrained(folder / "checkpoint")
     return folder / "checkpoint"
+
+
+def make_inpainting(folder: Path, *, xl: bool = False) -> Path:
+    """A checkpoint whose UNet is told a mask and the rest of a picture."""
+    kind = StableDiffusionXLInpaintPipeline if xl else StableDiffusionInpaintPipeline
+    checkpoint = (make_sdxl if xl else make_sd)(folder, in_channels=9, out_channels=4)
+    index = json.loads((checkpoint / "model_index.json").read_text())
+    (checkpoint / "model_index.json").write_text(json.dumps({**index, "_class_name": kind.__name__}))
+    return checkpoint
 
 
 def make_tiny_vae(folder: Path, *, levels: int = 3, **changes: Any) -> Path:

@@ -98,8 +98,8 @@ def tensor_of(field: RequestField, value: Any) -> np.ndarray:
     """A field's value without a batch dimension."""
     if field.dtype is DType.STRING:
         return _text(field.name, value)
-    if field.name == "init_image":
-        return np.asarray(_pixels(value))
+    if field.dtype is DType.UINT8:
+        return _pixels(value) if len(field.shape) == 3 else _mask(value)
     dtype = _NUMPY[field.dtype]
     return np.array([value], dtype) if field.scalar else np.asarray(value, dtype)
 
@@ -120,6 +120,12 @@ def encoded(field: str, value: str) -> bytes:
 def _pixels(image: Any) -> np.ndarray:
     """A PIL image or an array as uint8 height x width x 3."""
     return np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
+
+
+def _mask(mask: Any) -> np.ndarray:
+    """A PIL image (its greys), an array, or one of truth values as uint8 height x width."""
+    made = np.asarray(mask.convert("L") if isinstance(mask, Image.Image) else mask)
+    return made * np.uint8(255) if made.dtype == np.bool_ else made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

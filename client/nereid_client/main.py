@@ -67,14 +67,18 @@ def generate(
     protocol: Annotated[Protocol, typer.Option(help="How to reach it.")] = Protocol.GRPC,
     name: Annotated[str, typer.Option(help="Prefix of the pipeline's models.")] = "",
     init_image: Annotated[Path | None, typer.Option(help="Start from this picture.", exists=True, dir_okay=False)] = None,
+    mask_image: Annotated[
+        Path | None, typer.Option(help="Draw that picture anew only where this one is white.", exists=True, dir_okay=False)
+    ] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds until the request is given up.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print seed, timings and warnings as JSON.")] = False,
     **fields: Any,
 ) -> None:
     """Draw a picture on a running server, with a progress bar."""
     try:
-        if init_image is not None:
-            fields["init_image"] = _open_picture(init_image)
+        for field, file in (("init_image", init_image), ("mask_image", mask_image)):
+            if file is not None:
+                fields[field] = _open_picture(file)
         with Client(url, protocol=protocol, name=name, timeout=timeout) as client:
             result = _draw(client, prompt, fields)
         result.image.save(output)

@@ -93,6 +93,16 @@ class Checkpoint:
         names = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}
         return read_json(self.folder / component / names.get(component.removesuffix("_2"), "config.json"))
 
+    @property
+    def latent_channels(self) -> int:
+        """Of the VAE's latents, which the UNet denoises."""
+        return int(self.config("vae").get("latent_channels", 4))
+
+    @property
+    def inpainting(self) -> bool:
+        """Whether the UNet is told a mask and a picture's latents, as further channels of its sample."""
+        return bool(self.config("unet")["in_channels"] == _told_channels(self.latent_channels))
+
     def weights(self, component: str) -> list[Path]:
         """The component's safetensors files; fp16 variants only where nothing else is there."""
         return weights_in(self.folder / component)
@@ -144,11 +154,12 @@ class Checkpoint:
                     f"{self.folder / component}: architecture {config.get('_class_name')!r} is not supported; "
                     f"it must be {expected}"
                 )
-        if unet.get("in_channels") != vae.get("latent_channels", 4) or unet.get("out_channels") != unet.get("in_channels"):
+        latents = self.latent_channels
+        if unet.get("in_channels") not in (latents, _told_channels(latents)) or unet.get("out_channels") != latents:
             raise ExportError(
                 f"{self.folder / 'unet'}: in_channels {unet.get('in_channels')} and out_channels {unet.get('out_channels')} "
-                f"do not fit the VAE's {vae.get('latent_channels', 4)} latent channels; "
-                "inpainting and depth models are not supported"
+                f"do not fit the VAE's {latents} latent channels; it must take {latents}, or {_told_channels(latents)} for "
+                "inpainting; depth models are not supported"
             )
         for name in ("latents_mean", "latents_std"):
             if vae.get(name) is not None:
@@ -159,6 +170,11 @@ class Checkpoint:
                 f"{self.folder / 'unet'}: addition_embed_type {unet.get('addition_embed_type')!r} is not supported "
                 f"for this family; it must be {wanted!r}"
             )
+
+
+def _told_channels(latents: int) -> int:
+    """Of the sample of a UNet that draws parts of pictures: latents, a mask, and latents of the rest of the picture."""
+    return 2 * latents + 1
 
 
 def weights_in(folder: Path) -> list[Path]:

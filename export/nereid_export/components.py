@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nereid.diffusion.feature_cache import FEATURES, SHALLOW
+from nereid.diffusion.inpainting import MASK, MASKED_IMAGE_LATENTS
 from nereid.diffusion.settings import Decoder
 from nereid_export.checkpoint import Checkpoint, understood
 from nereid_export.errors import ExportError
@@ -197,8 +198,7 @@ def _text_encoder(checkpoint: Checkpoint, name: str, pooled: bool) -> Component:
 def _unets(checkpoint: Checkpoint, sizes: dict[str, int]) -> Iterator[Component]:
     """The UNet, and its outer part alone where the checkpoint was opened with a branch for feature caching."""
     config, branch = checkpoint.config("unet"), checkpoint.cache_branch
-    channels = int(config["in_channels"])
-    spatial = (channels, "height", "width")
+    spatial = (checkpoint.latent_channels, "height", "width")
     inputs = [
         TensorSpec(name="sample", dims=spatial),
         TensorSpec(name="timestep", dims=(1,), high=1000),
@@ -208,6 +208,8 @@ def _unets(checkpoint: Checkpoint, sizes: dict[str, int]) -> Iterator[Component]
         inputs.append(TensorSpec(name=extra.name, dims=(extra.width,), high=extra.high))
     if config.get("time_cond_proj_dim"):
         inputs.append(TensorSpec(name="timestep_cond", dims=(int(config["time_cond_proj_dim"]),)))
+    if checkpoint.inpainting:
+        inputs += [TensorSpec(name=MASK, dims=(1, *spatial[1:])), TensorSpec(name=MASKED_IMAGE_LATENTS, dims=spatial)]
     names = tuple(spec.name for spec in inputs[3:])
     length = int(checkpoint.config("text_encoder")["max_position_embeddings"])
     out = TensorSpec(name="out_sample", dims=spatial)

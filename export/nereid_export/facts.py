@@ -28,7 +28,7 @@ def pipeline_facts(checkpoint: Checkpoint, latents_to_rgb: list[list[float]]) ->
     embedded = unet.get("time_cond_proj_dim")
     return {
         "family": checkpoint.family,
-        "latent_channels": int(unet["in_channels"]),
+        "latent_channels": checkpoint.latent_channels,
         "vae_scale_factor": scale,
         "size_multiple": scale,
         "default_width": width * scale,
@@ -47,6 +47,7 @@ def pipeline_facts(checkpoint: Checkpoint, latents_to_rgb: list[list[float]]) ->
         "cache": _cache(checkpoint),
         "scheduler": scheduler,
         "tiny_decoder": checkpoint.tiny_vae is not None,
+        "inpainting": checkpoint.inpainting,
     }
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nereid.diffusion.feature_cache import FEATURES
+from nereid.diffusion.inpainting import TOLD
 from nereid_export.errors import ExportError
 
 _ROUNDING = 1e-5
@@ -85,7 +86,7 @@ class Unet(nn.Module):
             entered = self.unet.up_blocks[-1].resnets[-1 - self.branch]
             watching = entered.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
         made = self.unet(
-            sample.to(dtype),
+            _with_picture(sample, dict(zip(self.extra, extra, strict=True))).to(dtype),
             timestep[:, 0],
             encoder_hidden_states.to(dtype),
             return_dict=False,
@@ -117,7 +118,7 @@ class ShallowUnet(nn.Module):
         features, states = given.pop(FEATURES).to(dtype), given.pop("encoder_hidden_states", None)
         arguments = _arguments(tuple(given), tuple(given.values()), dtype)
         added = arguments.get("added_cond_kwargs")
-        sample, states = sample.to(dtype), None if states is None else states.to(dtype)
+        sample, states = _with_picture(sample, given).to(dtype), None if states is None else states.to(dtype)
         embedding = unet.time_embedding(unet.get_time_embed(sample, timestep[:, 0]), arguments.get("timestep_cond"))
         more = unet.get_aug_embed(emb=embedding, encoder_hidden_states=states, added_cond_kwargs=added)
         embedding = embedding if more is None else embedding + more
@@ -140,6 +141,12 @@ def _through(layer: tuple[Any, Any], hidden: Tensor, embedding: Tensor, states: 
     resnet, attention = layer
     hidden = resnet(hidden, embedding)
     return hidden if attention is None else attention(hidden, encoder_hidden_states=states, return_dict=False)[0]
+
+
+def _with_picture(sample: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+    """What the first convolution takes: of a UNet that draws parts of pictures, what it is told of one, too."""
+    told = [given[name] for name in TOLD if name in given]
+    return torch.cat([sample, *told], dim=1) if told else sample
 
 
 def _arguments(names: tuple[str, ...], extra: tuple[Tensor, ...], dtype: torch.dtype) -> dict[str, Any]:

@@ -133,3 +133,12 @@ def _known(name: str, calibrations: Sequence[C], asked: str, scheduler: str, ste
     raise InvalidRequestError(
         f"{name}: {asked!r} is not calibrated for {scheduler} with {steps} steps; {where}, and {otherwise} is allowed", name
     )
+
+
+def needs_nothing_kept(step: int, origin: int, cache: CachePlan | None, reuse: CachePlan | None, guided: range) -> bool:
+    """Whether this step of a run from `origin` on goes by nothing that an earlier one left: neither features nor a prediction."""
+    if step == origin:
+        return True
+    whole = cache is None or step in (cache.full or ())
+    predicted = reuse is None or not guided.start < step < guided.stop or step in (reuse.full or ())
+    return whole and predicted

@@ -286,6 +286,11 @@ def _scheduler(text: str) -> SchedulerName:
         raise InvalidRequestError.of("scheduler", text, f"one of {', '.join(SCHEDULERS)}") from None
 
 
+def default_strength(*, masked: bool) -> float:
+    """As diffusers has it: a part that is drawn anew is replaced altogether."""
+    return 1.0 if masked else 0.8
+
+
 def first_step(steps: int, strength: float) -> int:
     """Where img2img joins a run of `steps` steps; `strength` comes as float32, whose last digits must not cost a step."""
     return steps - min(int(round(steps * strength, 4)), steps)

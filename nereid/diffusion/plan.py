@@ -64,6 +64,8 @@ def pack(runs: Sequence[ImageRun]) -> EngineCall:
     told = [condition.inputs for condition in conditions]
     for name in told[0]:
         inputs[name] = np.stack([its[name] for its in told])
+    for name in runs[0].told:
+        inputs[name] = np.stack([run.told[name] for run in members])
     variant = runs[0].variant
     outputs: tuple[str, ...] = (OUT,)
     halves = [(run.kept, 0) for run in runs] + [(run.kept, 1) for run in guided]
@@ -159,6 +161,8 @@ def _move(runs: Sequence[ImageRun], samples: Array, outputs: Array) -> None:
         run.step += 1
         if run.row.given is not None:
             run.state.sample = run.row.given.put(run.state.sample)
+        if run.source is not None:
+            run.state.sample = run.source.put(run.state.sample, run.row.table, run.local_step)
         for kept in (run.kept, run.reused):
             if run.done and kept is not None:
                 kept.forget()

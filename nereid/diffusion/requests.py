@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from nereid.diffusion.cache_options import cache_plan, guidance_plan
+from nereid.diffusion.cache_options import cache_plan, guidance_plan, needs_nothing_kept
 from nereid.diffusion.dynamic_width import WidthTable
 from nereid.diffusion.families import Conditioning, family_of
 from nereid.diffusion.feature_cache import CachePlan, Caching
+from nereid.diffusion.inpainting import mask_of, require_same_noise, what_stays
 from nereid.diffusion.options import (
     Options,
     decoder_of,
+    default_strength,
     first_step,
     guided_steps,
     images_of,
@@ -39,7 +41,6 @@ from nereid.flow.noise import derived_seed
 from nereid.flow.tickets import USUAL_PRIORITY
 
 MEMORY_ARRAYS = 4
-DEFAULT_STRENGTH = 0.8
 LARGEST_LATENT = 1e4
 """Latents are a few units large; beyond this they come of a mistake and would overflow."""
 
@@ -63,6 +64,8 @@ class ImageRow:
 
     `guided` are the absolute ones that have classifier-free guidance; elsewhere no unconditional half is computed. `engine` is
     what errors call the network, where it is no UNet. `widths` says which slice of it computes a step; None where all of it does.
+    `mask` says which pixels of `image` are drawn anew, None: all are; `from_noise`: the run starts as if there were no image;
+    `tells_mask`: the network is told mask and image.
     """
 
     table: SolverTable
@@ -78,6 +81,9 @@ class ImageRow:
     latents: NDArray[np.float32] | None = None
     memory: NDArray[np.float32] | None = None
     image: NDArray[np.uint8] | None = None
+    mask: NDArray[np.bool_] | None = None
+    from_noise: bool = False
+    tells_mask: bool = False
     cache: Caching | None = None
     guidance_cache: CachePlan | None = None
     given: Given | None = None
@@ -140,15 +146,6 @@ def _batch_size(inputs: Inputs) -> int:
     return int(embeds.shape[0])
 
 
-def _needs_nothing_kept(step: int, origin: int, cache: CachePlan | None, reuse: CachePlan | None, guided: range) -> bool:
-    """Whether this step of a run from `origin` on goes by nothing that an earlier one left: neither features nor a prediction."""
-    if step == origin:
-        return True
-    whole = cache is None or step in (cache.full or ())
-    predicted = reuse is None or not guided.start < step < guided.stop or step in (reuse.full or ())
-    return whole and predicted
-
-
 @dataclass(slots=True)
 class _RowParser:
     fields: FieldReader
@@ -161,9 +158,10 @@ class _RowParser:
     def row(self, prompt: int, image: int) -> ImageRow:
         fields, pipeline = self.fields, self.pipeline
         options = resolve(fields, prompt, pipeline)
-        steps = options.steps
-        strength = fields.values("strength", DEFAULT_STRENGTH)[prompt]
+        scheduler, steps = options.scheduler, options.steps
         picture = fields.array("init_image", np.uint8, 4)
+        mask = mask_of(fields, prompt, self.size, needed=pipeline.inpainting)
+        strength = fields.values("strength", default_strength(masked=mask is not None))[prompt]
         if picture is None and fields.given("strength"):
             raise InvalidRequestError("strength: it has no meaning without init_image", "strength")
         origin = 0 if picture is None else first_step(steps, strength)
@@ -171,8 +169,10 @@ class _RowParser:
             raise InvalidRequestError.of("strength", strength, f"at least 1/num_inference_steps ({1 / steps:.3g})")
         begin, end = self._segment(prompt, origin, steps)
         cache, guidance_cache = self._caches(prompt, options, origin, begin)
-        scheduler = options.scheduler
         self.warnings += unsuitable(fields, prompt, pipeline, options, self.size)
+        if mask is not None:
+            require_same_noise(fields, resumes=begin > origin, ends_early=end < steps)
+            self.warnings += [] if pipeline.inpainting else what_stays(mask, self._latent_shape[1:])
         latents, memory = self._state(prompt, image, begin > origin)
         positive = self._conditioning("", prompt, options.guidance)
         negative = self._negative(prompt, options.guidance) if options.guided else None
@@ -193,7 +193,10 @@ class _RowParser:
             latent_shape=self._latent_shape,
             latents=latents,
             memory=memory,
-            image=None if picture is None or memory is not None else self._picture(picture[prompt]),
+            image=None if picture is None or (memory is not None and mask is None) else self._picture(picture[prompt]),
+            mask=mask,
+            from_noise=mask is not None and strength == 1,
+            tells_mask=pipeline.inpainting,
             cache=cache,
             guidance_cache=guidance_cache,
         )
@@ -202,16 +205,15 @@ class _RowParser:
         """The plans from `origin` on. A segment has nothing kept by the one before it: it must begin where nothing is needed."""
         cache, reuse = options.cache, options.guidance_cache if options.guided else None
         scheduler, steps = options.scheduler, options.steps
-        guided = scheduler.calls_of(guided_steps(options.interval, steps), steps)
-        first = scheduler.first_call(origin, steps)
+        guided, first = scheduler.calls_of(guided_steps(options.interval, steps), steps), scheduler.first_call(origin, steps)
         if origin:
-            fields, pipeline = self.fields, self.pipeline
-            cache = cache_plan(fields, prompt, pipeline, scheduler=scheduler, steps=steps, origin=first)
+            told = (self.fields, prompt, self.pipeline)
+            cache = cache_plan(*told, scheduler=scheduler, steps=steps, origin=first)
             if reuse is not None:
-                reuse = guidance_plan(fields, prompt, pipeline, guided=guided, scheduler=scheduler, steps=steps, origin=first)
+                reuse = guidance_plan(*told, guided=guided, scheduler=scheduler, steps=steps, origin=first)
 
         def begins_anew(step: int) -> bool:
-            return _needs_nothing_kept(scheduler.first_call(step, steps), first, cache, reuse, guided)
+            return needs_nothing_kept(scheduler.first_call(step, steps), first, cache, reuse, guided)
 
         if not begins_anew(begin):
             possible = [step for step in range(origin, steps) if begins_anew(step)]

@@ -71,6 +71,8 @@ class Pipeline:
     """What was measured of guidance's reuse."""
     tiny_decoder: bool = False
     """Whether there is a tiny VAE decoder beside the full one."""
+    inpainting: bool = False
+    """Whether the UNet was made to draw parts of pictures: it is told the mask and the rest of the picture."""
 
     def feature_bytes(self, pixels: int, *, guided: bool, item_bytes: int) -> int:
         """What the kept features of one image of `pixels` take."""

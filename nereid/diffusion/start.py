@@ -10,6 +10,7 @@ import numpy as np
 from nereid.diffusion.feature_cache import KeptFeatures
 from nereid.diffusion.guidance_cache import KeptDifference
 from nereid.diffusion.images import from_pixels
+from nereid.diffusion.inpainting import Source, told, without_part
 from nereid.diffusion.requests import ImageRequest, ImageRow
 from nereid.diffusion.solvers import SolverState
 from nereid.diffusion.state import ImageRun
@@ -33,26 +34,43 @@ def start_runs(request: ImageRequest, encode: Encode, given_up: Callable[[], boo
     def moments(image: Array) -> tuple[Array, Array]:
         return encode_image(image, request.tiling, again, proceed)
 
-    return [
-        ImageRun(
-            row,
-            _start(row, moments),
-            row.begin,
-            kept=None if row.cache is None else KeptFeatures(row.cache),
-            reused=None if row.guidance_cache is None else KeptDifference(row.guidance_cache),
-        )
-        for row in request.rows
-    ]
+    return [_run(row, moments) for row in request.rows]
 
 
-def _start(row: ImageRow, encode: Callable[[Array], tuple[Array, Array]]) -> SolverState:
+def _run(row: ImageRow, encode: Callable[[Array], tuple[Array, Array]]) -> ImageRun:
+    noise = row.latents
+    if noise is None or row.memory is not None:  # then they are a sample
+        noise = normal(row.seed, Purpose.INITIAL_LATENTS, row.latent_shape)
+
+    def latents_of(picture: Array, purpose: Purpose) -> Array:
+        mean, deviation = encode(picture)
+        return mean + deviation * normal(row.seed, purpose, row.latent_shape)
+
+    image: Array | None = None
+    source: Source | None = None
+    beside: dict[str, Array] = {}
+    if row.image is not None:
+        picture = from_pixels(row.image)
+        if not row.tells_mask or not (row.from_noise or row.memory is not None):
+            image = latents_of(picture, Purpose.IMAGE_POSTERIOR)
+        if row.mask is not None and row.tells_mask:
+            beside = told(row.mask, latents_of(without_part(picture, row.mask), Purpose.MASKED_IMAGE_POSTERIOR))
+        elif row.mask is not None and image is not None:
+            source = Source.of(row.mask, image, noise)
+    return ImageRun(
+        row,
+        _start(row, noise, image),
+        row.begin,
+        kept=None if row.cache is None else KeptFeatures(row.cache),
+        reused=None if row.guidance_cache is None else KeptDifference(row.guidance_cache),
+        source=source,
+        told=beside,
+    )
+
+
+def _start(row: ImageRow, noise: Array, image: Array | None) -> SolverState:
     if row.latents is not None and row.memory is not None:
         return SolverState(row.latents, row.memory)
-    noise = row.latents
-    if noise is None:
-        noise = normal(row.seed, Purpose.INITIAL_LATENTS, row.latent_shape)
-    if row.image is None:
+    if image is None or row.from_noise:
         return SolverState.start(noise * np.float32(row.table.initial_scale))
-    mean, deviation = encode(from_pixels(row.image))
-    latents = mean + deviation * normal(row.seed, Purpose.IMAGE_POSTERIOR, row.latent_shape)
-    return SolverState.start(np.float32(row.table.signal) * latents + np.float32(row.table.noise) * noise)
+    return SolverState.start(row.table.mixed(0, image, noise))

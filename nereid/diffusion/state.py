@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nereid.diffusion.feature_cache import Kept, Variant
 from nereid.diffusion.guidance_cache import KeptDifference
+from nereid.diffusion.inpainting import Source
 from nereid.diffusion.requests import ImageRequest, ImageRow
 from nereid.diffusion.solvers import LATEST_CLEAN, SolverState
 from nereid.flow.errors import RequestError
@@ -44,6 +45,10 @@ class ImageRun:
     """Where the run keeps something for later steps."""
     reused: KeptDifference | None = None
     """Where it reuses what guidance makes of an earlier step."""
+    source: Source | None = None
+    """Where a part of a picture is drawn anew: what the rest is."""
+    told: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Inputs of its network beside sample, timestep and conditioning, the same at every step."""
     ready_since: float | None = None
     """When a run that caches features was first looked at, to know how long its start has been delayed."""
 

@@ -18,8 +18,7 @@ from nereid.diffusion.admission import take_ticket
 from nereid.diffusion.decoding import DECODING
 from nereid.diffusion.families import family_of
 from nereid.diffusion.families.base import HALVES
-from nereid.diffusion.options import first_step, steps_of
-from nereid.diffusion.requests import DEFAULT_STRENGTH
+from nereid.diffusion.options import default_strength, first_step, steps_of
 from nereid.diffusion.settings import Pipeline
 from nereid.diffusion.watching import HOLD_SECONDS
 from nereid.flow.errors import CancelledError, LostError, QueueFullError, RequestError
@@ -106,7 +105,8 @@ class ImageStream:
         conditions = {**self._encode(given), **{name: given[name] for name in _PASSED_ON if name in given}, "ticket": ticket}
         run = self.calls.submit(denoise, conditions, (*_TOLD, *_DECODED))
         steps = steps_of(reader, self.pipeline)
-        begin = first_step(steps, reader.value("strength", DEFAULT_STRENGTH)) if "init_image" in given else 0
+        strength = reader.value("strength", default_strength(masked="mask_image" in given))
+        begin = first_step(steps, strength) if "init_image" in given else 0
         for watched in self._watch(run_id, begin, interval, run, is_cancelled):
             send(
                 {

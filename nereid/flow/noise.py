@@ -16,6 +16,7 @@ class Purpose(IntEnum):
     INITIAL_LATENTS = 0
     SOLVER_STEP = 1
     IMAGE_POSTERIOR = 2
+    MASKED_IMAGE_POSTERIOR = 3
 
 
 def normal(seed: int, purpose: Purpose, shape: tuple[int, ...], *, step: int = 0) -> NDArray[np.float32]:

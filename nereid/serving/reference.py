@@ -52,11 +52,11 @@ Made from the tables in the code by `make reference`; do not edit it by hand. So
 [fields that change nothing](../nereid/serving/gateway/unused.py).
 """
 _IMAGES = """Inputs of `text_to_image` (one value for each prompt of the batch), `text_to_image_stream` and `text_to_image_json`;
-the same names are arguments of the SDK. All but `prompt` are optional. *Models* says who takes it: e `text_to_image`,
-s `text_to_image_stream`, j `text_to_image_json`. *One* means one value for all prompts of a request. *Gateway* marks what
-`/v1/images/generations`, `edits` and `variations` take under this name, beside OpenAI's `n`, `size`, `quality`,
-`response_format`, `output_format`, `output_compression`, `stream`, `partial_images`; edits and variations take `strength`, too
-([images through the gateway](images-api.md)).
+the same names are arguments of the SDK, where pictures are PIL's or arrays, and a mask may be one of truth values. All but
+`prompt` are optional. *Models* says who takes it: e `text_to_image`, s `text_to_image_stream`, j `text_to_image_json`. *One*
+means one value for all prompts of a request. *Gateway* marks what `/v1/images/generations`, `edits` and `variations` take under
+this name, beside OpenAI's `n`, `size`, `quality`, `response_format`, `output_format`, `output_compression`, `stream`,
+`partial_images`; edits and variations take `strength`, too, and edits a `mask` ([images through the gateway](images-api.md)).
 """
 _SAMPLING = """The JSON object in `sampling_parameters`, parameters of the request (Triton's `generate` sends them so), and
 arguments of the SDK. Names and defaults are those of vLLM's `SamplingParams`. *Gateway*: `/v1/chat/completions` and

@@ -16,6 +16,7 @@ import diffusers
 import numpy as np
 import torch
 
+from nereid.diffusion.inpainting import Source
 from nereid.diffusion.solvers import (
     SchedulerConfig,
     SchedulerName,
@@ -79,9 +80,13 @@ def run_diffusers(
     begin: int = 0,
     image: np.ndarray | None = None,
     eta: float | None = None,
+    mask: np.ndarray | None = None,
     **given: list[int] | list[float],
 ) -> np.ndarray:
-    """`given` are timesteps or sigmas, instead of a number of steps; `begin` is the first step that is taken."""
+    """`given` are timesteps or sigmas, instead of a number of steps; `begin` is the first step that is taken.
+
+    Where `mask` is false, the image stays.
+    """
     scheduler.set_timesteps(**given) if given else scheduler.set_timesteps(steps)
     stepping = {} if eta is None else {"eta": eta}
     begin *= scheduler.order  # as pipelines have it
@@ -108,6 +113,13 @@ def run_diffusers(
             scaled = scheduler.scale_model_input(sample, timestep)
             output = torch.from_numpy(model(scaled.numpy(), float(timestep)))
             sample = scheduler.step(output, timestep, sample, **stepping, return_dict=False)[0]
+            if image is not None and mask is not None:
+                stays = torch.from_numpy(image)
+                if i < len(timesteps) - 1:
+                    noisy = scheduler.add_noise(stays, noise, timesteps[i + 1 : i + 2])
+                    middle = getattr(scheduler, "mid_point_sigma", None)  # where add_noise does not know that the sample is
+                    stays = noisy if middle is None else stays + noise * middle
+                sample = torch.where(torch.from_numpy(mask), sample, stays)
     return sample.numpy()
 
 
@@ -118,13 +130,14 @@ def run_ours(
     begin: int = 0,
     image: np.ndarray | None = None,
     eta: float | None = None,
+    mask: np.ndarray | None = None,
     **given: list[int] | list[float],
 ) -> np.ndarray:
     chosen: dict[str, Any] = {"eta": eta, **{key: tuple(values) for key, values in given.items()}}
     table = build_table(name, replace(SchedulerConfig.from_diffusers(config), **chosen), steps, begin)
     start = noise_at(-1)[0] * np.float32(table.initial_scale)
     if image is not None:
-        start = np.float32(table.signal) * image[0] + np.float32(table.noise) * noise_at(-1)[0]
+        start = table.mixed(0, image[0], noise_at(-1)[0])
     state = SolverState.start(start)
     first = name.first_call(begin, steps)
     for step in range(len(table)):
@@ -132,4 +145,6 @@ def run_ours(
         clean = predict_clean([table], [step], state.sample[None], output)
         noise = noise_at(first + step)[0] if needs_noise(table, step) else None
         advance([table], [step], [state], clean, [noise])
+        if image is not None and mask is not None:
+            state.sample = Source(mask, image[0], noise_at(-1)[0]).put(state.sample, table, step + 1)
     return state.sample[None]

@@ -17,6 +17,7 @@ from nereid.diffusion.settings import Limits, Pipeline
 from nereid.diffusion.solvers import SchedulerConfig, SchedulerName
 from nereid.diffusion.start import start_runs
 from nereid.diffusion.state import ImageTask
+from nereid.diffusion.vae_tiles import Encode
 from nereid.flow.errors import LostError, RequestError
 
 Array = np.ndarray
@@ -165,15 +166,18 @@ class MortalUnet(Unet):
         return super().__call__(call)
 
 
-def begun(inputs: dict[str, Array], facts: Pipeline | None = None, limits: Limits | None = None) -> ImageTask:
+def no_picture(images: Array) -> tuple[Array, Array]:
+    """Moments of a picture's latents that say nothing of it."""
+    return (np.zeros((1, 4, 8, 8), np.float32),) * 2
+
+
+def begun(
+    inputs: dict[str, Array], facts: Pipeline | None = None, limits: Limits | None = None, encode: Encode = no_picture
+) -> ImageTask:
     """A task at its first step."""
     parsed = parse_image_request(inputs, facts or pipeline(), limits or Limits())
     task = ImageTask(parsed, lambda task, error: None, lambda: False)
-    task.runs = start_runs(
-        task.request,
-        lambda images: (np.zeros((1, 4, 8, 8), np.float32),) * 2,
-        lambda: False,
-    )
+    task.runs = start_runs(task.request, encode, lambda: False)
     return task
 
 

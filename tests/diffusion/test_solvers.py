@@ -112,6 +112,16 @@ def test_run_from_an_image_equals_diffusers(name: SchedulerName) -> None:
     assert_close(run_ours(name, SD15, 20, 8, image), theirs)
 
 
+@pytest.mark.parametrize("begin", [0, 8])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_run_that_draws_a_part_anew_equals_diffusers(name: SchedulerName, begin: int) -> None:
+    image = np.random.default_rng(7).standard_normal(SHAPE).astype(np.float32)
+    mask = np.random.default_rng(8).random(SHAPE[2:]) < 0.5
+    ours = run_ours(name, SD15, 20, begin, image, mask=mask)
+    assert_close(ours, run_diffusers(reference(name, SD15), 20, begin, image, mask=mask))
+    assert np.array_equal(ours[..., ~mask], image[..., ~mask])
+
+
 def k_diffusion_dpmpp_sde(config: dict[str, Any], steps: int, eta: float) -> np.ndarray:
     """k-diffusion's `sample_dpmpp_sde` in its own units, written from its formulas."""
     scheduler = reference(SchedulerName.DPMPP_SDE, config)

@@ -15,6 +15,8 @@ pytestmark = pytest.mark.triton
 
 I32, F32, I64 = np.int32, np.float32, np.int64
 
+PICTURE = {"init_image": np.zeros((1, 32, 32, 3), np.uint8)}
+
 # Through the whole pipeline: name of the case, inputs besides the prompt, words that the answer must hold.
 PIPELINE = [
     ("steps 0", {"num_inference_steps": column(I32, 0)}, ["num_inference_steps", "0", "1 to 200"]),
@@ -69,6 +71,11 @@ PIPELINE = [
         {"init_image": np.zeros((1, 32, 32, 3), np.uint8), "width": column(I32, 64)},
         ["init_image", "width"],
     ),
+    ("mask alone", {"mask_image": np.full((1, 32, 32), 255, np.uint8)}, ["mask_image", "init_image"]),
+    ("mask of another size", {**PICTURE, "mask_image": np.zeros((1, 32, 16), np.uint8)}, ["mask_image", "(32, 16)", "(32, 32)"]),
+    ("mask of ones", {**PICTURE, "mask_image": np.ones((1, 32, 32), np.uint8)}, ["mask_image", "1", "128 to 255"]),
+    ("mask of truth values", {**PICTURE, "mask_image": np.ones((1, 32, 32), bool)}, ["mask_image", "UINT8"]),
+    ("mask with colours", {**PICTURE, "mask_image": np.zeros((1, 32, 32, 3), np.uint8)}, ["mask_image"]),
     ("latents of wrong size", {"latents": np.zeros((1, 4, 9, 9), F32)}, ["latents", "(1, 4, 8, 8)"]),
     ("latents with NaN", {"latents": np.full((1, 4, 8, 8), np.nan, F32)}, ["latents", "NaN"]),
     ("latents of 5 channels", {"latents": np.zeros((1, 5, 8, 8), F32)}, ["latents"]),

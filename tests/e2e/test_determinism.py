@@ -86,6 +86,26 @@ def test_image_to_image_streams_the_same_image(client: Client) -> None:
     assert np.array_equal(last.pixels, whole.pixels)
 
 
+def test_a_part_drawn_anew_is_the_same_streamed_in_company_and_as_one_of_several(client: Client) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    mask = np.zeros((32, 32), bool)
+    mask[8:24, 4:] = True
+    request = {**REQUEST, "init_image": picture, "mask_image": mask}
+    alone = client.generate_image("a box", **request)
+    assert not np.array_equal(client.generate_image("a box", **{**request, "mask_image": ~mask}).pixels, alone.pixels)
+    assert not np.array_equal(client.generate_image("a box", **REQUEST).pixels, alone.pixels)
+    *_, last = client.stream_image("a box", **request)
+    assert isinstance(last, ImageResult)
+    assert np.array_equal(last.pixels, alone.pixels)
+    several = client.generate_image("a box", **request, num_images_per_prompt=2)
+    assert np.array_equal(several.pixels[0], alone.pixels[0])
+    with ThreadPoolExecutor(9) as pool:
+        company = [pool.submit(client.generate_image, f"a box {i}", **other) for i, other in enumerate(OTHERS[:8])]
+        together = pool.submit(client.generate_image, "a box", **request).result()
+        assert all(future.result().pixels.size for future in company)
+    assert np.array_equal(together.pixels, alone.pixels)
+
+
 def test_request_without_seed_tells_the_seed_that_reproduces_it(client: Client) -> None:
     options = {key: value for key, value in REQUEST.items() if key != "seed"}
     first = client.generate_image("a disc", **options)

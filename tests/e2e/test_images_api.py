@@ -82,6 +82,40 @@ def test_an_edit_is_the_run_from_its_picture(served: Served, api: openai.OpenAI)
     assert np.array_equal(shown(events[1].b64_json), expected)
 
 
+def test_an_edit_with_a_mask_draws_what_is_transparent_in_it(served: Served, api: openai.OpenAI) -> None:
+    mask = np.zeros((32, 32, 4), np.uint8)
+    mask[:, 16:, 3] = 255
+    extra = {"num_inference_steps": STEPS, "seed": SEED}
+    picture, clear = ("a.png", png(GRADIENT)), ("b.png", png(mask))
+    made = api.images.edit(model=MODEL, image=picture, mask=clear, prompt="a red box", extra_body=extra)
+    assert made.data is not None
+    expected = direct(served, init_image=GRADIENT, mask_image=mask[..., 3] == 0)
+    assert np.array_equal(shown(made.data[0].b64_json), expected)
+    assert not np.array_equal(expected, direct(served, init_image=GRADIENT, strength=1.0))
+
+
+def test_a_front_ends_mask_leaves_the_rest_of_the_picture_as_it_was(served: Served, webui: httpx.Client) -> None:
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:24, 8:24] = 255
+    body = {
+        "prompt": "a red box",
+        "steps": STEPS,
+        "seed": SEED,
+        "init_images": [base64.b64encode(png(GRADIENT)).decode()],
+        "mask": base64.b64encode(png(mask)).decode(),
+        "mask_blur": 0,
+        "inpainting_fill": 1,
+        "inpaint_full_res": False,
+        "denoising_strength": 0.8,
+    }
+    made = webui.post("/img2img", json=body)
+    assert made.status_code == 200, made.text
+    found = shown(made.json()["images"][0])
+    assert np.array_equal(found[mask == 0], GRADIENT[mask == 0])
+    expected = direct(served, init_image=GRADIENT, mask_image=mask, strength=0.8)
+    assert np.array_equal(found[mask > 0], expected[mask > 0])
+
+
 def test_a_picture_is_fetched_by_its_address(served: Served, api: openai.OpenAI, url: str) -> None:
     extra = {"num_inference_steps": STEPS, "seed": SEED}
     size: Any = "32x32"

@@ -29,6 +29,11 @@ pytestmark = pytest.mark.triton
 
 TEXT: dict[str, Any] = {"seed": 5, "max_tokens": 1000, "ignore_eos": True}
 IMAGE: dict[str, Any] = {"seed": 3, "num_inference_steps": 500}
+PART: dict[str, Any] = {
+    **IMAGE,
+    "init_image": (np.arange(32 * 32 * 3) % 256).astype(np.uint8).reshape(32, 32, 3),
+    "mask_image": np.arange(32 * 32).reshape(32, 32) < 512,
+}
 TIMEOUT = 300
 
 
@@ -162,6 +167,19 @@ def test_nothing_is_lost_and_answers_are_those_of_an_undisturbed_run(
         kill(own, victim)
         assert [job.result(TIMEOUT) == undisturbed[0] for job in images] == [True] * len(images)
         assert [job.result(TIMEOUT) == undisturbed[1] for job in texts] == [True] * len(texts)
+
+
+@pytest.mark.parametrize("victim", ["denoise", "unet"])
+def test_a_part_of_a_picture_is_drawn_again_with_its_mask(own: Served, victim: str) -> None:
+    def draw() -> bytes:
+        with Client(own.grpc_url, timeout=TIMEOUT) as client:
+            return client.generate_image("a box", **PART).pixels.tobytes()
+
+    expected = draw()
+    with ThreadPoolExecutor(2) as pool:
+        jobs, _ = begin(own, lambda: ([pool.submit(draw) for _ in range(2)], []))
+        kill(own, victim)
+        assert [job.result(TIMEOUT) == expected for job in jobs] == [True, True]
 
 
 @pytest.mark.parametrize("victim", ["denoise", "tritonserver"])

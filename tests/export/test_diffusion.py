@@ -163,7 +163,7 @@ REFUSALS = {
         lambda folder: edit(folder, "vae/config.json", latents_mean=[0.0] * 4, latents_std=[1.0] * 4),
         "latents_mean is not supported",
     ),
-    "inpainting model": (lambda folder: edit(folder, "unet/config.json", in_channels=9), "in_channels 9"),
+    "depth model": (lambda folder: edit(folder, "unet/config.json", in_channels=5), "in_channels 5"),
     "weights of another shape": (lambda folder: edit(folder, "unet/config.json", block_out_channels=[8, 16]), "unet"),
     "unsupported scheduler": (
         lambda folder: edit(folder, "scheduler/scheduler_config.json", beta_schedule="sigmoid"),

@@ -498,7 +498,7 @@ def test_what_would_change_the_picture_and_cannot_be_had_is_refused_by_name(
 @pytest.mark.parametrize(
     ("change", "param", "words"),
     [
-        ({"mask": "aGk="}, "mask", "this model has no inpainting"),
+        ({"mask": "aGk="}, "mask", "no picture that can be read"),
         ({"init_images": []}, "init_images", "at least 1 item"),
         ({"init_images": ["aGk=", "aGk="]}, "init_images", "at most 1 item"),
         ({"init_images": ["aGk="]}, "init_images.0", "no picture that can be read"),

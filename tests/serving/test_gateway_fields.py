@@ -23,7 +23,17 @@ from nereid.serving.gateway.response_bodies import ResponsesBody
 from nereid.serving.gateway.schemas import ChatBody, CompletionBody, EmbeddingBody
 from nereid.serving.gateway.unused import CHAT as IN_CHAT
 from nereid.serving.gateway.unused import COMPLETIONS as IN_COMPLETIONS
-from nereid.serving.gateway.unused import EDITS, EMBEDDINGS, IMG2IMG, MESSAGE, SETTINGS, TXT2IMG, UNUSED_FIELDS, VARIATIONS
+from nereid.serving.gateway.unused import (
+    EDITS,
+    EMBEDDINGS,
+    IMG2IMG,
+    MASKED,
+    MESSAGE,
+    SETTINGS,
+    TXT2IMG,
+    UNUSED_FIELDS,
+    VARIATIONS,
+)
 from nereid.serving.gateway.unused import IMAGES as IN_IMAGES
 from nereid.serving.gateway.unused import RESPONSES as IN_RESPONSES
 
@@ -55,6 +65,7 @@ ROUTES = {
     VARIATIONS: VARY,
     TXT2IMG: DRAW,
     IMG2IMG: REDRAW,
+    MASKED: REDRAW,
 }
 SCHEMAS: dict[str, Any] = {
     CHAT: ChatBody,
@@ -171,7 +182,8 @@ def body_with(place: str, name: str, value: object) -> tuple[str, dict[str, Any]
         return CHAT, {**BODIES[CHAT], "messages": [message]}
     if place == SETTINGS:
         return DRAW, {**BODIES[DRAW], SETTINGS: {name: value}}
-    return ROUTES[place], {**BODIES[ROUTES[place]], name: value}
+    mask = {"mask": "aGk="} if place == MASKED else {}
+    return ROUTES[place], {**BODIES[ROUTES[place]], **mask, name: value}
 
 
 @pytest.mark.parametrize(("place", "name", "value"), NOTHING, ids=str)

@@ -102,6 +102,10 @@ def test_a_variation_needs_no_prompt(api: httpx.Client, drawers: Drawers) -> Non
     made = api.post(VARY, data={"strength": "0.3"}, files={"image": png()}).json()
     assert shown(made["data"][0])[0, 0].tolist() == [255, 255, 0]
     assert drawers.asked[-1]["prompt"] == b""
+    files = {"image": png(), "mask": png(half_clear())}
+    assert "a variation is one of the whole picture; leave it out" in refused(api.post(VARY, files=files), "mask")
+    assert api.post(VARY, files={"image": png(half_clear())}).status_code == 200
+    assert "mask_image" not in drawers.asked[-1]
 
 
 def test_openais_package_edits_streams_and_varies(repository: Path, triton: int) -> None:
@@ -135,16 +139,59 @@ def test_a_picture_of_another_size_is_brought_to_one_that_is_drawn_and_that_is_t
     assert made["warnings"] == ([warning] if warning else []) + ["one"]
 
 
-MASK = {"image": png(), "mask": png()}
+def half_clear(size: tuple[int, int] = (64, 48)) -> Image.Image:
+    """Its left half is transparent."""
+    made = Image.new("RGBA", size, (0, 0, 255, 255))
+    made.paste((9, 9, 9, 0), (0, 0, size[0] // 2, size[1]))
+    return made
+
+
+LEFT = np.repeat(np.arange(64)[None] < 32, 48, axis=0) * np.uint8(255)
+
+
+@pytest.mark.parametrize(
+    "files", [{"image": png(), "mask": png(half_clear())}, {"image": png(half_clear())}], ids=["mask", "picture"]
+)
+def test_what_is_transparent_is_edited_and_the_rest_stays(api: httpx.Client, drawers: Drawers, files: Any) -> None:
+    answer = edit(api, files=files)
+    assert answer.status_code == 200, answer.text
+    asked = drawers.asked[-1]
+    assert np.array_equal(asked["mask_image"], LEFT)
+    assert asked["init_image"][0, 63].tolist() == [0, 0, 255]
+    assert "strength" not in asked  # the server's own, for a mask
+
+
+def test_a_mask_is_brought_to_the_size_of_its_picture(api: httpx.Client, drawers: Drawers) -> None:
+    sent = {"image": png(BLUE.resize((160, 96))), "mask": png(half_clear((160, 96)))}
+    assert edit(api, files=sent, size="64x48").status_code == 200
+    asked = drawers.asked[-1]
+    assert asked["mask_image"].shape == asked["init_image"].shape[:2] == (48, 64)
+    assert np.unique(asked["mask_image"]).tolist() == [0, 255]
+    assert np.array_equal(asked["mask_image"][:, [0, 63]], LEFT[:, [0, 63]])
+
+
+def test_a_picture_that_is_hardly_transparent_is_edited_as_a_whole(api: httpx.Client, drawers: Drawers) -> None:
+    assert edit(api, files={"image": png(Image.new("RGBA", (64, 48), (0, 0, 255, 200)))}).status_code == 200
+    assert "mask_image" not in drawers.asked[-1]
+
+
+def test_partial_images_of_a_part_are_spread_over_all_steps(api: httpx.Client) -> None:
+    made = events(edit(api, files={"image": png(half_clear())}, stream="true", partial_images="3", num_inference_steps="20"))
+    assert [int(shown(event)[0, 0, 0]) for event in made[:3]] == [5, 10, 15]
+
+
+OPAQUE, SMALL = {"image": png(), "mask": png()}, {"image": png(), "mask": png(half_clear((32, 48)))}
 TWO = [("image[]", png()), ("image[]", png())]
-CLEAR = {"image": png(Image.new("RGBA", (64, 48), (0, 0, 0, 0)))}
+TWO_MASKS = [("image", png()), ("mask", png(half_clear())), ("mask", png(half_clear()))]
 
 
 @pytest.mark.parametrize(
     ("files", "fields", "param", "words"),
     [
-        (MASK, {}, "mask", "mask: this model has no inpainting, it changes whole pictures; leave it out"),
-        (CLEAR, {}, "image", "it has transparent pixels, which say what is to be edited; this model has no inpainting"),
+        (OPAQUE, {}, "mask", "mask: it has no transparent pixels; it must have some, which say what is edited"),
+        (SMALL, {}, "mask", "mask: 32 x 48 is not allowed; it must be 64 x 48, as image is"),
+        ({"image": png(), "mask": b"GIF89a"}, {}, "mask", "no picture that can be read"),
+        (TWO_MASKS, {}, "mask", "2 pictures are not allowed; it must be one"),
         (TWO, {}, "image", "2 pictures are not allowed; it must be one"),
         ({"mask": b"", "other": ""}, {}, "other", "this file is not supported"),
         ({"image": b""}, {}, "image", "it is missing"),

@@ -110,6 +110,10 @@ def test_a_form_has_the_picture_beside_the_fields_of_its_model(document: dict[st
     assert schema["properties"]["image"] == {"type": "string", "format": "binary"}
     assert {"image", "prompt"} <= {*schema["required"]}
     assert {"size", "seed", "strength", "user"} <= schema["properties"].keys()
+    assert schema["properties"]["mask"] == schema["properties"]["image"]
+    assert "mask" not in schema["required"]
+    variation = document["paths"]["/v1/images/variations"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert "mask" not in variation["properties"]
 
 
 def valid(document: dict[str, Any], route: str, body: dict[str, Any]) -> bool:

@@ -7,5 +7,10 @@ from nereid_export.families.base import ExportFamily
 
 SD = ExportFamily(
     serving=SERVING,
-    pipelines=("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "LatentConsistencyModelPipeline"),
+    pipelines=(
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "LatentConsistencyModelPipeline",
+    ),
 )

@@ -13,7 +13,7 @@ def _extra_inputs(config: ReadConfig) -> tuple[ExtraInput, ...]:
 
 SDXL = ExportFamily(
     serving=SERVING,
-    pipelines=("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
+    pipelines=("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
     text_layer=-2,
     addition_embed_type="text_time",
     default_guidance=5.0,

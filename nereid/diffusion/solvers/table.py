@@ -33,8 +33,8 @@ class SolverTable:
         clean: float32 n x 2, the clean prediction from (sample, model output).
         next_sample: float32 n x 7, the next sample from the terms.
         next_base: float32 n x 7, the next BASE from the terms.
+        levels: float32 n x 2, how much of an image's latents and of noise is in the sample that a step takes.
         initial_scale: what standard normal noise is multiplied by to start from nothing.
-        signal, noise: how an image's latents and noise mix to start from an image.
         calls_per_step: rows of a step; the last step of a run has one in any case.
     """
 
@@ -42,13 +42,20 @@ class SolverTable:
     clean: NDArray[np.float32]
     next_sample: NDArray[np.float32]
     next_base: NDArray[np.float32]
+    levels: NDArray[np.float32]
     initial_scale: float
-    signal: float
-    noise: float
     calls_per_step: int = 1
 
     def __len__(self) -> int:
         return len(self.timesteps)
+
+    def mixed(self, step: int, latents: NDArray[np.float32], noise: NDArray[np.float32]) -> NDArray[np.float32]:
+        """An image's latents as noisy as the sample that this step takes; clean after the last one."""
+        if step == len(self):
+            return latents
+        signal, level = self.levels[step]
+        mixed: NDArray[np.float32] = signal * latents + level * noise
+        return mixed
 
 
 @lru_cache(maxsize=512)
@@ -79,9 +86,8 @@ def build_table(name: SchedulerName, config: SchedulerConfig, steps: int, begin:
         clean=_clean(levels, config.prediction_type),
         next_sample=_rows([step.sample for step in made]),
         next_base=_rows([step.base for step in made]),
+        levels=np.stack([levels.alpha(levels.sigmas), levels.noise(levels.sigmas)], axis=1).astype(np.float32),
         initial_scale=levels.initial_scale,
-        signal=float(levels.alpha(levels.sigmas[:1])[0]),
-        noise=float(levels.noise(levels.sigmas[:1])[0]),
         calls_per_step=name.calls_per_step,
     )
 

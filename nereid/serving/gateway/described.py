@@ -22,6 +22,7 @@ class Described:
         body: the model that reads its JSON body; None: it reads none.
         form: the JSON schema of its multipart form; None: it reads none.
         form_body: the model that reads its multipart form's fields beside the file `image`; None: it reads none.
+        files: the names of further files that the form may have.
         query: the JSON schemas of what may stand behind the `?`, by name.
         streams: whether the answer may be server-sent events.
         answers: the media type of its other answers.
@@ -31,6 +32,7 @@ class Described:
     body: type[BaseModel] | None = None
     form: Mapping[str, Any] | None = None
     form_body: type[BaseModel] | None = None
+    files: tuple[str, ...] = ()
     query: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     streams: bool = False
     answers: str = JSON

@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -17,15 +17,18 @@ from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.described import described
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.guard import PICTURES_FOLDER, owner_of
-from nereid.serving.gateway.image_bodies import EditBody, ImageBody, OpenAIEditBody, PictureBody, VariationBody
+from nereid.serving.gateway.image_bodies import EditBody, ImageBody, PictureBody, VariationBody
 from nereid.serving.gateway.image_models import ImageModel
 from nereid.serving.gateway.images import CHANGED_NAMES, NAMES, Drawing, Link, MakeDrawing, from_picture
-from nereid.serving.gateway.picture_forms import IMAGE, NO_INPAINTING, one_picture, read_picture_form
+from nereid.serving.gateway.masks import mask_of_edit
+from nereid.serving.gateway.picture_forms import IMAGE, MASK, one_picture, picture_and_mask, read_picture_form
 from nereid.serving.gateway.picture_store import PictureStore
 from nereid.serving.gateway.pictures import decoded, on_white
 from nereid.serving.gateway.places import Places
 from nereid.serving.gateway.waiting import begin_stream, until_gone
 from nereid_client import AsyncClient
+
+T = TypeVar("T")
 
 PICTURE_PATHS = ("/v1/images/edits", "/v1/images/variations")
 """Where pictures are sent."""
@@ -45,6 +48,8 @@ class ServedImages:
 
 FindImages = Callable[[str | None], ServedImages]
 """An image model by its name, the only one where it has none; raises ApiError."""
+FindPart = Callable[[Any, int], Any]
+"""A mask of the part of a picture that is changed, None: all of it; told how many pixels a mask may have. Raises ApiError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ class Decoding:
     most_pixels: int
     _turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_DECODED_AT_ONCE))
 
-    async def drawn(self, make: Callable[[int], Drawing]) -> Drawing:
+    async def drawn(self, make: Callable[[int], T]) -> T:
         """What `make`, which is told that bound, makes on another thread."""
         async with self._turn:
             return await asyncio.to_thread(make, self.most_pixels)
@@ -90,29 +95,33 @@ class ImageRoutes:
 
         return await self._draw(request, body, served, drawing, body.partial_images if body.stream else None)
 
-    @described("Pictures made from one and a prompt.", form_body=EditBody, streams=True)
+    @described("Pictures made from one, or from a part of it, and a prompt.", form_body=EditBody, files=(MASK,), streams=True)
     async def edit(self, request: Request) -> Response:
         body, form = await read_picture_form(request, EditBody, self.lenient)
-        data = one_picture(form)
-        return await self._change(request, body, data, "image_edit", body.partial_images if body.stream else None)
+        data, mask = picture_and_mask(form)
+
+        def part(picture: Any, most_pixels: int) -> Any:
+            return mask_of_edit(picture, mask, most_pixels)
+
+        return await self._change(request, body, data, part, "image_edit", body.partial_images if body.stream else None)
 
     @described("Pictures like one.", form_body=VariationBody)
     async def vary(self, request: Request) -> Response:
         body, form = await read_picture_form(request, VariationBody, self.lenient)
-        return await self._change(request, body, one_picture(form), "image_variation", None)
+        return await self._change(request, body, one_picture(form), lambda *_: None, "image_variation", None)
 
-    async def _change(self, request: Request, body: Any, data: bytes, kind: str, partial_images: int | None) -> Response:
-        """Draw from a picture; what is transparent in one that is edited would say where."""
+    async def _change(
+        self, request: Request, body: Any, data: bytes, part: FindPart, kind: str, partial_images: int | None
+    ) -> Response:
+        """Draw from a picture, all of it or the part that is found of it."""
         request.state.names = CHANGED_NAMES
         served = self.find(body.model)
         body.check()
 
         def made(most_pixels: int) -> Drawing:
             picture = decoded(data, IMAGE, most_pixels)
-            if picture.mode == "RGBA" and isinstance(body, OpenAIEditBody):
-                sentence = f"{IMAGE}: it has transparent pixels, which say what is to be edited; {NO_INPAINTING}"
-                raise ApiError(400, f"{sentence}; send it without transparency", param=IMAGE)
-            return from_picture(body.prompt, body.options(served.model), on_white(picture), served.model, kind)
+            mask = part(picture, most_pixels)
+            return from_picture(body.prompt, body.options(served.model), on_white(picture), served.model, kind, mask=mask)
 
         async def drawing() -> Drawing:
             return await self.decoding.drawn(made)

@@ -8,17 +8,17 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from dataclasses import dataclass, field
 from typing import Any
 
-from nereid.diffusion.options import first_step
-from nereid.diffusion.requests import DEFAULT_STRENGTH
+from nereid.diffusion.options import default_strength, first_step
 from nereid.serving.gateway.image_bodies import PictureBody, Quality
 from nereid.serving.gateway.image_models import ImageModel
+from nereid.serving.gateway.masks import fitted_mask
 from nereid.serving.gateway.pictures import Encoding, Fit, fitted, in_base64
 from nereid.serving.gateway.waiting import Event
 from nereid_client import AsyncClient, ImageProgress, ImageResult
 
 NAMES: Mapping[str, str] = {"num_images_per_prompt": "n", "width": "size", "height": "size"}
 """The caller's names of the request's fields, for errors."""
-CHANGED_NAMES: Mapping[str, str] = {**NAMES, "init_image": "image"}
+CHANGED_NAMES: Mapping[str, str] = {**NAMES, "init_image": "image", "mask_image": "mask"}
 Link = Callable[[Sequence[bytes], str], list[str]]
 """Keeps files of a media type for the caller, and says their addresses; raises ApiError."""
 
@@ -43,17 +43,33 @@ def begin_of(options: Mapping[str, Any], steps: int) -> int:
     if options.get("init_image") is None:
         return 0
     strength = options.get("strength")
-    return min(steps - 1, first_step(steps, DEFAULT_STRENGTH if strength is None else strength))
+    if strength is None:
+        strength = default_strength(masked=options.get("mask_image") is not None)
+    return min(steps - 1, first_step(steps, strength))
+
+
+def drawn_size(options: Mapping[str, Any], picture: Any, model: ImageModel) -> tuple[int, int]:
+    """Width and height that are asked for of a drawing from a picture, or that the model draws of its like."""
+    usual = model.fitting(*picture.size)
+    width, height = options["width"], options["height"]
+    return usual[0] if width is None else width, usual[1] if height is None else height
 
 
 def from_picture(
-    prompt: str, options: Mapping[str, Any], picture: Any, model: ImageModel, kind: str, fit: Fit = Fit.CUT
+    prompt: str,
+    options: Mapping[str, Any],
+    picture: Any,
+    model: ImageModel,
+    kind: str,
+    *,
+    mask: Any = None,
+    fit: Fit = Fit.CUT,
 ) -> Drawing:
-    """A drawing that starts from an RGB picture, which is brought to the size asked for, or to one that the model draws."""
-    width, height = options["width"], options["height"]
-    if width is None or height is None:
-        usual = model.fitting(*picture.size)
-        width, height = (own if side is None else side for side, own in zip((width, height), usual, strict=True))
+    """A drawing that starts from an RGB picture, which is brought to the size asked for, or to one that the model draws.
+
+    Where there is a mask (of greys), what is white in it is drawn anew.
+    """
+    width, height = drawn_size(options, picture, model)
     warnings: tuple[str, ...] = ()
     if picture.size != (width, height):
         shown = f"{picture.width} x {picture.height}"
@@ -62,6 +78,8 @@ def from_picture(
         warnings = (f"image: {shown} pixels were scaled to {width} x {height}{how}",)
         picture = fitted(picture, (width, height), fit)
     chosen = {**options, "width": width, "height": height, "init_image": picture}
+    if mask is not None:
+        chosen["mask_image"] = fitted_mask(mask, (width, height), fit)
     return Drawing(prompt=prompt, options=chosen, kind=kind, warnings=warnings)
 
 

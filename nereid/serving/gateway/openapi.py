@@ -125,7 +125,8 @@ def _operation(
         content[_FORM] = {"schema": dict(item.form)}
     if item.form_body is not None:
         fields = schemas[_name(names[item.form_body])]
-        properties = {_FILE: {"type": "string", "format": "binary"}, **fields["properties"]}
+        files = {name: {"type": "string", "format": "binary"} for name in (_FILE, *item.files)}
+        properties = {**files, **fields["properties"]}
         content[_FORM] = {"schema": {**fields, "properties": properties, "required": [_FILE, *fields.get("required", ())]}}
     answers: dict[str, Any] = {item.answers: {"schema": {"type": "object"}} if item.answers == JSON else {}}
     if item.streams:

@@ -80,17 +80,23 @@ def _plain(place: str, name: str, text: str) -> Any:
 
 
 def one_picture(form: PictureForm) -> bytes:
-    """The form's one picture; raises ApiError where there is none, or what its place in the picture cannot be told by."""
+    """The form's one picture; raises ApiError where there is none, or what says its place in the picture."""
+    picture, mask = picture_and_mask(form)
+    if mask is not None:
+        sentence = f"{MASK}: a variation is one of the whole picture; leave it out"
+        raise ApiError(400, sentence, param=MASK, code="unsupported_parameter")
+    return picture
+
+
+def picture_and_mask(form: PictureForm) -> tuple[bytes, bytes | None]:
+    """The form's one picture, and what says which part of it is changed; raises ApiError where there is no picture."""
     pictures: Mapping[str, list[bytes]] = {name: form.found(name) for name in (IMAGE, MASK, MARKUP)}
     if not pictures[IMAGE]:
         raise ApiError(400, f"{IMAGE}: it is missing; it must be a picture", param=IMAGE, code="missing_required_parameter")
     if len(pictures[IMAGE]) > 1:
         raise ApiError(400, f"{IMAGE}: {len(pictures[IMAGE])} pictures are not allowed; it must be one", param=IMAGE)
-    if pictures[MASK]:
-        raise ApiError(400, f"{MASK}: {NO_INPAINTING}; leave it out", param=MASK, code="unsupported_parameter")
+    if len(pictures[MASK]) > 1:
+        raise ApiError(400, f"{MASK}: {len(pictures[MASK])} pictures are not allowed; it must be one", param=MASK)
     if pictures[MARKUP]:
         raise ApiError(400, f"{MARKUP}: this field is not supported", param=MARKUP, code="unsupported_parameter")
-    return pictures[IMAGE][0]
-
-
-NO_INPAINTING = "this model has no inpainting, it changes whole pictures"
+    return pictures[IMAGE][0], pictures[MASK][0] if pictures[MASK] else None

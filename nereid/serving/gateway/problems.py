@@ -13,6 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.unused import MESSAGE, SETTINGS, UnusedField, unused_field
 from nereid_protocol.sampling_field import SamplingError
 
@@ -68,7 +69,7 @@ def unknown_fields(schema: type[BaseModel], problems: Sequence[Problem]) -> list
 def _unused(schema: type[BaseModel], path: Sequence[str]) -> UnusedField | None:
     """The row of a field, of the body itself, of one of its messages or of its settings."""
     if len(path) == 1:
-        return unused_field(getattr(schema, "place", ""), path[0])
+        return schema.row_of(path[0]) if issubclass(schema, Sent) else None
     place = {("messages", 3): MESSAGE, (SETTINGS, 2): SETTINGS}.get((path[0], len(path))) if path else None
     return None if place is None else unused_field(place, path[-1])
 

@@ -15,7 +15,7 @@ from typing import Any
 
 CHAT, COMPLETIONS, MESSAGE, RESPONSES, EMBEDDINGS = "chat", "completions", "message", "responses", "embeddings"
 IMAGES, EDITS, VARIATIONS = "images", "image edits", "image variations"
-TXT2IMG, IMG2IMG, SETTINGS = "txt2img", "img2img", "override_settings"
+TXT2IMG, IMG2IMG, MASKED, SETTINGS = "txt2img", "img2img", "img2img with a mask", "override_settings"
 _TEXTS, _PICTURES, _WEBUI = (CHAT, COMPLETIONS), (IMAGES, EDITS, VARIATIONS), (TXT2IMG, IMG2IMG)
 
 
@@ -221,16 +221,14 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("image_cfg_scale", None, "Of models for instructions."),
         ("initial_noise_multiplier", (1,), "More noise at the start."),
         ("latent_mask", ("",), _INPAINTING),
-        ("mask_blur", None, _INPAINTING),
-        ("mask_blur_x", None, _INPAINTING),
-        ("mask_blur_y", None, _INPAINTING),
         ("mask_round", None, _INPAINTING),
-        ("inpainting_fill", None, _INPAINTING),
-        ("inpaint_full_res", None, _INPAINTING),
-        ("inpaint_full_res_padding", None, _INPAINTING),
-        ("inpainting_mask_invert", None, _INPAINTING),
         ("use_sharp_mask", None, _INPAINTING),
         ("image_similarity", None, "Said by denoising_strength, too."),
+    ),
+    *_rows(
+        (MASKED,),
+        ("mask_round", (True,), "Whether a point is drawn anew or not, or a little."),
+        ("use_sharp_mask", (False,), "A mask without mask_blur."),
     ),
     *_rows(
         (SETTINGS,),

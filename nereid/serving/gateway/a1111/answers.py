@@ -12,7 +12,9 @@ from typing import Any
 from nereid.engines.digests import own_version
 from nereid.serving.gateway.a1111.bodies import MODEL, DrawBody, ImageToImageBody
 from nereid.serving.gateway.a1111.jobs import Job, Preview
+from nereid.serving.gateway.a1111.masks import Overlay
 from nereid.serving.gateway.a1111.samplers import SAMPLERS, SCHEDULES, Chosen
+from nereid.serving.gateway.picture_forms import MASK
 from nereid.serving.gateway.pictures import PARAMETERS, Encoding, in_base64
 from nereid_client import ImageResult
 
@@ -35,12 +37,13 @@ class Drawn:
     results: Sequence[ImageResult]
     warnings: Sequence[str] = ()
 
-    def answer(self) -> dict[str, Any]:
+    def answer(self, overlay: Overlay | None = None) -> dict[str, Any]:
         """The whole answer; encodes pictures, which takes a while."""
         pictures = []
         if self.body.send_images:
             for result in self.results:
-                pictures.append(in_base64(_PNG.encoded(result.pixels[0], text=self.text(result))))
+                pixels = result.pixels[0] if overlay is None else overlay.over(result.pixels[0])
+                pictures.append(in_base64(_PNG.encoded(pixels, text=self.text(result))))
         return {"images": pictures, "parameters": _sent(self.body), "info": json.dumps(self.info(), ensure_ascii=False)}
 
     def info(self) -> dict[str, Any]:
@@ -112,7 +115,7 @@ def _sent(body: DrawBody) -> dict[str, Any]:
     """The request's fields, without the pictures that came with it, unless they are asked for."""
     kept = body.model_dump()
     if isinstance(body, ImageToImageBody) and not body.include_init_images:
-        kept["init_images"] = None
+        kept["init_images"] = kept[MASK] = None
     return kept
 
 

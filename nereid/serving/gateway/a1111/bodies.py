@@ -12,10 +12,10 @@ from pydantic import Field
 from nereid.serving.gateway.a1111.samplers import ETA_FIELD, SAMPLER, SCHEDULE, Chosen, chosen
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.image_models import ImageModel
-from nereid.serving.gateway.picture_forms import NO_INPAINTING
+from nereid.serving.gateway.picture_forms import MASK
 from nereid.serving.gateway.pictures import Fit
 from nereid.serving.gateway.sent import Sent
-from nereid.serving.gateway.unused import IMG2IMG, SETTINGS, TXT2IMG
+from nereid.serving.gateway.unused import IMG2IMG, MASKED, SETTINGS, TXT2IMG, UnusedField, unused_field
 from nereid_protocol.field import MAX_SEED
 
 NAMES: Mapping[str, str] = {
@@ -25,6 +25,7 @@ NAMES: Mapping[str, str] = {
     "timestep_spacing": SCHEDULE,
     "strength": "denoising_strength",
     "init_image": "init_images",
+    "mask_image": MASK,
 }
 """The caller's names of the request's fields, for errors."""
 PICTURE, INFO_PICTURE = "init_images.0", "image"
@@ -34,6 +35,8 @@ _WEIGHT = re.compile(r"(?<!\\)[(\[][^()\[\]]*:\s*[0-9.]+\s*[)\]]")
 _RANDOM_BITS = 32
 MOST_PICTURES = 64
 """Of one request."""
+USUAL_BLUR, MOST_BLUR = 4.0, 256.0
+"""Of a mask, in pixels."""
 
 
 class Settings(Sent):
@@ -123,7 +126,10 @@ class PictureInfoBody(Sent):
 
 
 class ImageToImageBody(DrawBody):
-    """`resize_mode` 0 stretches a picture of other proportions, 1 cuts it, 2 fills what is missing with its edges."""
+    """`resize_mode` 0 stretches a picture of other proportions, 1 cuts it, 2 fills what is missing with its edges.
+
+    What is white in a `mask` is drawn anew.
+    """
 
     place = IMG2IMG
 
@@ -132,11 +138,34 @@ class ImageToImageBody(DrawBody):
     resize_mode: Literal[0, 1, 2] = 0
     include_init_images: bool = False
     mask: str | None = None
+    mask_blur: float | None = Field(default=None, ge=0, le=MOST_BLUR)
+    mask_blur_x: float = Field(default=USUAL_BLUR, ge=0, le=MOST_BLUR)
+    mask_blur_y: float = Field(default=USUAL_BLUR, ge=0, le=MOST_BLUR)
+    inpainting_mask_invert: int = Field(default=0, ge=0, le=1)
+    inpainting_fill: int = Field(default=0, ge=0, le=3)
+    inpaint_full_res: bool = True
+    inpaint_full_res_padding: int = Field(default=0, ge=0)
+
+    @classmethod
+    def places_of(cls, value: Mapping[str, Any]) -> tuple[str, ...]:
+        return (MASKED, IMG2IMG) if value.get(MASK) else (IMG2IMG,)
+
+    @classmethod
+    def row_of(cls, name: str) -> UnusedField | None:
+        return unused_field(MASKED, name) or unused_field(IMG2IMG, name)
 
     def check(self) -> None:
         super().check()
-        if self.mask:
-            raise ApiError(400, f"mask: {NO_INPAINTING}; leave it out", param="mask", code="unsupported_parameter")
+        if self.mask and self.inpainting_fill > 1:
+            sentence = (
+                f"inpainting_fill: {self.inpainting_fill} is not allowed; it must be 0 (the colours around) or 1 (the picture)"
+            )
+            raise ApiError(400, sentence, param="inpainting_fill", code="unsupported_value")
+
+    @property
+    def blur(self) -> tuple[float, float]:
+        """Of the mask, across and down, in pixels."""
+        return (self.mask_blur_x, self.mask_blur_y) if self.mask_blur is None else (self.mask_blur, self.mask_blur)
 
     @property
     def fit(self) -> Fit:

@@ -16,7 +16,6 @@ from nereid.serving.gateway.a1111.bodies import (
     INFO_PICTURE,
     MODEL,
     NAMES,
-    PICTURE,
     DrawBody,
     ImageToImageBody,
     PictureInfoBody,
@@ -24,13 +23,14 @@ from nereid.serving.gateway.a1111.bodies import (
     TextToImageBody,
 )
 from nereid.serving.gateway.a1111.jobs import Job, Jobs
+from nereid.serving.gateway.a1111.masks import drawing_of
 from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.described import described
 from nereid.serving.gateway.errors import WEBUI_FOLDER, ApiError
 from nereid.serving.gateway.guard import REFRESH_PATHS, WEBUI_QUEUE, owner_of
 from nereid.serving.gateway.image_routes import Decoding, FindImages, ServedImages
-from nereid.serving.gateway.images import Drawing, from_picture
-from nereid.serving.gateway.pictures import decoded, from_base64, on_white, texts_of
+from nereid.serving.gateway.images import Drawing
+from nereid.serving.gateway.pictures import from_base64, texts_of
 from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.waiting import until_gone
 
@@ -91,10 +91,11 @@ class WebUiRoutes:
         served = self._served(f"override_settings.{MODEL}", asked) if asked else self.find(self._model(owner))
         body.check()
         sampler = body.solver(served.model)
+        options = body.options(sampler)
 
         async def drawn() -> Response:
             with self.jobs.running(owner, job := Job(body.n_iter)):
-                drawing = await self._drawing(body, served, body.options(sampler))
+                drawing = await self._drawing(body, served, options)
                 results = await job.draw(served.client, _batches(body, drawing), request.state.request_id)
             made = answers.Drawn(
                 body=body,
@@ -106,7 +107,7 @@ class WebUiRoutes:
                 results=results,
                 warnings=[*body.warnings(), *drawing.warnings],
             )
-            return JSONResponse(await asyncio.to_thread(made.answer))
+            return JSONResponse(await self._answer(made, body, served, options))
 
         async with served.places.taking(body.batch_size):
             answer = await until_gone(request, drawn())
@@ -118,13 +119,17 @@ class WebUiRoutes:
         """What all pictures have in common."""
         if not isinstance(body, ImageToImageBody):
             return Drawing(prompt=body.prompt, options=options)
-        sent, fit = body.init_images[0], body.fit
+        return await self.decoding.drawn(lambda most_pixels: drawing_of(body, options, served.model, most_pixels)[0])
 
-        def made(most_pixels: int) -> Drawing:
-            picture = on_white(decoded(from_base64(sent, PICTURE), PICTURE, most_pixels))
-            return from_picture(body.prompt, options, picture, served.model, "", fit)
+    async def _answer(self, made: answers.Drawn, body: DrawBody, served: ServedImages, options: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(body, ImageToImageBody) or not body.mask or not made.results:
+            return await asyncio.to_thread(made.answer)
 
-        return await self.decoding.drawn(made)
+        def answer(most_pixels: int) -> dict[str, Any]:
+            return made.answer(drawing_of(body, options, served.model, most_pixels)[1])
+
+        # As large as the picture that was sent: it is made again, and not kept while others are drawn.
+        return await self.decoding.drawn(answer)
 
     def _model(self, owner: str) -> str:
         """The one that a front end has set, where it is still served, else the first."""
