@@ -1,7 +1,7 @@
 """Which of the measured settings are worth their time: the Pareto front, and the cheapest that is good enough. Pure functions.
 
-Settings with equal steps make the same calls of the UNet, and their times differ by little but chance: of them, only the best is
-worth its time, and fewer steps are what is cheaper.
+Settings with equally many calls of the UNet differ in time by little but chance: of them, only the best is worth its time, and
+fewer calls are what is cheaper.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ class Measured:
     """What one setting has come to: medians, and the percentage that the scorer calls right (None where there is none)."""
 
     label: str
-    steps: int
+    calls: int
+    """Of the UNet, for a picture."""
     seconds: float
     psnr: float
     score: float | None = None
@@ -29,9 +30,9 @@ class Measured:
 
 
 def pareto_front(measured: Sequence[Measured], kind: str) -> list[Measured]:
-    """The best of each number of steps, from the fewest on, where it is better than all that have fewer."""
+    """The best of each number of calls, from the fewest on, where it is better than all that have fewer."""
     front: list[Measured] = []
-    for one in sorted(measured, key=lambda one: (one.steps, -one.quality(kind), -one.psnr, one.seconds)):
+    for one in sorted(measured, key=lambda one: (one.calls, -one.quality(kind), -one.psnr, one.seconds)):
         if not front or one.quality(kind) > front[-1].quality(kind):
             front.append(one)
     return front
@@ -41,7 +42,7 @@ def cheapest(measured: Sequence[Measured], bounds: Mapping[str, float]) -> Measu
     """The cheapest that reaches every bound, the best of these by the score (or PSNR) that is asked for; None where none does."""
     good = [one for one in measured if all(one.quality(kind) >= bound for kind, bound in bounds.items())]
     kinds = [*(kind for kind in (SCORE, PSNR) if kind in bounds), PSNR]
-    return min(good, key=lambda one: (one.steps, *(-one.quality(kind) for kind in kinds), one.seconds), default=None)
+    return min(good, key=lambda one: (one.calls, *(-one.quality(kind) for kind in kinds), one.seconds), default=None)
 
 
 def best(measured: Sequence[Measured], kind: str) -> Measured:

@@ -20,8 +20,8 @@ VARIATIONS = (OWN, *Spacing, EXPONENTIAL, OTHER_ETA)
 
 Karras sigmas are not among them: the schedulers that have them have names of their own.
 """
-_ETAS = {SchedulerName.DDIM: 1.0, SchedulerName.TCD: 0.0}
-"""The other end of what a solver takes where nothing is said: ddim adds no noise, tcd some."""
+_ETAS = {name: 1.0 if name is SchedulerName.DDIM else 0.0 for name in ETA}
+"""The other end of what a solver takes where nothing is said: ddim adds no noise, the others some."""
 REFERENCE_STEPS = 200
 REFERENCE_WHY = (
     "DPM++ 2M of second order adds no noise, so that it nears the one solution that a seed has; linspace begins at the noisiest "
@@ -39,6 +39,11 @@ class Setting:
     noise: bool
     """Whether its steps take fresh noise: its pictures are then others than the reference's, not worse ones."""
     fields: Mapping[str, Any]
+
+    @property
+    def calls(self) -> int:
+        """Of the UNet, for a picture."""
+        return SchedulerName(self.scheduler).calls(self.steps)
 
     @property
     def label(self) -> str:

@@ -212,7 +212,7 @@ class Schedulers:
         median, lowest = self._psnr(drawn, references)
         figures = Measured(
             label=setting.label,
-            steps=setting.steps,
+            calls=setting.calls,
             seconds=statistics.median(one.seconds for one in drawn),
             psnr=median,
             score=self._score(drawn),

@@ -36,7 +36,7 @@ IMAGE_FIELDS: tuple[Field, ...] = (
     Field(
         name="num_inference_steps",
         dtype=DType.INT32,
-        help="Denoising steps.",
+        help="Denoising steps. Those of dpmpp_sde call the UNet twice, but for the last one.",
         default="the checkpoint's",
         low=1,
         high=_INT32_MAX,
@@ -130,7 +130,7 @@ IMAGE_FIELDS: tuple[Field, ...] = (
     Field(
         name="eta",
         dtype=DType.FP32,
-        help="Share of fresh noise in a step of ddim (0 where absent) and tcd (0.3).",
+        help="Share of fresh noise in a step of ddim (0 where absent), tcd (0.3) and dpmpp_sde (1).",
         default="the scheduler's",
         low=0.0,
         high=1.0,

@@ -167,8 +167,9 @@ class _Calibrating:
 
     def _curves(self, kind: Kind, scheduler: str, steps: int, told: Callable[[str], None]) -> Curves:
         """Mean relative change of what is kept over 1 to LONGEST_REUSE steps, from each step on."""
-        longest = min(LONGEST_REUSE, steps - 1)
-        sums = np.zeros((longest, steps))
+        calls = SchedulerName(scheduler).calls(steps)
+        longest = min(LONGEST_REUSE, calls - 1)
+        sums = np.zeros((longest, calls))
         drawer = self._asked(scheduler, steps)
         for number, prompt in enumerate(self.prompts):
             told(f"picture {number + 1} of {len(self.prompts)}")
@@ -181,18 +182,19 @@ class _Calibrating:
             with refusals_told():
                 drawer.denoise(request, note, kind.outputs)
             for over in range(1, longest + 1):
-                for step in range(steps - over):
+                for step in range(calls - over):
                     before, after = seen[step], seen[step + over]
                     sums[over - 1, step] += np.abs(before - after).sum() / max(float(np.abs(after).sum()), 1e-12)
         return tuple(tuple(float(f"{value:.5g}") for value in curve) for curve in sums / len(self.prompts))
 
     def _levels(self, kind: Kind, scheduler: str, steps: int, curves: Curves, told: Callable[[str], None]) -> dict[str, Any]:
         """The quickest plan of each level within its bounds, and what it costs."""
-        plans = plans_of(curves, steps)
+        calls = SchedulerName(scheduler).calls(steps)
+        plans = plans_of(curves, calls)
         whole = self._score_without(scheduler, steps, told)
 
         def said(threshold: float) -> str:
-            return f"{len(plans[threshold].full or ())} of {steps} steps whole"
+            return f"{len(plans[threshold].full or ())} of {calls} steps whole"
 
         def measured(threshold: float) -> float:
             plain = self._pictures_without(scheduler, steps, told)

@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 from nereid.diffusion.branch_cache import BranchCalibration, Plans, plans_by_change
 from nereid.diffusion.feature_cache import CachePlan, Level
 from nereid.diffusion.settings import Pipeline
+from nereid.diffusion.solvers import SchedulerName
 from nereid.flow.errors import InvalidRequestError
 from nereid.flow.fields import FieldReader
 from nereid.flow.parameters import read_number
@@ -32,9 +33,12 @@ C = TypeVar("C", bound=Calibrated)
 
 
 def cache_plan(
-    fields: FieldReader, prompt: int, pipeline: Pipeline, *, scheduler: str, steps: int, origin: int
+    fields: FieldReader, prompt: int, pipeline: Pipeline, *, scheduler: SchedulerName, steps: int, origin: int
 ) -> CachePlan | None:
-    """Of features, for runs of `steps` steps from `origin` on; None where nothing is cached. Raises InvalidRequestError."""
+    """Of features, for runs of `steps` steps from the call `origin` on; None where nothing is cached.
+
+    Raises InvalidRequestError. Plans count calls of the network, which most solvers make one of in a step.
+    """
     asked, interval = _asked(fields, prompt, "cache")
     if asked == OFF and interval is None:
         return None
@@ -46,27 +50,29 @@ def cache_plan(
             "from kept features",
             name,
         )
+    calls = scheduler.calls(steps)
     if interval is not None:
-        return _if_it_reuses(CachePlan.every(interval, origin, steps), steps)
+        return _if_it_reuses(CachePlan.every(interval, origin, calls), calls)
     if threshold is not None:
         return CachePlan.by_change(threshold)
     found = _calibration(fields, "cache", pipeline.cache.calibrations, asked, scheduler, steps)
-    return _if_it_reuses(found.plan(Level(asked), origin), steps)
+    return _if_it_reuses(found.plan(Level(asked), origin), calls)
 
 
 def guidance_plan(
-    fields: FieldReader, prompt: int, pipeline: Pipeline, *, guided: range, scheduler: str, steps: int, origin: int
+    fields: FieldReader, prompt: int, pipeline: Pipeline, *, guided: range, scheduler: SchedulerName, steps: int, origin: int
 ) -> CachePlan | None:
-    """The same of the unconditional prediction, for runs that are guided at the steps `guided`."""
+    """The same of the unconditional prediction, for runs that are guided at the calls `guided`."""
     asked, interval = _asked(fields, prompt, "guidance_cache")
     if asked == OFF and interval is None:
         return None
     if interval is None and asked not in set(Level):
         raise InvalidRequestError.of("guidance_cache", asked, f"{OFF}, {_LEVELS}")
+    calls = scheduler.calls(steps)
     if interval is not None:
-        return _if_it_reuses(CachePlan.every(interval, max(guided.start, origin), steps), steps)
+        return _if_it_reuses(CachePlan.every(interval, max(guided.start, origin), calls), calls)
     found = _calibration(fields, "guidance_cache", pipeline.guidance_calibrations, asked, scheduler, steps)
-    return _if_it_reuses(found.plan(Level(asked), origin), steps)
+    return _if_it_reuses(found.plan(Level(asked), origin), calls)
 
 
 def branch_plans(
@@ -92,9 +98,9 @@ def branch_plans(
     return _known("cache", calibrations, asked, scheduler, steps, *how).plans(Level(asked))
 
 
-def _if_it_reuses(plan: CachePlan, steps: int) -> CachePlan | None:
-    """None for a plan that computes every step: it needs no memory, no features beside the output, and waits for no mates."""
-    return plan if plan.reuses(steps) else None
+def _if_it_reuses(plan: CachePlan, calls: int) -> CachePlan | None:
+    """None for a plan that computes every call: it needs no memory, no features beside the output, and waits for no mates."""
+    return plan if plan.reuses(calls) else None
 
 
 def _asked(fields: FieldReader, prompt: int, name: str) -> tuple[str, int | None]:

@@ -1,8 +1,8 @@
 """Feature caching: which steps of a run compute the whole UNet, which go on from features that were kept; knows no engine.
 
-Ma et al., 2023 (DeepCache). A plan is made once, at the beginning of a run, beside the solver's table: a fixed interval, or
-steps that calibration has chosen (as SmoothCache, Liu et al., 2024, greedy under a threshold). Where a request gives a threshold
-itself, the run goes by how its own features change. Either way it depends on nothing but the run.
+Ma et al., 2023 (DeepCache). A plan is made once, at the beginning of a run, beside the solver's table, whose rows are its steps:
+a fixed interval, or steps that calibration has chosen (as SmoothCache, Liu et al., 2024, greedy under a threshold). Where a
+request gives a threshold itself, the run goes by how its own features change. Either way it depends on nothing but the run.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class CalibratedLevel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheCalibration:
-    """Error curves of one scheduler at one number of steps, and its levels by name."""
+    """Error curves of one scheduler at one number of steps, over the calls of its runs, and its levels by name."""
 
     scheduler: str
     steps: int
@@ -119,7 +119,7 @@ class CacheCalibration:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"calibration: it is none of nereid calibrate's ({error!r}); calibrate again") from None
         name = f"calibration for {scheduler} with {steps} steps"
-        if steps < 1 or any(len(curve) != steps for curve in curves):
+        if steps < 1 or any(len(curve) != SchedulerName(scheduler).calls(steps) for curve in curves):
             raise ValueError(
                 f"{name}: a curve of {sorted({len(curve) for curve in curves})} steps is not allowed; calibrate again"
             )
@@ -129,8 +129,8 @@ class CacheCalibration:
         return cls(scheduler=scheduler, steps=steps, curves=curves, levels=levels)
 
     def plan(self, level: Level, origin: int) -> CachePlan:
-        """The plan of a run that begins at step `origin`."""
-        return greedy_plan(self.curves, self.levels[level].threshold, origin, self.steps)
+        """The plan of a run that begins at the call `origin`."""
+        return greedy_plan(self.curves, self.levels[level].threshold, origin, SchedulerName(self.scheduler).calls(self.steps))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

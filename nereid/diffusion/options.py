@@ -122,6 +122,7 @@ def resolve(fields: FieldReader, prompt: int, pipeline: Pipeline) -> Options:
     scheduler = _scheduler(fields.values("scheduler", pipeline.default_scheduler)[prompt])
     schedule = _schedule(fields, prompt, pipeline, scheduler)
     steps = steps_of(fields, pipeline, prompt)
+    guided = scheduler.calls_of(guided_steps(interval, steps), steps)
     solver_table(scheduler, schedule, steps, 0)
     return Options(
         guidance=guidance,
@@ -131,9 +132,7 @@ def resolve(fields: FieldReader, prompt: int, pipeline: Pipeline) -> Options:
         schedule=schedule,
         steps=steps,
         cache=cache_plan(fields, prompt, pipeline, scheduler=scheduler, steps=steps, origin=0),
-        guidance_cache=guidance_plan(
-            fields, prompt, pipeline, guided=guided_steps(interval, steps), scheduler=scheduler, steps=steps, origin=0
-        ),
+        guidance_cache=guidance_plan(fields, prompt, pipeline, guided=guided, scheduler=scheduler, steps=steps, origin=0),
     )
 
 

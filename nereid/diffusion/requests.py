@@ -60,9 +60,9 @@ class Given:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageRow:
     """One image to make, every option resolved; or what else is denoised (a layout's boxes), with what an image alone has left
-    at its default. `begin` and `end` are absolute steps of the run.
+    at its default. `begin`, `origin` and `end` are absolute steps of the run, as its table counts them: calls of the network.
 
-    `guided` are the absolute steps that have classifier-free guidance; elsewhere no unconditional half is computed. `engine` is
+    `guided` are the absolute ones that have classifier-free guidance; elsewhere no unconditional half is computed. `engine` is
     what errors call the network, where it is no UNet. `widths` says which slice of it computes a step; None where all of it does.
     `mask` says which pixels of `image` are drawn anew, None: all are; `from_noise`: the run starts as if there were no image;
     `tells_mask`: the network is told mask and image.
@@ -89,6 +89,11 @@ class ImageRow:
     given: Given | None = None
     engine: str = ""
     widths: WidthTable | None = None
+
+    def steps_before(self, call: int) -> int:
+        """Steps as a request counts them that are done where this call is the next one."""
+        each, calls = self.table.calls_per_step, self.origin + len(self.table)
+        return -(-call // each) if call == calls else call // each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -153,7 +158,7 @@ class _RowParser:
     def row(self, prompt: int, image: int) -> ImageRow:
         fields, pipeline = self.fields, self.pipeline
         options = resolve(fields, prompt, pipeline)
-        steps = options.steps
+        scheduler, steps = options.scheduler, options.steps
         picture = fields.array("init_image", np.uint8, 4)
         mask = mask_of(fields, prompt, self.size, needed=pipeline.inpainting)
         strength = fields.values("strength", default_strength(masked=mask is not None))[prompt]
@@ -176,13 +181,13 @@ class _RowParser:
             raise InvalidRequestError.of("shape of negative_prompt_embeds", shape, "that of prompt_embeds")
         seeds = fields.values("seed", None)
         return ImageRow(
-            table=solver_table(options.scheduler, options.schedule, steps, origin),
-            begin=begin,
-            end=end,
-            origin=origin,
+            table=solver_table(scheduler, options.schedule, steps, origin),
+            begin=scheduler.first_call(begin, steps),
+            end=scheduler.first_call(end, steps),
+            origin=scheduler.first_call(origin, steps),
             seed=secrets.randbits(63) if seeds[prompt] is None else derived_seed(seeds[prompt], image),
             guidance_scale=options.guidance,
-            guided=guided_steps(options.interval, steps) if options.guided else range(0),
+            guided=scheduler.calls_of(guided_steps(options.interval, steps), steps) if options.guided else range(0),
             positive=positive,
             negative=negative,
             latent_shape=self._latent_shape,
@@ -199,15 +204,19 @@ class _RowParser:
     def _caches(self, prompt: int, options: Options, origin: int, begin: int) -> tuple[Caching | None, CachePlan | None]:
         """The plans from `origin` on. A segment has nothing kept by the one before it: it must begin where nothing is needed."""
         cache, reuse = options.cache, options.guidance_cache if options.guided else None
+        scheduler, steps = options.scheduler, options.steps
+        guided, first = scheduler.calls_of(guided_steps(options.interval, steps), steps), scheduler.first_call(origin, steps)
         if origin:
-            scheduler, steps = options.scheduler, options.steps
-            fields, pipeline, guided = self.fields, self.pipeline, guided_steps(options.interval, steps)
-            cache = cache_plan(fields, prompt, pipeline, scheduler=scheduler, steps=steps, origin=origin)
+            told = (self.fields, prompt, self.pipeline)
+            cache = cache_plan(*told, scheduler=scheduler, steps=steps, origin=first)
             if reuse is not None:
-                reuse = guidance_plan(fields, prompt, pipeline, guided=guided, scheduler=scheduler, steps=steps, origin=origin)
-        guided = guided_steps(options.interval, options.steps)
-        if not needs_nothing_kept(begin, origin, cache, reuse, guided):
-            possible = [step for step in range(origin, options.steps) if needs_nothing_kept(step, origin, cache, reuse, guided)]
+                reuse = guidance_plan(*told, guided=guided, scheduler=scheduler, steps=steps, origin=first)
+
+        def begins_anew(step: int) -> bool:
+            return needs_nothing_kept(scheduler.first_call(step, steps), first, cache, reuse, guided)
+
+        if not begins_anew(begin):
+            possible = [step for step in range(origin, steps) if begins_anew(step)]
             raise InvalidRequestError.of("step_begin", begin, f"one of {possible}, which need nothing that was kept")
         facts, caching = self.pipeline.cache, None
         if cache is not None and facts is not None:

@@ -29,7 +29,10 @@ _SNAPSHOTS = 64
 
 @dataclass(slots=True, eq=False)
 class ImageRun:
-    """One image being made. `busy` while a call for it is out; `deaths` counts engines that died with it inside."""
+    """One image being made. `busy` while a call for it is out; `deaths` counts engines that died with it inside.
+
+    `step` counts calls of the network, as its row's table does.
+    """
 
     row: ImageRow
     state: SolverState
@@ -115,7 +118,7 @@ class ImageRun:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A watched run after a step: `step` is absolute, `sample` float32 C x H x W, what a preview is made of."""
+    """A watched run after a step: `step` counts as the request does; `sample` float32 C x H x W, of which a preview is made."""
 
     step: int
     sample: NDArray[np.float32]
@@ -153,12 +156,12 @@ class ImageTask:
 
     @property
     def step(self) -> int:
-        """Steps that all of its images are past."""
-        return min((run.step for run in self.runs), default=0)
+        """Steps, as the request counts them, that all of its images are past."""
+        return min((run.row.steps_before(run.step) for run in self.runs), default=0)
 
     @property
     def end(self) -> int:
-        return max(row.end for row in self.request.rows)
+        return max(row.steps_before(row.end) for row in self.request.rows)
 
     def is_cancelled(self) -> bool:
         return self.cancelled()

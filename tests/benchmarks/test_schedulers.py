@@ -41,8 +41,8 @@ CONFIG = SchedulerConfig(
 NAMES = tuple(map(str, SCHEDULERS))
 
 
-def measured(label: str, seconds: float, psnr: float, score: float | None = None, steps: int = 10) -> Measured:
-    return Measured(label=label, steps=steps, seconds=seconds, psnr=psnr, score=score)
+def measured(label: str, seconds: float, psnr: float, score: float | None = None, calls: int = 10) -> Measured:
+    return Measured(label=label, calls=calls, seconds=seconds, psnr=psnr, score=score)
 
 
 def labels(found: list[Measured]) -> list[str]:
@@ -73,8 +73,17 @@ def test_settings_say_whether_their_steps_take_fresh_noise() -> None:
     found = {one.label: one.noise for one in settings_of(CONFIG, NAMES, (8,), ("own", "eta"), lambda _: None)}
     noisy = {label for label, noise in found.items() if noise}
     assert noisy == {
-        f"{name} 8" for name in ("ddpm", "ddim eta=1", "euler_a", "dpmpp_2m_sde", "dpmpp_2m_sde_karras", "lcm", "tcd")
+        f"{name} 8"
+        for name in (
+            *("ddpm", "ddim eta=1", "euler_a", "dpmpp_2m_sde", "dpmpp_2m_sde_karras", "dpmpp_sde", "dpmpp_sde_karras", "lcm"),
+            "tcd",
+        )
     }
+
+
+def test_what_a_setting_costs_is_how_often_the_network_is_called() -> None:
+    found = {one.label: one.calls for one in settings_of(CONFIG, ("ddim", "dpmpp_sde"), (2, 8), ("own",), lambda _: None)}
+    assert found == {"ddim 2": 2, "ddim 8": 8, "dpmpp_sde 2": 3, "dpmpp_sde 8": 15}
 
 
 def test_exponential_sigmas_fall_evenly_over_the_checkpoints_range() -> None:
@@ -181,14 +190,14 @@ def test_seeds_of_a_caption_differ_and_more_of_them_leave_the_first_as_they_were
 
 def test_the_front_has_the_best_of_each_number_of_steps_that_is_better_than_all_with_fewer() -> None:
     found = [
-        measured("40", 4, 40, steps=40),
-        measured("5", 1, 10, steps=5),
-        measured("20, no better than 10", 3, 30, steps=20),
-        measured("10", 2, 30, steps=10),
-        measured("10, faster by chance", 1.9, 25, steps=10),
+        measured("40", 4, 40, calls=40),
+        measured("5", 1, 10, calls=5),
+        measured("20, no better than 10", 3, 30, calls=20),
+        measured("10", 2, 30, calls=10),
+        measured("10, faster by chance", 1.9, 25, calls=10),
     ]
     assert labels(pareto_front(found, PSNR)) == ["5", "10", "40"]
-    scored = [measured("a", 1, 40, 50), measured("b", 2, 10, 90, steps=20)]
+    scored = [measured("a", 1, 40, 50), measured("b", 2, 10, 90, calls=20)]
     assert labels(pareto_front(scored, PSNR)) == ["a"]
     assert labels(pareto_front(scored, SCORE)) == ["a", "b"]
     equal = [measured("fast", 1, 30, 90), measured("near the reference", 1.1, 35, 90)]
@@ -200,13 +209,13 @@ def test_the_front_has_the_best_of_each_number_of_steps_that_is_better_than_all_
     [({SCORE: 80}, "a"), ({SCORE: 95}, "b"), ({SCORE: 95, PSNR: 30}, "c"), ({PSNR: 31}, "c"), ({SCORE: 97}, None)],
 )
 def test_the_cheapest_that_reaches_every_bound_is_recommended(bounds: dict[str, float], label: str | None) -> None:
-    found = [measured("a", 1, 30, 80), measured("b", 2, 20, 95, steps=20), measured("c", 3, 35, 96, steps=30)]
+    found = [measured("a", 1, 30, 80), measured("b", 2, 20, 95, calls=20), measured("c", 3, 35, 96, calls=30)]
     assert getattr(cheapest(found, bounds), "label", None) == label
     assert best(found, SCORE).label == "c"
 
 
 def test_of_settings_with_equal_steps_the_better_is_recommended_whichever_was_faster_by_chance() -> None:
-    found = [measured("a", 1.00, 20, 95), measured("b", 1.01, 25, 98), measured("c", 1.5, 50, 100, steps=20)]
+    found = [measured("a", 1.00, 20, 95), measured("b", 1.01, 25, 98), measured("c", 1.5, 50, 100, calls=20)]
     assert getattr(cheapest(found, {SCORE: 90}), "label", None) == "b"
 
 

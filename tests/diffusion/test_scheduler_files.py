@@ -13,7 +13,7 @@ from nereid.diffusion.solvers import ScheduleError, SchedulerConfig, default_sch
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
-from diffusers_runs import run_diffusers, run_ours
+from diffusers_runs import run_diffusers, run_ours, scheduler_class
 
 pytestmark = pytest.mark.torch
 
@@ -63,6 +63,7 @@ CLASSES = [
     "EulerAncestralDiscreteScheduler",
     "DPMSolverMultistepScheduler",
     "DPMSolverSinglestepScheduler",
+    "DPMSolverSDEScheduler",
     "LCMScheduler",
     "UniPCMultistepScheduler",
 ]
@@ -73,8 +74,8 @@ def settings_of(kind: Any) -> list[dict[str, Any]]:
     names = [name for name in inspect.signature(kind.__init__).parameters if name in VALUES]
     single = [{name: value} for name in names for value in VALUES[name]]
     pairs = [{**a, **b} for a, b in itertools.combinations(single, 2) if a.keys() != b.keys()]
-    # diffusers' ancestral Euler has no such prediction.
-    return [{}, *(made for made in single + pairs if "Ancestral" not in kind.__name__ or made.get("prediction_type") != "sample")]
+    lacking = "Ancestral" in kind.__name__ or "SDE" in kind.__name__  # diffusers' have no such prediction
+    return [{}, *(made for made in single + pairs if not lacking or made.get("prediction_type") != "sample")]
 
 
 def assert_honoured_or_refused(kind: Any, settings: dict[str, Any], steps: int) -> bool:
@@ -104,7 +105,7 @@ def assert_honoured_or_refused(kind: Any, settings: dict[str, Any], steps: int) 
 @pytest.mark.parametrize("name", CLASSES)
 def test_settings_alone_and_in_pairs_are_honoured_or_refused_by_name(name: str) -> None:
     diffusers.logging.set_verbosity_error()
-    kind = getattr(diffusers, name)
+    kind = scheduler_class(name)
     honoured = [
         assert_honoured_or_refused(kind, settings, steps)
         for settings in settings_of(kind)
@@ -163,7 +164,7 @@ def test_values_of_another_kind_or_out_of_range_are_refused_by_name(setting: str
 
 def test_files_as_they_are_shipped_are_accepted() -> None:
     for name in CLASSES:
-        SchedulerConfig.from_diffusers({**getattr(diffusers, name)().config, "clip_sample": False})
+        SchedulerConfig.from_diffusers({**scheduler_class(name)().config, "clip_sample": False})
     shared = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "trained_betas": None}
     old = {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1, **shared}
     SchedulerConfig.from_diffusers(old)

@@ -60,6 +60,14 @@ def test_eta_adds_noise_to_a_run_without_any() -> None:
     assert noise(eta=floats(1)) > noise(eta=floats(0.5)) > 0
 
 
+def test_eta_takes_noise_from_a_run_with_all_of_it() -> None:
+    def noise(**inputs: Array) -> float:
+        (row,) = parse_image_request(request(scheduler=text("dpmpp_sde_karras"), **inputs), pipeline(), Limits()).rows
+        return float(np.abs(row.table.next_sample[:, -1]).max())
+
+    assert noise() == noise(eta=floats(1)) > noise(eta=floats(0.5)) > noise(eta=floats(0)) == 0
+
+
 @pytest.mark.parametrize(
     ("inputs", "field", "words"),
     [
@@ -90,7 +98,7 @@ def test_eta_adds_noise_to_a_run_without_any() -> None:
             "no meaning with sigmas",
         ),
         ({"sigmas": floats(*range(201, -1, -1)), "scheduler": text("euler")}, "sigmas", "202 .* at most 201 .max_steps and 1.$"),
-        ({"eta": floats(0.5), "scheduler": text("euler")}, "eta", "these take it: ddim, tcd"),
+        ({"eta": floats(0.5), "scheduler": text("euler")}, "eta", "these take it: ddim, dpmpp_sde, "),
         ({"eta": floats(1.5), "scheduler": text("ddim")}, "eta", "0 to 1"),
     ],
 )

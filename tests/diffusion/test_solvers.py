@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from nereid.diffusion.solvers.choices import ETA, SIGMAS, TIMESTEPS
 from nereid.diffusion.solvers.schedule import spaced_timesteps
 
 diffusers = pytest.importorskip("diffusers")
-from diffusers_runs import SHAPE, noise_at, run_diffusers, run_ours
+from diffusers_runs import SHAPE, BrownianPath, model, noise_at, run_diffusers, run_ours, scheduler_class
 
 pytestmark = pytest.mark.torch
 
@@ -50,6 +51,7 @@ def reference(name: SchedulerName, config: dict[str, Any]) -> Any:
         "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, {}),
         "dpmpp_3m": (diffusers.DPMSolverMultistepScheduler, {"solver_order": 3}),
         "dpmpp_2m_sde": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+        "dpmpp_sde": (scheduler_class("DPMSolverSDEScheduler"), {}),
         "lcm": (diffusers.LCMScheduler, {}),
         "tcd": (diffusers.TCDScheduler, {}),
         "unipc": (diffusers.UniPCMultistepScheduler, {}),
@@ -120,6 +122,56 @@ def test_run_that_draws_a_part_anew_equals_diffusers(name: SchedulerName, begin:
     assert np.array_equal(ours[..., ~mask], image[..., ~mask])
 
 
+def k_diffusion_dpmpp_sde(config: dict[str, Any], steps: int, eta: float) -> np.ndarray:
+    """k-diffusion's `sample_dpmpp_sde` in its own units, written from its formulas."""
+    scheduler = reference(SchedulerName.DPMPP_SDE, config)
+    scheduler.set_timesteps(steps)
+    timesteps, levels = scheduler.timesteps.numpy(), [*scheduler.sigmas.numpy().astype(float)[::2], 0.0]
+    path = BrownianPath()
+    sample = noise_at(-1).astype(float) * levels[0]
+
+    def predicted(x: np.ndarray, sigma: float, call: int) -> np.ndarray:
+        path.call = call
+        return x - sigma * model((x / np.sqrt(sigma**2 + 1)).astype(np.float32), float(timesteps[call]))
+
+    def ancestral(start: float, end: float) -> tuple[float, float]:
+        up = min(end, eta * np.sqrt(end**2 * (start**2 - end**2) / start**2))
+        return np.sqrt(end**2 - up**2), up
+
+    for i, (start, end) in enumerate(pairwise(levels)):
+        clean = predicted(sample, start, 2 * i)
+        if end == 0:
+            sample = clean
+            break
+        middle = np.sqrt(start * end)
+        down, up = ancestral(start, middle)
+        half = down / start * sample + (1 - down / start) * clean + path(start, middle).numpy() * up
+        clean = predicted(half, middle, 2 * i + 1)
+        down, up = ancestral(start, end)
+        sample = down / start * sample + (1 - down / start) * clean + path(start, end).numpy() * up
+    return sample
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9])
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+def test_the_share_of_fresh_noise_in_dpmpp_sde_is_k_diffusions(eta: float, steps: int) -> None:
+    assert_close(run_ours(SchedulerName.DPMPP_SDE, SD15, steps, eta=eta), k_diffusion_dpmpp_sde(SD15, steps, eta))
+    table = build_table(SchedulerName.DPMPP_SDE, replace(SchedulerConfig.from_diffusers(SD15), eta=eta), steps)
+    noisy = [needs_noise(table, call) for call in range(len(table))]
+    assert noisy == [eta > 0] * (len(table) - 1) + [False]
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_table_has_as_many_rows_as_the_network_is_called(name: SchedulerName) -> None:
+    config = SchedulerConfig.from_diffusers(SD15)
+    assert [name.first_call(step, 4) for step in range(5)] == ([0, 2, 4, 6, 7] if "dpmpp_sde" in name else [0, 1, 2, 3, 4])
+    for begin in range(4):
+        table = build_table(name, config, 4, begin)
+        assert len(table) == name.calls(4) - name.first_call(begin, 4)
+        assert table.calls_per_step == name.calls_per_step
+    assert len(build_table(name, config, 1)) == 1
+
+
 @pytest.mark.parametrize("name", ["ddim", "euler", "euler_a", "dpmpp_2m", "unipc"])
 def test_zero_terminal_snr_equals_diffusers(name: str) -> None:
     config = {
@@ -140,7 +192,7 @@ def test_other_beta_schedules_equal_diffusers(name: str, schedule: str) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 8, 50])
 @pytest.mark.parametrize("eta", [0.0, 0.3, 0.75, 1.0])
-@pytest.mark.parametrize("name", ETA)
+@pytest.mark.parametrize("name", [name for name in ETA if name.family is not SchedulerName.DPMPP_SDE])
 def test_stochastic_runs_equal_diffusers(name: SchedulerName, eta: float, steps: int) -> None:
     config = {**SD15, "prediction_type": "v_prediction"}
     assert_close(run_ours(name, config, steps, eta=eta), run_diffusers(reference(name, config), steps, eta=eta))
@@ -184,7 +236,11 @@ def test_sigmas_of_a_request_equal_diffusers(name: SchedulerName, sigmas: list[f
         ("ddim", {"timesteps": (999, 499)}, "timesteps: it has no meaning for scheduler ddim; these take it: ddpm, euler"),
         ("dpmpp_2m_karras", {"timesteps": (999, 499)}, "timesteps: it has no meaning for scheduler dpmpp_2m_karras"),
         ("lcm", {"sigmas": (14.0, 1.0, 0.0)}, "sigmas: it has no meaning for scheduler lcm; these take it: euler"),
-        ("euler", {"eta": 0.5}, "eta: it has no meaning for scheduler euler; these take it: ddim, tcd"),
+        (
+            "euler",
+            {"eta": 0.5},
+            "eta: it has no meaning for scheduler euler; these take it: ddim, dpmpp_sde, ",
+        ),
         ("euler", {"timesteps": (499, 999)}, "timesteps: .* is not allowed; they must fall, from 999"),
         ("euler", {"timesteps": (999, 999)}, "timesteps: "),
         ("euler", {"timesteps": (1000, 1)}, "timesteps: "),
@@ -250,6 +306,8 @@ def test_what_a_row_does_not_use_cannot_reach_it() -> None:
         ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}, "dpmpp_2m_sde"),
         ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "dpmpp_3m"),
         ({"_class_name": "LCMScheduler"}, "lcm"),
+        ({"_class_name": "DPMSolverSDEScheduler"}, "dpmpp_sde"),
+        ({"_class_name": "DPMSolverSDEScheduler", "use_karras_sigmas": True}, "dpmpp_sde_karras"),
     ],
 )
 def test_checkpoint_scheduler_is_recognised(config: dict[str, Any], name: str) -> None:

@@ -32,7 +32,7 @@ OTHERS = [
             "dpmpp_2m_karras",
             "unipc_karras",
             "dpmpp_3m_karras",
-            "ddim",
+            "dpmpp_sde_karras",
         ]
     )
 ]
@@ -65,7 +65,7 @@ def test_each_of_several_images_can_be_drawn_alone_from_its_own_seed(client: Cli
         assert np.array_equal(alone.pixels[0], pixels)
 
 
-@pytest.mark.parametrize("scheduler", ["unipc", "dpmpp_3m", "dpmpp_2s", "ddpm"])
+@pytest.mark.parametrize("scheduler", ["unipc", "dpmpp_3m", "dpmpp_2s", "dpmpp_sde", "ddpm"])
 @pytest.mark.parametrize("interval", [1, 5])
 def test_stream_in_segments_gives_the_same_image_as_one_run(client: Client, scheduler: str, interval: int) -> None:
     request = {**REQUEST, "scheduler": scheduler}

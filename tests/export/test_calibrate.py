@@ -77,6 +77,21 @@ def test_calibrating_again_replaces_its_own_and_keeps_the_others(copied: Path, c
     assert sorted(its.steps for its in cache.calibrations) == [4, 5]
 
 
+def test_of_a_solver_that_calls_the_unet_twice_in_a_step_calls_are_calibrated(copied: Path, checkpoints: dict[str, Path]) -> None:
+    prompts = copied.parent / "prompts.txt"
+    prompts.write_text("one\ntwo\nthree\n")
+    chosen = options(copied, checkpoints["sd"], schedulers=("dpmpp_sde",), steps=(3,), prompts=prompts)
+    for its in calibrate(chosen, Silent()):
+        assert (its["steps"], [len(curve) for curve in its["curves"]]) == (3, [5] * 4)
+        assert its["curves"][3][0] > 0
+        for level in its["levels"].values():
+            assert level["whole_steps"] == len(greedy_plan(its["curves"], level["threshold"], 0, 5).full or ())
+    cache = Pipeline.read(copied / "denoise" / "1").cache
+    assert cache is not None
+    (known,) = cache.calibrations
+    assert 4 in (known.plan(Level.LIGHT, 0).full or ())  # the last is whole
+
+
 def test_curves_are_the_relative_changes_of_the_features(copied: Path, checkpoints: dict[str, Path]) -> None:
     from nereid_export.calibrate import _Calibrating
     from nereid_export.kept_kinds import KEPT_FEATURES, KEPT_GUIDANCE

@@ -289,6 +289,9 @@ def test_what_front_ends_send_is_drawn(api: httpx.Client, drawers: Drawers) -> N
     assert package.status_code == 200, package.text
     assert drawers.asked[-1]["scheduler"] == b"euler_a"
     assert "eta" not in drawers.asked[-1]
+    forge = api.post(DRAW, json={**OF_A_PACKAGE, "distilled_cfg_scale": 3.5, "sampler_name": "DPM++ SDE", "scheduler": "Karras"})
+    assert forge.status_code == 200, forge.text
+    assert (drawers.asked[-1]["scheduler"], drawers.asked[-1]["guidance_scale"]) == (b"dpmpp_sde_karras", 7)
 
 
 def test_an_empty_request_is_the_checkpoints_own(api: httpx.Client, drawers: Drawers) -> None:
@@ -329,6 +332,14 @@ def test_a_tool_that_does_not_say_that_it_sends_json_is_read(api: httpx.Client, 
         other = tool.post(DRAW, content=json.dumps(OF_A_TOOL), headers={"Content-Type": "text/plain"})
         assert other.status_code == 415
         assert tool.post("/v1/images/generations", content=json.dumps({"prompt": "a box"})).status_code == 415
+
+
+def test_a_tool_whose_own_sampler_is_dpmpp_sde_is_drawn(api: httpx.Client, drawers: Drawers) -> None:
+    """It sends 0 for the share of fresh noise and for what multiplies it."""
+    answer = api.post(DRAW, json={**OF_A_TOOL, "sampler_index": "DPM++ SDE"})
+    assert answer.status_code == 200, answer.text
+    assert (drawers.asked[-1]["scheduler"], drawers.asked[-1]["eta"]) == (b"dpmpp_sde_karras", 0)
+    assert ", Sampler: DPM++ SDE Karras, " in json.loads(answer.json()["info"])["infotexts"][0]
 
 
 @pytest.mark.parametrize("sent", [OF_AN_ADD_ON, OF_A_PAINTER], ids=["add-on", "painter"])
@@ -440,7 +451,7 @@ def test_a_picture_is_redrawn(api: httpx.Client, drawers: Drawers, lead: str) ->
     assert kept["parameters"]["init_images"] == body["init_images"]
 
 
-def test_a_picture_of_other_proportions_is_stretched_or_cut(api: httpx.Client, drawers: Drawers) -> None:
+def test_a_picture_of_other_proportions_is_stretched_cut_or_filled_up(api: httpx.Client, drawers: Drawers) -> None:
     wide = Image.new("RGB", (128, 64), (255, 0, 0))
     wide.paste((0, 0, 255), (0, 0, 32, 64))
     body = {"init_images": [text(wide)], "width": 64, "height": 64}
@@ -448,7 +459,13 @@ def test_a_picture_of_other_proportions_is_stretched_or_cut(api: httpx.Client, d
         answer = api.post(REDRAW, json={**body, "resize_mode": mode})
         assert answer.status_code == 200, answer.text
         assert drawers.asked[-1]["init_image"][32, 0].tolist() == left
-    assert "'init_images'" not in refused(api.post(REDRAW, json={**body, "resize_mode": 2}), "resize_mode")
+    filled = api.post(REDRAW, json={**body, "resize_mode": 2})
+    assert filled.status_code == 200, filled.text
+    assert drawers.asked[-1]["init_image"][[0, 32, 63], 2].tolist() == [[0, 0, 255]] * 3
+    assert drawers.asked[-1]["init_image"][[0, 32, 63], 40].tolist() == [[255, 0, 0]] * 3
+    warnings = json.loads(filled.json()["info"])["warnings"]
+    assert "image: 128 x 64 pixels were scaled to 64 x 64, and padded to these proportions" in warnings
+    assert "'init_images'" not in refused(api.post(REDRAW, json={**body, "resize_mode": 3}), "resize_mode")
     own = api.post(REDRAW, json={"init_images": [text(wide.resize((61, 50)))]})
     assert shown(own.json()["images"][0]).size == (64, 48)
 
@@ -517,6 +534,10 @@ def test_weights_in_a_prompt_are_told_to_be_plain_text(api: httpx.Client) -> Non
         ("DPM++ 2M", "Automatic", None, Chosen("dpmpp_2m_karras", label="DPM++ 2M Karras")),
         ("DPM++ 2M", "Uniform", 0.5, Chosen("dpmpp_2m", "linspace", label="DPM++ 2M Uniform")),
         ("dpm++ 2m sde karras", "automatic", None, Chosen("dpmpp_2m_sde_karras", label="DPM++ 2M SDE Karras")),
+        ("DPM++ SDE", None, None, Chosen("dpmpp_sde_karras", label="DPM++ SDE Karras")),
+        ("DPM++ SDE Karras", "Automatic", 1.0, Chosen("dpmpp_sde_karras", eta=1.0, label="DPM++ SDE Karras")),
+        ("k_dpmpp_sde_ka", None, None, Chosen("dpmpp_sde_karras", label="DPM++ SDE Karras")),
+        ("DPM++ SDE", "Uniform", 0.0, Chosen("dpmpp_sde", "linspace", 0.0, label="DPM++ SDE Uniform")),
         ("Euler Karras", "Automatic", None, Chosen("euler_karras", label="Euler Karras")),
         ("k_dpmpp_2m_ka", None, None, Chosen("dpmpp_2m_karras", label="DPM++ 2M Karras")),
         ("Euler", "karras", None, Chosen("euler_karras", label="Euler Karras")),
@@ -558,8 +579,10 @@ def test_less_fresh_noise_is_refused_only_where_there_is_some() -> None:
     for name in ("Euler", "Euler a", "DPM++ 2M", "DDIM"):
         assert chosen(name, None, None, 0.0, flow=False) == chosen(name, None, None, flow=False)
     assert chosen("DPM++ 2M SDE", None, 0.0, 0.5, flow=False).scheduler == "dpmpp_2m_karras"
-    with pytest.raises(ApiError, match=r"s_noise: 0\.5 is not allowed with DPM"):
-        chosen("DPM++ 2M SDE", None, None, 0.5, flow=False)
+    assert chosen("DPM++ SDE", None, 0.0, 0.5, flow=False).eta == 0
+    for name in ("DPM++ 2M SDE", "DPM++ SDE"):
+        with pytest.raises(ApiError, match=r"s_noise: 0\.5 is not allowed with DPM"):
+            chosen(name, None, None, 0.5, flow=False)
 
 
 @pytest.mark.parametrize("own", SCHEDULERS)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nereid.diffusion.settings import Limits
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.image_models import ImageModel
 from nereid.serving.gateway.picture_store import PictureStore
@@ -138,6 +139,38 @@ def test_other_proportions_are_stretched_or_cut() -> None:
     narrow.paste((0, 0, 255), (0, 0, 8, 16))  # the left quarter: cut away
     assert np.asarray(fitted(narrow, (16, 16), Fit.CUT))[8, 0].tolist() == [255, 0, 0]
     assert np.asarray(fitted(narrow, (16, 16), Fit.STRETCHED))[8, 0].tolist() == [0, 0, 255]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_other_proportions_are_padded_with_the_edges(mode: str) -> None:
+    wide = Image.new("RGB", (64, 32), (255, 0, 0))
+    wide.paste((0, 0, 255), (0, 8, 64, 32))  # all but the upper quarter
+    sent = wide.convert(mode)
+    padded = fitted(sent, (32, 35), Fit.PADDED)
+    assert (padded.mode, padded.size) == (mode, (32, 35))
+    above, below = (sent.convert("RGB").getpixel((0, row)) for row in (0, 31))
+    pixels = np.asarray(padded.convert("RGB"))
+    assert (pixels[:10] == above).all()  # 9 rows of the edge, then the picture's own
+    assert (pixels[17:] == below).all()
+    high = np.asarray(fitted(sent.transpose(Image.Transpose.ROTATE_90), (35, 32), Fit.PADDED).convert("RGB"))
+    assert (high[:, :10] == above).all()
+    assert (high[:, 17:] == below).all()
+
+
+def test_the_longest_picture_is_padded_too() -> None:
+    line = Image.new("RGB", (640, 10), (255, 0, 0))
+    assert (np.asarray(fitted(line, (16, 16), Fit.PADDED)) == [255, 0, 0]).all()
+    assert fitted(line, (8, 8), Fit.PADDED).size == (8, 8)
+
+
+def test_a_pipelines_own_solver_is_the_one_that_its_export_chose() -> None:
+    config = {"_class_name": "DPMSolverSDEScheduler"}
+    for facts, solver in (
+        ({"scheduler": config}, "dpmpp_sde"),
+        ({"scheduler": config, "default_scheduler": "dpmpp_2m"}, "dpmpp_2m"),
+        ({}, None),
+    ):
+        assert ImageModel.of(facts, Limits()).scheduler == solver
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ TIMESTEPS = (
 )
 """Those to which diffusers' schedulers take timesteps."""
 SIGMAS = (SchedulerName.EULER,)
-ETA = (SchedulerName.DDIM, SchedulerName.TCD)
+ETA = (SchedulerName.DDIM, SchedulerName.DPMPP_SDE, SchedulerName.DPMPP_SDE_KARRAS, SchedulerName.TCD)
 SPACING = tuple(
     name
     for name in SchedulerName

@@ -16,6 +16,7 @@ from nereid.diffusion.solvers.scheduler_file import PredictionType, ScheduleErro
 class Levels:
     """Step i takes a sample at noise-to-signal ratio `sigmas[i]` (which the UNet knows as `timesteps[i]`) to `targets[i]`.
 
+    A step here is one call of the network: of solvers that call it twice in a step, the second call is a step of its own.
     `skipped` counts the steps of the whole run before the first one here. A sample is alpha x clean + noise x fresh noise, with
     both amplitudes' squares adding up to 1; where `flow`, with the amplitudes themselves adding up to 1 (rectified flow).
     """
@@ -58,6 +59,8 @@ def visited_levels(name: SchedulerName, config: SchedulerConfig, steps: int) -> 
             return _point_levels(name, config, steps)
         case SchedulerName.EULER | SchedulerName.EULER_A:
             return _euler_levels(name, config, steps)
+        case SchedulerName.DPMPP_SDE:
+            return _halved(_euler_levels(name, config, steps), _training_sigmas(config))
         case SchedulerName.LCM | SchedulerName.TCD:
             return _distilled_levels(name, config, steps)
         case _:
@@ -118,6 +121,15 @@ def _euler_levels(name: SchedulerName, config: SchedulerConfig, steps: int) -> L
     # Euler starts from noise as large as its largest sigma, which the input's scaling brings just below 1.
     made = Levels(timesteps, sigmas, np.append(sigmas[1:], last))
     return made if spacing is Spacing.LEADING else replace(made, initial_scale=float(made.noise(sigmas[:1])[0]))
+
+
+def _halved(whole: Levels, training: Array) -> Levels:
+    """Each step in two, at the level whose logarithm is in the middle, but the last one, which ends at no noise."""
+    middles = np.sqrt(whole.sigmas[:-1] * whole.sigmas[1:])
+    places = np.arange(1, len(whole))
+    sigmas = np.insert(whole.sigmas, places, middles)
+    timesteps = np.insert(whole.timesteps, places, schedule.timesteps_of_sigmas(middles, training))
+    return Levels(timesteps, sigmas, np.append(sigmas[1:], whole.targets[-1]), whole.initial_scale)
 
 
 _MOST_NOISE = 2.0**24

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from nereid.diffusion.solvers.levels import Levels
-from nereid.diffusion.solvers.onestep import first_order
+from nereid.diffusion.solvers.onestep import ancestral, first_order
 from nereid.diffusion.solvers.schedule import SchedulerConfig
 from nereid.diffusion.solvers.terms import HISTORY, Combination, Step, Term
 
@@ -126,6 +126,29 @@ def dpmpp_singlestep(levels: Levels, config: SchedulerConfig) -> list[Step]:
             Term.CLEAN_1: -signal * decay - slope / r0,
         }
         steps.append(Step(sample, base={Term.BASE: 1.0}))
+    return steps
+
+
+def dpmpp_sde(levels: Levels, config: SchedulerConfig) -> list[Step]:
+    """The SDE solver of k-diffusion's `sample_dpmpp_sde`: each step is an ancestral one by what is predicted halfway.
+
+    Its two calls take noise of one Brownian path along the noise level: what the first half has drawn is a part of what the whole
+    step takes. BASE is the whole step but for what the second call adds: the prediction there, and the rest of the noise.
+    """
+    eta = 1.0 if config.eta is None else config.eta
+    steps: list[Step] = []
+    for i in range(0, len(levels), 2):
+        start, middle = levels.sigmas[i], levels.targets[i]
+        keep, clean, fresh = ancestral(levels, start, middle, eta)
+        first = {Term.SAMPLE: keep, Term.CLEAN: clean, Term.NOISE: fresh}
+        if i + 1 == len(levels):  # to no noise
+            steps.append(Step(first))
+            break
+        end = levels.targets[i + 1]
+        keep, clean, fresh = ancestral(levels, start, end, eta)
+        drawn = (start - middle) / (start - end)
+        steps.append(Step(first, base={Term.SAMPLE: keep, Term.NOISE: fresh * math.sqrt(drawn)}))
+        steps.append(Step({Term.BASE: 1.0, Term.CLEAN: clean, Term.NOISE: fresh * math.sqrt(1 - drawn)}))
     return steps
 
 

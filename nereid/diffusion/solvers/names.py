@@ -25,6 +25,8 @@ class SchedulerName(StrEnum):
     DPMPP_3M_KARRAS = "dpmpp_3m_karras"
     DPMPP_2M_SDE = "dpmpp_2m_sde"
     DPMPP_2M_SDE_KARRAS = "dpmpp_2m_sde_karras"
+    DPMPP_SDE = "dpmpp_sde"
+    DPMPP_SDE_KARRAS = "dpmpp_sde_karras"
     LCM = "lcm"
     TCD = "tcd"
     UNIPC = "unipc"
@@ -38,6 +40,24 @@ class SchedulerName(StrEnum):
     def family(self) -> SchedulerName:
         """The same scheduler without Karras noise levels."""
         return SchedulerName(self.removesuffix(KARRAS_SUFFIX))
+
+    @property
+    def calls_per_step(self) -> int:
+        """Network calls that a step takes; the last one of a run, which ends at no noise, takes one in any case."""
+        return 2 if self.family is SchedulerName.DPMPP_SDE else 1
+
+    def calls(self, steps: int) -> int:
+        """Network calls of a run of so many steps."""
+        return self.first_call(steps, steps)
+
+    def first_call(self, step: int, steps: int) -> int:
+        """Calls of a run of so many `steps` before this one begins."""
+        each = self.calls_per_step
+        return min(each * step, each * (steps - 1) + 1)
+
+    def calls_of(self, some: range, steps: int) -> range:
+        """The calls of some steps of a run of so many."""
+        return range(self.first_call(some.start, steps), self.first_call(some.stop, steps))
 
 
 SCHEDULERS = tuple(SchedulerName)
@@ -64,6 +84,7 @@ _CLASSES = {
     "EulerDiscreteScheduler": SchedulerName.EULER,
     "EulerAncestralDiscreteScheduler": SchedulerName.EULER_A,
     "DPMSolverSinglestepScheduler": SchedulerName.DPMPP_2S,
+    "DPMSolverSDEScheduler": SchedulerName.DPMPP_SDE,
     "LCMScheduler": SchedulerName.LCM,
     "TCDScheduler": SchedulerName.TCD,
     "UniPCMultistepScheduler": SchedulerName.UNIPC,

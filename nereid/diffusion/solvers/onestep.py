@@ -68,22 +68,22 @@ def ddpm(levels: Levels, config: SchedulerConfig) -> list[Step]:
     return steps
 
 
+def ancestral(levels: Levels, start: float, end: float, eta: float = 1.0) -> tuple[float, float, float]:
+    """(sample, clean, noise) weights of the ancestral step in noise-to-signal units, rescaled to keep the variance.
+
+    In the notation of Karras et al. (2022): down below the level aimed at, and up to it by fresh noise, `eta` times as much.
+    """
+    up = min(end, eta * np.sqrt(end**2 * (start**2 - end**2) / start**2))
+    down = np.sqrt(max(end**2 - up**2, 0.0))
+    scales = levels.alpha(np.array([start, end]))
+    return float(scales[1] * down / start / scales[0]), float(scales[1] * (1 - down / start)), float(scales[1] * up)
+
+
 def euler_ancestral(levels: Levels, config: SchedulerConfig) -> list[Step]:
-    """The ancestral step in noise-to-signal units (Karras et al., 2022, notation), rescaled to keep the variance."""
     steps = []
     for start, end in zip(levels.sigmas, levels.targets, strict=True):
-        up = np.sqrt(end**2 * (start**2 - end**2) / start**2)
-        down = np.sqrt(max(end**2 - up**2, 0.0))
-        scales = levels.alpha(np.array([start, end]))
-        steps.append(
-            Step(
-                {
-                    Term.SAMPLE: scales[1] * down / start / scales[0],
-                    Term.CLEAN: scales[1] * (1 - down / start),
-                    Term.NOISE: scales[1] * up,
-                }
-            )
-        )
+        keep, clean, fresh = ancestral(levels, start, end)
+        steps.append(Step({Term.SAMPLE: keep, Term.CLEAN: clean, Term.NOISE: fresh}))
     return steps
 
 

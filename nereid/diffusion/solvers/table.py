@@ -25,7 +25,8 @@ from nereid.diffusion.solvers.terms import Combination, Step, Term
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SolverTable:
-    """Everything a run needs, step by step; all arrays have one row a step.
+    """Everything a run needs, step by step; all arrays have one row a step, and of solvers that take two calls of the network in
+    a step, one row a call.
 
     Attributes:
         timesteps: what the UNet is told, float32, fractional for Euler with Karras sigmas.
@@ -34,6 +35,7 @@ class SolverTable:
         next_base: float32 n x 7, the next BASE from the terms.
         levels: float32 n x 2, how much of an image's latents and of noise is in the sample that a step takes.
         initial_scale: what standard normal noise is multiplied by to start from nothing.
+        calls_per_step: rows of a step; the last step of a run has one in any case.
     """
 
     timesteps: NDArray[np.float32]
@@ -42,6 +44,7 @@ class SolverTable:
     next_base: NDArray[np.float32]
     levels: NDArray[np.float32]
     initial_scale: float
+    calls_per_step: int = 1
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -76,7 +79,7 @@ def build_table(name: SchedulerName, config: SchedulerConfig, steps: int, begin:
         raise ScheduleError(
             f"num_inference_steps: {steps} is not allowed; {name} would visit a noise level twice, it must be fewer"
         )
-    levels = levels.since(begin)
+    levels = levels.since(name.first_call(begin, steps))
     made = _SOLVERS[name.family](levels, config)
     return SolverTable(
         timesteps=levels.timesteps.astype(np.float32),
@@ -85,6 +88,7 @@ def build_table(name: SchedulerName, config: SchedulerConfig, steps: int, begin:
         next_base=_rows([step.base for step in made]),
         levels=np.stack([levels.alpha(levels.sigmas), levels.noise(levels.sigmas)], axis=1).astype(np.float32),
         initial_scale=levels.initial_scale,
+        calls_per_step=name.calls_per_step,
     )
 
 
@@ -117,5 +121,6 @@ _SOLVERS: dict[SchedulerName, Callable[[Levels, SchedulerConfig], list[Step]]] =
     SchedulerName.DPMPP_2M: multistep.dpmpp_2m,
     SchedulerName.DPMPP_3M: multistep.dpmpp_3m,
     SchedulerName.DPMPP_2M_SDE: multistep.dpmpp_2m_sde,
+    SchedulerName.DPMPP_SDE: multistep.dpmpp_sde,
     SchedulerName.UNIPC: multistep.unipc,
 }

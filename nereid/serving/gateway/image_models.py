@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nereid.diffusion.settings import Limits
-from nereid.diffusion.solvers.names import SchedulerName, default_scheduler
+from nereid.diffusion.solvers.names import SCHEDULERS, SchedulerName, default_scheduler
 from nereid.diffusion.solvers.scheduler_file import FLOW_MATCHING
 
 _SIZE_MULTIPLE = 8
@@ -35,7 +35,7 @@ class ImageModel:
         return cls(
             steps=facts.get("default_steps"),
             guidance=facts.get("default_guidance"),
-            scheduler=default_scheduler(scheduler) if scheduler else None,
+            scheduler=_solver(facts.get("default_scheduler"), scheduler),
             size_multiple=facts.get("size_multiple", _SIZE_MULTIPLE),
             most_pixels=limits.max_pixels,
             most_steps=limits.max_steps,
@@ -49,3 +49,10 @@ class ImageModel:
         while sides[0] * sides[1] * self.size_multiple**2 > self.most_pixels and max(sides) > 1:
             sides[sides.index(max(sides))] -= 1  # rounded up
         return sides[0] * self.size_multiple, sides[1] * self.size_multiple
+
+
+def _solver(chosen: Any, config: Mapping[str, Any]) -> SchedulerName | None:
+    """What export has chosen for the checkpoint's scheduler; a version before may have known no solver for it."""
+    if chosen in SCHEDULERS:
+        return SchedulerName(chosen)
+    return default_scheduler(config) if config else None

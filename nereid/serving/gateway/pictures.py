@@ -35,6 +35,7 @@ class Fit(StrEnum):
 
     STRETCHED = "stretched"
     CUT = "cut"
+    PADDED = "padded"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,12 +149,24 @@ def on_white(picture: Image.Image) -> Image.Image:
 
 
 def fitted(picture: Image.Image, size: tuple[int, int], fit: Fit) -> Image.Image:
-    """The picture in width x height; of other proportions it is stretched, or cut evenly on both sides."""
+    """The picture in width x height; of other proportions it is stretched, cut evenly on both sides, or padded there."""
     if picture.size == size:
         return picture
     if fit is Fit.CUT:
         return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+    if fit is Fit.PADDED:
+        return _padded(picture, size)
     return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _padded(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """All of the picture in the middle, and its edges' pixels from there on, as AUTOMATIC1111's "Resize and fill" has it."""
+    scale = min(wanted / side for wanted, side in zip(size, picture.size, strict=True))
+    width, height = (min(wanted, max(1, round(scale * side))) for wanted, side in zip(size, picture.size, strict=True))
+    pixels = np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    beside = ((top, size[1] - height - top), (left, size[0] - width - left))
+    return Image.fromarray(np.pad(pixels, (*beside, (0, 0))[: pixels.ndim], mode="edge"))
 
 
 def _too_large(field: str, size: str, most_pixels: int) -> ApiError:

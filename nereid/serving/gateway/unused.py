@@ -177,6 +177,7 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("alwayson_scripts", ({},), "Programs on the server."),
         ("infotext", ("",), "Fields as one text."),
         ("clip_skip", (0, 1), "Text features of an earlier layer."),
+        ("distilled_cfg_scale", None, "Forge's, of Flux, which is not served; other models there do not read it."),
         ("do_not_save_samples", None, _KEPT),
         ("do_not_save_grid", None, _KEPT),
         ("save_images", None, _KEPT),

@@ -126,13 +126,16 @@ class PictureInfoBody(Sent):
 
 
 class ImageToImageBody(DrawBody):
-    """`resize_mode` 0 stretches a picture of other proportions, 1 cuts it. What is white in a `mask` is drawn anew."""
+    """`resize_mode` 0 stretches a picture of other proportions, 1 cuts it, 2 fills what is missing with its edges.
+
+    What is white in a `mask` is drawn anew.
+    """
 
     place = IMG2IMG
 
     init_images: list[str] = Field(min_length=1, max_length=1)
     denoising_strength: float = 0.75
-    resize_mode: Literal[0, 1] = 0
+    resize_mode: Literal[0, 1, 2] = 0
     include_init_images: bool = False
     mask: str | None = None
     mask_blur: float | None = Field(default=None, ge=0, le=MOST_BLUR)
@@ -166,7 +169,7 @@ class ImageToImageBody(DrawBody):
 
     @property
     def fit(self) -> Fit:
-        return Fit.CUT if self.resize_mode else Fit.STRETCHED
+        return (Fit.STRETCHED, Fit.CUT, Fit.PADDED)[self.resize_mode]
 
     def options(self, sampler: Chosen) -> dict[str, Any]:
         return {**super().options(sampler), "strength": self.denoising_strength}

@@ -32,6 +32,7 @@ SAMPLERS = (
     Sampler("Euler a", SchedulerName.EULER_A, ("k_euler_a", "k_euler_ancestral")),
     Sampler("DPM++ 2M", SchedulerName.DPMPP_2M, ("k_dpmpp_2m",), by_itself=True),
     Sampler("DPM++ 2M SDE", SchedulerName.DPMPP_2M_SDE, ("k_dpmpp_2m_sde",), by_itself=True),
+    Sampler("DPM++ SDE", SchedulerName.DPMPP_SDE, ("k_dpmpp_sde",), by_itself=True),
     Sampler("DPM++ 2S", SchedulerName.DPMPP_2S),
     Sampler("DPM++ 3M", SchedulerName.DPMPP_3M),
     Sampler("DDIM", SchedulerName.DDIM),
@@ -43,7 +44,9 @@ SAMPLERS = (
 
 
 _WITHOUT_NOISE = {SchedulerName.EULER_A: SchedulerName.EULER, SchedulerName.DPMPP_2M_SDE: SchedulerName.DPMPP_2M}
-"""What solvers with fresh noise are without it."""
+"""What solvers with fresh noise are without it; others read `eta` themselves."""
+_TAKES_S_NOISE = (SchedulerName.DPMPP_2M_SDE, SchedulerName.DPMPP_SDE)
+"""Those whose fresh noise AUTOMATIC1111 multiplies by `s_noise`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,21 +135,19 @@ def _has_karras(solver: SchedulerName) -> bool:
 def _noise(sampler: Sampler, eta: float | None, s_noise: float | None) -> tuple[SchedulerName, float | None]:
     """The solver for so much fresh noise, and the `eta` that it reads.
 
-    Solvers that draw fresh noise draw all of it, which is 1; with 0 they are another one. Those that draw none do not read it.
+    Of other solvers that draw fresh noise it is all of it, which is 1; with 0 they are another one. Those that draw none do not
+    read it.
     """
     solver = sampler.scheduler
-    if solver in ETA:
-        return solver, eta
-    if solver not in _WITHOUT_NOISE:
-        return solver, None
-    if eta == 0:
-        return _WITHOUT_NOISE[solver], None
-    if eta not in (None, 1):
-        sentence = f"{ETA_FIELD}: {eta:g} is not allowed with {sampler.name}; it must be 1, 0, or absent"
-        raise ApiError(400, sentence, param=ETA_FIELD)
-    if s_noise not in (None, 1) and solver is SchedulerName.DPMPP_2M_SDE:
+    if solver in _WITHOUT_NOISE:
+        if eta == 0:
+            return _WITHOUT_NOISE[solver], None
+        if eta not in (None, 1):
+            sentence = f"{ETA_FIELD}: {eta:g} is not allowed with {sampler.name}; it must be 1, 0, or absent"
+            raise ApiError(400, sentence, param=ETA_FIELD)
+    if s_noise not in (None, 1) and solver in _TAKES_S_NOISE and eta != 0:
         raise ApiError(400, f"{S_NOISE}: {s_noise:g} is not allowed with {sampler.name}; it must be 1, or absent", param=S_NOISE)
-    return solver, None
+    return solver, eta if solver in ETA else None
 
 
 def _sampler(name: str) -> tuple[Sampler, Schedule]:
