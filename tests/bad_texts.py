@@ -32,7 +32,7 @@ def bad_parameters(vocabulary: int) -> list[tuple[dict[str, Any], list[str]]]:
         ({"frequency_penalty": -2.5}, ["frequency_penalty", "-2.5"]),
         ({"n": 0}, ["n:", "0"]),
         ({"n": 17}, ["n:", "17", "16"]),
-        ({"seed": -1}, ["seed", "-1"]),
+        ({"seed": -2}, ["seed", "-2"]),
         ({"seed": 2**63}, ["seed"]),
         ({"max_tokens": -5}, ["max_tokens", "-5"]),
         ({"max_tokens": 100_000}, ["max_tokens", "100000", "0 to"]),

@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import queue
+import re
 import threading
 import uuid
 from collections.abc import Iterator
@@ -17,13 +18,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from nereid_protocol.json_lines import json_line
+
 _LATER = {408, 429, 500, 502, 503, 504}
 """Statuses after which the same request may go well."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+_KEY = re.compile(r"[!-~]*")
+_PATH = re.compile(r"/v1/[!-~]*")
+"""What a request's line can hold."""
 
 
 class BatchError(ValueError):
     """A file or an option is not what it must be; one sentence."""
+
+
+class NoJsonError(ValueError):
+    """What has answered has not OpenAI's API; one sentence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,18 +49,24 @@ class Target:
     @classmethod
     def of(cls, url: str, api_key: str = "", timeout: float = 600.0) -> Target:
         """`host:port`, or an address with http or https, which may end in /v1; raises BatchError."""
-        parts = urlsplit(url if "://" in url else f"http://{url}")
+        if not _KEY.fullmatch(api_key):
+            raise BatchError("the API key is not allowed: it must be of ASCII characters that are seen, without spaces")
         try:
-            found = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # a port that is none
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            (parts.hostname or "").encode("idna")
+            found = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and "@" not in parts.netloc
+        except ValueError:  # a host or a port that is none
             found = False
-        if not found or parts.query or parts.fragment:
+        if not found or not parts.path.isascii() or parts.query or parts.fragment:
             raise BatchError(f"--url: {url!r} is not allowed; it must be host:port, or http(s)://host[:port][/v1]")
         prefix = parts.path.rstrip("/").removesuffix("/v1")
         return cls(secure=parts.scheme == "https", address=parts.netloc, prefix=prefix, api_key=api_key, timeout=timeout)
 
     def post(self, path: str, body: Any) -> tuple[int, str | None, float | None, Any]:
-        """Status, request id, seconds to wait before the next try, and body; raises OSError, http.client.HTTPException."""
+        """Status, request id, seconds to wait before the next try, and body.
+
+        Raises OSError, http.client.HTTPException, and NoJsonError where an answer that went well is none.
+        """
         make = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self.api_key:
@@ -62,16 +78,19 @@ class Target:
             raw = response.read()
             after = response.getheader("retry-after") or ""
             wait = float(after) if after.isdecimal() else None
-            return response.status, response.getheader("x-request-id"), wait, _read(raw)
+            return response.status, response.getheader("x-request-id"), wait, _body(response.status, raw)
         finally:
             connection.close()
 
 
-def _read(raw: bytes) -> Any:
+def _body(status: int, raw: bytes) -> Any:
     try:
         return json.loads(raw)
-    except ValueError:
-        return {"error": {"message": f"the answer is no JSON: {raw[:200].decode(errors='replace')}", "type": "server_error"}}
+    except (ValueError, RecursionError):
+        sentence = f"the answer is no JSON: {raw[:200].decode(errors='replace')}"
+    if status == 200:  # somebody else's page: kept as an answer, it would never be asked for again
+        raise NoJsonError(sentence)
+    return {"error": {"message": sentence, "type": "server_error"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +107,7 @@ def read_requests(file: Path) -> list[Request]:
     for number, start, raw in _lines(file):
         try:
             value = json.loads(raw)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             raise BatchError(f"{file}, line {number}: it is not a JSON object")
@@ -99,7 +118,7 @@ def read_requests(file: Path) -> list[Request]:
             raise BatchError(f"{file}, line {number}: custom_id: {custom_id!r} is not allowed; another line has it already")
         if value.get("method", "POST") != "POST":
             raise BatchError(f"{file}, line {number}: method: {value['method']!r} is not allowed; it must be POST")
-        if not str(value.get("url", "")).startswith("/v1/"):
+        if not isinstance(value.get("url"), str) or not _PATH.fullmatch(value["url"]):
             raise BatchError(f"{file}, line {number}: url: it must be a path such as /v1/chat/completions")
         if not isinstance(value.get("body"), dict) or value["body"].get("stream"):
             raise BatchError(f"{file}, line {number}: body: it must be an object, and no stream")
@@ -128,7 +147,7 @@ def keep_answered(output: Path) -> set[str]:
             value = json.loads(raw)
             ok = raw.endswith(b"\n") and value["response"]["status_code"] == 200
             custom_id = value["custom_id"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
         if ok:
             kept[str(custom_id)] = raw
@@ -157,6 +176,8 @@ class BatchRun:
     answered: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.output.exists() and self.output.samefile(self.source):
+            raise BatchError(f"{self.output}: it is the file of the requests; answers must have another one")
         self.requests = read_requests(self.source)
         self.answered = keep_answered(self.output)
 
@@ -174,7 +195,7 @@ class BatchRun:
             with self.output.open("a", encoding="utf-8") as opened:
                 for _ in left:
                     line = self._done.get()
-                    opened.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    opened.write(json_line(line) + "\n")
                     opened.flush()
                     response = line["response"]
                     yield line["custom_id"], response is not None and response["status_code"] == 200
@@ -188,7 +209,12 @@ class BatchRun:
                 request = self._work.get_nowait()
             except queue.Empty:
                 return
-            self._done.put(self._answer(request))
+            try:
+                line = self._answer(request)
+            except Exception as error:  # whoever waits for this answer would wait for ever
+                told = {"code": "client_error", "message": f"{type(error).__name__}: {error}"}
+                line = _line(request, {"response": None, "error": told})
+            self._done.put(line)
 
     def _answer(self, request: Request) -> dict[str, Any]:
         with self.source.open("rb") as opened:
@@ -205,8 +231,15 @@ class BatchRun:
                 status = 503
                 sentence = f"{self.target.address} does not answer ({str(error) or type(error).__name__})"
                 told["error"] = {"code": "connection_error", "message": sentence}
+            except NoJsonError as error:
+                status = 200
+                told["error"] = {"code": "invalid_answer", "message": str(error)}
             tried += 1
             if status not in _LATER or tried > self.retries or self._stopped.is_set():
-                return {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": request.custom_id, **told}
+                return _line(request, told)
             self._stopped.wait(min(max(pause, wait or 0.0), _LONGEST_PAUSE))
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _line(request: Request, told: dict[str, Any]) -> dict[str, Any]:
+    return {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": request.custom_id, **told}

@@ -111,7 +111,11 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
         name="logit_bias", kind=Kind.BIASES, low=-100, high=100, most=1024, help="Added to the logits of tokens, by id; none."
     ),
     SamplingField(
-        name="seed", kind=Kind.INTEGER, low=0, high=MAX_SEED, help="The same seed gives the same answer again; random by default."
+        name="seed",
+        kind=Kind.INTEGER,
+        low=-1,
+        high=MAX_SEED,
+        help="The same seed gives the same answer again; random by default, and where it is -1.",
     ),
     SamplingField(
         name="stop", kind=Kind.TEXTS, default=(), most=16, length=256, help="Texts that end the answer, after min_tokens."

@@ -171,7 +171,7 @@ def _adapter(sent: SentSampling, facts: LlmFacts) -> int:
 
 
 def _samplings(sent: SentSampling) -> tuple[Sampling, ...]:
-    seed = secrets.randbits(63) if sent["seed"] is None else sent["seed"]
+    seed = secrets.randbits(63) if sent["seed"] in (None, -1) else sent["seed"]
     return tuple(
         Sampling(
             temperature=sent["temperature"] if sent["temperature"] >= GREEDY_BELOW else 0.0,

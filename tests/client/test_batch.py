@@ -157,6 +157,9 @@ def test_a_run_that_is_interrupted_keeps_its_answers(server: Server, tmp_path: P
         ("[]", "line 1: it is not a JSON object"),
         ('{"url": "/v1/x", "body": {}}', "line 1: custom_id"),
         ('{"custom_id": "a", "url": "x", "body": {}}', "line 1: url"),
+        ('{"custom_id": "a", "url": "/v1/\u00e9", "body": {}}', "line 1: url"),
+        ('{"custom_id": "a", "url": "/v1/a b", "body": {}}', "line 1: url"),
+        ('{"custom_id": "a", "url": "/v1/x", "body": ' + '{"a":' * 20_000, "line 1: it is not a JSON object"),
         ('{"custom_id": "a", "url": "/v1/x"}', "line 1: body"),
         ('{"custom_id": "a", "url": "/v1/x", "body": {"stream": true}}', "line 1: body"),
         ('{"custom_id": "a", "url": "/v1/x", "body": {}, "method": "GET"}', "line 1: method: 'GET'"),
@@ -177,7 +180,20 @@ def test_a_file_that_cannot_be_sent_is_refused_before_anything_is(tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("url", ["", "ftp://x", "http://x:99999", "http://", "http://x/v1?a=b"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "ftp://x",
+        "http://x:99999",
+        "http://",
+        "http://x/v1?a=b",
+        "http://[",
+        "a..b:80",
+        "http://me:secret@x/v1",
+        "http://x/\u00e9",
+    ],
+)
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(BatchError, match="--url"):
         Target.of(url)
@@ -202,4 +218,71 @@ def test_a_server_that_is_gone_is_an_error_in_each_answer(tmp_path: Path, monkey
     work = BatchRun(write(tmp_path, "a"), tmp_path / "out", Target.of("127.0.0.1:9"), retries=1)
     assert list(work) == [("ra", False)]
     assert answers(tmp_path / "out")["ra"]["error"]["code"] == "connection_error"
+    assert keep_answered(tmp_path / "out") == set()
+
+
+@pytest.mark.parametrize("key", ["secret of mine", "secret-of-mine\n", "secret-caf\u00e9"])
+def test_a_key_that_no_header_could_bring_is_refused_and_not_shown(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("NEREID_API_KEY", key)
+    made = run(server, write(tmp_path, "a"), tmp_path / "out")
+    assert made.exit_code == 1
+    assert "the API key is not allowed" in " ".join(made.output.split())
+    assert "secret" not in made.output
+    assert server.asked == []
+
+
+def test_the_requests_are_never_written_over(server: Server, tmp_path: Path) -> None:
+    source = write(tmp_path, "a")
+    before = source.read_bytes()
+    (tmp_path / "linked").symlink_to(source)
+    for output in (source, tmp_path / "linked"):
+        made = run(server, source, output)
+        assert made.exit_code == 1
+        assert "answers must have another one" in " ".join(made.output.split())
+        assert source.read_bytes() == before
+    assert server.asked == []
+
+
+def test_a_request_that_cannot_be_sent_keeps_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(target: Target, path: str, body: Any) -> Any:
+        raise RuntimeError(f"nobody foresaw {body['prompt']}")
+
+    monkeypatch.setattr(Target, "post", fails)
+    work = BatchRun(write(tmp_path, "a", "b"), tmp_path / "out", Target.of("127.0.0.1:9"), at_once=1)
+    assert sorted(work) == [("ra", False), ("rb", False)]
+    assert answers(tmp_path / "out")["rb"]["error"] == {"code": "client_error", "message": "RuntimeError: nobody foresaw b"}
+    assert keep_answered(tmp_path / "out") == set()
+
+
+@pytest.mark.parametrize("text", ["half \ud83d", "one\u2028two\x85three"])
+def test_whatever_a_server_writes_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(Target, "post", lambda self, path, body: (200, None, None, {"text": body["prompt"]}))
+    source, output = write(tmp_path, text, "other"), tmp_path / "out"
+    assert sorted(BatchRun(source, output, Target.of("127.0.0.1:9"))) == sorted([(f"r{text}", True), ("rother", True)])
+    assert answers(output)[f"r{text}"]["response"]["body"] == {"text": text}
+    assert keep_answered(output) == {f"r{text}", "rother"}
+
+
+@pytest.mark.parametrize("content", [b"<html>Please log in</html>", b"[" * 100_000], ids=["page", "nested"])
+def test_a_page_that_is_no_answer_is_an_error_and_asked_for_again(tmp_path: Path, content: bytes) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        work = BatchRun(write(tmp_path, "a"), tmp_path / "out", Target.of(f"127.0.0.1:{http.server_port}"))
+        assert list(work) == [("ra", False)]
+        http.shutdown()
+    error = answers(tmp_path / "out")["ra"]["error"]
+    assert error["code"] == "invalid_answer"
+    assert error["message"].startswith("the answer is no JSON: ")
     assert keep_answered(tmp_path / "out") == set()

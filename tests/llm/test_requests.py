@@ -100,6 +100,12 @@ def test_defaults_are_vllms_and_everything_is_resolved() -> None:
     assert parse(sampling_parameters=text('{"ignore_eos": true, "stop_token_ids": [4]}')).stop_ids == {4}
 
 
+def test_a_seed_of_minus_one_is_as_none() -> None:
+    drawn = {parse(sampling_parameters=text('{"seed": -1}')).samplings[0].seed for _ in range(3)}
+    assert len(drawn) == 3
+    assert -1 not in drawn
+
+
 def test_limits_name_the_parameter_that_is_wrong() -> None:
     assert not LlmLimits.from_parameters({"batch_invariant": "false"}).batch_invariant
     assert LlmLimits.from_parameters({"stream_interval_seconds": "0"}).stream_interval_seconds == 0

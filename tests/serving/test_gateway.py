@@ -241,10 +241,13 @@ def test_a_context_too_long_has_openais_code_and_the_callers_field(
 
 
 def test_what_nobody_foresaw_is_a_json_500_with_its_request_id_logged_once(
-    tmp_path: Path, small: tuple[int, Small], caplog: pytest.LogCaptureFixture
+    repository: Path, small: tuple[int, Small], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = small_repository(tmp_path, "{{ 1 + messages[0].content }}")  # a TypeError, not a template's error
-    with caplog.at_level(logging.INFO), gateway(broken, small[0]) as running:
+    async def fails(*args: object) -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    monkeypatch.setattr("nereid.serving.gateway.chats.read_chat", fails)
+    with caplog.at_level(logging.INFO), gateway(repository, small[0]) as running:
         answer = httpx.post(f"{running.url}{CHAT}", json=BODIES[CHAT], headers={"x-request-id": "mine-1"})
     assert answer.status_code == 500
     assert answer.json()["error"]["type"] == "server_error"

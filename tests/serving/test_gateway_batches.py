@@ -179,6 +179,15 @@ def test_a_picture_of_a_batch_has_no_address(tmp_path: Path, model: Model) -> No
         assert "a batch's; it must be b64_json" in error["message"]
 
 
+def test_no_character_of_an_answer_ends_its_line(tmp_path: Path, model: Model) -> None:
+    odd = "one\u2028two\x85three\u2029four"
+    with serving(tmp_path, model) as client:
+        done = ended(client, begin(client, line(odd, odd), line("bad", "wrong")))
+        found = answers(client, done.output_file_id)
+        assert found[odd]["response"]["body"]["choices"][0]["text"] == odd
+        assert list(answers(client, done.error_file_id)) == ["bad"]
+
+
 def test_a_file_with_wrong_lines_fails_and_says_which(tmp_path: Path, model: Model) -> None:
     with serving(tmp_path, model) as client:
         done = ended(client, begin(client, line("a"), "{", line("a"), line("b", stream=True), line("c", url="/v1/other")))
@@ -277,6 +286,12 @@ def test_lists_come_in_pages(tmp_path: Path, model: Model) -> None:
         made = [client.files.create(file=(f"{i}", b"{}"), purpose="batch").id for i in range(5)]
         assert [item.id for item in client.files.list(limit=2)] == made[::-1]  # the package asks for one page after the other
         assert [item.id for item in client.files.list(order="asc", limit=3)] == made
+        assert len(client.files.list(limit=10_000).data) == 5
+        for limit in (0, 10_001, "1" * 7, "000001" + "9" * 5000):
+            with pytest.raises(openai.BadRequestError, match="it must be 1 to 10000"):
+                client.files.list(limit=limit)  # type: ignore[arg-type]
+        with pytest.raises(openai.BadRequestError, match="it must be 1 to 100"):
+            client.batches.list(limit=101)
 
 
 def test_without_a_folder_there_are_no_batches(tmp_path: Path, model: Model) -> None:

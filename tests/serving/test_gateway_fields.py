@@ -18,7 +18,7 @@ from PIL import Image
 from nereid.serving.gateway.a1111.bodies import ImageToImageBody, Settings, TextToImageBody
 from nereid.serving.gateway.image_bodies import EditBody, ImageBody, VariationBody
 from nereid.serving.gateway.launch import Rules
-from nereid.serving.gateway.messages import Message
+from nereid.serving.gateway.messages import ContentPart, Message, Tool
 from nereid.serving.gateway.response_bodies import ResponsesBody
 from nereid.serving.gateway.schemas import ChatBody, CompletionBody, EmbeddingBody
 from nereid.serving.gateway.unused import CHAT as IN_CHAT
@@ -29,7 +29,9 @@ from nereid.serving.gateway.unused import (
     IMG2IMG,
     MASKED,
     MESSAGE,
+    PART,
     SETTINGS,
+    TOOL,
     TXT2IMG,
     UNUSED_FIELDS,
     VARIATIONS,
@@ -180,6 +182,11 @@ def body_with(place: str, name: str, value: object) -> tuple[str, dict[str, Any]
     if place == MESSAGE:
         message = {"role": "assistant", "content": "x", name: value}
         return CHAT, {**BODIES[CHAT], "messages": [message]}
+    if place == PART:
+        part = {"type": "text", "text": "x", name: value}
+        return CHAT, {**BODIES[CHAT], "messages": [{"role": "assistant", "content": [part]}]}
+    if place == TOOL:
+        return CHAT, {**BODIES[CHAT], "tools": [{"type": "function", "function": {"name": "f"}, name: value}]}
     if place == SETTINGS:
         return DRAW, {**BODIES[DRAW], SETTINGS: {name: value}}
     mask = {"mask": "aGk="} if place == MASKED else {}
@@ -195,6 +202,10 @@ def test_a_value_that_changes_nothing_is_taken_and_dropped(place: str, name: str
         assert made.override_settings == Settings()
     if place == MESSAGE:
         assert made.messages == [Message(role="assistant", content="x")]
+    if place == PART:
+        assert made.messages[0].content == [ContentPart(type="text", text="x")]
+    if place == TOOL:
+        assert made.tools == [Tool.model_validate({"type": "function", "function": {"name": "f"}})]
 
 
 def test_any_other_value_is_refused_by_name_also_where_unknown_fields_are_ignored(
@@ -223,6 +234,8 @@ def test_true_is_not_one() -> None:
 def test_a_field_that_is_honoured_is_not_called_unused() -> None:
     places: dict[str, Any] = {
         MESSAGE: Message,
+        PART: ContentPart,
+        TOOL: Tool,
         SETTINGS: Settings,
         **{place: SCHEMAS[route] for place, route in ROUTES.items()},
     }
@@ -245,13 +258,13 @@ def test_what_openais_package_sends_back_is_taken(repository: Path, triton: int)
 
 
 def test_unknown_fields_are_ignored_and_named_where_that_is_asked_for(lenient: httpx.Client, api: httpx.Client) -> None:
-    part = {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}
+    part = {"type": "text", "text": "hi", "weight": {"a": 1}}
     body = {**BODIES[CHAT], "messages": [{"role": "user", "content": [part]}], "num_ctx": 5, "wïnd\n": 1}
     assert api.post(CHAT, json=body).json()["error"]["code"] == "unsupported_parameter"
     answer = lenient.post(CHAT, json=body)
     assert answer.status_code == 200, answer.text
     named = answer.headers["x-nereid-ignored-fields"].split(", ")
-    assert sorted(named) == ["messages.0.content.0.cache_control", "num_ctx", "w\\u00efnd\\n"]
+    assert sorted(named) == ["messages.0.content.0.weight", "num_ctx", "w\\u00efnd\\n"]
     assert "x-nereid-ignored-fields" not in lenient.post(CHAT, json=BODIES[CHAT]).headers
     wrong = lenient.post(CHAT, json={**body, "temperature": "hot"})
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "temperature")

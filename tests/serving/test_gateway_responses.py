@@ -196,6 +196,21 @@ def test_what_is_kept_can_be_seen_and_removed(client: openai.OpenAI, api: httpx.
         client.responses.retrieve(other.id)
 
 
+def test_what_an_answer_answers_comes_in_pages_the_newest_first(client: openai.OpenAI, api: httpx.Client) -> None:
+    given: Any = [{"role": "user", "content": str(place)} for place in range(25)]
+    made = client.responses.create(model="llm", input=given)
+
+    def texts_of(**query: Any) -> list[Any]:
+        return [item.content for item in client.responses.input_items.list(made.id, **query)]  # type: ignore[union-attr]
+
+    assert texts_of() == [str(place) for place in reversed(range(25))]  # the package asks for one page after the other
+    assert texts_of(order="asc", limit=7) == [str(place) for place in range(25)]
+    page = api.get(f"{ROUTE}/{made.id}/input_items", params={"limit": 2, "order": "asc"}).json()
+    assert ([item["content"] for item in page["data"]], page["has_more"]) == (["0", "1"], True)
+    wrong = api.get(f"{ROUTE}/{made.id}/input_items", params={"limit": 101})
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "limit")
+
+
 def test_a_reference_stands_for_an_item_that_is_kept(client: openai.OpenAI, model: Model) -> None:
     model.answer = CALL
     first = client.responses.create(**ASK, tools=[WARMTH])
@@ -207,7 +222,7 @@ def test_a_reference_stands_for_an_item_that_is_kept(client: openai.OpenAI, mode
     second = client.responses.create(model="llm", input=[*references, result], tools=[WARMTH])
     client.responses.create(model="llm", input=[result], previous_response_id=first.id, tools=[WARMTH])
     assert model.prompts[-1] == model.prompts[-2]
-    kept = client.responses.input_items.list(second.id).data
+    kept = client.responses.input_items.list(second.id, order="asc").data
     assert [item.type for item in kept] == ["message", "message", "function_call", "function_call_output"]
     assert kept[0].id == asked.id
     client.responses.delete(second.id)

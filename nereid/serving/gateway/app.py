@@ -36,8 +36,8 @@ from nereid.serving.gateway.catalogue import Catalogue
 from nereid.serving.gateway.chat_answers import ChatAnswer
 from nereid.serving.gateway.described import described
 from nereid.serving.gateway.draining import Drain, Drained
-from nereid.serving.gateway.errors import ApiError, from_nereid
-from nereid.serving.gateway.guard import Bodies, Guard, asked_by
+from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.guard import Bodies, Guard
 from nereid.serving.gateway.image_routes import PICTURE_PATHS, Decoding, ImageRoutes, ServedImages
 from nereid.serving.gateway.keys import Keys
 from nereid.serving.gateway.launch import Rules
@@ -46,6 +46,7 @@ from nereid.serving.gateway.observing import IGNORED_HEADER, REQUEST_ID_HEADER, 
 from nereid.serving.gateway.openapi import openapi_of
 from nereid.serving.gateway.picture_store import PictureStore
 from nereid.serving.gateway.readiness import readiness
+from nereid.serving.gateway.refusals import refuse
 from nereid.serving.gateway.response_store import ResponseStore
 from nereid.serving.gateway.responses import Responses
 from nereid.serving.gateway.schemas import ChatBody, CompletionBody, EmbeddingBody, LayoutBody, PageBody
@@ -80,7 +81,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
     keys = Keys.of(settings.api_key, Path(settings.rules.keys) if settings.rules.keys else None)
     lenient = settings.rules.lenient
     metrics = GatewayMetrics()
-    handlers: dict[Any, Any] = dict.fromkeys((ApiError, NereidError, HTTPException), _refuse)
+    handlers: dict[Any, Any] = dict.fromkeys((ApiError, NereidError, HTTPException), refuse)
     batches = _batches(settings, catalogue.at_once)
 
     @asynccontextmanager
@@ -235,8 +236,8 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             *(batches.routes() if batches is not None else ()),
         ],
         middleware=[
-            Middleware(Observed, metrics=metrics),  # the first is the outermost
-            *_cors(settings.rules.cors_origins),
+            *_cors(settings.rules.cors_origins),  # the first is the outermost: a browser's page is to read every answer
+            Middleware(Observed, metrics=metrics),
             Middleware(Drained, drain=drain or Drain()),
             Middleware(Guard, keys=keys, bodies=_bodies(settings)),
             *([Middleware(Watched, load=batches.load)] if batches is not None else ()),
@@ -293,17 +294,3 @@ def _cors(origins: Sequence[str]) -> list[Middleware]:
 
 def _stamp(kind: str) -> str:
     return f"{kind}-{uuid.uuid4().hex}"
-
-
-async def _refuse(request: Request, error: Exception) -> Response:
-    """Errors that were foreseen, in OpenAI's form."""
-    if isinstance(error, NereidError):
-        said = from_nereid(error, getattr(request.state, "names", {}))
-        if said.status == 500:
-            log.warning("request %s: %s", asked_by(request.scope["state"]), error)
-    elif isinstance(error, HTTPException):
-        said = ApiError(error.status_code, f"{request.method} {request.url.path}: {str(error.detail).lower()}")
-    else:
-        assert isinstance(error, ApiError)
-        said = error
-    return said.response()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
@@ -11,12 +12,18 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from nereid.serving.gateway.errors import ApiError, caller_gone
+from nereid.serving.gateway.nesting import levels
 from nereid.serving.gateway.problems import refusal, unknown_fields
 
 B = TypeVar("B", bound=BaseModel)
 
+MOST_LEVELS = 128
+"""Of a body's objects and arrays in each other: what reads them further on goes down by recursion, each to a depth of its own."""
+_MAY_OVERFLOW = re.compile(r"[0-9][eE]|(?<![0-9])[0-9]{309}")
+"""Where a number may be larger than any that a float holds."""
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a pair: no character, which can be sent and kept nowhere."""
 
 
 IGNORED = "ignored_fields"
@@ -71,11 +78,11 @@ def _drop(value: Any, path: Sequence[str]) -> None:
 def parse_json(raw: bytes) -> dict[str, Any]:
     """The object that these bytes hold, all of its texts whole: a lone surrogate is no character and can be sent nowhere."""
     try:
-        text = raw.decode()
+        text = raw.decode("utf-8-sig")  # some tools write a mark of bytes' order before it (RFC 8259, 8.1)
     except UnicodeDecodeError:
         raise ApiError(400, "the body is not valid JSON: it is not UTF-8 text") from None
     try:
-        value = json.loads(text, parse_constant=_no_number)
+        value = json.loads(text, parse_constant=_no_number, parse_float=_number if _MAY_OVERFLOW.search(text) else None)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise ApiError(400, f"the body is not valid JSON: {error.msg.lower()} ({where})") from None
@@ -84,14 +91,30 @@ def parse_json(raw: bytes) -> dict[str, Any]:
         raise ApiError(400, f"the body is not valid JSON: {why}") from None
     if not isinstance(value, dict):
         raise ApiError(400, "the body must be a JSON object")
+    if text.count("{") + text.count("[") > MOST_LEVELS:  # what follows takes time
+        _check_levels(value)
     if _SURROGATE_ESCAPE.search(text):
         for field, part in _texts(value):
-            if _SURROGATE.search(part):
+            if SURROGATE.search(part):
                 name = field or "body"
                 raise ApiError(
                     400, f"{name}: a text with half of a surrogate pair is not allowed; it must be Unicode", param=name
                 )
     return value
+
+
+def _check_levels(value: dict[str, Any]) -> None:
+    for name, inner in value.items():
+        if levels(inner) >= MOST_LEVELS:
+            sentence = f"{name[:80]}: it is nested too deeply; it must have at most {MOST_LEVELS - 1} levels"
+            raise ApiError(400, sentence, param=name[:80])
+
+
+def _number(word: str) -> float:
+    number = float(word)
+    if not math.isfinite(number):
+        raise ValueError(f"{word[:40]} is larger than any number that can be read")
+    return number
 
 
 def _no_number(word: str) -> Any:

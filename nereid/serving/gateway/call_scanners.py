@@ -145,7 +145,7 @@ class CallObject:
             return self._named(_loaded(raw))
         elif self._key in _ARGUMENTS and self._arguments is None:
             value = _loaded(raw)
-            self._arguments = value if isinstance(value, str) else "{}" if value is None else raw
+            self._arguments = _whole(value) if isinstance(value, str) else "{}" if value is None else raw
             if self.name is not None:
                 return [self._arguments]
         return []
@@ -160,6 +160,11 @@ class CallObject:
     def _close(self) -> list[Piece]:
         self._depth, self.state = 0, State.DONE if self.name is not None else State.FAILED
         return ["{}"] if self.name is not None and self._arguments is None else []
+
+
+def _whole(text: str) -> str:
+    """JSON in which half of a surrogate pair, which cannot be sent, is written as its escape."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _loaded(text: str) -> Any:

@@ -9,11 +9,13 @@ from pydantic import Field
 from nereid.serving.gateway.call_messages import arguments_of
 from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.tools import MOST_TOOLS
-from nereid.serving.gateway.unused import MESSAGE
+from nereid.serving.gateway.unused import MESSAGE, PART, TOOL
 
 
 class ContentPart(Sent):
     """Text only: the models here see no pictures."""
+
+    place = PART
 
     type: Literal["text"]
     text: str
@@ -29,6 +31,8 @@ class Function(Sent):
 
 
 class Tool(Sent):
+    place = TOOL
+
     type: Literal["function"]
     function: Function
 

@@ -34,7 +34,7 @@ def _listed(names: Sequence[str]) -> bytes:
 
 
 class Observed:
-    """ASGI middleware, the outermost: `scope["state"]["request_id"]` inside, the header `x-request-id` on every answer."""
+    """ASGI middleware around all that works: `scope["state"]["request_id"]` inside, the header `x-request-id` on every answer."""
 
     def __init__(self, app: ASGIApp, metrics: GatewayMetrics) -> None:
         self._app, self._metrics = app, metrics

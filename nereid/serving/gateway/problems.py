@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.sent import Sent
-from nereid.serving.gateway.unused import MESSAGE, SETTINGS, UnusedField, unused_field
+from nereid.serving.gateway.unused import MESSAGE, PART, SETTINGS, TOOL, UnusedField, unused_field
 from nereid_protocol.sampling_field import SamplingError
 
 Problem = Mapping[str, Any]
@@ -36,6 +36,8 @@ _ALLOWED = {
     "finite_number": "a finite number",
 }
 """The end of the sentence "it must be ..." by pydantic's name of the problem."""
+_PLACES = {("messages", 3): MESSAGE, ("messages", 5): PART, ("tools", 3): TOOL, (SETTINGS, 2): SETTINGS}
+"""Names in the table of unused fields, by the first part and the length of a path."""
 _BOUNDS = {
     "less_than_equal": "at most {le}",
     "less_than": "below {lt}",
@@ -67,10 +69,10 @@ def unknown_fields(schema: type[BaseModel], problems: Sequence[Problem]) -> list
 
 
 def _unused(schema: type[BaseModel], path: Sequence[str]) -> UnusedField | None:
-    """The row of a field, of the body itself, of one of its messages or of its settings."""
+    """The row of a field, of the body itself, of its messages and their parts, of its tools or of its settings."""
     if len(path) == 1:
         return schema.row_of(path[0]) if issubclass(schema, Sent) else None
-    place = {("messages", 3): MESSAGE, (SETTINGS, 2): SETTINGS}.get((path[0], len(path))) if path else None
+    place = _PLACES.get((path[0], len(path))) if path else None
     return None if place is None else unused_field(place, path[-1])
 
 

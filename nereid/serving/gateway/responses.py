@@ -16,6 +16,7 @@ from nereid.serving.gateway.chats import ChatAsked, read_chat
 from nereid.serving.gateway.described import described
 from nereid.serving.gateway.errors import ApiError, from_nereid
 from nereid.serving.gateway.guard import owner_of
+from nereid.serving.gateway.paging import page, paged
 from nereid.serving.gateway.repository import Offered
 from nereid.serving.gateway.response_bodies import ResponsesBody
 from nereid.serving.gateway.response_events import ResponseAnswer, new_id
@@ -24,6 +25,9 @@ from nereid.serving.gateway.response_store import ResponseStore, Stored
 from nereid.serving.gateway.waiting import Event, begin_stream, until_gone
 from nereid_client import AsyncClient
 from nereid_client.errors import NereidError
+
+_MOST_ITEMS = 100
+"""In one page of a list, as in OpenAI's API."""
 
 
 @dataclass(slots=True, eq=False)
@@ -73,12 +77,10 @@ class Responses:
     async def show(self, request: Request) -> Response:
         return JSONResponse(self._stored(request).response)
 
-    @described("What a kept answer answers.")
+    @described("What a kept answer answers.", query=paged(_MOST_ITEMS))
     async def show_input(self, request: Request) -> Response:
-        items = list(self._stored(request).given)
-        return JSONResponse(
-            {"object": "list", "data": items, "first_id": items[0]["id"], "last_id": items[-1]["id"], "has_more": False}
-        )
+        newest_first = self._stored(request).given[::-1]
+        return JSONResponse(page(request.query_params, newest_first, lambda item: str(item["id"]), dict[str, Any], _MOST_ITEMS))
 
     @described("Forgets a kept answer.")
     async def delete(self, request: Request) -> Response:

@@ -46,10 +46,11 @@ class Usage(Enum):
 
 
 class StreamOptions(Sent):
-    """`continuous_usage_stats` is vLLM's: every chunk tells the usage so far."""
+    """`continuous_usage_stats` is vLLM's: every chunk tells the usage so far. Chunks are not padded, whatever is asked for."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
+    include_obfuscation: bool | None = None
 
 
 class JsonSchema(Sent):

@@ -12,6 +12,7 @@ import jsonschema
 
 from nereid.serving.gateway.call_scanners import NAME
 from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.nesting import levels
 
 if TYPE_CHECKING:
     from nereid.serving.gateway.messages import AllowedTools, Message, NamedTool, Tool
@@ -64,7 +65,7 @@ def _checked(tools: Sequence[Tool]) -> dict[str, Tool]:
         if name in found:
             raise _wrong(f"{where}.name", name, "another name: there is a tool of this one")
         if tool.function.parameters is not None:
-            if _levels(tool.function.parameters) > MOST_LEVELS:
+            if levels(tool.function.parameters) > MOST_LEVELS:
                 sentence = f"{where}.parameters: it is nested too deeply; it must have at most {MOST_LEVELS} levels"
                 raise ApiError(400, sentence, param=f"{where}.parameters")
             text = json.dumps(tool.function.parameters, ensure_ascii=False)
@@ -75,15 +76,6 @@ def _checked(tools: Sequence[Tool]) -> dict[str, Tool]:
             _check_schema(f"{where}.parameters", text)
         found[name] = tool
     return found
-
-
-def _levels(value: Any) -> int:
-    """How deep objects and arrays stand in each other; not by recursion, whose limit is another one on every interpreter."""
-    count, level = 0, [value]
-    while level := [one for one in level if isinstance(one, (dict, list))]:
-        count += 1
-        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
-    return count
 
 
 def _check_schema(where: str, text: str) -> None:

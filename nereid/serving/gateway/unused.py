@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CHAT, COMPLETIONS, MESSAGE, RESPONSES, EMBEDDINGS = "chat", "completions", "message", "responses", "embeddings"
+PART, TOOL = "part of a message", "tool"
 IMAGES, EDITS, VARIATIONS = "images", "image edits", "image variations"
 TXT2IMG, IMG2IMG, MASKED, SETTINGS = "txt2img", "img2img", "img2img with a mask", "override_settings"
 _TEXTS, _PICTURES, _WEBUI = (CHAT, COMPLETIONS), (IMAGES, EDITS, VARIATIONS), (TXT2IMG, IMG2IMG)
@@ -252,6 +253,7 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("face_restoration_model", None, "Of restore_faces."),
         ("forge_additional_modules", ([],), "Weights beside the checkpoint's."),
     ),
+    *_rows((CHAT, MESSAGE, PART, TOOL), ("cache_control", None, _CACHE)),
     *_rows(
         (MESSAGE,),
         ("refusal", ("",), "An answer that another model refused."),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from nereid.serving.gateway.errors import ApiError, caller_gone, from_nereid, internal_error
 from nereid_client.errors import NereidError
+from nereid_protocol.json_lines import json_line
 
 log = logging.getLogger("nereid.gateway")
 
@@ -92,7 +92,7 @@ class EventStream(Response):
     ) -> None:
         self.status_code = 200
         self.background = None
-        self.init_headers({"Cache-Control": "no-cache"})
+        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})  # the second: nginx holds nothing back
         del self.headers["content-length"]
         self._first, self._items, self._names, self._request_id = first, items, names, request_id
         self._ends_with_done = ends_with_done
@@ -132,4 +132,4 @@ class EventStream(Response):
 
 def _line(name: str | None, data: dict[str, Any]) -> str:
     lead = f"event: {name}\n" if name else ""
-    return f"{lead}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+    return f"{lead}data: {json_line(data)}\n\n"

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nereid.serving.gateway.bodies import SURROGATE
+
 MOST_LINES = 50_000
 MOST_LINE_BYTES = 4 * 2**20
 """As much as a request's own body may have."""
@@ -101,6 +103,8 @@ def _checked(raw: bytes, number: int, start: int, endpoint: str, seen: Collectio
     custom_id, body = value.get("custom_id"), value.get("body")
     if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= 512:
         return wrong("it must be a string of 1 to 512 characters", "custom_id")
+    if SURROGATE.search(custom_id):  # it can be kept nowhere
+        return wrong("a text with half of a surrogate pair is not allowed; it must be Unicode", "custom_id")
     if custom_id in seen:
         return wrong(f"{custom_id[:80]!r} is not allowed; another line has it already", "custom_id", "duplicate_custom_id")
     if value.get("method", "POST") != "POST":

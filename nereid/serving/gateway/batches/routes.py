@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
 from pydantic import Field
 from starlette.requests import Request
@@ -19,18 +18,15 @@ from nereid.serving.gateway.described import described
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.forms import Keep, boundary_of, chunks_of, read_form
 from nereid.serving.gateway.guard import owner_of
+from nereid.serving.gateway.paging import page, paged
 from nereid.serving.gateway.sent import Sent
 
 FILES_PATH = "/v1/files"
 PURPOSE = "batch"
 """What files that are sent are for."""
 _DAY = 86_400
-_MOST_LISTED = 100
-_PAGE: dict[str, Any] = {
-    "limit": {"type": "integer", "minimum": 1, "maximum": _MOST_LISTED},
-    "order": {"enum": ["asc", "desc"]},
-    "after": {"type": "string"},
-}
+_MOST_FILES, _MOST_BATCHES = 10_000, 100
+"""In one page of a list, as in OpenAI's API."""
 _UPLOAD: dict[str, Any] = {
     "type": "object",
     "properties": {"file": {"type": "string", "contentMediaType": "application/octet-stream"}, "purpose": {"const": PURPOSE}},
@@ -45,14 +41,6 @@ class BatchBody(Sent):
     endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/images/generations"]
     completion_window: Literal["24h"]
     metadata: dict[str, str] | None = Field(default=None, max_length=16)
-
-
-class _Listed(Protocol):
-    @property
-    def id(self) -> str: ...
-
-
-L = TypeVar("L", bound=_Listed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +86,12 @@ class BatchRoutes:
             draft.unlink(missing_ok=True)
         return JSONResponse(_file(made))
 
-    @described("The files that are kept.", query={"purpose": {"type": "string"}, **_PAGE})
+    @described("The files that are kept.", query={"purpose": {"type": "string"}, **paged(_MOST_FILES)})
     async def list_files(self, request: Request) -> Response:
         found = await asyncio.to_thread(self.store.files, owner_of(request))
         purpose = request.query_params.get("purpose")
-        return JSONResponse(_page(request, [item for item in found if purpose in (None, item.purpose)], _file))
+        wanted = [item for item in found if purpose in (None, item.purpose)]
+        return JSONResponse(page(request.query_params, wanted, lambda item: item.id, _file, _MOST_FILES))
 
     @described("One file.")
     async def show_file(self, request: Request) -> Response:
@@ -145,9 +134,10 @@ class BatchRoutes:
         )
         return JSONResponse(batch_object(made))
 
-    @described("The batches.", query=_PAGE)
+    @described("The batches.", query=paged(_MOST_BATCHES))
     async def list_batches(self, request: Request) -> Response:
-        return JSONResponse(_page(request, await asyncio.to_thread(self.store.batches, owner_of(request)), batch_object))
+        found = await asyncio.to_thread(self.store.batches, owner_of(request))
+        return JSONResponse(page(request.query_params, found, lambda item: item.id, batch_object, _MOST_BATCHES))
 
     @described("One batch.")
     async def show_batch(self, request: Request) -> Response:
@@ -184,26 +174,6 @@ class _OneFile:
             raise ApiError(400, "file: two files are not allowed in one form; send one", param="file")
         self.name = filename or "file"
         return self.keep
-
-
-def _page(request: Request, items: Sequence[L], shown: Any) -> dict[str, Any]:
-    """Part of a list, as `limit`, `after` and `order` ask for it; it has the newest first."""
-    asked = request.query_params
-    limit, order, after = asked.get("limit", "20"), asked.get("order", "desc"), asked.get("after")
-    if not (limit.isascii() and limit.isdecimal() and 1 <= int(limit[:6]) <= _MOST_LISTED):
-        raise ApiError(400, f"limit: {limit[:80]!r} is not allowed; it must be 1 to {_MOST_LISTED}", param="limit")
-    if order not in ("asc", "desc"):
-        raise ApiError(400, f"order: {order[:80]!r} is not allowed; it must be asc or desc", param="order")
-    found = list(items) if order == "desc" else list(reversed(items))
-    if after is not None:
-        names = [item.id for item in found]
-        if after not in names:
-            raise ApiError(400, f"after: {after[:80]!r} is not allowed; it must be the id of one in the list", param="after")
-        found = found[names.index(after) + 1 :]
-    part = found[: int(limit)]
-    first, last = (part[0].id, part[-1].id) if part else (None, None)
-    data = [shown(item) for item in part]
-    return {"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": len(found) > len(part)}
 
 
 def _file(item: StoredFile) -> dict[str, Any]:

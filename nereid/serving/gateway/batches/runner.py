@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nereid.serving.gateway.batches.asking import Answer
-from nereid.serving.gateway.batches.lines import checked, read_body
+from nereid.serving.gateway.batches.lines import CheckedLines, Problem, checked, read_body
 from nereid.serving.gateway.batches.load import Load
 from nereid.serving.gateway.batches.store import Batch, BatchStore, State
 
@@ -32,6 +32,8 @@ _POLL_SECONDS = 0.05
 _LATER = {429, 499, 503}
 """Statuses of what may go well later."""
 _LAST_PAUSE = 30.0
+_REST_SECONDS = 10.0
+"""Before a batch is tried again that failed as a whole."""
 _SHRINK = 0.9
 _EXPIRED = {"code": "batch_expired", "message": "the completion window has passed before this request could be answered"}
 _CANCELLED = {"code": "batch_cancelled", "message": "the batch was cancelled before this request was answered"}
@@ -71,6 +73,8 @@ class BatchRunner:
     """Grows where gaps turn out to be too short for the work that was begun in them, and shrinks where they do not."""
     _resume_at: float = 0.0
     _last_start: float = field(default_factory=time.monotonic)
+    _resting: dict[str, float] = field(default_factory=dict)
+    """Until when a batch is left alone, by its id."""
 
     def __post_init__(self) -> None:
         self._gap = self.pace.gap_seconds
@@ -110,13 +114,24 @@ class BatchRunner:
         await self._collect()
         batches = await asyncio.to_thread(self.store.open_batches)
         for batch in batches:
-            await self._move_on(batch)
+            if time.monotonic() < self._resting.get(batch.id, 0.0):
+                continue
+            try:
+                await self._move_on(batch)
+                self._resting.pop(batch.id, None)
+            except Exception:  # it is this batch's own: the others go on
+                log.exception("batch %s cannot be worked on now; it is tried again in %g s", batch.id, _REST_SECONDS)
+                self._resting[batch.id] = time.monotonic() + _REST_SECONDS
         return bool(batches)
 
     async def _move_on(self, batch: Batch) -> None:
         store, mine = self.store, [one for one in self._running if one.batch == batch.id]
         if batch.status is State.VALIDATING:
-            found = await asyncio.to_thread(checked, store.path(batch.input_file), batch.endpoint)
+            try:
+                found = await asyncio.to_thread(checked, store.path(batch.input_file), batch.endpoint)
+            except OSError as error:
+                log.error("batch %s: its file cannot be read", batch.id, exc_info=error)
+                found = CheckedLines(problems=[Problem(message="the file cannot be read", param=None, line=None)])
             await asyncio.to_thread(store.begin, batch.id, found.lines, found.problems)
         elif batch.status is State.CANCELLING:
             await self._stop(mine)

@@ -7,7 +7,6 @@ with those that have not.
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import threading
 import time
@@ -20,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from nereid.serving.errors import ServingError
+from nereid.serving.gateway.batches.answer_files import Answered, write_answers
 from nereid.serving.gateway.batches.lines import Line, Problem
+from nereid_protocol.json_lines import json_line
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (
@@ -234,7 +235,7 @@ class BatchStore:
         """Note a request's answer, once; False where it has one."""
         with self._transaction() as connection:
             query = "UPDATE requests SET ok = ?, answer = ? WHERE batch = ? AND place = ? AND ok IS NULL"
-            changed = connection.execute(query, (int(ok), json.dumps(answer, ensure_ascii=False), batch_id, place)).rowcount == 1
+            changed = connection.execute(query, (int(ok), json_line(answer), batch_id, place)).rowcount == 1
             if changed:
                 name = "completed" if ok else "failed"
                 connection.execute(f"UPDATE batches SET {name} = {name} + 1 WHERE id = ?", (batch_id,))
@@ -245,32 +246,28 @@ class BatchStore:
         batch = self.batch(batch_id)
         assert batch is not None
         drafts = {True: self.draft(), False: self.draft()}
-        written = dict.fromkeys(drafts, 0)
-        opened = {ok: draft.open("w", encoding="utf-8") for ok, draft in drafts.items()}
-        for custom_id, ok, answer in self._answers(batch_id):
-            told = {"response": None, "error": unanswered} if answer is None else json.loads(answer)
-            line = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": custom_id, **told}
-            opened[bool(ok)].write(json.dumps(line, ensure_ascii=False) + "\n")
-            written[bool(ok)] += 1
-        for stream in opened.values():
-            stream.flush()
-            os.fsync(stream.fileno())
-            stream.close()
         made: dict[bool, str | None] = {True: None, False: None}
-        for ok, draft in drafts.items():
-            if written[ok]:
+        try:
+            written = write_answers(self._answers(batch_id), drafts, unanswered)
+            for ok in (ok for ok, count in written.items() if count):
                 name = f"{batch_id}_{'output' if ok else 'error'}.jsonl"
-                made[ok] = self.add_file(draft, batch.owner, name, "batch_output").id
-            else:
-                draft.unlink()
-        with self._transaction() as connection:
-            connection.execute(
-                "UPDATE batches SET output_file = ?, error_file = ? WHERE id = ?", (made[True], made[False], batch_id)
-            )
-            _move(connection, batch_id, state, OPEN_STATES)
-            connection.execute("DELETE FROM requests WHERE batch = ?", (batch_id,))
+                made[ok] = self.add_file(drafts[ok], batch.owner, name, "batch_output").id
+            with self._transaction() as connection:
+                connection.execute(
+                    "UPDATE batches SET output_file = ?, error_file = ? WHERE id = ?", (made[True], made[False], batch_id)
+                )
+                _move(connection, batch_id, state, OPEN_STATES)
+                connection.execute("DELETE FROM requests WHERE batch = ?", (batch_id,))
+        except BaseException:  # it is tried again: each time would leave files
+            for file_id in made.values():
+                if file_id is not None:
+                    self.drop_file(file_id)
+            raise
+        finally:
+            for draft in drafts.values():
+                draft.unlink(missing_ok=True)
 
-    def _answers(self, batch_id: str) -> Iterator[tuple[str, int | None, str | None]]:
+    def _answers(self, batch_id: str) -> Iterator[Answered]:
         """Custom id, outcome and answer of every request in order, few at a time: answers with pictures are megabytes each."""
         query = "SELECT place, custom_id, ok, answer FROM requests WHERE batch = ? AND place > ? ORDER BY place LIMIT ?"
         place = -1
