@@ -25,8 +25,10 @@ from nereid.layout.settings import LayoutFacts, LayoutLimits
 from nereid.layout.tokens import bucket_of
 from nereid_bench import layout as module
 from nereid_bench.cli import app
-from nereid_bench.layout import LayoutPlan, Way, components, layout, layout_flops
+from nereid_bench.layout import components, layout, layout_flops
+from nereid_bench.layout_exports import exported
 from nereid_bench.layout_load import Latencies, alone, arriving, asked_for, sustained
+from nereid_bench.layout_ways import LayoutPlan, Way
 from nereid_bench.random_dit import DitSizes, RandomDit, count_flops, skipping_cost, step_costs
 from nereid_client.layouts import layout_tensors
 from nereid_export import layout_w4a8
@@ -76,7 +78,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         patch.setattr(layout_w4a8, "refuse_loss", lambda component, quality: None)  # a random transformer's layouts mean nothing
         rows = layout(plan, said.append)
         before = (plan.work / "repository" / "layout" / "manifest.json").stat().st_mtime_ns
-        module.exported(plan, said.append)  # nothing is done again
+        exported(plan, said.append)  # nothing is done again
     assert (plan.work / "repository" / "layout" / "manifest.json").stat().st_mtime_ns == before
     return {"rows": rows, "plan": plan, "said": said, "asked": clients[0].asked, "clients": clients}
 
