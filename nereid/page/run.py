@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
+from nereid.flow.call_threads import CallThreads
 from nereid.flow.errors import CancelledError, DeadlineError, EngineError, InvalidRequestError, RequestError
 from nereid.flow.noise import derived_seed
 from nereid.layout.flow import flow_layout
@@ -65,9 +65,8 @@ class PageRun:
     request: PageRequest
     model: PageModel
     stages: Stages
-    pool: Executor
+    threads: CallThreads
     observer: Observer
-    aside: Executor
     _draft: Draft = field(init=False)
     _pieces: Pieces = field(init=False)
     _spans: dict[Stage, tuple[float, float]] = field(default_factory=dict)
@@ -83,8 +82,7 @@ class PageRun:
         self._draft = Draft(request.canvas, theme_of(request.seed))
         self._pieces = Pieces(
             stages=self.stages,
-            pool=self.pool,
-            aside=self.aside,
+            threads=self.threads,
             at_once=limits.calls_per_page,
             priority=request.priority,
             patience=limits.stage_patience_seconds,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from nereid.flow.call_threads import CallThreads
 from nereid.flow.errors import EngineError, PoisonousRequestError, QueueFullError, RequestError, StoppingError
 from nereid.flow.fields import Inputs
 from nereid.flow.flight_record import Flight, FlightRecord, digest_of_inputs
@@ -38,6 +39,8 @@ log = logging.getLogger(__name__)
 
 _NOT_ASKED_FOR = ("run_id", "timeout_seconds", "priority", "deadline_seconds", "stream_interval")
 """Inputs that say nothing of the page: a request that is tried again has the same others."""
+_END_SECONDS = 10.0
+"""How long calls that were cancelled are waited for at the end: one to a process that has died may never be answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +90,11 @@ class PageService:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _observer: PageObserver = field(init=False)
     _pages: NamedThreads = field(init=False)
-    _calls: NamedThreads = field(init=False)
-    _aside: NamedThreads = field(init=False)
+    _calls: CallThreads = field(default_factory=lambda: CallThreads("page-call"))
 
     def __post_init__(self) -> None:
-        limits = self.model.limits
         self._observer = PageObserver(self.recorder)
-        self._pages = NamedThreads(limits.max_pages, thread_name_prefix="page")
-        self._calls = NamedThreads(limits.max_pages * limits.calls_per_page, thread_name_prefix="page-call")
-        self._aside = NamedThreads(2, thread_name_prefix="page-aside")
+        self._pages = NamedThreads(self.model.limits.max_pages, thread_name_prefix="page")
 
     def handle(self, inputs: Inputs, reply: Reply) -> None:
         """Take one request; returns at once, `reply` follows."""
@@ -108,8 +107,9 @@ class PageService:
         """End what is in flight, and release the threads."""
         with self._lock:
             self._stopping = True
-        for pool in (self._pages, self._calls, self._aside):
-            pool.shutdown(wait=True)
+        self._pages.shutdown(wait=True)
+        if not self._calls.join(_END_SECONDS):
+            log.warning("calls of other models have not returned %g s after they were cancelled; they are left", _END_SECONDS)
         self.recorder.stop()
         if self.record is not None:
             self.record.close()
@@ -140,8 +140,7 @@ class PageService:
             request=request,
             model=self.model,
             stages=self.stages,
-            pool=self._calls,
-            aside=self._aside,
+            threads=self._calls,
             observer=self._observer,
         )
         try:

@@ -16,6 +16,7 @@ from nereid.flow import request_ids
 from nereid.flow.errors import CancelledError, InvalidRequestError, QueueFullError, RequestError, StoppingError
 from nereid.flow.metrics import Recorder
 from nereid.flow.request_parameters import REQUEST_PARAMETERS
+from nereid.page import service as module
 from nereid.page.requests import parse_page_request
 from nereid.page.service import PageService
 from nereid.page.settings import PageFacts, PageLimits
@@ -206,6 +207,23 @@ def test_a_page_that_is_made_when_the_model_is_unloaded_is_not_said_to_be_cancel
     ended.join(10)
     assert isinstance(reply.error, StoppingError)
     assert [labels["outcome"] for labels in counted] == [StoppingError.outcome]
+
+
+def test_calls_that_are_never_answered_hold_up_neither_the_next_page_nor_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_END_SECONDS", 0.2)
+    never = threading.Event()
+    stages = ScriptedStages(drawn=lambda _: never.wait(60) and None)
+    limits = {"max_pages": 1, "calls_per_page": 2, "stage_seconds": 0.1}
+    served = Served(PageService(model(**limits), stages, Recorder(lambda metric, value, labels: None)), stages, [])
+    (lame,) = served.ask().sent
+    assert len(json.loads(lame["page"])["degraded"]) == 2
+    stages.drawn = None
+    (whole,) = served.ask().sent
+    assert json.loads(whole["page"])["degraded"] == []
+    begun = time.monotonic()
+    served.service.stop()
+    assert time.monotonic() - begun < 5
+    never.set()
 
 
 def test_what_a_page_takes_and_lacks_is_counted(served: Served) -> None:
