@@ -20,8 +20,9 @@ from nereid.diffusion.branch_cache import BranchEngine
 from nereid.diffusion.dynamic_width import WidthEngine
 from nereid.diffusion.feature_cache import Variant
 from nereid.diffusion.goals import goal_of
-from nereid.diffusion.loop import DenoisingLoop, cost_key
+from nereid.diffusion.loop import DenoisingLoop
 from nereid.diffusion.plan import EngineCall
+from nereid.diffusion.run_lanes import cost_key
 from nereid.diffusion.state import ImageRun
 from nereid.engines.costs import StepCosts
 from nereid.flow.batcher import InFlightBatcher

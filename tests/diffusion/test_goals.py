@@ -7,7 +7,7 @@ import math
 import pytest
 
 from nereid.diffusion.goals import Goal, goal_of
-from nereid.diffusion.loop import cost_key
+from nereid.diffusion.run_lanes import cost_key
 from nereid.diffusion.state import ImageRun
 from nereid.engines.costs import StepCosts
 
