@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from nereid.flow.call_threads import CallThreads
-from nereid.flow.errors import EngineError, PoisonousRequestError, QueueFullError, RequestError, StoppingError
+from nereid.flow.errors import EngineError, QueueFullError, RequestError, StoppingError
 from nereid.flow.fields import Inputs
-from nereid.flow.flight_record import Flight, FlightRecord, digest_of_inputs
+from nereid.flow.flight_record import Flight, FlightRecord
 from nereid.flow.metrics import Recorder
-from nereid.flow.replies import Reply, answer_question, is_question, take
+from nereid.flow.replies import Reply, take
 from nereid.flow.request_ids import NamedThreads
 from nereid.flow.runs import Runs
 from nereid.page.requests import PageRequest, parse_page_request
@@ -37,8 +37,6 @@ from nereid_protocol.metrics import (
 
 log = logging.getLogger(__name__)
 
-_NOT_ASKED_FOR = ("run_id", "timeout_seconds", "priority", "deadline_seconds", "stream_interval")
-"""Inputs that say nothing of the page: a request that is tried again has the same others."""
 _END_SECONDS = 10.0
 """How long calls that were cancelled are waited for at the end: one to a process that has died may never be answered."""
 
@@ -98,10 +96,7 @@ class PageService:
 
     def handle(self, inputs: Inputs, reply: Reply) -> None:
         """Take one request; returns at once, `reply` follows."""
-        if is_question(inputs):
-            answer_question(inputs, reply, self._runs, self.model.fingerprint)
-        else:
-            take(inputs, reply, self._start, self._refuse)
+        take(inputs, reply, self._runs, self.model.fingerprint, self._start, self._refuse)
 
     def stop(self) -> None:
         """End what is in flight, and release the threads."""
@@ -116,9 +111,7 @@ class PageService:
 
     def _start(self, inputs: Inputs, reply: Reply) -> None:
         request = parse_page_request(inputs, self.model.limits)
-        flight = Flight(self.record, digest_of_inputs(inputs, _NOT_ASKED_FOR))
-        if flight.is_refused:
-            raise PoisonousRequestError("the request was alone in `page` when it died, twice; it is not tried a third time")
+        flight = Flight.of(self.record, inputs, "page")
         most = self.model.limits.max_pages
         with self._lock:
             if self._stopping:
