@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from nereid_bench.compare import Say
 from nereid_bench.layout_ways import LayoutPlan
@@ -29,39 +28,24 @@ def exported(plan: LayoutPlan, say: Say) -> Path:
         cache=True,
         widths=plan.dynamic,
     )
-
-    def calibrate() -> None:
-        asked = CalibrateLayoutOptions(
-            repository=options.out, steps=(plan.steps,), adaptive=plan.fewer, briefs=plan.calibration_briefs
-        )
-        say(f"calibrating {options.out}")
-        with progress_bar() as bar:
-            calibrate_layout(asked, bar)
-
     engines = [name for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name)]
-    asked = {"steps": plan.steps, "briefs": plan.calibration_briefs}
-    return _once(options, plan.work / "done.json", engines, asked, say, calibrate)
+    return _once(plan, options, plan.work / "done.json", engines, say)
 
 
 def exported_w4a8(plan: LayoutPlan, say: Say) -> Path:
-    """The repository in w4a8, unless an earlier run has made it; raises ExportError."""
+    """The repository in w4a8, whose steps by complexity are calibrated, unless an earlier run has made it; raises ExportError."""
     options = LayoutExportOptions(
         checkpoint=plan.checkpoint, out=plan.work / "w4a8", threads=plan.threads, precision=Precision.W4A8
     )
-    return _once(options, plan.work / "w4a8.json", ["onnxruntime"], {}, say)
+    return _once(plan, options, plan.work / "w4a8.json", ["onnxruntime"], say)
 
 
-def _once(
-    options: LayoutExportOptions,
-    file: Path,
-    engines: Sequence[str],
-    asked: dict[str, Any],
-    say: Say,
-    then: Callable[[], None] = lambda: None,
-) -> Path:
-    """Export, and do what comes `then`, unless `file` says that it was done with these options, packages, and what is `asked`."""
+def _once(plan: LayoutPlan, options: LayoutExportOptions, file: Path, engines: Sequence[str], say: Say) -> Path:
+    """Export and calibrate, unless `file` says that it was done with the same checkpoint, options, packages and numbers."""
     source = LayoutCheckpoint.open(options.checkpoint).digest()
-    record = Record(file, resume_key(options, source, (*VERSIONED, *engines), without_effect=("checkpoint", "out")) | asked)
+    key = resume_key(options, source, (*VERSIONED, *engines), without_effect=("checkpoint", "out"))
+    numbers = {"steps": plan.steps, "adaptive": list(plan.fewer), "briefs": plan.calibration_briefs}
+    record = Record(file, key | numbers)
     if record.read() is not None and options.out.is_dir():
         return options.out
     record.file.unlink(missing_ok=True)
@@ -70,7 +54,13 @@ def _once(
     say(f"exporting {options.out}")
     with progress_bar() as bar:
         export_layout(options, bar)
-    then()
+    if options.cache or plan.fewer:
+        asked = CalibrateLayoutOptions(
+            repository=options.out, steps=(plan.steps,), adaptive=plan.fewer, briefs=plan.calibration_briefs
+        )
+        say(f"calibrating {options.out}")
+        with progress_bar() as bar:
+            calibrate_layout(asked, bar)
     record.write({})
     return options.out
 

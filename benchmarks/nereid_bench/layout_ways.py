@@ -108,7 +108,10 @@ class Way:
 
 
 def ways(plan: LayoutPlan, drawer: LayoutDrawer) -> list[Way]:
-    """All off, fewer steps, each calibrated level at all steps, steps by complexity, and dynamic width, with fewer steps, too."""
+    """All off, fewer steps, each calibrated level at all steps, steps by complexity, dynamic width, with fewer steps, too.
+
+    Last is all of it that goes together.
+    """
     facts = drawer.model.facts
     branches = facts.branches
     assert branches is not None
@@ -119,9 +122,11 @@ def ways(plan: LayoutPlan, drawer: LayoutDrawer) -> list[Way]:
     if (adaptive := facts.adaptive) is not None:
         found.append(Way(name="adaptive steps", steps=plan.steps, adaptive=adaptive))
     if facts.widths is not None:
+        slices = partial(Way, widths=facts.widths, timesteps=partial(_timesteps, drawer))
         for steps in (plan.steps, *plan.fewer):
-            name = "dynamic width" if steps == plan.steps else f"dynamic width, {steps} steps"
-            found.append(Way(name=name, steps=steps, widths=facts.widths, timesteps=partial(_timesteps, drawer)))
+            found.append(slices(name="dynamic width" if steps == plan.steps else f"dynamic width, {steps} steps", steps=steps))
+        if adaptive is not None:
+            found.append(slices(name="all on: dynamic width, adaptive steps", steps=plan.steps, adaptive=adaptive))
     return found
 
 
@@ -131,9 +136,12 @@ def _timesteps(drawer: LayoutDrawer, steps: int) -> list[float]:
 
 
 def ways_w4a8(plan: LayoutPlan, drawer: LayoutDrawer) -> list[Way]:
-    """Weights of 4 bits and products of 8, at all steps and at fewer."""
+    """Weights of 4 bits and products of 8, at all steps and at fewer, and by complexity: nothing else goes with them."""
     names = {steps: "w4a8" if steps == plan.steps else f"w4a8, {steps} steps" for steps in (plan.steps, *plan.fewer)}
-    return [Way(name=name, steps=steps, drawer=drawer) for steps, name in names.items()]
+    found = [Way(name=name, steps=steps, drawer=drawer) for steps, name in names.items()]
+    if (adaptive := drawer.model.facts.adaptive) is not None:
+        found.append(Way(name="all on: w4a8, adaptive steps", steps=plan.steps, adaptive=adaptive, drawer=drawer))
+    return found
 
 
 def draw(drawer: LayoutDrawer, way: Way, sections: Sequence[Section], seeds: Sequence[int]) -> list[list[Box]]:
