@@ -99,11 +99,8 @@ class PageRun:
             self._begin()
             while pieces.left:
                 pieces.send()
+                self.require_wanted(is_cancelled)
                 now = pieces.now()
-                if is_cancelled():
-                    raise CancelledError("the request was cancelled")
-                if now >= pieces.end:
-                    raise DeadlineError(f"the page was not done within timeout_seconds ({pieces.end:g})")
                 if now >= pieces.due:
                     self._do_without()
                 elif (done := pieces.wait(min(_LOOK_SECONDS, pieces.due - now))) is not None:
@@ -113,6 +110,13 @@ class PageRun:
             return PageAnswer(html=html, facts=self._draft.answered(self.request.seed, self._seconds()), done=True)
         finally:
             pieces.stop()
+
+    def require_wanted(self, is_cancelled: Callable[[], bool]) -> None:
+        """Raise what `run` does where nobody waits for the page any more."""
+        if is_cancelled():
+            raise CancelledError("the request was cancelled")
+        if self._pieces.now() >= self._pieces.end:
+            raise DeadlineError(f"the page was not done within timeout_seconds ({self._pieces.end:g})")
 
     def _seconds(self) -> dict[str, float]:
         """What each stage took, from its first call's begin to its last one's end, and when the first section could be seen."""

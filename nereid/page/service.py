@@ -1,6 +1,7 @@
 """`page` as plain Python: raw inputs in, answers out, each page made by a thread of its own; the models are calls.
 
-A page more than `max_pages` is refused at once: each holds a thread, and makes some dozen calls.
+A page more than `max_pages` is refused at once: each holds a thread, and makes some dozen calls. After a death of the process
+those that were inside are made one at a time, so that one which kills it is found.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from nereid.flow.metrics import Recorder
 from nereid.flow.replies import Reply, take
 from nereid.flow.request_ids import NamedThreads
 from nereid.flow.runs import Runs
+from nereid.flow.turns import Turns
 from nereid.page.requests import PageRequest, parse_page_request
 from nereid.page.run import PageAnswer, PageRun
 from nereid.page.settings import PageModel
@@ -86,6 +89,8 @@ class PageService:
     _inside: int = 0
     _stopping: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _turns: Turns = field(default_factory=Turns)
+    """Of pages; one that was inside when the process died has its own alone."""
     _observer: PageObserver = field(init=False)
     _pages: NamedThreads = field(init=False)
     _calls: CallThreads = field(default_factory=lambda: CallThreads("page-call"))
@@ -127,17 +132,13 @@ class PageService:
     def _make(self, request: PageRequest, reply: Reply, run: _Run, flight: Flight) -> None:
         """One page, from its thread's begin to its last answer."""
         begun, outcome, failed = time.monotonic(), "success", None
-        self._runs.started(request.run_id, run)
-        flight.enter()
-        page = PageRun(
-            request=request,
-            model=self.model,
-            stages=self.stages,
-            threads=self._calls,
-            observer=self._observer,
-        )
         try:
-            made = page.run(lambda answer: reply.send(self._outputs(answer)), lambda: self._ends(run, reply))
+            page = PageRun(request=request, model=self.model, stages=self.stages, threads=self._calls, observer=self._observer)
+            ends = partial(self._ends, run, reply)
+            with self._turns.take(partial(page.require_wanted, ends), alone=flight.is_suspect):
+                self._runs.started(request.run_id, run)
+                flight.enter()
+                made = page.run(lambda answer: reply.send(self._outputs(answer)), ends)
             self._observer.checked(bool(made.facts["passed"]))
             reply.send(self._outputs(made))
         except RequestError as error:
