@@ -9,7 +9,8 @@ import typer
 
 from nereid.serving.errors import ServingError
 from nereid_bench.arguments import numbers
-from nereid_bench.layout import LayoutPlan, layout, title_of
+from nereid_bench.layout import layout, title_of
+from nereid_bench.layout_ways import LayoutPlan
 from nereid_bench.random_dit import DitSizes
 from nereid_bench.tables import report_rows
 from nereid_client import NereidError

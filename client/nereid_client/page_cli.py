@@ -36,6 +36,10 @@ def page(
     **fields: Any,
 ) -> None:
     """Make a web page from a brief on a running server: one HTML file, written as it comes."""
+    if picture and output == output.with_suffix(".png"):
+        raise typer.BadParameter(
+            f"{output} is not allowed; it must be another file than the picture's (--no-png draws none)", param_hint="--output"
+        )
     try:
         with Client(url, protocol=protocol, name=name, timeout=timeout) as client:
             if protocol is Protocol.HTTP:

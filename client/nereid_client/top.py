@@ -17,6 +17,7 @@ from rich.text import Text
 
 from nereid_client.scraping import Page
 from nereid_client.terminal import fail
+from nereid_client.top_reading import state_between
 from nereid_client.top_state import (
     GATEWAY,
     SOURCES,
@@ -58,7 +59,7 @@ def top(
             _print_json(addresses, before, interval, once=once)
         elif once:
             time.sleep(interval)
-            Console().print(render(State.between(before, fetch(addresses)), addresses))
+            Console().print(render(state_between(before, fetch(addresses)), addresses))
         else:
             _live(addresses, before, interval)
     except KeyboardInterrupt:
@@ -76,20 +77,20 @@ def _print_json(addresses: Addresses, before: dict[str, Page | None], interval: 
     while True:
         time.sleep(interval)
         now = fetch(addresses)
-        print(json.dumps(asdict(State.between(before, now))), flush=True)
+        print(json.dumps(asdict(state_between(before, now))), flush=True)
         if once:
             return
         before = now
 
 
 def _live(addresses: Addresses, before: dict[str, Page | None], interval: float) -> None:
-    page = render(State.between(before, before), addresses)
+    page = render(state_between(before, before), addresses)
     with Live(page, console=Console(), screen=True, auto_refresh=False) as live:
         while True:
             live.update(page, refresh=True)
             time.sleep(interval)
             now = fetch(addresses)
-            page = render(State.between(before, now), addresses)
+            page = render(state_between(before, now), addresses)
             before = now
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -46,10 +47,17 @@ def progress_bar() -> Iterator[Bar]:
         yield Bar(progress)
 
 
-def with_bar(work: Callable[[Bar], T]) -> T:
-    """Run an export under a progress bar; its refusals are one sentence and exit status 1."""
+def with_bar(work: Callable[[Bar], T], show: Callable[[T], None], as_json: bool) -> None:
+    """Run an export under a progress bar, and print what it has made: as JSON, or as `show` does.
+
+    Its refusals are one sentence and exit status 1.
+    """
     try:
         with progress_bar() as bar:
-            return work(bar)
+            made = work(bar)
     except ExportError as error:
         fail(error)
+    if as_json:
+        print(json.dumps(made))
+    else:
+        show(made)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,11 +60,7 @@ def calibrate(
         )
         return calibrate_pipeline(options, bar)
 
-    found = with_bar(work)
-    if as_json:
-        print(json.dumps(found))
-    else:
-        show(found)
+    with_bar(work, show, as_json)
 
 
 def show(calibrations: list[dict[str, Any]]) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -210,11 +209,7 @@ def diffusion(
             auto=auto,
         )
 
-    manifest = with_bar(lambda bar: export_diffusion(asked(), bar))
-    if as_json:
-        print(json.dumps(manifest))
-    else:
-        show_diffusion(manifest, out)
+    with_bar(lambda bar: export_diffusion(asked(), bar), lambda manifest: show_diffusion(manifest, out), as_json)
 
 
 app.command()(llm)
@@ -233,12 +228,12 @@ def remeasure(
 
     Nothing is built, and no checkpoint is needed. Servers of the repository must be started again.
     """
-    manifests = with_bar(lambda bar: remeasure_repository(repository, bar))
-    if as_json:
-        print(json.dumps(manifests))
-        return
-    for manifest in manifests:
-        show_diffusion(manifest, repository)
+
+    def show(manifests: list[dict[str, Any]]) -> None:
+        for manifest in manifests:
+            show_diffusion(manifest, repository)
+
+    with_bar(lambda bar: remeasure_repository(repository, bar), show, as_json)
 
 
 @app.command()

@@ -19,7 +19,8 @@ from typing import Any
 from nereid.diffusion.branch_cache import Branch, BranchEngine
 from nereid.diffusion.dynamic_width import WidthEngine, WidthTable
 from nereid.diffusion.solvers import ScheduleError, SchedulerConfig
-from nereid.layout.settings import ENGINE_FILES, LAYOUT_FILE
+from nereid.engines.engine_files import ENGINE_FILES
+from nereid.layout.settings import LAYOUT_FILE
 from nereid_export import configs
 from nereid_export.assembly import engine_said, link_engine
 from nereid_export.auto import Auto, require_auto

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -25,10 +24,8 @@ from nereid.diffusion.branch_cache import LONGEST_REUSE, Branch, Plans, greedy_p
 from nereid.diffusion.feature_cache import Level
 from nereid.diffusion.plan import EngineCall
 from nereid.diffusion.solvers import ScheduleError, SchedulerName
-from nereid.layout.checks import check_layout, has_errors
 from nereid.layout.complexity import classes_of, complexity
 from nereid.layout.elements import Box, Section
-from nereid.layout.repair import repair
 from nereid.layout.settings import LAYOUT_FILE, engine_digest, engines_digest
 from nereid_export.configs import prefixed
 from nereid_export.edited import Manifest, damage_named, edited
@@ -38,6 +35,7 @@ from nereid_export.kept_figures import KeptFigures
 from nereid_export.kept_plans import Curves, quickest
 from nereid_export.layout import HOME, architecture
 from nereid_export.layout_drawing import LayoutDrawer
+from nereid_export.layout_samples import off_pixels, passed_each, passed_shares, sample_sections
 
 OFF_BOUNDS: Mapping[Level, float] = {Level.LIGHT: 1.0, Level.BALANCED: 2.0, Level.AGGRESSIVE: 4.0}
 """CSS pixels that boxes may be off from those without: of a section the mean over its boxes' four numbers, of all the median."""
@@ -117,7 +115,9 @@ class _Calibrating:
             _require(drawer, facts.scheduler, steps, "--adaptive", 1)
         things = {"files": manifest["files"], "model": home, "briefs": options.briefs, "version": manifest["version"]}
         figures = KeptFigures.open(repository.with_name(f"{repository.name}.json"), things)
-        return cls(repository / home, manifest, drawer, _sections(options.briefs), settings, options.adaptive, figures)
+        with architecture("nereid calibrate-layout"):
+            sections = sample_sections(options.briefs, 11)
+        return cls(repository / home, manifest, drawer, sections, settings, options.adaptive, figures)
 
     def all(self, progress: Progress) -> list[dict[str, Any]]:
         """Every calibration, written into the copy; those of other schedulers and steps stay as they are."""
@@ -157,7 +157,7 @@ class _Calibrating:
         classes, low = [], -math.inf
         for bound in classes_of(self.sections, CLASSES):
             places = [place for place, its in enumerate(self.sections) if low < complexity(its) <= bound]
-            shares = {steps: _shares([its[place] for place in places]) for steps, its in passed.items()}
+            shares = {steps: passed_shares([its[place] for place in places]) for steps, its in passed.items()}
             good = (
                 steps
                 for steps in (*counts, most)
@@ -181,10 +181,7 @@ class _Calibrating:
         told(f"{steps} steps")
         table = self.drawer.table(self.drawer.model.facts.scheduler, steps)
         drawn = self.drawer.draw(self.sections, list(range(len(self.sections))), table)
-        return [
-            (not has_errors(check_layout(section, boxes)), not has_errors(check_layout(section, repair(section, boxes).boxes)))
-            for section, boxes in zip(self.sections, drawn, strict=True)
-        ]
+        return passed_each(self.sections, drawn)
 
     def _curves(self, scheduler: SchedulerName, steps: int, told: Callable[[str], None]) -> dict[str, Curves]:
         """Mean relative change (L1) of what each block's branch gives over 1 to LONGEST_REUSE steps, from each step on."""
@@ -235,10 +232,10 @@ class _Calibrating:
             before = drawn_plain()
             told(said(threshold))
             boxes = self.drawer.draw(self.sections, seeds, table, plans[threshold])
-            off = statistics.median(
-                float(np.abs(np.array(one) - np.array(other)).mean()) for one, other in zip(boxes, before, strict=True)
-            )
-            return round(off, 3), self._passed(boxes)
+            return round(statistics.median(off_pixels(boxes, before)), 3), passed(boxes)
+
+        def passed(layouts: Sequence[Sequence[Box]]) -> float:
+            return passed_shares(passed_each(self.sections, layouts))[1]
 
         def said(threshold: float) -> str:
             counts = (f"{branch} computed in {len(plan.full or ())}" for branch, plan in plans[threshold].items())
@@ -247,27 +244,19 @@ class _Calibrating:
         def cost(threshold: float) -> tuple[float, float]:
             return self.figures.get(f"{scheduler}, {said(threshold)}", partial(measured, threshold))
 
-        whole = self.figures.get(f"{scheduler}, {steps} steps: passed", lambda: self._passed(drawn_plain()))
+        whole = self.figures.get(f"{scheduler}, {steps} steps: passed", lambda: passed(drawn_plain()))
 
         def good(level: Level, threshold: float) -> bool:
-            off, passed = cost(threshold)
-            return off <= OFF_BOUNDS[level] and whole - passed <= PASS_BOUNDS[level]
+            off, own = cost(threshold)
+            return off <= OFF_BOUNDS[level] and whole - own <= PASS_BOUNDS[level]
 
         levels = {}
         for level in Level:
             threshold = quickest(list(plans), partial(good, level))
-            off, passed = cost(threshold)
+            off, own = cost(threshold)
             computed = {str(branch): len(plan.full or ()) for branch, plan in plans[threshold].items()}
-            levels[str(level)] = {"threshold": threshold, "computed": computed, "off_px": off, "passed": passed}
+            levels[str(level)] = {"threshold": threshold, "computed": computed, "off_px": off, "passed": own}
         return {"briefs": len(self.sections), "passed": whole, "curves": curves, "levels": levels}
-
-    def _passed(self, layouts: Sequence[Sequence[Box]]) -> float:
-        """Percent that pass all error checks after repair."""
-        found = [
-            not has_errors(check_layout(section, repair(section, boxes).boxes))
-            for section, boxes in zip(self.sections, layouts, strict=True)
-        ]
-        return round(100 * sum(found) / len(found), 2)
 
 
 def plans_by_threshold(curves: Mapping[Branch, Curves], steps: int) -> dict[float, Plans]:
@@ -283,20 +272,6 @@ def plans_by_threshold(curves: Mapping[Branch, Curves], steps: int) -> dict[floa
         if (computed := count(plans)) < fewest:
             found[threshold], fewest = plans, computed
     return found
-
-
-def _shares(passed: Sequence[Sequence[bool]]) -> tuple[float, float]:
-    """Percent that pass before and after repair."""
-    before, after = (round(100 * sum(column) / len(passed), 2) for column in zip(*passed, strict=True))
-    return before, after
-
-
-def _sections(count: int) -> list[Section]:
-    """Sections of briefs such as the transformer is trained on, always the same."""
-    with architecture("nereid calibrate-layout"):
-        from nereid_zoo.layout.batches import sample_row
-    rng = Random(11)
-    return [sample_row(rng)[0] for _ in range(count)]
 
 
 def _scheduler(name: str) -> SchedulerName:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -70,11 +69,11 @@ def layout(
         precision=precision,
         name=name,
     )
-    manifest = with_bar(lambda bar: export_layout(asked, bar))
-    if as_json:
-        print(json.dumps(manifest))
-    else:
+
+    def show(manifest: dict[str, Any]) -> None:
         show_diffusion(manifest, out)
         for engine_said in manifest["engines"].values():
             if "pass_rate" in engine_said:
                 print(said_of_quality(engine_said))
+
+    with_bar(lambda bar: export_layout(asked, bar), show, as_json)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 from statistics import mean
 from typing import Any
 
@@ -19,9 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from nereid.layout.checks import check_layout, has_errors
 from nereid.layout.elements import Box, Section
-from nereid.layout.repair import repair
 from nereid.layout.settings import OUT, SAMPLE, TIMESTEP
 from nereid_export.built import Built, library_failures, packages_of, places
 from nereid_export.components import Component
@@ -43,6 +40,7 @@ from nereid_export.engines.onnx_graph import export_onnx
 from nereid_export.engines.precision import Precision
 from nereid_export.errors import ExportError
 from nereid_export.frame import Progress
+from nereid_export.layout_samples import off_pixels, passed_each, passed_shares, sample_sections
 from nereid_export.memory import measure_memory
 from nereid_export.options import ExportOptions
 from nereid_export.resume import RECORD, Record, resume_key
@@ -90,8 +88,8 @@ class LayoutQuality:
 
     @classmethod
     def of(cls, sections: Sequence[Section], drawn: Sequence[Sequence[Box]], plain: Sequence[Sequence[Box]]) -> LayoutQuality:
-        off = [float(np.abs(np.array(one) - np.array(other)).mean()) for one, other in zip(drawn, plain, strict=True)]
-        (before, after), (before_fp32, after_fp32) = (_passed(sections, its) for its in (drawn, plain))
+        off = off_pixels(drawn, plain)
+        (before, after), (before_fp32, after_fp32) = (passed_shares(passed_each(sections, its)) for its in (drawn, plain))
         return cls(
             briefs=len(sections),
             steps=STEPS,
@@ -251,7 +249,7 @@ class _Drawing:
 
         assert isinstance(self.module, Velocity)
         transformer = self.module.transformer
-        sections = _sections(CALIBRATION_BRIEFS, 17)
+        sections = sample_sections(CALIBRATION_BRIEFS, 17)
         observer, turns = Observer(transformer), len(CALIBRATION_STEPS)
         with observer.watching() as predict:
             for turn, steps in enumerate(CALIBRATION_STEPS):
@@ -267,7 +265,7 @@ class _Drawing:
         """What the engine's layouts are, and some calls that PyTorch's were drawn with; `rows` are those of one call."""
         from nereid_zoo.layout.draw import draw
 
-        sections, calls = _sections(BRIEFS, 19), _Calls(torch_run(component, self.module))
+        sections, calls = sample_sections(BRIEFS, 19), _Calls(torch_run(component, self.module))
         seeds = range(len(sections))
         told(f"drawing layouts of {BRIEFS} briefs in float32")
         plain = draw(calls, sections, seeds, steps=STEPS, shift=self.shift)
@@ -297,21 +295,3 @@ def as_called(inputs: Mapping[str, NDArray]) -> Inputs:
     """As `nereid_zoo.layout.draw` calls a transformer, to an engine's inputs."""
     told = {name: value for name, value in inputs.items() if name not in ("boxes", TIMESTEP)}
     return {**told, SAMPLE: inputs["boxes"], TIMESTEP: inputs[TIMESTEP][:, None]}
-
-
-def _sections(count: int, seed: int) -> list[Section]:
-    """Of briefs such as the transformer is trained on, always the same."""
-    from nereid_zoo.layout.batches import sample_row
-
-    rng = Random(seed)
-    return [sample_row(rng)[0] for _ in range(count)]
-
-
-def _passed(sections: Sequence[Section], layouts: Sequence[Sequence[Box]]) -> tuple[float, float]:
-    """Percent that pass all error checks before and after repair."""
-    found = [
-        (not has_errors(check_layout(section, boxes)), not has_errors(check_layout(section, repair(section, boxes).boxes)))
-        for section, boxes in zip(sections, layouts, strict=True)
-    ]
-    before, after = (round(100 * sum(column) / len(found), 2) for column in zip(*found, strict=True))
-    return before, after

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -84,8 +83,4 @@ def llm(
             embeddings=embeddings,
         )
 
-    manifest = with_bar(lambda bar: export_llm(asked(), bar))
-    if as_json:
-        print(json.dumps(manifest))
-    else:
-        show_llm(manifest, out)
+    with_bar(lambda bar: export_llm(asked(), bar), lambda manifest: show_llm(manifest, out), as_json)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,9 +38,8 @@ def page(
 ) -> None:
     """Add the model that makes pages to a repository whose models write sections, lay them out and draw pictures."""
     asked = PageExportOptions(out=out, planner=planner, layout=layout, picture_prompts=picture_prompts, name=name)
-    manifest = with_bar(lambda bar: export_page(asked, bar))
-    if as_json:
-        print(json.dumps(manifest))
-        return
-    by = planner or "rules"
-    console.print(f"{manifest['models'][0]} -> {out}; plans by {by}", highlight=False)
+
+    def show(manifest: dict[str, Any]) -> None:
+        console.print(f"{manifest['models'][0]} -> {out}; plans by {planner or 'rules'}", highlight=False)
+
+    with_bar(lambda bar: export_page(asked, bar), show, as_json)

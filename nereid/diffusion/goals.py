@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nereid.diffusion.loop import cost_key
+from nereid.diffusion.run_lanes import cost_key
 from nereid.diffusion.state import ImageRun
 from nereid.engines.costs import StepCosts
 from nereid.engines.lanes import in_company

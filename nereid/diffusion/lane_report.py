@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nereid.diffusion.feature_cache import Variant
-from nereid.diffusion.loop import cost_key
+from nereid.diffusion.run_lanes import cost_key
 from nereid.diffusion.state import ImageRun, ImageTask
 from nereid.engines.costs import StepCosts
 from nereid.flow.metrics import Recorder

@@ -1,4 +1,4 @@
-"""The denoising loop: chooses a lane and its rows, calls the UNet or its outer part, commits what comes; engines are a callable.
+"""The denoising loop: takes a lane and its rows, calls the UNet or its outer part, commits what comes; engines are a callable.
 
 Every tick plans and sends calls until as many are out as the engine takes at once, then commits the first that comes back. A
 call that fails because its engine died is made again once the engine is back, until the request's own deadline: the run has
@@ -20,30 +20,26 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from nereid.diffusion.choosing import Chooser
 from nereid.diffusion.loop_task import LoopTask
 from nereid.diffusion.phases import waits_for_phase
-from nereid.diffusion.plan import EngineCall, commit, engine_rows, pack
+from nereid.diffusion.plan import EngineCall, commit, pack
+from nereid.diffusion.run_lanes import Lane, Member, key_of, lane_of, priority_of, shape_of, with_priority
 from nereid.diffusion.state import ImageRun
 from nereid.engines.costs import StepCosts
-from nereid.engines.lanes import CallSizes, Candidate, FairClock, in_company, is_late, order, rows_for_the_best
+from nereid.engines.lanes import FairClock
 from nereid.flow.errors import EngineError, LostError, PoisonousRequestError, RequestError
 from nereid.flow.request_ids import named
-from nereid.flow.tickets import aged
 
 log = logging.getLogger(__name__)
 
 Array = NDArray[np.float32]
-Lane = tuple[object, ...]
-Member = tuple[LoopTask, ImageRun]
-
 Predict = Callable[[EngineCall], Future[Mapping[str, Array]]]
 """The engines: inputs `sample` (rows x C x H x W), `timestep` (rows x 1), `encoder_hidden_states` (rows x tokens x width), the
 family's extra ones and a shallow call's `features`; a future of the outputs that the call names. Fails with RequestError."""
 
 _RETRY_SECONDS = 0.1
 """Between two looks whether a dead engine is back."""
-_BEHIND = 64
-"""How many of those that wait are looked at to see what presses."""
 _WAIT_SECONDS = 0.25
 """How long a tick waits for a call: those who are cancelled or overdue leave between ticks."""
 
@@ -96,10 +92,13 @@ class DenoisingLoop:
     _clock: FairClock[Lane] = field(default_factory=lambda: FairClock[Lane]())
     _variants: dict[Lane, FairClock[Lane]] = field(default_factory=dict)
     """Of each shape: on one clock for all, another shape's calls would make a shape's two lanes level again and again."""
-    _sizes: CallSizes[Lane] = field(default_factory=lambda: CallSizes[Lane]())
+    _chooser: Chooser = field(init=False)
     _out: list[_Call] = field(default_factory=list)
     _down: dict[StrEnum, float] = field(default_factory=dict)
     """Engines (of a process, the one that it goes by) that have died, and when it is looked next whether they are back."""
+
+    def __post_init__(self) -> None:
+        self._chooser = Chooser(self.costs, self.max_batch_size, self.caching_rows)
 
     def advance(self, tasks: Sequence[LoopTask]) -> None:
         """One tick: send what can be sent, commit what has come."""
@@ -131,25 +130,25 @@ class DenoisingLoop:
         for member in going:
             run = member[1]
             if not run.busy and run not in held and self._may_call(run.variant):
-                lanes[_shape(run)][_lane(run)].append(member)
+                lanes[shape_of(run)][lane_of(run)].append(member)
         if not lanes:
             return False
         # Shapes share the engine's time; those at a whole and those at a shallow step of a shape share its part of it.
         self._clock.forget(lanes)
-        shapes = {_shape(run) for _, run in going}
+        shapes = {shape_of(run) for _, run in going}
         self._variants = {shape: clock for shape, clock in self._variants.items() if shape in shapes}
-        self._sizes.forget(lane for shape in lanes.values() for lane in shape)
-        best = min(self._priority(*member) for shape in lanes.values() for members in shape.values() for member in members)
-        chosen = _with_priority(lanes, best, self._priority)
+        self._chooser.forget(lane for shape in lanes.values() for lane in shape)
+        best = min(priority_of(*member) for shape in lanes.values() for members in shape.values() for member in members)
+        chosen = with_priority(lanes, best)
         shape = self._clock.next(chosen)
         variants = self._variants.setdefault(shape, FairClock[Lane]())
         lane = variants.next(chosen[shape])
-        members = self._choose(lane, lanes[shape][lane])
+        members = self._chooser.choose(lane, lanes[shape][lane], self.waiting())
         call = pack([run for _, run in members])
         probe = self.process_of(call.variant) in self._down
         if probe:  # is it back? nobody's step is risked
             call = replace(call.of(slice(1)), inputs={name: np.zeros_like(value[:1]) for name, value in call.inputs.items()})
-        expected = self.costs.predict(_key(lane), call.rows)
+        expected = self.costs.predict(key_of(lane), call.rows)
         seconds = 1e-3 if math.isnan(expected) else expected
         self._clock.charge(shape, seconds)
         variants.charge(lane, seconds)
@@ -166,19 +165,15 @@ class DenoisingLoop:
     def _held(self, going: list[Member]) -> set[ImageRun]:
         """Starts that are delayed: for mates of no worse priority, whose engines live, and not where a goal is at stake."""
         free = [(task, run) for task, run in going if run.kept is not None and self.process_of(run.variant) not in self._down]
-        classes = {run: self._priority(task, run) for task, run in free}
+        classes = {run: priority_of(task, run) for task, run in free}
         held: set[ImageRun] = set()
         for task, run in free:
             if run.busy or run.step != run.row.begin or task.request.deadline_seconds is not None:
                 continue
             mates = [mate for mate, priority in classes.items() if priority <= classes[run]]
-            if waits_for_phase(run, mates, self._step_cost, time.monotonic()):
+            if waits_for_phase(run, mates, self._chooser.step_cost, time.monotonic()):
                 held.add(run)
         return held
-
-    def _step_cost(self, run: ImageRun, variant: StrEnum) -> float:
-        """Seconds of a call for this run alone; NaN where nothing is known."""
-        return self.costs.predict(cost_key(variant, run.shape), engine_rows(run))
 
     def _cuts(self, rows: int) -> list[tuple[int, int]]:
         """More than one call where an engine takes fewer rows than one guided image has."""
@@ -189,61 +184,6 @@ class DenoisingLoop:
         if first == 0 and last == call.rows and last >= self.min_batch_size:
             return call
         return call.of(np.minimum(np.arange(first, max(last, first + self.min_batch_size)), last - 1))
-
-    def _choose(self, lane: Lane, members: list[Member]) -> list[Member]:
-        """As many of the most urgent as is best; where all go that fit, one that does not fit leaves its place to the next."""
-        key = _key(lane)
-        together = self.costs.predict(key, min(self._most(members), sum(engine_rows(run) for _, run in members)))
-        candidates = [self._candidate(task, run, together) for task, run in members]
-        ranked = order(candidates)
-        behind = [self._candidate(task, run, together) for task in self.waiting() for run in task.runs if _lane(run) == lane]
-
-        def known(rows: int) -> float:
-            return self.costs.known(key, rows)
-
-        most = rows_for_the_best([candidates[index] for index in ranked], self._most(members), known)
-        count = self._sizes.take(
-            lane,
-            [candidates[index] for index in ranked],
-            behind[:_BEHIND],
-            most,
-            known,
-            time.monotonic(),
-        )
-        chosen: list[int] = []
-        rows = 0
-        for index in ranked:
-            wanted = candidates[index].rows
-            if len(chosen) < count and (not chosen or rows + wanted <= most):
-                chosen.append(index)
-                rows += wanted
-            else:
-                members[index][1].passed_over += 1
-        return [members[index] for index in chosen]
-
-    def _most(self, members: list[Member]) -> int:
-        """Rows of a call that somebody of these may be in."""
-        if self.caching_rows is None or all(run.kept is None for _, run in members):
-            return self.max_batch_size
-        return min(self.max_batch_size, self.caching_rows(members[0][1]))
-
-    def _candidate(self, task: LoopTask, run: ImageRun, together: float) -> Candidate:
-        """Its steps left count in calls such as the next one, of which one of all members takes `together` seconds: those of
-        other engines, or of more or fewer rows, are dearer or cheaper."""
-        alone, rows, steps = self._step_cost(run, run.variant), run.rows_left, 0.0
-        for variant, left in run.steps_left.items():
-            ratio = self.costs.predict(cost_key(variant, run.shape), rows) / (alone or math.nan) if left else 1.0
-            steps += left * (1.0 if math.isnan(ratio) else ratio)
-        seconds = in_company(alone, together)
-        goal = task.request.deadline_seconds is not None
-        in_hand = task.due - time.monotonic()
-        pressing = goal and _pressing(in_hand, steps * seconds, seconds)
-        late = goal and is_late(in_hand, steps, seconds, run.passed_over)
-        return Candidate(steps, engine_rows(run), task.due, run.passed_over, self._priority(task, run), pressing, late)
-
-    @staticmethod
-    def _priority(task: LoopTask, run: ImageRun) -> int:
-        return aged(task.request.priority, time.monotonic() - run.waits_since)
 
     # --- receiving ---
 
@@ -265,7 +205,7 @@ class DenoisingLoop:
         if call.probe:
             return
         seconds = time.perf_counter() - call.sent
-        self.costs.learn(_key(call.lane), call.call.rows, seconds)
+        self.costs.learn(key_of(call.lane), call.call.rows, seconds)
         self._commit(call, outputs)
         self.stepped(call.call.variant, len(call.members), seconds)
 
@@ -304,40 +244,3 @@ class DenoisingLoop:
 def _fail(members: list[Member], error: RequestError) -> None:
     for task, _ in members:
         task.error = task.error or error
-
-
-def _pressing(left: float, needed: float, step: float) -> bool:
-    """Whether a goal is missed if one step more is waited for, and is not missed in any case; seconds, NaN where not known."""
-    return needed <= left <= needed + 2 * step
-
-
-def _with_priority(
-    lanes: Mapping[Lane, Mapping[Lane, list[Member]]], best: int, priority: Callable[[LoopTask, ImageRun], int]
-) -> dict[Lane, dict[Lane, list[Member]]]:
-    """The lanes in which somebody has the best priority, by shape."""
-    found: dict[Lane, dict[Lane, list[Member]]] = {}
-    for shape, its in lanes.items():
-        for lane, members in its.items():
-            if any(priority(*member) <= best for member in members):
-                found.setdefault(shape, {})[lane] = members
-    return found
-
-
-def _shape(run: ImageRun) -> Lane:
-    """What can share calls; a suspect has a lane of its own."""
-    return (run.shape, id(run) if run.deaths else 0)
-
-
-def _lane(run: ImageRun) -> Lane:
-    """What can share the next call."""
-    return (*_shape(run), run.variant)
-
-
-def _key(lane: Lane) -> str:
-    shape, _, variant = lane
-    return cost_key(variant, shape)
-
-
-def cost_key(variant: object, shape: object) -> str:
-    """A lane's name in the table of costs."""
-    return f"{variant} {shape}"

@@ -25,9 +25,9 @@ from nereid.diffusion.watching import PreviewDecode, Watchers, state_outputs
 from nereid.engines.costs import StepCosts
 from nereid.engines.memory import available_bytes, shared_bytes
 from nereid.flow.batcher import InFlightBatcher
-from nereid.flow.errors import EngineError, PoisonousRequestError, RequestError
+from nereid.flow.errors import EngineError, RequestError
 from nereid.flow.fields import FieldReader, Inputs
-from nereid.flow.flight_record import Flight, FlightRecord, digest_of_inputs
+from nereid.flow.flight_record import Flight, FlightRecord
 from nereid.flow.metrics import LoopObserver, Recorder
 from nereid.flow.request_ids import NamedThreads
 from nereid.flow.runs import RunState
@@ -43,8 +43,6 @@ _SAVE_SECONDS = 30.0
 _CACHING = frozenset({"cache", "cache_interval"})
 _KEPT_FREE_BYTES = 16 * 2**20
 """Of shared memory: what a process of Triton's needs that is started again."""
-_NOT_ASKED_FOR = ("run_id", "ticket", "timeout_seconds", "priority", "deadline_seconds")
-"""Inputs that say nothing of the picture: a request that is tried again has the same others."""
 
 
 @dataclass(slots=True)
@@ -180,9 +178,7 @@ class DenoiseService:
 
     def _start(self, inputs: Inputs, reply: Reply, is_cancelled: Callable[[], bool]) -> None:
         request = parse_image_request(inputs, self.pipeline, self.limits)
-        flight = Flight(self.record, digest_of_inputs(inputs, _NOT_ASKED_FOR))
-        if flight.is_refused:
-            raise PoisonousRequestError("the request was alone in `denoise` when it died, twice; it is not tried a third time")
+        flight = Flight.of(self.record, inputs, "denoise")
         self._decoded.forget(request.run_id)  # its picture is asked for anew
         if (known := self._kept.find(request.run_id, flight.digest)) is not None:
             if (taken := self._reserved.pop(request.ticket, None)) is not None:

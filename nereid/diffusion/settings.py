@@ -17,7 +17,7 @@ from nereid.diffusion.vae_tiles import BYTES_PER_PIXEL, VaeTiling
 from nereid.engines.memory import RunMemory
 from nereid.flow.errors import InvalidRequestError
 from nereid.flow.exported import exported_facts
-from nereid.flow.parameters import read_parameters
+from nereid.flow.parameters import read_parameters, require_one_of
 
 PIPELINE_FILE = "pipeline.json"
 """Where export leaves a pipeline's facts, in the version folders of the models that need them."""
@@ -185,15 +185,13 @@ class Limits:
     def feature_type(self) -> type:
         """As numpy has it; raises ValueError."""
         types = {"fp32": np.float32, "fp16": np.float16}
-        if self.features_dtype not in types:
-            raise ValueError(f"parameter features_dtype: {self.features_dtype!r} is not allowed; it must be fp32 or fp16")
+        require_one_of(self, "features_dtype", types)
         return types[self.features_dtype]
 
     @property
     def on_gpu(self) -> tuple[str, ...]:
         """Outputs of the UNet that stay in the GPU's memory, and never pass shared memory; raises ValueError."""
-        if self.features_device not in ("cpu", "gpu"):
-            raise ValueError(f"parameter features_device: {self.features_device!r} is not allowed; it must be cpu or gpu")
+        require_one_of(self, "features_device", ("cpu", "gpu"))
         return (FEATURES,) if self.features_device == "gpu" else ()
 
     @classmethod

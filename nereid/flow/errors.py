@@ -18,6 +18,9 @@ import re
 
 from nereid_protocol.errors import ErrorKind, Status, WireError
 
+_LONGEST_FIELD = 200
+"""Characters of a field in a sentence."""
+
 
 class RequestError(Exception):
     """One request has failed: a sentence, and the request's field that is to blame, where one is."""
@@ -57,6 +60,8 @@ class InvalidRequestError(RequestError):
         shown = repr(value)
         if len(shown) > 80:
             shown = shown[:77] + "..."
+        if len(field) > _LONGEST_FIELD:  # a name that the caller made up
+            field = field[: _LONGEST_FIELD - 3] + "..."
         # "shape of latents", "characters in prompt": the field is the last word; "width x height" has two and names neither.
         name = field.rpartition(" ")[2]
         named = name if " x " not in field and re.sub("[_.-]", "", name).isalnum() else None

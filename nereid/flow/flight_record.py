@@ -22,12 +22,15 @@ from pathlib import Path
 
 import numpy as np
 
+from nereid.flow.errors import PoisonousRequestError
 from nereid.flow.state_folder import state_file
 
 DIGEST_BYTES = 16
 SLOTS = 1024
 _SLOT = struct.Struct(f"{DIGEST_BYTES}sHB5x")
 _FREE, _SUSPECT, _INSIDE, _REFUSED = range(4)
+NOT_ASKED_FOR = ("run_id", "ticket", "timeout_seconds", "priority", "deadline_seconds", "stream_interval")
+"""Inputs that say nothing of what is made: a request that is tried again has the same others."""
 
 
 def forgive_all(folder: Path) -> None:
@@ -193,6 +196,14 @@ class Flight:
     record: FlightRecord | None
     digest: bytes
     inside: bool = False
+
+    @classmethod
+    def of(cls, record: FlightRecord | None, inputs: Mapping[str, np.ndarray], model: str) -> Flight:
+        """Of a request to `model`; raises PoisonousRequestError where that has died of it twice."""
+        flight = cls(record, digest_of_inputs(inputs, NOT_ASKED_FOR))
+        if flight.is_refused:
+            raise PoisonousRequestError(f"the request was alone in `{model}` when it died, twice; it is not tried a third time")
+        return flight
 
     @property
     def is_suspect(self) -> bool:

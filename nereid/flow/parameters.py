@@ -84,3 +84,22 @@ def read_parameters(
             raise ValueError(f"parameter {field.name}: {text} is not allowed; it must be {allowed}")
         known[field.name] = value
     return cls(**known)
+
+
+def refused(name: str, value: object, allowed: str) -> ValueError:
+    """The one sentence that every refusal of a parameter is."""
+    return ValueError(f"parameter {name}: {value!r} is not allowed; it must be {allowed}")
+
+
+def require_one_of(limits: object, name: str, allowed: Collection[str]) -> None:
+    """Raise ValueError where this field of some limits is none of those."""
+    if (value := getattr(limits, name)) not in allowed:
+        *first, last = allowed
+        raise refused(name, value, f"{', '.join(first)} or {last}" if first else last)
+
+
+def require_at_most(limits: object, name: str, most: str) -> None:
+    """Raise ValueError where this field of some limits is greater than that one."""
+    value, bound = getattr(limits, name), getattr(limits, most)
+    if value > bound:
+        raise refused(name, value, f"at most {most} ({bound})")

@@ -37,8 +37,18 @@ class Asked(Protocol):
     def cancel(self, name: str, /) -> RunState: ...
 
 
-def take(inputs: Outputs, reply: R, start: Callable[[Outputs, R], None], refuse: Callable[[RequestError, R], None]) -> None:
-    """Start a request, and refuse it with what that raises."""
+def take(
+    inputs: Outputs,
+    reply: R,
+    runs: Asked,
+    fingerprint: str,
+    start: Callable[[Outputs, R], None],
+    refuse: Callable[[RequestError, R], None],
+) -> None:
+    """Answer what asks of a run; start any other request, and refuse it with what that raises."""
+    if is_question(inputs):
+        answer_question(inputs, reply, runs, fingerprint)
+        return
     try:
         start(inputs, reply)
     except RequestError as error:

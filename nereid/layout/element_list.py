@@ -9,7 +9,7 @@ from typing import Any
 
 from nereid.flow.errors import InvalidRequestError
 from nereid.layout.canvas import Canvas
-from nereid.layout.elements import FREE, MOST_CHARACTERS, Box, Element, ElementClass, Fixed, Section
+from nereid.layout.elements import FREE, MOST_CHARACTERS, MOST_ID, Box, Element, ElementClass, Fixed, Section
 
 CANVAS_KEYS = ("width", "density", "columns", "style")
 ELEMENT_KEYS = (
@@ -55,8 +55,8 @@ def read_elements(given: object, canvas: Canvas) -> Section:
 
 def _element(values: Mapping[str, Any], place: int) -> Element:
     name = values.get("id", f"{place}")
-    if not isinstance(name, str) or not 1 <= len(name) <= 64:
-        raise InvalidRequestError.of(f"elements.{place}.id", name, "a string of 1 to 64 characters")
+    if not isinstance(name, str) or not 1 <= len(name) <= MOST_ID:
+        raise InvalidRequestError.of(f"elements.{place}.id", name, f"a string of 1 to {MOST_ID} characters")
     where = f"elements.{name}"
     kind = values.get("class")
     if kind not in tuple(ElementClass):
@@ -113,6 +113,9 @@ def _draft(field: str, value: object) -> Box | None:
     missing = next((name for name, number in zip(Fixed._fields, given, strict=True) if number is None), None)
     if missing is not None:
         raise InvalidRequestError.of(f"{field}.{missing}", None, f"a number, as each of {', '.join(Fixed._fields)}")
+    for name in ("width", "height"):
+        if (size := getattr(given, name)) <= 0:
+            raise InvalidRequestError.of(f"{field}.{name}", size, "above 0")
     return Box(*(number for number in given if number is not None))
 
 

@@ -14,6 +14,8 @@ MAX_ELEMENTS = 32
 """Of one section; the transformer's tokens."""
 MOST_CHARACTERS = 4000
 """Of one element."""
+MOST_ID = 64
+"""Characters of an element's id."""
 
 
 class ElementClass(StrEnum):
@@ -157,7 +159,12 @@ class Section:
             ordered.append(element)
             waiting += held.get(element.id, [])[::-1]
         if len(ordered) < len(given):
-            lost = next(element for element in given if element not in ordered)
+            reached = {element.id for element in ordered}
+            lost = next(element for element in given if element.id not in reached)
+            passed: set[str] = set()
+            while lost.id not in passed and lost.parent is not None:  # to one that the cycle goes through
+                passed.add(lost.id)
+                lost = given[places[lost.parent]]
             raise InvalidRequestError.of(f"elements.{lost.id}.parent", lost.parent, "an element that is not inside it (a cycle)")
         return cls._linked(canvas, tuple(ordered))
 

@@ -12,7 +12,7 @@ from nereid.flow.errors import InvalidRequestError
 from nereid.layout.canvas import Canvas
 from nereid.layout.content import CHARACTER, text_style
 from nereid.layout.element_list import LARGEST_RATIO, SMALLEST_RATIO
-from nereid.layout.elements import CONTAINERS, MOST_CHARACTERS, Element, ElementClass, Section
+from nereid.layout.elements import CONTAINERS, MOST_CHARACTERS, MOST_ID, Element, ElementClass, Section
 
 MOST_HTML = 100_000
 """Characters of a section's HTML."""
@@ -98,12 +98,14 @@ def find_elements(html: str) -> list[Found]:
 
 
 def _names(found: list[Found]) -> list[str]:
-    """Ids as given, and class and number where none is."""
+    """Ids as given, and class and number where none is. Raises InvalidRequestError where one is too long."""
     taken = {item.id for item in found}
     counts: dict[ElementClass, int] = {}
     names = []
-    for item in found:
+    for place, item in enumerate(found):
         name = item.id
+        if name is not None and len(name) > MOST_ID:
+            raise InvalidRequestError.of(f"elements.{place}.id", name, f"a string of 1 to {MOST_ID} characters")
         while name is None or (item.id is None and name in taken):
             counts[item.kind] = counts.get(item.kind, 0) + 1
             name = f"{item.kind}-{counts[item.kind]}"

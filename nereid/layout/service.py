@@ -20,16 +20,17 @@ from nereid.diffusion.branch_cache import BranchEngine
 from nereid.diffusion.dynamic_width import WidthEngine
 from nereid.diffusion.feature_cache import Variant
 from nereid.diffusion.goals import goal_of
-from nereid.diffusion.loop import DenoisingLoop, cost_key
+from nereid.diffusion.loop import DenoisingLoop
 from nereid.diffusion.plan import EngineCall
+from nereid.diffusion.run_lanes import cost_key
 from nereid.diffusion.state import ImageRun
 from nereid.engines.costs import StepCosts
 from nereid.flow.batcher import InFlightBatcher
 from nereid.flow.errors import EngineError, LostError, PoisonousRequestError, RequestError
 from nereid.flow.fields import Inputs
-from nereid.flow.flight_record import Flight, FlightRecord, digest_of_inputs
+from nereid.flow.flight_record import Flight, FlightRecord
 from nereid.flow.metrics import LoopObserver, Recorder
-from nereid.flow.replies import Reply, answer_question, is_question, take
+from nereid.flow.replies import Reply, take
 from nereid.flow.request_ids import NamedThreads
 from nereid.flow.tickets import Ticket
 from nereid.layout.answers import Layout, Reason
@@ -44,8 +45,6 @@ from nereid_protocol.metrics import LAYOUT_BRANCHES, LAYOUT_CHECKS, LAYOUT_DEGRA
 log = logging.getLogger(__name__)
 
 _SAVE_SECONDS = 30.0
-_NOT_ASKED_FOR = ("run_id", "timeout_seconds", "priority", "deadline_seconds", "stream_interval")
-"""Inputs that say nothing of the layout: a request that is tried again has the same others."""
 
 
 class Engine(Protocol):
@@ -109,10 +108,7 @@ class LayoutService:
 
     def handle(self, inputs: Inputs, reply: Reply) -> None:
         """Take one request; returns at once, `reply` follows."""
-        if is_question(inputs):
-            answer_question(inputs, reply, self._batcher, self.model.fingerprint)
-        else:
-            take(inputs, reply, self._start, self._refuse)
+        take(inputs, reply, self._batcher, self.model.fingerprint, self._start, self._refuse)
 
     def stop(self) -> None:
         """Fail what is in flight, end the engine, and release the threads."""
@@ -128,9 +124,7 @@ class LayoutService:
 
     def _start(self, inputs: Inputs, reply: Reply) -> None:
         request = parse_layout_request(inputs, self.model.facts, self.model.limits)
-        flight = Flight(self.record, digest_of_inputs(inputs, _NOT_ASKED_FOR))
-        if flight.is_refused:
-            raise PoisonousRequestError("the request was alone in `layout` when it died, twice; it is not tried a third time")
+        flight = Flight.of(self.record, inputs, "layout")
         task = LayoutTask(
             request,
             reply,

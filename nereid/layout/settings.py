@@ -11,9 +11,10 @@ from nereid.diffusion.branch_cache import BranchCalibration, BranchEngine
 from nereid.diffusion.dynamic_width import WidthTable
 from nereid.diffusion.solvers import SchedulerConfig, SchedulerName, default_scheduler
 from nereid.engines.digests import digest_of_files
+from nereid.engines.engine_files import ENGINE_FILES
 from nereid.engines.worker import WorkerOptions
 from nereid.flow.exported import exported_facts
-from nereid.flow.parameters import read_parameters
+from nereid.flow.parameters import read_parameters, require_at_most, require_one_of
 from nereid.layout.canvas import Canvas
 from nereid.layout.complexity import AdaptiveSteps
 from nereid.layout.elements import Element, ElementClass, Section
@@ -21,7 +22,6 @@ from nereid.layout.tokens import BUCKETS, tokens_of
 
 LAYOUT_FILE = "layout.json"
 """Where export leaves the model's facts, in its version folder beside the engine."""
-ENGINE_FILES = {"onnxruntime": "model.onnx", "openvino": "model.xml"}
 ENGINE_NAME = "layout_transformer"
 """What errors and measured costs call the network."""
 SAMPLE, TIMESTEP, OUT = "sample", "timestep", "out_sample"
@@ -122,16 +122,10 @@ class LayoutLimits:
     def from_parameters(cls, parameters: Mapping[str, str]) -> LayoutLimits:
         """Read config.pbtxt parameters; raises ValueError naming the one that does not parse or is out of range."""
         limits = read_parameters(cls, parameters, may_be_zero=("max_queue", "threads"))
-        if limits.engine not in ENGINE_FILES:
-            allowed = " or ".join(ENGINE_FILES)
-            raise ValueError(f"parameter engine: {limits.engine!r} is not allowed; it must be {allowed}")
-        for name, low, high in (
-            ("default_steps", limits.default_steps, limits.max_steps),
-            ("max_candidates", limits.max_candidates, limits.max_inflight),
-            ("engine_min_batch_size", limits.engine_min_batch_size, limits.engine_max_batch_size),
-        ):
-            if low > high:
-                raise ValueError(f"parameter {name}: {low} is not allowed; it must be at most {high}")
+        require_one_of(limits, "engine", ENGINE_FILES)
+        require_at_most(limits, "default_steps", "max_steps")
+        require_at_most(limits, "max_candidates", "max_inflight")
+        require_at_most(limits, "engine_min_batch_size", "engine_max_batch_size")
         return limits
 
 

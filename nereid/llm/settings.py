@@ -9,8 +9,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from nereid.engines.engine_files import ENGINE_FILES
 from nereid.flow.exported import exported_facts
-from nereid.flow.parameters import read_parameters
+from nereid.flow.parameters import read_parameters, refused, require_one_of
 from nereid.llm.engine import longest_row
 
 LLM_FILE = "llm.json"
@@ -23,9 +24,6 @@ DRAFT_FOLDER = "draft"
 MAY_BE_ZERO = ("max_queue", "prefix_cache_megabytes", "stream_interval_seconds", "stream_answers_per_second", "threads")
 
 SPECULATIONS = ("none", "ngram", "draft")
-
-ENGINE_FILES = {"onnxruntime": "model.onnx", "openvino": "model.xml"}
-"""What export writes for each engine, in the version folder and in a draft model's."""
 
 KV_CACHE_PRECISIONS = ("fp32", "int8")
 
@@ -111,18 +109,11 @@ class LlmLimits:
     def from_parameters(cls, parameters: Mapping[str, str]) -> LlmLimits:
         """Read config.pbtxt parameters; raises ValueError naming the one that does not parse or is out of range."""
         limits = read_parameters(cls, parameters, may_be_zero=MAY_BE_ZERO)
-        for name, allowed in (
-            ("speculation", SPECULATIONS),
-            ("engine", tuple(ENGINE_FILES)),
-            ("kv_cache_precision", KV_CACHE_PRECISIONS),
-        ):
-            if getattr(limits, name) not in allowed:
-                *first, last = allowed
-                raise ValueError(
-                    f"parameter {name}: {getattr(limits, name)!r} is not allowed; it must be {', '.join(first)} or {last}"
-                )
+        require_one_of(limits, "speculation", SPECULATIONS)
+        require_one_of(limits, "engine", ENGINE_FILES)
+        require_one_of(limits, "kv_cache_precision", KV_CACHE_PRECISIONS)
         if limits.kv_tokens < SMALLEST_KV_TOKENS:
-            raise ValueError(f"parameter kv_tokens: {limits.kv_tokens} is not allowed; it must be at least {SMALLEST_KV_TOKENS}")
+            raise refused("kv_tokens", limits.kv_tokens, f"at least {SMALLEST_KV_TOKENS}")
         if limits.kv_cache_precision != "fp32":
             limits._check_rounded_cache()
         return limits

@@ -8,10 +8,10 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from nereid.flow.call_threads import CallThreads
 from nereid.flow.errors import LostError, QueueFullError
 from nereid.flow.retry import call_again
 from nereid.page.stages import Stage, Stages, Terms
@@ -51,7 +51,7 @@ class Done:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Pieces:
-    """Used by the thread that makes the page; the calls wait in threads of `pool`, cancellations go through `aside`.
+    """Used by the thread that makes the page; the calls, and cancellations, wait in `threads`, for some are never answered.
 
     `due` and `end` are seconds since the page was asked for: when what is not there is done without, and when the page is given
     up. `patience` is how long what is full, or has died, is asked again; `longest` is what a call may take: one to a process that
@@ -59,8 +59,7 @@ class Pieces:
     """
 
     stages: Stages
-    pool: Executor
-    aside: Executor
+    threads: CallThreads
     at_once: int
     priority: int
     patience: float
@@ -92,7 +91,7 @@ class Pieces:
             piece, work, seed = self._ready.pop(0)
             run_id = secrets.token_urlsafe(18)
             self._out[piece] = (run_id, self.now())
-            self.pool.submit(self._work, piece, work, run_id, seed)
+            self.threads.submit(self._work, piece, work, run_id, seed)
 
     def wait(self, seconds: float) -> Done | None:
         """What the next call has brought that is still waited for; None where none has within these seconds."""
@@ -115,7 +114,7 @@ class Pieces:
         for piece, (run_id, sent) in self._out.items():
             if now - sent > self.longest + _GRACE_SECONDS:
                 del self._out[piece]
-                self.aside.submit(self._cancel, [(piece.stage, run_id)])
+                self.threads.submit(self._cancel, [(piece.stage, run_id)])
                 return Done(piece, (sent, now), error=LostError(f"no answer within {self.longest:g} s"))
         return None
 
@@ -126,7 +125,7 @@ class Pieces:
         self._out.clear()
         self._ready.clear()
         if runs:
-            self.aside.submit(self._cancel, runs)
+            self.threads.submit(self._cancel, runs)
         return dropped
 
     def stop(self) -> None:

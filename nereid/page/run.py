@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
+from nereid.flow.call_threads import CallThreads
 from nereid.flow.errors import CancelledError, DeadlineError, EngineError, InvalidRequestError, RequestError
 from nereid.flow.noise import derived_seed
 from nereid.layout.flow import flow_layout
@@ -65,9 +65,8 @@ class PageRun:
     request: PageRequest
     model: PageModel
     stages: Stages
-    pool: Executor
+    threads: CallThreads
     observer: Observer
-    aside: Executor
     _draft: Draft = field(init=False)
     _pieces: Pieces = field(init=False)
     _spans: dict[Stage, tuple[float, float]] = field(default_factory=dict)
@@ -83,8 +82,7 @@ class PageRun:
         self._draft = Draft(request.canvas, theme_of(request.seed))
         self._pieces = Pieces(
             stages=self.stages,
-            pool=self.pool,
-            aside=self.aside,
+            threads=self.threads,
             at_once=limits.calls_per_page,
             priority=request.priority,
             patience=limits.stage_patience_seconds,
@@ -101,11 +99,8 @@ class PageRun:
             self._begin()
             while pieces.left:
                 pieces.send()
+                self.require_wanted(is_cancelled)
                 now = pieces.now()
-                if is_cancelled():
-                    raise CancelledError("the request was cancelled")
-                if now >= pieces.end:
-                    raise DeadlineError(f"the page was not done within timeout_seconds ({pieces.end:g})")
                 if now >= pieces.due:
                     self._do_without()
                 elif (done := pieces.wait(min(_LOOK_SECONDS, pieces.due - now))) is not None:
@@ -115,6 +110,13 @@ class PageRun:
             return PageAnswer(html=html, facts=self._draft.answered(self.request.seed, self._seconds()), done=True)
         finally:
             pieces.stop()
+
+    def require_wanted(self, is_cancelled: Callable[[], bool]) -> None:
+        """Raise what `run` does where nobody waits for the page any more."""
+        if is_cancelled():
+            raise CancelledError("the request was cancelled")
+        if self._pieces.now() >= self._pieces.end:
+            raise DeadlineError(f"the page was not done within timeout_seconds ({self._pieces.end:g})")
 
     def _seconds(self) -> dict[str, float]:
         """What each stage took, from its first call's begin to its last one's end, and when the first section could be seen."""

@@ -1,6 +1,7 @@
 """`page` as plain Python: raw inputs in, answers out, each page made by a thread of its own; the models are calls.
 
-A page more than `max_pages` is refused at once: each holds a thread, and makes some dozen calls.
+A page more than `max_pages` is refused at once: each holds a thread, and makes some dozen calls. After a death of the process
+those that were inside are made one at a time, so that one which kills it is found.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
-from nereid.flow.errors import EngineError, PoisonousRequestError, QueueFullError, RequestError, StoppingError
+from nereid.flow.call_threads import CallThreads
+from nereid.flow.errors import EngineError, QueueFullError, RequestError, StoppingError
 from nereid.flow.fields import Inputs
-from nereid.flow.flight_record import Flight, FlightRecord, digest_of_inputs
+from nereid.flow.flight_record import Flight, FlightRecord
 from nereid.flow.metrics import Recorder
-from nereid.flow.replies import Reply, answer_question, is_question, take
+from nereid.flow.replies import Reply, take
 from nereid.flow.request_ids import NamedThreads
 from nereid.flow.runs import Runs
+from nereid.flow.turns import Turns
 from nereid.page.requests import PageRequest, parse_page_request
 from nereid.page.run import PageAnswer, PageRun
 from nereid.page.settings import PageModel
@@ -36,8 +40,8 @@ from nereid_protocol.metrics import (
 
 log = logging.getLogger(__name__)
 
-_NOT_ASKED_FOR = ("run_id", "timeout_seconds", "priority", "deadline_seconds", "stream_interval")
-"""Inputs that say nothing of the page: a request that is tried again has the same others."""
+_END_SECONDS = 10.0
+"""How long calls that were cancelled are waited for at the end: one to a process that has died may never be answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,40 +89,34 @@ class PageService:
     _inside: int = 0
     _stopping: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _turns: Turns = field(default_factory=Turns)
+    """Of pages; one that was inside when the process died has its own alone."""
     _observer: PageObserver = field(init=False)
     _pages: NamedThreads = field(init=False)
-    _calls: NamedThreads = field(init=False)
-    _aside: NamedThreads = field(init=False)
+    _calls: CallThreads = field(default_factory=lambda: CallThreads("page-call"))
 
     def __post_init__(self) -> None:
-        limits = self.model.limits
         self._observer = PageObserver(self.recorder)
-        self._pages = NamedThreads(limits.max_pages, thread_name_prefix="page")
-        self._calls = NamedThreads(limits.max_pages * limits.calls_per_page, thread_name_prefix="page-call")
-        self._aside = NamedThreads(2, thread_name_prefix="page-aside")
+        self._pages = NamedThreads(self.model.limits.max_pages, thread_name_prefix="page")
 
     def handle(self, inputs: Inputs, reply: Reply) -> None:
         """Take one request; returns at once, `reply` follows."""
-        if is_question(inputs):
-            answer_question(inputs, reply, self._runs, self.model.fingerprint)
-        else:
-            take(inputs, reply, self._start, self._refuse)
+        take(inputs, reply, self._runs, self.model.fingerprint, self._start, self._refuse)
 
     def stop(self) -> None:
         """End what is in flight, and release the threads."""
         with self._lock:
             self._stopping = True
-        for pool in (self._pages, self._calls, self._aside):
-            pool.shutdown(wait=True)
+        self._pages.shutdown(wait=True)
+        if not self._calls.join(_END_SECONDS):
+            log.warning("calls of other models have not returned %g s after they were cancelled; they are left", _END_SECONDS)
         self.recorder.stop()
         if self.record is not None:
             self.record.close()
 
     def _start(self, inputs: Inputs, reply: Reply) -> None:
         request = parse_page_request(inputs, self.model.limits)
-        flight = Flight(self.record, digest_of_inputs(inputs, _NOT_ASKED_FOR))
-        if flight.is_refused:
-            raise PoisonousRequestError("the request was alone in `page` when it died, twice; it is not tried a third time")
+        flight = Flight.of(self.record, inputs, "page")
         most = self.model.limits.max_pages
         with self._lock:
             if self._stopping:
@@ -134,18 +132,13 @@ class PageService:
     def _make(self, request: PageRequest, reply: Reply, run: _Run, flight: Flight) -> None:
         """One page, from its thread's begin to its last answer."""
         begun, outcome, failed = time.monotonic(), "success", None
-        self._runs.started(request.run_id, run)
-        flight.enter()
-        page = PageRun(
-            request=request,
-            model=self.model,
-            stages=self.stages,
-            pool=self._calls,
-            aside=self._aside,
-            observer=self._observer,
-        )
         try:
-            made = page.run(lambda answer: reply.send(self._outputs(answer)), lambda: self._ends(run, reply))
+            page = PageRun(request=request, model=self.model, stages=self.stages, threads=self._calls, observer=self._observer)
+            ends = partial(self._ends, run, reply)
+            with self._turns.take(partial(page.require_wanted, ends), alone=flight.is_suspect):
+                self._runs.started(request.run_id, run)
+                flight.enter()
+                made = page.run(lambda answer: reply.send(self._outputs(answer)), ends)
             self._observer.checked(bool(made.facts["passed"]))
             reply.send(self._outputs(made))
         except RequestError as error:

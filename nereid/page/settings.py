@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nereid.flow.exported import exported_facts
-from nereid.flow.parameters import read_parameters
+from nereid.flow.parameters import read_parameters, require_at_most
 from nereid.page.pictures import PictureLanguage
 
 PAGE_FILE = "page.json"
@@ -83,9 +83,7 @@ class PageLimits:
     def from_parameters(cls, parameters: Mapping[str, str]) -> PageLimits:
         """Read config.pbtxt parameters; raises ValueError naming the one that does not parse or is out of range."""
         limits = read_parameters(cls, parameters, may_be_zero=("max_pictures", "section_temperature", "picture_steps"))
-        if limits.default_sections > limits.max_sections:
-            allowed = f"at most max_sections ({limits.max_sections})"
-            raise ValueError(f"parameter default_sections: {limits.default_sections} is not allowed; it must be {allowed}")
+        require_at_most(limits, "default_sections", "max_sections")
         return limits
 
 

@@ -6,8 +6,8 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.table import Table
@@ -16,9 +16,9 @@ from nereid.engines.digests import DigestError, Verifier
 from nereid.flow.flight_record import forgive_all
 from nereid.flow.state_folder import models_with_worker_down
 from nereid.flow.unanswered import take_unanswered
-from nereid.serving.activity import is_idle
 from nereid.serving.child import Backoff
 from nereid.serving.control import CONTROL_MODEL, ControlError
+from nereid.serving.draining import drain
 from nereid.serving.errors import ServingError
 from nereid.serving.following import Following
 from nereid.serving.health import HealthServer
@@ -27,7 +27,9 @@ from nereid.serving.load_times import load_seconds, load_table
 from nereid.serving.models import ServedModels
 from nereid.serving.numbers import Numbers
 from nereid.serving.options import ServeOptions
+from nereid.serving.pending_restart import PendingRestart
 from nereid.serving.process import TritonProcess
+from nereid.serving.reloadable import Reloadable
 from nereid.serving.remains import ServeFolder, reclaim
 from nereid.serving.services import KeptServices
 
@@ -36,10 +38,6 @@ log = logging.getLogger("nereid.serve")
 WATCH_SECONDS = 0.25
 PROBE_SECONDS = 2.0
 """How often Triton is asked whether every model is ready, besides the look at its processes."""
-REFUSED_SECONDS = 10.0
-"""How long until a model whose files were changed is looked at again."""
-RESTART_WITHIN_SECONDS = 60.0
-"""How long a restart that ends unanswerable requests waits for other pipelines to be idle."""
 CUT_SECONDS = 3.0
 """How long services may take to end once their callers have been told that it is the end."""
 
@@ -72,9 +70,8 @@ class Supervisor:
     _backoff: Backoff = field(default_factory=Backoff, init=False)
     _next_start: float | None = field(default=None, init=False)
     _next_probe: float = field(default=0.0, init=False)
-    _refused: dict[str, float] = field(default_factory=dict, init=False)
-    _restart_by: float | None = field(default=None, init=False)
-    _restart_for: set[str] = field(default_factory=set, init=False)
+    _reloadable: Reloadable = field(init=False)
+    _pending: PendingRestart = field(default_factory=PendingRestart, init=False)
     _stopping: threading.Event = field(default_factory=threading.Event, init=False)
     _hurried: threading.Event = field(default_factory=threading.Event, init=False)
     _watcher: threading.Thread | None = field(default=None, init=False)
@@ -87,6 +84,7 @@ class Supervisor:
         self.options.check(installation)
         self._models = ServedModels.read(self.options.repository)
         self._verifier = Verifier(self.options.repository)
+        self._reloadable = Reloadable(self._verifier)
         self.folder = ServeFolder.create()
         self._triton = TritonProcess(installation, self.options, self.folder, self._models, self._stopping)
         self._numbers = Numbers(self._models, self.readiness, self.services.deaths)
@@ -126,7 +124,7 @@ class Supervisor:
         self._load_seconds = load_seconds(self.folder.state, self._triton.stubs())
         self._unwell.clear()
         self._unready = []
-        self._restart_by = None
+        self._pending.forget()
         self._ready = True
         if self.options.follow and self._follower is None:
             following = Following(self.options.repository, self._verifier, self, self._stopping)
@@ -160,7 +158,7 @@ class Supervisor:
             "models_not_ready": sorted(self._unready) if self._ready else [],
             "workers_down": workers,
             "services_down": down,
-            "restart_pending": self._restart_by is not None,
+            "restart_pending": self._pending.by is not None,
             "draining": self._draining,
             "load_seconds": self._load_seconds,
         }
@@ -185,24 +183,11 @@ class Supervisor:
         # They cut what is left at the deadline themselves, while Triton still runs: that takes a moment.
         self.services.stop(deadline + CUT_SECONDS - time.monotonic(), self._hurried)
         if self._ready and self._triton.is_running():
-            self._drain(deadline)
+            drain(self._triton, self._models, self.options, deadline, self._hurried)
         self._triton.stop()
         self.folder.remove()
         with contextlib.suppress(RuntimeError):
             self._health.stop()
-
-    def _drain(self, deadline: float) -> None:
-        """Refuse new requests where Triton can, and wait until those inside have been answered."""
-        control = replace(self._triton.control, stopping=self._hurried, timeout=self.options.drain_seconds)
-        for model in self._models.entries:
-            with contextlib.suppress(ControlError):
-                control.unload(model)
-        idle = 0
-        while idle < 2 and time.monotonic() < deadline and self._triton.is_running():
-            # Twice in a row: gauges are a tenth of a second behind.
-            idle = idle + 1 if is_idle(self.options.metrics_url) else 0
-            if self._hurried.wait(0.15 if idle else 0.05):
-                return
 
     # --- models that come and go, see nereid.serving.following ---
 
@@ -212,7 +197,7 @@ class Supervisor:
 
     @property
     def is_settled(self) -> bool:
-        return self._ready and self._restart_by is None and not self._unwell and self._triton.is_running()
+        return self._ready and self._pending.by is None and not self._unwell and self._triton.is_running()
 
     def take_in(self, model: str, config: Any) -> None:
         self._verifier.share(self.folder.state)
@@ -292,24 +277,14 @@ class Supervisor:
                 self._triton.stop(0)
 
     def _allowed(self, dead: Sequence[str]) -> list[str]:
-        """Those whose files are what was exported. The others stay down, and are looked at again after a while.
+        """Those whose files are what was exported.
 
         One whose folder has gone from a repository that is followed is about to be let go: the follower need not wait for it.
         """
-        allowed = []
-        now = time.monotonic()
-        for model in dead:
-            if self._has_gone(model):
-                self._unwell.discard(model)
-                continue
-            try:
-                if now >= self._refused.get(model, 0.0):
-                    self._verifier.verify([model])
-                    allowed.append(model)
-            except DigestError as error:
-                log.error("%s is not reloaded: %s", model, error)
-                self._unwell.add(model)
-                self._refused[model] = now + REFUSED_SECONDS
+        gone = {model for model in dead if self._has_gone(model)}
+        dead = [model for model in dead if model not in gone]
+        allowed = self._reloadable.among(dead)
+        self._unwell = (self._unwell - gone) | (set(dead) - set(allowed))
         return allowed
 
     def _heal(self, models: Sequence[str]) -> None:
@@ -339,26 +314,12 @@ class Supervisor:
         self._load_seconds = load_seconds(self.folder.state, self._triton.stubs())
         late = [model for model in models if model in held or self._models.answers_late(model)]
         if late:
-            self._restart_later(late)
+            self._pending.ask(late, self._models)
         self._unwell -= set(models)
         self._next_probe = 0.0
 
-    def _restart_later(self, models: Collection[str]) -> None:
-        if self._restart_by is None:
-            self._restart_by = time.monotonic() + RESTART_WITHIN_SECONDS
-            self._restart_for = set()
-        # Whatever is inside a pipeline passes through its loop; what is beside a dead stream goes on to its end first.
-        self._restart_for |= set(models) | self._models.pipeline_of([name for name in models if self._models.answers_late(name)])
-        log.warning(
-            "requests inside %s will never be answered: Triton is restarted when other pipelines are idle, or in %g s",
-            ", ".join(models),
-            self._restart_by - time.monotonic(),
-        )
-
     def _restart_if_due(self) -> None:
-        if self._restart_by is None:
-            return
-        overdue = time.monotonic() >= self._restart_by
-        if overdue or is_idle(self.options.metrics_url, besides=self._restart_for):
+        overdue = self._pending.is_overdue
+        if overdue or self._pending.is_due(self.options.metrics_url):
             log.warning("restarting Triton, to end requests that would never be answered")
             self._restart(grace_seconds=3.0 if overdue else 0.0)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,17 @@ from typer.testing import CliRunner
 from nereid.diffusion.branch_cache import Branch, BranchEngine
 from nereid.diffusion.dynamic_width import WidthEngine, WidthTable
 from nereid.diffusion.feature_cache import CachePlan
+from nereid.layout.complexity import AdaptiveSteps
 from nereid.layout.requests import LayoutRequest, parse_layout_request
 from nereid.layout.settings import LayoutFacts, LayoutLimits
 from nereid.layout.tokens import bucket_of
 from nereid_bench import layout as module
+from nereid_bench import layout_exports
 from nereid_bench.cli import app
-from nereid_bench.layout import LayoutPlan, Way, components, layout, layout_flops
+from nereid_bench.layout import components, layout, layout_flops
+from nereid_bench.layout_exports import exported, exported_w4a8
 from nereid_bench.layout_load import Latencies, alone, arriving, asked_for, sustained
+from nereid_bench.layout_ways import LayoutPlan, Way
 from nereid_bench.random_dit import DitSizes, RandomDit, count_flops, skipping_cost, step_costs
 from nereid_client.layouts import layout_tensors
 from nereid_export import layout_w4a8
@@ -38,7 +43,8 @@ from nereid_zoo.layout.score import held_out_sections
 from checkpoints import make_dynamic_layout
 
 pytestmark = pytest.mark.torch
-WAYS = 13
+WAYS, SMALL = 15, 4
+"""Rows of the layout transformer, and of them those in w4a8."""
 TINY = DitSizes(layers=2, width=32, heads=2, tokens=8, patch=4)
 
 
@@ -75,18 +81,20 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         patch.setattr(layout_w4a8, "BRIEFS", 4)
         patch.setattr(layout_w4a8, "refuse_loss", lambda component, quality: None)  # a random transformer's layouts mean nothing
         rows = layout(plan, said.append)
-        before = (plan.work / "repository" / "layout" / "manifest.json").stat().st_mtime_ns
-        module.exported(plan, said.append)  # nothing is done again
-    assert (plan.work / "repository" / "layout" / "manifest.json").stat().st_mtime_ns == before
+        made = [plan.work / name / "layout" / "manifest.json" for name in ("repository", "w4a8")]
+        before = [file.stat().st_mtime_ns for file in made]
+        exported(plan, said.append)  # nothing is done again
+        exported_w4a8(plan, said.append)
+    assert [file.stat().st_mtime_ns for file in made] == before
     return {"rows": rows, "plan": plan, "said": said, "asked": clients[0].asked, "clients": clients}
 
 
 def test_every_way_has_a_row_of_either_transformer_and_all_have_the_same_columns(measured: dict[str, Any]) -> None:
     rows = measured["rows"]
     names = ["off", "4 steps", "2 steps", "cache light", "cache balanced", "cache aggressive", "adaptive steps"]
-    names += ["dynamic width", "dynamic width, 4 steps", "dynamic width, 2 steps"]
+    names += ["dynamic width", "dynamic width, 4 steps", "dynamic width, 2 steps", "all on: dynamic width, adaptive steps"]
     assert [(row["model"], row["method"]) for row in rows] == [
-        *(("layout", name) for name in [*names, "w4a8", "w4a8, 4 steps", "w4a8, 2 steps"]),
+        *(("layout", name) for name in [*names, "w4a8", "w4a8, 4 steps", "w4a8, 2 steps", "all on: w4a8, adaptive steps"]),
         *((TINY.name, name) for name in [*names, "MLPs of 63% of the tokens"]),
     ]
     assert len({tuple(row) for row in rows}) == 1
@@ -103,7 +111,7 @@ def test_every_way_has_a_row_of_either_transformer_and_all_have_the_same_columns
 
 
 def test_flops_go_with_steps_and_with_what_is_reused(measured: dict[str, Any]) -> None:
-    for its in (measured["rows"][: WAYS - 3], measured["rows"][WAYS:]):
+    for its in (measured["rows"][: WAYS - SMALL], measured["rows"][WAYS:]):
         found = {row["method"]: row for row in its}
         assert found["4 steps"]["gflops"] == pytest.approx(found["off"]["gflops"] * 4 / 6)
         for level in ("light", "balanced", "aggressive"):
@@ -120,9 +128,9 @@ def test_flops_go_with_steps_and_with_what_is_reused(measured: dict[str, Any]) -
 
 def test_what_is_served_is_asked_for_as_it_is_scored(measured: dict[str, Any]) -> None:
     asked = measured["asked"]
-    assert {6, 4, 2} <= {len(request.table) for request in asked} <= {16, 6, 4, 2}  # 16 where a section needs all
+    assert {6, 4, 2} <= {len(request.table) for request in asked} <= {8, 6, 4, 2}  # 8, the default, where a section needs all
     sliced = [request for request in asked if request.widths is not None]
-    assert {len(request.table) for request in sliced} == {6, 4, 2}
+    assert {6, 4, 2} <= {len(request.table) for request in sliced} <= {8, 6, 4, 2}
     cached = [request for request in asked if request.cache is not None]
     assert {len(request.table) for request in cached} == {6}
     sections = held_out_sections(measured["plan"].briefs).sections
@@ -134,13 +142,26 @@ def test_w4a8_is_smaller_has_its_own_server_and_as_many_steps(measured: dict[str
     assert rows["w4a8"]["mb"] < rows["off"]["mb"] == rows["4 steps"]["mb"]
     assert rows["w4a8"]["gflops"] == rows["off"]["gflops"]
     _, small = measured["clients"]
-    assert {len(request.table) for request in small.asked} == {6, 4, 2}
+    assert {6, 4, 2} <= {len(request.table) for request in small.asked} <= {8, 6, 4, 2}
 
 
 def test_progress_names_what_is_done(measured: dict[str, Any]) -> None:
     said = "\n".join(measured["said"])
     for part in ("exporting", "calibrating", "counting FLOPs", "drawing 8 held-out sections", "in flight", "timing 8 kinds"):
         assert part in said
+
+
+def test_a_repository_is_made_again_for_other_numbers_and_only_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, made = make_dynamic_layout(tmp_path / "checkpoint"), []  # type: ignore[var-annotated]
+    monkeypatch.setattr(layout_exports, "export_layout", lambda options, bar: options.out.mkdir(parents=True))
+    monkeypatch.setattr(layout_exports, "calibrate_layout", lambda options, bar: made.append((options.repository.name, options)))
+    plan = LayoutPlan(checkpoint=checkpoint, work=tmp_path / "work", steps=6, fewer=(4, 2))
+    for its in (plan, plan, replace(plan, fewer=(4,)), replace(plan, fewer=(4,)), replace(plan, fewer=(4,), steps=8)):
+        exported(its, lambda said: None)
+        exported_w4a8(its, lambda said: None)
+    assert [(name, options.adaptive, options.steps) for name, options in made] == [
+        (name, adaptive, (steps,)) for adaptive, steps in (((4, 2), 6), ((4,), 6), ((4,), 8)) for name in ("repository", "w4a8")
+    ]
 
 
 def test_a_section_is_asked_for_as_it_is() -> None:
@@ -214,6 +235,9 @@ def test_a_way_counts_the_steps_of_each_engine() -> None:
     assert sliced.engines(4) == {WidthEngine.NARROW: 3, WidthEngine.WIDE: 1}
     assert sliced.reused == 0
     assert sliced.asked == {"num_inference_steps": 4, "cache": "off", "transformer_width": "dynamic"}
+    every = replace(sliced, adaptive=AdaptiveSteps(scheduler="euler", classes=((math.inf, 3),)))
+    assert every.asked == {"effort": "adaptive", "transformer_width": "dynamic"}
+    assert every.steps_of(held_out_sections(1).sections[0]) == 3
 
 
 # --- loads ---

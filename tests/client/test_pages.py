@@ -136,6 +136,13 @@ def test_what_models_say_and_files_are_called_is_not_read_as_markup(tmp_path: Pa
     assert f"{target}  1 sections" in run.stderr
 
 
+def test_a_page_does_not_go_where_its_picture_goes(tmp_path: Path) -> None:
+    run = CliRunner().invoke(app, ["page", "a bakery", "--url", "127.0.0.1:1", "-o", str(tmp_path / "page.png")])
+    assert run.exit_code == 2
+    assert "must be another file than the picture's" in " ".join(run.output.replace("│", " ").split())
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_browser_that_draws_nothing_is_said_so_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     browser = tmp_path / "chromium"
     browser.write_text("#!/bin/sh\necho 'no display' >&2\nexit 3\n")

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from nereid_client.main import app
 from nereid_client.scraping import Page
 from nereid_client.top import render
+from nereid_client.top_reading import state_between
 from nereid_client.top_state import GATEWAY, SUPERVISOR, TRITON, State
 
 ADDRESSES = {TRITON: "127.0.0.1:8002", GATEWAY: "127.0.0.1:8080", SUPERVISOR: "127.0.0.1:8003"}
@@ -123,7 +124,7 @@ def pages(seconds: float, triton: dict[str, float], **gateway: float) -> dict[st
 
 @pytest.fixture
 def state() -> State:
-    return State.between(pages(100.0, BEFORE), pages(102.0, AFTER, good=6, bad=4))
+    return state_between(pages(100.0, BEFORE), pages(102.0, AFTER, good=6, bad=4))
 
 
 def test_rates_are_over_the_time_between_two_pages(state: State) -> None:
@@ -158,13 +159,13 @@ def test_rates_are_over_the_time_between_two_pages(state: State) -> None:
 
 
 def test_a_server_that_was_started_again_counts_from_zero() -> None:
-    state = State.between(pages(100.0, AFTER), pages(101.0, BEFORE))
+    state = state_between(pages(100.0, AFTER), pages(101.0, BEFORE))
     assert state.texts[0].tokens_per_second == 100
 
 
 def test_what_no_page_tells_is_not_taken_for_zero() -> None:
     after = pages(102.0, AFTER)
-    state = State.between({**pages(100.0, BEFORE), TRITON: None}, {**after, SUPERVISOR: None, GATEWAY: None})
+    state = state_between({**pages(100.0, BEFORE), TRITON: None}, {**after, SUPERVISOR: None, GATEWAY: None})
     assert state.answering == {TRITON: True, GATEWAY: False, SUPERVISOR: False}
     assert state.gateway is None
     assert state.supervisor is None
@@ -193,7 +194,7 @@ def test_the_page_shows_all_of_it_and_reads_no_name_as_markup(state: State) -> N
         "gateway deaths 3",
     ):
         assert words in shown
-    console.print(render(State.between({}, {}), ADDRESSES))
+    console.print(render(state_between({}, {}), ADDRESSES))
     assert "does not answer" in console.export_text()
 
 

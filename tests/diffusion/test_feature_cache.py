@@ -22,10 +22,11 @@ from nereid.diffusion.feature_cache import (
     Variant,
     greedy_plan,
 )
-from nereid.diffusion.loop import DenoisingLoop, Predict, cost_key
+from nereid.diffusion.loop import DenoisingLoop, Predict
 from nereid.diffusion.phases import waits_for_phase
 from nereid.diffusion.plan import EngineCall
 from nereid.diffusion.requests import parse_image_request
+from nereid.diffusion.run_lanes import cost_key
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.diffusion.state import ImageRun, ImageTask
 from nereid.engines.costs import StepCosts

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from nereid.diffusion.goals import Goal, goal_of
-from nereid.diffusion.loop import DenoisingLoop, cost_key
+from nereid.diffusion.loop import DenoisingLoop
+from nereid.diffusion.run_lanes import cost_key
 from nereid.diffusion.state import ImageRun
 from nereid.engines.costs import StepCosts
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from nereid.diffusion.feature_cache import Variant
 from nereid.diffusion.lane_report import SIZES, LaneReport
-from nereid.diffusion.loop import cost_key
+from nereid.diffusion.run_lanes import cost_key
 from nereid.engines.costs import StepCosts
 from nereid_protocol.metrics import IMAGE_LANE_IMAGES, IMAGE_MEMORY_BUDGET, IMAGE_MEMORY_USED, IMAGE_STEP_COST, Metric
 

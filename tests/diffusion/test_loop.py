@@ -10,6 +10,7 @@ import pytest
 from nereid.diffusion import loop as module
 from nereid.diffusion.feature_cache import Variant
 from nereid.diffusion.loop import DenoisingLoop
+from nereid.diffusion.run_lanes import cost_key
 from nereid.diffusion.state import ImageTask
 from nereid.flow.errors import EngineError, PoisonousRequestError
 
@@ -137,7 +138,7 @@ def test_small_pictures_wait_for_one_large_step_and_not_for_a_large_run() -> Non
     loop = DenoisingLoop(unet, 16)
     large, small = begun(request(width=whole(256))), seeded(2)
     for task, seconds in ((large, 1.0), (small, 0.01)):
-        key = module.cost_key(Variant.FULL, task.runs[0].shape)
+        key = cost_key(Variant.FULL, task.runs[0].shape)
         for _ in range(20):
             loop.costs.learn(key, 2, seconds)
     loop.advance([large])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from nereid.diffusion.feature_cache import Variant
-from nereid.diffusion.loop import DenoisingLoop, cost_key
+from nereid.diffusion.loop import DenoisingLoop
+from nereid.diffusion.run_lanes import cost_key
 from nereid.diffusion.state import ImageTask
 from nereid.engines.costs import StepCosts
 from nereid.flow.errors import InvalidRequestError

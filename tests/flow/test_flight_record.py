@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from nereid.flow.flight_record import SLOTS, FlightRecord, digest_of, forgive_all
+from nereid.flow.errors import PoisonousRequestError
+from nereid.flow.flight_record import SLOTS, Flight, FlightRecord, digest_of, digest_of_inputs, forgive_all
 from nereid.flow.state_folder import STATE_FOLDER
 
 A, B, C = (digest_of([name]) for name in (b"a", b"b", b"c"))
@@ -89,6 +91,26 @@ def test_more_than_there_are_slots_for_are_not_noted_and_slots_come_back(tmp_pat
     record.enter(many[-1])
     record.close()
     assert FlightRecord.at(tmp_path / "llm.flight").suspects == {many[-1]}
+
+
+def test_a_request_is_known_by_what_it_asks_for_and_refused_by_the_name_of_what_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"brief": np.array([b"a bakery"], np.object_), "seed": np.array([7])}
+    again = {
+        **asked,
+        "run_id": np.array([b"other"], np.object_),
+        "timeout_seconds": np.array([3.0]),
+        "stream_interval": np.array([1]),
+    }
+    refused = digest_of_inputs(asked, ())
+    record = FlightRecord.at(tmp_path / "page.flight")
+    monkeypatch.setattr(FlightRecord, "is_refused", lambda self, digest: digest == refused)
+    for inputs in (asked, again):
+        with pytest.raises(PoisonousRequestError, match=r"^the request was alone in `page` when it died, twice"):
+            Flight.of(record, inputs, "page")
+    assert not Flight.of(record, {**asked, "seed": np.array([8])}, "page").inside
+    assert not Flight.of(None, asked, "page").is_suspect
 
 
 def test_a_file_of_another_size_begins_anew(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from nereid.diffusion.settings import Limits
 from nereid.engines.onnx_options import session_options
-from nereid.flow.parameters import TENSOR_NAMES, read_tensor_names, refuse_unknown
+from nereid.flow.parameters import TENSOR_NAMES, read_tensor_names, refuse_unknown, require_at_most, require_one_of
 from nereid.llm.settings import LlmLimits
 
 SOURCE = Path(__file__).parents[2] / "model_repository"
@@ -74,3 +74,14 @@ def test_every_models_own_config_is_accepted() -> None:
             continue
         tried += 1
     assert tried >= 6
+
+
+def test_a_choice_and_a_bound_are_refused_by_name() -> None:
+    limits = LlmLimits(engine="tensorrt", max_rows=9, max_queue=8)
+    require_one_of(limits, "speculation", ("none", "ngram"))
+    require_at_most(limits, "max_queue", "max_rows")
+    for allowed, said in ((("a",), "a"), (("a", "b"), "a or b"), (("a", "b", "c"), "a, b or c")):
+        with pytest.raises(ValueError, match=f"^parameter engine: 'tensorrt' is not allowed; it must be {said}$"):
+            require_one_of(limits, "engine", allowed)
+    with pytest.raises(ValueError, match=r"^parameter max_rows: 9 is not allowed; it must be at most max_queue \(8\)$"):
+        require_at_most(limits, "max_rows", "max_queue")

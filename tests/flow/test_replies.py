@@ -77,6 +77,13 @@ def test_a_request_that_does_not_start_is_refused_once(raised: Exception, kind: 
     def start(inputs: Any, reply: Any) -> None:
         raise raised
 
-    take({}, Answers(), start, lambda error, reply: refused.append(error))
+    take({}, Answers(), Runs(), "print", start, lambda error, reply: refused.append(error))
     (error,) = refused
     assert type(error) is kind
+
+
+def test_a_question_starts_nothing() -> None:
+    reply, begun = Answers(), []  # type: ignore[var-annotated]
+    take(asked(watch="mine"), reply, Runs(), "print", lambda *given: begun.append(given), lambda *given: begun.append(given))
+    assert [sent["run_state"].item() for sent in reply.sent] == [b"unknown"]
+    assert (reply.ends, begun) == ([None], [])

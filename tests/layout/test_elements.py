@@ -30,6 +30,14 @@ TEXT = {"id": "text", "class": "paragraph", "characters": 20}
             "elements.a.parent: 'b' .* not inside it .a cycle",
         ),
         ([{"id": "a", "class": "card", "parent": "a"}], "elements.a.parent: 'a' .* .a cycle."),
+        (
+            [
+                {**TEXT, "parent": "a"},
+                {"id": "a", "class": "card", "parent": "b"},
+                {"id": "b", "class": "card", "parent": "a"},
+            ],
+            "elements.a.parent: 'b' .* .a cycle.",
+        ),
         ([{**TEXT, "fixed": {"x": 1200, "width": 100}}], "elements.text.width: 100.0 .* inside the canvas, 1280 px wide"),
         ([{**TEXT, "fixed": {"x": -8}}], "elements.text.x: -8.0 .* inside the canvas"),
         ([{**TEXT, "fixed": {"y": -1}}], "elements.text.y: -1.0"),
@@ -41,6 +49,11 @@ TEXT = {"id": "text", "class": "paragraph", "characters": 20}
         ([{**TEXT, "ratio": 0}], "elements.text.ratio: 0 .* 0.1 to 10"),
         ([{**TEXT, "min_width": float("nan")}], "elements.text.min_width: nan"),
         ([{**TEXT, "color": "red"}], "elements.text.color: 'red' .* a colour like"),
+        (
+            [{**TEXT, "draft": {"x": 0, "y": 0, "width": -8, "height": 8}}],
+            "elements.text.draft.width: -8.0 is not allowed; it must be above 0",
+        ),
+        ([{**TEXT, "draft": {"x": 0, "y": 0, "width": 8, "height": 0}}], "elements.text.draft.height: 0.0"),
         ([{**TEXT, "width": 3}], "elements.0.width: 3 is not allowed; it must be absent; known are id, class"),
         ([{**TEXT, "id": 3}], "elements.0.id: 3 .* a string"),
         ([3], "elements.0: 3 .* an object"),
@@ -50,6 +63,12 @@ TEXT = {"id": "text", "class": "paragraph", "characters": 20}
 def test_bad_elements_end_in_one_sentence_that_names_them(elements: Any, sentence: str) -> None:
     with pytest.raises(InvalidRequestError, match=sentence):
         read_elements(elements, DESKTOP)
+
+
+def test_a_sentence_is_short_however_long_what_is_wrong_is() -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        read_elements([{**TEXT, "x" * 100_000: "y" * 100_000}], DESKTOP)
+    assert len(str(refused.value)) < 600
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,7 @@ def test_tags_become_elements_with_their_text_items_ratios_and_parents() -> None
         ("<section></p></section>", "'</p>'"),
         ("<section>" + "<p>a</p>" * 33 + "</section>", "elements: 33 .* .paragraph-33 is one too many."),
         ("<section><p id='a'>a</p><p id='a'>b</p></section>", "elements.a.id"),
+        (f"<section><h2>a</h2><p id='{'x' * 65}'>b</p></section>", "elements.1.id: 'xxx.* is not allowed; .* 1 to 64 characters"),
         ("<section><p>" + "x" * 4001 + "</p></section>", "characters of paragraph-1: 4001"),
         ("x" * 100_001, "characters of html: 100001"),
         ("<section><p>a</p>\n<![else[x]]></section>", r"line 2 of html: '<!\[else\[x\]\]></section>' .* absent"),

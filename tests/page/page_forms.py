@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from nereid.flow.call_threads import CallThreads
 from nereid.layout.canvas import Canvas
 from nereid.layout.element_list import read_elements
 from nereid.layout.flow import flow_layout
@@ -181,9 +181,10 @@ def make(
 ) -> Made:
     """A page by these stages."""
     stages, noted, shown = stages or ScriptedStages(), Noted(), []  # type: ignore[var-annotated]
-    with ThreadPoolExecutor(16) as pool, ThreadPoolExecutor(1) as aside:
-        run = PageRun(
-            request=request(**changes), model=model(**(limits or {})), stages=stages, pool=pool, aside=aside, observer=noted
-        )
+    threads = CallThreads("page-call")
+    run = PageRun(request=request(**changes), model=model(**(limits or {})), stages=stages, threads=threads, observer=noted)
+    try:
         answer = run.run(shown.append, is_cancelled)
+    finally:
+        threads.join(20)
     return Made(answer, shown, stages, noted)

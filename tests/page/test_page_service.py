@@ -7,15 +7,18 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from nereid.flow import request_ids
-from nereid.flow.errors import CancelledError, InvalidRequestError, QueueFullError, RequestError, StoppingError
+from nereid.flow.errors import CancelledError, DeadlineError, InvalidRequestError, QueueFullError, RequestError, StoppingError
+from nereid.flow.flight_record import Flight, FlightRecord
 from nereid.flow.metrics import Recorder
 from nereid.flow.request_parameters import REQUEST_PARAMETERS
+from nereid.page import service as module
 from nereid.page.requests import parse_page_request
 from nereid.page.service import PageService
 from nereid.page.settings import PageFacts, PageLimits
@@ -206,6 +209,78 @@ def test_a_page_that_is_made_when_the_model_is_unloaded_is_not_said_to_be_cancel
     ended.join(10)
     assert isinstance(reply.error, StoppingError)
     assert [labels["outcome"] for labels in counted] == [StoppingError.outcome]
+
+
+def test_calls_that_are_never_answered_hold_up_neither_the_next_page_nor_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_END_SECONDS", 0.2)
+    never = threading.Event()
+    stages = ScriptedStages(drawn=lambda _: never.wait(60) and None)
+    limits = {"max_pages": 1, "calls_per_page": 2, "stage_seconds": 0.1}
+    served = Served(PageService(model(**limits), stages, Recorder(lambda metric, value, labels: None)), stages, [])
+    (lame,) = served.ask().sent
+    assert len(json.loads(lame["page"])["degraded"]) == 2
+    stages.drawn = None
+    (whole,) = served.ask().sent
+    assert json.loads(whole["page"])["degraded"] == []
+    begun = time.monotonic()
+    served.service.stop()
+    assert time.monotonic() - begun < 5
+    never.set()
+
+
+def test_pages_that_were_inside_at_a_death_are_made_alone(tmp_path: Path) -> None:
+    asked = [inputs(brief) for brief in ("landing page for a bakery", "page for a museum", "page for a gym")]
+    before = FlightRecord.at(tmp_path / "page.flight")
+    for suspect in asked[:2]:
+        Flight.of(before, suspect, "page").enter()
+    before.close()  # as the kernel leaves it
+    busy, most, lock, over = [0], [0], threading.Lock(), threading.Event()
+
+    def written(_: str) -> None:
+        with lock:
+            busy[0] += 1
+            most[0] = max(most[0], busy[0])
+        over.wait(0.05)
+        with lock:
+            busy[0] -= 1
+
+    stages = ScriptedStages(written=written, planned="hero: hero section for a bakery\nfooter: footer for a bakery\n")
+    service = PageService(
+        model(calls_per_page=1), stages, Recorder(lambda metric, value, labels: None), FlightRecord.at(tmp_path / "page.flight")
+    )
+    assert service.record is not None
+    assert len(service.record.suspects) == 2
+    replies = [Reply() for _ in asked]
+    for one, reply in zip(asked, replies, strict=True):
+        service.handle(one, reply)
+    assert all(reply.closed.wait(20) and reply.error is None for reply in replies)
+    assert most[0] == 1
+    assert not service.record.suspects
+    service.stop()
+
+
+def test_a_page_that_waits_to_be_alone_can_be_given_up(tmp_path: Path) -> None:
+    before = FlightRecord.at(tmp_path / "page.flight")
+    Flight.of(before, inputs(), "page").enter()
+    before.close()
+    over = threading.Event()
+    stages = ScriptedStages(written=lambda _: over.wait(20) and None)
+    service = PageService(
+        model(), stages, Recorder(lambda metric, value, labels: None), FlightRecord.at(tmp_path / "page.flight")
+    )
+    other, waiting = Reply(), Reply()
+    service.handle(inputs("page for a museum"), other)
+    deadline = time.monotonic() + 5
+    while not stages.asked(Stage.SECTIONS):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    service.handle(inputs(timeout_seconds=0.2), waiting)
+    assert waiting.closed.wait(5)
+    assert isinstance(waiting.error, DeadlineError)
+    over.set()
+    assert other.closed.wait(20)
+    assert other.error is None
+    service.stop()
 
 
 def test_what_a_page_takes_and_lacks_is_counted(served: Served) -> None:

@@ -57,7 +57,7 @@ def supervisor(options: ServeOptions) -> Iterator[Supervisor]:
 
 @pytest.fixture
 def client(options: ServeOptions, supervisor: Supervisor) -> Iterator[grpcclient.InferenceServerClient]:
-    until(lambda: supervisor.readiness()[0] and supervisor._restart_by is None)
+    until(lambda: supervisor.readiness()[0] and supervisor._pending.by is None)
     with grpcclient.InferenceServerClient(options.grpc_url) as made:
         yield made
 

@@ -19,7 +19,8 @@ from nereid.serving.numbers import resident_memory
 from nereid.serving.options import ServeOptions
 from nereid.serving.supervisor import Supervisor
 from nereid_client.scraping import Page
-from nereid_client.top_state import SUPERVISOR, State
+from nereid_client.top_reading import state_between
+from nereid_client.top_state import SUPERVISOR
 from nereid_protocol.metrics import (
     SERVE_MEMORY,
     SERVE_METRICS,
@@ -91,7 +92,7 @@ def test_a_server_that_is_away_has_no_model_that_is_ready(supervisor: Supervisor
 
 def test_the_state_page_reads_it(supervisor: Supervisor) -> None:
     pages = {SUPERVISOR: page(supervisor)}
-    state = State.between(pages, pages)
+    state = state_between(pages, pages)
     assert [(model.name, model.ready, model.deaths) for model in state.models] == [("first", True, 0), ("second_0", True, 0)]
     assert state.supervisor is not None
     assert state.supervisor.ready

@@ -24,7 +24,7 @@ import pytest
 from nereid.engines.digests import MANIFEST_VERSION, sign
 from nereid.flow.state_folder import STATE_FOLDER
 from nereid.flow.unanswered import Unanswered
-from nereid.serving import cli
+from nereid.serving import cli, reloadable
 from nereid.serving import process as triton_process
 from nereid.serving import supervisor as supervision
 from nereid.serving.activity import requests_inside
@@ -108,7 +108,7 @@ def test_load_that_fails_is_followed_by_a_restart(home: Path, options: ServeOpti
 def test_model_whose_files_were_changed_stays_down_alone_until_they_are_accepted(
     home: Path, options: ServeOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(supervision, "REFUSED_SECONDS", 0.5)
+    monkeypatch.setattr(reloadable, "REFUSED_SECONDS", 0.5)
     manifest = {"version": MANIFEST_VERSION, "models": ["first"], "files": {}}
     (options.repository / "first" / "manifest.json").write_text(json.dumps(manifest))
     sign(options.repository)
@@ -372,10 +372,10 @@ def test_restart_that_ends_unanswerable_requests_waits_for_other_pipelines(home:
         server = supervisor.triton_pid
         stub_of(supervisor, "late").kill()
         until(lambda: (home / "loads").is_file() and is_ready(supervisor))
-        assert supervisor._restart_by is not None
+        assert supervisor._pending.by is not None
         assert supervisor.triton_pid == server
         fake_triton.behave(home)
-        supervisor._restart_by = 0.0  # the minute is over
+        supervisor._pending.by = 0.0  # the minute is over
         until(lambda: supervisor.triton_pid != server and is_ready(supervisor))
 
 
@@ -394,7 +394,7 @@ def test_a_server_is_restarted_for_requests_that_a_dead_process_held_and_for_no_
             deaths = supervisor._numbers.deaths["first"]
             stub_of(supervisor, "first").kill()
             until(lambda before=deaths: supervisor._numbers.deaths["first"] > before and is_ready(supervisor))  # type: ignore[misc]
-            assert (supervisor._restart_by is not None) == held
+            assert (supervisor._pending.by is not None) == held
 
 
 def test_health_port_drops_the_oldest_connection_for_a_new_one(options: ServeOptions) -> None:

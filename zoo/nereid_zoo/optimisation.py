@@ -26,16 +26,23 @@ def optimizer_step(optimizer: torch.optim.Optimizer, loss: Tensor, rate: float) 
     optimizer.step()
 
 
-def schedule(stage: str, minutes: float, *, peak: float) -> Iterator[tuple[int, float]]:
-    """Steps and learning rates until the time is up: 2% warm-up, then a cosine to a fiftieth of the peak."""
-    start = time.monotonic()
+def cosine_rate(peak: float, done: float, *, rise: float, floor: float = 0.02) -> float:
+    """The learning rate where this share of a training is `done`: a cosine from the peak to `floor` of it.
+
+    `rise` is how much of that the warm-up allows; all from 1 on.
+    """
+    return peak * min(1.0, rise) * (floor + (1 - floor) / 2 * (1 + math.cos(math.pi * done)))
+
+
+def schedule(stage: str, minutes: float, *, peak: float, start: float = 0.01, floor: float = 0.02) -> Iterator[tuple[int, float]]:
+    """Steps and learning rates until the time is up: 2% warm-up from `start` of the peak, then a cosine to `floor` of it."""
+    begun = time.monotonic()
     for step in itertools.count():
-        done = (time.monotonic() - start) / (60 * minutes)
+        done = (time.monotonic() - begun) / (60 * minutes)
         if done >= 1:
             report(stage, step, minutes=minutes)
             return
-        rise = min(1.0, done / 0.02 + 0.01)
-        yield step, peak * rise * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+        yield step, cosine_rate(peak, done, rise=done / 0.02 + start, floor=floor)
 
 
 def report(stage: str, step: int, **figures: float) -> None:

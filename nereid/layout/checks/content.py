@@ -19,7 +19,10 @@ RATIO_SHARE, RATIO_PIXELS = 0.02, 8.0
 
 
 def minimum_size(section: Section, boxes: Boxes) -> Iterator[Finding]:
-    """width >= needed width, and height >= needed height at this width (`content.py`): value and limit of the worse of both."""
+    """width >= needed width, and height >= needed height at this width (`content.py`).
+
+    Value and limit are of the width where that is too small, and else of the height.
+    """
     for element, box in zip(section.elements, boxes, strict=True):
         width = needed_width(element, section.canvas)
         height = needed_height(element, box.width, section.canvas)

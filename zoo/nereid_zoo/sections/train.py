@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from nereid_zoo.optimisation import optimizer_step, report, schedule
 from nereid_zoo.sections import model
 from nereid_zoo.sections.briefs import Kind, invent_name, sample_brief
 from nereid_zoo.sections.chat import conversation
@@ -103,27 +101,17 @@ def fit(plan: TrainingPlan, phase: Phase, tokenizer: PreTrainedTokenizerFast, ll
     """Next-token loss on the answers; the briefs count for a tenth, which teaches their wording."""
     llama.train()
     optimizer = torch.optim.AdamW(llama.parameters(), lr=phase.peak, weight_decay=0.05, betas=(0.9, 0.95))
-    start = time.monotonic()
-    for step in itertools.count():
-        done = (time.monotonic() - start) / (60 * phase.minutes * plan.minutes / sum(phase.minutes for phase in PHASES))
-        if done >= 1:
-            return
-        rate = phase.peak * min(1.0, done / 0.02 + 0.02) * (0.01 + 0.495 * (1 + math.cos(math.pi * done)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+    minutes = phase.minutes * plan.minutes / sum(phase.minutes for phase in PHASES)
+    for step, rate in schedule(phase.name, minutes, peak=phase.peak, start=0.02, floor=0.01):
         ids, weights, names = (tensor.to(plan.device) for tensor in _batch(phase, tokenizer, rng))
         logits = llama(input_ids=ids[:, :-1]).logits
         losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         kept = weights[:, 1:].flatten()
         loss = (losses * kept).sum() / kept.sum()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(llama.parameters(), 1.0)
-        optimizer.step()
+        optimizer_step(optimizer, loss, rate)
         if step % 50 == 0:
             copied = (logits.argmax(-1) == ids[:, 1:])[names[:, 1:]].float().mean()
-            report = f"loss={loss.item():.4f} names={copied.item():.2f} rate={rate:.2e}"
-            print(time.strftime("%H:%M:%S"), phase.name, step, report, flush=True)
+            report(phase.name, step, loss=loss.item(), names=copied.item(), rate=rate)
 
 
 def _batch(phase: Phase, tokenizer: PreTrainedTokenizerFast, rng: Random) -> tuple[Tensor, Tensor, Tensor]:

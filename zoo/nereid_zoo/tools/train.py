@@ -5,9 +5,7 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021.
 
 from __future__ import annotations
 
-import math
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -17,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from nereid_zoo.optimisation import cosine_rate, optimizer_step, report
 from nereid_zoo.sections.chat import END
 from nereid_zoo.sections.score import CHECKPOINT as BASE
 from nereid_zoo.tools.examples import TEMPLATE, example
@@ -76,19 +75,14 @@ def _fit(plan: ToolsPlan, tokenizer: PreTrainedTokenizerFast, taught: torch.nn.M
     weights = [weight for weight in taught.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=plan.peak, betas=(0.9, 0.95), weight_decay=0.0)
     for step in range(plan.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = plan.peak * min(1.0, step / 10 + 0.1) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / plan.steps)))
         ids, kept = _batch(plan, tokenizer, rng)
         logits = taught(input_ids=ids[:, :-1]).logits
         losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         loss = losses[kept[:, 1:].flatten()].mean()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
+        optimizer_step(optimizer, loss, cosine_rate(plan.peak, step / plan.steps, rise=step / 10 + 0.1))
         if step % 10 == 0:
             right = (logits.argmax(-1) == ids[:, 1:])[kept[:, 1:]].float().mean()
-            print(time.strftime("%H:%M:%S"), step, f"loss={loss.item():.4f} right={right.item():.3f}", flush=True)
+            report("tools", step, loss=loss.item(), right=right.item())
 
 
 def _batch(plan: ToolsPlan, tokenizer: PreTrainedTokenizerFast, rng: Random) -> tuple[Tensor, Tensor]:

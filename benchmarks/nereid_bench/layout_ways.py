@@ -1,0 +1,177 @@
+"""What is measured of layouts: the plan, the ways to draw them, how each draws, and its row before anything is measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nereid.diffusion.branch_cache import BranchEngine, KeptBranches, Plans
+from nereid.diffusion.dynamic_width import WidthTable
+from nereid.diffusion.feature_cache import Level
+from nereid.layout.complexity import AdaptiveSteps
+from nereid.layout.elements import Box, Section
+from nereid.layout.tokens import bucket_of
+from nereid_bench.random_dit import DitSizes
+from nereid_export.engines import Engine
+from nereid_export.layout_drawing import LayoutDrawer
+from nereid_zoo.layout.draw import DYNAMIC
+from nereid_zoo.layout.score import CHECKPOINT
+
+SERVED = ("p50_ms", "p95_ms", "load_p50_ms", "load_p95_ms", "requests_s")
+"""Columns of what a server is measured by."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutPlan:
+    """What is measured. `fewer` are the step counts that reuse at `steps` has to beat; `rate` is in requests a second."""
+
+    checkpoint: Path = CHECKPOINT
+    work: Path = Path("build/bench-layout")
+    engine: Engine = Engine.ONNXRUNTIME
+    threads: int = 1
+    steps: int = 16
+    """Twice what is served by default: fewer steps are the yardstick of all that saves something else."""
+    fewer: tuple[int, ...] = (12, 10, 8, 6, 4)
+    briefs: int = 1000
+    calibration_briefs: int = 200
+    timed: int = 40
+    """Sections that are drawn one by one, in this process and by the server."""
+    rate: float = 8.0
+    at_once: int = 16
+    seconds: float = 30.0
+    """Of each load."""
+    rounds: int = 3
+    """In which all ways take turns; medians are told."""
+    served: bool = True
+    dit: DitSizes | None = field(default_factory=DitSizes)
+    kept_tokens: float = 0.63
+    """Share of the tokens that an MLP has where it passes over the others."""
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether the checkpoint has a transformer with dynamic width, too."""
+        return (self.checkpoint / DYNAMIC).is_dir()
+
+    w4a8: bool = True
+    """Whether the same transformer is measured in w4a8, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """One way to draw: steps, which may go by a section's complexity, and what of a transformer is reused between them, or which
+    slice of it computes them, by their timesteps."""
+
+    name: str
+    steps: int
+    cache: str = "off"
+    plans: Plans | None = None
+    adaptive: AdaptiveSteps | None = None
+    widths: WidthTable | None = None
+    timesteps: Callable[[int], Iterable[float]] = lambda steps: ()
+    """Of a run of so many steps."""
+    drawer: LayoutDrawer | None = None
+    """Of another repository, with engines of its own."""
+
+    def steps_of(self, section: Section) -> int:
+        return self.steps if self.adaptive is None else self.adaptive.steps(section)
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Options of a request."""
+        asked: dict[str, Any] = {"num_inference_steps": self.steps, "cache": self.cache}
+        if self.adaptive is not None:
+            asked = {"effort": "adaptive"}
+        return asked if self.widths is None else {**asked, "transformer_width": "dynamic"}
+
+    def engines(self, steps: int) -> Counter[StrEnum]:
+        """Of so many steps, how many each engine takes; the whole transformer counts as the one that computes everything."""
+        if self.widths is not None:
+            return Counter(self.widths.engine(float(timestep)) for timestep in self.timesteps(steps))
+        if self.plans is None:
+            return Counter({BranchEngine.COMPUTED: steps})
+        return Counter(
+            {BranchEngine(name): count for name, count in KeptBranches(self.plans, 1).steps_left(0, self.steps).items()}
+        )
+
+    @property
+    def reused(self) -> float:
+        """Percent of all branches of all steps."""
+        engines = self.engines(self.steps).items()
+        reused = sum(len(engine.reused) * count for engine, count in engines if isinstance(engine, BranchEngine))
+        return 100 * reused / (2 * self.steps)
+
+
+def ways(plan: LayoutPlan, drawer: LayoutDrawer) -> list[Way]:
+    """All off, fewer steps, each calibrated level at all steps, steps by complexity, dynamic width, with fewer steps, too.
+
+    Last is all of it that goes together.
+    """
+    facts = drawer.model.facts
+    branches = facts.branches
+    assert branches is not None
+    calibration = next(its for its in branches.calibrations if its.steps == plan.steps)
+    found = [Way(name="off", steps=plan.steps)]
+    found += [Way(name=f"{steps} steps", steps=steps) for steps in plan.fewer]
+    found += [Way(name=f"cache {level}", steps=plan.steps, cache=str(level), plans=calibration.plans(level)) for level in Level]
+    if (adaptive := facts.adaptive) is not None:
+        found.append(Way(name="adaptive steps", steps=plan.steps, adaptive=adaptive))
+    if facts.widths is not None:
+        slices = partial(Way, widths=facts.widths, timesteps=partial(_timesteps, drawer))
+        for steps in (plan.steps, *plan.fewer):
+            found.append(slices(name="dynamic width" if steps == plan.steps else f"dynamic width, {steps} steps", steps=steps))
+        if adaptive is not None:
+            found.append(slices(name="all on: dynamic width, adaptive steps", steps=plan.steps, adaptive=adaptive))
+    return found
+
+
+def _timesteps(drawer: LayoutDrawer, steps: int) -> list[float]:
+    made: list[float] = drawer.table(drawer.model.facts.scheduler, steps).timesteps.tolist()
+    return made
+
+
+def ways_w4a8(plan: LayoutPlan, drawer: LayoutDrawer) -> list[Way]:
+    """Weights of 4 bits and products of 8, at all steps and at fewer, and by complexity: nothing else goes with them."""
+    names = {steps: "w4a8" if steps == plan.steps else f"w4a8, {steps} steps" for steps in (plan.steps, *plan.fewer)}
+    found = [Way(name=name, steps=steps, drawer=drawer) for steps, name in names.items()]
+    if (adaptive := drawer.model.facts.adaptive) is not None:
+        found.append(Way(name="all on: w4a8, adaptive steps", steps=plan.steps, adaptive=adaptive, drawer=drawer))
+    return found
+
+
+def draw(drawer: LayoutDrawer, way: Way, sections: Sequence[Section], seeds: Sequence[int]) -> list[list[Box]]:
+    """Boxes of each section as they are drawn, by the way's own drawer where it has one."""
+    made: list[list[Box]] = [[]] * len(sections)
+    drawer = way.drawer or drawer
+    for steps in {way.steps_of(section) for section in sections}:
+        places = [place for place, section in enumerate(sections) if way.steps_of(section) == steps]
+        table = drawer.table(drawer.model.facts.scheduler, steps)
+        own, numbers = [sections[place] for place in places], [seeds[place] for place in places]
+        drawn = drawer.draw(own, numbers, table, way.plans, widths=way.widths)
+        for place, boxes in zip(places, drawn, strict=True):
+            made[place] = boxes
+    return made
+
+
+def row_of(model: str, way: Way, sections: Sequence[Section], flops: Mapping[StrEnum, Mapping[int, float]]) -> dict[str, Any]:
+    """`flops` are those of a step of each kind, by the number of tokens."""
+    steps = [way.steps_of(section) for section in sections]
+    taken = [
+        sum(flops[engine][bucket_of(len(section))] * times for engine, times in way.engines(count).items())
+        for section, count in zip(sections, steps, strict=True)
+    ]
+    return {
+        "model": model,
+        "method": way.name,
+        "steps": statistics.mean(steps),
+        "reused": way.reused,
+        "gflops": statistics.mean(taken) / 1e9,
+        "mb": None,
+        "ms": None,
+        **dict.fromkeys(SERVED),
+    }
