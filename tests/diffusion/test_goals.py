@@ -85,5 +85,5 @@ def test_steps_that_will_be_guided_count_by_what_they_will_cost() -> None:
     task = begun(request(guidance_interval=LATE))
     run = task.runs[0]
     loop = DenoisingLoop(Unet(), 8, known(run))
-    left = loop._candidate(task, run, math.nan).steps_left
+    left = loop._chooser._candidate(task, run, math.nan).steps_left
     assert left * (FIXED + ROW) == pytest.approx(2 * (FIXED + ROW) + 3 * (FIXED + 2 * ROW))
