@@ -174,6 +174,19 @@ def test_a_template_that_fails_over_what_was_sent_refuses_it(
     assert words in error["message"]
 
 
+def test_a_model_without_a_usual_template_has_one_named(tmp_path: Path, triton: int, model: Model) -> None:
+    repository = small_repository(tmp_path)
+    folder = repository / "llm" / "1"
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "chat_template.jinja").rename(folder / "additional_chat_templates" / "short.jinja")
+    with gateway(repository, triton) as running:
+        without = httpx.post(f"{running.url}{CHAT}", json=ASK, timeout=60)
+        named = httpx.post(f"{running.url}{CHAT}", json={**ASK, "chat_template": "short"}, timeout=60)
+    assert (without.status_code, without.json()["error"]["param"]) == (400, "chat_template")
+    assert without.json()["error"]["message"] == "chat_template: it is missing; it must be the name of one of the model's, short"
+    assert (named.status_code, model.prompts[-1]) == (200, "How warm?")
+
+
 # --- calls of tools ---
 
 

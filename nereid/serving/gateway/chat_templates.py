@@ -159,22 +159,14 @@ def chat_template(source: str) -> Template:
 
 
 def _render(template: Template, messages: Sequence[Mapping[str, Any]], chat: Chat, tokens: Mapping[str, str]) -> str:
-    """Tools and documents are None where a chat has none: templates ask whether they are, and an undefined name is not.
-
-    A template is a program: over what a caller sends it may fail in any way. Raises TemplateError.
-    """
-    try:
-        return template.render(
-            {**tokens, **chat.variables},
-            messages=messages,
-            tools=chat.tools,
-            documents=chat.documents,
-            add_generation_prompt=chat.add_generation_prompt,
-        )
-    except TemplateError:
-        raise
-    except Exception as error:
-        raise TemplateError(str(error) or type(error).__name__) from error
+    """Tools and documents are None where a chat has none: templates ask whether they are, and an undefined name is not."""
+    return template.render(
+        {**tokens, **chat.variables},
+        messages=messages,
+        tools=chat.tools,
+        documents=chat.documents,
+        add_generation_prompt=chat.add_generation_prompt,
+    )
 
 
 def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:

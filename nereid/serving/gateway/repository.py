@@ -123,15 +123,20 @@ class Offered:
         """The conversation through the checkpoint's own chat template; raises ApiError."""
         templates = self.chat_templates()
         try:
+            templates.chosen(chat)
+        except KeyError:
+            known = " or ".join(templates.templates)
+            sent = "it is missing" if chat.template is None else f"{chat.template[:80]!r} is not allowed"
+            sentence = f"chat_template: {sent}; it must be the name of one of the model's, {known}"
+            raise ApiError(400, sentence, param="chat_template") from None
+        try:
             return templates.rendered(chat)
         except TemplateError as error:
-            raise ApiError(400, f"messages: the model's chat template refuses them: {error}", param="messages") from None
-        except KeyError as error:
-            if chat.template is None or error.args[:1] != (chat.template,):
-                raise  # the template's own mistake
-            known = " or ".join(templates.templates)
-            sentence = f"chat_template: {chat.template[:80]!r} is not allowed; it must be the name of one of the model's, {known}"
-            raise ApiError(400, sentence, param="chat_template") from None
+            reason = str(error)
+        except Exception as error:  # a template is a program: over what it is given it may fail in any way
+            log.info("the chat template of %r has failed", self.id, exc_info=error)
+            reason = f"{type(error).__name__}: {error}"
+        raise ApiError(400, f"messages: the model's chat template refuses them: {reason}", param="messages")
 
 
 def offered_models(
