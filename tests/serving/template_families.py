@@ -1,6 +1,14 @@
-"""Twenty chat templates in the manner of public families, written for these tests: they have those families' forms."""
+"""Chat templates in the manner of public families, written for these tests: they have those families' forms."""
 
 from __future__ import annotations
+
+import re
+
+
+def deepseek(text: str) -> str:
+    """DeepSeek's marks, which have wide bars, and blocks for blanks, from plain letters."""
+    return re.sub(r"<\|(\w+)\|>", lambda mark: f"<｜{mark[1].replace('_', '▁')}｜>", text)
+
 
 FAMILIES: dict[str, str] = {
     "chatml": """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] +
@@ -120,11 +128,51 @@ FAMILIES: dict[str, str] = {
     %}{{ '<|assistant|>\n' + m['content'] + eos_token + '\n' }}{% else %}{{ '<|assistant|>\n' + m['content'] + eos_token
     }}{% endif %}{% else %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '\n' }}{% endif %}{% if loop.last and
     add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}{% endfor %}""",
-    "gpt-oss-like": """{%- set effort = reasoning_effort | default('medium')
-    %}{{- '<|start|>system<|message|>Reasoning: ' + effort + '<|end|>' }}{%- for m in messages %}{%- if m.thinking is
-    defined %}{{- '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}{%- endif
-    %}{{- '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{%- endfor %}{%- if add_generation_prompt
-    %}{{- '<|start|>assistant' }}{%- endif %}""",
+    "gpt-oss": """{%- set effort = reasoning_effort | default('medium') %}{{- '<|start|>system<|message|>Reasoning: ' + effort
+    + '\n# Channels: analysis, commentary, final.' }}{%- if tools %}{{- '\nFunctions are called in commentary.' }}{%- endif
+    %}{{- '<|end|>' }}
+{%- set first = messages[0].content if messages[0].role in ('system', 'developer') else '' %}{%- if first or tools
+    %}{{- '<|start|>developer<|message|>' }}{%- if first %}{{- '# Instructions\n\n' + first + '\n\n' }}{%- endif %}{%- if tools
+    %}{{- '# Tools\n\nnamespace functions {\n\n' }}{%- for t in tools %}{{- 'type ' + t.function.name + ' = (_: ' +
+    (t.function.parameters | tojson) + ') => any;\n\n' }}{%- endfor %}{{- '}' }}{%- endif %}{{- '<|end|>' }}{%- endif %}
+{%- set ns = namespace(called=none) %}{%- for m in messages %}{%- if m.role == 'assistant' and 'tool_calls' in m %}
+{%- if '<|channel|>' in m.content | default('') %}{{- raise_exception('marks do not belong into content') }}{%- endif %}
+{%- if m.content and m.thinking %}{{- raise_exception('content and thinking cannot both stand before a call') }}
+{%- elif m.content or m.thinking %}{{- '<|start|>assistant<|channel|>analysis<|message|>' + (m.content or m.thinking) + '<|end|>'
+    }}{%- endif %}{%- set ns.called = m.tool_calls[0].function.name %}{{- '<|start|>assistant to=functions.' + ns.called +
+    '<|channel|>commentary json<|message|>' + (m.tool_calls[0].function.arguments | tojson) + '<|call|>' }}
+{%- elif m.role == 'assistant' %}{{- '<|start|>assistant<|channel|>final<|message|>' + m.content + ('<|return|>' if loop.last and
+    not add_generation_prompt else '<|end|>') }}
+{%- elif m.role == 'tool' %}{%- if ns.called is none %}{{- raise_exception('no call before') }}{%- endif
+    %}{{- '<|start|>functions.' + ns.called + ' to=assistant<|channel|>commentary<|message|>' + (m.content | tojson) + '<|end|>'
+    }}
+{%- elif m.role == 'user' %}{{- '<|start|>user<|message|>' + m.content + '<|end|>' }}{%- endif %}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}""",
+    "deepseek v3 with tools": deepseek("""{{ bos_token }}{%- for m in messages %}{%- if m['role'] == 'system' %}{{ m['content'] }}
+{%- endif %}{%- endfor %}{%- if tools %}{{ '\n\nCall one of these with <|tool_calls_begin|><|tool_call_begin|>function' +
+    '<|tool_sep|>NAME\n```json\n{}\n```<|tool_call_end|><|tool_calls_end|>\n' }}{%- for t in tools %}{{ t | tojson + '\n' }}
+{%- endfor %}{%- endif %}
+{%- for m in messages %}{%- if m['role'] == 'user' %}{{ '<|User|>' + m['content'] + '<|Assistant|>' }}
+{%- elif m['role'] == 'assistant' and m['tool_calls'] is defined and m['tool_calls'] is not none %}{%- if m['content'] is not none
+    %}{{ m['content'] }}{%- endif %}{{ '<|tool_calls_begin|>' }}{%- for c in m['tool_calls'] %}{{ ('' if loop.first else '\n') +
+    '<|tool_call_begin|>' + c['type'] + '<|tool_sep|>' + c['function']['name'] + '\n```json\n' }}{{ c['function']['arguments'] |
+    tojson }}{{ '\n```<|tool_call_end|>' }}{%- endfor %}{{ '<|tool_calls_end|><|end_of_sentence|>' }}
+{%- elif m['role'] == 'assistant' %}{{ m['content'] + '<|end_of_sentence|>' }}{%- elif m['role'] == 'tool'
+    %}{{ '<|tool_output_begin|>' + m['content'] + '<|tool_output_end|>' }}{%- endif %}{%- endfor %}"""),
+    "deepseek v3.1 with tools": deepseek("""{%- if thinking is not defined %}{%- set thinking = false %}{%- endif %}
+{{- bos_token }}{%- for m in messages %}{%- if m['role'] == 'system' %}{{ m['content'] }}{%- endif %}{%- endfor %}{%- if tools
+    %}{{ '\n\n## Tools\n' + (tools | tojson) +
+    '\n<|tool_calls_begin|><|tool_call_begin|>NAME<|tool_sep|>ARGUMENTS<|tool_call_end|><|tool_calls_end|>'
+    }}{%- endif %}
+{%- set ns = namespace(asked=false) %}{%- for m in messages %}{%- if m['role'] == 'user' %}{%- set ns.asked = true
+    %}{{ '<|User|>' + m['content'] }}{%- elif m['role'] == 'assistant' %}{%- if ns.asked %}{{ '<|Assistant|></think>' }}
+{%- endif %}{%- set ns.asked = false %}{%- if m['tool_calls'] is defined %}{%- if m['content'] is none %}{{ '<|tool_calls_begin|>'
+    }}{%- else %}{{ m['content'] + '<|tool_calls_begin|>' }}{%- endif %}{%- for c in m['tool_calls'] %}{{ '<|tool_call_begin|>' +
+    c['function']['name'] + '<|tool_sep|>' + c['function']['arguments'] + '<|tool_call_end|>' }}{%- endfor
+    %}{{ '<|tool_calls_end|><|end_of_sentence|>' }}{%- else %}{{ m['content'].split('</think>')[-1] + '<|end_of_sentence|>' }}
+{%- endif %}{%- elif m['role'] == 'tool' %}{{ '<|tool_output_begin|>' + m['content'] + '<|tool_output_end|>' }}{%- endif
+    %}{%- endfor %}{%- if add_generation_prompt and ns.asked %}{{ '<|Assistant|>' + ('<think>' if thinking else '</think>') }}
+{%- endif %}"""),
     "exaone, with dictionaries": """{%- set names = dict(system='[|system|]', user='[|user|]',
     assistant='[|assistant|]', tool='[|tool|]') %}{%- for m in messages %}{{- names[m.role] + m.content }}{%- if m.role
     != 'user' %}{{- '[|endofturn|]' }}{%- endif %}{{- '\n' }}{%- endfor %}{%- if add_generation_prompt

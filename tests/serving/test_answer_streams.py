@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import pytest
 
-from nereid.serving.gateway.answer_streams import AnswerStream, CallReading, Thinking
+from nereid.serving.gateway.answer_streams import AnswerStream, CallReading
 from nereid.serving.gateway.chat_answers import message_of
 from nereid.serving.gateway.said import Arguments, Call, Said, Text
+from nereid.serving.gateway.thoughts import Thinking
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS, format_of
 
-from template_families import FAMILIES
+from template_families import FAMILIES, deepseek
 
 SCHEMAS = {
-    "warmth": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
+    "warmth": {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string"},
+            "days": {"type": "integer"},
+            "hot": {"type": "boolean"},
+            "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+            "place": {"$ref": "#/$defs/place"},
+        },
+        "$defs": {"place": {"type": "object"}},
+    },
     "now": {"type": "object", "properties": {}},
 }
 TWO = [("warmth", {"city": 'Łó"dź } ]', "days": 2}), ("now", {})]
@@ -31,7 +43,28 @@ ANSWERS = {
     '{"arguments": {}, "name": "now"}]',
     "qwen3_coder": 'Let me see.\n<tool_call>\n<function=warmth>\n<parameter=city>\nŁó"dź } ]\n</parameter>\n'
     "<parameter=days>\n2\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>",
+    "seed_oss": 'Let me see.\n<seed:tool_call>\n<function=warmth>\n<parameter=city>Łó"dź } ]</parameter>\n<parameter=days>2'
+    "</parameter>\n</function>\n</seed:tool_call>\n<seed:tool_call>\n<function=now>\n</function>\n</seed:tool_call>",
+    "harmony": "<|channel|>commentary<|message|>Let me see.<|end|><|start|>assistant<|channel|>commentary to=functions.warmth "
+    '<|constrain|>json<|message|>{"city": "Łó\\"dź } ]", "days": 2}<|call|><|start|>assistant to=functions.now'
+    "<|channel|>commentary json<|message|>{}",
+    "deepseek_v3": deepseek(
+        "Let me see.<|tool_calls_begin|><|tool_call_begin|>function<|tool_sep|>warmth\n```json\n"
+        '{"city": "Łó\\"dź } ]", "days": 2}'
+        "\n```<|tool_call_end|>\n<|tool_call_begin|>function<|tool_sep|>now\n```json\n{}\n```<|tool_call_end|><|tool_calls_end|>"
+    ),
+    "deepseek_v31": deepseek(
+        'Let me see.<|tool_calls_begin|><|tool_call_begin|>warmth<|tool_sep|>{"city": "Łó\\"dź } ]", "days": 2}<|tool_call_end|>'
+        "<|tool_call_begin|>now<|tool_sep|>{}<|tool_call_end|><|tool_calls_end|>"
+    ),
 }
+
+
+THOUGHT = "<|channel|>analysis<|message|>"
+FINAL = "<|start|>assistant<|channel|>final<|message|>"
+CALLS, CALLS_END, CALL, CALL_END, SEP = (
+    deepseek(f"<|{name}|>") for name in ("tool_calls_begin", "tool_calls_end", "tool_call_begin", "tool_call_end", "tool_sep")
+)
 
 
 def stream(form: str = "", several: bool = True, thinking: Thinking | None = None) -> AnswerStream:
@@ -73,7 +106,7 @@ def test_arguments_are_told_while_they_are_written(form: str) -> None:
     assert Text not in order[begun:]
     assert order[begun + 1] is Arguments
     pieces = order[begun + 1 :].index(Call)
-    assert pieces > (1 if form == "qwen3_coder" else 10)
+    assert pieces > (1 if form in ("qwen3_coder", "seed_oss") else 10)
 
 
 @pytest.mark.parametrize("form", ANSWERS)
@@ -117,6 +150,37 @@ def test_text_may_follow_a_call_without_a_mark() -> None:
         ("qwen3_coder", '<tool_call>\n{"name": "warmth", "arguments": {"days": 1}}\n</tool_call>', {"days": 1}),
         ("qwen3_coder", "<tool_call><function=warmth><parameter=city>\n7\n</parameter></function>", {"city": "7"}),
         ("qwen3_coder", "<tool_call><function=warmth><parameter=days>\nNaN\n</parameter></function>", {"days": "NaN"}),
+        ("hermes", '<tool_call>\n```json\n{"name": "warmth", "arguments": {"days": 1}}\n```\n</tool_call>', {"days": 1}),
+        ("mistral", '[TOOL_CALLS]```json\n[{"name": "warmth", "arguments": {"days": 1}}]\n```', {"days": 1}),
+        ("mistral_args", '[TOOL_CALLS]warmth{"days": 1}', {"days": 1}),
+        ("mistral_args", '[TOOL_CALLS] warmth\n{"days": 1}\n', {"days": 1}),
+        ("granite", '<tool_call>[{"arguments": {"days": 1}, "name": "warmth"}]', {"days": 1}),
+        ("qwen3_coder", "<function=warmth>\n<parameter=city>\nx\n</parameter>\n</function>\n</tool_call>", {"city": "x"}),
+        (
+            "qwen3_coder",
+            "<tool_call>\n<function=warmth>\n<parameter=city>\nx\n<parameter=days>\n2\n</function>\n</tool_call>",
+            {"city": "x", "days": 2},
+        ),
+        ("qwen3_coder", "<tool_call><function=warmth><parameter=hot>\nTrue\n</parameter></function>", {"hot": True}),
+        ("qwen3_coder", "<tool_call><function=warmth><parameter=hot>\nyes\n</parameter></function>", {"hot": "yes"}),
+        ("qwen3_coder", "<tool_call><function=warmth><parameter=note>\n123\n</parameter></function>", {"note": "123"}),
+        ("qwen3_coder", "<tool_call><function=warmth><parameter=note>\nNone\n</parameter></function>", {"note": None}),
+        ("qwen3_coder", "<tool_call><function=warmth><parameter=place>\n{'x': 1}\n</parameter></function>", {"place": {"x": 1}}),
+        ("llama3_json", 'I call:\n\n  {"name": "warmth", "parameters": {"days": 1}}', {"days": 1}),
+        ("harmony", '<|channel|>commentary to=functions.warmth<|constrain|>json<|message|>{"days": 1}<|return|>', {"days": 1}),
+        ("harmony", '<|channel|>analysis to=functions.warmth code<|message|> {"days": 1} <|end|>', {"days": 1}),
+        ("harmony", '<|channel|>commentary to=warmthjson<|message|>{"days": 1}', {"days": 1}),
+        ("harmony", '<|channel|>commentary to=functions.warmth:0 json<|message|>{"days": 1}', {"days": 1}),
+        ("harmony", '<|channel|>commentary to=functions.warmth <|constrain|>json{"days": 1}', {"days": 1}),
+        ("harmony", 'commentary to=functions.warmth json<|message|>{"days": 1}', {"days": 1}),
+        ("harmony", '<|channel|> to=functions.warmth<|message|>{"city": "<|end|>"}<|call|>', {"city": "<|end|>"}),
+        ("harmony", "<|channel|>commentary to=functions.warmth<|message|><|call|>", {}),
+        ("deepseek_v3", f'{CALLS}{CALL}warmth{SEP}{{"days": 1}}{CALL_END}{CALLS_END}', {"days": 1}),
+        ("deepseek_v31", f'{CALLS}\n{CALL}function{SEP}warmth\n```json\n{{"days": 1}}\n```\n', {"days": 1}),
+        ("deepseek_v31", f'{CALL}warmth{SEP}{{"days": 1}}{CALL_END}', {"days": 1}),
+        ("deepseek_v31", f"{CALLS}{CALL}warmth{SEP}{CALL_END}{CALLS_END}", {}),
+        ("deepseek_v31", f"{CALLS}{CALL}warmth{SEP}null{CALL_END}{CALLS_END}", {}),
+        ("deepseek_v3", f"{CALLS}{CALL}function\nwarmth\n```\n{{}}\n```{CALL_END}{CALLS_END}", {}),
         ("llama3_json", '<|python_tag|>{"type": "function", "name": "warmth", "parameters": {"days": 1}}', {"days": 1}),
     ],
 )
@@ -125,9 +189,73 @@ def test_what_models_write_instead_is_understood(form: str, text: str, arguments
         assert calls_of(message(text, form, size)) == [("warmth", arguments)]
 
 
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ("hermes", '<tool_call>\n{"name": "now", "arguments": {}}\n{"name": "now", "arguments": {}}\n</tool_call>'),
+        ("llama3_json", '{"name": "now", "parameters": {}}\n{"name": "now", "parameters": {}}'),
+        ("llama3_json", 'First.\n{"name": "now", "parameters": {}}\n{"none": 1}\n{"name": "now", "parameters": {}}'),
+        ("mistral_args", "[TOOL_CALLS]now{}[TOOL_CALLS]now[ARGS]{}"),
+        ("hermes", '<tool_call> is a mark: <tool_call>{"name": "now"}</tool_call><tool_call>{"name": "now"}</tool_call>'),
+    ],
+)
+def test_several_calls_are_found_as_models_write_them(form: str, text: str) -> None:
+    for size in (1, 7, 1000):
+        assert calls_of(message(text, form, size)) == [("now", {}), ("now", {})]
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "content"),
+    [
+        ("llama3_json", '{"name": "now", "parameters": {}}\n{searchTool} was used', "{searchTool} was used"),
+        ("llama3_json", '{"name": "now", "parameters": {}} {"answer": 3}', '{"answer": 3}'),
+        ("llama3_json", '{"name": "now", "parameters": {}}\n{"cut', '{"cut'),
+        ("hermes", '<tool_call>{"name": "now"}</tool_call>after', "after"),
+        ("hermes", '<tool_call>{"name": "now"}\n{"x": 1}</tool_call> after', '{"x": 1}</tool_call> after'),
+        ("mistral_args", "[TOOL_CALLS]now[ARGS]{}\n\nLet me search.", "Let me search."),
+        ("qwen3_coder", "<tool_call><function=now></function></tool_call>after", "after"),
+    ],
+)
+def test_text_after_a_call_is_told(form: str, text: str, content: str) -> None:
+    for size in (1, 7, 1000):
+        found = message(text, form, size)
+        assert (calls_of(found), found["content"].strip()) == ([("now", {})], content)
+
+
+@pytest.mark.parametrize("form", ANSWERS)
+def test_an_answer_is_the_same_however_it_is_cut(form: str) -> None:
+    """Answers of parts in any order, as broken as they come."""
+    chance = random.Random(form)
+    whole, others = ANSWERS[form], ["<|start|>", "<|end|>", "assistant", "<think>", "</think>"]
+    for _ in range(150):
+        cuts = sorted(chance.sample(range(len(whole)), 2))
+        parts = [whole, whole[cuts[0] : cuts[1]], "text", "{", "\n", " ", '{"a": 1}', "<", *others, *TOOL_FORMATS[form].marks]
+        text = "".join(chance.choices(parts, k=chance.randint(1, 7)))
+        marks = chance.choice([None, MARKS, OPENED])
+        found = [message(text, form, size, thinking=marks) for size in (1, 3, 1000)]
+        for one in found:
+            for call in one.get("tool_calls", ()):
+                call.pop("id")
+        assert found[0] == found[1] == found[2], text
+
+
 def test_a_call_that_is_cut_keeps_what_there_is() -> None:
     found = message('<tool_call>\n{"name": "warmth", "arguments": {"city": "Ł', "hermes")
     assert found["tool_calls"][0]["function"] == {"name": "warmth", "arguments": '{"city": "Ł'}
+
+
+def test_a_call_whose_arguments_break_off_ends_at_the_next_mark() -> None:
+    text = f'{CALLS}{CALL}warmth{SEP}{{"days": {CALL_END}{CALL}now{SEP}{{}}{CALL_END}{CALLS_END}'
+    assert [call["function"]["name"] for call in message(text, "deepseek_v31")["tool_calls"]] == ["warmth", "now"]
+    found = message(f'<|channel|>commentary to=functions.warmth<|message|>{{"days": <|end|>{FINAL}Sorry.', "harmony")
+    assert (found["tool_calls"][0]["function"]["arguments"], found["content"]) == ('{"days": ', "Sorry.")
+
+
+@pytest.mark.parametrize("text", [f"{CALLS} is a mark", f"{CALL} too", f"{CALLS}{CALL[:11]}", f"{CALL}two words{SEP}{{}}"])
+def test_marks_that_no_call_follows_are_text(text: str) -> None:
+    for form in ("deepseek_v3", "deepseek_v31"):
+        for size in (1, 1000):
+            assert message(text, form, size) == {"role": "assistant", "content": text}
 
 
 def test_mistrals_ids_are_as_its_templates_want_them() -> None:
@@ -196,6 +324,88 @@ def test_a_call_in_thoughts_is_none() -> None:
     assert (found["reasoning_content"], calls_of(found), found["content"]) == ("<tool_call>{}", TWO, "Let me see.")
 
 
+@pytest.mark.parametrize("form", [form for form in ANSWERS if form not in ("harmony", "llama3_json")])
+def test_calls_of_a_model_that_does_not_end_its_thoughts_are_told(form: str) -> None:
+    for marks, begin in ((MARKS, "<think>"), (OPENED, "")):
+        for size in (1, 1000):
+            found = message(f"{begin}{ANSWERS[form]}", form, size, thinking=marks)
+            assert (found["reasoning_content"].rstrip(), calls_of(found), found["content"]) == ("Let me see.", TWO, None)
+            cut = message(f"{begin}I write {TOOL_FORMATS[form].begin} and", form, size, thinking=marks)
+            assert (cut["reasoning_content"], cut["content"]) == (f"I write {TOOL_FORMATS[form].begin} and", "")
+
+
+# --- channels ---
+
+CHANNELS = Thinking("<|message|>", "<|end|>", channels=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "content"),
+    [
+        (f"<|channel|>analysis<|message|>Hm.<|end|>{FINAL}Warm.\n", "Hm.", "Warm.\n"),
+        (
+            f"<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>analysis<|message|>b<|end|>{FINAL}c",
+            "a\n\nb",
+            "c",
+        ),
+        ("<|channel|>analysis<|message|>a<|end|><|channel|>final<|message|>c<|return|>", "a", "c"),
+        ("<|channel|>analysis<|message|>a<|channel|>final<|message|>c", "a", "c"),
+        ("<|channel|>analysis––final<|message|>cut", "cut", ""),
+        ("<|channel|>final <|constrain|>json<|message|>{}", None, "{}"),
+        (f"<|channel|>commentary<|message|>First.<|end|>{FINAL}Then.", None, "First.\n\nThen."),
+        ("<|channel|>final<|message|>a <| b |> <|c|> d", None, "a <| b |> <|c|> d"),
+        ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|chan", "a", ""),
+        ("Warm, and plainly.", None, "Warm, and plainly."),
+        ("finally", None, "finally"),
+        ("final", None, "final"),
+        ("<|start|>" + "very " * 70, None, "very " * 70),
+        ("<|channel|>commentary to=functions.now<|message|>{}", None, "{}"),
+    ],
+)
+def test_channels_are_told_apart(text: str, thought: str | None, content: str) -> None:
+    for size in (1, 3, 1000):
+        found = message(text, thinking=CHANNELS, size=size)
+        assert (found.get("reasoning_content"), found["content"]) == (thought, content)
+
+
+def test_thoughts_and_calls_are_told_apart_in_channels() -> None:
+    thoughts = "<|channel|>analysis<|message|>I call to=functions.now json<|end|><|start|>assistant"
+    found = message(thoughts + ANSWERS["harmony"], "harmony", thinking=CHANNELS)
+    assert (found["reasoning_content"], calls_of(found)) == ("I call to=functions.now json", TWO)
+    untold = message(thoughts + ANSWERS["harmony"], "harmony")
+    assert (untold["content"], calls_of(untold)) == ("I call to=functions.now json\n\nLet me see.", TWO)
+    other = message(f"<|channel|>analysis<|message|>Hm.<|end|>{FINAL}{ANSWERS['hermes']}", "hermes", thinking=CHANNELS)
+    assert (other["reasoning_content"], calls_of(other), other["content"]) == ("Hm.", TWO, "Let me see.")
+
+
+@pytest.mark.parametrize("to", ["assistant", "user", "all"])
+def test_a_message_to_no_function_is_no_call(to: str) -> None:
+    found = message(f"<|channel|>commentary to={to}<|message|>Hello", "harmony")
+    assert found == {"role": "assistant", "content": "Hello"}
+
+
+def test_a_message_that_the_prompt_has_begun_goes_on() -> None:
+    made = stream("harmony", thinking=Thinking("<|message|>", "<|end|>", channels=True, opened=True, before=f"{FINAL}Let <"))
+    found = message_of(said(made, "me see.<|end|><|start|>assistant to=functions.now<|channel|>commentary json<|message|>{}", 4))
+    assert (found["content"], calls_of(found)) == ("me see.", [("now", {})])
+    begun = Thinking("<|message|>", "<|end|>", channels=True, before="<|start|>assistant<|channel|>analysis")
+    assert message("<|message|>Hm.", thinking=begun)["reasoning_content"] == "Hm."
+
+
+def test_tokens_of_thoughts_are_counted_in_channels() -> None:
+    marks = Thinking("<|message|>", "<|end|>", channels=True, tokens=(8, 9))
+    pieces = [(5, "<|channel|>"), (1, "analysis"), (8, "<|message|>"), (1, "Hm"), (2, "."), (9, "<|end|>"), (4, "<|start|>")]
+    pieces += [(1, "assistant"), (5, "<|channel|>"), (1, "final"), (8, "<|message|>"), (3, "Yes"), (3, "!")]
+    one, whole = AnswerStream(marks), AnswerStream(marks)
+    for token, text in pieces:
+        one.feed(text, [token])
+    whole.feed("".join(text for _, text in pieces), [token for token, _ in pieces])
+    assert (one.reasoning_tokens, whole.reasoning_tokens) == (2, 2)
+    begun = AnswerStream(Thinking("<|message|>", "<|end|>", channels=True, tokens=(8, 9), before=f"{THOUGHT}So"))
+    begun.feed(" it is<|end|>", [1, 2, 9])
+    assert begun.reasoning_tokens == 2
+
+
 # --- which form ---
 
 
@@ -206,6 +416,9 @@ def test_a_call_in_thoughts_is_none() -> None:
         ("qwen 2.5", "hermes"),
         ("mistral", "mistral"),
         ("llama 3.1 with tools", "llama3_json"),
+        ("gpt-oss", "harmony"),
+        ("deepseek v3 with tools", "deepseek_v3"),
+        ("deepseek v3.1 with tools", "deepseek_v31"),
         ("chatml", None),
         ("gemma", None),
     ],
@@ -216,6 +429,8 @@ def test_a_templates_form_is_read_from_its_text(family: str, form: str | None) -
 
 
 def test_forms_with_the_same_mark_are_told_apart() -> None:
+    assert format_of("<seed:tool_call>\n<function={{ name }}>\n<parameter=x>") is TOOL_FORMATS["seed_oss"]
+    assert format_of("<other_call>\n<function={{ name }}>\n<parameter=x>") is None
     assert format_of("[TOOL_CALLS]{{ name }}[ARGS]") is TOOL_FORMATS["mistral_args"]
     assert format_of("<tool_call>\n<function={{ name }}>\n<parameter=x>") is TOOL_FORMATS["qwen3_coder"]
     assert format_of("respond with <|tool_call|> followed by a JSON list") is TOOL_FORMATS["granite"]

@@ -15,11 +15,13 @@ import pytest
 from nereid.serving.errors import ServingError
 from nereid.serving.gateway.launch import Launch, Rules, tool_formats_of
 from nereid.serving.gateway.repository import offered_models
+from nereid.serving.gateway.thoughts import Thinking
+from nereid.serving.gateway.tool_formats import TOOL_FORMATS
 
 from gateway_before import gateway, small_repository
 from scripted import delta, texts
 from small_servers import Tensors, grpc_server
-from template_families import FAMILIES
+from template_families import FAMILIES, deepseek
 
 CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {"model": "llm", "messages": [{"role": "user", "content": "How warm?"}]}
@@ -257,11 +259,6 @@ CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages.0.tool_calls", "assistant"),
         ({"messages": [{"role": "user", "content": "x", "tool_call_id": "c"}]}, "messages.0.tool_call_id", "tool's message"),
         ({"messages": [{"role": "assistant", "content": None}]}, "messages.0.content", "it is missing"),
-        (
-            {"messages": [{"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "[]"}}]}]},
-            "messages.0.tool_calls.0.function.arguments",
-            "JSON text of an object",
-        ),
     ],
     ids=lambda value: str(value)[:60],
 )
@@ -308,6 +305,9 @@ def test_the_operator_says_how_a_model_calls(tmp_path: Path, triton: int, model:
         with gateway(repository, triton, rules=rules) as running, httpx.Client(base_url=running.url) as client:
             assert chat(client, tools=[NOW])["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == found
     assert offered_models(repository, Rules(tool_formats={"llm": "none"}))["llm"].tool_format is None
+    harmony = offered_models(repository, Rules(tool_formats={"": "harmony"}))["llm"]
+    assert harmony.tool_format is TOOL_FORMATS["harmony"]
+    assert harmony.thinking == Thinking("<|message|>", "<|end|>", channels=True)
     with pytest.raises(ServingError, match="'other' is not a language model"):
         offered_models(repository, Rules(tool_formats={"other": "hermes"}))
     for wrong in (["hermess"], ["llm=hermes", "llm=mistral"]):
@@ -411,3 +411,98 @@ def test_what_is_wrong_with_a_grammar_is_said_of_the_tools(tmp_path: Path) -> No
         httpx.Client(base_url=running.url) as client,
     ):
         assert refused(client, tools=[WARMTH], tool_choice="required") == ("tools", "tools: x is not allowed")
+
+
+# --- channels and sections ---
+
+IN_CHANNELS = (
+    "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary<|message|>Well.<|end|><|start|>assistant"
+    '<|channel|>commentary to=functions.warmth <|constrain|>json<|message|>{"city": "Łódź"}'
+)
+
+
+@pytest.fixture
+def harmony(tmp_path: Path, triton: int) -> Iterator[httpx.Client]:
+    marks = [f"<|{name}|>" for name in ("start", "channel", "message", "end", "call", "constrain")]
+    with gateway(write(tmp_path, FAMILIES["gpt-oss"], *marks), triton) as running, httpx.Client(base_url=running.url) as client:
+        yield client
+
+
+def test_channels_are_thoughts_text_and_calls(harmony: httpx.Client, model: Model) -> None:
+    model.answer = IN_CHANNELS
+    (choice,) = chat(harmony, tools=[WARMTH])["choices"]
+    (call,) = choice["message"].pop("tool_calls")
+    assert choice["message"] == {"role": "assistant", "content": "Well.", "reasoning_content": "Hm.", "reasoning": "Hm."}
+    assert (call["function"], choice["finish_reason"]) == ({"name": "warmth", "arguments": '{"city": "Łódź"}'}, "tool_calls")
+    assert model.asked[-1]["skip_special_tokens"] is False
+    with client_of(harmony).chat.completions.stream(**ASK, tools=[WARMTH]) as stream:
+        kinds = [event.type for event in stream]
+        streamed = stream.get_final_completion().choices[0].message
+    assert (streamed.content, streamed.tool_calls[0].function.arguments) == ("Well.", '{"city": "Łódź"}')  # type: ignore[index]
+    assert kinds.count("tool_calls.function.arguments.delta") > 10
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "20"}
+    chat(harmony, messages=[*ASK["messages"], {**choice["message"], "tool_calls": [call]}, result], tools=[WARMTH])
+    assert "<|channel|>analysis<|message|>Hm.\n\nWell.<|end|><|start|>assistant to=functions.warmth" in model.prompts[-1]
+    assert model.prompts[-1].endswith('to=assistant<|channel|>commentary<|message|>"20"<|end|><|start|>assistant')
+
+
+def test_channels_are_items_of_a_response(harmony: httpx.Client, model: Model) -> None:
+    model.answer = IN_CHANNELS
+    tool = {"type": "function", **WARMTH["function"]}  # type: ignore[dict-item]
+    output = harmony.post("/v1/responses", json={"model": "llm", "input": "How warm?", "tools": [tool]}).json()["output"]
+    assert [item["type"] for item in output] == ["reasoning", "message", "function_call"]
+
+
+def test_channels_are_told_apart_without_tools_too(harmony: httpx.Client, model: Model) -> None:
+    model.answer = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Warm."
+    model.ids = [10] * len(model.answer)
+    (choice,) = chat(harmony)["choices"]
+    assert (choice["message"]["content"], choice["message"]["reasoning_content"]) == ("Warm.", "Hm.")
+    chat(harmony, response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": CITY}})
+    assert '"final"' in model.asked[-1]["structured_outputs"]["grammar"]
+    model.answer = "on.<|end|>"
+    messages = [*ASK["messages"], {"role": "assistant", "content": "And so "}]
+    assert chat(harmony, messages=messages, continue_final_message=True)["choices"][0]["message"]["content"] == "on."
+    model.answer = '"a"'
+    assert chat(harmony, structured_outputs={"regex": ".*"})["choices"][0]["message"]["content"] == '"a"'
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "warmth"}}], ids=["required", "named"])
+def test_channels_are_bound_where_a_call_must_be(harmony: httpx.Client, model: Model, choice: Any) -> None:
+    model.answer = IN_CHANNELS
+    chat(harmony, tools=[WARMTH, NOW], tool_choice=choice)
+    grammar = model.asked[-1]["structured_outputs"]["grammar"]
+    assert "commentary to=functions.warmth" in grammar
+    assert ("functions.now" in grammar) is (choice == "required")
+    assert 'note: (<[11]> | "<|channel|>") ("analysis")' in grammar
+
+
+def test_channels_stay_as_they_are_where_thoughts_are_not_told(tmp_path: Path, triton: int, model: Model) -> None:
+    model.answer = IN_CHANNELS
+    rules = Rules(reasoning=False)
+    repository = write(tmp_path, FAMILIES["gpt-oss"])
+    with gateway(repository, triton, rules=rules) as running, httpx.Client(base_url=running.url) as client:
+        assert chat(client)["choices"][0]["message"] == {"role": "assistant", "content": IN_CHANNELS}
+        message = chat(client, tools=[WARMTH])["choices"][0]["message"]
+    assert (message["content"], len(message["tool_calls"])) == ("Hm.\n\nWell.", 1)
+
+
+@pytest.mark.parametrize("version", ["v3", "v3.1"])
+def test_calls_in_a_section_are_told_and_go_back_to_the_template(tmp_path: Path, triton: int, model: Model, version: str) -> None:
+    call = {"v3": "function<|tool_sep|>warmth\n```json\n%s\n```", "v3.1": "warmth<|tool_sep|>%s"}[version] % '{"city": "Łódź"}'
+    written = deepseek(f"<|tool_calls_begin|><|tool_call_begin|>{call}<|tool_call_end|><|tool_calls_end|>")
+    thinks = version == "v3.1"
+    model.answer = f"{'Hm.</think>' if thinks else ''}Well.{written}"
+    repository = write(tmp_path, FAMILIES[f"deepseek {version} with tools"])
+    with gateway(repository, triton) as running, httpx.Client(base_url=running.url) as client:
+        asked = {"tools": [WARMTH], "chat_template_kwargs": {"thinking": True}}
+        message = chat(client, **asked)["choices"][0]["message"]
+        assert (message["content"], message.get("reasoning_content")) == ("Well.", "Hm." if thinks else None)
+        assert message["tool_calls"][0]["function"] == {"name": "warmth", "arguments": '{"city": "Łódź"}'}
+        result = {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": "20"}
+        for content in ("Well.", None):
+            chat(client, messages=[*ASK["messages"], {**message, "content": content}, result], tools=[WARMTH])
+            assert written in model.prompts[-1]
+            assert deepseek("<|tool_output_begin|>20<|tool_output_end|>") in model.prompts[-1]
+        chat(client, tools=[WARMTH], tool_choice="required")
+    assert deepseek("<|tool_calls_begin|>") in model.asked[-1]["structured_outputs"]["grammar"]

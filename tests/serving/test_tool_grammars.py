@@ -13,10 +13,13 @@ from llguidance import LLTokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from nereid.llm.structure import StructureFactory
-from nereid.serving.gateway.answer_streams import AnswerStream, CallReading, Thinking
+from nereid.serving.gateway.answer_streams import AnswerStream, CallReading
 from nereid.serving.gateway.chat_answers import message_of
+from nereid.serving.gateway.thoughts import Thinking
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS
 from nereid.serving.gateway.tool_grammars import AnswerForm, NotBindableError
+
+from template_families import deepseek
 
 END = "<eos>"
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -35,7 +38,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     },
     "now": {"type": "object", "properties": {}, "additionalProperties": False},
 }
-MARKS = ["<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "<|tool_call|>", "<think>", "</think>"]
+MARKS = ["<think>", "</think>", *dict.fromkeys(mark for form in TOOL_FORMATS.values() for mark in form.marks)]
+MARKS += ["<|start|>", "<|constrain|>", "<|end|>"]
 
 
 def factory(kind: str) -> tuple[Tokenizer, StructureFactory, dict[str, int]]:
@@ -110,15 +114,28 @@ def test_a_template_s_own_way_of_writing_is_allowed(parts: Any, form: str) -> No
         "granite": '<|tool_call|>[{"name": "warmth", "arguments": {"city": "Łódź", "unit": {"c": true}}}]',
         "qwen3_coder": "<tool_call>\n<function=warmth>\n<parameter=city>\nŁódź\n</parameter>\n<parameter=unit>\n"
         '{"c": true}\n</parameter>\n</function>\n</tool_call>',
+        "seed_oss": "<seed:tool_call>\n<function=warmth>\n<parameter=city>\nŁódź\n</parameter>\n<parameter=unit>\n"
+        '{"c": true}\n</parameter>\n</function>\n</seed:tool_call>',
+        "harmony": ' to=functions.warmth<|channel|>commentary json<|message|>{"city": "Łódź", "unit": {"c": true}}',
+        "deepseek_v3": deepseek(
+            "<|tool_calls_begin|><|tool_call_begin|>function<|tool_sep|>warmth\n```json\n"
+            '{"city": "Łódź", "unit": {"c": true}}\n```<|tool_call_end|><|tool_calls_end|>'
+        ),
+        "deepseek_v31": deepseek(
+            "<|tool_calls_begin|><|tool_call_begin|>warmth<|tool_sep|>"
+            '{"city": "Łódź", "unit": {"c": true}}<|tool_call_end|><|tool_calls_end|>'
+        ),
     }[form]
     reading = CallReading(form=TOOL_FORMATS[form], schemas=SCHEMAS)
     for called in (True, False):
         assert takes(parts, AnswerForm(calls=reading, called=called, tokens=parts[2]), written)
+    before, after = ("<|channel|>commentary<|message|>", "<|end|><|start|>assistant") if form == "harmony" else ("", "\n")
     if form != "llama3_json":
-        assert takes(parts, AnswerForm(calls=reading, tokens=parts[2]), f"Let me see.\n{written}")
-        assert not takes(parts, AnswerForm(calls=reading, called=True, tokens=parts[2]), f"Let me see.\n{written}")
-    assert takes(parts, AnswerForm(calls=reading, tokens=parts[2]), "Nothing to call.")
-    assert not takes(parts, AnswerForm(calls=reading, called=True, tokens=parts[2]), "Nothing to call.")
+        assert takes(parts, AnswerForm(calls=reading, tokens=parts[2]), f"{before}Let me see.{after}{written}")
+        assert not takes(parts, AnswerForm(calls=reading, called=True, tokens=parts[2]), f"{before}Let me see.{after}{written}")
+    text = "<|channel|>final<|message|>Nothing to call." if form == "harmony" else "Nothing to call."
+    assert takes(parts, AnswerForm(calls=reading, tokens=parts[2]), text)
+    assert not takes(parts, AnswerForm(calls=reading, called=True, tokens=parts[2]), text)
 
 
 def takes(parts: Any, form: AnswerForm, text: str) -> bool:
@@ -138,6 +155,64 @@ def test_a_call_in_the_midst_of_text_obeys_its_schema_where_that_is_strict(parts
     begun = 'Well.\n<tool_call>\n{"name": "warmth", "arguments": {"city": '
     assert not takes(parts, form, begun + '"Paris", "unit": {"c": true}}}\n</tool_call>')
     assert takes(parts, form, begun + '"Łódź", "unit": {"c": true}}}\n</tool_call> Done.')
+
+
+def test_a_call_obeys_its_schema_also_where_models_write_it_otherwise(parts: Any) -> None:
+    for form, begun, ended in (
+        ("llama3_json", 'Well.\n\n{"name": "warmth", "parameters": {"city": "%s", "unit": {"c": true}}}', ""),
+        ("granite", '<tool_call>[{"name": "warmth", "arguments": {"city": "%s", "unit": {"c": true}}}]', ""),
+        ("qwen3_coder", "Well.\n<function=warmth>\n<parameter=city>\n%s\n</parameter>\n<parameter=unit>\n", '{"c": true}\n'),
+    ):
+        end = "</parameter>\n</function>\n</tool_call>" if form == "qwen3_coder" else ""
+        bound = AnswerForm(calls=CallReading(form=TOOL_FORMATS[form], schemas=SCHEMAS), tokens=parts[2])
+        assert not takes(parts, bound, begun % "Paris" + ended + end)
+        assert takes(parts, bound, begun % "Łódź" + ended + end) is (form != "llama3_json")
+
+
+@pytest.mark.parametrize("form", ["deepseek_v3", "deepseek_v31"])
+def test_a_call_obeys_its_schema_also_without_the_mark_before_all_calls(parts: Any, form: str) -> None:
+    bound = AnswerForm(calls=CallReading(form=TOOL_FORMATS[form], schemas=SCHEMAS), tokens=parts[2])
+    begins, ends = ("function<|tool_sep|>warmth\n```json\n", "\n```") if form == "deepseek_v3" else ("warmth<|tool_sep|>", "")
+    for city in ("Łódź", "Paris"):
+        call = f'{begins}{{"city":"{city}","unit":{{"c":true}}}}{ends}'
+        text = deepseek(f"Well.\n<|tool_call_begin|>{call}<|tool_call_end|><|tool_calls_end|>")
+        assert takes(parts, bound, text) is (city == "Łódź")
+
+
+def test_channels_are_bound(parts: Any) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+    marks = Thinking("<|message|>", "<|end|>", channels=True)
+    opened = Thinking("<|message|>", "<|end|>", channels=True, opened=True)
+    calls = CallReading(form=TOOL_FORMATS["harmony"], schemas=SCHEMAS)
+    thoughts = '<|channel|>analysis<|message|>so {"b"}<|end|><|start|>assistant'
+    call = '<|channel|>commentary to=functions.warmth <|constrain|>json<|message|>{"city":"Łódź","unit":{"c":true}}'
+    final = "<|channel|>final<|message|>"
+    json_alone = AnswerForm(thinking=marks, schema=schema, tokens=parts[2])
+    must_call = AnswerForm(thinking=marks, calls=calls, called=True, tokens=parts[2])
+    strict = AnswerForm(thinking=marks, calls=calls, tokens=parts[2])
+    unthinking = AnswerForm(calls=calls, called=True, tokens=parts[2])
+    either = AnswerForm(thinking=marks, calls=calls, schema=schema, tokens=parts[2])
+    goes_on = AnswerForm(thinking=opened, calls=calls, tokens=parts[2])
+    for form, text, taken in (
+        (json_alone, f'{thoughts}{thoughts}{final}{{"a":1}}', True),
+        (json_alone, '<|channel|>final <|constrain|>json<|message|>{"a":1}', True),
+        (json_alone, f'{thoughts}{final}{{"b":1}}', False),
+        (must_call, thoughts + call, True),
+        (must_call, f"{thoughts}{final}Warm.", False),
+        (must_call, thoughts + call.replace("Łódź", "Paris"), False),
+        (unthinking, call, True),
+        (unthinking, thoughts + call, False),
+        (strict, f"{thoughts}{final}Warm.", True),
+        (strict, f"{thoughts}{final}Well.<|end|><|start|>assistant{call}", True),
+        (strict, thoughts + call.replace("Łódź", "Paris"), False),
+        (either, f'{thoughts}{final}{{"a":1}}', True),
+        (either, thoughts + call, True),
+        (either, f"{thoughts}{final}Warm.", False),
+        (goes_on, "and so on", True),
+        (goes_on, f"and so on<|end|><|start|>assistant{call}", True),
+        (AnswerForm(thinking=opened, schema=schema, tokens=parts[2]), '{"a":1}', True),
+    ):
+        assert takes(parts, form, text) is taken, text
 
 
 def test_thoughts_come_before_what_is_bound(parts: Any) -> None:

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nereid.serving.gateway.call_scanners import JsonCalls, Name, Piece, Scanner, State
-from nereid.serving.gateway.marked_scanners import NamedCall, TagsCall
+from nereid.serving.gateway.channel_streams import ChannelStream
+from nereid.serving.gateway.marked_scanners import NamedCall, SectionCalls, TagsCall
 from nereid.serving.gateway.said import Arguments, Call, Reasoning, Said, Text, held_back
-from nereid.serving.gateway.tool_formats import Shape, ToolFormat
-
-
-@dataclass(frozen=True, slots=True)
-class Thinking:
-    """The marks around a model's thoughts; `opened`: the prompt ends within them already.
-
-    `tokens` are those of the two marks; None: they are not one token each, and thoughts are not counted.
-    """
-
-    begin: str
-    end: str
-    opened: bool = False
-    tokens: tuple[int, int] | None = None
+from nereid.serving.gateway.thoughts import Thinking, Thoughts
+from nereid.serving.gateway.tool_formats import HARMONY, Shape, ToolFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,25 +30,33 @@ class AnswerStream:
 
     thinking: Thinking | None = None
     calls: CallReading | None = None
-    _thoughts: _Thoughts | None = field(init=False)
+    _channels: ChannelStream | None = field(init=False)
+    _thoughts: Thoughts | None = field(init=False)
     _calls: _Calls | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self._thoughts = None if self.thinking is None else _Thoughts(self.thinking)
-        self._calls = None if self.calls is None else _Calls(self.calls)
+        self._channels = _channels(self.thinking, self.calls)
+        begins = self.calls.form.begins if self.calls is not None else ()
+        self._thoughts = None if self.thinking is None or self.thinking.channels else Thoughts(self.thinking, begins)
+        self._calls = None if self.calls is None or self.calls.form.shape is Shape.CHANNELS else _Calls(self.calls)
 
     @property
     def has_called(self) -> bool:
-        return self._calls is not None and self._calls.told > 0
+        return any(reader is not None and reader.told > 0 for reader in (self._channels, self._calls))
 
     @property
     def reasoning_tokens(self) -> int:
         """Of the tokens so far those that are thoughts, their marks left out."""
+        if self._channels is not None:
+            return self._channels.reasoning_tokens
         return self._thoughts.tokens if self._thoughts is not None and self._thoughts.begun else 0
 
     def feed(self, text: str, tokens: Sequence[int] = ()) -> list[Said]:
         """`tokens` have come with the text; they are counted, where they are thoughts."""
         made: list[Said] = []
+        if self._channels is not None:
+            self._channels.count(tokens)
+            return _merged(self._within(self._channels.feed(text)))
         if self._thoughts is not None:
             self._thoughts.count(tokens)
             thought, text = self._thoughts.feed(text)
@@ -68,16 +66,49 @@ class AnswerStream:
     def finish(self) -> list[Said]:
         made: list[Said] = []
         text = ""
+        if self._channels is not None:
+            made = self._within(self._channels.finish())
         if self._thoughts is not None:
-            thought, text = self._thoughts.finish()
-            made += [Reasoning(thought)] if thought else []
+            thought, text, held = self._thoughts.finish()
+            said = self._calls_in_thoughts(held) if held else []
+            thought = thought.rstrip("\n") if said else f"{thought}{held}".rstrip("\n")
+            made += [*([Reasoning(thought)] if thought else []), *said]
         made += self._after(text)
         return _merged([*made, *(self._calls.finish() if self._calls is not None else [])])
+
+    def _calls_in_thoughts(self, text: str) -> list[Said]:
+        """Calls of a model that did not end its thoughts before them; nothing where these are none."""
+        assert self.calls is not None
+        reader = _Calls(self.calls)
+        said = [*reader.feed(text), *reader.finish()]
+        if not reader.told:
+            return []
+        self._calls = reader
+        return said
+
+    def _within(self, said: list[Said]) -> list[Said]:
+        """Calls in the text of channels, where they are not written as messages."""
+        return [part for item in said for part in (self._after(item.text) if isinstance(item, Text) else [item])]
 
     def _after(self, text: str) -> list[Said]:
         if not text:
             return []
         return [Text(text)] if self._calls is None else self._calls.feed(text)
+
+
+def _channels(thinking: Thinking | None, calls: CallReading | None) -> ChannelStream | None:
+    """None where an answer is not written in channels."""
+    form = calls.form if calls is not None and calls.form.shape is Shape.CHANNELS else None
+    if form is None and (thinking is None or not thinking.channels):
+        return None
+    return ChannelStream(
+        before=thinking.before if thinking is not None else "",
+        names=calls.schemas if calls is not None and form is not None else None,
+        several=calls is None or calls.several,
+        new_id=(form or HARMONY).new_id,
+        thinks=thinking is not None,
+        marks=thinking.tokens if thinking is not None else None,
+    )
 
 
 def _merged(said: list[Said]) -> list[Said]:
@@ -87,6 +118,8 @@ def _merged(said: list[Said]) -> list[Said]:
         last = made[-1] if made else None
         if isinstance(item, Text) and isinstance(last, Text):
             made[-1] = Text(last.text + item.text)
+        elif isinstance(item, Reasoning) and isinstance(last, Reasoning):
+            made[-1] = Reasoning(last.text + item.text)
         elif isinstance(item, Arguments) and isinstance(last, Arguments) and item.index == last.index:
             made[-1] = Arguments(item.index, last.text + item.text)
         else:
@@ -94,82 +127,7 @@ def _merged(said: list[Said]) -> list[Said]:
     return made
 
 
-@dataclass(slots=True, eq=False)
-class _Thoughts:
-    """Thoughts stand at the beginning, and once; the line breaks within their marks belong to the marks."""
-
-    marks: Thinking
-    tokens: int = 0
-    """Between the marks."""
-    begun: bool = False
-    """Whether there are thoughts, if only empty ones."""
-    _place: str = ""
-    _text: str = ""
-    _counting: bool = False
-    _counted: bool = False
-    """Whether the last of them has been counted."""
-
-    def __post_init__(self) -> None:
-        self._place = "begins" if self.marks.opened else "before"
-        self.begun = self._counting = self.marks.opened
-
-    def count(self, tokens: Sequence[int]) -> None:
-        """Take the tokens of the text that is fed next; what was fed before may have told that there are no more thoughts."""
-        if self.marks.tokens is None or self._place in ("after", "over"):
-            return
-        begin, end = self.marks.tokens
-        for token in tokens:
-            if self._counted:
-                return
-            if not self._counting:
-                self._counting = token == begin
-            elif token == end:
-                self._counted = True
-            elif token != begin:
-                self.tokens += 1
-
-    def feed(self, text: str) -> tuple[str, str]:
-        """Thoughts and text that may be told."""
-        if self._place == "over":
-            return "", text
-        self._text += text
-        if self._place == "before":
-            lead = self._text.lstrip()
-            if not lead.startswith(self.marks.begin):
-                if self.marks.begin.startswith(lead):
-                    return "", ""
-                return "", self._over(self._text)
-            self._text, self._place, self.begun = lead.removeprefix(self.marks.begin), "begins", True
-        if self._place == "begins":
-            self._text = self._text.lstrip("\n")
-            self._place = "inside" if self._text else "begins"
-        if self._place == "after":
-            return "", self._behind()
-        thought, found, behind = self._text.partition(self.marks.end)
-        if found:
-            self._text, self._place = behind, "after"
-            return thought.rstrip("\n"), self._behind()
-        sure = len(self._text) - held_back(self._text, self.marks.end)
-        sure = len(self._text[:sure].rstrip("\n"))
-        thought, self._text = self._text[:sure], self._text[sure:]
-        return thought, ""
-
-    def finish(self) -> tuple[str, str]:
-        rest, self._text = self._text, ""
-        return (rest.rstrip("\n"), "") if self._place in ("begins", "inside") else ("", rest)
-
-    def _behind(self) -> str:
-        """The text after the mark, without the line breaks that follow it."""
-        rest = self._text.lstrip("\n")
-        return self._over(rest) if rest else self._nothing()
-
-    def _nothing(self) -> str:
-        self._text = ""
-        return ""
-
-    def _over(self, rest: str) -> str:
-        self._text, self._place = "", "over"
-        return rest
+_LINE = re.compile(r"(?:\A|\n)[ \t]*\{")
 
 
 @dataclass(slots=True, eq=False)
@@ -187,6 +145,8 @@ class _Calls:
     """What stood before the scanner, which is text where there is no call."""
     _began: bool = False
     """Whether anything but spaces has come."""
+    _after_call: bool = False
+    """Whether nothing but spaces has come since a call."""
 
     def feed(self, text: str) -> list[Said]:
         made: list[Said] = []
@@ -204,8 +164,8 @@ class _Calls:
     def finish(self) -> list[Said]:
         made: list[Said] = []
         if self._scanner is not None:
-            if not self._scanner_told:
-                made = [Text(self._lead + self._scanner.raw)]
+            rest = self._scanner.pending if self._scanner_told else self._lead + self._scanner.raw
+            made = [Text(rest)] if rest.strip() or not self._scanner_told else []
             self._scanner = None
         rest, self._text = self._text, ""
         if rest and not (self._count and not rest.strip()):
@@ -215,47 +175,59 @@ class _Calls:
     def _outside(self) -> tuple[list[Said], str]:
         """Text up to the next call; and what is to be scanned."""
         form = self.reading.form
-        bare = form.bare and not self._began
-        lead = self._text.lstrip()
-        if bare and lead[:1] == "{":
-            return self._open("", self._text)
-        head, found, after = self._text.partition(form.begin)
+        found = [(at, mark) for mark in form.begins if (at := self._text.find(mark)) >= 0]
+        if form.bare and (line := self._line()) >= 0:
+            found.append((line, ""))
         if found:
+            at, mark = min(found)
+            head, after = self._text[:at], self._text[at:]
             text = self._without_end(head).rstrip()
             said: list[Said] = [Text(text)] if text else []
-            _, rest = self._open(head[len(head.rstrip()) :] + form.begin, after)
-            return said, rest
-        if bare and not lead:
-            return [], ""
+            lead = head[len(head.rstrip()) :]
+            # A call without a mark before it is read from its own beginning.
+            opened = mark in ("", form.opening)
+            return said, self._open(lead, after) if opened else self._open(lead + mark, after.removeprefix(mark))
         text = self._without_end(self._text)
-        sure = len(text) - held_back(text, form.begin, *((form.end,) if form.end and self._count else ()))
+        sure = len(text) - held_back(text, *form.begins, *((form.end,) if form.end and self._after_call else ()))
         sure = len(text[:sure].rstrip())
         told, self._text = text[:sure], text[sure:]
         if told:
             self._began = True
         return ([Text(told)] if told else []), ""
 
-    def _without_end(self, text: str) -> str:
-        """After a call its end is no text, and neither are the spaces around it."""
-        end = self.reading.form.end
-        if not self._count or not end:
-            return text
-        before, found, after = text.partition(end)
-        return after if found and not before.strip() else text
+    def _line(self) -> int:
+        """Where a line begins with an object, which may be a call; the spaces before it have not been told."""
+        found = _LINE.search(self._text)
+        if found is None or (self._began and found.start() == 0 and "\n" not in found[0]):
+            found = _LINE.search(self._text, 1) if found else None
+        return -1 if found is None else found.end() - 1
 
-    def _open(self, lead: str, rest: str) -> tuple[list[Said], str]:
+    def _without_end(self, text: str) -> str:
+        """Directly after a call its end is no text, and neither are the spaces before it."""
+        end = self.reading.form.end
+        if not self._after_call or not end:
+            return text
+        while (lead := text.lstrip()).startswith(end):
+            text = lead.removeprefix(end)
+        self._after_call = end.startswith(lead)  # it may yet come
+        return text
+
+    def _open(self, lead: str, rest: str) -> str:
+        """What the scanner is to be given."""
         form = self.reading.form
-        names = frozenset(self.reading.schemas) if form.bare else None
-        self._lead, self._text, self._began = lead, "", True
+        names = frozenset(self.reading.schemas)
+        self._lead, self._text, self._began, self._after_call = lead, "", True, False
         self._scanner_told = False
         match form.shape:
             case Shape.TAGS:
                 self._scanner = TagsCall(self.reading.schemas)
             case Shape.NAMED:
-                self._scanner = NamedCall(form.middle)
+                self._scanner = NamedCall(form.middle, names)
+            case Shape.SECTION:
+                self._scanner = SectionCalls(opening=form.opening, closing=form.closing, middle=form.middle, end=form.end)
             case _:
-                self._scanner = JsonCalls(names, separators=form.between.strip() if form.bare else "")
-        return [], rest
+                self._scanner = JsonCalls(names if form.bare else None, separators=form.between.strip() if form.bare else ",")
+        return rest
 
     def _scan(self, text: str) -> tuple[list[Said], str]:
         scanner = self._scanner
@@ -265,8 +237,12 @@ class _Calls:
             return said, ""
         self._scanner = None
         if scanner.state is State.DONE:
+            self._after_call = True
             return said, scanner.rest
-        return [*said, Text(self._lead + scanner.raw)], ""
+        # No call: the mark is text, or the first letter where there was none, and what follows may have a call in it.
+        whole = self._lead + scanner.raw
+        least = len(self._lead.rstrip()) or len(self._lead) + 1
+        return [*said, Text(whole[:least])], whole[least:]
 
     def _said(self, piece: Piece) -> Said | None:
         """None: a call that is not to be told."""

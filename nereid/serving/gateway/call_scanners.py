@@ -15,6 +15,7 @@ from typing import Any, Protocol
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """Names of functions: OpenAI's letters, and the point that some clients' names have."""
 _SPACE = " \n\r\t"
+_FENCE = "```json"
 _ARGUMENTS = ("arguments", "parameters")
 
 
@@ -35,13 +36,16 @@ Piece = Name | str
 
 
 class Scanner(Protocol):
-    """`rest` is what it was given and did not need, once it is DONE."""
+    """`rest` is what it was given and did not need, once it is DONE; `pending` what may yet turn out to be no call."""
 
     state: State
     rest: str
 
     @property
     def raw(self) -> str: ...
+
+    @property
+    def pending(self) -> str: ...
 
     def feed(self, text: str) -> list[Piece]: ...
 
@@ -177,54 +181,65 @@ def no_json(word: str) -> Any:
 
 @dataclass(slots=True, eq=False)
 class JsonCalls:
-    """One call's object, a list of them, or several with one of `separators` between them."""
+    """One call's object, a list of them, or several with one of `separators` between them, in a fence or in none."""
 
     names: frozenset[str] | None = None
     separators: str = ""
     state: State = State.OPEN
     rest: str = ""
     _read: list[str] = field(default_factory=list)
+    """Since the beginning, or since the last call that has been told."""
     _in_list: bool = False
     _call: CallObject | None = None
     _any: bool = False
-    _unread: bool = False
-    """Whether its last character is none of its own."""
 
     @property
     def raw(self) -> str:
         return "".join(self._read)
 
+    @property
+    def pending(self) -> str:
+        return self.raw if self._any and self._call is not None and self._call.name is None else ""
+
     def feed(self, text: str) -> list[Piece]:
         made: list[Piece] = []
         for place, letter in enumerate(text):
             made += self._take(letter)
+            if self.state is State.DONE:
+                self.rest += text[place + 1 :]
+            if self.state is State.FAILED:
+                self._read.append(text[place + 1 :])
             if self.state is not State.OPEN:
-                if self.state is State.DONE:
-                    self.rest = text[place + (not self._unread) :]
-                if self.state is State.FAILED:
-                    self._read.append(text[place + 1 :])
                 break
         return _joined(made)
 
     def _take(self, letter: str) -> list[Piece]:
-        if not self._any:
-            self._read.append(letter)
+        self._read.append(letter)
         if self._call is None:
             return self._outside(letter)
         made = self._call.take(letter)
-        if self._call.state is State.FAILED:
-            # What has a name has been told already: it ends where it stopped to be a call.
-            self.state = State.FAILED if self._call.name is None and not self._any else State.DONE
-        elif self._call.state is State.DONE:
-            self._call, self._any = None, True
-            if not self._in_list and not self.separators:
-                self.state = State.DONE
         if any(isinstance(item, Name) for item in made):
             self._any = True
+        if self._call.state is State.FAILED and self._call.name is None:
+            self._ends_as_none()
+        elif self._call.state is State.FAILED:
+            self.state = State.DONE  # it has been told already: it ends where it stopped to be a call
+        elif self._call.state is State.DONE:
+            self._call, self._read = None, []
+            if not self._in_list and not self.separators:
+                self.state = State.DONE
         return made
+
+    def _ends_as_none(self) -> None:
+        """What has been read since the last call is none."""
+        self.state = State.DONE if self._any else State.FAILED
+        if self._any:
+            self.rest = self.raw
 
     def _outside(self, letter: str) -> list[Piece]:
         if letter in _SPACE or (self._any and letter in ("," if self._in_list else self.separators)):
+            return []
+        if (_FENCE[:3] if self._any else _FENCE).startswith(self.raw.strip()):
             return []
         if letter == "{":
             self._call = CallObject(self.names)
@@ -234,7 +249,7 @@ class JsonCalls:
         elif letter == "]" and self._in_list:
             self.state = State.DONE
         else:
-            self.state, self._unread = State.DONE if self._any else State.FAILED, self._any
+            self._ends_as_none()
         return []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -16,10 +16,10 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
+from nereid.serving.gateway.call_messages import REASONING_FIELDS, CallManners, Write, manners_of
+
 DEFAULT, TOOL_USE = "default", "tool_use"
 """Of several templates by name, transformers takes the second where a chat has tools, else the first."""
-REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
-"""Names under which an assistant's message holds its reasoning; templates read the first, some the second."""
 OWN_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
 """What a chat sets in a template by fields of its own."""
 _MARK = "END-OF-WHAT-IS-CONTINUED"
@@ -40,6 +40,8 @@ class Chat:
     continue_final_message: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
     template: str | None = None
+    write_calls: Write | None = None
+    """How the model writes calls, for templates that do not show earlier ones."""
 
 
 class _Generation(Extension):
@@ -112,9 +114,19 @@ class ChatTemplates:
     def rendered(self, chat: Chat) -> str:
         """The prompt; raises TemplateError where the template refuses the chat, KeyError where it names no template of these."""
         name = self.chosen(chat)
+        messages: Sequence[Mapping[str, Any]] = [_with_reasoning(message) for message in chat.messages]
+        tools = chat.tools
+        if tools or any(message.get("tool_calls") for message in messages):
+            manners = self.manners(name)
+            messages, tools = manners.fitted(messages, chat.write_calls), None if tools is None else manners.fitted_tools(tools)
+        chat = replace(chat, messages=messages, tools=tools)
         if chat.continue_final_message:
             return _continued(self.templates[name], self.sources[name], chat, self.tokens)
         return _render(self.templates[name], chat.messages, chat, self.tokens)
+
+    def manners(self, name: str) -> CallManners:
+        """What a template takes in messages of calls."""
+        return _manners(self.sources[name], tuple(sorted(self.tokens.items())))
 
     def reads(self, variable: str) -> bool:
         """Whether a template asks for this variable."""
@@ -135,6 +147,12 @@ def _undeclared(source: str) -> frozenset[str]:
     return frozenset(meta.find_undeclared_variables(_environment().parse(source)))
 
 
+@lru_cache(maxsize=64)
+def _manners(source: str, tokens: tuple[tuple[str, str], ...]) -> CallManners:
+    template = chat_template(source)
+    return manners_of(lambda messages, tools: _render(template, messages, Chat(messages=messages, tools=tools), dict(tokens)))
+
+
 def chat_template(source: str) -> Template:
     """Raises TemplateError where it is none."""
     return _environment().from_string(source)
@@ -144,7 +162,7 @@ def _render(template: Template, messages: Sequence[Mapping[str, Any]], chat: Cha
     """Tools and documents are None where a chat has none: templates ask whether they are, and an undefined name is not."""
     return template.render(
         {**tokens, **chat.variables},
-        messages=[_with_reasoning(message) for message in messages],
+        messages=messages,
         tools=chat.tools,
         documents=chat.documents,
         add_generation_prompt=chat.add_generation_prompt,

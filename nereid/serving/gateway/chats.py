@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nereid.serving.gateway.answer_streams import AnswerStream, CallReading, Thinking
+from nereid.serving.gateway.answer_streams import AnswerStream, CallReading
+from nereid.serving.gateway.channel_streams import MESSAGE, START
 from nereid.serving.gateway.chat_templates import Chat
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.repository import Offered
 from nereid.serving.gateway.schemas import ChatBody
+from nereid.serving.gateway.thoughts import Thinking
 from nereid.serving.gateway.tool_grammars import AnswerForm, NotBindableError
 from nereid.serving.gateway.tools import ToolsAsked, check_messages, tools_asked
 from nereid_protocol.sampling import SAMPLING_FIELDS
@@ -91,6 +93,9 @@ def _thinking(body: ChatBody, model: Offered, prompt: str) -> Thinking | None:
     marks = model.thinking
     if marks is None or body.structured_outputs is not None:
         return None
+    if marks.channels:
+        before = prompt[prompt.rfind(START) :] if START in prompt else ""
+        return replace(marks, before=before, opened=MESSAGE in before)
     if body.continue_final_message:
         last = body.messages[-1].text or ""
         begun, ended = last.rfind(marks.begin), last.rfind(marks.end)
@@ -132,6 +137,7 @@ def _chat_of(body: ChatBody, model: Offered, tools: ToolsAsked | None) -> Chat:
         continue_final_message=body.continue_final_message,
         variables=variables,
         template=body.chat_template,
+        write_calls=None if model.tool_format is None else model.tool_format.written,
     )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
+from nereid.serving.gateway.call_messages import arguments_of
 from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.tools import MOST_TOOLS
 from nereid.serving.gateway.unused import MESSAGE, PART, TOOL
@@ -82,27 +82,10 @@ class AllowedTools(Sent):
 
 
 class FunctionCall(Sent):
-    """`arguments` is JSON's text of an object."""
+    """`arguments` is what the model has written: JSON's text of an object, unless it was cut, or the model erred."""
 
     name: str
     arguments: str = ""
-
-    @field_validator("arguments")
-    @classmethod
-    def _an_object(cls, value: str) -> str:
-        arguments_of(value)
-        return value
-
-
-def arguments_of(text: str) -> dict[str, Any]:
-    """What a call's arguments say; raises ValueError where they are no JSON object."""
-    try:
-        value = json.loads(text) if text.strip() else {}
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError("must be the JSON text of an object")
-    return value
 
 
 class ToolCall(Sent):
@@ -115,8 +98,7 @@ class ToolCall(Sent):
 
     @property
     def for_template(self) -> dict[str, Any]:
-        """Templates write the arguments as JSON themselves, as transformers' do: they are given an object."""
-        function = {"name": self.function.name, "arguments": arguments_of(self.function.arguments)}
+        function = {"name": self.function.name, "arguments": arguments_of(self.function.arguments.strip() or "{}")}
         return {"id": self.id, "type": self.type, "function": function}
 
 

@@ -16,21 +16,19 @@ from nereid.diffusion.settings import Limits
 from nereid.llm.engine import longest_sequence
 from nereid.llm.settings import LlmLimits
 from nereid.serving.errors import ServingError
-from nereid.serving.gateway.answer_streams import Thinking
 from nereid.serving.gateway.chat_templates import DEFAULT, TOOL_USE, Chat, ChatTemplates
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.image_models import ImageModel
 from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.model_tokenizer import ModelTokenizer
-from nereid.serving.gateway.tool_formats import TOOL_FORMATS, ToolFormat, format_of
+from nereid.serving.gateway.thoughts import Thinking, thinking_of
+from nereid.serving.gateway.tool_formats import HARMONY, TOOL_FORMATS, ToolFormat, format_of, shows_channels
 from nereid.serving.models import ServedModels
 
 log = logging.getLogger("nereid.gateway")
 
 _LLM_FILE, _PIPELINE_FILE, _TEMPLATE_FILE = "llm.json", "pipeline.json", "chat_template.jinja"
 _TOKENIZER_FILE = "tokenizer.json"
-_THINKING = (Thinking("<think>", "</think>"), Thinking("[THINK]", "[/THINK]"))
-"""Marks around thoughts, of which a template that thinks has the second."""
 _MORE_TEMPLATES = "additional_chat_templates"
 """transformers' name of the folder of templates beside the default one."""
 _LAYOUT_FILE, _PAGE_FILE = "layout.json", "page.json"
@@ -253,6 +251,8 @@ def _language_model(folder: Path, facts: dict[str, Any], files: dict[str, Path],
         fault = str(error).partition("\n")[0]
         log.warning("the chat template of %s cannot be used (%s); its chats are refused", folder.name, fault)
     added = _added_tokens(files[_TOKENIZER_FILE]) if _TOKENIZER_FILE in files and sources else []
+    tool_format = _tool_format(folder.name, sources, rules)
+    in_channels = tool_format is HARMONY or any(shows_channels(text) for text in sources.values())
     tokens_by_text = {token["content"]: token["id"] for token in added}
     return Offered(
         id=folder.name,
@@ -264,8 +264,8 @@ def _language_model(folder: Path, facts: dict[str, Any], files: dict[str, Path],
         whole_templates="special_tokens" in facts,
         embedding_width=width if isinstance(width := facts.get("embedding_width"), int) else 0,
         own_tokenizer=_tokenizer(folder / "1", facts, config),
-        tool_format=_tool_format(folder.name, sources, rules),
-        thinking=_thinking(sources, tokens_by_text) if rules.reasoning else None,
+        tool_format=tool_format,
+        thinking=thinking_of(sources.values(), tokens_by_text, in_channels) if rules.reasoning else None,
         tokens=tokens_by_text,
         hidden=frozenset(token["content"] for token in added if token.get("special")),
     )
@@ -286,15 +286,6 @@ def _tool_format(model: str, sources: Mapping[str, str], rules: Rules) -> ToolFo
         return TOOL_FORMATS.get(said)
     order = [TOOL_USE, DEFAULT, *sources]
     return next((found for name in order if name in sources and (found := format_of(sources[name]))), None)
-
-
-def _thinking(sources: Mapping[str, str], tokens: Mapping[str, int]) -> Thinking | None:
-    """The marks of a template that thinks, with their tokens where each is one."""
-    for marks in _THINKING:
-        if any(marks.end in text for text in sources.values()):
-            known = {marks.begin, marks.end} <= tokens.keys()
-            return replace(marks, tokens=(tokens[marks.begin], tokens[marks.end]) if known else None)
-    return None
 
 
 def _added_tokens(file: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,98 @@
+"""Values as models write them into tags, as JSON; knows no tags."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from nereid.serving.gateway.call_scanners import no_json
+
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "object": (dict,),
+    "array": (list,),
+    "string": (str,),
+    "boolean": (bool,),
+    "null": (type(None),),
+    "number": (int, float),
+    "integer": (int, float),
+}
+_DEEPEST = 16
+"""References that are followed."""
+
+
+def is_written_plainly(schema: object) -> bool:
+    """Whether a parameter of this schema stands in its tag as it is, and not as JSON: a text that nothing bounds."""
+    if not isinstance(schema, dict) or schema.get("type") != "string":
+        return False
+    values = schema.get("enum", ())
+    return not (schema.keys() - {"type", "title", "description", "default", "examples", "enum"}) and all(
+        isinstance(value, str) and value.strip() == value and "<" not in value and value for value in values
+    )
+
+
+def json_of(text: str, schema: object, root: Mapping[str, Any]) -> str:
+    """A parameter's value as JSON: its text where that is one, else the first reading that is of its schema's types, as JSON, as
+    Python writes it, or as a text. `root` has the definitions; without a schema a value is a text.
+    """
+    as_text = json.dumps(text, ensure_ascii=False)
+    if schema is None or is_written_plainly(schema):
+        return as_text
+    readings = [reading for read in (_as_json, _as_python) if (reading := read(text)) is not None]
+    return next((made for made in (*readings, as_text) if _is_of(json.loads(made), schema, root)), [*readings, as_text][0])
+
+
+def _as_json(text: str) -> str | None:
+    try:
+        json.loads(text, parse_constant=no_json)
+    except (ValueError, RecursionError):
+        return None
+    return text.strip()
+
+
+def _as_python(text: str) -> str | None:
+    """Models have seen more of Python than of JSON: True, None, single quotes."""
+    try:
+        return json.dumps(ast.literal_eval(text.strip()), ensure_ascii=False, allow_nan=False)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return None
+
+
+def _is_of(value: Any, schema: Any, root: Mapping[str, Any], deep: int = 0) -> bool:
+    """Whether a value is of a schema's types and choices. No expression of a caller's is tried: some take for ever."""
+    if not isinstance(schema, dict) or deep > _DEEPEST:
+        return schema is not False
+    if "$ref" in schema and not _is_of(value, _resolved(schema["$ref"], root), root, deep + 1):
+        return False
+    if "const" in schema and not _same(value, schema["const"]):
+        return False
+    if isinstance(choices := schema.get("enum"), list) and not any(_same(value, choice) for choice in choices):
+        return False
+    types = [schema["type"]] if isinstance(schema.get("type"), str) else schema.get("type")
+    if isinstance(types, list) and not any(_is_typed(value, kind) for kind in types):
+        return False
+    for name, enough in (("anyOf", any), ("oneOf", any), ("allOf", all)):
+        if isinstance(inner := schema.get(name), list) and not enough(_is_of(value, one, root, deep + 1) for one in inner):
+            return False
+    return True
+
+
+def _is_typed(value: Any, kind: Any) -> bool:
+    if isinstance(value, bool):
+        return kind == "boolean"
+    if kind == "integer" and isinstance(value, float):
+        return value.is_integer()
+    return isinstance(value, _TYPES.get(kind, (object,)) if isinstance(kind, str) else (object,))
+
+
+def _same(value: Any, choice: Any) -> bool:
+    return bool(value == choice) and isinstance(value, bool) is isinstance(choice, bool)
+
+
+def _resolved(reference: Any, root: Mapping[str, Any]) -> Any:
+    """What a reference within the schema leads to; True, which allows all, where it leads nowhere."""
+    found: Any = root
+    for part in str(reference).removeprefix("#").strip("/").split("/"):
+        found = found.get(part, True) if isinstance(found, Mapping) else True
+    return found

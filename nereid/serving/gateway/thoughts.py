@@ -1,0 +1,129 @@
+"""Thoughts before an answer, between marks, told apart as they come; knows nothing of what follows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from nereid.serving.gateway.channel_streams import END, MESSAGE
+from nereid.serving.gateway.said import held_back
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """The marks around a model's thoughts; `opened`: the prompt ends within them already.
+
+    `tokens` are those of the two marks; None: they are not one token each, and thoughts are not counted. `channels`: the marks
+    stand around what each message of an answer says, and thoughts are messages in a channel of their own; `before` is then what
+    the prompt has of the answer's first message, and `opened`: it has come to what that says.
+    """
+
+    begin: str
+    end: str
+    opened: bool = False
+    tokens: tuple[int, int] | None = None
+    channels: bool = False
+    before: str = ""
+
+
+_MARKS = (Thinking("<think>", "</think>"), Thinking("[THINK]", "[/THINK]"), Thinking("<seed:think>", "</seed:think>"))
+"""Marks around thoughts, of which a template that thinks has the second."""
+_CHANNELS = Thinking(MESSAGE, END, channels=True)
+
+
+def thinking_of(templates: Iterable[str], tokens: Mapping[str, int], in_channels: bool) -> Thinking | None:
+    """The marks of chat templates that think, with their tokens where each is one; `in_channels`: answers are written so."""
+    text = "".join(templates)
+    marks = _CHANNELS if in_channels else next((marks for marks in _MARKS if marks.end in text), None)
+    if marks is None or not {marks.begin, marks.end} <= tokens.keys():
+        return marks
+    return replace(marks, tokens=(tokens[marks.begin], tokens[marks.end]))
+
+
+@dataclass(slots=True, eq=False)
+class Thoughts:
+    """Thoughts stand at the beginning, and once; the line breaks within their marks belong to the marks.
+
+    From the first of `calls` on, marks of calls, thoughts are held until their end comes: where it never does, they were a call.
+    """
+
+    marks: Thinking
+    calls: tuple[str, ...] = ()
+    tokens: int = 0
+    """Between the marks."""
+    begun: bool = False
+    """Whether there are thoughts, if only empty ones."""
+    _place: str = ""
+    _text: str = ""
+    _counting: bool = False
+    _counted: bool = False
+    """Whether the last of them has been counted."""
+
+    def __post_init__(self) -> None:
+        self._place = "begins" if self.marks.opened else "before"
+        self.begun = self._counting = self.marks.opened
+
+    def count(self, tokens: Sequence[int]) -> None:
+        """Take the tokens of the text that is fed next; what was fed before may have told that there are no more thoughts."""
+        if self.marks.tokens is None or self._place in ("after", "over"):
+            return
+        begin, end = self.marks.tokens
+        for token in tokens:
+            if self._counted:
+                return
+            if not self._counting:
+                self._counting = token == begin
+            elif token == end:
+                self._counted = True
+            elif token != begin:
+                self.tokens += 1
+
+    def feed(self, text: str) -> tuple[str, str]:
+        """Thoughts and text that may be told."""
+        if self._place == "over":
+            return "", text
+        self._text += text
+        if self._place == "before":
+            lead = self._text.lstrip()
+            if not lead.startswith(self.marks.begin):
+                if self.marks.begin.startswith(lead):
+                    return "", ""
+                return "", self._over(self._text)
+            self._text, self._place, self.begun = lead.removeprefix(self.marks.begin), "begins", True
+        if self._place == "begins":
+            self._text = self._text.lstrip("\n")
+            self._place = "inside" if self._text else "begins"
+        if self._place == "after":
+            return "", self._behind()
+        thought, found, behind = self._text.partition(self.marks.end)
+        if found:
+            self._text, self._place = behind, "after"
+            return thought.rstrip("\n"), self._behind()
+        sure = min(self._calls_begin(self._text), len(self._text) - held_back(self._text, self.marks.end, *self.calls))
+        sure = len(self._text[:sure].rstrip("\n"))
+        thought, self._text = self._text[:sure], self._text[sure:]
+        return thought, ""
+
+    def finish(self) -> tuple[str, str, str]:
+        """The rest of the thoughts, what follows them, and what was held: it may be calls, or else belongs to the thoughts."""
+        rest, self._text = self._text, ""
+        if self._place not in ("begins", "inside"):
+            return "", rest, ""
+        held = rest[self._calls_begin(rest) :]
+        return (rest.rstrip("\n"), "", "") if not held else (rest.removesuffix(held), "", held)
+
+    def _calls_begin(self, text: str) -> int:
+        return min((at for mark in self.calls if (at := text.find(mark)) >= 0), default=len(text))
+
+    def _behind(self) -> str:
+        """The text after the mark, without the line breaks that follow it."""
+        rest = self._text.lstrip("\n")
+        return self._over(rest) if rest else self._nothing()
+
+    def _nothing(self) -> str:
+        self._text = ""
+        return ""
+
+    def _over(self, rest: str) -> str:
+        self._text, self._place = "", "over"
+        return rest
