@@ -138,3 +138,12 @@ def test_a_tool_has_what_a_template_fails_without() -> None:
     whole = {"name": "f", "description": "d", "parameters": {"type": "object"}}
     assert prompt(needy, ASKED, tools=[{"type": "function", "function": whole}]) == 'd:{"type": "object"}'
     assert prompt("{{ tools | tojson }}", ASKED, tools=[TOOL]) == json.dumps([TOOL])
+
+
+@pytest.mark.parametrize("text", ['{"at": "\\ud83d"}', '{"\\udc00": 1}', '{"at": NaN}', '{"at": [1e999]}'])
+def test_an_object_that_cannot_be_written_down_again_is_a_text(text: str) -> None:
+    assert arguments_of(text) == text
+    call = {"id": "idnow", "type": "function", "function": {"name": "now", "arguments": text}}
+    shown = prompt(FAMILIES["hermes"], ASKED, {"role": "assistant", "content": None, "tool_calls": [call]}, result("now"))
+    assert f'"arguments": {json.dumps(text)}' in shown
+    assert shown.encode()

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum, auto
 from typing import Any
 
+from nereid.serving.gateway.call_scanners import no_json
+
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
 Write = Callable[[Sequence[tuple[str, Mapping[str, Any] | str]]], str | None]
@@ -46,9 +48,13 @@ class ArgumentsObject(dict[str, Any]):
 
 
 def arguments_of(text: str) -> ArgumentsObject | str:
-    """What a template is given; the text itself where it is none of an object: an agent sends back what a model wrote amiss."""
+    """What a template is given; the text itself where it is none of an object: an agent sends back what a model wrote amiss.
+
+    So is the text of an object that no template can write: half of a surrogate pair is no Unicode, NaN no JSON.
+    """
     try:
-        members = json.loads(text)
+        members = json.loads(text, parse_constant=no_json)
+        json.dumps(members, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         return text
     return ArgumentsObject(members, text) if isinstance(members, dict) else text
