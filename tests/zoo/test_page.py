@@ -111,7 +111,9 @@ def test_a_planner_learns_for_a_moment_and_is_an_ordinary_checkpoint(tmp_path: P
     tokenizer = PreTrainedTokenizerFast.from_pretrained(CHECKPOINT)
     ids, weights = batch(8, tokenizer, Random(1))
     answers = [tokenizer.decode(row[kept > 0]) for row, kept in zip(ids, weights, strict=True)]
-    assert all(answer.startswith(("<section", "<footer", "hero: ")) and answer.endswith("<|im_end|>\n") for answer in answers)
+    assert all(answer.startswith("hero: ") and answer.endswith("<|im_end|>\n") for answer in answers)
+    for row, kept, answer in zip(ids, weights, answers, strict=True):  # kinds weigh more than what is said of them
+        assert tokenizer.decode(row[kept > 1]).split(":")[:-1] == [line.partition(":")[0] for line in answer.splitlines()[:-1]]
     plan = PlannerPlan(source=CHECKPOINT, work=tmp_path / "work", minutes=2 / 60, batch_size=2)
     train(plan, tmp_path / "planner")
     assert LlmCheckpoint.open(tmp_path / "planner").digest() != LlmCheckpoint.open(CHECKPOINT).digest()

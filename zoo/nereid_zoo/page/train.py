@@ -1,7 +1,8 @@
-"""Fine-tunes `sections` to plan pages as well: half of what it reads are plans, half sections, which it is to write on."""
+"""Fine-tunes `sections` to plan pages: what it reads are briefs of pages and the plans that answer them."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,12 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from nereid.page.plan import asked_of_planner
 from nereid_zoo.optimisation import optimizer_step, report, schedule
 from nereid_zoo.page.plans import plan_text, sample_page_brief
-from nereid_zoo.sections.briefs import sample_brief
 from nereid_zoo.sections.chat import conversation
-from nereid_zoo.sections.html import write_section
 from nereid_zoo.stages import finished_stage
 
-_PLANS = 0.5
-"""Share of plans among the conversations."""
+_KIND = re.compile(r"^[a-z]+:", re.MULTILINE)
+_KIND_WEIGHT = 8.0
+"""Which sections a page has is what a plan is for; most of its tokens are the words of their briefs, which may be many."""
 _NEIGHBOURS = 4
 """So many times as many conversations are drawn as a batch has, and neighbours in length taken: little of it is padding."""
 
@@ -35,7 +35,7 @@ class PlannerPlan:
     device: str = "cpu"
     minutes: float = 45.0
     batch_size: int = 16
-    peak: float = 4e-4
+    peak: float = 1.2e-3
     seed: int = 0
 
 
@@ -76,7 +76,7 @@ def fit(plan: PlannerPlan, tokenizer: PreTrainedTokenizerFast, llama: LlamaForCa
 
 
 def batch(size: int, tokenizer: PreTrainedTokenizerFast, rng: Random) -> tuple[Tensor, Tensor]:
-    """Token ids and loss weights, rows x longest: 1 on answers, 0 elsewhere."""
+    """Token ids and loss weights, rows x longest: 0 on the brief, 1 on the plan, more on the kinds of its sections."""
     drawn = sorted((_conversation(rng) for _ in range(size * _NEIGHBOURS)), key=lambda row: len(row[0]))
     first = rng.randrange(0, len(drawn), size)
     rows = drawn[first : first + size]
@@ -84,19 +84,18 @@ def batch(size: int, tokenizer: PreTrainedTokenizerFast, rng: Random) -> tuple[T
     longest = max(len(made.input_ids) for made in encoded)
     ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
     weights = torch.zeros(len(rows), longest)
-    for row, (made, (_, opened)) in enumerate(zip(encoded, rows, strict=True)):
-        offsets = torch.tensor(made.offset_mapping)
-        ids[row, : len(offsets)] = torch.tensor(made.input_ids)
-        weights[row, : len(offsets)] = (offsets[:, 0] >= opened).float()
+    for row, (made, (whole, opened)) in enumerate(zip(encoded, rows, strict=True)):
+        begins = torch.tensor(made.offset_mapping)[:, 0]
+        ids[row, : len(begins)] = torch.tensor(made.input_ids)
+        of_plan = weights[row, : len(begins)]
+        of_plan[begins >= opened] = 1
+        for kind in _KIND.finditer(whole, opened):
+            of_plan[(begins >= kind.start()) & (begins < kind.end())] = _KIND_WEIGHT
     return ids, weights
 
 
 def _conversation(rng: Random) -> tuple[str, int]:
     """A whole one, and where its answer begins."""
-    if rng.random() < _PLANS:
-        page = sample_page_brief(rng, invented=0.5)
-        message, answer = asked_of_planner(page.text), plan_text(page.demand, rng)
-    else:
-        section = sample_brief(rng, name_chance=0.8, invented=0.5)
-        message, answer = section.text, write_section(section.demand, rng)
+    page = sample_page_brief(rng, invented=0.5)
+    message, answer = asked_of_planner(page.text), plan_text(page.demand, rng)
     return conversation(message, answer), len(conversation(message))
