@@ -76,21 +76,29 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def logging_state() -> tuple[int, int, list[Any]]:
+    return logging.root.level, logging.root.manager.disable, list(logging.root.filters)
+
+
+LOGGING = logging_state()
+"""As every test finds it."""
+
+
 @pytest.fixture(autouse=True)
-def logging_as_before(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No test hears less than those before it: what a library has changed about logging is put back, and who did it is told."""
+def logging_as_ever(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test hears less than those before it: what a library has changed about logging is put back, and where that was is told."""
 
-    def state() -> tuple[int, int, list[Any]]:
-        return logging.root.level, logging.root.manager.disable, list(logging.root.filters)
+    def put_back(where: str) -> None:
+        if (found := logging_state()) != LOGGING:
+            warnings.warn(f"{where} {request.node.nodeid} logging was {found}, not {LOGGING}", RuntimeWarning, stacklevel=1)
+        level, disabled, filters = LOGGING
+        logging.root.filters = list(filters)
+        logging.disable(disabled)
+        logging.root.setLevel(level)  # also forgets what loggers have kept of levels
 
-    before = state()
+    put_back("before")  # fixtures of many tests come earlier
     yield
-    if (after := state()) != before:
-        said = f"{request.node.nodeid} left logging changed: {before} before, {after} after it"
-        warnings.warn(said, RuntimeWarning, stacklevel=1)
-    level, disabled, logging.root.filters = before
-    logging.disable(disabled)
-    logging.root.setLevel(level)  # also forgets what loggers have kept of levels
+    put_back("after")
 
 
 @pytest.fixture

@@ -61,6 +61,6 @@ def test_sigmas_spacing_and_eta_reach_the_run_or_are_refused(served: Served) -> 
         made = [draw(**few, **more) for more in ({}, {"timestep_spacing": "trailing"}, {"eta": 0.5})]
         made += [draw(scheduler="euler", sigmas=[14.6, 2.0, 0.5, 0.0])]
         assert len(set(made)) == 4
-        with pytest.raises(InvalidRequestError, match="these take it: ddim, tcd") as raised:
+        with pytest.raises(InvalidRequestError, match="these take it: ddim, dpmpp_sde, ") as raised:
             draw(scheduler="euler", eta=0.5)
     assert raised.value.field == "eta"
