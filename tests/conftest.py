@@ -86,7 +86,7 @@ LOGGING = logging_state()
 
 @pytest.fixture(autouse=True)
 def logging_as_ever(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No test hears less than those before it: what a library has changed about logging is put back, and where that was is told."""
+    """No test hears less than those before it: what a library has changed of logging is put back, and where is told."""
 
     def put_back(where: str) -> None:
         if (found := logging_state()) != LOGGING:

@@ -13,13 +13,17 @@ from nereid.diffusion.feature_cache import FEATURES, Variant
 from nereid.diffusion.loop import DenoisingLoop
 from nereid.diffusion.plan import OUT, EngineCall
 from nereid.diffusion.requests import parse_image_request
+from nereid.diffusion.run_lanes import cost_key
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.diffusion.solvers import SchedulerConfig, SchedulerName
 from nereid.diffusion.start import start_runs
-from nereid.diffusion.state import ImageTask
+from nereid.diffusion.state import ImageRun, ImageTask
 from nereid.diffusion.vae_tiles import Encode
+from nereid.engines.costs import StepCosts
 from nereid.flow.errors import LostError, RequestError
 
+FIXED, ROW = 0.010, 0.005
+"""Seconds of a call, and of each of its rows."""
 Array = np.ndarray
 Outputs = Mapping[str, Array]
 
@@ -194,3 +198,13 @@ def finish(loop: DenoisingLoop, *tasks: ImageTask, most: int = 10_000) -> None:
             return
         loop.advance(waiting)
     raise AssertionError("the loop does not come to an end")
+
+
+def known(run: ImageRun) -> StepCosts:
+    """Costs of calls such as this run's, learned from enough of them that a busy machine changes little."""
+    costs = StepCosts()
+    for _ in range(20):
+        for rows in (1, 2, 8):
+            for variant in run.steps_left:
+                costs.learn(cost_key(variant, run.shape), rows, FIXED + ROW * rows)
+    return costs

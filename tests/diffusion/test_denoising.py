@@ -14,15 +14,22 @@ from nereid.diffusion.plan import OUT, commit, pack
 from nereid.diffusion.requests import guidance_embedding, parse_image_request
 from nereid.diffusion.settings import Limits, Pipeline
 from nereid.diffusion.state import ImageTask
+from nereid.engines.costs import StepCosts
 from nereid.flow.errors import EngineError, InvalidRequestError
 from nereid.flow.noise import Purpose, derived_seed, normal
 from nereid_protocol.field import MAX_SEED
 
-from image_forms import Array, Unet, begun, pipeline, request, text, whole
+from image_forms import Array, Unet, begun, known, pipeline, request, text, whole
 
 
-def run(unet: Unet, *requests: dict[str, Array], max_batch_size: int = 16, facts: Pipeline | None = None) -> list[ImageTask]:
-    loop = DenoisingLoop(unet, max_batch_size)
+def run(
+    unet: Unet,
+    *requests: dict[str, Array],
+    max_batch_size: int = 16,
+    facts: Pipeline | None = None,
+    costs: StepCosts | None = None,
+) -> list[ImageTask]:
+    loop = DenoisingLoop(unet, max_batch_size, costs or StepCosts())
     limits = Limits(unet_max_batch_size=max_batch_size)
     tasks = [begun(inputs, facts or pipeline(), limits) for inputs in requests]
     while waiting := [task for task in tasks if not task.done and task.error is None]:
@@ -60,9 +67,15 @@ def test_requests_with_anything_different_but_their_shape_share_a_call() -> None
         request(num_inference_steps=whole(4), scheduler=np.array([[b"unipc"]], object)),
         request(num_inference_steps=whole(4), guidance_scale=np.array([[1.0]], np.float32)),
         request(num_inference_steps=whole(4), seed=np.array([[9]]), scheduler=np.array([[b"ddpm"]], object)),
+        costs=known(begun(request()).runs[0]),
     )
-    # 2 + 1 + 2 rows: one image's and then twice as many until it is known what they cost.
-    assert [call["sample"][0] for call in unet.calls] == [2, 3, 5, 5, 3, 2]
+    assert [call["sample"][0] for call in unet.calls] == [2 + 1 + 2] * 4
+
+
+def test_until_it_is_known_what_they_cost_calls_have_one_image_and_then_twice_as_many() -> None:
+    unet = Unet()
+    run(unet, *(request(num_inference_steps=whole(1), guidance_scale=np.array([[1.0]], np.float32)) for _ in range(3)))
+    assert [call["sample"][0] for call in unet.calls] == [1, 2]
 
 
 def test_pictures_of_different_sizes_do_not_share_a_call() -> None:

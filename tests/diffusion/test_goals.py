@@ -9,14 +9,11 @@ import pytest
 
 from nereid.diffusion.goals import Goal, goal_of
 from nereid.diffusion.loop import DenoisingLoop
-from nereid.diffusion.run_lanes import cost_key
 from nereid.diffusion.state import ImageRun
 from nereid.engines.costs import StepCosts
 
-from image_forms import Array, Unet, begun, request, whole
+from image_forms import FIXED, ROW, Array, Unet, begun, known, request, whole
 
-FIXED, ROW = 0.010, 0.005
-"""Seconds of a call, and of each of its rows."""
 NOW = 100.0
 
 
@@ -24,15 +21,6 @@ NOW = 100.0
 def run() -> ImageRun:
     """Two rows a call, five steps."""
     return begun(request()).runs[0]
-
-
-def known(run: ImageRun) -> StepCosts:
-    costs = StepCosts()
-    for _ in range(20):
-        for rows in (1, 2, 8):
-            for variant in run.steps_left:
-                costs.learn(cost_key(variant, run.shape), rows, FIXED + ROW * rows)
-    return costs
 
 
 def test_a_goal_is_at_stake_while_it_can_still_be_met_among_others_and_lost_when_it_cannot(run: ImageRun) -> None:
