@@ -51,14 +51,15 @@ class Target:
         """`host:port`, or an address with http or https, which may end in /v1; raises BatchError."""
         if not _KEY.fullmatch(api_key):
             raise BatchError("the API key is not allowed: it must be of ASCII characters that are seen, without spaces")
+        refused = BatchError(f"--url: {url!r} is not allowed; it must be host:port, or http(s)://host[:port][/v1]")
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
             (parts.hostname or "").encode("idna")
             found = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and "@" not in parts.netloc
         except ValueError:  # a host or a port that is none
-            found = False
+            raise refused from None
         if not found or not parts.path.isascii() or parts.query or parts.fragment:
-            raise BatchError(f"--url: {url!r} is not allowed; it must be host:port, or http(s)://host[:port][/v1]")
+            raise refused
         prefix = parts.path.rstrip("/").removesuffix("/v1")
         return cls(secure=parts.scheme == "https", address=parts.netloc, prefix=prefix, api_key=api_key, timeout=timeout)
 
