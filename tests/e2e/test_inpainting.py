@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from nereid.flow.noise import Purpose, normal
 from nereid_client import Client, ImageResult, InvalidRequestError
 
 from conftest import Served, export, serving
@@ -21,6 +19,7 @@ import diffusers
 from nereid_export.drawing import psnr
 
 from checkpoints import make_inpainting
+from diffusers_inpainting import drawn_by_diffusers
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
@@ -45,39 +44,13 @@ def own(made_for_it: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     yield from serving(folder / "repository", folder, made_for_it)
 
 
-def noise(purpose: Purpose, shape: tuple[int, ...]) -> Any:
-    return torch.from_numpy(normal(SEED, purpose, shape))[None]
-
-
 def theirs(kind: Any, folder: Path, strength: float, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """The posteriors' noise and the starting noise are the server's, handed to diffusers."""
     pipeline = kind.from_pretrained(folder, torch_dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
-
-    def encode(image: Any, generator: Any) -> Any:
-        posterior = pipeline.vae.encode(image).latent_dist
-        covered = not image[:, :, torch.from_numpy(MASK)].any()
-        purpose = Purpose.MASKED_IMAGE_POSTERIOR if covered else Purpose.IMAGE_POSTERIOR
-        drawn = posterior.mean + posterior.std * noise(purpose, tuple(posterior.mean.shape[1:]))
-        return drawn * pipeline.vae.config.scaling_factor
-
-    monkeypatch.setattr(pipeline, "_encode_vae_image", encode)
-    start = noise(Purpose.INITIAL_LATENTS, (4, SIDE // 4, SIDE // 4))
-    monkeypatch.setattr(f"{kind.__module__}.randn_tensor", lambda shape, **_: start)
-    made = pipeline(
-        "a box",
-        image=Image.fromarray(PICTURE),
-        mask_image=Image.fromarray(MASK),
-        negative_prompt="green",
-        strength=strength,
-        num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE,
-        width=SIDE,
-        height=SIDE,
-        output_type="np",
-    )
-    return np.rint(np.asarray(made.images) * 255).astype(np.uint8)
+    asked = {"negative_prompt": "green", "strength": strength, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
+    made = drawn_by_diffusers(pipeline, PICTURE, MASK, SEED, monkeypatch.setattr, output_type="np", **asked)
+    return np.rint(made * 255).astype(np.uint8)
 
 
 def ours(served: Served, name: str, **options: Any) -> np.ndarray:

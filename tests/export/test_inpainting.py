@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from nereid.diffusion.plan import commit, pack
 from nereid.diffusion.requests import parse_image_request
 from nereid.diffusion.settings import Limits
 from nereid.diffusion.start import start_runs
-from nereid.flow.noise import Purpose, normal
 
 torch = pytest.importorskip("torch")
 import diffusers
@@ -30,6 +28,7 @@ from nereid_export.split_unet import require_equal
 
 from checkpoints import make_inpainting
 from conftest import export
+from diffusers_inpainting import drawn_by_diffusers
 
 pytestmark = pytest.mark.torch
 
@@ -68,10 +67,6 @@ def folders(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
     return {**checkpoints, **made}
 
 
-def noise(purpose: Purpose, shape: tuple[int, ...]) -> Any:
-    return torch.from_numpy(normal(SEED, purpose, shape))[None]
-
-
 def ours(drawer: Drawer, **asked: np.ndarray) -> np.ndarray:
     """As the server draws it: float32 latents C x H x W."""
     inputs = {
@@ -97,32 +92,10 @@ def ours(drawer: Drawer, **asked: np.ndarray) -> np.ndarray:
 def theirs(folder: Path, family: str, scheduler: str, strength: float, patch: Callable[..., None]) -> np.ndarray:
     """What diffusers' own pipeline makes of it; the posterior's noise and the starting noise are the server's."""
     pipeline = PIPELINES[family].from_pretrained(folder, torch_dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
     kind, extra = SCHEDULERS[scheduler]
     pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **extra)
-
-    def encode(image: Any, generator: Any) -> Any:
-        posterior = pipeline.vae.encode(image).latent_dist
-        covered = not image[:, :, torch.from_numpy(GREYS >= 128)].any()
-        purpose = Purpose.MASKED_IMAGE_POSTERIOR if covered else Purpose.IMAGE_POSTERIOR
-        drawn = posterior.mean + posterior.std * noise(purpose, tuple(posterior.mean.shape[1:]))
-        return drawn * pipeline.vae.config.scaling_factor
-
-    patch(pipeline, "_encode_vae_image", encode)
-    patch(f"{PIPELINES[family].__module__}.randn_tensor", lambda shape, **_: noise(Purpose.INITIAL_LATENTS, tuple(shape[1:])))
-    made = pipeline(
-        "a box",
-        image=Image.fromarray(PICTURE),
-        mask_image=Image.fromarray(GREYS),
-        negative_prompt="",
-        strength=strength,
-        num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE,
-        width=SIDE,
-        height=SIDE,
-        output_type="latent",
-    )
-    return np.asarray(made.images)[0]
+    asked = {"negative_prompt": "", "strength": strength, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
+    return drawn_by_diffusers(pipeline, PICTURE, GREYS, SEED, patch, output_type="latent", **asked)[0]
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])

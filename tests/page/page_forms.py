@@ -188,3 +188,21 @@ def make(
     finally:
         threads.join(20)
     return Made(answer, shown, stages, noted)
+
+
+@dataclass(slots=True)
+class Together:
+    """How many are inside at the same time, at `most`."""
+
+    most: int = 0
+    _now: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._now -= 1

@@ -11,7 +11,7 @@ import pytest
 from nereid.flow.errors import CancelledError, DeadlineError, EngineError, LostError, QueueFullError
 from nereid.page.stages import Laid, Stage
 
-from page_forms import FEATURES, GALLERY, ScriptedStages, make
+from page_forms import FEATURES, GALLERY, ScriptedStages, Together, make
 
 
 def test_a_page_is_planned_written_laid_out_illustrated_and_put_together() -> None:
@@ -60,19 +60,15 @@ def test_a_section_is_laid_out_while_the_next_is_written_and_pictures_are_drawn_
 
 
 def test_no_more_calls_are_out_than_a_page_may_have() -> None:
-    out, most, lock = [0], [0], threading.Lock()
+    together = Together()
 
     def busy(_: Any) -> None:
-        with lock:
-            out[0] += 1
-            most[0] = max(most[0], out[0])
-        time.sleep(0.02)
-        with lock:
-            out[0] -= 1
+        with together:
+            time.sleep(0.02)
 
     stages = ScriptedStages(written=busy, laid=busy, drawn=busy)
     assert make(stages, limits={"calls_per_page": 2}).said == []
-    assert most[0] == 2
+    assert together.most == 2
 
 
 def test_without_a_planner_rules_plan_and_the_answer_says_so() -> None:

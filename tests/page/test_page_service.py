@@ -25,7 +25,7 @@ from nereid.page.settings import PageFacts, PageLimits
 from nereid.page.stages import SiblingStages, Stage, Terms
 from nereid_protocol.metrics import PAGE_REQUESTS
 
-from page_forms import FACTS, ScriptedStages, model
+from page_forms import FACTS, ScriptedStages, Together, model
 
 
 def text(value: str) -> np.ndarray:
@@ -234,15 +234,11 @@ def test_pages_that_were_inside_at_a_death_are_made_alone(tmp_path: Path) -> Non
     for suspect in asked[:2]:
         Flight.of(before, suspect, "page").enter()
     before.close()  # as the kernel leaves it
-    busy, most, lock, over = [0], [0], threading.Lock(), threading.Event()
+    together = Together()
 
     def written(_: str) -> None:
-        with lock:
-            busy[0] += 1
-            most[0] = max(most[0], busy[0])
-        over.wait(0.05)
-        with lock:
-            busy[0] -= 1
+        with together:
+            time.sleep(0.05)
 
     stages = ScriptedStages(written=written, planned="hero: hero section for a bakery\nfooter: footer for a bakery\n")
     service = PageService(
@@ -254,7 +250,7 @@ def test_pages_that_were_inside_at_a_death_are_made_alone(tmp_path: Path) -> Non
     for one, reply in zip(asked, replies, strict=True):
         service.handle(one, reply)
     assert all(reply.closed.wait(20) and reply.error is None for reply in replies)
-    assert most[0] == 1
+    assert together.most == 1
     assert not service.record.suspects
     service.stop()
 
