@@ -10,6 +10,11 @@ def deepseek(text: str) -> str:
     return re.sub(r"<\|(\w+)\|>", lambda mark: f"<｜{mark[1].replace('_', '▁')}｜>", text)
 
 
+def dsml(text: str) -> str:
+    """DeepSeek's markup language: `%` stands for the word that begins its tags."""
+    return text.replace("%", "｜DSML｜")
+
+
 FAMILIES: dict[str, str] = {
     "chatml": """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] +
     '<|im_end|>' + '\n' }}{% endfor %}

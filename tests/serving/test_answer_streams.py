@@ -14,7 +14,7 @@ from nereid.serving.gateway.said import Arguments, Call, Said, Text
 from nereid.serving.gateway.thoughts import Thinking
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS, format_of
 
-from template_families import FAMILIES, deepseek
+from template_families import FAMILIES, deepseek, dsml
 
 SCHEMAS = {
     "warmth": {
@@ -57,6 +57,37 @@ ANSWERS = {
         'Let me see.<|tool_calls_begin|><|tool_call_begin|>warmth<|tool_sep|>{"city": "Łó\\"dź } ]", "days": 2}<|tool_call_end|>'
         "<|tool_call_begin|>now<|tool_sep|>{}<|tool_call_end|><|tool_calls_end|>"
     ),
+    "longcat": 'Let me see.\n<longcat_tool_call>\n{"name": "warmth", "arguments": {"city": "Łó\\"dź } ]", "days": 2}}\n'
+    '</longcat_tool_call>\n<longcat_tool_call>\n{"name": "now", "arguments": {}}\n</longcat_tool_call>',
+    "internlm": 'Let me see.<|action_start|><|plugin|>\n{"name": "warmth", "parameters": {"city": "Łó\\"dź } ]", "days": 2}}'
+    '<|action_end|>\n<|action_start|><|plugin|>\n{"name": "now", "parameters": {}}<|action_end|>',
+    "phi4_mini": 'Let me see.<|tool_call|>[{"name": "warmth", "arguments": {"city": "Łó\\"dź } ]", "days": 2}}, '
+    '{"name": "now", "arguments": {}}]<|/tool_call|>',
+    "phi4_mini_json": 'Let me see. functools[{"name": "warmth", "arguments": {"city": "Łó\\"dź } ]", "days": 2}}, '
+    '{"name": "now", "arguments": {}}]',
+    "nemotron": 'Let me see.\n\n<TOOLCALL>[{"name": "warmth", "arguments": {"city": "Łó\\"dź } ]", "days": 2}}, '
+    '{"name": "now", "arguments": {}}]</TOOLCALL>',
+    "hunyuan": 'Let me see.\n<tool_calls>[{"name": "warmth", "arguments": {"city": "Łó\\"dź } ]", "days": 2}}, '
+    '{"name": "now", "arguments": {}}]</tool_calls>',
+    "cohere": 'Let me see.<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "warmth", "parameters": {"city": '
+    '"Łó\\"dź } ]", "days": 2}},\n    {"tool_call_id": "1", "tool_name": "now", "parameters": {}}\n]<|END_ACTION|>',
+    "glm45": 'Let me see.\n<tool_call>warmth\n<arg_key>city</arg_key>\n<arg_value>Łó"dź } ]</arg_value>\n<arg_key>days</arg_key>'
+    "\n<arg_value>2</arg_value>\n</tool_call>\n<tool_call>now\n</tool_call>",
+    "glm47": 'Let me see.<tool_call>warmth<arg_key>city</arg_key><arg_value>Łó"dź } ]</arg_value><arg_key>days</arg_key>'
+    "<arg_value>2</arg_value></tool_call><tool_call>now</tool_call>",
+    "minimax_m2": 'Let me see.\n<minimax:tool_call>\n<invoke name="warmth">\n<parameter name="city">Łó"dź } ]</parameter>\n'
+    '<parameter name="days">2</parameter>\n</invoke>\n<invoke name="now">\n</invoke>\n</minimax:tool_call>',
+    "deepseek_v32": dsml(
+        'Let me see.\n\n<%function_calls>\n<%invoke name="warmth">\n<%parameter name="city" string="true">Łó"dź } ]</%parameter>'
+        '\n<%parameter name="days" string="false">2</%parameter>\n</%invoke>\n<%invoke name="now">\n</%invoke>\n</%function_calls>'
+    ),
+    "deepseek_v4": dsml(
+        'Let me see.\n\n<%tool_calls>\n<%invoke name="warmth">\n<%parameter name="city" string="true">Łó"dź } ]</%parameter>\n'
+        '<%parameter name="days" string="false">2</%parameter>\n</%invoke>\n<%invoke name="now">\n</%invoke>\n</%tool_calls>'
+    ),
+    "kimi_k2": "Let me see.<|tool_calls_section_begin|><|tool_call_begin|>functions.warmth:0<|tool_call_argument_begin|>"
+    '{"city": "Łó\\"dź } ]", "days": 2}<|tool_call_end|><|tool_call_begin|>functions.now:1<|tool_call_argument_begin|>{}'
+    "<|tool_call_end|><|tool_calls_section_end|>",
 }
 
 
@@ -106,7 +137,7 @@ def test_arguments_are_told_while_they_are_written(form: str) -> None:
     assert Text not in order[begun:]
     assert order[begun + 1] is Arguments
     pieces = order[begun + 1 :].index(Call)
-    assert pieces > (1 if form in ("qwen3_coder", "seed_oss") else 10)
+    assert pieces > 10
 
 
 @pytest.mark.parametrize("form", ANSWERS)

@@ -9,8 +9,9 @@ from typing import Any
 
 from nereid.serving.gateway.call_scanners import JsonCalls, Name, Piece, Scanner, State
 from nereid.serving.gateway.channel_streams import ChannelStream
-from nereid.serving.gateway.marked_scanners import NamedCall, SectionCalls, TagsCall
+from nereid.serving.gateway.marked_scanners import NamedCall, SectionCalls
 from nereid.serving.gateway.said import Arguments, Call, Reasoning, Said, Text, held_back
+from nereid.serving.gateway.tag_scanners import TagsCall
 from nereid.serving.gateway.thoughts import Thinking, Thoughts
 from nereid.serving.gateway.tool_formats import HARMONY, Shape, ToolFormat
 
@@ -145,6 +146,7 @@ class _Calls:
     """What stood before the scanner, which is text where there is no call."""
     _began: bool = False
     """Whether anything but spaces has come."""
+    _ids: set[str] = field(default_factory=set)
     _after_call: bool = False
     """Whether nothing but spaces has come since a call."""
 
@@ -188,7 +190,7 @@ class _Calls:
             opened = mark in ("", form.opening)
             return said, self._open(lead, after) if opened else self._open(lead + mark, after.removeprefix(mark))
         text = self._without_end(self._text)
-        sure = len(text) - held_back(text, *form.begins, *((form.end,) if form.end and self._after_call else ()))
+        sure = len(text) - held_back(text, *form.begins, *(form.ends if self._after_call else ()))
         sure = len(text[:sure].rstrip())
         told, self._text = text[:sure], text[sure:]
         if told:
@@ -204,12 +206,12 @@ class _Calls:
 
     def _without_end(self, text: str) -> str:
         """Directly after a call its end is no text, and neither are the spaces before it."""
-        end = self.reading.form.end
-        if not self._after_call or not end:
+        ends = self.reading.form.ends
+        if not self._after_call or not ends:
             return text
-        while (lead := text.lstrip()).startswith(end):
-            text = lead.removeprefix(end)
-        self._after_call = end.startswith(lead)  # it may yet come
+        while end := next((end for end in ends if text.lstrip().startswith(end)), ""):
+            text = text.lstrip().removeprefix(end)
+        self._after_call = any(end.startswith(text.lstrip()) for end in ends)  # it may yet come
         return text
 
     def _open(self, lead: str, rest: str) -> str:
@@ -220,11 +222,14 @@ class _Calls:
         self._scanner_told = False
         match form.shape:
             case Shape.TAGS:
-                self._scanner = TagsCall(self.reading.schemas)
+                assert form.tags is not None
+                self._scanner = TagsCall(form.tags, self.reading.schemas, form.end)
             case Shape.NAMED:
                 self._scanner = NamedCall(form.middle, names)
             case Shape.SECTION:
-                self._scanner = SectionCalls(opening=form.opening, closing=form.closing, middle=form.middle, end=form.end)
+                self._scanner = SectionCalls(
+                    opening=form.opening, closing=form.closing, middle=form.middle, ends=form.ends, numbered=form.numbered
+                )
             case _:
                 self._scanner = JsonCalls(names if form.bare else None, separators=form.between.strip() if form.bare else ",")
         return rest
@@ -254,5 +259,11 @@ class _Calls:
             return None
         if isinstance(piece, Name):
             self.told += 1
-            return Call(place, self.reading.form.new_id(), piece.name)
+            return Call(place, self._id(piece, place), piece.name)
         return Arguments(place, piece)
+
+    def _id(self, name: Name, place: int) -> str:
+        """The one that the model has written, unless it has written it before."""
+        made = name.id if name.id and name.id not in self._ids else self.reading.form.new_id(name.name, place)
+        self._ids.add(made)
+        return made

@@ -16,6 +16,7 @@ NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """Names of functions: OpenAI's letters, and the point that some clients' names have."""
 _SPACE = " \n\r\t"
 _FENCE = "```json"
+_NAMES = ("name", "tool_name", "function")
 _ARGUMENTS = ("arguments", "parameters")
 
 
@@ -27,9 +28,10 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A call begins."""
+    """A call begins; `id`: the one that the model has given it."""
 
     name: str
+    id: str = ""
 
 
 Piece = Name | str
@@ -52,7 +54,9 @@ class Scanner(Protocol):
 
 @dataclass(slots=True, eq=False)
 class CallObject:
-    """`{"name": ..., "arguments": {...}}`, members in any order; `names`: the only functions that count, None: all."""
+    """`{"name": ..., "arguments": {...}}`, members in any order, also within a member `function`, as OpenAI's objects have them;
+    `names`: the only functions that count, None: all.
+    """
 
     names: frozenset[str] | None = None
     state: State = State.OPEN
@@ -65,6 +69,8 @@ class CallObject:
     _key: str = ""
     _streams: bool = False
     _arguments: str | None = None
+    _wrapped: int = 0
+    """Objects that the members stand in, beside the first."""
 
     def take(self, letter: str) -> list[Piece]:
         """One more character, and what is known by it."""
@@ -88,6 +94,8 @@ class CallObject:
             self._text, self._in_string = [letter], True
         elif self._expects == "colon" and letter == ":":
             self._expects = "value"
+        elif self._expects == "value" and letter == "{" and self._key == "function" and self.name is None:
+            self._wrapped, self._expects = self._wrapped + 1, "key"
         elif self._expects == "value" and letter in "{[":
             self._text, self._depth = [letter], 2
             self._streams = letter == "{" and self._key in _ARGUMENTS and self.name is not None and self._arguments is None
@@ -99,6 +107,8 @@ class CallObject:
             self._text.append(letter)
         elif self._expects == "comma" and letter == ",":
             self._expects = "key"
+        elif self._expects in ("comma", "key") and letter == "}" and self._wrapped:
+            self._wrapped, self._expects = self._wrapped - 1, "comma"
         elif self._expects in ("comma", "key") and letter == "}":
             made += self._close()
         else:
@@ -141,7 +151,7 @@ class CallObject:
         raw, self._expects = "".join(self._text), "comma"
         if self._streams:
             self._streams, self._arguments = False, raw
-        elif self._key == "name" and self.name is None:
+        elif self._key in _NAMES and self.name is None:
             return self._named(_loaded(raw))
         elif self._key in _ARGUMENTS and self._arguments is None:
             value = _loaded(raw)

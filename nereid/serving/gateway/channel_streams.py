@@ -47,7 +47,7 @@ class ChannelStream:
     before: str = ""
     names: Collection[str] | None = None
     several: bool = True
-    new_id: Callable[[], str] = str
+    new_id: Callable[[str, int], str] = "{}{}".format
     thinks: bool = True
     marks: tuple[int, int] | None = None
     told: int = 0
@@ -139,7 +139,8 @@ class ChannelStream:
         if not self._tells_call:
             return []
         self.told += 1
-        return [Call(self._calls - 1, self.new_id(), self._name(_recipient(header)))]
+        name = self._name(_recipient(header))
+        return [Call(self._calls - 1, self.new_id(name, self._calls - 1), name)]
 
     def _kind_of(self, header: str) -> _Kind:
         if self.names is not None and _recipient(header):

@@ -11,10 +11,11 @@ from nereid.serving.gateway.answer_streams import AnswerStream, CallReading
 from nereid.serving.gateway.channel_streams import MESSAGE, START
 from nereid.serving.gateway.chat_templates import Chat
 from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.grammar_parts import NotBindableError
 from nereid.serving.gateway.repository import Offered
 from nereid.serving.gateway.schemas import ChatBody
 from nereid.serving.gateway.thoughts import Thinking
-from nereid.serving.gateway.tool_grammars import AnswerForm, NotBindableError
+from nereid.serving.gateway.tool_grammars import AnswerForm
 from nereid.serving.gateway.tools import ToolsAsked, check_messages, tools_asked
 from nereid_protocol.sampling import SAMPLING_FIELDS
 

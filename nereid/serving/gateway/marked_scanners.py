@@ -1,15 +1,12 @@
-"""Calls of tools read as they are written, where a mark or tags stand within them; beside what call_scanners reads."""
+"""Calls of tools read as they are written, where a mark stands within them; beside what call_scanners reads."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 from nereid.serving.gateway.call_scanners import NAME, JsonCalls, Name, Piece, State
-from nereid.serving.gateway.tag_values import json_of
 
 
 @dataclass(slots=True, eq=False)
@@ -92,96 +89,17 @@ class NamedCall:
         return [piece] if piece else []
 
 
-_PARAMETER, _PARAMETER_END, _FUNCTION_END = "<parameter=", "</parameter>", "</function>"
-_CALL_END = re.compile(r"</function>\s*</\w*:?tool_call>")
-
-
-@dataclass(slots=True, eq=False)
-class TagsCall:
-    """`<function=name><parameter=key>value</parameter>...</function>`; `schemas` are the functions' parameters by name.
-
-    The end of a value may be left out.
-    """
-
-    schemas: Mapping[str, Mapping[str, Any]]
-    state: State = State.OPEN
-    rest: str = ""
-    raw: str = ""
-    pending: str = ""
-    _text: str = ""
-    _name: str = ""
-    _count: int = 0
-    _json: JsonCalls | None = None
-
-    def feed(self, text: str) -> list[Piece]:
-        if self._json is None and not self._name and (self.raw + text).lstrip()[:1] in ("{", "["):
-            self._json = JsonCalls()
-            text, self.raw = self.raw + text, ""
-        if self._json is not None:
-            made = self._json.feed(text)
-            self.state, self.rest = self._json.state, self._json.rest
-            self.raw, self.pending = self._json.raw, self._json.pending
-            return made
-        self._text += text
-        if self._name:
-            return self._parameters() if ">" in text else []  # all marks end so
-        self.raw += text
-        return self._begin()
-
-    def _begin(self) -> list[Piece]:
-        lead, opening = self._text.lstrip(), "<function="
-        head, found, after = lead.partition(">")
-        if not lead.startswith(opening[: len(lead)]) or (found and not NAME.fullmatch(head.removeprefix(opening))):
-            self.state = State.FAILED
-        if not found or self.state is State.FAILED:
-            return []
-        self._name, self._text = head.removeprefix(opening), after
-        return [Name(self._name), *self._parameters()]
-
-    def _parameters(self) -> list[Piece]:
-        made = ""
-        while self.state is State.OPEN:
-            head, found, after = self._text.lstrip().partition(">")
-            if not found:
-                break
-            if head == _FUNCTION_END[:-1]:
-                self.state, self.rest = State.DONE, after
-                made += "}" if self._count else "{}"
-            elif head.startswith(_PARAMETER):
-                end = self._end(after)
-                if end < 0:
-                    break
-                made += self._member(head.removeprefix(_PARAMETER), after[:end])
-                self._text = after[end:].removeprefix(_PARAMETER_END)
-            else:  # it has begun, so that it has to end: this is none of a call's parts
-                self.state, self.rest = State.DONE, self._text
-                made += "}" if self._count else "{}"
-        return [made] if made else []
-
-    def _end(self, text: str) -> int:
-        """Where a value ends: at its mark, or where that was left out, at the next parameter that there is, or at the call's."""
-        found = [text.find(f"\n{_PARAMETER}{key}>") for key in self.schemas.get(self._name, {}).get("properties", {})]
-        found += [text.find(_PARAMETER_END), match.start() if (match := _CALL_END.search(text)) else -1]
-        return min((at for at in found if at >= 0), default=-1)
-
-    def _member(self, key: str, value: str) -> str:
-        schema = self.schemas.get(self._name, {})
-        text = value.removeprefix("\n").removesuffix("\n")
-        written = json_of(text, schema.get("properties", {}).get(key), schema)
-        lead = ", " if self._count else "{"
-        self._count += 1
-        return f"{lead}{json.dumps(key, ensure_ascii=False)}: {written}"
-
-
 _FENCE = re.compile(r"```(?:json)?")
+_NUMBERED = re.compile(rf"(?:functions\.)?({NAME.pattern}):\d+")
 _LONGEST_HEAD = 300
 """Of a call's name with what stands around it."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class SectionCalls:
-    """DeepSeek's calls up to the section's `end`, each from `opening` to `closing`: a kind, `middle`, the name, and the arguments
-    in a fence; or the name, `middle` and the arguments.
+    """DeepSeek's calls up to one of the section's `ends`, each from `opening` to `closing`: a kind, `middle`, the name, and the
+    arguments in a fence; or the name, `middle` and the arguments. `numbered`: the name stands between `functions.` and a number,
+    Kimi's id.
 
     Models mix the two, and leave out marks.
     """
@@ -189,7 +107,8 @@ class SectionCalls:
     opening: str
     closing: str
     middle: str
-    end: str
+    ends: tuple[str, ...]
+    numbered: bool = False
     state: State = State.OPEN
     rest: str = ""
     raw: str = ""
@@ -216,9 +135,10 @@ class SectionCalls:
                 return []
         if lead.startswith(self.opening):
             return self._head(lead.removeprefix(self.opening))
-        if lead.startswith(self.end) and self._any:
-            self.state, self.rest = State.DONE, lead.removeprefix(self.end)
-        elif not any(mark.startswith(lead) for mark in (self.opening, self.closing, self.end, "```")):
+        end = next((mark for mark in self.ends if lead.startswith(mark)), "")
+        if end and self._any:
+            self.state, self.rest = State.DONE, lead.removeprefix(end)
+        elif not any(mark.startswith(lead) for mark in (self.opening, self.closing, *self.ends, "```")):
             self.state, self.rest = State.DONE if self._any else State.FAILED, self._text
         return []
 
@@ -230,14 +150,16 @@ class SectionCalls:
             return []
         kind, _, name = (part.strip() for part in _FENCE.sub("", head).partition(self.middle))
         name = (kind if name in ("", "null") else name).rpartition("\n")[2].strip()
-        if not ends or not NAME.fullmatch(name):
+        number = _NUMBERED.fullmatch(name) if self.numbered else None
+        call = Name(number[1], name if name.startswith("functions.") else "") if number else Name(name)
+        if not ends or not NAME.fullmatch(call.name):
             self.state, self.rest = State.DONE if self._any else State.FAILED, self._text
             return []
         self._any, self._text = True, text[len(head) :]
         if not self._text.startswith("{"):
-            return [Name(name), "{}"]
+            return [call, "{}"]
         self._object = JsonObject()
-        return [Name(name)]
+        return [call]
 
     def _value(self, value: JsonObject) -> list[Piece]:
         piece, self._text = value.feed(self._text)

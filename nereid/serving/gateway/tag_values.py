@@ -32,15 +32,18 @@ def is_written_plainly(schema: object) -> bool:
     )
 
 
-def json_of(text: str, schema: object, root: Mapping[str, Any]) -> str:
-    """A parameter's value as JSON: its text where that is one, else the first reading that is of its schema's types, as JSON, as
-    Python writes it, or as a text. `root` has the definitions; without a schema a value is a text.
+def json_of(text: str, schema: object, root: Mapping[str, Any], *, text_first: bool = False) -> str:
+    """A parameter's value as JSON: the first reading that is of its schema's types, as JSON, as Python writes it, or as a text,
+    which comes first where `text_first`. `root` has the definitions.
     """
     as_text = json.dumps(text, ensure_ascii=False)
-    if schema is None or is_written_plainly(schema):
-        return as_text
     readings = [reading for read in (_as_json, _as_python) if (reading := read(text)) is not None]
-    return next((made for made in (*readings, as_text) if _is_of(json.loads(made), schema, root)), [*readings, as_text][0])
+    readings = [as_text, *readings] if text_first else [*readings, as_text]
+    return next((made for made in readings if _is_of(json.loads(made), schema, root)), readings[0])
+
+
+def is_json(text: str) -> bool:
+    return _as_json(text) is not None
 
 
 def _as_json(text: str) -> str | None:

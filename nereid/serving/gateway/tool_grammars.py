@@ -7,37 +7,23 @@ https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from nereid.serving.gateway.answer_streams import CallReading
 from nereid.serving.gateway.channel_streams import CHANNEL, CONSTRAIN, END, MESSAGE, START
-from nereid.serving.gateway.tag_values import is_written_plainly
+from nereid.serving.gateway.grammar_parts import AS_TEMPLATES_WRITE, Schema, as_json, escaped, letters, marked, pieces
+from nereid.serving.gateway.tag_grammars import tagged, value_rules
 from nereid.serving.gateway.thoughts import Thinking
-from nereid.serving.gateway.tool_formats import Shape, ToolFormat
-
-Schema = Mapping[str, Any]
+from nereid.serving.gateway.tool_formats import COHERE, Shape, ToolFormat
 
 MOST_CALLS = 64
 """In an answer that is bound to calls: a model that cannot end would write them until its tokens are used up."""
-_AS_TEMPLATES_WRITE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""As Python's json does, by which templates show calls."""
 _AS_EITHER = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 """As templates show calls, or compact, as the models are trained to write them."""
 _COMPACT = {"whitespace_flexible": False}
 _FENCE_BEGINS, _FENCE_ENDS = "\n```json\n", "\n```"
 _ANY = "/(.|\\n)*/"
-_TAGGED = {"type", "properties", "required", "additionalProperties", "title", "description", "$defs", "definitions", "$schema"}
-"""What a schema may say that is to be obeyed in tags."""
-
-
-class NotBindableError(ValueError):
-    """A schema cannot be written in the template's form: `tool` is its place, the sentence says why."""
-
-    def __init__(self, name: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.name = name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +57,7 @@ class AnswerForm:
 
     def _body(self, rules: dict[str, str]) -> str:
         if self.schema is not None:
-            rules["json"] = _json(self.schema, _COMPACT)
+            rules["json"] = as_json(self.schema, _COMPACT)
         if self.calls is None:
             assert self.schema is not None
             return "json"
@@ -104,57 +90,67 @@ class AnswerForm:
         whole = f"{self._mark(form.begin)} {self._inside(form)}"
         if form.bare:
             whole = "call"
-        if form.shape in (Shape.LIST, Shape.SECTION) or not calls.several:
+        if form.shape in (Shape.LIST, Shape.SECTION) or form.section or not calls.several:
             return whole
-        between = f"{_text(form.between)} " if form.between else ""
-        return f"{whole} ({between}{whole}){{0,{MOST_CALLS - 1}}}"
+        return f"{whole}{self._more(form.between, whole)}"
+
+    def _more(self, between: str, call: str) -> str:
+        """Calls behind the first."""
+        assert self.calls is not None
+        lead = f"{letters(between)} " if between else ""
+        return f" ({lead}{call}){{0,{MOST_CALLS - 1}}}" if self.calls.several else ""
 
     def _inside(self, form: ToolFormat, *, opened: bool = False) -> str:
         """What follows the mark; `opened`: the first call's mark is there already."""
-        assert self.calls is not None
+        end = self._mark(form.end) if form.end else ""
         match form.shape:
             case Shape.SECTION:
-                begin, end = self._mark(form.opening), self._mark(form.closing)
-                more = f"{_text(form.between)} " if form.between else ""
-                more = f" ({more}{begin} call {end}){{0,{MOST_CALLS - 1}}}" if self.calls.several else ""
-                return f"{'' if opened else begin} call {end}{more} {self._mark(form.end)}"
+                call = f"{self._mark(form.opening)} call {self._mark(form.closing)}"
+                first = f"call {self._mark(form.closing)}" if opened else call
+                return f"{first}{self._more(form.between, call)} {end}"
             case Shape.LIST:
-                more = f" ({_text(form.between)} call){{0,{MOST_CALLS - 1}}}" if self.calls.several else ""
-                return f'"[" call{more} "]"'
-            case Shape.NAMED:
-                return "call"
-            case Shape.TAGS:
-                begin = "" if opened else f'"\\n" {self._mark(form.opening)}'
-                return f'{begin} call "\\n" {self._mark(form.end)}'
-            case _ if form.end:
-                return f'"\\n" call "\\n" {self._mark(form.end)}'
+                first, last = map(letters, form.listed)
+                return f"{first} call{self._more(form.between, 'call')} {last} {end}"
+            case Shape.TAGS if form.opening:
+                call = f"{self._mark(form.opening)} call"
+                first = "call" if opened else f'"\\n" {call}'
+                more = self._more(form.between, call) if form.section else ""
+                return f'{first}{more} "\\n" {end}'
+            case Shape.OBJECT if form.end:
+                pad = f"{letters(form.pad)} " if form.pad else ""
+                return f"{pad}call {pad}{end}"
             case _:
-                return "call"
+                return f"call {end}"
 
     def _call_rules(self, calls: CallReading) -> dict[str, str]:
         made = {"call": " | ".join(f"call_{place}" for place in range(len(calls.schemas)))}
         for place, (name, schema) in enumerate(calls.schemas.items()):
             made[f"call_{place}"] = self._call(calls.form, name, schema)
+        if calls.form.tags is not None:
+            made |= value_rules(calls.form.tags, self.tokens)
         return made
 
     def _call(self, form: ToolFormat, name: str, schema: Schema) -> str:
         match form.shape:
             case Shape.TAGS:
-                return _tags(name, schema)
+                assert form.tags is not None
+                return tagged(form.tags, self.tokens, name, schema)
             case Shape.NAMED:
-                return f"{_text(name)} {self._mark(form.middle)} {_json(schema, _AS_TEMPLATES_WRITE)}"
+                return f"{letters(name)} {self._mark(form.middle)} {as_json(schema, AS_TEMPLATES_WRITE)}"
             case Shape.SECTION if form.fenced:
-                lead = f'"function" {self._mark(form.middle)} {_text(f"{name}{_FENCE_BEGINS}")}'
-                return f"{lead} {_json(schema, _AS_EITHER)} {_text(_FENCE_ENDS)}"
+                lead = f'"function" {self._mark(form.middle)} {letters(f"{name}{_FENCE_BEGINS}")}'
+                return f"{lead} {as_json(schema, _AS_EITHER)} {letters(_FENCE_ENDS)}"
             case Shape.SECTION:
-                return f"{_text(name)} {self._mark(form.middle)} {_json(schema, _AS_EITHER)}"
+                lead = f"{letters(f'functions.{name}:')} /[0-9]{{1,3}}/" if form.numbered else letters(name)
+                return f"{lead} {self._mark(form.middle)} {as_json(schema, _AS_EITHER)}"
             case Shape.CHANNELS:
                 channel, to = self._mark(CHANNEL), f" to=functions.{name}"
-                lead = f'{channel} {_text(f"commentary{to}")} | {_text(to)} {channel} "commentary"'
-                return f"({lead}) {self._message} {_json(schema, _AS_EITHER)}"
+                lead = f'{channel} {letters(f"commentary{to}")} | {letters(to)} {channel} "commentary"'
+                return f"({lead}) {self._message} {as_json(schema, _AS_EITHER)}"
             case _:
-                lead = f'{{"name": {json.dumps(name)}, "{form.arguments}": '
-                return f'{_text(lead)} {_json(schema, _AS_TEMPLATES_WRITE)} "}}"'
+                number = '"\\"tool_call_id\\": \\"" /[0-9]{1,3}/ "\\", " ' if form is COHERE else ""
+                lead = f'"{form.function}": {json.dumps(name)}, "{form.arguments}": '
+                return f'"{{" {number}{letters(lead)} {as_json(schema, AS_TEMPLATES_WRITE)} "}}"'
 
     # --- in channels ---
 
@@ -182,13 +178,13 @@ class AnswerForm:
             rules |= self._call_rules(self.calls)
             last.append("calls")
         if self.schema is not None:
-            rules["json"] = _json(self.schema, _COMPACT)
+            rules["json"] = as_json(self.schema, _COMPACT)
         if not self.called:
             rules["TEXT"] = _ANY
             last.append(f'{channel} "final" {message} TEXT' if free else f'{channel} "final" {self._message} json')
         names = (*(("analysis",) if self.thinking is not None else ()), *(("commentary", "final") if free else ()))
         if names:
-            rules["note"] = f"{channel} ({' | '.join(_text(name) for name in names)}) {message} said {again}"
+            rules["note"] = f"{channel} ({' | '.join(letters(name) for name in names)}) {message} said {again}"
         rules["last"] = " | ".join(last)
         whole = "note* last" if names else "last"
         if self.thinking is None or not self.thinking.opened:
@@ -198,50 +194,19 @@ class AnswerForm:
         return f"(TEXT | said {again} {whole})" if free else f"said {again} {whole}"
 
     def _mark(self, mark: str) -> str:
-        """A mark as the token that it is, or letter by letter, which such a token never matches."""
-        token = self.tokens.get(mark)
-        return _text(mark) if token is None else f"(<[{token}]> | {_text(mark)})"
+        return marked(mark, self.tokens)
 
     def _until(self, rules: dict[str, str], name: str, mark: str) -> None:
-        """Any text up to a mark, and the mark."""
-        token = self.tokens.get(mark)
-        if token is None:
-            rules[f"{name}[lazy]"] = f"{_ANY} {_text(mark)}"
-        else:
-            rules[name] = f"{_ANY} <[{token}]>"
-
-
-def _text(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _json(schema: Schema, spacing: Mapping[str, Any]) -> str:
-    return f"%json {json.dumps({**schema, 'x-guidance': spacing}, ensure_ascii=False)}"
-
-
-def _tags(name: str, schema: Schema) -> str:
-    """A call as Qwen 3 Coder writes it, behind its opening: parameters in their schema's order, of which those that are not
-    required may be left out.
-    """
-    if unknown := sorted(schema.keys() - _TAGGED):
-        raise NotBindableError(name, f"{unknown[0]} cannot be bound where a template writes calls as tags")
-    properties: Mapping[str, Any] = schema.get("properties", {})
-    required: Sequence[str] = schema.get("required", ())
-    if missing := [key for key in required if key not in properties]:
-        raise NotBindableError(name, f"required: {missing[0]!r} is none of its properties")
-    defs = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    parts = [_text(f"{name}>\n")]
-    for key, inner in properties.items():
-        if ">" in key or "\n" in key:
-            raise NotBindableError(name, f"properties: {key!r} cannot be the name of a tag")
-        opening, closing = _text(f"<parameter={key}>\n"), _text("</parameter>\n")
-        if isinstance(inner, Mapping) and is_written_plainly(inner):
-            values = inner.get("enum")
-            value = f"({' | '.join(_text(item) for item in values)})" if values else "/[^<]*/"
-            value += ' "\\n"'
-        else:
-            whole = {"allOf": [inner], **defs} if defs else inner
-            value = f'{_json(whole if isinstance(whole, Mapping) else {}, _AS_TEMPLATES_WRITE)} "\\n"'
-        part = f"{opening} {value} {closing}"
-        parts.append(part if key in required else f"({part})?")
-    return " ".join([*parts, _text("</function>")])
+        """Any text up to a mark, and the mark: the first one that is written in letters, or one with tokens of its own."""
+        parts = pieces(mark, self.tokens)
+        if parts[0] == mark and mark in self.tokens:
+            rules[name] = f"{_ANY} <[{self.tokens[mark]}]>"
+            return
+        rules[f"{name}[lazy]"] = f"{_ANY} {letters(mark)}"
+        if len(parts) == 1:
+            return
+        rules[name] = f"{name}_letters | {name}_tokens"
+        rules[f"{name}_letters[lazy]"] = rules.pop(f"{name}[lazy]")
+        lead = "" if parts[0] in self.tokens else parts.pop(0)
+        rules[f"{name}_tokens"] = f"{name.upper()}_TEXT {marked(''.join(parts), self.tokens)}"
+        rules[f"{name.upper()}_TEXT"] = f"/(.|\\n)*{escaped(lead)}/"

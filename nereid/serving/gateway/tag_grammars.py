@@ -1,0 +1,82 @@
+"""What binds a call whose function and parameters stand in tags, as grammars of llguidance; knows no answer around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nereid.serving.gateway.grammar_parts import (
+    AS_TEMPLATES_WRITE,
+    NotBindableError,
+    Schema,
+    as_json,
+    escaped,
+    letters,
+    marked,
+    pieces,
+)
+from nereid.serving.gateway.tag_values import is_written_plainly
+from nereid.serving.gateway.tags import Tags
+
+_BOUND = {"type", "properties", "required", "additionalProperties", "title", "description", "$defs", "definitions", "$schema"}
+"""What a schema may say that is to be obeyed where parameters stand apart."""
+
+
+def parameters(name: str, schema: Schema) -> list[tuple[str, Schema, bool]]:
+    """Of a function: its parameters in their schema's order, each with a schema of its own, and whether it is required; raises
+    NotBindableError where the schema says more.
+    """
+    if unknown := sorted(schema.keys() - _BOUND):
+        raise NotBindableError(name, f"{unknown[0]} cannot be bound where a template writes parameters apart")
+    properties: Mapping[str, Any] = schema.get("properties", {})
+    required: Sequence[str] = schema.get("required", ())
+    if missing := [key for key in required if key not in properties]:
+        raise NotBindableError(name, f"required: {missing[0]!r} is none of its properties")
+    defs = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    made = []
+    for key, inner in properties.items():
+        whole = inner if isinstance(inner, Mapping) and (is_written_plainly(inner) or not defs) else {"allOf": [inner], **defs}
+        made.append((key, whole if isinstance(whole, Mapping) else {}, key in required))
+    return made
+
+
+def tagged(tags: Tags, tokens: Mapping[str, int], name: str, schema: Schema) -> str:
+    """A call behind its opening; parameters that are not required may be left out."""
+    pad = "\n" if tags.padded else ""
+    parts = [letters(f"{name}{tags.named}{tags.line}")]
+    for key, inner, required in parameters(name, schema):
+        if any(letter in key for letter in '<>"\n'):
+            raise NotBindableError(name, f"properties: {key!r} cannot be the name of a tag")
+        plain = is_written_plainly(inner)
+        opening = marked(f"{tags.parameter}{key}{tags.keyed}{tags.opened[0 if plain else 1]}{pad}", tokens)
+        closing = marked(f"{pad}{tags.ended}{tags.line}", tokens)
+        if not plain:
+            value = f"{as_json(inner, AS_TEMPLATES_WRITE)} {closing}"
+        elif values := inner.get("enum"):
+            value = f"({' | '.join(letters(item) for item in values)}) {closing}"
+        else:
+            value = "value"
+        part = f"{opening} {value}"
+        parts.append(part if required else f"({part})?")
+    return " ".join([*parts, *([marked(tags.closing, tokens)] if tags.closing else [])])
+
+
+def value_rules(tags: Tags, tokens: Mapping[str, int]) -> dict[str, str]:
+    """The rule `value`: a text and its end, which is the first; a tag that would begin another parameter does not stand in it.
+
+    Lexemes take as much as they can: one must have all of the end that is no token.
+    """
+    ending = f"{chr(10) if tags.padded else ''}{tags.ended}{tags.line}"
+    none = "|".join(escaped(mark) for mark in (tags.ended, tags.parameter, tags.closing) if mark)
+    rules = {
+        "value": "VALUE_IN_LETTERS",
+        "VALUE_IN_LETTERS": f"VALUE {letters(ending)}",
+        "VALUE": f"/(?s:.*)/ & ~/(?s:.*)({none})(?s:.*)/",
+    }
+    parts = pieces(ending, tokens)
+    if len(parts) == 1 and ending not in tokens:
+        return rules
+    lead = "" if parts[0] in tokens else parts.pop(0)
+    rules["value"] = f"VALUE_IN_LETTERS | VALUE_IN_TOKENS{'' if lead else '?'} {marked(''.join(parts), tokens)}"
+    rules["VALUE_IN_TOKENS"] = f"VALUE {letters(lead)}" if lead else f"/(?s:.+)/ & ~/(?s:.*)({none})(?s:.*)/"
+    return rules
