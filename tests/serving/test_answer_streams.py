@@ -79,7 +79,8 @@ ANSWERS = {
     '<parameter name="days">2</parameter>\n</invoke>\n<invoke name="now">\n</invoke>\n</minimax:tool_call>',
     "deepseek_v32": dsml(
         'Let me see.\n\n<%function_calls>\n<%invoke name="warmth">\n<%parameter name="city" string="true">Łó"dź } ]</%parameter>'
-        '\n<%parameter name="days" string="false">2</%parameter>\n</%invoke>\n<%invoke name="now">\n</%invoke>\n</%function_calls>'
+        '\n<%parameter name="days" string="false">2</%parameter>\n</%invoke>\n<%invoke name="now">\n</%invoke>\n'
+        "</%function_calls>"
     ),
     "deepseek_v4": dsml(
         'Let me see.\n\n<%tool_calls>\n<%invoke name="warmth">\n<%parameter name="city" string="true">Łó"dź } ]</%parameter>\n'
@@ -88,7 +89,15 @@ ANSWERS = {
     "kimi_k2": "Let me see.<|tool_calls_section_begin|><|tool_call_begin|>functions.warmth:0<|tool_call_argument_begin|>"
     '{"city": "Łó\\"dź } ]", "days": 2}<|tool_call_end|><|tool_call_begin|>functions.now:1<|tool_call_argument_begin|>{}'
     "<|tool_call_end|><|tool_calls_section_end|>",
+    "pythonic": """[warmth(city='Łó"dź } ]', days=2), now()]""",
+    "lfm2": """Let me see.<|tool_call_start|>[warmth(city='Łó"dź } ]', days=2), now()]<|tool_call_end|>""",
+    "olmo3": """Let me see.\n<function_calls>warmth(city='Łó"dź } ]', days=2)\nnow()</function_calls>""",
+    "gemma4": """Let me see.<|tool_call>call:warmth{city:<|"|>Łó"dź } ]<|"|>,days:2}<tool_call|>"""
+    "<|tool_call>call:now{}<tool_call|>",
+    "functiongemma": """Let me see.<start_function_call>call:warmth{city:<escape>Łó"dź } ]<escape>,days:2}<end_function_call>"""
+    "<start_function_call>call:now{}<end_function_call>",
 }
+BARE = ("llama3_json", "pythonic")
 
 
 THOUGHT = "<|channel|>analysis<|message|>"
@@ -125,7 +134,7 @@ def test_there_is_an_answer_for_each_form() -> None:
 def test_calls_are_found_however_the_text_is_cut(form: str, size: int) -> None:
     found = message(f"{ANSWERS[form]}\n", form, size)
     assert calls_of(found) == TWO
-    assert found["content"] == (None if form == "llama3_json" else "Let me see.")
+    assert found["content"] == (None if form in BARE else "Let me see.")
     assert len({call["id"] for call in found["tool_calls"]}) == 2
 
 
@@ -137,7 +146,7 @@ def test_arguments_are_told_while_they_are_written(form: str) -> None:
     assert Text not in order[begun:]
     assert order[begun + 1] is Arguments
     pieces = order[begun + 1 :].index(Call)
-    assert pieces > 10
+    assert pieces > (1 if form in ("pythonic", "lfm2", "olmo3", "gemma4", "functiongemma") else 10)
 
 
 @pytest.mark.parametrize("form", ANSWERS)
@@ -355,7 +364,7 @@ def test_a_call_in_thoughts_is_none() -> None:
     assert (found["reasoning_content"], calls_of(found), found["content"]) == ("<tool_call>{}", TWO, "Let me see.")
 
 
-@pytest.mark.parametrize("form", [form for form in ANSWERS if form not in ("harmony", "llama3_json")])
+@pytest.mark.parametrize("form", [form for form in ANSWERS if form not in ("harmony", *BARE)])
 def test_calls_of_a_model_that_does_not_end_its_thoughts_are_told(form: str) -> None:
     for marks, begin in ((MARKS, "<think>"), (OPENED, "")):
         for size in (1, 1000):

@@ -155,12 +155,17 @@ def test_a_template_s_own_way_of_writing_is_allowed(parts: Any, form: str) -> No
         ),
         "kimi_k2": "<|tool_calls_section_begin|><|tool_call_begin|>functions.warmth:0<|tool_call_argument_begin|>"
         '{"city": "Łódź", "unit": {"c": true}}<|tool_call_end|><|tool_calls_section_end|>',
+        "pythonic": '[warmth(city="Łódź", unit={"c": true})]',
+        "lfm2": '<|tool_call_start|>[warmth(city="Łódź", unit={"c": true})]<|tool_call_end|>',
+        "olmo3": '<function_calls>warmth(city="Łódź", unit={"c": true})</function_calls>',
+        "gemma4": '<|tool_call>call:warmth{city:<|"|>Łódź<|"|>,unit:{"c":true}}<tool_call|>',
+        "functiongemma": '<start_function_call>call:warmth{city:<escape>Łódź<escape>,unit:{"c":true}}<end_function_call>',
     }[form]
     reading = CallReading(form=TOOL_FORMATS[form], schemas=SCHEMAS)
     for called in (True, False):
         assert takes(parts, AnswerForm(calls=reading, called=called, tokens=parts[2]), written)
     before, after = ("<|channel|>commentary<|message|>", "<|end|><|start|>assistant") if form == "harmony" else ("", "\n")
-    if form != "llama3_json":
+    if form not in ("llama3_json", "pythonic"):
         assert takes(parts, AnswerForm(calls=reading, tokens=parts[2]), f"{before}Let me see.{after}{written}")
         assert not takes(parts, AnswerForm(calls=reading, called=True, tokens=parts[2]), f"{before}Let me see.{after}{written}")
     text = "<|channel|>final<|message|>Nothing to call." if form == "harmony" else "Nothing to call."
@@ -177,6 +182,37 @@ def takes(parts: Any, form: AnswerForm, text: str) -> bool:
             return False
         structure.take(token)
     return bool(structure.matcher.is_accepting())
+
+
+TEXTS = {
+    "qwen3_coder": ("<tool_call>\n<function=f>\n<parameter=text>\n", "\n</parameter>\n</function>\n</tool_call>"),
+    "glm45": ("<tool_call>f\n<arg_key>text</arg_key>\n<arg_value>", "</arg_value>\n</tool_call>"),
+    "glm47": ("<tool_call>f<arg_key>text</arg_key><arg_value>", "</arg_value></tool_call>"),
+    "minimax_m2": (
+        '<minimax:tool_call>\n<invoke name="f">\n<parameter name="text">',
+        "</parameter>\n</invoke>\n</minimax:tool_call>",
+    ),
+    "deepseek_v32": (
+        dsml('<%function_calls>\n<%invoke name="f">\n<%parameter name="text" string="true">'),
+        dsml("</%parameter>\n</%invoke>\n</%function_calls>"),
+    ),
+    "gemma4": ('<|tool_call>call:f{text:<|"|>', '<|"|>}<tool_call|>'),
+    "functiongemma": ("<start_function_call>call:f{text:<escape>", "<escape>}<end_function_call>"),
+}
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "", " a <b>\n\n", "if a < b && c </p> {\n", '"quoted", \\n', "<", "</", "</parameter", "Ł}]"]
+)
+@pytest.mark.parametrize("form", TEXTS)
+def test_a_text_stands_as_it_is_and_comes_back_so(parts: Any, form: str, text: str) -> None:
+    schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+    reading = CallReading(form=TOOL_FORMATS[form], schemas={"f": schema})
+    begin, end = TEXTS[form]
+    assert takes(parts, AnswerForm(calls=reading, called=True, tokens=parts[2]), f"{begin}{text}{end}")
+    (call,) = message(f"{begin}{text}{end}", reading)["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"text": text}
+    assert not takes(parts, AnswerForm(calls=reading, called=True, tokens=parts[2]), f"{begin}{text}{end}{end}")
 
 
 def test_a_call_in_the_midst_of_text_obeys_its_schema_where_that_is_strict(parts: Any) -> None:

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from nereid.serving.gateway.call_forms import Shape, ToolFormat
 from nereid.serving.gateway.call_scanners import JsonCalls, Name, Piece, Scanner, State
 from nereid.serving.gateway.channel_streams import ChannelStream
+from nereid.serving.gateway.literal_scanners import BracesCall, PythonCalls
 from nereid.serving.gateway.marked_scanners import NamedCall, SectionCalls
 from nereid.serving.gateway.said import Arguments, Call, Reasoning, Said, Text, held_back
 from nereid.serving.gateway.tag_scanners import TagsCall
-from nereid.serving.gateway.thoughts import Thinking, Thoughts
-from nereid.serving.gateway.tool_formats import HARMONY, Shape, ToolFormat
+from nereid.serving.gateway.thoughts import Spoken, Thinking, Thoughts
+from nereid.serving.gateway.tool_formats import HARMONY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,18 +29,23 @@ class CallReading:
 
 @dataclass(slots=True, eq=False)
 class AnswerStream:
-    """One answer. `feed` gives what may be told, `finish` the rest. `thinking`, `calls`: None where none are looked for."""
+    """One answer. `feed` gives what may be told, `finish` the rest. `thinking`, `calls`: None where none are looked for;
+    `spoken`: marks around what follows the thoughts.
+    """
 
     thinking: Thinking | None = None
     calls: CallReading | None = None
+    spoken: tuple[str, str] | None = None
     _channels: ChannelStream | None = field(init=False)
     _thoughts: Thoughts | None = field(init=False)
     _calls: _Calls | None = field(init=False)
+    _spoken: Spoken | None = field(init=False)
 
     def __post_init__(self) -> None:
         self._channels = _channels(self.thinking, self.calls)
         begins = self.calls.form.begins if self.calls is not None else ()
         self._thoughts = None if self.thinking is None or self.thinking.channels else Thoughts(self.thinking, begins)
+        self._spoken = None if self.spoken is None else Spoken(self.spoken)
         self._calls = None if self.calls is None or self.calls.form.shape is Shape.CHANNELS else _Calls(self.calls)
 
     @property
@@ -75,6 +82,8 @@ class AnswerStream:
             thought = thought.rstrip("\n") if said else f"{thought}{held}".rstrip("\n")
             made += [*([Reasoning(thought)] if thought else []), *said]
         made += self._after(text)
+        if self._spoken is not None:
+            made += self._told(self._spoken.finish())
         return _merged([*made, *(self._calls.finish() if self._calls is not None else [])])
 
     def _calls_in_thoughts(self, text: str) -> list[Said]:
@@ -92,6 +101,9 @@ class AnswerStream:
         return [part for item in said for part in (self._after(item.text) if isinstance(item, Text) else [item])]
 
     def _after(self, text: str) -> list[Said]:
+        return self._told(text if self._spoken is None or not text else self._spoken.feed(text))
+
+    def _told(self, text: str) -> list[Said]:
         if not text:
             return []
         return [Text(text)] if self._calls is None else self._calls.feed(text)
@@ -128,7 +140,7 @@ def _merged(said: list[Said]) -> list[Said]:
     return made
 
 
-_LINE = re.compile(r"(?:\A|\n)[ \t]*\{")
+_LINES = {letter: re.compile(rf"(?:\A|\n)[ \t]*\{letter}") for letter in "{["}
 
 
 @dataclass(slots=True, eq=False)
@@ -198,10 +210,11 @@ class _Calls:
         return ([Text(told)] if told else []), ""
 
     def _line(self) -> int:
-        """Where a line begins with an object, which may be a call; the spaces before it have not been told."""
-        found = _LINE.search(self._text)
+        """Where a line begins as a call may; the spaces before it have not been told."""
+        line = _LINES[self.reading.form.bare]
+        found = line.search(self._text)
         if found is None or (self._began and found.start() == 0 and "\n" not in found[0]):
-            found = _LINE.search(self._text, 1) if found else None
+            found = line.search(self._text, 1) if found else None
         return -1 if found is None else found.end() - 1
 
     def _without_end(self, text: str) -> str:
@@ -224,6 +237,10 @@ class _Calls:
             case Shape.TAGS:
                 assert form.tags is not None
                 self._scanner = TagsCall(form.tags, self.reading.schemas, form.end)
+            case Shape.PYTHON:
+                self._scanner = PythonCalls(self.reading.schemas, names if form.bare else None)
+            case Shape.BRACES:
+                self._scanner = BracesCall(form.quotes, self.reading.schemas)
             case Shape.NAMED:
                 self._scanner = NamedCall(form.middle, names)
             case Shape.SECTION:

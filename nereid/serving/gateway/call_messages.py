@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, auto
 from typing import Any
 
+from nereid.serving.gateway.call_forms import Ids
 from nereid.serving.gateway.call_scanners import no_json
 
 Message = Mapping[str, Any]
@@ -136,6 +137,27 @@ def manners_of(render: Render) -> CallManners:
         any_text=_outcome(render, empty[None], whole=False) is _Outcome.SHOWN,
         needed=needed,
     )
+
+
+def with_ids(messages: Sequence[Message], ids: Ids) -> list[Message]:
+    """The conversation with such ids of calls as a template takes: others come from models of another family."""
+    made: list[Message] = []
+    instead: dict[str, str] = {}
+    place = 0
+    for message in messages:
+        if message.get("tool_calls"):
+            calls = []
+            for call in message["tool_calls"]:
+                old = str(call.get("id", ""))
+                name = call.get("function", {}).get("name", "")
+                instead[old] = old if ids.allowed.fullmatch(old) else ids.instead(old, name, place)
+                calls.append({**call, "id": instead[old]})
+                place += 1
+            message = {**message, "tool_calls": calls}
+        elif message.get("tool_call_id") in instead:
+            message = {**message, "tool_call_id": instead[message["tool_call_id"]]}
+        made.append(message)
+    return made
 
 
 def _with_object(call: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nereid.serving.gateway.answer_streams import AnswerStream, CallReading
+from nereid.serving.gateway.call_messages import with_ids
 from nereid.serving.gateway.channel_streams import MESSAGE, START
 from nereid.serving.gateway.chat_templates import Chat
 from nereid.serving.gateway.errors import ApiError
@@ -38,9 +39,10 @@ class ChatAsked:
     thinking: Thinking | None
     calls: CallReading | None
     tells_reasoning: bool
+    spoken: tuple[str, str] | None = None
 
     def new_stream(self) -> AnswerStream:
-        return AnswerStream(self.thinking, self.calls)
+        return AnswerStream(self.thinking, self.calls, self.spoken)
 
 
 async def read_chat(body: ChatBody, model: Offered) -> ChatAsked:
@@ -68,10 +70,16 @@ def chat_asked(body: ChatBody, model: Offered) -> ChatAsked:
     elif schema is not None:
         sampling["structured_outputs"] = {"json": schema}
     marks = (*(calls.form.marks if calls else ()), *((thinking.begin, thinking.end) if thinking else ()))
-    if not model.hidden.isdisjoint(marks):
+    if any(token in mark for mark in marks for token in model.hidden):
         sampling.setdefault("skip_special_tokens", False)  # they are special tokens, without which nothing can be told apart
     return ChatAsked(
-        prompt=prompt, sampling=sampling, names=names, thinking=thinking, calls=calls, tells_reasoning=body.include_reasoning
+        prompt=prompt,
+        sampling=sampling,
+        names=names,
+        thinking=thinking,
+        calls=calls,
+        tells_reasoning=body.include_reasoning,
+        spoken=None if body.structured_outputs is not None else model.spoken,
     )
 
 
@@ -130,15 +138,17 @@ def _chat_of(body: ChatBody, model: Offered, tools: ToolsAsked | None) -> Chat:
             sentence = f"this field is not supported by the chat template of {model.id!r}"
             raise ApiError(400, f"reasoning_effort: {sentence}", param="reasoning_effort", code="unsupported_parameter")
         variables.setdefault("reasoning_effort", body.reasoning_effort)
+    messages = [message.for_template for message in body.messages]
+    form = model.tool_format
     return Chat(
-        messages=[message.for_template for message in body.messages],
+        messages=messages if form is None or form.ids is None else with_ids(messages, form.ids),
         tools=tools.tools if tools is not None else None,
         documents=body.documents or None,
         add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
         continue_final_message=body.continue_final_message,
         variables=variables,
         template=body.chat_template,
-        write_calls=None if model.tool_format is None else model.tool_format.written,
+        write_calls=None if form is None else form.written,
     )
 
 

@@ -16,13 +16,14 @@ from nereid.diffusion.settings import Limits
 from nereid.llm.engine import longest_sequence
 from nereid.llm.settings import LlmLimits
 from nereid.serving.errors import ServingError
+from nereid.serving.gateway.call_forms import ToolFormat
 from nereid.serving.gateway.chat_templates import DEFAULT, TOOL_USE, Chat, ChatTemplates
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.image_models import ImageModel
 from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.model_tokenizer import ModelTokenizer
-from nereid.serving.gateway.thoughts import Thinking, thinking_of
-from nereid.serving.gateway.tool_formats import HARMONY, TOOL_FORMATS, ToolFormat, format_of, shows_channels
+from nereid.serving.gateway.thoughts import Thinking, spoken_of, thinking_of
+from nereid.serving.gateway.tool_formats import HARMONY, TOOL_FORMATS, format_of, shows_channels
 from nereid.serving.models import ServedModels
 
 log = logging.getLogger("nereid.gateway")
@@ -41,8 +42,9 @@ class Offered:
 
     `fault`: why its chat templates cannot be used. `whole_templates`: whether they write all special tokens themselves, so that
     the tokenizer adds none; exports of before left out what it adds. `tool_format`: how its templates have it call tools, None:
-    in no form that is known here. `thinking`: the marks of its thoughts, None: they are not told apart. `tokens`: the tokenizer's
-    added tokens by text; `hidden` are those that an answer's text leaves out, unless it is asked to keep them.
+    in no form that is known here. `thinking`: the marks of its thoughts, None: they are not told apart; `spoken`: those of what
+    follows them. `tokens`: the tokenizer's added tokens by text; `hidden` are those that an answer's text leaves out, unless it
+    is asked to keep them.
     """
 
     id: str
@@ -55,6 +57,7 @@ class Offered:
     whole_templates: bool = True
     tool_format: ToolFormat | None = None
     thinking: Thinking | None = None
+    spoken: tuple[str, str] | None = None
     tokens: Mapping[str, int] = field(default_factory=dict)
     hidden: frozenset[str] = frozenset()
     own_tokenizer: ModelTokenizer | None = None
@@ -266,6 +269,7 @@ def _language_model(folder: Path, facts: dict[str, Any], files: dict[str, Path],
         own_tokenizer=_tokenizer(folder / "1", facts, config),
         tool_format=tool_format,
         thinking=thinking_of(sources.values(), tokens_by_text, in_channels) if rules.reasoning else None,
+        spoken=spoken_of(sources.values()) if rules.reasoning else None,
         tokens=tokens_by_text,
         hidden=frozenset(token["content"] for token in added if token.get("special")),
     )

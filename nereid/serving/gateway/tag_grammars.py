@@ -1,4 +1,4 @@
-"""What binds a call whose function and parameters stand in tags, as grammars of llguidance; knows no answer around it."""
+"""What binds a call whose parameters stand apart, in tags or as arguments, as grammars of llguidance."""
 
 from __future__ import annotations
 
@@ -79,4 +79,39 @@ def value_rules(tags: Tags, tokens: Mapping[str, int]) -> dict[str, str]:
     lead = "" if parts[0] in tokens else parts.pop(0)
     rules["value"] = f"VALUE_IN_LETTERS | VALUE_IN_TOKENS{'' if lead else '?'} {marked(''.join(parts), tokens)}"
     rules["VALUE_IN_TOKENS"] = f"VALUE {letters(lead)}" if lead else f"/(?s:.+)/ & ~/(?s:.*)({none})(?s:.*)/"
+    return rules
+
+
+def argument_rules(rule: str, name: str, schema: Schema, quotes: str, tokens: Mapping[str, int]) -> dict[str, str]:
+    """`rule`, a call as Python has it, or with `quotes`, as Gemma: arguments by name, whose values are JSON, which Python's and
+    Gemma's readers take, too; Gemma's plain texts stand between marks.
+    """
+    given = parameters(name, schema)
+    equals, comma, first, last = (":", ",", f"call:{name}{{", "}") if quotes else ("=", ", ", f"{name}(", ")")
+    rules = {rule: f"{letters(first)} {rule}_first_0 {letters(last)}"}
+    for place, (key, inner, required) in enumerate(given):
+        if not key.isidentifier():
+            raise NotBindableError(name, f"properties: {key!r} cannot be the name of an argument")
+        if not quotes or not is_written_plainly(inner):
+            value = as_json(inner, {"whitespace_flexible": False} if quotes else AS_TEMPLATES_WRITE)
+        elif values := inner.get("enum"):
+            value = f"{marked(quotes, tokens)} ({' | '.join(letters(item) for item in values)}) {marked(quotes, tokens)}"
+        else:
+            value = f"{marked(quotes, tokens)} quoted"
+        written, after = f"{letters(f'{key}{equals}')} {value}", f"{rule}_more_{place + 1}"
+        skipped = "" if required else f" | {rule}_first_{place + 1}"
+        rules[f"{rule}_first_{place}"] = f"{written} {after}{skipped}"
+        more = f"{letters(comma)} {written}"
+        rules[f"{rule}_more_{place}"] = f"{more} {after}" if required else f"({more})? {after}"
+    rules[f"{rule}_first_{len(given)}"] = rules[f"{rule}_more_{len(given)}"] = '""'
+    return rules
+
+
+def quoted_rules(quotes: str, tokens: Mapping[str, int]) -> dict[str, str]:
+    """The rule `quoted`: a text and the mark behind it."""
+    rules = {"quoted": "QUOTED_IN_LETTERS", "QUOTED_IN_LETTERS": f"QUOTED {letters(quotes)}"}
+    rules["QUOTED"] = f"/(?s:.*)/ & ~/(?s:.*){escaped(quotes)}(?s:.*)/"
+    if quotes in tokens:
+        rules["quoted"] = f"QUOTED_IN_LETTERS | QUOTED_SOME? <[{tokens[quotes]}]>"
+        rules["QUOTED_SOME"] = f"/(?s:.+)/ & ~/(?s:.*){escaped(quotes)}(?s:.*)/"
     return rules

@@ -54,10 +54,21 @@ def _as_json(text: str) -> str | None:
     return text.strip()
 
 
+_WORDS = {"true": True, "false": False, "null": None}
+
+
+class _Words(ast.NodeTransformer):
+    """JSON's words within Python's literals."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.copy_location(ast.Constant(_WORDS[node.id]), node) if node.id in _WORDS else node
+
+
 def _as_python(text: str) -> str | None:
     """Models have seen more of Python than of JSON: True, None, single quotes."""
     try:
-        return json.dumps(ast.literal_eval(text.strip()), ensure_ascii=False, allow_nan=False)
+        read = ast.literal_eval(_Words().visit(ast.parse(text.strip(), mode="eval")))
+        return json.dumps(read, ensure_ascii=False, allow_nan=False)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return None
 

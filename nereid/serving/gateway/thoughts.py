@@ -26,9 +26,24 @@ class Thinking:
     before: str = ""
 
 
-_MARKS = (Thinking("<think>", "</think>"), Thinking("[THINK]", "[/THINK]"), Thinking("<seed:think>", "</seed:think>"))
+_MARKS = (
+    Thinking("<think>", "</think>"),
+    Thinking("[THINK]", "[/THINK]"),
+    Thinking("<seed:think>", "</seed:think>"),
+    Thinking("<longcat_think>", "</longcat_think>"),
+    Thinking("<|START_THINKING|>", "<|END_THINKING|>"),
+    Thinking("<|channel>thought", "<channel|>"),
+    Thinking("◁think▷", "◁/think▷"),
+)
 """Marks around thoughts, of which a template that thinks has the second."""
 _CHANNELS = Thinking(MESSAGE, END, channels=True)
+_SPOKEN = (
+    ("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+    ("<|START_TEXT|>", "<|END_TEXT|>"),
+    ("<answer>\n", "\n</answer>"),
+    ("<response>\n", "\n</response>"),
+)
+"""Marks around what follows the thoughts: Command R7B's and A's, Hunyuan's, ERNIE's."""
 
 
 def thinking_of(templates: Iterable[str], tokens: Mapping[str, int], in_channels: bool) -> Thinking | None:
@@ -38,6 +53,54 @@ def thinking_of(templates: Iterable[str], tokens: Mapping[str, int], in_channels
     if marks is None or not {marks.begin, marks.end} <= tokens.keys():
         return marks
     return replace(marks, tokens=(tokens[marks.begin], tokens[marks.end]))
+
+
+def spoken_of(templates: Iterable[str]) -> tuple[str, str] | None:
+    """The marks around an answer's text in chat templates that think; None where there are none."""
+    text = "".join(templates)
+    if not any(marks.end in text for marks in _MARKS):
+        return None
+    return next(((begin.strip(), end.strip()) for begin, end in _SPOKEN if _shown(begin, text) and _shown(end, text)), None)
+
+
+def _shown(mark: str, template: str) -> bool:
+    """Templates write a line break as such, or as its escape."""
+    return mark in template or mark.replace("\n", "\\n") in template
+
+
+@dataclass(slots=True, eq=False)
+class Spoken:
+    """Text without the marks around it, if it begins with the first; the line breaks within them belong to the marks."""
+
+    marks: tuple[str, str]
+    _place: str = "before"
+    _text: str = ""
+
+    def feed(self, text: str) -> str:
+        if self._place == "over":
+            return text
+        self._text += text
+        begin, end = self.marks
+        if self._place == "before":
+            lead = self._text.lstrip()
+            if not lead.startswith(begin):
+                return "" if begin.startswith(lead) else self.finish()
+            self._text, self._place = lead.removeprefix(begin), "begins"
+        if self._place == "begins":
+            self._text = self._text.lstrip("\n")
+            self._place = "inside" if self._text else "begins"
+        told, found, behind = self._text.partition(end)
+        if found:
+            self._text, self._place = "", "over"
+            return told.rstrip("\n") + behind
+        sure = len(self._text) - held_back(self._text, end)
+        sure = len(self._text[:sure].rstrip("\n"))
+        told, self._text = self._text[:sure], self._text[sure:]
+        return told
+
+    def finish(self) -> str:
+        rest, self._text, self._place = self._text, "", "over"
+        return rest
 
 
 @dataclass(slots=True, eq=False)

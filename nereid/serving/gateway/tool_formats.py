@@ -10,132 +10,10 @@ calling"), Gemma 4 and FunctionGemma (Google), Hunyuan A13B (Tencent), Jamba (AI
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-import secrets
-import string
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
-from typing import Any
+from dataclasses import replace
 
-from nereid.serving.gateway.tags import EQUALS, PAIRS, TIGHT_PAIRS, Tags, named_tags
-
-_ALPHANUMERIC = string.ascii_letters + string.digits
-
-
-class Shape(Enum):
-    """How a call is written."""
-
-    OBJECT = "an object with name and arguments"
-    LIST = "a list of such objects"
-    NAMED = "a name, a mark, and the arguments as JSON"
-    TAGS = "a tag for the function and one for each parameter"
-    SECTION = "marks around each call, within marks around all of them"
-    CHANNELS = "a message to the function, in a channel"
-    PYTHON = "a call of Python's"
-    BRACES = "a name, and arguments in braces whose names have no quotes"
-
-
-def _long_id(name: str, place: int) -> str:
-    return f"call_{secrets.token_hex(12)}"
-
-
-def _short_id(name: str, place: int) -> str:
-    return "".join(secrets.choice(_ALPHANUMERIC) for _ in range(9))
-
-
-def _numbered_id(name: str, place: int) -> str:
-    return f"functions.{name}:{place}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ids:
-    """What a template takes as a call's id: `allowed`, and for any other one what `instead` makes of it, the function and the
-    call's place in the conversation.
-    """
-
-    allowed: re.Pattern[str]
-    instead: Callable[[str, str, int], str]
-
-
-_NINE = Ids(allowed=re.compile("[a-zA-Z0-9]{9}"), instead=lambda old, name, place: hashlib.sha256(old.encode()).hexdigest()[:9])
-"""Mistral's templates refuse any other."""
-_NUMBERED = Ids(allowed=re.compile(r"functions\.[\w.-]+:\d+"), instead=lambda old, name, place: _numbered_id(name, place))
-"""Kimi's show the id for the function's name: the model knows no other calls than such."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolFormat:
-    """One family's form.
-
-    `begin` stands before each call, or before a list of them, and `end` behind it; `others` are what models write for `begin`.
-    `bare`: a line of an answer may also begin with a call at once, without `begin`; only functions that there are count then.
-    `arguments` is the member of an object that has them, `middle` what stands between a name and its arguments, `between` what
-    stands between calls. `opening` is a mark of each call's own behind `begin`, which a model may leave out, and `closing` is
-    behind each call; `fenced`: the name comes after `middle`, and then the arguments in a fence. `listed` stands around the calls
-    of a list, `pad` around a call within its marks. `numbered`: a name stands between `functions.` and a number, all three an id.
-    `tags`: those of a function and its parameters; `section`: all calls stand between one `begin` and one `end`. `quotes`: marks
-    around texts, where they are not JSON's. `ids`: those of earlier calls, where a template does not take all.
-    """
-
-    name: str
-    shape: Shape
-    begin: str
-    end: str = ""
-    others: tuple[str, ...] = ()
-    other_ends: tuple[str, ...] = ()
-    bare: bool = False
-    function: str = "name"
-    arguments: str = "arguments"
-    middle: str = ""
-    between: str = ""
-    opening: str = ""
-    closing: str = ""
-    fenced: bool = False
-    listed: tuple[str, str] = ("[", "]")
-    pad: str = ""
-    numbered: bool = False
-    tags: Tags | None = None
-    section: bool = False
-    quotes: str = ""
-    new_id: Callable[[str, int], str] = _long_id
-    ids: Ids | None = None
-
-    def written(self, calls: Sequence[tuple[str, Mapping[str, Any] | str]]) -> str | None:
-        """Calls as a model writes them, names and arguments, where they are objects or numbered; None in other shapes."""
-        texts = [arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False) for _, arguments in calls]
-        objects = [json.dumps({self.function: name, self.arguments: given}, ensure_ascii=False) for name, given in calls]
-        match self.shape:
-            case Shape.OBJECT if self.end:
-                return self.between.join(f"{self.begin}{self.pad}{item}{self.pad}{self.end}" for item in objects)
-            case Shape.OBJECT:
-                return self.between.join(objects)
-            case Shape.LIST:
-                return f"{self.begin}{self.listed[0]}{self.between.join(objects)}{self.listed[1]}{self.end}"
-            case Shape.SECTION if self.numbered:
-                names = [_numbered_id(name, place) for place, (name, _) in enumerate(calls)]
-                parts = [f"{self.opening}{n}{self.middle}{text}{self.closing}" for n, text in zip(names, texts, strict=True)]
-                return f"{self.begin}{''.join(parts)}{self.end}"
-            case _:
-                return None
-
-    @property
-    def begins(self) -> tuple[str, ...]:
-        """Texts by which a call is found."""
-        return tuple(mark for mark in (self.begin, *self.others, self.opening) if mark)
-
-    @property
-    def ends(self) -> tuple[str, ...]:
-        """Texts that may stand behind a call, or behind all."""
-        return tuple(mark for mark in (self.end, *self.other_ends) if mark)
-
-    @property
-    def marks(self) -> tuple[str, ...]:
-        """Texts that a tokenizer may have as tokens, without which no call is found."""
-        return tuple(mark for mark in (*self.begins, *self.ends, self.middle, self.closing, self.quotes) if mark)
-
+from nereid.serving.gateway.call_forms import NINE, NUMBERED, Shape, ToolFormat, numbered_id, short_id
+from nereid.serving.gateway.tags import EQUALS, PAIRS, TIGHT_PAIRS, named_tags
 
 HERMES = ToolFormat(name="hermes", shape=Shape.OBJECT, begin="<tool_call>", end="</tool_call>", between="\n", pad="\n")
 LONGCAT = replace(HERMES, name="longcat", begin="<longcat_tool_call>", end="</longcat_tool_call>")
@@ -149,11 +27,11 @@ INTERNLM = ToolFormat(
     pad="\n",
 )
 LLAMA3_JSON = ToolFormat(
-    name="llama3_json", shape=Shape.OBJECT, begin="<|python_tag|>", bare=True, arguments="parameters", between="; "
+    name="llama3_json", shape=Shape.OBJECT, begin="<|python_tag|>", bare="{", arguments="parameters", between="; "
 )
-MISTRAL = ToolFormat(name="mistral", shape=Shape.LIST, begin="[TOOL_CALLS]", between=", ", new_id=_short_id, ids=_NINE)
+MISTRAL = ToolFormat(name="mistral", shape=Shape.LIST, begin="[TOOL_CALLS]", between=", ", new_id=short_id, ids=NINE)
 MISTRAL_ARGS = ToolFormat(
-    name="mistral_args", shape=Shape.NAMED, begin="[TOOL_CALLS]", middle="[ARGS]", new_id=_short_id, ids=_NINE
+    name="mistral_args", shape=Shape.NAMED, begin="[TOOL_CALLS]", middle="[ARGS]", new_id=short_id, ids=NINE
 )
 GRANITE = ToolFormat(name="granite", shape=Shape.LIST, begin="<|tool_call|>", others=("<tool_call>",), between=", ")
 PHI4_MINI = replace(GRANITE, name="phi4_mini", end="<|/tool_call|>", others=("functools",), other_ends=("<|/tool_call|>",))
@@ -233,9 +111,14 @@ KIMI_K2 = ToolFormat(
     closing="<|tool_call_end|>",
     middle="<|tool_call_argument_begin|>",
     numbered=True,
-    new_id=_numbered_id,
-    ids=_NUMBERED,
+    new_id=numbered_id,
+    ids=NUMBERED,
 )
+PYTHONIC = ToolFormat(name="pythonic", shape=Shape.PYTHON, begin="<|python_start|>", end="<|python_end|>", bare="[", between=", ")
+LFM2 = replace(PYTHONIC, name="lfm2", begin="<|tool_call_start|>", end="<|tool_call_end|>", bare="")
+OLMO3 = replace(LFM2, name="olmo3", begin="<function_calls>", end="</function_calls>", between="\n", listed=("", ""))
+GEMMA4 = ToolFormat(name="gemma4", shape=Shape.BRACES, begin="<|tool_call>", end="<tool_call|>", quotes='<|"|>')
+FUNCTIONGEMMA = replace(GEMMA4, name="functiongemma", begin="<start_function_call>", end="<end_function_call>", quotes="<escape>")
 
 _ALL = (
     HERMES,
@@ -261,6 +144,11 @@ _ALL = (
     DEEPSEEK_V32,
     DEEPSEEK_V4,
     KIMI_K2,
+    PYTHONIC,
+    LFM2,
+    OLMO3,
+    GEMMA4,
+    FUNCTIONGEMMA,
 )
 TOOL_FORMATS = {item.name: item for item in _ALL}
 
@@ -303,6 +191,13 @@ _SHOWN: tuple[tuple[ToolFormat, tuple[str, ...]], ...] = (
     (PHI4_MINI, (PHI4_MINI.end,)),
     (GRANITE, (GRANITE.begin,)),
     (HERMES, (HERMES.begin,)),
+    (LFM2, (LFM2.begin,)),
+    (LFM2, ("<|tool_list_start|>",)),
+    (OLMO3, (OLMO3.begin,)),
+    (GEMMA4, (GEMMA4.begin, GEMMA4.quotes)),
+    (FUNCTIONGEMMA, (FUNCTIONGEMMA.begin,)),
+    (PYTHONIC, ("func_name1(params_name1=",)),
+    (PYTHONIC, ("func1(params_name=",)),
     (LLAMA3_JSON, (LLAMA3_JSON.begin,)),
     (LLAMA3_JSON, ("ipython", '"parameters": ')),
 )

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nereid.serving.gateway.answer_streams import CallReading
+from nereid.serving.gateway.call_forms import Shape, ToolFormat
 from nereid.serving.gateway.channel_streams import CHANNEL, CONSTRAIN, END, MESSAGE, START
 from nereid.serving.gateway.grammar_parts import AS_TEMPLATES_WRITE, Schema, as_json, escaped, letters, marked, pieces
-from nereid.serving.gateway.tag_grammars import tagged, value_rules
+from nereid.serving.gateway.tag_grammars import argument_rules, quoted_rules, tagged, value_rules
 from nereid.serving.gateway.thoughts import Thinking
-from nereid.serving.gateway.tool_formats import COHERE, Shape, ToolFormat
+from nereid.serving.gateway.tool_formats import COHERE
 
 MOST_CALLS = 64
 """In an answer that is bound to calls: a model that cannot end would write them until its tokens are used up."""
@@ -69,7 +70,8 @@ class AnswerForm:
         if self.schema is not None:
             return "(json | calls)"
         if form.bare:
-            rules["text"] = '/[^{\\s][^\\n]*(\\n\\s*([^{\\s][^\\n]*)?)*/ | ""'  # no line begins as a call does
+            first = f"[^\\{form.bare}\\s]"  # no line begins as a call does
+            rules["text"] = f'/{first}[^\\n]*(\\n\\s*({first}[^\\n]*)?)*/ | ""'
             return "(text | calls)"
         # Text and calls in turns, and text at the end.
         turns = []
@@ -89,8 +91,8 @@ class AnswerForm:
         """Nothing but calls."""
         whole = f"{self._mark(form.begin)} {self._inside(form)}"
         if form.bare:
-            whole = "call"
-        if form.shape in (Shape.LIST, Shape.SECTION) or form.section or not calls.several:
+            whole = "call" if form.shape is Shape.OBJECT else self._listed(form)
+        if form.shape in (Shape.LIST, Shape.SECTION, Shape.PYTHON) or form.section or not calls.several:
             return whole
         return f"{whole}{self._more(form.between, whole)}"
 
@@ -100,6 +102,10 @@ class AnswerForm:
         lead = f"{letters(between)} " if between else ""
         return f" ({lead}{call}){{0,{MOST_CALLS - 1}}}" if self.calls.several else ""
 
+    def _listed(self, form: ToolFormat) -> str:
+        first, last = map(letters, form.listed)
+        return f"{first} call{self._more(form.between, 'call')} {last}"
+
     def _inside(self, form: ToolFormat, *, opened: bool = False) -> str:
         """What follows the mark; `opened`: the first call's mark is there already."""
         end = self._mark(form.end) if form.end else ""
@@ -108,9 +114,8 @@ class AnswerForm:
                 call = f"{self._mark(form.opening)} call {self._mark(form.closing)}"
                 first = f"call {self._mark(form.closing)}" if opened else call
                 return f"{first}{self._more(form.between, call)} {end}"
-            case Shape.LIST:
-                first, last = map(letters, form.listed)
-                return f"{first} call{self._more(form.between, 'call')} {last} {end}"
+            case Shape.LIST | Shape.PYTHON:
+                return f"{self._listed(form)} {end}"
             case Shape.TAGS if form.opening:
                 call = f"{self._mark(form.opening)} call"
                 first = "call" if opened else f'"\\n" {call}'
@@ -126,8 +131,14 @@ class AnswerForm:
         made = {"call": " | ".join(f"call_{place}" for place in range(len(calls.schemas)))}
         for place, (name, schema) in enumerate(calls.schemas.items()):
             made[f"call_{place}"] = self._call(calls.form, name, schema)
-        if calls.form.tags is not None:
-            made |= value_rules(calls.form.tags, self.tokens)
+        form = calls.form
+        if form.tags is not None:
+            made |= value_rules(form.tags, self.tokens)
+        if form.quotes:
+            made |= quoted_rules(form.quotes, self.tokens)
+        if form.shape in (Shape.PYTHON, Shape.BRACES):
+            for place, (name, schema) in enumerate(calls.schemas.items()):
+                made |= argument_rules(f"call_{place}", name, schema, form.quotes, self.tokens)
         return made
 
     def _call(self, form: ToolFormat, name: str, schema: Schema) -> str:
@@ -147,6 +158,8 @@ class AnswerForm:
                 channel, to = self._mark(CHANNEL), f" to=functions.{name}"
                 lead = f'{channel} {letters(f"commentary{to}")} | {letters(to)} {channel} "commentary"'
                 return f"({lead}) {self._message} {as_json(schema, _AS_EITHER)}"
+            case Shape.PYTHON | Shape.BRACES:
+                return ""  # argument_rules' is
             case _:
                 number = '"\\"tool_call_id\\": \\"" /[0-9]{1,3}/ "\\", " ' if form is COHERE else ""
                 lead = f'"{form.function}": {json.dumps(name)}, "{form.arguments}": '
