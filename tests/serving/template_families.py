@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from calling_families import CALLING_FAMILIES
+
 
 def deepseek(text: str) -> str:
     """DeepSeek's marks, which have wide bars, and blocks for blanks, from plain letters."""
@@ -182,4 +184,5 @@ FAMILIES: dict[str, str] = {
     assistant='[|assistant|]', tool='[|tool|]') %}{%- for m in messages %}{{- names[m.role] + m.content }}{%- if m.role
     != 'user' %}{{- '[|endofturn|]' }}{%- endif %}{{- '\n' }}{%- endfor %}{%- if add_generation_prompt
     %}{{- '[|assistant|]' }}{%- endif %}""",
+    **CALLING_FAMILIES,
 }

@@ -459,6 +459,15 @@ def test_tokens_of_thoughts_are_counted_in_channels() -> None:
         ("gpt-oss", "harmony"),
         ("deepseek v3 with tools", "deepseek_v3"),
         ("deepseek v3.1 with tools", "deepseek_v31"),
+        ("deepseek v3.2 with tools", "deepseek_v32"),
+        ("kimi k2 with tools", "kimi_k2"),
+        ("nemotron nano 2 with tools", "nemotron"),
+        ("nemotron 3 nano with tools", "qwen3_coder"),
+        ("glm 4.6 with tools", "glm45"),
+        ("minimax m2 with tools", "minimax_m2"),
+        ("command r7b with tools", "cohere"),
+        ("lfm2 with tools", "lfm2"),
+        ("gemma 4 with tools", "gemma4"),
         ("chatml", None),
         ("gemma", None),
     ],
@@ -474,3 +483,15 @@ def test_forms_with_the_same_mark_are_told_apart() -> None:
     assert format_of("[TOOL_CALLS]{{ name }}[ARGS]") is TOOL_FORMATS["mistral_args"]
     assert format_of("<tool_call>\n<function={{ name }}>\n<parameter=x>") is TOOL_FORMATS["qwen3_coder"]
     assert format_of("respond with <|tool_call|> followed by a JSON list") is TOOL_FORMATS["granite"]
+    assert format_of("<|tool_call|>{{ call }}<|/tool_call|>") is TOOL_FORMATS["phi4_mini"]
+    assert format_of("functools[{{ call }}]") is TOOL_FORMATS["phi4_mini_json"]
+    assert format_of("<|im_system|>tool_declare<|im_middle|>{{ tools }}") is TOOL_FORMATS["kimi_k2"]
+    assert format_of("<｜DSML｜tool_calls>") is TOOL_FORMATS["deepseek_v4"]
+    assert format_of("<tool_call>{{ name }}<arg_key>{{ key }}</arg_key>") is TOOL_FORMATS["glm47"]
+    assert format_of("<tool_calls>[{{ calls }}]</tool_calls>") is TOOL_FORMATS["hunyuan"]
+    assert format_of("<longcat_tool_call>{{ call }}") is TOOL_FORMATS["longcat"]
+    assert format_of("<|action_start|><|plugin|>{{ call }}") is TOOL_FORMATS["internlm"]
+    assert format_of("List of tools: <|tool_list_start|>") is TOOL_FORMATS["lfm2"]
+    assert format_of("put calls within <function_calls></function_calls>") is TOOL_FORMATS["olmo3"]
+    assert format_of("[func_name1(params_name1=params_value1)] ipython") is TOOL_FORMATS["pythonic"]
+    assert format_of("<start_function_call>{{ call }}<end_function_call>") is TOOL_FORMATS["functiongemma"]

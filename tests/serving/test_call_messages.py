@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from nereid.serving.gateway.call_messages import ArgumentsObject, Write, arguments_of
+from nereid.serving.gateway.call_messages import ArgumentsObject, Write, arguments_of, with_ids
 from nereid.serving.gateway.chat_templates import Chat, ChatTemplates
 from nereid.serving.gateway.messages import Message
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS
 
-from template_families import FAMILIES, deepseek
+from template_families import FAMILIES, deepseek, dsml
 
 TEXT, SPACED = '{"city":"Łódź", "n": 1}', '{"city": "Łódź", "n": 1}'
 ASKED = {"role": "user", "content": "How warm?"}
@@ -62,6 +62,65 @@ def test_deepseeks_calls_are_shown_whatever_stands_for_no_content() -> None:
         shown = prompt(FAMILIES["deepseek v3.1 with tools"], ASKED, called("now", content=content), result("now"))
         assert expected in shown
         assert deepseek("<|tool_output_begin|>of now<|tool_output_end|>") in shown
+
+
+SHOWN = {
+    "deepseek v3.2 with tools": dsml(
+        '<%function_calls>\n<%invoke name="now">\n<%parameter name="city" string="true">Łódź</%parameter>\n'
+        '<%parameter name="n" string="false">1</%parameter>\n</%invoke>\n<%invoke name="warmth">\n'
+    ),
+    "kimi k2 with tools": "<|tool_calls_section_begin|><|tool_call_begin|>idnow<|tool_call_argument_begin|>"
+    f"{SPACED}<|tool_call_end|><|tool_call_begin|>idwarmth<|tool_call_argument_begin|>",
+    "nemotron nano 2 with tools": f'<TOOLCALL>[{{"name": "now", "arguments": {SPACED}}}, {{"name": "warmth"',
+    "nemotron 3 nano with tools": "<tool_call>\n<function=now>\n<parameter=city>\nŁódź\n</parameter>\n<parameter=n>\n1\n"
+    "</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=warmth>",
+    "glm 4.6 with tools": "<tool_call>now\n<arg_key>city</arg_key>\n<arg_value>Łódź</arg_value>\n<arg_key>n</arg_key>\n"
+    "<arg_value>1</arg_value>\n</tool_call>\n<tool_call>warmth\n",
+    "minimax m2 with tools": '<minimax:tool_call>\n<invoke name="now">\n<parameter name="city">Łódź</parameter>\n'
+    '<parameter name="n">1</parameter>\n</invoke>\n<invoke name="warmth">\n',
+    "command r7b with tools": f'<|START_ACTION|>[\n    {{"tool_call_id": "0", "tool_name": "now", "parameters": {SPACED}}},\n'
+    '    {"tool_call_id": "1", "tool_name": "warmth"',
+    "lfm2 with tools": "<|tool_call_start|>[now(city='Łódź', n=1), warmth(",
+    "gemma 4 with tools": '<|tool_call>call:now{city:<|"|>Łódź<|"|>,n:1}<tool_call|><|tool_call>call:warmth{',
+}
+
+
+@pytest.mark.parametrize("family", SHOWN)
+def test_earlier_calls_are_shown_as_their_model_writes_them(family: str) -> None:
+    for content in (None, ""):
+        sent = called("now", "warmth", content=content)
+        shown = prompt(FAMILIES[family], ASKED, sent, result("now"), result("warmth"), tools=[TOOL])
+        assert SHOWN[family] in shown
+        assert shown.index(SHOWN[family]) < shown.index("of now") < shown.index("of warmth")
+
+
+@pytest.mark.parametrize("family", SHOWN)
+def test_earlier_arguments_that_are_no_object_are_not_lost(family: str) -> None:
+    sent = called("now")
+    sent["tool_calls"][0]["function"]["arguments"] = '{"city": "Łó'
+    shown = prompt(FAMILIES[family], ASKED, sent, result("now"))
+    assert "Łó" in shown
+    assert "of now" in shown
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"), [("kimi_k2", ["functions.f:0", "functions.g:7", "functions.g:2"]), ("mistral", ["abcdefgh1"])]
+)
+def test_ids_of_another_models_calls_become_such_as_a_template_takes(form: str, expected: list[str]) -> None:
+    ids = TOOL_FORMATS[form].ids
+    assert ids is not None
+    sent = ["call_1", "functions.g:7", "call_3"] if form == "kimi_k2" else ["abcdefgh1", "call_1", "call_3"]
+    functions = [{"name": name, "arguments": {}} for name in ("f", "g", "g")]
+    calls = [{"id": identity, "function": function} for identity, function in zip(sent, functions, strict=True)]
+    results = [{"role": "tool", "tool_call_id": identity, "content": identity} for identity in sent[::-1]]
+    first = {"role": "assistant", "tool_calls": calls[:1]}
+    made = with_ids([first, results[2], {"role": "assistant", "tool_calls": calls[1:]}, *results[:2]], ids)
+    found = [call["id"] for message in made for call in message.get("tool_calls", ())]
+    assert found[: len(expected)] == expected
+    assert all(ids.allowed.fullmatch(identity) for identity in found)
+    assert len(set(found)) == 3
+    answered = {message["content"]: message["tool_call_id"] for message in made if message["role"] == "tool"}
+    assert answered == dict(zip(sent, found, strict=True))
 
 
 NULL_ALONE = """{% for m in messages %}{% if m['content'] is none %}CALL{{ m.tool_calls[0].function.arguments }};{% else
@@ -120,6 +179,26 @@ def test_arguments_that_are_no_object_are_shown_as_they_were_written(text: str) 
         ("granite", f'Well.<|tool_call|>[{{"name": "now", "arguments": {SPACED}}}, {{"name": "warmth", "arguments": {SPACED}}}]'),
         ("hermes", f'Well.<tool_call>\n{{"name": "now", "arguments": {SPACED}}}\n</tool_call>\n<tool_call>\n'),
         ("llama3_json", f'Well.{{"name": "now", "parameters": {SPACED}}}; {{"name": "warmth"'),
+        (
+            "nemotron",
+            f'Well.<TOOLCALL>[{{"name": "now", "arguments": {SPACED}}}, {{"name": "warmth", "arguments": {SPACED}}}]</TOOL',
+        ),
+        (
+            "cohere",
+            f'Well.<|START_ACTION|>[\n    {{"tool_name": "now", "parameters": {SPACED}}},\n    {{"tool_name": "warmth"',
+        ),
+        (
+            "kimi_k2",
+            "Well.<|tool_calls_section_begin|><|tool_call_begin|>functions.now:0<|tool_call_argument_begin|>"
+            f"{SPACED}<|tool_call_end|><|tool_call_begin|>functions.warmth:1<",
+        ),
+        ("olmo3", 'Well.<function_calls>now(city="Łódź", n=1)\nwarmth(city="Łódź", n=1)</function_calls>'),
+        ("lfm2", 'Well.<|tool_call_start|>[now(city="Łódź", n=1), warmth(city="Łódź", n=1)]<|tool_call_end|>'),
+        ("pythonic", 'Well.[now(city="Łódź", n=1), warmth('),
+        (
+            "internlm",
+            f'Well.<|action_start|><|plugin|>\n{{"name": "now", "parameters": {SPACED}}}\n<|action_end|>\n<|action_start|>',
+        ),
         ("qwen3_coder", "Well."),
     ],
 )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import openai
 import pytest
 
@@ -18,76 +17,25 @@ from nereid.serving.gateway.repository import offered_models
 from nereid.serving.gateway.thoughts import Thinking
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS
 
-from gateway_before import gateway, small_repository
-from scripted import delta, texts
+from calling_model import ASK, CHAT, CITY, NOW, WARMTH, Model, chat, write
+from gateway_before import gateway
 from small_servers import Tensors, grpc_server
 from template_families import FAMILIES, deepseek
 
-CHAT = "/v1/chat/completions"
-ASK: dict[str, Any] = {"model": "llm", "messages": [{"role": "user", "content": "How warm?"}]}
-CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"], "additionalProperties": False}
-WARMTH = {"type": "function", "function": {"name": "warmth", "description": "of a city", "parameters": CITY}}
-NOW = {"type": "function", "function": {"name": "now"}}
 ANSWER = 'Well. <tool_call>\n{"name": "warmth", "arguments": {"city": "Łódź"}}\n</tool_call>'
 THOUGHT = "<think>\nHm.\n</think>\n\n"
 THINKS = FAMILIES["hermes"] + "{# </think> #}"
 
 
-class Model:
-    """Writes `answer`, a letter at a time where it streams; number i of several with i `x` before it.
-
-    `ids` are its tokens; where they are as many as its letters, each comes with its letter.
-    """
-
-    def __init__(self) -> None:
-        self.answer, self.reason = ANSWER, "stop"
-        self.ids = [1, 2]
-        self.asked: list[dict[str, Any]] = []
-        self.prompts: list[str] = []
-
-    def __call__(self, inputs: Tensors) -> Iterator[Tensors]:
-        if "sampling_parameters" not in inputs:
-            yield {"run_state": texts("running")}
-            return
-        sampling = json.loads(inputs["sampling_parameters"][0])
-        self.asked.append(sampling)
-        self.prompts.append(inputs["text_input"][0].decode())
-        count = sampling.get("n", 1)
-        if bool(inputs["stream"][0]):
-            ids = self.ids if len(self.ids) == len(self.answer) else range(len(self.answer))
-            for place, letter in enumerate(self.answer):
-                for index in range(count):
-                    made = delta([ids[place]], letter, self.reason if place == len(self.answer) - 1 else "")
-                    yield {**made, "index": np.array([index])}
-            return
-        yield {
-            "text_output": np.array([self.answer.encode()] * count, object),
-            "output_ids": np.array([self.ids] * count, np.int32).reshape(-1),
-            "finish_reason": np.array([self.reason.encode()] * count, object),
-            "num_input_tokens": np.array([3]),
-            "num_cached_tokens": np.array([0]),
-            "num_output_tokens": np.array([len(self.ids)] * count),
-            "cumulative_logprob": np.array([-1.0] * count, np.float32),
-        }
-
-
 @pytest.fixture
 def model() -> Model:
-    return Model()
+    return Model(ANSWER)
 
 
 @pytest.fixture
 def triton(model: Model) -> Iterator[int]:
     with grpc_server({"llm": model}) as (port, _):
         yield port
-
-
-def write(folder: Path, template: str, *special: str) -> Path:
-    """A repository whose tokenizer has some special tokens."""
-    repository = small_repository(folder, template)
-    tokens = [{"id": 10 + place, "content": token, "special": True} for place, token in enumerate(special)]
-    (repository / "llm" / "1" / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
-    return repository
 
 
 @pytest.fixture
@@ -98,12 +46,6 @@ def api(tmp_path: Path, triton: int) -> Iterator[httpx.Client]:
 
 def client_of(api: httpx.Client) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{api.base_url}/v1", api_key="none", max_retries=0)
-
-
-def chat(api: httpx.Client, **more: Any) -> dict[str, Any]:
-    answer = api.post(CHAT, json={**ASK, **more})
-    assert answer.status_code == 200, answer.text
-    return dict(answer.json())
 
 
 def refused(api: httpx.Client, **more: Any) -> tuple[str, str]:

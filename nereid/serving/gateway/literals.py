@@ -44,6 +44,9 @@ def braced_value(text: str, quotes: str, schema: object, root: Mapping[str, Any]
     return json_of(text, known, root)
 
 
+_JSON = json.JSONDecoder(strict=False)
+
+
 class _Braces:
     """Reads one value: objects' names and texts may stand between marks, in quotes, or plainly."""
 
@@ -64,7 +67,7 @@ class _Braces:
 
     def _items(self, end: str, item: Any) -> list[Any]:
         self.at += 1
-        made = []
+        made: list[Any] = []
         while True:
             self._space()
             if self.text[self.at] == end:
@@ -89,7 +92,7 @@ class _Braces:
 
     def _quoted(self) -> str:
         if not self.text.startswith(self.quotes, self.at):
-            made, self.at = json.decoder.scanstring(self.text, self.at + 1, False)
+            made, self.at = _JSON.raw_decode(self.text, self.at)
             return str(made)
         begin = self.at + len(self.quotes)
         end = self.text.index(self.quotes, begin)
