@@ -140,7 +140,7 @@ def _merged(said: list[Said]) -> list[Said]:
     return made
 
 
-_LINES = {letter: re.compile(rf"(?:\A|\n)[ \t]*\{letter}") for letter in "{["}
+_LINES = {letters: re.compile(rf"(?:\A|\n)[ \t]*[{re.escape(letters)}]") for letters in ("{", "[{")}
 
 
 @dataclass(slots=True, eq=False)
@@ -177,9 +177,11 @@ class _Calls:
 
     def finish(self) -> list[Said]:
         made: list[Said] = []
+        if isinstance(self._scanner, TagsCall):
+            made = [item for piece in self._scanner.finish() if (item := self._said(piece)) is not None]
         if self._scanner is not None:
             rest = self._scanner.pending if self._scanner_told else self._lead + self._scanner.raw
-            made = [Text(rest)] if rest.strip() or not self._scanner_told else []
+            made += [Text(rest)] if rest.strip() or not self._scanner_told else []
             self._scanner = None
         rest, self._text = self._text, ""
         if rest and not (self._count and not rest.strip()):

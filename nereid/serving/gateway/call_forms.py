@@ -70,8 +70,8 @@ class ToolFormat:
     """One family's form.
 
     `begin` stands before each call, or before a list of them, and `end` behind it; `others` are what models write for `begin`,
-    `other_ends` for `end`. `bare`: the letter with which a line may also begin a call at once, without `begin`; only functions
-    that there are count then. `function` and `arguments` are an object's members that have them, `middle` is what stands between
+    `other_ends` for `end`. `bare`: letters with which a line may also begin a call at once, without `begin`; only functions that
+    there are count then. `function` and `arguments` are an object's members that have them, `middle` is what stands between
     a name and its arguments, `between` what stands between calls. `opening` is a mark of each call's own behind `begin`, which a
     model may leave out, and `closing` is behind each call; `fenced`: the name comes after `middle`, and then the arguments in a
     fence. `listed` stands around the calls

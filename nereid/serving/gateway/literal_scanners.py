@@ -10,6 +10,7 @@ from typing import Any
 
 from nereid.serving.gateway.call_scanners import NAME, JsonCalls, Name, Piece, State
 from nereid.serving.gateway.literals import braced_value, python_value
+from nereid.serving.gateway.tag_values import loaded
 
 _OPENS, _CLOSES = "([{", ")]}"
 _LONGEST_HEAD = 200
@@ -32,7 +33,7 @@ class Extent:
         """-1: it has not come yet."""
         while self.at < len(text):
             rest = text[self.at : self.at + max(3, len(self.quotes))]
-            step = self._within(text, rest) if self._quote else self._outside(rest)
+            step = self._within(text, rest) if self._quote else self._outside(text, rest)
             if step < 0:
                 return -1
             if step == 0:
@@ -40,17 +41,30 @@ class Extent:
             self.at += step
         return -1
 
-    def _outside(self, rest: str) -> int:
+    def _outside(self, text: str, rest: str) -> int:
         marks = (self.quotes, '"') if self.quotes else ('"""', "'''", '"', "'")
         if any(mark.startswith(rest) and mark != rest for mark in marks):
             return -1
         if mark := next((mark for mark in marks if rest.startswith(mark)), ""):
-            self._quote = mark
+            if mark != self.quotes or not self._plainly(text):
+                self._quote = mark
             return len(mark)
         if self._depth == 0 and rest[0] in f",{_CLOSES}":
-            return 0
+            return self._unopened(text) if self.quotes and rest[0] == "," else 0
         self._depth += (rest[0] in _OPENS) - (rest[0] in _CLOSES)
         return 1
+
+    def _plainly(self, text: str) -> bool:
+        """Whether the value has begun as a text without its mark."""
+        lead = text[: self.at].lstrip()
+        return self._depth == 0 and bool(lead) and not lead.startswith((self.quotes, '"', "{", "["))
+
+    def _unopened(self, text: str) -> int:
+        """A comma belongs to a text whose first mark was left out, where the second comes before anything is named."""
+        if not self._plainly(text):
+            return 0
+        ends = [(at, mark) for mark in (self.quotes, ":", "}") if (at := text.find(mark, self.at)) >= 0]
+        return -1 if not ends else 1 if min(ends)[1] == self.quotes else 0
 
     def _within(self, text: str, rest: str) -> int:
         if rest[0] == "\\" and self._quote != self.quotes:
@@ -126,7 +140,8 @@ class PythonCalls:
         if not self._any:
             self.raw += text
             if re.match(r"\s*(\[\s*)?\{", self.raw):
-                self._json = JsonCalls()
+                names = None if self.names is None else frozenset(self.names)
+                self._json = JsonCalls(names, separators=";,")
                 return self._other(self.raw)
         self._text += text
         made: list[Piece] = []
@@ -184,6 +199,8 @@ class PythonCalls:
         if end < 0:
             return []
         text, self._text, self._extent = self._text[:end], self._text[end:], None
+        if self._key is None and text.startswith("**") and isinstance(members := loaded(python_value(text[2:], {}, {})), dict):
+            return ["".join(arguments.member(key, json.dumps(item, ensure_ascii=False)) for key, item in members.items())]
         key = self._key if self._key is not None else arguments.unnamed()
         if key is None or not text.strip():
             self._text = self._text if self._text[:1] in ",)" else self._text[1:]  # a bracket that was never opened

@@ -10,10 +10,12 @@ from typing import Any
 
 from nereid.serving.gateway.call_scanners import NAME, JsonCalls, Name, Piece, State
 from nereid.serving.gateway.said import held_back
-from nereid.serving.gateway.tag_values import is_json, is_written_plainly, json_of
+from nereid.serving.gateway.tag_values import is_json, is_of, is_written_plainly, json_of, loaded
 from nereid.serving.gateway.tags import Tags
 
 _LONGEST_TAG = 300
+_WRAPPERS = ("arguments", "input", "parameters")
+"""What models call all of the parameters, where they write them as one."""
 _NAME = re.compile(rf"{NAME.pattern}($|[\"' ])")
 
 
@@ -56,18 +58,36 @@ class TagsCall:
             return []  # all marks end so
         return self._parts()
 
+    def finish(self) -> list[Piece]:
+        """A value whose end has come has ended, whatever would have followed."""
+        if self._value is None or self.state is not State.OPEN:
+            return []
+        found = [(at, mark) for mark in self._ended if (at := self._text.find(mark)) >= 0]
+        return [self._within(self._value, *min(found))] if found else []
+
+    @property
+    def _all(self) -> tuple[Tags, ...]:
+        return (self.tags, *self.tags.others)
+
+    @property
+    def _ended(self) -> list[str]:
+        return [tags.ended for tags in self._all]
+
+    @property
+    def _closing(self) -> list[str]:
+        return [tags.closing for tags in self._all if tags.closing]
+
     def _begin(self) -> list[Piece]:
         lead = self._text.lstrip()
-        found = self.tags.head.match(lead)
-        if found and NAME.fullmatch(found[1]):
-            self._name, self._text = found[1], lead[found.end() :]
+        found = next((match for tags in self._all if (match := tags.head.match(lead))), None)
+        if found and NAME.fullmatch(found[1].strip()):
+            self._name, self._text = found[1].strip(), lead[found.end() :]
             return [Name(self._name), *self._parts()]
-        if found or not self._may_begin(lead):
+        if found or not any(self._may_begin(lead, tags.function) for tags in self._all):
             self.state = State.FAILED
         return []
 
-    def _may_begin(self, lead: str) -> bool:
-        mark = self.tags.function
+    def _may_begin(self, lead: str, mark: str) -> bool:
         if len(lead) <= len(mark):
             return mark.startswith(lead)
         name = lead[len(mark) :] if mark else lead.rstrip()
@@ -77,86 +97,112 @@ class TagsCall:
         made = ""
         before: tuple[str, object] | None = None
         while self.state is State.OPEN and before != (before := (self._text, self._value)):
-            made += self._between() if self._value is None else self._within(self._value)
+            made += self._between() if self._value is None else self._within(self._value, *self._end(self._value))
         return [made] if made else []
 
     def _between(self) -> str:
         """Between parameters; what is no part of a call ends it: it has begun."""
         lead = self._text.lstrip()
-        closing, mark = self.tags.closing, self.tags.parameter
-        if closing and lead.startswith(closing):
+        if closing := next((mark for mark in self._closing if lead.startswith(mark)), ""):
             return self._closed(lead.removeprefix(closing))
-        if found := self.tags.key.match(lead):
+        found = next((match for tags in self._all if (match := tags.key.match(lead))), None)
+        if found:
             self._text = lead[found.end() :]
             key, says_text = found["key"].strip(), found.groupdict().get("text")
-            schema = self.schemas.get(self._name, {}).get("properties", {}).get(key)
+            schema = self._schema.get("properties", {}).get(key)
             self._value = _Value(key, schema, None if says_text is None else says_text == "true")
-            return self._value.lead(bool(self._keys))
-        waits = mark.startswith(lead) or (closing and closing.startswith(lead)) or lead.startswith(mark)
+            return self._lead(key) + '"' if self._value.plain else ""
+        marks = [tags.parameter for tags in self._all]
+        waits = any(mark.startswith(lead) for mark in (*marks, *self._closing)) or lead.startswith(tuple(marks))
         return "" if waits and len(lead) < _LONGEST_TAG else self._closed(self._text)
 
     def _closed(self, rest: str) -> str:
         self.state, self.rest = State.DONE, rest
         return "}" if self._keys else "{}"
 
-    def _within(self, value: _Value) -> str:
-        at, mark = self._end()
-        padded = self.tags.padded
+    @property
+    def _schema(self) -> Mapping[str, Any]:
+        return self.schemas.get(self._name, {})
+
+    def _lead(self, key: str) -> str:
+        return f"{', ' if self._keys else '{'}{json.dumps(key, ensure_ascii=False)}: "
+
+    def _within(self, value: _Value, at: int, mark: str) -> str:
         if value.plain:
-            if not value.begun and padded:
-                if not self._text:
-                    return ""
-                if at != 0 and self._text.startswith("\n"):
-                    self._text, at = self._text[1:], at - 1
-            value.begun = True
-            sure = at if at >= 0 else self._sure()
-            piece, self._text = self._text[:sure], self._text[sure:]
-            if at >= 0 and padded:
-                piece = piece.removesuffix("\n")
-            made = json.dumps(piece, ensure_ascii=False)[1:-1]
-        elif at >= 0 and (at := self._end_of_json(at, mark)) >= 0:
+            made = self._text_of(value, at)
+        elif at >= 0:
             text, self._text = self._text[:at], self._text[at:]
-            text = text.removeprefix("\n").removesuffix("\n") if padded else text
-            made = value.json(text, self.schemas.get(self._name, {}))
+            made = self._members(value, text.removeprefix("\n").removesuffix("\n") if self.tags.padded else text)
         else:
             return ""
         if at < 0:
             return made
-        self._text = self._text.removeprefix(mark)
-        self._keys.append(value.key)
-        self._value = None
-        return made + ('"' if value.plain else "")
+        self._text, self._value = self._text.removeprefix(mark), None
+        if value.plain:
+            self._keys.append(value.key)
+        return made
 
-    def _end(self) -> tuple[int, str]:
+    def _text_of(self, value: _Value, at: int) -> str:
+        """What may be told of a plain text, which ends at `at`."""
+        padded = self.tags.padded
+        if padded and not value.begun and self._text.startswith("\n") and at != 0:
+            self._text, at = self._text[1:], at - 1
+        value.begun = value.begun or bool(self._text)
+        sure = at if at >= 0 else self._sure()
+        piece, self._text = self._text[:sure], self._text[sure:]
+        piece = piece.removesuffix("\n") if at >= 0 and padded else piece
+        return json.dumps(piece, ensure_ascii=False)[1:-1] + ('"' if at >= 0 else "")
+
+    def _members(self, value: _Value, text: str) -> str:
+        """A parameter; all, where a model has written an object of them for one; none, where it has left one empty."""
+        known = self._schema.get("properties", {})
+        if value.key in _WRAPPERS and value.schema is None and not self._keys:
+            inner = loaded(text)
+            if isinstance(inner, dict) and inner and inner.keys() <= known.keys():
+                return "".join(self._member(key, json.dumps(item, ensure_ascii=False)) for key, item in inner.items())
+        schema = {} if value.schema is None else value.schema
+        written = json_of(text, schema, self._schema, text_first=value.says_text is True)
+        if not text.strip() and value.key not in self._schema.get("required", ()) and not is_of(written, schema, self._schema):
+            return ""
+        return self._member(value.key, written)
+
+    def _member(self, key: str, written: str) -> str:
+        lead = self._lead(key)
+        self._keys.append(key)
+        return lead + written
+
+    def _end(self, value: _Value) -> tuple[int, str]:
         """Where a value ends, and with which mark: with its own, or, where that was left out, before the next parameter that
-        there is, or before the call's end."""
-        own = self.tags.ended
-        found = [(at, own) for at in (self._text.find(own),) if at >= 0]
+        there is, or before the call's end; -1: that cannot be said yet.
+        """
+        found = [(at, mark) for mark in self._ended if (at := self._own_end(value, mark)) >= 0]
         found += [(at, "") for tag in self._next() if (at := self._text.find(tag)) >= 0]
         if match := self._call_end.search(self._text):
             found.append((match.start(), ""))
-        return min(found, default=(-1, ""))
+        at, mark = min(found, default=(-1, ""))
+        return (-1, "") if mark and self._follows(self._text[at + len(mark) :], value, at) is None else (at, mark)
 
-    def _end_of_json(self, at: int, mark: str) -> int:
-        """Where a value that is written as JSON ends, its first mark being at `at`; a text within it may have such marks, too.
-
-        -1: that cannot be said yet.
-        """
-        while mark and self._text.lstrip()[:1] in ('"', "{", "[") and not is_json(self._text[:at]):
-            behind = self._text[at + len(mark) :].lstrip()
-            follows = [tag for tag in (self.tags.parameter, self.tags.closing or self.end) if tag]
-            if any(behind.startswith(tag) for tag in follows):
-                return at
-            if any(tag.startswith(behind) for tag in follows):
-                return -1
+    def _own_end(self, value: _Value, mark: str) -> int:
+        """The first of a mark that may be the value's: another one stands within it."""
+        at = self._text.find(mark)
+        while at >= 0 and self._follows(self._text[at + len(mark) :], value, at) is False:
             at = self._text.find(mark, at + 1)
-            if at < 0:
-                return -1
         return at
+
+    def _follows(self, behind: str, value: _Value, at: int) -> bool | None:
+        """Whether what stands behind a mark at `at` is what may follow a value; None: that cannot be said yet."""
+        if not value.plain and self._text.lstrip()[:1] in ("{", "[", '"') and is_json(self._text[:at]):
+            return True
+        lead = behind.lstrip()
+        marks = [mark for tags in self._all for mark in (tags.parameter, tags.closing, tags.function) if mark]
+        marks += [self.end] if self.end else []
+        if lead.startswith(tuple(marks)):
+            return True
+        return None if any(mark.startswith(lead) for mark in marks) else False
 
     def _next(self) -> list[str]:
         """Tags of the parameters that have not come yet."""
-        known = self.schemas.get(self._name, {}).get("properties", {})
+        known = self._schema.get("properties", {})
         lead = "\n" if self.tags.padded else ""
         written = {*self._keys, self._value.key if self._value else ""}
         return [f"{lead}{self.tags.parameter}{key}{self.tags.keyed}" for key in known if key not in written]
@@ -168,10 +214,13 @@ class TagsCall:
 
     def _sure(self) -> int:
         """How much of a plain text is none of the marks that may end it."""
-        text = self._text
-        closing = self.tags.closing
+        text, value = self._text, self._value
+        assert value is not None
         lead = "\n" if self.tags.padded else ""
-        sure = len(text) - held_back(text, f"{lead}{self.tags.ended}", self.tags.ended, closing, *self._next())
+        ended = [f"{lead}{mark}" for mark in self._ended]
+        sure = len(text) - held_back(text, *ended, *self._ended, *self._closing, *self._next())
+        sure = min([sure, *(at for mark in self._ended if (at := self._own_end(value, mark)) >= 0)])
+        closing = self.tags.closing
         at = text.rfind(closing) if closing else -1
         if 0 <= at < sure and self.end.startswith(text[at + len(closing) :].lstrip()):
             sure = at
@@ -190,10 +239,3 @@ class _Value:
     @property
     def plain(self) -> bool:
         return self.says_text is not False and (self.schema is None or is_written_plainly(self.schema))
-
-    def lead(self, follows: bool) -> str:
-        return f"{', ' if follows else '{'}{json.dumps(self.key, ensure_ascii=False)}: {chr(34) if self.plain else ''}"
-
-    def json(self, text: str, root: Mapping[str, Any]) -> str:
-        schema = {} if self.schema is None else self.schema
-        return json_of(text, schema, root, text_first=self.says_text is True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,17 +34,39 @@ def is_written_plainly(schema: object) -> bool:
 
 
 def json_of(text: str, schema: object, root: Mapping[str, Any], *, text_first: bool = False) -> str:
-    """A parameter's value as JSON: the first reading that is of its schema's types, as JSON, as Python writes it, or as a text,
-    which comes first where `text_first`. `root` has the definitions.
+    """A parameter's value as JSON: the first reading that is of its schema's types, as JSON, as Python writes it, as a text,
+    which comes first where `text_first`, as JSON that was written twice, or as a number with zeros before it. `root` has the
+    definitions.
     """
     as_text = json.dumps(text, ensure_ascii=False)
     readings = [reading for read in (_as_json, _as_python) if (reading := read(text)) is not None]
-    readings = [as_text, *readings] if text_first else [*readings, as_text]
-    return next((made for made in readings if _is_of(json.loads(made), schema, root)), readings[0])
+    last = [reading for read in (_as_json_twice, _as_number) if (reading := read(text)) is not None]
+    readings = [as_text, *readings, *last] if text_first else [*readings, as_text, *last]
+    return next((made for made in readings if is_of(made, schema, root)), readings[0])
+
+
+def is_of(written: str, schema: object, root: Mapping[str, Any]) -> bool:
+    """Whether some JSON is of a schema's types and choices."""
+    return _is_of(json.loads(written), schema, root)
+
+
+def loaded(text: str) -> Any:
+    """None where it is no JSON."""
+    return None if _as_json(text) is None else json.loads(text)
 
 
 def is_json(text: str) -> bool:
     return _as_json(text) is not None
+
+
+def _as_json_twice(text: str) -> str | None:
+    inner = loaded(text)
+    return _as_json(inner) if isinstance(inner, str) else None
+
+
+def _as_number(text: str) -> str | None:
+    found = re.fullmatch(r"\s*([+-]?)0*(\d+(?:\.\d+)?)\s*", text, re.ASCII)
+    return f"{found[1].strip('+')}{found[2]}" if found else None
 
 
 def _as_json(text: str) -> str | None:

@@ -26,6 +26,8 @@ class Tags:
     line: str = "\n"
     head: re.Pattern[str] = field(compare=False)
     key: re.Pattern[str] = field(compare=False)
+    others: tuple[Tags, ...] = ()
+    """What models write for them."""
 
 
 EQUALS = Tags(
@@ -37,8 +39,8 @@ EQUALS = Tags(
     opened=("", ""),
     ended="</parameter>",
     padded=True,
-    head=re.compile(r"<function=([^>\n]*)>"),
-    key=re.compile(r"<parameter=(?P<key>[^>]*)>"),
+    head=re.compile(r"<function=([^<>\n]*)[>\n]"),
+    key=re.compile(r"<parameter=(?P<key>[^<>\n]*)[>\n]"),
 )
 """`<function=name><parameter=key>`: Qwen 3 Coder's, which others have taken over."""
 
@@ -69,7 +71,7 @@ PAIRS = Tags(
     opened=("\n<arg_value>", "\n<arg_value>"),
     ended="</arg_value>",
     head=re.compile(r"([^<\s]+)\s*(?=<)"),
-    key=re.compile(r"<arg_key>(?P<key>[^<]*)</arg_key>\s*<arg_value>"),
+    key=re.compile(r"<arg_key>(?P<key>[^<]*)(?:</arg_key>)?\s*<arg_value>"),
 )
 """`name`, and in lines of their own `<arg_key>key</arg_key>` and `<arg_value>value</arg_value>`: GLM 4.5's."""
 TIGHT_PAIRS = replace(PAIRS, opened=("<arg_value>", "<arg_value>"), line="")

@@ -61,6 +61,7 @@ SEED_OSS = replace(QWEN3_CODER, name="seed_oss", begin="<seed:tool_call>", end="
 GLM45 = ToolFormat(name="glm45", shape=Shape.TAGS, begin="<tool_call>", end="</tool_call>", between="\n", tags=PAIRS)
 GLM47 = replace(GLM45, name="glm47", between="", tags=TIGHT_PAIRS)
 _PLAIN, _DSML = named_tags("", says_text=False), named_tags("｜DSML｜", says_text=True)
+_DSML = replace(_DSML, others=(named_tags("", says_text=True),))
 MINIMAX_M2 = ToolFormat(
     name="minimax_m2",
     shape=Shape.TAGS,
@@ -114,7 +115,9 @@ KIMI_K2 = ToolFormat(
     new_id=numbered_id,
     ids=NUMBERED,
 )
-PYTHONIC = ToolFormat(name="pythonic", shape=Shape.PYTHON, begin="<|python_start|>", end="<|python_end|>", bare="[", between=", ")
+PYTHONIC = ToolFormat(
+    name="pythonic", shape=Shape.PYTHON, begin="<|python_start|>", end="<|python_end|>", bare="[{", between=", "
+)
 LFM2 = replace(PYTHONIC, name="lfm2", begin="<|tool_call_start|>", end="<|tool_call_end|>", bare="")
 OLMO3 = replace(LFM2, name="olmo3", begin="<function_calls>", end="</function_calls>", between="\n", listed=("", ""))
 GEMMA4 = ToolFormat(name="gemma4", shape=Shape.BRACES, begin="<|tool_call>", end="<tool_call|>", quotes='<|"|>')

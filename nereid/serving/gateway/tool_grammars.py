@@ -70,7 +70,7 @@ class AnswerForm:
         if self.schema is not None:
             return "(json | calls)"
         if form.bare:
-            first = f"[^\\{form.bare}\\s]"  # no line begins as a call does
+            first = f"[^{escaped(form.bare)}\\s]"  # no line begins as a call does
             rules["text"] = f'/{first}[^\\n]*(\\n\\s*({first}[^\\n]*)?)*/ | ""'
             return "(text | calls)"
         # Text and calls in turns, and text at the end.
