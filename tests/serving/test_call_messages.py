@@ -147,6 +147,15 @@ def test_several_calls_are_shown_one_by_one_where_a_template_shows_one(family: s
     assert shown.count("Łódź") == 2
 
 
+def test_a_text_before_several_calls_is_shown_once_and_results_of_no_call_are_shown_behind() -> None:
+    sent = called("now", "warmth", content="Let me see.")
+    other = {"role": "tool", "tool_call_id": "other", "content": "of another"}
+    shown = prompt(FAMILIES["gpt-oss"], ASKED, sent, other, result("warmth"), result("now"))
+    assert shown.count("Let me see.") == 1
+    places = [shown.index(words) for words in ("Let me see.", "of now", "of warmth", "of another")]
+    assert places == sorted(places)
+
+
 def test_several_calls_stay_together_where_a_template_shows_them() -> None:
     shown = prompt(FAMILIES["hermes"], ASKED, called("now", "warmth"), result("now"), result("warmth"))
     assert shown.count("<|im_start|>assistant\n<tool_call>") == 1

@@ -247,7 +247,7 @@ class _Calls:
                 self._scanner = NamedCall(form.middle, names)
             case Shape.SECTION:
                 self._scanner = SectionCalls(
-                    opening=form.opening, closing=form.closing, middle=form.middle, ends=form.ends, numbered=form.numbered
+                    opening=form.opening, closing=form.closing, middle=form.middle, numbered=form.numbered
                 )
             case _:
                 self._scanner = JsonCalls(names if form.bare else None, separators=form.between.strip() if form.bare else ",")

@@ -13,7 +13,6 @@ from enum import IntEnum, auto
 from typing import Any
 
 from nereid.serving.gateway.call_forms import Ids
-from nereid.serving.gateway.call_scanners import no_json
 
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
@@ -54,7 +53,7 @@ def arguments_of(text: str) -> ArgumentsObject | str:
     So is the text of an object that no template can write: half of a surrogate pair is no Unicode, NaN no JSON.
     """
     try:
-        members = json.loads(text, parse_constant=no_json)
+        members = json.loads(text)
         json.dumps(members, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         return text

@@ -97,7 +97,7 @@ _LONGEST_HEAD = 300
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class SectionCalls:
-    """DeepSeek's calls up to one of the section's `ends`, each from `opening` to `closing`: a kind, `middle`, the name, and the
+    """DeepSeek's calls up to the section's end, each from `opening` to `closing`: a kind, `middle`, the name, and the
     arguments in a fence; or the name, `middle` and the arguments. `numbered`: the name stands between `functions.` and a number,
     Kimi's id.
 
@@ -107,7 +107,6 @@ class SectionCalls:
     opening: str
     closing: str
     middle: str
-    ends: tuple[str, ...]
     numbered: bool = False
     state: State = State.OPEN
     rest: str = ""
@@ -135,10 +134,7 @@ class SectionCalls:
                 return []
         if lead.startswith(self.opening):
             return self._head(lead.removeprefix(self.opening))
-        end = next((mark for mark in self.ends if lead.startswith(mark)), "")
-        if end and self._any:
-            self.state, self.rest = State.DONE, lead.removeprefix(end)
-        elif not any(mark.startswith(lead) for mark in (self.opening, self.closing, *self.ends, "```")):
+        if not any(mark.startswith(lead) for mark in (self.opening, self.closing, "```")):
             self.state, self.rest = State.DONE if self._any else State.FAILED, self._text
         return []
 
