@@ -314,3 +314,28 @@ def test_what_tags_cannot_be_bound_to_is_refused(schema: dict[str, Any], words: 
     form = AnswerForm(calls=CallReading(form=TOOL_FORMATS["qwen3_coder"], schemas={"f": schema}), called=True)
     with pytest.raises(NotBindableError, match=words):
         form.grammar()
+
+
+def test_what_arguments_of_a_call_cannot_be_bound_to_is_refused() -> None:
+    for form in ("lfm2", "gemma4"):
+        for schema, words in (
+            ({"type": "object", "properties": {"a b": {}}}, "'a b' cannot be the name of an argument"),
+            ({"type": "object", "oneOf": [{}]}, "oneOf cannot be bound"),
+        ):
+            bound = AnswerForm(calls=CallReading(form=TOOL_FORMATS[form], schemas={"f": schema}), called=True)
+            with pytest.raises(NotBindableError, match=words):
+                bound.grammar()
+
+
+def test_arguments_that_are_not_required_may_be_left_out(parts: Any) -> None:
+    number = {"type": "integer"}
+    schema = {"type": "object", "properties": {"a": number, "b": number, "c": number}, "required": ["b"]}
+    for form, whole, equals, comma in (
+        ("lfm2", "<|tool_call_start|>[f(%s)]<|tool_call_end|>", "=", ", "),
+        ("gemma4", "<|tool_call>call:f{%s}<tool_call|>", ":", ","),
+    ):
+        bound = AnswerForm(calls=CallReading(form=TOOL_FORMATS[form], schemas={"f": schema}), called=True, tokens=parts[2])
+        for given, taken in (("abc", True), ("b", True), ("ab", True), ("bc", True), ("ac", False), ("", False), ("ba", False)):
+            text = whole % comma.join(f"{name}{equals}1" for name in given)
+            assert takes(parts, bound, text) is taken, text
+        assert not takes(parts, bound, whole % f"{comma}b{equals}1")
