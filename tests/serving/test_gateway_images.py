@@ -25,7 +25,6 @@ from nereid_client.main import app
 
 from drawing_models import FACTS, STEPS, Drawers, drawing_repository
 from gateway_before import gateway
-from small_servers import grpc_server
 
 GENERATE, EDIT, VARY = "/v1/images/generations", "/v1/images/edits", "/v1/images/variations"
 BODY: dict[str, Any] = {"prompt": "a box", "seed": 9}
@@ -52,9 +51,8 @@ def drawers() -> Drawers:
 
 
 @pytest.fixture
-def triton(drawers: Drawers) -> Iterator[int]:
-    with grpc_server(drawers.all()) as (port, _):
-        yield port
+def triton_models(drawers: Drawers) -> dict[str, Any]:
+    return drawers.all()
 
 
 @pytest.fixture

@@ -71,17 +71,6 @@ class Model:
         }
 
 
-@pytest.fixture
-def model() -> Model:
-    return Model()
-
-
-@pytest.fixture
-def triton(model: Model) -> Iterator[int]:
-    with grpc_server({"llm": model}) as (port, _):
-        yield port
-
-
 def write(folder: Path, template: str, *special: str) -> Path:
     """A repository whose tokenizer has some special tokens."""
     repository = small_repository(folder, template)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,39 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nereid.serving.gateway.launch import Rules
-
-from drawing_models import Drawers, drawing_repository
-from gateway_before import gateway
-from small_servers import grpc_server
-
-REDRAW = "/sdapi/v1/img2img"
-
-
-@pytest.fixture
-def drawers() -> Drawers:
-    return Drawers()
-
-
-@pytest.fixture
-def api(tmp_path: Path, drawers: Drawers) -> Iterator[httpx.Client]:
-    repository = drawing_repository(tmp_path / "repository")
-    with (
-        grpc_server(drawers.all()) as (port, _),
-        gateway(repository, port, rules=Rules(a1111=True)) as running,
-        httpx.Client(base_url=running.url, timeout=60) as client,
-    ):
-        yield client
-
-
-def text(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def shown(picture: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(picture)))
+from drawing_models import Drawers
+from webui_forms import REDRAW, shown, text
 
 
 def masked(**fields: Any) -> dict[str, Any]:
