@@ -178,6 +178,24 @@ def test_partial_images_of_a_part_are_spread_over_all_steps(api: httpx.Client) -
     assert [int(shown(event)[0, 0, 0]) for event in made[:3]] == [5, 10, 15]
 
 
+def test_an_edit_says_what_its_part_begins_as_and_how_latents_are_brought_to_its_size(
+    api: httpx.Client, drawers: Drawers
+) -> None:
+    answer = edit(
+        api, files={"image": png(half_clear())}, size="128x96", inpainting_fill="latent_noise", latent_upscale="bicubic"
+    )
+    assert answer.status_code == 200, answer.text
+    asked = drawers.asked[-1]
+    assert (asked["inpainting_fill"], asked["latent_upscale"]) == (b"latent_noise", b"bicubic")
+    assert (asked["init_image"].shape, asked["mask_image"].shape) == ((48, 64, 3), (96, 128))
+    assert shown(answer.json()["data"][0]).shape == (96, 128, 3)
+    varied = {"latent_upscale": "bilinear", "size": "128x96"}
+    assert api.post(VARY, data=varied, files={"image": png()}).status_code == 200
+    assert drawers.asked[-1]["init_image"].shape == (48, 64, 3)
+    sent = {"inpainting_fill": "latent_noise"}
+    assert "not supported" in refused(api.post(VARY, data=sent, files={"image": png()}), "inpainting_fill")
+
+
 OPAQUE, SMALL = {"image": png(), "mask": png()}, {"image": png(), "mask": png(half_clear((32, 48)))}
 TWO = [("image[]", png()), ("image[]", png())]
 TWO_MASKS = [("image", png()), ("mask", png(half_clear())), ("mask", png(half_clear()))]

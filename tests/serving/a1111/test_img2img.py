@@ -47,9 +47,30 @@ def test_a_picture_of_other_proportions_is_stretched_cut_or_filled_up(api: httpx
     assert drawers.asked[-1]["init_image"][[0, 32, 63], 40].tolist() == [[255, 0, 0]] * 3
     warnings = json.loads(filled.json()["info"])["warnings"]
     assert "image: 128 x 64 pixels were scaled to 64 x 64, and padded to these proportions" in warnings
-    assert "'init_images'" not in refused(api.post(REDRAW, json={**body, "resize_mode": 3}), "resize_mode")
+    refused(api.post(REDRAW, json={**body, "resize_mode": 4}), "resize_mode")
     own = api.post(REDRAW, json={"init_images": [text(wide.resize((61, 50)))]})
     assert shown(own.json()["images"][0]).size == (64, 48)
+
+
+@pytest.mark.parametrize(
+    ("sent", "encoded"), [((32, 48), (32, 48)), ((61, 50), (64, 48)), ((3, 3), (8, 8)), ((64, 64), (64, 64))]
+)
+def test_a_picture_whose_latents_are_stretched_is_sent_as_large_as_it_is(
+    api: httpx.Client, drawers: Drawers, sent: tuple[int, int], encoded: tuple[int, int]
+) -> None:
+    """But for what it takes to be encoded at all: sides of whole latents."""
+    picture = Image.new("RGB", sent, (0, 0, 255))
+    answer = api.post(REDRAW, json={"init_images": [text(picture)], "width": 64, "height": 64, "resize_mode": 3})
+    assert answer.status_code == 200, answer.text
+    asked = drawers.asked[-1]
+    assert (asked["latent_upscale"], asked["width"], asked["height"]) == (b"bilinear", 64, 64)
+    assert asked["init_image"].shape == (encoded[1], encoded[0], 3)
+    assert shown(answer.json()["images"][0]).size == (64, 64)
+    scaled = [f"image: {sent[0]} x {sent[1]} pixels were scaled to {encoded[0]} x {encoded[1]}"] if sent != encoded else []
+    told = json.loads(answer.json()["info"])["warnings"]
+    assert [warning.partition(", and")[0] for warning in told] == [*scaled, "one"]
+    api.post(REDRAW, json={"init_images": [text(picture)], "width": 64, "height": 64})
+    assert "latent_upscale" not in drawers.asked[-1]
 
 
 @pytest.mark.parametrize(

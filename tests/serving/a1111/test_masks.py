@@ -87,6 +87,44 @@ def test_what_is_drawn_anew_begins_as_the_colours_around_it(api: httpx.Client, d
     assert np.array_equal(drawers.asked[-1]["init_image"], np.asarray(sent))
 
 
+@pytest.mark.parametrize(("fill", "asked"), [(0, None), (1, None), (2, b"latent_noise"), (3, b"latent_nothing")])
+@pytest.mark.parametrize("whole", [False, True], ids=["in its picture", "by itself"])
+def test_what_is_drawn_anew_begins_as_noise_or_nothing_in_its_latents_place(
+    api: httpx.Client, drawers: Drawers, fill: int, asked: bytes | None, whole: bool
+) -> None:
+    """Its latents are made, as they are there, of the colours around it, but for 1."""
+    sent = Image.new("RGB", (64, 64), (0, 0, 255))
+    sent.paste((255, 0, 0), (0, 0, 32, 64))
+    extra = {"inpaint_full_res": True, "inpaint_full_res_padding": 32} if whole else {}
+    answer = api.post(REDRAW, json=masked(init_images=[text(sent)], inpainting_fill=fill, **extra))
+    assert answer.status_code == 200, answer.text
+    given = drawers.asked[-1]
+    assert given.get("inpainting_fill") == asked
+    assert (given["init_image"][:, :31] == ([255, 0, 0] if fill == 1 else [0, 0, 255])).all()
+    without = api.post(REDRAW, json={**masked(inpainting_fill=fill), "mask": None})
+    assert without.status_code == 200, without.text
+    assert "inpainting_fill" not in drawers.asked[-1]
+
+
+def test_a_part_of_a_picture_whose_latents_are_stretched_is_drawn_at_the_size_that_is_asked_for(
+    api: httpx.Client, drawers: Drawers
+) -> None:
+    """The mask and what is put over the drawn picture are stretched; a part by itself is as large as what is drawn before."""
+    asked = {"width": 128, "height": 64, "resize_mode": 3, "inpainting_fill": 3}
+    answer = api.post(REDRAW, json=masked(**asked))
+    assert answer.status_code == 200, answer.text
+    given, wide = drawers.asked[-1], np.repeat(LEFT, 2, axis=1)
+    assert (given["init_image"].shape, given["latent_upscale"]) == ((64, 64, 3), b"bilinear")
+    assert np.array_equal(given["mask_image"], wide * 255)
+    made = np.asarray(shown(answer.json()["images"][0]))
+    assert (made[:, :64] == [255, 255, 0]).all()
+    assert (made[:, 72:] == [0, 0, 255]).all()  # the stretched mask has a soft edge
+    alone = api.post(REDRAW, json=small_part(resize_mode=3))
+    assert alone.status_code == 200, alone.text
+    assert "latent_upscale" not in drawers.asked[-1]
+    assert drawers.asked[-1]["init_image"].shape == (64, 64, 3)
+
+
 def small_part(**fields: Any) -> dict[str, Any]:
     """A square of 16 pixels of a picture that is red in the middle of blue; nothing is said of how it is drawn."""
     sent, mask = Image.new("RGB", (96, 64), (0, 0, 255)), Image.new("L", (96, 64))
@@ -153,7 +191,7 @@ def test_a_part_at_the_edge_and_a_mask_without_one_are_drawn(api: httpx.Client, 
 @pytest.mark.parametrize(
     ("change", "param", "words"),
     [
-        ({"inpainting_fill": 2}, "inpainting_fill", "2 is not allowed; it must be 0 (the colours around) or 1 (the picture)"),
+        ({"inpainting_fill": 4}, "inpainting_fill", "it must be at most 3"),
         ({"mask_round": False}, "mask_round", "False is not allowed; it must be true or absent"),
         ({"mask_blur": -1}, "mask_blur", "it must be at least 0"),
         ({"inpainting_mask_invert": 2}, "inpainting_mask_invert", "it must be at most 1"),
@@ -166,4 +204,4 @@ def test_what_a_mask_cannot_have_is_refused_by_name(api: httpx.Client, change: d
     assert (answer.status_code, error["param"]) == (400, param), error
     assert words in error["message"]
     without = api.post(REDRAW, json={**masked(**change), "mask": None})
-    assert without.status_code == (400 if change.get("mask_blur") == -1 or "inpainting_mask_invert" in change else 200)
+    assert without.status_code == (200 if "mask_round" in change else 400)
