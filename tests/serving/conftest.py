@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from drawing_models import Drawers
 from small_servers import grpc_server
 
 
@@ -27,3 +28,11 @@ def triton(triton_models: dict[str, Any]) -> Iterator[int]:
     """The server's port."""
     with grpc_server(triton_models) as (port, _):
         yield port
+
+
+@pytest.fixture
+def drawers() -> Iterator[Drawers]:
+    """Image models, for those who serve them."""
+    made = Drawers()
+    yield made
+    made.release.set()

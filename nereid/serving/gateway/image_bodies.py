@@ -9,7 +9,8 @@ from pydantic import Field, create_model, field_validator
 
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.image_models import ImageModel
-from nereid.serving.gateway.pictures import Encoding
+from nereid.serving.gateway.picture_forms import IMAGE, MASK
+from nereid.serving.gateway.pictures import Encoding, from_base64
 from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.unused import EDITS, IMAGES, VARIATIONS
 from nereid_client.images import OPTIONS, annotation
@@ -133,6 +134,41 @@ class OpenAIEditBody(_StreamedBody):
     taken = (*IMAGE_EXTENSIONS, *_OF_PARTS)
 
 
+class SentPicture(Sent):
+    """A picture in JSON: a data: URL of it, under OpenAI's name or xAI's."""
+
+    image_url: str | None = None
+    url: str | None = None
+    type: Literal["image_url"] | None = None
+
+
+class OpenAIEditJsonBody(OpenAIEditBody):
+    """The same in JSON, where pictures are data: URLs: OpenAI's `images`, or one that has the name which it has in a form."""
+
+    images: list[SentPicture] | None = Field(default=None, min_length=1, max_length=1)
+    image: str | SentPicture | None = None
+    mask: str | SentPicture | None = None
+
+    def pictures(self) -> tuple[bytes, bytes | None]:
+        """The picture, and what says which part of it is changed; raises ApiError."""
+        if self.images is not None and self.image is not None:
+            raise ApiError(400, "image: it is not allowed beside images; it must be one of both", param=IMAGE)
+        found = _bytes("images.0", self.images[0]) if self.images else _bytes(IMAGE, self.image)
+        if found is None:
+            sentence = "images: it is missing; it must be a list of one picture, as image_url, a data: URL of it"
+            raise ApiError(400, sentence, param="images", code="missing_required_parameter")
+        return found, _bytes(MASK, self.mask)
+
+
+def _bytes(field: str, sent: str | SentPicture | None) -> bytes | None:
+    if isinstance(sent, SentPicture):
+        name = f"{field}.{'image_url' if sent.url is None else 'url'}"
+        if not (address := sent.image_url or sent.url):
+            raise ApiError(400, f"{name}: it is missing; it must be a data: URL of a picture", param=name)
+        return from_base64(address, name)
+    return from_base64(sent, field) if sent else None
+
+
 class OpenAIVariationBody(PictureBody):
     """What OpenAI's endpoint for variations has, beside its picture, and a prompt, which may say what the picture shows."""
 
@@ -152,4 +188,5 @@ ImageBody = _with_taken(
     "ImageBody", OpenAIImageBody, "What OpenAI's endpoint has, and the request fields that the table gives the gateway."
 )
 EditBody = _with_taken("EditBody", OpenAIEditBody, "The same of edits, and what is of pictures and their parts.")
+EditJsonBody = _with_taken("EditJsonBody", OpenAIEditJsonBody, "The same in JSON.")
 VariationBody = _with_taken("VariationBody", OpenAIVariationBody, "The same of variations, and what is of pictures.")

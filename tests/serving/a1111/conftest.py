@@ -17,13 +17,6 @@ from gateway_before import gateway
 
 
 @pytest.fixture
-def drawers() -> Iterator[Drawers]:
-    made = Drawers()
-    yield made
-    made.release.set()
-
-
-@pytest.fixture
 def triton_models(drawers: Drawers) -> dict[str, Any]:
     return drawers.all()
 

@@ -162,9 +162,10 @@ def test_a_part_is_drawn_by_itself_at_the_size_that_is_asked_for(api: httpx.Clie
     [
         ({"inpaint_full_res_padding": 8}, 1 / 4, 1 / 4),
         ({"width": 128}, 1 / 4, 0),
+        ({"height": 128}, 0, 1 / 4),
         ({"inpaint_full_res_padding": 1000}, 1 / 3, 3 / 8),
     ],
-    ids=["padding", "proportions", "picture"],
+    ids=["padding", "wide", "high", "picture"],
 )
 def test_what_is_around_a_part_is_drawn_with_it(
     api: httpx.Client, drawers: Drawers, change: dict[str, Any], left: float, top: float
@@ -177,11 +178,29 @@ def test_what_is_around_a_part_is_drawn_with_it(
     assert rows[0] / mask.shape[0] == pytest.approx(top, abs=0.03)
 
 
+def test_a_mask_of_another_size_is_scaled_before_its_part_is_found(api: httpx.Client, drawers: Drawers) -> None:
+    mask = Image.new("L", (48, 32))
+    mask.paste(255, (16, 12, 24, 20))
+    answer = api.post(REDRAW, json=small_part(mask=text(mask), inpainting_fill=1))
+    assert answer.status_code == 200, answer.text
+    assert (drawers.asked[-1]["init_image"][24:40, 24:40] == [255, 0, 0]).all()
+    made = np.asarray(shown(answer.json()["images"][0]))
+    assert made.shape == (64, 96, 3)
+    assert (np.abs(made[28:36, 36:44].astype(int) - [0, 255, 255]) <= 2).all()
+
+
 def test_a_part_at_the_edge_and_a_mask_without_one_are_drawn(api: httpx.Client, drawers: Drawers) -> None:
     edge = Image.new("L", (96, 64))
     edge.paste(255, (90, 0, 96, 20))
     made = api.post(REDRAW, json=small_part(mask=text(edge), inpaint_full_res_padding=4))
     assert made.status_code == 200, made.text
+    corner = Image.new("L", (96, 64))
+    corner.paste(255, (80, 0, 96, 16))  # with 8 pixels around it, where there are any, a square of 24
+    assert api.post(REDRAW, json=small_part(mask=text(corner), inpaint_full_res_padding=8)).status_code == 200
+    rows, columns = (np.nonzero((drawers.asked[-1]["mask_image"] > 0).any(axis))[0] for axis in (1, 0))
+    assert (rows[0], columns[-1]) == (0, 63)
+    assert rows[-1] / 64 == pytest.approx(2 / 3, abs=0.03)
+    assert columns[0] / 64 == pytest.approx(1 / 3, abs=0.03)
     nothing = api.post(REDRAW, json=small_part(mask=text(Image.new("L", (96, 64)))))
     assert nothing.status_code == 200, nothing.text
     assert not drawers.asked[-1]["mask_image"].any()

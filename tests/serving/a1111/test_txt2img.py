@@ -9,12 +9,13 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from nereid.serving.gateway.launch import Rules
 
 from drawing_models import STEPS, Drawers, drawing_repository
 from gateway_before import gateway
-from webui_forms import DRAW, OF_A_CHAT, OF_A_PACKAGE, OF_A_STORY, OF_A_TOOL, OPTIONS, PROGRESS, refused, shown
+from webui_forms import DRAW, OF_A_CHAT, OF_A_PACKAGE, OF_A_STORY, OF_A_TOOL, OPTIONS, PROGRESS, REDRAW, refused, shown, text
 
 
 def test_it_is_there_only_where_it_was_asked_for(repository: Path, triton: int) -> None:
@@ -159,7 +160,7 @@ def test_what_a_request_leaves_out_is_told_as_the_checkpoint_has_it(
         ({"override_settings": {"face": 2}}, "override_settings.face", "this field is not supported"),
         ({"alwayson_scripts": {"ADetailer": {}}}, "alwayson_scripts", "it must be {} or absent"),
         ({"prompt": "a <lora:fox:0.8>"}, "prompt", "'<lora:fox:0.8>' is not supported"),
-        ({"styles": ["x"]}, "styles", "it must be [] or absent"),
+        ({"styles": ["x"]}, "styles", "a list of 1 is not allowed; it must be [] or"),
         ({"steps": 0}, "steps", "it must be at least 1"),
         ({"seed": 2**63 - 1, "batch_size": 2}, "seed", "is not allowed for 2 pictures"),
         ({"wind": 1}, "wind", "this field is not supported"),
@@ -177,3 +178,40 @@ def test_what_would_change_the_picture_and_cannot_be_had_is_refused_by_name(
 def test_weights_in_a_prompt_are_told_to_be_plain_text(api: httpx.Client) -> None:
     info = json.loads(api.post(DRAW, json={"prompt": "a (red:1.2) box (big)"}).json()["info"])
     assert info["warnings"] == ["prompt: weights such as '(red:1.2)' are read as plain text", "one"]
+
+
+TEXTS = {"restore_faces": "False", "tiling": "false", "do_not_save_grid": "True", "s_noise": "1", "subseed_strength": "0.0"}
+READ = {"steps": "5", "cfg_scale": "7.5", "width": "64", "seed": "3", "override_settings_restore_afterwards": "True"}
+
+
+def test_texts_stand_for_numbers_and_truth_values(api: httpx.Client, drawers: Drawers) -> None:
+    """As AUTOMATIC1111 reads them; scripts send such, and numbers for truth values."""
+    settings = {"CLIP_stop_at_last_layers": "1", "img2img_color_correction": 0}
+    answer = api.post(DRAW, json={**TEXTS, **READ, "enable_hr": 0, "override_settings": settings})
+    assert answer.status_code == 200, answer.text
+    asked = drawers.asked[-1]
+    assert (asked["num_inference_steps"], asked["guidance_scale"], asked["width"], asked["seed"]) == (5, 7.5, 64, 3)
+    for name, value in (("restore_faces", "True"), ("enable_hr", 1), ("subseed_strength", "0.5"), ("tiling", "maybe")):
+        assert "is not allowed; it must be" in refused(api.post(DRAW, json={name: value}), name)
+
+
+def test_styles_without_a_name_and_forges_settings_change_nothing(api: httpx.Client) -> None:
+    forge = {"forge_preset": "xl", "forge_additional_modules": [], "forge_inference_memory": 1024}
+    answer = api.post(DRAW, json={"prompt": "a box", "styles": [""], "override_settings": forge})
+    assert answer.status_code == 200, answer.text
+    refused(api.post(DRAW, json={"styles": ["", "noir"]}), "styles")
+    modules = {"override_settings": {"forge_additional_modules": ["/models/ae.safetensors"]}}
+    refused(api.post(DRAW, json=modules), "override_settings.forge_additional_modules")
+
+
+def test_a_picture_has_as_many_whole_latents_as_its_size_has(api: httpx.Client, drawers: Drawers) -> None:
+    """As it is there; front ends offer any size."""
+    picture = text(Image.new("RGB", (64, 64)))
+    for path, body in ((DRAW, {}), (REDRAW, {"init_images": [picture]}), (REDRAW, {"init_images": [picture], "mask": picture})):
+        answer = api.post(path, json={**body, "width": 71, "height": 85})
+        assert answer.status_code == 200, answer.text
+        assert (drawers.asked[-1]["width"], drawers.asked[-1]["height"]) == (64, 80)
+        warnings = json.loads(answer.json()["info"])["warnings"]
+        assert warnings[:2] == ["width: 71 is read as 64, a multiple of 8", "height: 85 is read as 80, a multiple of 8"]
+    assert api.post(DRAW, json={"width": 7}).status_code == 200  # left to the model to refuse
+    assert drawers.asked[-1]["width"] == 7

@@ -48,12 +48,15 @@ class Settings(Sent):
     """What a front end may set: the model, and of other settings the value that they have."""
 
     place = SETTINGS
+    casts = True
 
     sd_model_checkpoint: str | None = None
 
 
 class DrawBody(Sent):
     """What txt2img and img2img share. Fields that are absent are the checkpoint's own."""
+
+    casts = True
 
     prompt: str = ""
     negative_prompt: str = ""
@@ -100,7 +103,14 @@ class DrawBody(Sent):
             raise ApiError(400, f"seed: {first} is not allowed for {self.count} pictures; it must be smaller", param="seed")
         return tuple(first + index for index in range(self.count))
 
-    def options(self, sampler: Chosen) -> dict[str, Any]:
+    def side(self, name: str, model: ImageModel) -> int | None:
+        """The width or height that is drawn of what is asked: as AUTOMATIC1111 does it, as many whole latents as it has."""
+        asked: int | None = getattr(self, name)
+        if asked is None or asked < model.size_multiple:
+            return asked
+        return asked - asked % model.size_multiple
+
+    def options(self, sampler: Chosen, model: ImageModel) -> dict[str, Any]:
         """The request's fields by the SDK's names, without the seed."""
         return {
             "negative_prompt": self.negative_prompt or None,
@@ -109,12 +119,15 @@ class DrawBody(Sent):
             "scheduler": sampler.scheduler,
             "timestep_spacing": sampler.timestep_spacing,
             ETA_FIELD: sampler.eta,
-            "width": self.width,
-            "height": self.height,
+            "width": self.side("width", model),
+            "height": self.side("height", model),
         }
 
-    def warnings(self) -> Iterator[str]:
+    def warnings(self, model: ImageModel) -> Iterator[str]:
         """What is read in another way than its writer may think."""
+        for name in ("width", "height"):
+            if (drawn := self.side(name, model)) != getattr(self, name):
+                yield f"{name}: {getattr(self, name)} is read as {drawn}, a multiple of {model.size_multiple}"
         for name in ("prompt", "negative_prompt"):
             if found := _WEIGHT.search(getattr(self, name)):
                 yield f"{name}: weights such as {found[0][:40]!r} are read as plain text"
@@ -170,9 +183,9 @@ class ImageToImageBody(DrawBody):
     def fit(self) -> Fit:
         return (Fit.STRETCHED, Fit.CUT, Fit.PADDED, Fit.STRETCHED)[self.resize_mode]
 
-    def options(self, sampler: Chosen) -> dict[str, Any]:
+    def options(self, sampler: Chosen, model: ImageModel) -> dict[str, Any]:
         return {
-            **super().options(sampler),
+            **super().options(sampler, model),
             "strength": self.denoising_strength,
             "latent_upscale": _LATENT_UPSCALE if self.resize_mode == _BY_LATENTS else None,
             "inpainting_fill": _FILLS.get(self.inpainting_fill) if self.mask else None,
