@@ -117,6 +117,7 @@ def test_a_part_of_a_picture_whose_latents_are_stretched_is_drawn_at_the_size_th
     assert (given["init_image"].shape, given["latent_upscale"]) == ((64, 64, 3), b"bilinear")
     assert np.array_equal(given["mask_image"], wide * 255)
     made = np.asarray(shown(answer.json()["images"][0]))
+    assert made.shape == (64, 128, 3)
     assert (made[:, :64] == [255, 255, 0]).all()
     assert (made[:, 72:] == [0, 0, 255]).all()  # the stretched mask has a soft edge
     alone = api.post(REDRAW, json=small_part(resize_mode=3))
@@ -201,6 +202,11 @@ def test_a_part_at_the_edge_and_a_mask_without_one_are_drawn(api: httpx.Client, 
     assert (rows[0], columns[-1]) == (0, 63)
     assert rows[-1] / 64 == pytest.approx(2 / 3, abs=0.03)
     assert columns[0] / 64 == pytest.approx(1 / 3, abs=0.03)
+    high = Image.new("L", (96, 64))
+    high.paste(255, (80, 24, 96, 56))  # grown to a square on the one side where there is more
+    assert api.post(REDRAW, json=small_part(mask=text(high))).status_code == 200
+    columns = np.nonzero((drawers.asked[-1]["mask_image"] > 0).any(0))[0]
+    assert (columns[0] / 64, columns[-1]) == (pytest.approx(1 / 2, abs=0.03), 63)
     nothing = api.post(REDRAW, json=small_part(mask=text(Image.new("L", (96, 64)))))
     assert nothing.status_code == 200, nothing.text
     assert not drawers.asked[-1]["mask_image"].any()
