@@ -28,7 +28,6 @@ from nereid.serving.gateway.limits import Limits
 from nereid_client import Client, ImageResult
 
 for folder in (
-    Path(__file__).parent,
     Path(__file__).parent / "e2e",
     Path(__file__).parent / "export",
     Path(__file__).parent / "llm",
@@ -40,6 +39,7 @@ for folder in (
     Path(__file__).parent / "bridge",
     Path(__file__).parent / "benchmarks",
     Path(__file__).parent / "clients",
+    Path(__file__).parent,  # the first to be looked into: its conftest is the one that tests import from
 ):
     sys.path.insert(0, str(folder))
 

@@ -240,6 +240,22 @@ IMAGE_FIELDS: tuple[Field, ...] = (
         option="--strength",
     ),
     Field(
+        name="inpainting_fill",
+        dtype=DType.STRING,
+        help="What the part of init_image that is drawn anew begins as: original, latent_noise or latent_nothing.",
+        default="original",
+        models=_NO_PICTURES,
+        option="--inpainting-fill",
+    ),
+    Field(
+        name="latent_upscale",
+        dtype=DType.STRING,
+        help="How latents of an init_image of another size are brought to width x height: nearest-exact, bilinear or bicubic.",
+        default="init_image must be width x height",
+        models=_NO_PICTURES,
+        option="--latent-upscale",
+    ),
+    Field(
         name="latents",
         dtype=DType.FP32,
         shape=(-1, -1, -1),

@@ -11,6 +11,7 @@ import numpy as np
 
 from nereid.diffusion.cache_options import OFF, cache_plan, guidance_plan
 from nereid.diffusion.feature_cache import CachePlan
+from nereid.diffusion.init_pictures import require_encodable
 from nereid.diffusion.settings import Decoder, Limits, Pipeline
 from nereid.diffusion.solvers import (
     SCHEDULERS,
@@ -186,6 +187,8 @@ def size_of(fields: FieldReader, pipeline: Pipeline, limits: Limits) -> tuple[in
     """(height, width) of all images of a request."""
     picture = fields.array("init_image", np.uint8, 4)
     height, width = (pipeline.default_height, pipeline.default_width) if picture is None else picture.shape[1:3]
+    if picture is not None and fields.given("latent_upscale"):
+        require_encodable((height, width), pipeline.vae_scale_factor, limits.max_pixels)
     sides = {"height": int(fields.value("height", height)), "width": int(fields.value("width", width))}
     for name, side in sides.items():
         if side < 1 or side % pipeline.size_multiple:  # a picture may have no pixels
@@ -223,12 +226,14 @@ def memory_of(
     `needs` says of each image whether it is guided and whether it caches features.
     """
     height, width = size
-    pixels, from_image, decoder = height * width, fields.given("init_image"), decoder_of(fields, pipeline)
+    pixels, decoder = height * width, decoder_of(fields, pipeline)
+    picture = fields.array("init_image", np.uint8, 4)
+    encoded = 0 if picture is None else picture.shape[1] * picture.shape[2]
     item = np.dtype(limits.feature_type).itemsize
     needed = 0.0
     for guided, cached in needs:
         needed += pipeline.image_bytes(
-            pixels, guided=guided, from_image=from_image, tiling=tiling, decoder=decoder, caching=cached
+            pixels, guided=guided, encoded_pixels=encoded, tiling=tiling, decoder=decoder, caching=cached
         )
         needed += pipeline.feature_bytes(pixels, guided=guided, item_bytes=item) if cached else 0
     if fields.given("after_step"):

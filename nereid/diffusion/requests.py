@@ -16,7 +16,8 @@ from nereid.diffusion.cache_options import cache_plan, guidance_plan, needs_noth
 from nereid.diffusion.dynamic_width import WidthTable
 from nereid.diffusion.families import Conditioning, family_of
 from nereid.diffusion.feature_cache import CachePlan, Caching
-from nereid.diffusion.inpainting import mask_of, require_same_noise, what_stays
+from nereid.diffusion.init_pictures import LatentUpscale, picture_of, upscale_of
+from nereid.diffusion.inpainting import Fill, fill_of, mask_of, require_same_noise, what_stays
 from nereid.diffusion.options import (
     Options,
     decoder_of,
@@ -64,8 +65,8 @@ class ImageRow:
 
     `guided` are the absolute ones that have classifier-free guidance; elsewhere no unconditional half is computed. `engine` is
     what errors call the network, where it is no UNet. `widths` says which slice of it computes a step; None where all of it does.
-    `mask` says which pixels of `image` are drawn anew, None: all are; `from_noise`: the run starts as if there were no image;
-    `tells_mask`: the network is told mask and image.
+    `upscale` brings an `image` of another size to the run's. `mask`: which pixels are drawn anew, None: all; `fill`: what they
+    begin as; `from_noise`: the run starts as if there were no image; `tells_mask`: the network is told mask and image.
     """
 
     table: SolverTable
@@ -81,7 +82,9 @@ class ImageRow:
     latents: NDArray[np.float32] | None = None
     memory: NDArray[np.float32] | None = None
     image: NDArray[np.uint8] | None = None
+    upscale: LatentUpscale | None = None
     mask: NDArray[np.bool_] | None = None
+    fill: Fill = Fill.ORIGINAL
     from_noise: bool = False
     tells_mask: bool = False
     cache: Caching | None = None
@@ -117,8 +120,7 @@ def parse_image_request(inputs: Inputs, pipeline: Pipeline, limits: Limits) -> I
     """Validate the inputs of `denoise`; raises InvalidRequestError naming field, value and what is allowed."""
     fields = FieldReader(inputs, _batch_size(inputs), limits)
     images = images_of(fields, limits)
-    size = size_of(fields, pipeline, limits)
-    tiling = tiling_of(fields, pipeline, limits)
+    size, tiling = size_of(fields, pipeline, limits), tiling_of(fields, pipeline, limits)
     parser = _RowParser(fields, pipeline, size, images, limits.feature_type)
     parser.warnings += [text for text in fields.values("tokenizer_warnings", "") if text]
     rows = tuple(parser.row(prompt, image) for prompt in range(fields.batch_size) for image in range(images))
@@ -159,7 +161,8 @@ class _RowParser:
         fields, pipeline = self.fields, self.pipeline
         options = resolve(fields, prompt, pipeline)
         scheduler, steps = options.scheduler, options.steps
-        picture = fields.array("init_image", np.uint8, 4)
+        upscale, fill = upscale_of(fields, prompt), fill_of(fields, prompt)
+        picture = picture_of(fields, prompt, self.size, upscale)
         mask = mask_of(fields, prompt, self.size, needed=pipeline.inpainting)
         strength = fields.values("strength", default_strength(masked=mask is not None))[prompt]
         if picture is None and fields.given("strength"):
@@ -193,9 +196,11 @@ class _RowParser:
             latent_shape=self._latent_shape,
             latents=latents,
             memory=memory,
-            image=None if picture is None or (memory is not None and mask is None) else self._picture(picture[prompt]),
+            image=None if memory is not None and mask is None else picture,
+            upscale=upscale,
             mask=mask,
-            from_noise=mask is not None and strength == 1,
+            fill=fill,
+            from_noise=mask is not None and strength == 1 and fill is Fill.ORIGINAL,
             tells_mask=pipeline.inpainting,
             cache=cache,
             guidance_cache=guidance_cache,
@@ -254,11 +259,6 @@ class _RowParser:
                 raise InvalidRequestError.of(name, "NaN, infinite or huge", f"finite and within {LARGEST_LATENT:g} everywhere")
         row = prompt * self.images + image
         return None if latents is None else latents[row], memory[row] if resumes and memory is not None else None
-
-    def _picture(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if picture.shape != (*self.size, 3):
-            raise InvalidRequestError.of("shape of init_image", picture.shape, f"{(*self.size, 3)}, as height and width say")
-        return picture
 
     def _negative(self, prompt: int, guidance: float) -> Conditioning:
         made = self._conditioning("negative_", prompt, guidance)

@@ -101,22 +101,26 @@ class Pipeline:
         pixels: int,
         *,
         guided: bool,
-        from_image: bool,
         tiling: VaeTiling,
+        encoded_pixels: int = 0,
         decoder: Decoder = Decoder.FULL,
         caching: bool = False,
     ) -> float:
-        """What one image of `pixels` needs at its largest engine; 0 where export has measured nothing.
+        """What one image of `pixels`, from one of `encoded_pixels`, needs at its largest engine; 0 where export measured nothing.
 
         No call of the VAE is for more than a tile; where there are several, the whole picture is held beside them.
         """
-        rows, seen = 2 if guided else 1, min(pixels, tiling.tile_pixels)
-        held = BYTES_PER_PIXEL * pixels if pixels > seen else 0
+
+        def seen(pixels: int) -> tuple[int, int]:
+            tile = min(pixels, tiling.tile_pixels)
+            return tile, BYTES_PER_PIXEL * pixels if pixels > tile else 0
+
+        rows = 2 if guided else 1
         runs = {
             "unet": (rows, pixels, 0),
             SHALLOW: (rows if caching else 0, pixels, 0),
-            decoder.component: (1, seen, held),
-            "vae_encoder": (int(from_image), seen, held * from_image),
+            decoder.component: (1, *seen(pixels)),
+            "vae_encoder": (int(encoded_pixels > 0), *seen(encoded_pixels)),
         }
         needed = (self.memory[name].run_bytes(*run) + beside for name, (*run, beside) in runs.items() if name in self.memory)
         return max(needed, default=0.0)

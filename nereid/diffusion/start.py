@@ -10,6 +10,7 @@ import numpy as np
 from nereid.diffusion.feature_cache import KeptFeatures
 from nereid.diffusion.guidance_cache import KeptDifference
 from nereid.diffusion.images import from_pixels
+from nereid.diffusion.init_pictures import resized
 from nereid.diffusion.inpainting import Source, told, without_part
 from nereid.diffusion.requests import ImageRequest, ImageRow
 from nereid.diffusion.solvers import SolverState
@@ -44,7 +45,8 @@ def _run(row: ImageRow, encode: Callable[[Array], tuple[Array, Array]]) -> Image
 
     def latents_of(picture: Array, purpose: Purpose) -> Array:
         mean, deviation = encode(picture)
-        return mean + deviation * normal(row.seed, purpose, row.latent_shape)
+        made = mean + deviation * normal(row.seed, purpose, mean.shape)
+        return made if row.upscale is None else resized(made, row.latent_shape[-2:], row.upscale)
 
     image: Array | None = None
     source: Source | None = None
@@ -53,6 +55,7 @@ def _run(row: ImageRow, encode: Callable[[Array], tuple[Array, Array]]) -> Image
         picture = from_pixels(row.image)
         if not row.tells_mask or not (row.from_noise or row.memory is not None):
             image = latents_of(picture, Purpose.IMAGE_POSTERIOR)
+            image = image if row.mask is None else row.fill.put(image, row.mask, noise)
         if row.mask is not None and row.tells_mask:
             beside = told(row.mask, latents_of(without_part(picture, row.mask), Purpose.MASKED_IMAGE_POSTERIOR))
         elif row.mask is not None and image is not None:

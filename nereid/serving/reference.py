@@ -56,7 +56,8 @@ the same names are arguments of the SDK, where pictures are PIL's or arrays, and
 `prompt` are optional. *Models* says who takes it: e `text_to_image`, s `text_to_image_stream`, j `text_to_image_json`. *One*
 means one value for all prompts of a request. *Gateway* marks what `/v1/images/generations`, `edits` and `variations` take under
 this name, beside OpenAI's `n`, `size`, `quality`, `response_format`, `output_format`, `output_compression`, `stream`,
-`partial_images`; edits and variations take `strength`, too, and edits a `mask` ([images through the gateway](images-api.md)).
+`partial_images`; edits and variations take `strength` and `latent_upscale`, too, and edits `inpainting_fill` and a `mask`
+([images through the gateway](images-api.md)).
 """
 _SAMPLING = """The JSON object in `sampling_parameters`, parameters of the request (Triton's `generate` sends them so), and
 arguments of the SDK. Names and defaults are those of vLLM's `SamplingParams`. *Gateway*: `/v1/chat/completions` and

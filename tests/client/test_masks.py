@@ -47,9 +47,11 @@ def test_the_command_sends_picture_and_mask_from_files(tmp_path: Path) -> None:
     PICTURE.save(tmp_path / "picture.png")
     Image.fromarray(WHITE).save(tmp_path / "mask.png")
     files = ["--init-image", str(tmp_path / "picture.png"), "--mask-image", str(tmp_path / "mask.png")]
+    files += ["--inpainting-fill", "latent_noise", "--latent-upscale", "bilinear"]
     with grpc_server({"text_to_image_stream": draws}) as (port, _):
         target = ["--url", f"127.0.0.1:{port}", "-o", str(tmp_path / "out.png")]
         run = CliRunner().invoke(app, ["generate", "a box", *files, *target])
     assert run.exit_code == 0, run.output
     assert np.array_equal(asked[0]["mask_image"], WHITE)
     assert asked[0]["init_image"][0, 0].tolist() == [0, 0, 255]
+    assert (asked[0]["inpainting_fill"].item(), asked[0]["latent_upscale"].item()) == (b"latent_noise", b"bilinear")

@@ -76,6 +76,13 @@ PIPELINE = [
     ("mask of ones", {**PICTURE, "mask_image": np.ones((1, 32, 32), np.uint8)}, ["mask_image", "1", "128 to 255"]),
     ("mask of truth values", {**PICTURE, "mask_image": np.ones((1, 32, 32), bool)}, ["mask_image", "UINT8"]),
     ("mask with colours", {**PICTURE, "mask_image": np.zeros((1, 32, 32, 3), np.uint8)}, ["mask_image"]),
+    ("fill without mask", {**PICTURE, "inpainting_fill": text("latent_noise")}, ["inpainting_fill", "mask_image"]),
+    ("upscale without picture", {"latent_upscale": text("bilinear")}, ["latent_upscale", "init_image"]),
+    (
+        "upscale of an odd picture",
+        {"init_image": np.zeros((1, 31, 32, 3), np.uint8), "latent_upscale": text("bilinear"), "height": column(I32, 32)},
+        ["init_image", "31"],
+    ),
     ("latents of wrong size", {"latents": np.zeros((1, 4, 9, 9), F32)}, ["latents", "(1, 4, 8, 8)"]),
     ("latents with NaN", {"latents": np.full((1, 4, 8, 8), np.nan, F32)}, ["latents", "NaN"]),
     ("latents of 5 channels", {"latents": np.zeros((1, 5, 8, 8), F32)}, ["latents"]),

@@ -86,11 +86,24 @@ def test_image_to_image_streams_the_same_image(client: Client) -> None:
     assert np.array_equal(last.pixels, whole.pixels)
 
 
-def test_a_part_drawn_anew_is_the_same_streamed_in_company_and_as_one_of_several(client: Client) -> None:
+def test_a_picture_that_its_latents_bring_to_another_size_streams_the_same_image(client: Client) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    request = {**REQUEST, "init_image": picture, "strength": 0.7, "latent_upscale": "bilinear", "width": 32, "height": 32}
+    whole = client.generate_image("a box", **request)
+    assert whole.pixels.shape[1:3] == (32, 32)
+    *_, last = client.stream_image("a box", **request)
+    assert isinstance(last, ImageResult)
+    assert np.array_equal(last.pixels, whole.pixels)
+    other = client.generate_image("a box", **{**request, "latent_upscale": "nearest-exact"})
+    assert not np.array_equal(other.pixels, whole.pixels)
+
+
+@pytest.mark.parametrize("fill", ["original", "latent_noise", "latent_nothing"])
+def test_a_part_drawn_anew_is_the_same_streamed_in_company_and_as_one_of_several(client: Client, fill: str) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     mask = np.zeros((32, 32), bool)
     mask[8:24, 4:] = True
-    request = {**REQUEST, "init_image": picture, "mask_image": mask}
+    request = {**REQUEST, "init_image": picture, "mask_image": mask, "inpainting_fill": fill, "strength": 0.9}
     alone = client.generate_image("a box", **request)
     assert not np.array_equal(client.generate_image("a box", **{**request, "mask_image": ~mask}).pixels, alone.pixels)
     assert not np.array_equal(client.generate_image("a box", **REQUEST).pixels, alone.pixels)

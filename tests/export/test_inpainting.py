@@ -89,13 +89,15 @@ def ours(drawer: Drawer, **asked: np.ndarray) -> np.ndarray:
     return run.state.sample
 
 
-def theirs(folder: Path, family: str, scheduler: str, strength: float, patch: Callable[..., None]) -> np.ndarray:
+def theirs(
+    folder: Path, family: str, scheduler: str, strength: float, patch: Callable[..., None], fill: str = "original"
+) -> np.ndarray:
     """What diffusers' own pipeline makes of it; the posterior's noise and the starting noise are the server's."""
     pipeline = PIPELINES[family].from_pretrained(folder, torch_dtype=torch.float32)
     kind, extra = SCHEDULERS[scheduler]
     pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **extra)
     asked = {"negative_prompt": "", "strength": strength, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
-    return drawn_by_diffusers(pipeline, PICTURE, GREYS, SEED, patch, output_type="latent", **asked)[0]
+    return drawn_by_diffusers(pipeline, PICTURE, GREYS, SEED, patch, fill=fill, output_type="latent", **asked)[0]
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])
@@ -121,6 +123,23 @@ def test_a_part_drawn_anew_equals_diffusers(
     expected = theirs(folders[family], family, scheduler, strength, monkeypatch.setattr)
     assert np.abs(made - expected).max() < 2e-3 * np.abs(expected).max()
     assert psnr(drawer.decode(made[None]), drawer.decode(expected[None])) >= 45
+
+
+@pytest.mark.parametrize("fill", ["latent_noise", "latent_nothing"])
+@pytest.mark.parametrize(("family", "scheduler"), [("sd", "euler"), ("sd made for it", "dpmpp_2m_karras")])
+def test_a_part_that_begins_as_noise_or_nothing_equals_diffusers_with_such_latents(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, family: str, scheduler: str, fill: str
+) -> None:
+    drawer, strength = Drawer.by_torch(Checkpoint.open(folders[family])), 0.6
+    asked = {
+        "scheduler": np.array([[scheduler.encode()]], np.object_),
+        "strength": np.array([[strength]], np.float32),
+        "negative_prompt": np.array([[b""]], np.object_),
+    }
+    made = ours(drawer, inpainting_fill=np.array([[fill.encode()]], np.object_), **asked)
+    expected = theirs(folders[family], family, scheduler, strength, monkeypatch.setattr, fill)
+    assert np.abs(made - expected).max() < 2e-3 * np.abs(expected).max()
+    assert np.abs(made - ours(drawer, **asked)).max() > 0.1
 
 
 def test_a_unet_made_for_it_is_exported_with_what_it_is_told(folders: dict[str, Path], tmp_path: Path) -> None:

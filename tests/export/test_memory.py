@@ -91,7 +91,7 @@ def test_a_picture_of_2048_is_admitted_where_memory_suffices_for_its_tiles(expor
     pipeline = Pipeline.read(exported / "denoise" / "1")
     vae = replace(pipeline, memory={name: pipeline.memory[name] for name in ("vae_decoder", "vae_encoder")})
     tiling = VaeTiling(tile_sample_min_size=TILE, tile_overlap_factor=0.25, vae_scale_factor=pipeline.vae_scale_factor)
-    budget = vae.image_bytes(SIDE**2, guided=True, from_image=True, tiling=tiling)
+    budget = vae.image_bytes(SIDE**2, guided=True, encoded_pixels=SIDE**2, tiling=tiling)
     limits = Limits(max_pixels=SIDE**2, tile_sample_min_size=TILE, memory_budget_bytes=int(budget) + 1)
     asked = {
         "ticket": np.array([[b"t"]], np.object_),

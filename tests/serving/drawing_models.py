@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from gateway_before import small_repository
 from scripted import texts
@@ -70,7 +71,10 @@ class Drawers:
         height, width = int(given.get("height", 64)), int(given.get("width", 64))
         seed, count = int(given["seed"]), int(given.get("num_images_per_prompt", 1))
         picture = given.get("init_image")
-        pixels = np.full((height, width, 3), seed % 256, np.uint8) if picture is None else 255 - picture
+        if picture is None:
+            pixels = np.full((height, width, 3), seed % 256, np.uint8)
+        else:  # of another size only where its latents are brought to that which is drawn
+            pixels = 255 - np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST))
         return {
             "generated_image": np.stack([pixels] * count),
             "image_seed": np.array([[seed + index for index in range(count)]]),

@@ -83,11 +83,6 @@ def write_tokenizer(folder: Path, *more: str) -> None:
     (folder / "llm.json").write_text(json.dumps({**facts, **numbers}))
 
 
-@pytest.fixture
-def model() -> Model:
-    return Model()
-
-
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = small_repository(tmp_path_factory.mktemp("repository"))
@@ -96,12 +91,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def api(repository: Path, model: Model) -> Iterator[httpx.Client]:
-    with (
-        grpc_server({"llm": model}) as (port, _),
-        gateway(repository, port) as running,
-        httpx.Client(base_url=running.url, timeout=60) as client,
-    ):
+def api(repository: Path, triton: int) -> Iterator[httpx.Client]:
+    with gateway(repository, triton) as running, httpx.Client(base_url=running.url, timeout=60) as client:
         yield client
 
 

@@ -41,7 +41,7 @@ from nereid.serving.gateway.unused import RESPONSES as IN_RESPONSES
 
 from gateway_before import gateway, small_repository
 from scripted import delta, image, texts
-from small_servers import Tensors, grpc_server
+from small_servers import Tensors
 
 CHAT, COMPLETIONS, IMAGES = "/v1/chat/completions", "/v1/completions", "/v1/images/generations"
 RESPONSES, EMBED = "/v1/responses", "/v1/embeddings"
@@ -127,9 +127,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def triton(models: Models) -> Iterator[int]:
-    with grpc_server({"llm": models.llm, "text_to_image": models.image}) as (port, _):
-        yield port
+def triton_models(models: Models) -> dict[str, Any]:
+    return {"llm": models.llm, "text_to_image": models.image}
 
 
 @pytest.fixture

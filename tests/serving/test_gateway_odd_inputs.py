@@ -15,7 +15,7 @@ from nereid.serving.gateway.launch import Rules
 
 from gateway_before import gateway, small_repository
 from scripted import delta, texts
-from small_servers import Tensors, grpc_server
+from small_servers import Tensors
 from template_families import FAMILIES
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
@@ -39,17 +39,6 @@ class Model:
         self.prompts.append(inputs["text_input"][0].decode())
         whole = {} if bool(inputs["stream"][0]) else {"num_output_tokens": np.array([1]), "cumulative_logprob": np.array([0.0])}
         yield delta([1], self.answer, self.reason, **whole)
-
-
-@pytest.fixture
-def model() -> Model:
-    return Model()
-
-
-@pytest.fixture
-def triton(model: Model) -> Iterator[int]:
-    with grpc_server({"llm": model}) as (port, _):
-        yield port
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_schemas_are_such_and_refer_to_each_other(document: dict[str, Any]) -> N
 
 def test_a_form_has_the_picture_beside_the_fields_of_its_model(document: dict[str, Any]) -> None:
     content = document["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]
-    assert [*content] == ["multipart/form-data"]
+    assert [*content] == ["application/json", "multipart/form-data"]
     schema = content["multipart/form-data"]["schema"]
     assert schema["properties"]["image"] == {"type": "string", "format": "binary"}
     assert {"image", "prompt"} <= {*schema["required"]}
@@ -114,6 +114,13 @@ def test_a_form_has_the_picture_beside_the_fields_of_its_model(document: dict[st
     assert "mask" not in schema["required"]
     variation = document["paths"]["/v1/images/variations"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert "mask" not in variation["properties"]
+
+
+def test_an_edit_is_described_in_json_too(document: dict[str, Any]) -> None:
+    route, whole = "/v1/images/edits", {"prompt": "x", "images": [{"image_url": "data:image/png;base64,aGk="}]}
+    assert valid(document, route, {**whole, "mask": {"image_url": "data:image/png;base64,aGk="}, "strength": 0.5, "n": None})
+    assert not valid(document, route, {**whole, "images": [{"file_id": "file-1"}]})
+    assert not valid(document, route, {**whole, "wind": 1})
 
 
 def valid(document: dict[str, Any], route: str, body: dict[str, Any]) -> bool:

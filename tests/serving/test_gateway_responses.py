@@ -65,17 +65,6 @@ class Model:
 
 
 @pytest.fixture
-def model() -> Model:
-    return Model()
-
-
-@pytest.fixture
-def triton(model: Model) -> Iterator[int]:
-    with grpc_server({"llm": model}) as (port, _):
-        yield port
-
-
-@pytest.fixture
 def api(tmp_path: Path, triton: int) -> Iterator[httpx.Client]:
     repository = small_repository(tmp_path, THINKS)
     with gateway(repository, triton) as running, httpx.Client(base_url=running.url, timeout=60) as client:

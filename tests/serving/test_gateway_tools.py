@@ -33,12 +33,6 @@ def model() -> Model:
 
 
 @pytest.fixture
-def triton(model: Model) -> Iterator[int]:
-    with grpc_server({"llm": model}) as (port, _):
-        yield port
-
-
-@pytest.fixture
 def api(tmp_path: Path, triton: int) -> Iterator[httpx.Client]:
     with gateway(write(tmp_path, THINKS), triton) as running, httpx.Client(base_url=running.url, timeout=60) as client:
         yield client

@@ -30,15 +30,24 @@ IGNORED = "ignored_fields"
 """In a request's state: fields of its body that nobody knows, where they are ignored."""
 
 
+def is_json(request: Request) -> bool:
+    """Whether the body says of itself that it is JSON."""
+    kind = _kind(request)
+    return kind == "application/json" or kind.endswith("+json")
+
+
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 async def read_body(request: Request, schema: type[B], lenient: bool = False, *, untyped: bool = False) -> B:
     """The body as `schema`; raises ApiError with one sentence that names the field.
 
     `lenient`: fields that nobody knows are ignored, and named in the request's state. `untyped`: a body of no content-type is
     JSON, too, unless a browser's page sends it: without a type a browser asks no server whether it may.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    is_json = kind == "application/json" or kind.endswith("+json")
-    if not is_json and not (untyped and "content-type" not in request.headers and "origin" not in request.headers):
+    kind = _kind(request)
+    if not is_json(request) and not (untyped and "content-type" not in request.headers and "origin" not in request.headers):
         sent = f"{kind[:80]!r} is not allowed" if kind else "it is missing"
         raise ApiError(415, f"content-type: {sent}; it must be application/json")
     coding = request.headers.get("content-encoding", "identity").strip().lower()

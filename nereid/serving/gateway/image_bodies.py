@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, create_model, field_validator
 
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.image_models import ImageModel
-from nereid.serving.gateway.pictures import Encoding
+from nereid.serving.gateway.picture_forms import IMAGE, MASK
+from nereid.serving.gateway.pictures import Encoding, from_base64
 from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.unused import EDITS, IMAGES, VARIATIONS
 from nereid_client.images import OPTIONS, annotation
+from nereid_protocol.field import Field as RequestField
 from nereid_protocol.fields import BY_NAME
 
 IMAGE_EXTENSIONS = tuple(field for field in OPTIONS if field.gateway)
 """Request fields that are taken beside OpenAI's own, under their own names."""
-_STRENGTH = BY_NAME["strength"]
+_OF_PICTURES = tuple(BY_NAME[name] for name in ("strength", "latent_upscale"))
+_OF_PARTS = (*_OF_PICTURES, BY_NAME["inpainting_fill"])
+"""Those that edits take, too; variations are of whole pictures."""
 _CHOOSE_STEPS = ("num_inference_steps", "timesteps", "sigmas")
 MOST_IMAGES = 16
+B = TypeVar("B", bound="PictureBody")
 
 
 class Quality(StrEnum):
@@ -39,7 +44,12 @@ class Quality(StrEnum):
 
 
 class PictureBody(Sent):
-    """What all endpoints for images have. Without `model` it is the only image model that is served."""
+    """What all endpoints for images have, and the request fields that are `taken` beside it, under their own names.
+
+    Without `model` it is the only image model that is served.
+    """
+
+    taken: ClassVar[tuple[RequestField, ...]] = IMAGE_EXTENSIONS
 
     model: str | None = None
     n: int = Field(default=1, ge=1, le=MOST_IMAGES)
@@ -70,11 +80,6 @@ class PictureBody(Sent):
     def encoding(self) -> Encoding:
         return Encoding(format=self.output_format, compression=self.output_compression)
 
-    @property
-    def extensions(self) -> tuple[str, ...]:
-        """The request fields that this body has under their own names."""
-        return tuple(field.name for field in IMAGE_EXTENSIONS)
-
     def check(self) -> None:
         """Raise ApiError for fields that do not go together."""
         if self.output_format == "png" and self.output_compression not in (None, 100):
@@ -85,7 +90,7 @@ class PictureBody(Sent):
 
     def options(self, model: ImageModel) -> dict[str, Any]:
         """The request's fields, by the SDK's names; raises ApiError where `quality` cannot be had."""
-        asked = {name: getattr(self, name) for name in self.extensions}
+        asked = {name: getattr(self, name) for name in (field.name for field in self.taken)}
         if self.quality.share != 1:
             asked["num_inference_steps"] = self._steps(model, asked)
         width, height = self.sides or (None, None)
@@ -122,34 +127,66 @@ class OpenAIImageBody(_StreamedBody):
     place = IMAGES
 
 
-class _ChangedBody(PictureBody):
-    @property
-    def extensions(self) -> tuple[str, ...]:
-        return (*super().extensions, _STRENGTH.name)
-
-
-class OpenAIEditBody(_ChangedBody, _StreamedBody):
+class OpenAIEditBody(_StreamedBody):
     """What OpenAI's endpoint for edits has, beside its pictures."""
 
     place = EDITS
+    taken = (*IMAGE_EXTENSIONS, *_OF_PARTS)
 
 
-class OpenAIVariationBody(_ChangedBody):
+class SentPicture(Sent):
+    """A picture in JSON: a data: URL of it, under OpenAI's name or xAI's."""
+
+    image_url: str | None = None
+    url: str | None = None
+    type: Literal["image_url"] | None = None
+
+
+class OpenAIEditJsonBody(OpenAIEditBody):
+    """The same in JSON, where pictures are data: URLs: OpenAI's `images`, or one that has the name which it has in a form."""
+
+    images: list[SentPicture] | None = Field(default=None, min_length=1, max_length=1)
+    image: str | SentPicture | None = None
+    mask: str | SentPicture | None = None
+
+    def pictures(self) -> tuple[bytes, bytes | None]:
+        """The picture, and what says which part of it is changed; raises ApiError."""
+        if self.images is not None and self.image is not None:
+            raise ApiError(400, "image: it is not allowed beside images; it must be one of both", param=IMAGE)
+        found = _bytes("images.0", self.images[0]) if self.images else _bytes(IMAGE, self.image)
+        if found is None:
+            sentence = "images: it is missing; it must be a list of one picture, as image_url, a data: URL of it"
+            raise ApiError(400, sentence, param="images", code="missing_required_parameter")
+        return found, _bytes(MASK, self.mask)
+
+
+def _bytes(field: str, sent: str | SentPicture | None) -> bytes | None:
+    if isinstance(sent, SentPicture):
+        name = f"{field}.{'image_url' if sent.url is None else 'url'}"
+        if not (address := sent.image_url or sent.url):
+            raise ApiError(400, f"{name}: it is missing; it must be a data: URL of a picture", param=name)
+        return from_base64(address, name)
+    return from_base64(sent, field) if sent else None
+
+
+class OpenAIVariationBody(PictureBody):
     """What OpenAI's endpoint for variations has, beside its picture, and a prompt, which may say what the picture shows."""
 
     place = VARIATIONS
+    taken = (*IMAGE_EXTENSIONS, *_OF_PICTURES)
 
     prompt: str = ""
 
 
-_EXTENSIONS: dict[str, Any] = {field.name: (annotation(field), None) for field in IMAGE_EXTENSIONS}
-_CHANGES: dict[str, Any] = {**_EXTENSIONS, _STRENGTH.name: (annotation(_STRENGTH), None)}
+def _with_taken(name: str, base: type[B], doc: str) -> type[B]:
+    """The body with the request fields that it takes."""
+    members: Any = {field.name: (annotation(field), None) for field in base.taken}
+    return create_model(name, __base__=base, __doc__=doc, **members)
 
-ImageBody = create_model(
-    "ImageBody",
-    __base__=OpenAIImageBody,
-    __doc__="What OpenAI's endpoint has, and the request fields that the table gives the gateway.",
-    **_EXTENSIONS,
+
+ImageBody = _with_taken(
+    "ImageBody", OpenAIImageBody, "What OpenAI's endpoint has, and the request fields that the table gives the gateway."
 )
-EditBody = create_model("EditBody", __base__=OpenAIEditBody, __doc__="The same of edits, and strength.", **_CHANGES)
-VariationBody = create_model("VariationBody", __base__=OpenAIVariationBody, __doc__="The same of variations.", **_CHANGES)
+EditBody = _with_taken("EditBody", OpenAIEditBody, "The same of edits, and what is of pictures and their parts.")
+EditJsonBody = _with_taken("EditJsonBody", OpenAIEditJsonBody, "The same in JSON.")
+VariationBody = _with_taken("VariationBody", OpenAIVariationBody, "The same of variations, and what is of pictures.")

@@ -13,11 +13,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from nereid.serving.gateway import images
-from nereid.serving.gateway.bodies import read_body
+from nereid.serving.gateway.bodies import is_json, read_body
 from nereid.serving.gateway.described import described
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.guard import PICTURES_FOLDER, owner_of
-from nereid.serving.gateway.image_bodies import EditBody, ImageBody, PictureBody, VariationBody
+from nereid.serving.gateway.image_bodies import EditBody, EditJsonBody, ImageBody, PictureBody, VariationBody
 from nereid.serving.gateway.image_models import ImageModel
 from nereid.serving.gateway.images import CHANGED_NAMES, NAMES, Drawing, Link, MakeDrawing, from_picture
 from nereid.serving.gateway.masks import mask_of_edit
@@ -48,8 +48,8 @@ class ServedImages:
 
 FindImages = Callable[[str | None], ServedImages]
 """An image model by its name, the only one where it has none; raises ApiError."""
-FindPart = Callable[[Any, int], Any]
-"""A mask of the part of a picture that is changed, None: all of it; told how many pixels a mask may have. Raises ApiError."""
+ReadPictures = Callable[[], tuple[bytes, bytes | None]]
+"""The bytes of a picture, and of what says which part of it is changed, where that was sent. Raises ApiError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,32 +95,51 @@ class ImageRoutes:
 
         return await self._draw(request, body, served, drawing, body.partial_images if body.stream else None)
 
-    @described("Pictures made from one, or from a part of it, and a prompt.", form_body=EditBody, files=(MASK,), streams=True)
+    @described(
+        "Pictures made from one, or from a part of it, and a prompt.",
+        body=EditJsonBody,
+        form_body=EditBody,
+        files=(MASK,),
+        streams=True,
+    )
     async def edit(self, request: Request) -> Response:
-        body, form = await read_picture_form(request, EditBody, self.lenient)
-        data, mask = picture_and_mask(form)
+        body, read = await self._edit_of(request)
+        return await self._change(request, body, read, "image_edit", body.partial_images if body.stream else None)
 
-        def part(picture: Any, most_pixels: int) -> Any:
-            return mask_of_edit(picture, mask, most_pixels)
-
-        return await self._change(request, body, data, part, "image_edit", body.partial_images if body.stream else None)
+    async def _edit_of(self, request: Request) -> tuple[Any, ReadPictures]:
+        """A form, or JSON where that is sent."""
+        if is_json(request):
+            body = await read_body(request, EditJsonBody, self.lenient)
+            return body, body.pictures
+        fields, form = await read_picture_form(request, EditBody, self.lenient)
+        sent = picture_and_mask(form)
+        return fields, lambda: sent
 
     @described("Pictures like one.", form_body=VariationBody)
     async def vary(self, request: Request) -> Response:
         body, form = await read_picture_form(request, VariationBody, self.lenient)
-        return await self._change(request, body, one_picture(form), lambda *_: None, "image_variation", None)
+        picture = one_picture(form)
+        return await self._change(request, body, lambda: (picture, None), "image_variation", None, in_parts=False)
 
     async def _change(
-        self, request: Request, body: Any, data: bytes, part: FindPart, kind: str, partial_images: int | None
+        self,
+        request: Request,
+        body: Any,
+        read: ReadPictures,
+        kind: str,
+        partial_images: int | None,
+        *,
+        in_parts: bool = True,
     ) -> Response:
-        """Draw from a picture, all of it or the part that is found of it."""
+        """Draw from a picture, all of it or, `in_parts`, the part that is found of it."""
         request.state.names = CHANGED_NAMES
         served = self.find(body.model)
         body.check()
 
         def made(most_pixels: int) -> Drawing:
+            data, sent = read()
             picture = decoded(data, IMAGE, most_pixels)
-            mask = part(picture, most_pixels)
+            mask = mask_of_edit(picture, sent, most_pixels) if in_parts else None
             return from_picture(body.prompt, body.options(served.model), on_white(picture), served.model, kind, mask=mask)
 
         async def drawing() -> Drawing:

@@ -67,16 +67,20 @@ def from_picture(
 ) -> Drawing:
     """A drawing that starts from an RGB picture, which is brought to the size asked for, or to one that the model draws.
 
-    Where there is a mask (of greys), what is white in it is drawn anew.
+    Where there is a mask (of greys), what is white in it is drawn anew. With `latent_upscale` the server brings it to that size,
+    whatever its proportions: it only gets sides that it can be encoded with.
     """
     width, height = drawn_size(options, picture, model)
     warnings: tuple[str, ...] = ()
-    if picture.size != (width, height):
+    sent = (width, height)
+    if options.get("latent_upscale") is not None:
+        sent, fit = model.encoded(*picture.size), Fit.STRETCHED
+    if picture.size != sent:
         shown = f"{picture.width} x {picture.height}"
-        proportions = picture.width * height != picture.height * width
+        proportions = picture.width * sent[1] != picture.height * sent[0]
         how = f", and {fit} to these proportions" if proportions else ""
-        warnings = (f"image: {shown} pixels were scaled to {width} x {height}{how}",)
-        picture = fitted(picture, (width, height), fit)
+        warnings = (f"image: {shown} pixels were scaled to {sent[0]} x {sent[1]}{how}",)
+        picture = fitted(picture, sent, fit)
     chosen = {**options, "width": width, "height": height, "init_image": picture}
     if mask is not None:
         chosen["mask_image"] = fitted_mask(mask, (width, height), fit)

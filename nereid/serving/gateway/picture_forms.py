@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from starlette.requests import Request
 from nereid.serving.gateway.bodies import made_of
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.forms import Keep, boundary_of, chunks_of, read_form
+from nereid.serving.gateway.pictures import from_base64
 from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.unused import unused_field
 
@@ -20,7 +22,10 @@ B = TypeVar("B", bound=Sent)
 IMAGE, MASK, MARKUP = "image", "mask", "markup"
 _LIST = "[]"
 """What the name of a field ends with that has several values."""
-_FILES = (IMAGE, f"{IMAGE}{_LIST}", MASK, MARKUP)
+_PICTURE = re.compile(rf"({IMAGE}|{MASK}|{MARKUP})(?:\[[0-9]*\])?")
+"""A picture's name; one of several may have its place behind it."""
+_URL = b"data:image/"
+"""What a picture begins with that is sent as a text."""
 
 
 @dataclass(slots=True)
@@ -31,16 +36,22 @@ class PictureForm:
 
     def part(self, name: str, filename: str | None) -> Keep | None:
         """Where the bytes of a part go: those of pictures to memory."""
-        if name not in _FILES and filename is None:
+        found = _PICTURE.fullmatch(name)
+        if found is None and filename is None:
             return None
-        if name not in _FILES:
+        if found is None:
             raise ApiError(400, f"{name[:80]}: this file is not supported", param=name[:80], code="unsupported_parameter")
         kept = bytearray()
-        self.files.setdefault(name.removesuffix(_LIST), []).append(kept)
+        self.files.setdefault(found[1], []).append(kept)
         return kept.extend
 
     def found(self, name: str) -> list[bytes]:
-        return [bytes(kept) for kept in self.files.get(name, ()) if kept]
+        """Raises ApiError for a data: URL that is none."""
+        return [_picture(kept, name) for kept in self.files.get(name, ()) if kept]
+
+
+def _picture(kept: bytearray, name: str) -> bytes:
+    return from_base64(kept.decode("latin-1"), name) if kept.startswith(_URL) else bytes(kept)
 
 
 async def read_picture_form(request: Request, schema: type[B], lenient: bool) -> tuple[B, PictureForm]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from nereid.serving.gateway.unused import UnusedField, taken_values, unused_field
 
@@ -17,6 +18,8 @@ class Sent(BaseModel):
 
     place: ClassVar[str] = ""
     """Its name in the table of unused fields."""
+    casts: ClassVar[bool] = False
+    """Whether texts stand for numbers and truth values, and numbers for truth values, also where nothing reads a field."""
 
     @model_validator(mode="before")
     @classmethod
@@ -24,7 +27,11 @@ class Sent(BaseModel):
         if not isinstance(value, dict):
             return value
         places = cls.places_of(value)
-        return {name: item for name, item in value.items() if item is not None and not _changes_nothing(places, name, item)}
+
+        def idle(name: str, item: Any) -> bool:
+            return any(_changes_nothing(places, name, read) for read in (_readings(item) if cls.casts else (item,)))
+
+        return {name: item for name, item in value.items() if item is not None and not idle(name, item)}
 
     @classmethod
     def taken_beside(cls) -> dict[str, Any]:
@@ -40,6 +47,18 @@ class Sent(BaseModel):
     def row_of(cls, name: str) -> UnusedField | None:
         """The table's row that says what is allowed of a field that was refused."""
         return unused_field(cls.place, name)
+
+
+_TRUTH_VALUE, _NUMBER = TypeAdapter(bool), TypeAdapter(float)
+
+
+def _readings(item: Any) -> Iterator[Any]:
+    """What a value may stand for, as pydantic reads it."""
+    yield item
+    if isinstance(item, str | int | float):
+        for kind in (_TRUTH_VALUE, _NUMBER):
+            with suppress(ValidationError):
+                yield kind.validate_python(item)
 
 
 def _changes_nothing(places: tuple[str, ...], name: str, value: Any) -> bool:

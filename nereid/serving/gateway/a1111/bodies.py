@@ -26,6 +26,7 @@ NAMES: Mapping[str, str] = {
     "strength": "denoising_strength",
     "init_image": "init_images",
     "mask_image": MASK,
+    "latent_upscale": "resize_mode",
 }
 """The caller's names of the request's fields, for errors."""
 PICTURE, INFO_PICTURE = "init_images.0", "image"
@@ -35,6 +36,10 @@ _WEIGHT = re.compile(r"(?<!\\)[(\[][^()\[\]]*:\s*[0-9.]+\s*[)\]]")
 _RANDOM_BITS = 32
 MOST_PICTURES = 64
 """Of one request."""
+_BY_LATENTS, _LATENT_UPSCALE = 3, "bilinear"
+"""The `resize_mode` that is done to latents, and how."""
+_FILLS = {2: "latent_noise", 3: "latent_nothing"}
+"""What of `inpainting_fill` is done to latents."""
 USUAL_BLUR, MOST_BLUR = 4.0, 256.0
 """Of a mask, in pixels."""
 
@@ -43,12 +48,15 @@ class Settings(Sent):
     """What a front end may set: the model, and of other settings the value that they have."""
 
     place = SETTINGS
+    casts = True
 
     sd_model_checkpoint: str | None = None
 
 
 class DrawBody(Sent):
     """What txt2img and img2img share. Fields that are absent are the checkpoint's own."""
+
+    casts = True
 
     prompt: str = ""
     negative_prompt: str = ""
@@ -95,7 +103,14 @@ class DrawBody(Sent):
             raise ApiError(400, f"seed: {first} is not allowed for {self.count} pictures; it must be smaller", param="seed")
         return tuple(first + index for index in range(self.count))
 
-    def options(self, sampler: Chosen) -> dict[str, Any]:
+    def side(self, name: str, model: ImageModel) -> int | None:
+        """The width or height that is drawn of what is asked: as AUTOMATIC1111 does it, as many whole latents as it has."""
+        asked: int | None = getattr(self, name)
+        if asked is None or asked < model.size_multiple:
+            return asked
+        return asked - asked % model.size_multiple
+
+    def options(self, sampler: Chosen, model: ImageModel) -> dict[str, Any]:
         """The request's fields by the SDK's names, without the seed."""
         return {
             "negative_prompt": self.negative_prompt or None,
@@ -104,12 +119,15 @@ class DrawBody(Sent):
             "scheduler": sampler.scheduler,
             "timestep_spacing": sampler.timestep_spacing,
             ETA_FIELD: sampler.eta,
-            "width": self.width,
-            "height": self.height,
+            "width": self.side("width", model),
+            "height": self.side("height", model),
         }
 
-    def warnings(self) -> Iterator[str]:
+    def warnings(self, model: ImageModel) -> Iterator[str]:
         """What is read in another way than its writer may think."""
+        for name in ("width", "height"):
+            if (drawn := self.side(name, model)) != getattr(self, name):
+                yield f"{name}: {getattr(self, name)} is read as {drawn}, a multiple of {model.size_multiple}"
         for name in ("prompt", "negative_prompt"):
             if found := _WEIGHT.search(getattr(self, name)):
                 yield f"{name}: weights such as {found[0][:40]!r} are read as plain text"
@@ -126,16 +144,18 @@ class PictureInfoBody(Sent):
 
 
 class ImageToImageBody(DrawBody):
-    """`resize_mode` 0 stretches a picture of other proportions, 1 cuts it, 2 fills what is missing with its edges.
+    """`resize_mode` 0 stretches a picture of other proportions, 1 cuts it, 2 fills what is missing with its edges, 3 stretches
+    its latents.
 
-    What is white in a `mask` is drawn anew.
+    What is white in a `mask` is drawn anew; it begins as the colours around it (`inpainting_fill` 0), as it is (1), or as the
+    former with noise (2) or nothing (3) in place of its latents.
     """
 
     place = IMG2IMG
 
     init_images: list[str] = Field(min_length=1, max_length=1)
     denoising_strength: float = 0.75
-    resize_mode: Literal[0, 1, 2] = 0
+    resize_mode: Literal[0, 1, 2, 3] = 0
     include_init_images: bool = False
     mask: str | None = None
     mask_blur: float | None = Field(default=None, ge=0, le=MOST_BLUR)
@@ -154,14 +174,6 @@ class ImageToImageBody(DrawBody):
     def row_of(cls, name: str) -> UnusedField | None:
         return unused_field(MASKED, name) or unused_field(IMG2IMG, name)
 
-    def check(self) -> None:
-        super().check()
-        if self.mask and self.inpainting_fill > 1:
-            sentence = (
-                f"inpainting_fill: {self.inpainting_fill} is not allowed; it must be 0 (the colours around) or 1 (the picture)"
-            )
-            raise ApiError(400, sentence, param="inpainting_fill", code="unsupported_value")
-
     @property
     def blur(self) -> tuple[float, float]:
         """Of the mask, across and down, in pixels."""
@@ -169,7 +181,12 @@ class ImageToImageBody(DrawBody):
 
     @property
     def fit(self) -> Fit:
-        return (Fit.STRETCHED, Fit.CUT, Fit.PADDED)[self.resize_mode]
+        return (Fit.STRETCHED, Fit.CUT, Fit.PADDED, Fit.STRETCHED)[self.resize_mode]
 
-    def options(self, sampler: Chosen) -> dict[str, Any]:
-        return {**super().options(sampler), "strength": self.denoising_strength}
+    def options(self, sampler: Chosen, model: ImageModel) -> dict[str, Any]:
+        return {
+            **super().options(sampler, model),
+            "strength": self.denoising_strength,
+            "latent_upscale": _LATENT_UPSCALE if self.resize_mode == _BY_LATENTS else None,
+            "inpainting_fill": _FILLS.get(self.inpainting_fill) if self.mask else None,
+        }

@@ -19,6 +19,9 @@ from nereid.serving.gateway.pictures import Fit, decoded, fitted, from_base64, o
 _OPAQUE = 129
 """The smallest alpha of a mask that counts as white, where it has transparent pixels."""
 
+_AS_IT_IS = 1
+"""The `inpainting_fill` that leaves the picture alone."""
+
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom."""
 
@@ -82,12 +85,12 @@ def _part(
         region = _region(mask, body.inpaint_full_res_padding, size)
     if region is None:
         drawing = from_picture(body.prompt, options, picture, model, "", mask=mask, fit=body.fit)
-        overlay = Overlay.of(drawing.options["init_image"], fitted(mask, size, body.fit))
-    else:
-        part, chosen = picture.crop(region), {**options, "width": width, "height": height}
+        overlay = Overlay.of(fitted(picture, size, body.fit), fitted(mask, size, body.fit))
+    else:  # its part is as large as what is drawn, before there are latents
+        part, chosen = picture.crop(region), {**options, "width": width, "height": height, "latent_upscale": None}
         drawing = from_picture(body.prompt, chosen, part, model, "", mask=mask.crop(region), fit=Fit.STRETCHED)
         drawing, overlay = replace(drawing, warnings=()), Overlay.of(picture, mask, region)
-    if body.inpainting_fill == 0:
+    if body.inpainting_fill != _AS_IT_IS:
         filled = _filled(drawing.options["init_image"], drawing.options["mask_image"])
         drawing = replace(drawing, options={**drawing.options, "init_image": filled})
     return drawing, overlay
@@ -115,7 +118,7 @@ def _grown(first: int, last: int, wanted: int, most: int) -> tuple[int, int]:
 
 def _filled(picture: Image.Image, mask: Image.Image) -> Image.Image:
     """What the mask covers in the colours around it, the farther from its edge the smoother."""
-    known = np.asarray(mask) == 0
+    known = np.asarray(mask.resize(picture.size, Image.Resampling.NEAREST)) == 0
     return Image.fromarray(_spread(np.asarray(picture), known)) if known.any() else picture
 
 

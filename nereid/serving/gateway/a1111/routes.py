@@ -91,7 +91,7 @@ class WebUiRoutes:
         served = self._served(f"override_settings.{MODEL}", asked) if asked else self.find(self._model(owner))
         body.check()
         sampler = body.solver(served.model)
-        options = body.options(sampler)
+        options = body.options(sampler, served.model)
 
         async def drawn() -> Response:
             with self.jobs.running(owner, job := Job(body.n_iter)):
@@ -105,7 +105,7 @@ class WebUiRoutes:
                 cfg_scale=served.model.guidance if body.cfg_scale is None else body.cfg_scale,
                 job=job,
                 results=results,
-                warnings=[*body.warnings(), *drawing.warnings],
+                warnings=[*body.warnings(served.model), *drawing.warnings],
             )
             return JSONResponse(await self._answer(made, body, served, options))
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,39 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nereid.serving.gateway.launch import Rules
-
-from drawing_models import Drawers, drawing_repository
-from gateway_before import gateway
-from small_servers import grpc_server
-
-REDRAW = "/sdapi/v1/img2img"
-
-
-@pytest.fixture
-def drawers() -> Drawers:
-    return Drawers()
-
-
-@pytest.fixture
-def api(tmp_path: Path, drawers: Drawers) -> Iterator[httpx.Client]:
-    repository = drawing_repository(tmp_path / "repository")
-    with (
-        grpc_server(drawers.all()) as (port, _),
-        gateway(repository, port, rules=Rules(a1111=True)) as running,
-        httpx.Client(base_url=running.url, timeout=60) as client,
-    ):
-        yield client
-
-
-def text(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def shown(picture: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(picture)))
+from drawing_models import Drawers
+from webui_forms import REDRAW, shown, text
 
 
 def masked(**fields: Any) -> dict[str, Any]:
@@ -122,6 +87,45 @@ def test_what_is_drawn_anew_begins_as_the_colours_around_it(api: httpx.Client, d
     assert np.array_equal(drawers.asked[-1]["init_image"], np.asarray(sent))
 
 
+@pytest.mark.parametrize(("fill", "asked"), [(0, None), (1, None), (2, b"latent_noise"), (3, b"latent_nothing")])
+@pytest.mark.parametrize("whole", [False, True], ids=["in its picture", "by itself"])
+def test_what_is_drawn_anew_begins_as_noise_or_nothing_in_its_latents_place(
+    api: httpx.Client, drawers: Drawers, fill: int, asked: bytes | None, whole: bool
+) -> None:
+    """Its latents are made, as they are there, of the colours around it, but for 1."""
+    sent = Image.new("RGB", (64, 64), (0, 0, 255))
+    sent.paste((255, 0, 0), (0, 0, 32, 64))
+    extra = {"inpaint_full_res": True, "inpaint_full_res_padding": 32} if whole else {}
+    answer = api.post(REDRAW, json=masked(init_images=[text(sent)], inpainting_fill=fill, **extra))
+    assert answer.status_code == 200, answer.text
+    given = drawers.asked[-1]
+    assert given.get("inpainting_fill") == asked
+    assert (given["init_image"][:, :31] == ([255, 0, 0] if fill == 1 else [0, 0, 255])).all()
+    without = api.post(REDRAW, json={**masked(inpainting_fill=fill), "mask": None})
+    assert without.status_code == 200, without.text
+    assert "inpainting_fill" not in drawers.asked[-1]
+
+
+def test_a_part_of_a_picture_whose_latents_are_stretched_is_drawn_at_the_size_that_is_asked_for(
+    api: httpx.Client, drawers: Drawers
+) -> None:
+    """The mask and what is put over the drawn picture are stretched; a part by itself is as large as what is drawn before."""
+    asked = {"width": 128, "height": 64, "resize_mode": 3, "inpainting_fill": 3}
+    answer = api.post(REDRAW, json=masked(**asked))
+    assert answer.status_code == 200, answer.text
+    given, wide = drawers.asked[-1], np.repeat(LEFT, 2, axis=1)
+    assert (given["init_image"].shape, given["latent_upscale"]) == ((64, 64, 3), b"bilinear")
+    assert np.array_equal(given["mask_image"], wide * 255)
+    made = np.asarray(shown(answer.json()["images"][0]))
+    assert made.shape == (64, 128, 3)
+    assert (made[:, :64] == [255, 255, 0]).all()
+    assert (made[:, 72:] == [0, 0, 255]).all()  # the stretched mask has a soft edge
+    alone = api.post(REDRAW, json=small_part(resize_mode=3))
+    assert alone.status_code == 200, alone.text
+    assert "latent_upscale" not in drawers.asked[-1]
+    assert drawers.asked[-1]["init_image"].shape == (64, 64, 3)
+
+
 def small_part(**fields: Any) -> dict[str, Any]:
     """A square of 16 pixels of a picture that is red in the middle of blue; nothing is said of how it is drawn."""
     sent, mask = Image.new("RGB", (96, 64), (0, 0, 255)), Image.new("L", (96, 64))
@@ -159,9 +163,10 @@ def test_a_part_is_drawn_by_itself_at_the_size_that_is_asked_for(api: httpx.Clie
     [
         ({"inpaint_full_res_padding": 8}, 1 / 4, 1 / 4),
         ({"width": 128}, 1 / 4, 0),
+        ({"height": 128}, 0, 1 / 4),
         ({"inpaint_full_res_padding": 1000}, 1 / 3, 3 / 8),
     ],
-    ids=["padding", "proportions", "picture"],
+    ids=["padding", "wide", "high", "picture"],
 )
 def test_what_is_around_a_part_is_drawn_with_it(
     api: httpx.Client, drawers: Drawers, change: dict[str, Any], left: float, top: float
@@ -174,11 +179,34 @@ def test_what_is_around_a_part_is_drawn_with_it(
     assert rows[0] / mask.shape[0] == pytest.approx(top, abs=0.03)
 
 
+def test_a_mask_of_another_size_is_scaled_before_its_part_is_found(api: httpx.Client, drawers: Drawers) -> None:
+    mask = Image.new("L", (48, 32))
+    mask.paste(255, (16, 12, 24, 20))
+    answer = api.post(REDRAW, json=small_part(mask=text(mask), inpainting_fill=1))
+    assert answer.status_code == 200, answer.text
+    assert (drawers.asked[-1]["init_image"][24:40, 24:40] == [255, 0, 0]).all()
+    made = np.asarray(shown(answer.json()["images"][0]))
+    assert made.shape == (64, 96, 3)
+    assert (np.abs(made[28:36, 36:44].astype(int) - [0, 255, 255]) <= 2).all()
+
+
 def test_a_part_at_the_edge_and_a_mask_without_one_are_drawn(api: httpx.Client, drawers: Drawers) -> None:
     edge = Image.new("L", (96, 64))
     edge.paste(255, (90, 0, 96, 20))
     made = api.post(REDRAW, json=small_part(mask=text(edge), inpaint_full_res_padding=4))
     assert made.status_code == 200, made.text
+    corner = Image.new("L", (96, 64))
+    corner.paste(255, (80, 0, 96, 16))  # with 8 pixels around it, where there are any, a square of 24
+    assert api.post(REDRAW, json=small_part(mask=text(corner), inpaint_full_res_padding=8)).status_code == 200
+    rows, columns = (np.nonzero((drawers.asked[-1]["mask_image"] > 0).any(axis))[0] for axis in (1, 0))
+    assert (rows[0], columns[-1]) == (0, 63)
+    assert rows[-1] / 64 == pytest.approx(2 / 3, abs=0.03)
+    assert columns[0] / 64 == pytest.approx(1 / 3, abs=0.03)
+    high = Image.new("L", (96, 64))
+    high.paste(255, (80, 24, 96, 56))  # grown to a square on the one side where there is more
+    assert api.post(REDRAW, json=small_part(mask=text(high))).status_code == 200
+    columns = np.nonzero((drawers.asked[-1]["mask_image"] > 0).any(0))[0]
+    assert (columns[0] / 64, columns[-1]) == (pytest.approx(1 / 2, abs=0.03), 63)
     nothing = api.post(REDRAW, json=small_part(mask=text(Image.new("L", (96, 64)))))
     assert nothing.status_code == 200, nothing.text
     assert not drawers.asked[-1]["mask_image"].any()
@@ -188,7 +216,7 @@ def test_a_part_at_the_edge_and_a_mask_without_one_are_drawn(api: httpx.Client, 
 @pytest.mark.parametrize(
     ("change", "param", "words"),
     [
-        ({"inpainting_fill": 2}, "inpainting_fill", "2 is not allowed; it must be 0 (the colours around) or 1 (the picture)"),
+        ({"inpainting_fill": 4}, "inpainting_fill", "it must be at most 3"),
         ({"mask_round": False}, "mask_round", "False is not allowed; it must be true or absent"),
         ({"mask_blur": -1}, "mask_blur", "it must be at least 0"),
         ({"inpainting_mask_invert": 2}, "inpainting_mask_invert", "it must be at most 1"),
@@ -201,4 +229,4 @@ def test_what_a_mask_cannot_have_is_refused_by_name(api: httpx.Client, change: d
     assert (answer.status_code, error["param"]) == (400, param), error
     assert words in error["message"]
     without = api.post(REDRAW, json={**masked(**change), "mask": None})
-    assert without.status_code == (400 if change.get("mask_blur") == -1 or "inpainting_mask_invert" in change else 200)
+    assert without.status_code == (200 if "mask_round" in change else 400)
