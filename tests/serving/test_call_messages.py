@@ -201,7 +201,7 @@ def test_arguments_that_are_no_object_are_shown_as_they_were_written(text: str) 
             "Well.<|tool_calls_section_begin|><|tool_call_begin|>functions.now:0<|tool_call_argument_begin|>"
             f"{SPACED}<|tool_call_end|><|tool_call_begin|>functions.warmth:1<",
         ),
-        ("olmo3", 'Well.<function_calls>now(city="Łódź", n=1)\nwarmth(city="Łódź", n=1)</function_calls>'),
+        ("olmo3", 'Well.<function_calls>\nnow(city="Łódź", n=1)\nwarmth(city="Łódź", n=1)\n</function_calls>'),
         ("lfm2", 'Well.<|tool_call_start|>[now(city="Łódź", n=1), warmth(city="Łódź", n=1)]<|tool_call_end|>'),
         ("pythonic", 'Well.[now(city="Łódź", n=1), warmth('),
         (

@@ -192,3 +192,26 @@ def test_an_answer_that_ends_behind_a_value_has_that_value() -> None:
         for size in (1, 1000):
             (call,) = message("qwen3_coder", text, size)["tool_calls"]
             assert json.loads(call["function"]["arguments"] + "}") in ({"city": "x"}, {"days": 2})
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        (qwen("<parameter=city>\n\n\n</parameter>\n"), {"city": "\n"}),
+        (qwen("<parameter=note>\n<parameter=city>\nx\n</parameter>\n"), {"note": "", "city": "x"}),
+        (qwen("<parameter=command>\n<parameter=city>\nx\n</parameter>\n"), {"command": "", "city": "x"}),
+        (qwen("<parameter=command>\n\n<parameter>\n</parameter>\n"), {"command": "\n<parameter>"}),
+    ],
+)
+def test_line_breaks_at_the_ends_of_a_value_are_its_tags_however_it_is_cut(text: str, arguments: dict[str, Any]) -> None:
+    for size in (1, 2, 3, 1000):
+        (call,) = message("qwen3_coder", text, size)["tool_calls"]
+        assert json.loads(call["function"]["arguments"]) == arguments
+
+
+def test_a_value_that_is_json_has_ended_whatever_follows() -> None:
+    text = qwen('<parameter=place>\n{"a": 1}\n</parameter>\n').replace("</function>", "</functon>")
+    for size in (1, 1000):
+        found = message("qwen3_coder", text, size)
+        assert json.loads(found["tool_calls"][0]["function"]["arguments"]) == {"place": {"a": 1}}
+        assert "functon" in found["content"]

@@ -42,7 +42,7 @@ FORMS = {
             "</%invoke>\n</%function_calls>"
         ),
         bound='"invoke name=\\""',
-        tokens=("｜DSML｜", "<think>", "</think>"),
+        tokens=("｜DSML｜",),
         answer=OPENS,
     ),
     "kimi_k2": Family(

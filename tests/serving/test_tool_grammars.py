@@ -157,7 +157,7 @@ def test_a_template_s_own_way_of_writing_is_allowed(parts: Any, form: str) -> No
         '{"city": "Łódź", "unit": {"c": true}}<|tool_call_end|><|tool_calls_section_end|>',
         "pythonic": '[warmth(city="Łódź", unit={"c": true})]',
         "lfm2": '<|tool_call_start|>[warmth(city="Łódź", unit={"c": true})]<|tool_call_end|>',
-        "olmo3": '<function_calls>warmth(city="Łódź", unit={"c": true})</function_calls>',
+        "olmo3": '<function_calls>\nwarmth(city="Łódź", unit={"c": true})\n</function_calls>',
         "gemma4": '<|tool_call>call:warmth{city:<|"|>Łódź<|"|>,unit:{"c":true}}<tool_call|>',
         "functiongemma": '<start_function_call>call:warmth{city:<escape>Łódź<escape>,unit:{"c":true}}<end_function_call>',
     }[form]

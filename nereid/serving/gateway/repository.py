@@ -42,9 +42,8 @@ class Offered:
 
     `fault`: why its chat templates cannot be used. `whole_templates`: whether they write all special tokens themselves, so that
     the tokenizer adds none; exports of before left out what it adds. `tool_format`: how its templates have it call tools, None:
-    in no form that is known here. `thinking`: the marks of its thoughts, None: they are not told apart; `spoken`: those of what
-    follows them. `tokens`: the tokenizer's added tokens by text; `hidden` are those that an answer's text leaves out, unless it
-    is asked to keep them.
+    in no known form. `thinking`: the marks of its thoughts, None: they are not told apart; `spoken`: those of what follows them.
+    `tokens`: the tokenizer's added tokens by text; `hidden` are those that an answer's text leaves out unless asked to keep them.
     """
 
     id: str

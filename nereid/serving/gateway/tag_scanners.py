@@ -145,9 +145,12 @@ class TagsCall:
     def _text_of(self, value: _Value, at: int) -> str:
         """What may be told of a plain text, which ends at `at`."""
         padded = self.tags.padded
-        if padded and not value.begun and self._text.startswith("\n") and at != 0:
-            self._text, at = self._text[1:], at - 1
-        value.begun = value.begun or bool(self._text)
+        if padded and not value.begun and at != 0:
+            if not self._text or any(tag.startswith(self._text) for tag in self._next()):
+                return ""  # the line break may be the next parameter's
+            value.begun = True
+            if self._text.startswith("\n"):
+                self._text, at = self._text[1:], at - 1
         sure = at if at >= 0 else self._sure()
         piece, self._text = self._text[:sure], self._text[sure:]
         piece = piece.removesuffix("\n") if at >= 0 and padded else piece

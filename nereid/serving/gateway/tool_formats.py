@@ -119,7 +119,7 @@ PYTHONIC = ToolFormat(
     name="pythonic", shape=Shape.PYTHON, begin="<|python_start|>", end="<|python_end|>", bare="[{", between=", "
 )
 LFM2 = replace(PYTHONIC, name="lfm2", begin="<|tool_call_start|>", end="<|tool_call_end|>", bare="")
-OLMO3 = replace(LFM2, name="olmo3", begin="<function_calls>", end="</function_calls>", between="\n", listed=("", ""))
+OLMO3 = replace(LFM2, name="olmo3", begin="<function_calls>", end="</function_calls>", between="\n", listed=("\n", "\n"))
 GEMMA4 = ToolFormat(name="gemma4", shape=Shape.BRACES, begin="<|tool_call>", end="<tool_call|>", quotes='<|"|>')
 FUNCTIONGEMMA = replace(GEMMA4, name="functiongemma", begin="<start_function_call>", end="<end_function_call>", quotes="<escape>")
 
@@ -199,8 +199,8 @@ _SHOWN: tuple[tuple[ToolFormat, tuple[str, ...]], ...] = (
     (OLMO3, (OLMO3.begin,)),
     (GEMMA4, (GEMMA4.begin, GEMMA4.quotes)),
     (FUNCTIONGEMMA, (FUNCTIONGEMMA.begin,)),
-    (PYTHONIC, ("func_name1(params_name1=",)),
-    (PYTHONIC, ("func1(params_name=",)),
+    (PYTHONIC, ("[func_name1(",)),
+    (PYTHONIC, ("[func1(",)),
     (LLAMA3_JSON, (LLAMA3_JSON.begin,)),
     (LLAMA3_JSON, ("ipython", '"parameters": ')),
 )
