@@ -29,7 +29,8 @@ class Sent(BaseModel):
         places = cls.places_of(value)
 
         def idle(name: str, item: Any) -> bool:
-            return any(_changes_nothing(places, name, read) for read in (_readings(item) if cls.casts else (item,)))
+            row = _row(places, name)
+            return row is not None and any(row.allows(read) for read in (_readings(item) if cls.casts else (item,)))
 
         return {name: item for name, item in value.items() if item is not None and not idle(name, item)}
 
@@ -61,7 +62,6 @@ def _readings(item: Any) -> Iterator[Any]:
                 yield kind.validate_python(item)
 
 
-def _changes_nothing(places: tuple[str, ...], name: str, value: Any) -> bool:
+def _row(places: tuple[str, ...], name: str) -> UnusedField | None:
     rows = (unused_field(place, name) for place in places)
-    row = next((row for row in rows if row is not None), None)
-    return row is not None and row.allows(value)
+    return next((row for row in rows if row is not None), None)

@@ -110,20 +110,35 @@ def test_a_part_of_a_picture_whose_latents_are_stretched_is_drawn_at_the_size_th
     api: httpx.Client, drawers: Drawers
 ) -> None:
     """The mask and what is put over the drawn picture are stretched; a part by itself is as large as what is drawn before."""
-    asked = {"width": 128, "height": 64, "resize_mode": 3, "inpainting_fill": 3}
+    corner = Image.new("L", (64, 64))
+    corner.paste(255, (0, 0, 32, 16))
+    asked = {"width": 128, "height": 64, "resize_mode": 3, "inpainting_fill": 3, "mask": text(corner)}
     answer = api.post(REDRAW, json=masked(**asked))
     assert answer.status_code == 200, answer.text
-    given, wide = drawers.asked[-1], np.repeat(LEFT, 2, axis=1)
+    given, wide = drawers.asked[-1], np.repeat(np.asarray(corner) > 0, 2, axis=1)
     assert (given["init_image"].shape, given["latent_upscale"]) == ((64, 64, 3), b"bilinear")
     assert np.array_equal(given["mask_image"], wide * 255)
     made = np.asarray(shown(answer.json()["images"][0]))
     assert made.shape == (64, 128, 3)
-    assert (made[:, :64] == [255, 255, 0]).all()
+    assert (made[:16, :64] == [255, 255, 0]).all()
     assert (made[:, 72:] == [0, 0, 255]).all()  # the stretched mask has a soft edge
+    assert (made[20:] == [0, 0, 255]).all()
     alone = api.post(REDRAW, json=small_part(resize_mode=3))
     assert alone.status_code == 200, alone.text
     assert "latent_upscale" not in drawers.asked[-1]
     assert drawers.asked[-1]["init_image"].shape == (64, 64, 3)
+
+
+def test_only_what_is_drawn_anew_is_filled_whatever_the_size(api: httpx.Client, drawers: Drawers) -> None:
+    """80 is halved to 5, which has no half."""
+    sent = np.random.default_rng(1).integers(0, 256, (64, 80, 3), np.uint8)
+    mask = Image.new("L", (80, 64))
+    mask.paste(255, (0, 0, 40, 64))
+    body = masked(init_images=[text(Image.fromarray(sent))], mask=text(mask), inpainting_fill=0)
+    assert api.post(REDRAW, json=body).status_code == 200
+    asked = drawers.asked[-1]["init_image"]
+    assert np.array_equal(asked[:, 40:], sent[:, 40:])
+    assert np.abs(np.diff(asked[:, :36].astype(int), axis=0)).max() < 64 < np.abs(np.diff(sent[:, :36].astype(int), axis=0)).max()
 
 
 def small_part(**fields: Any) -> dict[str, Any]:

@@ -120,6 +120,10 @@ def test_an_edit_says_what_its_part_begins_as_and_how_latents_are_brought_to_its
     assert (asked["inpainting_fill"], asked["latent_upscale"]) == (b"latent_noise", b"bicubic")
     assert (asked["init_image"].shape, asked["mask_image"].shape) == ((48, 64, 3), (96, 128))
     assert shown(answer.json()["data"][0]).shape == (96, 128, 3)
+    top = Image.new("RGBA", (64, 48), (0, 0, 255, 255))
+    top.paste((0, 0, 0, 0), (0, 0, 64, 12))
+    assert edit(api, files={"image": png(top)}, size="128x64", latent_upscale="bilinear").status_code == 200
+    assert np.array_equal(drawers.asked[-1]["mask_image"], np.repeat(np.arange(64)[:, None] < 16, 128, axis=1) * 255)
     varied = {"latent_upscale": "bilinear", "size": "128x96"}
     assert api.post(VARY, data=varied, files={"image": png()}).status_code == 200
     assert drawers.asked[-1]["init_image"].shape == (48, 64, 3)
