@@ -64,7 +64,7 @@ def serving(repository: Path, name: str = "") -> Iterator[tuple[Client, ServeOpt
 
 @contextmanager
 def serving_with_gateway(repository: Path, *more: str) -> Iterator[WithGateway]:
-    """`nereid serve --openai-port` with `more`, as a process of its own: what watches over it shares no Python with the callers."""
+    """`nereid serve --openai-port` with `more`, as a process of its own: what watches over it shares no Python with callers."""
     with tempfile.TemporaryDirectory() as folder:
         options = ServeOptions.on_free_ports(repository, Path(folder) / "triton.log")
         (port,) = free_ports(1)

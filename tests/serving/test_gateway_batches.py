@@ -17,6 +17,7 @@ import openai
 import pytest
 
 from nereid.serving.errors import ServingError
+from nereid.serving.gateway.batches import runner
 from nereid.serving.gateway.batches.asking import Answer
 from nereid.serving.gateway.batches.lines import checked, read_body
 from nereid.serving.gateway.batches.load import Load
@@ -368,7 +369,7 @@ def test_requests_run_together_in_a_gap_and_are_put_back_when_somebody_comes(tmp
 
     async def play() -> None:
         load, server = Load(), Server()
-        async with running(store, load, server, Pace(at_once=4, gap_seconds=0.02, starved_seconds=60)):
+        async with running(store, load, server, Pace(at_once=4, gap_seconds=0.02, ramp_seconds=0.1, starved_seconds=60)):
             await reach(lambda: server.inside == 4)
             load.enter()
             await reach(lambda: server.inside == 0)
@@ -401,6 +402,68 @@ def test_a_request_that_was_put_back_often_runs_to_its_end(tmp_path: Path) -> No
             assert (server.inside, len(server.gone)) == (1, 3)
             server.hold.set()
             await reach(lambda: state(store, batch)[0] == State.COMPLETED)
+
+    asyncio.run(play())
+
+
+def test_of_requests_that_were_put_back_often_one_at_a_time_runs_to_its_end(tmp_path: Path) -> None:
+    store, batch = stored(tmp_path, *(line(f"r{i}", f"p{i}") for i in range(4)))
+
+    async def play() -> None:
+        load, server = Load(), Server()
+        async with running(store, load, server, Pace(at_once=4, gap_seconds=0.01, ramp_seconds=0.1, starved_seconds=60)):
+            for left in (0, 0, 0, 1, 1):
+                await reach(lambda: server.inside == 4)
+                load.enter()
+                await reach(lambda left=left: server.inside == left)
+                await asyncio.sleep(0.2)
+                assert server.inside == left
+                load.leave()
+            assert "p0" not in server.gone[12:]  # the first in the file is the first to stay
+            server.hold.set()
+            await reach(lambda: state(store, batch)[0] == State.COMPLETED)
+
+    asyncio.run(play())
+
+
+def test_more_requests_run_together_the_longer_a_gap_lasts(tmp_path: Path) -> None:
+    store, _ = stored(tmp_path, *(line(f"r{i}") for i in range(9)))
+
+    async def play() -> None:
+        load, server = Load(), Server()
+        load.enter()
+        async with running(store, load, server, Pace(at_once=5, gap_seconds=0.0, ramp_seconds=2.0, starved_seconds=60)):
+            await asyncio.sleep(0.3)
+            load.leave()
+            begun = time.monotonic()
+            for together in (1, 2, 3, 4, 5):
+                await reach(lambda together=together: server.inside >= together)
+                assert time.monotonic() - begun >= 0.5 * (server.inside - 1)
+            await asyncio.sleep(0.1)
+            assert server.inside == 5
+
+    asyncio.run(play())
+
+
+def test_nothing_begins_once_somebody_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _ = stored(tmp_path, *(line(f"r{i}", f"p{i}") for i in range(4)))
+    load, reads = Load(), list[int]()
+
+    def comes_meanwhile(file: Path, start: int) -> dict[str, Any]:
+        reads.append(start)
+        if len(reads) == 3:
+            load.inside += 1
+        return read_body(file, start)
+
+    monkeypatch.setattr(runner, "read_body", comes_meanwhile)
+
+    async def play() -> None:
+        server = Server()
+        async with running(store, load, server, Pace(at_once=4, gap_seconds=0.0, ramp_seconds=0.0, starved_seconds=60)):
+            await reach(lambda: len(reads) == 3)
+            await asyncio.sleep(0.3)
+            assert sorted(server.asked) == sorted(server.gone) == ["p0", "p1"]
+            assert len(reads) == 3
 
     asyncio.run(play())
 
