@@ -174,9 +174,9 @@ class BatchRunner:
         return 1 if starved and not self._running else 0
 
     def _together(self, gap: float) -> int:
-        """Requests that may run together in a gap that has lasted so long."""
+        """Requests that may run together in a gap that has lasted so long: one or two in those that callers leave each other."""
         most, ramp = self.pace.at_once, self.pace.ramp_seconds
-        return most if gap >= ramp else 1 + int((most - 1) * gap / ramp)
+        return most if gap >= ramp else 1 + int((most - 1) * (gap / ramp) ** 2)
 
     async def _begin(self, batch: Batch, under_way: list[int]) -> None:
         room, beside = self._room(), self.load.inside > 0
