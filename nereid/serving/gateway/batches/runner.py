@@ -18,9 +18,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nereid.serving.gateway.batches.asking import Answer
+from nereid.serving.gateway.batches.files import StorageFullError
 from nereid.serving.gateway.batches.lines import CheckedLines, Problem, checked, read_body
 from nereid.serving.gateway.batches.load import Load
-from nereid.serving.gateway.batches.store import Batch, BatchStore, State
+from nereid.serving.gateway.batches.states import State
+from nereid.serving.gateway.batches.store import Batch, BatchStore
 
 log = logging.getLogger("nereid.gateway")
 
@@ -36,6 +38,8 @@ _LATER = {429, 499, 503}
 _LAST_PAUSE = 30.0
 _REST_SECONDS = 10.0
 """Before a batch is tried again that failed as a whole."""
+_SWEEP_SECONDS = 60.0
+"""Between two looks for files whose time is over."""
 _SHRINK = 0.9
 _EXPIRED = {"code": "batch_expired", "message": "the completion window has passed before this request could be answered"}
 _CANCELLED = {"code": "batch_cancelled", "message": "the batch was cancelled before this request was answered"}
@@ -72,6 +76,8 @@ class BatchRunner:
     load: Load
     ask: Callable[[str, dict[str, Any], str], Awaitable[Answer]]
     pace: Pace = field(default_factory=Pace)
+    put_back: int = 0
+    """Requests, all in all."""
     _running: list[_Running] = field(default_factory=list)
     _put_back: dict[tuple[str, int], int] = field(default_factory=dict)
     _pause: float = 0.0
@@ -79,12 +85,18 @@ class BatchRunner:
     """Grows where gaps turn out to be too short for the work that was begun in them, and shrinks where they do not."""
     _resume_at: float = 0.0
     _last_start: float = field(default_factory=time.monotonic)
-    _resting: dict[str, float] = field(default_factory=dict)
-    """Until when a batch is left alone, by its id."""
+    _resting: dict[tuple[str, State], float] = field(default_factory=dict)
+    """Until when a batch is left alone, by its id and the state in which it could not be worked on."""
     _open: set[str] = field(default_factory=set)
+    _sweep_at: float = 0.0
 
     def __post_init__(self) -> None:
         self._gap = self.pace.gap_seconds
+
+    @property
+    def running(self) -> int:
+        """Requests that are under way."""
+        return len(self._running)
 
     async def run(self) -> None:
         """Until it is cancelled; what is under way then is asked again by the next."""
@@ -119,24 +131,31 @@ class BatchRunner:
         if self.load.inside:
             await self._make_room()
         await self._collect()
+        if time.monotonic() >= self._sweep_at:
+            await asyncio.to_thread(self.store.sweep)
+            self._sweep_at = time.monotonic() + _SWEEP_SECONDS
         batches = await asyncio.to_thread(self.store.open_batches)
         self._forget_all_but({batch.id for batch in batches})
         for batch in batches:
-            if time.monotonic() < self._resting.get(batch.id, 0.0):
+            rest = batch.id, batch.status
+            if time.monotonic() < self._resting.get(rest, 0.0):
                 continue
             try:
                 await self._move_on(batch)
-                self._resting.pop(batch.id, None)
+                self._resting.pop(rest, None)
+            except StorageFullError as error:
+                log.warning("batch %s waits for room: %s", batch.id, error)
+                self._resting[rest] = time.monotonic() + _REST_SECONDS
             except Exception:  # it is this batch's own: the others go on
                 log.exception("batch %s cannot be worked on now; it is tried again in %g s", batch.id, _REST_SECONDS)
-                self._resting[batch.id] = time.monotonic() + _REST_SECONDS
+                self._resting[rest] = time.monotonic() + _REST_SECONDS
         return bool(batches)
 
     def _forget_all_but(self, opened: set[str]) -> None:
         """What is noted of batches that have ended, however that was."""
         if opened != self._open:
             self._open = opened
-            self._resting = {batch: until for batch, until in self._resting.items() if batch in opened}
+            self._resting = {rest: until for rest, until in self._resting.items() if rest[0] in opened}
             self._put_back = {request: times for request, times in self._put_back.items() if request[0] in opened}
 
     async def _move_on(self, batch: Batch) -> None:
@@ -182,6 +201,7 @@ class BatchRunner:
         room, beside = self._room(), self.load.inside > 0
         if room < 1:
             return
+        await asyncio.to_thread(self.store.require_room, batch.owner)
         for place, start in await asyncio.to_thread(self.store.waiting, batch.id, room, under_way):
             body = await asyncio.to_thread(read_body, self.store.path(batch.input_file), start)
             for name, value in {"priority": PRIORITY, **UNLESS_SAID.get(batch.endpoint, {})}.items():
@@ -201,6 +221,7 @@ class BatchRunner:
         for one in going:
             key = one.batch, one.place
             self._put_back[key] = self._put_back.get(key, 0) + 1
+        self.put_back += len(going)
         if going:
             self._gap = min(2 * self._gap, self.pace.longest_gap_seconds)
         await self._stop(going)
