@@ -33,6 +33,7 @@ from nereid_protocol.metrics import GATEWAY_BATCH_METRICS
 from batch_gateway import URL, Model, answers, begin, ended, line, serving
 
 HOUR = 3600
+CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture
@@ -92,6 +93,9 @@ def test_a_file_and_the_answers_of_a_batch_expire_as_asked(tmp_path: Path, model
         ({"anchor": "created_at", "seconds": "2592001"}, "expires_after.seconds", "'2592001' is not allowed"),
         ({"anchor": "created_at", "seconds": "1e9"}, "expires_after.seconds", "'1e9' is not allowed"),
         ({"anchor": "created_at", "seconds": "9" * 5000}, "expires_after.seconds", "is not allowed"),
+        ({"": "soon"}, "expires_after", "'soon' is not allowed; it must have anchor and seconds"),
+        ({"": '{"anchor": "created_at", "seconds": 3600, "more": 1}'}, "expires_after", "it must have anchor and seconds"),
+        ({"": '{"anchor": "created_at", "seconds": 1e4}'}, "expires_after.seconds", "'10000.0' is not allowed"),
         ({"anchor": "created_at", "seconds": "3600", "later": "1"}, "expires_after[later]", "this field is not supported"),
     ],
     ids=lambda value: str(value)[:40],
@@ -100,7 +104,7 @@ def test_an_expiry_that_cannot_be_is_refused_by_name(
     tmp_path: Path, model: Model, fields: dict[str, str], param: str, words: str
 ) -> None:
     with serving(tmp_path, model) as client:
-        data = {"purpose": "batch", **{f"expires_after[{name}]": value for name, value in fields.items()}}
+        data = {"purpose": "batch", **{f"expires_after[{name}]".replace("[]", ""): value for name, value in fields.items()}}
         answer = httpx.post(f"{client.base_url}files", data=data, files={"file": ("a", b"{}")})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
         assert words in answer.json()["error"]["message"]
@@ -109,6 +113,68 @@ def test_an_expiry_that_cannot_be_is_refused_by_name(
             with pytest.raises(openai.BadRequestError, match=r"output_expires_after\.seconds"):
                 client.batches.create(input_file_id="f", endpoint=URL, completion_window="24h", output_expires_after=after)
     assert list((tmp_path / "batches" / "files").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"expires_after[anchor]": "created_at", "expires_after[seconds]": "7200"},
+        {"expires_after": '{"anchor": "created_at", "seconds": 7200}'},  # openai-ruby
+        {"expires_after.anchor": "created_at", "expires_after.seconds": "7200"},  # gateways in Go
+        {"expires_after": "7200"},  # Vercel's AI SDK
+    ],
+    ids=str,
+)
+def test_an_expiry_is_read_in_every_form_that_packages_write(tmp_path: Path, model: Model, fields: dict[str, str]) -> None:
+    with serving(tmp_path, model) as client:
+        sent = httpx.post(f"{client.base_url}files", data={"purpose": "batch", **fields}, files={"file": ("a", b"{}")})
+        assert sent.status_code == 200, sent.text
+        assert sent.json()["expires_at"] == sent.json()["created_at"] + 7200
+
+
+# --- what clients of other servers send ---
+
+
+@pytest.mark.parametrize(("endpoint", "url"), [("/chat/completions", "/chat/completions"), ("v1/chat/completions", CHAT)])
+def test_paths_without_their_first_parts_are_those_of_this_api(tmp_path: Path, model: Model, endpoint: str, url: str) -> None:
+    body = {"model": "llm", "messages": [{"role": "user", "content": "hello"}]}
+    asked = b"\xef\xbb\xbf" + json.dumps({"custom_id": "c", "method": "POST", "url": url, "body": body}).encode() + b"\r\n\r\n"
+    with serving(tmp_path, model) as client:
+        file = client.files.create(file=("asked.jsonl", asked), purpose="batch")
+        made: Any = client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h")  # type: ignore[arg-type]
+        assert made.endpoint == CHAT
+        done = ended(client, made)
+        assert (done.status, done.request_counts.completed) == ("completed", 1), done.errors
+
+
+def test_a_path_of_another_api_is_still_refused(tmp_path: Path, model: Model) -> None:
+    with serving(tmp_path, model) as client:
+        for endpoint in ("/v1/moderations", "/v2/chat/completions", "/openai/chat/completions", 3):
+            begun = {"input_file_id": "f", "endpoint": endpoint, "completion_window": "24h"}
+            sent = httpx.post(f"{client.base_url}batches", json=begun)
+            assert (sent.status_code, sent.json()["error"]["param"]) == (400, "endpoint")
+
+
+def test_metadata_is_bounded_as_openais_is(tmp_path: Path, model: Model) -> None:
+    with serving(tmp_path, model) as client:
+        begun = {"input_file_id": "f", "endpoint": URL, "completion_window": "24h"}
+        for metadata in ({"a" * 65: "b"}, {"a": "b" * 513}, {str(number): "" for number in range(17)}, {"a": 1}):
+            sent = httpx.post(f"{client.base_url}batches", json={**begun, "metadata": metadata})
+            assert sent.status_code == 400
+            assert sent.json()["error"]["param"].startswith("metadata")
+            assert len(sent.text) < 1000
+        sent = httpx.post(f"{client.base_url}batches", json={**begun, "metadata": {"a" * 64: "b" * 512}})
+        assert sent.json()["error"]["param"] == "input_file_id"
+
+
+def test_a_list_of_files_is_whole_where_no_limit_is_asked(tmp_path: Path, model: Model) -> None:
+    store = BatchStore(tmp_path / "batches")
+    for _ in range(25):
+        add(store, "{}")
+    store.close()
+    with serving(tmp_path, model) as client:
+        listed = httpx.get(f"{client.base_url}files").json()
+        assert (len(listed["data"]), listed["has_more"]) == (25, False)
 
 
 def test_a_file_whose_time_is_over_gives_its_room_back_once_no_batch_reads_it(

@@ -1,4 +1,4 @@
-"""Pictures that callers fetch by an address: in memory, each for a while, bounded by bytes for a key and in all; knows no HTTP."""
+"""Pictures that callers fetch by an address: in memory, each for a while, bounded by bytes of a key and of all; no HTTP."""
 
 from __future__ import annotations
 

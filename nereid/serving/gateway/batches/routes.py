@@ -6,14 +6,15 @@ import asyncio
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from nereid.serving.gateway.batches.files import StorageFullError, StoredFile
+from nereid.serving.gateway.batches.lines import whole_path
 from nereid.serving.gateway.batches.states import OPEN_STATES, State
 from nereid.serving.gateway.batches.store import Batch, BatchStore
 from nereid.serving.gateway.batches.uploads import (
@@ -51,13 +52,20 @@ _UPLOAD: dict[str, Any] = {
 }
 
 
+MetadataName = Annotated[str, StringConstraints(max_length=64)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+
+
 class BatchBody(Sent):
     """What begins a batch."""
 
     input_file_id: str
-    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/images/generations"]
+    endpoint: Annotated[
+        Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/images/generations"],
+        BeforeValidator(whole_path),
+    ]
     completion_window: Literal["24h"]
-    metadata: dict[str, str] | None = Field(default=None, max_length=16)
+    metadata: dict[MetadataName, MetadataValue] | None = Field(default=None, max_length=16)
     output_expires_after: ExpiresAfter | None = None
 
 
@@ -123,7 +131,7 @@ class BatchRoutes:
         found = await asyncio.to_thread(self.store.files, owner_of(request))
         purpose = request.query_params.get("purpose")
         wanted = [item for item in found if purpose in (None, item.purpose)]
-        return JSONResponse(page(request.query_params, wanted, lambda item: item.id, _file, _MOST_FILES))
+        return JSONResponse(page(request.query_params, wanted, lambda item: item.id, _file, _MOST_FILES, usual=_MOST_FILES))
 
     @described("One file.")
     async def show_file(self, request: Request) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -28,8 +29,14 @@ class ExpiresAfter(Sent):
 
 
 def expiry_of(fields: dict[str, str]) -> int | None:
-    """Take `expires_after[anchor]` and `expires_after[seconds]` out of a form's fields; raises ApiError."""
-    anchor, seconds = (fields.pop(f"{_FIELD}[{name}]", None) for name in ("anchor", "seconds"))
+    """Take `expires_after` out of a form's fields: in how many seconds, None: never; raises ApiError.
+
+    OpenAI's form is `expires_after[anchor]` and `expires_after[seconds]`. Some packages write a dot, one object in JSON, or the
+    seconds alone.
+    """
+    anchor, seconds = (_taken(fields, f"{_FIELD}[{name}]", f"{_FIELD}.{name}") for name in ("anchor", "seconds"))
+    if (whole := fields.pop(_FIELD, None)) is not None:
+        anchor, seconds = _whole(whole)
     if anchor is None and seconds is None:
         return None
     if anchor != ANCHOR:
@@ -39,6 +46,26 @@ def expiry_of(fields: dict[str, str]) -> int | None:
     if not SHORTEST_SECONDS <= int(seconds) <= LONGEST_SECONDS:
         raise _refused("seconds", seconds, f"{SHORTEST_SECONDS} to {LONGEST_SECONDS}")
     return int(seconds)
+
+
+def _taken(fields: dict[str, str], *names: str) -> str | None:
+    found = [value for name in names if (value := fields.pop(name, None)) is not None]
+    return found[0] if found else None
+
+
+def _whole(text: str) -> tuple[str | None, str | None]:
+    """Anchor and seconds of a field that holds both."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if type(value) is int:
+        return ANCHOR, str(value)
+    if not isinstance(value, dict) or value.keys() - {"anchor", "seconds"}:
+        sentence = f"{_FIELD}: {text[:80]!r} is not allowed; it must have anchor and seconds"
+        raise ApiError(400, sentence, param=_FIELD)
+    anchor, seconds = value.get("anchor"), value.get("seconds")
+    return None if anchor is None else str(anchor), None if seconds is None else str(seconds)
 
 
 def _refused(name: str, sent: str | None, allowed: str) -> ApiError:
