@@ -54,9 +54,11 @@ class Prefill:
         chunks: list[Chunk] = []
         read = 0
         while True:
-            begun = len(chunks) < len(self.memory.filling)
-            ahead = self.memory.filling[len(chunks)] if begun else self._first_waiting()
-            if ahead is None or (budget := self._most(ahead) - read) <= 0 or not (begun or self._admit(ahead)):
+            waiting = None if len(chunks) < len(self.memory.filling) else self._first_waiting()
+            ahead: Holder | None = self.memory.filling[len(chunks)] if len(chunks) < len(self.memory.filling) else waiting
+            if ahead is None or (budget := self._most(ahead) - read) <= 0:
+                return chunks
+            if waiting is not None and not self._admit(waiting):
                 return chunks
             chunks.append(_chunk(ahead, budget))
             read += len(chunks[-1].tokens)
@@ -101,7 +103,7 @@ class Prefill:
             elif not sequence.written:
                 draw([sequence], values[-1:], tick)
 
-    def _admit(self, sequence: Holder) -> bool:
+    def _admit(self, sequence: GeneratedSequence) -> bool:
         """Give a waiting sequence a place, if there is room for it and for the beginning of its answer."""
         cached = not sequence.must_read_all
         if cached and self._is_being_read(sequence):

@@ -95,7 +95,7 @@ class Uploads:
         try:
             yield upload
         finally:
-            self._coming[owner] = self._coming.get(owner, 0) - upload.bytes
+            self._coming[owner] = self._coming.get(owner, 0) - upload.size
             if not self._coming[owner]:
                 del self._coming[owner]
 
@@ -113,13 +113,13 @@ class Upload:
     owner: str
     used: int
     used_together: int
-    bytes: int = 0
+    size: int = 0
 
     def into(self, write: Callable[[bytes], object]) -> Callable[[bytes], object]:
         """The same `write`, which raises StorageFullError where there is no room for more."""
 
         def bounded(piece: bytes) -> None:
-            self.bytes += len(piece)
+            self.size += len(piece)
             self.uploads.come(self.owner, len(piece), self.used, self.used_together)
             write(piece)
 
