@@ -12,7 +12,7 @@ ARGS ?=
 EXPORT = $(BIN)/nereid export diffusion $(CHECKPOINT) --engine $(ENGINE) --out $(REPOSITORY)
 EXPORT_LLM = $(BIN)/nereid export llm $(LLM) --out $(REPOSITORY)
 
-.PHONY: help setup browser demo export export-llm serve test test-clients lint reference bench bench-sd15 bench-engines bench-schedulers bench-ladder bench-vae-tiles bench-layout bench-llm perf docker-build docker-up docker-export clean
+.PHONY: help setup browser demo export export-llm serve test test-clients lint reference bench bench-sd15 bench-engines bench-schedulers bench-ladder bench-vae-tiles bench-layout bench-llm bench-batches perf docker-build docker-up docker-export clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -90,6 +90,10 @@ bench-layout: setup ## Layouts with attention and MLP reused, beside fewer steps
 
 bench-llm: setup ## The language model against onnxruntime-genai, transformers, llama.cpp; batching, prefix cache, speculation
 	@$(BIN)/nereid bench llm $(ARGS)
+
+bench-batches: setup ## A batch in the gaps of interactive completions: what callers wait, what it gets done (ARGS='--rates 1')
+	@$(EXPORT_LLM)
+	@$(BIN)/nereid bench batches --repository $(REPOSITORY) $(ARGS)
 
 perf: setup ## perf_analyzer over a range of concurrencies
 	@$(EXPORT)

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from nereid.serving.errors import ServingError
 from nereid_bench.arguments import names, numbers
+from nereid_bench.batches_cli import batches_command
 from nereid_bench.beside import BesidePlan, beside
 from nereid_bench.compare import Plan, compare
 from nereid_bench.deaths import SIGNALS, VICTIMS, DeathsPlan, deaths
@@ -35,6 +36,7 @@ from nereid_zoo.sections.score import CHECKPOINT as SECTIONS
 from nereid_zoo.shapes.score import CHECKPOINT
 
 app = typer.Typer(help="Measure, peers side by side.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command("batches")(batches_command)
 app.command("cache")(cache_command)
 app.command("ladder")(ladder_command)
 app.command("layout")(layout_command)

@@ -76,16 +76,16 @@ def in_flight_against_static(
         made = {}
         for engine, served in {"ONNX Runtime": weights.engine, "OpenVINO": weights.openvino}.items():
             with serving_with(served.parent.parent, threads=threads, prefix_cache_megabytes=0) as (client, _):
-                made[f"in flight, served, {engine}"] = _drive(jobs, partial(_stream, client))
+                made[f"in flight, served, {engine}"] = drive_texts(jobs, partial(_stream, client))
         with in_process(folder, threads) as ask:
-            made["in flight, no Triton"] = _drive(jobs, ask)
+            made["in flight, no Triton"] = drive_texts(jobs, ask)
         static = StaticBatcher(OnnxCausalEngine.load(folder / "model.onnx", tokens=32_768, threads=threads))
-        made["static batches"] = _drive(jobs, static.ask)
+        made["static batches"] = drive_texts(jobs, static.ask)
         static.stop()
         if vllm is not None:
             try:
                 with serving_vllm(vllm, weights.checkpoint, threads) as url:
-                    made["vLLM, served"] = _drive(jobs, partial(_complete, url))
+                    made["vLLM, served"] = drive_texts(jobs, partial(_complete, url))
             except ServingError as error:
                 say(f"vLLM is left out: {error}")
         rows += [{"answers": name, "batching": kind, **_summary(*outcomes)} for kind, outcomes in made.items()]
@@ -201,7 +201,7 @@ class StaticBatcher:
             last = self._engine.decode(last, [len(job.prompt) + place for job in jobs]).argmax(axis=1).tolist()
 
 
-def _drive(jobs: Sequence[TextJob], ask: Ask) -> tuple[list[TextOutcome], float]:
+def drive_texts(jobs: Sequence[TextJob], ask: Ask) -> tuple[list[TextOutcome], float]:
     """Send each job at its time; outcomes, and the seconds from the first arrival to the last answer. Raises ServingError where
     one was not answered."""
     start = time.perf_counter() + 0.1

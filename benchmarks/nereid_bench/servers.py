@@ -63,13 +63,13 @@ def serving(repository: Path, name: str = "") -> Iterator[tuple[Client, ServeOpt
 
 
 @contextmanager
-def serving_with_gateway(repository: Path) -> Iterator[WithGateway]:
-    """`nereid serve --openai-port` as a process of its own: what watches over it does not share a Python with the callers."""
+def serving_with_gateway(repository: Path, *more: str) -> Iterator[WithGateway]:
+    """`nereid serve --openai-port` with `more`, as a process of its own: what watches over it shares no Python with callers."""
     with tempfile.TemporaryDirectory() as folder:
         options = ServeOptions.on_free_ports(repository, Path(folder) / "triton.log")
         (port,) = free_ports(1)
         ports = [word for option, value in {**options.ports, "--openai-port": port}.items() for word in (option, str(value))]
-        command = [sys.executable, "-m", "nereid_client.main", "serve", "--repository", str(repository), *ports]
+        command = [sys.executable, "-m", "nereid_client.main", "serve", "--repository", str(repository), *ports, *more]
         environment = {key: value for key, value in os.environ.items() if key != API_KEY}
         server = WithGateway(options, port, subprocess.Popen([*command, "--log-file", str(options.log_file)], env=environment))
         try:

@@ -241,6 +241,17 @@ GATEWAY_REPLAYS = _counter("nereid_gateway_replays_total", "Requests sent to Tri
 GATEWAY_LOST = _counter("nereid_gateway_lost_requests_total", "Requests given up after their last replay", "pipeline")
 GATEWAY_PICTURES = _gauge("nereid_gateway_pictures", "Pictures that can be fetched by their address")
 GATEWAY_PICTURE_BYTES = _gauge("nereid_gateway_picture_bytes", "Memory that they take")
+GATEWAY_BATCHES = _gauge("nereid_gateway_batches", "Batches by state", "state")
+GATEWAY_BATCH_REQUESTS = _counter(
+    "nereid_gateway_batch_requests_total",
+    "Requests of batches by outcome: completed, failed, or unanswered by the end; counted since the folder was made",
+    "outcome",
+)
+GATEWAY_BATCH_WAITING = _gauge("nereid_gateway_batch_requests_waiting", "Requests of open batches that are not answered")
+GATEWAY_BATCH_RUNNING = _gauge("nereid_gateway_batch_requests_running", "Requests of batches being answered")
+GATEWAY_BATCH_PUT_BACK = _counter("nereid_gateway_batch_requests_put_back_total", "Times that one was put back for somebody")
+GATEWAY_FILES = _gauge("nereid_gateway_files", "Files of all keys")
+GATEWAY_FILE_BYTES = _gauge("nereid_gateway_file_bytes", "What they and the answers of open batches take on disk")
 
 GATEWAY_METRICS = (
     GATEWAY_REQUESTS,
@@ -255,6 +266,16 @@ GATEWAY_METRICS = (
     GATEWAY_PICTURE_BYTES,
 )
 
+GATEWAY_BATCH_METRICS = (
+    GATEWAY_BATCHES,
+    GATEWAY_BATCH_REQUESTS,
+    GATEWAY_BATCH_WAITING,
+    GATEWAY_BATCH_RUNNING,
+    GATEWAY_BATCH_PUT_BACK,
+    GATEWAY_FILES,
+    GATEWAY_FILE_BYTES,
+)
+
 # --- the supervisor ---
 
 SERVE_READY = _gauge("nereid_serve_ready", "1 where /ready says 200")
@@ -266,4 +287,12 @@ SERVE_MEMORY = _gauge("nereid_serve_resident_memory_bytes", "Resident memory of 
 
 SERVE_METRICS = (SERVE_READY, SERVE_TRITON_RESTARTS, SERVE_MODEL_DEATHS, SERVE_SERVICE_DEATHS, SERVE_MODEL_READY, SERVE_MEMORY)
 
-ALL_METRICS = (*IMAGE_METRICS, *LAYOUT_METRICS, *LLM_METRICS, *PAGE_METRICS, *GATEWAY_METRICS, *SERVE_METRICS)
+ALL_METRICS = (
+    *IMAGE_METRICS,
+    *LAYOUT_METRICS,
+    *LLM_METRICS,
+    *PAGE_METRICS,
+    *GATEWAY_METRICS,
+    *GATEWAY_BATCH_METRICS,
+    *SERVE_METRICS,
+)

@@ -43,12 +43,17 @@ class Verifier:
     _said: float = field(default_factory=time.monotonic)
 
     def verify(self, models: Iterable[str]) -> None:
-        """Raise DigestError naming the first file that was changed, added or lost."""
+        """Raise DigestError naming the first file that was changed, added or lost.
+
+        A manifest that cannot be read is an error of the models that no other one knows: each of them may be one of its own.
+        """
         self._said = time.monotonic()
-        expected = _digests_of(self.repository)
+        expected, faults = _digests_of(self.repository)
         for model in models:
             if model in expected:
                 self._verify_model(model, expected[model])
+            elif faults:
+                raise faults[0]
 
     def _verify_model(self, model: str, expected: Mapping[str, str]) -> None:
         found = _files(self.repository / model)
@@ -104,14 +109,20 @@ def verify_model(folder: Path) -> None:
 
 def fingerprint_of(folder: Path, version: str) -> str:
     """One short word for all that was exported together with the model in `folder`, and the version that serves it."""
-    together = [manifest["files"] for _, manifest in _manifests(folder.parent) if folder.name in manifest["models"]]
+    manifests, faults = _read_manifests(folder.parent)
+    together = [manifest["files"] for _, manifest in manifests if folder.name in manifest["models"]]
+    if faults and not together:
+        raise faults[0]
     told = [version, *(sorted(files.items()) for files in together)]
     return f"nereid-{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]}"
 
 
 def version_digest(folder: Path) -> str | None:
     """One word for what was exported into a model's version folder; None for a model that no manifest knows."""
-    expected = _digests_of(folder.parent.parent).get(folder.parent.name, {})
+    known, faults = _digests_of(folder.parent.parent)
+    if faults and folder.parent.name not in known:
+        raise faults[0]
+    expected = known.get(folder.parent.name, {})
     files = sorted((name, digest) for name, digest in expected.items() if name.startswith(f"{folder.name}/"))
     return hashlib.sha256(json.dumps(files).encode()).hexdigest() if files else None
 
@@ -152,33 +163,50 @@ def sign(repository: Path) -> list[str]:
     return changed
 
 
-def _digests_of(repository: Path) -> dict[str, dict[str, str]]:
-    """By model: digests by the file's path inside the model."""
+def _digests_of(repository: Path) -> tuple[dict[str, dict[str, str]], list[DigestError]]:
+    """By model: digests by the file's path inside the model; and what is wrong with manifests that cannot be read."""
     digests: dict[str, dict[str, str]] = {}
-    for _, manifest in _manifests(repository):
+    manifests, faults = _read_manifests(repository)
+    for _, manifest in manifests:
         digests.update({model: {} for model in manifest["models"]})
         for path, digest in manifest["files"].items():
             model, _, name = path.partition("/")
             digests.setdefault(model, {})[name] = digest
-    return digests
+    return digests, faults
 
 
 def _manifests(repository: Path) -> list[tuple[Path, dict[str, Any]]]:
-    found = []
+    """All of them; raises DigestError where one cannot be read."""
+    found, faults = _read_manifests(repository)
+    if faults:
+        raise faults[0]
+    return found
+
+
+def _read_manifests(repository: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[DigestError]]:
+    """Those that can be read, and what is wrong with the others."""
+    found, faults = [], []
     for file in sorted(repository.glob(f"*/{MANIFEST}")):
         try:
-            manifest = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DigestError(f"{file} cannot be read: {error}") from None
-        version = manifest.get("version") if isinstance(manifest, dict) else None
-        if version != MANIFEST_VERSION:
-            raise DigestError(
-                f"{file} is of version {version or '0.1'}, this Nereid reads version {MANIFEST_VERSION}; export the model again"
-            )
-        if not isinstance(manifest.get("files"), dict) or not isinstance(manifest.get("models"), list):
-            raise DigestError(f"{file} is damaged: it must name `models` and `files`; export the model again")
-        found.append((file, manifest))
-    return found
+            found.append((file, _manifest(file)))
+        except DigestError as error:
+            faults.append(error)
+    return found, faults
+
+
+def _manifest(file: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DigestError(f"{file} cannot be read: {error}") from None
+    version = manifest.get("version") if isinstance(manifest, dict) else None
+    if version != MANIFEST_VERSION:
+        raise DigestError(
+            f"{file} is of version {version or '0.1'}, this Nereid reads version {MANIFEST_VERSION}; export the model again"
+        )
+    if not isinstance(manifest.get("files"), dict) or not isinstance(manifest.get("models"), list):
+        raise DigestError(f"{file} is damaged: it must name `models` and `files`; export the model again")
+    return dict(manifest)
 
 
 def _files(folder: Path) -> dict[str, Path]:

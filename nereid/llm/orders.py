@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nereid.engines.channel import Message
+from nereid.flow.tickets import USUAL_PRIORITY
 from nereid.llm.prompt_scores import read_scores
 from nereid.llm.requests import LlmRequest, StructureRequest
 from nereid.llm.sampling import Sampling
@@ -21,7 +22,10 @@ TOKENS, REFUSED, METRIC = "tokens", "refused", "metric"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """All that decides which tokens are drawn, concrete: one request's prompt, and how each of its answers is drawn."""
+    """All that decides which tokens are drawn, concrete: one request's prompt, and how each of its answers is drawn.
+
+    `priority` decides when.
+    """
 
     prompt: tuple[int, ...]
     samplings: tuple[Sampling, ...]
@@ -38,6 +42,7 @@ class Order:
     structure: StructureRequest | None
     speculation: str
     adapter: int = 0
+    priority: int = USUAL_PRIORITY
     request_id: str = ""
 
     @classmethod
@@ -58,6 +63,7 @@ class Order:
             structure=request.structure,
             speculation=request.speculation,
             adapter=request.adapter,
+            priority=request.priority,
             request_id=request_id,
         )
 

@@ -32,8 +32,8 @@ class Places(ABC):
         return [holder for holder in self.held if isinstance(holder, GeneratedSequence)]
 
     def preempt(self) -> GeneratedSequence:
-        """The youngest gives its place up, and what is computed there with it."""
-        youngest = max(self.sequences, key=lambda sequence: sequence.admission)
+        """The youngest of the least priority gives its place up, and what is computed there with it."""
+        youngest = max(self.sequences, key=lambda sequence: (sequence.priority, sequence.admission))
         self.release(youngest)
         youngest.computed = 0
         return youngest

@@ -1,10 +1,12 @@
 """Who waits for a place in the memory, and what is read of prompts in a tick; knows nothing of decoding.
 
-Prompts are read one after the other, first come, first served. A preempted sequence waits in front of all others.
+Prompts are read one after the other: the best priority first, as nereid.flow.tickets ages it, of equal ones first come, first
+served. A preempted sequence waits in front of its equals. A prompt that has been begun is read to its end.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from nereid.flow.tickets import USUAL_PRIORITY, aged
 from nereid.llm.drawing import draw
 from nereid.llm.engine import Chunk, Holder, KvMemory
 from nereid.llm.sequences import GeneratedSequence
@@ -23,7 +26,10 @@ EXPECTED_TOKENS = 128
 
 @dataclass(slots=True, eq=False)
 class Prefill:
-    """`chunk` bounds the prompt tokens of a tick in which others decode, and with it the pause in their answers."""
+    """`chunk` bounds the prompt tokens of a tick in which others decode, and with it the pause in their answers.
+
+    It bounds those of prompts that yield, too, whoever decodes: so long waits who comes and would go before them.
+    """
 
     memory: KvMemory
     chunk: int
@@ -45,15 +51,29 @@ class Prefill:
 
     def plan(self) -> list[Chunk]:
         """What is read in this tick: chunks of prompts, the last of which may go on in the next."""
-        budget = self.chunk if self.memory.decoding else self.idle_chunk
         chunks: list[Chunk] = []
-        while budget > 0 and (len(chunks) < len(self.memory.filling) or self._admit()):
-            holder = self.memory.filling[len(chunks)]
-            chunks.append(_chunk(holder, budget))
-            budget -= len(chunks[-1].tokens)
-            if holder.computed + len(chunks[-1].tokens) < len(holder.prompt):
-                break  # the next prompt must not be read before this one
-        return chunks
+        read = 0
+        while True:
+            waiting = None if len(chunks) < len(self.memory.filling) else self._first_waiting()
+            ahead: Holder | None = self.memory.filling[len(chunks)] if len(chunks) < len(self.memory.filling) else waiting
+            if ahead is None or (budget := self._most(ahead) - read) <= 0:
+                return chunks
+            if waiting is not None and not self._admit(waiting):
+                return chunks
+            chunks.append(_chunk(ahead, budget))
+            read += len(chunks[-1].tokens)
+            if ahead.computed + len(chunks[-1].tokens) < len(ahead.prompt):
+                return chunks  # the next prompt must not be read before this one
+
+    def _most(self, holder: Holder) -> int:
+        """Prompt tokens of a tick in which this one is read."""
+        priority = holder.priority if isinstance(holder, GeneratedSequence) else USUAL_PRIORITY
+        held_up = any(sequence.priority <= priority for sequence in self.memory.decoding)
+        return self.chunk if held_up or priority > USUAL_PRIORITY else self.idle_chunk
+
+    def _first_waiting(self) -> GeneratedSequence | None:
+        now = time.monotonic()
+        return min(self.waiting, key=lambda sequence: aged(sequence.priority, now - sequence.arrived), default=None)
 
     def commit(self, chunks: Sequence[Chunk], logits: Sequence[NDArray[np.float32]], tick: Tick) -> None:
         """After a prompt's last chunk the answer's first token is drawn, and the sequence joins those that decode.
@@ -83,11 +103,8 @@ class Prefill:
             elif not sequence.written:
                 draw([sequence], values[-1:], tick)
 
-    def _admit(self) -> bool:
-        """Give the next waiting sequence a place, if there is room for it and for the beginning of its answer."""
-        if not self.waiting:
-            return False
-        sequence = self.waiting[0]
+    def _admit(self, sequence: GeneratedSequence) -> bool:
+        """Give a waiting sequence a place, if there is room for it and for the beginning of its answer."""
         cached = not sequence.must_read_all
         if cached and self._is_being_read(sequence):
             return False
@@ -95,7 +112,7 @@ class Prefill:
         slots = min(len(sequence.tokens) + ahead, self.memory.longest) + 2
         if not self.memory.begin(sequence, slots, cached=cached):
             return False
-        self.waiting.popleft()
+        self.waiting.remove(sequence)
         if not sequence.written:
             sequence.cached_tokens = sequence.computed
         return True

@@ -22,8 +22,8 @@ from nereid.llm.tick import Tick
 class LlmScheduler:
     """Moves sequences on, tick by tick; used by one thread.
 
-    `prefill_chunk` bounds the prompt tokens of a tick in which others decode. When memory runs out the youngest sequence goes
-    back to the queue and is computed again later, by the same calls as before.
+    `prefill_chunk` bounds the prompt tokens of a tick in which others decode. When memory runs out the youngest sequence of
+    the least priority goes back to the queue and is computed again later, by the same calls as before.
     """
 
     memory: KvMemory
@@ -61,7 +61,8 @@ class LlmScheduler:
         self._step(tick)
         for sequence in [s for s in self.memory.decoding if s.finished]:
             self.memory.release(sequence)
-            self._answer_prefill.note(sequence)
+            if not sequence.yields:  # a batch's: no conversation goes on from it
+                self._answer_prefill.note(sequence)
         self.ticked(tick)
 
     def rest(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nereid.flow.errors import EngineError, InvalidRequestError, RequestError
+from nereid.flow.tickets import USUAL_PRIORITY
 from nereid.llm.prompt_means import PromptMean
 from nereid.llm.prompt_scores import PromptLogprob, ScoredPrompt, likeliest
 from nereid.llm.sampling import NOT_FINITE, Row, Sampling, TokenCounts, log_softmax, log_total
@@ -78,6 +80,7 @@ class GeneratedSequence:
     proposer: Proposer | None = None
     meter: SpeculationMeter | None = None
     adapter: int = 0
+    priority: int = USUAL_PRIORITY
 
     written: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -88,6 +91,7 @@ class GeneratedSequence:
     computed: int = 0
     lookahead: int = 0
     admission: int = field(default_factory=lambda: next(_admissions))
+    arrived: float = field(default_factory=time.monotonic)
     tokens: list[int] = field(init=False)
     _counts: TokenCounts | None = None
 
@@ -101,6 +105,11 @@ class GeneratedSequence:
     @property
     def finished(self) -> bool:
         return self.finish_reason is not None or self.error is not None
+
+    @property
+    def yields(self) -> bool:
+        """Whether it is meant to be in nobody's way."""
+        return self.priority > USUAL_PRIORITY
 
     @property
     def remaining(self) -> int:

@@ -152,6 +152,7 @@ class LlmLoop:
             structure=structure,
             proposer=proposer,
             adapter=order.adapter,
+            priority=order.priority,
             meter=SpeculationMeter(self.limits.speculation_tokens) if proposer is not None else None,
         )
         return made

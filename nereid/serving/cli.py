@@ -72,6 +72,14 @@ def serve(
             help="Folder where the gateway keeps files and batches (/v1/files, /v1/batches), over restarts too; none without it.",
         ),
     ] = None,
+    openai_files_megabytes: Annotated[
+        int,
+        typer.Option(
+            help="What files there, and answers of batches that are not done, may take for each key; more are refused, and its "
+            "batches wait."
+        ),
+    ] = 10_240,
+    openai_files_total_megabytes: Annotated[int, typer.Option(help="The same for all keys together.")] = 51_200,
     openai_tools: Annotated[
         list[str] | None,
         typer.Option(
@@ -101,6 +109,9 @@ def serve(
     openai_url_megabytes: Annotated[
         int, typer.Option(help="Memory for such pictures, for each key; the oldest make room for new ones.")
     ] = 128,
+    openai_url_total_megabytes: Annotated[
+        int, typer.Option(help="The same for all keys together; the oldest of the key that has most make room.")
+    ] = 1024,
     openai_public_url: Annotated[
         str,
         typer.Option(
@@ -161,6 +172,8 @@ def serve(
             cors_origins=tuple(openai_cors or ()),
             lenient=openai_lenient,
             batches=batches,
+            files_megabytes=openai_files_megabytes,
+            files_total_megabytes=openai_files_total_megabytes,
             tool_formats=tool_formats_of(openai_tools or ()),
             aliases=aliases_of(alias or ()),
             reasoning=openai_reasoning,
@@ -168,6 +181,7 @@ def serve(
             stored_responses=openai_stored,
             url_seconds=openai_url_seconds,
             url_megabytes=openai_url_megabytes,
+            url_total_megabytes=openai_url_total_megabytes,
             public_url=openai_public_url.rstrip("/"),
             a1111=openai_a1111,
         )

@@ -13,7 +13,7 @@ import pytest
 from nereid.serving.errors import ServingError
 from nereid_bench import llm, llm_adapters
 from nereid_bench.llm import sampler_cost
-from nereid_bench.llm_batching import TextJob, TextOutcome, _drive, _summary, text_jobs
+from nereid_bench.llm_batching import TextJob, TextOutcome, _summary, drive_texts, text_jobs
 from nereid_bench.llm_peers import DecodeSpeed, Engine, Weights, installed, loaded
 from nereid_export.llm import LlmEngine
 
@@ -48,7 +48,7 @@ def test_a_request_that_is_not_answered_ends_the_measurement(answer: ValueError 
         raise answer
 
     with pytest.raises(ServingError, match=f"1 of 3 requests failed, the first: {said}"):
-        _drive(jobs, ask)
+        drive_texts(jobs, ask)
 
 
 def test_an_engine_whose_process_dies_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import jsonschema
 import pytest
 import yaml
 
+from nereid.serving.gateway.launch import Rules
 from nereid.serving.options import ServeOptions, free_ports
 from nereid.serving.process import EXIT_SECONDS
 from nereid.serving.supervisor import CUT_SECONDS
@@ -186,10 +187,10 @@ def dashboard_metrics() -> set[str]:
 
 
 @pytest.mark.triton
-def test_dashboard_asks_for_metrics_that_the_server_exports(served: Served) -> None:
+def test_dashboard_asks_for_metrics_that_the_server_exports(served: Served, tmp_path: Path) -> None:
     with Client(served.grpc_url) as client:
         client.generate_image("a box", num_inference_steps=100)  # long enough for its lane to be told of
-    with gateway(served) as url:
+    with gateway(served, rules=Rules(batches=str(tmp_path / "batches"))) as url:
         body = {"model": "llm", "prompt": "a", "max_tokens": 1, "stream": True}
         assert httpx.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 200
         time.sleep(1)  # metrics are gathered for a tenth of a second; the gateway's page ends with Triton's

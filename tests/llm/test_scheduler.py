@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
+from nereid.flow.tickets import AGING_SECONDS
 from nereid.llm.blocks import KvBlocks
 from nereid.llm.prefill import Prefill
 from nereid.llm.prefix_cache import BLOCK, PrefixCache
@@ -174,6 +175,78 @@ def test_the_youngest_gives_way_and_the_oldest_never_waits(make: Make) -> None:
         assert all(s.admission > max(kept) for s in gone)
         lost += len(gone)
     assert lost > 0
+
+
+BATCH = 9
+"""A priority behind the usual one."""
+
+
+def of_a_batch(prompt: list[int], max_tokens: int = 20) -> GeneratedSequence:
+    made = sequence(prompt, max_tokens)
+    made.priority = BATCH
+    return made
+
+
+def test_a_prompt_of_better_priority_is_read_before_all_that_are_not_begun(make: Make) -> None:
+    scheduler, _ = make(prefill_chunk=64, idle_prefill_chunk=64)
+    batch = [of_a_batch([number + 1] * 60) for number in range(4)]
+    scheduler.advance(batch)
+    caller = sequence([9] * 60)
+    for _ in range(2):
+        scheduler.advance([*batch, caller])
+    assert caller.written
+    assert [len(one.written) > 0 for one in batch] == [True, True, False, False]
+    run(scheduler, [(0, one) for one in [*batch, caller]])
+    assert [one.written for one in [*batch, caller]] == [alone(one) for one in [*batch, caller]]
+
+
+def test_a_prompt_that_yields_is_read_in_short_ticks_and_holds_up_no_other(make: Make) -> None:
+    scheduler, ticks = make(prefill_chunk=32, idle_prefill_chunk=200)
+    batch = of_a_batch([5] * 100, 400)
+    batch.stop_ids = frozenset()
+    while not batch.written:
+        scheduler.advance([batch])
+    assert [tick.prompt_tokens for tick in ticks] == [32, 32, 32, 4]
+    caller, later = sequence([6] * 150, 400), sequence([7] * 150)
+    caller.stop_ids = frozenset()
+    scheduler.advance([batch, caller])
+    assert ticks[-1].prompt_tokens == 150  # only what yields is decoded meanwhile
+    scheduler.advance([batch, caller, later])
+    assert ticks[-1].prompt_tokens == 32
+
+
+def test_what_yields_gives_its_place_up_first_and_waits_no_longer_than_for_ever(make: Make) -> None:
+    scheduler, _ = make(tokens=1100 * 2, rows=8)
+    batch = of_a_batch([3] * 60, 400)
+    callers = [sequence([number + 4] * 60, 400) for number in range(5)]
+    for one in (batch, *callers):
+        one.stop_ids = frozenset()
+    while not batch.written:
+        scheduler.advance([batch])
+    for _ in range(350):
+        scheduler.advance([batch, *callers])
+        if batch.row < 0:
+            break
+    assert batch.row < 0  # though it is the oldest
+    waiting = Prefill(KvRows(ClosedFormEngine(1024), PrefixCache(0), 4, 512), 64, 64)
+    old, young = of_a_batch([1]), sequence([2])
+    waiting.enqueue([old, young])
+    assert waiting._first_waiting() is young
+    old.arrived -= 10 * AGING_SECONDS
+    assert waiting._first_waiting() is old
+
+
+def test_an_answer_that_yields_is_not_read_again_for_a_next_turn(make: Make) -> None:
+    scheduler, _ = make(cache=2**20)
+    batch, caller = of_a_batch([5] * 60, 80), sequence([6] * 60, 80)
+    for one in (batch, caller):
+        one.stop_ids = frozenset()
+    run(scheduler, [(0, batch)])
+    scheduler.advance([])
+    assert not scheduler.rest()
+    run(scheduler, [(0, caller)])
+    scheduler.advance([])
+    assert scheduler.rest()
 
 
 def test_of_several_that_gave_way_together_the_oldest_is_the_next() -> None:

@@ -99,6 +99,33 @@ def test_a_batch_that_fails_as_a_whole_rests_while_the_others_go_on(tmp_path: Pa
     assert len(tried) == 3
 
 
+def test_nothing_is_noted_of_a_batch_that_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = BatchStore(tmp_path)
+    lost, other = add(store, line("a")), add(store, line("b"))
+    finish = store.finish
+
+    def fails_afterwards(self: BatchStore, batch_id: str, *more: Any) -> None:
+        finish(batch_id, *more)
+        if batch_id == lost:
+            raise OSError("the disk has gone")
+
+    monkeypatch.setattr(BatchStore, "finish", fails_afterwards)
+    worker = BatchRunner(store, Load(), answered, Pace(gap_seconds=0.0))
+    worker._put_back[lost, 0] = 2
+    store.move(lost, State.CANCELLING, State.VALIDATING)
+
+    async def go() -> None:
+        task = asyncio.ensure_future(worker.run())
+        async with asyncio.timeout(20):
+            while status(store, other) != State.COMPLETED or worker._resting or worker._put_back:
+                await asyncio.sleep(0.005)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(go())
+    assert status(store, lost) == State.CANCELLED
+
+
 def test_an_end_that_fails_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = BatchStore(tmp_path)
     batch = add(store, line("a"), line("b"))

@@ -112,8 +112,9 @@ def test_a_look_that_came_to_nothing_is_made_again(repository: Path, served: Ser
     def nothing() -> None: ...
 
     made = looked(repository, leave, nothing, come_damaged, nothing)
-    assert [*made.models] == ["a_llm", "b_llm"]
-    assert [said.startswith("what is offered stays as it was: ") for said in warned] == [True] * 2  # once each
+    assert [*made.models] == ["a_llm"]  # as it was, and b_llm is served no more
+    said = ("what is offered stays as it was: ", "what is offered of a_llm stays as it was: ")
+    assert [warning.startswith(lead) for warning, lead in zip(warned, said, strict=True)] == [True] * 2  # once each
     facts.write_text("{}")
     served.models = ["a_llm", "b_llm"]
 
@@ -123,6 +124,38 @@ def test_a_look_that_came_to_nothing_is_made_again(repository: Path, served: Ser
 
     made = looked(repository, go_damaged, lambda: facts.write_text("{}"))
     assert [*made.models] == ["a_llm"]
+
+
+@pytest.mark.parametrize("damaged", ["1/llm.json", "config.pbtxt"])
+def test_a_model_that_cannot_be_read_holds_up_no_other(repository: Path, served: Served, warned: list[str], damaged: str) -> None:
+    """It stays as it was, with its adapters and aliases, while others and their adapters come and go."""
+    shutil.rmtree(repository / "a_llm")
+    write_model(repository, "a_llm", adapters=["verse"])
+    file = repository / "a_llm" / damaged
+    whole = file.read_text()
+
+    def change() -> None:
+        file.write_text("{")
+        write_model(repository, "c_llm", adapters=["sql"])
+        served.models = ["a_llm", "c_llm"]
+
+    rules = Rules(aliases={"poet": "verse"})
+    made = looked(repository, change, lambda: None, rules=rules)
+    assert set(made.models) == {"a_llm", "verse", "poet", "c_llm", "sql"}
+    assert (made.models["verse"].parent, made.models["poet"].root) == ("a_llm", "verse")
+    assert [str(file) in said for said in warned] == [True]  # once
+    again = Catalogue(repository, rules, "127.0.0.1:9", "", first=False)
+    assert set(again.models) == {"c_llm", "sql"}  # a gateway that is started again does without it
+    file.write_text(whole)
+    served.models = ["a_llm", "b_llm"]
+
+    def damage() -> None:
+        file.write_text("{")
+        served.models = ["a_llm", "b_llm", "c_llm"]
+
+    mended = looked(repository, damage, lambda: file.write_text(whole))
+    assert set(mended.models) == {"a_llm", "verse", "b_llm", "c_llm", "sql"}
+    assert not mended._faults
 
 
 def test_a_model_that_has_come_back_has_the_places_of_its_new_limits(repository: Path, served: Served) -> None:

@@ -114,6 +114,38 @@ def test_repository_of_an_earlier_version_is_refused_with_what_to_do(repository:
         sign(repository)
 
 
+@pytest.mark.parametrize("damage", ["{", "[]", '{"version": 1}', '{"version": 2}', None])
+def test_a_damaged_manifest_is_an_error_of_the_models_that_no_other_knows(repository: Path, damage: str | None) -> None:
+    other = repository / "llm"
+    (other / "1").mkdir(parents=True)
+    (other / "1" / "model.onnx").write_bytes(b"engine")
+    (other / "manifest.json").write_text(json.dumps({"version": digests.MANIFEST_VERSION, "models": ["llm"], "files": {}}))
+    sign(repository)
+    fingerprint = fingerprint_of(other, "1")
+    file = repository / "text_to_image" / "manifest.json"
+    if damage is None:
+        file.unlink()
+        file.mkdir()
+    else:
+        file.write_text(damage)
+    Verifier(repository).verify(["llm"])
+    verify_model(other)
+    assert fingerprint_of(other, "1") == fingerprint
+    assert digests.version_digest(other / "1") is not None
+    for model in (*MODELS, "own"):  # each may be one of those that it names
+        for look in (
+            lambda model=model: Verifier(repository).verify(["llm", model]),
+            lambda model=model: verify_model(repository / model),
+            lambda model=model: fingerprint_of(repository / model, "1"),
+            lambda model=model: digests.version_digest(repository / model / "1"),
+        ):
+            with pytest.raises(DigestError, match=r"text_to_image/manifest\.json"):
+                look()
+    (other / "1" / "model.onnx").write_bytes(b"changed")
+    with pytest.raises(DigestError, match=r"llm/1/model\.onnx was changed"):
+        verify_model(other)
+
+
 def test_sign_of_the_command_line_says_what_changed(repository: Path) -> None:
     (repository / "unet" / "config.pbtxt").write_text("x")
     for said in ("signed: unet", "nothing was changed"):

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import openai
 import pytest
 
 from nereid.serving.errors import ServingError
+from nereid.serving.gateway.batches import runner
 from nereid.serving.gateway.batches.asking import Answer
 from nereid.serving.gateway.batches.lines import checked, read_body
 from nereid.serving.gateway.batches.load import Load
@@ -24,54 +23,14 @@ from nereid.serving.gateway.batches.runner import PRIORITY, BatchRunner, Pace
 from nereid.serving.gateway.batches.store import BatchStore, State
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.forms import MOST_PARTS, Keep, boundary_of, read_form
-from nereid.serving.gateway.launch import Rules
 
+from batch_gateway import URL, Model, answers, begin, ended, line, serving, until
 from gateway_before import gateway, small_repository
-from scripted import delta, image, texts
-from small_servers import RefusedError, Tensors, grpc_server
 
-URL = "/v1/completions"
 BEGIN = {"input_file_id": "f", "endpoint": URL, "completion_window": "24h"}
 
 
-def line(name: str, prompt: str = "w", url: str = URL, **body: Any) -> str:
-    return json.dumps({"custom_id": name, "method": "POST", "url": url, "body": {"model": "llm", "prompt": prompt, **body}})
-
-
-def until(condition: Any, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 # --- over HTTP, as OpenAI's package does it ---
-
-
-class Model:
-    """Answers a prompt with itself; a prompt of these words otherwise."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.priorities: list[int] = []
-        self.release = threading.Event()
-
-    def llm(self, inputs: Tensors) -> Iterator[Tensors]:
-        if "sampling_parameters" not in inputs:
-            yield {"run_state": texts("running")}
-            return
-        prompt = inputs["text_input"][0].decode()
-        self.asked.append(prompt)
-        self.priorities.append(json.loads(inputs["sampling_parameters"][0]).get("priority"))
-        if prompt == "wrong":
-            raise RefusedError("text_input: 'wrong' is not allowed [nereid: INVALID_ARG invalid text_input]")
-        if prompt == "slow":
-            self.release.wait(60)
-        whole = {"num_output_tokens": np.array([1]), "cumulative_logprob": np.array([-1.0], np.float32)}
-        yield delta([1], prompt, "stop", **whole)
-
-    def image(self, inputs: Tensors) -> Iterator[Tensors]:
-        yield image()
 
 
 @pytest.fixture
@@ -79,34 +38,6 @@ def model() -> Iterator[Model]:
     made = Model()
     yield made
     made.release.set()
-
-
-@contextmanager
-def serving(tmp_path: Path, model: Model, **rules: Any) -> Iterator[openai.OpenAI]:
-    repository = tmp_path / "repository"
-    if not repository.exists():
-        small_repository(repository)
-    with (
-        grpc_server({"llm": model.llm, "text_to_image": model.image}) as (port, _),
-        gateway(repository, port, rules=Rules(batches=str(tmp_path / "batches"), **rules), max_file_bytes=300_000) as running,
-    ):
-        yield openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
-
-
-def begin(client: openai.OpenAI, *lines: str, endpoint: Any = URL) -> Any:
-    file = client.files.create(file=("asked.jsonl", "\n".join(lines).encode()), purpose="batch")
-    return client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h", metadata={"a": "b"})
-
-
-def ended(client: openai.OpenAI, batch: Any) -> Any:
-    until(lambda: client.batches.retrieve(batch.id).status in ("completed", "failed", "cancelled", "expired"))
-    return client.batches.retrieve(batch.id)
-
-
-def answers(client: openai.OpenAI, file: str | None) -> dict[str, Any]:
-    if file is None:
-        return {}
-    return {item["custom_id"]: item for item in map(json.loads, client.files.content(file).text.splitlines())}
 
 
 def test_a_batch_is_answered_as_openais_package_expects_it(tmp_path: Path, model: Model) -> None:
@@ -368,7 +299,7 @@ def test_requests_run_together_in_a_gap_and_are_put_back_when_somebody_comes(tmp
 
     async def play() -> None:
         load, server = Load(), Server()
-        async with running(store, load, server, Pace(at_once=4, gap_seconds=0.02, starved_seconds=60)):
+        async with running(store, load, server, Pace(at_once=4, gap_seconds=0.02, ramp_seconds=0.1, starved_seconds=60)):
             await reach(lambda: server.inside == 4)
             load.enter()
             await reach(lambda: server.inside == 0)
@@ -401,6 +332,68 @@ def test_a_request_that_was_put_back_often_runs_to_its_end(tmp_path: Path) -> No
             assert (server.inside, len(server.gone)) == (1, 3)
             server.hold.set()
             await reach(lambda: state(store, batch)[0] == State.COMPLETED)
+
+    asyncio.run(play())
+
+
+def test_of_requests_that_were_put_back_often_one_at_a_time_runs_to_its_end(tmp_path: Path) -> None:
+    store, batch = stored(tmp_path, *(line(f"r{i}", f"p{i}") for i in range(4)))
+
+    async def play() -> None:
+        load, server = Load(), Server()
+        async with running(store, load, server, Pace(at_once=4, gap_seconds=0.01, ramp_seconds=0.1, starved_seconds=60)):
+            for left in (0, 0, 0, 1, 1):
+                await reach(lambda: server.inside == 4)
+                load.enter()
+                await reach(lambda left=left: server.inside == left)
+                await asyncio.sleep(0.2)
+                assert server.inside == left
+                load.leave()
+            assert "p0" not in server.gone[12:]  # the first in the file is the first to stay
+            server.hold.set()
+            await reach(lambda: state(store, batch)[0] == State.COMPLETED)
+
+    asyncio.run(play())
+
+
+def test_more_requests_run_together_the_longer_a_gap_lasts(tmp_path: Path) -> None:
+    store, _ = stored(tmp_path, *(line(f"r{i}") for i in range(9)))
+
+    async def play() -> None:
+        load, server = Load(), Server()
+        load.enter()
+        async with running(store, load, server, Pace(at_once=5, gap_seconds=0.0, ramp_seconds=2.0, starved_seconds=60)):
+            await asyncio.sleep(0.3)
+            load.leave()
+            begun = time.monotonic()
+            for together in (1, 2, 3, 4, 5):
+                await reach(lambda together=together: server.inside >= together)
+                assert time.monotonic() - begun >= 2.0 * ((server.inside - 1) / 4) ** 0.5
+            await asyncio.sleep(0.1)
+            assert server.inside == 5
+
+    asyncio.run(play())
+
+
+def test_nothing_begins_once_somebody_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _ = stored(tmp_path, *(line(f"r{i}", f"p{i}") for i in range(4)))
+    load, reads = Load(), list[int]()
+
+    def comes_meanwhile(file: Path, start: int) -> dict[str, Any]:
+        reads.append(start)
+        if len(reads) == 3:
+            load.inside += 1
+        return read_body(file, start)
+
+    monkeypatch.setattr(runner, "read_body", comes_meanwhile)
+
+    async def play() -> None:
+        server = Server()
+        async with running(store, load, server, Pace(at_once=4, gap_seconds=0.0, ramp_seconds=0.0, starved_seconds=60)):
+            await reach(lambda: len(reads) == 3)
+            await asyncio.sleep(0.3)
+            assert sorted(server.asked) == sorted(server.gone) == ["p0", "p1"]
+            assert len(reads) == 3
 
     asyncio.run(play())
 

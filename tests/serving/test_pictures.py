@@ -203,7 +203,7 @@ def test_a_preview_is_enlarged_and_a_text_goes_along() -> None:
 
 def test_a_kept_picture_is_found_until_its_time_is_over() -> None:
     now = [0.0]
-    store = PictureStore(10.0, 1000, clock=lambda: now[0])
+    store = PictureStore(10.0, 1000, 5000, clock=lambda: now[0])
     name = store.keep("alice", b"x" * 100, "image/png")
     assert name.endswith(".png")
     assert len(name) > 32
@@ -217,7 +217,7 @@ def test_a_kept_picture_is_found_until_its_time_is_over() -> None:
 
 
 def test_a_keys_oldest_pictures_make_room_for_its_new_ones_and_for_nobody_elses() -> None:
-    store = PictureStore(10.0, 1000)
+    store = PictureStore(10.0, 1000, 5000)
     of_bob = store.keep("bob", b"b" * 900, "image/png")
     names = [store.keep("alice", b"a" * 400, "image/png") for _ in range(3)]
     kept = [store.find(name) is not None for name in (of_bob, *names)]
@@ -225,3 +225,14 @@ def test_a_keys_oldest_pictures_make_room_for_its_new_ones_and_for_nobody_elses(
     assert store.held_bytes == 900 + 800
     assert store.find(store.keep("alice", b"a" * 1001, "image/png")) is None
     assert (len(store), store.held_bytes) == (1, 900)
+
+
+def test_all_keys_together_have_a_bound_and_who_has_most_makes_room() -> None:
+    store = PictureStore(10.0, 1000, 1500)
+    of_bob = [store.keep("bob", b"b" * 300, "image/png") for _ in range(3)]
+    of_alice = [store.keep("alice", b"a" * 300, "image/png") for _ in range(2)]
+    of_carol = [store.keep("carol", b"c" * 300, "image/png") for _ in range(2)]
+    kept = [[store.find(name) is not None for name in names] for names in (of_bob, of_alice, of_carol)]
+    assert kept == [[False, False, True], [True, True], [True, True]]
+    assert store.held_bytes == 1500
+    assert (store.largest, PictureStore(1.0, 1000, 500).largest) == (1000, 500)

@@ -28,9 +28,7 @@ from nereid.serving.gateway import chats, completions, embeddings, layouts, page
 from nereid.serving.gateway.a1111.routes import WEBUI_PICTURE_PATHS, WebUiRoutes
 from nereid.serving.gateway.batches.load import Watched
 from nereid.serving.gateway.batches.routes import FILES_PATH
-from nereid.serving.gateway.batches.runner import Pace
 from nereid.serving.gateway.batches.service import Batches
-from nereid.serving.gateway.batches.store import BatchStore
 from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.catalogue import Catalogue
 from nereid.serving.gateway.chat_answers import ChatAnswer
@@ -82,12 +80,14 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
     lenient = settings.rules.lenient
     metrics = GatewayMetrics()
     handlers: dict[Any, Any] = dict.fromkeys((ApiError, NereidError, HTTPException), refuse)
-    batches = _batches(settings, catalogue.at_once)
+    batches = Batches.of(settings.rules, catalogue.at_once)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await catalogue.open()
         metrics.watch(catalogue.statistics)
+        if batches is not None:
+            metrics.watch_batches(batches.numbers)
         async with batches.running() if batches is not None else contextlib.nullcontext():
             yield
         await catalogue.close()
@@ -191,7 +191,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
         return ServedImages(model.id, model.image, client, places)
 
     rules = settings.rules
-    pictures = PictureStore(rules.url_seconds, rules.url_megabytes * 2**20)
+    pictures = PictureStore(rules.url_seconds, rules.url_megabytes * 2**20, rules.url_total_megabytes * 2**20)
     metrics.watch_pictures(pictures)
     decoding = Decoding(settings.max_picture_pixels)
     image_routes = ImageRoutes(find=image, store=pictures, decoding=decoding, lenient=lenient, public_url=rules.public_url)
@@ -258,11 +258,6 @@ def _schema_route(document: dict[str, Any]) -> Route:
         return JSONResponse(document)
 
     return Route("/openapi.json", show, include_in_schema=False)
-
-
-def _batches(settings: GatewaySettings, at_once: int) -> Batches | None:
-    folder = settings.rules.batches
-    return None if folder is None else Batches(BatchStore(Path(folder)), settings.rules.lenient, Pace(at_once=at_once))
 
 
 def _bodies(settings: GatewaySettings) -> Bodies:

@@ -15,9 +15,10 @@ from typing import Any
 from nereid.serving.errors import ServingError
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.launch import Rules
+from nereid.serving.gateway.offered import Offered
 from nereid.serving.gateway.places import Places, places_of
 from nereid.serving.gateway.readiness import readiness, readiness_now
-from nereid.serving.gateway.repository import Offered, offered_models
+from nereid.serving.gateway.repository import offered_models
 from nereid_client import AsyncClient
 from nereid_client.server import Statistics
 
@@ -52,13 +53,16 @@ class Catalogue:
     _places: dict[str, Places] = field(default_factory=dict)
     _served: frozenset[str] | None = None
     _looking: asyncio.Task[None] | None = None
-    _fault: str = ""
-    """Why the last look came to nothing."""
+    _faults: Mapping[str, str] = field(default_factory=dict)
+    """Why the last look came to nothing, by model; "": for all."""
 
     def __post_init__(self) -> None:
         served = None if self.first else _served(readiness_now(self.ready_url))
-        self.models = offered_models(self.repository, self.rules, served, None if self.first else {})
-        self._places = self._places_of(self.models)
+        faults: dict[str, str] | None = None if self.first else {}
+        found = offered_models(self.repository, self.rules, served, None if self.first else {}, faults)
+        self._places = self._places_of(found, faults)
+        self.models = {name: model for name, model in found.items() if model.holder in self._places}
+        self._tell(faults or {})
 
     @property
     def at_once(self) -> int:
@@ -123,19 +127,23 @@ class Catalogue:
                 log.exception("the models that are served could not be looked at; going on")
 
     async def look(self) -> None:
-        """Offer what is served now, if that is not what was served at the last look; what cannot be read is read again."""
+        """Offer what is served now, if that is not what was served at the last look.
+
+        What cannot be read stays as it was, whatever comes and goes beside it, and is read again.
+        """
         served = _served(await readiness(self.ready_url))
         if served is None or served == self._served:
             return
+        faults: dict[str, str] = {}
         try:
-            found = await asyncio.to_thread(offered_models, self.repository, self.rules, served, self.models)
-            places = self._places_of(found)
-        except (ServingError, ValueError, OSError) as error:
-            if str(error) != self._fault:
-                log.warning("what is offered stays as it was: %s", error)
-            self._fault = str(error)
+            offered = await asyncio.to_thread(offered_models, self.repository, self.rules, served, self.models, faults)
+        except (ServingError, ValueError, OSError) as error:  # all of it: it is being exchanged, say
+            self._tell({"": str(error)})
             return
-        self._served, self._fault = served, ""
+        places = self._places_of(offered, faults)
+        found = {name: model for name, model in offered.items() if model.holder in places.keys() | self._places.keys()}
+        self._tell(faults)
+        self._served = None if faults else served
         # One that has come back may have other limits; what is still under way from before counts where it was begun.
         known = {model.holder for model in self.models.values()}
         self._places |= {name: place for name, place in places.items() if name not in known}
@@ -145,9 +153,27 @@ class Catalogue:
         self._meet(found)
         self.models = found
 
-    def _places_of(self, models: Mapping[str, Offered]) -> dict[str, Places]:
-        """By the Triton model where requests wait: adapters and aliases share those of their model."""
-        return {name: places_of(self.repository, name) for name in {model.holder for model in models.values()}}
+    def _places_of(self, models: Mapping[str, Offered], faults: dict[str, str] | None) -> dict[str, Places]:
+        """By the Triton model where requests wait: adapters and aliases share those of their model.
+
+        Those of a model whose config cannot be read are left out, and named among `faults`, where these are given.
+        """
+        made = {}
+        for name in {model.holder for model in models.values()}:
+            try:
+                made[name] = places_of(self.repository, name)
+            except (ServingError, ValueError, OSError) as error:
+                if faults is None:
+                    raise
+                faults.setdefault(name, str(error))
+        return made
+
+    def _tell(self, faults: Mapping[str, str]) -> None:
+        """Say what cannot be read, by model, "" for all, once."""
+        for name, reason in faults.items():
+            if self._faults.get(name) != reason:
+                log.warning("what is offered%s stays as it was: %s", f" of {name}" if name else "", reason)
+        self._faults = faults
 
     def _meet(self, models: Mapping[str, Offered]) -> None:
         """A client for each pipeline; one that is gone keeps its own, with what is under way there."""

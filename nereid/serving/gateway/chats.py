@@ -13,7 +13,7 @@ from nereid.serving.gateway.channel_streams import MESSAGE, START
 from nereid.serving.gateway.chat_templates import Chat
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.grammar_parts import NotBindableError
-from nereid.serving.gateway.repository import Offered
+from nereid.serving.gateway.offered import Offered
 from nereid.serving.gateway.schemas import ChatBody
 from nereid.serving.gateway.thoughts import Thinking
 from nereid.serving.gateway.tool_grammars import AnswerForm

@@ -12,7 +12,7 @@ from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.infill import Infill
 from nereid.serving.gateway.logprobs import Offsets, completion_logprobs, prompt_logprobs
 from nereid.serving.gateway.merging import merged
-from nereid.serving.gateway.repository import Offered
+from nereid.serving.gateway.offered import Offered
 from nereid.serving.gateway.schemas import CompletionBody, Usage
 from nereid.serving.gateway.texts import Prompt, told_ids, usage_of
 from nereid.serving.gateway.waiting import Event

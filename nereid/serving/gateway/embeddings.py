@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from nereid.serving.gateway.errors import ApiError, from_nereid
-from nereid.serving.gateway.repository import Offered
+from nereid.serving.gateway.offered import Offered
 from nereid.serving.gateway.schemas import EmbeddingBody
 from nereid.serving.gateway.texts import Prompt
 from nereid.serving.gateway.waiting import some_of

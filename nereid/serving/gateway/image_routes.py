@@ -170,8 +170,8 @@ class ImageRoutes:
 
         def link(files: Sequence[bytes], media_type: str) -> list[str]:
             size = sum(map(len, files))
-            if size > self.store.most_bytes:
-                sentence = f"response_format: url is not allowed for {size} bytes of pictures; {self.store.most_bytes} are kept"
+            if size > self.store.largest:
+                sentence = f"response_format: url is not allowed for {size} bytes of pictures; {self.store.largest} are kept"
                 raise ApiError(400, f"{sentence}; it must be b64_json", param="response_format")
             loop.call_later(self.store.seconds + 1, self.store.sweep)
             return [f"{base}{PICTURES_FOLDER}{self.store.keep(owner, file, media_type)}" for file in files]

@@ -28,6 +28,10 @@ class Rules:
     """Whether fields that nobody knows are ignored, and named in a header of the answer, not refused."""
     batches: str | None = None
     """The folder of files and batches; None: there are none."""
+    files_megabytes: int = 10_240
+    """How much files, and answers of batches that are not done, may take there for each key."""
+    files_total_megabytes: int = 51_200
+    """How much those of all keys may take together."""
     tool_formats: Mapping[str, str] = field(default_factory=dict)
     """How a model calls tools, by its name, or of all the others by ""; `auto` is as its template shows, `none` not at all."""
     aliases: Mapping[str, str] = field(default_factory=dict)
@@ -44,6 +48,8 @@ class Rules:
     """For how long a picture can be fetched by its address (`response_format: url`)."""
     url_megabytes: int = 128
     """How much such pictures may take for each key."""
+    url_total_megabytes: int = 1024
+    """How much those of all keys may take together."""
     public_url: str = ""
     """What their addresses begin with; "": the host that the caller has asked."""
     a1111: bool = False

@@ -8,20 +8,28 @@ keys those of the operator's file.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
+from nereid.serving.gateway.batches.numbers import BatchNumbers
 from nereid.serving.gateway.picture_store import PictureStore
 from nereid.serving.pages import fetch
 from nereid_client.scraping import families
 from nereid_client.server import Statistics
 from nereid_protocol.metrics import (
+    GATEWAY_BATCH_PUT_BACK,
+    GATEWAY_BATCH_REQUESTS,
+    GATEWAY_BATCH_RUNNING,
+    GATEWAY_BATCH_WAITING,
+    GATEWAY_BATCHES,
+    GATEWAY_FILE_BYTES,
+    GATEWAY_FILES,
     GATEWAY_FIRST_TOKEN_SECONDS,
     GATEWAY_IN_FLIGHT,
     GATEWAY_KEY_REQUESTS,
@@ -99,6 +107,10 @@ class GatewayMetrics:
         """Tell the clients' counts of retries and replays, by pipeline."""
         self.registry.register(_ClientCounts(statistics))
 
+    def watch_batches(self, read: Callable[[], BatchNumbers]) -> None:
+        """Tell how batches and files stand when the page is asked for."""
+        self.registry.register(_BatchCounts(read))
+
     def watch_pictures(self, store: PictureStore) -> None:
         """Tell what is kept for callers to fetch."""
         Gauge(*_arguments(GATEWAY_PICTURES), registry=self.registry).set_function(lambda: len(store))
@@ -165,6 +177,33 @@ class _ClientCounts(Collector):
             for prefix, statistics in list(self._statistics.items()):  # the page is written beside the loop, which may add one
                 family.add_metric([prefix], getattr(statistics, name))
             yield family
+
+
+class _BatchCounts(Collector):
+    """What a store counts, which restarts do not end."""
+
+    def __init__(self, read: Callable[[], BatchNumbers]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterable[Family]:
+        found = self._read()
+        states = GaugeMetricFamily(GATEWAY_BATCHES.name, GATEWAY_BATCHES.description, labels=GATEWAY_BATCHES.labels)
+        for state, count in found.states.items():
+            states.add_metric([state], count)
+        requests = CounterMetricFamily(
+            GATEWAY_BATCH_REQUESTS.name, GATEWAY_BATCH_REQUESTS.description, labels=GATEWAY_BATCH_REQUESTS.labels
+        )
+        for outcome, count in found.outcomes.items():
+            requests.add_metric([outcome], count)
+        yield from (states, requests)
+        yield CounterMetricFamily(GATEWAY_BATCH_PUT_BACK.name, GATEWAY_BATCH_PUT_BACK.description, value=found.put_back)
+        for metric, value in (
+            (GATEWAY_BATCH_WAITING, found.waiting),
+            (GATEWAY_BATCH_RUNNING, found.running),
+            (GATEWAY_FILES, found.files),
+            (GATEWAY_FILE_BYTES, found.bytes),
+        ):
+            yield GaugeMetricFamily(metric.name, metric.description, value=value)
 
 
 class _Families(Collector):

@@ -18,10 +18,15 @@ def paged(most: int) -> dict[str, Any]:
 
 
 def page(
-    asked: Mapping[str, str], items: Sequence[T], identity: Callable[[T], str], shown: Callable[[T], dict[str, Any]], most: int
+    asked: Mapping[str, str],
+    items: Sequence[T],
+    identity: Callable[[T], str],
+    shown: Callable[[T], dict[str, Any]],
+    most: int,
+    usual: int = _USUAL,
 ) -> dict[str, Any]:
-    """The part of `items`, which have the newest first; raises ApiError."""
-    limit, order, after = asked.get("limit", str(_USUAL)), asked.get("order", "desc"), asked.get("after")
+    """The part of `items`, which have the newest first, `usual` of them where nothing is said; raises ApiError."""
+    limit, order, after = asked.get("limit", str(usual)), asked.get("order", "desc"), asked.get("after")
     if not (limit.isascii() and limit.isdecimal() and len(limit) <= 6 and 1 <= int(limit) <= most):
         raise ApiError(400, f"limit: {limit[:80]!r} is not allowed; it must be 1 to {most}", param="limit")
     if order not in ("asc", "desc"):

@@ -1,4 +1,4 @@
-"""Pictures that callers fetch by an address: in memory, each for a while, bounded by bytes for each key; knows no HTTP."""
+"""Pictures that callers fetch by an address: in memory, each for a while, bounded by bytes of a key and of all; no HTTP."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ class KeptPicture:
 class PictureStore:
     """Used by one event loop. Who knows a name may have the picture: it has 192 random bits.
 
-    Where a key has too many bytes, its oldest go; those of one key never make room for another's.
+    Where a key has too many bytes, its oldest go. Where all have too many, the oldest of the key that has most go: those of
+    others make no room for it.
     """
 
     seconds: float
     most_bytes: int
+    """Of one key."""
+    most_bytes_together: int
     clock: Callable[[], float] = time.monotonic
     held_bytes: int = 0
     """What all pictures take together; other threads may read it."""
@@ -38,15 +41,22 @@ class PictureStore:
         return len(self._kept)
 
     def keep(self, owner: str, data: bytes, media_type: str) -> str:
-        """Its name, under which it is found for `seconds`, unless it is larger than `most_bytes` by itself."""
+        """Its name, under which it is found for `seconds`, unless it has more bytes than `largest`, or newer ones need room."""
         self.sweep()
         name = f"{secrets.token_urlsafe(24)}.{media_type.rpartition('/')[2]}"
         self._kept[name] = KeptPicture(data, media_type, self.clock() + self.seconds, owner)
         self._bytes[owner] = self._bytes.get(owner, 0) + len(data)
         self.held_bytes += len(data)
         while self._bytes.get(owner, 0) > self.most_bytes:
-            self._drop(next(known for known, picture in self._kept.items() if picture.owner == owner))
+            self._drop_oldest(owner)
+        while self.held_bytes > self.most_bytes_together:
+            self._drop_oldest(max(self._bytes, key=lambda key: self._bytes[key]))
         return name
+
+    @property
+    def largest(self) -> int:
+        """Bytes that pictures of one answer may have."""
+        return min(self.most_bytes, self.most_bytes_together)
 
     def find(self, name: str) -> KeptPicture | None:
         """None for one whose time is over, too."""
@@ -58,6 +68,9 @@ class PictureStore:
         now = self.clock()
         while self._kept and next(iter(self._kept.values())).expires <= now:
             self._drop(next(iter(self._kept)))
+
+    def _drop_oldest(self, owner: str) -> None:
+        self._drop(next(name for name, picture in self._kept.items() if picture.owner == owner))
 
     def _drop(self, name: str) -> None:
         picture = self._kept.pop(name)

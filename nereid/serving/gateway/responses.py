@@ -16,8 +16,8 @@ from nereid.serving.gateway.chats import ChatAsked, read_chat
 from nereid.serving.gateway.described import described
 from nereid.serving.gateway.errors import ApiError, from_nereid
 from nereid.serving.gateway.guard import owner_of
+from nereid.serving.gateway.offered import Offered
 from nereid.serving.gateway.paging import page, paged
-from nereid.serving.gateway.repository import Offered
 from nereid.serving.gateway.response_bodies import ResponsesBody
 from nereid.serving.gateway.response_events import ResponseAnswer, new_id
 from nereid.serving.gateway.response_items import chat_body, in_their_names, items_of, names_of, resolved

@@ -47,8 +47,9 @@ class GatewayOptions:
                 raise ServingError(f"--openai-cors: {origin!r} is not allowed; it must be an origin, https://HOST[:PORT], or *")
         if self.rules.stored_responses < 0:
             raise ServingError(f"--openai-stored: {self.rules.stored_responses} is not allowed; it must be at least 0")
-        if self.rules.url_megabytes < 1:
-            raise ServingError(f"--openai-url-megabytes: {self.rules.url_megabytes} is not allowed; it must be at least 1")
+        for name in ("url_megabytes", "url_total_megabytes", "files_megabytes", "files_total_megabytes"):
+            if (megabytes := getattr(self.rules, name)) < 1:
+                raise ServingError(f"--openai-{name.replace('_', '-')}: {megabytes} is not allowed; it must be at least 1")
         if not 1 <= self.rules.url_seconds <= 86_400:
             raise ServingError(f"--openai-url-seconds: {self.rules.url_seconds:g} is not allowed; it must be 1 to 86400")
         if self.rules.public_url and not _BASE.fullmatch(self.rules.public_url):

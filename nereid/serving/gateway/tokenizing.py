@@ -10,7 +10,7 @@ from pydantic import Field
 from nereid.serving.gateway import chats
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.messages import Message
-from nereid.serving.gateway.repository import Offered
+from nereid.serving.gateway.offered import Offered
 from nereid.serving.gateway.schemas import ChatBody, TokenId
 from nereid.serving.gateway.sent import Sent
 

@@ -43,6 +43,14 @@ class CheckedLines:
     problems: list[Problem] = field(default_factory=list)
 
 
+def whole_path(url: object) -> object:
+    """A path of this API as it is here, where it was written without its first parts, as for Azure's; all else as it is."""
+    if not isinstance(url, str):
+        return url
+    path = f"/{url.strip('/')}"
+    return path if path.startswith("/v1/") else f"/v1{path}"
+
+
 def read_body(file: Path, start: int) -> dict[str, Any]:
     """The body of the request whose line begins there; of a file that was checked."""
     with file.open("rb") as opened:
@@ -109,7 +117,7 @@ def _checked(raw: bytes, number: int, start: int, endpoint: str, seen: Collectio
         return wrong(f"{custom_id[:80]!r} is not allowed; another line has it already", "custom_id", "duplicate_custom_id")
     if value.get("method", "POST") != "POST":
         return wrong(f"{str(value['method'])[:80]!r} is not allowed; it must be POST", "method")
-    if value.get("url") != endpoint:
+    if whole_path(value.get("url")) != endpoint:
         return wrong(f"{str(value.get('url'))[:80]!r} is not allowed; it must be the batch's endpoint, {endpoint}", "url")
     if not isinstance(body, dict):
         return wrong("it must be an object", "body")

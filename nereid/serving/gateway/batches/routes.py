@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from nereid.serving.gateway.batches.store import OPEN_STATES, Batch, BatchStore, State, StoredFile
+from nereid.serving.gateway.batches.files import StorageFullError, StoredFile
+from nereid.serving.gateway.batches.lines import whole_path
+from nereid.serving.gateway.batches.states import OPEN_STATES, State
+from nereid.serving.gateway.batches.store import Batch, BatchStore
+from nereid.serving.gateway.batches.uploads import (
+    ANCHOR,
+    LONGEST_SECONDS,
+    SHORTEST_SECONDS,
+    ExpiresAfter,
+    Uploads,
+    expiry_of,
+    storage_full,
+)
 from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.described import described
 from nereid.serving.gateway.errors import ApiError
@@ -29,26 +42,43 @@ _MOST_FILES, _MOST_BATCHES = 10_000, 100
 """In one page of a list, as in OpenAI's API."""
 _UPLOAD: dict[str, Any] = {
     "type": "object",
-    "properties": {"file": {"type": "string", "contentMediaType": "application/octet-stream"}, "purpose": {"const": PURPOSE}},
+    "properties": {
+        "file": {"type": "string", "contentMediaType": "application/octet-stream"},
+        "purpose": {"const": PURPOSE},
+        "expires_after[anchor]": {"const": ANCHOR},
+        "expires_after[seconds]": {"type": "integer", "minimum": SHORTEST_SECONDS, "maximum": LONGEST_SECONDS},
+    },
     "required": ["file", "purpose"],
 }
+
+
+MetadataName = Annotated[str, StringConstraints(max_length=64)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 
 
 class BatchBody(Sent):
     """What begins a batch."""
 
     input_file_id: str
-    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/images/generations"]
+    endpoint: Annotated[
+        Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/images/generations"],
+        BeforeValidator(whole_path),
+    ]
     completion_window: Literal["24h"]
-    metadata: dict[str, str] | None = Field(default=None, max_length=16)
+    metadata: dict[MetadataName, MetadataValue] | None = Field(default=None, max_length=16)
+    output_expires_after: ExpiresAfter | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class BatchRoutes:
     """The handlers; `lenient` ignores fields that nobody knows."""
 
     store: BatchStore
     lenient: bool = False
+    uploads: Uploads = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.uploads = Uploads(self.store)
 
     def routes(self) -> list[Route]:
         return [
@@ -68,30 +98,40 @@ class BatchRoutes:
     @described("Keeps a file of requests.", form=_UPLOAD)
     async def upload(self, request: Request) -> Response:
         boundary = boundary_of(request.headers.get("content-type", ""))
-        draft = self.store.draft()
+        owner, draft = owner_of(request), self.store.draft()
         try:
-            with draft.open("wb") as opened:
-                file = _OneFile(opened.write)
-                fields = dict(await read_form(chunks_of(request), boundary, file.part))
-            if file.name is None:
-                raise ApiError(400, "file: it is missing; it must be the JSONL file of a batch", param="file")
-            purpose = fields.pop("purpose", "")
-            if purpose != PURPOSE:
-                raise ApiError(400, f"purpose: {purpose[:80]!r} is not allowed; it must be batch", param="purpose")
-            for name in () if self.lenient else fields:
-                sentence = f"{name[:80]}: this field is not supported"
-                raise ApiError(400, sentence, param=name[:80], code="unsupported_parameter")
-            made = await asyncio.to_thread(self.store.add_file, draft, owner_of(request), file.name, purpose)
+            async with self.uploads.under_way(owner) as upload:
+                with draft.open("wb") as opened:
+                    file = _OneFile(upload.into(opened.write))
+                    fields = dict(await read_form(chunks_of(request), boundary, file.part))
+                if file.name is None:
+                    raise ApiError(400, "file: it is missing; it must be the JSONL file of a batch", param="file")
+                seconds = self._checked(fields)
+                add = partial(self.store.add_file, draft, owner, file.name, PURPOSE, seconds, bounded=True)
+                made = await asyncio.to_thread(add)
+        except StorageFullError as error:
+            raise storage_full(error) from None
         finally:
             draft.unlink(missing_ok=True)
         return JSONResponse(_file(made))
+
+    def _checked(self, fields: dict[str, str]) -> int | None:
+        """Look at a file's fields; in how many seconds it expires."""
+        purpose = fields.pop("purpose", "")
+        if purpose != PURPOSE:
+            raise ApiError(400, f"purpose: {purpose[:80]!r} is not allowed; it must be batch", param="purpose")
+        seconds = expiry_of(fields)
+        for name in () if self.lenient else fields:
+            sentence = f"{name[:80]}: this field is not supported"
+            raise ApiError(400, sentence, param=name[:80], code="unsupported_parameter")
+        return seconds
 
     @described("The files that are kept.", query={"purpose": {"type": "string"}, **paged(_MOST_FILES)})
     async def list_files(self, request: Request) -> Response:
         found = await asyncio.to_thread(self.store.files, owner_of(request))
         purpose = request.query_params.get("purpose")
         wanted = [item for item in found if purpose in (None, item.purpose)]
-        return JSONResponse(page(request.query_params, wanted, lambda item: item.id, _file, _MOST_FILES))
+        return JSONResponse(page(request.query_params, wanted, lambda item: item.id, _file, _MOST_FILES, usual=_MOST_FILES))
 
     @described("One file.")
     async def show_file(self, request: Request) -> Response:
@@ -129,8 +169,9 @@ class BatchRoutes:
         if found.purpose != PURPOSE:
             sentence = f"{found.id} is not allowed; it must be a file of purpose batch"
             raise ApiError(400, f"input_file_id: {sentence}", param="input_file_id")
+        stays = body.output_expires_after.seconds if body.output_expires_after is not None else None
         made = await asyncio.to_thread(
-            self.store.add_batch, owner, body.endpoint, found.id, body.completion_window, _DAY, body.metadata
+            self.store.add_batch, owner, body.endpoint, found.id, body.completion_window, _DAY, body.metadata, stays
         )
         return JSONResponse(batch_object(made))
 
@@ -182,7 +223,7 @@ def _file(item: StoredFile) -> dict[str, Any]:
         "object": "file",
         "bytes": item.bytes,
         "created_at": item.created_at,
-        "expires_at": None,
+        "expires_at": item.expires_at,
         "filename": item.filename,
         "purpose": item.purpose,
         "status": "processed",

@@ -1,7 +1,9 @@
 """Works batches off: all at once while nobody else waits for a model, and out of the way as soon as somebody does.
 
-A request of a batch that is under way when somebody comes is put back, and asked again in the next gap, a few times at most; then
-it runs to its end. Where there is no gap for long, one at a time runs beside the others. Knows no HTTP but the answers' statuses.
+In a gap one request begins after the other, the more the longer it lasts: who comes in a short one finds few to be sent away, and
+few prompts before his. A request of a batch that is under way when somebody comes is put back, and asked again in
+the next gap, a few times at most; then it runs to its end, one at a time. Where there is no gap for long, one runs beside the
+others. Knows no HTTP but the answers' statuses.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nereid.serving.gateway.batches.asking import Answer
+from nereid.serving.gateway.batches.files import StorageFullError
 from nereid.serving.gateway.batches.lines import CheckedLines, Problem, checked, read_body
 from nereid.serving.gateway.batches.load import Load
-from nereid.serving.gateway.batches.store import Batch, BatchStore, State
+from nereid.serving.gateway.batches.states import State
+from nereid.serving.gateway.batches.store import Batch, BatchStore
 
 log = logging.getLogger("nereid.gateway")
 
@@ -27,13 +31,15 @@ PRIORITY = 9
 UNLESS_SAID: dict[str, dict[str, Any]] = {"/v1/responses": {"store": False}}
 """By endpoint: an answer is in the batch's file; kept besides, a batch's would drive out those of conversations."""
 MOST_PUT_BACK = 3
-"""Times that a request is put back before it runs to its end."""
+"""Times that a request is put back before it runs to its end, where no other one does."""
 _POLL_SECONDS = 0.05
 _LATER = {429, 499, 503}
 """Statuses of what may go well later."""
 _LAST_PAUSE = 30.0
 _REST_SECONDS = 10.0
 """Before a batch is tried again that failed as a whole."""
+_SWEEP_SECONDS = 60.0
+"""Between two looks for files whose time is over."""
 _SHRINK = 0.9
 _EXPIRED = {"code": "batch_expired", "message": "the completion window has passed before this request could be answered"}
 _CANCELLED = {"code": "batch_cancelled", "message": "the batch was cancelled before this request was answered"}
@@ -41,10 +47,14 @@ _CANCELLED = {"code": "batch_cancelled", "message": "the batch was cancelled bef
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """`at_once` requests run together in a gap, `gap_seconds` without anybody; one does after `starved_seconds` without."""
+    """A gap begins after `gap_seconds` without anybody; after `ramp_seconds` of it `at_once` requests run together, fewer before.
+
+    One does after `starved_seconds` without a gap.
+    """
 
     at_once: int = 8
     gap_seconds: float = 0.1
+    ramp_seconds: float = 4.0
     starved_seconds: float = 10.0
     longest_gap_seconds: float = 2.0
 
@@ -66,6 +76,8 @@ class BatchRunner:
     load: Load
     ask: Callable[[str, dict[str, Any], str], Awaitable[Answer]]
     pace: Pace = field(default_factory=Pace)
+    put_back: int = 0
+    """Requests, all in all."""
     _running: list[_Running] = field(default_factory=list)
     _put_back: dict[tuple[str, int], int] = field(default_factory=dict)
     _pause: float = 0.0
@@ -73,11 +85,18 @@ class BatchRunner:
     """Grows where gaps turn out to be too short for the work that was begun in them, and shrinks where they do not."""
     _resume_at: float = 0.0
     _last_start: float = field(default_factory=time.monotonic)
-    _resting: dict[str, float] = field(default_factory=dict)
-    """Until when a batch is left alone, by its id."""
+    _resting: dict[tuple[str, State], float] = field(default_factory=dict)
+    """Until when a batch is left alone, by its id and the state in which it could not be worked on."""
+    _open: set[str] = field(default_factory=set)
+    _sweep_at: float = 0.0
 
     def __post_init__(self) -> None:
         self._gap = self.pace.gap_seconds
+
+    @property
+    def running(self) -> int:
+        """Requests that are under way."""
+        return len(self._running)
 
     async def run(self) -> None:
         """Until it is cancelled; what is under way then is asked again by the next."""
@@ -112,17 +131,32 @@ class BatchRunner:
         if self.load.inside:
             await self._make_room()
         await self._collect()
+        if time.monotonic() >= self._sweep_at:
+            await asyncio.to_thread(self.store.sweep)
+            self._sweep_at = time.monotonic() + _SWEEP_SECONDS
         batches = await asyncio.to_thread(self.store.open_batches)
+        self._forget_all_but({batch.id for batch in batches})
         for batch in batches:
-            if time.monotonic() < self._resting.get(batch.id, 0.0):
+            rest = batch.id, batch.status
+            if time.monotonic() < self._resting.get(rest, 0.0):
                 continue
             try:
                 await self._move_on(batch)
-                self._resting.pop(batch.id, None)
+                self._resting.pop(rest, None)
+            except StorageFullError as error:
+                log.warning("batch %s waits for room: %s", batch.id, error)
+                self._resting[rest] = time.monotonic() + _REST_SECONDS
             except Exception:  # it is this batch's own: the others go on
                 log.exception("batch %s cannot be worked on now; it is tried again in %g s", batch.id, _REST_SECONDS)
-                self._resting[batch.id] = time.monotonic() + _REST_SECONDS
+                self._resting[rest] = time.monotonic() + _REST_SECONDS
         return bool(batches)
+
+    def _forget_all_but(self, opened: set[str]) -> None:
+        """What is noted of batches that have ended, however that was."""
+        if opened != self._open:
+            self._open = opened
+            self._resting = {rest: until for rest, until in self._resting.items() if rest[0] in opened}
+            self._put_back = {request: times for request, times in self._put_back.items() if request[0] in opened}
 
     async def _move_on(self, batch: Batch) -> None:
         store, mine = self.store, [one for one in self._running if one.batch == batch.id]
@@ -152,21 +186,31 @@ class BatchRunner:
         now = time.monotonic()
         if now < self._resume_at:
             return 0
-        if self.load.idle_seconds >= self._gap:
-            return self.pace.at_once - len(self._running)
+        gap = self.load.idle_seconds - self._gap
+        if gap >= 0 and not self.load.inside:
+            return self._together(gap) - len(self._running)
         starved = now - self._last_start >= self.pace.starved_seconds
         return 1 if starved and not self._running else 0
 
+    def _together(self, gap: float) -> int:
+        """Requests that may run together in a gap that has lasted so long: one or two in those that callers leave each other."""
+        most, ramp = self.pace.at_once, self.pace.ramp_seconds
+        return most if gap >= ramp else 1 + int((most - 1) * (gap / ramp) ** 2)
+
     async def _begin(self, batch: Batch, under_way: list[int]) -> None:
-        room = self._room()
+        room, beside = self._room(), self.load.inside > 0
         if room < 1:
             return
+        await asyncio.to_thread(self.store.require_room, batch.owner)
         for place, start in await asyncio.to_thread(self.store.waiting, batch.id, room, under_way):
             body = await asyncio.to_thread(read_body, self.store.path(batch.input_file), start)
             for name, value in {"priority": PRIORITY, **UNLESS_SAID.get(batch.endpoint, {})}.items():
                 if body.get(name) is None:
                     body[name] = value
-            stays = self.load.inside > 0 or self._put_back.get((batch.id, place), 0) >= MOST_PUT_BACK
+            if self.load.inside and not beside:
+                return  # somebody has come meanwhile
+            often = self._put_back.get((batch.id, place), 0) >= MOST_PUT_BACK
+            stays = beside or (often and not any(one.stays for one in self._running))
             task = asyncio.ensure_future(self.ask(batch.endpoint, body, batch.owner))
             self._running.append(_Running(task, batch.id, place, stays))
             self._last_start = time.monotonic()
@@ -177,6 +221,7 @@ class BatchRunner:
         for one in going:
             key = one.batch, one.place
             self._put_back[key] = self._put_back.get(key, 0) + 1
+        self.put_back += len(going)
         if going:
             self._gap = min(2 * self._gap, self.pace.longest_gap_seconds)
         await self._stop(going)

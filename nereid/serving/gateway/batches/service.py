@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from nereid.serving.gateway.batches.asking import Answer, ask
+from nereid.serving.gateway.batches.files import StorageLimits
 from nereid.serving.gateway.batches.load import Load
+from nereid.serving.gateway.batches.numbers import BatchNumbers
 from nereid.serving.gateway.batches.routes import BatchRoutes
 from nereid.serving.gateway.batches.runner import BatchRunner, Pace
 from nereid.serving.gateway.batches.store import BatchStore
+from nereid.serving.gateway.launch import Rules
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +31,18 @@ class Batches:
     pace: Pace = field(default_factory=Pace)
     load: Load = field(default_factory=Load)
     _app: ASGIApp | None = None
+    _runner: BatchRunner = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._runner = BatchRunner(self.store, self.load, self._ask, self.pace)
+
+    @classmethod
+    def of(cls, rules: Rules, at_once: int) -> Batches | None:
+        """None where the rules have no folder for them. Raises ServingError."""
+        if rules.batches is None:
+            return None
+        limits = StorageLimits(key_bytes=rules.files_megabytes * 2**20, total_bytes=rules.files_total_megabytes * 2**20)
+        return cls(BatchStore(Path(rules.batches), limits), rules.lenient, Pace(at_once=at_once))
 
     def routes(self) -> list[Route]:
         return BatchRoutes(self.store, self.lenient).routes()
@@ -38,7 +54,7 @@ class Batches:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Batches are worked off for as long as this lasts."""
-        task = asyncio.ensure_future(BatchRunner(self.store, self.load, self._ask, self.pace).run())
+        task = asyncio.ensure_future(self._runner.run())
         try:
             yield
         finally:
@@ -46,6 +62,10 @@ class Batches:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
             self.store.close()
+
+    def numbers(self) -> BatchNumbers:
+        """How all stands; may be asked from any thread."""
+        return replace(self.store.numbers(), running=self._runner.running, put_back=self._runner.put_back)
 
     async def _ask(self, path: str, body: dict[str, Any], owner: str) -> Answer:
         assert self._app is not None

@@ -1,4 +1,4 @@
-"""Files, batches and their answers on disk: SQLite for what must not be lost, a folder for contents; knows no HTTP and no model.
+"""Batches and their answers beside the files they are made of, in SQLite; knows no HTTP and no model.
 
 An answer is one transaction: whatever ends the process, a request has been answered or it has not, and the next process goes on
 with those that have not.
@@ -8,69 +8,24 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from enum import StrEnum
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from nereid.serving.errors import ServingError
 from nereid.serving.gateway.batches.answer_files import Answered, write_answers
+from nereid.serving.gateway.batches.files import FileStore
 from nereid.serving.gateway.batches.lines import Line, Problem
+from nereid.serving.gateway.batches.numbers import BatchNumbers
+from nereid.serving.gateway.batches.states import OPEN_STATES, State
 from nereid_protocol.json_lines import json_line
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS files (
-  id TEXT PRIMARY KEY, owner TEXT NOT NULL, filename TEXT NOT NULL, purpose TEXT NOT NULL, bytes INTEGER NOT NULL,
-  created_at INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS batches (
-  id TEXT PRIMARY KEY, owner TEXT NOT NULL, endpoint TEXT NOT NULL, input_file TEXT NOT NULL, status TEXT NOT NULL,
-  created_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, window TEXT NOT NULL, metadata TEXT,
-  output_file TEXT, error_file TEXT, times TEXT NOT NULL DEFAULT '{}', problems TEXT NOT NULL DEFAULT '[]',
-  total INTEGER NOT NULL DEFAULT 0, completed INTEGER NOT NULL DEFAULT 0, failed INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE IF NOT EXISTS requests (
-  batch TEXT NOT NULL, place INTEGER NOT NULL, start INTEGER NOT NULL, custom_id TEXT NOT NULL, ok INTEGER, answer TEXT,
-  PRIMARY KEY (batch, place)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS waiting ON requests (batch, place) WHERE ok IS NULL;
-"""
-
 
 ABANDONED_SECONDS = 3600.0
 """After which nobody writes to a file any more that is not among the others yet."""
 
 _AT_ONCE = 32
 """Answers that are read together."""
-
-
-class State(StrEnum):
-    """OpenAI's words for how far a batch is."""
-
-    VALIDATING = "validating"
-    FAILED = "failed"
-    IN_PROGRESS = "in_progress"
-    FINALIZING = "finalizing"
-    COMPLETED = "completed"
-    EXPIRED = "expired"
-    CANCELLING = "cancelling"
-    CANCELLED = "cancelled"
-
-
-OPEN_STATES = (State.VALIDATING, State.IN_PROGRESS, State.FINALIZING, State.CANCELLING)
-"""There is still something to be done."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    id: str
-    owner: str
-    filename: str
-    purpose: str
-    bytes: int
-    created_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,97 +48,38 @@ class Batch:
     total: int
     completed: int
     failed: int
+    output_seconds: int | None = None
+    """How long its files of answers stay; None: until they are deleted."""
+    answer_bytes: int = 0
 
 
 @dataclass(slots=True, eq=False)
-class BatchStore:
-    """One folder's; safe between threads. Owners are the names of keys: nobody sees what another's key has brought."""
-
-    folder: Path
-    _connection: sqlite3.Connection = field(init=False)
-    _lock: threading.RLock = field(default_factory=threading.RLock)
-
-    def __post_init__(self) -> None:
-        """Raises ServingError for a folder that cannot be used."""
-        try:
-            self.contents.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(self.folder / "batches.sqlite", check_same_thread=False, isolation_level=None)
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.executescript(_SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            raise ServingError(f"--openai-batches: {self.folder} cannot be used ({error})") from None
-
-    @property
-    def contents(self) -> Path:
-        return self.folder / "files"
-
-    def close(self) -> None:
-        with self._lock:
-            self._connection.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
-
-    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        with self._lock:
-            return self._connection.execute(query, values).fetchall()
-
-    # --- files ---
-
-    def path(self, file_id: str) -> Path:
-        return self.contents / file_id
-
-    def draft(self) -> Path:
-        """A place for a file that is being written; `add_file` puts it among the others."""
-        return self.contents / f"{uuid.uuid4().hex}.part"
-
-    def add_file(self, draft: Path, owner: str, filename: str, purpose: str) -> StoredFile:
-        made = StoredFile(f"file-{uuid.uuid4().hex}", owner, filename, purpose, draft.stat().st_size, int(time.time()))
-        draft.rename(self.path(made.id))
-        with self._transaction() as connection:
-            connection.execute(
-                "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)",
-                (made.id, owner, filename, purpose, made.bytes, made.created_at),
-            )
-        return made
-
-    def file(self, owner: str, file_id: str) -> StoredFile | None:
-        rows = self._rows("SELECT * FROM files WHERE id = ? AND owner = ?", file_id, owner)
-        return StoredFile(*rows[0]) if rows else None
-
-    def files(self, owner: str) -> list[StoredFile]:
-        """The newest first."""
-        return [StoredFile(*row) for row in self._rows("SELECT * FROM files WHERE owner = ? ORDER BY rowid DESC", owner)]
+class BatchStore(FileStore):
+    """Files, and what is made of them."""
 
     def in_use(self, file_id: str) -> bool:
         """Whether a batch that is not done reads it."""
         return any(batch.input_file == file_id for batch in self.open_batches())
 
-    def drop_file(self, file_id: str) -> None:
-        with self._transaction() as connection:
-            connection.execute("DELETE FROM files WHERE id = ?", (file_id,))
-        self.path(file_id).unlink(missing_ok=True)
-
     # --- batches ---
 
     def add_batch(
-        self, owner: str, endpoint: str, input_file: str, window: str, seconds: int, metadata: dict[str, str] | None
+        self,
+        owner: str,
+        endpoint: str,
+        input_file: str,
+        window: str,
+        seconds: int,
+        metadata: dict[str, str] | None,
+        output_seconds: int | None = None,
     ) -> Batch:
         batch_id, now = f"batch_{uuid.uuid4().hex}", int(time.time())
         told = None if metadata is None else json.dumps(metadata)
         with self._transaction() as connection:
             connection.execute(
-                "INSERT INTO batches (id, owner, endpoint, input_file, status, created_at, expires_at, window, metadata) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (batch_id, owner, endpoint, input_file, State.VALIDATING, now, now + seconds, window, told),
+                "INSERT INTO batches (id, owner, endpoint, input_file, status, created_at, expires_at, window, metadata, "
+                "output_seconds) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (batch_id, owner, endpoint, input_file, State.VALIDATING, now, now + seconds, window, told, output_seconds),
             )
         found = self.batch(batch_id)
         assert found is not None
@@ -235,10 +131,12 @@ class BatchStore:
         """Note a request's answer, once; False where it has one."""
         with self._transaction() as connection:
             query = "UPDATE requests SET ok = ?, answer = ? WHERE batch = ? AND place = ? AND ok IS NULL"
-            changed = connection.execute(query, (int(ok), json_line(answer), batch_id, place)).rowcount == 1
+            written = json_line(answer)
+            changed = connection.execute(query, (int(ok), written, batch_id, place)).rowcount == 1
             if changed:
                 name = "completed" if ok else "failed"
-                connection.execute(f"UPDATE batches SET {name} = {name} + 1 WHERE id = ?", (batch_id,))
+                query = f"UPDATE batches SET {name} = {name} + 1, answer_bytes = answer_bytes + ? WHERE id = ?"
+                connection.execute(query, (len(written.encode()), batch_id))
             return changed
 
     def finish(self, batch_id: str, state: State, unanswered: dict[str, str] | None) -> None:
@@ -251,7 +149,7 @@ class BatchStore:
             written = write_answers(self._answers(batch_id), drafts, unanswered)
             for ok in (ok for ok, count in written.items() if count):
                 name = f"{batch_id}_{'output' if ok else 'error'}.jsonl"
-                made[ok] = self.add_file(drafts[ok], batch.owner, name, "batch_output").id
+                made[ok] = self.add_file(drafts[ok], batch.owner, name, "batch_output", batch.output_seconds).id
             with self._transaction() as connection:
                 connection.execute(
                     "UPDATE batches SET output_file = ?, error_file = ? WHERE id = ?", (made[True], made[False], batch_id)
@@ -274,6 +172,22 @@ class BatchStore:
         while rows := self._rows(query, batch_id, place, _AT_ONCE):
             yield from ((custom_id, ok, answer) for _, custom_id, ok, answer in rows)
             place = rows[-1][0]
+
+    def numbers(self) -> BatchNumbers:
+        """Of all keys."""
+        query = "SELECT status, count(*), sum(total), sum(completed), sum(failed) FROM batches GROUP BY status"
+        states, outcomes, waiting = dict.fromkeys(map(str, State), 0), {"completed": 0, "failed": 0, "unanswered": 0}, 0
+        for status, batches, total, completed, failed in self._rows(query):
+            states[status] = batches
+            outcomes["completed"] += completed
+            outcomes["failed"] += failed
+            left = total - completed - failed
+            if status in OPEN_STATES:
+                waiting += left
+            elif status != State.FAILED:  # whose requests have never been any
+                outcomes["unanswered"] += left
+        ((files,),) = self._rows("SELECT count(*) FROM files")
+        return BatchNumbers(states=states, outcomes=outcomes, waiting=waiting, files=files, bytes=self.used("")[1])
 
     def tidy(self) -> None:
         """Forget what a process that ended midway has left: files half written, and those that no batch has come to name."""

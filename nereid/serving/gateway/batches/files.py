@@ -1,0 +1,156 @@
+"""Files on disk: what is known of them in SQLite, what they hold in a folder; knows no batch's course, no HTTP and no model."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nereid.serving.errors import ServingError
+from nereid.serving.gateway.batches.schema import prepare
+from nereid.serving.gateway.batches.states import OPEN_STATES
+
+SMALLEST_BYTES = 4096
+"""What a file counts for at least: a disk gives no less."""
+_OPEN = f"status IN ({', '.join(repr(str(state)) for state in OPEN_STATES)})"
+_PRESENT = "(expires_at IS NULL OR expires_at > ?)"
+
+
+class StorageFullError(Exception):
+    """There is no room for more; the sentence says whose it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageLimits:
+    """Bytes that files, and the answers of batches that are not done, may take: of each key, and of all keys together."""
+
+    key_bytes: int = 10 * 2**30
+    total_bytes: int = 50 * 2**30
+
+    def check(self, owner: str, own: int, together: int) -> None:
+        """Raises StorageFullError where these are more."""
+        if own > self.key_bytes:
+            whose = f"of key {owner}" if owner else "of those without a key"
+            raise StorageFullError(f"the files {whose} would take {own} bytes; they may take {self.key_bytes}")
+        if together > self.total_bytes:
+            raise StorageFullError(f"all files would take {together} bytes; they may take {self.total_bytes}")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    id: str
+    owner: str
+    filename: str
+    purpose: str
+    bytes: int
+    created_at: int
+    expires_at: int | None = None
+
+
+@dataclass(slots=True, eq=False)
+class FileStore:
+    """One folder's; safe between threads. Owners are the names of keys: nobody sees what another's key has brought."""
+
+    folder: Path
+    limits: StorageLimits = field(default_factory=StorageLimits)
+    _connection: sqlite3.Connection = field(init=False)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        """Raises ServingError for a folder that cannot be used."""
+        try:
+            self.contents.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(self.folder / "batches.sqlite", check_same_thread=False, isolation_level=None)
+            prepare(self._connection)
+        except (OSError, sqlite3.Error) as error:
+            raise ServingError(f"--openai-batches: {self.folder} cannot be used ({error})") from None
+
+    @property
+    def contents(self) -> Path:
+        return self.folder / "files"
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._lock:
+            return self._connection.execute(query, values).fetchall()
+
+    def path(self, file_id: str) -> Path:
+        return self.contents / file_id
+
+    def draft(self) -> Path:
+        """A place for a file that is being written; `add_file` puts it among the others."""
+        return self.contents / f"{uuid.uuid4().hex}.part"
+
+    def add_file(
+        self, draft: Path, owner: str, filename: str, purpose: str, seconds: int | None = None, *, bounded: bool = False
+    ) -> StoredFile:
+        """It is there for `seconds`, or until it is dropped. Raises StorageFullError where it is bounded and finds no room."""
+        now, size = int(time.time()), draft.stat().st_size
+        expires = None if seconds is None else now + seconds
+        made = StoredFile(f"file-{uuid.uuid4().hex}", owner, filename, purpose, size, now, expires)
+        with self._transaction() as connection:
+            if bounded:
+                self.require_room(owner, size)
+            draft.rename(self.path(made.id))
+            connection.execute(
+                "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (made.id, owner, filename, purpose, made.bytes, made.created_at, made.expires_at),
+            )
+        return made
+
+    def file(self, owner: str, file_id: str) -> StoredFile | None:
+        """None too for one whose time is over."""
+        query = f"SELECT * FROM files WHERE id = ? AND owner = ? AND {_PRESENT}"
+        rows = self._rows(query, file_id, owner, int(time.time()))
+        return StoredFile(*rows[0]) if rows else None
+
+    def files(self, owner: str) -> list[StoredFile]:
+        """The newest first."""
+        query = f"SELECT * FROM files WHERE owner = ? AND {_PRESENT} ORDER BY rowid DESC"
+        return [StoredFile(*row) for row in self._rows(query, owner, int(time.time()))]
+
+    def drop_file(self, file_id: str) -> None:
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM files WHERE id = ?", (file_id,))
+        self.path(file_id).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        """Drop files whose time is over, but for those that a batch still reads."""
+        read = f"SELECT input_file FROM batches WHERE {_OPEN}"
+        query = f"SELECT id FROM files WHERE expires_at <= ? AND id NOT IN ({read})"
+        for (file_id,) in self._rows(query, int(time.time())):
+            self.drop_file(file_id)
+
+    def used(self, owner: str) -> tuple[int, int]:
+        """Bytes of a key, and of all: files, and answers that are not in one yet."""
+        parts = f"SELECT owner, max(bytes, {SMALLEST_BYTES}) AS size FROM files"
+        parts += f" UNION ALL SELECT owner, answer_bytes FROM batches WHERE {_OPEN}"
+        query = f"SELECT coalesce(sum(CASE WHEN owner = ? THEN size END), 0), coalesce(sum(size), 0) FROM ({parts})"
+        ((own, together),) = self._rows(query, owner)
+        return own, together
+
+    def require_room(self, owner: str, more: int = 0) -> None:
+        """Raises StorageFullError where a file of `more` bytes finds no room beside what is kept."""
+        own, together = self.used(owner)
+        size = max(more, SMALLEST_BYTES)
+        self.limits.check(owner, own + size, together + size)
