@@ -72,7 +72,7 @@ CLIENTS = (
     Listed(name="AIPerf", script="aiperf_client.py", environment="aiperf", seconds=900),
     Listed(name="genai-perf", script="genai_perf_client.py", environment="genai-perf", seconds=600),
     Listed(name="vLLM's benchmark client", script="vllm_bench_client.py", environment="vllm", sees_project=True),
-    Listed(name="webuiapi", script="webuiapi_client.py", environment="webuiapi"),
+    Listed(name="webuiapi", script="webuiapi_client.py", environment="webuiapi", beside=("halves.py",)),
     Listed(
         name="schemathesis",
         script="schemathesis_client.py",
