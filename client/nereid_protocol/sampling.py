@@ -182,6 +182,21 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
         help="Whether the tokenizer adds its own to a prompt of text; in a chat false by default, for templates write them.",
     ),
     SamplingField(
+        name="truncate_prompt_tokens",
+        kind=Kind.INTEGER,
+        low=-1,
+        high=_INT32_MAX,
+        help="Tokens of the prompt that are read at most, those among them that the tokenizer adds; a longer one is cut. -1: as "
+        "many as the context holds beside max_tokens. Nothing is cut where it is not given.",
+    ),
+    SamplingField(
+        name="truncation_side",
+        kind=Kind.TEXT,
+        choices=("left", "right"),
+        help="Where truncate_prompt_tokens cuts: left keeps the prompt's end, right its beginning; left by default, right where "
+        "the prompt is embedded.",
+    ),
+    SamplingField(
         name="skip_special_tokens", kind=Kind.FLAG, default=True, help="Whether special tokens are left out of the text."
     ),
     SamplingField(
@@ -204,7 +219,7 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
     ),
 )
 
-EMBEDDING_FIELDS = ("priority", "add_special_tokens", "lora_name")
+EMBEDDING_FIELDS = ("priority", "add_special_tokens", "truncate_prompt_tokens", "truncation_side", "lora_name")
 """Those that mean something where a prompt is embedded, and nothing is written."""
 
 _ALIASES = {member.alias: (field, member) for field in SAMPLING_FIELDS for member in field.members if member.alias}

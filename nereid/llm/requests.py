@@ -12,7 +12,7 @@ from nereid.flow.errors import ContextLengthError, InvalidRequestError
 from nereid.flow.noise import derived_seed
 from nereid.flow.tickets import USUAL_PRIORITY
 from nereid.llm.prompt_places import places_in_text, places_of_ids
-from nereid.llm.prompts import check_tokens, tokens_of_ids, tokens_of_text
+from nereid.llm.prompts import Kept, check_tokens, read_part, tokens_of_ids, tokens_of_text
 from nereid.llm.sampling import Sampling
 from nereid.llm.sent import Inputs, SentRequest, SentSampling, read_request
 from nereid.llm.settings import LlmFacts, LlmLimits
@@ -123,15 +123,32 @@ def _prompt(
     sent: SentRequest, tokenizer: Tokenizer, facts: LlmFacts, longest: int
 ) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
     """Text and tokens of the prompt, of which one was sent, and where they begin in it, where that will be told."""
-    told = sent.sampling["prompt_logprobs"] is not None
+    told, kept = sent.sampling["prompt_logprobs"] is not None, _kept(sent, longest)
     if sent.input_ids is not None:
-        prompt = tokens_of_ids(sent.input_ids, facts, longest)
+        prompt = tokens_of_ids(sent.input_ids, facts, longest, kept)
         text = tokenizer.decode(list(prompt), skip_special_tokens=False)
         return text, prompt, places_of_ids(prompt, tokenizer) if told else ()
     text = sent.text_input or ""
     special = sent.sampling["add_special_tokens"]
+    if kept is not None:
+        read = read_part(text, tokenizer, facts, longest, kept, add_special_tokens=special)
+        return read.text, read.tokens, read.places if told else ()
     encoding = tokens_of_text(text, tokenizer, facts, longest, add_special_tokens=special)
     return text, tuple(encoding.ids), places_in_text(encoding) if told else ()
+
+
+def _kept(sent: SentRequest, longest: int) -> Kept | None:
+    """What is read of the prompt; None: all of it."""
+    wanted, side = sent.sampling["truncate_prompt_tokens"], sent.sampling["truncation_side"]
+    if wanted is None:
+        return None
+    if wanted == 0 or wanted >= longest:
+        raise InvalidRequestError.of("truncate_prompt_tokens", wanted, f"-1, or 1 to {longest - 1}")
+    if wanted == -1:
+        answer = 0 if sent.embeds else sent.sampling["max_tokens"] if sent.max_tokens is None else sent.max_tokens
+        room = longest - max(1, answer or 1)
+        wanted = room if room > 0 else longest - 1  # an answer for which there is no room is refused by its own name
+    return Kept(wanted, last=not sent.embeds if side is None else side == "left")
 
 
 def _max_tokens(sent: SentRequest, prompt: int, longest: int) -> int:

@@ -66,7 +66,7 @@ def _with_node(client: Listed, build: Path) -> Path:
         shutil.copytree(source, folder)
         _run(["npm", "ci", "--no-audit", "--no-fund", "--prefix", str(folder)], folder)
         (folder / _STAMP).write_text(made_of)
-    for file in (client.script, "told.mjs"):
+    for file in (client.script, *client.beside, "told.mjs"):
         shutil.copy(HERE / "asked" / file, folder / file)
     return folder
 

@@ -16,7 +16,7 @@ class Listed:
     Attributes:
         script: its file in asked/.
         environment: its file in requirements/ without .txt, or its folder in node/.
-        beside: further files in asked/ that its script reads.
+        beside: further files in asked/ that its script reads or imports.
         seconds: how long it may take.
         sees_project: whether its environment sees the project's packages as well: torch and transformers are large.
     """
@@ -47,9 +47,15 @@ class Listed:
 
 
 CLIENTS = (
-    Listed(name="openai-python", script="openai_python.py", environment="openai-python", seconds=600),
+    Listed(
+        name="openai-python",
+        script="openai_python.py",
+        environment="openai-python",
+        beside=("openai_pictures.py", "openai_batches.py", "halves.py"),
+        seconds=600,
+    ),
     Listed(name="LangChain", script="langchain_client.py", environment="langchain"),
-    Listed(name="litellm", script="litellm_client.py", environment="litellm"),
+    Listed(name="litellm", script="litellm_client.py", environment="litellm", beside=("halves.py",)),
     Listed(name="instructor", script="instructor_client.py", environment="instructor"),
     Listed(name="pydantic-ai", script="pydantic_ai_client.py", environment="pydantic-ai"),
     Listed(name="LlamaIndex", script="llama_index_client.py", environment="llama-index"),
@@ -59,14 +65,14 @@ CLIENTS = (
     Listed(name="outlines", script="outlines_client.py", environment="outlines"),
     Listed(name="OpenAI Agents SDK", script="agents_client.py", environment="openai-agents"),
     Listed(name="tritonclient", script="tritonclient_client.py", environment="tritonclient"),
-    Listed(name="openai-node", script="openai_node.mjs", environment="openai"),
-    Listed(name="Vercel AI SDK", script="ai_sdk.mjs", environment="ai-sdk"),
+    Listed(name="openai-node", script="openai_node.mjs", environment="openai", beside=("halves.mjs",)),
+    Listed(name="Vercel AI SDK", script="ai_sdk.mjs", environment="ai-sdk", beside=("halves.mjs",)),
     Listed(name="guidellm", script="guidellm_client.py", environment="guidellm", seconds=600, sees_project=True),
     Listed(name="llama-benchy", script="llama_benchy_client.py", environment="llama-benchy", seconds=600),
     Listed(name="AIPerf", script="aiperf_client.py", environment="aiperf", seconds=900),
     Listed(name="genai-perf", script="genai_perf_client.py", environment="genai-perf", seconds=600),
     Listed(name="vLLM's benchmark client", script="vllm_bench_client.py", environment="vllm", sees_project=True),
-    Listed(name="webuiapi", script="webuiapi_client.py", environment="webuiapi"),
+    Listed(name="webuiapi", script="webuiapi_client.py", environment="webuiapi", beside=("halves.py",)),
     Listed(
         name="schemathesis",
         script="schemathesis_client.py",

@@ -21,6 +21,8 @@ from nereid.serving.errors import ServingError
 from nereid.serving.installation import perf_analyzer_command
 from nereid.serving.options import free_ports
 
+from client_list import HERE
+
 ROOT = Path(__file__).resolve().parents[2]
 _EXPORTED_FROM = "exported-from"
 LLM, SHAPES = (ROOT / "zoo" / name / "checkpoint" for name in ("sections", "shapes"))
@@ -58,7 +60,7 @@ class Server:
             "NEREID_FOLDER": str(folder),
             "OPENAI_API_KEY": KEY,
             "OPENAI_BASE_URL": f"{url}/v1",
-            "PYTHONPATH": str(Path(__file__).resolve().parent),
+            "PYTHONPATH": os.pathsep.join((str(HERE), str(HERE / "asked"))),
             "PYTHONUNBUFFERED": "1",
             "HF_HUB_OFFLINE": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -70,18 +72,20 @@ class Server:
 def export_zoo(repository: Path, build: Path) -> None:
     """All that clients ask, where it is not there as this exporter makes it; language models in float32: scores are compared."""
     tools, stamp = build / "tools", build / _EXPORTED_FROM
-    exported_from = _digest(LLM, SHAPES, ROOT / "zoo" / "sections" / "tools", ROOT / "export" / "nereid_export")
+    exports: tuple[tuple[list[str | Path], str], ...] = (
+        (["llm", LLM, "--precision", "fp32", "--embeddings"], "llm"),
+        (["llm", tools, "--precision", "fp32", "--name", "tools"], "tools_llm"),
+        (["diffusion", SHAPES], "text_to_image"),
+    )
+    made_of = _digest(LLM, SHAPES, ROOT / "zoo" / "sections" / "tools", ROOT / "export" / "nereid_export")
+    exported_from = f"{made_of}\n{exports}"
     if not stamp.is_file() or stamp.read_text() != exported_from:
         stamp.unlink(missing_ok=True)
         shutil.rmtree(repository, ignore_errors=True)
     if not (repository / "tools_llm").is_dir():
         shutil.rmtree(tools, ignore_errors=True)
         _merge(tools)
-    for words, model in (
-        (["llm", LLM, "--precision", "fp32"], "llm"),
-        (["llm", tools, "--precision", "fp32", "--name", "tools"], "tools_llm"),
-        (["diffusion", SHAPES], "text_to_image"),
-    ):
+    for words, model in exports:
         if not (repository / model).is_dir():
             _nereid("export", *map(str, words), "--out", str(repository))
     stamp.write_text(exported_from)

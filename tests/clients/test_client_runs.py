@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,6 +81,22 @@ def test_a_line_that_a_client_has_not_ended_hides_nothing() -> None:
     code = "import sys, told\nc = told.Client('one', 'pip')\n@c.capability('chat')\ndef f(): sys.stdout.write('50%')\nc.main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(HERE)}, check=True)
     assert [line["capability"] for line in said_in(done.stdout.splitlines())] == ["chat"]
+
+
+def test_what_another_file_asks_of_the_same_client_is_asked_after_it() -> None:
+    """And imported: the folder of the scripts is on the path that a server gives them."""
+    server = Server(1, 2, 3, None, Path("serve.log"))  # type: ignore[arg-type]
+    code = """import told, openai_batches
+c = told.Client("openai-python", "pip")
+@c.capability("chat")
+def f(): pass
+c.take(openai_batches.client)
+print([name for name, ask in c._asked])"""
+    # The file imports its client, which is not installed here; nothing of it is asked.
+    fake = "import sys, types; sys.modules['openai'] = types.SimpleNamespace(OpenAI=lambda: None)\n"
+    environment = server.environment(Path(), Path())
+    done = subprocess.run([sys.executable, "-P", "-c", fake + code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.startswith("['chat', 'files and batches', ")
 
 
 @pytest.mark.parametrize("seconds", [20, 1], ids=["ends", "hangs"])
@@ -182,6 +199,15 @@ def test_without_node_its_clients_are_not_run(tmp_path: Path, monkeypatch: pytes
         program_of(client, tmp_path)
 
 
+def test_a_script_for_node_lies_beside_its_packages_with_all_that_it_imports(tmp_path: Path, made: list[Path]) -> None:
+    for client in CLIENTS:
+        if client.is_node:
+            script = Path(program_of(client, tmp_path)[1])
+            imported = set(re.findall(r'from "\./([^"]+)"', script.read_text()))
+            assert imported == {*client.beside, "told.mjs"}
+            assert all((script.parent / name).is_file() for name in imported)
+
+
 # --- the server ---
 
 
@@ -240,6 +266,27 @@ def test_models_are_exported_again_once_the_exporter_is_another_one(tmp_path: Pa
     for made in (3, 3, 6):
         export_zoo(tmp_path / "repository", tmp_path)
         assert len(exported) == made
+
+
+def test_a_language_model_gives_embeddings_and_models_are_exported_again_once_they_are_asked_for_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported: list[tuple[str, ...]] = []
+
+    def export(*words: str) -> None:
+        (Path(words[-1]) / ("text_to_image" if "diffusion" in words else "tools_llm" if "--name" in words else "llm")).mkdir(
+            parents=True
+        )
+        exported.append(words)
+
+    monkeypatch.setattr(client_server, "_nereid", export)
+    monkeypatch.setattr(client_server, "_merge", lambda out: None)
+    monkeypatch.setattr(client_server, "_digest", lambda *folders: "a")
+    export_zoo(tmp_path / "repository", tmp_path)
+    assert [words[1:3] for words in exported if "--embeddings" in words] == [("llm", str(client_server.LLM))]
+    monkeypatch.setattr(client_server, "SHAPES", tmp_path / "other")
+    export_zoo(tmp_path / "repository", tmp_path)
+    assert len(exported) == 6
 
 
 # --- all of it ---

@@ -122,8 +122,22 @@ def test_other_pins_or_another_script_are_other_than_what_was_asked(tmp_path: Pa
 
 def test_no_capability_has_a_comma_for_the_table_lists_them_by_it() -> None:
     for client in CLIENTS:
-        names = re.findall(r'capability\(f?"([^"]+)"', (HERE / "asked" / client.script).read_text())
-        assert not [name for name in names if ", " in name]
+        for file in (client.script, *client.beside):
+            names = re.findall(r'capability\(f?"([^"]+)"', (HERE / "asked" / file).read_text())
+            assert not [name for name in names if ", " in name]
+
+
+@pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
+def test_every_file_of_a_script_is_part_of_what_is_asked(client: Listed) -> None:
+    """A row is of all of them: what a script imports of the folder stands in `beside`."""
+    asked = {file.stem: file.name for file in (HERE / "asked").glob("*.py")}
+    files = [client.script, *client.beside]
+    found = set()
+    for file in files:
+        for line in (HERE / "asked" / file).read_text().splitlines():
+            word = line.split()[1] if line.startswith(("from ", "import ")) else ""
+            found |= {asked[word]} if word in asked and file.endswith(".py") else set()
+    assert found <= set(files)
 
 
 def test_the_shipped_table_is_what_runs_have_written_of_the_clients_as_they_are_asked_now() -> None:

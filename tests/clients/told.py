@@ -76,6 +76,10 @@ class Client:
 
         return keep
 
+    def take(self, other: Client) -> None:
+        """What another file asks of the same client comes after what is here."""
+        self._asked += other._asked
+
     def main(self) -> None:
         """Ask all, say each, exit with 1 where one does not work. Words of the command line choose capabilities."""
         broken = 0

@@ -163,6 +163,18 @@ def test_more_is_asked_for_than_either_field_tells_and_each_gets_its_own(api: ht
     assert len(choice["prompt_logprobs"][2]) == 3
 
 
+def test_a_prompt_is_cut_where_nothing_of_it_is_given_back(api: httpx.Client, model: Model) -> None:
+    ask(api, prompt="wxy", truncate_prompt_tokens=2, truncation_side="right")
+    chat = {"messages": [{"role": "user", "content": "wxy"}], "truncate_prompt_tokens": -1}
+    ask(api, "/v1/chat/completions", **chat)
+    assert [asked.get("truncate_prompt_tokens") for asked in model.asked] == [2, -1]
+    for change, words in (({"echo": True}, "echo true"), ({"suffix": "y"}, "a suffix")):
+        body = {"model": "llm", "prompt": "w", "truncate_prompt_tokens": 2, **change}
+        error = api.post(URL, json=body).json()["error"]
+        assert error["param"] == "truncate_prompt_tokens"
+        assert f"it is not allowed with {words}" in error["message"]
+
+
 def test_several_prompts_are_streamed_together(api: httpx.Client) -> None:
     chunks = events(api, prompt=["w", "x", "y"], n=1, echo=True, stream_options={"include_usage": True})
     assert [joined(chunks, index)["text"] for index in range(3)] == ["wz", "xz", "yz"]
@@ -237,6 +249,8 @@ def test_texts_and_chats_become_tokens_and_text_again(api: httpx.Client) -> None
     assert made == {"count": 4, "max_model_len": CONTEXT, "tokens": made["tokens"], "token_strs": made["token_strs"]}
     assert made["tokens"][:2] == [2, 3]
     assert made["token_strs"][:2] == ["w", "x"]
+    cut = api.post("/tokenize", json={"prompt": "wx", "truncate_prompt_tokens": 1}).json()["error"]
+    assert (cut["param"], cut["code"]) == ("truncate_prompt_tokens", "unsupported_parameter")
     plain = api.post("/tokenize", json={"prompt": "wx"}).json()  # one model is served, and need not be named
     assert plain == {"count": 2, "max_model_len": CONTEXT, "tokens": [2, 3], "token_strs": None}
     assert ask(api, "/tokenize", messages=[{"role": "user", "content": "xyz"}])["tokens"] == [3, 4, 5]

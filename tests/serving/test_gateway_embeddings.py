@@ -150,8 +150,9 @@ def test_openais_package_reads_both(api: httpx.Client) -> None:
 
 def test_options_reach_the_model_and_nothing_else_does(api: httpx.Client, model: Model) -> None:
     ask(api, "a", priority=9, add_special_tokens=False, user="me", encoding_format="float", normalize=False)
-    ask(api, "a", model="sql")
-    assert model.sampling == [{"priority": 9, "add_special_tokens": False}, {"lora_name": "sql"}]
+    ask(api, "a", model="sql", truncate_prompt_tokens=-1, truncation_side="left")
+    cut = {"truncate_prompt_tokens": -1, "truncation_side": "left"}
+    assert model.sampling == [{"priority": 9, "add_special_tokens": False}, {"lora_name": "sql", **cut}]
     assert not model.inputs & {"stream", "exclude_input_in_output", "return_token_ids"}
 
 
@@ -169,7 +170,8 @@ def test_options_reach_the_model_and_nothing_else_does(api: httpx.Client, model:
         ({"temperature": 0}, "temperature", "not supported"),
         ({"normalize": True}, "normalize", "True is not allowed"),
         ({"priority": 10}, "priority", "10 is not allowed"),
-        ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens", "not supported"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "-2 is not allowed"),
+        ({"truncation_side": "middle"}, "truncation_side", "it must be left or right"),
     ],
 )
 def test_what_cannot_be_had_is_refused_by_name(api: httpx.Client, body: dict[str, Any], param: str, words: str) -> None:

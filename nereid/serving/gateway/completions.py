@@ -62,6 +62,8 @@ async def asked_of(body: CompletionBody, model: Offered, sampling: dict[str, Any
         return await _infilled(body, prompts, model, sampling)
     if not body.echo:
         return [Asked(prompt) for prompt in prompts]
+    if body.truncate_prompt_tokens is not None:
+        raise _with_truncation("echo true")
     return [Asked(prompt, prompt if isinstance(prompt, str) else await _decoded(prompt, model)) for prompt in prompts]
 
 
@@ -78,6 +80,11 @@ def _prompts_of(body: CompletionBody) -> list[Prompt]:
     return list(prompt)
 
 
+def _with_truncation(beside: str) -> ApiError:
+    sentence = f"truncate_prompt_tokens: it is not allowed with {beside}; one of them must be absent"
+    return ApiError(400, sentence, param="truncate_prompt_tokens")
+
+
 async def _decoded(tokens: list[int], model: Offered) -> str:
     """Special tokens included; more tokens than the context holds are left to `llm` to refuse."""
     if model.max_model_len is not None and len(tokens) > model.max_model_len:
@@ -87,6 +94,8 @@ async def _decoded(tokens: list[int], model: Offered) -> str:
 
 async def _infilled(body: CompletionBody, prompts: Sequence[Prompt], model: Offered, sampling: dict[str, Any]) -> list[Asked]:
     """What stands between each prompt and the suffix is asked for."""
+    if body.truncate_prompt_tokens is not None:
+        raise _with_truncation("a suffix")
     if body.echo:
         raise ApiError(400, "suffix: it is not allowed with echo true; one of them must be absent", param="suffix")
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]

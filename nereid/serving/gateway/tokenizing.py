@@ -38,6 +38,9 @@ async def tokenize(body: TokenizeBody, model: Offered) -> dict[str, Any]:
     """The body's tokens; raises ApiError, NereidError."""
     if (body.prompt is None) == (not body.messages):
         raise ApiError(400, "prompt: exactly one of prompt and messages must be given", param="prompt")
+    if body.truncate_prompt_tokens is not None:
+        sentence = "truncate_prompt_tokens: this field is not supported: all tokens are told"
+        raise ApiError(400, sentence, param="truncate_prompt_tokens", code="unsupported_parameter")
     if body.prompt is not None:
         text, special = body.prompt, body.add_special_tokens is not False
     else:

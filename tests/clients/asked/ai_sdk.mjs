@@ -1,12 +1,16 @@
-// Vercel's AI SDK through its OpenAI-compatible provider: text, streams, objects, an agent's loop, pictures.
+// Vercel's AI SDK through its OpenAI-compatible provider: text, streams, objects, an agent's loop, embeddings, pictures, masks; and
+// through its own provider for OpenAI, which asks for responses.
+import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import * as ai from "ai";
 import { z } from "zod";
+import { DRAWN, DRAWN_ANEW, expectLeftDrawnAnew, seeThrough } from "./halves.mjs";
 import { ANSWER, BASE, BRIEF, CITY, IMAGES, KEY, LLM, QUESTION, TOOLS, expect, main } from "./told.mjs";
 
 const provider = createOpenAICompatible({
   name: "nereid", baseURL: BASE, apiKey: KEY, includeUsage: true, supportsStructuredOutputs: true,
 });
+const openai = createOpenAI({ baseURL: BASE, apiKey: KEY });
 const Price = z.object({ currency: z.enum(["EUR", "USD"]), monthly: z.boolean() });
 const asked = { model: provider(LLM), prompt: BRIEF, temperature: 0, maxOutputTokens: 60, maxRetries: 0 };
 
@@ -65,5 +69,40 @@ await main("Vercel AI SDK", "ai", [
     const draw = ai.generateImage ?? ai.experimental_generateImage;
     const made = await draw({ model: provider.imageModel(IMAGES), prompt: "a red circle", size: "128x128", maxRetries: 0 });
     expect(made.image.uint8Array.length > 100, "there is no picture");
+  }],
+  ["images edited with a mask", async () => {
+    const draw = { model: provider.imageModel(IMAGES), maxRetries: 0 };
+    const before = (await ai.generateImage({ ...draw, prompt: DRAWN })).image.uint8Array;
+    const prompt = { text: DRAWN_ANEW, images: [before], mask: seeThrough(before) };
+    expectLeftDrawnAnew(before, (await ai.generateImage({ ...draw, prompt })).image.uint8Array);
+  }],
+  ["embeddings", async () => {
+    const model = provider.embeddingModel(LLM);
+    const made = await ai.embedMany({ model, values: [BRIEF, QUESTION], maxRetries: 0 });
+    const alone = await ai.embed({ model, value: QUESTION, maxRetries: 0 });
+    expect(made.embeddings.length === 2 && made.usage.tokens > 2, "two texts are not embedded, or usage is not told");
+    expect(ai.cosineSimilarity(made.embeddings[1], alone.embedding) > 0.9999, "a text alone has another embedding");
+    const other = await ai.embed({ model: openai.embeddingModel(LLM), value: QUESTION, maxRetries: 0 });
+    expect(String(other.embedding) === String(alone.embedding), "by the provider for OpenAI it is another one");
+  }],
+  ["responses API", async () => {
+    const made = await ai.generateText({ ...asked, model: openai(LLM) });
+    expect(made.text && made.usage.outputTokens === 60, "the answer is empty, or tells no usage");
+    let text = "";
+    for await (const delta of ai.streamText({ ...asked, model: openai(LLM) }).textStream) text += delta;
+    expect(text === made.text, "the parts are not the whole");
+    const typed = await ai.generateText({ ...asked, model: openai(LLM), output: ai.Output.object({ schema: Price }) });
+    expect(["EUR", "USD"].includes(typed.output.currency), `it is ${JSON.stringify(typed.output)}`);
+  }],
+  ["agent's loop over responses", async () => {
+    for (const ask of [ai.generateText, ai.streamText]) {
+      const cities = [];
+      const made = await ask({
+        ...asked, model: openai(TOOLS), prompt: QUESTION, tools: { temperature: temperature(cities) },
+        stopWhen: ai.stepCountIs(4),
+      });
+      const text = await made.text;
+      expect(String(cities) === CITY && text.includes(CITY), `${ask.name}: it asked for ${cities} and said ${text}`);
+    }
   }],
 ]);

@@ -1,4 +1,4 @@
-"""AIPerf: load over chats, completions, responses and pictures."""
+"""AIPerf: load over chats, completions, responses, embeddings and pictures, drawn and changed."""
 
 from __future__ import annotations
 
@@ -43,6 +43,17 @@ def responses() -> None:
 @client.capability("images")
 def images() -> None:
     load("image_generation", IMAGES, "--isl", 8, "--extra-inputs", "size:128x128")
+
+
+@client.capability("images edited")
+def edits() -> None:
+    """Of pictures that it makes itself."""
+    load("image_edit", IMAGES, "--isl", 8, "--image-width-mean", 128, "--image-height-mean", 128, "--image-format", "png")
+
+
+@client.capability("embeddings")
+def embeddings() -> None:
+    load("embeddings", LLM, "--isl", 32)
 
 
 client.main()

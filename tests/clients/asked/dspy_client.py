@@ -1,4 +1,4 @@
-"""DSPy: a call, signatures by its JSON adapter, typed output, streams."""
+"""DSPy: a call, signatures by its JSON adapter, typed output, the responses API, embeddings."""
 
 from __future__ import annotations
 
@@ -61,6 +61,14 @@ async def asynchronous() -> None:
 @client.capability("responses API")
 def responses() -> None:
     expect(model(model_type="responses")(BRIEF)[0], "the answer is empty")
+
+
+@client.capability("embeddings")
+async def embeddings() -> None:
+    texts = dspy.Embedder(f"openai/{LLM}", api_base=BASE, api_key=KEY, caching=False)
+    made = texts([BRIEF, "a red circle"])
+    expect(made.shape[0] == 2 and (made[0] != made[1]).any(), "two texts are not embedded")
+    expect((await texts.acall(BRIEF) == made[0]).all(), "a text alone, with asyncio, has another embedding")
 
 
 client.main()

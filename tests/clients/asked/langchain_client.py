@@ -1,4 +1,4 @@
-"""LangChain: invoke, stream, structured output by all methods, tools, an agent."""
+"""LangChain: invoke, stream, structured output by all methods, tools, an agent, the responses API, embeddings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from langchain.agents import create_agent
 from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
 
 from told import ANSWER, BRIEF, CITY, LLM, QUESTION, TOOLS, Client, expect
@@ -101,6 +101,38 @@ def responses() -> None:
     expect(made.text, "the answer is empty")
     parts = list(model(use_responses_api=True).stream(BRIEF))
     expect("".join(part.text for part in parts) == made.text, "the parts are not the whole")
+
+
+@client.capability("responses API with tools")
+def responses_tools() -> None:
+    made = model(TOOLS, use_responses_api=True).bind_tools([temperature]).invoke(QUESTION)
+    expect([call["args"] for call in made.tool_calls] == [{"city": CITY}], f"calls are {made.tool_calls}")
+    whole: Any = None
+    for part in model(TOOLS, use_responses_api=True).bind_tools([temperature]).stream(QUESTION):
+        whole = part if whole is None else whole + part
+    expect([call["args"] for call in whole.tool_calls] == [{"city": CITY}], f"streamed calls are {whole.tool_calls}")
+    typed = model(use_responses_api=True).with_structured_output(Price, method="json_schema").invoke(BRIEF)
+    expect(isinstance(typed, Price), f"it is {typed!r}")
+
+
+@client.capability("agent over responses")
+def responses_agent() -> None:
+    """The second call has the first one's answer by previous_response_id alone."""
+    over = model(TOOLS, use_responses_api=True, use_previous_response_id=True)
+    made = create_agent(over, [temperature]).invoke({"messages": [{"role": "user", "content": QUESTION}]})
+    kinds = [message.type for message in made["messages"]]
+    expect(kinds == ["human", "ai", "tool", "ai"], f"messages are {kinds}")
+    expect(CITY in made["messages"][-1].text, f"the answer is {made['messages'][-1].text!r}")
+
+
+@client.capability("embeddings")
+async def embeddings() -> None:
+    """Texts as they are: where nothing is said it sends the tokens of OpenAI's own models."""
+    texts = OpenAIEmbeddings(model=LLM, check_embedding_ctx_length=False, max_retries=0)
+    made = texts.embed_documents([BRIEF, QUESTION])
+    expect(len(made) == 2 and made[0] != made[1], "two texts are not embedded")
+    expect(texts.embed_query(QUESTION) == made[1], "a text alone has another embedding")
+    expect(await texts.aembed_documents([BRIEF, QUESTION]) == made, "asyncio gives others")
 
 
 client.main()

@@ -1,13 +1,15 @@
-"""LlamaIndex: complete, chat, streams, structured output, a function agent, through OpenAILike."""
+"""LlamaIndex: complete, chat, streams, structured output, a function agent, responses, embeddings, through OpenAILike."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
+from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
-from llama_index.llms.openai_like import OpenAILike
+from llama_index.embeddings.openai_like import OpenAILikeEmbedding
+from llama_index.llms.openai_like import OpenAILike, OpenAILikeResponses
 from pydantic import BaseModel
 
 from told import ANSWER, BASE, BRIEF, CITY, KEY, LLM, QUESTION, TOOLS, Client, expect
@@ -81,6 +83,45 @@ async def agent() -> None:
     made = await FunctionAgent(tools=[temperature], llm=model(TOOLS, is_function_calling_model=True)).run(QUESTION)
     expect(CITY in str(made), f"the answer is {str(made)!r}")
     expect([call.tool_kwargs for call in made.tool_calls] == [{"city": CITY}], f"calls are {made.tool_calls}")
+
+
+def over_responses(name: str, **options: Any) -> OpenAILikeResponses:
+    asked: dict[str, Any] = {"temperature": 0, "max_output_tokens": 150, "max_retries": 0, **options}
+    return OpenAILikeResponses(model=name, api_base=BASE, api_key=KEY, context_window=2048, **asked)
+
+
+@client.capability("responses API")
+def responses() -> None:
+    messages = [ChatMessage(role="user", content=BRIEF)]
+    made = over_responses(LLM).chat(messages).message.content
+    expect(made, "the answer is empty")
+    text = "".join(part.delta or "" for part in over_responses(LLM).stream_chat(messages))
+    expect(text == made, "the parts are not the whole")
+
+
+@client.capability("agent over responses")
+async def responses_agent() -> None:
+    made = await FunctionAgent(tools=[temperature], llm=over_responses(TOOLS, is_function_calling_model=True)).run(QUESTION)
+    expect(CITY in str(made), f"the answer is {str(made)!r}")
+    expect([call.tool_kwargs for call in made.tool_calls] == [{"city": CITY}], f"calls are {made.tool_calls}")
+
+
+@client.capability("embeddings")
+async def embeddings() -> None:
+    texts = OpenAILikeEmbedding(model_name=LLM, api_base=BASE, api_key=KEY, max_retries=0)
+    made = texts.get_text_embedding_batch([BRIEF, QUESTION])
+    expect(len(made) == 2 and made[0] != made[1], "two texts are not embedded")
+    expect(texts.get_query_embedding(QUESTION) == made[1], "a text alone has another embedding")
+    expect(await texts.aget_text_embedding_batch([BRIEF, QUESTION]) == made, "asyncio gives others")
+
+
+@client.capability("retrieval from an index")
+def index() -> None:
+    """A text finds itself among others: their embeddings are equal, whatever the model knows."""
+    texts = OpenAILikeEmbedding(model_name=LLM, api_base=BASE, api_key=KEY, max_retries=0)
+    documents = [Document(text=text) for text in (BRIEF, QUESTION, "a red circle")]
+    found = VectorStoreIndex.from_documents(documents, embed_model=texts).as_retriever(similarity_top_k=1).retrieve(QUESTION)
+    expect([item.text for item in found] == [QUESTION], f"it finds {[item.text for item in found]}")
 
 
 client.main()

@@ -1,7 +1,8 @@
-// OpenAI's package for Node: chats, streams, parsed answers, tools that are run, responses, pictures.
-import OpenAI from "openai";
+// OpenAI's package for Node: chats, streams, parsed answers, tools that are run, responses, embeddings, pictures, masks, batches.
+import OpenAI, { toFile } from "openai";
 import { zodResponseFormat } from "openai/helpers/zod";
 import { z } from "zod";
+import { DRAWN, DRAWN_ANEW, expectLeftDrawnAnew, seeThrough } from "./halves.mjs";
 import { ANSWER, BRIEF, CITY, IMAGES, LLM, QUESTION, TOOLS, expect, main } from "./told.mjs";
 
 const api = new OpenAI({ maxRetries: 0 });
@@ -62,9 +63,58 @@ await main("openai-node", "openai", [
     }
     expect(text, "the stream is empty");
   }],
+  ["responses with tools", async () => {
+    const asked = {
+      model: TOOLS, temperature: 0, max_output_tokens: 100, tools: [{ type: "function", strict: false, ...temperature }],
+    };
+    const input = [{ role: "user", content: QUESTION }];
+    const stream = api.responses.stream({ ...asked, input });
+    let parts = "";
+    stream.on("response.function_call_arguments.delta", (event) => { parts += event.delta; });
+    const first = await stream.finalResponse();
+    const [call] = first.output.filter((item) => item.type === "function_call");
+    expect(call && parts === call.arguments && JSON.parse(parts).city === CITY, `it calls ${JSON.stringify(call)}`);
+    const result = { type: "function_call_output", call_id: call.call_id, output: ANSWER };
+    const whole = await api.responses.create({ ...asked, input: [...input, ...first.output, result] });
+    const short = await api.responses.create({ ...asked, input: [result], previous_response_id: first.id });
+    expect(whole.output_text.includes(CITY) && short.output_text === whole.output_text, `it said ${whole.output_text}`);
+  }],
+  ["embeddings", async () => {
+    const input = [BRIEF, QUESTION];
+    const made = await api.embeddings.create({ model: LLM, input });
+    expect(made.data.length === 2 && made.usage.prompt_tokens > 2, "two texts are not embedded");
+    const plain = await api.embeddings.create({ model: LLM, input, encoding_format: "float" });
+    const same = made.data.every((item, place) => String(item.embedding) === String(plain.data[place].embedding));
+    expect(same && made.data[0].embedding.length > 100, "as numbers they are others than in base64");
+  }],
   ["images", async () => {
     const made = await api.images.generate({ model: IMAGES, prompt: "a red circle" });
     expect(made.data[0].b64_json, "there is no picture");
+  }],
+  ["images edited with a mask", async () => {
+    const drawn = await api.images.generate({ model: IMAGES, prompt: DRAWN });
+    const before = Buffer.from(drawn.data[0].b64_json, "base64");
+    const image = await toFile(before, "a.png", { type: "image/png" });
+    const mask = await toFile(seeThrough(before), "mask.png", { type: "image/png" });
+    const made = await api.images.edit({ model: IMAGES, image, mask, prompt: DRAWN_ANEW });
+    expectLeftDrawnAnew(before, Buffer.from(made.data[0].b64_json, "base64"));
+    const kinds = [];
+    for await (const event of await api.images.edit({
+      model: IMAGES, image: [image], mask, prompt: DRAWN_ANEW, stream: true, partial_images: 1,
+    })) kinds.push(event.type);
+    expect(String(kinds) === "image_edit.partial_image,image_edit.completed", `events are ${kinds}`);
+  }],
+  ["files and batches", async () => {
+    const line = { custom_id: "a", method: "POST", url: "/v1/embeddings", body: { model: LLM, input: BRIEF } };
+    const sent = await api.files.create({ file: await toFile(Buffer.from(JSON.stringify(line)), "a.jsonl"), purpose: "batch" });
+    let batch = await api.batches.create({ input_file_id: sent.id, endpoint: "/v1/embeddings", completion_window: "24h" });
+    for (let waited = 0; !["completed", "failed"].includes(batch.status) && waited < 300; waited += 1) {
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      batch = await api.batches.retrieve(batch.id);
+    }
+    expect(batch.status === "completed", `the batch is ${batch.status}`);
+    const answer = JSON.parse(await (await api.files.content(batch.output_file_id)).text());
+    expect(answer.response.body.data[0].embedding.length > 100, "the answer is not there");
   }],
   ["errors by their classes", async () => {
     try {

@@ -1,15 +1,15 @@
-"""OpenAI's Python package: chats, tools, parsed answers, responses, pictures, files and batches, without and with asyncio."""
+"""OpenAI's Python package: chats, tools, parsed answers, responses, embeddings, asyncio; pictures and batches lie beside."""
 
 from __future__ import annotations
 
-import base64
 import json
-import time
 from typing import Any, Literal
 
 import openai
 from pydantic import BaseModel
 
+import openai_batches
+import openai_pictures
 from told import ANSWER, BASE, BRIEF, CITY, IMAGES, KEY, LLM, QUESTION, TOOLS, Client, expect
 
 client = Client("openai-python", "openai")
@@ -162,32 +162,60 @@ def responses_tools() -> None:
     expect(CITY in last.output_text, f"the answer is {last.output_text!r}")
 
 
-@client.capability("images")
-def images() -> None:
-    made = api.images.generate(model=IMAGES, prompt="a red circle", size="128x128", n=2)
-    found = [base64.b64decode(item.b64_json or "") for item in made.data or []]
-    expect(len(found) == 2 and all(item.startswith(b"\x89PNG") for item in found), "there are not two PNG pictures")
+@client.capability("responses with tools streamed")
+def responses_tools_streamed() -> None:
+    """The second turn has the first one's call by previous_response_id alone."""
+    flat: Any = {"type": "function", **TOOL["function"], "strict": False}
+    with api.responses.stream(model=TOOLS, input=QUESTION, tools=[flat], temperature=0, max_output_tokens=100) as stream:
+        parts = "".join(event.delta for event in stream if event.type == "response.function_call_arguments.delta")
+        first = stream.get_final_response()
+    calls: Any = [item for item in first.output if item.type == "function_call"]
+    expect(len(calls) == 1 and parts == calls[0].arguments, f"the parts are {parts!r}")
+    expect(json.loads(parts) == {"city": CITY}, f"the arguments are {parts}")
+    result: Any = [{"type": "function_call_output", "call_id": calls[0].call_id, "output": ANSWER}]
+    last = api.responses.create(
+        model=TOOLS, input=result, previous_response_id=first.id, tools=[flat], temperature=0, max_output_tokens=100
+    )
+    expect(CITY in last.output_text, f"the answer is {last.output_text!r}")
 
 
-@client.capability("images streamed")
-def images_streamed() -> None:
-    events = list(api.images.generate(model=IMAGES, prompt="a red circle", stream=True, partial_images=2))
-    kinds = [event.type for event in events]
-    expect(kinds == ["image_generation.partial_image"] * 2 + ["image_generation.completed"], f"events are {kinds}")
+@client.capability("responses with a tool that must be called")
+def responses_forced() -> None:
+    made = api.responses.parse(
+        model=TOOLS,
+        input=BRIEF,
+        tools=[openai.pydantic_function_tool(temperature)],  # type: ignore[list-item]
+        tool_choice={"type": "function", "name": "temperature"},
+        parallel_tool_calls=False,
+        max_output_tokens=100,
+    )
+    calls: Any = [item for item in made.output if item.type == "function_call"]
+    expect(len(calls) == 1, f"it calls {len(calls)} times")
 
 
-@client.capability("files and batches")
-def batches() -> None:
-    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"model": LLM, "prompt": "<a", "max_tokens": 4}}
-    sent = api.files.create(file=("requests.jsonl", json.dumps(line).encode()), purpose="batch")
-    batch = api.batches.create(input_file_id=sent.id, endpoint="/v1/completions", completion_window="24h")
-    deadline = time.monotonic() + 60
-    while batch.status not in ("completed", "failed", "expired") and time.monotonic() < deadline:
-        time.sleep(0.2)
-        batch = api.batches.retrieve(batch.id)
-    expect(batch.status == "completed" and batch.output_file_id, f"the batch is {batch.status}")
-    answer = json.loads(api.files.content(batch.output_file_id or "").text)
-    expect(answer["response"]["status_code"] == 200, "the answer is not there")
+@client.capability("embeddings")
+def embeddings() -> None:
+    """The package asks for base64 where nothing is said."""
+    texts = ["a red circle", "pricing for a bakery"]
+    made = api.embeddings.create(model=LLM, input=texts)
+    expect([item.index for item in made.data] == [0, 1] and made.usage.prompt_tokens > 2, "two texts are not embedded")
+    told = (api.models.retrieve(LLM).model_extra or {}).get("embedding_dimensions")
+    expect([len(item.embedding) for item in made.data] == [told] * 2, f"the model tells {told} numbers")
+    expect(made.data[0].embedding != made.data[1].embedding, "two texts have the same embedding")
+    plain = api.embeddings.create(model=LLM, input=texts[1], encoding_format="float", dimensions=told)
+    expect(plain.data[0].embedding == made.data[1].embedding, "a text alone, as numbers, has another embedding")
+    try:
+        api.embeddings.create(model=TOOLS, input=texts)
+    except openai.NotFoundError as error:
+        expect(error.code == "model_not_found" and error.param == "model", f"code is {error.code}, param {error.param}")
+    else:
+        expect(False, "a model without embeddings gives some")
+    try:
+        api.embeddings.create(model=LLM, input=texts, dimensions=7)
+    except openai.BadRequestError as error:
+        expect(error.param == "dimensions", f"param is {error.param}")
+    else:
+        expect(False, "dimensions that the model has not are no error")
 
 
 @client.capability("async")
@@ -198,6 +226,8 @@ async def with_asyncio() -> None:
         stream = await other.chat.completions.create(model=LLM, messages=MESSAGES, max_tokens=8, stream=True)
         parts = [chunk async for chunk in stream]
         expect(parts[-1].choices[0].finish_reason == "length", "the stream does not end")
+        vector = await other.embeddings.create(model=LLM, input="a red circle")
+        expect(vector.data[0].embedding, "there is no embedding")
         picture = await other.images.generate(model=IMAGES, prompt="a blue square")
         expect(picture.data and picture.data[0].b64_json, "there is no picture")
 
@@ -223,4 +253,6 @@ def errors() -> None:
     expect(False, "a wrong key is no error")
 
 
+client.take(openai_pictures.client)
+client.take(openai_batches.client)
 client.main()

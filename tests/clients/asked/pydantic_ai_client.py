@@ -1,11 +1,12 @@
-"""pydantic-ai: text, streams, output by tool, by schema and by prompt, an agent with a tool, the responses API."""
+"""pydantic-ai: text, streams, output by tool, by schema and by prompt, an agent with a tool, the responses API, embeddings."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 from pydantic import BaseModel
-from pydantic_ai import Agent, NativeOutput, PromptedOutput, ToolOutput
+from pydantic_ai import Agent, Embedder, NativeOutput, PromptedOutput, ToolOutput
+from pydantic_ai.embeddings.openai import OpenAIEmbeddingModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
@@ -63,10 +64,9 @@ def by_prompt() -> None:
     expect(isinstance(made.output, Loose), f"it is {made.output!r}")
 
 
-@client.capability("agent with a tool")
-def with_tool() -> None:
+def loop(kind: Any) -> None:
     asked: list[str] = []
-    made_of = agent(TOOLS)
+    made_of = agent(TOOLS, kind)
 
     @made_of.tool_plain
     def temperature(city: str) -> str:
@@ -79,9 +79,30 @@ def with_tool() -> None:
     expect(CITY in made.output, f"the answer is {made.output!r}")
 
 
+@client.capability("agent with a tool")
+def with_tool() -> None:
+    loop(OpenAIChatModel)
+
+
 @client.capability("responses API")
 def responses() -> None:
     expect(agent(kind=OpenAIResponsesModel).run_sync(BRIEF).output, "the answer is empty")
+    made = agent(kind=OpenAIResponsesModel, output_type=NativeOutput(Price)).run_sync(BRIEF)
+    expect(isinstance(made.output, Price), f"it is {made.output!r}")
+
+
+@client.capability("agent with a tool over responses")
+def with_tool_over_responses() -> None:
+    loop(OpenAIResponsesModel)
+
+
+@client.capability("embeddings")
+async def embeddings() -> None:
+    texts = Embedder(OpenAIEmbeddingModel(LLM, provider=OpenAIProvider(base_url=BASE, api_key=KEY)))
+    made = await texts.embed_documents([BRIEF, QUESTION])
+    expect(len(made.embeddings) == 2 and made.usage.input_tokens > 2, "two texts are not embedded, or usage is not told")
+    alone = await texts.embed_query(QUESTION)
+    expect(list(alone.embeddings[0]) == list(made[QUESTION]), "a text alone has another embedding")
 
 
 client.main()

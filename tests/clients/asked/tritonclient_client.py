@@ -1,4 +1,4 @@
-"""The newest tritonclient against Triton itself: pictures over HTTP and gRPC, the language model streamed."""
+"""The newest tritonclient against Triton itself: pictures and masks over HTTP and gRPC, text streamed, embeddings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ client = Client("tritonclient", "tritonclient")
 
 
 def inputs(module: Any, values: dict[str, Any]) -> list[Any]:
-    names = {np.dtype(object): "BYTES", np.dtype(np.int32): "INT32", np.dtype(bool): "BOOL"}
+    names = {np.dtype(object): "BYTES", np.dtype(np.int32): "INT32", np.dtype(bool): "BOOL", np.dtype(np.uint8): "UINT8"}
     made = []
     for name, value in values.items():
         tensor = module.InferInput(name, list(value.shape), names[value.dtype])
@@ -41,6 +41,25 @@ def http() -> None:
 @client.capability("pictures over gRPC")
 def grpc() -> None:
     expect(picture(over_grpc, TRITON_GRPC).dtype == np.uint8, "there are no pixels")
+
+
+@client.capability("pictures with a mask")
+def masks() -> None:
+    before = picture(over_http, TRITON_HTTP)
+    before = before.reshape(before.shape[-3:])
+    values: dict[str, Any] = {
+        "prompt": np.array([[b"a blue square on a black background"]], object),
+        "init_image": before[None],
+        "mask_image": np.full((1, *before.shape[:2]), 255, np.uint8),
+    }
+    values["mask_image"][:, :, before.shape[1] // 2 :] = 0
+    for module, url in ((over_http, TRITON_HTTP), (over_grpc, TRITON_GRPC)):
+        with module.InferenceServerClient(url) as api:
+            after = api.infer(IMAGES, inputs(module, values)).as_numpy("generated_image").reshape(before.shape)
+        changed = np.abs(after.astype(int) - before).mean(axis=(0, 2))
+        quarter = len(changed) // 4
+        left, right = changed[:quarter].mean(), changed[-quarter:].mean()
+        expect(left > 4 * right, f"the left half differs by {left:.1f}, the right one, which stays, by {right:.1f}")
 
 
 def prompt(stream: bool) -> dict[str, Any]:
@@ -80,6 +99,20 @@ async def aio() -> None:
             expect(error is None, str(error))
             expect(result.as_numpy("text_output")[0], "the answer is empty")
             return
+
+
+@client.capability("embeddings over gRPC")
+def embeddings() -> None:
+    said: queue.Queue[Any] = queue.Queue()
+    with over_grpc.InferenceServerClient(TRITON_GRPC) as api:
+        api.start_stream(lambda result, error: said.put(error or result))
+        values = {"text_input": np.array([b"a red circle"], object), "task": np.array([b"embed"], object)}
+        api.async_stream_infer(LLM, inputs(over_grpc, values))
+        result = said.get(timeout=60)
+        expect(not isinstance(result, Exception), str(result))
+        made = result.as_numpy("embedding")
+        expect(made.dtype == np.float32 and made.size > 100 and np.isfinite(made).all(), f"it is {made!r}")
+        api.stop_stream()
 
 
 client.main()

@@ -1,4 +1,4 @@
-"""The requests of vLLM's benchmark client (`vllm bench serve`): completions, chats and responses, streamed and timed."""
+"""The requests of vLLM's benchmark client (`vllm bench serve`): completions, chats and responses, streamed; embeddings."""
 
 from __future__ import annotations
 
@@ -46,6 +46,19 @@ async def chats() -> None:
 @client.capability("responses")
 async def responses() -> None:
     await ask("openai-responses")
+
+
+@client.capability("embeddings")
+async def embeddings() -> None:
+    """It asks for inputs that are too long to be cut: all tokens of a short one are told, of a long one what fits."""
+    told = []
+    for prompt in (BRIEF, f"{BRIEF} " * 400):
+        asked = RequestFuncInput(prompt=prompt, api_url=f"{BASE}/embeddings", prompt_len=20, output_len=0, model=LLM)
+        async with aiohttp.ClientSession() as session:
+            made = await ASYNC_REQUEST_FUNCS["openai-embeddings"](asked, session)
+        expect(made.success, f"it failed: {made.error}")
+        told.append(made.prompt_len)
+    expect(0 < told[0] < 100 and told[1] > 1000, f"it counts {told} tokens")
 
 
 client.main()

@@ -1,4 +1,4 @@
-"""webuiapi, a client of AUTOMATIC1111's API: pictures of prompts and of pictures, progress, interruption, settings, lists."""
+"""webuiapi, a client of AUTOMATIC1111's API: pictures of prompts and of pictures, masks, progress, settings, lists."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import time
 from typing import Any
 
 import webuiapi
+from PIL import ImageOps
 
+from halves import DRAWN, DRAWN_ANEW, expect_left_drawn_anew, png, white
 from told import GATEWAY, IMAGES, KEY, Client, expect
 
 client = Client("webuiapi", "webuiapi")
@@ -32,6 +34,19 @@ def redraw() -> None:
     first = api().txt2img(prompt="a red circle", **SMALL).image
     made = api().img2img(images=[first], prompt="a blue circle", denoising_strength=0.6, **SMALL)
     expect(made.image.size == (128, 128), f"pictures are {made.images}")
+
+
+@client.capability("img2img with a mask")
+def masks() -> None:
+    """Of the whole picture, of a part that is drawn larger, and of what is not white."""
+    before = api().txt2img(prompt=DRAWN, **SMALL).image
+    asked: Any = {"images": [before], "prompt": DRAWN_ANEW, "denoising_strength": 1, "inpainting_fill": 1, **SMALL}
+    for whole in (False, True):
+        made = api().img2img(mask_image=white(before), inpaint_full_res=whole, **asked).image
+        expect_left_drawn_anew(png(before), png(made))
+    other = ImageOps.invert(white(before))
+    made = api().img2img(mask_image=other, inpainting_mask_invert=1, inpaint_full_res=False, **asked).image
+    expect_left_drawn_anew(png(before), png(made))
 
 
 @client.capability("parameters of a picture")
