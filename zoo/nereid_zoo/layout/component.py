@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nereid.diffusion.branch_cache import Branch, BranchEngine
-from nereid.diffusion.dynamic_width import WidthEngine, WidthTable
+from nereid.diffusion.dynamic_width import TokenEngine, WidthEngine, WidthTable
 from nereid.layout.elements import MAX_ELEMENTS, ElementClass
-from nereid.layout.settings import ENGINE_NAME, OUT, SAMPLE, TIMESTEP
+from nereid.layout.settings import ENGINE_NAME, KEPT, OUT, SAMPLE, TIMESTEP
 from nereid.layout.tokens import BUCKETS, CANVAS, CONTENT, MOST_DEPTH, Floats
 from nereid_export.components import Component, TensorSpec, finite
 from nereid_export.engines.onnx_graph import run_file
 from nereid_zoo.layout.draw import DYNAMIC, Predict
 from nereid_zoo.layout.dynamic import DynamicLayoutTransformer, Width, load_dynamic
 from nereid_zoo.layout.model import LayoutTransformer, load
+from nereid_zoo.layout.skipping import Routing, counted
 
 TOKENS = "tokens"
 PLACES = "places"
@@ -80,6 +81,22 @@ class BranchedVelocity(nn.Module):
         return self.transformer.last(hidden[:, 1:]), *computed
 
 
+class SkippingVelocity(nn.Module):
+    """A slice whose MLPs pass over tokens, and how many of each row each block's MLP was computed for (B x blocks)."""
+
+    def __init__(self, transformer: LayoutTransformer, inputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.transformer, self.inputs = transformer, inputs
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        given = dict(zip(self.inputs, inputs, strict=True))
+        boxes, timestep = given.pop(SAMPLE), given.pop(TIMESTEP)[:, 0]
+        routing = Routing(counted(given["valid"]))
+        opened = [(None, routing)] * len(self.transformer.blocks)
+        made = self.transformer(boxes=boxes, timestep=timestep, **given, opened=opened)
+        return made, torch.stack(routing.gates, 1).sum(-1)
+
+
 def layout_component(folder: Path) -> Component:
     """Of a diffusers folder as `zoo train layout` writes it; batch and tokens are dynamic, up to 32 tokens."""
     return Component(
@@ -138,6 +155,30 @@ def width_components(folder: Path) -> tuple[dict[WidthEngine, Component], WidthT
         )
 
     return {engine: component(engine, width) for engine, width in dynamic.named_widths().items()}, dynamic.table()
+
+
+def token_components(folder: Path, *, widths: bool) -> dict[TokenEngine, Component]:
+    """Of the whole transformer, and with `widths` of its slices, engines whose MLPs pass over tokens.
+
+    Raises ValueError where the transformer has no routers of tokens.
+    """
+    plain, dynamic = layout_component(folder), _dynamic(folder)
+    if not dynamic.config["tokens"]:
+        raise ValueError("it has no routers of tokens; train it with `nereid zoo train layout-dynamic --tokens`")
+    names = tuple(str(spec.name) for spec in plain.inputs)
+
+    def component(engine: TokenEngine, width: Width | None) -> Component:
+        return replace(
+            plain,
+            name=f"{ENGINE_NAME}_{engine}",
+            source=DYNAMIC,
+            outputs=(*plain.outputs, TensorSpec(name=KEPT, dims=(dynamic.layers,))),
+            load=lambda: SkippingVelocity(_dynamic(folder).narrowed(width, tokens=True), names),
+        )
+
+    named = dynamic.named_widths() if widths else {}
+    found = {TokenEngine.of(engine): component(TokenEngine.of(engine), width) for engine, width in named.items()}
+    return {TokenEngine.WHOLE: component(TokenEngine.WHOLE, None), **found}
 
 
 def _dynamic(folder: Path) -> DynamicLayoutTransformer:
