@@ -100,25 +100,25 @@ def _steps(fields: FieldReader, section: Section, scheduler: str, facts: LayoutF
 
 def _widths(fields: FieldReader, facts: LayoutFacts) -> WidthTable | None:
     """Which engines compute steps of what width and tokens; None where the whole transformer computes every step."""
-    dynamic = _dynamic(fields, "transformer_width", WIDTHS, facts.widths is not None, "--widths, so that it has one width")
-    routed = _dynamic(fields, "transformer_tokens", TOKENS, facts.tokens, "--tokens, so that its MLPs have all tokens")
+    whole = None if facts.widths is not None else "was exported without --widths, so that it has one width"
+    every = None if facts.tokens else "was exported without --tokens, so that its MLPs have all tokens"
+    dynamic = _dynamic(fields, "transformer_width", WIDTHS, whole)
+    routed = _dynamic(fields, "transformer_tokens", TOKENS, every)
     table = facts.widths if dynamic else None
     if not routed:
         return table
     return WHOLE_WITH_TOKENS if table is None else table.passing_over_tokens()
 
 
-def _dynamic(fields: FieldReader, name: str, allowed: tuple[str, str], exported: bool, otherwise: str) -> bool:
-    """Whether the second of what is allowed is asked for."""
+def _dynamic(fields: FieldReader, name: str, allowed: tuple[str, str], lacking: str | None) -> bool:
+    """Whether the second of what is allowed is asked for; `lacking` says why this transformer has only the first."""
     asked, cache = fields.value(name, allowed[0]), fields.value("cache", OFF).strip()
     if asked not in allowed:
         raise InvalidRequestError.of(name, asked, f"one of {', '.join(allowed)}")
     if asked == allowed[0]:
         return False
-    if not exported:
-        raise InvalidRequestError(
-            f"{name}: {asked} is not allowed; this model's transformer was exported without {otherwise}", name
-        )
+    if lacking is not None:
+        raise InvalidRequestError(f"{name}: {asked} is not allowed; this model's transformer {lacking}", name)
     if cache != OFF:
         raise InvalidRequestError.of(name, asked, f"{allowed[0]} beside cache ({cache})")
     return True

@@ -16,9 +16,11 @@ from nereid.diffusion.dynamic_width import WHOLE_WITH_TOKENS, TokenEngine, Width
 from nereid.layout.elements import Section
 from nereid.layout.settings import KEPT, LayoutFacts
 from nereid.layout.tokens import tokens_of
+from nereid_export.engines.check import random_inputs
 from nereid_export.errors import ExportError
 from nereid_export.layout_drawing import LayoutDrawer
 from nereid_zoo.layout.batches import sample_row
+from nereid_zoo.layout.component import token_components
 from nereid_zoo.layout.draw import torch_predict
 
 import checkpoints
@@ -84,6 +86,24 @@ def test_every_engine_answers_as_the_masked_transformer_does_and_tells_what_it_k
                 assert np.abs(ours - others).max() > 1e-3 * np.abs(theirs).max()
                 assert (made[KEPT][row] <= 1 + len(section)).all()
             assert 0 < made[KEPT].sum() < 2 * (3 + sum(map(len, asked)))
+
+
+def test_no_token_of_what_engines_are_checked_with_is_nearly_kept(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nereid_zoo.layout.component.NEARLY", 0.01)  # of a tenth of all calls some token is so near
+    near: list[float] = []
+
+    def note(module: Any, given: Any, logits: Any) -> None:
+        near.append(logits.abs().min().item())
+
+    for component in token_components(checkpoint, widths=True).values():
+        module = component.load()
+        for block in module.transformer.blocks:  # type: ignore[union-attr]
+            block.router.register_forward_hook(note)
+        for number, (rows, sizes) in enumerate(component.checks, 1):
+            with torch.inference_mode():
+                module(*random_inputs(component, rows, sizes, number).values())
+    assert len(near) == 4 * 4 * 2
+    assert min(near) > 0.01
 
 
 def test_a_row_has_the_same_bytes_and_the_same_tokens_in_any_company(passing: Path) -> None:
