@@ -43,10 +43,10 @@ def parts_of(plan: LayoutPlan, kept: KeptTokens) -> dict[StrEnum, Part]:
             ]
         )
     if plan.tokens:
-        for engine in TokenEngine:
-            if engine.width is None or engine.width in parts:
-                shares = [(1.0, 1.0)] * network.layers if engine.width is None else parts[engine.width].shares
-                parts[engine] = Part(shares, kept.shares(engine))
+        for passing in TokenEngine:
+            if passing.width is None or passing.width in parts:
+                shares = [(1.0, 1.0)] * network.layers if passing.width is None else parts[passing.width].shares
+                parts[passing] = Part(shares, kept.shares(passing))
     return parts
 
 

@@ -146,7 +146,7 @@ def _keep(transformer: RandomDit, tokens: Sequence[float], inputs: tuple[Tensor,
     def sought(share: float, router: TokenRouter, given: tuple[Tensor]) -> None:
         router.bias.copy_(-(given[0] * router.weight).sum(-1).quantile(1 - share) if share < 1 else torch.tensor(1e6))
 
-    routers = [part.block.router for part in transformer.blocks]
+    routers = [module for module in transformer.modules() if isinstance(module, TokenRouter)]
     for router in routers:
         nn.init.normal_(router.weight, std=transformer.sizes.width**-0.5)
     hooks = [router.register_forward_pre_hook(partial(sought, share)) for share, router in zip(tokens, routers, strict=True)]

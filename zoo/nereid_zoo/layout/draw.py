@@ -94,8 +94,9 @@ def torch_predict(folder: Path, *, widths: bool = False, tokens: bool = False) -
     from nereid_zoo.layout.dynamic import load_dynamic
     from nereid_zoo.layout.model import load
 
-    dynamic = widths or tokens
-    transformer = partial(load_dynamic(folder).settled, widths=widths, tokens=tokens) if dynamic else load(folder)
+    transformer: Callable[..., torch.Tensor] = load(folder)
+    if widths or tokens:
+        transformer = partial(load_dynamic(folder).settled, widths=widths, tokens=tokens)
 
     def predict(inputs: Mapping[str, NDArray]) -> Floats:
         given = {name: torch.from_numpy(value) for name, value in inputs.items()}

@@ -90,6 +90,7 @@ class SkippingBlock(NarrowBlock):
     @classmethod
     def of(cls, block: Block, heads: Sequence[int], channels: Sequence[int]) -> SkippingBlock:
         """Of a RoutedBlock."""
+        assert isinstance(block, RoutedBlock)
         made = cls(block.proj.in_features, block.heads, heads, len(channels))
         made.take(block, channels)
         made.router.load_state_dict(block.router.state_dict())
