@@ -103,6 +103,12 @@ def test_padding_changes_nothing(checkpoint: Path) -> None:
         assert torch.equal(one, other[:, :17])
         assert not other[:, 17:].any()
     assert ((ours - theirs[:, :16]).abs() * short["valid"][..., None]).max() < 1e-5
+    every = Routing(counted(long["valid"]))
+    with torch.inference_mode():
+        for block in network.blocks:
+            block.router.bias.fill_(100)
+        network(**long, opened=[(None, every)] * 2)
+    assert all(torch.equal(gates, every.counts) for gates in every.gates)
 
 
 def test_flops_are_those_of_tokens_and_of_the_channels_that_they_meet(checkpoint: Path) -> None:
