@@ -262,8 +262,11 @@ def make_layout(folder: Path, **size: int) -> Path:
     return folder
 
 
-def make_dynamic_layout(folder: Path, **size: int) -> Path:
-    """The same with a dynamic transformer beside it, of three widths and with weights of its own."""
+def make_dynamic_layout(folder: Path, *, tokens: bool = False, **size: int) -> Path:
+    """The same with a dynamic transformer beside it, of three widths and with weights of its own.
+
+    With `tokens`, its MLPs pass over about a third of them.
+    """
     from nereid_zoo.layout.dynamic import DynamicLayoutTransformer
     from nereid_zoo.layout.dynamic_train import save_dynamic
     from nereid_zoo.layout.model import load
@@ -278,5 +281,12 @@ def make_dynamic_layout(folder: Path, **size: int) -> Path:
         {"up_to": None, "heads": [[0, 1, 2], [0, 1, 2]], "groups": [[0, 1, 2, 3, 4], [*range(6)]]},
     ]
     network.register_to_config(widths=widths)
+    if tokens:
+        network = network.with_token_routers()
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for block in network.transformer.blocks:
+                block.router.weight.normal_(std=0.1, generator=generator)
+                block.router.bias.fill_(0.3)
     save_dynamic(network, folder, folder)
     return folder

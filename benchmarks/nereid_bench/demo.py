@@ -22,7 +22,8 @@ from nereid_export.diffusion import export_diffusion
 from nereid_export.engines import Engine
 from nereid_export.errors import ExportError
 from nereid_export.frame import MANIFEST
-from nereid_export.layout import LayoutCheckpoint, LayoutExportOptions, export_layout
+from nereid_export.layout import LayoutExportOptions, export_layout
+from nereid_export.layout_checkpoint import LayoutCheckpoint
 from nereid_export.llm import LlmExportOptions, export_llm
 from nereid_export.llm_checkpoint import LlmCheckpoint
 from nereid_export.options import ExportOptions

@@ -1,9 +1,9 @@
 """What computing less of the layout transformer saves, beside fewer steps: FLOPs, time, pass rate, and a server under load.
 
 Every way is measured on the same held-out briefs with the same seeds, by the engines of one repository. FLOPs are counted in the
-transformer's graph as PyTorch runs it, at the number of tokens that a section is padded to. A transformer of 3 M parameters on 32
-tokens hides what such methods bring, so the same schedules are also timed on a random one of DiT-XL/2's sizes: its weights mean
-nothing, and neither would a pass rate. That one's MLPs pass over tokens as well, which no exported model does.
+transformer's graph as PyTorch runs it, at the number of tokens that a section is padded to; where MLPs pass over tokens, theirs
+are those of the tokens that the engines say they have kept. A transformer of 3 M parameters on 32 tokens hides what such methods
+bring, so the same schedules are also timed on a random one of DiT-XL/2's sizes: its weights mean nothing, nor would a pass rate.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from nereid.flow.noise import derived_seed
 from nereid.layout.elements import Box, Section
 from nereid.layout.tokens import bucket_of
 from nereid_bench.compare import Say
+from nereid_bench.kept_tokens import KeptTokens, pass_over_all, token_flops
 from nereid_bench.layout_dit import dit_rows
 from nereid_bench.layout_exports import engine_megabytes, exported, exported_w4a8
 from nereid_bench.layout_load import alone, arriving, asked_for, sustained
@@ -30,7 +31,7 @@ from nereid_client import Client
 from nereid_export.components import Component
 from nereid_export.engines.check import random_inputs
 from nereid_export.layout_drawing import LayoutDrawer
-from nereid_zoo.layout.component import PLACES, TOKENS, branch_components, width_components
+from nereid_zoo.layout.component import PLACES, TOKENS, branch_components, token_components, width_components
 from nereid_zoo.layout.score import LayoutScore, held_out_sections, score_layouts
 
 LAYOUT = "layout"
@@ -48,12 +49,16 @@ def layout(plan: LayoutPlan, say: Say) -> list[dict[str, Any]]:
     found += quantised
     parts = components(plan)
     say(f"counting FLOPs of {len(parts)} kinds of steps")
-    flops = layout_flops(parts, {bucket_of(len(section)) for section in sections})
+    flops, each = layout_flops(parts, {bucket_of(len(section)) for section in sections})
     rows: dict[str, dict[str, Any]] = {}
+    every = KeptTokens()
     for way in found:
         say(f"{way.name}: drawing {len(sections)} held-out sections")
-        rows[way.name] = row_of(LAYOUT, way, sections, flops) | _scored(quality(drawer, way, sections, say))
-        rows[way.name]["mb"] = engine_megabytes(way.drawer or drawer)
+        score, kept = quality(drawer, way, sections, say)
+        row = rows[way.name] = row_of(LAYOUT, way, sections, flops) | _scored(score)
+        row["gflops"] += kept.flops(each) / len(sections) / 1e9
+        row |= {"tokens": kept.percent, "mb": engine_megabytes(way.drawer or drawer)}
+        every.add(kept)
     for name, milliseconds in timed(plan, drawer, found, sections[: plan.timed], say).items():
         rows[name]["ms"] = milliseconds
     plain = [way for way in found if way not in quantised]
@@ -65,7 +70,7 @@ def layout(plan: LayoutPlan, say: Say) -> list[dict[str, Any]]:
     if plan.dit is not None:
         say(f"{plan.dit.name}: timing {len(parts) + 1} kinds of steps")
         # Not those in w4a8: the random transformer is PyTorch's, in float32.
-        rows |= {f"{plan.dit.name}: {row['method']}": row for row in dit_rows(plan, plan.dit, plain, sections)}
+        rows |= {f"{plan.dit.name}: {row['method']}": row for row in dit_rows(plan, plan.dit, plain, sections, every)}
     columns = list(rows[found[0].name])
     return [{column: row.get(column) for column in columns} for row in rows.values()]
 
@@ -73,13 +78,15 @@ def layout(plan: LayoutPlan, say: Say) -> list[dict[str, Any]]:
 # --- quality, arithmetic, and time in this process ---
 
 
-def quality(drawer: LayoutDrawer, way: Way, sections: Sequence[Section], say: Say) -> LayoutScore:
-    """As `nereid zoo score layout` scores, of one seed a section."""
+def quality(drawer: LayoutDrawer, way: Way, sections: Sequence[Section], say: Say) -> tuple[LayoutScore, KeptTokens]:
+    """As `nereid zoo score layout` scores, of one seed a section; and the tokens that MLPs have kept."""
+    kept = KeptTokens()
 
     def drawn(places: Sequence[int], seed: int) -> list[list[Box]]:
-        return draw(drawer, way, [sections[place] for place in places], [derived_seed(place, seed) for place in places])
+        return draw(drawer, way, [sections[place] for place in places], [derived_seed(place, seed) for place in places], kept)
 
-    return score_layouts(drawn, sections, lambda done: say(f"{way.name}: {done} of {len(sections)} sections"), seeds=1)
+    said = f"of {len(sections)} sections"
+    return score_layouts(drawn, sections, lambda done: say(f"{way.name}: {done} {said}"), seeds=1), kept
 
 
 def _scored(score: LayoutScore) -> dict[str, Any]:
@@ -91,21 +98,29 @@ def _scored(score: LayoutScore) -> dict[str, Any]:
 
 
 def components(plan: LayoutPlan) -> dict[StrEnum, Component]:
-    """What the kinds of steps call: the engines that reuse branches, and the slices."""
+    """What the kinds of steps call: the engines that reuse branches, the slices, and those that pass over tokens."""
     found = dict[StrEnum, Component](branch_components(plan.checkpoint).items())
     if plan.dynamic:
         found.update(width_components(plan.checkpoint)[0].items())
+    if plan.tokens:
+        found.update(token_components(plan.checkpoint, widths=True).items())
     return found
 
 
-def layout_flops(parts: Mapping[StrEnum, Component], tokens: Collection[int]) -> dict[StrEnum, dict[int, float]]:
-    """Of a step of each kind with each of these numbers of tokens."""
-
-    def counted(component: Component) -> dict[int, float]:
-        module, sizes = component.load(), {count: {TOKENS: count, PLACES: 1 + count} for count in tokens}
-        return {count: count_flops(module, tuple(random_inputs(component, 1, its, 1).values())) for count, its in sizes.items()}
-
-    return {engine: counted(part) for engine, part in parts.items()}
+def layout_flops(
+    parts: Mapping[StrEnum, Component], tokens: Collection[int]
+) -> tuple[dict[StrEnum, dict[int, float]], dict[StrEnum, list[float]]]:
+    """Of a step of each kind with each of these numbers of tokens, without MLPs that may pass over some; and of those, block by
+    block, for one token."""
+    flops, each = dict[StrEnum, dict[int, float]](), dict[StrEnum, list[float]]()
+    sizes = {count: {TOKENS: count, PLACES: 1 + count} for count in tokens}
+    for engine, part in parts.items():
+        module = part.load()
+        each[engine] = [token_flops(block) for block in pass_over_all(module)]
+        flops[engine] = {
+            count: count_flops(module, tuple(random_inputs(part, 1, its, 1).values())) for count, its in sizes.items()
+        }
+    return flops, each
 
 
 def timed(

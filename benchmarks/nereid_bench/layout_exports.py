@@ -11,15 +11,16 @@ from nereid_bench.compare import Say
 from nereid_bench.layout_ways import LayoutPlan
 from nereid_export.bar import progress_bar
 from nereid_export.engines.precision import Precision
-from nereid_export.layout import LayoutCheckpoint, LayoutExportOptions, export_layout
+from nereid_export.layout import LayoutExportOptions, export_layout
 from nereid_export.layout_calibrate import CalibrateLayoutOptions, calibrate_layout
+from nereid_export.layout_checkpoint import LayoutCheckpoint
 from nereid_export.layout_drawing import LayoutDrawer
 from nereid_export.resume import VERSIONED, Record, resume_key
 
 
 def exported(plan: LayoutPlan, say: Say) -> Path:
-    """A repository with engines that reuse branches, and slices where the checkpoint has them, exported and calibrated unless an
-    earlier run has done so."""
+    """A repository with engines that reuse branches, slices and engines that pass over tokens where the checkpoint has them,
+    exported and calibrated unless an earlier run has done so."""
     options = LayoutExportOptions(
         checkpoint=plan.checkpoint,
         out=plan.work / "repository",
@@ -27,6 +28,7 @@ def exported(plan: LayoutPlan, say: Say) -> Path:
         threads=plan.threads,
         cache=True,
         widths=plan.dynamic,
+        tokens=plan.tokens,
     )
     engines = [name for name in ("onnxruntime", "openvino") if importlib.util.find_spec(name)]
     return _once(plan, options, plan.work / "done.json", engines, say)

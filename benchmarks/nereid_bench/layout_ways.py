@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from nereid.diffusion.branch_cache import BranchEngine, KeptBranches, Plans
-from nereid.diffusion.dynamic_width import WidthTable
+from nereid.diffusion.dynamic_width import WHOLE_WITH_TOKENS, TokenEngine, WidthEngine, WidthTable
 from nereid.diffusion.feature_cache import Level
 from nereid.layout.complexity import AdaptiveSteps
 from nereid.layout.elements import Box, Section
 from nereid.layout.tokens import bucket_of
+from nereid_bench.kept_tokens import KeptTokens, has_token_routers
 from nereid_bench.random_dit import DitSizes
 from nereid_export.engines import Engine
 from nereid_export.layout_drawing import LayoutDrawer
@@ -58,6 +59,11 @@ class LayoutPlan:
         """Whether the checkpoint has a transformer with dynamic width, too."""
         return (self.checkpoint / DYNAMIC).is_dir()
 
+    @property
+    def tokens(self) -> bool:
+        """Whether that has routers of tokens."""
+        return self.dynamic and has_token_routers(self.checkpoint)
+
     w4a8: bool = True
     """Whether the same transformer is measured in w4a8, too."""
 
@@ -65,7 +71,7 @@ class LayoutPlan:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
     """One way to draw: steps, which may go by a section's complexity, and what of a transformer is reused between them, or which
-    slice of it computes them, by their timesteps."""
+    slice of it computes them, by their timesteps, where MLPs may pass over tokens."""
 
     name: str
     steps: int
@@ -87,7 +93,12 @@ class Way:
         asked: dict[str, Any] = {"num_inference_steps": self.steps, "cache": self.cache}
         if self.adaptive is not None:
             asked = {"effort": "adaptive"}
-        return asked if self.widths is None else {**asked, "transformer_width": "dynamic"}
+        engines = () if self.widths is None else self.widths.engines
+        if any(isinstance(its, WidthEngine) or its.width for its in engines):
+            asked["transformer_width"] = "dynamic"
+        if any(isinstance(its, TokenEngine) for its in engines):
+            asked["transformer_tokens"] = "dynamic"
+        return asked
 
     def engines(self, steps: int) -> Counter[StrEnum]:
         """Of so many steps, how many each engine takes; the whole transformer counts as the one that computes everything."""
@@ -108,7 +119,8 @@ class Way:
 
 
 def ways(plan: LayoutPlan, drawer: LayoutDrawer) -> list[Way]:
-    """All off, fewer steps, each calibrated level at all steps, steps by complexity, dynamic width, with fewer steps, too.
+    """All off, fewer steps, each calibrated level at all steps, steps by complexity; dynamic width, dynamic tokens and both, with
+    fewer steps, too.
 
     Last is all of it that goes together.
     """
@@ -121,12 +133,18 @@ def ways(plan: LayoutPlan, drawer: LayoutDrawer) -> list[Way]:
     found += [Way(name=f"cache {level}", steps=plan.steps, cache=str(level), plans=calibration.plans(level)) for level in Level]
     if (adaptive := facts.adaptive) is not None:
         found.append(Way(name="adaptive steps", steps=plan.steps, adaptive=adaptive))
-    if facts.widths is not None:
-        slices = partial(Way, widths=facts.widths, timesteps=partial(_timesteps, drawer))
+    tables = {} if facts.widths is None else {"dynamic width": facts.widths}
+    if facts.tokens:
+        tables["dynamic tokens"] = WHOLE_WITH_TOKENS
+    if facts.tokens and facts.widths is not None:
+        tables["dynamic width and tokens"] = facts.widths.passing_over_tokens()
+    slices = partial(Way, timesteps=partial(_timesteps, drawer))
+    for name, table in tables.items():
         for steps in (plan.steps, *plan.fewer):
-            found.append(slices(name="dynamic width" if steps == plan.steps else f"dynamic width, {steps} steps", steps=steps))
-        if adaptive is not None:
-            found.append(slices(name="all on: dynamic width, adaptive steps", steps=plan.steps, adaptive=adaptive))
+            found.append(slices(name=name if steps == plan.steps else f"{name}, {steps} steps", steps=steps, widths=table))
+    if tables and adaptive is not None:
+        name, table = [*tables.items()][-1]
+        found.append(slices(name=f"all on: {name}, adaptive steps", steps=plan.steps, adaptive=adaptive, widths=table))
     return found
 
 
@@ -144,22 +162,24 @@ def ways_w4a8(plan: LayoutPlan, drawer: LayoutDrawer) -> list[Way]:
     return found
 
 
-def draw(drawer: LayoutDrawer, way: Way, sections: Sequence[Section], seeds: Sequence[int]) -> list[list[Box]]:
-    """Boxes of each section as they are drawn, by the way's own drawer where it has one."""
+def draw(
+    drawer: LayoutDrawer, way: Way, sections: Sequence[Section], seeds: Sequence[int], kept: KeptTokens | None = None
+) -> list[list[Box]]:
+    """Boxes of each section as they are drawn, by the way's own drawer where it has one; tokens that MLPs keep go to `kept`."""
     made: list[list[Box]] = [[]] * len(sections)
-    drawer = way.drawer or drawer
+    drawer, kept = way.drawer or drawer, kept or KeptTokens()
     for steps in {way.steps_of(section) for section in sections}:
         places = [place for place, section in enumerate(sections) if way.steps_of(section) == steps]
         table = drawer.table(drawer.model.facts.scheduler, steps)
         own, numbers = [sections[place] for place in places], [seeds[place] for place in places]
-        drawn = drawer.draw(own, numbers, table, way.plans, widths=way.widths)
+        drawn = drawer.draw(own, numbers, table, way.plans, kept.take, widths=way.widths)
         for place, boxes in zip(places, drawn, strict=True):
             made[place] = boxes
     return made
 
 
 def row_of(model: str, way: Way, sections: Sequence[Section], flops: Mapping[StrEnum, Mapping[int, float]]) -> dict[str, Any]:
-    """`flops` are those of a step of each kind, by the number of tokens."""
+    """`flops` are those of a step of each kind, by the number of tokens, all MLPs included but those that pass over some."""
     steps = [way.steps_of(section) for section in sections]
     taken = [
         sum(flops[engine][bucket_of(len(section))] * times for engine, times in way.engines(count).items())
@@ -170,6 +190,7 @@ def row_of(model: str, way: Way, sections: Sequence[Section], flops: Mapping[Str
         "method": way.name,
         "steps": statistics.mean(steps),
         "reused": way.reused,
+        "tokens": 100.0,
         "gflops": statistics.mean(taken) / 1e9,
         "mb": None,
         "ms": None,

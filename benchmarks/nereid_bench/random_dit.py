@@ -17,11 +17,10 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from nereid.diffusion.branch_cache import Branch, BranchEngine
-from nereid.diffusion.dynamic_width import WidthEngine
 from nereid_export.timing import median_milliseconds
-from nereid_zoo.layout.dynamic import NarrowBlock
 from nereid_zoo.layout.model import Block, Branches, time_waves
-from nereid_zoo.layout.skipping import SkippingBlock
+from nereid_zoo.layout.skipping import Routing, SkippingBlock, TokenRouter
+from nereid_zoo.layout.slices import NarrowBlock
 
 _MEASURED_SECONDS = 3.0
 _MOST_TIMES = 5
@@ -46,6 +45,17 @@ Share = tuple[float, float]
 """Of a block's heads, and of its MLP's channels."""
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is left of each block of another transformer, and the share of tokens that each MLP is computed for, all where None.
+
+    Where that one has another number of blocks, those in the same place have the same shares.
+    """
+
+    shares: Sequence[Share]
+    tokens: Sequence[float] | None = None
+
+
 class _DitBlock(nn.Module):
     """The layout transformer's block, with adaLN-zero's own linear layer."""
 
@@ -55,7 +65,9 @@ class _DitBlock(nn.Module):
         self.condition = nn.Linear(sizes.width, 6 * sizes.width)
 
     def forward(self, x: Tensor, condition: Tensor, kept: Branches) -> tuple[Tensor, Branches]:
-        made: tuple[Tensor, Branches] = self.block(x, self.condition(condition).unflatten(1, (6, -1)), _NO_BIAS.to(x), kept)
+        opened = (None, Routing(torch.ones_like(x[..., 0]))) if isinstance(self.block, SkippingBlock) else None
+        modulation = self.condition(condition).unflatten(1, (6, -1))
+        made: tuple[Tensor, Branches] = self.block(x, modulation, _NO_BIAS.to(x), kept, opened)
         return made
 
 
@@ -109,41 +121,45 @@ class StepCost:
     milliseconds: float
 
 
-def step_costs(sizes: DitSizes, widths: Mapping[WidthEngine, Sequence[Share]] | None = None) -> dict[StrEnum, StepCost]:
-    """Of a step that computes everything, of those that reuse, and of slices that have these shares of a transformer's blocks.
-
-    Where that one has another number of blocks, those in the same place have the same shares.
-    """
+def step_costs(sizes: DitSizes, parts: Mapping[StrEnum, Part] | None = None) -> dict[StrEnum, StepCost]:
+    """Of a step that computes everything, of those that reuse, and of those that compute a part of a transformer."""
     found = dict[StrEnum, StepCost](_reusing(sizes).items())
-    for width, shares in (widths or {}).items():
-        torch.manual_seed(0)
-        blocks = [_narrow(sizes, shares[number * len(shares) // sizes.layers]) for number in range(sizes.layers)]
-        transformer = RandomDit(sizes, blocks).eval()
-        inputs = transformer.inputs(BranchEngine.COMPUTED)
-        found[width] = StepCost(count_flops(transformer, inputs), _milliseconds(transformer, inputs))
-    return found
+    return found | {name: part_cost(sizes, part) for name, part in (parts or {}).items()}
 
 
-def skipping_cost(sizes: DitSizes, share: float) -> StepCost:
-    """Of a step whose MLPs have about this share of the tokens, of one row of normal patches."""
+def part_cost(sizes: DitSizes, part: Part) -> StepCost:
+    """Of one row of normal patches; tokens go by routers with random weights, whose biases are such that so many are kept."""
     torch.manual_seed(0)
-    blocks = [SkippingBlock(sizes.width, sizes.heads, 4) for _ in range(sizes.layers)]
-    transformer = RandomDit(sizes, blocks).eval()
+    shares = [part.shares[number * len(part.shares) // sizes.layers] for number in range(sizes.layers)]
+    transformer = RandomDit(sizes, [_narrow(sizes, share, part.tokens is not None) for share in shares]).eval()
     _, timestep, kept = transformer.inputs(BranchEngine.COMPUTED)
-    patches = torch.randn(1, sizes.tokens, sizes.patch)
-    with torch.inference_mode():
-        for block in blocks:
-            block.keep(share)
-        transformer(patches, timestep)
-        for block in blocks:
-            block.keep(None)
-    inputs = (patches, timestep, kept)
+    inputs = (torch.randn(1, sizes.tokens, sizes.patch), timestep, kept)
+    if part.tokens is not None:
+        tokens = [part.tokens[number * len(part.tokens) // sizes.layers] for number in range(sizes.layers)]
+        _keep(transformer, tokens, inputs)
     return StepCost(count_flops(transformer, inputs), _milliseconds(transformer, inputs))
 
 
-def _narrow(sizes: DitSizes, share: Share) -> NarrowBlock:
+def _keep(transformer: RandomDit, tokens: Sequence[float], inputs: tuple[Tensor, Tensor, Branches]) -> None:
+    """Have each block's router keep about this share of these inputs' tokens."""
+
+    def sought(share: float, router: TokenRouter, given: tuple[Tensor]) -> None:
+        router.bias.copy_(-(given[0] * router.weight).sum(-1).quantile(1 - share) if share < 1 else torch.tensor(1e6))
+
+    routers = [module for module in transformer.modules() if isinstance(module, TokenRouter)]
+    for router in routers:
+        nn.init.normal_(router.weight, std=transformer.sizes.width**-0.5)
+    hooks = [router.register_forward_pre_hook(partial(sought, share)) for share, router in zip(tokens, routers, strict=True)]
+    with torch.inference_mode():
+        transformer(*inputs)
+    for hook in hooks:
+        hook.remove()
+
+
+def _narrow(sizes: DitSizes, share: Share, skipping: bool) -> NarrowBlock:
     heads, channels = (max(1, round(part * whole)) for part, whole in zip(share, (sizes.heads, 4 * sizes.width), strict=True))
-    return NarrowBlock(sizes.width, sizes.heads, range(heads), channels)
+    kind = SkippingBlock if skipping else NarrowBlock
+    return kind(sizes.width, sizes.heads, range(heads), channels)
 
 
 def _milliseconds(transformer: RandomDit, inputs: tuple[Tensor, Tensor, Branches]) -> float:

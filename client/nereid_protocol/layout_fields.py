@@ -13,6 +13,7 @@ _INT32_MAX = 2**31 - 1
 FORMATS = ("json", "css", "figma", "svg")
 EFFORTS = ("full", "adaptive")
 WIDTHS = ("full", "dynamic")
+TOKENS = ("all", "dynamic")
 
 
 def _of_layouts(field: Field, *, gateway: bool = False) -> Field:
@@ -115,6 +116,15 @@ LAYOUT_FIELDS: tuple[Field, ...] = (
         default="full",
         models=_LAYOUT,
         option="--transformer-width",
+        gateway=True,
+    ),
+    Field(
+        name="transformer_tokens",
+        dtype=DType.STRING,
+        help="all; or dynamic, which leaves out the MLPs of tokens that can do without, as each block decides.",
+        default="all",
+        models=_LAYOUT,
+        option="--transformer-tokens",
         gateway=True,
     ),
     Field(

@@ -155,6 +155,11 @@ LAYOUT_WIDTHS = _counter(
     "Steps of layouts with dynamic width, by the slice of the transformer that computed them (narrow, medium, wide)",
     "width",
 )
+LAYOUT_TOKENS = _counter(
+    "nereid_layout_tokens_total",
+    "Tokens at MLPs of steps of layouts with dynamic tokens, by whether the MLP was computed for them or they were skipped",
+    "how",
+)
 LAYOUT_CHECKS = _counter(
     "nereid_layout_answers_total", "Answers by their checks: passed, or with an error left after repair", "passed"
 )
@@ -165,6 +170,7 @@ LAYOUT_METRICS = (
     LAYOUT_DEGRADED,
     LAYOUT_BRANCHES,
     LAYOUT_WIDTHS,
+    LAYOUT_TOKENS,
     LAYOUT_CHECKS,
 )
 

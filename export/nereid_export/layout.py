@@ -6,19 +6,16 @@ Triton would cost as much.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from nereid.diffusion.branch_cache import Branch, BranchEngine
-from nereid.diffusion.dynamic_width import WidthEngine, WidthTable
-from nereid.diffusion.solvers import ScheduleError, SchedulerConfig
+from nereid.diffusion.dynamic_width import TokenEngine, WidthEngine, WidthTable
 from nereid.engines.engine_files import ENGINE_FILES
 from nereid.layout.settings import LAYOUT_FILE
 from nereid_export import configs
@@ -26,7 +23,6 @@ from nereid_export.assembly import engine_said, link_engine
 from nereid_export.auto import Auto, require_auto
 from nereid_export.built import Built, build, made_with, packages_of
 from nereid_export.calibration import Calibration
-from nereid_export.checkpoint import check_weights, file_digest, read_json, understood, weights_in
 from nereid_export.components import Component
 from nereid_export.engines import BUILDERS, Engine, require_options
 from nereid_export.engines.base import Target
@@ -34,15 +30,12 @@ from nereid_export.engines.plan_options import PlanOptions
 from nereid_export.engines.precision import Precision
 from nereid_export.errors import ExportError
 from nereid_export.frame import MANIFEST, MANIFEST_VERSION, Device, Progress, check_name, file_digests, models_of, versions
+from nereid_export.layout_checkpoint import CLASS, LayoutCheckpoint
 from nereid_export.layout_w4a8 import build_w4a8, require_w4a8
 from nereid_export.options import ExportOptions
 from nereid_export.publish import adopt, destination, locked, publish, readable_failures, require_space, staging_folder
 
 HOME = "layout"
-_CLASS, _ARCHITECTURE = "LayoutPipeline", ["nereid_zoo.layout.model", "LayoutTransformer"]
-_PARTS = ("transformer", "scheduler")
-_DYNAMIC = "dynamic_transformer"
-"""Where the weights of slices lie, in a folder as `nereid zoo train layout-dynamic` writes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +52,8 @@ class LayoutExportOptions:
     """Whether there are engines, too, that reuse branches of earlier steps."""
     widths: bool = False
     """Whether there are engines, too, that are slices of a transformer with dynamic width."""
+    tokens: bool = False
+    """Whether there are engines, too, whose MLPs pass over tokens: of the dynamic transformer, and of its slices."""
     precision: Precision = Precision.FP32
     """That, or w4a8."""
     name: str = ""
@@ -76,99 +71,6 @@ class LayoutExportOptions:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class LayoutCheckpoint:
-    """A diffusers folder as `nereid zoo train layout` writes it, looked through and found exportable."""
-
-    folder: Path
-    scheduler: dict[str, Any]
-
-    @classmethod
-    def open(cls, folder: Path) -> LayoutCheckpoint:
-        """Look the folder through without loading weights; raises ExportError with what is wrong."""
-        if not (folder / "model_index.json").is_file():
-            raise ExportError(f"{folder} has no model_index.json; it must be a folder as `nereid zoo train layout` writes it")
-        index = read_json(folder / "model_index.json")
-        if index.get("_class_name") != _CLASS or index.get("transformer") != _ARCHITECTURE:
-            found = f"{index.get('_class_name')!r} with transformer {index.get('transformer')!r}"
-            raise ExportError(f"{folder}: architecture {found} is not supported; it must be a {_CLASS} with {_ARCHITECTURE}")
-        for part in _PARTS:
-            if not (folder / part).is_dir():
-                raise ExportError(f"{folder} has no {part}/, which a {_CLASS} needs")
-        for part in _weighty(folder):
-            read_json(folder / part / "config.json")
-            check_weights(folder / part)
-        scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
-        try:
-            flow = SchedulerConfig.from_diffusers(scheduler).flow
-        except ScheduleError as error:
-            raise ExportError(f"{folder / 'scheduler'}: {error}") from None
-        if not flow:
-            kind = scheduler.get("_class_name")
-            raise ExportError(f"{folder / 'scheduler'}: {kind} is not allowed; a layout transformer is a rectified flow's")
-        return cls(folder, dict(scheduler))
-
-    def digest(self) -> str:
-        """SHA-256 over all files that are read, names included."""
-        total = hashlib.sha256()
-        files = [self.folder / "model_index.json"]
-        parts = (*_weighty(self.folder), "scheduler")
-        files += [file for part in parts for file in sorted((self.folder / part).iterdir()) if file.is_file()]
-        for file in files:
-            total.update(f"{file.relative_to(self.folder)}\0{file_digest(file)}".encode())
-        return total.hexdigest()
-
-    def weight_bytes(self) -> int:
-        return sum(file.stat().st_size for file in weights_in(self.folder / "transformer"))
-
-    def component(self) -> Component:
-        """Raises ExportError where the architecture's package is not installed, or does not fit the weights."""
-        with architecture("nereid export layout"):
-            from nereid_zoo.layout.component import layout_component
-        return self._understood(layout_component(self.folder))
-
-    def branches(self) -> dict[BranchEngine, Component]:
-        """The engines that reuse branches of earlier steps; raises ExportError as `component` does."""
-        with architecture("nereid export layout"):
-            from nereid_zoo.layout.component import branch_components
-        return {engine: self._understood(part) for engine, part in branch_components(self.folder).items()}
-
-    def widths(self) -> tuple[dict[WidthEngine, Component], WidthTable]:
-        """The slices, and which of them a timestep calls; raises ExportError as `component` does, and where there are none."""
-        if _DYNAMIC not in _weighty(self.folder):
-            raise ExportError(
-                f"--widths: {self.folder} is not allowed; it has no {_DYNAMIC}/, which `nereid zoo train layout-dynamic` writes"
-            )
-        with architecture("nereid export layout"):
-            from nereid_zoo.layout.component import width_components
-        parts, table = _understood(self.folder / _DYNAMIC, lambda: width_components(self.folder))
-        return {engine: self._understood(part) for engine, part in parts.items()}, table
-
-    def _understood(self, part: Component) -> Component:
-        return replace(part, load=lambda: _understood(self.folder / part.source, part.load))
-
-
-def _weighty(folder: Path) -> tuple[str, ...]:
-    """Parts that have weights."""
-    return ("transformer", _DYNAMIC) if (folder / _DYNAMIC).is_dir() else ("transformer",)
-
-
-@contextmanager
-def architecture(command: str) -> Iterator[None]:
-    """Raise ExportError, for this command, where the body cannot import the layout transformer's package."""
-    try:
-        yield
-    except ImportError:
-        raise ExportError(
-            f"{command} needs the package nereid-zoo, which has the transformer's architecture; install it (README, Install)"
-        ) from None
-
-
-def _understood(folder: Path, load: Callable[[], Any]) -> Any:
-    with understood(folder):
-        return load()
-
-
 def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str, Any]:
     """Export and publish; returns the manifest. Raises ExportError, after which `out` is as it was before."""
     if not 1 <= options.max_batch_size <= 64:
@@ -177,7 +79,7 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
         allowed = ", ".join((*ENGINE_FILES, Engine.AUTO))
         raise ExportError(f"--engine: {options.engine} is not allowed for a layout transformer; it must be one of {allowed}")
     check_name(options.name)
-    require_w4a8(options.precision, options.engine, cache=options.cache, widths=options.widths)
+    require_w4a8(options.precision, options.engine, cache=options.cache, widths=options.widths, tokens=options.tokens)
     options = replace(options, out=destination(options.out))
     checkpoint, general = LayoutCheckpoint.open(options.checkpoint), options.general()
     part, others, table = checkpoint.component(), dict[StrEnum, Component](), None
@@ -186,6 +88,8 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
     if options.widths:
         slices, table = checkpoint.widths()
         others.update(slices.items())
+    if options.tokens:
+        others.update(checkpoint.tokens(widths=options.widths).items())
     target = Target(
         precision=options.precision,
         device=Device.CPU,
@@ -228,11 +132,22 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
                 )
                 for engine, its in others.items()
             }
+            _refuse_coupled(further)
             progress.step("publishing the repository")
             manifest = _assemble(checkpoint, digest, options, built, further, table, auto, staging / "repository")
             publish(staging / "repository", options.out)
             shutil.rmtree(staging)
     return manifest
+
+
+def _refuse_coupled(further: Mapping[StrEnum, Built]) -> None:
+    """Raise ExportError for an engine in which other rows may change which tokens a row's MLPs pass over."""
+    for engine, its in further.items():
+        if isinstance(engine, TokenEngine) and its.invariant_from is None:
+            raise ExportError(
+                f"--tokens: {its.engine} is not allowed here; on this processor a row's bits depend on its company, and so would "
+                "the tokens that are passed over"
+            )
 
 
 def _assemble(
@@ -268,17 +183,20 @@ def _assemble(
         facts["branches"] = {"blocks": blocks, "width": width, "calibrations": []}
     if table is not None:
         facts["widths"] = table.written()
+    if options.tokens:
+        facts["tokens"] = True
     (folder / "1" / LAYOUT_FILE).write_text(json.dumps(facts, indent=1))
     engines = [*([built] if auto is None else auto.built.values()), *further.values()]
     arguments = {name: getattr(options, name) for name in options.__slots__ if name not in ("checkpoint", "out")}
     manifest = {
         "version": MANIFEST_VERSION,
-        "source": {"name": options.checkpoint.resolve().name, "sha256": digest, "architecture": _CLASS},
+        "source": {"name": options.checkpoint.resolve().name, "sha256": digest, "architecture": CLASS},
         "arguments": {name: str(value) for name, value in arguments.items()},
         "versions": versions(packages_of(*map(made_with, engines))),
         "engines": {config.name: engine_said(built)},
         **_said("branch_engines", further, BranchEngine),
         **_said("width_engines", further, WidthEngine),
+        **_said("token_engines", further, TokenEngine),
         **({} if auto is None else {"candidates": {config.name: [row.written() for row in _rows(auto)]}}),
         "models": [config.name],
         "files": file_digests(repository),

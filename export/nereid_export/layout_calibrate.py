@@ -33,7 +33,8 @@ from nereid_export.errors import ExportError
 from nereid_export.frame import Progress
 from nereid_export.kept_figures import KeptFigures
 from nereid_export.kept_plans import Curves, quickest
-from nereid_export.layout import HOME, architecture
+from nereid_export.layout import HOME
+from nereid_export.layout_checkpoint import architecture
 from nereid_export.layout_drawing import LayoutDrawer
 from nereid_export.layout_samples import off_pixels, passed_each, passed_shares, sample_sections
 

@@ -43,11 +43,19 @@ def layout(
             "train layout-dynamic writes it; requests switch them on by transformer_width.",
         ),
     ] = False,
+    tokens: Annotated[
+        bool,
+        typer.Option(
+            "--tokens",
+            help="More engines, whose MLPs pass over tokens that can do without: of a transformer trained by nereid zoo train "
+            "layout-dynamic --tokens, and with --widths of its slices; requests switch them on by transformer_tokens.",
+        ),
+    ] = False,
     precision: Annotated[
         Precision,
         typer.Option(
             help="fp32, or w4a8: weights stored in about 4 bits and products of 8-bit numbers, calibrated on sections such as "
-            "the transformer was trained on; with onnxruntime, without --cache.",
+            "the transformer was trained on; with onnxruntime, without --cache, --widths and --tokens.",
         ),
     ] = Precision.FP32,
     name: Annotated[str, typer.Option(help="Prefix of the model's name, for several in one repository.")] = "",
@@ -66,6 +74,7 @@ def layout(
         threads=threads,
         cache=cache,
         widths=widths,
+        tokens=tokens,
         precision=precision,
         name=name,
     )

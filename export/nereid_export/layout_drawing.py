@@ -19,7 +19,7 @@ from nereid.engines.engine_process_main import Run, load_engine
 from nereid.flow.errors import RequestError
 from nereid.layout.elements import Box, Section
 from nereid.layout.rows import boxes_drawn, layout_runs
-from nereid.layout.settings import LayoutLimits, LayoutModel
+from nereid.layout.settings import LayoutLimits, LayoutModel, outputs_of
 from nereid_export.configs import read_config
 from nereid_export.errors import ExportError
 
@@ -90,7 +90,7 @@ class LayoutDrawer:
         call = pack(runs)
         call = replace(call, outputs=(OUT, *Branch)) if watched else call
         graph = "" if call.variant is Variant.FULL else str(call.variant)
-        outputs = self.engines[graph](call.inputs, call.outputs)
+        outputs = self.engines[graph](call.inputs, outputs_of(call.variant, call.outputs))
         stepped(places, call, outputs)
         try:
             for error in commit(runs, call, outputs):

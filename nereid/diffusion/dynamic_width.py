@@ -1,7 +1,8 @@
-"""Dynamic width: which slice of a transformer a step calls, by its timestep; knows no engine.
+"""Dynamic width and tokens: which slice of a transformer a step calls, by its timestep; knows no engine.
 
 TDW of DyDiT (Zhao et al., 2024). Heads and MLP channels that a range of timesteps can do without are cut out of the transformer
-when it is exported, which leaves an engine of its own for each range. A run goes by its own timesteps alone.
+when it is exported, which leaves an engine of its own for each range. A run goes by its own timesteps alone. Of the whole
+transformer and of each slice there may be one more engine, whose MLPs pass over tokens (SDT): which, it decides itself.
 """
 
 from __future__ import annotations
@@ -21,20 +22,44 @@ class WidthEngine(StrEnum):
     WIDE = "wide"
 
 
+class TokenEngine(StrEnum):
+    """The same where MLPs pass over tokens: of the whole transformer, and of the slices."""
+
+    WHOLE = "tokens"
+    NARROW = "narrow_tokens"
+    MEDIUM = "medium_tokens"
+    WIDE = "wide_tokens"
+
+    @classmethod
+    def of(cls, width: WidthEngine) -> TokenEngine:
+        return cls(f"{width}_{cls.WHOLE}")
+
+    @property
+    def width(self) -> WidthEngine | None:
+        """The slice; None of the whole transformer."""
+        return next((width for width in WidthEngine if TokenEngine.of(width) is self), None)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WidthTable:
     """Engines by timestep: `ranges` are (timestep up to, engine), rising; the last has no bound."""
 
-    ranges: tuple[tuple[float, WidthEngine], ...]
+    ranges: tuple[tuple[float, WidthEngine | TokenEngine], ...]
 
-    def engine(self, timestep: float) -> WidthEngine:
+    def engine(self, timestep: float) -> WidthEngine | TokenEngine:
         return next(engine for most, engine in self.ranges if timestep <= most)
 
     @property
-    def engines(self) -> tuple[WidthEngine, ...]:
+    def engines(self) -> tuple[WidthEngine | TokenEngine, ...]:
         """Those that a timestep has, the narrowest first."""
         named = {engine for _, engine in self.ranges}
-        return tuple(engine for engine in WidthEngine if engine in named)
+        return tuple(engine for engine in (*WidthEngine, *TokenEngine) if engine in named)
+
+    def passing_over_tokens(self) -> WidthTable:
+        """The same ranges with the slices' engines whose MLPs pass over tokens."""
+        return WidthTable(
+            ranges=tuple((most, TokenEngine.of(its) if isinstance(its, WidthEngine) else its) for most, its in self.ranges)
+        )
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> WidthTable:
@@ -53,3 +78,7 @@ class WidthTable:
     def written(self) -> dict[str, Any]:
         """As `parse` reads it."""
         return {"ranges": [{"up_to": None if math.isinf(most) else most, "engine": str(engine)} for most, engine in self.ranges]}
+
+
+WHOLE_WITH_TOKENS = WidthTable(ranges=((math.inf, TokenEngine.WHOLE),))
+"""Of runs of the whole transformer whose MLPs pass over tokens."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from nereid.diffusion.branch_cache import Plans
 from nereid.diffusion.cache_options import OFF, branch_plans
-from nereid.diffusion.dynamic_width import WidthTable
+from nereid.diffusion.dynamic_width import WHOLE_WITH_TOKENS, WidthTable
 from nereid.diffusion.options import solver_table
 from nereid.diffusion.solvers import SCHEDULERS, SchedulerName, SolverTable
 from nereid.flow.errors import InvalidRequestError
@@ -23,7 +23,7 @@ from nereid.layout.element_list import read_canvas, read_elements
 from nereid.layout.elements import Box, Section
 from nereid.layout.html import read_html
 from nereid.layout.settings import LayoutFacts, LayoutLimits
-from nereid_protocol.layout_fields import EFFORTS, FORMATS, LAYOUT_BY_NAME, WIDTHS
+from nereid_protocol.layout_fields import EFFORTS, FORMATS, LAYOUT_BY_NAME, TOKENS, WIDTHS
 
 MOST_JSON = 200_000
 """Characters of `elements`, and of `canvas`."""
@@ -34,8 +34,8 @@ class LayoutRequest:
     """One request, every option concrete; `seeds` has one for each candidate.
 
     `drafts` are the boxes to refine, in the section's order. `cache` says which steps compute the transformer's branches, None
-    where all do; `widths` which slices of it do, None where the whole transformer does. `stream_interval` is None where there is
-    to be one answer.
+    where all do; `widths` which slices of it do, or engines that pass over tokens, None where the whole transformer does.
+    `stream_interval` is None where there is to be one answer.
     """
 
     section: Section
@@ -99,21 +99,29 @@ def _steps(fields: FieldReader, section: Section, scheduler: str, facts: LayoutF
 
 
 def _widths(fields: FieldReader, facts: LayoutFacts) -> WidthTable | None:
-    """None where the whole transformer computes every step."""
-    asked, cache = fields.value("transformer_width", WIDTHS[0]), fields.value("cache", OFF).strip()
-    if asked not in WIDTHS:
-        raise InvalidRequestError.of("transformer_width", asked, f"one of {', '.join(WIDTHS)}")
-    if asked == WIDTHS[0]:
-        return None
-    if facts.widths is None:
-        raise InvalidRequestError(
-            f"transformer_width: {asked} is not allowed; this model's transformer was exported without --widths, so that it has "
-            "one width",
-            "transformer_width",
-        )
+    """Which engines compute steps of what width and tokens; None where the whole transformer computes every step."""
+    whole = None if facts.widths is not None else "was exported without --widths, so that it has one width"
+    every = None if facts.tokens else "was exported without --tokens, so that its MLPs have all tokens"
+    dynamic = _dynamic(fields, "transformer_width", WIDTHS, whole)
+    routed = _dynamic(fields, "transformer_tokens", TOKENS, every)
+    table = facts.widths if dynamic else None
+    if not routed:
+        return table
+    return WHOLE_WITH_TOKENS if table is None else table.passing_over_tokens()
+
+
+def _dynamic(fields: FieldReader, name: str, allowed: tuple[str, str], lacking: str | None) -> bool:
+    """Whether the second of what is allowed is asked for; `lacking` says why this transformer has only the first."""
+    asked, cache = fields.value(name, allowed[0]), fields.value("cache", OFF).strip()
+    if asked not in allowed:
+        raise InvalidRequestError.of(name, asked, f"one of {', '.join(allowed)}")
+    if asked == allowed[0]:
+        return False
+    if lacking is not None:
+        raise InvalidRequestError(f"{name}: {asked} is not allowed; this model's transformer {lacking}", name)
     if cache != OFF:
-        raise InvalidRequestError.of("transformer_width", asked, f"{WIDTHS[0]} beside cache ({cache})")
-    return facts.widths
+        raise InvalidRequestError.of(name, asked, f"{allowed[0]} beside cache ({cache})")
+    return True
 
 
 def _section(fields: FieldReader) -> Section:

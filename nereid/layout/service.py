@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from nereid.diffusion.branch_cache import BranchEngine
-from nereid.diffusion.dynamic_width import WidthEngine
+from nereid.diffusion.dynamic_width import TokenEngine, WidthEngine
 from nereid.diffusion.feature_cache import Variant
 from nereid.diffusion.goals import goal_of
 from nereid.diffusion.loop import DenoisingLoop
@@ -38,9 +38,16 @@ from nereid.layout.checks import has_errors
 from nereid.layout.fewer_steps import round_seconds, steps_that_fit
 from nereid.layout.requests import parse_layout_request
 from nereid.layout.rows import end_sooner, layout_runs
-from nereid.layout.settings import LayoutModel
+from nereid.layout.settings import KEPT, LayoutModel, outputs_of
 from nereid.layout.task import LayoutTask
-from nereid_protocol.metrics import LAYOUT_BRANCHES, LAYOUT_CHECKS, LAYOUT_DEGRADED, LAYOUT_LOOP, LAYOUT_WIDTHS
+from nereid_protocol.metrics import (
+    LAYOUT_BRANCHES,
+    LAYOUT_CHECKS,
+    LAYOUT_DEGRADED,
+    LAYOUT_LOOP,
+    LAYOUT_TOKENS,
+    LAYOUT_WIDTHS,
+)
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +63,7 @@ class Engine(Protocol):
         ...
 
     def call(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str], graph: str = "") -> Future[Mapping[str, np.ndarray]]:
-        """Of the transformer, or of a `graph` that gives and takes its branches or is a slice of it.
+        """Of the transformer, or of a `graph` that gives and takes its branches, is a slice of it or passes over tokens.
 
         Fails with RequestError; with LostError where it is gone.
         """
@@ -156,7 +163,19 @@ class LayoutService:
     # --- the loop ---
 
     def _predict(self, call: EngineCall) -> Future[Mapping[str, np.ndarray]]:
-        return self.engine.call(call.inputs, call.outputs, "" if call.variant is Variant.FULL else call.variant)
+        outputs = outputs_of(call.variant, call.outputs)
+        made = self.engine.call(call.inputs, outputs, "" if call.variant is Variant.FULL else call.variant)
+        if KEPT in outputs:
+            made.add_done_callback(lambda done: self._passed_over(call, done))
+        return made
+
+    def _passed_over(self, call: EngineCall, done: Future[Mapping[str, np.ndarray]]) -> None:
+        """Count the tokens of a call by whether MLPs were computed for them: padded ones are none; rows that fill it up count."""
+        if done.exception() is None:
+            kept = done.result()[KEPT]
+            computed, every = float(kept.sum()), float(kept.shape[1] * (call.inputs["valid"].sum() + call.rows))
+            self.recorder.record(LAYOUT_TOKENS, computed, how="computed")
+            self.recorder.record(LAYOUT_TOKENS, every - computed, how="skipped")
 
     def _stepped(self, variant: StrEnum, rows: int, seconds: float) -> None:
         self._observer.stepped(self.model.limits.engine, rows, seconds)
@@ -164,8 +183,9 @@ class LayoutService:
             for how, branches in (("computed", variant.computed), ("reused", variant.reused)):
                 for branch in branches:
                     self.recorder.record(LAYOUT_BRANCHES, rows, branch=str(branch), how=how)
-        if isinstance(variant, WidthEngine):
-            self.recorder.record(LAYOUT_WIDTHS, rows, width=str(variant))
+        width = variant.width if isinstance(variant, TokenEngine) else variant
+        if isinstance(width, WidthEngine):
+            self.recorder.record(LAYOUT_WIDTHS, rows, width=str(width))
 
     def _call_seconds(self, run: ImageRun, rows: int) -> float:
         return self.costs.predict(cost_key(run.variant, run.shape), min(rows, self.model.limits.engine_max_batch_size))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from nereid.diffusion.branch_cache import BranchCalibration, BranchEngine
-from nereid.diffusion.dynamic_width import WidthTable
+from nereid.diffusion.dynamic_width import TokenEngine, WidthTable
 from nereid.diffusion.solvers import SchedulerConfig, SchedulerName, default_scheduler
 from nereid.engines.digests import digest_of_files
 from nereid.engines.engine_files import ENGINE_FILES
@@ -26,6 +27,8 @@ ENGINE_NAME = "layout_transformer"
 """What errors and measured costs call the network."""
 SAMPLE, TIMESTEP, OUT = "sample", "timestep", "out_sample"
 """The engine's tensors beside those of Tokens: noisy boxes, rows x tokens x 4; 1000 x the noise level, rows x 1; the velocity."""
+KEPT = "kept_tokens"
+"""Of engines whose MLPs pass over tokens, one more output: how many tokens each block's MLP was computed for, rows x blocks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +72,8 @@ def _adaptive(raw: Mapping[str, Any], folder: Path) -> AdaptiveSteps:
 class LayoutFacts:
     """Facts of a checkpoint: its noise levels, the solver that they stand for, and its branches where engines reuse them.
 
-    `widths` are there where it was exported with slices of its transformer.
+    `widths` are there where it was exported with slices of its transformer, `tokens` say that there are engines, too, whose MLPs
+    pass over tokens.
     """
 
     schedule: SchedulerConfig
@@ -78,6 +82,16 @@ class LayoutFacts:
     adaptive: AdaptiveSteps | None = None
     """Steps by complexity, where they were measured with this very engine."""
     widths: WidthTable | None = None
+    tokens: bool = False
+
+    @property
+    def slices(self) -> tuple[StrEnum, ...]:
+        """The engines that steps with dynamic width or tokens may call."""
+        widths = () if self.widths is None else self.widths.engines
+        if not self.tokens:
+            return widths
+        further = () if self.widths is None else self.widths.passing_over_tokens().engines
+        return (*widths, TokenEngine.WHOLE, *further)
 
     @classmethod
     def read(cls, folder: Path) -> LayoutFacts:
@@ -93,6 +107,8 @@ class LayoutFacts:
                 made = replace(made, adaptive=_adaptive(facts["adaptive"], folder))
             if "widths" in facts:
                 made = replace(made, widths=WidthTable.parse(facts["widths"]))
+            if facts.get("tokens") is True:
+                made = replace(made, tokens=True)
             return made
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is not what export writes: {error!r}; export the model again") from None
@@ -160,8 +176,9 @@ class LayoutModel:
                     "outputs": [OUT, *engine.computed],
                     "warm_up": [branch_shapes(call, engine, branches) for call in calls],
                 }
-        for width in () if self.facts.widths is None else self.facts.widths.engines:
-            others[str(width)] = {"file": str(self.file.parent / width / self.file.name), "outputs": [OUT], "warm_up": calls}
+        for its in self.facts.slices:
+            outputs = outputs_of(its, [OUT])
+            others[str(its)] = {"file": str(self.file.parent / its / self.file.name), "outputs": outputs, "warm_up": calls}
         return WorkerOptions(
             function="nereid.engines.engine_process_main:run",
             name=self.name,
@@ -175,6 +192,11 @@ class LayoutModel:
             },
             watchdog_seconds=self.limits.watchdog_seconds,
         )
+
+
+def outputs_of(variant: StrEnum, outputs: Sequence[str]) -> list[str]:
+    """Of a call of this engine, where these are wanted of any; one that passes over tokens tells how many it has kept."""
+    return [*outputs, KEPT] if isinstance(variant, TokenEngine) else [*outputs]
 
 
 def branch_shapes(call: Mapping[str, tuple[str, list[int]]], engine: BranchEngine, facts: BranchFacts) -> dict[str, Any]:

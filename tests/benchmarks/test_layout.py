@@ -19,20 +19,22 @@ torch = pytest.importorskip("torch")
 from typer.testing import CliRunner
 
 from nereid.diffusion.branch_cache import Branch, BranchEngine
-from nereid.diffusion.dynamic_width import WidthEngine, WidthTable
-from nereid.diffusion.feature_cache import CachePlan
+from nereid.diffusion.dynamic_width import WHOLE_WITH_TOKENS, TokenEngine, WidthEngine, WidthTable
+from nereid.diffusion.feature_cache import CachePlan, Variant
+from nereid.diffusion.plan import EngineCall
 from nereid.layout.complexity import AdaptiveSteps
 from nereid.layout.requests import LayoutRequest, parse_layout_request
-from nereid.layout.settings import LayoutFacts, LayoutLimits
+from nereid.layout.settings import KEPT, LayoutFacts, LayoutLimits
 from nereid.layout.tokens import bucket_of
 from nereid_bench import layout as module
 from nereid_bench import layout_exports
 from nereid_bench.cli import app
+from nereid_bench.kept_tokens import KeptTokens
 from nereid_bench.layout import components, layout, layout_flops
 from nereid_bench.layout_exports import exported, exported_w4a8
 from nereid_bench.layout_load import Latencies, alone, arriving, asked_for, sustained
 from nereid_bench.layout_ways import LayoutPlan, Way
-from nereid_bench.random_dit import DitSizes, RandomDit, count_flops, skipping_cost, step_costs
+from nereid_bench.random_dit import DitSizes, Part, RandomDit, count_flops, part_cost, step_costs
 from nereid_client.layouts import layout_tensors
 from nereid_export import layout_w4a8
 from nereid_export.engines.check import random_inputs
@@ -43,7 +45,7 @@ from nereid_zoo.layout.score import held_out_sections
 from checkpoints import make_dynamic_layout
 
 pytestmark = pytest.mark.torch
-WAYS, SMALL = 15, 4
+WAYS, SMALL = 21, 4
 """Rows of the layout transformer, and of them those in w4a8."""
 TINY = DitSizes(layers=2, width=32, heads=2, tokens=8, patch=4)
 
@@ -62,7 +64,7 @@ class FakeClient:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of a small random checkpoint with dynamic width: the rows, the plan, what was said and asked."""
+    """Of a small random checkpoint with dynamic width and tokens: the rows, the plan, what was said and asked."""
     work, clients, said = tmp_path_factory.mktemp("bench"), [], []  # type: ignore[var-annotated]
 
     @contextmanager
@@ -70,7 +72,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         clients.append(FakeClient(repository))
         yield clients[-1], None
 
-    checkpoint = make_dynamic_layout(work / "checkpoint")
+    checkpoint = make_dynamic_layout(work / "checkpoint", tokens=True)
     plan = LayoutPlan(
         **{"checkpoint": checkpoint, "work": work, "steps": 6, "fewer": (4, 2), "briefs": 8, "calibration_briefs": 6},
         **{"timed": 2, "rate": 100.0, "at_once": 2, "seconds": 0.05, "rounds": 1, "dit": TINY},
@@ -92,7 +94,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_every_way_has_a_row_of_either_transformer_and_all_have_the_same_columns(measured: dict[str, Any]) -> None:
     rows = measured["rows"]
     names = ["off", "4 steps", "2 steps", "cache light", "cache balanced", "cache aggressive", "adaptive steps"]
-    names += ["dynamic width", "dynamic width, 4 steps", "dynamic width, 2 steps", "all on: dynamic width, adaptive steps"]
+    for name in ("dynamic width", "dynamic tokens", "dynamic width and tokens"):
+        names += [name, f"{name}, 4 steps", f"{name}, 2 steps"]
+    names.append("all on: dynamic width and tokens, adaptive steps")
     assert [(row["model"], row["method"]) for row in rows] == [
         *(("layout", name) for name in [*names, "w4a8", "w4a8, 4 steps", "w4a8, 2 steps", "all on: w4a8, adaptive steps"]),
         *((TINY.name, name) for name in [*names, "MLPs of 63% of the tokens"]),
@@ -126,11 +130,25 @@ def test_flops_go_with_steps_and_with_what_is_reused(measured: dict[str, Any]) -
     assert found["MLPs of 63% of the tokens"]["gflops"] < found["off"]["gflops"]
 
 
+def test_flops_go_with_the_tokens_that_mlps_have_kept(measured: dict[str, Any]) -> None:
+    for its in (measured["rows"][: WAYS - SMALL], measured["rows"][WAYS:]):
+        found = {row["method"]: row for row in its}
+        assert found["off"]["tokens"] == found["dynamic width"]["tokens"] == 100
+        for name, every in (("dynamic tokens", "off"), ("dynamic width and tokens", "dynamic width")):
+            assert 10 < found[name]["tokens"] < 95
+            assert 0.5 * found[every]["gflops"] < found[name]["gflops"] < found[every]["gflops"]
+            assert found[f"{name}, 2 steps"]["gflops"] < found[f"{name}, 4 steps"]["gflops"] < found[name]["gflops"]
+    assert found["MLPs of 63% of the tokens"]["tokens"] == 63
+
+
 def test_what_is_served_is_asked_for_as_it_is_scored(measured: dict[str, Any]) -> None:
     asked = measured["asked"]
     assert {6, 4, 2} <= {len(request.table) for request in asked} <= {8, 6, 4, 2}  # 8, the default, where a section needs all
     sliced = [request for request in asked if request.widths is not None]
     assert {6, 4, 2} <= {len(request.table) for request in sliced} <= {8, 6, 4, 2}
+    table = LayoutFacts.read(measured["plan"].work / "repository" / "layout" / "1").widths
+    assert table is not None
+    assert {request.widths for request in sliced} == {table, WHOLE_WITH_TOKENS, table.passing_over_tokens()}
     cached = [request for request in asked if request.cache is not None]
     assert {len(request.table) for request in cached} == {6}
     sections = held_out_sections(measured["plan"].briefs).sections
@@ -147,7 +165,7 @@ def test_w4a8_is_smaller_has_its_own_server_and_as_many_steps(measured: dict[str
 
 def test_progress_names_what_is_done(measured: dict[str, Any]) -> None:
     said = "\n".join(measured["said"])
-    for part in ("exporting", "calibrating", "counting FLOPs", "drawing 8 held-out sections", "in flight", "timing 8 kinds"):
+    for part in ("exporting", "calibrating", "counting FLOPs", "drawing 8 held-out sections", "in flight", "timing 12 kinds"):
         assert part in said
 
 
@@ -176,9 +194,10 @@ def test_a_section_is_asked_for_as_it_is() -> None:
 
 def test_flops_are_those_of_the_formula(tmp_path: Path) -> None:
     """Of the branches; what is outside of them is the same in every engine."""
-    plan, section = LayoutPlan(checkpoint=make_dynamic_layout(tmp_path)), held_out_sections(1).sections[0]
+    plan, section = LayoutPlan(checkpoint=make_dynamic_layout(tmp_path, tokens=True)), held_out_sections(1).sections[0]
     tokens = bucket_of(len(section))
-    flops = {engine: its[tokens] for engine, its in layout_flops(components(plan), {tokens}).items()}
+    found, each = layout_flops(components(plan), {tokens})
+    flops = {engine: its[tokens] for engine, its in found.items()}
     places, width, layers, ratio = 1 + tokens, 48, 2, 2
     attention = layers * (8 * places * width * width + 4 * places * places * width)
     mlp = layers * 4 * places * width * ratio * width
@@ -195,6 +214,14 @@ def test_flops_are_those_of_the_formula(tmp_path: Path) -> None:
         heads, groups = sum(map(len, width.heads)), sum(map(len, width.groups))
         left = attention * heads / (layers * 3) + mlp * groups / (layers * 6)
         assert flops[engine] == whole - attention - mlp + left
+        passing = TokenEngine.of(engine)
+        assert flops[passing] == whole - attention - mlp + attention * heads / (layers * 3)
+        assert each[passing] == [
+            4 * width_ * ratio * 48 * len(its) / 6 for width_, its in zip((48, 48), width.groups, strict=True)
+        ]
+        assert each[engine] == []
+    assert flops[TokenEngine.WHOLE] == whole - mlp
+    assert [places * own for own in each[TokenEngine.WHOLE]] == [mlp / layers] * layers
 
 
 def test_the_random_transformer_is_of_the_sizes_that_it_says_and_reuse_is_exact() -> None:
@@ -209,7 +236,7 @@ def test_the_random_transformer_is_of_the_sizes_that_it_says_and_reuse_is_exact(
         attention, mlp = (torch.stack([its[place] for its in branches], 1) for place in (0, 1))
         for kept in ((attention, None), (None, mlp), (attention, mlp)):
             assert torch.equal(transformer(patches, timestep, kept)[0], out)
-    costs = step_costs(TINY, {WidthEngine.NARROW: [(0.5, 0.25)]})
+    costs = step_costs(TINY, {WidthEngine.NARROW: Part([(0.5, 0.25)])})
     assert costs[BranchEngine.REUSED].flops < costs[BranchEngine.MLP_REUSED].flops < costs[BranchEngine.COMPUTED].flops
     rows, width = TINY.tokens, TINY.width
     attention, mlp = 8 * rows * width * width + 4 * rows * rows * width, 4 * rows * width * 4 * width
@@ -218,10 +245,37 @@ def test_the_random_transformer_is_of_the_sizes_that_it_says_and_reuse_is_exact(
 
 
 def test_passing_over_tokens_saves_their_mlps() -> None:
-    whole, found = step_costs(TINY)[BranchEngine.COMPUTED], skipping_cost(TINY, 0.5)
-    mlp = TINY.layers * 4 * TINY.tokens * TINY.width * 4 * TINY.width
-    assert whole.flops - found.flops == mlp / 2
-    assert found.milliseconds > 0
+    whole, mlp = step_costs(TINY)[BranchEngine.COMPUTED], 4 * TINY.tokens * TINY.width * 4 * TINY.width
+    for part, saved in (
+        (Part([(1, 1)], [0.5]), mlp),
+        (Part([(1, 1)], [1.0, 0.25]), 0.75 * mlp),
+        (Part([(1, 1)], [1.0]), 0),
+        (Part([(1, 0.5)], [1.0, 0.5]), mlp + mlp / 4),
+    ):
+        found = part_cost(TINY, part)
+        assert whole.flops - found.flops == saved
+        assert found.milliseconds > 0
+
+
+def test_kept_tokens_are_added_up_by_engine_and_block() -> None:
+    def call(variant: Any, valid: list[list[int]]) -> EngineCall:
+        return EngineCall(
+            variant, {"sample": np.zeros((len(valid), 4, 4)), "valid": np.array(valid, np.float32)}, ("out_sample",)
+        )
+
+    kept, other = KeptTokens(), KeptTokens()
+    assert kept.percent == 100
+    kept.take([0], call(Variant.FULL, [[1, 1, 1, 0]]), {})
+    kept.take([0, 1], call(TokenEngine.WHOLE, [[1, 1, 1, 0], [1, 0, 0, 0]]), {KEPT: np.array([[4, 1], [0, 1]], np.float32)})
+    other.take([0], call(TokenEngine.NARROW, [[1, 1, 1, 0]]), {KEPT: np.array([[4, 4]], np.float32)})
+    assert kept.shares(TokenEngine.WHOLE) == [4 / 6, 2 / 6]
+    assert kept.shares(TokenEngine.NARROW) == [1.0]
+    assert kept.percent == pytest.approx(50)
+    assert kept.flops({TokenEngine.WHOLE: [10, 100]}) == 40 + 200
+    kept.add(other)
+    kept.add(other)
+    assert kept.shares(TokenEngine.NARROW) == [1, 1]
+    assert kept.percent == pytest.approx(100 * (6 + 16) / (12 + 16))
 
 
 def test_a_way_counts_the_steps_of_each_engine() -> None:
@@ -235,6 +289,11 @@ def test_a_way_counts_the_steps_of_each_engine() -> None:
     assert sliced.engines(4) == {WidthEngine.NARROW: 3, WidthEngine.WIDE: 1}
     assert sliced.reused == 0
     assert sliced.asked == {"num_inference_steps": 4, "cache": "off", "transformer_width": "dynamic"}
+    passing = replace(sliced, widths=table.passing_over_tokens())
+    assert passing.asked == {**sliced.asked, "transformer_tokens": "dynamic"}
+    assert passing.engines(4) == {TokenEngine.NARROW: 3, TokenEngine.WIDE: 1}
+    whole = replace(sliced, widths=WHOLE_WITH_TOKENS)
+    assert whole.asked == {"num_inference_steps": 4, "cache": "off", "transformer_tokens": "dynamic"}
     every = replace(sliced, adaptive=AdaptiveSteps(scheduler="euler", classes=((math.inf, 3),)))
     assert every.asked == {"effort": "adaptive", "transformer_width": "dynamic"}
     assert every.steps_of(held_out_sections(1).sections[0]) == 3

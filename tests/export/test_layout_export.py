@@ -272,7 +272,7 @@ def test_every_slice_answers_as_the_masked_transformer_does(sliced: Path, dynami
     model = LayoutModel.read("layout", sliced / "layout" / "1", _limits(sliced), "one")
     others, table = model.worker_options().settings["others"], model.facts.widths
     assert table is not None
-    tokens, masked = tokens_of(sections(3), 32), torch_predict(dynamic, dynamic=True)
+    tokens, masked = tokens_of(sections(3), 32), torch_predict(dynamic, widths=True)
     sample = np.random.default_rng(1).standard_normal((3, 32, 4), np.float32)
     for timestep in (100, 400, 900):
         its = others[str(table.engine(timestep))]

@@ -248,6 +248,7 @@ def test_what_it_costs_before_repair_is_said(before: float, within: bool) -> Non
         ({"engine": Engine.AUTO}, "--engine: auto is not allowed with --precision w4a8; it must be onnxruntime"),
         ({"cache": True}, "--cache is not allowed with --precision w4a8"),
         ({"widths": True}, "--widths is not allowed with --precision w4a8"),
+        ({"tokens": True}, "--tokens is not allowed with --precision w4a8"),
     ],
 )
 def test_what_it_does_not_go_with_is_refused(options: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from nereid.layout.tokens import tokens_of
 from nereid_zoo.cli import app
 from nereid_zoo.layout.batches import Batches, sample_row
 from nereid_zoo.layout.draw import starting_noise, torch_predict
-from nereid_zoo.layout.dynamic import DynamicLayoutTransformer, NarrowBlock, Width, load_dynamic, ranges, straight_through
+from nereid_zoo.layout.dynamic import DynamicLayoutTransformer, Width, load_dynamic, ranges, straight_through
 from nereid_zoo.layout.dynamic_train import DynamicPlan, fit, step_losses, train_dynamic
 from nereid_zoo.layout.model import LayoutTransformer, load
+from nereid_zoo.layout.slices import NarrowBlock
 from nereid_zoo.layout.train import tensors
 from nereid_zoo.optimisation import optimizer_of, optimizer_step
 
@@ -215,7 +216,7 @@ def test_training_writes_a_copy_of_the_checkpoint_with_the_dynamic_transformer_b
     again = train_dynamic(plan, tmp_path / "again")  # of what is kept
     assert all(torch.equal(value, made.state_dict()[name]) for name, value in again.state_dict().items())
     given = {name: value.numpy() for name, value in inputs(2).items()}
-    assert np.isfinite(torch_predict(tmp_path / "out", dynamic=True)(given)).all()
+    assert np.isfinite(torch_predict(tmp_path / "out", widths=True)(given)).all()
 
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -1,7 +1,8 @@
-"""Blocks whose MLPs pass over tokens: exact against masks, in any company, and as an exported graph."""
+"""Blocks whose MLPs pass over tokens: exact against masks, in any company, and as exported graphs that compute less."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,112 +10,173 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from nereid.engines.engine_process_main import load_engine
 from nereid_export.components import Component, TensorSpec
-from nereid_export.engines.onnx_graph import export_onnx, run_file
+from nereid_export.engines.onnx_graph import export_onnx
 from nereid_export.engines.precision import Precision
-from nereid_zoo.layout.model import Block
-from nereid_zoo.layout.skipping import SkippingBlock
+from nereid_zoo.layout.skipping import RoutedBlock, Routing, SkippingBlock, counted
 
 pytestmark = pytest.mark.torch
-WIDTH, HEADS = 48, 3
+WIDTH, HEADS, TOKENS = 48, 3, 21
+MLP = 2 * 2 * WIDTH * 2 * WIDTH
+"""FLOPs of one token's."""
 
 
 class MaskedBlock(SkippingBlock):
     """The same in arithmetic: its MLP is computed for every token, and multiplied with 0 or 1."""
 
-    def feed(self, x: Tensor, opened: Tensor | None = None) -> Tensor:
-        return Block.feed(self, x, opened) * self.kept(x)[..., None]
+    def feed(self, x: Tensor, opened: Tensor | Routing | None = None) -> Tensor:
+        assert isinstance(opened, Routing)
+        logits = self.router(x)
+        gates = opened.decide(logits) * opened.counts
+        opened.gates.append(gates)
+        return super().feed(x) * logits.sigmoid()[..., None] * gates[..., None]
 
 
-def pair(threshold: float) -> tuple[SkippingBlock, MaskedBlock]:
-    """Of equal weights."""
+def routed(bias: float) -> RoutedBlock:
     torch.manual_seed(0)
-    skipping, masked = SkippingBlock(WIDTH, HEADS, 2).eval(), MaskedBlock(WIDTH, HEADS, 2).eval()
+    block = RoutedBlock(WIDTH, HEADS, 2).eval()
     with torch.no_grad():
-        skipping.modulation.normal_(std=0.3)
-        skipping.threshold.fill_(threshold)
-    masked.load_state_dict(skipping.state_dict())
-    return skipping, masked
+        block.modulation.normal_(std=0.3)
+        block.router.weight.normal_(std=WIDTH**-0.5)
+        block.router.bias.fill_(bias)
+    return block
 
 
-def given(rows: int, tokens: int = 17) -> tuple[Tensor, Tensor, Tensor]:
+def cut(kind: type[SkippingBlock], block: RoutedBlock) -> SkippingBlock:
+    """With all heads and channels."""
+    return kind.of(block, range(HEADS), range(2 * WIDTH)).eval()
+
+
+def given(rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of rows that are not all as long: x, condition, bias, and which tokens count."""
     generator = torch.Generator().manual_seed(rows)
     condition = torch.randn(rows, 6, WIDTH, generator=generator)
-    return torch.randn(rows, tokens, WIDTH, generator=generator), condition, torch.zeros(rows, HEADS, tokens, tokens)
+    counts = (torch.arange(TOKENS) < torch.tensor([TOKENS - 4 * row for row in range(rows)])[:, None]).float()
+    return torch.randn(rows, TOKENS, WIDTH, generator=generator), condition, torch.zeros(rows, HEADS, TOKENS, TOKENS), counts
 
 
-@pytest.mark.parametrize("threshold", [-100.0, -0.5, 0.0, 0.5, 100.0])
-def test_what_is_passed_over_is_what_a_mask_would_close(threshold: float) -> None:
-    skipping, masked = pair(threshold)
-    x, condition, bias = given(3)
+def run(block: nn.Module, x: Tensor, condition: Tensor, bias: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What it gives, what of that the MLP has, and the gates."""
+    routing = Routing(counts)
     with torch.inference_mode():
-        (ours, (_, mlp)), (theirs, (_, wanted)) = (block(x, condition, bias) for block in (skipping, masked))
-        kept = (mlp != 0).any(-1)  # type: ignore[union-attr]
-        assert torch.equal(kept, (wanted != 0).any(-1))
-        assert (ours - theirs).abs().max() < 1e-5
-        whole = Block.feed(skipping, x)
-        assert (whole != 0).any(-1).all()
-    if abs(threshold) < 1:
-        assert 0.2 < kept.float().mean() < 0.8
-        assert len(set(kept.sum(1).tolist())) > 1  # rows keep as many as they do, not as others leave
+        made, (_, mlp) = block(x, condition, bias, opened=(None, routing))
+    (gates,) = routing.gates
+    return made, mlp, gates
+
+
+@pytest.mark.parametrize("bias", [-100.0, -0.5, 0.0, 0.5, 100.0])
+def test_what_is_passed_over_is_what_a_mask_would_close(bias: float) -> None:
+    masked, told = routed(bias), given(3)
+    (ours, mlp, gates), (theirs, _, expected) = run(cut(SkippingBlock, masked), *told), run(masked, *told)
+    assert torch.equal(gates, expected)
+    assert torch.equal((mlp != 0).any(-1), gates > 0)
+    assert (ours - theirs).abs().max() < 1e-5
+    assert not (mlp[told[3] == 0] != 0).any()  # padded tokens have none in any case
+    if abs(bias) < 1:
+        assert 0.1 < gates[told[3] > 0].mean() < 0.9
+        assert len(set(gates.sum(1).tolist())) > 1  # rows keep as many as they do, not as others leave
     else:
-        assert kept.all() if threshold < 0 else not kept.any()
+        assert torch.equal(gates, told[3] if bias > 0 else torch.zeros_like(gates))
+
+
+def test_the_mlp_is_scaled_by_the_routers_sigmoid_and_is_any_blocks_without_a_routing() -> None:
+    block = routed(100.0)
+    x, condition, bias, counts = given(2)
+    with torch.inference_mode():
+        plain = block(x, condition, bias)[1][1]
+        block.router.bias.fill_(0.05)
+        block.router.weight.zero_()
+        mlp = run(block, x, condition, bias, counts)[1]
+        assert torch.allclose(mlp, plain * torch.tensor(0.5).sigmoid() * counts[..., None], atol=1e-6)
+        assert torch.equal(cut(SkippingBlock, block)(x, condition, bias)[1][1], plain)
 
 
 def test_a_token_is_kept_or_passed_over_whatever_its_company() -> None:
-    skipping, _ = pair(0.0)
-    x, condition, bias = given(4)
-    with torch.inference_mode():
-        together, (_, mlp) = skipping(x, condition, bias)
-        for row in range(4):
-            part = slice(row, row + 1)
-            alone, (_, own) = skipping(x[part], condition[part], bias[part])
-            assert torch.equal((own != 0).any(-1), (mlp[part] != 0).any(-1))
-            assert (alone - together[part]).abs().max() < 1e-5
+    skipping, told = cut(SkippingBlock, routed(0.0)), given(4)
+    together, _, gates = run(skipping, *told)
+    for row in range(4):
+        alone, _, own = run(skipping, *(its[row : row + 1] for its in told))
+        assert torch.equal(own, gates[row : row + 1])
+        assert (alone - together[row : row + 1]).abs().max() < 1e-5
 
 
-def test_a_share_of_the_tokens_is_kept_where_one_is_sought() -> None:
-    skipping, _ = pair(0.0)
-    tokens = torch.randn(2, 50, WIDTH)
-    with torch.inference_mode():
-        skipping.keep(0.63)
-        skipping.feed(tokens)
-        skipping.keep(None)
-        assert skipping.kept(tokens).float().mean().item() == pytest.approx(0.63, abs=0.01)
+def test_nothing_is_computed_for_what_is_passed_over() -> None:
+    block, told = routed(0.0), given(3)
+    counted_flops = {}
+    for kind in (SkippingBlock, MaskedBlock):
+        with FlopCounterMode(display=False) as counter:
+            _, _, gates = run(cut(kind, block), *told)
+        counted_flops[kind] = counter.get_total_flops()
+    assert counted_flops[MaskedBlock] - counted_flops[SkippingBlock] == MLP * (gates.numel() - gates.sum().item())
+
+
+def test_channels_of_a_block_that_passes_over_tokens_cannot_be_closed() -> None:
+    x, condition, bias, counts = given(1)
     with pytest.raises(ValueError, match="cannot be closed"):
-        skipping.feed(tokens, torch.ones(2, 2 * WIDTH))
+        cut(SkippingBlock, routed(0.0))(x, condition, bias, opened=(None, Routing(counts, channels=torch.ones(1, 2 * WIDTH))))
+
+
+def test_the_canvas_counts_beside_valid_tokens() -> None:
+    assert counted(torch.tensor([[1.0, 0.0], [0.0, 0.0]])).tolist() == [[1, 1, 0], [1, 0, 0]]
 
 
 class Fed(nn.Module):
-    def __init__(self, block: Block) -> None:
+    """Two MLPs in a row, so that rounding of the first would tell in what the second passes over."""
+
+    def __init__(self, blocks: list[SkippingBlock]) -> None:
         super().__init__()
-        self.block = block
+        self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block.feed(x)
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        routing = Routing(valid)
+        for block in self.blocks:
+            x = x + block.feed(x, routing)
+        return x
 
 
-def test_the_exported_graph_gathers_and_has_the_same_bits_in_any_company(tmp_path: Path) -> None:
+Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def exported(kind: type[SkippingBlock], folder: Path, engine: str) -> tuple[Run, Path]:
+    blocks = [cut(kind, routed(bias)) for bias in (0.1, 0.0)]
+    specs = (TensorSpec(name="x", dims=("tokens", WIDTH)), TensorSpec(name="valid", dims=("tokens",)))
+    module, out = Fed(blocks).eval(), TensorSpec(name="out", dims=("tokens", WIDTH))
+    component = Component(
+        name="fed", source="", inputs=specs, outputs=(out,), load=lambda: module, example={"tokens": 13}, checks=()
+    )
+    folder.mkdir(exist_ok=True)
+    export_onnx(component, module, folder / "model.onnx", Precision.FP32)
+    call = load_engine(folder / "model.onnx", engine, 1)
+    return lambda x, valid: call({"x": x, "valid": valid}, ["out"])["out"], folder / "model.onnx"
+
+
+def inputs(rows: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(rows)
+    lengths = rng.integers(1, tokens + 1, rows)
+    valid = (np.arange(tokens) < lengths[:, None]).astype(np.float32)
+    return rng.standard_normal((rows, tokens, WIDTH), np.float32), valid
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_exported_it_gathers_and_has_the_bits_of_the_masked_graph_in_any_company(tmp_path: Path, engine: str) -> None:
+    """However many tokens of however many rows come into one product, which libraries may choose kernels by."""
     import onnx
 
-    skipping, masked = pair(0.0)
-    spec = TensorSpec(name="x", dims=("tokens", WIDTH))
-    out = TensorSpec(name="out", dims=("tokens", WIDTH))
-    module = Fed(skipping).eval()
-    component = Component(
-        name="fed", source="", inputs=(spec,), outputs=(out,), load=lambda: module, example={"tokens": 13}, checks=()
-    )
-    export_onnx(component, module, tmp_path / "model.onnx", Precision.FP32)
-    kinds = {node.op_type for node in onnx.load(str(tmp_path / "model.onnx")).graph.node}
-    assert {"NonZero", "ScatterND"} <= kinds
+    skipping, file = exported(SkippingBlock, tmp_path / "skipping", engine)
+    masked, _ = exported(MaskedBlock, tmp_path / "masked", engine)
+    kinds = [node.op_type for node in onnx.load(str(file)).graph.node]
+    assert kinds.count("NonZero") == kinds.count("ScatterND") == 2
     assert "TopK" not in kinds
-    run = run_file(tmp_path / "model.onnx", threads=1)
-    x = torch.randn(5, 21, WIDTH, generator=torch.Generator().manual_seed(3))
-    with torch.inference_mode():
-        expected = masked.feed(x).numpy()
-    made = run({"x": x.numpy()}, ["out"])["out"]
-    assert np.abs(made - expected).max() < 1e-5
-    for start, end in ((0, 2), (1, 4), (3, 5)):
-        part = run({"x": x[start:end].numpy()}, ["out"])["out"]
-        assert part.tobytes() == made[start:end].tobytes()
+    for tokens in (1, 2, 3, 5, 9, 17, 33):
+        x, valid = inputs(8, tokens)
+        together = skipping(x, valid)
+        assert together.tobytes() == masked(x, valid).tobytes()
+        for start in range(8):
+            for rows in (1, 2, 3, 5):
+                part = slice(start, start + rows)
+                assert skipping(x[part], valid[part]).tobytes() == together[part].tobytes()
+    x, valid = inputs(2, 9)
+    assert skipping(x, np.zeros_like(valid)).tobytes() == x.tobytes()  # nothing is kept at all

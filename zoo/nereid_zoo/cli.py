@@ -150,7 +150,8 @@ def score_layout(
 ) -> None:
     """Share of held-out briefs whose layout passes all error checks, before and after repair; beside three baselines.
 
-    A folder as `nereid zoo train layout-dynamic` writes it has a row with dynamic width as well.
+    A folder as `nereid zoo train layout-dynamic` writes it has a row with dynamic width as well, and where it has routers of
+    tokens one with those and one with both.
     """
     if not (path / "transformer" / "config.json").is_file():
         raise typer.BadParameter(
@@ -158,8 +159,11 @@ def score_layout(
         )
     asked = layout.held_out_sections(count, task=task)
     drawers = {"transformer": layout.transformer_drawer(path, asked, steps=steps)}
-    if (path / DYNAMIC / "config.json").is_file():
-        drawers["dynamic width"] = layout.transformer_drawer(path, asked, steps=steps, dynamic=True)
+    if (config := path / DYNAMIC / "config.json").is_file():
+        drawers["dynamic width"] = layout.transformer_drawer(path, asked, steps=steps, widths=True)
+        if json.loads(config.read_text(encoding="utf-8")).get("tokens"):
+            drawers["dynamic tokens"] = layout.transformer_drawer(path, asked, steps=steps, tokens=True)
+            drawers["dynamic width and tokens"] = layout.transformer_drawer(path, asked, steps=steps, widths=True, tokens=True)
     drawers |= layout.baselines(asked, task)
     distance = layout.training_distance(features) if (features / "config.json").is_file() else None
     rows = {}

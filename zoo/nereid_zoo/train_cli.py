@@ -207,16 +207,30 @@ def train_layout_dynamic(
     ),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     minutes: Annotated[float, typer.Option(min=0.01, help="Both phases together.")] = 30,
+    tokens: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            max=0.95,
+            help="Share of the MLPs' FLOPs that a run is to take, on average, by passing over tokens; where absent, there are no "
+            "routers of tokens.",
+        ),
+    ] = None,
+    token_minutes: Annotated[
+        float, typer.Option(min=0.01, help="Of a third phase, in which routers of tokens are trained, with --tokens.")
+    ] = 15,
 ) -> None:
     """Teach the transformer that lays out sections which heads and MLP channels a noise level needs, for `nereid export layout
-    --widths`."""
+    --widths`, and which tokens need a block's MLP, for `--tokens`."""
     from nereid_zoo.layout import dynamic_train as training
 
     if not (source / "transformer" / "config.json").is_file():
         raise typer.BadParameter(
             f"{source} is not allowed; it must be a layout transformer, as `zoo train layout` writes it", param_hint="--source"
         )
-    plan = training.DynamicPlan(source=source, work=work, flops=flops, device=device, minutes=minutes)
+    plan = training.DynamicPlan(
+        source=source, work=work, flops=flops, device=device, minutes=minutes, tokens=tokens, token_minutes=token_minutes
+    )
     _trained(lambda: training.train_dynamic(plan, out))
     console.print(f"layout-dynamic: written to {out}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,16 +11,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nereid.diffusion.branch_cache import Branch, BranchEngine
-from nereid.diffusion.dynamic_width import WidthEngine, WidthTable
+from nereid.diffusion.dynamic_width import TokenEngine, WidthEngine, WidthTable
 from nereid.layout.elements import MAX_ELEMENTS, ElementClass
-from nereid.layout.settings import ENGINE_NAME, OUT, SAMPLE, TIMESTEP
+from nereid.layout.settings import ENGINE_NAME, KEPT, OUT, SAMPLE, TIMESTEP
 from nereid.layout.tokens import BUCKETS, CANVAS, CONTENT, MOST_DEPTH, Floats
 from nereid_export.components import Component, TensorSpec, finite
+from nereid_export.engines.check import random_inputs
 from nereid_export.engines.onnx_graph import run_file
 from nereid_zoo.layout.draw import DYNAMIC, Predict
 from nereid_zoo.layout.dynamic import DynamicLayoutTransformer, Width, load_dynamic
 from nereid_zoo.layout.model import LayoutTransformer, load
+from nereid_zoo.layout.skipping import Routing, above, counted
 
+NEARLY = 1e-3
+"""Of a logit: an engine's are hardly ever so far from PyTorch's."""
 TOKENS = "tokens"
 PLACES = "places"
 """One more than tokens: the canvas' is the first."""
@@ -78,6 +82,25 @@ class BranchedVelocity(nn.Module):
         branches = dict(zip(Branch, zip(*made, strict=True), strict=True))
         computed = (torch.stack(branches[branch], 1) for branch in self.engine.computed)
         return self.transformer.last(hidden[:, 1:]), *computed
+
+
+class SkippingVelocity(nn.Module):
+    """A slice whose MLPs pass over tokens, and how many of each row each block's MLP was computed for (B x blocks)."""
+
+    def __init__(self, transformer: LayoutTransformer, inputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.transformer, self.inputs = transformer, inputs
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return self.decided(above, *inputs)
+
+    def decided(self, decide: Callable[[Tensor], Tensor], *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        given = dict(zip(self.inputs, inputs, strict=True))
+        boxes, timestep = given.pop(SAMPLE), given.pop(TIMESTEP)[:, 0]
+        routing = Routing(counted(given["valid"]), decide)
+        opened = [(None, routing)] * len(self.transformer.blocks)
+        made = self.transformer(boxes=boxes, timestep=timestep, **given, opened=opened)
+        return made, torch.stack(routing.gates, 1).sum(-1)
 
 
 def layout_component(folder: Path) -> Component:
@@ -138,6 +161,54 @@ def width_components(folder: Path) -> tuple[dict[WidthEngine, Component], WidthT
         )
 
     return {engine: component(engine, width) for engine, width in dynamic.named_widths().items()}, dynamic.table()
+
+
+def token_components(folder: Path, *, widths: bool) -> dict[TokenEngine, Component]:
+    """Of the whole transformer, and with `widths` of its slices, engines whose MLPs pass over tokens.
+
+    Raises ValueError where the transformer has no routers of tokens.
+    """
+    plain, dynamic = layout_component(folder), _dynamic(folder)
+    if not dynamic.config["tokens"]:
+        raise ValueError("it has no routers of tokens; train it with `nereid zoo train layout-dynamic --tokens`")
+    names = tuple(str(spec.name) for spec in plain.inputs)
+
+    def component(engine: TokenEngine, width: Width | None) -> Component:
+        made = replace(
+            plain,
+            name=f"{ENGINE_NAME}_{engine}",
+            source=DYNAMIC,
+            outputs=(*plain.outputs, TensorSpec(name=KEPT, dims=(dynamic.layers,))),
+            load=lambda: SkippingVelocity(_dynamic(folder).narrowed(width, tokens=True), names),
+        )
+        return replace(made, checks=_clear_checks(made, SkippingVelocity(dynamic.narrowed(width, tokens=True), names)))
+
+    named = dynamic.named_widths() if widths else {}
+    found = {TokenEngine.of(engine): component(TokenEngine.of(engine), width) for engine, width in named.items()}
+    return {TokenEngine.WHOLE: component(TokenEngine.WHOLE, None), **found}
+
+
+def _clear_checks(component: Component, module: SkippingVelocity) -> tuple[tuple[int, dict[str, int]], ...]:
+    """The component's checks with as many more rows, and so with other inputs, as no token needs to be nearly kept in.
+
+    An engine may round such a token to the other side, and be as right as PyTorch.
+    """
+
+    def clear(number: int, rows: int, sizes: dict[str, int]) -> bool:
+        margins: list[float] = []
+
+        def decide(logits: Tensor) -> Tensor:
+            margins.append(float(logits.abs().min()))
+            return above(logits)
+
+        with torch.inference_mode():
+            module.decided(decide, *random_inputs(component, rows, sizes, number).values())
+        return min(margins) > NEARLY
+
+    return tuple(
+        (next((more for more in range(rows, rows + 8) if clear(number, more, sizes)), rows), sizes)
+        for number, (rows, sizes) in enumerate(component.checks, 1)
+    )
 
 
 def _dynamic(folder: Path) -> DynamicLayoutTransformer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -86,14 +87,16 @@ def draw(
     return made
 
 
-def torch_predict(folder: Path, *, dynamic: bool = False) -> Predict:
-    """The transformer of a diffusers folder, in float32 by PyTorch, or the one with `dynamic` width that lies beside it."""
+def torch_predict(folder: Path, *, widths: bool = False, tokens: bool = False) -> Predict:
+    """The transformer of a diffusers folder, in float32 by PyTorch; with dynamic `widths` or `tokens` the one beside it."""
     import torch
 
     from nereid_zoo.layout.dynamic import load_dynamic
     from nereid_zoo.layout.model import load
 
-    transformer = load_dynamic(folder).settled if dynamic else load(folder)
+    transformer: Callable[..., torch.Tensor] = load(folder)
+    if widths or tokens:
+        transformer = partial(load_dynamic(folder).settled, widths=widths, tokens=tokens)
 
     def predict(inputs: Mapping[str, NDArray]) -> Floats:
         given = {name: torch.from_numpy(value) for name, value in inputs.items()}

@@ -3,13 +3,12 @@
 TDW of DyDiT (Zhao et al., 2024). A router reads the timestep's embedding, and nothing else of a row, and opens or closes each
 block's attention heads and groups of MLP channels. Masks save no time, so that timesteps are divided into a few ranges once the
 routers are trained, and what a range leaves closed is cut out of the transformer: its linear layers are smaller, and no router is
-left.
+left. Routers of tokens (`nereid_zoo.layout.skipping`) may be trained after them, and stay in slices that pass over tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,11 @@ from torch.nn import functional
 
 from nereid.diffusion.dynamic_width import WidthEngine, WidthTable
 from nereid_zoo.layout.draw import DYNAMIC
-from nereid_zoo.layout.model import Block, LayoutTransformer, Opened, time_waves
+from nereid_zoo.layout.model import LayoutTransformer, time_waves
+from nereid_zoo.layout.skipping import GAIN, OPEN, RoutedBlock, Routing, SkippingBlock, counted
+from nereid_zoo.layout.slices import NarrowBlock
 
 MOST_WIDTHS = len(WidthEngine)
-GAIN = 10.0
-"""Of the routers' layer: they learn faster than what they open and close."""
-OPEN = 3.0
-"""Logits at the start: nearly everything is open."""
 GRID = 200
 """Timesteps by which ranges are found."""
 FLOPS_TOKENS = 25
@@ -52,7 +49,8 @@ class Width:
 class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """A layout transformer that has been trained with routers, or with the `widths` that they have led to.
 
-    The first group of a block's MLP has its weightiest channels, the last group its lightest ones.
+    The first group of a block's MLP has its weightiest channels, the last group its lightest ones. With `tokens`, each block has
+    a router of tokens, which counts where a call says so.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -64,12 +62,15 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         mlp_ratio: int = 4,
         groups: int = 12,
         widths: list[dict[str, Any]] | None = None,
+        tokens: bool = False,
     ) -> None:
         super().__init__()
         if mlp_ratio * width % groups:
             raise ValueError(f"groups: {groups} is not allowed; it must divide the MLP's {mlp_ratio * width} channels")
         self.layers, self.heads, self.groups, self.channels = layers, heads, groups, mlp_ratio * width
         self.transformer = LayoutTransformer(width, layers, heads, mlp_ratio)
+        if tokens:
+            self.transformer.blocks = nn.ModuleList(RoutedBlock(width, heads, mlp_ratio) for _ in range(layers))
         self.router = nn.Linear(width, layers * (heads + groups))
         nn.init.zeros_(self.router.weight)
         nn.init.constant_(self.router.bias, OPEN / GAIN)
@@ -89,16 +90,26 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 block.fc2.weight.copy_(block.fc2.weight[:, order])
         return made
 
-    def forward(self, gates: Tensor, **inputs: Tensor) -> Tensor:
-        """The velocity where `gates` (B x layers x (heads + groups)) say what counts; `inputs` are the transformer's."""
-        made: Tensor = self.transformer(**inputs, opened=self.opened(gates))
+    def forward(self, gates: Tensor | None, routing: Routing | None = None, **inputs: Tensor) -> Tensor:
+        """The velocity where `gates` (B x layers x (heads + groups)) say what counts, all where None; `inputs` are the
+        transformer's. Routers of tokens count where there is a `routing`."""
+        opened = self.opened(gates) if gates is not None else [(None, None)] * self.layers
+        if routing is not None:
+            opened = [(heads, routing.of(channels)) for heads, channels in opened]
+        made: Tensor = self.transformer(**inputs, opened=opened)
         return made
 
-    def opened(self, gates: Tensor) -> list[Opened]:
+    def opened(self, gates: Tensor) -> list[Any]:
         return [
             (its[:, : self.heads], its[:, self.heads :].repeat_interleave(self.channels // self.groups, 1))
             for its in gates.unbind(1)
         ]
+
+    def with_token_routers(self) -> DynamicLayoutTransformer:
+        """With a copy of its weights, its widths, and routers of tokens that have learnt nothing."""
+        made = type(self)(**{name: value for name, value in self.config.items() if name in _SETTINGS}, tokens=True)
+        made.load_state_dict(self.state_dict(), strict=False)
+        return made
 
     def logits(self, timesteps: Tensor) -> Tensor:
         """B to B x layers x (heads + groups): what is above 0 is open. What the routers learn leaves the embedding as it is."""
@@ -118,6 +129,12 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def flops(self, gates: Tensor) -> Tensor:
         """B x layers x (heads + groups) to the mean share of the blocks' FLOPs."""
         return (gates * self.unit_flops.to(gates)).sum((1, 2)).mean()
+
+    def token_flops(self, gates: Tensor | None, routing: Routing) -> Tensor:
+        """B: the share of each row's MLPs' FLOPs, with all tokens and what `gates` open, that this call's routing has left."""
+        kept = torch.stack(routing.gates, 1).sum(-1) / routing.counts.sum(-1, keepdim=True)
+        weights = torch.ones_like(kept) if gates is None else gates[..., self.heads :].mean(-1)
+        return (kept * weights).sum(1) / weights.sum(1)
 
     # --- what routers have led to ---
 
@@ -173,9 +190,10 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         bounds = torch.tensor([width.up_to for width in self.widths if width.up_to is not None]).to(timesteps)
         return every[torch.bucketize(timesteps, bounds)]
 
-    def settled(self, **inputs: Tensor) -> Tensor:
-        """The transformer's output with what the width of each row's timestep has."""
-        made: Tensor = self(self.settled_gates(inputs["timestep"]), **inputs)
+    def settled(self, *, widths: bool = True, tokens: bool = False, **inputs: Tensor) -> Tensor:
+        """The transformer's output with what the width of each row's timestep has, and for the tokens that routers keep."""
+        gates = self.settled_gates(inputs["timestep"]) if widths else None
+        made: Tensor = self(gates, Routing(counted(inputs["valid"])) if tokens else None, **inputs)
         return made
 
     def named_widths(self) -> dict[WidthEngine, Width]:
@@ -192,59 +210,28 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
             ranges=tuple((bound, names[width.heads, width.groups]) for bound, width in zip(bounds, self.widths, strict=True))
         )
 
-    def narrowed(self, width: Width) -> LayoutTransformer:
-        """The transformer without what the width leaves out."""
-        config = self.transformer.config
+    @property
+    def whole(self) -> Width:
+        """All of it, at every timestep."""
+        return Width(None, (tuple(range(self.heads)),) * self.layers, (tuple(range(self.groups)),) * self.layers)
+
+    def narrowed(self, width: Width | None = None, *, tokens: bool = False) -> LayoutTransformer:
+        """The transformer without what the width leaves out, nothing where None; with `tokens`, its MLPs pass over some."""
+        if tokens and not self.config["tokens"]:
+            raise ValueError("it has no routers of tokens; train it with --tokens")
+        config, size = self.transformer.config, self.channels // self.groups
         made = LayoutTransformer(**{name: config[name] for name in ("width", "layers", "heads", "mlp_ratio")})
-        made.load_state_dict(self.transformer.state_dict())
-        size = self.channels // self.groups
+        rest = {name: value for name, value in self.transformer.state_dict().items() if not name.startswith("blocks.")}
+        made.load_state_dict(rest, strict=False)
+        kind = SkippingBlock if tokens else NarrowBlock
+        width = self.whole if width is None else width
         for number, (heads, groups) in enumerate(zip(width.heads, width.groups, strict=True)):
             channels = [channel for group in groups for channel in range(group * size, (group + 1) * size)]
-            made.blocks[number] = NarrowBlock.of(made.blocks[number], heads, channels)
+            made.blocks[number] = kind.of(self.transformer.blocks[number], heads, channels)
         return made.eval()
 
 
-class NarrowBlock(Block):
-    """A block with some of its heads and MLP channels, which computes what the whole one does with all others closed."""
-
-    def __init__(self, width: int, heads: int, own: Sequence[int], channels: int) -> None:
-        nn.Module.__init__(self)
-        self.heads, self.own, self.head_width = len(own), list(own), width // heads
-        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.qkv = nn.Linear(width, 3 * self.heads * self.head_width)
-        self.proj = nn.Linear(self.heads * self.head_width, width)
-        self.fc1 = nn.Linear(width, channels)
-        self.fc2 = nn.Linear(channels, width)
-        self.modulation = nn.Parameter(torch.zeros(6, width))
-
-    @classmethod
-    def of(cls, block: Block, heads: Sequence[int], channels: Sequence[int]) -> NarrowBlock:
-        width = block.proj.in_features
-        made = cls(width, block.heads, heads, len(channels))
-        size, kept = made.head_width, list(channels)
-        places = [place for head in heads for place in range(head * size, (head + 1) * size)]
-        three = [part * width + place for part in range(3) for place in places]
-        with torch.no_grad():
-            for its, weight, bias in (
-                (made.qkv, block.qkv.weight[three], block.qkv.bias[three]),
-                (made.proj, block.proj.weight[:, places], block.proj.bias),
-                (made.fc1, block.fc1.weight[kept], block.fc1.bias[kept]),
-                (made.fc2, block.fc2.weight[:, kept], block.fc2.bias),
-            ):
-                its.weight.copy_(weight)
-                its.bias.copy_(bias)
-            made.modulation.copy_(block.modulation)
-        return made
-
-    def attend(self, x: Tensor, bias: Tensor, opened: Tensor | None = None) -> Tensor:
-        """As the whole block does; `bias` is that of all heads, or one for each."""
-        rows, tokens, _ = x.shape
-        q, k, v = self.qkv(x).reshape(rows, tokens, 3, self.heads, self.head_width).permute(2, 0, 3, 1, 4).unbind(0)
-        own = bias[:, self.own] if bias.ndim > 1 else bias
-        weights = (q @ k.transpose(-1, -2) * self.head_width**-0.5 + own).softmax(-1)
-        mixed = weights @ v if opened is None else weights @ v * opened[:, :, None, None]
-        return self.proj(mixed.transpose(1, 2).reshape(rows, tokens, self.heads * self.head_width))
+_SETTINGS = ("width", "layers", "heads", "mlp_ratio", "groups", "widths")
 
 
 def straight_through(logits: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,7 @@
 """Trains dynamic width from a finished layout transformer: routers with it, then what they have led to without them.
 
-The whole transformer stays as it is, and is the teacher of the copy that is trained. Both phases are resumable.
+The whole transformer stays as it is, and is the teacher of the copy that is trained. Routers of tokens may be trained with that
+afterwards (`nereid_zoo.layout.token_train`). All phases are resumable.
 """
 
 from __future__ import annotations
@@ -22,18 +23,14 @@ from nereid_zoo.layout.batches import Batch, Batches
 from nereid_zoo.layout.draw import DYNAMIC
 from nereid_zoo.layout.dynamic import DynamicLayoutTransformer, straight_through
 from nereid_zoo.layout.model import LayoutTransformer, load
+from nereid_zoo.layout.teaching import PEAK, RAMP, Step, taught_by
+from nereid_zoo.layout.token_train import TokenPlan, fit_tokens
 from nereid_zoo.layout.train import noisy
 from nereid_zoo.optimisation import optimizer_of, optimizer_step, report, schedule, update_ema
 from nereid_zoo.stages import finished_stage, forget_places
 
 ROUTED = 0.6
 """Share of the minutes in which routers are trained."""
-RAMP = 0.5
-"""Share of that until FLOPs are to be what is asked for; from all of them on, they fall evenly."""
-PEAK = 4e-4
-"""The highest learning rate."""
-TAUGHT, FLOPS = 1.0, 10.0
-"""Weights beside the transformer's own losses: distance from the teacher's velocity, and from the FLOPs that are asked for."""
 LEVELS = 32
 """Noise levels that FLOPs are counted at: evenly, as runs take them, and not as training does."""
 
@@ -51,20 +48,10 @@ class DynamicPlan:
     groups: int = 12
     """Of MLP channels, in every block."""
     seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What a step of training has come to: all scalars; `flops` is a share of the blocks'."""
-
-    own: Tensor
-    taught: Tensor
-    flops: Tensor
-    off: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        return self.own + TAUGHT * self.taught + FLOPS * self.off
+    tokens: float | None = None
+    """Share of the MLPs' FLOPs that routers of tokens are to leave of a run; None: there are none."""
+    token_minutes: float = 15
+    """Of the routers of tokens, after the others."""
 
 
 Gates = Callable[[Tensor], Tensor]
@@ -87,9 +74,19 @@ def train_dynamic(plan: DynamicPlan, destination: Path) -> DynamicLayoutTransfor
     write = partial(_write, plan, teacher, network, routing=True)
     network = _read(finished_stage(plan.work / "1-routed", facts, write))
     write = partial(_write, plan, teacher, network, routing=False)
-    network = _read(finished_stage(plan.work / "2-settled", facts, write)).half()
-    save_dynamic(network, plan.source, destination)
+    network = _read(finished_stage(plan.work / "2-settled", facts, write))
+    if plan.tokens is not None:
+        tokens = TokenPlan(
+            share=plan.tokens, device=plan.device, minutes=plan.token_minutes, batch_size=plan.batch_size, seed=plan.seed + 3
+        )
+        facts |= {"tokens": plan.tokens, "token_minutes": plan.token_minutes}
+        network = _read(finished_stage(plan.work / "3-tokens", facts, partial(_write_tokens, tokens, teacher, network)))
+    save_dynamic(network.half(), plan.source, destination)
     return network
+
+
+def _write_tokens(plan: TokenPlan, teacher: LayoutTransformer, network: DynamicLayoutTransformer, folder: Path) -> None:
+    fit_tokens(plan, teacher, network.with_token_routers().to(plan.device)).to("cpu").save_pretrained(folder)
 
 
 def _read(folder: Path) -> DynamicLayoutTransformer:
@@ -147,13 +144,9 @@ def step_losses(
     """The losses of one batch with what these gates open at its noise levels."""
     its = noisy(batch, generator, device)
     predicted = network(gates(its.timesteps), boxes=its.boxes, timestep=its.timesteps, **its.given)
-    with torch.no_grad():
-        wanted = teacher(boxes=its.boxes, timestep=its.timesteps, **its.given)
-    free = (its.given["field_mask"] < 1) * its.given["valid"][..., None]
-    taught = ((predicted - wanted).square() * free).sum() / free.sum().clamp(min=1)
     even = (torch.arange(LEVELS, device=device) + torch.rand(LEVELS, generator=generator, device=device)) * 1000 / LEVELS
     flops = network.flops(gates(even))
-    return Step(its.losses(predicted).total, taught, flops, (flops - target).square())
+    return Step(its.losses(predicted).total, taught_by(teacher, its, predicted), flops, (flops - target).square())
 
 
 def save_dynamic(network: DynamicLayoutTransformer, source: Path, destination: Path) -> None:

@@ -177,9 +177,11 @@ def _broken(layouts: list[list[Finding]]) -> dict[str, int]:
 # --- who lays out ---
 
 
-def transformer_drawer(checkpoint: Path, asked: Asked, *, steps: int = STEPS, dynamic: bool = False) -> Drawer:
-    """By PyTorch in float32, with the checkpoint's own schedule; with `dynamic` width where that is wanted."""
-    predict, shift = torch_predict(checkpoint, dynamic=dynamic), shift_of(checkpoint)
+def transformer_drawer(
+    checkpoint: Path, asked: Asked, *, steps: int = STEPS, widths: bool = False, tokens: bool = False
+) -> Drawer:
+    """By PyTorch in float32, with the checkpoint's own schedule; with dynamic `widths` and `tokens` where that is wanted."""
+    predict, shift = torch_predict(checkpoint, widths=widths, tokens=tokens), shift_of(checkpoint)
 
     def drawn(places: Sequence[int], seed: int) -> list[list[Box]]:
         sections = [asked.sections[place] for place in places]
