@@ -45,10 +45,10 @@ from nereid_export.memory import measure_memory
 from nereid_export.options import ExportOptions
 from nereid_export.resume import RECORD, Record, resume_key
 from nereid_export.speed import milliseconds, usual_rows
-from nereid_export.w4a8.codes import GROUP
+from nereid_export.w4a8.codes import GROUP, STEP_BITS
 from nereid_export.w4a8.graph import PRODUCT, executed, pack_weights
-from nereid_export.w4a8.layers import BITS, RANK, QuantisedLayer
-from nereid_export.w4a8.products import layers_of
+from nereid_export.w4a8.layers import BITS, FACTOR_BITS, RANK, QuantisedLayer
+from nereid_export.w4a8.products import layers_of, tables_of
 
 CALIBRATION_BRIEFS = 128
 """Sections whose layouts the inputs of layers are taken from."""
@@ -129,7 +129,7 @@ def build_w4a8(
     Raises ExportError for one that is too far from PyTorch, or costs too much of the pass rate.
     """
     builder, precision = BUILDERS[Engine.ONNXRUNTIME], Precision.W4A8
-    numbers = [BITS, GROUP, RANK, CALIBRATION_BRIEFS, CALIBRATION_STEPS, BRIEFS, STEPS]
+    numbers = [BITS, GROUP, STEP_BITS, RANK, FACTOR_BITS, CALIBRATION_BRIEFS, CALIBRATION_STEPS, BRIEFS, STEPS]
     key = resume_key(
         options,
         [source, str(precision), numbers],
@@ -151,7 +151,7 @@ def build_w4a8(
     built = Built(component, Engine.ONNXRUNTIME, target, folder)
     with library_failures(component, Engine.ONNXRUNTIME, precision, folder):
         export_onnx(component, module, file, Precision.FP32)
-        pack_weights(file, layers_of(module))
+        pack_weights(file, layers_of(module), tables_of(module))
         products = executed(file)[PRODUCT]
         if products < len(layers):
             raise ExportError(
@@ -181,6 +181,7 @@ def build_w4a8(
             "products_in_8_bits": products,
             "off_from_simulation": difference,
             "compression": round(4 * drawing.parameters / engine_bytes(folder), 2),
+            "share_of_halves": round(engine_bytes(folder) / (2 * drawing.parameters), 3),
         },
     }
     built.memory = measure_memory(component, file, target, builder.probe(component, target))

@@ -3,7 +3,7 @@
 Smoothing costs nothing where something per channel stands before a layer: of qkv and fc1 it is in the modulation of the norm, of
 proj in the rows of qkv that make values. Timesteps are divided into ranges; what inputs of a block's layers are rounded by is
 that of the row's range, from one table. The layers of time and canvas have one range. The first layers and the last, embeddings
-and norms compute in float32, of values that halves hold.
+and norms compute in float32: of values of 8 bits (embeddings, the first layers, modulation), or that halves hold.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from nereid_export.w4a8.layers import RANK, QuantisedLayer, Statistics, quantise
 from nereid_export.w4a8.products import LinearInEight, ProductInEight, halved
+from nereid_export.w4a8.tables import Table
 from nereid_zoo.layout.draw import TRAIN_TIMESTEPS, Predict
 from nereid_zoo.layout.model import Block, Branches, LayoutTransformer
 
@@ -29,6 +30,9 @@ RANGES = 8
 IN_BLOCK = ("qkv", "proj", "fc1", "fc2")
 OF_CONDITION = ("time_embed.0", "time_embed.2", "canvas_embed.2", "condition", "last_condition")
 """Layers outside of blocks that are quantised."""
+EMBEDDINGS = ("class_embed", "order_embed", "parent_embed", "depth_embed")
+FIRST = ("embed", "canvas_token", "canvas_embed.0")
+"""Layers of inputs of many kinds. Their weights are stored in 8 bits, a scale for each input, and multiplied in float32."""
 _ROWS = 8
 """Inputs of a layer that are kept of a call."""
 MOST_ROWS = 1024
@@ -183,7 +187,8 @@ class QuantisedBlock(Block):
             whole[row] = torch.from_numpy(layers[name].smooth)
         table = block.modulation.detach().clone()
         table[[1, 4]] += 1
-        self.register_buffer("table", halved(table))
+        self.tables = [rounded := Table.of(table.numpy())]
+        self.register_buffer("table", torch.from_numpy(rounded.matrix()))
         self.register_buffer("smooth", whole)
         self.register_buffer("smooth_mlp", torch.from_numpy(layers["fc2"].smooth))
         biases = {name: getattr(block, name).bias.detach().clone() for name in IN_BLOCK}
@@ -239,6 +244,8 @@ class QuantisedTransformer(LayoutTransformer):
 
     gains: Tensor
     rows: list[_Rows]
+    tables: list[Table]
+    """What is stored in 8 bits."""
 
     @classmethod
     def of(cls, transformer: LayoutTransformer, layers: Mapping[str, QuantisedLayer]) -> QuantisedTransformer:
@@ -246,6 +253,13 @@ class QuantisedTransformer(LayoutTransformer):
         config = transformer.config
         made = cls(width=config.width, layers=config.layers, heads=config.heads, mlp_ratio=config.mlp_ratio)
         kept = {name: halved(value) for name, value in transformer.state_dict().items()}
+        made.tables = []
+        for name in (*EMBEDDINGS, *FIRST):
+            weight = transformer.get_submodule(name).get_parameter("weight").detach()
+            table = Table.of((weight.T if name in FIRST else weight).numpy())
+            made.tables.append(table)
+            matrix = torch.from_numpy(table.matrix())
+            kept[f"{name}.weight"] = matrix.T if name in FIRST else matrix
         made.load_state_dict(kept)
         for name in OF_CONDITION:
             home, _, own = name.rpartition(".")
