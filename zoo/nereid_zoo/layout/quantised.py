@@ -128,11 +128,9 @@ class Observer:
 
         def met(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             rows = inputs[0]
+            places = self._places
             if rows.ndim == 3:
-                places = self._places[:, None].expand(rows.shape[:2])[self._valid]
-                rows = rows[self._valid]
-            else:
-                places = self._places
+                places, rows = places[:, None].expand(rows.shape[:2])[self._valid], rows[self._valid]
             places = places if ranged else torch.zeros_like(places)
             if name not in self._met:
                 self._met[name] = _Met.none(RANGES if ranged else 1, rows.shape[-1])
@@ -156,11 +154,16 @@ def quantised_layers(
     made: dict[str, QuantisedLayer] = {}
     for name in sorted(names, key=lambda its: not its.endswith("proj")):  # before qkv, whose values it scales
         told(f"{name}: layer {len(made) + 1} of {len(names)}")
-        weights = transformer.get_submodule(name).get_parameter("weight").detach().numpy().copy()
-        if name.endswith("qkv"):
-            weights[-transformer.config.width :] *= made[name.replace("qkv", "proj")].smooth[:, None]
-        made[name] = quantise(weights, statistics[name], rank=rank)
+        made[name] = quantise(weights_of(transformer, name, made), statistics[name], rank=rank)
     return {name: made[name] for name in names}
+
+
+def weights_of(transformer: LayoutTransformer, name: str, layers: Mapping[str, QuantisedLayer]) -> np.ndarray:
+    """A layer's exact weights, before its own inputs are smoothed; a qkv's make the values that its proj takes."""
+    weights: np.ndarray = transformer.get_submodule(name).get_parameter("weight").detach().numpy().copy()
+    if name.endswith("qkv"):
+        weights[-transformer.config.width :] *= layers[name.replace("qkv", "proj")].smooth[:, None]
+    return weights
 
 
 class _Rows:
@@ -255,11 +258,9 @@ class QuantisedTransformer(LayoutTransformer):
         kept = {name: halved(value) for name, value in transformer.state_dict().items()}
         made.tables = []
         for name in (*EMBEDDINGS, *FIRST):
-            weight = transformer.get_submodule(name).get_parameter("weight").detach()
-            table = Table.of((weight.T if name in FIRST else weight).numpy())
-            made.tables.append(table)
-            matrix = torch.from_numpy(table.matrix())
-            kept[f"{name}.weight"] = matrix.T if name in FIRST else matrix
+            weight = transformer.get_submodule(name).get_parameter("weight").detach().numpy()
+            made.tables.append(table := Table.of(weight.T if name in FIRST else weight))
+            kept[f"{name}.weight"] = torch.from_numpy(table.matrix().T if name in FIRST else table.matrix())
         made.load_state_dict(kept)
         for name in OF_CONDITION:
             home, _, own = name.rpartition(".")
