@@ -121,7 +121,10 @@ class Drawing:
         return Velocity(made).eval(), steps
 
     def measured(self, run: Run, rows: int, told: Callable[[str], None]) -> tuple[LayoutQuality, list[Check]]:
-        """What an engine's layouts are, and how far it is off in calls of PyTorch's; `rows` are those of one call."""
+        """What an engine's layouts are, and how far it is off in calls of PyTorch's; `rows` are those of one call.
+
+        Padded tokens, whose outputs mean nothing, do not count.
+        """
         from nereid_zoo.layout.draw import draw
 
         sections = sample_sections(self.briefs, 19)
@@ -135,7 +138,10 @@ class Drawing:
             shift=self.shift,
             rows=rows,
         )
-        checks = compare_together(references_of(self.component, self.module, calls), run)
+        references = references_of(self.component, self.module, calls)
+        for reference in references:
+            reference.outputs[OUT] *= reference.inputs["valid"][..., None]
+        checks = compare_together(references, lambda inputs, names: {OUT: run(inputs, names)[OUT] * inputs["valid"][..., None]})
         return LayoutQuality.of(sections, drawn, plain, self.steps), checks
 
     def _in_float32(self, sections: Sequence[Section], told: Callable[[str], None]) -> tuple[list[list[Box]], list[Inputs]]:

@@ -28,7 +28,7 @@ from nereid_export.engines.precision import Precision
 from nereid_export.errors import ExportError
 from nereid_export.layout_drawing import LayoutDrawer
 from nereid_export.layout_w4a8 import refuse_loss, said_of_quality
-from nereid_export.layout_w4a8_drawing import LayoutQuality, as_called
+from nereid_export.layout_w4a8_drawing import Drawing, LayoutQuality, as_called
 from nereid_export.w4a8.graph import PRODUCT, executed
 from nereid_export.w4a8.layers import QuantisedLayer, Statistics
 from nereid_export.w4a8.tuning import CODE_RATE
@@ -213,6 +213,21 @@ def test_fine_tuning_is_measured_and_kept_where_calls_are_nearer_with_it(
     assert files[1].stat().st_size < files[0].stat().st_size + 200
     assert engine["quantization"]["off_from_simulation"] < 1e-2
     assert "59 steps of fine-tuning" + (": error" if kept else ", which is not kept: error") in said_of_quality(engine)
+
+
+def test_padded_tokens_do_not_count_as_errors(checkpoints: dict[str, Path]) -> None:
+    part = layout_component(checkpoints["layout"])
+    drawing = Drawing.of(checkpoints["layout"], part, 6, 2)
+    plain = torch_run(part, drawing.module)
+
+    def run(inputs: Any, names: Any, off: float = 0.0) -> dict[str, np.ndarray]:
+        valid = inputs["valid"][..., None]
+        return {OUT: np.where(valid > 0, (1 + off) * plain(inputs, names)[OUT], 7.0)}
+
+    quality, (check,) = drawing.measured(run, 3, lambda text: None)
+    assert (quality.off_px, check.relative_error) == (0.0, 0.0)
+    _, (check,) = drawing.measured(lambda inputs, names: run(inputs, names, 0.01), 3, lambda text: None)
+    assert check.relative_error == pytest.approx(0.01, rel=1e-3)
 
 
 def test_it_is_served_as_any_other(repository: Path) -> None:

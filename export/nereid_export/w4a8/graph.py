@@ -54,7 +54,7 @@ class _Unpacking:
         across = self.constant("w4a8/across", np.array([1], np.int64))
         largest = self.node("ReduceMax", [self.node("Abs", [stored], f"{name}/sizes"), across], f"{name}/largest")
         most = self.constant("w4a8/high", np.array(127, np.float32))
-        smallest = self.constant("w4a8/smallest", SMALLEST_SCALE)
+        smallest = self.constant("w4a8/smallest", np.asarray(SMALLEST_SCALE))
         scales = self.node("Max", [self.node("Div", [largest, most], f"{name}/share"), smallest], f"{name}/scales")
         self.node("Squeeze", [scales, across], scale_name(name))
         rounded = self.node("Round", [self.node("Div", [stored, scales], f"{name}/eighths")], f"{name}/rounded")
