@@ -56,6 +56,8 @@ class LayoutExportOptions:
     """Whether there are engines, too, whose MLPs pass over tokens: of the dynamic transformer, and of its slices."""
     precision: Precision = Precision.FP32
     """That, or w4a8."""
+    fine_tune_minutes: float = 0.0
+    """Of relation distillation after w4a8's rounding; none where 0."""
     name: str = ""
 
     def general(self) -> ExportOptions:
@@ -79,7 +81,8 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
         allowed = ", ".join((*ENGINE_FILES, Engine.AUTO))
         raise ExportError(f"--engine: {options.engine} is not allowed for a layout transformer; it must be one of {allowed}")
     check_name(options.name)
-    require_w4a8(options.precision, options.engine, cache=options.cache, widths=options.widths, tokens=options.tokens)
+    further = {"cache": options.cache, "widths": options.widths, "tokens": options.tokens}
+    require_w4a8(options.precision, options.engine, options.fine_tune_minutes, **further)
     options = replace(options, out=destination(options.out))
     checkpoint, general = LayoutCheckpoint.open(options.checkpoint), options.general()
     part, others, table = checkpoint.component(), dict[StrEnum, Component](), None
@@ -115,11 +118,10 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
         with readable_failures(options.out):
             require_space(options.out.parent, 2 * count * checkpoint.weight_bytes())
             staging.mkdir(exist_ok=True)
+            folder = staging / "engines" / part.name
             if options.precision is Precision.W4A8:
-                folder = staging / "engines" / part.name
-                built = build_w4a8(part, target, digest, general, folder, progress)
+                built = build_w4a8(part, target, digest, general, folder, progress, options.fine_tune_minutes)
             elif auto is None:
-                folder = staging / "engines" / part.name
                 built = build(part, options.engine, target, digest, general, folder, Calibration(), progress)
             else:
                 auto.build(digest, staging, Calibration(), progress)

@@ -58,6 +58,13 @@ def layout(
             "the transformer was trained on; with onnxruntime, without --cache, --widths and --tokens.",
         ),
     ] = Precision.FP32,
+    fine_tune_minutes: Annotated[
+        float,
+        typer.Option(
+            help="Minutes in which w4a8's rounded numbers are fine-tuned, the float32 transformer being their teacher (relation "
+            "distillation); none where 0.",
+        ),
+    ] = 0.0,
     name: Annotated[str, typer.Option(help="Prefix of the model's name, for several in one repository.")] = "",
     out: Annotated[Path, typer.Option(help="The repository to write; other models in it are kept.")] = Path("build/repository"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
@@ -76,6 +83,7 @@ def layout(
         widths=widths,
         tokens=tokens,
         precision=precision,
+        fine_tune_minutes=fine_tune_minutes,
         name=name,
     )
 

@@ -8,47 +8,31 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
-from nereid.layout.elements import Box, Section
-from nereid.layout.settings import OUT, SAMPLE, TIMESTEP
 from nereid_export.built import Built, library_failures, packages_of, places
 from nereid_export.components import Component
 from nereid_export.engines import BUILDERS, Engine
 from nereid_export.engines.base import Target, engine_bytes, engine_files
-from nereid_export.engines.check import (
-    Check,
-    Inputs,
-    Run,
-    aggregate_error,
-    batch_invariant_from,
-    compare_together,
-    random_references,
-    references_of,
-    refuse_above_bound,
-    torch_run,
-)
+from nereid_export.engines.check import Check, aggregate_error, batch_invariant_from, random_references, refuse_above_bound
 from nereid_export.engines.onnx_graph import export_onnx
 from nereid_export.engines.precision import Precision
 from nereid_export.errors import ExportError
 from nereid_export.frame import Progress
-from nereid_export.layout_samples import off_pixels, passed_each, passed_shares, sample_sections
+from nereid_export.layout_w4a8_drawing import LOSS_BOUND, Drawing, LayoutQuality
 from nereid_export.memory import measure_memory
 from nereid_export.options import ExportOptions
 from nereid_export.resume import RECORD, Record, resume_key
 from nereid_export.speed import milliseconds, usual_rows
-from nereid_export.w4a8.codes import GROUP
+from nereid_export.w4a8.codes import GROUP, STEP_BITS
 from nereid_export.w4a8.graph import PRODUCT, executed, pack_weights
-from nereid_export.w4a8.layers import BITS, RANK, QuantisedLayer
-from nereid_export.w4a8.products import layers_of
+from nereid_export.w4a8.layers import BITS, FACTOR_BITS, RANK, QuantisedLayer
+from nereid_export.w4a8.products import layers_of, tables_of
 
 CALIBRATION_BRIEFS = 128
 """Sections whose layouts the inputs of layers are taken from."""
@@ -57,58 +41,17 @@ CALIBRATION_STEPS = (16, 7, 11, 13, 9, 19, 5, 23)
 BRIEFS = 400
 """Further sections, on which the pass rate is measured, with `STEPS` steps."""
 STEPS = 16
-LOSS_BOUND = 1.0
-"""Points of layouts that pass all error checks that 8-bit products may cost.
-
-After repair, above it nothing is published; before repair, the manifest tells."""
+MOST_MINUTES = 24 * 60.0
+"""Of fine-tuning."""
 SAME = 1e-2
 """Relative error between the engine and its simulation in PyTorch: at most a few inputs are rounded the other way."""
-_EVERY = 16
-"""Calls of which one is kept for the check against PyTorch."""
-
-Predict = Callable[[Mapping[str, NDArray]], NDArray[np.float32]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayoutQuality:
-    """What 8-bit products cost the layouts of so many briefs, beside PyTorch in float32 with equal seeds.
+def require_w4a8(precision: Precision, engine: Engine, minutes: float, **further: bool) -> None:
+    """Raise ExportError for a precision that a layout transformer does not have, or what does not go with it.
 
-    Percent of layouts that pass all error checks, before and after repair, and how far boxes are off in CSS pixels: of a section
-    the mean over its boxes' four numbers, of all the median and the 95th percentile.
+    `minutes` are of fine-tuning; `further` engines, by their options.
     """
-
-    briefs: int
-    steps: int
-    passed_before: float
-    passed_before_fp32: float
-    passed: float
-    passed_fp32: float
-    off_px: float
-    off_px_p95: float
-
-    @classmethod
-    def of(cls, sections: Sequence[Section], drawn: Sequence[Sequence[Box]], plain: Sequence[Sequence[Box]]) -> LayoutQuality:
-        off = off_pixels(drawn, plain)
-        (before, after), (before_fp32, after_fp32) = (passed_shares(passed_each(sections, its)) for its in (drawn, plain))
-        return cls(
-            briefs=len(sections),
-            steps=STEPS,
-            passed_before=before,
-            passed_before_fp32=before_fp32,
-            passed=after,
-            passed_fp32=after_fp32,
-            off_px=round(float(np.median(off)), 3),
-            off_px_p95=round(float(np.percentile(off, 95)), 3),
-        )
-
-    def written(self) -> dict[str, Any]:
-        made = {name: getattr(self, name) for name in self.__slots__}
-        within = max(self.passed_before_fp32 - self.passed_before, self.passed_fp32 - self.passed) <= LOSS_BOUND
-        return {**made, "loss_bound": LOSS_BOUND, "within": within}
-
-
-def require_w4a8(precision: Precision, engine: Engine, **further: bool) -> None:
-    """Raise ExportError for a precision that a layout transformer does not have; `further` engines, by their options."""
     allowed = (Precision.FP32, Precision.W4A8)
     if precision not in allowed:
         raise ExportError(
@@ -119,17 +62,27 @@ def require_w4a8(precision: Precision, engine: Engine, **further: bool) -> None:
     for name, asked in further.items():
         if precision is Precision.W4A8 and asked:
             raise ExportError(f"--{name} is not allowed with --precision {precision}; its engines are in fp32 alone")
+    if not 0 <= minutes <= MOST_MINUTES:
+        raise ExportError(f"--fine-tune-minutes: {minutes:g} is not allowed; it must be 0 (none) to {MOST_MINUTES:g}")
+    if minutes and precision is not Precision.W4A8:
+        raise ExportError(f"--fine-tune-minutes is not allowed with --precision {precision}; it must be {Precision.W4A8}")
 
 
 def build_w4a8(
-    component: Component, target: Target, source: str, options: ExportOptions, folder: Path, progress: Progress
+    component: Component,
+    target: Target,
+    source: str,
+    options: ExportOptions,
+    folder: Path,
+    progress: Progress,
+    fine_tune_minutes: float = 0.0,
 ) -> Built:
     """Build, check and measure the engine in `folder`; `component` is a layout transformer's, `source` its checkpoint's digest.
 
     Raises ExportError for one that is too far from PyTorch, or costs too much of the pass rate.
     """
     builder, precision = BUILDERS[Engine.ONNXRUNTIME], Precision.W4A8
-    numbers = [BITS, GROUP, RANK, CALIBRATION_BRIEFS, CALIBRATION_STEPS, BRIEFS, STEPS]
+    numbers = [BITS, GROUP, STEP_BITS, RANK, FACTOR_BITS, CALIBRATION_BRIEFS, CALIBRATION_STEPS, BRIEFS, STEPS, fine_tune_minutes]
     key = resume_key(
         options,
         [source, str(precision), numbers],
@@ -146,12 +99,14 @@ def build_w4a8(
     folder.mkdir(parents=True)
     start, file = time.monotonic(), folder / builder.filename
     progress.step(f"{component.name}: exporting")
-    drawing = _Drawing.of(options.checkpoint, component.load())
-    module, layers = drawing.quantised(progress.detail)
+    drawing = Drawing.of(options.checkpoint, component, BRIEFS, STEPS)
+    module, layers = drawing.quantised(CALIBRATION_BRIEFS, CALIBRATION_STEPS, progress.detail)
     built = Built(component, Engine.ONNXRUNTIME, target, folder)
     with library_failures(component, Engine.ONNXRUNTIME, precision, folder):
-        export_onnx(component, module, file, Precision.FP32)
-        pack_weights(file, layers_of(module))
+        _write(component, module, file)
+        fine_tuning = {}
+        if fine_tune_minutes:
+            module, fine_tuning = _fine_tuned(drawing, module, file, target, fine_tune_minutes, progress.detail)
         products = executed(file)[PRODUCT]
         if products < len(layers):
             raise ExportError(
@@ -166,8 +121,7 @@ def build_w4a8(
                 f"{component.name}: the engine is {difference:.2g} (relative) off from the simulation of its 8-bit products; "
                 "nothing was published"
             )
-        quality, calls = drawing.measured(component, run, target.max_batch_size, progress.detail)
-        built.checks = compare_together(references_of(component, drawing.module, calls), run)
+        quality, built.checks = drawing.measured(run, target.max_batch_size, progress.detail)
         refuse_above_bound(component, built.checks, precision)
         refuse_loss(component, quality)
         built.invariant_from = batch_invariant_from(component, run, places(component, target))
@@ -175,18 +129,58 @@ def build_w4a8(
         del run
     built.account = {
         "pass_rate": quality.written(),
+        **fine_tuning,
         "quantization": {
             **_said(layers),
             "calibration_briefs": CALIBRATION_BRIEFS,
             "products_in_8_bits": products,
             "off_from_simulation": difference,
             "compression": round(4 * drawing.parameters / engine_bytes(folder), 2),
+            "share_of_halves": round(engine_bytes(folder) / (2 * drawing.parameters), 3),
         },
     }
     built.memory = measure_memory(component, file, target, builder.probe(component, target))
     built.seconds = round(time.monotonic() - start, 1)
     record.write(built.figures(), engine_files(folder))
     return built
+
+
+def _write(component: Component, module: nn.Module, file: Path) -> None:
+    export_onnx(component, module, file, Precision.FP32)
+    pack_weights(file, layers_of(module), tables_of(module))
+
+
+def _fine_tuned(
+    drawing: Drawing, module: nn.Module, file: Path, target: Target, minutes: float, told: Callable[[str], None]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The module whose engine `file` is to be, which is written, and what the manifest says.
+
+    It is the fine-tuned one, unless its calls are no nearer to PyTorch's than before.
+    """
+    component, builder = drawing.component, BUILDERS[Engine.ONNXRUNTIME]
+
+    def measured() -> tuple[LayoutQuality, float]:
+        quality, checks = drawing.measured(builder.load(component, file.parent, target), target.max_batch_size, told)
+        return quality, max(check.relative_error for check in checks)
+
+    before, error_before = measured()
+    made, steps = drawing.fine_tuned(module, minutes, told)
+    untuned = file.read_bytes()
+    _write(component, made, file)
+    after, error = measured()
+    kept = error < error_before
+    if not kept:
+        file.write_bytes(untuned)
+    said = {
+        "minutes": minutes,
+        "steps": steps,
+        "kept": kept,
+        "error_before": round(error_before, 5),
+        "error": round(error, 5),
+        "pass_rate_before": before.written(),
+        "pass_rate": after.written(),
+    }
+    return made if kept else module, {"fine_tuning": said}
 
 
 def refuse_loss(component: Component, quality: LayoutQuality) -> None:
@@ -206,7 +200,19 @@ def said_of_quality(engine: Mapping[str, Any]) -> str:
     return (
         f"{before} (fp32: {found['passed_before_fp32']:.1f}%), {found['passed']:.1f}% after it "
         f"(fp32: {found['passed_fp32']:.1f}%); boxes are off by {found['off_px']:.2f} px (median); "
-        f"{made['compression']:.1f} times smaller than float32{beyond}"
+        f"{made['compression']:.1f} times smaller than float32{beyond}{_said_of_tuning(engine)}"
+    )
+
+
+def _said_of_tuning(engine: Mapping[str, Any]) -> str:
+    if "fine_tuning" not in engine:
+        return ""
+    told = engine["fine_tuning"]
+    kept = "" if told["kept"] else ", which is not kept"
+    passed, without = (told[name]["passed_before"] for name in ("pass_rate", "pass_rate_before"))
+    return (
+        f"; {told['steps']} steps of fine-tuning{kept}: error of calls {told['error']:.2%} "
+        f"(without: {told['error_before']:.2%}), {passed:.1f}% pass before repair (without: {without:.1f}%)"
     )
 
 
@@ -222,76 +228,3 @@ def _said(layers: Mapping[str, QuantisedLayer]) -> dict[str, Any]:
         for name, layer in layers.items()
     }
     return {"bits": mean(counts), "group": GROUP, "rank": RANK, "layers": each}
-
-
-@dataclass(slots=True)
-class _Drawing:
-    """A transformer's module in float32, and how its layouts are drawn."""
-
-    module: nn.Module
-    shift: float
-    parameters: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.parameters = sum(parameter.numel() for parameter in self.module.parameters())
-
-    @classmethod
-    def of(cls, checkpoint: Path, module: nn.Module) -> _Drawing:
-        from nereid_zoo.layout.draw import shift_of
-
-        return cls(module, shift_of(checkpoint))
-
-    def quantised(self, told: Callable[[str], None]) -> tuple[nn.Module, dict[str, QuantisedLayer]]:
-        """The same with 8-bit products, calibrated on layouts that this one draws; its layers."""
-        from nereid_zoo.layout.component import Velocity
-        from nereid_zoo.layout.draw import draw
-        from nereid_zoo.layout.quantised import Observer, QuantisedTransformer, quantised_layers
-
-        assert isinstance(self.module, Velocity)
-        transformer = self.module.transformer
-        sections = sample_sections(CALIBRATION_BRIEFS, 17)
-        observer, turns = Observer(transformer), len(CALIBRATION_STEPS)
-        with observer.watching() as predict:
-            for turn, steps in enumerate(CALIBRATION_STEPS):
-                told(f"drawing layouts of {CALIBRATION_BRIEFS} briefs: {steps} steps, {turn + 1} of {turns}")
-                chosen = range(turn, len(sections), turns)
-                draw(predict, [sections[place] for place in chosen], chosen, steps=steps, shift=self.shift)
-        layers = quantised_layers(transformer, observer.statistics(), told)
-        return Velocity(QuantisedTransformer.of(transformer, layers)).eval(), layers
-
-    def measured(
-        self, component: Component, run: Run, rows: int, told: Callable[[str], None]
-    ) -> tuple[LayoutQuality, list[Inputs]]:
-        """What the engine's layouts are, and some calls that PyTorch's were drawn with; `rows` are those of one call."""
-        from nereid_zoo.layout.draw import draw
-
-        sections, calls = sample_sections(BRIEFS, 19), _Calls(torch_run(component, self.module))
-        seeds = range(len(sections))
-        told(f"drawing layouts of {BRIEFS} briefs in float32")
-        plain = draw(calls, sections, seeds, steps=STEPS, shift=self.shift)
-        told(f"drawing layouts of {BRIEFS} briefs with the engine")
-        drawn = draw(lambda inputs: run(as_called(inputs), [OUT])[OUT], sections, seeds, steps=STEPS, shift=self.shift, rows=rows)
-        return LayoutQuality.of(sections, drawn, plain), calls.kept
-
-
-@dataclass(slots=True)
-class _Calls:
-    """What draws, and keeps some of its calls' inputs."""
-
-    run: Run
-    kept: list[Inputs] = field(default_factory=list)
-    _count: int = 0
-
-    def __call__(self, inputs: Mapping[str, NDArray]) -> NDArray[np.float32]:
-        called = as_called(inputs)
-        if self._count % _EVERY == self._count // _EVERY % _EVERY:  # another step each time
-            self.kept.append(called)
-        self._count += 1
-        made: NDArray[np.float32] = self.run(called, [OUT])[OUT]
-        return made
-
-
-def as_called(inputs: Mapping[str, NDArray]) -> Inputs:
-    """As `nereid_zoo.layout.draw` calls a transformer, to an engine's inputs."""
-    told = {name: value for name, value in inputs.items() if name not in ("boxes", TIMESTEP)}
-    return {**told, SAMPLE: inputs["boxes"], TIMESTEP: inputs[TIMESTEP][:, None]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +27,11 @@ from nereid_export.engines.onnx_graph import run_file
 from nereid_export.engines.precision import Precision
 from nereid_export.errors import ExportError
 from nereid_export.layout_drawing import LayoutDrawer
-from nereid_export.layout_w4a8 import LayoutQuality, as_called, refuse_loss, said_of_quality
+from nereid_export.layout_w4a8 import refuse_loss, said_of_quality
+from nereid_export.layout_w4a8_drawing import Drawing, LayoutQuality, as_called
 from nereid_export.w4a8.graph import PRODUCT, executed
 from nereid_export.w4a8.layers import QuantisedLayer, Statistics
+from nereid_export.w4a8.tuning import CODE_RATE
 from nereid_zoo.layout.batches import sample_row
 from nereid_zoo.layout.component import TOKENS, Velocity, layout_component
 from nereid_zoo.layout.draw import draw, draw_tokens
@@ -190,6 +193,43 @@ def test_what_is_published_says_what_it_costs(repository: Path) -> None:
     Verifier(repository).verify(manifest["models"])
 
 
+@pytest.mark.parametrize(("rate", "kept"), [(CODE_RATE, True), (5.0, False)])
+def test_fine_tuning_is_measured_and_kept_where_calls_are_nearer_with_it(
+    rate: float, kept: bool, checkpoints: dict[str, Path], repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr("nereid_zoo.layout.distil.monotonic", lambda: float(next(clock)))  # a second a step
+    monkeypatch.setattr("nereid_zoo.layout.distil.CODE_RATE", rate)
+    manifest = export_layout_w4a8(checkpoints["layout"], tmp_path / "out", fine_tune_minutes=1.0)
+    engine = manifest["engines"]["layout"]
+    assert manifest["arguments"]["fine_tune_minutes"] == "1.0"
+    said = engine["fine_tuning"]
+    assert (said["minutes"], said["steps"], said["kept"]) == (1.0, 59, kept)
+    assert (said["error"] < said["error_before"]) is kept
+    assert engine["checks"][0]["relative_error"] == pytest.approx(said["error" if kept else "error_before"], abs=1e-5)
+    assert engine["pass_rate"] == said["pass_rate" if kept else "pass_rate_before"]
+    files = [out / "layout" / "1" / "model.onnx" for out in (repository, tmp_path / "out")]
+    assert (files[0].read_bytes() == files[1].read_bytes()) is not kept
+    assert files[1].stat().st_size < files[0].stat().st_size + 200
+    assert engine["quantization"]["off_from_simulation"] < 1e-2
+    assert "59 steps of fine-tuning" + (": error" if kept else ", which is not kept: error") in said_of_quality(engine)
+
+
+def test_padded_tokens_do_not_count_as_errors(checkpoints: dict[str, Path]) -> None:
+    part = layout_component(checkpoints["layout"])
+    drawing = Drawing.of(checkpoints["layout"], part, 6, 2)
+    plain = torch_run(part, drawing.module)
+
+    def run(inputs: Any, names: Any, off: float = 0.0) -> dict[str, np.ndarray]:
+        valid = inputs["valid"][..., None]
+        return {OUT: np.where(valid > 0, (1 + off) * plain(inputs, names)[OUT], 7.0)}
+
+    quality, (check,) = drawing.measured(run, 3, lambda text: None)
+    assert (quality.off_px, check.relative_error) == (0.0, 0.0)
+    _, (check,) = drawing.measured(lambda inputs, names: run(inputs, names, 0.01), 3, lambda text: None)
+    assert check.relative_error == pytest.approx(0.01, rel=1e-3)
+
+
 def test_it_is_served_as_any_other(repository: Path) -> None:
     drawer, asked = LayoutDrawer.of(repository / "layout"), held_out_sections(3).sections
     table = drawer.table(drawer.model.facts.scheduler, 4)
@@ -249,6 +289,12 @@ def test_what_it_costs_before_repair_is_said(before: float, within: bool) -> Non
         ({"cache": True}, "--cache is not allowed with --precision w4a8"),
         ({"widths": True}, "--widths is not allowed with --precision w4a8"),
         ({"tokens": True}, "--tokens is not allowed with --precision w4a8"),
+        ({"fine_tune_minutes": -1.0}, r"--fine-tune-minutes: -1 is not allowed; it must be 0 \(none\) to 1440"),
+        ({"fine_tune_minutes": float("nan")}, r"--fine-tune-minutes: nan is not allowed; it must be 0 \(none\) to 1440"),
+        (
+            {"fine_tune_minutes": 1.0, "precision": Precision.FP32},
+            "--fine-tune-minutes is not allowed with --precision fp32; it must be w4a8",
+        ),
     ],
 )
 def test_what_it_does_not_go_with_is_refused(options: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -281,7 +327,9 @@ def test_the_command_says_what_it_costs(checkpoints: dict[str, Path], tmp_path: 
 
     monkeypatch.setattr("nereid_export.layout_cli.export_layout", fake)
     monkeypatch.setattr("nereid_export.layout_cli.show_diffusion", lambda manifest, out: None)
-    made = CliRunner().invoke(app, ["layout", str(checkpoints["layout"]), "--precision", "w4a8", "--out", str(tmp_path)])
+    arguments = ["--precision", "w4a8", "--fine-tune-minutes", "3", "--out", str(tmp_path)]
+    made = CliRunner().invoke(app, ["layout", str(checkpoints["layout"]), *arguments])
     assert made.exit_code == 0, made.output
+    assert asked[0].fine_tune_minutes == 3
     assert asked[0].precision is Precision.W4A8
     assert "40.0% of 400 layouts pass before repair (fp32: 41.0%)" in made.output.replace("\n", " ")

@@ -16,9 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 from nereid_export.engines.onnx_graph import run_file
 from nereid_export.errors import ExportError
 from nereid_export.w4a8.codes import GROUP, codes_of, planes_of, round_carrying, round_to_nearest
-from nereid_export.w4a8.graph import PRODUCT, executed, pack_weights
+from nereid_export.w4a8.graph import PRODUCT, executed, pack_weights, shorten
 from nereid_export.w4a8.layers import (
     ALPHAS,
+    RANK,
     Rounding,
     Statistics,
     best_alpha,
@@ -30,6 +31,7 @@ from nereid_export.w4a8.layers import (
     smoothing,
 )
 from nereid_export.w4a8.products import ProductInEight
+from nereid_export.w4a8.tables import Table
 
 pytestmark = pytest.mark.torch
 RANGES = 4
@@ -69,8 +71,9 @@ def test_codes_come_back_from_their_planes_exactly(bits: int) -> None:
     rng = np.random.default_rng(bits)
     codes = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (7, 3 * GROUP)).astype(np.int8)
     planes = planes_of(codes, bits)
-    assert (planes.dtype, planes.shape) == (np.uint8, (bits, 7, 3 * GROUP // 8))
-    assert np.array_equal(codes_of(planes), codes)
+    assert (planes.dtype, planes.shape) == (np.uint8, (bits, 7 * 3 * GROUP // 8))
+    assert np.array_equal(codes_of(planes, codes.shape), codes)
+    assert np.array_equal(codes_of(planes_of(codes[:, :3], bits), (7, 3)), codes[:, :3])
 
 
 def test_codes_of_more_bits_are_not_stored() -> None:
@@ -219,11 +222,52 @@ def test_a_packed_graph_is_small_computes_the_same_bits_and_executes_in_8_bits(w
     onnx.checker.check_model(str(file), full_check=True)
     assert run_file(file)(given, ["y"])["y"].tobytes() == before.tobytes()
     assert executed(file) == {"QuantizeLinear": 1, PRODUCT: 1, "Add": 1}
-    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(str(file)).graph.initializer}
-    assert stored["bias/half"].dtype == np.float16
-    assert sum(its.nbytes for name, its in stored.items() if name.endswith("planes")) == 128 * 96 // 2
-    assert "weight" not in stored
-    assert size > 0
+    stored = [numpy_helper.to_array(tensor) for tensor in onnx.load(str(file)).graph.initializer]
+    assert any(np.array_equal(its, bias.astype(np.float16)) for its in stored if its.dtype == np.float16)
+    planes = (128 * 96 + 128 * 3 + RANK * (128 + width)) // 2  # codes, groups' scales, correction
+    halves = 2 * (128 + 128)  # channels' steps, bias
+    assert planes + halves <= sum(its.nbytes for its in stored) < planes + halves + 1000
+    assert file.stat().st_size < size
+
+
+def test_names_and_equal_constants_take_next_to_no_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    nodes = []
+    for place in range(2000):
+        constant = helper.make_tensor(f"{place}", TensorProto.FLOAT, [3], [1.0, 2.0, 3.0])
+        nodes.append(helper.make_node("Constant", [], [f"one/{place}"], value=constant, name=f"constant/{place}"))
+        before = f"a/very/long/name/{place - 1}" if place else "x"
+        nodes.append(helper.make_node("Add", [before, f"one/{place}"], [f"a/very/long/name/{place}"], name=f"add/{place}"))
+    nodes.append(helper.make_node("Identity", ["a/very/long/name/1999"], ["a"]))  # which is a short name, too
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [3]) for name in ("x", "a")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "graph", values[:1], values[1:]), opset_imports=[helper.make_opsetid("", 18)], ir_version=9
+    )
+    shorten(model)
+    onnx.save(model, str(file))
+    onnx.checker.check_model(str(file), full_check=True)
+    assert len(model.graph.initializer) == 1
+    assert file.stat().st_size < 25 * 2000
+    x = np.zeros(3, np.float32)
+    assert np.array_equal(run_file(file)({"x": x}, ["a"])["a"], [2000, 4000, 6000])
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_tables_are_stored_in_8_bits_and_have_their_bits(transposed: bool, tmp_path: Path) -> None:
+    values = matrix(40, 24) * np.geomspace(0.01, 1, 40, dtype=np.float32)[:, None]
+    values[3] = 0
+    table, file = Table.of(values), tmp_path / "model.onnx"
+    assert (np.abs(table.matrix() - values) <= 0.51 * table.rows[:, None] + 1e-9).all()
+    used = table.matrix().T.copy() if transposed else table.matrix()
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(used.shape)) for name in ("x", "y")]
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "t"], ["y"])], "graph", value[:1], value[1:], [numpy_helper.from_array(used, "t")]
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(file))
+    pack_weights(file, {}, [Table.of(matrix(9, 9)), table])
+    stored = {its.data_type: its for its in onnx.load(str(file)).graph.initializer}
+    assert set(stored) == {TensorProto.INT8, TensorProto.FLOAT16}
+    assert run_file(file)({"x": np.zeros_like(used)}, ["y"])["y"].tobytes() == used.tobytes()
 
 
 def test_weights_that_are_not_in_the_graph_are_an_error(tmp_path: Path) -> None:

@@ -18,12 +18,18 @@ from numpy.typing import NDArray
 from nereid_export.w4a8.codes import Codes, Floats, damped, round_carrying, round_to_nearest
 
 BITS = 4
-RANK = 8
+RANK = 4
 """Of the correction."""
+FACTOR_BITS = 4
+"""Of its factors' numbers."""
 ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
 SHARES = (0.0, 1 / 16, 1 / 8, 1 / 4)
 """Of a layer's output channels that get one bit more; as many get one bit less."""
+SMALLEST_SCALE = np.float32(1e-12)
+"""Of the 8-bit weights of an output channel."""
 _SMALLEST = 1e-5
+_CUT = tuple(1.0 - 0.05 * step for step in range(14))
+"""Shares of a factor's range that are tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,18 +91,15 @@ class Rounding:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """A matrix N x K of low rank: the product of int8 factors (exact in float32), times a scale a row and one a column."""
+    """A matrix N x K of low rank: the product of factors of `FACTOR_BITS` bits (exact in float32), times a scale."""
 
     left: NDArray[np.int8]
     right: NDArray[np.int8]
-    rows: NDArray[np.float16]
-    columns: NDArray[np.float16]
+    scale: np.float32
 
     def matrix(self) -> NDArray[np.float32]:
         """In the very arithmetic in which an engine unpacks it."""
-        product = self.left.astype(np.float32) @ self.right.astype(np.float32)
-        tall = product * self.rows.astype(np.float32)[:, None]
-        return np.asarray(tall * self.columns.astype(np.float32), np.float32)
+        return np.asarray((self.left.astype(np.float32) @ self.right.astype(np.float32)) * self.scale, np.float32)
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ class QuantisedLayer:
     @cached_property
     def scales(self) -> NDArray[np.float32]:
         """Of the 8-bit weights, one for each output channel."""
-        return np.maximum(np.abs(self.stored).max(1) / np.float32(127), np.float32(1e-12)).astype(np.float32)
+        return np.maximum(np.abs(self.stored).max(1) / np.float32(127), SMALLEST_SCALE).astype(np.float32)
 
     @cached_property
     def multiplied(self) -> NDArray[np.int8]:
@@ -218,7 +221,7 @@ def kurtosis(weights: Floats) -> Floats:
 
 
 def corrected(error: Floats, gram: Floats, rank: int) -> Correction:
-    """The product of rank `rank` that takes most of this error out of the layer's outputs, in 8 bits.
+    """The product of rank `rank` that takes most of this error out of the layer's outputs, in `FACTOR_BITS` bits.
 
     With the symmetric root S of the Gram matrix, ||(E - LR) S|| is least where LR S is the best approximation of E S.
     """
@@ -227,14 +230,23 @@ def corrected(error: Floats, gram: Floats, rank: int) -> Correction:
     left, sizes, right = np.linalg.svd(error @ (vectors * roots) @ vectors.T, full_matrices=False)
     halves = np.sqrt(sizes[:rank])
     thin = right[:rank] @ (vectors / roots) @ vectors.T
-    rows, first = _eight(left[:, :rank] * halves, 1)
-    columns, second = _eight(halves[:, None] * thin, 0)
-    return Correction(first, second, rows, columns)
+    return factored(left[:, :rank] * halves, halves[:, None] * thin)
 
 
-def _eight(factor: Floats, axis: int) -> tuple[NDArray[np.float16], NDArray[np.int8]]:
-    """Scales along the other axis, and whole numbers."""
-    scales = (np.abs(factor).max(axis) / 127).astype(np.float16)
-    scales[scales == 0] = 1
-    made = np.clip(np.rint(factor / np.expand_dims(scales.astype(np.float64), axis)), -127, 127)
-    return scales, made.astype(np.int8)
+def factored(left: Floats, right: Floats) -> Correction:
+    """A product of these factors."""
+    (first, one), (second, other) = _whole(left), _whole(right)
+    return Correction(first, second, np.float32(one * other))
+
+
+def _whole(factor: Floats) -> tuple[NDArray[np.int8], float]:
+    """Whole numbers, and the scale with which they are nearest to this, of those tried."""
+    most = 2 ** (FACTOR_BITS - 1) - 1
+    largest = float(np.abs(factor).max(initial=0.0)) or 1.0
+    best, made = np.inf, (np.zeros(factor.shape, np.int8), 1.0)
+    for share in _CUT:
+        scale = share * largest / most
+        codes = np.clip(np.rint(factor / scale), -most, most)
+        if (error := float(((codes * scale - factor) ** 2).sum())) < best:
+            best, made = error, (codes.astype(np.int8), scale)
+    return made

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nereid_export.w4a8.layers import QuantisedLayer
+from nereid_export.w4a8.tables import Table
 
 
 class _Product(torch.autograd.Function):
@@ -81,3 +82,8 @@ def halved(value: Tensor) -> Tensor:
 def layers_of(module: nn.Module) -> dict[str, QuantisedLayer]:
     """By the names that their weights have in an exported graph."""
     return {f"{name}.weight": part.layer for name, part in module.named_modules() if isinstance(part, ProductInEight)}
+
+
+def tables_of(module: nn.Module) -> list[Table]:
+    """Those that its parts compute with, as they keep them in `tables`."""
+    return [table for part in module.modules() for table in getattr(part, "tables", ())]

@@ -3,7 +3,7 @@
 Smoothing costs nothing where something per channel stands before a layer: of qkv and fc1 it is in the modulation of the norm, of
 proj in the rows of qkv that make values. Timesteps are divided into ranges; what inputs of a block's layers are rounded by is
 that of the row's range, from one table. The layers of time and canvas have one range. The first layers and the last, embeddings
-and norms compute in float32, of values that halves hold.
+and norms compute in float32: of values of 8 bits (embeddings, the first layers, modulation), or that halves hold.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from nereid_export.w4a8.layers import RANK, QuantisedLayer, Statistics, quantise
 from nereid_export.w4a8.products import LinearInEight, ProductInEight, halved
+from nereid_export.w4a8.tables import Table
 from nereid_zoo.layout.draw import TRAIN_TIMESTEPS, Predict
 from nereid_zoo.layout.model import Block, Branches, LayoutTransformer
 
@@ -29,6 +30,9 @@ RANGES = 8
 IN_BLOCK = ("qkv", "proj", "fc1", "fc2")
 OF_CONDITION = ("time_embed.0", "time_embed.2", "canvas_embed.2", "condition", "last_condition")
 """Layers outside of blocks that are quantised."""
+EMBEDDINGS = ("class_embed", "order_embed", "parent_embed", "depth_embed")
+FIRST = ("embed", "canvas_token", "canvas_embed.0")
+"""Layers of inputs of many kinds. Their weights are stored in 8 bits, a scale for each input, and multiplied in float32."""
 _ROWS = 8
 """Inputs of a layer that are kept of a call."""
 MOST_ROWS = 1024
@@ -124,11 +128,9 @@ class Observer:
 
         def met(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             rows = inputs[0]
+            places = self._places
             if rows.ndim == 3:
-                places = self._places[:, None].expand(rows.shape[:2])[self._valid]
-                rows = rows[self._valid]
-            else:
-                places = self._places
+                places, rows = places[:, None].expand(rows.shape[:2])[self._valid], rows[self._valid]
             places = places if ranged else torch.zeros_like(places)
             if name not in self._met:
                 self._met[name] = _Met.none(RANGES if ranged else 1, rows.shape[-1])
@@ -152,11 +154,16 @@ def quantised_layers(
     made: dict[str, QuantisedLayer] = {}
     for name in sorted(names, key=lambda its: not its.endswith("proj")):  # before qkv, whose values it scales
         told(f"{name}: layer {len(made) + 1} of {len(names)}")
-        weights = transformer.get_submodule(name).get_parameter("weight").detach().numpy().copy()
-        if name.endswith("qkv"):
-            weights[-transformer.config.width :] *= made[name.replace("qkv", "proj")].smooth[:, None]
-        made[name] = quantise(weights, statistics[name], rank=rank)
+        made[name] = quantise(weights_of(transformer, name, made), statistics[name], rank=rank)
     return {name: made[name] for name in names}
+
+
+def weights_of(transformer: LayoutTransformer, name: str, layers: Mapping[str, QuantisedLayer]) -> np.ndarray:
+    """A layer's exact weights, before its own inputs are smoothed; a qkv's make the values that its proj takes."""
+    weights: np.ndarray = transformer.get_submodule(name).get_parameter("weight").detach().numpy().copy()
+    if name.endswith("qkv"):
+        weights[-transformer.config.width :] *= layers[name.replace("qkv", "proj")].smooth[:, None]
+    return weights
 
 
 class _Rows:
@@ -183,7 +190,8 @@ class QuantisedBlock(Block):
             whole[row] = torch.from_numpy(layers[name].smooth)
         table = block.modulation.detach().clone()
         table[[1, 4]] += 1
-        self.register_buffer("table", halved(table))
+        self.tables = [rounded := Table.of(table.numpy())]
+        self.register_buffer("table", torch.from_numpy(rounded.matrix()))
         self.register_buffer("smooth", whole)
         self.register_buffer("smooth_mlp", torch.from_numpy(layers["fc2"].smooth))
         biases = {name: getattr(block, name).bias.detach().clone() for name in IN_BLOCK}
@@ -239,6 +247,8 @@ class QuantisedTransformer(LayoutTransformer):
 
     gains: Tensor
     rows: list[_Rows]
+    tables: list[Table]
+    """What is stored in 8 bits."""
 
     @classmethod
     def of(cls, transformer: LayoutTransformer, layers: Mapping[str, QuantisedLayer]) -> QuantisedTransformer:
@@ -246,6 +256,11 @@ class QuantisedTransformer(LayoutTransformer):
         config = transformer.config
         made = cls(width=config.width, layers=config.layers, heads=config.heads, mlp_ratio=config.mlp_ratio)
         kept = {name: halved(value) for name, value in transformer.state_dict().items()}
+        made.tables = []
+        for name in (*EMBEDDINGS, *FIRST):
+            weight = transformer.get_submodule(name).get_parameter("weight").detach().numpy()
+            made.tables.append(table := Table.of(weight.T if name in FIRST else weight))
+            kept[f"{name}.weight"] = torch.from_numpy(table.matrix().T if name in FIRST else table.matrix())
         made.load_state_dict(kept)
         for name in OF_CONDITION:
             home, _, own = name.rpartition(".")
