@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,9 @@ from nereid_export.w4a8.codes import GROUP
 from nereid_export.w4a8.graph import PRODUCT, executed, pack_weights
 from nereid_export.w4a8.layers import BITS, RANK, QuantisedLayer
 from nereid_export.w4a8.products import layers_of
+
+if TYPE_CHECKING:
+    from nereid_zoo.layout.draw import Flow
 
 CALIBRATION_BRIEFS = 128
 """Sections whose layouts the inputs of layers are taken from."""
@@ -229,7 +232,7 @@ class _Drawing:
     """A transformer's module in float32, and how its layouts are drawn."""
 
     module: nn.Module
-    shift: float
+    flow: Flow
     parameters: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -237,9 +240,9 @@ class _Drawing:
 
     @classmethod
     def of(cls, checkpoint: Path, module: nn.Module) -> _Drawing:
-        from nereid_zoo.layout.draw import shift_of
+        from nereid_zoo.layout.draw import flow_of
 
-        return cls(module, shift_of(checkpoint))
+        return cls(module, flow_of(checkpoint))
 
     def quantised(self, told: Callable[[str], None]) -> tuple[nn.Module, dict[str, QuantisedLayer]]:
         """The same with 8-bit products, calibrated on layouts that this one draws; its layers."""
@@ -255,7 +258,7 @@ class _Drawing:
             for turn, steps in enumerate(CALIBRATION_STEPS):
                 told(f"drawing layouts of {CALIBRATION_BRIEFS} briefs: {steps} steps, {turn + 1} of {turns}")
                 chosen = range(turn, len(sections), turns)
-                draw(predict, [sections[place] for place in chosen], chosen, steps=steps, shift=self.shift)
+                draw(predict, [sections[place] for place in chosen], chosen, steps=steps, flow=self.flow)
         layers = quantised_layers(transformer, observer.statistics(), told)
         return Velocity(QuantisedTransformer.of(transformer, layers)).eval(), layers
 
@@ -268,9 +271,9 @@ class _Drawing:
         sections, calls = sample_sections(BRIEFS, 19), _Calls(torch_run(component, self.module))
         seeds = range(len(sections))
         told(f"drawing layouts of {BRIEFS} briefs in float32")
-        plain = draw(calls, sections, seeds, steps=STEPS, shift=self.shift)
+        plain = draw(calls, sections, seeds, steps=STEPS, flow=self.flow)
         told(f"drawing layouts of {BRIEFS} briefs with the engine")
-        drawn = draw(lambda inputs: run(as_called(inputs), [OUT])[OUT], sections, seeds, steps=STEPS, shift=self.shift, rows=rows)
+        drawn = draw(lambda inputs: run(as_called(inputs), [OUT])[OUT], sections, seeds, steps=STEPS, flow=self.flow, rows=rows)
         return LayoutQuality.of(sections, drawn, plain), calls.kept
 
 

@@ -64,7 +64,8 @@ class BranchedVelocity(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(self.inputs, inputs, strict=True))
-        numbers = self.transformer.numbers(given[SAMPLE], given["known"], given["field_mask"], given["content"])
+        told = (given[name] for name in ("known", "field_mask", "classes", "parents", "content", "canvas"))
+        numbers = self.transformer.numbers(given[SAMPLE], *told)
         hidden, made = self.transformer.branched(
             numbers,
             given[TIMESTEP][:, 0],
