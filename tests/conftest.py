@@ -300,7 +300,8 @@ def write_repository(out: Path, checkpoints: dict[str, Path]) -> None:
     export_layout(checkpoints["layout"], out, engine="openvino", name="ov")
     export_layout_w4a8(checkpoints["layout"], out, name="w4a8")
     set_parameters(out, "ov_layout", engine_patience_seconds=0.01)
-    export_page(out, picture_prompts=ZOO / "shapes" / "page-prompts.json")
+    export_llm(ZOO / "planner" / "checkpoint", out, name="planner")
+    export_page(out, planner="planner_llm", picture_prompts=ZOO / "shapes" / "page-prompts.json")
     for model in ("llm", "exact_llm"):
         set_parameters(out, model, kv_tokens=16384)
     set_parameters(out, "llm", stream_interval_seconds=0)  # streams are as fine as they can be

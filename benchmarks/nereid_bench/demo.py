@@ -18,6 +18,7 @@ from nereid_client.browser import BrowserError, find_browser, screenshot
 from nereid_client.terminal import console, fail
 from nereid_export.bar import progress_bar
 from nereid_export.checkpoint import Checkpoint
+from nereid_export.configs import prefixed
 from nereid_export.diffusion import export_diffusion
 from nereid_export.engines import Engine
 from nereid_export.errors import ExportError
@@ -44,6 +45,8 @@ PROMPTS = (
 )
 BRIEF = 'pricing section for a bakery, three tiers, a "Order now" button'
 PAGE_BRIEF = "landing page for a bakery"
+PLANNER = "planner"
+"""The name that the language model which plans pages is exported under."""
 ZOOM = 2
 
 
@@ -91,18 +94,19 @@ def demo(
 
 
 def _export(repository: Path) -> None:
-    """Both shipped checkpoints, unless they stand there already; the image pipeline's engines are the fastest ones here."""
+    """The shipped checkpoints, unless they stand there already; the image pipeline's engines are the fastest ones here."""
     if _is_exported(repository / "text_to_image", Checkpoint.open(CHECKPOINT).digest()):
         console.print(f"{repository} has the image pipeline already", highlight=False)
     else:
         with progress_bar() as bar:
             export_diffusion(ExportOptions(checkpoint=CHECKPOINT, out=repository, engine=Engine.AUTO), bar)
-    if _is_exported(repository / "llm", LlmCheckpoint.open(sections.CHECKPOINT).digest()):
-        console.print(f"{repository} has the language model already", highlight=False)
-    else:
-        with progress_bar() as bar:
-            export_llm(LlmExportOptions(checkpoint=sections.CHECKPOINT, out=repository), bar)
-
+    for name, checkpoint in (("", sections.CHECKPOINT), (PLANNER, pages.CHECKPOINT)):
+        model = prefixed("llm", name)
+        if _is_exported(repository / model, LlmCheckpoint.open(checkpoint).digest()):
+            console.print(f"{repository} has the language model {model} already", highlight=False)
+        else:
+            with progress_bar() as bar:
+                export_llm(LlmExportOptions(checkpoint=checkpoint, out=repository, name=name), bar)
     _export_page(repository)
 
 
@@ -112,7 +116,7 @@ def _export_page(repository: Path) -> None:
         with progress_bar() as bar:
             export_layout(LayoutExportOptions(checkpoint=layout.CHECKPOINT, out=repository), bar)
     with progress_bar() as bar:
-        export_page(PageExportOptions(out=repository, picture_prompts=pages.PROMPTS), bar)
+        export_page(PageExportOptions(out=repository, planner=prefixed("llm", PLANNER), picture_prompts=pages.PROMPTS), bar)
 
 
 def _is_exported(home: Path, digest: str) -> bool:

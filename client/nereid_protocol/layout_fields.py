@@ -92,7 +92,7 @@ LAYOUT_FIELDS: tuple[Field, ...] = (
     Field(
         name="scheduler",
         dtype=DType.STRING,
-        help="A solver of a rectified flow: euler, dpmpp_2m, dpmpp_3m, dpmpp_2s, dpmpp_2m_sde or unipc.",
+        help="A solver of a rectified flow: euler, dpmpp_2m, dpmpp_3m, dpmpp_2s, dpmpp_2m_sde, lcm or unipc.",
         default="the checkpoint's",
         models=_LAYOUT,
         option="--scheduler",

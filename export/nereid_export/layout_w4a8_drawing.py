@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from nereid_export.components import Component
 from nereid_export.engines.check import Check, Inputs, Run, compare_together, references_of, torch_run
 from nereid_export.layout_samples import off_pixels, passed_each, passed_shares, sample_sections
 from nereid_export.w4a8.layers import QuantisedLayer
+
+if TYPE_CHECKING:
+    from nereid_zoo.layout.draw import Flow
 
 LOSS_BOUND = 1.0
 """Points of layouts that pass all error checks that 8-bit products may cost.
@@ -72,7 +75,7 @@ class Drawing:
 
     component: Component
     module: nn.Module
-    shift: float
+    flow: Flow
     briefs: int
     """Sections whose layouts engines are measured by, drawn in `steps` steps."""
     steps: int
@@ -84,9 +87,9 @@ class Drawing:
 
     @classmethod
     def of(cls, checkpoint: Path, component: Component, briefs: int, steps: int) -> Drawing:
-        from nereid_zoo.layout.draw import shift_of
+        from nereid_zoo.layout.draw import flow_of
 
-        return cls(component, component.load(), shift_of(checkpoint), briefs, steps)
+        return cls(component, component.load(), flow_of(checkpoint), briefs, steps)
 
     def quantised(
         self, briefs: int, numbers_of_steps: Sequence[int], told: Callable[[str], None]
@@ -104,7 +107,7 @@ class Drawing:
             for turn, steps in enumerate(numbers_of_steps):
                 told(f"drawing layouts of {briefs} briefs: {steps} steps, {turn + 1} of {turns}")
                 chosen = range(turn, len(sections), turns)
-                draw(predict, [sections[place] for place in chosen], chosen, steps=steps, shift=self.shift)
+                draw(predict, [sections[place] for place in chosen], chosen, steps=steps, flow=self.flow)
         layers = quantised_layers(transformer, observer.statistics(), told)
         return Velocity(QuantisedTransformer.of(transformer, layers)).eval(), layers
 
@@ -117,7 +120,7 @@ class Drawing:
         assert isinstance(self.module, Velocity)
         assert isinstance(module, Velocity)
         assert isinstance(module.transformer, QuantisedTransformer)
-        made, steps = fine_tune(module.transformer, self.module.transformer, minutes, told, shift=self.shift)
+        made, steps = fine_tune(module.transformer, self.module.transformer, minutes, told, flow=self.flow)
         return Velocity(made).eval(), steps
 
     def measured(self, run: Run, rows: int, told: Callable[[str], None]) -> tuple[LayoutQuality, list[Check]]:
@@ -135,7 +138,7 @@ class Drawing:
             sections,
             range(len(sections)),
             steps=self.steps,
-            shift=self.shift,
+            flow=self.flow,
             rows=rows,
         )
         references = references_of(self.component, self.module, calls)
@@ -151,7 +154,7 @@ class Drawing:
         if self._plain is None:
             told(f"drawing layouts of {self.briefs} briefs in float32")
             calls = _Calls(torch_run(self.component, self.module))
-            self._plain = draw(calls, sections, range(len(sections)), steps=self.steps, shift=self.shift), calls.kept
+            self._plain = draw(calls, sections, range(len(sections)), steps=self.steps, flow=self.flow), calls.kept
         return self._plain
 
 

@@ -54,6 +54,12 @@ def text_style(kind: ElementClass, canvas: Canvas) -> TextStyle | None:
     return small or _STYLES.get(kind)
 
 
+def line_height(kind: ElementClass, canvas: Canvas) -> int:
+    """CSS pixels of a line of a class whose height grows with its text; 0 of the others."""
+    style = text_style(kind, canvas)
+    return 0 if style is None or kind in _HEIGHTS else style.line
+
+
 def needed_width(element: Element, canvas: Canvas) -> float:
     """The least width in CSS pixels: a button's or link's whole label, an image's by its least height, else the longest word."""
     style = text_style(element.kind, canvas)

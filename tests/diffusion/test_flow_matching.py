@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from nereid.diffusion.solvers import ScheduleError, SchedulerConfig, SchedulerName, Spacing, build_table, default_scheduler
+from nereid.diffusion.solvers.terms import Term
 
 diffusers = pytest.importorskip("diffusers")
-from diffusers_runs import run_diffusers, run_ours
+from diffusers_runs import noise_at, run_diffusers, run_ours
 
 pytestmark = pytest.mark.torch
 
@@ -30,6 +31,21 @@ def test_euler_equals_diffusers_flow_matching(shift: float, steps: int) -> None:
     scheduler.init_noise_sigma, scheduler.scale_model_input = 1.0, lambda sample, timestep: sample
     theirs = run_diffusers(scheduler, steps, sigmas=list(np.linspace(1, 1 / steps, steps)))
     assert_close(run_ours(SchedulerName.EULER, config, steps), theirs)
+
+
+@pytest.mark.parametrize("kind", ["FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler"])
+def test_lcm_of_a_flow_is_diffusers_stochastic_euler_and_its_lcm(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    steps = 6
+    scheduler = getattr(diffusers, kind)(shift=0.5)
+    scheduler.init_noise_sigma, scheduler.scale_model_input = 1.0, lambda sample, timestep: sample
+    if kind == "FlowMatchEulerDiscreteScheduler":
+        scheduler.register_to_config(stochastic_sampling=True)
+        # Only Euler draws here: it has no other noise than this, and steps count themselves.
+        monkeypatch.setattr(torch, "randn_like", lambda like: torch.from_numpy(noise_at(scheduler.step_index)))
+    theirs = run_diffusers(scheduler, steps, sigmas=list(np.linspace(1, 1 / steps, steps)))
+    assert_close(run_ours(SchedulerName.LCM, {**FLOW, "shift": 0.5}, steps), theirs)
 
 
 def test_linspace_visits_diffusers_own_levels() -> None:
@@ -75,6 +91,13 @@ def test_given_sigmas_are_a_run_from_the_middle() -> None:
 
 def test_a_flow_is_euler_where_nobody_names_a_solver() -> None:
     assert default_scheduler(FLOW) is SchedulerName.EULER
+    assert default_scheduler({**FLOW, "stochastic_sampling": False}) is SchedulerName.EULER
+
+
+def test_a_flow_whose_file_says_stochastic_sampling_is_lcm() -> None:
+    config = {**FLOW, "stochastic_sampling": True}
+    assert default_scheduler(config) is SchedulerName.LCM
+    assert build_table(SchedulerName.LCM, SchedulerConfig.from_diffusers(config), 4).next_sample[:3, Term.NOISE].all()
 
 
 @pytest.mark.parametrize(
@@ -97,7 +120,7 @@ def test_what_a_flow_does_not_take_is_refused_by_name(name: str, changes: dict[s
     ("settings", "said"),
     [
         ({"use_dynamic_shifting": True}, "use_dynamic_shifting: True is not supported"),
-        ({"stochastic_sampling": True}, "stochastic_sampling: True is not supported"),
+        ({"stochastic_sampling": "yes"}, "stochastic_sampling: 'yes' is not supported"),
         ({"shift": 0}, "shift: 0 is not supported"),
         ({"beta_start": 0.1}, "beta_start is not known"),
     ],

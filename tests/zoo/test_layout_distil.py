@@ -21,7 +21,7 @@ from nereid_zoo.layout.distil import (
     settled,
     trainable,
 )
-from nereid_zoo.layout.draw import TRAIN_TIMESTEPS, draw, noise_levels
+from nereid_zoo.layout.draw import TRAIN_TIMESTEPS, Flow, draw, noise_levels
 from nereid_zoo.layout.model import LayoutTransformer, load
 from nereid_zoo.layout.quantised import Observer, QuantisedTransformer, quantised_layers
 from nereid_zoo.layout.score import held_out_sections
@@ -45,7 +45,7 @@ def student(teacher: LayoutTransformer) -> QuantisedTransformer:
 @pytest.fixture(scope="module")
 def lessons(teacher: LayoutTransformer) -> list[Taught]:
     torch.manual_seed(1)
-    return lessons_of(teacher, Batches(8, 1), 6, 0.5)
+    return lessons_of(teacher, Batches(8, 1), 6, Flow(0.5))
 
 
 # --- relations ---
@@ -85,7 +85,7 @@ def test_padded_tokens_have_no_relations() -> None:
 
 
 def test_lessons_are_neighbouring_steps_of_the_teachers_runs(teacher: LayoutTransformer, lessons: list[Taught]) -> None:
-    levels = noise_levels(6, 0.5)
+    levels = noise_levels(6, Flow(0.5))
     assert len(lessons) == 6 - NEIGHBOURS + 1
     for place, taught in enumerate(lessons):
         for step, (call, velocity) in enumerate(zip(taught.calls, taught.velocities, strict=True)):
@@ -132,7 +132,7 @@ def test_fine_tuning_brings_the_student_nearer_within_its_time(
     clock = iter(range(10_000))
     monkeypatch.setattr("nereid_zoo.layout.distil.monotonic", lambda: float(next(clock)))  # a second a step
     before, said = {name: value.clone() for name, value in student.state_dict().items()}, list[str]()
-    made, steps = fine_tune(student, teacher, 2.0, said.append, shift=0.5, rows=8)
+    made, steps = fine_tune(student, teacher, 2.0, said.append, flow=Flow(0.5), rows=8)
     assert steps == len(said) == 119
     assert said[-1].startswith("fine-tuning: step 119, 2.0 of 2 minutes, velocity's error 0.")
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
@@ -151,5 +151,5 @@ def test_fine_tuning_leaves_the_random_numbers_of_others_alone(teacher: LayoutTr
     torch.manual_seed(5)
     wanted = torch.rand(3)
     torch.manual_seed(5)
-    fine_tune(student, teacher, 1e-4, lambda text: None, shift=0.5, rows=2)
+    fine_tune(student, teacher, 1e-4, lambda text: None, flow=Flow(0.5), rows=2)
     assert torch.equal(torch.rand(3), wanted)

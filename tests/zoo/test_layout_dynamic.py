@@ -18,7 +18,7 @@ from nereid.diffusion.dynamic_width import WidthEngine
 from nereid.layout.tokens import tokens_of
 from nereid_zoo.cli import app
 from nereid_zoo.layout.batches import Batches, sample_row
-from nereid_zoo.layout.draw import starting_noise, torch_predict
+from nereid_zoo.layout.draw import noise_of, torch_predict
 from nereid_zoo.layout.dynamic import DynamicLayoutTransformer, Width, load_dynamic, ranges, straight_through
 from nereid_zoo.layout.dynamic_train import DynamicPlan, fit, step_losses, train_dynamic
 from nereid_zoo.layout.model import LayoutTransformer, load
@@ -43,7 +43,7 @@ def inputs(rows: int, count: int = 16) -> dict[str, Tensor]:
         section = sample_row(rng)[0]
         if len(section) <= count:
             sections.append(section)
-    boxes = torch.from_numpy(starting_noise(range(rows), count))
+    boxes = torch.from_numpy(noise_of(range(rows), count))
     return {**tensors(tokens_of(sections, count), "cpu"), "boxes": boxes, "timestep": torch.linspace(40, 960, rows)}
 
 

@@ -23,7 +23,7 @@ from nereid_export.engines.precision import Precision
 from nereid_zoo.cli import app
 from nereid_zoo.layout.batches import Batches, sample_row
 from nereid_zoo.layout.component import layout_component, onnx_predict
-from nereid_zoo.layout.draw import draw, draw_tokens, noise_levels, shift_of, starting_noise, torch_predict
+from nereid_zoo.layout.draw import Flow, draw, draw_tokens, flow_of, noise_levels, noise_of, torch_predict
 from nereid_zoo.layout.features import Spoiled, features_of, frechet_distance, spoil
 from nereid_zoo.layout.features_model import train_features
 from nereid_zoo.layout.losses import losses, sibling_overlap, unaligned
@@ -62,15 +62,15 @@ def test_it_has_three_million_parameters_and_begins_by_answering_nothing() -> No
     transformer = LayoutTransformer().eval()
     assert 2.8e6 < sum(parameter.numel() for parameter in transformer.parameters()) < 3.3e6
     tokens = tokens_of(sections(2), 32)
-    assert not velocity(transformer, tokens, starting_noise([0, 1], 32), [1.0, 0.5]).any()
+    assert not velocity(transformer, tokens, noise_of([0, 1], 32), [1.0, 0.5]).any()
 
 
 def test_a_rows_answer_depends_on_that_row_alone() -> None:
     transformer, asked = awake(), sections(4)
-    together = velocity(transformer, tokens_of(asked, 32), starting_noise(range(4), 32), [0.1, 0.4, 0.7, 1.0])
+    together = velocity(transformer, tokens_of(asked, 32), noise_of(range(4), 32), [0.1, 0.4, 0.7, 1.0])
     for row, (section, level) in enumerate(zip(asked, [0.1, 0.4, 0.7, 1.0], strict=True)):
         own = len(section)
-        alone = velocity(transformer, tokens_of([section], own), starting_noise([row], own), [level])
+        alone = velocity(transformer, tokens_of([section], own), noise_of([row], own), [level])
         assert np.abs(together[row, :own] - alone[0]).max() < 1e-5
         assert np.abs(alone).max() > 0.1
 
@@ -84,7 +84,7 @@ def test_each_input_is_read(name: str) -> None:
     other = replace(tokens, **{name: value})
     if name == "known":  # read where it is given
         tokens, other = (replace(each, field_mask=np.ones_like(each.field_mask)) for each in (tokens, other))
-    boxes = starting_noise([0], tokens.valid.shape[1])
+    boxes = noise_of([0], tokens.valid.shape[1])
     assert np.abs(velocity(transformer, tokens, boxes, [0.5]) - velocity(transformer, other, boxes, [0.5])).max() > 1e-4
 
 
@@ -108,7 +108,7 @@ def test_a_folder_is_diffusers_and_comes_back_the_same(tmp_path: Path) -> None:
     }
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["scheduler"] == ["diffusers", "FlowMatchEulerDiscreteScheduler"]
-    assert shift_of(tmp_path) == 1
+    assert flow_of(tmp_path) == Flow(1.0)
     again = tmp_path / "again"
     save(load(tmp_path), again)  # as a training does with what its last phase has kept
     assert "_name_or_path" not in (again / "transformer" / "config.json").read_text()
@@ -266,7 +266,7 @@ def test_the_exported_graph_answers_as_pytorch_does(rows: int, count: int, graph
     tokens = tokens_of([section for section in sections(60, seed=9) if len(section) <= count][:rows], count)
     inputs = {
         **tokens.as_inputs(),
-        "boxes": starting_noise(range(rows), count),
+        "boxes": noise_of(range(rows), count),
         "timestep": np.linspace(20, 1000, rows, dtype=np.float32),
     }
     wanted, made = torch_predict(folder)(inputs), onnx_predict(file)(inputs)

@@ -37,9 +37,10 @@ FLOW = (
     SchedulerName.DPMPP_2M,
     SchedulerName.DPMPP_3M,
     SchedulerName.DPMPP_2M_SDE,
+    SchedulerName.LCM,
     SchedulerName.UNIPC,
 )
-"""Solvers of a rectified flow: Euler is flow-match Euler, and the others are those of its ratios of noise to signal."""
+"""Solvers of a rectified flow: Euler and LCM are flow-match Euler and LCM, the others those of its ratios of noise to signal."""
 
 
 def check_choices(name: SchedulerName, config: SchedulerConfig, steps: int) -> None:

@@ -68,6 +68,8 @@ def default_scheduler(config: Mapping[str, Any]) -> SchedulerName:
     name = str(config.get("_class_name", "")).removeprefix("Flax")
     karras = bool(config.get("use_karras_sigmas"))
     match name:
+        case "FlowMatchEulerDiscreteScheduler" if config.get("stochastic_sampling"):
+            family = SchedulerName.LCM
         case "DPMSolverMultistepScheduler" if str(config.get("algorithm_type", "")).startswith("sde-"):
             family = SchedulerName.DPMPP_2M_SDE
         case "DPMSolverMultistepScheduler" if config.get("solver_order") == 3:

@@ -88,8 +88,11 @@ def euler_ancestral(levels: Levels, config: SchedulerConfig) -> list[Step]:
 
 
 def lcm(levels: Levels, config: SchedulerConfig) -> list[Step]:
-    """Luo et al. (2023): the boundary condition, then noise again up to the next level."""
+    """Luo et al. (2023): the boundary condition, then noise again up to the next level. A flow has no boundary condition: this is
+    diffusers' FlowMatchLCM, and its FlowMatchEuler with `stochastic_sampling`."""
     signals, noises = levels.alpha(levels.targets), levels.noise(levels.targets)
+    if levels.flow:
+        return [Step({Term.CLEAN: signal, Term.NOISE: level}) for signal, level in zip(signals, noises, strict=True)]
     steps = []
     for timestep, signal, level in zip(levels.timesteps, signals, noises, strict=True):
         scaled = timestep * config.timestep_scaling

@@ -114,7 +114,7 @@ _FLOW_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "use_exponential_sigmas": (False,),
     "use_beta_sigmas": (False,),
     "invert_sigmas": (False,),
-    "stochastic_sampling": (False,),
+    "stochastic_sampling": (False, True),  # `default_scheduler` reads it
     "shift_terminal": (),
 }
 _FLOW_WITHOUT_EFFECT = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type")

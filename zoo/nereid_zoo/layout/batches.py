@@ -15,6 +15,9 @@ from nereid_zoo.layout.layouts import sample_layout
 
 AHEAD = 8
 """Batches that are made at once and sorted by length: little of a batch is padding then."""
+USES = 3
+"""Times that a layout is trained on before others are made, each with other noise and another task: making one takes a third as
+long as a step with it."""
 DRAFTED = (4.0, 32.0)
 """CSS pixels by which a draft to refine is off (standard deviation)."""
 
@@ -55,14 +58,19 @@ class Batches:
 
     def __init__(self, rows: int, seed: int) -> None:
         self._rows, self._rng, self._numpy = rows, Random(seed), np.random.default_rng(seed)
+        self._parts: list[list[tuple[Section, list[Box]]]] = []
+        self._uses = 0
         self._ready: list[Batch] = []
 
     def next(self) -> Batch:
         if not self._ready:
-            drawn = sorted((sample_row(self._rng) for _ in range(AHEAD * self._rows)), key=lambda row: len(row[0]))
-            parts = [drawn[start : start + self._rows] for start in range(0, len(drawn), self._rows)]
-            self._rng.shuffle(parts)
-            self._ready = [batch_of(part, self._numpy) for part in parts]
+            if not self._uses:
+                drawn = sorted((sample_row(self._rng) for _ in range(AHEAD * self._rows)), key=lambda row: len(row[0]))
+                self._parts = [drawn[start : start + self._rows] for start in range(0, len(drawn), self._rows)]
+                self._uses = USES
+            self._uses -= 1
+            self._rng.shuffle(self._parts)
+            self._ready = [batch_of(part, self._numpy) for part in self._parts]
         return self._ready.pop()
 
 

@@ -20,7 +20,7 @@ from nereid_export.engines.check import random_inputs
 from nereid_export.engines.onnx_graph import run_file
 from nereid_zoo.layout.draw import DYNAMIC, Predict
 from nereid_zoo.layout.dynamic import DynamicLayoutTransformer, Width, load_dynamic
-from nereid_zoo.layout.model import LayoutTransformer, load
+from nereid_zoo.layout.model import NUMBERED, LayoutTransformer, load
 from nereid_zoo.layout.skipping import Routing, above, counted
 
 NEARLY = 1e-3
@@ -68,7 +68,7 @@ class BranchedVelocity(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(self.inputs, inputs, strict=True))
-        numbers = self.transformer.numbers(given[SAMPLE], given["known"], given["field_mask"], given["content"])
+        numbers = self.transformer.numbers(given[SAMPLE], *(given[name] for name in NUMBERED))
         hidden, made = self.transformer.branched(
             numbers,
             given[TIMESTEP][:, 0],

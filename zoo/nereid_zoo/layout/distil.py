@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from time import monotonic
 
@@ -23,8 +24,8 @@ from nereid_export.w4a8.products import LinearInEight, ProductInEight, halved
 from nereid_export.w4a8.tables import Table
 from nereid_export.w4a8.tuning import CODE_RATE, TunedProduct
 from nereid_zoo.layout.batches import Batches
-from nereid_zoo.layout.draw import TRAIN_TIMESTEPS, noise_levels
-from nereid_zoo.layout.model import MASKED, LayoutTransformer
+from nereid_zoo.layout.draw import TRAIN_TIMESTEPS, Flow, noise_levels
+from nereid_zoo.layout.model import MASKED, NUMBERED, LayoutTransformer
 from nereid_zoo.layout.quantised import IN_BLOCK, QuantisedBlock, QuantisedTransformer, weights_of
 from nereid_zoo.optimisation import cosine_rate
 
@@ -75,7 +76,7 @@ def fine_tune(
     minutes: float,
     told: Callable[[str], None],
     *,
-    shift: float,
+    flow: Flow,
     rows: int = 32,
 ) -> tuple[QuantisedTransformer, int]:
     """The student after so many minutes, and how many steps those were; both that are given stay as they are."""
@@ -84,7 +85,7 @@ def fine_tune(
     optimizer = torch.optim.Adam([{"params": [parameter], "share": share} for parameter, share in parameters], betas=(0.9, 0.99))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
-        for step, taught in enumerate(_lessons(teacher, shift, rows)):
+        for step, taught in enumerate(_lessons(teacher, flow, rows)):
             done = (monotonic() - begun) / (60 * minutes)
             if done >= 1:
                 break
@@ -136,34 +137,36 @@ def _relations(features: Sequence[Tensor], counted: Tensor) -> Tensor:
 
 def _called(network: LayoutTransformer, call: Given) -> tuple[Tensor, Tensor]:
     """Velocities, and features of all tokens, the canvas' first."""
-    numbers = network.numbers(call["boxes"], call["known"], call["field_mask"], call["content"])
+    numbers = network.numbers(call["boxes"], *(call[name] for name in NUMBERED))
     names = ("timestep", "classes", "parents", "depths", "canvas", "valid")
     features = network.branched(numbers, *(call[name] for name in names))[0]
     return network.last(features[:, 1:]), features
 
 
-def _lessons(teacher: LayoutTransformer, shift: float, rows: int) -> Iterator[Taught]:
+def _lessons(teacher: LayoutTransformer, flow: Flow, rows: int) -> Iterator[Taught]:
     """Of runs that the teacher draws, without an end."""
     batches, rng = Batches(rows, _SEED), Random(_SEED)
     while True:
-        ready = [taught for _ in range(RUNS) for taught in lessons_of(teacher, batches, rng.choice(STEPS), shift)]
+        ready = [taught for _ in range(RUNS) for taught in lessons_of(teacher, batches, rng.choice(STEPS), flow)]
         rng.shuffle(ready)
         yield from ready
 
 
-def lessons_of(teacher: LayoutTransformer, batches: Batches, steps: int, shift: float) -> list[Taught]:
-    """All neighbours of one batch's runs, drawn with so many Euler steps."""
+def lessons_of(teacher: LayoutTransformer, batches: Batches, steps: int, flow: Flow) -> list[Taught]:
+    """All neighbours of one batch's runs, drawn with so many steps."""
     tokens = batches.next().tokens
     given = {name: torch.from_numpy(value) for name, value in tokens.as_inputs().items()}
     fixed = given["field_mask"] >= 1
     boxes = torch.where(fixed, given["known"], torch.randn(given["known"].shape))
     met: list[tuple[Given, Tensor, Tensor]] = []
-    for level, following in itertools.pairwise(noise_levels(steps, shift).tolist()):
+    for level, following in itertools.pairwise(noise_levels(steps, flow.shift).tolist()):
         call = {**given, "boxes": boxes, "timestep": torch.full((len(boxes),), level * TRAIN_TIMESTEPS)}
         with torch.no_grad():
             velocity, features = _called(teacher, call)
         met.append((call, velocity, features))
-        boxes = torch.where(fixed, given["known"], boxes + (following - level) * velocity)
+        boxes = torch.where(
+            fixed, given["known"], flow.moved(boxes, velocity, level, following, partial(torch.randn_like, boxes))
+        )
     windows = (met[start : start + NEIGHBOURS] for start in range(len(met) - NEIGHBOURS + 1))
     return [Taught(*map(tuple, zip(*window, strict=True))) for window in windows]
 

@@ -1,12 +1,14 @@
-"""Draws layouts with a transformer: Euler steps of a rectified flow from noise to boxes, over any predict callable."""
+"""Draws layouts with a transformer: steps of a rectified flow from noise to boxes, over any predict callable."""
 
 from __future__ import annotations
 
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +17,16 @@ from nereid.flow.noise import Purpose, normal
 from nereid.layout.elements import MAX_ELEMENTS, Box, Section
 from nereid.layout.tokens import Floats, Tokens, boxes_of, bucket_of, tokens_of
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 STEPS = 8
 """Of the flow, where nothing is said."""
 TRAIN_TIMESTEPS = 1000
 DYNAMIC = "dynamic_transformer"
 """The folder, in a checkpoint, of the transformer with dynamic width."""
 
+Array = TypeVar("Array", Floats, "Tensor")
 Predict = Callable[[Mapping[str, NDArray]], Floats]
 """The velocity (B x N x 4) for an engine's inputs: `Tokens`' arrays, `boxes` and `timestep`."""
 
@@ -34,26 +40,46 @@ def noise_levels(steps: int, shift: float) -> NDArray[np.float64]:
     return shift * u / (1 + (shift - 1) * u)
 
 
-def shift_of(folder: Path) -> float:
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """How a flow is stepped along: `shift` as `noise_levels` has it, and whether each step starts from fresh noise.
+
+    `stochastic` is diffusers' stochastic_sampling: the boxes that a step predicts, and new noise up to the next level. What one
+    step has got wrong, later ones can mend then.
+    """
+
+    shift: float = 1.0
+    stochastic: bool = False
+
+    def moved(self, boxes: Array, velocity: Array, level: float, following: float, fresh: Callable[[], Array]) -> Array:
+        """Boxes one step on, from a noise level to the `following` one; `fresh` gives noise of their shape, where it is taken."""
+        if not self.stochastic:
+            return boxes + (following - level) * velocity
+        return (1 - following) * (boxes - level * velocity) + following * fresh()
+
+
+def flow_of(folder: Path) -> Flow:
     """The checkpoint's own, from its scheduler's settings."""
-    return float(json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))["shift"])
+    settings = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    return Flow(float(settings["shift"]), bool(settings.get("stochastic_sampling")))
 
 
-def starting_noise(seeds: Sequence[int], count: int) -> Floats:
+def noise_of(seeds: Sequence[int], count: int, purpose: Purpose = Purpose.INITIAL_LATENTS, step: int = 0) -> Floats:
     """B x count x 4: a function of each row's seed alone, whatever it is padded to."""
-    return np.stack([normal(seed, Purpose.INITIAL_LATENTS, (MAX_ELEMENTS, 4))[:count] for seed in seeds])
+    return np.stack([normal(seed, purpose, (MAX_ELEMENTS, 4), step=step)[:count] for seed in seeds])
 
 
-def draw_tokens(predict: Predict, tokens: Tokens, seeds: Sequence[int], *, steps: int = STEPS, shift: float = 1.0) -> Floats:
+def draw_tokens(predict: Predict, tokens: Tokens, seeds: Sequence[int], *, steps: int = STEPS, flow: Flow = Flow()) -> Floats:
     """Boxes in units, B x N x 4. Known fields are kept clean in every step; drafts only guide."""
-    levels = noise_levels(steps, shift)
-    given = tokens.field_mask >= 1
-    boxes = np.where(given, tokens.known, starting_noise(seeds, tokens.valid.shape[1]))
+    levels = noise_levels(steps, flow.shift)
+    given, count = tokens.field_mask >= 1, tokens.valid.shape[1]
+    boxes = np.where(given, tokens.known, noise_of(seeds, count))
     inputs = tokens.as_inputs()
-    for level, following in itertools.pairwise(levels):
+    for step, (level, following) in enumerate(itertools.pairwise(levels.tolist())):
         timestep = np.full(len(boxes), level * TRAIN_TIMESTEPS, np.float32)
         velocity = predict({**inputs, "boxes": boxes, "timestep": timestep})
-        boxes = np.where(given, tokens.known, boxes + np.float32(following - level) * velocity)
+        fresh = partial(noise_of, seeds, count, Purpose.SOLVER_STEP, step)
+        boxes = np.where(given, tokens.known, flow.moved(boxes, velocity, level, following, fresh))
     return boxes
 
 
@@ -64,7 +90,7 @@ def draw(
     *,
     drafts: Sequence[Sequence[Box] | None] | None = None,
     steps: int = STEPS,
-    shift: float = 1.0,
+    flow: Flow = Flow(),
     rows: int = 64,
 ) -> list[list[Box]]:
     """Boxes in whole CSS pixels for each section and its seed; sections of one bucket are drawn together, `rows` at once.
@@ -81,7 +107,7 @@ def draw(
             chosen = places[start : start + rows]
             own = None if drafts is None else [drafts[place] for place in chosen]
             tokens = tokens_of([sections[place] for place in chosen], bucket, own)
-            units = draw_tokens(predict, tokens, [seeds[place] for place in chosen], steps=steps, shift=shift)
+            units = draw_tokens(predict, tokens, [seeds[place] for place in chosen], steps=steps, flow=flow)
             for place, row in zip(chosen, units, strict=True):
                 made[place] = boxes_of(sections[place], row)
     return made

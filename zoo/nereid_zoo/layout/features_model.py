@@ -28,7 +28,7 @@ class LayoutFeatures(ModelMixin, ConfigMixin):  # type: ignore[misc]
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, width: int = 96, layers: int = 3, heads: int = 3) -> None:
         super().__init__()
-        self.encoder = LayoutTransformer(width=width, layers=layers, heads=heads, mlp_ratio=2)
+        self.encoder = LayoutTransformer(width=width, layers=layers, heads=heads, mlp_ratio=2, grid_periods=(), related=False)
         self.tell = nn.Linear(width, len(Spoiled))
 
     def forward(self, tokens: Tokens, boxes: NDArray[np.float32]) -> Tensor:

@@ -19,14 +19,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nereid.layout.elements import MAX_ELEMENTS, ElementClass
-from nereid.layout.tokens import CANVAS, CONTENT, MOST_DEPTH
+from nereid.layout.tokens import CANVAS, CONTENT, MOST_DEPTH, SCALE
+from nereid_zoo.layout.relations import RELATIONS, relations
 from nereid_zoo.stages import forget_places
 
 SCHEDULER_CONFIG = {"num_train_timesteps": 1000, "shift": 1.0}
 FREQUENCIES = (1.0, 2.0, 4.0, 8.0)
 """Of box coordinates, in half turns a unit: the highest turns once in 80 px."""
+GRID_PERIODS = (8, 16, 32)
+"""CSS pixels in which the waves of `grid_waves` turn once: edges keep to multiples of the first."""
 FARTHEST = 8
 """Elements further apart in reading order count as this far."""
+NUMBERED = ("known", "field_mask", "classes", "parents", "content", "canvas")
+"""Inputs that `LayoutTransformer.numbers` takes, after the boxes."""
 MASKED = -1e4
 """Added to the scores of padded tokens. Not -inf, which makes NaN of a row without any."""
 
@@ -87,14 +92,24 @@ class LayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     Inputs as `nereid.layout.tokens.Tokens` has them, and `boxes` float32 B x N x 4 (noisy, known fields clean), `timestep`
     float32 B (1000 x the noise level in 0..1, one a row). Output float32 B x N x 4; what it is for padded tokens means nothing. A
-    row's output depends on that row alone.
+    row's output depends on that row alone. Without `grid_periods` it does not see where on the
+    8 px grid a box is, and unless it is `related`, not what boxes are to each other (`relations.py`).
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(self, width: int = 192, layers: int = 6, heads: int = 6, mlp_ratio: int = 4) -> None:
+    def __init__(
+        self,
+        width: int = 192,
+        layers: int = 6,
+        heads: int = 6,
+        mlp_ratio: int = 4,
+        grid_periods: Sequence[int] = GRID_PERIODS,
+        related: bool = True,
+    ) -> None:
         super().__init__()
         self.heads = heads
-        inputs = 4 * 3 + 2 * 4 * 2 * len(FREQUENCIES) + CONTENT
+        self.grid_periods, self.related = tuple(grid_periods), related
+        inputs = 4 * 3 + 2 * 4 * 2 * (len(FREQUENCIES) + len(grid_periods)) + CONTENT + related * RELATIONS
         self.embed = nn.Linear(inputs, width)
         self.class_embed = nn.Embedding(len(ElementClass), width)
         self.order_embed = nn.Embedding(MAX_ELEMENTS + 1, width)
@@ -104,7 +119,7 @@ class LayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.canvas_embed = nn.Sequential(nn.Linear(CANVAS, width), nn.SiLU(), nn.Linear(width, width))
         self.time_embed = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.condition = nn.Linear(width, 6 * width)
-        self.relation_bias = nn.Embedding(len(RELATIONS), heads)
+        self.relation_bias = nn.Embedding(len(TO_EACH_OTHER), heads)
         self.distance_bias = nn.Embedding(2 * FARTHEST + 1, heads)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio) for _ in range(layers))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
@@ -131,14 +146,22 @@ class LayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         opened: Sequence[Opened] | None = None,
     ) -> Tensor:
         """`opened` has of each block what counts; everything does without it."""
-        numbers = self.numbers(boxes, known, field_mask, content)
+        numbers = self.numbers(boxes, known, field_mask, classes, parents, content, canvas)
         hidden = self.branched(numbers, timestep, classes, parents, depths, canvas, valid, opened=opened)[0]
         return self.last(hidden[:, 1:])
 
-    def numbers(self, boxes: Tensor, known: Tensor, field_mask: Tensor, content: Tensor) -> Tensor:
+    def numbers(
+        self, boxes: Tensor, known: Tensor, field_mask: Tensor, classes: Tensor, parents: Tensor, content: Tensor, canvas: Tensor
+    ) -> Tensor:
         """All of an element's, B x N x F."""
-        told = waves(known) * (field_mask > 0).repeat(1, 1, 2 * len(FREQUENCIES))
-        return torch.cat([boxes, known, field_mask, waves(boxes), told, content], -1)
+        told = self.waves(known, canvas) * (field_mask > 0).repeat(1, 1, 2 * (len(FREQUENCIES) + len(self.grid_periods)))
+        own = [boxes, known, field_mask, self.waves(boxes, canvas), told, content]
+        return torch.cat([*own, relations(boxes, classes, parents, content, canvas)] if self.related else own, -1)
+
+    def waves(self, values: Tensor, canvas: Tensor) -> Tensor:
+        """Of box coordinates: B x N x 4 to B x N x F."""
+        coarse = waves(values)
+        return torch.cat([coarse, grid_waves(values, canvas, self.grid_periods)], -1) if self.grid_periods else coarse
 
     def hidden(
         self, numbers: Tensor, timestep: Tensor, classes: Tensor, parents: Tensor, depths: Tensor, canvas: Tensor, valid: Tensor
@@ -191,7 +214,7 @@ class LayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return bias.permute(0, 3, 1, 2) + masked[:, None, None, :]
 
 
-RELATIONS = ("none", "parent", "child", "sibling")
+TO_EACH_OTHER = ("none", "parent", "child", "sibling")
 """What a key may be to a query; a token is its own sibling."""
 
 
@@ -199,6 +222,18 @@ def waves(values: Tensor) -> Tensor:
     """Sines and cosines of box coordinates: ... x 4 to ... x 32."""
     turned = torch.cat([values * (math.pi * frequency) for frequency in FREQUENCIES], -1)
     return torch.cat([turned.sin(), turned.cos()], -1)
+
+
+def grid_waves(values: Tensor, canvas: Tensor, periods: Sequence[int]) -> Tensor:
+    """Sines and cosines of where box coordinates are between multiples of so many CSS pixels: B x N x 4 to B x N x F.
+
+    A unit is a multiple of every period, so that it does not matter that y and sizes are less one; x is from the canvas' middle,
+    whose width in units is the first number of `canvas`.
+    """
+    from_left = torch.cat([values[..., :1] + canvas[:, None, :1] / 2, values[..., 1:]], -1)
+    turns = torch.cat([from_left * (SCALE / period) for period in periods], -1)
+    angles = (turns - turns.round()) * (2 * math.pi)  # small, since an engine's sines of large angles need not be exact
+    return torch.cat([angles.sin(), angles.cos()], -1)
 
 
 def time_waves(timestep: Tensor, width: int) -> Tensor:

@@ -17,7 +17,7 @@ from nereid.layout.elements import FREE, Box, Fixed, Section
 from nereid.layout.flow import flow_layout
 from nereid.layout.repair import repair
 from nereid_zoo.layout.batches import DRAFTED, Task, sample_row
-from nereid_zoo.layout.draw import STEPS, draw, shift_of, torch_predict
+from nereid_zoo.layout.draw import STEPS, draw, flow_of, torch_predict
 from nereid_zoo.layout.features import features_of, frechet_distance
 from nereid_zoo.layout.layouts import sample_layout
 from nereid_zoo.layout.likeness import diversity
@@ -181,13 +181,13 @@ def transformer_drawer(
     checkpoint: Path, asked: Asked, *, steps: int = STEPS, widths: bool = False, tokens: bool = False
 ) -> Drawer:
     """By PyTorch in float32, with the checkpoint's own schedule; with dynamic `widths` and `tokens` where that is wanted."""
-    predict, shift = torch_predict(checkpoint, widths=widths, tokens=tokens), shift_of(checkpoint)
+    predict, flow = torch_predict(checkpoint, widths=widths, tokens=tokens), flow_of(checkpoint)
 
     def drawn(places: Sequence[int], seed: int) -> list[list[Box]]:
         sections = [asked.sections[place] for place in places]
         drafts = None if asked.drafts is None else [asked.drafts[place] for place in places]
         seeds = [derived_seed(place, seed) for place in places]
-        return draw(predict, sections, seeds, drafts=drafts, steps=steps, shift=shift)
+        return draw(predict, sections, seeds, drafts=drafts, steps=steps, flow=flow)
 
     return drawn
 

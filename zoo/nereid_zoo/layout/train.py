@@ -14,7 +14,7 @@ from nereid.layout.tokens import Tokens
 from nereid_zoo.layout.batches import Batch, Batches
 from nereid_zoo.layout.losses import Losses, losses
 from nereid_zoo.layout.model import LayoutTransformer, save
-from nereid_zoo.optimisation import optimizer_of, optimizer_step, report, schedule, update_ema
+from nereid_zoo.optimisation import in_bf16, optimizer_of, optimizer_step, report, schedule, update_ema
 from nereid_zoo.stages import finished_stage
 
 LEVEL_POWER = 1.5
@@ -99,7 +99,9 @@ class Noisy:
 def step_losses(transformer: LayoutTransformer, batch: Batch, generator: torch.Generator, device: str) -> Losses:
     """The losses of one batch."""
     its = noisy(batch, generator, device)
-    return its.losses(transformer(boxes=its.boxes, timestep=its.timesteps, **its.given))
+    with in_bf16(device):
+        predicted = transformer(boxes=its.boxes, timestep=its.timesteps, **its.given)
+    return its.losses(predicted.float())
 
 
 def noisy(batch: Batch, generator: torch.Generator, device: str) -> Noisy:
