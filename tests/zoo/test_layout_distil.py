@@ -85,7 +85,7 @@ def test_padded_tokens_have_no_relations() -> None:
 
 
 def test_lessons_are_neighbouring_steps_of_the_teachers_runs(teacher: LayoutTransformer, lessons: list[Taught]) -> None:
-    levels = noise_levels(6, Flow(0.5))
+    levels = noise_levels(6, 0.5)
     assert len(lessons) == 6 - NEIGHBOURS + 1
     for place, taught in enumerate(lessons):
         for step, (call, velocity) in enumerate(zip(taught.calls, taught.velocities, strict=True)):
