@@ -30,6 +30,7 @@ from nereid_bench.turns import turned
 from nereid_client import Client
 from nereid_export.components import Component
 from nereid_export.engines.check import random_inputs
+from nereid_export.errors import ExportError
 from nereid_export.layout_drawing import LayoutDrawer
 from nereid_zoo.layout.component import PLACES, TOKENS, branch_components, token_components, width_components
 from nereid_zoo.layout.score import LayoutScore, held_out_sections, score_layouts
@@ -47,6 +48,9 @@ def layout(plan: LayoutPlan, say: Say) -> list[dict[str, Any]]:
     small = exported_w4a8(plan, say) if plan.w4a8 else None
     quantised = [] if small is None else ways_w4a8(plan, LayoutDrawer.of(small / LAYOUT))
     found += quantised
+    if unknown := set(plan.served_ways) - {way.name for way in found}:
+        names = ", ".join(way.name for way in found)
+        raise ExportError(f"--served-ways: {min(unknown)} is not allowed; each must be one of {names}")
     parts = components(plan)
     say(f"counting FLOPs of {len(parts)} kinds of steps")
     flops, each = layout_flops(parts, {bucket_of(len(section)) for section in sections})
@@ -63,7 +67,10 @@ def layout(plan: LayoutPlan, say: Say) -> list[dict[str, Any]]:
         rows[name]["ms"] = milliseconds
     plain = [way for way in found if way not in quantised]
     if plan.served:
-        for folder, its_ways in ((repository, plain), *([] if small is None else [(small, quantised)])):
+        for folder, own in ((repository, plain), *([] if small is None else [(small, quantised)])):
+            its_ways = [way for way in own if not plan.served_ways or way.name in plan.served_ways]
+            if not its_ways:
+                continue
             with serving(folder) as (client, _):
                 for name, its in loaded(plan, client, its_ways, sections, say).items():
                     rows[name] |= its

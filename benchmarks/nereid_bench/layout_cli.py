@@ -47,6 +47,9 @@ def layout_command(
         int, typer.Option(min=1, help="Rounds in which all ways take turns; medians are told.")
     ] = LayoutPlan().rounds,
     served: Annotated[bool, typer.Option(help="Start a server and put it under load.")] = True,
+    served_ways: Annotated[
+        str, typer.Option(help="Rows that the server is put under load with, such as `off,8 steps`; all where absent.")
+    ] = "",
     dit: Annotated[
         bool, typer.Option(help="Time the same schedules on a random DiT of DiT-XL/2's sizes (3 GB of memory).")
     ] = True,
@@ -74,6 +77,7 @@ def layout_command(
         seconds=seconds,
         rounds=rounds,
         served=served,
+        served_ways=tuple(name.strip() for name in served_ways.split(",")) if served_ways else (),
         dit=DitSizes() if dit else None,
         w4a8=w4a8,
     )

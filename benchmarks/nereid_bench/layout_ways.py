@@ -50,6 +50,8 @@ class LayoutPlan:
     rounds: int = 3
     """In which all ways take turns; medians are told."""
     served: bool = True
+    served_ways: tuple[str, ...] = ()
+    """Names of the ways that a server is put under load with; all where empty."""
     dit: DitSizes | None = field(default_factory=DitSizes)
     kept_tokens: float = 0.63
     """Share of the tokens that an MLP has where it passes over the others."""

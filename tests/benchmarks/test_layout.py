@@ -38,6 +38,7 @@ from nereid_bench.random_dit import DitSizes, Part, RandomDit, count_flops, part
 from nereid_client.layouts import layout_tensors
 from nereid_export import layout_w4a8
 from nereid_export.engines.check import random_inputs
+from nereid_export.errors import ExportError
 from nereid_zoo.layout.component import TOKENS, layout_component
 from nereid_zoo.layout.dynamic import load_dynamic
 from nereid_zoo.layout.score import held_out_sections
@@ -167,6 +168,11 @@ def test_progress_names_what_is_done(measured: dict[str, Any]) -> None:
     said = "\n".join(measured["said"])
     for part in ("exporting", "calibrating", "counting FLOPs", "drawing 8 held-out sections", "in flight", "timing 12 kinds"):
         assert part in said
+
+
+def test_a_way_to_serve_that_there_is_not_is_refused(measured: dict[str, Any]) -> None:
+    with pytest.raises(ExportError, match="--served-ways: none is not allowed; each must be one of off, 4 steps, "):
+        layout(replace(measured["plan"], served_ways=("off", "none")), lambda text: None)
 
 
 def test_a_repository_is_made_again_for_other_numbers_and_only_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,8 @@ def test_what_is_not_trained_is_stored_as_it_was(
     call = lessons[0].calls[0]
     with torch.no_grad():
         assert torch.equal(made(**call), student(**call))
-        assert torch.allclose(trainable(student, teacher)(**call), student(**call), atol=1e-3)
+        ours, wanted = trainable(student, teacher)(**call), student(**call)
+    assert (ours - wanted).norm() < 0.005 * wanted.norm()  # sums in another order may round to the next of 256 numbers
 
 
 def test_fine_tuning_brings_the_student_nearer_within_its_time(

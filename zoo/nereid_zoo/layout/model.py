@@ -23,7 +23,8 @@ from nereid.layout.tokens import CANVAS, CONTENT, MOST_DEPTH, SCALE
 from nereid_zoo.layout.relations import RELATIONS, relations
 from nereid_zoo.stages import forget_places
 
-SCHEDULER_CONFIG = {"num_train_timesteps": 1000, "shift": 1.0}
+SCHEDULER_CONFIG = {"num_train_timesteps": 1000, "shift": 0.08, "stochastic_sampling": True}
+"""Of the shifts 1, 0.3, 0.15, 0.08, 0.05 and 0.03, with fresh noise and without, what passes most checks on briefs trained on."""
 FREQUENCIES = (1.0, 2.0, 4.0, 8.0)
 """Of box coordinates, in half turns a unit: the highest turns once in 80 px."""
 GRID_PERIODS = (8, 16, 32)

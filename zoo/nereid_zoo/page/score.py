@@ -18,7 +18,7 @@ from nereid_zoo.shapes.scenes import Layout, Shape, Size
 from nereid_zoo.shapes.score import CHECKPOINT as SHAPES
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "planner" / "checkpoint"
-"""Where a trained planner is looked for, an ordinary transformers folder; none is shipped."""
+"""The trained planner, an ordinary transformers folder."""
 PROMPTS = SHAPES.parent / "page-prompts.json"
 """The language that the painter of shapes is asked in."""
 
