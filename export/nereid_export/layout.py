@@ -81,8 +81,8 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
         allowed = ", ".join((*ENGINE_FILES, Engine.AUTO))
         raise ExportError(f"--engine: {options.engine} is not allowed for a layout transformer; it must be one of {allowed}")
     check_name(options.name)
-    further = {"cache": options.cache, "widths": options.widths, "tokens": options.tokens}
-    require_w4a8(options.precision, options.engine, options.fine_tune_minutes, **further)
+    asked = {"cache": options.cache, "widths": options.widths, "tokens": options.tokens}
+    require_w4a8(options.precision, options.engine, options.fine_tune_minutes, **asked)
     options = replace(options, out=destination(options.out))
     checkpoint, general = LayoutCheckpoint.open(options.checkpoint), options.general()
     part, others, table = checkpoint.component(), dict[StrEnum, Component](), None

@@ -104,7 +104,7 @@ def build_w4a8(
     built = Built(component, Engine.ONNXRUNTIME, target, folder)
     with library_failures(component, Engine.ONNXRUNTIME, precision, folder):
         _write(component, module, file)
-        fine_tuning = {}
+        fine_tuning: dict[str, Any] = {}
         if fine_tune_minutes:
             module, fine_tuning = _fine_tuned(drawing, module, file, target, fine_tune_minutes, progress.detail)
         products = executed(file)[PRODUCT]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from random import Random
 from time import monotonic
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ NEIGHBOURS = 2
 """Timesteps whose features are averaged."""
 TEMPERATURE = 0.1
 """Of the distribution that a token's cosines to the others make."""
+Part = TypeVar("Part", bound=nn.Module)
 RELATION = 1.0
 """Weight of the relations' distance beside the velocity's relative squared error."""
 RUNS = 4
@@ -139,7 +141,7 @@ def _called(network: LayoutTransformer, call: Given) -> tuple[Tensor, Tensor]:
     """Velocities, and features of all tokens, the canvas' first."""
     numbers = network.numbers(call["boxes"], *(call[name] for name in NUMBERED))
     names = ("timestep", "classes", "parents", "depths", "canvas", "valid")
-    features = network.branched(numbers, *(call[name] for name in names))[0]
+    features = network.hidden(numbers, *(call[name] for name in names))
     return network.last(features[:, 1:]), features
 
 
@@ -180,7 +182,7 @@ def trainable(student: QuantisedTransformer, teacher: LayoutTransformer) -> Quan
     found = {_layer_name(path): product for path, product in network.named_modules() if isinstance(product, ProductInEight)}
     layers = {name: product.layer for name, product in found.items()}
     names = {product: name for name, product in found.items()}
-    for home, own, product in _products(network):
+    for home, own, product in _products(network, ProductInEight):
         layer = layers[names[product]]
         exact = weights_of(teacher, names[product], layers) / layer.smooth
         setattr(home, own, TunedProduct(layer, exact))
@@ -228,6 +230,6 @@ def _blocks(network: QuantisedTransformer) -> Iterator[QuantisedBlock]:
     yield from (block for block in network.blocks if isinstance(block, QuantisedBlock))
 
 
-def _products(network: nn.Module, kind: type[nn.Module] = ProductInEight) -> list[tuple[nn.Module, str, nn.Module]]:
+def _products(network: nn.Module, kind: type[Part]) -> list[tuple[nn.Module, str, Part]]:
     """Where each lies, and as what."""
     return [(home, name, part) for home in network.modules() for name, part in home.named_children() if isinstance(part, kind)]
