@@ -168,8 +168,9 @@ def loaded(
             say(f"served, round {turn + 1} of {plan.rounds}: {way.name}, alone")
             sending(0)
             lone = alone(sending, plan.timed)
-            say(f"served, round {turn + 1} of {plan.rounds}: {way.name}, {plan.rate:g} a second for {plan.seconds:g} s")
-            load = arriving(sending, plan.rate, plan.seconds, seed=turn)
+            seconds = plan.poisson_seconds or plan.seconds
+            say(f"served, round {turn + 1} of {plan.rounds}: {way.name}, {plan.rate:g} a second for {seconds:g} s")
+            load = arriving(sending, plan.rate, seconds, seed=turn)
             say(f"served, round {turn + 1} of {plan.rounds}: {way.name}, {plan.at_once} in flight for {plan.seconds:g} s")
             most = sustained(sending, plan.at_once, plan.seconds)
             figures = (lone.p50, lone.p95, load.p50, load.p95, most)

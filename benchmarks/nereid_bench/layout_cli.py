@@ -43,6 +43,9 @@ def layout_command(
         int, typer.Option(min=1, help="Requests in flight, for the most that are answered.")
     ] = LayoutPlan().at_once,
     seconds: Annotated[float, typer.Option(min=0.1, help="Of each load.")] = LayoutPlan().seconds,
+    poisson_seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="Of the Poisson load, where it is to be another time than --seconds.")
+    ] = None,
     rounds: Annotated[
         int, typer.Option(min=1, help="Rounds in which all ways take turns; medians are told.")
     ] = LayoutPlan().rounds,
@@ -75,6 +78,7 @@ def layout_command(
         rate=rate,
         at_once=at_once,
         seconds=seconds,
+        poisson_seconds=poisson_seconds,
         rounds=rounds,
         served=served,
         served_ways=tuple(name.strip() for name in served_ways.split(",")) if served_ways else (),

@@ -47,6 +47,8 @@ class LayoutPlan:
     at_once: int = 16
     seconds: float = 30.0
     """Of each load."""
+    poisson_seconds: float | None = None
+    """Of the Poisson load, where it is another's."""
     rounds: int = 3
     """In which all ways take turns; medians are told."""
     served: bool = True

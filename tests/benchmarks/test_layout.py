@@ -76,7 +76,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     checkpoint = make_dynamic_layout(work / "checkpoint", tokens=True)
     plan = LayoutPlan(
         **{"checkpoint": checkpoint, "work": work, "steps": 6, "fewer": (4, 2), "briefs": 8, "calibration_briefs": 6},
-        **{"timed": 2, "rate": 100.0, "at_once": 2, "seconds": 0.05, "rounds": 1, "dit": TINY},
+        **{"timed": 2, "rate": 100.0, "at_once": 2, "seconds": 0.05, "poisson_seconds": 0.06, "rounds": 1, "dit": TINY},
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "serving", serving)
@@ -168,6 +168,8 @@ def test_progress_names_what_is_done(measured: dict[str, Any]) -> None:
     said = "\n".join(measured["said"])
     for part in ("exporting", "calibrating", "counting FLOPs", "drawing 8 held-out sections", "in flight", "timing 12 kinds"):
         assert part in said
+    assert "off, 100 a second for 0.06 s" in said
+    assert "off, 2 in flight for 0.05 s" in said
 
 
 def test_a_way_to_serve_that_there_is_not_is_refused(measured: dict[str, Any]) -> None:
