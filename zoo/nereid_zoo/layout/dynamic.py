@@ -9,6 +9,7 @@ left. Routers of tokens (`nereid_zoo.layout.skipping`) may be trained after them
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch.nn import functional
 
 from nereid.diffusion.dynamic_width import WidthEngine, WidthTable
 from nereid_zoo.layout.draw import DYNAMIC
-from nereid_zoo.layout.model import LayoutTransformer, time_waves
+from nereid_zoo.layout.model import GRID_PERIODS, SETTINGS, LayoutTransformer, settings_before, time_waves
 from nereid_zoo.layout.skipping import GAIN, OPEN, RoutedBlock, Routing, SkippingBlock, counted
 from nereid_zoo.layout.slices import NarrowBlock
 
@@ -63,12 +64,14 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         groups: int = 12,
         widths: list[dict[str, Any]] | None = None,
         tokens: bool = False,
+        grid_periods: Sequence[int] = GRID_PERIODS,
+        related: bool = True,
     ) -> None:
         super().__init__()
         if mlp_ratio * width % groups:
             raise ValueError(f"groups: {groups} is not allowed; it must divide the MLP's {mlp_ratio * width} channels")
         self.layers, self.heads, self.groups, self.channels = layers, heads, groups, mlp_ratio * width
-        self.transformer = LayoutTransformer(width, layers, heads, mlp_ratio)
+        self.transformer = LayoutTransformer(width, layers, heads, mlp_ratio, grid_periods, related)
         if tokens:
             self.transformer.blocks = nn.ModuleList(RoutedBlock(width, heads, mlp_ratio) for _ in range(layers))
         self.router = nn.Linear(width, layers * (heads + groups))
@@ -78,9 +81,7 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
     @classmethod
     def of(cls, transformer: LayoutTransformer, groups: int) -> DynamicLayoutTransformer:
         """With a copy of its weights, which computes the same while everything is open."""
-        config = transformer.config
-        sizes = {name: config[name] for name in ("width", "layers", "heads", "mlp_ratio")}
-        made = cls(**sizes, groups=groups)
+        made = cls(**transformer.settings, groups=groups)
         made.transformer.load_state_dict(transformer.state_dict())
         with torch.no_grad():
             for block in made.transformer.blocks:
@@ -219,8 +220,7 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """The transformer without what the width leaves out, nothing where None; with `tokens`, its MLPs pass over some."""
         if tokens and not self.config["tokens"]:
             raise ValueError("it has no routers of tokens; train it with --tokens")
-        config, size = self.transformer.config, self.channels // self.groups
-        made = LayoutTransformer(**{name: config[name] for name in ("width", "layers", "heads", "mlp_ratio")})
+        made, size = LayoutTransformer(**self.transformer.settings), self.channels // self.groups
         rest = {name: value for name, value in self.transformer.state_dict().items() if not name.startswith("blocks.")}
         made.load_state_dict(rest, strict=False)
         kind = SkippingBlock if tokens else NarrowBlock
@@ -231,7 +231,7 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return made.eval()
 
 
-_SETTINGS = ("width", "layers", "heads", "mlp_ratio", "groups", "widths")
+_SETTINGS = (*SETTINGS, "groups", "widths")
 
 
 def straight_through(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -279,4 +279,5 @@ def _above(chances: Tensor, level: float) -> list[int]:
 
 def load_dynamic(folder: Path) -> DynamicLayoutTransformer:
     """That of a checkpoint's folder, in float32."""
-    return DynamicLayoutTransformer.from_pretrained(folder / DYNAMIC, use_safetensors=True).float().eval()
+    home = folder / DYNAMIC
+    return DynamicLayoutTransformer.from_pretrained(home, use_safetensors=True, **settings_before(home)).float().eval()
