@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -21,14 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nereid.diffusion.dynamic_width import WidthEngine, WidthTable
-from nereid_zoo.layout.draw import DYNAMIC
+from nereid.diffusion.solvers.schedule import shifted
+from nereid_zoo.layout.draw import DYNAMIC, TRAIN_TIMESTEPS
 from nereid_zoo.layout.model import GRID_PERIODS, SETTINGS, LayoutTransformer, settings_before, time_waves
 from nereid_zoo.layout.skipping import GAIN, OPEN, RoutedBlock, Routing, SkippingBlock, counted
 from nereid_zoo.layout.slices import NarrowBlock
 
 MOST_WIDTHS = len(WidthEngine)
 GRID = 200
-"""Timesteps by which ranges are found."""
+"""Timesteps by which ranges are found: those of a run of so many steps."""
 FLOPS_TOKENS = 25
 """The canvas' and elements' tokens of the section whose FLOPs are counted."""
 
@@ -146,13 +148,13 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError("it has routers and no widths; train it to the end")
         return tuple(Width.parse(its) for its in self.config["widths"])
 
-    def settle(self, flops: float, most: int = MOST_WIDTHS) -> None:
+    def settle(self, flops: float, shift: float = 1.0, most: int = MOST_WIDTHS) -> None:
         """Divide the timesteps into `most` ranges at most, each with what its timesteps' routers open first, on average.
 
-        As much is open as takes this share of the blocks' FLOPs, on average over evenly spaced timesteps. A head and a group of
-        each block are, in any case.
+        As much is open as takes this share of the blocks' FLOPs, on average over the steps of a run, which the flow's `shift`
+        spaces. A head and a group of each block are, in any case.
         """
-        timesteps = (torch.arange(GRID) + 0.5) * 1000 / GRID
+        timesteps = run_timesteps((torch.arange(GRID) + 0.5) / GRID, shift)
         with torch.no_grad():
             chances = self.logits(timesteps.to(self.router.weight)).sigmoid().cpu()
         level = self._level(chances, torch.ones(GRID), flops)
@@ -164,7 +166,7 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         widths = []
         for end, width in zip(ends, means, strict=True):
             blocks = [(_above(block[: self.heads], level), _above(block[self.heads :], level)) for block in width]
-            up_to = None if end == GRID else end * 1000 / GRID
+            up_to = None if end == GRID else float(run_timesteps(torch.tensor(end / GRID, dtype=torch.float64), shift))
             widths.append({"up_to": up_to, "heads": [its[0] for its in blocks], "groups": [its[1] for its in blocks]})
         self.register_to_config(widths=widths)
 
@@ -232,6 +234,11 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 
 _SETTINGS = (*SETTINGS, "groups", "widths")
+
+
+def run_timesteps(left: Tensor, shift: float) -> Tensor:
+    """Those that a run with this shift has where so much of it is left (0 to 1)."""
+    return torch.from_numpy(np.asarray(TRAIN_TIMESTEPS * shifted(left.double().cpu().numpy(), shift))).to(left)
 
 
 def straight_through(logits: Tensor, generator: torch.Generator) -> Tensor:
