@@ -24,7 +24,7 @@ from torch.nn import functional
 from nereid.diffusion.dynamic_width import WidthEngine, WidthTable
 from nereid.diffusion.solvers.schedule import shifted
 from nereid_zoo.layout.draw import DYNAMIC, TRAIN_TIMESTEPS
-from nereid_zoo.layout.model import GRID_PERIODS, SETTINGS, LayoutTransformer, settings_before, time_waves
+from nereid_zoo.layout.model import GRID_PERIODS, SETTINGS, LayoutTransformer, Opened, settings_before, time_waves
 from nereid_zoo.layout.skipping import GAIN, OPEN, RoutedBlock, Routing, SkippingBlock, counted
 from nereid_zoo.layout.slices import NarrowBlock
 
@@ -96,13 +96,13 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def forward(self, gates: Tensor | None, routing: Routing | None = None, **inputs: Tensor) -> Tensor:
         """The velocity where `gates` (B x layers x (heads + groups)) say what counts, all where None; `inputs` are the
         transformer's. Routers of tokens count where there is a `routing`."""
-        opened = self.opened(gates) if gates is not None else [(None, None)] * self.layers
+        opened: list[Opened] = self.opened(gates) if gates is not None else [(None, None)] * self.layers
         if routing is not None:
             opened = [(heads, routing.of(channels)) for heads, channels in opened]
         made: Tensor = self.transformer(**inputs, opened=opened)
         return made
 
-    def opened(self, gates: Tensor) -> list[Any]:
+    def opened(self, gates: Tensor) -> list[Opened]:
         return [
             (its[:, : self.heads], its[:, self.heads :].repeat_interleave(self.channels // self.groups, 1))
             for its in gates.unbind(1)

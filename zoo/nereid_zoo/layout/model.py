@@ -44,8 +44,11 @@ MASKED = -1e4
 
 Branches = tuple[Tensor | None, Tensor | None]
 """What attention and MLP give before gate and residual, each None where it is not there."""
-Opened = tuple[Tensor, Tensor]
-"""Of a block, which heads (B x heads) and which MLP channels (B x channels) count: 1 or 0. The others give nothing."""
+Opened = tuple[Tensor | None, Any]
+"""Of a block, which heads (B x heads) and which MLP channels (B x channels) count: 1 or 0, all where None. Others give nothing.
+
+Blocks with routers of tokens take a `Routing` (`skipping.py`) in the channels' place.
+"""
 
 
 class Block(nn.Module):
