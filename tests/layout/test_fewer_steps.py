@@ -65,6 +65,8 @@ def test_it_goes_on_as_the_checkpoints_own_scheduler_does() -> None:
     schedule, scheduler = SchedulerConfig.from_diffusers(file), default_scheduler(file)
     whole = build_table(scheduler, schedule, 8)
     (run,) = layout_runs(SECTION, None, [3], whole)
+    end_sooner(run, 8, scheduler, schedule)  # from its first step on
+    np.testing.assert_array_equal(run.row.table.timesteps, whole.timesteps)
     run.step = 4
     end_sooner(run, 2, scheduler, schedule)
     rest = run.row.table

@@ -102,7 +102,9 @@ def sigmas_of(alphas: Array, *, zero_snr: bool) -> Array:
 
 def noise_levels(steps: int, shift: float, start: float = 1.0) -> Array:
     """steps + 1 noise amplitudes of a rectified flow, from `start` to 0: evenly spaced before they are `shifted`."""
-    return shifted(np.linspace(start / (start + shift * (1 - start)), 0.0, steps + 1), shift)
+    levels = shifted(np.linspace(start / (start + shift * (1 - start)), 0.0, steps + 1), shift)
+    levels[0] = start  # and no last digit more
+    return levels
 
 
 def shifted(levels: Array, shift: float) -> Array:
