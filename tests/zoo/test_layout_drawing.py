@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -18,7 +19,7 @@ from nereid.layout.settings import LayoutFacts, LayoutLimits, LayoutModel
 from nereid.layout.tokens import bucket_of
 from nereid_export.layout_drawing import LayoutDrawer
 from nereid_zoo.layout.batches import sample_row
-from nereid_zoo.layout.draw import Flow, draw
+from nereid_zoo.layout.draw import Flow, draw, flow_of
 
 pytestmark = pytest.mark.torch
 FILE = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
@@ -49,3 +50,18 @@ def test_a_seed_draws_the_same_layout_in_the_zoo_and_in_the_server(flow: Flow) -
     for own, other in zip(ours, theirs, strict=True):
         assert np.abs(np.array(own) - np.array(other)).max() <= 1  # a half is rounded either way
     assert np.mean([np.array_equal(own, other) for own, other in zip(ours, theirs, strict=True)]) > 0.8
+
+
+def test_a_checkpoints_flow_is_what_the_server_reads(tmp_path: Path) -> None:
+    (tmp_path / "scheduler").mkdir()
+    file = tmp_path / "scheduler" / "scheduler_config.json"
+    for settings, flow in (
+        ({}, Flow()),
+        ({"shift": 0.3}, Flow(0.3)),
+        ({"stochastic_sampling": True}, Flow(1.0, stochastic=True)),
+    ):
+        file.write_text(json.dumps({**FILE, **settings}))
+        assert flow_of(tmp_path) == flow
+    file.write_text(json.dumps({**FILE, "stochastic_sampling": "yes"}))
+    with pytest.raises(ValueError, match="stochastic_sampling: 'yes' is not supported; it must be false or true"):
+        flow_of(tmp_path)

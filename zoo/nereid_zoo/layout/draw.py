@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nereid.diffusion.solvers import noise_levels
+from nereid.diffusion.solvers import SchedulerConfig, SchedulerName, default_scheduler, noise_levels
 from nereid.flow.noise import Purpose, normal
 from nereid.layout.elements import Box, Section
 from nereid.layout.tokens import Floats, Tokens, boxes_of, bucket_of, tokens_of
@@ -51,9 +51,9 @@ class Flow:
 
 
 def flow_of(folder: Path) -> Flow:
-    """The checkpoint's own, from its scheduler's settings."""
+    """The checkpoint's own, from its scheduler's settings, as the server reads them; raises ValueError as that refuses them."""
     settings = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    return Flow(float(settings["shift"]), bool(settings.get("stochastic_sampling")))
+    return Flow(SchedulerConfig.from_diffusers(settings).shift, default_scheduler(settings) is SchedulerName.LCM)
 
 
 def noise_of(seeds: Sequence[int], count: int, purpose: Purpose = Purpose.INITIAL_LATENTS, step: int = 0) -> Floats:
