@@ -248,12 +248,12 @@ def make_smallest_sdxl(folder: Path) -> Path:
     )
 
 
-def make_layout(folder: Path, **size: int) -> Path:
+def make_layout(folder: Path, **settings: Any) -> Path:
     """A layout transformer whose zeros are replaced: as training starts with it, it answers nothing."""
     from nereid_zoo.layout.model import LayoutTransformer, save
 
     torch.manual_seed(0)
-    transformer = LayoutTransformer(**(size or {"width": 48, "layers": 2, "heads": 3, "mlp_ratio": 2}))
+    transformer = LayoutTransformer(**(settings or {"width": 48, "layers": 2, "heads": 3, "mlp_ratio": 2}))
     with torch.no_grad():
         for parameter in transformer.parameters():
             if not parameter.any():
@@ -262,7 +262,7 @@ def make_layout(folder: Path, **size: int) -> Path:
     return folder
 
 
-def make_dynamic_layout(folder: Path, *, tokens: bool = False, **size: int) -> Path:
+def make_dynamic_layout(folder: Path, *, tokens: bool = False, **settings: Any) -> Path:
     """The same with a dynamic transformer beside it, of three widths and with weights of its own.
 
     With `tokens`, its MLPs pass over about a third of them.
@@ -271,7 +271,7 @@ def make_dynamic_layout(folder: Path, *, tokens: bool = False, **size: int) -> P
     from nereid_zoo.layout.dynamic_train import save_dynamic
     from nereid_zoo.layout.model import load
 
-    make_layout(folder, **size)
+    make_layout(folder, **settings)
     network = DynamicLayoutTransformer.of(load(folder), groups=6)
     with torch.no_grad():
         network.transformer.last.weight.mul_(1.1)

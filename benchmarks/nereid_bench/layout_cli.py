@@ -51,7 +51,7 @@ def layout_command(
     ] = LayoutPlan().rounds,
     served: Annotated[bool, typer.Option(help="Start a server and put it under load.")] = True,
     served_ways: Annotated[
-        str, typer.Option(help="Rows that the server is put under load with, such as `off,8 steps`; all where absent.")
+        str, typer.Option(help="Rows that the server is put under load with, such as `off; w4a8, 8 steps`; all where absent.")
     ] = "",
     dit: Annotated[
         bool, typer.Option(help="Time the same schedules on a random DiT of DiT-XL/2's sizes (3 GB of memory).")
@@ -61,7 +61,7 @@ def layout_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print only the JSON.")] = False,
 ) -> None:
     """The layout transformer with everything computed, with fewer steps, with attention and MLP reused between steps, and with
-    dynamic width where the checkpoint has it.
+    dynamic width and tokens where the checkpoint has them.
 
     FLOPs, time and pass rate of held-out briefs; latencies and requests a second of a server.
     """
@@ -81,12 +81,14 @@ def layout_command(
         poisson_seconds=poisson_seconds,
         rounds=rounds,
         served=served,
-        served_ways=tuple(name.strip() for name in served_ways.split(",")) if served_ways else (),
+        served_ways=tuple(name.strip() for name in served_ways.split(";")) if served_ways else (),
         dit=DitSizes() if dit else None,
         w4a8=w4a8,
     )
     if any(count < 1 for count in plan.fewer):
         raise typer.BadParameter(f"{fewer} is not allowed; step counts must be 1 or more", param_hint="--fewer")
+    if served_ways and not served:
+        raise typer.BadParameter(f"{served_ways} is not allowed with --no-served", param_hint="--served-ways")
     try:
         rows = layout(plan, lambda text: console.print(text, highlight=False))
     except (ExportError, ServingError, NereidError) as error:

@@ -57,6 +57,8 @@ class LayoutPlan:
     dit: DitSizes | None = field(default_factory=DitSizes)
     kept_tokens: float = 0.63
     """Share of the tokens that an MLP has where it passes over the others."""
+    w4a8: bool = True
+    """Whether the same transformer is measured in w4a8, too."""
 
     @property
     def dynamic(self) -> bool:
@@ -67,9 +69,6 @@ class LayoutPlan:
     def tokens(self) -> bool:
         """Whether that has routers of tokens."""
         return self.dynamic and has_token_routers(self.checkpoint)
-
-    w4a8: bool = True
-    """Whether the same transformer is measured in w4a8, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

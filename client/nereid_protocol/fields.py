@@ -107,7 +107,8 @@ IMAGE_FIELDS: tuple[Field, ...] = (
         name="sigmas",
         dtype=DType.FP32,
         shape=(-1,),
-        help="Noise levels that the run visits, falling, the last where it ends, usually 0; for scheduler euler.",
+        help="Noise levels that the run visits, falling, the last where it ends, usually 0; for scheduler euler, and lcm "
+        "of a rectified flow.",
         default="the scheduler's",
         low=0.0,
         high=1e4,

@@ -164,7 +164,7 @@ def _schedule(fields: FieldReader, prompt: int, pipeline: Pipeline, name: Schedu
             raise InvalidRequestError(
                 f"timestep_spacing: it has no meaning with {own}, which say where the run goes", "timestep_spacing"
             )
-        _of_the_solver(lambda: require_spacing(name))
+        _of_the_solver(lambda: require_spacing(name, pipeline.scheduler))
         chosen["timestep_spacing"] = Spacing(spacing)
     return replace(pipeline.scheduler, **{key: value for key, value in chosen.items() if value is not None})
 

@@ -20,7 +20,10 @@ class Purpose(IntEnum):
 
 
 def normal(seed: int, purpose: Purpose, shape: tuple[int, ...], *, step: int = 0) -> NDArray[np.float32]:
-    """Standard normal numbers from Philox (Salmon et al., 2011), keyed by the seed, with purpose and step as the counter."""
+    """Standard normal numbers from Philox (Salmon et al., 2011), keyed by the seed, with purpose and step as the counter.
+
+    They come in order: what has fewer rows has the first of them, so that padding changes nobody's noise.
+    """
     bits = np.random.Philox(key=[seed, 0], counter=[0, 0, step, int(purpose)])
     return np.random.Generator(bits).standard_normal(shape, dtype=np.float32)
 

@@ -10,16 +10,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nereid.diffusion.branch_cache import KeptBranches, Plans
 from nereid.diffusion.dynamic_width import WidthTable
 from nereid.diffusion.families import Conditioning
 from nereid.diffusion.requests import Given, ImageRow
-from nereid.diffusion.solvers import LATEST_CLEAN, SchedulerConfig, SchedulerName, SolverState, SolverTable, build_table
+from nereid.diffusion.solvers import (
+    LATEST_CLEAN,
+    SchedulerConfig,
+    SchedulerName,
+    SolverState,
+    SolverTable,
+    build_table,
+    noise_levels,
+)
 from nereid.diffusion.state import ImageRun
 from nereid.flow.noise import Purpose, normal
-from nereid.layout.elements import MAX_ELEMENTS, Box, Section
+from nereid.layout.elements import Box, Section
 from nereid.layout.settings import ENGINE_NAME
 from nereid.layout.tokens import boxes_of, bucket_of, tokens_of
 
@@ -52,17 +59,12 @@ def layout_runs(
                 engine=ENGINE_NAME,
                 widths=widths,
             ),
-            SolverState.start(given.put(_noise(seed, shape[0]) * np.float32(table.initial_scale))),
+            SolverState.start(given.put(normal(seed, Purpose.INITIAL_LATENTS, shape) * np.float32(table.initial_scale))),
             0,
             kept=None if cache is None else KeptBranches(cache, 1 + len(section)),
         )
         for seed in seeds
     ]
-
-
-def _noise(seed: int, count: int) -> NDArray[np.float32]:
-    """count x 4: of the seed alone, whatever the section is padded to."""
-    return normal(seed, Purpose.INITIAL_LATENTS, (MAX_ELEMENTS, 4))[:count]
 
 
 def boxes_drawn(section: Section, run: ImageRun) -> list[Box]:
@@ -76,14 +78,13 @@ def boxes_predicted(section: Section, run: ImageRun) -> list[Box]:
     return boxes_of(section, clean if run.row.given is None else run.row.given.put(clean))
 
 
-def end_sooner(run: ImageRun, steps: int, schedule: SchedulerConfig) -> None:
-    """Have the run take so many steps more and no others: Euler's, equal ones from its noise level to none.
+def end_sooner(run: ImageRun, steps: int, scheduler: SchedulerName, schedule: SchedulerConfig) -> None:
+    """Have the run take so many steps more and no others, from its noise level to none: the checkpoint's own, spaced as its are.
 
     They are longer than those that a plan of its branches was made for: from here on, all is computed.
     """
     run.kept = None
     level = float(run.row.table.timesteps[run.local_step]) / schedule.num_train_timesteps
-    left = np.linspace(level, 0.0, steps + 1)
-    sigmas = tuple(float(value) for value in left)
-    table = build_table(SchedulerName.EULER, replace(schedule, sigmas=sigmas, timestep_spacing=None, timesteps=None), steps)
+    sigmas = tuple(noise_levels(steps, schedule.shift, level).tolist())
+    table = build_table(scheduler, replace(schedule, sigmas=sigmas, timestep_spacing=None, timesteps=None), steps)
     run.row = replace(run.row, table=table, origin=run.step, end=run.step + steps)

@@ -227,7 +227,7 @@ class LayoutService:
                 left = run.row.end - run.step
                 fits = steps_that_fit(run, everybody, task.started, task.due, now)
                 if not run.busy and 0 < fits < left:
-                    end_sooner(run, fits, self.model.facts.schedule)
+                    end_sooner(run, fits, self.model.facts.scheduler, self.model.facts.schedule)
                     asked = len(task.request.table)
                     goal = task.request.deadline_seconds
                     task.degrade(Reason.DEADLINE, f"fewer than the {asked} steps asked for were taken, to meet {goal:g} s")

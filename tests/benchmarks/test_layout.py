@@ -384,13 +384,21 @@ def test_the_command_prints_one_table_and_writes_the_report(tmp_path: Path, monk
     assert (plans[0].fewer, plans[0].dit, plans[0].served, plans[0].checkpoint) == ((8, 4), None, False, tmp_path)
     assert not plans[0].w4a8
     assert json.loads(out.read_text())[0]["ms"] == 1.5
+    ways = "off; w4a8, 8 steps;all on: w4a8, adaptive steps"  # names have commas
+    CliRunner().invoke(app, ["layout", "--out", str(out), "--served-ways", ways])
+    assert plans[1].served_ways == ("off", "w4a8, 8 steps", "all on: w4a8, adaptive steps")
     printed = CliRunner().invoke(app, [*asked, "--json"])
     assert json.loads(printed.stdout)[0]["method"] == "off"
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(["--fewer", "8,x"], "is not a list of numbers"), (["--fewer", "0"], "must be 1 or more"), (["--steps", "2"], "--steps")],
+    [
+        (["--fewer", "8,x"], "is not a list of numbers"),
+        (["--fewer", "0"], "must be 1 or more"),
+        (["--steps", "2"], "--steps"),
+        (["--no-served", "--served-ways", "off"], "off is not allowed with --no-served"),
+    ],
 )
 def test_options_that_are_not_allowed_are_refused(options: list[str], said: str) -> None:
     result = CliRunner().invoke(app, ["layout", *options])

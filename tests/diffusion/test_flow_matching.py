@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nereid.diffusion.solvers import ScheduleError, SchedulerConfig, SchedulerName, Spacing, build_table, default_scheduler
+from nereid.diffusion.solvers import (
+    ScheduleError,
+    SchedulerConfig,
+    SchedulerName,
+    Spacing,
+    build_table,
+    default_scheduler,
+    noise_levels,
+    require_spacing,
+)
+from nereid.diffusion.solvers.choices import FLOW as FLOW_SOLVERS
 from nereid.diffusion.solvers.terms import Term
 
 diffusers = pytest.importorskip("diffusers")
@@ -87,6 +97,30 @@ def test_given_sigmas_are_a_run_from_the_middle() -> None:
     rest = build_table(SchedulerName.EULER, replace(config, sigmas=(0.5, 0.25, 0.0)), 2)
     np.testing.assert_allclose(rest.timesteps, whole.timesteps[2:])
     np.testing.assert_allclose(rest.next_sample, whole.next_sample[2:], atol=1e-7)
+
+
+@pytest.mark.parametrize("spacing", [Spacing.TRAILING, Spacing.LINSPACE])
+def test_lcm_of_a_flow_takes_sigmas_as_euler_does(spacing: Spacing) -> None:
+    config = replace(SchedulerConfig.from_diffusers({**FLOW, "shift": 0.5}), timestep_spacing=spacing)
+    whole = build_table(SchedulerName.LCM, config, 4)
+    levels = tuple((whole.timesteps[2:] / 1000).tolist())
+    rest = build_table(SchedulerName.LCM, replace(config, sigmas=(*levels, 0.0)), 2)
+    np.testing.assert_allclose(rest.timesteps, whole.timesteps[2:])
+    np.testing.assert_allclose(rest.next_sample, whole.next_sample[2:], atol=1e-7)
+
+
+@pytest.mark.parametrize("name", FLOW_SOLVERS)
+def test_every_solver_of_a_flow_takes_its_spacing(name: SchedulerName) -> None:
+    require_spacing(name, SchedulerConfig.from_diffusers(FLOW))
+    with pytest.raises(ScheduleError, match="timestep_spacing: it has no meaning for scheduler lcm; these take it: ddpm"):
+        require_spacing(SchedulerName.LCM, SchedulerConfig())
+
+
+@pytest.mark.parametrize("shift", [0.08, 1.0, 3.0])
+def test_levels_from_the_middle_are_spaced_as_those_from_the_start(shift: float) -> None:
+    whole = noise_levels(8, shift)
+    assert (whole[0], whole[-1]) == (1, 0)
+    np.testing.assert_allclose(noise_levels(3, shift, float(whole[2])), whole[2::2], rtol=1e-9)
 
 
 def test_a_flow_is_euler_where_nobody_names_a_solver() -> None:

@@ -100,7 +100,7 @@ def test_a_run_calls_the_slices_of_its_timesteps_and_knows_what_is_left() -> Non
     assert called == expected
     assert [name for name, _ in Counter(called).most_common()] != [NARROW]
     run.step = 2
-    end_sooner(run, 3, FACTS.schedule)  # of its own, longer steps
+    end_sooner(run, 3, FACTS.scheduler, FACTS.schedule)  # of its own, longer steps
     assert run.steps_left == Counter(TABLE.engine(float(timestep)) for timestep in run.row.table.timesteps)
     (whole,) = layout_runs(cards, None, [1], table)
     assert whole.variant is Variant.FULL

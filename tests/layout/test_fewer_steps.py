@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from drawing import FACTS
+from drawing import FACTS, FLOW
 
-from nereid.diffusion.solvers import SchedulerName, build_table
+from nereid.diffusion.solvers import SchedulerConfig, SchedulerName, build_table, default_scheduler
+from nereid.diffusion.solvers.terms import Term
 from nereid.diffusion.state import ImageRun
 from nereid.layout.fewer_steps import ANSWER_SECONDS, round_seconds, steps_that_fit
 from nereid.layout.rows import boxes_drawn, end_sooner, layout_runs
@@ -51,9 +52,25 @@ def test_where_no_cost_is_known_all_steps_fit() -> None:
 
 def test_a_run_that_ends_sooner_goes_on_from_its_own_noise_level_to_none() -> None:
     run = run_of(10, done=4)
-    end_sooner(run, 3, FACTS.schedule)
+    end_sooner(run, 3, FACTS.scheduler, FACTS.schedule)
     assert (run.step, run.row.end, run.local_step, run.done) == (4, 7, 0, False)
     np.testing.assert_allclose(run.row.table.timesteps, [600, 400, 200], rtol=1e-5)
-    end_sooner(run, 1, FACTS.schedule)
+    end_sooner(run, 1, FACTS.scheduler, FACTS.schedule)
     assert run.row.table.timesteps.tolist() == pytest.approx([600])
     assert len(boxes_drawn(SECTION, run)) == len(BOXES)
+
+
+def test_it_goes_on_as_the_checkpoints_own_scheduler_does() -> None:
+    file = {**FLOW, "shift": 0.08, "stochastic_sampling": True}
+    schedule, scheduler = SchedulerConfig.from_diffusers(file), default_scheduler(file)
+    whole = build_table(scheduler, schedule, 8)
+    (run,) = layout_runs(SECTION, None, [3], whole)
+    end_sooner(run, 8, scheduler, schedule)  # from its first step on
+    np.testing.assert_array_equal(run.row.table.timesteps, whole.timesteps)
+    run.step = 4
+    end_sooner(run, 2, scheduler, schedule)
+    rest = run.row.table
+    # Every other one of the levels that were left, and fresh noise where the checkpoint takes it.
+    np.testing.assert_allclose(rest.timesteps, whole.timesteps[[4, 6]], rtol=1e-5)
+    assert rest.next_sample[:, Term.NOISE].tolist() == pytest.approx([whole.timesteps[6] / 1000, 0], rel=1e-5)
+    assert not rest.next_sample[:, Term.SAMPLE].any()

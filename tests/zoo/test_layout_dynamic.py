@@ -15,6 +15,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from nereid.diffusion.dynamic_width import WidthEngine
+from nereid.diffusion.solvers import noise_levels
 from nereid.layout.tokens import tokens_of
 from nereid_zoo.cli import app
 from nereid_zoo.layout.batches import Batches, sample_row
@@ -150,6 +151,24 @@ def test_routers_settle_to_widths_of_ranges_and_leave_every_block_something(chec
         assert len(width.heads[0]) == 1
     network.save_pretrained(tmp_path)
     assert DynamicLayoutTransformer.from_pretrained(tmp_path, use_safetensors=True).widths == widths
+
+
+def test_flops_and_ranges_are_those_of_the_steps_that_runs_take(checkpoint: Path) -> None:
+    network, generator = routed(checkpoint), torch.Generator().manual_seed(0)
+    network.settle(0.5, 0.08)
+    run = torch.from_numpy(noise_levels(1000, 0.08)[:-1] * 1000).float()
+    assert network.flops(network.settled_gates(run)).item() == pytest.approx(0.5, abs=0.03)
+    assert all(width.up_to is None or 0 < width.up_to < 1000 for width in network.widths)
+
+    def near(timesteps: Tensor) -> Tensor:
+        """All near the data, else nothing."""
+        return (timesteps < 100).float()[:, None, None].expand(-1, 2, 3 + GROUPS)
+
+    shares = [
+        step_losses(network, load(checkpoint), Batches(4, seed=3).next(), near, generator, "cpu", 1.0, shift).flops.item()
+        for shift in (1.0, 0.08)
+    ]
+    assert shares == pytest.approx([0.1, float((run < 100).float().mean())], abs=0.03)
 
 
 # --- slices ---

@@ -49,6 +49,21 @@ def test_needed_heights_are_those_that_checks_ask_for() -> None:
     assert {ElementClass.LIST, ElementClass.IMAGE, ElementClass.PARAGRAPH, ElementClass.FIELD} <= seen
 
 
+@pytest.mark.parametrize(
+    "element",
+    [
+        Element(id="long", kind=ElementClass.PARAGRAPH, characters=1500),
+        Element(id="long", kind=ElementClass.LIST, characters=4000, items=12),
+        Element(id="odd", kind=ElementClass.PARAGRAPH, characters=100, items=5),
+    ],
+)
+def test_needed_heights_hold_for_long_texts_and_for_items_of_what_is_no_list(element: Element) -> None:
+    section, width = Section.of(Canvas.of(1280), [element]), 480
+    its = given(section, [Box(0, 0, width, 100)])
+    needed = float(needed_heights(its[0][..., 2:3] + 1, its[1], its[3], its[4])[0, 0, 0] * SCALE)
+    assert needed == pytest.approx(needed_height(element, width, section.canvas), abs=0.1)
+
+
 def test_distances_are_to_the_parent_the_siblings_the_children_and_what_is_above() -> None:
     canvas = Canvas.of(640)
     elements = [

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 from torch import Tensor
 from typer.testing import CliRunner
 
+from nereid.diffusion.solvers import noise_levels
 from nereid.layout.tokens import tokens_of
 from nereid_zoo.cli import app
 from nereid_zoo.layout.batches import Batches, sample_row
@@ -21,8 +22,8 @@ from nereid_zoo.layout.dynamic import DynamicLayoutTransformer, load_dynamic
 from nereid_zoo.layout.dynamic_train import DynamicPlan, train_dynamic
 from nereid_zoo.layout.model import load
 from nereid_zoo.layout.skipping import Routing, SkippingBlock, counted
-from nereid_zoo.layout.token_train import BOTH, MODES, TOKENS, WIDTHS, step_losses
-from nereid_zoo.layout.train import tensors
+from nereid_zoo.layout.token_train import BOTH, MODES, TOKENS, WIDTHS, as_runs, step_losses
+from nereid_zoo.layout.train import LEVEL_POWER, tensors
 from nereid_zoo.optimisation import optimizer_of, optimizer_step
 from nereid_zoo.stages import StageError
 
@@ -120,6 +121,15 @@ def test_flops_are_those_of_tokens_and_of_the_channels_that_they_meet(checkpoint
     opened = torch.ones(2, 2, 3 + GROUPS)
     opened[:, 1, 3 + 2 :] = 0  # two of six groups are left in the second block
     assert network.token_flops(opened, routing).tolist() == pytest.approx([(0.25 + 0.75 / 3) / (4 / 3), (1 + 0.5 / 3) / (4 / 3)])
+
+
+@pytest.mark.parametrize("shift", [0.08, 1.0, 3.0])
+def test_noise_levels_of_training_count_as_those_of_runs(shift: float) -> None:
+    levels = ((torch.arange(100_000) + 0.5) / 100_000) ** LEVEL_POWER
+    weights = as_runs(levels, shift)
+    run = torch.from_numpy(noise_levels(100_000, shift))
+    for below in (0.02, 0.1, 0.5):
+        assert (weights * (levels < below)).sum() / weights.sum() == pytest.approx((run < below).double().mean(), abs=2e-3)
 
 
 # --- training ---

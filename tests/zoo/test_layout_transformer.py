@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 torch = pytest.importorskip("torch")
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from nereid.diffusion.solvers import noise_levels
 from nereid.layout.elements import Box, Element, ElementClass, Fixed, Section
 from nereid.layout.tokens import Tokens, tokens_of
 from nereid_export.engines.onnx_graph import export_onnx
@@ -23,7 +24,7 @@ from nereid_export.engines.precision import Precision
 from nereid_zoo.cli import app
 from nereid_zoo.layout.batches import Batches, sample_row
 from nereid_zoo.layout.component import layout_component, onnx_predict
-from nereid_zoo.layout.draw import Flow, draw, draw_tokens, flow_of, noise_levels, noise_of, torch_predict
+from nereid_zoo.layout.draw import Flow, draw, draw_tokens, flow_of, noise_of, torch_predict
 from nereid_zoo.layout.features import Spoiled, features_of, frechet_distance, spoil
 from nereid_zoo.layout.features_model import train_features
 from nereid_zoo.layout.losses import losses, sibling_overlap, unaligned

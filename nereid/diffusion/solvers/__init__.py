@@ -2,7 +2,7 @@
 
 from nereid.diffusion.solvers.choices import require_spacing
 from nereid.diffusion.solvers.names import SCHEDULERS, SchedulerName, default_scheduler
-from nereid.diffusion.solvers.schedule import SchedulerConfig
+from nereid.diffusion.solvers.schedule import SchedulerConfig, noise_levels
 from nereid.diffusion.solvers.scheduler_file import PredictionType, ScheduleError, Spacing
 from nereid.diffusion.solvers.table import SolverTable, build_table
 from nereid.diffusion.solvers.update import LATEST_CLEAN, SolverState, advance, needs_noise, predict_clean
@@ -21,6 +21,7 @@ __all__ = [
     "build_table",
     "default_scheduler",
     "needs_noise",
+    "noise_levels",
     "predict_clean",
     "require_spacing",
 ]

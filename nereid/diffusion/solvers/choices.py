@@ -23,6 +23,8 @@ TIMESTEPS = (
 )
 """Those to which diffusers' schedulers take timesteps."""
 SIGMAS = (SchedulerName.EULER,)
+FLOW_SIGMAS = (SchedulerName.EULER, SchedulerName.LCM)
+"""Of a rectified flow."""
 ETA = (SchedulerName.DDIM, SchedulerName.DPMPP_SDE, SchedulerName.DPMPP_SDE_KARRAS, SchedulerName.TCD)
 SPACING = tuple(
     name
@@ -53,7 +55,7 @@ def check_choices(name: SchedulerName, config: SchedulerConfig, steps: int) -> N
     if config.sigmas is not None:
         if config.timesteps is not None:
             raise ScheduleError("sigmas: they are not allowed with timesteps; one of the two must be left out")
-        _require("sigmas", name, SIGMAS)
+        _require("sigmas", name, FLOW_SIGMAS if config.flow else SIGMAS)
         _check_sigmas(config.sigmas)
     if config.eta is not None:
         _require("eta", name, ETA)
@@ -74,9 +76,9 @@ def _check_flow(name: SchedulerName, config: SchedulerConfig) -> None:
         raise ScheduleError(f"sigmas: {config.sigmas[0]:g} is not allowed; a rectified flow's are 1 at most")
 
 
-def require_spacing(name: SchedulerName) -> None:
-    """Raises ScheduleError for a solver whose timesteps have a spacing of their own."""
-    _require("timestep_spacing", name, SPACING)
+def require_spacing(name: SchedulerName, config: SchedulerConfig) -> None:
+    """Raises ScheduleError for a solver whose timesteps have a spacing of their own; a rectified flow's have the flow's."""
+    _require("timestep_spacing", name, FLOW if config.flow else SPACING)
 
 
 def _require(field: str, name: SchedulerName, allowed: tuple[SchedulerName, ...]) -> None:

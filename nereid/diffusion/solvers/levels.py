@@ -137,24 +137,20 @@ _MOST_NOISE = 2.0**24
 
 
 def _flow_levels(config: SchedulerConfig, steps: int) -> Levels:
-    """Rectified flow (Liu et al., 2022): noise amplitudes from 1 to 0, shifted as Esser et al. (2024), eq. 23, have it.
+    """Rectified flow (Liu et al., 2022): noise amplitudes from 1 to 0, shifted.
 
     Trailing, as few steps want it, they are equal steps that end at 0; `linspace` is diffusers' own (FlowMatchEuler): equal
     steps to the lowest level trained on, and from there to 0.
     """
-    train = config.num_train_timesteps
+    train, shift = config.num_train_timesteps, config.shift
     amplitudes: Array
-
-    def shifted(level: Array) -> Array:
-        return config.shift * level / (1 + (config.shift - 1) * level)
-
     if config.sigmas is not None:
         amplitudes = np.array(config.sigmas, np.float64)
     elif config.timestep_spacing is Spacing.LINSPACE:
-        lowest = float(shifted(np.array([1 / train]))[0])
-        amplitudes = np.append(shifted(np.linspace(1, lowest, steps)), 0.0)
+        lowest = float(schedule.shifted(np.array([1 / train]), shift)[0])
+        amplitudes = np.append(schedule.shifted(np.linspace(1, lowest, steps), shift), 0.0)
     else:
-        amplitudes = shifted(np.linspace(1, 0, steps + 1))
+        amplitudes = schedule.noise_levels(steps, shift)
     signal = np.maximum(1 - amplitudes, 1 / (1 + _MOST_NOISE))
     ratios = amplitudes / signal
     return Levels(float(train) * amplitudes[:-1], ratios[:-1], ratios[1:], flow=True)

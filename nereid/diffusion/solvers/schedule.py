@@ -100,6 +100,18 @@ def sigmas_of(alphas: Array, *, zero_snr: bool) -> Array:
     return np.sqrt((np.float32(1) - single) / single).astype(np.float64)
 
 
+def noise_levels(steps: int, shift: float, start: float = 1.0) -> Array:
+    """steps + 1 noise amplitudes of a rectified flow, from `start` to 0: evenly spaced before they are `shifted`."""
+    levels = shifted(np.linspace(start / (start + shift * (1 - start)), 0.0, steps + 1), shift)
+    levels[0] = start  # and no last digit more
+    return levels
+
+
+def shifted(levels: Array, shift: float) -> Array:
+    """Noise amplitudes as Esser et al. (2024), eq. 23, shift them: below 1, a shift has more of them near the data."""
+    return shift * levels / (1 + (shift - 1) * levels)
+
+
 def spaced_timesteps(config: SchedulerConfig, steps: int, spacing: Spacing, *, intervals: bool) -> Array:
     """`steps` descending training timesteps; `intervals` counts intervals between points (DPM-Solver, UniPC), not points."""
     train, points = config.num_train_timesteps, steps + intervals

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from nereid.diffusion.solvers import SchedulerConfig, SchedulerName, default_scheduler, noise_levels
 from nereid.flow.noise import Purpose, normal
-from nereid.layout.elements import MAX_ELEMENTS, Box, Section
+from nereid.layout.elements import Box, Section
 from nereid.layout.tokens import Floats, Tokens, boxes_of, bucket_of, tokens_of
 
 if TYPE_CHECKING:
@@ -29,15 +30,6 @@ DYNAMIC = "dynamic_transformer"
 Array = TypeVar("Array", Floats, "Tensor")
 Predict = Callable[[Mapping[str, NDArray]], Floats]
 """The velocity (B x N x 4) for an engine's inputs: `Tokens`' arrays, `boxes` and `timestep`."""
-
-
-def noise_levels(steps: int, shift: float) -> NDArray[np.float64]:
-    """steps + 1 levels from 1 to 0: equal steps of u, level = shift x u / (1 + (shift - 1) x u) (Esser et al., 2024, eq. 23).
-
-    Below 1, a shift has more of them near the data.
-    """
-    u = np.linspace(1.0, 0.0, steps + 1)
-    return shift * u / (1 + (shift - 1) * u)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +51,14 @@ class Flow:
 
 
 def flow_of(folder: Path) -> Flow:
-    """The checkpoint's own, from its scheduler's settings."""
+    """The checkpoint's own, from its scheduler's settings, as the server reads them; raises ValueError as that refuses them."""
     settings = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    return Flow(float(settings["shift"]), bool(settings.get("stochastic_sampling")))
+    return Flow(SchedulerConfig.from_diffusers(settings).shift, default_scheduler(settings) is SchedulerName.LCM)
 
 
 def noise_of(seeds: Sequence[int], count: int, purpose: Purpose = Purpose.INITIAL_LATENTS, step: int = 0) -> Floats:
     """B x count x 4: a function of each row's seed alone, whatever it is padded to."""
-    return np.stack([normal(seed, purpose, (MAX_ELEMENTS, 4), step=step)[:count] for seed in seeds])
+    return np.stack([normal(seed, purpose, (count, 4), step=step) for seed in seeds])
 
 
 def draw_tokens(predict: Predict, tokens: Tokens, seeds: Sequence[int], *, steps: int = STEPS, flow: Flow = Flow()) -> Floats:

@@ -9,10 +9,12 @@ left. Routers of tokens (`nereid_zoo.layout.skipping`) may be trained after them
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -20,14 +22,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nereid.diffusion.dynamic_width import WidthEngine, WidthTable
-from nereid_zoo.layout.draw import DYNAMIC
-from nereid_zoo.layout.model import LayoutTransformer, time_waves
+from nereid.diffusion.solvers.schedule import shifted
+from nereid_zoo.layout.draw import DYNAMIC, TRAIN_TIMESTEPS
+from nereid_zoo.layout.model import GRID_PERIODS, SETTINGS, LayoutTransformer, Opened, settings_before, time_waves
 from nereid_zoo.layout.skipping import GAIN, OPEN, RoutedBlock, Routing, SkippingBlock, counted
 from nereid_zoo.layout.slices import NarrowBlock
 
 MOST_WIDTHS = len(WidthEngine)
 GRID = 200
-"""Timesteps by which ranges are found."""
+"""Timesteps by which ranges are found: those of a run of so many steps."""
 FLOPS_TOKENS = 25
 """The canvas' and elements' tokens of the section whose FLOPs are counted."""
 
@@ -63,12 +66,14 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         groups: int = 12,
         widths: list[dict[str, Any]] | None = None,
         tokens: bool = False,
+        grid_periods: Sequence[int] = GRID_PERIODS,
+        related: bool = True,
     ) -> None:
         super().__init__()
         if mlp_ratio * width % groups:
             raise ValueError(f"groups: {groups} is not allowed; it must divide the MLP's {mlp_ratio * width} channels")
         self.layers, self.heads, self.groups, self.channels = layers, heads, groups, mlp_ratio * width
-        self.transformer = LayoutTransformer(width, layers, heads, mlp_ratio)
+        self.transformer = LayoutTransformer(width, layers, heads, mlp_ratio, grid_periods, related)
         if tokens:
             self.transformer.blocks = nn.ModuleList(RoutedBlock(width, heads, mlp_ratio) for _ in range(layers))
         self.router = nn.Linear(width, layers * (heads + groups))
@@ -78,9 +83,7 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
     @classmethod
     def of(cls, transformer: LayoutTransformer, groups: int) -> DynamicLayoutTransformer:
         """With a copy of its weights, which computes the same while everything is open."""
-        config = transformer.config
-        sizes = {name: config[name] for name in ("width", "layers", "heads", "mlp_ratio")}
-        made = cls(**sizes, groups=groups)
+        made = cls(**transformer.settings, groups=groups)
         made.transformer.load_state_dict(transformer.state_dict())
         with torch.no_grad():
             for block in made.transformer.blocks:
@@ -93,13 +96,13 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def forward(self, gates: Tensor | None, routing: Routing | None = None, **inputs: Tensor) -> Tensor:
         """The velocity where `gates` (B x layers x (heads + groups)) say what counts, all where None; `inputs` are the
         transformer's. Routers of tokens count where there is a `routing`."""
-        opened = self.opened(gates) if gates is not None else [(None, None)] * self.layers
+        opened: list[Opened] = self.opened(gates) if gates is not None else [(None, None)] * self.layers
         if routing is not None:
             opened = [(heads, routing.of(channels)) for heads, channels in opened]
         made: Tensor = self.transformer(**inputs, opened=opened)
         return made
 
-    def opened(self, gates: Tensor) -> list[Any]:
+    def opened(self, gates: Tensor) -> list[Opened]:
         return [
             (its[:, : self.heads], its[:, self.heads :].repeat_interleave(self.channels // self.groups, 1))
             for its in gates.unbind(1)
@@ -145,13 +148,13 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError("it has routers and no widths; train it to the end")
         return tuple(Width.parse(its) for its in self.config["widths"])
 
-    def settle(self, flops: float, most: int = MOST_WIDTHS) -> None:
+    def settle(self, flops: float, shift: float = 1.0, most: int = MOST_WIDTHS) -> None:
         """Divide the timesteps into `most` ranges at most, each with what its timesteps' routers open first, on average.
 
-        As much is open as takes this share of the blocks' FLOPs, on average over evenly spaced timesteps. A head and a group of
-        each block are, in any case.
+        As much is open as takes this share of the blocks' FLOPs, on average over the steps of a run, which the flow's `shift`
+        spaces. A head and a group of each block are, in any case.
         """
-        timesteps = (torch.arange(GRID) + 0.5) * 1000 / GRID
+        timesteps = run_timesteps((torch.arange(GRID) + 0.5) / GRID, shift)
         with torch.no_grad():
             chances = self.logits(timesteps.to(self.router.weight)).sigmoid().cpu()
         level = self._level(chances, torch.ones(GRID), flops)
@@ -163,7 +166,7 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         widths = []
         for end, width in zip(ends, means, strict=True):
             blocks = [(_above(block[: self.heads], level), _above(block[self.heads :], level)) for block in width]
-            up_to = None if end == GRID else end * 1000 / GRID
+            up_to = None if end == GRID else float(run_timesteps(torch.tensor(end / GRID, dtype=torch.float64), shift))
             widths.append({"up_to": up_to, "heads": [its[0] for its in blocks], "groups": [its[1] for its in blocks]})
         self.register_to_config(widths=widths)
 
@@ -219,8 +222,7 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """The transformer without what the width leaves out, nothing where None; with `tokens`, its MLPs pass over some."""
         if tokens and not self.config["tokens"]:
             raise ValueError("it has no routers of tokens; train it with --tokens")
-        config, size = self.transformer.config, self.channels // self.groups
-        made = LayoutTransformer(**{name: config[name] for name in ("width", "layers", "heads", "mlp_ratio")})
+        made, size = LayoutTransformer(**self.transformer.settings), self.channels // self.groups
         rest = {name: value for name, value in self.transformer.state_dict().items() if not name.startswith("blocks.")}
         made.load_state_dict(rest, strict=False)
         kind = SkippingBlock if tokens else NarrowBlock
@@ -231,7 +233,12 @@ class DynamicLayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return made.eval()
 
 
-_SETTINGS = ("width", "layers", "heads", "mlp_ratio", "groups", "widths")
+_SETTINGS = (*SETTINGS, "groups", "widths")
+
+
+def run_timesteps(left: Tensor, shift: float) -> Tensor:
+    """Those that a run with this shift has where so much of it is left (0 to 1)."""
+    return torch.from_numpy(np.asarray(TRAIN_TIMESTEPS * shifted(left.double().cpu().numpy(), shift))).to(left)
 
 
 def straight_through(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -279,4 +286,5 @@ def _above(chances: Tensor, level: float) -> list[int]:
 
 def load_dynamic(folder: Path) -> DynamicLayoutTransformer:
     """That of a checkpoint's folder, in float32."""
-    return DynamicLayoutTransformer.from_pretrained(folder / DYNAMIC, use_safetensors=True).float().eval()
+    home = folder / DYNAMIC
+    return DynamicLayoutTransformer.from_pretrained(home, use_safetensors=True, **settings_before(home)).float().eval()

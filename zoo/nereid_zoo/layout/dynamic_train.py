@@ -20,8 +20,8 @@ from torch import Tensor
 
 from nereid.engines.digests import digest_of_files
 from nereid_zoo.layout.batches import Batch, Batches
-from nereid_zoo.layout.draw import DYNAMIC
-from nereid_zoo.layout.dynamic import DynamicLayoutTransformer, straight_through
+from nereid_zoo.layout.draw import DYNAMIC, flow_of
+from nereid_zoo.layout.dynamic import DynamicLayoutTransformer, run_timesteps, straight_through
 from nereid_zoo.layout.model import LayoutTransformer, load
 from nereid_zoo.layout.teaching import PEAK, RAMP, Step, taught_by
 from nereid_zoo.layout.token_train import TokenPlan, fit_tokens
@@ -32,7 +32,7 @@ from nereid_zoo.stages import finished_stage, forget_places
 ROUTED = 0.6
 """Share of the minutes in which routers are trained."""
 LEVELS = 32
-"""Noise levels that FLOPs are counted at: evenly, as runs take them, and not as training does."""
+"""Noise levels that FLOPs are counted at: as the checkpoint's scheduler spaces those of runs, and not as training does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +53,11 @@ class DynamicPlan:
     token_minutes: float = 15
     """Of the routers of tokens, after the others."""
 
+    @property
+    def shift(self) -> float:
+        """Of the checkpoint's runs."""
+        return flow_of(self.source).shift
+
 
 Gates = Callable[[Tensor], Tensor]
 """Of timesteps."""
@@ -68,7 +73,7 @@ def train_dynamic(plan: DynamicPlan, destination: Path) -> DynamicLayoutTransfor
     teacher = load(plan.source).to(plan.device)
     facts = {
         "source": digest_of_files(plan.source, sorted((plan.source / "transformer").iterdir())),
-        **{name: getattr(plan, name) for name in ("flops", "minutes", "batch_size", "groups", "seed")},
+        **{name: getattr(plan, name) for name in ("shift", "flops", "minutes", "batch_size", "groups", "seed")},
     }
     network = DynamicLayoutTransformer.of(teacher, plan.groups)
     write = partial(_write, plan, teacher, network, routing=True)
@@ -77,7 +82,12 @@ def train_dynamic(plan: DynamicPlan, destination: Path) -> DynamicLayoutTransfor
     network = _read(finished_stage(plan.work / "2-settled", facts, write))
     if plan.tokens is not None:
         tokens = TokenPlan(
-            share=plan.tokens, device=plan.device, minutes=plan.token_minutes, batch_size=plan.batch_size, seed=plan.seed + 3
+            share=plan.tokens,
+            shift=plan.shift,
+            device=plan.device,
+            minutes=plan.token_minutes,
+            batch_size=plan.batch_size,
+            seed=plan.seed + 3,
         )
         facts |= {"tokens": plan.tokens, "token_minutes": plan.token_minutes}
         network = _read(finished_stage(plan.work / "3-tokens", facts, partial(_write_tokens, tokens, teacher, network)))
@@ -99,7 +109,7 @@ def _write(
 ) -> None:
     fitted = fit(plan, teacher, network.to(plan.device), routing=routing).to("cpu")
     if routing:
-        fitted.settle(plan.flops)
+        fitted.settle(plan.flops, plan.shift)
     fitted.save_pretrained(folder)
 
 
@@ -123,7 +133,7 @@ def fit(
     for step, rate in schedule(name, minutes, peak=PEAK):
         done = (time.monotonic() - start) / (60 * minutes)
         target = 1 - (1 - plan.flops) * min(1.0, done / RAMP)
-        made = step_losses(network, teacher, supply.next(), gates, generator, plan.device, target)
+        made = step_losses(network, teacher, supply.next(), gates, generator, plan.device, target, plan.shift)
         optimizer_step(optimizer, made.total, rate)
         update_ema(average, network, decay=min(0.999, (step + 1) / (step + 20)))
         if step % 50 == 0:
@@ -140,12 +150,13 @@ def step_losses(
     generator: torch.Generator,
     device: str,
     target: float,
+    shift: float = 1.0,
 ) -> Step:
-    """The losses of one batch with what these gates open at its noise levels."""
+    """The losses of one batch with what these gates open at its noise levels; `flops` are those of runs with this shift."""
     its = noisy(batch, generator, device)
     predicted = network(gates(its.timesteps), boxes=its.boxes, timestep=its.timesteps, **its.given)
-    even = (torch.arange(LEVELS, device=device) + torch.rand(LEVELS, generator=generator, device=device)) * 1000 / LEVELS
-    flops = network.flops(gates(even))
+    left = (torch.arange(LEVELS, device=device) + torch.rand(LEVELS, generator=generator, device=device)) / LEVELS
+    flops = network.flops(gates(run_timesteps(left, shift)))
     return Step(its.losses(predicted).total, taught_by(teacher, its, predicted), flops, (flops - target).square())
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, FlowMatchEulerDiscreteScheduler, ModelMixin, __version__
@@ -31,6 +32,10 @@ GRID_PERIODS = (8, 16, 32)
 """CSS pixels in which the waves of `grid_waves` turn once: edges keep to multiples of the first."""
 FARTHEST = 8
 """Elements further apart in reading order count as this far."""
+SETTINGS = ("width", "layers", "heads", "mlp_ratio", "grid_periods", "related")
+"""What a transformer is made with."""
+_BEFORE: Mapping[str, Any] = {"grid_periods": (), "related": False}
+"""What one was made with whose file does not say it: it is older than these settings."""
 NUMBERED = ("known", "field_mask", "classes", "parents", "content", "canvas")
 """Inputs that `LayoutTransformer.numbers` takes, after the boxes."""
 MASKED = -1e4
@@ -39,8 +44,11 @@ MASKED = -1e4
 
 Branches = tuple[Tensor | None, Tensor | None]
 """What attention and MLP give before gate and residual, each None where it is not there."""
-Opened = tuple[Tensor, Tensor]
-"""Of a block, which heads (B x heads) and which MLP channels (B x channels) count: 1 or 0. The others give nothing."""
+Opened = tuple[Tensor | None, Any]
+"""Of a block, which heads (B x heads) and which MLP channels (B x channels) count: 1 or 0, all where None. Others give nothing.
+
+Blocks with routers of tokens take a `Routing` (`skipping.py`) in the channels' place.
+"""
 
 
 class Block(nn.Module):
@@ -93,8 +101,8 @@ class LayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     Inputs as `nereid.layout.tokens.Tokens` has them, and `boxes` float32 B x N x 4 (noisy, known fields clean), `timestep`
     float32 B (1000 x the noise level in 0..1, one a row). Output float32 B x N x 4; what it is for padded tokens means nothing. A
-    row's output depends on that row alone. Without `grid_periods` it does not see where on the
-    8 px grid a box is, and unless it is `related`, not what boxes are to each other (`relations.py`).
+    row's output depends on that row alone. Without `grid_periods` it does not see where on the 8 px grid a box is, and unless it
+    is `related`, not what boxes are to each other (`relations.py`).
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -131,6 +139,11 @@ class LayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         for layer in (self.condition, self.last_condition, self.last, self.relation_bias, self.distance_bias):
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of another one of the same architecture."""
+        return {name: self.config[name] for name in SETTINGS}
 
     def forward(
         self,
@@ -261,4 +274,11 @@ def save(transformer: LayoutTransformer, destination: Path) -> None:
 
 def load(folder: Path) -> LayoutTransformer:
     """The transformer of such a folder, in float32."""
-    return LayoutTransformer.from_pretrained(folder / "transformer", use_safetensors=True).float().eval()
+    home = folder / "transformer"
+    return LayoutTransformer.from_pretrained(home, use_safetensors=True, **settings_before(home)).float().eval()
+
+
+def settings_before(home: Path) -> dict[str, Any]:
+    """What the transformer in this folder was made with that its config.json does not say."""
+    config = json.loads((home / "config.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in _BEFORE.items() if name not in config}

@@ -253,8 +253,7 @@ class QuantisedTransformer(LayoutTransformer):
     @classmethod
     def of(cls, transformer: LayoutTransformer, layers: Mapping[str, QuantisedLayer]) -> QuantisedTransformer:
         """Of a trained one, which stays as it is."""
-        config = transformer.config
-        made = cls(width=config.width, layers=config.layers, heads=config.heads, mlp_ratio=config.mlp_ratio)
+        made = cls(**transformer.settings)
         kept = {name: halved(value) for name, value in transformer.state_dict().items()}
         made.tables = []
         for name in (*EMBEDDINGS, *FIRST):

@@ -22,6 +22,7 @@ RELATIONS = DISTANCES * (1 + len(MAGNITUDES)) + FLAGS
 _FAR = 1e3
 """Units."""
 _MOBILE = CANVAS - len(Breakpoint) + list(Breakpoint).index(Breakpoint.MOBILE)
+_LIST = list(ElementClass).index(ElementClass.LIST)
 _LINES = [[line_height(kind, Canvas.of(width)) for kind in ElementClass] for width in (1280, 320)]
 """CSS pixels of a line of each class, on a desktop's canvas and on a mobile's."""
 
@@ -85,8 +86,10 @@ def needed_heights(width: Tensor, classes: Tensor, content: Tensor, canvas: Tens
     usual, small = torch.tensor(_LINES, dtype=width.dtype, device=width.device) / SCALE
     line = torch.where(canvas[:, _MOBILE, None] > 0.5, small[classes], usual[classes])[..., None]
     ratio, least = content[..., 3:4], content[..., 5:6]
-    items = (content[..., 1:2] * 10).round().clamp(min=1)
-    long = content[..., 7:8] * 4 / items
+    listed = (classes == _LIST)[..., None]  # the others' text is one, whatever they are said to have
+    items = torch.where(listed, (content[..., 1:2] * 10).round().clamp(min=1), torch.ones_like(ratio))
+    # Told as it is up to 16 units, and beyond them as a logarithm.
+    long = torch.where(content[..., 7:8] < 4, content[..., 7:8] * 4, torch.exp(content[..., 6:7]) - 1) / items
     lines = torch.where(long <= width, torch.ones_like(long), torch.ceil(long * BREAKING / width.clamp(min=1 / SCALE)))
     text = items * lines * line + (items - 1) * (ITEM_GAP / SCALE)
     high = torch.where((line > 0) & (long > 0), torch.maximum(least, text), least)

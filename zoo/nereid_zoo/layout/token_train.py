@@ -27,10 +27,11 @@ DRAWN = 0.7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPlan:
-    """To which share of the MLPs' FLOPs, and how long, in minutes."""
+    """To which share of the MLPs' FLOPs, of runs of a flow with this shift, and how long, in minutes."""
 
     share: float
     minutes: float
+    shift: float = 1.0
     device: str = "cpu"
     batch_size: int = 64
     seed: int = 0
@@ -59,7 +60,8 @@ def fit_tokens(plan: TokenPlan, teacher: LayoutTransformer, network: DynamicLayo
     for step, rate in schedule("tokens", plan.minutes, peak=PEAK):
         done, mode = (time.monotonic() - start) / (60 * plan.minutes), MODES[step % len(MODES)]
         target = 1 - (1 - plan.share) * min(1.0, done / RAMP)
-        made = step_losses(network, teacher, supply.next(), mode, generator, plan.device, target, drawn=done < DRAWN)
+        batch, drawn = supply.next(), done < DRAWN
+        made = step_losses(network, teacher, batch, mode, generator, plan.device, target, plan.shift, drawn=drawn)
         optimizer_step(optimizer, made.total, rate)
         update_ema(average, network, decay=min(0.999, (step + 1) / (step + 20)))
         if step % 48 == 0:
@@ -76,6 +78,7 @@ def step_losses(
     generator: torch.Generator,
     device: str,
     target: float,
+    shift: float = 1.0,
     *,
     drawn: bool,
 ) -> Step:
@@ -93,7 +96,13 @@ def step_losses(
     predicted = network(gates, routing, boxes=its.boxes, timestep=its.timesteps, **its.given)
     flops, off = torch.ones((), device=device), torch.zeros((), device=device)
     if routing is not None:
-        evenly = its.levels ** (1 - 1 / LEVEL_POWER)  # training has more of the levels near the data
-        flops = (network.token_flops(gates, routing) * evenly).sum() / evenly.sum()
+        weights = as_runs(its.levels, shift)
+        flops = (network.token_flops(gates, routing) * weights).sum() / weights.sum()
         off = (flops - target).square()
     return Step(its.losses(predicted).total, taught_by(teacher, its, predicted), flops, off)
+
+
+def as_runs(levels: Tensor, shift: float) -> Tensor:
+    """How much each of training's noise levels counts, so that they are spread as those of runs with this shift are."""
+    evenly = levels ** (1 - 1 / LEVEL_POWER)  # training has more of the levels near the data
+    return evenly * shift / (shift + (1 - shift) * levels) ** 2
