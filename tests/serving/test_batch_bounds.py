@@ -66,7 +66,7 @@ def test_the_requests_of_a_batch_count_until_it_is_done_and_fail_it_where_they_f
     assert store.used("")[0] >= kept.bytes + 50 * (ROW_BYTES + 100)
     play(store, lambda: status(store, batch) == State.COMPLETED)
     assert store.used("")[0] == sum(max(file.bytes, SMALLEST_BYTES) for file in store.files(""))
-    store.limits = StorageLimits(key_bytes=store.used("")[0] + kept.bytes + 2 * SMALLEST_BYTES)
+    store.limits = StorageLimits(key_bytes=store.used("")[0] + kept.bytes + 4 * SMALLEST_BYTES)
     full, other = add(store, *lines), add(store, asked("a"))
     play(store, lambda: status(store, full) == State.FAILED and status(store, other) == State.COMPLETED)
     assert [(item["code"], item["line"]) for item in problems(store, full)] == [("storage_limit_exceeded", None)]

@@ -69,7 +69,7 @@ class BatchStore(FileStore):
 
     def in_use(self, file_id: str) -> bool:
         """Whether a batch that is not done reads it."""
-        return any(batch.input_file == file_id for batch in self.open_batches())
+        return bool(self._rows(f"SELECT 1 FROM batches WHERE input_file = ? AND {OPEN} LIMIT 1", file_id))
 
     # --- batches ---
 
