@@ -95,6 +95,17 @@ def test_a_disk_without_space_is_named_and_the_next_change_is_made(tmp_path: Pat
     assert store.add_batch("", URL, "file", "24h", 60, long).metadata == long
 
 
+def test_a_file_that_cannot_be_noted_is_not_left(tmp_path: Path) -> None:
+    store = BatchStore(tmp_path)
+    store._rows(f"PRAGMA max_page_count = {store._rows('PRAGMA page_count')[0][0]}")
+    draft = store.draft()
+    draft.write_text("{}")
+    with pytest.raises(sqlite3.OperationalError, match="database or disk is full"):
+        store.add_file(draft, "", "a" * 2**20, "batch")
+    draft.unlink(missing_ok=True)
+    assert list(store.contents.iterdir()) == []
+
+
 def test_an_end_of_a_change_that_fails_undoes_it(tmp_path: Path) -> None:
     store = BatchStore(tmp_path)
     store._rows("PRAGMA foreign_keys = ON")

@@ -112,14 +112,18 @@ class FileStore:
         now, size = int(time.time()), draft.stat().st_size
         expires = None if seconds is None else now + seconds
         made = StoredFile(f"file-{uuid.uuid4().hex}", owner, filename, purpose, size, now, expires)
-        with self._transaction() as connection:
-            if bounded:
-                self.require_room(owner, size)
-            draft.rename(self.path(made.id))
-            connection.execute(
-                "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (made.id, owner, filename, purpose, made.bytes, made.created_at, made.expires_at),
-            )
+        try:
+            with self._transaction() as connection:
+                if bounded:
+                    self.require_room(owner, size)
+                draft.rename(self.path(made.id))
+                connection.execute(
+                    "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (made.id, owner, filename, purpose, made.bytes, made.created_at, made.expires_at),
+                )
+        except BaseException:  # a file that nobody knows of would count for nobody
+            self.path(made.id).unlink(missing_ok=True)
+            raise
         return made
 
     def file(self, owner: str, file_id: str) -> StoredFile | None:
