@@ -257,7 +257,7 @@ GATEWAY_BATCH_WAITING = _gauge("nereid_gateway_batch_requests_waiting", "Request
 GATEWAY_BATCH_RUNNING = _gauge("nereid_gateway_batch_requests_running", "Requests of batches being answered")
 GATEWAY_BATCH_PUT_BACK = _counter("nereid_gateway_batch_requests_put_back_total", "Times that one was put back for somebody")
 GATEWAY_FILES = _gauge("nereid_gateway_files", "Files of all keys")
-GATEWAY_FILE_BYTES = _gauge("nereid_gateway_file_bytes", "What they and the answers of open batches take on disk")
+GATEWAY_FILE_BYTES = _gauge("nereid_gateway_file_bytes", "What they, and requests and answers of open batches, take on disk")
 
 GATEWAY_METRICS = (
     GATEWAY_REQUESTS,

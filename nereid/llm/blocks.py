@@ -108,9 +108,9 @@ class KvBlocks(Places):
         return True
 
     def grow(self) -> list[GeneratedSequence]:
-        """The oldest of the best priority get their blocks first; the last give theirs up where there are no more."""
+        """Those of the best standing get their blocks first; the last give theirs up where there are no more."""
         preempted: list[GeneratedSequence] = []
-        for sequence in sorted(self.decoding, key=lambda s: (s.priority, s.admission)):
+        for sequence in sorted(self.decoding, key=lambda sequence: sequence.standing):
             while sequence in self.decoding:
                 table = self.table(sequence)
                 more = self._pool.take((), self._blocks_for(sequence.computed + 2 + sequence.lookahead) - len(table))

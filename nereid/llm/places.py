@@ -32,11 +32,11 @@ class Places(ABC):
         return [holder for holder in self.held if isinstance(holder, GeneratedSequence)]
 
     def preempt(self) -> GeneratedSequence:
-        """The youngest of the least priority gives its place up, and what is computed there with it."""
-        youngest = max(self.sequences, key=lambda sequence: (sequence.priority, sequence.admission))
-        self.release(youngest)
-        youngest.computed = 0
-        return youngest
+        """The one of the least standing gives its place up, and what is computed there with it."""
+        last = max(self.sequences, key=lambda sequence: sequence.standing)
+        self.release(last)
+        last.computed = 0
+        return last
 
     @abstractmethod
     def release(self, holder: Holder) -> None:

@@ -1,12 +1,11 @@
 """Who waits for a place in the memory, and what is read of prompts in a tick; knows nothing of decoding.
 
-Prompts are read one after the other: the best priority first, as nereid.flow.tickets ages it, of equal ones first come, first
-served. A preempted sequence waits in front of its equals. A prompt that has been begun is read to its end.
+Prompts are read one after the other: the best priority first, one better for every AGING_SECONDS since it came, of equal ones
+first come, first served. A preempted sequence keeps its place among its equals. A prompt that has been begun is read to its end.
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from nereid.flow.tickets import USUAL_PRIORITY, aged
+from nereid.flow.tickets import USUAL_PRIORITY
 from nereid.llm.drawing import draw
 from nereid.llm.engine import Chunk, Holder, KvMemory
 from nereid.llm.sequences import GeneratedSequence
@@ -72,8 +71,7 @@ class Prefill:
         return self.chunk if held_up or priority > USUAL_PRIORITY else self.idle_chunk
 
     def _first_waiting(self) -> GeneratedSequence | None:
-        now = time.monotonic()
-        return min(self.waiting, key=lambda sequence: aged(sequence.priority, now - sequence.arrived), default=None)
+        return min(self.waiting, key=lambda sequence: sequence.standing, default=None)
 
     def commit(self, chunks: Sequence[Chunk], logits: Sequence[NDArray[np.float32]], tick: Tick) -> None:
         """After a prompt's last chunk the answer's first token is drawn, and the sequence joins those that decode.

@@ -65,7 +65,7 @@ class KvRows(Places):
         return True
 
     def grow(self) -> list[GeneratedSequence]:
-        """Longer rows for all, where the longest needs one; the youngest give theirs up where longer ones do not fit."""
+        """Longer rows for all, where the longest needs one; those of the least standing give theirs up where they do not fit."""
         preempted: list[GeneratedSequence] = []
         while self.decoding:
             held = self.sequences

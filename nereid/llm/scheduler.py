@@ -22,8 +22,8 @@ from nereid.llm.tick import Tick
 class LlmScheduler:
     """Moves sequences on, tick by tick; used by one thread.
 
-    `prefill_chunk` bounds the prompt tokens of a tick in which others decode. When memory runs out the youngest sequence of
-    the least priority goes back to the queue and is computed again later, by the same calls as before.
+    `prefill_chunk` bounds the prompt tokens of a tick in which others decode. When memory runs out the sequence of the
+    least standing, a batch's or the youngest, goes back to the queue and is computed again later, by the same calls as before.
     """
 
     memory: KvMemory

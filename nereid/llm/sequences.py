@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nereid.flow.errors import EngineError, InvalidRequestError, RequestError
-from nereid.flow.tickets import USUAL_PRIORITY
+from nereid.flow.tickets import AGING_SECONDS, USUAL_PRIORITY
 from nereid.llm.prompt_means import PromptMean
 from nereid.llm.prompt_scores import PromptLogprob, ScoredPrompt, likeliest
 from nereid.llm.sampling import NOT_FINITE, Row, Sampling, TokenCounts, log_softmax, log_total
@@ -105,6 +105,11 @@ class GeneratedSequence:
     @property
     def finished(self) -> bool:
         return self.finish_reason is not None or self.error is not None
+
+    @property
+    def standing(self) -> tuple[float, int]:
+        """Who goes first, in the queue and in the memory: the least of all. Of two that age, the first stays the first."""
+        return self.priority * AGING_SECONDS + self.arrived, self.admission
 
     @property
     def yields(self) -> bool:

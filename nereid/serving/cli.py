@@ -75,8 +75,8 @@ def serve(
     openai_files_megabytes: Annotated[
         int,
         typer.Option(
-            help="What files there, and answers of batches that are not done, may take for each key; more are refused, and its "
-            "batches wait."
+            help="What files there, and requests and answers of batches that are not done, may take for each key; more are "
+            "refused, and its batches wait."
         ),
     ] = 10_240,
     openai_files_total_megabytes: Annotated[int, typer.Option(help="The same for all keys together.")] = 51_200,

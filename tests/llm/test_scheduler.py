@@ -236,6 +236,20 @@ def test_what_yields_gives_its_place_up_first_and_waits_no_longer_than_for_ever(
     assert waiting._first_waiting() is old
 
 
+def test_what_yields_and_has_waited_long_keeps_the_place_that_it_was_given(make: Make) -> None:
+    """Else it would be read again and again in front of others, and never come to its end."""
+    scheduler, ticks = make(tokens=1100 * 2, rows=8)
+    batch = of_a_batch([3] * 60, 400)
+    batch.arrived -= 10 * AGING_SECONDS
+    callers = [sequence([number + 4] * 60, 400) for number in range(5)]
+    for one in (batch, *callers):
+        one.stop_ids = frozenset()
+    while not batch.finished:
+        scheduler.advance([one for one in (batch, *callers) if not one.finished])
+        assert batch.finished or batch.row >= 0
+    assert sum(tick.preempted for tick in ticks) > 0
+
+
 def test_an_answer_that_yields_is_not_read_again_for_a_next_turn(make: Make) -> None:
     scheduler, _ = make(cache=2**20)
     batch, caller = of_a_batch([5] * 60, 80), sequence([6] * 60, 80)

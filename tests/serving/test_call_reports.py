@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from nereid.serving.gateway import tag_scanners
 from nereid.serving.gateway.answer_streams import AnswerStream, CallReading
 from nereid.serving.gateway.chat_answers import message_of
+from nereid.serving.gateway.said import Arguments
+from nereid.serving.gateway.tag_values import is_json
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS
 
 from template_families import dsml
@@ -215,3 +218,20 @@ def test_a_value_that_is_json_has_ended_whatever_follows() -> None:
         found = message("qwen3_coder", text, size)
         assert json.loads(found["tool_calls"][0]["function"]["arguments"]) == {"place": {"a": 1}}
         assert "functon" in found["content"]
+
+
+def test_marks_within_a_long_value_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has a model write them by the thousand would hold up the answers of others."""
+    looks: list[str] = []
+
+    def counted(text: str) -> bool:
+        looks.append(text)
+        return is_json(text)
+
+    monkeypatch.setattr(tag_scanners, "is_json", counted)
+    tags = ["a </parameter> b"] * 300
+    text = qwen(f"<parameter=tags>\n{json.dumps(tags)}\n</parameter>\n")
+    stream = AnswerStream(None, CallReading(form=TOOL_FORMATS["qwen3_coder"], schemas={"f": SCHEMA}))
+    said = [part for begin in range(0, len(text), 4) for part in stream.feed(text[begin : begin + 4])] + stream.finish()
+    assert json.loads("".join(part.text for part in said if isinstance(part, Arguments))) == {"tags": tags}
+    assert len(looks) < 3 * len(tags)

@@ -158,6 +158,41 @@ def test_a_model_that_cannot_be_read_holds_up_no_other(repository: Path, served:
     assert not mended._faults
 
 
+def test_while_a_model_cannot_be_read_no_other_is_read_again(
+    repository: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokenizers are megabytes of JSON, and the gateway looks every second."""
+    facts = repository / "a_llm" / "1" / "llm.json"
+    reads: list[set[str]] = []
+
+    def counted(*given: Any) -> Any:
+        reads.append(set(given[2] or ()))
+        return offered_models(*given)
+
+    monkeypatch.setattr(catalogue_module, "offered_models", counted)
+
+    def go_damaged() -> None:
+        facts.write_text("{")
+        served.models = ["a_llm"]
+
+    def nothing() -> None: ...
+
+    def other() -> None:
+        served.models = ["a_llm", "b_llm"]
+
+    def read_in(*changes: Callable[[], object]) -> list[set[str]]:
+        facts.write_text("{}")
+        served.models = ["a_llm", "b_llm"]
+        reads.clear()
+        looked(repository, *changes)
+        return reads[2:]  # at its start, and at its first look
+
+    assert read_in(go_damaged, nothing, nothing, other, nothing) == [{"a_llm"}, {"a_llm", "b_llm"}]
+    assert read_in(go_damaged, nothing, lambda: facts.write_text("{}"), nothing) == [{"a_llm"}] * 2
+    monkeypatch.setattr(catalogue_module, "AGAIN_SECONDS", 0.0)
+    assert read_in(go_damaged, nothing, nothing) == [{"a_llm"}] * 3
+
+
 def test_a_model_that_has_come_back_has_the_places_of_its_new_limits(repository: Path, served: Served) -> None:
     taken: list[int] = []
 

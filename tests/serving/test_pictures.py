@@ -236,3 +236,18 @@ def test_all_keys_together_have_a_bound_and_who_has_most_makes_room() -> None:
     assert kept == [[False, False, True], [True, True], [True, True]]
     assert store.held_bytes == 1500
     assert (store.largest, PictureStore(1.0, 1000, 500).largest) == (1000, 500)
+
+
+def test_no_picture_of_an_answer_makes_room_for_another_one_of_it() -> None:
+    """Else addresses would be told under which nothing is."""
+    store = PictureStore(10.0, 1000, 1500)
+    of_others = [store.keep(f"key {number}", b"x" * 300, "image/png") for number in range(4)]
+    names: list[str] = []
+    for _ in range(3):
+        names.append(store.keep("alice", b"a" * 200, "image/png", beside=names))
+    assert all(store.find(name) for name in names)
+    assert [store.find(name) is not None for name in of_others] == [False, True, True, True]
+    again = [store.keep("alice", b"a" * 300, "image/png")]
+    again.append(store.keep("alice", b"a" * 300, "image/png", beside=again))
+    assert all(store.find(name) for name in again)
+    assert [store.find(name) is not None for name in of_others] == [False, True, True, True]  # her own older ones went

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.offered import Offered
 from nereid.serving.gateway.places import Places, places_of
 from nereid.serving.gateway.readiness import readiness, readiness_now
-from nereid.serving.gateway.repository import offered_models
+from nereid.serving.gateway.repository import files_seen, offered_models
 from nereid_client import AsyncClient
 from nereid_client.server import Statistics
 
@@ -26,6 +27,8 @@ log = logging.getLogger("nereid.gateway")
 
 LOOK_SECONDS = 1.0
 """Between two looks at what is served: the supervisor unloads no model before that (nereid.serving.following)."""
+AGAIN_SECONDS = 30.0
+"""Before models are read again of which one could not be read, where no file has changed: to read tokenizers holds callers up."""
 
 _OF_OPENAI = ("llm", "image")
 """Kinds of models that OpenAI's own routes take, batches among them."""
@@ -55,6 +58,9 @@ class Catalogue:
     _looking: asyncio.Task[None] | None = None
     _faults: Mapping[str, str] = field(default_factory=dict)
     """Why the last look came to nothing, by model; "": for all."""
+    _seen: int = 0
+    """What the files looked like before that."""
+    _again_at: float = 0.0
 
     def __post_init__(self) -> None:
         served = None if self.first else _served(readiness_now(self.ready_url))
@@ -129,13 +135,16 @@ class Catalogue:
     async def look(self) -> None:
         """Offer what is served now, if that is not what was served at the last look.
 
-        What cannot be read stays as it was, whatever comes and goes beside it, and is read again.
+        What cannot be read stays as it was, whatever comes and goes beside it, and is read again when files have changed.
         """
         served = _served(await readiness(self.ready_url))
-        if served is None or served == self._served:
+        if served is None or (served == self._served and not self._faults):
             return
         faults: dict[str, str] = {}
         try:
+            seen = await asyncio.to_thread(files_seen, self.repository)
+            if served == self._served and seen == self._seen and time.monotonic() < self._again_at:
+                return
             offered = await asyncio.to_thread(offered_models, self.repository, self.rules, served, self.models, faults)
         except (ServingError, ValueError, OSError) as error:  # all of it: it is being exchanged, say
             self._tell({"": str(error)})
@@ -143,7 +152,7 @@ class Catalogue:
         places = self._places_of(offered, faults)
         found = {name: model for name, model in offered.items() if model.holder in places.keys() | self._places.keys()}
         self._tell(faults)
-        self._served = None if faults else served
+        self._served, self._seen, self._again_at = served, seen, time.monotonic() + AGAIN_SECONDS
         # One that has come back may have other limits; what is still under way from before counts where it was begun.
         known = {model.holder for model in self.models.values()}
         self._places |= {name: place for name, place in places.items() if name not in known}

@@ -174,7 +174,10 @@ class ImageRoutes:
                 sentence = f"response_format: url is not allowed for {size} bytes of pictures; {self.store.largest} are kept"
                 raise ApiError(400, f"{sentence}; it must be b64_json", param="response_format")
             loop.call_later(self.store.seconds + 1, self.store.sweep)
-            return [f"{base}{PICTURES_FOLDER}{self.store.keep(owner, file, media_type)}" for file in files]
+            names: list[str] = []
+            for file in files:
+                names.append(self.store.keep(owner, file, media_type, beside=names))
+            return [f"{base}{PICTURES_FOLDER}{name}" for name in names]
 
         return link
 

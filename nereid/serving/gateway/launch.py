@@ -29,7 +29,7 @@ class Rules:
     batches: str | None = None
     """The folder of files and batches; None: there are none."""
     files_megabytes: int = 10_240
-    """How much files, and answers of batches that are not done, may take there for each key."""
+    """How much files, and requests and answers of batches that are not done, may take there for each key."""
     files_total_megabytes: int = 51_200
     """How much those of all keys may take together."""
     tool_formats: Mapping[str, str] = field(default_factory=dict)

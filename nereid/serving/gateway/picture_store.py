@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 
@@ -24,7 +24,7 @@ class PictureStore:
     """Used by one event loop. Who knows a name may have the picture: it has 192 random bits.
 
     Where a key has too many bytes, its oldest go. Where all have too many, the oldest of the key that has most go: those of
-    others make no room for it.
+    others make no room for it, but where it has none beside those of the answer that is being given.
     """
 
     seconds: float
@@ -40,17 +40,22 @@ class PictureStore:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def keep(self, owner: str, data: bytes, media_type: str) -> str:
-        """Its name, under which it is found for `seconds`, unless it has more bytes than `largest`, or newer ones need room."""
+    def keep(self, owner: str, data: bytes, media_type: str, beside: Collection[str] = ()) -> str:
+        """Its name, under which it is found for `seconds`, unless it has more bytes than `largest`, or newer ones need room.
+
+        `beside`: names of the same answer, which make none.
+        """
         self.sweep()
         name = f"{secrets.token_urlsafe(24)}.{media_type.rpartition('/')[2]}"
         self._kept[name] = KeptPicture(data, media_type, self.clock() + self.seconds, owner)
         self._bytes[owner] = self._bytes.get(owner, 0) + len(data)
         self.held_bytes += len(data)
+        given = {*beside, name}
         while self._bytes.get(owner, 0) > self.most_bytes:
-            self._drop_oldest(owner)
+            self._drop(self._oldest(given, owner) or name)
         while self.held_bytes > self.most_bytes_together:
-            self._drop_oldest(max(self._bytes, key=lambda key: self._bytes[key]))
+            most = max(self._bytes, key=lambda key: self._bytes[key])
+            self._drop(self._oldest(given, most) or self._oldest(given) or name)
         return name
 
     @property
@@ -69,8 +74,10 @@ class PictureStore:
         while self._kept and next(iter(self._kept.values())).expires <= now:
             self._drop(next(iter(self._kept)))
 
-    def _drop_oldest(self, owner: str) -> None:
-        self._drop(next(name for name, picture in self._kept.items() if picture.owner == owner))
+    def _oldest(self, without: Collection[str], owner: str | None = None) -> str | None:
+        """Of a key, or of all."""
+        found = (name for name, picture in self._kept.items() if owner in (None, picture.owner))
+        return next((name for name in found if name not in without), None)
 
     def _drop(self, name: str) -> None:
         picture = self._kept.pop(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Collection, Iterable, Mapping
@@ -81,6 +82,16 @@ def offered_models(
                 raise ServingError(sentence)
             log.warning("%s: %s is not offered", sentence, made.said)
     return {made.id: made for made in claims if named[made.id] is made}
+
+
+def files_seen(repository: Path) -> int:
+    """A number that is another one where models' files have changed, come or gone."""
+    found = set()
+    for path in (path for pattern in ("*", "*/*", "*/1/*") for path in repository.glob(pattern)):
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            found.add((str(path), status.st_ctime_ns, status.st_size))
+    return hash(frozenset(found))
 
 
 def _offered(folder: Path, rules: Rules, repository: Path) -> Offered | None:

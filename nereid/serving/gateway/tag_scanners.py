@@ -186,9 +186,11 @@ class TagsCall:
         return (-1, "") if mark and self._follows(self._text[at + len(mark) :], value, at) is None else (at, mark)
 
     def _own_end(self, value: _Value, mark: str) -> int:
-        """The first of a mark that may be the value's: another one stands within it."""
-        at = self._text.find(mark)
+        """The first of a mark that may be the value's: another one stands within it, and is not looked at again."""
+        at = self._text.find(mark, value.passed.get(mark, 0))
         while at >= 0 and self._follows(self._text[at + len(mark) :], value, at) is False:
+            if not value.plain:  # of a plain text it is told, and gone
+                value.passed[mark] = at + 1
             at = self._text.find(mark, at + 1)
         return at
 
@@ -238,6 +240,8 @@ class _Value:
     schema: object
     says_text: bool | None
     begun: bool = False
+    passed: dict[str, int] = field(default_factory=dict)
+    """By mark: before this place none ends the value."""
 
     @property
     def plain(self) -> bool:

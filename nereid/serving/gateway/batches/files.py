@@ -17,8 +17,11 @@ from nereid.serving.gateway.batches.schema import prepare
 from nereid.serving.gateway.batches.states import OPEN_STATES
 
 SMALLEST_BYTES = 4096
-"""What a file counts for at least: a disk gives no less."""
-_OPEN = f"status IN ({', '.join(repr(str(state)) for state in OPEN_STATES)})"
+"""What a file, or a batch that is not done, counts for at least: a disk gives no less."""
+STORAGE_FULL = "storage_limit_exceeded"
+"""The code of errors where there is no room."""
+OPEN = f"status IN ({', '.join(repr(str(state)) for state in OPEN_STATES)})"
+"""In SQL, of a batch that is not done."""
 _PRESENT = "(expires_at IS NULL OR expires_at > ?)"
 
 
@@ -28,7 +31,7 @@ class StorageFullError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageLimits:
-    """Bytes that files, and the answers of batches that are not done, may take: of each key, and of all keys together."""
+    """Bytes that files, and the requests and answers of batches that are not done, may take: of each key, and of all keys."""
 
     key_bytes: int = 10 * 2**30
     total_bytes: int = 50 * 2**30
@@ -39,7 +42,7 @@ class StorageLimits:
             whose = f"of key {owner}" if owner else "of those without a key"
             raise StorageFullError(f"the files {whose} would take {own} bytes; they may take {self.key_bytes}")
         if together > self.total_bytes:
-            raise StorageFullError(f"all files would take {together} bytes; they may take {self.total_bytes}")
+            raise StorageFullError(f"the files of all keys together may take {self.total_bytes} bytes, and would take more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +88,11 @@ class FileStore:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # SQLite ends some that fail itself
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with self._lock:
@@ -108,14 +112,18 @@ class FileStore:
         now, size = int(time.time()), draft.stat().st_size
         expires = None if seconds is None else now + seconds
         made = StoredFile(f"file-{uuid.uuid4().hex}", owner, filename, purpose, size, now, expires)
-        with self._transaction() as connection:
-            if bounded:
-                self.require_room(owner, size)
-            draft.rename(self.path(made.id))
-            connection.execute(
-                "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (made.id, owner, filename, purpose, made.bytes, made.created_at, made.expires_at),
-            )
+        try:
+            with self._transaction() as connection:
+                if bounded:
+                    self.require_room(owner, size)
+                draft.rename(self.path(made.id))
+                connection.execute(
+                    "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (made.id, owner, filename, purpose, made.bytes, made.created_at, made.expires_at),
+                )
+        except BaseException:  # a file that nobody knows of would count for nobody
+            self.path(made.id).unlink(missing_ok=True)
+            raise
         return made
 
     def file(self, owner: str, file_id: str) -> StoredFile | None:
@@ -136,15 +144,15 @@ class FileStore:
 
     def sweep(self) -> None:
         """Drop files whose time is over, but for those that a batch still reads."""
-        read = f"SELECT input_file FROM batches WHERE {_OPEN}"
+        read = f"SELECT input_file FROM batches WHERE {OPEN}"
         query = f"SELECT id FROM files WHERE expires_at <= ? AND id NOT IN ({read})"
         for (file_id,) in self._rows(query, int(time.time())):
             self.drop_file(file_id)
 
     def used(self, owner: str) -> tuple[int, int]:
-        """Bytes of a key, and of all: files, and answers that are not in one yet."""
+        """Bytes of a key, and of all: files, and the rows of batches that are not done."""
         parts = f"SELECT owner, max(bytes, {SMALLEST_BYTES}) AS size FROM files"
-        parts += f" UNION ALL SELECT owner, answer_bytes FROM batches WHERE {_OPEN}"
+        parts += f" UNION ALL SELECT owner, max(answer_bytes, {SMALLEST_BYTES}) FROM batches WHERE {OPEN}"
         query = f"SELECT coalesce(sum(CASE WHEN owner = ? THEN size END), 0), coalesce(sum(size), 0) FROM ({parts})"
         ((own, together),) = self._rows(query, owner)
         return own, together

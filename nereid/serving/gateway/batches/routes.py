@@ -16,7 +16,7 @@ from starlette.routing import Route
 from nereid.serving.gateway.batches.files import StorageFullError, StoredFile
 from nereid.serving.gateway.batches.lines import whole_path
 from nereid.serving.gateway.batches.states import OPEN_STATES, State
-from nereid.serving.gateway.batches.store import Batch, BatchStore
+from nereid.serving.gateway.batches.store import Batch, BatchStore, TooManyBatchesError
 from nereid.serving.gateway.batches.uploads import (
     ANCHOR,
     LONGEST_SECONDS,
@@ -38,6 +38,8 @@ FILES_PATH = "/v1/files"
 PURPOSE = "batch"
 """What files that are sent are for."""
 _DAY = 86_400
+_RETRY_SECONDS = 60
+"""What a caller with too many batches is asked to wait."""
 _MOST_FILES, _MOST_BATCHES = 10_000, 100
 """In one page of a list, as in OpenAI's API."""
 _UPLOAD: dict[str, Any] = {
@@ -110,7 +112,7 @@ class BatchRoutes:
                 add = partial(self.store.add_file, draft, owner, file.name, PURPOSE, seconds, bounded=True)
                 made = await asyncio.to_thread(add)
         except StorageFullError as error:
-            raise storage_full(error) from None
+            raise storage_full(error, "file") from None
         finally:
             draft.unlink(missing_ok=True)
         return JSONResponse(_file(made))
@@ -170,9 +172,14 @@ class BatchRoutes:
             sentence = f"{found.id} is not allowed; it must be a file of purpose batch"
             raise ApiError(400, f"input_file_id: {sentence}", param="input_file_id")
         stays = body.output_expires_after.seconds if body.output_expires_after is not None else None
-        made = await asyncio.to_thread(
-            self.store.add_batch, owner, body.endpoint, found.id, body.completion_window, _DAY, body.metadata, stays
-        )
+        add = partial(self.store.add_batch, owner, body.endpoint, found.id, body.completion_window, _DAY, body.metadata, stays)
+        try:
+            made = await asyncio.to_thread(add)
+        except StorageFullError as error:
+            raise storage_full(error, "input_file_id") from None
+        except TooManyBatchesError as error:
+            sentence, headers = f"{error}; send it again when some are done", {"Retry-After": str(_RETRY_SECONDS)}
+            raise ApiError(429, sentence, "rate_limit_error", code="rate_limit_exceeded", headers=headers) from None
         return JSONResponse(batch_object(made))
 
     @described("The batches.", query=paged(_MOST_BATCHES))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nereid.serving.gateway.batches.asking import Answer
-from nereid.serving.gateway.batches.files import StorageFullError
+from nereid.serving.gateway.batches.files import STORAGE_FULL, StorageFullError
 from nereid.serving.gateway.batches.lines import CheckedLines, Problem, checked, read_body
 from nereid.serving.gateway.batches.load import Load
 from nereid.serving.gateway.batches.states import State
@@ -103,7 +103,10 @@ class BatchRunner:
         with (self.store.folder / "lock").open("w") as lock:
             while not _locked(lock.fileno()):  # the process before this one is still ending
                 await asyncio.sleep(_POLL_SECONDS)
-            await asyncio.to_thread(self.store.tidy)
+            try:
+                await asyncio.to_thread(self.store.tidy)
+            except Exception:  # what is left over harms nobody
+                log.exception("what a process before this one has left could not be put in order")
             try:
                 while True:
                     try:
@@ -166,7 +169,11 @@ class BatchRunner:
             except OSError as error:
                 log.error("batch %s: its file cannot be read", batch.id, exc_info=error)
                 found = CheckedLines(problems=[Problem(message="the file cannot be read", param=None, line=None)])
-            await asyncio.to_thread(store.begin, batch.id, found.lines, found.problems)
+            try:
+                await asyncio.to_thread(store.begin, batch.id, found.lines, found.problems)
+            except StorageFullError as error:
+                full = Problem(message=str(error), param=None, line=None, code=STORAGE_FULL)
+                await asyncio.to_thread(store.begin, batch.id, (), [full])
         elif batch.status is State.CANCELLING:
             await self._stop(mine)
             await asyncio.to_thread(store.finish, batch.id, State.CANCELLED, _CANCELLED)

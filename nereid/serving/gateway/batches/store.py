@@ -6,6 +6,7 @@ with those that have not.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import time
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nereid.serving.gateway.batches.answer_files import Answered, write_answers
-from nereid.serving.gateway.batches.files import FileStore
+from nereid.serving.gateway.batches.files import OPEN, FileStore
 from nereid.serving.gateway.batches.lines import Line, Problem
 from nereid.serving.gateway.batches.numbers import BatchNumbers
 from nereid.serving.gateway.batches.states import OPEN_STATES, State
@@ -24,8 +25,16 @@ from nereid_protocol.json_lines import json_line
 ABANDONED_SECONDS = 3600.0
 """After which nobody writes to a file any more that is not among the others yet."""
 
+MOST_OPEN = 1000
+"""Batches of one key that are not done: all of them are looked at in every round."""
+ROW_BYTES = 120
+"""What the row of a request takes beside its custom_id, with its place in the index (measured)."""
 _AT_ONCE = 32
 """Answers that are read together."""
+
+
+class TooManyBatchesError(Exception):
+    """A key has as many batches as it may; the sentence says how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +60,7 @@ class Batch:
     output_seconds: int | None = None
     """How long its files of answers stay; None: until they are deleted."""
     answer_bytes: int = 0
+    """What its answers and the rows of its requests take until it is done."""
 
 
 @dataclass(slots=True, eq=False)
@@ -59,7 +69,7 @@ class BatchStore(FileStore):
 
     def in_use(self, file_id: str) -> bool:
         """Whether a batch that is not done reads it."""
-        return any(batch.input_file == file_id for batch in self.open_batches())
+        return bool(self._rows(f"SELECT 1 FROM batches WHERE input_file = ? AND {OPEN} LIMIT 1", file_id))
 
     # --- batches ---
 
@@ -73,9 +83,14 @@ class BatchStore(FileStore):
         metadata: dict[str, str] | None,
         output_seconds: int | None = None,
     ) -> Batch:
+        """Raises StorageFullError where there is no room for its answers, TooManyBatchesError."""
         batch_id, now = f"batch_{uuid.uuid4().hex}", int(time.time())
         told = None if metadata is None else json.dumps(metadata)
         with self._transaction() as connection:
+            ((count,),) = self._rows(f"SELECT count(*) FROM batches WHERE owner = ? AND {OPEN}", owner)
+            if count >= MOST_OPEN:
+                raise TooManyBatchesError(f"{count} batches are not done, and no more are taken")
+            self.require_room(owner)
             connection.execute(
                 "INSERT INTO batches (id, owner, endpoint, input_file, status, created_at, expires_at, window, metadata, "
                 "output_seconds) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -95,8 +110,7 @@ class BatchStore(FileStore):
 
     def open_batches(self) -> list[Batch]:
         """The oldest first."""
-        query = f"SELECT * FROM batches WHERE status IN ({', '.join('?' * len(OPEN_STATES))}) ORDER BY rowid"
-        return [_batch(row) for row in self._rows(query, *OPEN_STATES)]
+        return [_batch(row) for row in self._rows(f"SELECT * FROM batches WHERE {OPEN} ORDER BY rowid")]
 
     def move(self, batch_id: str, state: State, *since: State) -> bool:
         """Into another state, noting when; False where it is in none of `since` any more."""
@@ -104,7 +118,8 @@ class BatchStore(FileStore):
             return _move(connection, batch_id, state, since)
 
     def begin(self, batch_id: str, lines: Sequence[Line], problems: Sequence[Problem]) -> None:
-        """A checked batch: its requests wait from now on, or it has failed."""
+        """A checked batch: its requests wait from now on, or it has failed. Raises StorageFullError where they find no room."""
+        size = sum(ROW_BYTES + len(line.custom_id.encode()) for line in lines)
         with self._transaction() as connection:
             state = State.FAILED if problems else State.IN_PROGRESS
             if not _move(connection, batch_id, state, (State.VALIDATING,)):
@@ -114,6 +129,9 @@ class BatchStore(FileStore):
                 "UPDATE batches SET problems = ?, total = ? WHERE id = ?", (json.dumps(told), len(lines), batch_id)
             )
             if not problems:
+                ((owner,),) = self._rows("SELECT owner FROM batches WHERE id = ?", batch_id)
+                self.require_room(owner, size)
+                connection.execute("UPDATE batches SET answer_bytes = ? WHERE id = ?", (size, batch_id))
                 connection.executemany(
                     "INSERT INTO requests (batch, place, start, custom_id) VALUES (?, ?, ?, ?)",
                     [(batch_id, place, line.start, line.custom_id) for place, line in enumerate(lines)],
@@ -197,8 +215,9 @@ class BatchStore(FileStore):
                 self.drop_file(file_id)
         known = {file_id for (file_id,) in self._rows("SELECT id FROM files")}
         for path in self.contents.iterdir():
-            if path.name not in known and time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # one that was being sent may be whole by now, and elsewhere
+                if path.name not in known and time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                    path.unlink()
 
 
 def _move(connection: sqlite3.Connection, batch_id: str, state: State, since: Sequence[State]) -> bool:

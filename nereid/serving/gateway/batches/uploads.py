@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from nereid.serving.gateway.batches.files import FileStore, StorageFullError
+from nereid.serving.gateway.batches.files import STORAGE_FULL, FileStore, StorageFullError
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.sent import Sent
 
@@ -73,10 +73,9 @@ def _refused(name: str, sent: str | None, allowed: str) -> ApiError:
     return ApiError(400, f"{_FIELD}.{name}: {what}; it must be {allowed}", param=f"{_FIELD}.{name}")
 
 
-def storage_full(error: StorageFullError) -> ApiError:
+def storage_full(error: StorageFullError, param: str) -> ApiError:
     """What a file or a batch is refused with where there is no room for it."""
-    sentence = f"{error}; delete files that are not needed any more"
-    return ApiError(400, sentence, param="file", code="storage_limit_exceeded")
+    return ApiError(400, f"{error}; delete files that are not needed any more", param=param, code=STORAGE_FULL)
 
 
 @dataclass(slots=True, eq=False)

@@ -1,0 +1,132 @@
+"""Batches that are begun are bounded, by number and by what their requests take; a disk without space harms nothing for long."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from test_batches_apart import add, play, problems, status
+from test_batches_apart import line as asked
+
+from nereid.serving.gateway.batches import store as stores
+from nereid.serving.gateway.batches.files import SMALLEST_BYTES, StorageLimits
+from nereid.serving.gateway.batches.store import ROW_BYTES, BatchStore, State, TooManyBatchesError
+
+from batch_gateway import URL, Model, begin, ended, line, serving
+
+
+def test_a_key_has_so_many_batches_that_are_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "MOST_OPEN", 2)
+    model = Model()
+    with serving(tmp_path, model) as client:
+        try:
+            done = ended(client, begin(client, line("a")))
+            assert done.status == "completed"
+            slow = [begin(client, line("a", "slow")) for _ in range(2)]
+            with pytest.raises(openai.RateLimitError, match="2 batches are not done, and no more are taken") as refused:
+                begin(client, line("a"))
+            error: Any = refused.value.body
+            assert (error["code"], refused.value.response.headers["retry-after"]) == ("rate_limit_exceeded", "60")
+        finally:
+            model.release.set()
+        assert [ended(client, batch).status for batch in slow] == ["completed"] * 2
+        assert ended(client, begin(client, line("a"))).status == "completed"
+
+
+def test_another_keys_batches_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "MOST_OPEN", 1)
+    store = BatchStore(tmp_path)
+    for owner in ("one", "two"):
+        store.add_batch(owner, URL, "file", "24h", 60, None)
+        with pytest.raises(TooManyBatchesError):
+            store.add_batch(owner, URL, "file", "24h", 60, None)
+
+
+def test_a_batch_is_refused_where_its_key_has_no_room_left(tmp_path: Path) -> None:
+    with serving(tmp_path, Model(), files_megabytes=1) as client:
+        file = client.files.create(file=("asked.jsonl", line("a").encode()), purpose="batch")
+        for _ in range(3):
+            client.files.create(file=("a", b"x" * 290_000), purpose="batch")
+        client.files.create(file=("a", b"x" * (2**20 - 3 * 290_000 - SMALLEST_BYTES)), purpose="batch")
+        with pytest.raises(openai.BadRequestError, match="delete files that are not needed any more") as refused:
+            client.batches.create(input_file_id=file.id, endpoint=URL, completion_window="24h")
+        error: Any = refused.value.body
+        assert (error["code"], error["param"]) == ("storage_limit_exceeded", "input_file_id")
+
+
+def test_the_requests_of_a_batch_count_until_it_is_done_and_fail_it_where_they_find_no_room(tmp_path: Path) -> None:
+    store = BatchStore(tmp_path)
+    lines = [asked(f"{number:0100}") for number in range(50)]
+    batch = add(store, *lines)
+    (kept,) = store.files("")
+    play(store, lambda: status(store, batch) == State.IN_PROGRESS)
+    assert store.used("")[0] >= kept.bytes + 50 * (ROW_BYTES + 100)
+    play(store, lambda: status(store, batch) == State.COMPLETED)
+    assert store.used("")[0] == sum(max(file.bytes, SMALLEST_BYTES) for file in store.files(""))
+    store.limits = StorageLimits(key_bytes=store.used("")[0] + kept.bytes + 4 * SMALLEST_BYTES)
+    full, other = add(store, *lines), add(store, asked("a"))
+    play(store, lambda: status(store, full) == State.FAILED and status(store, other) == State.COMPLETED)
+    assert [(item["code"], item["line"]) for item in problems(store, full)] == [("storage_limit_exceeded", None)]
+    assert "the files of those without a key would take" in problems(store, full)[0]["message"]
+
+
+def test_the_rows_of_requests_are_as_large_as_they_count(tmp_path: Path) -> None:
+    store = BatchStore(tmp_path)
+    batch = add(store, *(asked(f"request-{number}") for number in range(5000)))
+    before = _pages(store)
+    play(store, lambda: status(store, batch) == State.IN_PROGRESS)
+    found = store.batch(batch)
+    assert found is not None
+    assert 0.7 < (_pages(store) - before) / found.answer_bytes < 1.3
+
+
+def test_a_disk_without_space_is_named_and_the_next_change_is_made(tmp_path: Path) -> None:
+    store = BatchStore(tmp_path)
+    add(store, asked("a"))
+    (pages,) = store._rows("PRAGMA page_count")[0]
+    store._rows(f"PRAGMA max_page_count = {pages}")
+    long = {"a": "x" * 2**20}
+    with pytest.raises(sqlite3.OperationalError, match="database or disk is full"):
+        store.add_batch("", URL, "file", "24h", 60, long)
+    store._rows("PRAGMA max_page_count = 1000000")
+    assert store.add_batch("", URL, "file", "24h", 60, long).metadata == long
+
+
+def test_a_file_that_cannot_be_noted_is_not_left(tmp_path: Path) -> None:
+    store = BatchStore(tmp_path)
+    store._rows(f"PRAGMA max_page_count = {store._rows('PRAGMA page_count')[0][0]}")
+    draft = store.draft()
+    draft.write_text("{}")
+    with pytest.raises(sqlite3.OperationalError, match="database or disk is full"):
+        store.add_file(draft, "", "a" * 2**20, "batch")
+    draft.unlink(missing_ok=True)
+    assert list(store.contents.iterdir()) == []
+
+
+def test_an_end_of_a_change_that_fails_undoes_it(tmp_path: Path) -> None:
+    store = BatchStore(tmp_path)
+    store._rows("PRAGMA foreign_keys = ON")
+    store._rows("CREATE TABLE parents (id INTEGER PRIMARY KEY)")
+    store._rows("CREATE TABLE children (parent INTEGER REFERENCES parents DEFERRABLE INITIALLY DEFERRED)")
+    with pytest.raises(sqlite3.IntegrityError), store._transaction() as connection:
+        connection.execute("INSERT INTO children VALUES (1)")  # refused when the change is to be committed
+    assert store._rows("SELECT * FROM children") == []
+    add(store, asked("a"))
+
+
+def test_a_file_that_goes_while_leftovers_are_looked_at_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = BatchStore(tmp_path)
+    (store.contents / "sent.part").symlink_to(tmp_path / "nowhere")
+    store.tidy()
+    monkeypatch.setattr(BatchStore, "tidy", lambda self: 1 / 0)
+    batch = add(store, asked("a"))
+    play(store, lambda: status(store, batch) == State.COMPLETED)
+
+
+def _pages(store: BatchStore) -> int:
+    """Bytes of the database."""
+    (pages,), (size,) = store._rows("PRAGMA page_count")[0], store._rows("PRAGMA page_size")[0]
+    return int(pages) * int(size)
