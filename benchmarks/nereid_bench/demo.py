@@ -44,7 +44,7 @@ PROMPTS = (
     "a green square in the center on beige",
 )
 BRIEF = 'pricing section for a bakery, three tiers, a "Order now" button'
-PAGE_BRIEF = "landing page for a bakery"
+PAGE_BRIEF = "landing page for a bakery with a gallery and prices"
 PLANNER = "planner"
 """The name that the language model which plans pages is exported under."""
 ZOOM = 2

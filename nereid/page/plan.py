@@ -25,6 +25,7 @@ BRIEF: /[^\n\r\t<>&|]{8,200}/
 """
 """Lark: what a planner may answer."""
 _ASKED = "Plan a page: {brief}"
+_FOR = re.compile(r"[^,\"]{0,60}?\bfor ([^,\"]+)")
 _LINE = re.compile(r"([a-z][a-z-]{2,19}): (\S.{7,199})")
 
 
@@ -49,11 +50,25 @@ def asked_of_planner(brief: str) -> str:
 
 def read_plan(text: str, brief: str, most: int) -> Plan:
     """A planner's answer, at most `most` sections of it; raises EngineError where it has not two that can be read."""
-    found = [PlannedSection(match[1], clean(match[2])) for line in text.splitlines() if (match := _LINE.fullmatch(line.strip()))]
+    topic = topic_of(brief)
+    matches = filter(None, (_LINE.fullmatch(line.strip()) for line in text.splitlines()))
+    found = [PlannedSection(match[1], _about(clean(match[2]), brief, topic)) for match in matches]
     once = list(dict.fromkeys(found))[:most]
     if len(once) < min(2, most):
         raise EngineError(f"the planner has answered {len(once)} sections that can be read; there must be 2 at least")
-    return Plan(tuple(once), topic_of(brief))
+    return Plan(tuple(once), topic)
+
+
+def _about(said: str, brief: str, topic: str) -> str:
+    """A section's brief about the page's topic, where a planner has it be for what the page's brief does not name."""
+    found = _FOR.match(said)
+    if found is None or _words(found[1]) <= _words(brief) | _words(topic):
+        return said
+    return f"{said[: found.start(1)]}{topic}{said[found.end(1) :]}"[:MOST_SECTION_BRIEF].rstrip()
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower())) - {"a", "an", "some", "called"}
 
 
 def written_plan(plan: Plan) -> str:

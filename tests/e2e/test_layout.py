@@ -140,7 +140,7 @@ def test_branches_are_reused_where_a_request_says_so_and_engines_can(served: Ser
         alone = client.generate_layout(HTML, 1280, seed=5, cache=0.9).answer
         asked = [pool.submit(client.generate_layout, HTML, 1280, seed=5, cache=0.9) for _ in range(6)]
         assert all(pending.result().answer == alone for pending in asked)
-        with pytest.raises(InvalidRequestError, match="is not calibrated for euler with 8 steps; nothing is"):
+        with pytest.raises(InvalidRequestError, match="is not calibrated for lcm with 8 steps; nothing is"):
             client.generate_layout(HTML, 1280, cache="light")
     time.sleep(0.5)  # metrics are gathered before they are told
     for branch in ("attention", "mlp"):

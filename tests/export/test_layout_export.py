@@ -31,7 +31,7 @@ from nereid_bench.layout_load import asked_for
 from nereid_export.configs import read_config
 from nereid_export.errors import ExportError
 from nereid_zoo.layout.batches import sample_row
-from nereid_zoo.layout.draw import draw, torch_predict
+from nereid_zoo.layout.draw import draw, flow_of, torch_predict
 
 import checkpoints
 from conftest import Silent, export_layout
@@ -87,7 +87,7 @@ def ask(service: LayoutService, section: Section, **options: Any) -> Answers:
 
 def test_what_is_served_is_what_pytorch_draws(service: LayoutService, checkpoint: Path) -> None:
     asked = sections(6)
-    drawn = draw(torch_predict(checkpoint), asked, list(range(6)), steps=5)
+    drawn = draw(torch_predict(checkpoint), asked, list(range(6)), steps=5, flow=flow_of(checkpoint))
     for seed, (section, boxes) in enumerate(zip(asked, drawn, strict=True)):
         answer = ask(service, section, seed=seed, num_inference_steps=5).layout
         assert answer["drawn_by"] == "transformer"

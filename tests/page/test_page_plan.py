@@ -45,6 +45,20 @@ def test_a_planners_lines_are_sections_and_nothing_else_is() -> None:
         read_plan("hero: hero for a bakery\n", "page for a bakery", 8)
 
 
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ('hero section for a coffee roaster, a "Buy" button', 'hero section for a florist called Ann, a "Buy" button'),
+        ("gallery section for florist Ann, two pictures", "gallery section for florist Ann, two pictures"),
+        ("FAQ section for some florist, what it is for", "FAQ section for some florist, what it is for"),
+        ("opening hours, and the way", "opening hours, and the way"),
+    ],
+)
+def test_a_section_is_for_what_the_page_is_for_whatever_a_planner_takes_it_for(said: str, meant: str) -> None:
+    plan = read_plan(f"hero: {said}\nfooter: footer for a florist\n", "page for a florist called Ann, with hours", 8)
+    assert [section.brief for section in plan.sections] == [meant, "footer for a florist"]
+
+
 def test_a_kind_that_nobody_knows_is_arranged_as_cards() -> None:
     assert (style_for("hero"), style_for("opening-hours")) == (Style.CENTERED, Style.CARDS)
 
