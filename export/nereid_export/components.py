@@ -61,6 +61,8 @@ class Component:
     keep_fp32: bool = False
     example: dict[str, int]
     checks: tuple[tuple[int, dict[str, int]], ...]
+    derived: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
+    """Of random inputs, those that are no random numbers where it runs: they follow from the others."""
 
     @property
     def denoises(self) -> bool:

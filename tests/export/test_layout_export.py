@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 
 from drawing import Answers, boxes_of, text
 
-from nereid.diffusion.branch_cache import BranchEngine
+from nereid.diffusion.branch_cache import Branch, BranchEngine
 from nereid.diffusion.dynamic_width import WidthEngine
 from nereid.engines.engine_process import EngineProcess
 from nereid.flow.metrics import Recorder
@@ -29,8 +29,10 @@ from nereid.layout.settings import LAYOUT_FILE, BranchFacts, LayoutFacts, Layout
 from nereid.layout.tokens import tokens_of
 from nereid_bench.layout_load import asked_for
 from nereid_export.configs import read_config
+from nereid_export.engines.check import random_inputs
 from nereid_export.errors import ExportError
 from nereid_zoo.layout.batches import sample_row
+from nereid_zoo.layout.component import branch_components, layout_component
 from nereid_zoo.layout.draw import draw, flow_of, torch_predict
 
 import checkpoints
@@ -399,3 +401,18 @@ def test_progress_counts_its_steps(checkpoint: Path, tmp_path: Path) -> None:
     progress = Counted()
     export(LayoutExportOptions(checkpoint=checkpoint, out=tmp_path / "out"), progress)
     assert progress.planned == len(progress.said)
+
+
+@pytest.mark.parametrize("engine", [BranchEngine.MLP_REUSED, BranchEngine.REUSED])
+def test_engines_that_reuse_are_checked_with_what_an_earlier_step_has_made(
+    checkpoints: dict[str, Path], engine: BranchEngine
+) -> None:
+    component = branch_components(checkpoints["layout"])[engine]
+    inputs = random_inputs(component, 2, {"tokens": 8, "places": 9}, 1)
+    with torch.no_grad():
+        reused = component.load()(*inputs.values())
+        reused = reused[0] if isinstance(reused, tuple) else reused
+        told = {name: value for name, value in inputs.items() if name not in tuple(Branch)}
+        whole = layout_component(checkpoints["layout"]).load()
+        wanted = whole(**{"valid": torch.ones(2, 8), **told})
+    assert 1e-6 < (reused - wanted).norm() / wanted.norm() < 0.2

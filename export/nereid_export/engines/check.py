@@ -44,7 +44,8 @@ class Reference:
 
 def random_inputs(component: Component, rows: int, sizes: dict[str, int], seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {spec.name: spec.random(rows, sizes, generator) for spec in component.inputs}
+    inputs = {spec.name: spec.random(rows, sizes, generator) for spec in component.inputs}
+    return inputs if component.derived is None else {**inputs, **component.derived(inputs)}
 
 
 def torch_run(component: Component, module: nn.Module) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -133,6 +134,18 @@ def branch_components(folder: Path) -> dict[BranchEngine, Component]:
     plain = layout_component(folder)
     config = LayoutTransformer.load_config(folder / "transformer")
     specs = {branch: TensorSpec(name=branch, dims=(config["layers"], PLACES, config["width"])) for branch in Branch}
+    whole = cache(lambda: _transformer(folder))
+
+    def kept(engine: BranchEngine, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the branches that it reuses gave at an earlier step: random ones are of a size that no step would meet."""
+        told = {"valid": torch.ones(inputs["classes"].shape), **inputs}
+        earlier = 1.02 * told[TIMESTEP][:, 0]
+        with torch.no_grad():
+            numbers = whole().numbers(told[SAMPLE], *(told[name] for name in NUMBERED))
+            classes, parents, depths, canvas = (told[name] for name in ("classes", "parents", "depths", "canvas"))
+            made = whole().branched(numbers, earlier, classes, parents, depths, canvas, told["valid"])[1]
+        given = dict(zip(Branch, zip(*made, strict=True), strict=True))
+        return {branch: torch.stack(given[branch], 1) for branch in engine.reused}
 
     def component(engine: BranchEngine) -> Component:
         own = tuple(spec for spec in plain.inputs if spec.name not in engine.untaken)
@@ -144,6 +157,7 @@ def branch_components(folder: Path) -> dict[BranchEngine, Component]:
             inputs=inputs,
             outputs=(*plain.outputs, *(specs[branch] for branch in engine.computed)),
             load=lambda: BranchedVelocity(_transformer(folder), names, engine),
+            derived=partial(kept, engine),
             example=_with_canvas(plain.example),
             checks=tuple((rows, _with_canvas(sizes)) for rows, sizes in plain.checks),
         )
