@@ -39,6 +39,7 @@ for folder in (
     Path(__file__).parent / "bridge",
     Path(__file__).parent / "benchmarks",
     Path(__file__).parent / "clients",
+    Path(__file__).parent / "zoo",
     Path(__file__).parent,  # the first to be looked into: its conftest is the one that tests import from
 ):
     sys.path.insert(0, str(folder))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from typing import Any
 import numpy as np
 import openai
 
+from nereid.serving.gateway.batches.load import Load
+from nereid.serving.gateway.batches.runner import BatchRunner, Pace
+from nereid.serving.gateway.batches.store import BatchStore
 from nereid.serving.gateway.launch import Rules
 
 from gateway_before import gateway, small_repository
@@ -31,6 +35,22 @@ def until(condition: Any, seconds: float = 30) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def work(store: BatchStore, ask: Any, done: Callable[[], bool], pace: Pace | None = None) -> None:
+    """Work off what there is by a runner's own rounds, until this is so."""
+
+    async def go() -> None:
+        task = asyncio.ensure_future(BatchRunner(store, Load(), ask, pace or Pace(gap_seconds=0.0)).run())
+        try:
+            async with asyncio.timeout(20):
+                while not done():
+                    await asyncio.sleep(0.005)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(go())
 
 
 class Model:

@@ -8,14 +8,14 @@ from typing import Any
 
 import openai
 import pytest
-from test_batches_apart import add, play, problems, status
+from test_batches_apart import add, answered, problems, status
 from test_batches_apart import line as asked
 
 from nereid.serving.gateway.batches import store as stores
 from nereid.serving.gateway.batches.files import SMALLEST_BYTES, StorageLimits
 from nereid.serving.gateway.batches.store import ROW_BYTES, BatchStore, State, TooManyBatchesError
 
-from batch_gateway import URL, Model, begin, ended, line, serving
+from batch_gateway import URL, Model, begin, ended, line, serving, work
 
 
 def test_a_key_has_so_many_batches_that_are_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,13 +62,13 @@ def test_the_requests_of_a_batch_count_until_it_is_done_and_fail_it_where_they_f
     lines = [asked(f"{number:0100}") for number in range(50)]
     batch = add(store, *lines)
     (kept,) = store.files("")
-    play(store, lambda: status(store, batch) == State.IN_PROGRESS)
+    work(store, answered, lambda: status(store, batch) == State.IN_PROGRESS)
     assert store.used("")[0] >= kept.bytes + 50 * (ROW_BYTES + 100)
-    play(store, lambda: status(store, batch) == State.COMPLETED)
+    work(store, answered, lambda: status(store, batch) == State.COMPLETED)
     assert store.used("")[0] == sum(max(file.bytes, SMALLEST_BYTES) for file in store.files(""))
     store.limits = StorageLimits(key_bytes=store.used("")[0] + kept.bytes + 4 * SMALLEST_BYTES)
     full, other = add(store, *lines), add(store, asked("a"))
-    play(store, lambda: status(store, full) == State.FAILED and status(store, other) == State.COMPLETED)
+    work(store, answered, lambda: status(store, full) == State.FAILED and status(store, other) == State.COMPLETED)
     assert [(item["code"], item["line"]) for item in problems(store, full)] == [("storage_limit_exceeded", None)]
     assert "the files of those without a key would take" in problems(store, full)[0]["message"]
 
@@ -77,7 +77,7 @@ def test_the_rows_of_requests_are_as_large_as_they_count(tmp_path: Path) -> None
     store = BatchStore(tmp_path)
     batch = add(store, *(asked(f"request-{number}") for number in range(5000)))
     before = _pages(store)
-    play(store, lambda: status(store, batch) == State.IN_PROGRESS)
+    work(store, answered, lambda: status(store, batch) == State.IN_PROGRESS)
     found = store.batch(batch)
     assert found is not None
     assert 0.7 < (_pages(store) - before) / found.answer_bytes < 1.3
@@ -123,7 +123,7 @@ def test_a_file_that_goes_while_leftovers_are_looked_at_ends_nothing(tmp_path: P
     store.tidy()
     monkeypatch.setattr(BatchStore, "tidy", lambda self: 1 / 0)
     batch = add(store, asked("a"))
-    play(store, lambda: status(store, batch) == State.COMPLETED)
+    work(store, answered, lambda: status(store, batch) == State.COMPLETED)
 
 
 def _pages(store: BatchStore) -> int:

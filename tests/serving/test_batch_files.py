@@ -20,8 +20,7 @@ from nereid.serving.errors import ServingError
 from nereid.serving.gateway.batches import runner
 from nereid.serving.gateway.batches.asking import Answer
 from nereid.serving.gateway.batches.files import SMALLEST_BYTES, StorageFullError, StorageLimits
-from nereid.serving.gateway.batches.load import Load
-from nereid.serving.gateway.batches.runner import BatchRunner, Pace
+from nereid.serving.gateway.batches.runner import Pace
 from nereid.serving.gateway.batches.states import State
 from nereid.serving.gateway.batches.store import BatchStore
 from nereid.serving.gateway.launch import Rules
@@ -30,7 +29,7 @@ from nereid.serving.options import ServeOptions
 from nereid_client.main import app
 from nereid_protocol.metrics import GATEWAY_BATCH_METRICS
 
-from batch_gateway import URL, Model, answers, begin, ended, line, serving
+from batch_gateway import URL, Model, answers, begin, ended, line, serving, work
 
 HOUR = 3600
 CHAT = "/v1/chat/completions"
@@ -196,20 +195,6 @@ def test_a_file_whose_time_is_over_gives_its_room_back_once_no_batch_reads_it(
     found = store.batch(batch.id)
     assert found is not None
     assert (found.status, found.completed) == (State.COMPLETED, 1)
-
-
-def work(store: BatchStore, ask: Any, until: Any, pace: Pace | None = None) -> None:
-    async def go() -> None:
-        task = asyncio.ensure_future(BatchRunner(store, Load(), ask, pace or Pace(gap_seconds=0.0)).run())
-        try:
-            async with asyncio.timeout(20):
-                while not until():
-                    await asyncio.sleep(0.005)
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    asyncio.run(go())
 
 
 def test_a_folder_of_before_files_expired_is_read_on(tmp_path: Path) -> None:

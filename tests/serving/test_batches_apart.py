@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from nereid.serving.gateway.batches.asking import Answer
 from nereid.serving.gateway.batches.load import Load
 from nereid.serving.gateway.batches.runner import BatchRunner, Pace
 from nereid.serving.gateway.batches.store import BatchStore, State
+
+from batch_gateway import work
 
 URL = "/v1/completions"
 
@@ -45,26 +46,10 @@ async def answered(path: str, body: dict[str, Any], owner: str) -> Answer:
     return Answer(200, "id", {"text": body["prompt"]})
 
 
-def play(store: BatchStore, until: Callable[[], bool]) -> None:
-    """Work off what there is, until this is so."""
-
-    async def go() -> None:
-        task = asyncio.ensure_future(BatchRunner(store, Load(), answered, Pace(gap_seconds=0.0)).run())
-        try:
-            async with asyncio.timeout(20):
-                while not until():
-                    await asyncio.sleep(0.005)
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    asyncio.run(go())
-
-
 def test_an_id_that_can_be_kept_nowhere_is_a_wrong_line(tmp_path: Path) -> None:
     store = BatchStore(tmp_path)
     odd, other = add(store, line("a"), line("\ud800")), add(store, line("b"))
-    play(store, lambda: status(store, other) == State.COMPLETED)
+    work(store, answered, lambda: status(store, other) == State.COMPLETED)
     assert status(store, odd) == State.FAILED
     assert [(item["line"], item["param"]) for item in problems(store, odd)] == [(2, "custom_id")]
     assert "surrogate" in problems(store, odd)[0]["message"]
@@ -76,7 +61,7 @@ def test_a_file_that_cannot_be_read_fails_its_batch_alone(tmp_path: Path) -> Non
     found = store.batch(lost)
     assert found is not None
     store.path(found.input_file).unlink()
-    play(store, lambda: status(store, other) == State.COMPLETED)
+    work(store, answered, lambda: status(store, other) == State.COMPLETED)
     assert status(store, lost) == State.FAILED
     assert problems(store, lost)[0]["message"] == "the file cannot be read"
 
@@ -95,7 +80,7 @@ def test_a_batch_that_fails_as_a_whole_rests_while_the_others_go_on(tmp_path: Pa
         begin(batch_id, *more)
 
     monkeypatch.setattr(BatchStore, "begin", lambda self, *given: begins(*given))
-    play(store, lambda: status(store, other) == State.COMPLETED and status(store, broken) == State.COMPLETED)
+    work(store, answered, lambda: status(store, other) == State.COMPLETED and status(store, broken) == State.COMPLETED)
     assert len(tried) == 3
 
 
@@ -129,7 +114,7 @@ def test_nothing_is_noted_of_a_batch_that_has_ended(tmp_path: Path, monkeypatch:
 def test_an_end_that_fails_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = BatchStore(tmp_path)
     batch = add(store, line("a"), line("b"))
-    play(store, lambda: status(store, batch) == State.IN_PROGRESS)
+    work(store, answered, lambda: status(store, batch) == State.IN_PROGRESS)
     told = {"response": {"status_code": 400, "request_id": "", "body": {}}, "error": None}
     store.answer(batch, 0, told, ok=True)
     store.answer(batch, 1, told, ok=False)

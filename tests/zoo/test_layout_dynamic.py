@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pytest
@@ -16,18 +15,17 @@ from typer.testing import CliRunner
 
 from nereid.diffusion.dynamic_width import WidthEngine
 from nereid.diffusion.solvers import noise_levels
-from nereid.layout.tokens import tokens_of
 from nereid_zoo.cli import app
-from nereid_zoo.layout.batches import Batches, sample_row
-from nereid_zoo.layout.draw import noise_of, torch_predict
+from nereid_zoo.layout.batches import Batches
+from nereid_zoo.layout.draw import torch_predict
 from nereid_zoo.layout.dynamic import DynamicLayoutTransformer, Width, load_dynamic, ranges, straight_through
 from nereid_zoo.layout.dynamic_train import DynamicPlan, fit, step_losses, train_dynamic
 from nereid_zoo.layout.model import LayoutTransformer, load
 from nereid_zoo.layout.slices import NarrowBlock
-from nereid_zoo.layout.train import tensors
 from nereid_zoo.optimisation import optimizer_of, optimizer_step
 
 import checkpoints
+from layout_inputs import inputs
 
 pytestmark = pytest.mark.torch
 GROUPS = 6
@@ -36,16 +34,6 @@ GROUPS = 6
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.make_dynamic_layout(tmp_path_factory.mktemp("layout") / "little")
-
-
-def inputs(rows: int, count: int = 16) -> dict[str, Tensor]:
-    rng, sections = Random(5), []
-    while len(sections) < rows:
-        section = sample_row(rng)[0]
-        if len(section) <= count:
-            sections.append(section)
-    boxes = torch.from_numpy(noise_of(range(rows), count))
-    return {**tensors(tokens_of(sections, count), "cpu"), "boxes": boxes, "timestep": torch.linspace(40, 960, rows)}
 
 
 def routed(checkpoint: Path, spread: float = 1.0) -> DynamicLayoutTransformer:

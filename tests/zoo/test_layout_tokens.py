@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from torch import Tensor
 from typer.testing import CliRunner
 
 from nereid.diffusion.solvers import noise_levels
-from nereid.layout.tokens import tokens_of
 from nereid_zoo.cli import app
-from nereid_zoo.layout.batches import Batches, sample_row
-from nereid_zoo.layout.draw import noise_of, torch_predict
+from nereid_zoo.layout.batches import Batches
+from nereid_zoo.layout.draw import torch_predict
 from nereid_zoo.layout.dynamic import DynamicLayoutTransformer, load_dynamic
 from nereid_zoo.layout.dynamic_train import DynamicPlan, train_dynamic
 from nereid_zoo.layout.model import load
 from nereid_zoo.layout.skipping import Routing, SkippingBlock, counted
 from nereid_zoo.layout.token_train import BOTH, MODES, TOKENS, WIDTHS, as_runs, step_losses
-from nereid_zoo.layout.train import LEVEL_POWER, tensors
+from nereid_zoo.layout.train import LEVEL_POWER
 from nereid_zoo.optimisation import optimizer_of, optimizer_step
 from nereid_zoo.stages import StageError
 
 import checkpoints
+from layout_inputs import inputs
 
 pytestmark = pytest.mark.torch
 GROUPS = 6
@@ -42,16 +40,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def without(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dynamic transformer without routers of tokens."""
     return checkpoints.make_dynamic_layout(tmp_path_factory.mktemp("layout") / "little")
-
-
-def inputs(rows: int, count: int = 16) -> dict[str, Tensor]:
-    rng, sections = Random(5), []
-    while len(sections) < rows:
-        section = sample_row(rng)[0]
-        if len(section) <= count:
-            sections.append(section)
-    boxes = torch.from_numpy(noise_of(range(rows), count))
-    return {**tensors(tokens_of(sections, count), "cpu"), "boxes": boxes, "timestep": torch.linspace(40, 960, rows)}
 
 
 # --- what is computed ---
