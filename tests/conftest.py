@@ -10,7 +10,9 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -72,34 +74,51 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByServer(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
+class LastSet:
+    """Who has set the root's level last: tests that hear less than they should then say by whose doing."""
+
+    def __init__(self) -> None:
+        self._set = logging.root.setLevel
+        self.by = "nobody"
+
+    def __call__(self, level: int | str) -> None:
+        stack = traceback.extract_stack(limit=6)[:-1]
+        places = " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(stack))
+        self.by = f"{threading.current_thread().name}: {places}"
+        self._set(level)
+
+
 def pytest_configure() -> None:
-    """Tests interrupt themselves and their children, also where a shell has started them in the background (SIGINT ignored)."""
+    """Tests interrupt themselves and their children, also where a shell has started them in the background (SIGINT ignored), and
+    know who sets what is logged."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    logging.root.setLevel = LastSet()  # type: ignore[method-assign]
 
 
-def logging_state() -> tuple[int, int, list[Any]]:
-    return logging.root.level, logging.root.manager.disable, list(logging.root.filters)
+def logging_state() -> tuple[int, int, bool, list[Any]]:
+    return logging.root.level, logging.root.manager.disable, logging.root.disabled, list(logging.root.filters)
 
 
 LOGGING = logging_state()
 """As every test finds it."""
 
 
+def put_back(where: str) -> None:
+    if (found := logging_state()) != LOGGING:
+        by = getattr(logging.root.setLevel, "by", "unknown")
+        warnings.warn(f"{where}: logging was {found}, not {LOGGING}, level set by {by}", RuntimeWarning, stacklevel=1)
+    level, disabled, logging.root.disabled, filters = LOGGING
+    logging.root.filters = list(filters)
+    logging.disable(disabled)
+    logging.root.setLevel(level)  # also forgets what loggers have kept of levels
+
+
 @pytest.fixture(autouse=True)
 def logging_as_ever(request: pytest.FixtureRequest) -> Iterator[None]:
     """No test hears less than those before it: what a library has changed of logging is put back, and where is told."""
-
-    def put_back(where: str) -> None:
-        if (found := logging_state()) != LOGGING:
-            warnings.warn(f"{where} {request.node.nodeid} logging was {found}, not {LOGGING}", RuntimeWarning, stacklevel=1)
-        level, disabled, filters = LOGGING
-        logging.root.filters = list(filters)
-        logging.disable(disabled)
-        logging.root.setLevel(level)  # also forgets what loggers have kept of levels
-
-    put_back("before")  # fixtures of many tests come earlier
+    put_back(f"before {request.node.nodeid}")  # fixtures of many tests come earlier
     yield
-    put_back("after")
+    put_back(f"after {request.node.nodeid}")
 
 
 @pytest.fixture
