@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
@@ -19,7 +22,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from nereid.diffusion.solvers import noise_levels
 from nereid.layout.elements import Box, Element, ElementClass, Fixed, Section
 from nereid.layout.tokens import Tokens, tokens_of
-from nereid_export.engines.onnx_graph import export_onnx
+from nereid_export.engines.onnx_graph import OPSET, export_onnx
 from nereid_export.engines.precision import Precision
 from nereid_zoo.cli import app
 from nereid_zoo.layout.batches import Batches, sample_row
@@ -280,8 +283,20 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("layout")
     save(awake(), folder)
     component = layout_component(folder)
-    export_onnx(component, component.load(), folder / "model.onnx", Precision.FP32)
+    export_onnx(component, component.load(), folder / "model.onnx", Precision.FP32, component.opset or OPSET)
     return folder, folder / "model.onnx"
+
+
+def test_blocks_compute_no_sizes_while_they_run_and_have_one_node_for_gelu(graph: tuple[Path, Path], tmp_path: Path) -> None:
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    ort.InferenceSession(str(graph[1]), options, providers=["CPUExecutionProvider"])
+    blocks = [node for node in onnx.load(tmp_path / "optimised.onnx").graph.node if "/blocks." in "".join(node.output)]
+    kinds = Counter(node.op_type for node in blocks)
+    assert kinds["Softmax"] == SMALL["layers"]
+    assert kinds["FastGelu"] + kinds["Gelu"] == kinds["Softmax"]
+    assert not {"Shape", "Gather", "Concat", "Pow", "Tanh"} & set(kinds)
 
 
 def test_zoo_score_layout_prints_the_transformer_beside_its_baselines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from nereid_export.components import Component
 from nereid_export.engines.base import Samples, Target
 from nereid_export.engines.check import Run
 from nereid_export.engines.onnx_attention import fuse_attention
-from nereid_export.engines.onnx_graph import export_onnx, passing_onnx, run_file
+from nereid_export.engines.onnx_graph import OPSET, export_onnx, passing_onnx, run_file
 from nereid_export.engines.onnx_quantised import QdqGraph, write_dynamic, write_static, write_weights
 from nereid_export.engines.precision import Precision
 from nereid_export.engines.triton_config import place_on_gpu
@@ -49,7 +49,7 @@ class OnnxRuntime:
     ) -> dict[str, Any] | None:
         precision, file = target.of(component), folder / self.filename
         if not precision.quantised:
-            export_onnx(component, module, file, precision)
+            export_onnx(component, module, file, precision, component.opset or OPSET)
             self._fuse(file, target, precision)
             return None
         norms = smoothed(component, module, samples) if precision is Precision.INT8 else 0

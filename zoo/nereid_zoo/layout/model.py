@@ -74,7 +74,7 @@ class Block(nn.Module):
         what both branches gave.
         """
         heads, channels = opened or (None, None)
-        shift1, scale1, gate1, shift2, scale2, gate2 = (condition + self.modulation).unsqueeze(2).unbind(1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = (condition + self.modulation).split(1, 1)
         attention, mlp = kept
         if attention is None:
             assert bias is not None
@@ -85,15 +85,24 @@ class Block(nn.Module):
         return x + gate2 * mlp, (attention, mlp)
 
     def attend(self, x: Tensor, bias: Tensor, opened: Tensor | None = None) -> Tensor:
-        rows, tokens, width = x.shape
-        q, k, v = self.qkv(x).reshape(rows, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        weights = (q @ k.transpose(-1, -2) * (width // self.heads) ** -0.5 + bias).softmax(-1)
-        mixed = weights @ v if opened is None else weights @ v * opened[:, :, None, None]
-        return self.proj(mixed.transpose(1, 2).reshape(rows, tokens, width))
+        return self.proj(attended(self.qkv(x), self.heads, self.proj.in_features // self.heads, bias, opened))
 
     def feed(self, x: Tensor, opened: Tensor | None = None) -> Tensor:
         hidden = functional.gelu(self.fc1(x), approximate="tanh")
         return self.fc2(hidden if opened is None else hidden * opened[:, None])
+
+
+def attended(qkv: Tensor, heads: int, size: int, bias: Tensor, opened: Tensor | None = None) -> Tensor:
+    """B x T x (3 x heads x size) to B x T x (heads x size).
+
+    Sizes are numbers, and shapes are those of what is reshaped: a graph has them as constants.
+    """
+    rows, tokens, _ = qkv.shape
+    q, k, v = qkv.reshape(rows, tokens, 3, heads, size).permute(2, 0, 3, 1, 4).unbind(0)
+    weights = (q @ k.transpose(-1, -2) * size**-0.5 + bias).softmax(-1)
+    mixed = (weights @ v if opened is None else weights @ v * opened[:, :, None, None]).transpose(1, 2)
+    rows, tokens, *_ = mixed.shape
+    return mixed.reshape(rows, tokens, heads * size)
 
 
 class LayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]

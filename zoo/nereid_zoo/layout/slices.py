@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nereid_zoo.layout.model import Block
+from nereid_zoo.layout.model import Block, attended
 
 
 class NarrowBlock(Block):
@@ -48,9 +48,5 @@ class NarrowBlock(Block):
 
     def attend(self, x: Tensor, bias: Tensor, opened: Tensor | None = None) -> Tensor:
         """As the whole block does; `bias` is that of all heads, or one for each."""
-        rows, tokens, _ = x.shape
-        q, k, v = self.qkv(x).reshape(rows, tokens, 3, self.heads, self.head_width).permute(2, 0, 3, 1, 4).unbind(0)
         own = bias[:, self.own] if bias.ndim > 1 else bias
-        weights = (q @ k.transpose(-1, -2) * self.head_width**-0.5 + own).softmax(-1)
-        mixed = weights @ v if opened is None else weights @ v * opened[:, :, None, None]
-        return self.proj(mixed.transpose(1, 2).reshape(rows, tokens, self.heads * self.head_width))
+        return self.proj(attended(self.qkv(x), self.heads, self.head_width, own, opened))
