@@ -137,7 +137,7 @@ def _canvas(text: str | None) -> Canvas:
     if text is None:
         raise InvalidRequestError('canvas: nothing is not allowed; it must be a JSON object like {"width": 1280}', "canvas")
     given = _json("canvas", text)
-    return read_canvas({"width": given} if isinstance(given, int) else given)
+    return read_canvas({"width": given} if isinstance(given, int | float) else given)
 
 
 def _json(field: str, text: str) -> Any:

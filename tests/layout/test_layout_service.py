@@ -324,6 +324,7 @@ def test_a_section_that_is_none_is_refused_in_one_sentence_that_names_the_elemen
         ({"canvas": None}, "canvas: nothing is not allowed"),
         ({"canvas": text("wide")}, "canvas: 'wide' is not allowed; it must be JSON ("),
         ({"canvas": text("true")}, "canvas.width: True is not allowed"),
+        ({"canvas": text("1280.5")}, "canvas.width: 1280.5 is not allowed; it must be an integer, 240 to 2560 (CSS pixels)"),
         ({"format": text("pdf")}, "format: 'pdf' is not allowed; it must be one of json, css, figma, svg"),
         ({"scheduler": text("ddim")}, "scheduler: ddim is not allowed for a rectified flow"),
         ({"scheduler": text("best")}, "scheduler: 'best' is not allowed; it must be one of"),
