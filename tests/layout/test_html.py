@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +57,12 @@ def test_tags_become_elements_with_their_text_items_ratios_and_parents() -> None
     assert by_id["image-1"].ratio == pytest.approx(4 / 3)
     assert by_id["list-1"].items == 2
     assert by_id["heading-1"].min_width == pytest.approx(len("riders") * 0.55 * 40)
+
+
+def test_the_section_that_the_documents_lay_out_is_one() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "layout.md").read_text()
+    shown = document.partition("cat > section.html <<'END'\n")[2].partition("\nEND\n")[0]
+    assert [str(element.kind) for element in read_html(shown, DESKTOP).elements] == ["heading", "paragraph", "image", "button"]
 
 
 @pytest.mark.parametrize(
