@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nereid.diffusion.branch_cache import BranchEngine, KeptBranches, Plans
-from nereid.diffusion.dynamic_width import WHOLE_WITH_TOKENS, TokenEngine, WidthEngine, WidthTable
+from nereid.diffusion.dynamic_width import WHOLE_WITH_TOKENS, TokenEngine, WidthTable
 from nereid.diffusion.feature_cache import Level
 from nereid.layout.complexity import AdaptiveSteps
 from nereid.layout.elements import Box, Section
@@ -88,16 +88,18 @@ class Way:
     """Of another repository, with engines of its own."""
 
     def steps_of(self, section: Section) -> int:
-        return self.steps if self.adaptive is None else self.adaptive.steps(section)
+        if self.adaptive is None:
+            return self.steps
+        return self.adaptive.steps(section, dynamic=self.widths is not None and self.widths.is_dynamic)
 
     @property
     def asked(self) -> dict[str, Any]:
         """Options of a request."""
         asked: dict[str, Any] = {"num_inference_steps": self.steps, "cache": self.cache}
         if self.adaptive is not None:
-            asked = {"effort": "adaptive"}
+            asked = {"effort": "adaptive", "transformer_width": "full"}
         engines = () if self.widths is None else self.widths.engines
-        if any(isinstance(its, WidthEngine) or its.width for its in engines):
+        if self.widths is not None and self.widths.is_dynamic:
             asked["transformer_width"] = "dynamic"
         if any(isinstance(its, TokenEngine) for its in engines):
             asked["transformer_tokens"] = "dynamic"

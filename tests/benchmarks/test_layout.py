@@ -305,6 +305,11 @@ def test_a_way_counts_the_steps_of_each_engine() -> None:
     every = replace(sliced, adaptive=AdaptiveSteps(scheduler="euler", classes=((math.inf, 3),)))
     assert every.asked == {"effort": "adaptive", "transformer_width": "dynamic"}
     assert every.steps_of(held_out_sections(1).sections[0]) == 3
+    by_width = AdaptiveSteps(scheduler="euler", classes=((math.inf, 3),), dynamic=((2, True),))
+    assert replace(every, adaptive=by_width).steps_of(held_out_sections(1).sections[0]) == 2
+    steps = Way(name="adaptive steps", steps=4, adaptive=by_width)
+    assert steps.asked == {"effort": "adaptive", "transformer_width": "full"}  # the calibration may prefer slices
+    assert steps.steps_of(held_out_sections(1).sections[0]) == 3
 
 
 # --- loads ---
