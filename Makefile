@@ -12,7 +12,7 @@ ARGS ?=
 EXPORT = $(BIN)/nereid export diffusion $(CHECKPOINT) --engine $(ENGINE) --out $(REPOSITORY)
 EXPORT_LLM = $(BIN)/nereid export llm $(LLM) --out $(REPOSITORY)
 
-.PHONY: help setup browser demo export export-llm serve test test-clients lint reference bench bench-sd15 bench-engines bench-schedulers bench-ladder bench-vae-tiles bench-layout bench-llm bench-batches perf docker-build docker-up docker-export clean
+.PHONY: help setup browser demo export export-llm serve test test-clients lint reference bench bench-sd15 bench-engines bench-schedulers bench-ladder bench-vae-tiles bench-layout bench-page bench-llm bench-batches perf docker-build docker-up docker-export clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -87,6 +87,9 @@ bench-vae-tiles: setup ## The VAE's decode of large pictures, whole and by tiles
 
 bench-layout: setup ## Layouts with attention and MLP reused, beside fewer steps; a server under load (ARGS='--rounds 1')
 	@$(BIN)/nereid bench layout $(ARGS)
+
+bench-page: setup ## Pages from a brief: seconds until the first section and until all is there, and of each stage (after make demo)
+	@$(BIN)/nereid bench page --repository $(REPOSITORY) $(ARGS)
 
 bench-llm: setup ## The language model against onnxruntime-genai, transformers, llama.cpp; batching, prefix cache, speculation
 	@$(BIN)/nereid bench llm $(ARGS)

@@ -22,6 +22,7 @@ from nereid_bench.kept_cli import cache_command
 from nereid_bench.ladder_cli import ladder_command
 from nereid_bench.layout_cli import layout_command
 from nereid_bench.llm import PARTS, LlmPlan, measure
+from nereid_bench.pages_cli import page_command
 from nereid_bench.peers import PeerSettings
 from nereid_bench.perf import perf
 from nereid_bench.refusals import RefusalsPlan, refusals
@@ -40,6 +41,7 @@ app.command("batches")(batches_command)
 app.command("cache")(cache_command)
 app.command("ladder")(ladder_command)
 app.command("layout")(layout_command)
+app.command("page")(page_command)
 REPOSITORY = Path("build/repository")
 OptimumCli = Annotated[
     Path | None,

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from nereid.serving.errors import ServingError
 from nereid.serving.options import ServeOptions
 from nereid.serving.supervisor import Supervisor
+from nereid_bench.pages import BRIEF as PAGE_BRIEF
 from nereid_client import Client, ImageProgress, ImageResult, NereidError
 from nereid_client.browser import BrowserError, find_browser, screenshot
 from nereid_client.terminal import console, fail
@@ -44,7 +45,6 @@ PROMPTS = (
     "a green square in the center on beige",
 )
 BRIEF = 'pricing section for a bakery, three tiers, a "Order now" button'
-PAGE_BRIEF = "landing page for a bakery with a gallery and prices"
 PLANNER = "planner"
 """The name that the language model which plans pages is exported under."""
 ZOOM = 2

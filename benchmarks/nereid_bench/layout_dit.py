@@ -64,7 +64,7 @@ def _row(sizes: DitSizes, way: Way, sections: Sequence[Section], costs: Mapping[
     """Of a whole run, the mean over these sections' runs: what a step of each kind costs, times the steps of its kind."""
     flops = {engine: dict.fromkeys(BUCKETS, cost.flops) for engine, cost in costs.items()}
     taken = [
-        sum(costs[engine].milliseconds * times for engine, times in way.engines(way.steps_of(section)).items())
+        sum(costs[engine].milliseconds * times for engine, times in way.of(section).engines(way.steps_of(section)).items())
         for section in sections
     ]
     return row_of(sizes.name, way, sections, flops) | {"ms": statistics.mean(taken)}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nereid.diffusion.branch_cache import BranchEngine, KeptBranches, Plans
-from nereid.diffusion.dynamic_width import WHOLE_WITH_TOKENS, TokenEngine, WidthEngine, WidthTable
+from nereid.diffusion.dynamic_width import WHOLE_WITH_TOKENS, TokenEngine, WidthTable
 from nereid.diffusion.feature_cache import Level
 from nereid.layout.complexity import AdaptiveSteps
 from nereid.layout.elements import Box, Section
@@ -86,18 +86,31 @@ class Way:
     """Of a run of so many steps."""
     drawer: LayoutDrawer | None = None
     """Of another repository, with engines of its own."""
+    chosen: bool = False
+    """Whether the slices are for those sections alone that are quicker with them, as the calibration by complexity has found."""
+
+    def of(self, section: Section) -> Way:
+        """As this section is drawn."""
+        if not self.chosen or self.adaptive is None or self.adaptive.prefers_dynamic(section):
+            return self
+        return replace(self, widths=None)
 
     def steps_of(self, section: Section) -> int:
-        return self.steps if self.adaptive is None else self.adaptive.steps(section)
+        if self.adaptive is None:
+            return self.steps
+        widths = self.of(section).widths
+        return self.adaptive.steps(section, dynamic=widths is not None and widths.is_dynamic)
 
     @property
     def asked(self) -> dict[str, Any]:
         """Options of a request."""
+        if self.chosen:
+            return {"effort": "adaptive"}
         asked: dict[str, Any] = {"num_inference_steps": self.steps, "cache": self.cache}
         if self.adaptive is not None:
-            asked = {"effort": "adaptive"}
+            asked = {"effort": "adaptive", "transformer_width": "full"}
         engines = () if self.widths is None else self.widths.engines
-        if any(isinstance(its, WidthEngine) or its.width for its in engines):
+        if self.widths is not None and self.widths.is_dynamic:
             asked["transformer_width"] = "dynamic"
         if any(isinstance(its, TokenEngine) for its in engines):
             asked["transformer_tokens"] = "dynamic"
@@ -123,7 +136,7 @@ class Way:
 
 def ways(plan: LayoutPlan, drawer: LayoutDrawer) -> list[Way]:
     """All off, fewer steps, each calibrated level at all steps, steps by complexity; dynamic width, dynamic tokens and both, with
-    fewer steps, too.
+    fewer steps, too; steps and width by complexity.
 
     Last is all of it that goes together.
     """
@@ -145,6 +158,10 @@ def ways(plan: LayoutPlan, drawer: LayoutDrawer) -> list[Way]:
     for name, table in tables.items():
         for steps in (plan.steps, *plan.fewer):
             found.append(slices(name=name if steps == plan.steps else f"{name}, {steps} steps", steps=steps, widths=table))
+    if adaptive is not None and adaptive.dynamic:
+        found.append(
+            slices(name="adaptive steps and width", steps=plan.steps, adaptive=adaptive, widths=facts.widths, chosen=True)
+        )
     if tables and adaptive is not None:
         name, table = [*tables.items()][-1]
         found.append(slices(name=f"all on: {name}, adaptive steps", steps=plan.steps, adaptive=adaptive, widths=table))
@@ -171,11 +188,12 @@ def draw(
     """Boxes of each section as they are drawn, by the way's own drawer where it has one; tokens that MLPs keep go to `kept`."""
     made: list[list[Box]] = [[]] * len(sections)
     drawer, kept = way.drawer or drawer, kept or KeptTokens()
-    for steps in {way.steps_of(section) for section in sections}:
-        places = [place for place, section in enumerate(sections) if way.steps_of(section) == steps]
+    taken = [(way.steps_of(section), way.of(section).widths) for section in sections]
+    for steps, widths in dict.fromkeys(taken):
+        places = [place for place, its in enumerate(taken) if its == (steps, widths)]
         table = drawer.table(drawer.model.facts.scheduler, steps)
         own, numbers = [sections[place] for place in places], [seeds[place] for place in places]
-        drawn = drawer.draw(own, numbers, table, way.plans, kept.take, widths=way.widths)
+        drawn = drawer.draw(own, numbers, table, way.plans, kept.take, widths=widths)
         for place, boxes in zip(places, drawn, strict=True):
             made[place] = boxes
     return made
@@ -185,7 +203,7 @@ def row_of(model: str, way: Way, sections: Sequence[Section], flops: Mapping[Str
     """`flops` are those of a step of each kind, by the number of tokens, all MLPs included but those that pass over some."""
     steps = [way.steps_of(section) for section in sections]
     taken = [
-        sum(flops[engine][bucket_of(len(section))] * times for engine, times in way.engines(count).items())
+        sum(flops[engine][bucket_of(len(section))] * times for engine, times in way.of(section).engines(count).items())
         for section, count in zip(sections, steps, strict=True)
     ]
     return {

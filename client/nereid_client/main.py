@@ -151,12 +151,17 @@ def layout(
 
 
 def _read_section(file: Path) -> str | list[dict[str, Any]]:
-    """HTML as it is, and of a .json file its list; raises ValueError where it has none."""
-    text = file.read_text(encoding="utf-8")
+    """HTML as it is, and of a .json file its list; raises ValueError where it has none, or is no text."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from None
     if file.suffix.lower() != ".json":
         return text
     try:
         found = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{file} is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}") from None
     if not isinstance(found, list) or not all(isinstance(element, dict) for element in found):

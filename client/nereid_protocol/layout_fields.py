@@ -83,7 +83,7 @@ LAYOUT_FIELDS: tuple[Field, ...] = (
     Field(
         name="effort",
         dtype=DType.STRING,
-        help="full; or adaptive, which takes as many steps as a section of this complexity (elements, nesting, text) needs.",
+        help="full; or adaptive: the steps, and the width, that a section of this complexity (elements, nesting, text) needs.",
         default="full",
         models=_LAYOUT,
         option="--effort",
@@ -113,7 +113,7 @@ LAYOUT_FIELDS: tuple[Field, ...] = (
         name="transformer_width",
         dtype=DType.STRING,
         help="full; or dynamic, which leaves out what of the transformer a step's noise level can do without.",
-        default="full",
+        default="full; with effort adaptive as calibrated",
         models=_LAYOUT,
         option="--transformer-width",
         gateway=True,

@@ -8,7 +8,6 @@ costs go into the model, with the digest of the very engines that were measured.
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +23,8 @@ from nereid.diffusion.branch_cache import LONGEST_REUSE, Branch, Plans, greedy_p
 from nereid.diffusion.feature_cache import Level
 from nereid.diffusion.plan import EngineCall
 from nereid.diffusion.solvers import ScheduleError, SchedulerName
-from nereid.layout.complexity import classes_of, complexity
 from nereid.layout.elements import Box, Section
-from nereid.layout.settings import LAYOUT_FILE, engine_digest, engines_digest
+from nereid.layout.settings import LAYOUT_FILE, adaptive_digest, engines_digest
 from nereid_export.configs import prefixed
 from nereid_export.edited import Manifest, damage_named, edited
 from nereid_export.errors import ExportError
@@ -34,6 +32,7 @@ from nereid_export.frame import Progress
 from nereid_export.kept_figures import KeptFigures
 from nereid_export.kept_plans import Curves, quickest
 from nereid_export.layout import HOME
+from nereid_export.layout_adaptive import adaptive_steps
 from nereid_export.layout_checkpoint import architecture
 from nereid_export.layout_drawing import LayoutDrawer
 from nereid_export.layout_samples import off_pixels, passed_each, passed_shares, sample_sections
@@ -42,10 +41,6 @@ OFF_BOUNDS: Mapping[Level, float] = {Level.LIGHT: 1.0, Level.BALANCED: 2.0, Leve
 """CSS pixels that boxes may be off from those without: of a section the mean over its boxes' four numbers, of all the median."""
 PASS_BOUNDS: Mapping[Level, float] = {Level.LIGHT: 0.5, Level.BALANCED: 1.0, Level.AGGRESSIVE: 2.0}
 """Points of the share of layouts that pass all error checks after repair that a level may cost."""
-ADAPTIVE_BOUND = 1.0
-"""Points of a class's layouts that pass, before or after repair, that fewer steps may cost it."""
-CLASSES = 4
-"""Of sections, by their complexity."""
 BRIEFS = 200
 """Sections that levels are measured on."""
 CURVES = 32
@@ -141,48 +136,13 @@ class _Calibrating:
             self.manifest.setdefault("calibrations", {})["cache"] = shown
         if self.adaptive:
             progress.step("steps by complexity")
-            found = self._adaptive(progress.detail)
-            facts["adaptive"] = {**found, "calibrated": engine_digest(self.folder / "1")}
+            found = adaptive_steps(self.drawer, self.sections, self.adaptive, self.figures, progress.detail)
+            slices = self.drawer.model.facts.widths is not None
+            facts["adaptive"] = {**found, "calibrated": adaptive_digest(self.folder / "1", dynamic=slices)}
             self.manifest.setdefault("calibrations", {})["adaptive"] = found
             made.append({"adaptive": found})
         file.write_text(json.dumps(facts, indent=1))
         return made
-
-    def _adaptive(self, told: Callable[[str], None]) -> dict[str, Any]:
-        """Of each class of sections, the fewest steps with which as many layouts pass, before and after repair, as with all."""
-        scheduler, most = self.drawer.model.facts.scheduler, self.drawer.model.limits.default_steps
-        counts = sorted({count for count in self.adaptive if count < most})
-        passed = {
-            steps: self.figures.get(f"adaptive, {steps} steps", partial(self._each, steps, told)) for steps in (*counts, most)
-        }
-        classes, low = [], -math.inf
-        for bound in classes_of(self.sections, CLASSES):
-            places = [place for place, its in enumerate(self.sections) if low < complexity(its) <= bound]
-            shares = {steps: passed_shares([its[place] for place in places]) for steps, its in passed.items()}
-            good = (
-                steps
-                for steps in (*counts, most)
-                if all(whole - own <= ADAPTIVE_BOUND for whole, own in zip(shares[most], shares[steps], strict=True))
-            )
-            chosen = next(good)
-            classes.append(
-                {
-                    "up_to": None if math.isinf(bound) else bound,
-                    "steps": chosen,
-                    "briefs": len(places),
-                    **dict(zip(("passed_before", "passed"), shares[chosen], strict=True)),
-                    **dict(zip(("passed_before_whole", "passed_whole"), shares[most], strict=True)),
-                }
-            )
-            low = bound
-        return {"scheduler": str(scheduler), "whole": most, "classes": classes}
-
-    def _each(self, steps: int, told: Callable[[str], None]) -> list[tuple[bool, bool]]:
-        """Whether each section's layout passes, before and after repair."""
-        told(f"{steps} steps")
-        table = self.drawer.table(self.drawer.model.facts.scheduler, steps)
-        drawn = self.drawer.draw(self.sections, list(range(len(self.sections))), table)
-        return passed_each(self.sections, drawn)
 
     def _curves(self, scheduler: SchedulerName, steps: int, told: Callable[[str], None]) -> dict[str, Curves]:
         """Mean relative change (L1) of what each block's branch gives over 1 to LONGEST_REUSE steps, from each step on."""

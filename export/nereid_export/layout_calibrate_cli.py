@@ -29,7 +29,8 @@ def calibrate_layout(
         str,
         typer.Option(
             metavar="N[,N...]",
-            help="Numbers of steps that sections may be given by their complexity, for requests' effort; none where absent.",
+            help="Numbers of steps, below the model's default_steps, that sections may be given by their complexity, for "
+            "requests' effort; none where absent.",
         ),
     ] = "",
     briefs: Annotated[
@@ -42,8 +43,9 @@ def calibrate_layout(
     It wants a model that was exported with --cache. Each name (light, balanced, aggressive) stands for the quickest schedule
     whose layouts stay within its bounds: boxes that are off by 1, 2 and 4 CSS pixels from those without it (median), and a loss
     of 0.5, 1 and 2 points of layouts that pass all checks after repair. With --adaptive, four classes of sections are given the
-    fewest steps that cost none of them more than a point of layouts that pass, before and after repair. Servers of the
-    repository must be started again.
+    fewest steps that cost none of them more than a point of layouts that pass, before and after repair, with the whole
+    transformer or, in an export with --widths, with dynamic width, whichever takes less time. Servers of the repository must
+    be started again.
     """
 
     def work(bar: Any) -> list[dict[str, Any]]:
@@ -89,6 +91,7 @@ def show_adaptive(found: dict[str, Any]) -> None:
         "complexity",
         "briefs",
         "steps",
+        "width",
         "passed before",
         f"with {found['whole']}",
         "passed",
@@ -98,5 +101,7 @@ def show_adaptive(found: dict[str, Any]) -> None:
     for its in found["classes"]:
         shares = (its[name] for name in ("passed_before", "passed_before_whole", "passed", "passed_whole"))
         most = "above" if its["up_to"] is None else f"up to {its['up_to']:.3g}"
-        table.add_row(most, str(its["briefs"]), str(its["steps"]), *(f"{share:.1f}%" for share in shares))
+        width = its.get("width", "full")
+        steps = its["steps"] if width == "full" else its["dynamic_steps"]
+        table.add_row(most, str(its["briefs"]), str(steps), width, *(f"{share:.1f}%" for share in shares))
     Console().print(table)

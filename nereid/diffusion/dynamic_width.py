@@ -50,6 +50,11 @@ class WidthTable:
         return next(engine for most, engine in self.ranges if timestep <= most)
 
     @property
+    def is_dynamic(self) -> bool:
+        """Whether any of its engines is a slice; else all are the whole transformer."""
+        return any(isinstance(engine, WidthEngine) or engine.width is not None for _, engine in self.ranges)
+
+    @property
     def engines(self) -> tuple[WidthEngine | TokenEngine, ...]:
         """Those that a timestep has, the narrowest first."""
         named = {engine for _, engine in self.ranges}

@@ -90,8 +90,11 @@ def placed(section: Section, boxes: Sequence[Box]) -> dict[str, Any]:
     }
 
 
-def answered(section: Section, layout: Layout, *, steps: int, degraded: Sequence[Degraded], form: str) -> dict[str, Any]:
-    """A whole answer; `form` adds a member of that name where it is not json."""
+def answered(
+    section: Section, layout: Layout, *, steps: int, width: str | None, degraded: Sequence[Degraded], form: str
+) -> dict[str, Any]:
+    """A whole answer; `width` is the transformer's, None where that has drawn nothing; `form` adds a member of that name where it
+    is not json."""
     answer = {
         **placed(section, layout.boxes),
         "checks": [finding.as_json() for finding in layout.findings],
@@ -100,6 +103,7 @@ def answered(section: Section, layout: Layout, *, steps: int, degraded: Sequence
         "seed": layout.seed,
         "drawn_by": str(layout.drawn_by),
         "steps": steps,
+        "transformer_width": width,
         "degraded": [{"reason": str(one.reason), "said": one.said} for one in degraded],
     }
     match form:

@@ -90,9 +90,9 @@ class Canvas:
             raise InvalidRequestError.of("canvas.columns", columns, f"an integer, 1 to {MOST_COLUMNS}")
         made = cls(
             width,
-            _one_of("canvas.density", density or Density.NORMAL, Density),
+            _one_of("canvas.density", Density.NORMAL if density is None else density, Density),
             count,
-            _one_of("canvas.style", style or Style.STACKED, Style),
+            _one_of("canvas.style", Style.STACKED if style is None else style, Style),
         )
         if made.grid.column < UNIT:
             raise InvalidRequestError.of("canvas.columns", count, f"so few that columns on {width} px are {UNIT} px wide or more")

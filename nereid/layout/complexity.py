@@ -1,4 +1,4 @@
-"""How much there is to lay out in a section, and how many steps that deserves: pure policy, calibrated by export."""
+"""How much there is to lay out in a section, which steps and width that deserves: pure policy, calibrated by export."""
 
 from __future__ import annotations
 
@@ -24,14 +24,29 @@ def complexity(section: Section) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaptiveSteps:
-    """Steps of one scheduler by complexity: `classes` are (complexity up to, steps), rising; the last has no bound."""
+    """Steps of one scheduler by complexity: `classes` are (complexity up to, steps), rising; the last has no bound.
+
+    `dynamic` has for each class the steps with dynamic width, None where it has none that are good enough, and whether these take
+    less time than the whole transformer's; it is empty where there are no slices.
+    """
 
     scheduler: str
     classes: tuple[tuple[float, int], ...]
+    dynamic: tuple[tuple[int | None, bool], ...] = ()
 
-    def steps(self, section: Section) -> int:
+    def steps(self, section: Section, *, dynamic: bool = False) -> int:
+        """With dynamic width, or without; those of the whole transformer where none were found for dynamic width."""
+        place = self._class(section)
+        own = self.dynamic[place][0] if dynamic and self.dynamic else None
+        return self.classes[place][1] if own is None else own
+
+    def prefers_dynamic(self, section: Section) -> bool:
+        """Whether dynamic width is the quicker way for this section."""
+        return bool(self.dynamic) and self.dynamic[self._class(section)][1]
+
+    def _class(self, section: Section) -> int:
         found = complexity(section)
-        return next(steps for most, steps in self.classes if found <= most)
+        return next(place for place, (most, _) in enumerate(self.classes) if found <= most)
 
     @classmethod
     def parse(cls, raw: Mapping[str, Any]) -> AdaptiveSteps:
@@ -39,12 +54,22 @@ class AdaptiveSteps:
         try:
             scheduler = str(SchedulerName(raw["scheduler"]))
             classes = [(math.inf if its["up_to"] is None else float(its["up_to"]), int(its["steps"])) for its in raw["classes"]]
+            dynamic = [_dynamic(its) for its in raw["classes"] if "dynamic_steps" in its]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"adaptive steps: they are none of nereid calibrate-layout's ({error!r}); calibrate again") from None
         bounds = [most for most, _ in classes]
         if not classes or bounds != sorted(set(bounds)) or bounds[-1] != math.inf or any(steps < 1 for _, steps in classes):
             raise ValueError(f"adaptive steps: classes {classes} are not allowed; calibrate again")
-        return cls(scheduler=scheduler, classes=tuple(classes))
+        wrong = any(prefers if steps is None else steps < 1 for steps, prefers in dynamic)
+        if len(dynamic) not in (0, len(classes)) or wrong:
+            raise ValueError(f"adaptive steps: dynamic width of classes {dynamic} is not allowed; calibrate again")
+        return cls(scheduler=scheduler, classes=tuple(classes), dynamic=tuple(dynamic))
+
+
+def _dynamic(raw: Mapping[str, Any]) -> tuple[int | None, bool]:
+    """Of a class: its steps with dynamic width, and whether that is what it takes."""
+    steps = raw["dynamic_steps"]
+    return None if steps is None else int(steps), bool(raw["width"] == "dynamic")
 
 
 def classes_of(sections: Sequence[Section], count: int) -> list[float]:

@@ -203,3 +203,8 @@ def _require_inside(element: Element, canvas: Canvas) -> None:
     ):
         if not good:
             raise InvalidRequestError.of(f"elements.{element.id}.{name}", value, f"inside the canvas, {canvas.width} px wide")
+    draft = element.draft
+    if draft is not None and not (draft.x < canvas.width and draft.right > 0 and draft.bottom > 0):
+        name, value = ("y", draft.y) if draft.bottom <= 0 else ("x", draft.x)
+        allowed = f"on the canvas, {canvas.width} px wide, at least in part"
+        raise InvalidRequestError.of(f"elements.{element.id}.draft.{name}", value, allowed)

@@ -64,6 +64,8 @@ class Found:
     text: list[str] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     own_text: bool = False
+    line: int = 1
+    """Where its tag begins in the HTML."""
 
     @property
     def lines(self) -> list[str]:
@@ -176,6 +178,8 @@ class _Reader(HTMLParser):
         return super().parse_html_declaration(i)
 
     def finish(self) -> list[Found]:
+        if self.rawdata.startswith("<"):  # which the standard library would take for text
+            self._refuse(self.rawdata.strip()[:40], "closed by >")
         self.close()
         if self._open:
             self._refuse(f"<{self._open[-1].name}>", "closed")
@@ -186,7 +190,8 @@ class _Reader(HTMLParser):
             if item.kind is not ElementClass.CARD or not item.own_text:
                 continue
             if place in holders:
-                raise InvalidRequestError.of("html", f"text in <{item.tag}>", "in an element of its own, like <p>, beside others")
+                where, allowed = f"line {item.line} of html", "in an element of its own, like <p>, beside others"
+                raise InvalidRequestError.of(where, f"text in <{item.tag}>", allowed)
             item.kind = ElementClass.PARAGRAPH
         return self._found
 
@@ -209,7 +214,7 @@ class _Reader(HTMLParser):
         kind = self._kind(tag, attributes, around)
         ratio = _ratio(attributes) if kind is ElementClass.IMAGE else None
         alt = attributes.get("alt") or ""
-        self._found.append(Found(kind, tag, inner, attributes.get("id") or None, ratio, alt))
+        self._found.append(Found(kind, tag, inner, attributes.get("id") or None, ratio, alt, line=self.getpos()[0]))
         return len(self._found) - 1
 
     def _kind(self, tag: str, attributes: dict[str, str | None], around: Found | None) -> ElementClass:

@@ -19,6 +19,7 @@ from nereid.flow.request_parameters import refuse_parameters
 from nereid.flow.runs import read_id
 from nereid.flow.tickets import USUAL_PRIORITY
 from nereid.layout.canvas import Canvas
+from nereid.layout.complexity import AdaptiveSteps
 from nereid.layout.element_list import read_canvas, read_elements
 from nereid.layout.elements import Box, Section
 from nereid.layout.html import read_html
@@ -58,7 +59,9 @@ def parse_layout_request(inputs: Inputs, facts: LayoutFacts, limits: LayoutLimit
     fields = FieldReader({name: value[None] for name, value in inputs.items()}, 1, limits, LAYOUT_BY_NAME)
     section = _section(fields)
     scheduler = _scheduler(fields.value("scheduler", facts.scheduler))
-    steps = _steps(fields, section, str(scheduler), facts, limits)
+    adaptive = _adaptive(fields, str(scheduler), facts)
+    widths = _widths(fields, section, facts, adaptive)
+    steps = _steps(fields, section, limits, adaptive, widths)
     count, seed = int(fields.value("n", 1)), fields.value("seed", None)
     first = secrets.randbits(63) if seed is None else int(seed)
     form = fields.value("format", FORMATS[0])
@@ -72,7 +75,7 @@ def parse_layout_request(inputs: Inputs, facts: LayoutFacts, limits: LayoutLimit
         seeds=tuple(derived_seed(first, index) for index in range(count)),
         table=table,
         cache=branch_plans(fields, calibrations, scheduler=str(scheduler), steps=steps),
-        widths=_widths(fields, facts),
+        widths=widths,
         format=form,
         stream_interval=fields.value("stream_interval", None),
         timeout_seconds=fields.value("timeout_seconds", limits.default_timeout_seconds),
@@ -82,37 +85,52 @@ def parse_layout_request(inputs: Inputs, facts: LayoutFacts, limits: LayoutLimit
     )
 
 
-def _steps(fields: FieldReader, section: Section, scheduler: str, facts: LayoutFacts, limits: LayoutLimits) -> int:
-    """As many as are asked for, or as a section so complex needs."""
+def _adaptive(fields: FieldReader, scheduler: str, facts: LayoutFacts) -> AdaptiveSteps | None:
+    """Where steps, and the width, are to go by how complex a section is."""
     effort, asked = fields.value("effort", EFFORTS[0]), fields.value("num_inference_steps", None)
     if effort not in EFFORTS:
         raise InvalidRequestError.of("effort", effort, f"one of {', '.join(EFFORTS)}")
     if effort == EFFORTS[0]:
-        return int(limits.default_steps if asked is None else asked)
+        return None
     if asked is not None:
         raise InvalidRequestError.of("effort", effort, f"{EFFORTS[0]} beside num_inference_steps ({asked})")
     known = facts.adaptive
     if known is None or known.scheduler != scheduler:
         where = "nothing is (nereid calibrate-layout --adaptive does it)" if known is None else f"it is for {known.scheduler}"
         raise InvalidRequestError(f"effort: {effort!r} is not calibrated for {scheduler}; {where}", "effort")
-    return min(known.steps(section), limits.max_steps)
+    return known
 
 
-def _widths(fields: FieldReader, facts: LayoutFacts) -> WidthTable | None:
+def _steps(
+    fields: FieldReader, section: Section, limits: LayoutLimits, adaptive: AdaptiveSteps | None, widths: WidthTable | None
+) -> int:
+    """As many as are asked for, or as a section so complex needs."""
+    if adaptive is None:
+        return int(fields.value("num_inference_steps", limits.default_steps))
+    return min(adaptive.steps(section, dynamic=widths is not None and widths.is_dynamic), limits.max_steps)
+
+
+def _widths(fields: FieldReader, section: Section, facts: LayoutFacts, adaptive: AdaptiveSteps | None) -> WidthTable | None:
     """Which engines compute steps of what width and tokens; None where the whole transformer computes every step."""
     whole = None if facts.widths is not None else "was exported without --widths, so that it has one width"
     every = None if facts.tokens else "was exported without --tokens, so that its MLPs have all tokens"
     dynamic = _dynamic(fields, "transformer_width", WIDTHS, whole)
     routed = _dynamic(fields, "transformer_tokens", TOKENS, every)
+    if adaptive is not None and fields.value("transformer_width", None) is None and not routed and _cache(fields) == OFF:
+        dynamic = adaptive.prefers_dynamic(section)
     table = facts.widths if dynamic else None
     if not routed:
         return table
     return WHOLE_WITH_TOKENS if table is None else table.passing_over_tokens()
 
 
+def _cache(fields: FieldReader) -> str:
+    return str(fields.value("cache", OFF)).strip()
+
+
 def _dynamic(fields: FieldReader, name: str, allowed: tuple[str, str], lacking: str | None) -> bool:
     """Whether the second of what is allowed is asked for; `lacking` says why this transformer has only the first."""
-    asked, cache = fields.value(name, allowed[0]), fields.value("cache", OFF).strip()
+    asked, cache = fields.value(name, allowed[0]), _cache(fields)
     if asked not in allowed:
         raise InvalidRequestError.of(name, asked, f"one of {', '.join(allowed)}")
     if asked == allowed[0]:
@@ -137,7 +155,7 @@ def _canvas(text: str | None) -> Canvas:
     if text is None:
         raise InvalidRequestError('canvas: nothing is not allowed; it must be a JSON object like {"width": 1280}', "canvas")
     given = _json("canvas", text)
-    return read_canvas({"width": given} if isinstance(given, int) else given)
+    return read_canvas({"width": given} if isinstance(given, int | float) else given)
 
 
 def _json(field: str, text: str) -> Any:

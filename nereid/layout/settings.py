@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nereid.diffusion.branch_cache import BranchCalibration, BranchEngine
-from nereid.diffusion.dynamic_width import TokenEngine, WidthTable
+from nereid.diffusion.dynamic_width import TokenEngine, WidthEngine, WidthTable
 from nereid.diffusion.solvers import SchedulerConfig, SchedulerName, default_scheduler
 from nereid.engines.digests import digest_of_files
 from nereid.engines.engine_files import ENGINE_FILES
@@ -51,19 +51,20 @@ class BranchFacts:
         return cls(blocks=int(raw["blocks"]), width=int(raw["width"]), calibrations=calibrations)
 
 
-def engine_digest(folder: Path) -> str:
-    """The same of the whole transformer's."""
-    return digest_of_files(folder, sorted(folder.glob("model.*")))
-
-
 def engines_digest(folder: Path) -> str:
     """SHA-256 over the engines that reuse branches, by which calibrations know them."""
     return digest_of_files(folder, [file for engine in BranchEngine for file in sorted((folder / engine).glob("model.*"))])
 
 
+def adaptive_digest(folder: Path, *, dynamic: bool) -> str:
+    """The same of the engines that steps by complexity are measured with: the slices, too, where dynamic width is."""
+    slices = [file for engine in WidthEngine for file in sorted((folder / engine).glob("model.*"))] if dynamic else []
+    return digest_of_files(folder, [*sorted(folder.glob("model.*")), *slices])
+
+
 def _adaptive(raw: Mapping[str, Any], folder: Path) -> AdaptiveSteps:
     found = AdaptiveSteps.parse(raw)
-    if raw["calibrated"] != engine_digest(folder):
+    if raw["calibrated"] != adaptive_digest(folder, dynamic=bool(found.dynamic)):
         raise ValueError("its adaptive steps are of another engine than the one beside it; calibrate again")
     return found
 

@@ -24,6 +24,7 @@ from nereid.layout.answers import Degraded, DrawnBy, Layout, Reason, answered, b
 from nereid.layout.elements import Box
 from nereid.layout.requests import LayoutRequest
 from nereid.layout.rows import boxes_drawn, boxes_predicted
+from nereid_protocol.layout_fields import WIDTHS
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +125,10 @@ class LayoutTask:
         return {**_written(answer, boxes), "step": _int32(step), "num_inference_steps": _int32(end)}
 
     def _answer(self, layout: Layout) -> Outputs:
-        steps = 0 if layout.drawn_by is DrawnBy.RULES else self.step
-        answer = answered(self.request.section, layout, steps=steps, degraded=self.degraded, form=self.request.format)
+        request, steps, width = self.request, 0, None
+        if layout.drawn_by is DrawnBy.TRANSFORMER:
+            steps, width = self.step, WIDTHS[request.widths is not None and request.widths.is_dynamic]
+        answer = answered(request.section, layout, steps=steps, width=width, degraded=self.degraded, form=request.format)
         return {
             **_written(answer, layout.boxes),
             "score": np.array([layout.score], np.float32),

@@ -22,7 +22,7 @@ from nereid.diffusion.branch_cache import Branch, BranchEngine
 from nereid.diffusion.dynamic_width import WHOLE_WITH_TOKENS, TokenEngine, WidthEngine, WidthTable
 from nereid.diffusion.feature_cache import CachePlan, Variant
 from nereid.diffusion.plan import EngineCall
-from nereid.layout.complexity import AdaptiveSteps
+from nereid.layout.complexity import AdaptiveSteps, complexity
 from nereid.layout.requests import LayoutRequest, parse_layout_request
 from nereid.layout.settings import KEPT, LayoutFacts, LayoutLimits
 from nereid.layout.tokens import bucket_of
@@ -46,7 +46,7 @@ from nereid_zoo.layout.score import held_out_sections
 from checkpoints import make_dynamic_layout
 
 pytestmark = pytest.mark.torch
-WAYS, SMALL = 21, 4
+WAYS, SMALL = 22, 4
 """Rows of the layout transformer, and of them those in w4a8."""
 TINY = DitSizes(layers=2, width=32, heads=2, tokens=8, patch=4)
 
@@ -97,7 +97,7 @@ def test_every_way_has_a_row_of_either_transformer_and_all_have_the_same_columns
     names = ["off", "4 steps", "2 steps", "cache light", "cache balanced", "cache aggressive", "adaptive steps"]
     for name in ("dynamic width", "dynamic tokens", "dynamic width and tokens"):
         names += [name, f"{name}, 4 steps", f"{name}, 2 steps"]
-    names.append("all on: dynamic width and tokens, adaptive steps")
+    names += ["adaptive steps and width", "all on: dynamic width and tokens, adaptive steps"]
     assert [(row["model"], row["method"]) for row in rows] == [
         *(("layout", name) for name in [*names, "w4a8", "w4a8, 4 steps", "w4a8, 2 steps", "all on: w4a8, adaptive steps"]),
         *((TINY.name, name) for name in [*names, "MLPs of 63% of the tokens"]),
@@ -305,6 +305,16 @@ def test_a_way_counts_the_steps_of_each_engine() -> None:
     every = replace(sliced, adaptive=AdaptiveSteps(scheduler="euler", classes=((math.inf, 3),)))
     assert every.asked == {"effort": "adaptive", "transformer_width": "dynamic"}
     assert every.steps_of(held_out_sections(1).sections[0]) == 3
+    by_width = AdaptiveSteps(scheduler="euler", classes=((math.inf, 3),), dynamic=((2, True),))
+    assert replace(every, adaptive=by_width).steps_of(held_out_sections(1).sections[0]) == 2
+    one, other = sorted(held_out_sections(8).sections, key=complexity)[::7]
+    parted = AdaptiveSteps(scheduler="euler", classes=((complexity(one), 3), (math.inf, 4)), dynamic=((2, True), (4, False)))
+    chosen = replace(every, adaptive=parted, chosen=True)
+    assert chosen.asked == {"effort": "adaptive"}
+    assert [(chosen.steps_of(its), chosen.of(its).widths) for its in (one, other)] == [(2, table), (4, None)]
+    steps = Way(name="adaptive steps", steps=4, adaptive=by_width)
+    assert steps.asked == {"effort": "adaptive", "transformer_width": "full"}  # the calibration may prefer slices
+    assert steps.steps_of(held_out_sections(1).sections[0]) == 3
 
 
 # --- loads ---

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from nereid_client import InvalidRequestError, LayoutProgress, LayoutResult, LostError, NereidError, ServerError
+from nereid_client.main import app
 from nereid_client.session import Session
 
 from scripted import Instant, World, answers, fails, texts
@@ -117,3 +120,19 @@ def test_what_cannot_be_sent_is_refused_by_name(section: Any, canvas: Any, optio
     with pytest.raises(InvalidRequestError, match=said):
         ask(world, section, canvas, **options)
     assert not world.calls
+
+
+@pytest.mark.parametrize(
+    ("name", "held", "said"),
+    [
+        ("a.html", b"<section>\xff", "is not UTF-8 text: invalid start byte at byte 9"),
+        ("a.json", b"[{", "is not JSON: Expecting property name"),
+        ("a.json", b"[" * 100_000, "is nested too deeply"),
+        ("a.json", b"[3]", "must hold a JSON list of elements"),
+    ],
+)
+def test_a_file_that_is_no_section_is_refused_by_its_name(name: str, held: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(held)
+    run = CliRunner().invoke(app, ["layout", str(tmp_path / name), "--url", "127.0.0.1:1"])
+    assert run.exit_code == 1, run.exception
+    assert f"error: {tmp_path / name} {said}" in run.stderr.replace("\n", " ")

@@ -21,6 +21,7 @@ from nereid.serving.options import ServeOptions, free_ports
 from nereid.serving.process import EXIT_SECONDS
 from nereid.serving.supervisor import CUT_SECONDS
 from nereid_client import Client
+from nereid_protocol.metrics import ALL_METRICS
 
 from conftest import Served, gateway
 
@@ -179,9 +180,13 @@ def test_container_is_given_longer_to_end_than_serve_takes(tmp_path: Path) -> No
     assert int(service["stop_grace_period"].removesuffix("s")) >= taken
 
 
+def board() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((DOCKER / "grafana" / "dashboards" / "nereid.json").read_text())
+    return found
+
+
 def dashboard_metrics() -> set[str]:
-    board = json.loads((DOCKER / "grafana" / "dashboards" / "nereid.json").read_text())
-    queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    queries = [target["expr"] for panel in board()["panels"] for target in panel["targets"]]
     assert len(queries) >= 12
     return {name for query in queries for name in re.findall(r"\b(?:nereid|nv)_\w+", query)}
 
@@ -190,6 +195,7 @@ def dashboard_metrics() -> set[str]:
 def test_dashboard_asks_for_metrics_that_the_server_exports(served: Served, tmp_path: Path) -> None:
     with Client(served.grpc_url) as client:
         client.generate_image("a box", num_inference_steps=100)  # long enough for its lane to be told of
+        client.generate_page("a bakery", sections=1, pictures=0)
     with gateway(served, rules=Rules(batches=str(tmp_path / "batches"))) as url:
         body = {"model": "llm", "prompt": "a", "max_tokens": 1, "stream": True}
         assert httpx.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 200
@@ -201,9 +207,18 @@ def test_dashboard_asks_for_metrics_that_the_server_exports(served: Served, tmp_
     assert dashboard_metrics() <= exported
 
 
+def test_dashboard_shows_layouts_and_pages_and_asks_for_nothing_that_is_no_metric() -> None:
+    known = {metric.name for metric in ALL_METRICS}
+    parts = re.compile(r"_(?:bucket|sum|count)$")
+    asked = {name if name in known else parts.sub("", name) for name in dashboard_metrics() if name.startswith("nereid_")}
+    assert asked <= known
+    assert {"nereid_layout_requests_total", "nereid_page_stage_seconds", "nereid_page_degraded_total"} <= asked
+    places = [tuple(panel["gridPos"].values()) for panel in board()["panels"]]
+    assert len(set(places)) == len(places)
+
+
 def test_grafana_finds_its_dashboard_and_its_data_source() -> None:
-    board = json.loads((DOCKER / "grafana" / "dashboards" / "nereid.json").read_text())
     source = yaml.safe_load((DOCKER / "grafana/provisioning/datasources/prometheus.yaml").read_text())["datasources"][0]
-    assert {panel["datasource"]["uid"] for panel in board["panels"]} == {source["uid"]}
+    assert {panel["datasource"]["uid"] for panel in board()["panels"]} == {source["uid"]}
     scrape = yaml.safe_load((DOCKER / "prometheus.yaml").read_text())["scrape_configs"][0]["static_configs"][0]["targets"]
     assert scrape == ["triton:8002"]

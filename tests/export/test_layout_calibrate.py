@@ -15,6 +15,7 @@ from nereid.diffusion.feature_cache import CachePlan, Level
 from nereid.diffusion.solvers import SchedulerName
 from nereid.engines.digests import Verifier
 from nereid.layout.complexity import complexity
+from nereid.layout.elements import Section
 from nereid.layout.settings import LAYOUT_FILE, LayoutFacts
 
 from conftest import Silent, export_layout
@@ -22,7 +23,9 @@ from conftest import Silent, export_layout
 torch = pytest.importorskip("torch")
 from typer.testing import CliRunner
 
+from nereid_export import layout_adaptive
 from nereid_export.errors import ExportError
+from nereid_export.layout_adaptive import Way
 from nereid_export.layout_calibrate import OFF_BOUNDS, CalibrateLayoutOptions, calibrate_layout, plans_by_threshold
 from nereid_export.layout_drawing import LayoutDrawer
 from nereid_zoo.layout.draw import draw, flow_of, torch_predict
@@ -160,28 +163,57 @@ def test_each_class_of_sections_has_the_fewest_steps_that_cost_it_nothing(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a model without engines that reuse: with 2 steps, of the simpler half a layout fails, with 4 none does."""
-    from nereid_export import layout_calibrate
-
     export_layout(checkpoints["layout"], tmp_path / "out")
-    middle: list[float] = []
 
-    def each(its: layout_calibrate._Calibrating, steps: int, told: object) -> list[tuple[bool, bool]]:
-        middle[:] = [sorted(map(complexity, its.sections))[len(its.sections) // 2]]
-        return [(True, not (steps == 2 and complexity(section) < middle[0])) for section in its.sections]
+    def measured(drawer: object, sections: list[Section], way: Way, told: object) -> tuple[float, list[tuple[bool, bool]]]:
+        middle = sorted(map(complexity, sections))[len(sections) // 2]
+        return way.steps, [(True, not (way.steps == 2 and complexity(section) < middle)) for section in sections]
 
-    monkeypatch.setattr(layout_calibrate._Calibrating, "_each", each)
+    monkeypatch.setattr(layout_adaptive, "_measured", measured)
     (found,) = calibrate_layout(options(tmp_path / "out", adaptive=(4, 2, 99)), Silent())
     classes = found["adaptive"]["classes"]
     assert sum(its["briefs"] for its in classes) == 6
     assert classes[0]["steps"] == 4
     assert classes[-1]["steps"] == 2
     assert all(its["passed"] == its["passed_whole"] == 100 for its in classes)
+    assert not any("width" in its for its in classes)
     adaptive = LayoutFacts.read(tmp_path / "out" / "layout" / "1").adaptive
     assert adaptive is not None
     assert [steps for _, steps in adaptive.classes] == [its["steps"] for its in classes]
     manifest = json.loads((tmp_path / "out" / "layout" / "manifest.json").read_text())
     assert manifest["calibrations"]["adaptive"]["classes"] == classes
     Verifier(tmp_path / "out").verify(["layout"])
+
+
+GOOD, BAD = (100.0, 100.0), (100.0, 98.0)
+
+
+@pytest.mark.parametrize(
+    ("shares", "seconds", "chosen"),
+    [
+        ({Way(2): GOOD, Way(8): GOOD, Way(2, "dynamic"): GOOD, Way(8, "dynamic"): GOOD}, (2, 8, 1, 5), (2, 2, "dynamic")),
+        ({Way(2): GOOD, Way(8): GOOD, Way(2, "dynamic"): BAD, Way(8, "dynamic"): GOOD}, (2, 8, 1, 5), (2, 8, "full")),
+        ({Way(2): BAD, Way(8): GOOD, Way(2, "dynamic"): BAD, Way(8, "dynamic"): GOOD}, (2, 8, 1, 5), (8, 8, "dynamic")),
+        ({Way(2): BAD, Way(8): GOOD, Way(2, "dynamic"): BAD, Way(8, "dynamic"): BAD}, (2, 8, 1, 5), (8, None, "full")),
+        ({Way(2): GOOD, Way(8): GOOD, Way(2, "dynamic"): GOOD, Way(8, "dynamic"): GOOD}, (2, 8, 3, 9), (2, 2, "full")),
+    ],
+)
+def test_a_class_has_the_width_that_takes_less_time_among_what_costs_it_nothing(
+    shares: dict[Way, tuple[float, float]], seconds: tuple[float, ...], chosen: tuple[int, int | None, str]
+) -> None:
+    found = layout_adaptive._chosen(shares, dict(zip(shares, seconds, strict=True)), Way(8))
+    assert (found["steps"], found["dynamic_steps"], found["width"]) == chosen
+    assert found["passed"] == 100
+
+
+def test_widths_are_measured_and_published_for_these_slices(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    export_layout(checkpoints["layout"], tmp_path / "out", widths=True)
+    (found,) = calibrate_layout(options(tmp_path / "out", adaptive=(2,)), Silent())
+    adaptive = LayoutFacts.read(tmp_path / "out" / "layout" / "1").adaptive
+    assert adaptive is not None
+    assert [(steps, prefers) for steps, prefers in adaptive.dynamic] == [
+        (its["dynamic_steps"], its["width"] == "dynamic") for its in found["adaptive"]["classes"]
+    ]
 
 
 def test_a_model_without_such_engines_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
@@ -198,5 +230,6 @@ def test_the_command_prints_a_table_or_json(copied: Path) -> None:
     assert table.exit_code == 0, table.output
     assert "aggressive" in table.output
     assert "complexity" in table.output
+    assert "full" in table.output
     printed = CliRunner().invoke(app, [*asked, "--json"])
     assert json.loads(printed.stdout)[0]["steps"] == 4

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drawing import FACTS, FLOW, Straight, ask, serving
+from drawing import FACTS, FLOW, Straight, ask, asked, serving
 
+from nereid.diffusion.dynamic_width import WHOLE_WITH_TOKENS, WidthEngine, WidthTable
 from nereid.layout.complexity import AdaptiveSteps, classes_of, complexity
+from nereid.layout.requests import parse_layout_request
 from nereid.layout.service import LayoutService
-from nereid.layout.settings import LAYOUT_FILE, LayoutFacts, engine_digest
+from nereid.layout.settings import LAYOUT_FILE, BranchFacts, LayoutFacts, LayoutLimits, adaptive_digest
 
 from sections import section, two_cards
 
@@ -60,6 +62,31 @@ def test_a_section_takes_the_steps_of_its_class() -> None:
         assert ask(service, MANY, effort="adaptive").layout["steps"] == 5
 
 
+TABLE = WidthTable(ranges=((math.inf, WidthEngine.NARROW),))
+BY_WIDTH = replace(ADAPTIVE, dynamic=((5, True), (7, False), (None, False)))
+FACTS_WITH = replace(FACTS, adaptive=BY_WIDTH, widths=TABLE, tokens=True, branches=BranchFacts(blocks=1, width=4))
+
+
+def taken(section: Any, facts: LayoutFacts = FACTS_WITH, **options: Any) -> tuple[int, WidthTable | None]:
+    """Steps and width of a request."""
+    made = parse_layout_request(asked(section, effort="adaptive", **options), facts, LayoutLimits())
+    return len(made.table), made.widths
+
+
+def test_a_section_takes_the_width_of_its_class_unless_the_request_names_one() -> None:
+    assert [taken(its) for its in (ONE, CARD, MANY)] == [(5, TABLE), (6, None), (10, None)]
+    dynamic = [taken(its, transformer_width="dynamic") for its in (ONE, CARD, MANY)]
+    assert dynamic == [(5, TABLE), (7, TABLE), (10, TABLE)]  # those of the whole transformer where none were good enough
+    assert taken(ONE, transformer_width="full") == (4, None)
+    assert parse_layout_request(asked(ONE), FACTS_WITH, LayoutLimits()).widths is None
+
+
+def test_what_was_not_calibrated_with_dynamic_width_goes_without() -> None:
+    assert taken(ONE, transformer_tokens="dynamic") == (4, WHOLE_WITH_TOKENS)
+    assert taken(ONE, cache="0.1") == (4, None)
+    assert taken(ONE, replace(FACTS_WITH, widths=None)) == (4, None)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -88,7 +115,7 @@ def write(folder: Path, **changes: Any) -> Path:
     folder.mkdir()
     (folder / "model.onnx").write_bytes(b"engine")
     classes = [{"up_to": 3.0, "steps": 4}, {"up_to": 8.0, "steps": 6}, {"up_to": None, "steps": 10}]
-    adaptive = {"scheduler": "euler", "classes": classes, "calibrated": engine_digest(folder), **changes}
+    adaptive = {"scheduler": "euler", "classes": classes, "calibrated": adaptive_digest(folder, dynamic=False), **changes}
     (folder / LAYOUT_FILE).write_text(json.dumps({"scheduler": FLOW, "adaptive": adaptive}))
     return folder
 
@@ -100,10 +127,29 @@ def test_classes_are_read_for_this_engine(tmp_path: Path) -> None:
         LayoutFacts.read(tmp_path / "1")
 
 
+def test_classes_of_dynamic_width_are_read_for_these_slices(tmp_path: Path) -> None:
+    folder = write(tmp_path / "1")
+    (folder / "narrow").mkdir()
+    (folder / "narrow" / "model.onnx").write_bytes(b"slice")
+    raw = json.loads((folder / LAYOUT_FILE).read_text())
+    for its, steps, width in zip(raw["adaptive"]["classes"], (5, None, 9), ("dynamic", "full", "full"), strict=True):
+        its |= {"dynamic_steps": steps, "width": width}
+    raw["adaptive"]["calibrated"] = adaptive_digest(folder, dynamic=True)
+    (folder / LAYOUT_FILE).write_text(json.dumps(raw))
+    assert LayoutFacts.read(folder).adaptive == replace(ADAPTIVE, dynamic=((5, True), (None, False), (9, False)))
+    (folder / "narrow" / "model.onnx").write_bytes(b"another")
+    with pytest.raises(ValueError, match="adaptive steps are of another engine"):
+        LayoutFacts.read(folder)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"scheduler": "best"},
+        {"classes": [{"up_to": None, "steps": 4, "dynamic_steps": None, "width": "dynamic"}]},
+        {"classes": [{"up_to": None, "steps": 4, "dynamic_steps": 0, "width": "full"}]},
+        {"classes": [{"up_to": None, "steps": 4, "dynamic_steps": 4}]},
+        {"classes": [{"up_to": 3.0, "steps": 4, "dynamic_steps": 4, "width": "full"}, {"up_to": None, "steps": 4}]},
         {"classes": []},
         {"classes": [{"up_to": 3.0, "steps": 4}]},
         {"classes": [{"up_to": None, "steps": 0}]},

@@ -133,6 +133,7 @@ def test_without_it_the_whole_transformer_computes_every_step_as_ever() -> None:
     with serving(Straight(), default_steps=STEPS) as service:
         plain = last(service, CARDS)
     assert default == full == plain != dynamic
+    assert [json.loads(its["layout"][0])["transformer_width"] for its in (default, dynamic)] == ["full", "dynamic"]
     assert sum(value for name, value, _ in told if name == "nereid_layout_widths_total") == STEPS
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +59,12 @@ def test_tags_become_elements_with_their_text_items_ratios_and_parents() -> None
     assert by_id["heading-1"].min_width == pytest.approx(len("riders") * 0.55 * 40)
 
 
+def test_the_section_that_the_documents_lay_out_is_one() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "layout.md").read_text()
+    shown = document.partition("cat > section.html <<'END'\n")[2].partition("\nEND\n")[0]
+    assert [str(element.kind) for element in read_html(shown, DESKTOP).elements] == ["heading", "paragraph", "image", "button"]
+
+
 @pytest.mark.parametrize(
     ("html", "sentence"),
     [
@@ -69,7 +76,10 @@ def test_tags_become_elements_with_their_text_items_ratios_and_parents() -> None
         ("<section><video></video></section>", "'<video>' is not allowed; it must be one of a, article"),
         ("<section>bare<p>a</p></section>", "'bare' .* inside an element"),
         ("<section><p>a</p></section><p>b</p>", "'<p>' .* inside the section, which ends before it"),
-        ("<section><div>bare<p>a</p></div></section>", "'text in <div>' .* in an element of its own"),
+        ("<section>\n<div>bare<p>a</p></div></section>", "line 2 of html: 'text in <div>' .* in an element of its own"),
+        ("<section>\n<p", "line 2 of html: '<p' is not allowed; it must be closed by >"),
+        ("<section><p>a</p>\n</section", "line 2 of html: '</section' .* closed by >"),
+        ("<section><p>a</p><!-- more", "line 1 of html: '<!-- more' .* closed by >"),
         ("<section><p><div></div></p></section>", "'<div> in <p>' .* inside a container"),
         ("<section></p></section>", "'</p>'"),
         ("<section>" + "<p>a</p>" * 33 + "</section>", "elements: 33 .* .paragraph-33 is one too many."),

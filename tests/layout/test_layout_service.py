@@ -53,6 +53,7 @@ def test_an_answer_has_the_boxes_that_the_flow_leads_to_and_says_how_they_were_m
     }
     assert (answer["checks"], answer["repaired"], answer["degraded"]) == ([], [], [])
     assert (answer["score"], answer["seed"], answer["steps"], answer["drawn_by"]) == (1.0, 7, 8, "transformer")
+    assert answer["transformer_width"] == "full"
     last = answers.sent[-1]
     assert last["boxes"].tolist() == [list(box) for box in BOXES]
     assert (last["score"].item(), last["layout_seed"].item(), last["num_inference_steps"].item()) == (1.0, 7, 8)
@@ -248,7 +249,7 @@ def test_without_an_engine_rules_place_the_boxes_and_the_answer_says_so() -> Non
     with serving(engine, told=told, engine_patience_seconds=0.1) as service:
         answer = ask(service, ELEMENTS, CANVAS).layout
     assert list(boxes_of(answer).values()) == flow_layout(CARDS)
-    assert (answer["drawn_by"], answer["steps"]) == ("rules", 0)
+    assert (answer["drawn_by"], answer["steps"], answer["transformer_width"]) == ("rules", 0, None)
     assert answer["degraded"] == [
         {"reason": "engine", "said": "the boxes are placed by rules, because the engine's process is being replaced"}
     ]
@@ -324,6 +325,7 @@ def test_a_section_that_is_none_is_refused_in_one_sentence_that_names_the_elemen
         ({"canvas": None}, "canvas: nothing is not allowed"),
         ({"canvas": text("wide")}, "canvas: 'wide' is not allowed; it must be JSON ("),
         ({"canvas": text("true")}, "canvas.width: True is not allowed"),
+        ({"canvas": text("1280.5")}, "canvas.width: 1280.5 is not allowed; it must be an integer, 240 to 2560 (CSS pixels)"),
         ({"format": text("pdf")}, "format: 'pdf' is not allowed; it must be one of json, css, figma, svg"),
         ({"scheduler": text("ddim")}, "scheduler: ddim is not allowed for a rectified flow"),
         ({"scheduler": text("best")}, "scheduler: 'best' is not allowed; it must be one of"),

@@ -344,6 +344,7 @@ def test_siblings_are_asked_in_their_own_tensors() -> None:
     assert calls[0][1]["text_input"].item() == b"<|u|>Plan a page: a   brief<|a|>"
     sampling = json.loads(calls[1][1]["sampling_parameters"].item())
     assert (sampling["temperature"], sampling["priority"], sampling["seed"]) == (0.7, 1, 3)
+    assert json.loads(calls[0][1]["sampling_parameters"].item())["priority"] == 1
     assert "start:" in sampling["structured_outputs"]["grammar"]
     assert (tuple(laid.boxes[0]), laid.degraded, laid.drawn_by) == ((1.0, 2.0, 3.0, 4.0), ("fewer",), "transformer")
     drawn = calls[3][1]
@@ -356,6 +357,9 @@ def test_siblings_are_asked_in_their_own_tensors() -> None:
         "text_to_image",
     }
     assert calls[7][1]["cancel"].shape == (1, 1)
+    assert [asked["timeout_seconds"].item() for _, asked, _ in calls[:4]] == [4.0] * 4
+    assert [asked["deadline_seconds"].item() for _, asked, _ in calls[2:4]] == [2.0, 2.0]
+    assert [asked["priority"].item() for _, asked, _ in calls[2:4]] == [1, 1]
 
 
 def page_canvas() -> Any:
