@@ -23,14 +23,13 @@ from nereid_bench.kept_tokens import KeptTokens, pass_over_all, token_flops
 from nereid_bench.layout_dit import dit_rows
 from nereid_bench.layout_exports import engine_megabytes, exported, exported_w4a8
 from nereid_bench.layout_load import alone, arriving, asked_for, sustained
-from nereid_bench.layout_ways import SERVED, LayoutPlan, Way, draw, row_of, ways, ways_w4a8
+from nereid_bench.layout_ways import SERVED, LayoutPlan, Way, draw, require_plan, row_of, ways, ways_w4a8
 from nereid_bench.random_dit import count_flops
 from nereid_bench.servers import serving
 from nereid_bench.turns import turned
 from nereid_client import Client
 from nereid_export.components import Component
 from nereid_export.engines.check import random_inputs
-from nereid_export.errors import ExportError
 from nereid_export.layout_drawing import LayoutDrawer
 from nereid_zoo.layout.component import PLACES, TOKENS, branch_components, token_components, width_components
 from nereid_zoo.layout.score import LayoutScore, held_out_sections, score_layouts
@@ -41,6 +40,7 @@ LAYOUT = "layout"
 
 def layout(plan: LayoutPlan, say: Say) -> list[dict[str, Any]]:
     """A row for each way and transformer; raises ExportError, ServingError, NereidError."""
+    require_plan(plan)
     repository = exported(plan, say)
     drawer = LayoutDrawer.of(repository / LAYOUT)
     sections = held_out_sections(plan.briefs).sections
@@ -48,9 +48,6 @@ def layout(plan: LayoutPlan, say: Say) -> list[dict[str, Any]]:
     small = exported_w4a8(plan, say) if plan.w4a8 else None
     quantised = [] if small is None else ways_w4a8(plan, LayoutDrawer.of(small / LAYOUT))
     found += quantised
-    if unknown := set(plan.served_ways) - {way.name for way in found}:
-        names = ", ".join(way.name for way in found)
-        raise ExportError(f"--served-ways: {min(unknown)} is not allowed; each must be one of {names}")
     parts = components(plan)
     say(f"counting FLOPs of {len(parts)} kinds of steps")
     flops, each = layout_flops(parts, {bucket_of(len(section)) for section in sections})

@@ -16,16 +16,19 @@ from nereid.diffusion.dynamic_width import WHOLE_WITH_TOKENS, TokenEngine, Width
 from nereid.diffusion.feature_cache import Level
 from nereid.layout.complexity import AdaptiveSteps
 from nereid.layout.elements import Box, Section
+from nereid.layout.settings import LayoutLimits
 from nereid.layout.tokens import bucket_of
 from nereid_bench.kept_tokens import KeptTokens, has_token_routers
 from nereid_bench.random_dit import DitSizes
 from nereid_export.engines import Engine
+from nereid_export.errors import ExportError
 from nereid_export.layout_drawing import LayoutDrawer
 from nereid_zoo.layout.draw import DYNAMIC
 from nereid_zoo.layout.score import CHECKPOINT
 
 SERVED = ("p50_ms", "p95_ms", "load_p50_ms", "load_p95_ms", "requests_s")
 """Columns of what a server is measured by."""
+_ADAPTIVE_WIDTH = "adaptive steps and width"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +137,41 @@ class Way:
         return 100 * reused / (2 * self.steps)
 
 
+def require_plan(plan: LayoutPlan) -> None:
+    """Raise ExportError for what no export would make right, before there is one."""
+    if unknown := set(plan.served_ways) - set(names := way_names(plan)):
+        raise ExportError(f"--served-ways: {min(unknown)} is not allowed; each must be one of {', '.join(names)}")
+    most = LayoutLimits().max_steps
+    for option, counts in (("--steps", (plan.steps,)), ("--fewer", plan.fewer)):
+        if plan.served and max(counts, default=0) > most:
+            raise ExportError(f"{option}: {max(counts)} is not allowed; the server takes {most} steps at most")
+
+
+def way_names(plan: LayoutPlan) -> list[str]:
+    """Of `ways` and of `ways_w4a8`, in their order."""
+    found = ["off", *(f"{steps} steps" for steps in plan.fewer), *(f"cache {level}" for level in Level)]
+    adaptive = bool(plan.fewer)
+    found += ["adaptive steps"] * adaptive
+    tables = ["dynamic width"] * plan.dynamic + ["dynamic tokens", "dynamic width and tokens"] * plan.tokens
+    for name in tables:
+        found += [_with_steps(plan, name, steps) for steps in (plan.steps, *plan.fewer)]
+    found += [_ADAPTIVE_WIDTH] * (adaptive and plan.dynamic)
+    if tables and adaptive:
+        found.append(_all_on(tables[-1]))
+    if plan.w4a8:
+        found += [_with_steps(plan, "w4a8", steps) for steps in (plan.steps, *plan.fewer)]
+        found += [_all_on("w4a8")] * adaptive
+    return found
+
+
+def _with_steps(plan: LayoutPlan, name: str, steps: int) -> str:
+    return name if steps == plan.steps else f"{name}, {steps} steps"
+
+
+def _all_on(name: str) -> str:
+    return f"all on: {name}, adaptive steps"
+
+
 def ways(plan: LayoutPlan, drawer: LayoutDrawer) -> list[Way]:
     """All off, fewer steps, each calibrated level at all steps, steps by complexity; dynamic width, dynamic tokens and both, with
     fewer steps, too; steps and width by complexity.
@@ -157,14 +195,12 @@ def ways(plan: LayoutPlan, drawer: LayoutDrawer) -> list[Way]:
     slices = partial(Way, timesteps=partial(_timesteps, drawer))
     for name, table in tables.items():
         for steps in (plan.steps, *plan.fewer):
-            found.append(slices(name=name if steps == plan.steps else f"{name}, {steps} steps", steps=steps, widths=table))
+            found.append(slices(name=_with_steps(plan, name, steps), steps=steps, widths=table))
     if adaptive is not None and adaptive.dynamic:
-        found.append(
-            slices(name="adaptive steps and width", steps=plan.steps, adaptive=adaptive, widths=facts.widths, chosen=True)
-        )
+        found.append(slices(name=_ADAPTIVE_WIDTH, steps=plan.steps, adaptive=adaptive, widths=facts.widths, chosen=True))
     if tables and adaptive is not None:
         name, table = [*tables.items()][-1]
-        found.append(slices(name=f"all on: {name}, adaptive steps", steps=plan.steps, adaptive=adaptive, widths=table))
+        found.append(slices(name=_all_on(name), steps=plan.steps, adaptive=adaptive, widths=table))
     return found
 
 
@@ -175,10 +211,10 @@ def _timesteps(drawer: LayoutDrawer, steps: int) -> list[float]:
 
 def ways_w4a8(plan: LayoutPlan, drawer: LayoutDrawer) -> list[Way]:
     """Weights of 4 bits and products of 8, at all steps and at fewer, and by complexity: nothing else goes with them."""
-    names = {steps: "w4a8" if steps == plan.steps else f"w4a8, {steps} steps" for steps in (plan.steps, *plan.fewer)}
-    found = [Way(name=name, steps=steps, drawer=drawer) for steps, name in names.items()]
+    counts = dict.fromkeys((plan.steps, *plan.fewer))
+    found = [Way(name=_with_steps(plan, "w4a8", steps), steps=steps, drawer=drawer) for steps in counts]
     if (adaptive := drawer.model.facts.adaptive) is not None:
-        found.append(Way(name="all on: w4a8, adaptive steps", steps=plan.steps, adaptive=adaptive, drawer=drawer))
+        found.append(Way(name=_all_on("w4a8"), steps=plan.steps, adaptive=adaptive, drawer=drawer))
     return found
 
 

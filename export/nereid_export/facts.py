@@ -66,6 +66,6 @@ def is_few_step(scheduler: dict[str, Any]) -> bool:
 
     Turbo and Lightning models ship trailing timesteps; so do models trained with zero terminal SNR, which take many steps.
     """
-    if scheduler.get("_class_name") in ("LCMScheduler", "TCDScheduler"):
+    if scheduler.get("_class_name") in ("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler"):
         return True
     return scheduler.get("timestep_spacing") == "trailing" and not scheduler.get("rescale_betas_zero_snr")

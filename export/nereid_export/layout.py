@@ -86,13 +86,13 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
     options = replace(options, out=destination(options.out))
     checkpoint, general = LayoutCheckpoint.open(options.checkpoint), options.general()
     part, others, table = checkpoint.component(), dict[StrEnum, Component](), None
+    if options.tokens:  # the first, since they may be refused
+        others.update(checkpoint.tokens(widths=options.widths).items())
     if options.cache:
         others.update(checkpoint.branches().items())
     if options.widths:
         slices, table = checkpoint.widths()
         others.update(slices.items())
-    if options.tokens:
-        others.update(checkpoint.tokens(widths=options.widths).items())
     target = Target(
         precision=options.precision,
         device=Device.CPU,
@@ -128,13 +128,11 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
                 auto.measure(progress)
                 (built,) = auto.elect(progress.detail)
             chosen = replace(general, engine=built.engine)
-            further = {
-                engine: build(
-                    its, built.engine, built.target, digest, chosen, staging / "engines" / its.name, Calibration(), progress
-                )
-                for engine, its in others.items()
-            }
-            _refuse_coupled(further)
+            further = dict[StrEnum, Built]()
+            for engine, its in others.items():
+                folder = staging / "engines" / its.name
+                further[engine] = build(its, built.engine, built.target, digest, chosen, folder, Calibration(), progress)
+                _refuse_coupled(engine, further[engine])
             progress.step("publishing the repository")
             manifest = _assemble(checkpoint, digest, options, built, further, table, auto, staging / "repository")
             publish(staging / "repository", options.out)
@@ -142,14 +140,13 @@ def export_layout(options: LayoutExportOptions, progress: Progress) -> dict[str,
     return manifest
 
 
-def _refuse_coupled(further: Mapping[StrEnum, Built]) -> None:
+def _refuse_coupled(engine: StrEnum, its: Built) -> None:
     """Raise ExportError for an engine in which other rows may change which tokens a row's MLPs pass over."""
-    for engine, its in further.items():
-        if isinstance(engine, TokenEngine) and its.invariant_from is None:
-            raise ExportError(
-                f"--tokens: {its.engine} is not allowed here; on this processor a row's bits depend on its company, and so would "
-                "the tokens that are passed over"
-            )
+    if isinstance(engine, TokenEngine) and its.invariant_from is None:
+        raise ExportError(
+            f"--tokens: {its.engine} is not allowed here; on this processor a row's bits depend on its company, and so would "
+            "the tokens that are passed over"
+        )
 
 
 def _assemble(

@@ -38,6 +38,8 @@ CALIBRATION_BRIEFS = 128
 """Sections whose layouts the inputs of layers are taken from."""
 CALIBRATION_STEPS = (16, 7, 11, 13, 9, 19, 5, 23)
 """Of these layouts, in turn: between them, many timesteps."""
+RANGES = 8
+"""Of timesteps, each with what inputs are rounded by; divided by the timesteps of these layouts' steps."""
 BRIEFS = 400
 """Further sections, on which the pass rate is measured, with `STEPS` steps."""
 STEPS = 16
@@ -82,7 +84,8 @@ def build_w4a8(
     Raises ExportError for one that is too far from PyTorch, or costs too much of the pass rate.
     """
     builder, precision = BUILDERS[Engine.ONNXRUNTIME], Precision.W4A8
-    numbers = [BITS, GROUP, STEP_BITS, RANK, FACTOR_BITS, CALIBRATION_BRIEFS, CALIBRATION_STEPS, BRIEFS, STEPS, fine_tune_minutes]
+    weights, calibration = [BITS, GROUP, STEP_BITS, RANK, FACTOR_BITS], [CALIBRATION_BRIEFS, CALIBRATION_STEPS, RANGES]
+    numbers = [*weights, *calibration, BRIEFS, STEPS, fine_tune_minutes]
     key = resume_key(
         options,
         [source, str(precision), numbers],
@@ -100,7 +103,7 @@ def build_w4a8(
     start, file = time.monotonic(), folder / builder.filename
     progress.step(f"{component.name}: exporting")
     drawing = Drawing.of(options.checkpoint, component, BRIEFS, STEPS)
-    module, layers = drawing.quantised(CALIBRATION_BRIEFS, CALIBRATION_STEPS, progress.detail)
+    module, layers, bounds = drawing.quantised(CALIBRATION_BRIEFS, CALIBRATION_STEPS, RANGES, progress.detail)
     built = Built(component, Engine.ONNXRUNTIME, target, folder)
     with library_failures(component, Engine.ONNXRUNTIME, precision, folder):
         _write(component, module, file)
@@ -133,6 +136,7 @@ def build_w4a8(
         "quantization": {
             **_said(layers),
             "calibration_briefs": CALIBRATION_BRIEFS,
+            "timestep_bounds": list(bounds),
             "products_in_8_bits": products,
             "off_from_simulation": difference,
             "compression": round(4 * drawing.parameters / engine_bytes(folder), 2),

@@ -92,24 +92,28 @@ class Drawing:
         return cls(component, component.load(), flow_of(checkpoint), briefs, steps)
 
     def quantised(
-        self, briefs: int, numbers_of_steps: Sequence[int], told: Callable[[str], None]
-    ) -> tuple[nn.Module, dict[str, QuantisedLayer]]:
-        """The same with 8-bit products, calibrated on layouts of so many sections that this one draws; its layers."""
+        self, briefs: int, numbers_of_steps: Sequence[int], ranges: int, told: Callable[[str], None]
+    ) -> tuple[nn.Module, dict[str, QuantisedLayer], Sequence[float]]:
+        """The same with 8-bit products, calibrated on layouts of so many sections that this one draws; its layers.
+
+        Last what is between the `ranges` of timesteps that its inputs are rounded by.
+        """
         from nereid_zoo.layout.component import Velocity
         from nereid_zoo.layout.draw import draw
         from nereid_zoo.layout.quantised import Observer, QuantisedTransformer, quantised_layers
+        from nereid_zoo.layout.timestep_ranges import bounds_of
 
         assert isinstance(self.module, Velocity)
         transformer = self.module.transformer
-        sections = sample_sections(briefs, 17)
-        observer, turns = Observer(transformer), len(numbers_of_steps)
+        sections, bounds = sample_sections(briefs, 17), bounds_of(self.flow, numbers_of_steps, ranges)
+        observer, turns = Observer(transformer, bounds), len(numbers_of_steps)
         with observer.watching() as predict:
             for turn, steps in enumerate(numbers_of_steps):
                 told(f"drawing layouts of {briefs} briefs: {steps} steps, {turn + 1} of {turns}")
                 chosen = range(turn, len(sections), turns)
                 draw(predict, [sections[place] for place in chosen], chosen, steps=steps, flow=self.flow)
         layers = quantised_layers(transformer, observer.statistics(), told)
-        return Velocity(QuantisedTransformer.of(transformer, layers)).eval(), layers
+        return Velocity(QuantisedTransformer.of(transformer, layers, bounds)).eval(), layers, bounds
 
     def fine_tuned(self, module: nn.Module, minutes: float, told: Callable[[str], None]) -> tuple[nn.Module, int]:
         """A module of 8-bit products after so many minutes of relation distillation from this one; its steps."""

@@ -35,7 +35,7 @@ def read_canvas(given: object) -> Canvas:
 
 
 def read_elements(given: object, canvas: Canvas) -> Section:
-    """Elements with `id` and `class`, and optionally `parent` (an id), `order` (a number; else the place in the list), `text` or
+    """Elements with `class`, and optionally `id`, `parent` (an id), `order` (a number; else the place in the list), `text` or
     `characters`, `items`, `ratio` (width / height), `min_width`, `min_height`, `fixed` (any of `x`, `y`, `width`, `height`, CSS
     pixels), `draft` (all four of them: a box to refine; all elements have one or none has), `color` and `background`
     (`#rrggbb` or `#rgb`).
@@ -46,7 +46,7 @@ def read_elements(given: object, canvas: Canvas) -> Section:
         raise InvalidRequestError.of("elements", given, "a list")
     ordered = []
     for place, item in enumerate(given):
-        values = _mapping(f"elements.{place}", item, ELEMENT_KEYS)
+        values = _present(_mapping(f"elements.{place}", item, ELEMENT_KEYS))
         element = _element(values, place)
         ordered.append((_number(f"elements.{element.id}.order", values.get("order", place), -1e9, 1e9), place, element))
     ordered.sort(key=lambda entry: entry[:2])
@@ -102,7 +102,7 @@ def read_color(field: str, value: object) -> str | None:
 def _fixed(field: str, value: object) -> Fixed:
     if value is None:
         return FREE
-    values = _mapping(field, value, Fixed._fields)
+    values = _present(_mapping(field, value, Fixed._fields))
     return Fixed(**{name: _number(f"{field}.{name}", number, -MOST_PIXELS, MOST_PIXELS) for name, number in values.items()})
 
 
@@ -126,6 +126,11 @@ def _mapping(field: str, value: object, known: tuple[str, ...]) -> dict[str, Any
         if name not in known:
             raise InvalidRequestError.of(f"{field}.{name}", value[name], f"absent; known are {', '.join(known)}")
     return value
+
+
+def _present(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is null, which is as absent."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _number(field: str, value: object, least: float, most: float) -> float:

@@ -11,7 +11,7 @@ from typing import NoReturn
 from nereid.flow.errors import InvalidRequestError
 from nereid.layout.canvas import Canvas
 from nereid.layout.content import CHARACTER, text_style
-from nereid.layout.element_list import LARGEST_RATIO, SMALLEST_RATIO
+from nereid.layout.element_list import LARGEST_RATIO, MOST_ITEMS, SMALLEST_RATIO
 from nereid.layout.elements import CONTAINERS, MOST_CHARACTERS, MOST_ID, Element, ElementClass, Section
 
 MOST_HTML = 100_000
@@ -120,6 +120,8 @@ def _element(name: str, parent: str | None, item: Found, canvas: Canvas) -> Elem
     characters = len(" ".join(words))
     if characters > MOST_CHARACTERS:
         raise InvalidRequestError.of(f"characters of {name}", characters, f"at most {MOST_CHARACTERS}")
+    if (items := len(item.starts)) > MOST_ITEMS:
+        raise InvalidRequestError.of(f"items of {name}", items, f"at most {MOST_ITEMS}")
     style = text_style(item.kind, canvas)
     longest = max(map(len, words), default=0)
     return Element(
@@ -127,7 +129,7 @@ def _element(name: str, parent: str | None, item: Found, canvas: Canvas) -> Elem
         kind=item.kind,
         parent=parent,
         characters=0 if item.kind in CONTAINERS else characters,
-        items=len(item.starts),
+        items=items,
         ratio=item.ratio,
         min_width=0.0 if style is None or item.kind is ElementClass.FIELD else longest * CHARACTER * style.size,
     )

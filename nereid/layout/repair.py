@@ -227,7 +227,7 @@ class _Repair:
             self.boxes[place] = self.boxes[place]._replace(y=y)
 
     def _level(self, row: tuple[int, ...], at: dict[int, int], after: _After, wanted: list[float]) -> None:
-        """One top for a row, and, of containers, one height."""
+        """One top for a row, and, of containers, one height, but of what holds nothing and has a ratio."""
         if len(row) < 2 or any(self.section.elements[place].fixed.y is not None for place in row):
             return
         top = UNIT * round(median(wanted[at[place]] for place in row) / UNIT)
@@ -235,7 +235,8 @@ class _Repair:
         height = max(self.boxes[place].height for place in row)
         for place in row:
             wanted[at[place]], after[at[place]] = float(top), before
-            if self.section.elements[place].kind in CONTAINERS:
+            shaped = self.section.elements[place].ratio is not None and not self.section.children[place]
+            if self.section.elements[place].kind in CONTAINERS and not shaped:
                 self._set_height(place, height)
 
     def _space(

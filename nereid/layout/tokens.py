@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,40 @@ MOST_DEPTH = 4
 """Deeper elements count as this deep."""
 DRAFT = 0.5
 """In the field mask: a box to refine."""
-CONTENT, CANVAS = 12, 18
-"""Numbers that describe an element's content, and a canvas."""
+CANVAS = 18
+"""Numbers that describe a canvas."""
+ITEMS_UNIT, LINE_UNIT, COUNT_UNIT = 10, 4, 8
+"""What counts as 1: of a list's items, of the units that a line of text is long, of children and siblings."""
+MOST_LINE = 16.0
+"""Units that a line of text counts at most as."""
+
+
+class Content(IntEnum):
+    """Where in the numbers that describe an element's content each stands; sizes are in units."""
+
+    CHARACTERS = 0
+    """Logarithmic."""
+    ITEMS = 1
+    HAS_RATIO = 2
+    RATIO = 3
+    """Its logarithm."""
+    LEAST_WIDTH = 4
+    LEAST_HEIGHT = 5
+    """However wide it is."""
+    LINE_LOGARITHM = 6
+    """Of 1 + the width of its text on one line."""
+    LINE = 7
+    """That width, up to `MOST_LINE`."""
+    CHILDREN = 8
+    PLACE = 9
+    """Among its siblings."""
+    SIBLINGS = 10
+    """Itself among them: above 0 of every element, and 0 of what padding adds."""
+    ALIKE = 11
+    """Those of its class among them."""
+
+
+CONTENT = len(Content)
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -34,8 +67,8 @@ class Tokens:
 
     `known` float32 B x N x 4 holds fields that are given (x, y, width, height as `to_units` has them; 0 elsewhere), `field_mask`
     the same shape: 1 where a field is given, 0.5 where it is a draft to refine, 0 where it is free. `classes`, `depths` int64
-    B x N; `parents` int64 B x N: the parent's place + 1, 0 for the canvas. `content` float32 B x N x 12, `canvas` float32
-    B x 18, `valid` float32 B x N. The reading order is the order of the tokens.
+    B x N; `parents` int64 B x N: the parent's place + 1, 0 for the canvas. `content` float32 B x N x CONTENT, `canvas`
+    float32 B x CANVAS, `valid` float32 B x N. The reading order is the order of the tokens.
     """
 
     known: Floats
@@ -134,28 +167,27 @@ def canvas_numbers(canvas: Canvas) -> list[float]:
 
 
 def content_numbers(section: Section) -> list[list[float]]:
-    """12 numbers an element: text, items, ratio, least sizes, and its place among its siblings."""
+    """As `Content` has them, for each element."""
     canvas, made = section.canvas, []
     for place, element in enumerate(section.elements):
         siblings = section.children[section.parents[place]]
         alike = sum(section.elements[other].kind is element.kind for other in siblings)
         line = _one_line(element, canvas)
-        made.append(
-            [
-                math.log1p(element.characters) / 8,
-                element.items / 10,
-                float(element.ratio is not None),
-                math.log(element.ratio) if element.ratio else 0.0,
-                needed_width(element, canvas) / SCALE,
-                needed_height(element, math.inf, canvas) / SCALE,
-                math.log1p(line / SCALE),
-                min(line / SCALE, 16.0) / 4,
-                len(section.children[place]) / 8,
-                siblings.index(place) / 8,
-                len(siblings) / 8,
-                alike / 8,
-            ]
-        )
+        told = {
+            Content.CHARACTERS: math.log1p(element.characters) / 8,
+            Content.ITEMS: element.items / ITEMS_UNIT,
+            Content.HAS_RATIO: float(element.ratio is not None),
+            Content.RATIO: math.log(element.ratio) if element.ratio else 0.0,
+            Content.LEAST_WIDTH: needed_width(element, canvas) / SCALE,
+            Content.LEAST_HEIGHT: needed_height(element, math.inf, canvas) / SCALE,
+            Content.LINE_LOGARITHM: math.log1p(line / SCALE),
+            Content.LINE: min(line / SCALE, MOST_LINE) / LINE_UNIT,
+            Content.CHILDREN: len(section.children[place]) / COUNT_UNIT,
+            Content.PLACE: siblings.index(place) / COUNT_UNIT,
+            Content.SIBLINGS: len(siblings) / COUNT_UNIT,
+            Content.ALIKE: alike / COUNT_UNIT,
+        }
+        made.append([told[its] for its in Content])
     return made
 
 

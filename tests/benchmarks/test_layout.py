@@ -33,7 +33,7 @@ from nereid_bench.kept_tokens import KeptTokens
 from nereid_bench.layout import components, layout, layout_flops
 from nereid_bench.layout_exports import exported, exported_w4a8
 from nereid_bench.layout_load import Latencies, alone, arriving, asked_for, sustained
-from nereid_bench.layout_ways import LayoutPlan, Way
+from nereid_bench.layout_ways import LayoutPlan, Way, way_names
 from nereid_bench.random_dit import DitSizes, Part, RandomDit, count_flops, part_cost, step_costs
 from nereid_client.layouts import layout_tensors
 from nereid_export import layout_w4a8
@@ -172,9 +172,26 @@ def test_progress_names_what_is_done(measured: dict[str, Any]) -> None:
     assert "off, 2 in flight for 0.05 s" in said
 
 
-def test_a_way_to_serve_that_there_is_not_is_refused(measured: dict[str, Any]) -> None:
-    with pytest.raises(ExportError, match="--served-ways: none is not allowed; each must be one of off, 4 steps, "):
-        layout(replace(measured["plan"], served_ways=("off", "none")), lambda text: None)
+def test_names_of_all_ways_are_known_before_anything_is_exported(measured: dict[str, Any]) -> None:
+    assert way_names(measured["plan"]) == [row["method"] for row in measured["rows"][:WAYS]]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"served_ways": ("off", "none")}, "--served-ways: none is not allowed; each must be one of off, 12 steps, "),
+        ({"served_ways": ("w4a8",), "w4a8": False}, "--served-ways: w4a8 is not allowed; each must be one of off, "),
+        ({"served_ways": ("adaptive steps",), "fewer": ()}, "--served-ways: adaptive steps is not allowed; "),
+        ({"served_ways": ("dynamic tokens",)}, "--served-ways: dynamic tokens is not allowed; "),
+        ({"steps": 201}, "--steps: 201 is not allowed; the server takes 200 steps at most"),
+        ({"fewer": (4, 300)}, "--fewer: 300 is not allowed; the server takes 200 steps at most"),
+    ],
+)
+def test_what_no_export_would_make_right_is_refused_before_it(options: dict[str, Any], said: str, tmp_path: Path) -> None:
+    plan = replace(LayoutPlan(checkpoint=make_dynamic_layout(tmp_path / "checkpoint"), work=tmp_path / "work"), **options)
+    with pytest.raises(ExportError, match=said):
+        layout(plan, lambda text: pytest.fail(text))
+    assert not plan.work.exists()
 
 
 def test_a_repository_is_made_again_for_other_numbers_and_only_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

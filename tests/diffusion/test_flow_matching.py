@@ -58,6 +58,36 @@ def test_lcm_of_a_flow_is_diffusers_stochastic_euler_and_its_lcm(kind: str, monk
     assert_close(run_ours(SchedulerName.LCM, {**FLOW, "shift": 0.5}, steps), theirs)
 
 
+def test_a_file_of_diffusers_flow_lcm_means_lcm_on_the_same_levels() -> None:
+    """As diffusers writes it, with a shift."""
+    config = dict(diffusers.FlowMatchLCMScheduler(shift=0.3).config)
+    settings = {**config, "_class_name": "FlowMatchLCMScheduler"}
+    assert default_scheduler(settings) is SchedulerName.LCM
+    assert SchedulerConfig.from_diffusers(settings) == SchedulerConfig.from_diffusers({**FLOW, "shift": 0.3})
+    SchedulerConfig.from_diffusers({**settings, "scale_factors": [], "upscale_mode": "nearest"})
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("scale_factors", [0.5, 0.75], r"\[0.5, 0.75\] is not supported; it must be \[\]"),
+        ("use_dynamic_shifting", True, "True is not supported; it must be false"),
+        ("shift_terminal", 0.1, "0.1 is not supported; it must be null"),
+        ("invert_sigmas", True, "True is not supported; it must be false"),
+        ("use_beta_sigmas", True, "True is not supported; it must be false"),
+    ],
+)
+def test_what_would_change_a_flow_lcms_answer_is_refused_by_name(setting: str, value: object, said: str) -> None:
+    with pytest.raises(ScheduleError, match=f"scheduler setting {setting}: {said}"):
+        SchedulerConfig.from_diffusers({"_class_name": "FlowMatchLCMScheduler", setting: value})
+
+
+@pytest.mark.parametrize(("kind", "setting"), [("LCM", "stochastic_sampling"), ("EulerDiscrete", "scale_factors")])
+def test_a_setting_of_the_other_flow_class_is_not_known(kind: str, setting: str) -> None:
+    with pytest.raises(ScheduleError, match=f"scheduler setting {setting} is not known"):
+        SchedulerConfig.from_diffusers({"_class_name": f"FlowMatch{kind}Scheduler", setting: True})
+
+
 def test_linspace_visits_diffusers_own_levels() -> None:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(7)

@@ -365,6 +365,7 @@ def test_two_exports_at_once_wait_for_each_other(checkpoint: Path, tmp_path: Pat
     [
         ({"_class_name": "LCMScheduler"}, True),
         ({"_class_name": "TCDScheduler"}, True),
+        ({"_class_name": "FlowMatchLCMScheduler"}, True),
         ({"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"}, True),
         ({"_class_name": "DDIMScheduler", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True}, False),
         ({"_class_name": "PNDMScheduler"}, False),

@@ -148,10 +148,12 @@ def test_what_has_no_routers_of_tokens_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_an_engine_whose_rows_depend_on_their_company_is_refused(
+def test_an_engine_whose_rows_depend_on_their_company_is_refused_before_all_others_are_built(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nereid_export.built.batch_invariant_from", lambda component, run, places: None)
+    tried: list[str] = []
+    monkeypatch.setattr("nereid_export.built.batch_invariant_from", lambda component, run, places: tried.append(component.name))
     with pytest.raises(ExportError, match="--tokens: onnxruntime is not allowed here; on this processor a row's bits depend on"):
-        export_layout(checkpoint, tmp_path / "out", tokens=True)
+        export_layout(checkpoint, tmp_path / "out", tokens=True, cache=True, widths=True)
+    assert tried == ["layout_transformer", token_components(checkpoint, widths=False)[TokenEngine.WHOLE].name]
     assert not (tmp_path / "out").exists()

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+import onnx
+from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from nereid.engines.digests import Verifier
@@ -34,22 +36,23 @@ from nereid_export.w4a8.layers import QuantisedLayer, Statistics
 from nereid_export.w4a8.tuning import CODE_RATE
 from nereid_zoo.layout.batches import sample_row
 from nereid_zoo.layout.component import TOKENS, Velocity, layout_component
-from nereid_zoo.layout.draw import draw, draw_tokens
+from nereid_zoo.layout.draw import draw, draw_tokens, flow_of
 from nereid_zoo.layout.model import LayoutTransformer, load
 from nereid_zoo.layout.quantised import (
     OF_CONDITION,
-    RANGES,
     Observer,
     QuantisedTransformer,
     layer_names,
-    places_of,
     quantised_layers,
 )
 from nereid_zoo.layout.score import held_out_sections
+from nereid_zoo.layout.timestep_ranges import bounds_of
 
 from conftest import Silent, export_layout, export_layout_w4a8
+from layout_inputs import inputs
 
 pytestmark = pytest.mark.torch
+BOUNDS = (200.0, 400.0, 600.0, 800.0)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def transformer(checkpoints: dict[str, Path]) -> LayoutTransformer:
 
 @pytest.fixture(scope="module")
 def statistics(transformer: LayoutTransformer) -> dict[str, Statistics]:
-    observer, sections = Observer(transformer), held_out_sections(12).sections
+    observer, sections = Observer(transformer, BOUNDS), held_out_sections(12).sections
     with observer.watching() as predict:
         for steps in (9, 5):
             draw(predict, sections, range(12), steps=steps)
@@ -82,18 +85,13 @@ def repository(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, 
 # --- what is observed ---
 
 
-def test_ranges_are_equally_wide() -> None:
-    timesteps = torch.tensor([0.0, 124.9, 125.1, 999.0, 1000.0])
-    assert places_of(timesteps).tolist() == [0, 0, 1, RANGES - 1, RANGES - 1]
-
-
 def test_inputs_are_noted_by_layer_and_range_without_padded_tokens(
     transformer: LayoutTransformer, statistics: dict[str, Statistics]
 ) -> None:
     assert set(statistics) == set(layer_names(transformer))
     for name, its in statistics.items():
         width = transformer.get_submodule(name).get_parameter("weight").shape[1]
-        ranges = 1 if name in OF_CONDITION else RANGES
+        ranges = 1 if name in OF_CONDITION else 1 + len(BOUNDS)
         assert its.low.shape == its.high.shape == (ranges, width)
         assert its.gram.shape == (width, width)
         assert (its.rows >= its.low[its.places] - 1e-6).all()
@@ -101,7 +99,7 @@ def test_inputs_are_noted_by_layer_and_range_without_padded_tokens(
     section = sample_row(Random(1))[0]
     found = []
     for size in (len(section), 32):
-        observer = Observer(transformer)
+        observer = Observer(transformer, BOUNDS)
         with observer.watching() as predict:
             draw_tokens(predict, tokens_of([section], size), [1], steps=2)
         found.append(observer.statistics())
@@ -121,7 +119,7 @@ def test_the_module_is_near_the_transformer_that_it_stands_for(
     transformer: LayoutTransformer, layers: dict[str, QuantisedLayer], checkpoints: dict[str, Path]
 ) -> None:
     before = {name: value.clone() for name, value in transformer.state_dict().items()}
-    made, calls = QuantisedTransformer.of(transformer, layers), []
+    made, calls = QuantisedTransformer.of(transformer, layers, BOUNDS), []
     sections = held_out_sections(6).sections
 
     def noted(inputs: Any) -> np.ndarray:
@@ -148,7 +146,7 @@ def test_smoothing_and_gains_cancel_where_nothing_is_rounded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With products of the smoothed weights themselves, the module computes what the transformer does."""
-    made = QuantisedTransformer.of(transformer, layers)
+    made = QuantisedTransformer.of(transformer, layers, BOUNDS)
     for name in layer_names(transformer):
         weight = transformer.get_submodule(name).get_parameter("weight").detach().clone()
         if name.endswith("qkv"):
@@ -163,6 +161,20 @@ def test_smoothing_and_gains_cancel_where_nothing_is_rounded(
     assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 5e-3  # halves
 
 
+def test_each_row_is_rounded_by_the_range_of_its_own_timestep(
+    transformer: LayoutTransformer, layers: dict[str, QuantisedLayer]
+) -> None:
+    given = {name: value.repeat(2, *[1] * (value.ndim - 1)) for name, value in inputs(1).items()}
+    given["timestep"] = torch.tensor([399.0, 401.0])
+    made = QuantisedTransformer.of(transformer, layers, BOUNDS)
+    with torch.inference_mode():
+        before = made(**given)
+        for place, changed in ((0, [False, False]), (1, [True, False]), (2, [False, True])):
+            other = QuantisedTransformer.of(transformer, layers, BOUNDS)
+            other.gains[place] *= 1.5
+            assert (other(**given) != before).flatten(1).any(1).tolist() == changed
+
+
 # --- the engine ---
 
 
@@ -175,6 +187,15 @@ def test_the_engine_executes_in_8_bits_and_rows_keep_their_bits(repository: Path
     for row in range(6):
         alone = run({name: value[row : row + 1] for name, value in given.items()}, [OUT])[OUT]
         assert alone.tobytes() == together[row : row + 1].tobytes()
+
+
+def test_the_engine_rounds_by_the_ranges_of_its_checkpoints_own_scheduler(repository: Path, checkpoints: dict[str, Path]) -> None:
+    """They are in the graph, and in the manifest as they are there."""
+    file, manifest = repository / "layout" / "1" / "model.onnx", json.loads((repository / "layout" / "manifest.json").read_text())
+    bounds = manifest["engines"]["layout"]["quantization"]["timestep_bounds"]
+    assert tuple(bounds) == bounds_of(flow_of(checkpoints["layout"]), module.CALIBRATION_STEPS, module.RANGES)
+    stored = [numpy_helper.to_array(tensor) for tensor in onnx.load(str(file)).graph.initializer]
+    assert any(np.array_equal(its, np.float32(bounds)) for its in stored)
 
 
 def test_what_is_published_says_what_it_costs(repository: Path) -> None:

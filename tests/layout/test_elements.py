@@ -122,6 +122,19 @@ def test_elements_come_in_reading_order_parents_first() -> None:
     assert made.children == ((), (2,), (), (), (0, 1, 3))
 
 
+def test_members_that_are_null_are_as_absent() -> None:
+    plain = {"class": "paragraph", "characters": 12}
+    fixed = {"x": 8, "y": None, "width": None, "height": None}
+    nothing = dict.fromkeys(
+        ("id", "parent", "order", "text", "items", "ratio", "min_width", "min_height", "draft", "color", "background")
+    )
+    assert read_elements([{**plain, **nothing, "fixed": fixed}], DESKTOP) == read_elements(
+        [{**plain, "fixed": {"x": 8}}], DESKTOP
+    )
+    told = {"class": "paragraph", "text": "a", "characters": None}
+    assert read_elements([told], DESKTOP).elements[0].characters == 1
+
+
 def test_text_is_counted_without_its_line_breaks_and_short_colours_are_written_out() -> None:
     (text,) = section({"id": "a", "class": "paragraph", "text": "two\n   words ", "color": "#1af"}).elements
     assert (text.characters, text.color) == (9, "#11aaff")

@@ -86,6 +86,7 @@ def test_the_section_that_the_documents_lay_out_is_one() -> None:
         ("<section><p id='a'>a</p><p id='a'>b</p></section>", "elements.a.id"),
         (f"<section><h2>a</h2><p id='{'x' * 65}'>b</p></section>", "elements.1.id: 'xxx.* is not allowed; .* 1 to 64 characters"),
         ("<section><p>" + "x" * 4001 + "</p></section>", "characters of paragraph-1: 4001"),
+        ("<section><ul>" + "<li>a</li>" * 51 + "</ul></section>", "items of list-1: 51 is not allowed; it must be at most 50"),
         ("x" * 100_001, "characters of html: 100001"),
         ("<section><p>a</p>\n<![else[x]]></section>", r"line 2 of html: '<!\[else\[x\]\]></section>' .* absent"),
         ("<section><p><![foo[x]]></p></section>", r"line 1 of html: '<!\[foo\[x.* absent"),

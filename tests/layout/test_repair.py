@@ -55,6 +55,13 @@ def test_moves_tell_by_how_much_each_box_was_moved() -> None:
     assert Move("wider", -5, 0, 5, 0).distance == 5
 
 
+def test_empty_cards_of_a_row_keep_their_ratios() -> None:
+    made = section(*({"id": f"{number}", "class": "card", "ratio": ratio} for number, ratio in enumerate((1.0, 2.0, 4.0))))
+    boxes = repair(made, [Box(64 + 392 * number, 48, 368, 100) for number in range(3)]).boxes
+    assert len({box.y for box in boxes}) == 1
+    assert [box.width / box.height for box in boxes] == pytest.approx([1, 2, 4], rel=0.05)
+
+
 def test_fixed_fields_stay_and_what_is_in_their_way_moves() -> None:
     made = section(
         {"id": "title", "class": "heading", "characters": 8},

@@ -7,7 +7,23 @@ import pytest
 
 from nereid.layout.canvas import Canvas
 from nereid.layout.elements import MAX_ELEMENTS
-from nereid.layout.tokens import BUCKETS, CANVAS, CONTENT, boxes_of, bucket_of, canvas_numbers, to_pixels, to_units, tokens_of
+from nereid.layout.tokens import (
+    BUCKETS,
+    CANVAS,
+    CONTENT,
+    ITEMS_UNIT,
+    LINE_UNIT,
+    MOST_LINE,
+    SCALE,
+    Content,
+    boxes_of,
+    bucket_of,
+    canvas_numbers,
+    content_numbers,
+    to_pixels,
+    to_units,
+    tokens_of,
+)
 
 from sections import section, two_cards
 
@@ -38,6 +54,27 @@ def test_arrays_are_padded_to_a_bucket_and_valid_where_elements_are() -> None:
     assert not tokens.field_mask.any()
     alone = tokens_of([small])
     assert (alone.content[0, 0] == tokens.content[1, 0]).all()
+
+
+def test_content_is_told_in_the_places_that_are_named() -> None:
+    listed = {"id": "b", "class": "list", "characters": 900, "items": 3}
+    image = {"id": "c", "class": "image", "ratio": 2.0, "min_height": 64}
+    made = section(
+        {"id": "a", "class": "heading", "characters": 8}, listed, image, {"id": "d", "class": "heading", "characters": 4}
+    )
+    told = np.array(content_numbers(made))
+    assert told.shape == (4, CONTENT)
+    assert told[:, Content.ITEMS] * ITEMS_UNIT == pytest.approx([0, 3, 0, 0])
+    assert told[:, Content.HAS_RATIO].tolist() == [0, 0, 1, 0]
+    assert np.exp(told[2, Content.RATIO]) == pytest.approx(2)
+    assert told[:3, Content.LEAST_HEIGHT] * SCALE == pytest.approx([48, 3 * 24 + 2 * 8, 64])
+    assert told[2, Content.LEAST_WIDTH] * SCALE == pytest.approx(128)
+    long = np.array([8 * 40, 900 * 16, 0, 4 * 40]) * 0.55 / SCALE
+    assert np.exp(told[:, Content.LINE_LOGARITHM]) - 1 == pytest.approx(long)
+    assert told[:, Content.LINE] * LINE_UNIT == pytest.approx(np.minimum(long, MOST_LINE))
+    assert told[1, Content.LINE] * LINE_UNIT == MOST_LINE < long[1]
+    for name, counts in (("PLACE", [0, 1, 2, 3]), ("SIBLINGS", [4] * 4), ("ALIKE", [2, 1, 1, 2]), ("CHILDREN", [0] * 4)):
+        assert (8 * told[:, Content[name]]).tolist() == counts
 
 
 def test_buckets_hold_every_section() -> None:

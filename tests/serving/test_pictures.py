@@ -173,6 +173,12 @@ def test_a_pipelines_own_solver_is_the_one_that_its_export_chose() -> None:
         assert ImageModel.of(facts, Limits()).scheduler == solver
 
 
+def test_a_flow_is_known_by_either_class_of_diffusers_flows() -> None:
+    for name in ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler"):
+        assert ImageModel.of({"scheduler": {"_class_name": name}}, Limits()).is_flow
+    assert not ImageModel.of({"scheduler": {"_class_name": "LCMScheduler"}}, Limits()).is_flow
+
+
 @pytest.mark.parametrize(
     ("size", "fitting"),
     [

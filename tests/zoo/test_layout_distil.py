@@ -28,6 +28,7 @@ from nereid_zoo.layout.quantised import Observer, QuantisedTransformer, quantise
 from nereid_zoo.layout.score import held_out_sections
 
 pytestmark = pytest.mark.torch
+BOUNDS = (250.0, 500.0, 750.0)
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +38,10 @@ def teacher(checkpoints: dict[str, Path]) -> LayoutTransformer:
 
 @pytest.fixture(scope="module")
 def student(teacher: LayoutTransformer) -> QuantisedTransformer:
-    observer = Observer(teacher)
+    observer = Observer(teacher, BOUNDS)
     with observer.watching() as predict:
         draw(predict, held_out_sections(8).sections, range(8), steps=6)
-    return QuantisedTransformer.of(teacher, quantised_layers(teacher, observer.statistics()))
+    return QuantisedTransformer.of(teacher, quantised_layers(teacher, observer.statistics()), BOUNDS)
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,9 @@ def test_a_checkpoints_flow_is_what_the_server_reads(tmp_path: Path) -> None:
     for settings, flow in [*cases, ({"stochastic_sampling": True}, Flow(1.0, stochastic=True))]:
         file.write_text(json.dumps({**FILE, **settings}))
         assert flow_of(tmp_path) == flow
+    lcm = {"_class_name": "FlowMatchLCMScheduler", "shift": 0.5, "scale_factors": None, "upscale_mode": "bicubic"}
+    file.write_text(json.dumps(lcm))
+    assert flow_of(tmp_path) == Flow(0.5, stochastic=True)
     file.write_text(json.dumps({**FILE, "stochastic_sampling": "yes"}))
     with pytest.raises(ValueError, match="stochastic_sampling: 'yes' is not supported; it must be false or true"):
         flow_of(tmp_path)

@@ -23,6 +23,7 @@ from nereid_zoo.layout.train import tensors
 import checkpoints
 
 pytestmark = pytest.mark.torch
+BOUNDS = (250.0, 500.0, 750.0)
 SIZE = {"width": 48, "layers": 2, "heads": 3, "mlp_ratio": 2}
 SETTINGS: list[dict[str, Any]] = [
     {"grid_periods": (), "related": False},
@@ -52,10 +53,10 @@ def test_slices_have_the_architecture_that_they_are_of(settings: dict[str, Any],
 @pytest.mark.parametrize("settings", SETTINGS[:1])
 def test_products_of_8_bits_have_the_architecture_that_they_are_of(settings: dict[str, Any], tmp_path: Path) -> None:
     transformer, rng = load(checkpoints.make_layout(tmp_path, **SIZE, **settings)), Random(6)
-    observer = Observer(transformer)
+    observer = Observer(transformer, BOUNDS)
     with observer.watching() as predict:
         draw(predict, [sample_row(rng)[0] for _ in range(4)], range(4), steps=3)
-    made = QuantisedTransformer.of(transformer, quantised_layers(transformer, observer.statistics()))
+    made = QuantisedTransformer.of(transformer, quantised_layers(transformer, observer.statistics()), BOUNDS)
     with torch.inference_mode():
         off = (made(**inputs()) - transformer(**inputs())) * inputs()["valid"][..., None]
         assert 0 < off.abs().mean() < 0.2 * transformer(**inputs()).abs().mean()

@@ -34,6 +34,7 @@ from nereid_zoo.layout.losses import losses, sibling_overlap, unaligned
 from nereid_zoo.layout.model import LayoutTransformer, load, save
 from nereid_zoo.layout.train import PHASES, TrainingPlan, fit, step_losses, tensors, train
 from nereid_zoo.optimisation import optimizer_of, optimizer_step
+from nereid_zoo.stages import StageError
 
 pytestmark = pytest.mark.torch
 SMALL = {"width": 48, "layers": 2, "heads": 3, "mlp_ratio": 2}
@@ -254,6 +255,19 @@ def test_phases_are_kept_and_a_second_training_goes_on_from_them(tmp_path: Path,
     refused = CliRunner().invoke(app, ["train", "layout", "--work", str(plan.work), "--minutes", "2", "--out", str(tmp_path)])
     assert refused.exit_code == 2
     assert "1-coarse was trained with minutes 1" in " ".join(refused.output.replace("│", " ").split())
+
+
+def test_phases_of_another_architecture_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    """Also of one from before stages said theirs."""
+    former = tmp_path / "1-coarse"
+    LayoutTransformer(grid_periods=(), related=False).save_pretrained(former)
+    facts = {"minutes": 1, "batch_size": 64, "seed": 0}
+    for architecture in (None, "width 96"):
+        (former / "stage.json").write_text(json.dumps(facts | ({"architecture": architecture} if architecture else {})))
+        with pytest.raises(
+            StageError, match=f"1-coarse was trained with architecture {architecture!r}, not 'width 192, .* inputs'; "
+        ):
+            train(TrainingPlan(work=tmp_path, minutes=1), tmp_path / "out")
 
 
 def test_a_phase_returns_the_average_of_its_weights(tmp_path: Path) -> None:

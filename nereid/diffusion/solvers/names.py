@@ -91,4 +91,5 @@ _CLASSES = {
     "TCDScheduler": SchedulerName.TCD,
     "UniPCMultistepScheduler": SchedulerName.UNIPC,
     "FlowMatchEulerDiscreteScheduler": SchedulerName.EULER,
+    "FlowMatchLCMScheduler": SchedulerName.LCM,
 }

@@ -106,7 +106,9 @@ _WITHOUT_EFFECT = (
     "noise_sampler_seed",  # requests bring their own
     "tensor_format",  # of old files
 )
-FLOW_MATCHING = "FlowMatchEulerDiscreteScheduler"
+_FLOW_EULER, _FLOW_LCM = "FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler"
+FLOW_MATCHING = (_FLOW_EULER, _FLOW_LCM)
+"""diffusers' schedulers of rectified flows."""
 _FLOW_NUMBERS = {"num_train_timesteps": (1.0, 100_000.0), "shift": (1e-3, 1e3)}
 _FLOW_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "use_dynamic_shifting": (False,),
@@ -114,11 +116,17 @@ _FLOW_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "use_exponential_sigmas": (False,),
     "use_beta_sigmas": (False,),
     "invert_sigmas": (False,),
-    "stochastic_sampling": (False, True),  # `default_scheduler` reads it
     "shift_terminal": (),
 }
+_FLOW_OWN: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    _FLOW_EULER: {"stochastic_sampling": (False, True)},  # `default_scheduler` reads it
+    _FLOW_LCM: {"scale_factors": ([],)},  # else its samples grow from step to step
+}
+"""Settings that one class alone has."""
 _FLOW_WITHOUT_EFFECT = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type")
 """With `use_dynamic_shifting`."""
+_FLOW_WITHOUT_EFFECT_OWN = {_FLOW_EULER: (), _FLOW_LCM: ("upscale_mode",)}
+"""With `scale_factors`."""
 _READ_ELSEWHERE = ("algorithm_type", "solver_order", "predict_x0", "disable_corrector", "trained_betas")
 
 
@@ -128,10 +136,10 @@ def resolve(config: Mapping[str, Any], wanted: Collection[str]) -> dict[str, Any
     Raises ScheduleError naming the first setting that cannot be honoured; names that begin with `_` are diffusers' own.
     """
     kind = str(config.get("_class_name", "")).removeprefix("Flax")
-    if kind == FLOW_MATCHING:
-        return _resolve_flow(config)
+    if kind in FLOW_MATCHING:
+        return _resolve_flow(kind, config)
     if kind and kind not in _CLASSES:
-        supported = sorted((*_CLASSES, FLOW_MATCHING))
+        supported = sorted((*_CLASSES, *FLOW_MATCHING))
         raise ScheduleError(f"scheduler {kind} is not supported; it must be one of {', '.join(supported)}")
     full = {**_DEFAULTS.get(kind, {}), **{name: value for name, value in config.items() if value is not None}}
     for name, value in full.items():
@@ -153,14 +161,15 @@ def resolve(config: Mapping[str, Any], wanted: Collection[str]) -> dict[str, Any
     return known
 
 
-def _resolve_flow(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of diffusers' scheduler of rectified flows, whose levels have no betas."""
+def _resolve_flow(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of diffusers' schedulers of rectified flows, whose levels have no betas."""
+    neutral, without_effect = {**_FLOW_NEUTRAL, **_FLOW_OWN[kind]}, (*_FLOW_WITHOUT_EFFECT, *_FLOW_WITHOUT_EFFECT_OWN[kind])
     known: dict[str, Any] = {"flow": True, "prediction_type": PredictionType.FLOW, "timestep_spacing": Spacing.TRAILING}
     for name, value in config.items():
-        if name.startswith("_") or value is None or name in _FLOW_WITHOUT_EFFECT:
+        if name.startswith("_") or value is None or name in without_effect:
             continue
-        if name in _FLOW_NEUTRAL:
-            _check(name, value, "", _FLOW_NEUTRAL)
+        if name in neutral:
+            _check(name, value, "", neutral)
         elif name in ("num_train_timesteps", "shift"):
             _check(name, value, "", numbers=_FLOW_NUMBERS)
             known[name] = value if name == "num_train_timesteps" else float(value)

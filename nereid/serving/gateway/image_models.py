@@ -43,7 +43,7 @@ class ImageModel:
             vae_scale_factor=facts.get("vae_scale_factor", _SIZE_MULTIPLE),
             most_pixels=limits.max_pixels,
             most_steps=limits.max_steps,
-            is_flow=scheduler.get("_class_name") == FLOW_MATCHING,
+            is_flow=scheduler.get("_class_name") in FLOW_MATCHING,
         )
 
     def fitting(self, width: int, height: int) -> tuple[int, int]:

@@ -47,6 +47,7 @@ class Flow:
         """Boxes one step on, from a noise level to the `following` one; `fresh` gives noise of their shape, where it is taken."""
         if not self.stochastic:
             return boxes + (following - level) * velocity
+        # Also of the last step, which multiplies it by 0: where `fresh` draws from a stream, what comes after it must stay.
         return (1 - following) * (boxes - level * velocity) + following * fresh()
 
 

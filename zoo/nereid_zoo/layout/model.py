@@ -154,6 +154,12 @@ class LayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """Of another one of the same architecture."""
         return {name: self.config[name] for name in SETTINGS}
 
+    @property
+    def described(self) -> str:
+        """Its architecture, of which another one has other weights."""
+        made = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        return f"{made}, {self.embed.in_features} inputs"
+
     def forward(
         self,
         boxes: Tensor,

@@ -1,9 +1,9 @@
 """The layout transformer with linear layers of 4-bit weights and 8-bit products: what their inputs are, and the module itself.
 
 Smoothing costs nothing where something per channel stands before a layer: of qkv and fc1 it is in the modulation of the norm, of
-proj in the rows of qkv that make values. Timesteps are divided into ranges; what inputs of a block's layers are rounded by is
-that of the row's range, from one table. The layers of time and canvas have one range. The first layers and the last, embeddings
-and norms compute in float32: of values of 8 bits (embeddings, the first layers, modulation), or that halves hold.
+proj in the rows of qkv that make values. Timesteps are divided into ranges (`timestep_ranges`); what inputs of a block's layers
+are rounded by is that of the row's range, from one table. The layers of time and canvas have one range. The first layers and the
+last, embeddings and norms compute in float32, of values of 8 bits (embeddings, first layers, modulation) or that halves hold.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from torch.nn import functional
 from nereid_export.w4a8.layers import RANK, QuantisedLayer, Statistics, quantise
 from nereid_export.w4a8.products import LinearInEight, ProductInEight, halved
 from nereid_export.w4a8.tables import Table
-from nereid_zoo.layout.draw import TRAIN_TIMESTEPS, Predict
+from nereid_zoo.layout.draw import Predict
 from nereid_zoo.layout.model import Block, Branches, LayoutTransformer
+from nereid_zoo.layout.timestep_ranges import Bounds, places_of
 
-RANGES = 8
-"""Of timesteps, equally wide."""
 IN_BLOCK = ("qkv", "proj", "fc1", "fc2")
 OF_CONDITION = ("time_embed.0", "time_embed.2", "canvas_embed.2", "condition", "last_condition")
 """Layers outside of blocks that are quantised."""
@@ -41,11 +40,6 @@ MOST_ROWS = 1024
 def layer_names(transformer: LayoutTransformer) -> list[str]:
     """Those that are quantised."""
     return [*OF_CONDITION, *(f"blocks.{place}.{name}" for place in range(len(transformer.blocks)) for name in IN_BLOCK)]
-
-
-def places_of(timestep: Tensor) -> Tensor:
-    """The range of each row's timestep."""
-    return (timestep * (RANGES / TRAIN_TIMESTEPS)).clamp(0, RANGES - 1).long()
 
 
 # --- what layers are given ---
@@ -95,6 +89,8 @@ class Observer:
     """A transformer in float32 whose layers' inputs are noted while it draws; padded tokens are not."""
 
     transformer: LayoutTransformer
+    bounds: Bounds
+    """Of the ranges of timesteps by which they are noted."""
     _met: dict[str, _Met] = field(default_factory=dict)
     _places: Tensor = field(default_factory=lambda: torch.zeros(0))
     _valid: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -118,7 +114,7 @@ class Observer:
 
     def _predict(self, inputs: Mapping[str, Any]) -> Any:
         given = {name: torch.from_numpy(value) for name, value in inputs.items()}
-        self._places = places_of(given["timestep"])
+        self._places = places_of(given["timestep"], torch.tensor(self.bounds))
         self._valid = functional.pad(given["valid"], (1, 0), value=1.0) > 0
         with torch.inference_mode():
             return self.transformer(**given).numpy()
@@ -133,7 +129,7 @@ class Observer:
                 places, rows = places[:, None].expand(rows.shape[:2])[self._valid], rows[self._valid]
             places = places if ranged else torch.zeros_like(places)
             if name not in self._met:
-                self._met[name] = _Met.none(RANGES if ranged else 1, rows.shape[-1])
+                self._met[name] = _Met.none(1 + ranged * len(self.bounds), rows.shape[-1])
             self._met[name].add(rows, places, self._generator)
 
         return met
@@ -245,14 +241,16 @@ def _gelu(x: Tensor) -> Tensor:
 class QuantisedTransformer(LayoutTransformer):
     """As `LayoutTransformer`, of the same inputs and outputs."""
 
+    bounds: Tensor
+    """Of the ranges of timesteps."""
     gains: Tensor
     rows: list[_Rows]
     tables: list[Table]
     """What is stored in 8 bits."""
 
     @classmethod
-    def of(cls, transformer: LayoutTransformer, layers: Mapping[str, QuantisedLayer]) -> QuantisedTransformer:
-        """Of a trained one, which stays as it is."""
+    def of(cls, transformer: LayoutTransformer, layers: Mapping[str, QuantisedLayer], bounds: Bounds) -> QuantisedTransformer:
+        """Of a trained one, which stays as it is; `bounds` are of the ranges by which the layers' inputs were noted."""
         made = cls(**transformer.settings)
         kept = {name: halved(value) for name, value in transformer.state_dict().items()}
         made.tables = []
@@ -273,18 +271,19 @@ class QuantisedTransformer(LayoutTransformer):
             own_layers = {name: layers[f"blocks.{place}.{name}"] for name in IN_BLOCK}
             blocks.append(QuantisedBlock(block, own_layers, rows, place))
         made.blocks = nn.ModuleList(blocks)
+        made.register_buffer("bounds", torch.tensor(bounds))
         made.register_buffer("gains", torch.from_numpy(_table(layers, len(blocks))))
         return made.eval().requires_grad_(False)
 
     def branched(self, numbers: Tensor, timestep: Tensor, *others: Any, **named: Any) -> tuple[Tensor, list[Branches]]:
         count, (rows,) = len(self.blocks), self.rows
-        own = torch.split(self.gains[places_of(timestep)], [1] * (6 * count) + [6] * count, 1)
+        own = torch.split(self.gains[places_of(timestep, self.bounds)], [1] * (6 * count) + [6] * count, 1)
         rows.gains, rows.factors = own[: 6 * count], own[6 * count :]
         return super().branched(numbers, timestep, *others, **named)
 
 
 def _table(layers: Mapping[str, QuantisedLayer], blocks: int) -> np.ndarray:
-    """RANGES x (6 gains a block, then 6 factors of modulation a block) x 1."""
+    """Ranges x (6 gains a block, then 6 factors of modulation a block) x 1."""
 
     def gain(place: int, name: str) -> np.ndarray:
         return layers[f"blocks.{place}.{name}"].rounding.gains
@@ -295,5 +294,5 @@ def _table(layers: Mapping[str, QuantisedLayer], blocks: int) -> np.ndarray:
         columns += [1 / gain(place, name) for name in ("proj", "fc2")]
     for place in range(blocks):
         for name in ("qkv", "fc1"):
-            columns += [1 / gain(place, name)] * 2 + [np.ones(RANGES, np.float32)]
+            columns += [1 / gain(place, name)] * 2 + [np.ones_like(gain(place, name))]
     return np.stack(columns, 1)[:, :, None].astype(np.float32)

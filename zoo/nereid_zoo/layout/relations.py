@@ -12,7 +12,7 @@ from torch import Tensor
 from nereid.layout.canvas import Breakpoint, Canvas
 from nereid.layout.content import BREAKING, ITEM_GAP, line_height
 from nereid.layout.elements import ElementClass
-from nereid.layout.tokens import CANVAS, SCALE
+from nereid.layout.tokens import CANVAS, ITEMS_UNIT, LINE_UNIT, MOST_LINE, SCALE, Content
 
 MAGNITUDES = (4.0, 16.0, 64.0)
 """A unit times so much is told as tanh: the last saturates at some 10 px."""
@@ -33,7 +33,7 @@ def relations(boxes: Tensor, classes: Tensor, parents: Tensor, content: Tensor, 
     size = boxes[..., 2:] + 1
     end = start + size
     places = torch.arange(1, boxes.shape[1] + 1, device=boxes.device)
-    valid = content[..., 10] > 0  # how many siblings there are, an element itself among them
+    valid = content[..., Content.SIBLINGS] > 0
     # N x N: of the row's elements, which the column's are
     holds = (parents[:, :, None] == places) & valid[:, None, :]
     alike = (parents[:, :, None] == parents[:, None, :]) & valid[:, :, None] & valid[:, None, :]
@@ -85,12 +85,18 @@ def needed_heights(width: Tensor, classes: Tensor, content: Tensor, canvas: Tens
     """
     usual, small = torch.tensor(_LINES, dtype=width.dtype, device=width.device) / SCALE
     line = torch.where(canvas[:, _MOBILE, None] > 0.5, small[classes], usual[classes])[..., None]
-    ratio, least = content[..., 3:4], content[..., 5:6]
+    ratio, least = _told(content, Content.RATIO), _told(content, Content.LEAST_HEIGHT)
     listed = (classes == _LIST)[..., None]  # the others' text is one, whatever they are said to have
-    items = torch.where(listed, (content[..., 1:2] * 10).round().clamp(min=1), torch.ones_like(ratio))
-    # Told as it is up to 16 units, and beyond them as a logarithm.
-    long = torch.where(content[..., 7:8] < 4, content[..., 7:8] * 4, torch.exp(content[..., 6:7]) - 1) / items
+    items = torch.where(listed, (_told(content, Content.ITEMS) * ITEMS_UNIT).round().clamp(min=1), torch.ones_like(ratio))
+    line_long = _told(content, Content.LINE)  # up to so many units; beyond them its logarithm tells
+    beyond = torch.exp(_told(content, Content.LINE_LOGARITHM)) - 1
+    long = torch.where(line_long < MOST_LINE / LINE_UNIT, line_long * LINE_UNIT, beyond) / items
     lines = torch.where(long <= width, torch.ones_like(long), torch.ceil(long * BREAKING / width.clamp(min=1 / SCALE)))
     text = items * lines * line + (items - 1) * (ITEM_GAP / SCALE)
     high = torch.where((line > 0) & (long > 0), torch.maximum(least, text), least)
-    return torch.where(content[..., 2:3] > 0, width * torch.exp(-ratio), high)
+    return torch.where(_told(content, Content.HAS_RATIO) > 0, width * torch.exp(-ratio), high)
+
+
+def _told(content: Tensor, what: Content) -> Tensor:
+    """B x N x 1."""
+    return content[..., what : what + 1]

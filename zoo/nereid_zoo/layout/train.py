@@ -48,8 +48,13 @@ def train(plan: TrainingPlan, destination: Path) -> None:
     """Run the phases that `plan.work` does not hold yet and save a diffusers folder in float16 to `destination`."""
     torch.manual_seed(plan.seed)
     plan.work.mkdir(parents=True, exist_ok=True)
-    facts = {"minutes": plan.minutes, "batch_size": plan.batch_size, "seed": plan.seed}
     transformer = LayoutTransformer()
+    facts = {
+        "architecture": transformer.described,
+        "minutes": plan.minutes,
+        "batch_size": plan.batch_size,
+        "seed": plan.seed,
+    }
     for number, phase in enumerate(PHASES, 1):
         write = partial(_write, plan, phase, transformer, plan.seed + number)
         finished = finished_stage(plan.work / f"{number}-{phase.name}", facts, write)
