@@ -137,7 +137,9 @@ class SamplingField:
             if isinstance(value, bool) or not isinstance(value, (int, float, str)):
                 raise ValueError
             if whole:
-                if isinstance(value, float) or (isinstance(value, str) and not _WHOLE.fullmatch(value)):
+                if isinstance(value, float) and not value.is_integer():
+                    raise ValueError
+                if isinstance(value, str) and not _WHOLE.fullmatch(value):
                     raise ValueError
                 made = int(value)
             else:
@@ -154,8 +156,8 @@ class SamplingField:
         known = {"true": True, "false": False, "1": True, "0": False}
         if isinstance(value, bool):
             return value
-        if isinstance(value, str) and value.lower() in known:
-            return known[value.lower()]
+        if isinstance(value, (int, str)) and str(value).lower() in known:
+            return known[str(value).lower()]
         raise self._wrong(path, value)
 
     def _text(self, value: Any, path: str) -> str:

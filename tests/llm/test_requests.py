@@ -169,3 +169,14 @@ def test_parameters_of_the_request_are_sampling_parameters_too_and_numbers_may_b
         parse(request_parameters=text('{"temprature": 0}'))
     with pytest.raises(InvalidRequestError, match="given once"):
         parse(request_parameters=text('{"top_k": 3}'), sampling_parameters=text('{"top_k": 3}'))
+
+
+def test_whole_numbers_may_have_a_point_and_truth_values_be_numbers() -> None:
+    """JSON tells 8.0 from 8 no more than vLLM does, and its backend takes 1 for true."""
+    asked = parse(sampling_parameters=text('{"max_tokens": 8.0, "top_k": 40.0, "stop_token_ids": [3.0], "ignore_eos": 1}'))
+    assert (asked.max_tokens, asked.samplings[0].top_k, asked.stop_ids) == (8, 40, {3})
+    assert all(type(number) is int for number in (asked.max_tokens, asked.samplings[0].top_k, *asked.stop_ids))
+    assert parse(sampling_parameters=text('{"ignore_eos": 0}')).stop_ids == {49}
+    for wrong in ('{"top_k": 1e400}', '{"ignore_eos": 2}', '{"ignore_eos": 1.5}'):
+        with pytest.raises(InvalidRequestError, match="is not allowed"):
+            parse(sampling_parameters=text(wrong))
