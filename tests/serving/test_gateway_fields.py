@@ -291,6 +291,16 @@ def test_older_names_of_structured_outputs_are_taken(
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, older)
 
 
+def test_an_object_of_vllms_with_all_its_members_is_taken(api: httpx.Client, models: Models) -> None:
+    sent = {"json_object": True, "regex": None, "structural_tag": None, "disable_fallback": False, "backend": "auto"}
+    for route, name in ((CHAT, "structured_outputs"), (COMPLETIONS, "guided_decoding")):
+        answer = api.post(route, json={**BODIES[route], name: sent})
+        assert answer.status_code == 200, answer.text
+        assert models.asked[-1]["structured_outputs"]["json_object"] is True
+        wrong = api.post(route, json={**BODIES[route], name: {"regex": 3}})
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, f"{name}.regex")
+
+
 def test_the_likeliest_of_several_answers_are_told(api: httpx.Client, models: Models) -> None:
     made = api.post(COMPLETIONS, json={**BODIES[COMPLETIONS], "best_of": 3, "n": 2}).json()
     assert [(choice["index"], choice["text"]) for choice in made["choices"]] == [(0, "1"), (1, "0")]

@@ -26,7 +26,7 @@ from nereid.serving.gateway.unused import CHAT, COMPLETIONS, EMBEDDINGS
 from nereid_client.images import annotation
 from nereid_client.layouts import LAYOUT_OPTIONS
 from nereid_client.pages import PAGE_OPTIONS
-from nereid_protocol.sampling import EMBEDDING_FIELDS, GUIDED, SAMPLING_FIELDS, without_aliases
+from nereid_protocol.sampling import EMBEDDING_FIELDS, OLDER, SAMPLING_FIELDS, without_aliases
 from nereid_protocol.sampling_field import Kind, SamplingField
 
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
@@ -108,13 +108,13 @@ class SamplingBody(_SamplingFields):  # type: ignore[misc, valid-type]
         if not isinstance(value, dict):
             return handler(value)
         made = handler(without_aliases(value))
-        made._older = {now: older for older, now in GUIDED.items() if value.get(older) is not None}
+        made._older = {now: older for older, now in OLDER.items() if value.get(older) is not None}
         return made
 
     @classmethod
     def taken_beside(cls) -> dict[str, Any]:
-        older = {member.alias: schema_of(member) for field in GATEWAY_FIELDS for member in field.members if member.alias}
-        return {**super().taken_beside(), **older}
+        older = [item for field in GATEWAY_FIELDS for item in (field, *field.members) if item.alias]
+        return {**super().taken_beside(), **{item.alias: schema_of(item) for item in older}}
 
     @property
     def names(self) -> dict[str, str]:
