@@ -257,6 +257,27 @@ def test_texts_and_chats_become_tokens_and_text_again(api: httpx.Client) -> None
     assert ask(api, "/detokenize", tokens=[3, 4, 5]) == {"prompt": "xyz"}
 
 
+def test_a_tokenizer_tells_its_special_tokens_and_its_template(tmp_path: Path) -> None:
+    """As lm-evaluation-harness reads them with `tokenizer_backend=remote`, which names no model."""
+    repository = small_repository(tmp_path)
+    write_tokenizer(repository / "llm" / "1")
+    file = repository / "llm" / "1" / "llm.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "special_tokens": {"eos_token": "<s>", "bos_token": ""}}))
+    with gateway(repository, 9) as running, httpx.Client(base_url=running.url, timeout=60) as api:
+        told = api.get("/tokenizer_info")
+        assert told.status_code == 200, told.text
+        named = {"eos_token": "<s>", "bos_token": None, "pad_token": None}
+        assert told.json() == {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": CONTEXT,
+            **named,
+            "chat_template": TEMPLATE,
+        }
+        assert api.get("/tokenizer_info?model=llm").json() == told.json()
+        gone = api.get("/tokenizer_info?model=gone")
+        assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found")
+
+
 def test_tokens_of_a_chat_are_those_of_its_tools_too(tmp_path: Path) -> None:
     tools = "{% for tool in tools or [] %}{{ tool.function.name }}{% endfor %}"
     repository = small_repository(tmp_path, tools + TEMPLATE)

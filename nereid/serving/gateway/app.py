@@ -182,6 +182,11 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
         body = await read_body(request, tokenizing.DetokenizeBody, lenient)
         return JSONResponse(await tokenizing.detokenize(body, catalogue.find(body.model or catalogue.only("llm"), "llm")[0]))
 
+    @described("A model's special tokens and chat template.", query={"model": {"type": "string"}})
+    async def tokenizer_info(request: Request) -> Response:
+        name = request.query_params.get("model") or catalogue.only("llm")
+        return JSONResponse(tokenizing.tokenizer_info(catalogue.find(name, "llm")[0]))
+
     @described("The version of this project.")
     async def version(request: Request) -> Response:
         return JSONResponse({"version": own_version()})
@@ -230,6 +235,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             Route("/v1/pages", make_page, methods=["POST"]),
             Route("/tokenize", tokenize, methods=["POST"]),
             Route("/detokenize", detokenize, methods=["POST"]),
+            Route("/tokenizer_info", tokenizer_info),
             Route("/version", version),
             Route("/health", health),
             Route("/metrics", show_metrics),
