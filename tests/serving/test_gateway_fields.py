@@ -301,6 +301,23 @@ def test_an_object_of_vllms_with_all_its_members_is_taken(api: httpx.Client, mod
         assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, f"{name}.regex")
 
 
+def test_a_completion_has_the_form_that_is_asked_for_as_a_chat_has(api: httpx.Client, models: Models) -> None:
+    """vLLM's completions have OpenAI's field of chats."""
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}}
+    of_schema = {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": schema}}
+    for form, wanted in (({"type": "text"}, None), ({"type": "json_object"}, {"type": "object"}), (of_schema, schema)):
+        for route in (CHAT, COMPLETIONS):
+            answer = api.post(route, json={**BODIES[route], "response_format": form})
+            assert answer.status_code == 200, answer.text
+            assert models.asked[-1].get("structured_outputs") == (None if wanted is None else {"json": wanted})
+    for wrong, param in (({"type": "xml"}, "response_format.type"), ({"type": "json_schema"}, "response_format.json_schema")):
+        refused = api.post(COMPLETIONS, json={**BODIES[COMPLETIONS], "response_format": wrong})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+    both = {"response_format": of_schema, "guided_regex": "a"}
+    refused = api.post(COMPLETIONS, json={**BODIES[COMPLETIONS], **both})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "response_format")
+
+
 def test_the_likeliest_of_several_answers_are_told(api: httpx.Client, models: Models) -> None:
     made = api.post(COMPLETIONS, json={**BODIES[COMPLETIONS], "best_of": 3, "n": 2}).json()
     assert [(choice["index"], choice["text"]) for choice in made["choices"]] == [(0, "1"), (1, "0")]

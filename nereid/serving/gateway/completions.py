@@ -13,6 +13,7 @@ from nereid.serving.gateway.infill import Infill
 from nereid.serving.gateway.logprobs import Offsets, completion_logprobs, prompt_logprobs
 from nereid.serving.gateway.merging import merged
 from nereid.serving.gateway.offered import Offered
+from nereid.serving.gateway.response_formats import NAMES_OF_ANSWER, schema_of_answer
 from nereid.serving.gateway.schemas import CompletionBody, Usage
 from nereid.serving.gateway.texts import Prompt, told_ids, usage_of
 from nereid.serving.gateway.waiting import Event
@@ -35,6 +36,8 @@ def completion_names(body: CompletionBody) -> dict[str, str]:
     names = {"text_input": "prompt", "input_ids": "prompt", **body.names}
     if body.echo and body.logprobs is not None:
         names["prompt_logprobs"] = "logprobs"
+    if body.response_format is not None:
+        names |= NAMES_OF_ANSWER
     return names if body.best_of is None else {**names, "n": "best_of"}
 
 
@@ -49,6 +52,8 @@ def completion_sampling(body: CompletionBody, model: Offered) -> dict[str, Any]:
         made["logprobs"] = body.logprobs
         if body.echo:
             made["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
+    if (schema := schema_of_answer(body)) is not None:
+        made["structured_outputs"] = {"json": schema}
     return model.adapted(made)
 
 

@@ -169,6 +169,7 @@ class CompletionBody(SamplingBody):
     prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
     max_tokens: int | None = 16
     logprobs: int | None = Field(default=None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
     echo: bool = False
     best_of: int | None = Field(default=None, ge=1, le=16)
     suffix: str | None = None

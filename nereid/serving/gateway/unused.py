@@ -130,7 +130,6 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
     *_rows(
         (COMPLETIONS,),
         ("prompt_embeds", (), "A prompt as vectors."),
-        ("response_format", ({"type": "text"},), "Of a chat; here structured_outputs binds the answer's form."),
     ),
     *_rows(
         (EMBEDDINGS,),
