@@ -156,6 +156,21 @@ def test_vllms_field_tells_of_a_prompt_by_ids(api: httpx.Client) -> None:
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt_logprobs")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_name_tokens_by_their_ids_where_that_is_asked_for(api: httpx.Client, stream: bool) -> None:
+    body = {"prompt": "wxy", "echo": True, "logprobs": 1, "return_tokens_as_token_ids": True}
+    choice = joined(events(api, **body), 0) if stream else ask(api, **body)["choices"][0]
+    assert choice["logprobs"]["tokens"] == ["token_id:2", "token_id:3", "token_id:4", "token_id:5"]
+    assert choice["logprobs"]["top_logprobs"][2:] == [{"token_id:5": -0.25, "token_id:4": -2.0}, {"token_id:5": -0.125}]
+    assert choice["logprobs"]["text_offset"] == [0, 1, 2, 3]
+    chat = {"messages": [{"role": "user", "content": "wxy"}], "logprobs": True, "return_tokens_as_token_ids": True}
+    answer = api.post("/v1/chat/completions", json={"model": "llm", "stream": stream, **chat})
+    lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")] if stream else [answer.text]
+    told = [choice["logprobs"] for line in lines for choice in json.loads(line)["choices"] if choice["logprobs"]]
+    named = {"token": "token_id:5", "logprob": -0.125, "bytes": [122]}
+    assert told == [{"content": [{**named, "top_logprobs": [named]}]}]
+
+
 def test_more_is_asked_for_than_either_field_tells_and_each_gets_its_own(api: httpx.Client, model: Model) -> None:
     choice = ask(api, prompt="wxy", echo=True, logprobs=0, prompt_logprobs=2)["choices"][0]
     assert model.asked[0]["prompt_logprobs"] == 2

@@ -111,6 +111,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             created=int(time.time()),
             model=model.id,
             token_ids=body.return_token_ids,
+            tokens_by_ids=body.return_tokens_as_token_ids,
             prompt_logprobs=body.prompt_logprobs,
             new_stream=chat.new_stream,
             tells_reasoning=chat.tells_reasoning,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nereid.serving.gateway.answer_streams import AnswerStream
-from nereid.serving.gateway.logprobs import prompt_logprobs, token_bytes
+from nereid.serving.gateway.logprobs import by_ids, prompt_logprobs, token_bytes
 from nereid.serving.gateway.said import Arguments, Call, Reasoning, Said, Text
 from nereid.serving.gateway.texts import Prompt, told_ids, usage_of
 from nereid_client.texts import TextChoice, TextDelta, TextResult
@@ -19,13 +19,14 @@ STOP, TOOL_CALLS = "stop", "tool_calls"
 class ChatAnswer:
     """One request's answers; `new_stream` takes apart one of them. `tells_reasoning`: whether thoughts are told.
 
-    `counts_thoughts`: whether usage tells how many tokens they have.
+    `counts_thoughts`: whether usage tells how many tokens they have. `tokens_by_ids`: whether log probabilities name tokens so.
     """
 
     id: str
     created: int
     model: str
     token_ids: bool = False
+    tokens_by_ids: bool = False
     prompt_logprobs: int | None = None
     new_stream: Callable[[], AnswerStream] = AnswerStream
     tells_reasoning: bool = True
@@ -58,7 +59,7 @@ class ChatAnswer:
         return {
             "index": choice.index,
             "message": message_of(said, tells_reasoning=self.tells_reasoning),
-            "logprobs": chat_logprobs(choice.logprobs),
+            "logprobs": self._logprobs(choice.logprobs),
             "finish_reason": _reason(choice.finish_reason, stream),
             **told_ids(self.token_ids, choice),
         }
@@ -104,8 +105,11 @@ class ChatAnswer:
     def _chunk(
         self, index: int, delta: dict[str, Any], logprobs: list[dict[str, Any]] | None, reason: str | None
     ) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": chat_logprobs(logprobs), "finish_reason": reason}
+        choice = {"index": index, "delta": delta, "logprobs": self._logprobs(logprobs), "finish_reason": reason}
         return {**self._head("chat.completion.chunk"), "choices": [choice]}
+
+    def _logprobs(self, found: list[dict[str, Any]] | None) -> dict[str, Any] | None:
+        return chat_logprobs(by_ids(found) if self.tokens_by_ids and found is not None else found)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -151,6 +155,6 @@ def chat_logprobs(found: list[dict[str, Any]] | None) -> dict[str, Any] | None:
         return None
 
     def entry(item: dict[str, Any]) -> dict[str, Any]:
-        return {"token": item["token"], "logprob": item["logprob"], "bytes": list(token_bytes(item))}
+        return {"token": item.get("name", item["token"]), "logprob": item["logprob"], "bytes": list(token_bytes(item))}
 
     return {"content": [{**entry(item), "top_logprobs": [entry(other) for other in item["top"]]} for item in found]}

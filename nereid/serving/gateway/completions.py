@@ -10,7 +10,7 @@ from typing import Any
 
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.infill import Infill
-from nereid.serving.gateway.logprobs import Offsets, completion_logprobs, prompt_logprobs
+from nereid.serving.gateway.logprobs import Offsets, by_ids, completion_logprobs, prompt_logprobs
 from nereid.serving.gateway.merging import merged
 from nereid.serving.gateway.offered import Offered
 from nereid.serving.gateway.response_formats import NAMES_OF_ANSWER, schema_of_answer
@@ -221,6 +221,8 @@ class CompletionAnswer:
     ) -> dict[str, Any] | None:
         if self.body.logprobs is None:
             return None
+        if self.body.return_tokens_as_token_ids:
+            found, scores = None if found is None else by_ids(found), by_ids(scores or ())
         return completion_logprobs(found, offsets, scores or (), self.body.logprobs)
 
     def _told_of(self, scores: list[dict[str, Any]] | None) -> dict[str, Any]:

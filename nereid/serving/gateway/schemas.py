@@ -142,6 +142,7 @@ class ChatBody(SamplingBody):
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    return_tokens_as_token_ids: bool = False
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
@@ -169,6 +170,7 @@ class CompletionBody(SamplingBody):
     prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
     max_tokens: int | None = 16
     logprobs: int | None = Field(default=None, ge=0, le=20)
+    return_tokens_as_token_ids: bool = False
     response_format: ResponseFormat | None = None
     echo: bool = False
     best_of: int | None = Field(default=None, ge=1, le=16)

@@ -91,7 +91,6 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("logits_processors", ([],), "Code of the caller's."),
         ("spaces_between_special_tokens", (True,), "Of the text of special tokens."),
         ("detokenize", (True,), "Whether tokens become text."),
-        ("return_tokens_as_token_ids", (False,), "Names of tokens in logprobs."),
         ("thinking_token_budget", (), "Tokens of reasoning."),
         ("repetition_detection", (), "Ends answers that repeat themselves."),
     ),
