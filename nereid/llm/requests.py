@@ -139,16 +139,10 @@ def _prompt(
 
 def _kept(sent: SentRequest, longest: int) -> Kept | None:
     """What is read of the prompt; None: all of it."""
-    wanted, side = sent.sampling["truncate_prompt_tokens"], sent.sampling["truncation_side"]
-    if wanted is None:
-        return None
-    if wanted == 0 or wanted >= longest:
-        raise InvalidRequestError.of("truncate_prompt_tokens", wanted, f"-1, or 1 to {longest - 1}")
-    if wanted == -1:
-        answer = 0 if sent.embeds else sent.sampling["max_tokens"] if sent.max_tokens is None else sent.max_tokens
-        room = longest - max(1, answer or 1)
-        wanted = room if room > 0 else longest - 1  # an answer for which there is no room is refused by its own name
-    return Kept(wanted, last=not sent.embeds if side is None else side == "left")
+    side = sent.sampling["truncation_side"]
+    answer = 0 if sent.embeds else sent.sampling["max_tokens"] if sent.max_tokens is None else sent.max_tokens
+    last = not sent.embeds if side is None else side == "left"
+    return Kept.asked(sent.sampling["truncate_prompt_tokens"], longest, answer=answer, last=last)
 
 
 def _max_tokens(sent: SentRequest, prompt: int, longest: int) -> int:

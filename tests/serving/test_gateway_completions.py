@@ -157,6 +157,30 @@ def test_vllms_field_tells_of_a_prompt_by_ids(api: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_tokens_of_a_prompt_are_told_where_those_of_its_answer_are(api: httpx.Client, model: Model, stream: bool) -> None:
+    def told(url: str, **body: Any) -> list[dict[str, Any]]:
+        answer = api.post(url, json={"model": "llm", "stream": stream, "return_token_ids": True, **body})
+        assert answer.status_code == 200, answer.text
+        lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")] if stream else [answer.text]
+        return [json.loads(line) for line in lines]
+
+    def of_prompts(**body: Any) -> dict[int, list[int]]:
+        choices = [choice for part in told(URL, **body) for choice in part["choices"]]
+        return {choice["index"]: choice["prompt_token_ids"] for choice in choices if "prompt_token_ids" in choice}
+
+    assert of_prompts(prompt=["wx", "yz"]) == {0: [2, 3], 1: [4, 5]}
+    assert of_prompts(prompt=[3, 2]) == {0: [3, 2]}
+    assert of_prompts(prompt="wxyz", truncate_prompt_tokens=2) == {0: [4, 5]}
+    assert of_prompts(prompt=[2, 3, 4], truncate_prompt_tokens=2, truncation_side="right") == {0: [2, 3]}
+    assert of_prompts(prompt="w" * CONTEXT, truncate_prompt_tokens=-1, max_tokens=30) == {0: [2] * (CONTEXT - 30)}
+    chat = told("/v1/chat/completions", messages=[{"role": "user", "content": "xy"}])
+    assert [part["prompt_token_ids"] for part in chat if "prompt_token_ids" in part] == [[3, 4]]
+    assert "prompt_token_ids" not in api.post(URL, json={"model": "llm", "prompt": "w"}).text
+    long = api.post(URL, json={"model": "llm", "prompt": "w" * CONTEXT, "return_token_ids": True, "stream": stream})
+    assert (long.status_code, long.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_log_probabilities_name_tokens_by_their_ids_where_that_is_asked_for(api: httpx.Client, stream: bool) -> None:
     body = {"prompt": "wxy", "echo": True, "logprobs": 1, "return_tokens_as_token_ids": True}
     choice = joined(events(api, **body), 0) if stream else ask(api, **body)["choices"][0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ class ChatAnswer:
     """One request's answers; `new_stream` takes apart one of them. `tells_reasoning`: whether thoughts are told.
 
     `counts_thoughts`: whether usage tells how many tokens they have. `tokens_by_ids`: whether log probabilities name tokens so.
+    `prompt_ids` is told of the prompt beside the choices.
     """
 
     id: str
@@ -27,6 +28,7 @@ class ChatAnswer:
     model: str
     token_ids: bool = False
     tokens_by_ids: bool = False
+    prompt_ids: Mapping[str, Any] = field(default_factory=dict)
     prompt_logprobs: int | None = None
     new_stream: Callable[[], AnswerStream] = AnswerStream
     tells_reasoning: bool = True
@@ -41,6 +43,7 @@ class ChatAnswer:
             "choices": choices,
             "usage": usage_of(*counts, self.reasoning_tokens),
             **self._told_of_prompt(result),
+            **self.prompt_ids,
         }
 
     @property
@@ -66,7 +69,7 @@ class ChatAnswer:
 
     def opening(self, index: int, prompt: Prompt) -> dict[str, Any] | None:
         self._streams[index] = self.new_stream()
-        return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
+        return {**self._chunk(index, {"role": "assistant", "content": ""}, None, None), **self.prompt_ids}
 
     def chunks(self, delta: TextDelta) -> list[dict[str, Any]]:
         """As OpenAI does it, the reason comes in a chunk of its own, whose delta is empty: some clients read no text there.
