@@ -224,7 +224,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
         lifespan=lifespan,
         routes=[
             Route("/v1/models", list_models),
-            Route("/v1/models/{name}", show_model),
+            Route("/v1/models/{name:path}", show_model),
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", complete, methods=["POST"]),
             Route("/v1/embeddings", embed, methods=["POST"]),
