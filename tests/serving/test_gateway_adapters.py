@@ -173,6 +173,21 @@ def test_a_name_of_nobody_is_model_not_found_with_those_there_are(api: httpx.Cli
     assert "'prose' is not one of those served here: b_llm, llm, gpt-4o, default, sql, poems" in error["message"]
 
 
+@pytest.mark.parametrize("path", [*BODIES, "/v1/embeddings", "/tokenize"])
+def test_a_model_must_be_named_only_where_there_are_several(api: httpx.Client, tmp_path: Path, models: Models, path: str) -> None:
+    body = BODIES.get(path, {"input": "hello"} if path == "/v1/embeddings" else {"prompt": "hello"})
+    error = api.post(path, json=body).json()["error"]
+    assert (error["param"], error["code"]) == ("model", "missing_required_parameter")
+    assert error["message"] == "model: it is missing; it must be one of those served here: b_llm, llm"
+    alone = small_repository(tmp_path)
+    with grpc_server(models.all()) as (port, _), gateway(alone, port) as running:
+        answer = httpx.post(f"{running.url}{path}", json={"model": None, **body}, timeout=60)
+    if path in BODIES:
+        assert said(answer) == ("llm", "by None of llm")
+    else:
+        assert "'llm'" in answer.json()["error"]["message"]  # which has neither embeddings nor a tokenizer here
+
+
 def test_all_are_listed_with_what_they_belong_to(api: httpx.Client) -> None:
     listed = {item["id"]: (item["root"], item["parent"]) for item in api.get("/v1/models").json()["data"]}
     assert listed == {

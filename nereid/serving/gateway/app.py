@@ -157,7 +157,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
     async def lay_out(request: Request) -> Response:
         body = await read_body(request, LayoutBody, lenient)
         section = layouts.section_of(body.html, body.elements)
-        model, client, places = catalogue.find(body.model or catalogue.only("layout"), "layout")
+        model, client, places = catalogue.find(body.model, "layout")
         asked = (client, section, body.canvas, body.options, model.id, request.state.request_id)
         if body.stream:
             return await begin_stream(request, places.during(layouts.stream(*asked)), {}, ends_with_done=False)
@@ -167,7 +167,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
     @described("A web page from a brief.", body=PageBody, streams=True)
     async def make_page(request: Request) -> Response:
         body = await read_body(request, PageBody, lenient)
-        model, client, places = catalogue.find(body.model or catalogue.only("page"), "page")
+        model, client, places = catalogue.find(body.model, "page")
         asked = (client, body.brief, body.options, model.id, request.state.request_id)
         if body.stream:
             return await begin_stream(request, places.during(pages.stream(*asked)), {}, ends_with_done=False)
@@ -178,24 +178,23 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
     async def tokenize(request: Request) -> Response:
         body = await read_body(request, tokenizing.TokenizeBody, lenient)
         request.state.names = tokenizing.tokenize_names(body)
-        return JSONResponse(await tokenizing.tokenize(body, catalogue.find(body.model or catalogue.only("llm"), "llm")[0]))
+        return JSONResponse(await tokenizing.tokenize(body, catalogue.find(body.model, "llm")[0]))
 
     @described("The text of tokens.", body=tokenizing.DetokenizeBody)
     async def detokenize(request: Request) -> Response:
         body = await read_body(request, tokenizing.DetokenizeBody, lenient)
-        return JSONResponse(await tokenizing.detokenize(body, catalogue.find(body.model or catalogue.only("llm"), "llm")[0]))
+        return JSONResponse(await tokenizing.detokenize(body, catalogue.find(body.model, "llm")[0]))
 
     @described("A model's special tokens and chat template.", query={"model": {"type": "string"}})
     async def tokenizer_info(request: Request) -> Response:
-        name = request.query_params.get("model") or catalogue.only("llm")
-        return JSONResponse(tokenizing.tokenizer_info(catalogue.find(name, "llm")[0]))
+        return JSONResponse(tokenizing.tokenizer_info(catalogue.find(request.query_params.get("model"), "llm")[0]))
 
     @described("The version of this project.")
     async def version(request: Request) -> Response:
         return JSONResponse({"version": own_version()})
 
     def image(name: str | None) -> ServedImages:
-        model, client, places = catalogue.find(catalogue.only("image") if name is None else name, "image")
+        model, client, places = catalogue.find(name, "image")
         return ServedImages(model.id, model.image, client, places)
 
     rules = settings.rules

@@ -34,7 +34,9 @@ TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 
 
 class _Body(Sent):
-    model: str
+    """Without `model` it is for the only language model that is served."""
+
+    model: str = ""
 
 
 class Usage(Enum):

@@ -19,7 +19,6 @@ from nereid.serving.gateway.sent import Sent
 class TokenizeBody(ChatBody):
     """A text, or a chat with all that its template reads; one of `prompt` and `messages`."""
 
-    model: str = ""
     prompt: str | None = None
     messages: list[Message] = Field(default_factory=list, max_length=1000)
     return_token_strs: bool = False
