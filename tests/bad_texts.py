@@ -44,6 +44,7 @@ def bad_parameters(vocabulary: int) -> list[tuple[dict[str, Any], list[str]]]:
         ({"stop": ["x"] * 17}, ["stop", "16"]),
         ({"stop": [1]}, ["stop.0", "1", "string"]),
         ({"stop_token_ids": [vocabulary]}, ["stop_token_ids", str(vocabulary), f"0 to {vocabulary - 1}"]),
+        ({"stop_token_ids": [1] * 65}, ["stop_token_ids", "65 entries", "at most 64"]),
         ({"stop_token_ids": [-1]}, ["stop_token_ids", "-1"]),
         ({"stop_token_ids": "49"}, ["stop_token_ids", "49"]),
         ({"logprobs": 21}, ["logprobs", "21", "20"]),

@@ -148,7 +148,7 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
         default=(),
         low=0,
         high=_INT32_MAX,
-        most=16,
+        most=64,
         help="Tokens that end the answer.",
     ),
     SamplingField(

@@ -28,11 +28,14 @@ class Kind(StrEnum):
 
 
 class SamplingError(ValueError):
-    """A parameter has a value that it may not have; `allowed` ends the sentence "it must be ..."."""
+    """A parameter has a value that it may not have; `allowed` ends the sentence "it must be ...".
 
-    def __init__(self, field: str, value: object, allowed: str) -> None:
+    `unknown`: nothing knows a parameter of this name.
+    """
+
+    def __init__(self, field: str, value: object, allowed: str, *, unknown: bool = False) -> None:
         super().__init__(f"must be {allowed}")
-        self.field, self.value, self.allowed = field, value, allowed
+        self.field, self.value, self.allowed, self.unknown = field, value, allowed, unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +235,6 @@ def read_fields(
         if name in known or value is None:
             continue
         if name not in others:
-            raise SamplingError(f"{lead}{name}", value, f"absent; known are {', '.join(known)}")
+            raise SamplingError(f"{lead}{name}", value, f"absent; known are {', '.join(known)}", unknown=True)
         others[name].check(value, f"{lead}{name}")
     return {name: field.check(sent[name], lead + name) if name in sent else field.default for name, field in known.items()}

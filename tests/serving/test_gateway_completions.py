@@ -260,8 +260,9 @@ def test_what_stands_before_a_suffix_is_asked_for_as_the_tokenizer_writes_it(tmp
     ):
         ask(api, prompt=["wx", "w"], suffix="yz", stop_token_ids=[5])
         ask(api, prompt="wx", suffix="")
+        ask(api, prompt="wx", suffix="y", stop_token_ids=[*range(30, 50)])  # the marks have room beside the caller's
         made = sorted(str(prompt) for prompt in model.prompts)
-        assert made == ["[8, 2, 3, 9, 4, 5, 10]", "[8, 2, 9, 4, 5, 10]", "wx"]
+        assert made == ["[8, 2, 3, 9, 4, 10]", "[8, 2, 3, 9, 4, 5, 10]", "[8, 2, 9, 4, 5, 10]", "wx"]
         assert model.asked[0]["stop_token_ids"] == [5, 8, 9, 10, 11]
         for change, param in (({"echo": True}, "suffix"), ({"prompt": [2]}, "suffix"), ({"prompt": "w" * 99}, "prompt")):
             refused = api.post(URL, json={"model": "llm", "prompt": "w", "suffix": "y", **change})

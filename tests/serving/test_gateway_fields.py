@@ -265,6 +265,15 @@ def test_unknown_fields_are_ignored_and_named_where_that_is_asked_for(lenient: h
     named = answer.headers["x-nereid-ignored-fields"].split(", ")
     assert sorted(named) == ["messages.0.content.0.weight", "num_ctx", "w\\u00efnd\\n"]
     assert "x-nereid-ignored-fields" not in lenient.post(CHAT, json=BODIES[CHAT]).headers
+    for name in ("structured_outputs", "guided_decoding"):
+        given = {"regex": "a", "lookahead": 1, "x.y": {}}
+        answer = lenient.post(COMPLETIONS, json={**BODIES[COMPLETIONS], name: given, "num_ctx": 5})
+        assert answer.status_code == 200, answer.text
+        assert {*answer.headers["x-nereid-ignored-fields"].split(", ")} == {"num_ctx", f"{name}.lookahead", f"{name}.x.y"}
+        as_text = lenient.post(COMPLETIONS, json={**BODIES[COMPLETIONS], name: json.dumps(given)})
+        assert (as_text.status_code, as_text.json()["error"]["param"]) == (400, f"{name}.lookahead")
+    many = {"regex": "a", **{f"x{i}": 1 for i in range(1000)}}
+    assert lenient.post(COMPLETIONS, json={**BODIES[COMPLETIONS], "structured_outputs": many}).status_code == 400
     wrong = lenient.post(CHAT, json={**body, "temperature": "hot"})
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "temperature")
 
