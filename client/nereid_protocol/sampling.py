@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nereid_protocol.sampling_field import MAX_SEED, Kind, SamplingError, SamplingField
+from nereid_protocol.sampling_field import MAX_SEED, Kind, SamplingError, SamplingField, UnreadField
 
 _INT32_MAX = 2**31 - 1
 
 GREEDY_BELOW = 1e-5
 """Temperatures below this are taken as 0: the likeliest token would be drawn all the same (vLLM's bound)."""
 
-STRUCTURES = ("json", "regex", "choice", "grammar")
+STRUCTURES = ("json", "regex", "choice", "grammar", "json_object")
 """Exactly one of these members of `structured_outputs` is given."""
 
 _STRUCTURED_OUTPUTS = (
@@ -39,19 +39,41 @@ _STRUCTURED_OUTPUTS = (
         help="A grammar: Lark, or GBNF, llama.cpp's form of EBNF (`root ::= ...`).",
     ),
     SamplingField(
+        name="json_object", kind=Kind.FLAG, default=False, help="true: the answer is an object of JSON, whatever it holds."
+    ),
+    SamplingField(
         name="whitespace_pattern",
         alias="guided_whitespace_pattern",
         kind=Kind.TEXT,
         length=1000,
-        help="With json: a regular expression of the whitespace between its parts, such as ` ?`.",
+        help="With json or json_object: a regular expression of the whitespace between its parts, such as ` ?`.",
     ),
     SamplingField(
         name="disable_any_whitespace",
         kind=Kind.FLAG,
         default=True,
-        help="With json: no whitespace between its parts. false allows any, which a model may write until max_tokens.",
+        help="Of JSON: no whitespace between its parts. false allows any, which a model may write until max_tokens.",
     ),
 )
+
+_UNREAD_MEMBERS = (
+    UnreadField(name="disable_additional_properties", value=False),
+    UnreadField(name="disable_fallback", value=False),
+    UnreadField(name="backend"),
+)
+
+UNREAD_SAMPLING = (
+    UnreadField(name="best_of", value=1),
+    UnreadField(name="use_beam_search", value=False),
+    UnreadField(name="length_penalty", value=1.0),
+    UnreadField(name="early_stopping", value=False),
+    UnreadField(name="detokenize", value=True),
+    UnreadField(name="spaces_between_special_tokens", value=True),
+    UnreadField(name="bad_words", value=[]),
+    UnreadField(name="logits_processors", value=[]),
+    UnreadField(name="extra_args", value={}),
+)
+"""Other members of vLLM's SamplingParams: programs send all that they have. The gateway has a table of its own."""
 
 SAMPLING_FIELDS: tuple[SamplingField, ...] = (
     SamplingField(name="n", kind=Kind.INTEGER, default=1, low=1, high=16, help="Answers; at most max_rows of the model."),
@@ -126,7 +148,7 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
         default=(),
         low=0,
         high=_INT32_MAX,
-        most=16,
+        most=64,
         help="Tokens that end the answer.",
     ),
     SamplingField(
@@ -203,6 +225,8 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
         name="structured_outputs",
         kind=Kind.OBJECT,
         members=_STRUCTURED_OUTPUTS,
+        unread=_UNREAD_MEMBERS,
+        alias="guided_decoding",
         help=f"Binds the answer to a form: exactly one of {', '.join(STRUCTURES)}.",
     ),
     SamplingField(
@@ -223,18 +247,33 @@ EMBEDDING_FIELDS = ("priority", "add_special_tokens", "truncate_prompt_tokens", 
 """Those that mean something where a prompt is embedded, and nothing is written."""
 
 _ALIASES = {member.alias: (field, member) for field in SAMPLING_FIELDS for member in field.members if member.alias}
+_OLDER = {field.alias: field for field in SAMPLING_FIELDS if field.alias}
 GUIDED = {alias: f"{field.name}.{member.name}" for alias, (field, member) in _ALIASES.items()}
 """vLLM's older names of members, and where they stand now."""
+OLDER = {**GUIDED, **{alias: field.name for alias, field in _OLDER.items()}}
+"""All of its older names."""
 
 
 def without_aliases(sent: Mapping[str, Any]) -> dict[str, Any]:
-    """What was sent, older names moved into the objects that have them now; raises SamplingError where both were sent."""
+    """What was sent, under the names of now, and what are members now in their objects.
+
+    Raises SamplingError where one was sent under both.
+    """
     made = dict(sent)
+    for alias, whole in _OLDER.items():
+        value = made.pop(alias, None)
+        if value is None:
+            continue
+        if sent.get(whole.name) is not None:
+            raise SamplingError(alias, value, f"absent where {whole.name} is given")
+        whole.check(value, alias)
+        made[whole.name] = value
+    given = dict(made)
     for alias, (field, member) in _ALIASES.items():
         value = made.pop(alias, None)
         if value is None:
             continue
-        if sent.get(field.name) is not None:
+        if given.get(field.name) is not None:
             raise SamplingError(alias, value, f"absent where {field.name} is given")
         made[field.name] = {**(made.get(field.name) or {}), member.name: member.check(value, alias)}
     return made

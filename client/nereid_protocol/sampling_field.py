@@ -28,11 +28,14 @@ class Kind(StrEnum):
 
 
 class SamplingError(ValueError):
-    """A parameter has a value that it may not have; `allowed` ends the sentence "it must be ..."."""
+    """A parameter has a value that it may not have; `allowed` ends the sentence "it must be ...".
 
-    def __init__(self, field: str, value: object, allowed: str) -> None:
+    `unknown`: nothing knows a parameter of this name.
+    """
+
+    def __init__(self, field: str, value: object, allowed: str, *, unknown: bool = False) -> None:
         super().__init__(f"must be {allowed}")
-        self.field, self.value, self.allowed = field, value, allowed
+        self.field, self.value, self.allowed, self.unknown = field, value, allowed, unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +50,9 @@ class SamplingField:
         most: the largest number of entries.
         length: the largest number of characters of a text, or of each text of a list.
         choices: the only texts that are allowed.
-        members: of an object.
+        members, unread: of an object.
         gateway: whether the text endpoints of the gateway take it under this name.
-        alias: of a member: a name beside its object under which vLLM took it before, taken here, too.
+        alias: a name under which vLLM took it before, taken here, too; a member's stands beside its object.
     """
 
     name: str
@@ -64,6 +67,7 @@ class SamplingField:
     length: int | None = None
     choices: tuple[str, ...] = ()
     members: tuple[SamplingField, ...] = ()
+    unread: tuple[UnreadField, ...] = ()
     gateway: bool = True
     alias: str = ""
 
@@ -89,7 +93,7 @@ class SamplingField:
             case Kind.SCHEMA:
                 return self._schema(value, path)
             case Kind.OBJECT:
-                return read_fields(self.members, self._parsed(value, path, dict), path)
+                return read_fields(self.members, self._parsed(value, path, dict), path, self.unread)
 
     @property
     def bounds(self) -> str:
@@ -137,7 +141,9 @@ class SamplingField:
             if isinstance(value, bool) or not isinstance(value, (int, float, str)):
                 raise ValueError
             if whole:
-                if isinstance(value, float) or (isinstance(value, str) and not _WHOLE.fullmatch(value)):
+                if isinstance(value, float) and not value.is_integer():
+                    raise ValueError
+                if isinstance(value, str) and not _WHOLE.fullmatch(value):
                     raise ValueError
                 made = int(value)
             else:
@@ -154,8 +160,8 @@ class SamplingField:
         known = {"true": True, "false": False, "1": True, "0": False}
         if isinstance(value, bool):
             return value
-        if isinstance(value, str) and value.lower() in known:
-            return known[value.lower()]
+        if isinstance(value, (int, str)) and str(value).lower() in known:
+            return known[str(value).lower()]
         raise self._wrong(path, value)
 
     def _text(self, value: Any, path: str) -> str:
@@ -194,11 +200,41 @@ class SamplingField:
         return value
 
 
-def read_fields(fields: Sequence[SamplingField], sent: Mapping[str, Any], within: str = "") -> dict[str, Any]:
-    """Every field's value, checked, its default where it was not sent; raises SamplingError for the first that is wrong."""
-    known = {field.name: field for field in fields}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnreadField:
+    """A name of vLLM's that nothing here reads: it may be sent with the value that changes nothing, which may come as text.
+
+    None: no value changes anything.
+    """
+
+    name: str
+    value: Any = None
+
+    @property
+    def allowed(self) -> str:
+        """What may be sent, in words."""
+        return "anything" if self.value is None else f"{json.dumps(self.value)} or absent"
+
+    def check(self, value: Any, path: str) -> None:
+        """Raise SamplingError for any other value."""
+        same = isinstance(value, bool) == isinstance(self.value, bool) and value == self.value
+        if not (self.value is None or same or (isinstance(value, str) and value.lower() == json.dumps(self.value))):
+            raise SamplingError(path, value, self.allowed)
+
+
+def read_fields(
+    fields: Sequence[SamplingField], sent: Mapping[str, Any], within: str = "", unread: Sequence[UnreadField] = ()
+) -> dict[str, Any]:
+    """Every field's value, checked, its default where it was not sent; raises SamplingError for the first that is wrong.
+
+    What is null is as absent, whatever its name.
+    """
+    known, others = {field.name: field for field in fields}, {field.name: field for field in unread}
     lead = f"{within}." if within else ""
     for name, value in sent.items():
-        if name not in known:
-            raise SamplingError(f"{lead}{name}", value, f"absent; known are {', '.join(known)}")
+        if name in known or value is None:
+            continue
+        if name not in others:
+            raise SamplingError(f"{lead}{name}", value, f"absent; known are {', '.join(known)}", unknown=True)
+        others[name].check(value, f"{lead}{name}")
     return {name: field.check(sent[name], lead + name) if name in sent else field.default for name, field in known.items()}

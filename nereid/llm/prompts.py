@@ -26,6 +26,18 @@ class Kept:
     tokens: int
     last: bool
 
+    @classmethod
+    def asked(cls, wanted: int | None, longest: int, *, answer: int | None, last: bool) -> Kept | None:
+        """`truncate_prompt_tokens` before an answer of so many tokens; None: all are read. Raises InvalidRequestError."""
+        if wanted is None:
+            return None
+        if wanted == 0 or wanted >= longest:
+            raise InvalidRequestError.of("truncate_prompt_tokens", wanted, f"-1, or 1 to {longest - 1}")
+        if wanted == -1:
+            room = longest - max(1, answer or 1)
+            wanted = room if room > 0 else longest - 1  # an answer for which there is no room is refused by its own name
+        return cls(wanted, last)
+
     def of(self, tokens: Sequence[int]) -> tuple[int, ...]:
         return tuple(tokens[-self.tokens :] if self.last else tokens[: self.tokens])
 

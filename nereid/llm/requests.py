@@ -139,16 +139,10 @@ def _prompt(
 
 def _kept(sent: SentRequest, longest: int) -> Kept | None:
     """What is read of the prompt; None: all of it."""
-    wanted, side = sent.sampling["truncate_prompt_tokens"], sent.sampling["truncation_side"]
-    if wanted is None:
-        return None
-    if wanted == 0 or wanted >= longest:
-        raise InvalidRequestError.of("truncate_prompt_tokens", wanted, f"-1, or 1 to {longest - 1}")
-    if wanted == -1:
-        answer = 0 if sent.embeds else sent.sampling["max_tokens"] if sent.max_tokens is None else sent.max_tokens
-        room = longest - max(1, answer or 1)
-        wanted = room if room > 0 else longest - 1  # an answer for which there is no room is refused by its own name
-    return Kept(wanted, last=not sent.embeds if side is None else side == "left")
+    side = sent.sampling["truncation_side"]
+    answer = 0 if sent.embeds else sent.sampling["max_tokens"] if sent.max_tokens is None else sent.max_tokens
+    last = not sent.embeds if side is None else side == "left"
+    return Kept.asked(sent.sampling["truncate_prompt_tokens"], longest, answer=answer, last=last)
 
 
 def _max_tokens(sent: SentRequest, prompt: int, longest: int) -> int:
@@ -209,18 +203,17 @@ def _structure(sent: SentSampling) -> StructureRequest | None:
     given = sent["structured_outputs"]
     if given is None:
         return None
-    kinds = [kind for kind in STRUCTURES if given[kind] is not None]
+    kinds = [kind for kind in STRUCTURES if given[kind] is not None and given[kind] is not False]
     if len(kinds) != 1:
         names = ", ".join(kinds) or "nothing"
-        raise InvalidRequestError.of("structured_outputs", names, "exactly one of json, regex, choice and grammar")
+        raise InvalidRequestError.of("structured_outputs", names, "exactly one of json, regex, choice, grammar and json_object")
     pattern, compact = given["whitespace_pattern"], given["disable_any_whitespace"]
-    for name, value in (("whitespace_pattern", pattern), ("disable_any_whitespace", None if compact else False)):
-        if value is not None and kinds != ["json"]:
-            raise InvalidRequestError.of(f"structured_outputs.{name}", value, "absent where there is no json")
-    value = given[kinds[0]]
+    if pattern is not None and kinds[0] not in ("json", "json_object"):
+        raise InvalidRequestError.of("structured_outputs.whitespace_pattern", pattern, "absent where there is no json")
+    kind, value = ("json", {"type": "object"}) if kinds == ["json_object"] else (kinds[0], given[kinds[0]])
     if kinds == ["choice"] and (not value or sum(map(len, value)) > MAX_CHOICE_CHARACTERS):
         shown = f"{len(value)} texts of {sum(map(len, value))} characters together"
         raise InvalidRequestError.of("structured_outputs.choice", shown, f"1 to 1000 texts of at most {MAX_CHOICE_CHARACTERS}")
     return StructureRequest(
-        kind=kinds[0], value=value, whitespace=pattern if pattern is not None else None if compact else ANY_WHITESPACE
+        kind=kind, value=value, whitespace=pattern if pattern is not None else None if compact else ANY_WHITESPACE
     )

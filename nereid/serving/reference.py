@@ -7,6 +7,7 @@ what this writes.
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,8 +21,8 @@ from nereid_protocol.field import Field, Model
 from nereid_protocol.fields import IMAGE_FIELDS
 from nereid_protocol.layout_fields import LAYOUT_FIELDS
 from nereid_protocol.page_fields import PAGE_FIELDS
-from nereid_protocol.sampling import SAMPLING_FIELDS
-from nereid_protocol.sampling_field import SamplingField
+from nereid_protocol.sampling import SAMPLING_FIELDS, UNREAD_SAMPLING
+from nereid_protocol.sampling_field import SamplingField, UnreadField
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "reference.md"
@@ -62,7 +63,7 @@ this name, beside OpenAI's `n`, `size`, `quality`, `response_format`, `output_fo
 _SAMPLING = """The JSON object in `sampling_parameters`, parameters of the request (Triton's `generate` sends them so), and
 arguments of the SDK. Names and defaults are those of vLLM's `SamplingParams`. *Gateway*: `/v1/chat/completions` and
 `/v1/completions` take it under this name; `max_tokens` and `logprobs` are there as OpenAI defines them. A name that is not
-here is refused.
+here is refused; null is as absent. Numbers, truth values, lists and objects may come as text.
 """
 _UNUSED = """What the APIs of OpenAI, vLLM and AUTOMATIC1111 have and nothing here reads. These values are taken, for the answer
 is the same with them; any other is refused by name, for it would be another. null is as absent, for every optional field. An
@@ -142,10 +143,13 @@ def _texts() -> Iterator[str]:
     yield _table(("input", "type", "meaning"), ((f"`{entry.name}`", entry.value, entry.comment) for entry in tensors))
     yield "### Sampling parameters"
     yield _SAMPLING
+    yield _unread("Members of `SamplingParams` that nothing here reads may have the value that changes nothing", UNREAD_SAMPLING)
     yield _sampling(SAMPLING_FIELDS)
     structured = next(field for field in SAMPLING_FIELDS if field.members)
     yield f"### Members of `{structured.name}`"
-    yield "*Older name*: beside `structured_outputs`, as vLLM took it before; it is taken here, too.\n"
+    older = f"beside `{structured.name}`, as vLLM took it before; it is taken here, too"
+    yield f"*Older name*: {older}, and so is the object as `{structured.alias}`.\n"
+    yield _unread("Members of vLLM's that nothing here reads", structured.unread)
     yield _table(
         ("member", "allowed", "default", "older name", "meaning"),
         (
@@ -206,6 +210,11 @@ def _sampling(table: Sequence[SamplingField]) -> str:
         ("parameter", "allowed", "default", "gateway", "meaning"),
         ((f"`{field.name}`", field.allowed, _default(field), "yes" if field.gateway else "", field.help) for field in table),
     )
+
+
+def _unread(lead: str, fields: Sequence[UnreadField]) -> str:
+    taken = ", ".join(f"`{field.name}` ({field.allowed.removesuffix(' or absent')})" for field in fields)
+    return textwrap.fill(f"{lead}: {taken}.", 130, break_on_hyphens=False) + "\n"
 
 
 def _errors() -> Iterator[str]:

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from nereid.flow.errors import InvalidRequestError
-from nereid.llm.requests import LlmRequest, parse_llm_request
+from nereid.llm.requests import ANY_WHITESPACE, LlmRequest, StructureRequest, parse_llm_request
 from nereid.llm.settings import LlmFacts, LlmLimits
 
 from bad_texts import bad_parameters
@@ -169,3 +169,55 @@ def test_parameters_of_the_request_are_sampling_parameters_too_and_numbers_may_b
         parse(request_parameters=text('{"temprature": 0}'))
     with pytest.raises(InvalidRequestError, match="given once"):
         parse(request_parameters=text('{"top_k": 3}'), sampling_parameters=text('{"top_k": 3}'))
+
+
+def test_whole_numbers_may_have_a_point_and_truth_values_be_numbers() -> None:
+    """JSON tells 8.0 from 8 no more than vLLM does, and its backend takes 1 for true."""
+    asked = parse(sampling_parameters=text('{"max_tokens": 8.0, "top_k": 40.0, "stop_token_ids": [3.0], "ignore_eos": 1}'))
+    assert (asked.max_tokens, asked.samplings[0].top_k, asked.stop_ids) == (8, 40, {3})
+    assert all(type(number) is int for number in (asked.max_tokens, asked.samplings[0].top_k, *asked.stop_ids))
+    assert parse(sampling_parameters=text('{"ignore_eos": 0}')).stop_ids == {49}
+    for wrong in ('{"top_k": 1e400}', '{"ignore_eos": 2}', '{"ignore_eos": 1.5}'):
+        with pytest.raises(InvalidRequestError, match="is not allowed"):
+            parse(sampling_parameters=text(wrong))
+
+
+def test_members_of_vllms_sampling_parameters_that_change_nothing_are_taken() -> None:
+    """A program that sends all members of vLLM's objects is understood: null is as absent, whatever its name."""
+    idle = {"best_of": "1", "use_beam_search": False, "length_penalty": 1, "detokenize": True, "bad_words": [], "foo": None}
+    whole = dict.fromkeys(("json", "choice", "grammar", "whitespace_pattern", "structural_tag")) | {
+        "regex": "a",
+        "json_object": False,
+        "disable_any_whitespace": False,
+        "disable_additional_properties": False,
+        "backend": "xgrammar",
+    }
+    asked = parse(sampling_parameters=text(json.dumps({**idle, "structured_outputs": whole})))
+    assert asked.structure == StructureRequest(kind="regex", value="a", whitespace=ANY_WHITESPACE)
+    for other in ({"use_beam_search": "true"}, {"length_penalty": 0.5}, {"detokenize": 1}, {"bad_words": ["x"]}):
+        (name,) = other
+        with pytest.raises(InvalidRequestError, match=f"^{name}: .* is not allowed; it must be .* or absent"):
+            parse(sampling_parameters=text(json.dumps(other)))
+    with pytest.raises(InvalidRequestError, match=r"structured_outputs.disable_fallback: True .* it must be false or absent"):
+        parse(sampling_parameters=text(json.dumps({"structured_outputs": {"regex": "a", "disable_fallback": True}})))
+
+
+@pytest.mark.parametrize("whitespace", [None, " ?"])
+def test_an_answer_may_be_any_object_of_json(whitespace: str | None) -> None:
+    given = {"json_object": True, "whitespace_pattern": whitespace}
+    asked = parse(sampling_parameters=text(json.dumps({"structured_outputs": given})))
+    assert asked.structure == StructureRequest(kind="json", value={"type": "object"}, whitespace=whitespace)
+    both = {"structured_outputs": {"json_object": True, "regex": "a"}}
+    with pytest.raises(InvalidRequestError, match="regex, json_object' is not allowed; it must be exactly one of"):
+        parse(sampling_parameters=text(json.dumps(both)))
+
+
+@pytest.mark.parametrize("given", [{"regex": "a"}, '{"regex": "a"}'])
+def test_structured_outputs_have_the_name_of_vllms_backend_too(given: object) -> None:
+    asked = parse(sampling_parameters=text(json.dumps({"guided_decoding": given})))
+    assert asked.structure == StructureRequest(kind="regex", value="a")
+    for beside in ({"structured_outputs": {"regex": "b"}}, {"guided_regex": "b"}):
+        with pytest.raises(InvalidRequestError, match="absent where structured_outputs is given"):
+            parse(sampling_parameters=text(json.dumps({"guided_decoding": given, **beside})))
+    with pytest.raises(InvalidRequestError, match=r"^guided_decoding\.regex: 3 is not allowed"):
+        parse(sampling_parameters=text('{"guided_decoding": {"regex": 3}}'))

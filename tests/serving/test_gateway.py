@@ -138,7 +138,6 @@ def changed(route: str, change: dict[str, Any]) -> dict[str, Any]:
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text", "it is missing"),
         (CHAT, {"messages": [{"content": "x"}]}, "messages.0.role", "it is missing"),
         (CHAT, {"messages": ...}, "messages", "messages: it is missing"),
-        (CHAT, {"model": ...}, "model", "model: it is missing"),
         (CHAT, {"stream_options": {"strict": 1}}, "stream_options.strict", "not supported"),
         (CHAT, {"stop": [3]}, "stop.0", "3 is not allowed"),
         (CHAT, {"logit_bias": {"5": "much"}}, "logit_bias.5", "'much' is not allowed"),

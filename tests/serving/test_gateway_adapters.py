@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import openai
 import pytest
 
 from nereid.serving.errors import ServingError
@@ -172,6 +173,21 @@ def test_a_name_of_nobody_is_model_not_found_with_those_there_are(api: httpx.Cli
     assert "'prose' is not one of those served here: b_llm, llm, gpt-4o, default, sql, poems" in error["message"]
 
 
+@pytest.mark.parametrize("path", [*BODIES, "/v1/embeddings", "/tokenize"])
+def test_a_model_must_be_named_only_where_there_are_several(api: httpx.Client, tmp_path: Path, models: Models, path: str) -> None:
+    body = BODIES.get(path, {"input": "hello"} if path == "/v1/embeddings" else {"prompt": "hello"})
+    error = api.post(path, json=body).json()["error"]
+    assert (error["param"], error["code"]) == ("model", "missing_required_parameter")
+    assert error["message"] == "model: it is missing; it must be one of those served here: b_llm, llm"
+    alone = small_repository(tmp_path)
+    with grpc_server(models.all()) as (port, _), gateway(alone, port) as running:
+        answer = httpx.post(f"{running.url}{path}", json={"model": None, **body}, timeout=60)
+    if path in BODIES:
+        assert said(answer) == ("llm", "by None of llm")
+    else:
+        assert "'llm'" in answer.json()["error"]["message"]  # which has neither embeddings nor a tokenizer here
+
+
 def test_all_are_listed_with_what_they_belong_to(api: httpx.Client) -> None:
     listed = {item["id"]: (item["root"], item["parent"]) for item in api.get("/v1/models").json()["data"]}
     assert listed == {
@@ -186,6 +202,21 @@ def test_all_are_listed_with_what_they_belong_to(api: httpx.Client) -> None:
     }
     assert api.get("/v1/models/gpt-4o").json()["id"] == "gpt-4o"
     assert api.get("/v1/models/prose").json()["error"]["code"] == "model_not_found"
+
+
+def test_an_alias_may_be_a_models_name_on_the_hub(repository: Path, models: Models) -> None:
+    """What callers of other servers send as it is, and openai's package within an address with its slash escaped."""
+    name = "meta-llama/Llama-3.1-8B"
+    rules = Rules(aliases=aliases_of([f"{name}=llm"]))
+    with (
+        grpc_server(models.all()) as (port, _),
+        gateway(repository, port, rules=rules) as running,
+        httpx.Client(base_url=running.url, timeout=60) as api,
+    ):
+        assert said(api.post("/v1/completions", json={"model": name, "prompt": "x"})) == (name, "by None of llm")
+        for path in (f"/v1/models/{name}", f"/v1/models/{name.replace('/', '%2F')}"):
+            assert api.get(path).json()["root"] == "llm"
+        assert openai.OpenAI(api_key="-", base_url=f"{running.url}/v1").models.retrieve(name).id == name
 
 
 def test_adapters_wait_in_the_places_of_their_model(repository: Path, models: Models) -> None:
@@ -235,7 +266,10 @@ def test_names_that_are_not_plain_are_refused_at_the_start(
         offered_models(repository, rules)
 
 
-@pytest.mark.parametrize("words", [["gpt"], ["=llm"], ["a b=llm"], ["a/b=llm"], ["a="], ["a=llm", "a=sql"]])
+NO_ALIASES = ("gpt", "=llm", "a b=llm", "/b=llm", "a/=llm", "a//b=llm", f"a/{'b' * 127}=llm", "a=")
+
+
+@pytest.mark.parametrize("words", [*([word] for word in NO_ALIASES), ["a=llm", "a=sql"]], ids=lambda words: words[-1][:20])
 def test_words_that_are_no_alias_are_refused(words: list[str]) -> None:
     with pytest.raises(ServingError, match=r"--alias: '.*' is not allowed; (it must be NAME=MODEL|the name stands for llm)"):
         aliases_of(words)
@@ -248,11 +282,11 @@ def test_an_alias_needs_a_gateway(repository: Path) -> None:
 
 
 def test_aliases_reach_the_gateways_process() -> None:
-    rules = Rules(aliases=aliases_of(["gpt-4o=sql", "x=llm"]))
+    rules = Rules(aliases=aliases_of(["gpt-4o=sql", "org/x=llm"]))
     launch = Launch(
         repository="r", grpc_url="g", metrics_url="m", ready_url="r", drain_seconds=1.0, listener=3, heart=4, rules=rules
     )
-    assert Launch.from_argument(launch.to_argument()).rules.aliases == {"gpt-4o": "sql", "x": "llm"}
+    assert Launch.from_argument(launch.to_argument()).rules.aliases == {"gpt-4o": "sql", "org/x": "llm"}
 
 
 # --- what comes and goes ---

@@ -156,6 +156,45 @@ def test_vllms_field_tells_of_a_prompt_by_ids(api: httpx.Client) -> None:
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt_logprobs")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_of_a_prompt_are_told_where_those_of_its_answer_are(api: httpx.Client, model: Model, stream: bool) -> None:
+    def told(url: str, **body: Any) -> list[dict[str, Any]]:
+        answer = api.post(url, json={"model": "llm", "stream": stream, "return_token_ids": True, **body})
+        assert answer.status_code == 200, answer.text
+        lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")] if stream else [answer.text]
+        return [json.loads(line) for line in lines]
+
+    def of_prompts(**body: Any) -> dict[int, list[int]]:
+        choices = [choice for part in told(URL, **body) for choice in part["choices"]]
+        return {choice["index"]: choice["prompt_token_ids"] for choice in choices if "prompt_token_ids" in choice}
+
+    assert of_prompts(prompt=["wx", "yz"]) == {0: [2, 3], 1: [4, 5]}
+    assert of_prompts(prompt=[3, 2]) == {0: [3, 2]}
+    assert of_prompts(prompt="wxyz", truncate_prompt_tokens=2) == {0: [4, 5]}
+    assert of_prompts(prompt=[2, 3, 4], truncate_prompt_tokens=2, truncation_side="right") == {0: [2, 3]}
+    assert of_prompts(prompt="w" * CONTEXT, truncate_prompt_tokens=-1, max_tokens=30) == {0: [2] * (CONTEXT - 30)}
+    chat = told("/v1/chat/completions", messages=[{"role": "user", "content": "xy"}])
+    assert [part["prompt_token_ids"] for part in chat if "prompt_token_ids" in part] == [[3, 4]]
+    assert "prompt_token_ids" not in api.post(URL, json={"model": "llm", "prompt": "w"}).text
+    long = api.post(URL, json={"model": "llm", "prompt": "w" * CONTEXT, "return_token_ids": True, "stream": stream})
+    assert (long.status_code, long.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_name_tokens_by_their_ids_where_that_is_asked_for(api: httpx.Client, stream: bool) -> None:
+    body = {"prompt": "wxy", "echo": True, "logprobs": 1, "return_tokens_as_token_ids": True}
+    choice = joined(events(api, **body), 0) if stream else ask(api, **body)["choices"][0]
+    assert choice["logprobs"]["tokens"] == ["token_id:2", "token_id:3", "token_id:4", "token_id:5"]
+    assert choice["logprobs"]["top_logprobs"][2:] == [{"token_id:5": -0.25, "token_id:4": -2.0}, {"token_id:5": -0.125}]
+    assert choice["logprobs"]["text_offset"] == [0, 1, 2, 3]
+    chat = {"messages": [{"role": "user", "content": "wxy"}], "logprobs": True, "return_tokens_as_token_ids": True}
+    answer = api.post("/v1/chat/completions", json={"model": "llm", "stream": stream, **chat})
+    lines = [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")] if stream else [answer.text]
+    told = [choice["logprobs"] for line in lines for choice in json.loads(line)["choices"] if choice["logprobs"]]
+    named = {"token": "token_id:5", "logprob": -0.125, "bytes": [122]}
+    assert told == [{"content": [{**named, "top_logprobs": [named]}]}]
+
+
 def test_more_is_asked_for_than_either_field_tells_and_each_gets_its_own(api: httpx.Client, model: Model) -> None:
     choice = ask(api, prompt="wxy", echo=True, logprobs=0, prompt_logprobs=2)["choices"][0]
     assert model.asked[0]["prompt_logprobs"] == 2
@@ -221,8 +260,9 @@ def test_what_stands_before_a_suffix_is_asked_for_as_the_tokenizer_writes_it(tmp
     ):
         ask(api, prompt=["wx", "w"], suffix="yz", stop_token_ids=[5])
         ask(api, prompt="wx", suffix="")
+        ask(api, prompt="wx", suffix="y", stop_token_ids=[*range(30, 50)])  # the marks have room beside the caller's
         made = sorted(str(prompt) for prompt in model.prompts)
-        assert made == ["[8, 2, 3, 9, 4, 5, 10]", "[8, 2, 9, 4, 5, 10]", "wx"]
+        assert made == ["[8, 2, 3, 9, 4, 10]", "[8, 2, 3, 9, 4, 5, 10]", "[8, 2, 9, 4, 5, 10]", "wx"]
         assert model.asked[0]["stop_token_ids"] == [5, 8, 9, 10, 11]
         for change, param in (({"echo": True}, "suffix"), ({"prompt": [2]}, "suffix"), ({"prompt": "w" * 99}, "prompt")):
             refused = api.post(URL, json={"model": "llm", "prompt": "w", "suffix": "y", **change})
@@ -255,6 +295,27 @@ def test_texts_and_chats_become_tokens_and_text_again(api: httpx.Client) -> None
     assert plain == {"count": 2, "max_model_len": CONTEXT, "tokens": [2, 3], "token_strs": None}
     assert ask(api, "/tokenize", messages=[{"role": "user", "content": "xyz"}])["tokens"] == [3, 4, 5]
     assert ask(api, "/detokenize", tokens=[3, 4, 5]) == {"prompt": "xyz"}
+
+
+def test_a_tokenizer_tells_its_special_tokens_and_its_template(tmp_path: Path) -> None:
+    """As lm-evaluation-harness reads them with `tokenizer_backend=remote`, which names no model."""
+    repository = small_repository(tmp_path)
+    write_tokenizer(repository / "llm" / "1")
+    file = repository / "llm" / "1" / "llm.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "special_tokens": {"eos_token": "<s>", "bos_token": ""}}))
+    with gateway(repository, 9) as running, httpx.Client(base_url=running.url, timeout=60) as api:
+        told = api.get("/tokenizer_info")
+        assert told.status_code == 200, told.text
+        named = {"eos_token": "<s>", "bos_token": None, "pad_token": None}
+        assert told.json() == {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": CONTEXT,
+            **named,
+            "chat_template": TEMPLATE,
+        }
+        assert api.get("/tokenizer_info?model=llm").json() == told.json()
+        gone = api.get("/tokenizer_info?model=gone")
+        assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found")
 
 
 def test_tokens_of_a_chat_are_those_of_its_tools_too(tmp_path: Path) -> None:

@@ -265,6 +265,15 @@ def test_unknown_fields_are_ignored_and_named_where_that_is_asked_for(lenient: h
     named = answer.headers["x-nereid-ignored-fields"].split(", ")
     assert sorted(named) == ["messages.0.content.0.weight", "num_ctx", "w\\u00efnd\\n"]
     assert "x-nereid-ignored-fields" not in lenient.post(CHAT, json=BODIES[CHAT]).headers
+    for name in ("structured_outputs", "guided_decoding"):
+        given = {"regex": "a", "lookahead": 1, "x.y": {}}
+        answer = lenient.post(COMPLETIONS, json={**BODIES[COMPLETIONS], name: given, "num_ctx": 5})
+        assert answer.status_code == 200, answer.text
+        assert {*answer.headers["x-nereid-ignored-fields"].split(", ")} == {"num_ctx", f"{name}.lookahead", f"{name}.x.y"}
+        as_text = lenient.post(COMPLETIONS, json={**BODIES[COMPLETIONS], name: json.dumps(given)})
+        assert (as_text.status_code, as_text.json()["error"]["param"]) == (400, f"{name}.lookahead")
+    many = {"regex": "a", **{f"x{i}": 1 for i in range(1000)}}
+    assert lenient.post(COMPLETIONS, json={**BODIES[COMPLETIONS], "structured_outputs": many}).status_code == 400
     wrong = lenient.post(CHAT, json={**body, "temperature": "hot"})
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "temperature")
 
@@ -289,6 +298,33 @@ def test_older_names_of_structured_outputs_are_taken(
     assert (both.status_code, both.json()["error"]["param"]) == (400, older)
     wrong = api.post(CHAT, json={**BODIES[CHAT], older: 3})
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, older)
+
+
+def test_an_object_of_vllms_with_all_its_members_is_taken(api: httpx.Client, models: Models) -> None:
+    sent = {"json_object": True, "regex": None, "structural_tag": None, "disable_fallback": False, "backend": "auto"}
+    for route, name in ((CHAT, "structured_outputs"), (COMPLETIONS, "guided_decoding")):
+        answer = api.post(route, json={**BODIES[route], name: sent})
+        assert answer.status_code == 200, answer.text
+        assert models.asked[-1]["structured_outputs"]["json_object"] is True
+        wrong = api.post(route, json={**BODIES[route], name: {"regex": 3}})
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, f"{name}.regex")
+
+
+def test_a_completion_has_the_form_that_is_asked_for_as_a_chat_has(api: httpx.Client, models: Models) -> None:
+    """vLLM's completions have OpenAI's field of chats."""
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}}
+    of_schema = {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": schema}}
+    for form, wanted in (({"type": "text"}, None), ({"type": "json_object"}, {"type": "object"}), (of_schema, schema)):
+        for route in (CHAT, COMPLETIONS):
+            answer = api.post(route, json={**BODIES[route], "response_format": form})
+            assert answer.status_code == 200, answer.text
+            assert models.asked[-1].get("structured_outputs") == (None if wanted is None else {"json": wanted})
+    for wrong, param in (({"type": "xml"}, "response_format.type"), ({"type": "json_schema"}, "response_format.json_schema")):
+        refused = api.post(COMPLETIONS, json={**BODIES[COMPLETIONS], "response_format": wrong})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+    both = {"response_format": of_schema, "guided_regex": "a"}
+    refused = api.post(COMPLETIONS, json={**BODIES[COMPLETIONS], **both})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "response_format")
 
 
 def test_the_likeliest_of_several_answers_are_told(api: httpx.Client, models: Models) -> None:

@@ -70,7 +70,7 @@ def test_with_keys_it_needs_one_and_says_so(repository: Path, document: dict[str
 def test_every_route_is_there_and_says_what_it_reads(repository: Path, rules: Rules, document: dict[str, Any]) -> None:
     settings = GatewaySettings(repository=repository, grpc_url="", metrics_url="", ready_url="", rules=rules)
     routes: list[Any] = [route for route in create_app(settings).routes if getattr(route, "include_in_schema", False)]
-    served = {(route.path, method) for route in routes for method in route.methods - {"HEAD"}}
+    served = {(route.path_format, method) for route in routes for method in route.methods - {"HEAD"}}
     assert served == {(path, method.upper()) for path, methods in document["paths"].items() for method in methods}
     for path, methods in document["paths"].items():
         for method, operation in methods.items():

@@ -106,11 +106,14 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
         model, client, places = catalogue.find(body.model, "llm")
         chat = await chats.read_chat(body, model)
         request.state.names = chat.names
+        prompt_ids = await texts.told_prompt_ids(body.return_token_ids, chat.prompt, chat.sampling, model)
         answer = ChatAnswer(
             id=_stamp("chatcmpl"),
             created=int(time.time()),
             model=model.id,
             token_ids=body.return_token_ids,
+            tokens_by_ids=body.return_tokens_as_token_ids,
+            prompt_ids=prompt_ids,
             prompt_logprobs=body.prompt_logprobs,
             new_stream=chat.new_stream,
             tells_reasoning=chat.tells_reasoning,
@@ -154,7 +157,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
     async def lay_out(request: Request) -> Response:
         body = await read_body(request, LayoutBody, lenient)
         section = layouts.section_of(body.html, body.elements)
-        model, client, places = catalogue.find(body.model or catalogue.only("layout"), "layout")
+        model, client, places = catalogue.find(body.model, "layout")
         asked = (client, section, body.canvas, body.options, model.id, request.state.request_id)
         if body.stream:
             return await begin_stream(request, places.during(layouts.stream(*asked)), {}, ends_with_done=False)
@@ -164,7 +167,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
     @described("A web page from a brief.", body=PageBody, streams=True)
     async def make_page(request: Request) -> Response:
         body = await read_body(request, PageBody, lenient)
-        model, client, places = catalogue.find(body.model or catalogue.only("page"), "page")
+        model, client, places = catalogue.find(body.model, "page")
         asked = (client, body.brief, body.options, model.id, request.state.request_id)
         if body.stream:
             return await begin_stream(request, places.during(pages.stream(*asked)), {}, ends_with_done=False)
@@ -175,19 +178,23 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
     async def tokenize(request: Request) -> Response:
         body = await read_body(request, tokenizing.TokenizeBody, lenient)
         request.state.names = tokenizing.tokenize_names(body)
-        return JSONResponse(await tokenizing.tokenize(body, catalogue.find(body.model or catalogue.only("llm"), "llm")[0]))
+        return JSONResponse(await tokenizing.tokenize(body, catalogue.find(body.model, "llm")[0]))
 
     @described("The text of tokens.", body=tokenizing.DetokenizeBody)
     async def detokenize(request: Request) -> Response:
         body = await read_body(request, tokenizing.DetokenizeBody, lenient)
-        return JSONResponse(await tokenizing.detokenize(body, catalogue.find(body.model or catalogue.only("llm"), "llm")[0]))
+        return JSONResponse(await tokenizing.detokenize(body, catalogue.find(body.model, "llm")[0]))
+
+    @described("A model's special tokens and chat template.", query={"model": {"type": "string"}})
+    async def tokenizer_info(request: Request) -> Response:
+        return JSONResponse(tokenizing.tokenizer_info(catalogue.find(request.query_params.get("model"), "llm")[0]))
 
     @described("The version of this project.")
     async def version(request: Request) -> Response:
         return JSONResponse({"version": own_version()})
 
     def image(name: str | None) -> ServedImages:
-        model, client, places = catalogue.find(catalogue.only("image") if name is None else name, "image")
+        model, client, places = catalogue.find(name, "image")
         return ServedImages(model.id, model.image, client, places)
 
     rules = settings.rules
@@ -216,7 +223,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
         lifespan=lifespan,
         routes=[
             Route("/v1/models", list_models),
-            Route("/v1/models/{name}", show_model),
+            Route("/v1/models/{name:path}", show_model),
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", complete, methods=["POST"]),
             Route("/v1/embeddings", embed, methods=["POST"]),
@@ -230,6 +237,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             Route("/v1/pages", make_page, methods=["POST"]),
             Route("/tokenize", tokenize, methods=["POST"]),
             Route("/detokenize", detokenize, methods=["POST"]),
+            Route("/tokenizer_info", tokenizer_info),
             Route("/version", version),
             Route("/health", health),
             Route("/metrics", show_metrics),

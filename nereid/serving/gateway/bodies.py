@@ -26,6 +26,8 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 """Half of a pair: no character, which can be sent and kept nowhere."""
 
 
+_MOST_LOOKS = 20
+"""At a body for what nobody knows: of some objects one member is found at a time."""
 IGNORED = "ignored_fields"
 """In a request's state: fields of its body that nobody knows, where they are ignored."""
 
@@ -62,26 +64,25 @@ async def read_body(request: Request, schema: type[B], lenient: bool = False, *,
 
 def made_of(value: dict[str, Any], request: Request, schema: type[B], lenient: bool) -> B:
     """What was sent as `schema`; raises ApiError with one sentence that names the field."""
-    try:
-        return schema.model_validate(value)
-    except ValidationError as error:
-        problems = error.errors(include_url=False)
-    if lenient and (unknown := unknown_fields(schema, problems)):
-        request.scope["state"][IGNORED] = [".".join(path) for path in unknown]
-        for path in unknown:
-            _drop(value, path)
+    ignored: list[str] = []
+    for _ in range(_MOST_LOOKS):
         try:
             return schema.model_validate(value)
         except ValidationError as error:
             problems = error.errors(include_url=False)
+        dropped = [path for path in unknown_fields(schema, problems) if _drop(value, path)] if lenient else []
+        if not dropped:
+            break
+        ignored += [".".join(path) for path in dropped]
+        request.scope["state"][IGNORED] = ignored
     raise refusal(schema, problems) from None
 
 
-def _drop(value: Any, path: Sequence[str]) -> None:
-    """Take a member out of an object, some levels down."""
+def _drop(value: Any, path: Sequence[str]) -> bool:
+    """Take a member out of an object, some levels down; whether it was there. An object that came as text stays as it is."""
     for part in path[:-1]:
         value = value[int(part)] if isinstance(value, list) else value[part]
-    value.pop(path[-1], None)
+    return isinstance(value, dict) and value.pop(path[-1], None) is not None
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:

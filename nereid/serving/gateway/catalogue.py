@@ -89,8 +89,9 @@ class Catalogue:
 
     # --- what routes ask ---
 
-    def find(self, name: str, kind: str) -> Found:
-        """Raises ApiError, OpenAI's `model_not_found`."""
+    def find(self, name: str | None, kind: str) -> Found:
+        """Without a name the only one of the kind. Raises ApiError, OpenAI's `model_not_found`."""
+        name = name or self.only(kind)
         model = self.models.get(name)
         if model is None or model.kind != kind:
             known = ", ".join(item.id for item in self.models.values() if item.kind == kind) or "none"
@@ -109,7 +110,8 @@ class Catalogue:
         if len(found) == 1:
             return found[0]
         known = ", ".join(found) or "none"
-        raise ApiError(400, f"model: it is missing; it must be one of those served here: {known}", param="model")
+        sentence = f"model: it is missing; it must be one of those served here: {known}"
+        raise ApiError(400, sentence, param="model", code="missing_required_parameter")
 
     def listed(self) -> dict[str, Any]:
         """/v1/models; first those that OpenAI's own routes take, for there are clients that ask the first one."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nereid.serving.gateway.answer_streams import AnswerStream
-from nereid.serving.gateway.logprobs import prompt_logprobs, token_bytes
+from nereid.serving.gateway.logprobs import by_ids, prompt_logprobs, token_bytes
 from nereid.serving.gateway.said import Arguments, Call, Reasoning, Said, Text
 from nereid.serving.gateway.texts import Prompt, told_ids, usage_of
 from nereid_client.texts import TextChoice, TextDelta, TextResult
@@ -19,13 +19,16 @@ STOP, TOOL_CALLS = "stop", "tool_calls"
 class ChatAnswer:
     """One request's answers; `new_stream` takes apart one of them. `tells_reasoning`: whether thoughts are told.
 
-    `counts_thoughts`: whether usage tells how many tokens they have.
+    `counts_thoughts`: whether usage tells how many tokens they have. `tokens_by_ids`: whether log probabilities name tokens so.
+    `prompt_ids` is told of the prompt beside the choices.
     """
 
     id: str
     created: int
     model: str
     token_ids: bool = False
+    tokens_by_ids: bool = False
+    prompt_ids: Mapping[str, Any] = field(default_factory=dict)
     prompt_logprobs: int | None = None
     new_stream: Callable[[], AnswerStream] = AnswerStream
     tells_reasoning: bool = True
@@ -40,6 +43,7 @@ class ChatAnswer:
             "choices": choices,
             "usage": usage_of(*counts, self.reasoning_tokens),
             **self._told_of_prompt(result),
+            **self.prompt_ids,
         }
 
     @property
@@ -58,14 +62,14 @@ class ChatAnswer:
         return {
             "index": choice.index,
             "message": message_of(said, tells_reasoning=self.tells_reasoning),
-            "logprobs": chat_logprobs(choice.logprobs),
+            "logprobs": self._logprobs(choice.logprobs),
             "finish_reason": _reason(choice.finish_reason, stream),
             **told_ids(self.token_ids, choice),
         }
 
     def opening(self, index: int, prompt: Prompt) -> dict[str, Any] | None:
         self._streams[index] = self.new_stream()
-        return self._chunk(index, {"role": "assistant", "content": ""}, None, None)
+        return {**self._chunk(index, {"role": "assistant", "content": ""}, None, None), **self.prompt_ids}
 
     def chunks(self, delta: TextDelta) -> list[dict[str, Any]]:
         """As OpenAI does it, the reason comes in a chunk of its own, whose delta is empty: some clients read no text there.
@@ -104,8 +108,11 @@ class ChatAnswer:
     def _chunk(
         self, index: int, delta: dict[str, Any], logprobs: list[dict[str, Any]] | None, reason: str | None
     ) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": chat_logprobs(logprobs), "finish_reason": reason}
+        choice = {"index": index, "delta": delta, "logprobs": self._logprobs(logprobs), "finish_reason": reason}
         return {**self._head("chat.completion.chunk"), "choices": [choice]}
+
+    def _logprobs(self, found: list[dict[str, Any]] | None) -> dict[str, Any] | None:
+        return chat_logprobs(by_ids(found) if self.tokens_by_ids and found is not None else found)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -151,6 +158,6 @@ def chat_logprobs(found: list[dict[str, Any]] | None) -> dict[str, Any] | None:
         return None
 
     def entry(item: dict[str, Any]) -> dict[str, Any]:
-        return {"token": item["token"], "logprob": item["logprob"], "bytes": list(token_bytes(item))}
+        return {"token": item.get("name", item["token"]), "logprob": item["logprob"], "bytes": list(token_bytes(item))}
 
     return {"content": [{**entry(item), "top_logprobs": [entry(other) for other in item["top"]]} for item in found]}

@@ -14,6 +14,7 @@ from nereid.serving.gateway.chat_templates import Chat
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.grammar_parts import NotBindableError
 from nereid.serving.gateway.offered import Offered
+from nereid.serving.gateway.response_formats import NAMES_OF_ANSWER, schema_of_answer
 from nereid.serving.gateway.schemas import ChatBody
 from nereid.serving.gateway.thoughts import Thinking
 from nereid.serving.gateway.tool_grammars import AnswerForm
@@ -58,7 +59,7 @@ def chat_asked(body: ChatBody, model: Offered) -> ChatAsked:
     prompt = model.prompt(_chat_of(body, model, tools))
     thinking = _thinking(body, model, prompt)
     sampling, names = _sampling(body, model), _names(body)
-    schema = _schema(body)
+    schema = schema_of_answer(body)
     if tools is not None and (tools.must or tools.strict or schema is not None):
         names["structured_outputs.grammar"] = names["structured_outputs"] = "tools"
         form = AnswerForm(thinking=thinking, calls=calls, called=tools.must, schema=schema, tokens=model.tokens)
@@ -158,7 +159,7 @@ def _names(body: ChatBody) -> dict[str, str]:
     if body.max_completion_tokens is not None:
         names["max_tokens"] = "max_completion_tokens"
     if body.response_format is not None:
-        names |= {"structured_outputs": "response_format", "structured_outputs.json": "response_format.json_schema.schema"}
+        names |= NAMES_OF_ANSWER
     return names
 
 
@@ -175,17 +176,3 @@ def _sampling(body: ChatBody, model: Offered) -> dict[str, Any]:
     if model.whole_templates:
         sampling.setdefault("add_special_tokens", False)
     return model.adapted({**sampling, "max_tokens": limit})
-
-
-def _schema(body: ChatBody) -> dict[str, Any] | None:
-    """What binds the answer's text."""
-    wanted = body.response_format
-    if wanted is None or wanted.type == "text":
-        return None
-    if body.structured_outputs is not None:
-        raise ApiError(400, "response_format: structured_outputs is given, too; send one of them", param="response_format")
-    if wanted.type == "json_object":
-        return {"type": "object"}
-    if wanted.json_schema is None:
-        raise ApiError(400, "response_format.json_schema: is missing", param="response_format.json_schema")
-    return wanted.json_schema.schema_

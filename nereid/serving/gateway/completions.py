@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.infill import Infill
-from nereid.serving.gateway.logprobs import Offsets, completion_logprobs, prompt_logprobs
+from nereid.serving.gateway.logprobs import Offsets, by_ids, completion_logprobs, prompt_logprobs
 from nereid.serving.gateway.merging import merged
 from nereid.serving.gateway.offered import Offered
+from nereid.serving.gateway.response_formats import NAMES_OF_ANSWER, schema_of_answer
 from nereid.serving.gateway.schemas import CompletionBody, Usage
-from nereid.serving.gateway.texts import Prompt, told_ids, usage_of
+from nereid.serving.gateway.texts import Prompt, told_ids, told_prompt_ids, usage_of
 from nereid.serving.gateway.waiting import Event
 from nereid_client import AsyncClient
 from nereid_client.texts import TextChoice, TextDelta, TextResult
@@ -24,10 +25,14 @@ MOST_PROMPTS = 64
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One prompt as `llm` gets it, and the text that stands before its answers, where the prompt is given back."""
+    """One prompt as `llm` gets it, and the text that stands before its answers, where the prompt is given back.
+
+    `told` is told of it in its answers.
+    """
 
     prompt: Prompt
     lead: str = ""
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 def completion_names(body: CompletionBody) -> dict[str, str]:
@@ -35,6 +40,8 @@ def completion_names(body: CompletionBody) -> dict[str, str]:
     names = {"text_input": "prompt", "input_ids": "prompt", **body.names}
     if body.echo and body.logprobs is not None:
         names["prompt_logprobs"] = "logprobs"
+    if body.response_format is not None:
+        names |= NAMES_OF_ANSWER
     return names if body.best_of is None else {**names, "n": "best_of"}
 
 
@@ -49,6 +56,8 @@ def completion_sampling(body: CompletionBody, model: Offered) -> dict[str, Any]:
         made["logprobs"] = body.logprobs
         if body.echo:
             made["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
+    if (schema := schema_of_answer(body)) is not None:
+        made["structured_outputs"] = {"json": schema}
     return model.adapted(made)
 
 
@@ -57,6 +66,11 @@ async def asked_of(body: CompletionBody, model: Offered, sampling: dict[str, Any
 
     Raises ApiError.
     """
+    asked = await _asked(body, model, sampling)
+    return [replace(item, told=await told_prompt_ids(body.return_token_ids, item.prompt, sampling, model)) for item in asked]
+
+
+async def _asked(body: CompletionBody, model: Offered, sampling: dict[str, Any]) -> list[Asked]:
     prompts = _prompts_of(body)
     if body.suffix:
         return await _infilled(body, prompts, model, sampling)
@@ -145,7 +159,7 @@ class CompletionAnswer:
         choices: list[dict[str, Any]] = []
         for item, result in zip(asked, results, strict=True):
             best = _likeliest(result.choices, self.body.n)
-            choices += [self._choice(len(choices) + i, choice, item.lead, result) for i, choice in enumerate(best)]
+            choices += [self._choice(len(choices) + i, choice, item, result) for i, choice in enumerate(best)]
         usage = usage_of(
             sum(result.num_input_tokens for result in results),
             sum(result.num_cached_tokens for result in results),
@@ -153,15 +167,15 @@ class CompletionAnswer:
         )
         return {**self._head(), "choices": choices, "usage": usage}
 
-    def _choice(self, index: int, choice: TextChoice, lead: str, result: TextResult) -> dict[str, Any]:
-        scores = result.prompt_logprobs
+    def _choice(self, index: int, choice: TextChoice, asked: Asked, result: TextResult) -> dict[str, Any]:
+        scores, lead = result.prompt_logprobs, asked.lead
         return {
             "index": index,
             "text": lead + choice.text,
             "logprobs": self._logprobs(choice.logprobs, Offsets(len(lead)), scores if self.body.echo else None),
             "finish_reason": choice.finish_reason,
             **told_ids(self.body.return_token_ids, choice),
-            **self._told_of(scores),
+            **self._told_of(asked, scores),
         }
 
     async def stream(
@@ -182,20 +196,20 @@ class CompletionAnswer:
                 written += len(delta.token_ids)
                 if usage is Usage.EACH:
                     more = {"usage": _total(read, written)}
-                for chunk in self._chunks(place, asked[place].lead, delta):
+                for chunk in self._chunks(place, asked[place], delta):
                     yield None, {**chunk, **more}
         if usage is not Usage.NONE:
             yield None, {**self._head(), "choices": [], "usage": _total(read, written)}
 
-    def _chunks(self, place: int, lead: str, delta: TextDelta) -> list[dict[str, Any]]:
+    def _chunks(self, place: int, asked: Asked, delta: TextDelta) -> list[dict[str, Any]]:
         index = place * self.body.n + delta.index
         if delta.prompt_logprobs is not None:
             self._scores[place] = delta.prompt_logprobs
-        state = self._choices.setdefault(index, _Written(Offsets(len(lead))))
+        state = self._choices.setdefault(index, _Written(Offsets(len(asked.lead))))
         made = []
         if not state.opened:
             state.opened = True
-            made += self._opening(index, lead, self._scores.get(place))
+            made += self._opening(index, asked, self._scores.get(place))
         if delta.text or delta.finish_reason or delta.logprobs or self.body.return_token_ids:
             logprobs = self._logprobs(delta.logprobs, state.offsets)
             made.append(
@@ -203,25 +217,28 @@ class CompletionAnswer:
             )
         return made
 
-    def _opening(self, index: int, lead: str, scores: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    def _opening(self, index: int, asked: Asked, scores: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
         """A choice's first chunk, where there is something to tell of its prompt."""
-        told = self._told_of(scores)
+        told = self._told_of(asked, scores)
         if not (self.body.echo or told):
             return []
         logprobs = None if scores is None or not self.body.echo else self._logprobs([], Offsets(0), scores)
-        return [self._chunk(index, lead, logprobs, None, **told)]
+        return [self._chunk(index, asked.lead, logprobs, None, **told)]
 
     def _logprobs(
         self, found: list[dict[str, Any]] | None, offsets: Offsets, scores: list[dict[str, Any]] | None = None
     ) -> dict[str, Any] | None:
         if self.body.logprobs is None:
             return None
+        if self.body.return_tokens_as_token_ids:
+            found, scores = None if found is None else by_ids(found), by_ids(scores or ())
         return completion_logprobs(found, offsets, scores or (), self.body.logprobs)
 
-    def _told_of(self, scores: list[dict[str, Any]] | None) -> dict[str, Any]:
-        """vLLM's field, where it is asked for."""
+    def _told_of(self, asked: Asked, scores: list[dict[str, Any]] | None) -> dict[str, Any]:
+        """vLLM's fields, where they are asked for."""
         top = self.body.prompt_logprobs
-        return {} if top is None or scores is None else {"prompt_logprobs": prompt_logprobs(scores, top)}
+        scored = {} if top is None or scores is None else {"prompt_logprobs": prompt_logprobs(scores, top)}
+        return {**scored, **asked.told}
 
     def _chunk(self, index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None, **more: Any) -> dict[str, Any]:
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason, **more}

@@ -11,7 +11,8 @@ from nereid.serving.errors import ServingError
 from nereid.serving.gateway.limits import Limits
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS
 
-_ALIAS = re.compile(r"[^\s/]{1,128}")
+_ALIAS = re.compile(r"(?=.{1,128}\Z)[^\s/]+(?:/[^\s/]+)*")
+"""Also as the Hugging Face Hub names a model, which is what callers of other servers send."""
 API_KEY = "NEREID_API_KEY"
 """Environment variable of the key: no process list shows it, and Triton's processes do not get it."""
 
@@ -75,7 +76,7 @@ def aliases_of(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         name, _, model = word.partition("=")
         if not (model and _ALIAS.fullmatch(name)):
-            raise ServingError(f"--alias: {word!r} is not allowed; it must be NAME=MODEL, NAME without blanks and slashes")
+            raise ServingError(f"--alias: {word!r} is not allowed; it must be NAME=MODEL, NAME without blanks, slashes within")
         if name in made:
             raise ServingError(f"--alias: {word!r} is not allowed; the name stands for {made[name]} already")
         made[name] = model

@@ -77,8 +77,15 @@ def _top(item: Entry, likeliest: Sequence[Entry]) -> dict[str, float]:
     return made
 
 
+def by_ids(found: Sequence[Entry]) -> list[dict[str, Any]]:
+    """The same tokens with vLLM's names of their ids, which differ also where texts do not."""
+    return [{**item, "name": f"token_id:{item['token_id']}", "top": by_ids(item.get("top", ()))} for item in found]
+
+
 def _shown(item: Entry) -> str:
     """A token's text, or its bytes as OpenAI writes them: two parts of characters are not to become one name."""
+    if "name" in item:
+        return str(item["name"])
     if "bytes" not in item:
         return str(item["token"])
     return "bytes:" + "".join(f"\\x{byte:02x}" for byte in item["bytes"])

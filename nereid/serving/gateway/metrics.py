@@ -60,6 +60,7 @@ ROUTES = (
     "DELETE /v1/responses",
     "POST /tokenize",
     "POST /detokenize",
+    "GET /tokenizer_info",
     "GET /version",
     "POST /v1/files",
     "GET /v1/files",

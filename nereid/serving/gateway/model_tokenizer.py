@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from nereid.flow.errors import ContextLengthError, RequestError
-from nereid.llm.prompts import tokens_of_text
+from nereid.llm.prompts import Kept, read_part, tokens_of_text
 from nereid.llm.settings import LlmFacts, read_tokenizer
 from nereid.serving.errors import ServingError
 from nereid_client.errors import typed
@@ -48,6 +49,21 @@ class ModelTokenizer:
         except RequestError as error:
             raise typed(error.wire()) from None
         return list(found.ids)
+
+    def prompt_ids(self, prompt: str | Sequence[int], sampling: Mapping[str, Any]) -> list[int]:
+        """What `llm` reads of a prompt with these sampling parameters. Raises InvalidRequestError as it does."""
+        tokenizer, facts = self._files()
+        answer, last = sampling.get("max_tokens"), sampling.get("truncation_side") != "right"
+        special = sampling.get("add_special_tokens") is not False
+        try:
+            kept = Kept.asked(sampling.get("truncate_prompt_tokens"), self.longest, answer=answer, last=last)
+            if not isinstance(prompt, str):
+                return list(prompt if kept is None else kept.of(prompt))
+            if kept is None:
+                return list(tokens_of_text(prompt, tokenizer, facts, self.longest, add_special_tokens=special).ids)
+            return list(read_part(prompt, tokenizer, facts, self.longest, kept, add_special_tokens=special).tokens)
+        except RequestError as error:
+            raise typed(error.wire()) from None
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Special tokens included. Raises InvalidRequestError, naming `tokens`, for more than the context holds."""

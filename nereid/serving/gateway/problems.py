@@ -65,7 +65,9 @@ def refusal(schema: type[BaseModel], problems: Sequence[Problem]) -> ApiError:
 def unknown_fields(schema: type[BaseModel], problems: Sequence[Problem]) -> list[list[str]]:
     """The paths of fields that neither the schema nor the table of unused fields has."""
     extra = [written_path(schema, problem["loc"]) for problem in problems if problem["type"] == "extra_forbidden"]
-    return [path for path in extra if _unused(schema, path) is None]
+    causes = [problem.get("ctx", {}).get("error") for problem in problems]
+    members = [cause.field.split(".", 1) for cause in causes if isinstance(cause, SamplingError) and cause.unknown]
+    return [*(path for path in extra if _unused(schema, path) is None), *members]
 
 
 def _unused(schema: type[BaseModel], path: Sequence[str]) -> UnusedField | None:

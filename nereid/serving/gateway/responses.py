@@ -35,7 +35,7 @@ class Responses:
     """`find` gives a model of a kind, its client and its places; raises ApiError."""
 
     store: ResponseStore
-    find: Callable[[str, str], Found]
+    find: Callable[[str | None, str], Found]
     lenient: bool
 
     @described("An answer to a conversation's items.", body=ResponsesBody, streams=True)

@@ -26,7 +26,7 @@ from nereid.serving.gateway.unused import CHAT, COMPLETIONS, EMBEDDINGS
 from nereid_client.images import annotation
 from nereid_client.layouts import LAYOUT_OPTIONS
 from nereid_client.pages import PAGE_OPTIONS
-from nereid_protocol.sampling import EMBEDDING_FIELDS, GUIDED, SAMPLING_FIELDS, without_aliases
+from nereid_protocol.sampling import EMBEDDING_FIELDS, OLDER, SAMPLING_FIELDS, without_aliases
 from nereid_protocol.sampling_field import Kind, SamplingField
 
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
@@ -34,7 +34,9 @@ TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 
 
 class _Body(Sent):
-    model: str
+    """Without `model` it is for the only language model that is served."""
+
+    model: str = ""
 
 
 class Usage(Enum):
@@ -108,13 +110,13 @@ class SamplingBody(_SamplingFields):  # type: ignore[misc, valid-type]
         if not isinstance(value, dict):
             return handler(value)
         made = handler(without_aliases(value))
-        made._older = {now: older for older, now in GUIDED.items() if value.get(older) is not None}
+        made._older = {now: older for older, now in OLDER.items() if value.get(older) is not None}
         return made
 
     @classmethod
     def taken_beside(cls) -> dict[str, Any]:
-        older = {member.alias: schema_of(member) for field in GATEWAY_FIELDS for member in field.members if member.alias}
-        return {**super().taken_beside(), **older}
+        older = [item for field in GATEWAY_FIELDS for item in (field, *field.members) if item.alias]
+        return {**super().taken_beside(), **{item.alias: schema_of(item) for item in older}}
 
     @property
     def names(self) -> dict[str, str]:
@@ -142,6 +144,7 @@ class ChatBody(SamplingBody):
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    return_tokens_as_token_ids: bool = False
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
@@ -169,6 +172,8 @@ class CompletionBody(SamplingBody):
     prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
     max_tokens: int | None = 16
     logprobs: int | None = Field(default=None, ge=0, le=20)
+    return_tokens_as_token_ids: bool = False
+    response_format: ResponseFormat | None = None
     echo: bool = False
     best_of: int | None = Field(default=None, ge=1, le=16)
     suffix: str | None = None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Protocol
 
+from nereid.serving.gateway.offered import Offered
 from nereid.serving.gateway.schemas import Usage
 from nereid.serving.gateway.waiting import Event
 from nereid_client import AsyncClient
@@ -75,3 +77,10 @@ def usage_of(input_tokens: int, cached: int, output_tokens: int, reasoning: int 
 def told_ids(wanted: bool, answer: TextChoice | TextDelta) -> dict[str, Any]:
     """vLLM's `return_token_ids`."""
     return {"token_ids": list(answer.token_ids)} if wanted else {}
+
+
+async def told_prompt_ids(wanted: bool, prompt: Prompt, sampling: Mapping[str, Any], model: Offered) -> dict[str, list[int]]:
+    """The same of a prompt, where the model's files have its tokenizer; raises NereidError for one that cannot be read."""
+    if not wanted or model.own_tokenizer is None:
+        return {}
+    return {"prompt_token_ids": await asyncio.to_thread(model.own_tokenizer.prompt_ids, prompt, sampling)}

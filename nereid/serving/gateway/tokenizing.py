@@ -1,4 +1,4 @@
-"""/tokenize and /detokenize in vLLM's form: a model's own tokenizer, for texts and for chats."""
+"""/tokenize, /detokenize and /tokenizer_info in vLLM's form: a model's own tokenizer, for texts and for chats."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from nereid.serving.gateway import chats
+from nereid.serving.gateway.chat_templates import DEFAULT
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.messages import Message
 from nereid.serving.gateway.offered import Offered
@@ -18,7 +19,6 @@ from nereid.serving.gateway.sent import Sent
 class TokenizeBody(ChatBody):
     """A text, or a chat with all that its template reads; one of `prompt` and `messages`."""
 
-    model: str = ""
     prompt: str | None = None
     messages: list[Message] = Field(default_factory=list, max_length=1000)
     return_token_strs: bool = False
@@ -55,3 +55,16 @@ async def tokenize(body: TokenizeBody, model: Offered) -> dict[str, Any]:
 async def detokenize(body: DetokenizeBody, model: Offered) -> dict[str, Any]:
     """The tokens' text; raises ApiError, NereidError."""
     return {"prompt": await asyncio.to_thread(model.tokenizer.decode, body.tokens)}
+
+
+def tokenizer_info(model: Offered) -> dict[str, Any]:
+    """What transformers' tokenizer_config.json says of a checkpoint, as far as export kept it: null where there is none."""
+    named = {name: model.special_tokens.get(name) for name in ("bos_token", "eos_token", "pad_token")}
+    template = None if model.templates is None else model.templates.sources.get(DEFAULT)
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model.tokenizer.longest,
+        **named,
+        **model.special_tokens,
+        "chat_template": template,
+    }
