@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from nereid.serving.gateway.messages import FunctionCall
+from nereid.serving.gateway.metadata import Metadata
 from nereid.serving.gateway.schemas import SamplingBody
 from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.tools import MOST_TOOLS
@@ -164,7 +165,8 @@ class ResponsesBody(SamplingBody):
     reasoning: ReasoningOptions | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = Field(default_factory=list)
-    metadata: dict[str, str] = Field(default_factory=dict)
+    metadata: Metadata = Field(default_factory=dict)
+    truncation: Literal["auto", "disabled"] = "disabled"
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     stream_options: ResponseStreamOptions | None = None  # type: ignore[assignment]
 

@@ -29,6 +29,8 @@ from nereid_client.pages import PAGE_OPTIONS
 from nereid_protocol.sampling import EMBEDDING_FIELDS, GUIDED, SAMPLING_FIELDS, without_aliases
 from nereid_protocol.sampling_field import Kind, SamplingField
 
+MOST_MESSAGES = 1000
+"""Of a chat."""
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 """What `llm` takes as int32; whether the vocabulary has it, the model says."""
 
@@ -137,7 +139,7 @@ class SamplingBody(_SamplingFields):  # type: ignore[misc, valid-type]
 class ChatBody(SamplingBody):
     place = CHAT
 
-    messages: list[Message] = Field(min_length=1, max_length=1000)
+    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     logprobs: bool = False

@@ -119,7 +119,6 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("prompt_cache_options", None, _CACHE),
         ("service_tier", ("auto", "default"), _WHERE),
         ("background", (False,), "Whether the caller asks for the answer later."),
-        ("truncation", ("disabled",), "Cuts the conversation."),
         ("max_tool_calls", None, "Of tools that a provider runs itself; there are none here."),
         ("conversation", (), "A provider's store of conversations."),
         ("prompt", (), "A provider's store of prompts."),
