@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +13,9 @@ from nereid.serving.gateway.channel_streams import MESSAGE, START
 from nereid.serving.gateway.chat_templates import Chat
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.grammar_parts import NotBindableError
+from nereid.serving.gateway.messages import Message
 from nereid.serving.gateway.offered import Offered
-from nereid.serving.gateway.schemas import ChatBody
+from nereid.serving.gateway.schemas import ChatBody, EmbeddingBody
 from nereid.serving.gateway.thoughts import Thinking
 from nereid.serving.gateway.tool_grammars import AnswerForm
 from nereid.serving.gateway.tools import ToolsAsked, check_messages, tools_asked
@@ -130,23 +131,33 @@ def _grammar(form: AnswerForm, body: ChatBody) -> str:
 def _chat_of(body: ChatBody, model: Offered, tools: ToolsAsked | None) -> Chat:
     """What the model's chat template is given; raises ApiError for what it has no use for."""
     variables = dict(body.chat_template_kwargs)
-    if body.continue_final_message and "add_generation_prompt" in body.model_fields_set and body.add_generation_prompt:
-        sentence = "true is not allowed with add_generation_prompt true; one of them must be false"
-        raise ApiError(400, f"continue_final_message: {sentence}", param="continue_final_message")
     if body.reasoning_effort is not None:
         if not model.chat_templates().reads("reasoning_effort"):
             sentence = f"this field is not supported by the chat template of {model.id!r}"
             raise ApiError(400, f"reasoning_effort: {sentence}", param="reasoning_effort", code="unsupported_parameter")
         variables.setdefault("reasoning_effort", body.reasoning_effort)
-    messages = [message.for_template for message in body.messages]
+    chat = _conversation(body, body.messages, model)
+    return replace(chat, tools=tools.tools if tools is not None else None, documents=body.documents or None, variables=variables)
+
+
+def embedded_prompt(body: EmbeddingBody, messages: Sequence[Message], model: Offered) -> str:
+    """A chat that is read, and not answered; raises ApiError for one that cannot be."""
+    check_messages(messages)
+    return model.prompt(_conversation(body, messages, model))
+
+
+def _conversation(body: ChatBody | EmbeddingBody, messages: Sequence[Message], model: Offered) -> Chat:
+    """Of a chat what all bodies of chats say; raises ApiError."""
+    if body.continue_final_message and "add_generation_prompt" in body.model_fields_set and body.add_generation_prompt:
+        sentence = "true is not allowed with add_generation_prompt true; one of them must be false"
+        raise ApiError(400, f"continue_final_message: {sentence}", param="continue_final_message")
+    rendered = [message.for_template for message in messages]
     form = model.tool_format
     return Chat(
-        messages=messages if form is None or form.ids is None else with_ids(messages, form.ids),
-        tools=tools.tools if tools is not None else None,
-        documents=body.documents or None,
+        messages=rendered if form is None or form.ids is None else with_ids(rendered, form.ids),
         add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
         continue_final_message=body.continue_final_message,
-        variables=variables,
+        variables=body.chat_template_kwargs,
         template=body.chat_template,
         write_calls=None if form is None else form.written,
     )

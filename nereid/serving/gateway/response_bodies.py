@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from nereid.serving.gateway.messages import FunctionCall
 from nereid.serving.gateway.metadata import Metadata
-from nereid.serving.gateway.schemas import SamplingBody
+from nereid.serving.gateway.schemas import SamplingBody, TemplateVariables
 from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.tools import MOST_TOOLS
 from nereid.serving.gateway.unused import RESPONSES
@@ -167,7 +167,7 @@ class ResponsesBody(SamplingBody):
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = Field(default_factory=list)
     metadata: Metadata = Field(default_factory=dict)
     truncation: Literal["auto", "disabled"] = "disabled"
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    chat_template_kwargs: TemplateVariables = Field(default_factory=dict)
     stream_options: ResponseStreamOptions | None = None  # type: ignore[assignment]
 
     @field_validator("input")

@@ -1,8 +1,8 @@
 """`truncation: "auto"` of /v1/responses: which items of a conversation go, so that its prompt fits the model; knows no HTTP.
 
-What goes is what is oldest, in steps that a chat template can do without: first whole exchanges, each a user's message and all that
-answers it, then, of the last exchange, the assistant's turns before its last one, each with the outputs of its calls. What a system
-or a developer says stays, and so do the last user's message and what is to be answered.
+What goes is what is oldest, in steps that a chat template can do without: first whole exchanges, each a user's message and all
+that answers it, then, of the last exchange, the assistant's turns before its last one, each with the outputs of its calls. What a
+system or a developer says stays, and so do the last user's message and what is to be answered.
 """
 
 from __future__ import annotations
