@@ -68,7 +68,7 @@ def made_of(value: dict[str, Any], request: Request, schema: type[B], lenient: b
         problems = error.errors(include_url=False)
     if lenient and (unknown := unknown_fields(schema, problems)):
         request.scope["state"][IGNORED] = [".".join(path) for path in unknown]
-        for path in unknown:
+        for path in reversed(unknown):  # of a list the last first: the others keep their places
             _drop(value, path)
         try:
             return schema.model_validate(value)
@@ -78,10 +78,13 @@ def made_of(value: dict[str, Any], request: Request, schema: type[B], lenient: b
 
 
 def _drop(value: Any, path: Sequence[str]) -> None:
-    """Take a member out of an object, some levels down."""
+    """Take a member out of an object or a list, some levels down."""
     for part in path[:-1]:
         value = value[int(part)] if isinstance(value, list) else value[part]
-    value.pop(path[-1], None)
+    if isinstance(value, list):
+        del value[int(path[-1])]
+    else:
+        value.pop(path[-1], None)
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:

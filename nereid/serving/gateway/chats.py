@@ -65,7 +65,7 @@ def chat_asked(body: ChatBody, model: Offered) -> ChatAsked:
         form = AnswerForm(thinking=thinking, calls=calls, called=tools.must, schema=schema, tokens=model.tokens)
         sampling["structured_outputs"] = {"grammar": _grammar(form, body)}
     elif schema is not None and thinking is not None:
-        names["structured_outputs.grammar"] = "response_format.json_schema.schema"
+        names["structured_outputs.grammar"] = _schema_name(body)
         form = AnswerForm(thinking=thinking, schema=schema, tokens=model.tokens)
         sampling["structured_outputs"] = {"grammar": _grammar(form, body)}
     elif schema is not None:
@@ -122,7 +122,7 @@ def _grammar(form: AnswerForm, body: ChatBody) -> str:
         field = f"tools.{place}.function.parameters"
         raise ApiError(400, f"{field}: {error}", param=field) from None
     if len(made) > _LONGEST_GRAMMAR:
-        field = "tools" if form.calls else "response_format.json_schema.schema"
+        field = "tools" if form.calls else _schema_name(body)
         sentence = f"{field}: schemas of {len(made)} characters are not allowed; they must be at most {_LONGEST_GRAMMAR}"
         raise ApiError(400, sentence, param=field)
     return made
@@ -132,12 +132,23 @@ def _chat_of(body: ChatBody, model: Offered, tools: ToolsAsked | None) -> Chat:
     """What the model's chat template is given; raises ApiError for what it has no use for."""
     variables = dict(body.chat_template_kwargs)
     if body.reasoning_effort is not None:
-        if not model.chat_templates().reads("reasoning_effort"):
-            sentence = f"this field is not supported by the chat template of {model.id!r}"
-            raise ApiError(400, f"reasoning_effort: {sentence}", param="reasoning_effort", code="unsupported_parameter")
-        variables.setdefault("reasoning_effort", body.reasoning_effort)
+        for name, value in _effort(body.reasoning_effort, model).items():
+            variables.setdefault(name, value)
     chat = _conversation(body, body.messages, model)
     return replace(chat, tools=tools.tools if tools is not None else None, documents=body.documents or None, variables=variables)
+
+
+def _effort(effort: str, model: Offered) -> dict[str, Any]:
+    """What a template is told of it; `medium` is as absent, `none` is for one that does not think. Raises ApiError."""
+    templates = model.chat_templates()
+    if templates.reads("reasoning_effort"):
+        return {"reasoning_effort": effort}
+    if effort == "none" and templates.reads("enable_thinking"):
+        return {"enable_thinking": False}
+    if effort == "medium" or (effort == "none" and not any("think" in text for text in templates.sources.values())):
+        return {}
+    sentence = f"{effort[:80]!r} is not supported by the chat template of {model.id!r}; it must be medium, or absent"
+    raise ApiError(400, f"reasoning_effort: {sentence}", param="reasoning_effort", code="unsupported_parameter")
 
 
 def embedded_prompt(body: EmbeddingBody, messages: Sequence[Message], model: Offered) -> str:
@@ -169,8 +180,14 @@ def _names(body: ChatBody) -> dict[str, str]:
     if body.max_completion_tokens is not None:
         names["max_tokens"] = "max_completion_tokens"
     if body.response_format is not None:
-        names |= {"structured_outputs": "response_format", "structured_outputs.json": "response_format.json_schema.schema"}
+        names |= {"structured_outputs": "response_format", "structured_outputs.json": _schema_name(body)}
     return names
+
+
+def _schema_name(body: ChatBody) -> str:
+    """Where a body has what binds the answer's text."""
+    plain = body.response_format is not None and body.response_format.type == "json_object"
+    return "response_format.schema" if plain else "response_format.json_schema.schema"
 
 
 def _sampling(body: ChatBody, model: Offered) -> dict[str, Any]:
@@ -191,12 +208,15 @@ def _sampling(body: ChatBody, model: Offered) -> dict[str, Any]:
 def _schema(body: ChatBody) -> dict[str, Any] | None:
     """What binds the answer's text."""
     wanted = body.response_format
+    if wanted is not None and wanted.schema_ is not None and wanted.type != "json_object":
+        sentence = f"response_format.schema: it is not allowed with type {wanted.type}; the type must be json_object"
+        raise ApiError(400, sentence, param="response_format.schema")
     if wanted is None or wanted.type == "text":
         return None
     if body.structured_outputs is not None:
         raise ApiError(400, "response_format: structured_outputs is given, too; send one of them", param="response_format")
     if wanted.type == "json_object":
-        return {"type": "object"}
+        return {"type": "object"} if wanted.schema_ is None else wanted.schema_
     if wanted.json_schema is None:
         raise ApiError(400, "response_format.json_schema: is missing", param="response_format.json_schema")
     return wanted.json_schema.schema_

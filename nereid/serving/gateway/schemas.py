@@ -65,8 +65,13 @@ class JsonSchema(Sent):
 
 
 class ResponseFormat(Sent):
+    """`schema` beside `json_object` is llama.cpp's and Together's form of a `json_schema`."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
 
 
 _JSON_TYPES: dict[Kind, Any] = {
