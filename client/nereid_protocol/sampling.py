@@ -94,8 +94,7 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
         default=1.0,
         low=0,
         high=1,
-        above=True,
-        help="Only the likeliest tokens that together have this probability.",
+        help="Only the likeliest tokens that together have this probability; 0: the likeliest one alone.",
     ),
     SamplingField(
         name="min_p",
@@ -140,7 +139,7 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
         help="The same seed gives the same answer again; random by default, and where it is -1.",
     ),
     SamplingField(
-        name="stop", kind=Kind.TEXTS, default=(), most=16, length=256, help="Texts that end the answer, after min_tokens."
+        name="stop", kind=Kind.TEXTS, default=(), most=64, length=256, help="Texts that end the answer, after min_tokens."
     ),
     SamplingField(
         name="stop_token_ids",

@@ -46,7 +46,6 @@ class SamplingField:
         default: what an absent one, or null, stands for; None is explained by `help`.
         nullable: whether null stands for something of its own.
         low, high: bounds of a number, or of every number in a list; all of them are exact in float32.
-        above: whether `low` itself is not allowed.
         most: the largest number of entries.
         length: the largest number of characters of a text, or of each text of a list.
         choices: the only texts that are allowed.
@@ -62,7 +61,6 @@ class SamplingField:
     help: str
     low: float | None = None
     high: float | None = None
-    above: bool = False
     most: int | None = None
     length: int | None = None
     choices: tuple[str, ...] = ()
@@ -103,7 +101,7 @@ class SamplingField:
         if self.high is None:
             return f"at least {self.low:g}"
         low, high = (f"{bound:g}" if abs(bound or 0) < 1e6 else str(bound) for bound in (self.low, self.high))
-        return f"above {low}, at most {high}" if self.above else f"{low} to {high}"
+        return f"{low} to {high}"
 
     @property
     def allowed(self) -> str:
@@ -141,7 +139,7 @@ class SamplingField:
             if isinstance(value, bool) or not isinstance(value, (int, float, str)):
                 raise ValueError
             if whole:
-                if isinstance(value, float) and not value.is_integer():
+                if isinstance(value, float) and not value.is_integer():  # 8.0 is one, as it is to JSON's schemas
                     raise ValueError
                 if isinstance(value, str) and not _WHOLE.fullmatch(value):
                     raise ValueError
@@ -151,7 +149,7 @@ class SamplingField:
         except (ValueError, OverflowError):
             raise self._wrong(path, value, allowed) from None
         low, high = self.low, self.high
-        inside = (low is None or made > low or (made == low and not self.above)) and (high is None or made <= high)
+        inside = (low is None or made >= low) and (high is None or made <= high)
         if not inside:  # NaN is not inside either
             raise self._wrong(path, value, allowed)
         return made

@@ -20,21 +20,25 @@ from nereid.serving.options import ServeOptions
 from nereid.serving.supervisor import Progress, Supervisor
 from nereid_client.terminal import console, fail
 
+_SERVED, _RULES = ServeOptions(repository=Path("build/repository")), Rules()
+_GATEWAY = GatewayOptions(port=0)
+"""Where the defaults of options stand."""
+
 
 def serve(
-    repository: Annotated[Path, typer.Option(help="The model repository, as `nereid export` wrote it.")] = Path(
-        "build/repository"
-    ),
-    host: Annotated[str, typer.Option(help="Address to bind to; loopback only with the Triton from pip.")] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(help="Port of Triton's HTTP endpoints: infer, generate, generate_stream.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(help="Port of Triton's gRPC endpoint.")] = 8001,
-    metrics_port: Annotated[int, typer.Option(help="Port of Triton's Prometheus metrics, at /metrics.")] = 8002,
+    repository: Annotated[Path, typer.Option(help="The model repository, as `nereid export` wrote it.")] = _SERVED.repository,
+    host: Annotated[str, typer.Option(help="Address to bind to; loopback only with the Triton from pip.")] = _SERVED.host,
+    http_port: Annotated[
+        int, typer.Option(help="Port of Triton's HTTP endpoints: infer, generate, generate_stream.")
+    ] = _SERVED.http_port,
+    grpc_port: Annotated[int, typer.Option(help="Port of Triton's gRPC endpoint.")] = _SERVED.grpc_port,
+    metrics_port: Annotated[int, typer.Option(help="Port of Triton's Prometheus metrics, at /metrics.")] = _SERVED.metrics_port,
     health_port: Annotated[
         int, typer.Option(help="Port of the supervisor: /ready, /live, and its own metrics at /metrics.")
-    ] = 8003,
+    ] = _SERVED.health_port,
     openai_port: Annotated[
         int, typer.Option(envvar="NEREID_OPENAI_PORT", help="Port of the gateway, an OpenAI-compatible API; 0: no gateway.")
-    ] = 0,
+    ] = _GATEWAY.port,
     openai_host: Annotated[
         str,
         typer.Option(
@@ -42,7 +46,7 @@ def serve(
             help="Address of the gateway; any but loopback needs a key in the environment variable NEREID_API_KEY, "
             "or --openai-keys.",
         ),
-    ] = "127.0.0.1",
+    ] = _GATEWAY.host,
     openai_keys: Annotated[
         Path | None,
         typer.Option(
@@ -64,7 +68,7 @@ def serve(
             "--lenient",
             help="Have the gateway ignore fields that it does not know, and name them in the header x-nereid-ignored-fields.",
         ),
-    ] = False,
+    ] = _RULES.lenient,
     openai_batches: Annotated[
         Path | None,
         typer.Option(
@@ -78,8 +82,10 @@ def serve(
             help="What files there, and requests and answers of batches that are not done, may take for each key; more are "
             "refused, and its batches wait."
         ),
-    ] = 10_240,
-    openai_files_total_megabytes: Annotated[int, typer.Option(help="The same for all keys together.")] = 51_200,
+    ] = _RULES.files_megabytes,
+    openai_files_total_megabytes: Annotated[
+        int, typer.Option(help="The same for all keys together.")
+    ] = _RULES.files_total_megabytes,
     openai_tools: Annotated[
         list[str] | None,
         typer.Option(
@@ -96,22 +102,22 @@ def serve(
     ] = None,
     openai_reasoning: Annotated[
         bool, typer.Option(help="Have the gateway tell thoughts (<think>...</think>) apart from the answer.")
-    ] = True,
+    ] = _RULES.reasoning,
     openai_schema: Annotated[
         bool, typer.Option("--openai-schema", help="Have the gateway serve its OpenAPI description at /openapi.json.")
-    ] = False,
+    ] = _RULES.schema,
     openai_stored: Annotated[
         int, typer.Option(help="Answers of /v1/responses that the gateway keeps in memory for each key; 0: none.")
-    ] = 1000,
+    ] = _RULES.stored_responses,
     openai_url_seconds: Annotated[
         float, typer.Option(help="Seconds that a picture can be fetched by its address for (response_format: url).")
-    ] = 600.0,
+    ] = _RULES.url_seconds,
     openai_url_megabytes: Annotated[
         int, typer.Option(help="Memory for such pictures, for each key; the oldest make room for new ones.")
-    ] = 128,
+    ] = _RULES.url_megabytes,
     openai_url_total_megabytes: Annotated[
         int, typer.Option(help="The same for all keys together; the oldest of the key that has most make room.")
-    ] = 1024,
+    ] = _RULES.url_total_megabytes,
     openai_public_url: Annotated[
         str,
         typer.Option(
@@ -119,19 +125,19 @@ def serve(
             help="What their addresses begin with, such as https://api.example, where a proxy stands before the gateway; "
             "without it the host that the caller has asked.",
         ),
-    ] = "",
+    ] = _RULES.public_url,
     openai_a1111: Annotated[
         bool,
         typer.Option("--openai-a1111", "--a1111", help="Have the gateway serve AUTOMATIC1111's API (/sdapi/v1), too."),
-    ] = False,
+    ] = _RULES.a1111,
     follow: Annotated[
         bool,
         typer.Option(
             help="Load models that appear in the repository while it is served, and unload those whose folders are removed."
         ),
-    ] = False,
-    triton: Annotated[Source, typer.Option(help="Which Triton: on PATH (as in the container), or from pip.")] = Source.AUTO,
-    log_file: Annotated[Path | None, typer.Option(help="Write Triton's log here instead of to the terminal.")] = None,
+    ] = _SERVED.follow,
+    triton: Annotated[Source, typer.Option(help="Which Triton: on PATH (as in the container), or from pip.")] = _SERVED.triton,
+    log_file: Annotated[Path | None, typer.Option(help="Write Triton's log here instead of to the terminal.")] = _SERVED.log_file,
     cache_dir: Annotated[
         str | None,
         typer.Option(
@@ -139,11 +145,11 @@ def serve(
             "$XDG_CACHE_HOME/nereid or ~/.cache/nereid where absent, none where empty."
         ),
     ] = None,
-    start_timeout: Annotated[float, typer.Option(help="Seconds until all models must be ready.")] = 600.0,
+    start_timeout: Annotated[float, typer.Option(help="Seconds until all models must be ready.")] = _SERVED.start_timeout,
     drain_seconds: Annotated[
         float, typer.Option(help="Seconds that requests in flight may take to finish after Ctrl-C or SIGTERM.")
-    ] = 10.0,
-    verbose: Annotated[bool, typer.Option(help="Turn on Triton's verbose log.")] = False,
+    ] = _SERVED.drain_seconds,
+    verbose: Annotated[bool, typer.Option(help="Turn on Triton's verbose log.")] = _SERVED.verbose,
 ) -> None:
     """Serve a model repository with Triton, keep it healthy, stop it cleanly on Ctrl-C."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

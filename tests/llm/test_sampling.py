@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -92,6 +94,13 @@ def test_a_wide_nucleus_is_drawn_from_whole(vocabulary: int, top_p: float) -> No
     assert last - 20 < tokens.max() <= last
     assert abs(tokens.mean() - last / 2) < 0.035 * last
     assert len(np.unique(tokens)) > 0.77 * last
+
+
+@pytest.mark.parametrize("more", [{}, {"top_k": 9}, {"min_p": 0.01}, {"temperature": 50.0}])
+def test_a_nucleus_of_nothing_is_the_likeliest_token(more: dict[str, Any]) -> None:
+    logits = rng.standard_normal((40, 900)).astype(np.float32)
+    rows = [Row(Sampling(top_p=0.0, seed=seed, **more), 0) for seed in range(len(logits))]
+    np.testing.assert_array_equal(sample(logits, rows), logits.argmax(axis=1))
 
 
 def test_a_rows_token_does_not_depend_on_its_neighbours() -> None:

@@ -21,8 +21,12 @@ from nereid.serving.gateway.launch import Rules
 from gateway_before import gateway, small_repository
 from scripted import texts
 from small_servers import RefusedError, Tensors, grpc_server
+from template_families import FAMILIES
 
 URL = "/v1/embeddings"
+TEMPLATE = FAMILIES["chatml"] + "{{ topic }}"
+BEGIN = "<|im_start|>assistant\n"
+CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": [{"type": "text", "text": "bc"}]}]
 WIDTH = 3
 
 
@@ -82,8 +86,9 @@ def model() -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = small_repository(tmp_path_factory.mktemp("repository"))
-    (made / "llm" / "1" / "llm.json").write_text(json.dumps({"embedding_width": WIDTH, "adapters": ["sql"]}))
+    made = small_repository(tmp_path_factory.mktemp("repository"), TEMPLATE)
+    facts = {"embedding_width": WIDTH, "adapters": ["sql"], "special_tokens": {}}
+    (made / "llm" / "1" / "llm.json").write_text(json.dumps(facts))
     (made / "llm" / "config.pbtxt").write_text('parameters { key: "max_rows" value: { string_value: "4" } }')
     return add_model(made, "plain_llm")
 
@@ -154,6 +159,52 @@ def test_options_reach_the_model_and_nothing_else_does(api: httpx.Client, model:
     cut = {"truncate_prompt_tokens": -1, "truncation_side": "left"}
     assert model.sampling == [{"priority": 9, "add_special_tokens": False}, {"lora_name": "sql", **cut}]
     assert not model.inputs & {"stream", "exclude_input_in_output", "return_token_ids"}
+
+
+@pytest.mark.parametrize(
+    ("more", "prompt", "special"),
+    [
+        ({}, "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nbc<|im_end|>\n", False),
+        ({"add_generation_prompt": True}, "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nbc<|im_end|>\n" + BEGIN, False),
+        ({"continue_final_message": True}, "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nbc", False),
+        ({"chat_template_kwargs": {"topic": "warmth"}, "add_special_tokens": True}, None, True),
+        ({"input": None, "truncate_prompt_tokens": 5, "encoding_format": "base64", "model": "sql"}, None, False),
+    ],
+)
+def test_a_chat_is_embedded_as_its_template_renders_it(
+    api: httpx.Client, model: Model, more: dict[str, Any], prompt: str | None, special: bool
+) -> None:
+    answer = api.post(URL, json={"model": "llm", "messages": CHAT, **more})
+    assert answer.status_code == 200, answer.text
+    (asked,) = model.asked
+    assert asked == prompt or (prompt is None and asked.startswith("<|im_start|>user\na<|im_end|>"))
+    assert asked.endswith("warmth") == ("chat_template_kwargs" in more)
+    assert model.sampling[0]["add_special_tokens"] is special
+    assert answer.json()["usage"]["prompt_tokens"] == len(asked)
+    assert len(answer.json()["data"]) == 1
+
+
+def test_what_is_of_chats_comes_with_messages(api: httpx.Client) -> None:
+    for body, param, words in (
+        ({"messages": CHAT, "input": "a"}, "messages", "not allowed with input"),
+        ({"add_generation_prompt": True, "input": "a"}, "add_generation_prompt", "must come with messages"),
+        ({"chat_template_kwargs": {"a": 1}, "input": "a"}, "chat_template_kwargs", "must come with messages"),
+        ({"messages": CHAT, "chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs", "a field of its own"),
+        ({"messages": CHAT, "chat_template": "long"}, "chat_template", "the name of one of the model's"),
+        ({"messages": []}, "messages", "at least 1 item"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content", "it is missing"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "c"}]}, "messages.0.tool_call_id", "before it"),
+        ({"messages": CHAT, "add_generation_prompt": True, "continue_final_message": True}, "continue_final_message", "false"),
+        ({"messages": CHAT, "tools": [{}]}, "tools", "not supported"),
+        ({}, "input", "it is missing"),
+    ):
+        answer = api.post(URL, json={"model": "llm", **body})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, param), error
+        assert words in error["message"]
+    answer = api.post(URL, json={"model": "llm", "messages": CHAT, "add_generation_prompt": False, "input": None})
+    assert answer.status_code == 200
+    assert api.post(URL, json={"model": "llm", "input": "a", "add_generation_prompt": False}).status_code == 200
 
 
 @pytest.mark.parametrize(

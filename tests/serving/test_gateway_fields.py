@@ -18,12 +18,11 @@ from PIL import Image
 from nereid.serving.gateway.a1111.bodies import ImageToImageBody, Settings, TextToImageBody
 from nereid.serving.gateway.image_bodies import EditBody, ImageBody, VariationBody
 from nereid.serving.gateway.launch import Rules
-from nereid.serving.gateway.messages import ContentPart, Message, Tool
+from nereid.serving.gateway.messages import Message, TextPart, Tool, ToolCall
 from nereid.serving.gateway.response_bodies import ResponsesBody
 from nereid.serving.gateway.schemas import ChatBody, CompletionBody, EmbeddingBody
-from nereid.serving.gateway.unused import CHAT as IN_CHAT
-from nereid.serving.gateway.unused import COMPLETIONS as IN_COMPLETIONS
 from nereid.serving.gateway.unused import (
+    CALL,
     EDITS,
     EMBEDDINGS,
     IMG2IMG,
@@ -36,6 +35,8 @@ from nereid.serving.gateway.unused import (
     UNUSED_FIELDS,
     VARIATIONS,
 )
+from nereid.serving.gateway.unused import CHAT as IN_CHAT
+from nereid.serving.gateway.unused import COMPLETIONS as IN_COMPLETIONS
 from nereid.serving.gateway.unused import IMAGES as IN_IMAGES
 from nereid.serving.gateway.unused import RESPONSES as IN_RESPONSES
 
@@ -184,6 +185,9 @@ def body_with(place: str, name: str, value: object) -> tuple[str, dict[str, Any]
     if place == PART:
         part = {"type": "text", "text": "x", name: value}
         return CHAT, {**BODIES[CHAT], "messages": [{"role": "assistant", "content": [part]}]}
+    if place == CALL:
+        call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}, name: value}
+        return CHAT, {**BODIES[CHAT], "messages": [{"role": "assistant", "tool_calls": [call]}]}
     if place == TOOL:
         return CHAT, {**BODIES[CHAT], "tools": [{"type": "function", "function": {"name": "f"}, name: value}]}
     if place == SETTINGS:
@@ -202,7 +206,9 @@ def test_a_value_that_changes_nothing_is_taken_and_dropped(place: str, name: str
     if place == MESSAGE:
         assert made.messages == [Message(role="assistant", content="x")]
     if place == PART:
-        assert made.messages[0].content == [ContentPart(type="text", text="x")]
+        assert made.messages[0].content == [TextPart(type="text", text="x")]
+    if place == CALL:
+        assert made.messages[0].tool_calls == [ToolCall(id="c", function={"name": "f", "arguments": "{}"})]
     if place == TOOL:
         assert made.tools == [Tool.model_validate({"type": "function", "function": {"name": "f"}})]
 
@@ -233,7 +239,8 @@ def test_true_is_not_one() -> None:
 def test_a_field_that_is_honoured_is_not_called_unused() -> None:
     places: dict[str, Any] = {
         MESSAGE: Message,
-        PART: ContentPart,
+        PART: TextPart,
+        CALL: ToolCall,
         TOOL: Tool,
         SETTINGS: Settings,
         **{place: SCHEMAS[route] for place, route in ROUTES.items()},
@@ -439,8 +446,30 @@ def test_what_a_template_cannot_be_given_is_refused_by_name(templated: httpx.Cli
 
 
 def test_an_effort_that_the_template_does_not_read_is_refused(api: httpx.Client) -> None:
-    answer = api.post(CHAT, json={**BODIES[CHAT], "reasoning_effort": "high"})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "reasoning_effort")
+    for effort in ("high", "low"):
+        answer = api.post(CHAT, json={**BODIES[CHAT], "reasoning_effort": effort})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "reasoning_effort")
+        assert answer.json()["error"]["message"].endswith("of 'llm'; it must be medium, or absent")
+
+
+@pytest.mark.parametrize(
+    ("template", "efforts"),
+    [
+        ("{{ messages[-1].content }}", {"medium": "hi", "none": "hi"}),
+        ("{{ messages[-1].content }}{# <think> #}", {"medium": "hi", "none": None}),
+        ("{{ enable_thinking }}{{ messages[-1].content }}", {"medium": "hi", "none": "Falsehi", "high": None}),
+        ("{{ reasoning_effort }}{{ enable_thinking }}", {"medium": "medium", "none": "none", "high": "high"}),
+    ],
+)
+def test_an_effort_that_changes_nothing_is_taken_and_none_turns_thoughts_off(
+    tmp_path: Path, triton: int, models: Models, template: str, efforts: dict[str, str | None]
+) -> None:
+    with gateway(small_repository(tmp_path, template), triton) as running:
+        for effort, prompt in efforts.items():
+            messages = [{"role": "user", "content": "hi"}]
+            answer = httpx.post(f"{running.url}{CHAT}", json={"model": "llm", "messages": messages, "reasoning_effort": effort})
+            assert answer.status_code == (200 if prompt else 400), answer.text
+            assert prompt is None or models.prompts[-1] == prompt
 
 
 def test_the_tokenizer_adds_its_tokens_to_a_chat_only_where_that_is_asked_for(

@@ -152,7 +152,7 @@ def test_what_is_taken_is_described(
     ("route", "body", "change"),
     [
         ("/v1/chat/completions", CHAT, {"temperature": 100.5}),
-        ("/v1/chat/completions", CHAT, {"top_p": 0}),
+        ("/v1/chat/completions", CHAT, {"top_p": 1.5}),
         ("/v1/chat/completions", CHAT, {"n": 17}),
         ("/v1/chat/completions", CHAT, {"stop": [""]}),
         ("/v1/chat/completions", CHAT, {"logit_bias": {"5": 101}}),

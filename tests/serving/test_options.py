@@ -7,10 +7,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nereid.engines.compile_cache import default_folder
+from nereid.serving.cli import serve
 from nereid.serving.errors import ServingError
+from nereid.serving.gateway.service import GatewayOptions
 from nereid.serving.installation import Installation, Source, find_triton
 from nereid.serving.options import ServeOptions, free_ports
 
@@ -109,3 +113,11 @@ def test_model_that_cannot_load_is_told_in_one_sentence(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "broken" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_options_that_are_left_out_are_what_is_served_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Any] = []
+    monkeypatch.setattr("nereid.serving.cli._run", lambda *options: taken.append(options))
+    serve(openai_port=9)
+    served = ServeOptions(repository=Path("build/repository"), cache_dir=default_folder())
+    assert taken == [(served, GatewayOptions(port=9))]

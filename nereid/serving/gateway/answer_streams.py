@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from nereid.serving.gateway.call_forms import Shape, ToolFormat
@@ -14,7 +15,7 @@ from nereid.serving.gateway.literal_scanners import BracesCall, PythonCalls
 from nereid.serving.gateway.marked_scanners import NamedCall, SectionCalls
 from nereid.serving.gateway.said import Arguments, Call, Reasoning, Said, Text, held_back
 from nereid.serving.gateway.tag_scanners import TagsCall
-from nereid.serving.gateway.thoughts import Spoken, Thinking, Thoughts
+from nereid.serving.gateway.thoughts import CallReader, Spoken, Thinking, Thoughts
 from nereid.serving.gateway.tool_formats import HARMONY
 
 
@@ -38,13 +39,12 @@ class AnswerStream:
     spoken: tuple[str, str] | None = None
     _channels: ChannelStream | None = field(init=False)
     _thoughts: Thoughts | None = field(init=False)
-    _calls: _Calls | None = field(init=False)
+    _calls: CallReader | None = field(init=False)
     _spoken: Spoken | None = field(init=False)
 
     def __post_init__(self) -> None:
         self._channels = _channels(self.thinking, self.calls)
-        begins = self.calls.form.begins if self.calls is not None else ()
-        self._thoughts = None if self.thinking is None or self.thinking.channels else Thoughts(self.thinking, begins)
+        self._thoughts = None if self.thinking is None or self.thinking.channels else _thoughts(self.thinking, self.calls)
         self._spoken = None if self.spoken is None else Spoken(self.spoken)
         self._calls = None if self.calls is None or self.calls.form.shape is Shape.CHANNELS else _Calls(self.calls)
 
@@ -77,24 +77,14 @@ class AnswerStream:
         if self._channels is not None:
             made = self._within(self._channels.finish())
         if self._thoughts is not None:
-            thought, text, held = self._thoughts.finish()
-            said = self._calls_in_thoughts(held) if held else []
-            thought = thought.rstrip("\n") if said else f"{thought}{held}".rstrip("\n")
+            thought, text, said = self._thoughts.finish()
+            if said:
+                self._calls = self._thoughts.reader
             made += [*([Reasoning(thought)] if thought else []), *said]
         made += self._after(text)
         if self._spoken is not None:
             made += self._told(self._spoken.finish())
         return _merged([*made, *(self._calls.finish() if self._calls is not None else [])])
-
-    def _calls_in_thoughts(self, text: str) -> list[Said]:
-        """Calls of a model that did not end its thoughts before them; nothing where these are none."""
-        assert self.calls is not None
-        reader = _Calls(self.calls)
-        said = [*reader.feed(text), *reader.finish()]
-        if not reader.told:
-            return []
-        self._calls = reader
-        return said
 
     def _within(self, said: list[Said]) -> list[Said]:
         """Calls in the text of channels, where they are not written as messages."""
@@ -122,6 +112,13 @@ def _channels(thinking: Thinking | None, calls: CallReading | None) -> ChannelSt
         thinks=thinking is not None,
         marks=thinking.tokens if thinking is not None else None,
     )
+
+
+def _thoughts(thinking: Thinking, calls: CallReading | None) -> Thoughts:
+    """With calls looked for at their end, too: models forget to end their thoughts before them."""
+    if calls is None:
+        return Thoughts(thinking)
+    return Thoughts(thinking, calls.form.begins, partial(_Calls, calls))
 
 
 def _merged(said: list[Said]) -> list[Said]:

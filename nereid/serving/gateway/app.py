@@ -39,6 +39,7 @@ from nereid.serving.gateway.guard import Bodies, Guard
 from nereid.serving.gateway.image_routes import PICTURE_PATHS, Decoding, ImageRoutes, ServedImages
 from nereid.serving.gateway.keys import Keys
 from nereid.serving.gateway.launch import Rules
+from nereid.serving.gateway.limits import Limits
 from nereid.serving.gateway.metrics import GatewayMetrics
 from nereid.serving.gateway.observing import IGNORED_HEADER, REQUEST_ID_HEADER, Observed
 from nereid.serving.gateway.openapi import openapi_of
@@ -53,6 +54,8 @@ from nereid_client.errors import NereidError
 
 log = logging.getLogger("nereid.gateway")
 
+_LIMITS = Limits()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
@@ -63,11 +66,11 @@ class GatewaySettings:
     metrics_url: str
     ready_url: str
     api_key: str = field(default="", repr=False)
-    max_body_bytes: int = 4 * 2**20
-    max_file_bytes: int = 200 * 2**20
-    max_picture_bytes: int = 32 * 2**20
-    max_pictures_bytes: int = 512 * 2**20
-    max_picture_pixels: int = 32 * 2**20
+    max_body_bytes: int = _LIMITS.body_bytes
+    max_file_bytes: int = _LIMITS.file_bytes
+    max_picture_bytes: int = _LIMITS.picture_bytes
+    max_pictures_bytes: int = _LIMITS.pictures_bytes
+    max_picture_pixels: int = _LIMITS.picture_pixels
     first: bool = True
     """Whether this is the first start of a serve."""
     rules: Rules = field(default_factory=Rules)

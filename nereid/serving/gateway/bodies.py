@@ -70,18 +70,27 @@ def made_of(value: dict[str, Any], request: Request, schema: type[B], lenient: b
             return schema.model_validate(value)
         except ValidationError as error:
             problems = error.errors(include_url=False)
-        dropped = [path for path in unknown_fields(schema, problems) if _drop(value, path)] if lenient else []
+        unknown = unknown_fields(schema, problems) if lenient else []
+        dropped = [
+            path for path in reversed(unknown) if _drop(value, path)
+        ]  # of a list the last first: the others keep their places
         if not dropped:
             break
-        ignored += [".".join(path) for path in dropped]
+        ignored += [".".join(path) for path in reversed(dropped)]
         request.scope["state"][IGNORED] = ignored
     raise refusal(schema, problems) from None
 
 
 def _drop(value: Any, path: Sequence[str]) -> bool:
-    """Take a member out of an object, some levels down; whether it was there. An object that came as text stays as it is."""
+    """Take a member out of an object or a list, some levels down; whether it was there.
+
+    An object that came as text stays as it is.
+    """
     for part in path[:-1]:
         value = value[int(part)] if isinstance(value, list) else value[part]
+    if isinstance(value, list):
+        del value[int(path[-1])]
+        return True
     return isinstance(value, dict) and value.pop(path[-1], None) is not None
 
 

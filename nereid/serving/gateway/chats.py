@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +13,10 @@ from nereid.serving.gateway.channel_streams import MESSAGE, START
 from nereid.serving.gateway.chat_templates import Chat
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.grammar_parts import NotBindableError
+from nereid.serving.gateway.messages import Message
 from nereid.serving.gateway.offered import Offered
-from nereid.serving.gateway.response_formats import NAMES_OF_ANSWER, schema_of_answer
-from nereid.serving.gateway.schemas import ChatBody
+from nereid.serving.gateway.response_formats import name_of_schema, names_of_answer, schema_of_answer
+from nereid.serving.gateway.schemas import ChatBody, EmbeddingBody
 from nereid.serving.gateway.thoughts import Thinking
 from nereid.serving.gateway.tool_grammars import AnswerForm
 from nereid.serving.gateway.tools import ToolsAsked, check_messages, tools_asked
@@ -65,7 +66,7 @@ def chat_asked(body: ChatBody, model: Offered) -> ChatAsked:
         form = AnswerForm(thinking=thinking, calls=calls, called=tools.must, schema=schema, tokens=model.tokens)
         sampling["structured_outputs"] = {"grammar": _grammar(form, body)}
     elif schema is not None and thinking is not None:
-        names["structured_outputs.grammar"] = "response_format.json_schema.schema"
+        names["structured_outputs.grammar"] = name_of_schema(body)
         form = AnswerForm(thinking=thinking, schema=schema, tokens=model.tokens)
         sampling["structured_outputs"] = {"grammar": _grammar(form, body)}
     elif schema is not None:
@@ -122,7 +123,7 @@ def _grammar(form: AnswerForm, body: ChatBody) -> str:
         field = f"tools.{place}.function.parameters"
         raise ApiError(400, f"{field}: {error}", param=field) from None
     if len(made) > _LONGEST_GRAMMAR:
-        field = "tools" if form.calls else "response_format.json_schema.schema"
+        field = "tools" if form.calls else name_of_schema(body)
         sentence = f"{field}: schemas of {len(made)} characters are not allowed; they must be at most {_LONGEST_GRAMMAR}"
         raise ApiError(400, sentence, param=field)
     return made
@@ -131,23 +132,44 @@ def _grammar(form: AnswerForm, body: ChatBody) -> str:
 def _chat_of(body: ChatBody, model: Offered, tools: ToolsAsked | None) -> Chat:
     """What the model's chat template is given; raises ApiError for what it has no use for."""
     variables = dict(body.chat_template_kwargs)
+    if body.reasoning_effort is not None:
+        for name, value in _effort(body.reasoning_effort, model).items():
+            variables.setdefault(name, value)
+    chat = _conversation(body, body.messages, model)
+    return replace(chat, tools=tools.tools if tools is not None else None, documents=body.documents or None, variables=variables)
+
+
+def _effort(effort: str, model: Offered) -> dict[str, Any]:
+    """What a template is told of it; `medium` is as absent, `none` is for one that does not think. Raises ApiError."""
+    templates = model.chat_templates()
+    if templates.reads("reasoning_effort"):
+        return {"reasoning_effort": effort}
+    if effort == "none" and templates.reads("enable_thinking"):
+        return {"enable_thinking": False}
+    if effort == "medium" or (effort == "none" and not any("think" in text for text in templates.sources.values())):
+        return {}
+    sentence = f"{effort[:80]!r} is not supported by the chat template of {model.id!r}; it must be medium, or absent"
+    raise ApiError(400, f"reasoning_effort: {sentence}", param="reasoning_effort", code="unsupported_parameter")
+
+
+def embedded_prompt(body: EmbeddingBody, messages: Sequence[Message], model: Offered) -> str:
+    """A chat that is read, and not answered; raises ApiError for one that cannot be."""
+    check_messages(messages)
+    return model.prompt(_conversation(body, messages, model))
+
+
+def _conversation(body: ChatBody | EmbeddingBody, messages: Sequence[Message], model: Offered) -> Chat:
+    """Of a chat what all bodies of chats say; raises ApiError."""
     if body.continue_final_message and "add_generation_prompt" in body.model_fields_set and body.add_generation_prompt:
         sentence = "true is not allowed with add_generation_prompt true; one of them must be false"
         raise ApiError(400, f"continue_final_message: {sentence}", param="continue_final_message")
-    if body.reasoning_effort is not None:
-        if not model.chat_templates().reads("reasoning_effort"):
-            sentence = f"this field is not supported by the chat template of {model.id!r}"
-            raise ApiError(400, f"reasoning_effort: {sentence}", param="reasoning_effort", code="unsupported_parameter")
-        variables.setdefault("reasoning_effort", body.reasoning_effort)
-    messages = [message.for_template for message in body.messages]
+    rendered = [message.for_template for message in messages]
     form = model.tool_format
     return Chat(
-        messages=messages if form is None or form.ids is None else with_ids(messages, form.ids),
-        tools=tools.tools if tools is not None else None,
-        documents=body.documents or None,
+        messages=rendered if form is None or form.ids is None else with_ids(rendered, form.ids),
         add_generation_prompt=body.add_generation_prompt and not body.continue_final_message,
         continue_final_message=body.continue_final_message,
-        variables=variables,
+        variables=body.chat_template_kwargs,
         template=body.chat_template,
         write_calls=None if form is None else form.written,
     )
@@ -159,7 +181,7 @@ def _names(body: ChatBody) -> dict[str, str]:
     if body.max_completion_tokens is not None:
         names["max_tokens"] = "max_completion_tokens"
     if body.response_format is not None:
-        names |= NAMES_OF_ANSWER
+        names |= names_of_answer(body)
     return names
 
 

@@ -13,7 +13,7 @@ from nereid.serving.gateway.infill import Infill
 from nereid.serving.gateway.logprobs import Offsets, by_ids, completion_logprobs, prompt_logprobs
 from nereid.serving.gateway.merging import merged
 from nereid.serving.gateway.offered import Offered
-from nereid.serving.gateway.response_formats import NAMES_OF_ANSWER, schema_of_answer
+from nereid.serving.gateway.response_formats import names_of_answer, schema_of_answer
 from nereid.serving.gateway.schemas import CompletionBody, Usage
 from nereid.serving.gateway.texts import Prompt, told_ids, told_prompt_ids, usage_of
 from nereid.serving.gateway.waiting import Event
@@ -41,7 +41,7 @@ def completion_names(body: CompletionBody) -> dict[str, str]:
     if body.echo and body.logprobs is not None:
         names["prompt_logprobs"] = "logprobs"
     if body.response_format is not None:
-        names |= NAMES_OF_ANSWER
+        names |= names_of_answer(body)
     return names if body.best_of is None else {**names, "n": "best_of"}
 
 

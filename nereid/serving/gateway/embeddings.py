@@ -1,4 +1,4 @@
-"""/v1/embeddings in OpenAI's form: of each input the mean of its last hidden states, by models whose export kept them."""
+"""/v1/embeddings in OpenAI's form, chats in vLLM's: of each the mean of its last hidden states, where an export kept them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from nereid.serving.gateway.chats import embedded_prompt
 from nereid.serving.gateway.errors import ApiError, from_nereid
 from nereid.serving.gateway.offered import Offered
 from nereid.serving.gateway.schemas import EmbeddingBody
@@ -20,6 +21,7 @@ from nereid_client.errors import NereidError
 
 MOST_INPUTS = 2048
 """As many as OpenAI's API takes in a request."""
+_OF_MESSAGES = ("chat_template", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
 MOST_NUMBERS = 2**22
 """Of an answer, all of its embeddings together: they are in memory until it is sent."""
 
@@ -30,8 +32,8 @@ class EmbeddingAsked:
 
     prompts: Sequence[Prompt]
     options: dict[str, Any]
-    several: bool
-    """Whether a list was sent, so that errors name a place in it."""
+    names: Sequence[str]
+    """The callers' names of the prompts: of a list's the places in it."""
 
 
 def embedding_asked(body: EmbeddingBody, model: Offered) -> EmbeddingAsked:
@@ -43,24 +45,36 @@ def embedding_asked(body: EmbeddingBody, model: Offered) -> EmbeddingAsked:
     if body.dimensions not in (None, width):
         sentence = f"{body.dimensions} is not allowed; it must be {width}, as many as {model.id!r} gives, or absent"
         raise ApiError(400, f"dimensions: {sentence}", param="dimensions")
-    prompts = _prompts_of(body, min(MOST_INPUTS, MOST_NUMBERS // width))
-    return EmbeddingAsked(prompts, model.adapted(body.options()), several=prompts != [body.input])
+    options = model.adapted(body.options())
+    if body.messages is not None:
+        if body.input is not None:
+            raise ApiError(400, "messages: it is not allowed with input; one of them must be absent", param="messages")
+        if model.whole_templates:
+            options.setdefault("add_special_tokens", False)
+        return EmbeddingAsked([embedded_prompt(body, body.messages, model)], options, ["messages"])
+    for name in _OF_MESSAGES:
+        if getattr(body, name):
+            raise ApiError(400, f"{name}: it is not allowed with input; it must come with messages, or be absent", param=name)
+    if body.input is None:
+        raise ApiError(400, "input: it is missing", param="input", code="missing_required_parameter")
+    prompts = _prompts_of(body.input, min(MOST_INPUTS, MOST_NUMBERS // width))
+    several = prompts != [body.input]
+    return EmbeddingAsked(prompts, options, [f"input.{place}" if several else "input" for place in range(len(prompts))])
 
 
-def _prompts_of(body: EmbeddingBody, most: int) -> list[Prompt]:
-    sent = body.input
+def _prompts_of(sent: str | list[Any], most: int) -> list[Prompt]:
     if isinstance(sent, str) or (sent and isinstance(sent[0], int)):
         return [sent]
     if not 0 < len(sent) <= most:
         raise ApiError(400, f"input: a list of {len(sent)} is not allowed; it must be 1 to {most} inputs", param="input")
-    return list(sent)  # type: ignore[arg-type]
+    return list(sent)
 
 
 async def embed(client: AsyncClient, asked: EmbeddingAsked, request_id: str, at_once: int) -> list[EmbeddingResult]:
     """All inputs, `at_once` of them together; raises ApiError that names the input which is refused."""
 
     async def one(place: int, prompt: Prompt) -> EmbeddingResult:
-        name = f"input.{place}" if asked.several else "input"
+        name = asked.names[place]
         try:
             return await client.embed_text(prompt, request_id=request_id, **asked.options)
         except NereidError as error:

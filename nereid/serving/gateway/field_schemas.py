@@ -38,8 +38,7 @@ def _typed(field: SamplingField) -> dict[str, Any]:
 
 
 def _bounds(field: SamplingField) -> dict[str, Any]:
-    lowest = "exclusiveMinimum" if field.above else "minimum"
-    return _known(**{lowest: field.low, "maximum": field.high})
+    return _known(minimum=field.low, maximum=field.high)
 
 
 def _known(**words: Any) -> dict[str, Any]:

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from nereid.serving.gateway.call_messages import arguments_of
 from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.tools import MOST_TOOLS
-from nereid.serving.gateway.unused import MESSAGE, PART, TOOL
+from nereid.serving.gateway.unused import CALL, MESSAGE, PART, TOOL
 
 
-class ContentPart(Sent):
-    """Text only: the models here see no pictures."""
-
+class TextPart(Sent):
     place = PART
 
     type: Literal["text"]
     text: str
+
+
+class RefusalPart(Sent):
+    """What an assistant has answered instead."""
+
+    place = PART
+
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        return self.refusal
+
+
+ContentPart = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
+"""Text only: the models here see no pictures."""
 
 
 class Function(Sent):
@@ -33,7 +48,7 @@ class Function(Sent):
 class Tool(Sent):
     place = TOOL
 
-    type: Literal["function"]
+    type: Literal["function"] = "function"
     function: Function
 
     @property
@@ -91,6 +106,8 @@ class FunctionCall(Sent):
 class ToolCall(Sent):
     """A call that the model has made before; streams number their calls, which is taken and means nothing here."""
 
+    place = CALL
+
     id: str = Field(min_length=1, max_length=256)
     type: Literal["function"] = "function"
     function: FunctionCall
@@ -121,8 +138,8 @@ class Message(Sent):
 
     @property
     def for_template(self) -> dict[str, Any]:
-        """What a chat template reads: only what was sent."""
+        """What a chat template reads: only what was sent. An assistant that has said nothing has said an empty text."""
         fields = {"role", "name", "reasoning_content", "reasoning", "tool_call_id"}
         sent = self.model_dump(include=fields, exclude_none=True)
         calls = {"tool_calls": [call.for_template for call in self.tool_calls]} if self.tool_calls else {}
-        return {**sent, "content": self.text, **calls}
+        return {**sent, "content": self.text if self.text is not None or calls else "", **calls}

@@ -36,6 +36,7 @@ _ALLOWED = {
     "finite_number": "a finite number",
 }
 """The end of the sentence "it must be ..." by pydantic's name of the problem."""
+_TAGS = ("union_tag_invalid", "union_tag_not_found")
 _PLACES = {("messages", 3): MESSAGE, ("messages", 5): PART, ("tools", 3): TOOL, (SETTINGS, 2): SETTINGS}
 """Names in the table of unused fields, by the first part and the length of a path."""
 _BOUNDS = {
@@ -53,8 +54,8 @@ _BOUNDS = {
 
 def refusal(schema: type[BaseModel], problems: Sequence[Problem]) -> ApiError:
     """One sentence for the first field that is wrong; of a union's members the one that got furthest is believed."""
-    first = written_path(schema, problems[0]["loc"])
-    paths = [(written_path(schema, problem["loc"]), problem) for problem in problems]
+    first = _path(schema, problems[0])
+    paths = [(_path(schema, problem), problem) for problem in problems]
     same = [(path, problem) for path, problem in paths if path[:1] == first[:1]]
     deepest = max(len(path) for path, _ in same)
     path = next(path for path, _ in same if len(path) == deepest)
@@ -63,11 +64,21 @@ def refusal(schema: type[BaseModel], problems: Sequence[Problem]) -> ApiError:
 
 
 def unknown_fields(schema: type[BaseModel], problems: Sequence[Problem]) -> list[list[str]]:
-    """The paths of fields that neither the schema nor the table of unused fields has."""
+    """The paths of what a lenient server leaves out: fields that neither the schema nor the table of unused fields has, and tools
+    of another type, which a provider runs itself, or a client only with models that know them.
+    """
+    wrong = [written_path(schema, problem["loc"]) for problem in problems if problem["type"] == "literal_error"]
+    tools = [path[:2] for path in wrong if len(path) == 3 and path[0] == "tools" and path[2] == "type"]
     extra = [written_path(schema, problem["loc"]) for problem in problems if problem["type"] == "extra_forbidden"]
     causes = [problem.get("ctx", {}).get("error") for problem in problems]
     members = [cause.field.split(".", 1) for cause in causes if isinstance(cause, SamplingError) and cause.unknown]
-    return [*(path for path in extra if _unused(schema, path) is None), *members]
+    return [*(path for path in extra if path[:2] not in tools and _unused(schema, path) is None), *members, *tools]
+
+
+def _path(schema: type[BaseModel], problem: Problem) -> list[str]:
+    """Where a problem is; where the field is wrong that tells the members of a union apart, there."""
+    path = written_path(schema, problem["loc"])
+    return [*path, problem["ctx"]["discriminator"].strip("'")] if problem["type"] in _TAGS else path
 
 
 def _unused(schema: type[BaseModel], path: Sequence[str]) -> UnusedField | None:
@@ -85,8 +96,10 @@ def _sentence(field: str, problems: Sequence[Problem], unused: UnusedField | Non
         return ApiError(400, refused.message, param=field, code="unsupported_value")
     if problem["type"] == "extra_forbidden":
         return ApiError(400, f"{field}: this field is not supported", param=field, code="unsupported_parameter")
-    if problem["type"] == "missing":
+    if problem["type"] in ("missing", "union_tag_not_found"):
         return ApiError(400, f"{field}: it is missing", param=field, code="missing_required_parameter")
+    if problem["type"] == "union_tag_invalid":
+        return _not_allowed(field, problem["ctx"]["tag"], " or ".join(problem["ctx"]["expected_tags"].rsplit(", ", 1)))
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, SamplingError):
         return _not_allowed(cause.field, cause.value, f"it must be {cause.allowed}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from nereid.serving.gateway.messages import FunctionCall
-from nereid.serving.gateway.schemas import SamplingBody
+from nereid.serving.gateway.messages import FunctionCall, RefusalPart
+from nereid.serving.gateway.metadata import Metadata
+from nereid.serving.gateway.schemas import SamplingBody, TemplateVariables
 from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.tools import MOST_TOOLS
 from nereid.serving.gateway.unused import RESPONSES
@@ -24,7 +26,10 @@ class Part(Sent):
     logprobs: list[Any] | None = None
 
 
-def _text(content: str | list[Part]) -> str:
+AnyPart = Annotated[Part | RefusalPart, Field(discriminator="type")]
+
+
+def _text(content: str | Sequence[Part | RefusalPart]) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
@@ -36,7 +41,7 @@ class _Item(Sent):
 class MessageItem(_Item):
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: str | list[AnyPart]
     phase: str | None = None
 
     @property
@@ -94,7 +99,7 @@ Item = Annotated[Annotated[Kept | ItemReference, Field(discriminator="type")], B
 class FlatTool(Sent):
     """A function with its type beside its name."""
 
-    type: Literal["function"]
+    type: Literal["function"] = "function"
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
@@ -149,6 +154,19 @@ class ResponseStreamOptions(Sent):
     include_obfuscation: bool | None = None
 
 
+Included = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+]
+"""What may be told besides; all but the first is about what no answer here has."""
+
+
 class ResponsesBody(SamplingBody):
     place = RESPONSES
 
@@ -163,9 +181,10 @@ class ResponsesBody(SamplingBody):
     text: TextOptions = Field(default_factory=TextOptions)
     reasoning: ReasoningOptions | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = Field(default_factory=list)
-    metadata: dict[str, str] = Field(default_factory=dict)
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    include: list[Included] = Field(default_factory=list)
+    metadata: Metadata = Field(default_factory=dict)
+    truncation: Literal["auto", "disabled"] = "disabled"
+    chat_template_kwargs: TemplateVariables = Field(default_factory=dict)
     stream_options: ResponseStreamOptions | None = None  # type: ignore[assignment]
 
     @field_validator("input")

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.schemas import ChatBody, CompletionBody
 
-NAMES_OF_ANSWER: Mapping[str, str] = {
-    "structured_outputs": "response_format",
-    "structured_outputs.json": "response_format.json_schema.schema",
-}
-"""The caller's names of `llm`'s inputs, where that field is sent."""
+Body = ChatBody | CompletionBody
 
 
-def schema_of_answer(body: ChatBody | CompletionBody) -> dict[str, Any] | None:
+def names_of_answer(body: Body) -> dict[str, str]:
+    """The caller's names of `llm`'s inputs, where that field is sent."""
+    return {"structured_outputs": "response_format", "structured_outputs.json": name_of_schema(body)}
+
+
+def name_of_schema(body: Body) -> str:
+    """Where a body has what binds the answer's text."""
+    plain = body.response_format is not None and body.response_format.type == "json_object"
+    return "response_format.schema" if plain else "response_format.json_schema.schema"
+
+
+def schema_of_answer(body: Body) -> dict[str, Any] | None:
     """The schema of the answer's text; None where it is free. Raises ApiError."""
     wanted = body.response_format
+    if wanted is not None and wanted.schema_ is not None and wanted.type != "json_object":
+        sentence = f"response_format.schema: it is not allowed with type {wanted.type}; the type must be json_object"
+        raise ApiError(400, sentence, param="response_format.schema")
     if wanted is None or wanted.type == "text":
         return None
     if body.structured_outputs is not None:
         raise ApiError(400, "response_format: structured_outputs is given, too; send one of them", param="response_format")
     if wanted.type == "json_object":
-        return {"type": "object"}
+        return {"type": "object"} if wanted.schema_ is None else wanted.schema_
     if wanted.json_schema is None:
         raise ApiError(400, "response_format.json_schema: it is missing", param="response_format.json_schema")
     return wanted.json_schema.schema_

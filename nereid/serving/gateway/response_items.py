@@ -62,13 +62,12 @@ def resolved(items: Sequence[Kept | ItemReference], find: Callable[[str], Mappin
     return made
 
 
-def chat_body(body: ResponsesBody, items: Items, before: Items) -> ChatBody:
-    """The same as a chat of `items`; `before` is the conversation that it goes on with. Raises ApiError in the caller's names."""
-    _check_calls(items, before)
+def chat_body(body: ResponsesBody, conversation: Items) -> ChatBody:
+    """The same as a chat. Raises ApiError in the caller's names."""
     sent: dict[str, Any] = {field.name: getattr(body, field.name) for field in GATEWAY_FIELDS}
     sent |= {
         "model": body.model,
-        "messages": messages_of([*before, *items], body.instructions),
+        "messages": messages_of(conversation, body.instructions),
         "max_completion_tokens": body.max_output_tokens,
         "tools": [tool.for_chat for tool in body.tools or ()],
         "tool_choice": _choice(body.tool_choice),
@@ -114,7 +113,8 @@ def _choice(choice: str | FlatName | FlatAllowed | None) -> Any:
     return choice
 
 
-def _check_calls(items: Items, before: Items) -> None:
+def check_calls(items: Items, before: Items) -> None:
+    """That every output has its call, among the items or in the conversation `before` them; raises ApiError."""
     known = {item.call_id for item in before if isinstance(item, CallItem)}
     for place, item in enumerate(items):
         if isinstance(item, CallItem):

@@ -20,8 +20,9 @@ from nereid.serving.gateway.offered import Offered
 from nereid.serving.gateway.paging import page, paged
 from nereid.serving.gateway.response_bodies import ResponsesBody
 from nereid.serving.gateway.response_events import ResponseAnswer, new_id
-from nereid.serving.gateway.response_items import chat_body, in_their_names, items_of, names_of, resolved
+from nereid.serving.gateway.response_items import chat_body, check_calls, in_their_names, items_of, names_of, resolved
 from nereid.serving.gateway.response_store import ResponseStore, Stored
+from nereid.serving.gateway.response_truncation import fitted_chat
 from nereid.serving.gateway.waiting import Event, begin_stream, until_gone
 from nereid_client import AsyncClient
 from nereid_client.errors import NereidError
@@ -44,9 +45,16 @@ class Responses:
         model, client, places = self.find(body.model, "llm")
         key = owner_of(request)
         before = self._before(key, body.previous_response_id)
+        request.state.names = names_of({"text_input": "messages"})
         try:
             sent = resolved(body.given, lambda identity: self.store.find_item(key, identity))
-            chat = await read_chat(chat_body(body, sent, items_of(before)), model)
+            earlier = items_of(before)
+            check_calls(sent, earlier)
+            conversation = [*earlier, *sent]
+            if body.truncation == "auto":
+                chat = await fitted_chat(body, conversation, model)
+            else:
+                chat = await read_chat(chat_body(body, conversation), model)
         except ApiError as error:
             raise in_their_names(error) from None
         request.state.names = names = names_of(chat.names)
@@ -181,6 +189,6 @@ def _head(body: ResponsesBody, model: Offered) -> dict[str, Any]:
         "tools": tools,
         "top_logprobs": body.top_logprobs or 0,
         "top_p": 1.0 if body.top_p is None else body.top_p,
-        "truncation": "disabled",
+        "truncation": body.truncation,
         "usage": None,
     }

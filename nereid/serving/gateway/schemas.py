@@ -6,6 +6,7 @@ from enum import Enum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -13,7 +14,6 @@ from pydantic import (
     PrivateAttr,
     WithJsonSchema,
     create_model,
-    field_validator,
     model_validator,
 )
 
@@ -29,6 +29,8 @@ from nereid_client.pages import PAGE_OPTIONS
 from nereid_protocol.sampling import EMBEDDING_FIELDS, OLDER, SAMPLING_FIELDS, without_aliases
 from nereid_protocol.sampling_field import Kind, SamplingField
 
+MOST_MESSAGES = 1000
+"""Of a chat."""
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 """What `llm` takes as int32; whether the vocabulary has it, the model says."""
 
@@ -65,8 +67,13 @@ class JsonSchema(Sent):
 
 
 class ResponseFormat(Sent):
+    """`schema` beside `json_object` is llama.cpp's and Together's form of a `json_schema`."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
 
 
 _JSON_TYPES: dict[Kind, Any] = {
@@ -89,6 +96,15 @@ def _body_field(field: SamplingField) -> Any:
     return kind, Field(default=1 if field.name == "n" else None, description=field.help)
 
 
+def _no_fields(variables: dict[str, Any]) -> dict[str, Any]:
+    for name in OWN_VARIABLES:
+        if name in variables:
+            raise ValueError(f"must not have {name}, which is a field of its own")
+    return variables
+
+
+TemplateVariables = Annotated[dict[str, Any], AfterValidator(_no_fields)]
+"""What a chat template is given beside a chat's own fields."""
 GATEWAY_FIELDS = tuple(field for field in SAMPLING_FIELDS if field.gateway)
 
 _SamplingFields = create_model("_SamplingFields", __base__=_Body, **{field.name: _body_field(field) for field in GATEWAY_FIELDS})
@@ -139,7 +155,7 @@ class SamplingBody(_SamplingFields):  # type: ignore[misc, valid-type]
 class ChatBody(SamplingBody):
     place = CHAT
 
-    messages: list[Message] = Field(min_length=1, max_length=1000)
+    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     logprobs: bool = False
@@ -152,18 +168,10 @@ class ChatBody(SamplingBody):
     include_reasoning: bool = True
     documents: list[dict[str, Any]] | None = Field(default=None, max_length=1000)
     chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    chat_template_kwargs: TemplateVariables = Field(default_factory=dict)
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     reasoning_effort: str | None = None
-
-    @field_validator("chat_template_kwargs")
-    @classmethod
-    def _no_other_fields(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for name in OWN_VARIABLES:
-            if name in value:
-                raise ValueError(f"must not have {name}, which is a field of its own")
-        return value
 
 
 class CompletionBody(SamplingBody):
@@ -192,11 +200,16 @@ _EmbeddingFields = create_model(
 
 
 class EmbeddingBody(_EmbeddingFields):  # type: ignore[misc, valid-type]
-    """What is to be embedded: a text, its tokens, or a list of either."""
+    """What is to be embedded: a text, its tokens, or a list of either; or a chat, with what its template reads (vLLM's form)."""
 
     place = EMBEDDINGS
 
-    input: str | list[TokenId] | list[str] | list[list[TokenId]]
+    input: str | list[TokenId] | list[str] | list[list[TokenId]] | None = None
+    messages: list[Message] | None = Field(default=None, min_length=1, max_length=MOST_MESSAGES)
+    chat_template: str | None = None
+    chat_template_kwargs: TemplateVariables = Field(default_factory=dict)
+    add_generation_prompt: bool = False
+    continue_final_message: bool = False
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, ge=1)
 

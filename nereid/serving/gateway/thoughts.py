@@ -1,12 +1,13 @@
-"""Thoughts before an answer, between marks, told apart as they come; knows nothing of what follows them."""
+"""Thoughts before an answer, between marks, told apart as they come; knows no form of calls."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from nereid.serving.gateway.channel_streams import END, MESSAGE
-from nereid.serving.gateway.said import held_back
+from nereid.serving.gateway.said import Said, Text, held_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +104,47 @@ class Spoken:
         return rest
 
 
+class CallReader(Protocol):
+    """Text that begins with the mark of a call, told apart as it comes."""
+
+    @property
+    def told(self) -> int:
+        """How many calls it has found."""
+
+    def feed(self, text: str) -> list[Said]: ...
+
+    def finish(self) -> list[Said]: ...
+
+
 @dataclass(slots=True, eq=False)
 class Thoughts:
     """Thoughts stand at the beginning, and once; the line breaks within their marks belong to the marks.
 
-    From the first of `calls` on, marks of calls, thoughts are held until their end comes: where it never does, they were a call.
+    Calls at the very end of the thoughts are calls, where nothing comes after them but the end of the thoughts: their model has
+    forgotten to end these before. From the first of `calls` on, marks of calls, thoughts are held as long as they may be such, as
+    `new_reader` finds.
     """
 
     marks: Thinking
     calls: tuple[str, ...] = ()
+    new_reader: Callable[[], CallReader] | None = None
     tokens: int = 0
     """Between the marks."""
     begun: bool = False
     """Whether there are thoughts, if only empty ones."""
+    reader: CallReader | None = None
+    """Of what is held."""
     _place: str = ""
     _text: str = ""
+    """Not told yet; once the thoughts have ended, what is held of them, which may be calls."""
+    _rest: str = ""
+    """What has come behind that."""
+    _said: list[Said] = field(default_factory=list)
+    """What the reader has made of what is held."""
+    _read: int = 0
+    """Up to where it has read."""
+    _passed: int = 0
+    """From where marks of calls are looked for: those before are none."""
     _counting: bool = False
     _counted: bool = False
     """Whether the last of them has been counted."""
@@ -145,48 +172,70 @@ class Thoughts:
         """Thoughts and text that may be told."""
         if self._place == "over":
             return "", text
+        if self._place == "after":
+            return self._behind(text)
         self._text += text
         if self._place == "before":
             lead = self._text.lstrip()
             if not lead.startswith(self.marks.begin):
                 if self.marks.begin.startswith(lead):
                     return "", ""
-                return "", self._over(self._text)
+                lead, self._text, self._place = self._text, "", "over"
+                return "", lead
             self._text, self._place, self.begun = lead.removeprefix(self.marks.begin), "begins", True
         if self._place == "begins":
             self._text = self._text.lstrip("\n")
             self._place = "inside" if self._text else "begins"
-        if self._place == "after":
-            return "", self._behind()
-        thought, found, behind = self._text.partition(self.marks.end)
-        if found:
-            self._text, self._place = behind, "after"
-            return thought.rstrip("\n"), self._behind()
-        sure = min(self._calls_begin(self._text), len(self._text) - held_back(self._text, self.marks.end, *self.calls))
+        inside, found, behind = self._text.partition(self.marks.end)
+        if not found:
+            return self._sure(len(self._text) - held_back(self._text, self.marks.end, *self.calls)), ""
+        self._text, self._place = inside, "after"
+        thought = self._sure(len(inside), last=True)
+        more, rest = self._behind(behind)
+        return thought + more, rest
+
+    def finish(self) -> tuple[str, str, list[Said]]:
+        """The rest of the thoughts, the text that follows them, and the calls at their end."""
+        if self._place in ("before", "over"):
+            rest, self._text = self._text, ""
+            return "", rest, []
+        thought = "" if self._place == "after" else self._sure(len(self._text), last=True)
+        return thought, "", [] if self.reader is None else self._said
+
+    def _sure(self, ready: int, *, last: bool = False) -> str:
+        """Take what is sure to be thoughts; `ready` is up to where the text is whole, `last`: no more comes.
+
+        What is left may be calls, or is line breaks at the end.
+        """
+        sure = ready
+        while self.new_reader is not None and (begin := self._calls_begin()) < len(self._text):
+            if self.reader is None:
+                self.reader, self._said, self._read = self.new_reader(), [], begin
+            piece, self._read = self._text[self._read : ready], max(self._read, ready)
+            said = self.reader.feed(piece) if piece else []
+            self._said += said
+            goes_on = any(isinstance(item, Text) and item.text.strip() for item in said)
+            if last:
+                self._said += self.reader.finish()
+            if not goes_on and (self.reader.told or not last):
+                sure = begin
+                break
+            self.reader, self._passed = None, begin + 1
         sure = len(self._text[:sure].rstrip("\n"))
-        thought, self._text = self._text[:sure], self._text[sure:]
-        return thought, ""
+        told, self._text = self._text[:sure], self._text[sure:]
+        self._read, self._passed = max(0, self._read - sure), max(0, self._passed - sure)
+        return told
 
-    def finish(self) -> tuple[str, str, str]:
-        """The rest of the thoughts, what follows them, and what was held: it may be calls, or else belongs to the thoughts."""
-        rest, self._text = self._text, ""
-        if self._place not in ("begins", "inside"):
-            return "", rest, ""
-        held = rest[self._calls_begin(rest) :]
-        return (rest.rstrip("\n"), "", "") if not held else (rest.removesuffix(held), "", held)
+    def _calls_begin(self) -> int:
+        found = (self._text.find(mark, self._passed) for mark in self.calls)
+        return min((at for at in found if at >= 0), default=len(self._text))
 
-    def _calls_begin(self, text: str) -> int:
-        return min((at for mark in self.calls if (at := text.find(mark)) >= 0), default=len(text))
-
-    def _behind(self) -> str:
-        """The text after the mark, without the line breaks that follow it."""
-        rest = self._text.lstrip("\n")
-        return self._over(rest) if rest else self._nothing()
-
-    def _nothing(self) -> str:
-        self._text = ""
-        return ""
-
-    def _over(self, rest: str) -> str:
-        self._text, self._place = "", "over"
-        return rest
+    def _behind(self, text: str) -> tuple[str, str]:
+        """What was held, where it is no calls, and the text after the mark, without the line breaks that follow it."""
+        self._rest += text
+        rest = self._rest.lstrip("\n")
+        if not (rest if self.reader is None else rest.strip()):
+            return "", ""
+        held = "" if self.reader is None else self._text.rstrip("\n")
+        self._text, self._rest, self._place = "", "", "over"
+        return held, rest

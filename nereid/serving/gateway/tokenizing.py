@@ -12,7 +12,7 @@ from nereid.serving.gateway.chat_templates import DEFAULT
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.messages import Message
 from nereid.serving.gateway.offered import Offered
-from nereid.serving.gateway.schemas import ChatBody, TokenId
+from nereid.serving.gateway.schemas import MOST_MESSAGES, ChatBody, TokenId
 from nereid.serving.gateway.sent import Sent
 
 
@@ -20,7 +20,7 @@ class TokenizeBody(ChatBody):
     """A text, or a chat with all that its template reads; one of `prompt` and `messages`."""
 
     prompt: str | None = None
-    messages: list[Message] = Field(default_factory=list, max_length=1000)
+    messages: list[Message] = Field(default_factory=list, max_length=MOST_MESSAGES)
     return_token_strs: bool = False
 
 

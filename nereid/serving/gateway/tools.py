@@ -120,8 +120,8 @@ def check_messages(messages: Sequence[Message]) -> None:
         where = f"messages.{place}"
         if message.tool_calls and message.role != "assistant":
             raise ApiError(400, f"{where}.tool_calls: only an assistant's message may have them", param=f"{where}.tool_calls")
-        if message.content is None and not message.tool_calls:
-            said = "it is missing; only an assistant's message with tool_calls may be without"
+        if message.content is None and message.role != "assistant":
+            said = "it is missing; only an assistant's message may be without"
             raise ApiError(400, f"{where}.content: {said}", param=f"{where}.content", code="missing_required_parameter")
         called.update(call.id for call in message.tool_calls or ())
         if message.role == "tool":

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CHAT, COMPLETIONS, MESSAGE, RESPONSES, EMBEDDINGS = "chat", "completions", "message", "responses", "embeddings"
-PART, TOOL = "part of a message", "tool"
+PART, TOOL, CALL = "part of a message", "tool", "call of a tool"
 IMAGES, EDITS, VARIATIONS = "images", "image edits", "image variations"
 TXT2IMG, IMG2IMG, MASKED, SETTINGS = "txt2img", "img2img", "img2img with a mask", "override_settings"
 _TEXTS, _PICTURES, _WEBUI = (CHAT, COMPLETIONS), (IMAGES, EDITS, VARIATIONS), (TXT2IMG, IMG2IMG)
@@ -60,6 +60,7 @@ _OWN = "A front end's own."
 _KEPT = "Nothing is kept on the server."
 _SECOND = "Of enable_hr."
 _INPAINTING = "Of masks."
+_ELSEWHERE = "What another provider has told beside an answer of its own."
 _CACHE = "About a provider's cache; the prefix cache here needs no hint."
 
 UNUSED_FIELDS: tuple[UnusedField, ...] = (
@@ -126,8 +127,8 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("prompt_cache_retention", None, _CACHE),
         ("prompt_cache_options", None, _CACHE),
         ("service_tier", ("auto", "default"), _WHERE),
+        ("client_metadata", None, _WHO),
         ("background", (False,), "Whether the caller asks for the answer later."),
-        ("truncation", ("disabled",), "Cuts the conversation."),
         ("max_tool_calls", None, "Of tools that a provider runs itself; there are none here."),
         ("conversation", (), "A provider's store of conversations."),
         ("prompt", (), "A provider's store of prompts."),
@@ -272,7 +273,16 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
     ),
     *_rows((CHAT, MESSAGE, PART, TOOL), ("cache_control", None, _CACHE)),
     *_rows(
+        (MESSAGE, CALL),
+        ("provider_specific_fields", None, _ELSEWHERE),
+        ("extra_content", None, _ELSEWHERE),
+    ),
+    *_rows(
         (MESSAGE,),
+        ("id", None, "A message's name."),
+        ("reasoning_details", None, "Thoughts in another provider's form; reasoning_content is read."),
+        ("thinking_blocks", None, "Thoughts in another provider's form; reasoning_content is read."),
+        ("images", ([],), "Pictures of another model's answer."),
         ("refusal", ("",), "An answer that another model refused."),
         ("annotations", ([],), "Sources of another model's answer."),
         ("audio", (), "A spoken answer."),

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import BeforeValidator
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
@@ -31,6 +31,7 @@ from nereid.serving.gateway.described import described
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.forms import Keep, boundary_of, chunks_of, read_form
 from nereid.serving.gateway.guard import owner_of
+from nereid.serving.gateway.metadata import Metadata
 from nereid.serving.gateway.paging import page, paged
 from nereid.serving.gateway.sent import Sent
 
@@ -54,10 +55,6 @@ _UPLOAD: dict[str, Any] = {
 }
 
 
-MetadataName = Annotated[str, StringConstraints(max_length=64)]
-MetadataValue = Annotated[str, StringConstraints(max_length=512)]
-
-
 class BatchBody(Sent):
     """What begins a batch."""
 
@@ -67,7 +64,7 @@ class BatchBody(Sent):
         BeforeValidator(whole_path),
     ]
     completion_window: Literal["24h"]
-    metadata: dict[MetadataName, MetadataValue] | None = Field(default=None, max_length=16)
+    metadata: Metadata | None = None
     output_expires_after: ExpiresAfter | None = None
 
 
