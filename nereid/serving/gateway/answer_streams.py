@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nereid.serving.gateway.call_forms import Shape, ToolFormat
-from nereid.serving.gateway.call_scanners import JsonCalls, Name, Piece, Scanner, State
+from nereid.serving.gateway.call_objects import Name, Piece, State
+from nereid.serving.gateway.call_scanners import JsonCalls, Scanner
 from nereid.serving.gateway.channel_streams import ChannelStream
 from nereid.serving.gateway.literal_scanners import BracesCall, PythonCalls
 from nereid.serving.gateway.marked_scanners import NamedCall, SectionCalls
-from nereid.serving.gateway.said import Arguments, Call, Reasoning, Said, Text, held_back
+from nereid.serving.gateway.said import Arguments, Call, Reasoning, Said, Text, held_back, merged
+from nereid.serving.gateway.silent_marks import Silence, without_begun
 from nereid.serving.gateway.tag_scanners import TagsCall
 from nereid.serving.gateway.thoughts import Spoken, Thinking, Thoughts
 from nereid.serving.gateway.tool_formats import HARMONY
@@ -30,22 +32,25 @@ class CallReading:
 @dataclass(slots=True, eq=False)
 class AnswerStream:
     """One answer. `feed` gives what may be told, `finish` the rest. `thinking`, `calls`: None where none are looked for;
-    `spoken`: marks around what follows the thoughts.
+    `spoken`: marks around what follows the thoughts, `silent`: such as are no text wherever they stand.
     """
 
     thinking: Thinking | None = None
     calls: CallReading | None = None
     spoken: tuple[str, str] | None = None
+    silent: tuple[str, ...] = ()
     _channels: ChannelStream | None = field(init=False)
     _thoughts: Thoughts | None = field(init=False)
     _calls: _Calls | None = field(init=False)
     _spoken: Spoken | None = field(init=False)
+    _silence: Silence = field(init=False)
 
     def __post_init__(self) -> None:
         self._channels = _channels(self.thinking, self.calls)
-        begins = self.calls.form.begins if self.calls is not None else ()
+        begins = (*self.calls.form.begins, *self.calls.form.silent) if self.calls is not None else ()
         self._thoughts = None if self.thinking is None or self.thinking.channels else Thoughts(self.thinking, begins)
         self._spoken = None if self.spoken is None else Spoken(self.spoken)
+        self._silence = Silence(self.silent)
         self._calls = None if self.calls is None or self.calls.form.shape is Shape.CHANNELS else _Calls(self.calls)
 
     @property
@@ -64,12 +69,12 @@ class AnswerStream:
         made: list[Said] = []
         if self._channels is not None:
             self._channels.count(tokens)
-            return _merged(self._within(self._channels.feed(text)))
+            return merged(self._within(self._channels.feed(text)))
         if self._thoughts is not None:
             self._thoughts.count(tokens)
             thought, text = self._thoughts.feed(text)
             made += [Reasoning(thought)] if thought else []
-        return _merged([*made, *self._after(text)])
+        return merged([*made, *self._after(text)])
 
     def finish(self) -> list[Said]:
         made: list[Said] = []
@@ -84,14 +89,16 @@ class AnswerStream:
         made += self._after(text)
         if self._spoken is not None:
             made += self._told(self._spoken.finish())
-        return _merged([*made, *(self._calls.finish() if self._calls is not None else [])])
+        if self._calls is not None:
+            return merged([*made, *self._calls.finish()])
+        return merged([*made, Text(rest)] if (rest := self._silence.finish()) else made)
 
     def _calls_in_thoughts(self, text: str) -> list[Said]:
-        """Calls of a model that did not end its thoughts before them; nothing where these are none."""
+        """Calls of a model that did not end its thoughts before them, or its text between marks; nothing where these are none."""
         assert self.calls is not None
         reader = _Calls(self.calls)
         said = [*reader.feed(text), *reader.finish()]
-        if not reader.told:
+        if not reader.told and not (self.calls.form.silent and text.startswith(self.calls.form.silent)):
             return []
         self._calls = reader
         return said
@@ -106,7 +113,10 @@ class AnswerStream:
     def _told(self, text: str) -> list[Said]:
         if not text:
             return []
-        return [Text(text)] if self._calls is None else self._calls.feed(text)
+        if self._calls is not None:
+            return self._calls.feed(text)
+        told = self._silence.feed(text)
+        return [Text(told)] if told else []
 
 
 def _channels(thinking: Thinking | None, calls: CallReading | None) -> ChannelStream | None:
@@ -122,22 +132,6 @@ def _channels(thinking: Thinking | None, calls: CallReading | None) -> ChannelSt
         thinks=thinking is not None,
         marks=thinking.tokens if thinking is not None else None,
     )
-
-
-def _merged(said: list[Said]) -> list[Said]:
-    """Neighbouring pieces of one thing as one."""
-    made: list[Said] = []
-    for item in said:
-        last = made[-1] if made else None
-        if isinstance(item, Text) and isinstance(last, Text):
-            made[-1] = Text(last.text + item.text)
-        elif isinstance(item, Reasoning) and isinstance(last, Reasoning):
-            made[-1] = Reasoning(last.text + item.text)
-        elif isinstance(item, Arguments) and isinstance(last, Arguments) and item.index == last.index:
-            made[-1] = Arguments(item.index, last.text + item.text)
-        else:
-            made.append(item)
-    return made
 
 
 _LINES = {letters: re.compile(rf"(?:\A|\n)[ \t]*[{re.escape(letters)}]") for letters in ("{", "[{")}
@@ -183,7 +177,7 @@ class _Calls:
             rest = self._scanner.pending if self._scanner_told else self._lead + self._scanner.raw
             made += [Text(rest)] if rest.strip() or not self._scanner_told else []
             self._scanner = None
-        rest, self._text = self._text, ""
+        rest, self._text = without_begun(self._text, self.reading.form.silent), ""
         if rest and not (self._count and not rest.strip()):
             made.append(Text(rest))
         return made
@@ -191,7 +185,7 @@ class _Calls:
     def _outside(self) -> tuple[list[Said], str]:
         """Text up to the next call; and what is to be scanned."""
         form = self.reading.form
-        found = [(at, mark) for mark in form.begins if (at := self._text.find(mark)) >= 0]
+        found = [(at, mark) for mark in (*form.begins, *form.silent) if (at := self._text.find(mark)) >= 0]
         if form.bare and (line := self._line()) >= 0:
             found.append((line, ""))
         if found:
@@ -200,11 +194,14 @@ class _Calls:
             text = self._without_end(head).rstrip()
             said: list[Said] = [Text(text)] if text else []
             lead = head[len(head.rstrip()) :]
+            if mark in form.silent:
+                self._text = ""
+                return said, lead + after.removeprefix(mark)
             # A call without a mark before it is read from its own beginning.
             opened = mark in ("", form.opening)
             return said, self._open(lead, after) if opened else self._open(lead + mark, after.removeprefix(mark))
         text = self._without_end(self._text)
-        sure = len(text) - held_back(text, *form.begins, *(form.ends if self._after_call else ()))
+        sure = len(text) - held_back(text, *form.begins, *form.silent, *(form.ends if self._after_call else ()))
         sure = len(text[:sure].rstrip())
         told, self._text = text[:sure], text[sure:]
         if told:
@@ -250,7 +247,8 @@ class _Calls:
                     opening=form.opening, closing=form.closing, middle=form.middle, numbered=form.numbered
                 )
             case _:
-                self._scanner = JsonCalls(names if form.bare else None, separators=form.between.strip() if form.bare else ",")
+                separators = form.between.strip() if form.bare else ","
+                self._scanner = JsonCalls(names if form.bare else None, separators=separators, keyed=form.keyed)
         return rest
 
     def _scan(self, text: str) -> tuple[list[Said], str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from nereid.serving.gateway.call_scanners import NAME
+from nereid.serving.gateway.call_objects import NAME
 from nereid.serving.gateway.marked_scanners import JsonObject
 from nereid.serving.gateway.said import Arguments, Call, Reasoning, Said, Text, held_back
 

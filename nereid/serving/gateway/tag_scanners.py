@@ -8,15 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nereid.serving.gateway.call_scanners import NAME, JsonCalls, Name, Piece, State
+from nereid.serving.gateway.call_objects import NAME, Name, Piece, State
+from nereid.serving.gateway.call_scanners import JsonCalls
+from nereid.serving.gateway.nested_values import balanced_end, nested_value
 from nereid.serving.gateway.said import held_back
 from nereid.serving.gateway.tag_values import is_json, is_of, is_written_plainly, json_of, loaded
 from nereid.serving.gateway.tags import Tags
 
 _LONGEST_TAG = 300
-_WRAPPERS = ("arguments", "input", "parameters")
+_WRAPPERS = ("arguments", "input", "parameters", "json", "properties")
 """What models call all of the parameters, where they write them as one."""
-_NAME = re.compile(rf"{NAME.pattern}($|[\"' ])")
 
 
 @dataclass(slots=True, eq=False)
@@ -40,16 +41,12 @@ class TagsCall:
     """Parameters so far."""
     _value: _Value | None = None
     _json: JsonCalls | None = None
+    _lead: str = ""
+    """What stands before calls that are JSON."""
 
     def feed(self, text: str) -> list[Piece]:
-        if self._json is None and not self._name and (self.raw + text).lstrip()[:1] in ("{", "["):
-            self._json = JsonCalls()
-            text, self.raw = self.raw + text, ""
         if self._json is not None:
-            made = self._json.feed(text)
-            self.state, self.rest = self._json.state, self._json.rest
-            self.raw, self.pending = self._json.raw, self._json.pending
-            return made
+            return self._other(self._json, text)
         self._text += text
         if not self._name:
             self.raw += text
@@ -71,7 +68,11 @@ class TagsCall:
 
     @property
     def _ended(self) -> list[str]:
-        return [tags.ended for tags in self._all]
+        """What may stand behind the value that is being read."""
+        if self._value is None:
+            return []
+        section = self.tags.sections[1] if self._value.in_section else ""
+        return [section + tags.ends(self._value.tag) for tags in self._all]
 
     @property
     def _closing(self) -> list[str]:
@@ -79,19 +80,28 @@ class TagsCall:
 
     def _begin(self) -> list[Piece]:
         lead = self._text.lstrip()
+        for mark in self.tags.before:
+            lead = lead.removeprefix(mark).lstrip()
+            if mark.startswith(lead):
+                return []
+        function = self.tags.function if lead.startswith(self.tags.function) else ""
+        if (behind := lead.removeprefix(function).lstrip())[:1] in ("{", "["):
+            self.raw, self._json = self.raw.removesuffix(behind), JsonCalls()
+            self._lead = self.raw
+            return self._other(self._json, behind)
         found = next((match for tags in self._all if (match := tags.head.match(lead))), None)
         if found and NAME.fullmatch(found[1].strip()):
             self._name, self._text = found[1].strip(), lead[found.end() :]
             return [Name(self._name), *self._parts()]
-        if found or not any(self._may_begin(lead, tags.function) for tags in self._all):
+        if found or not any(_may_begin(lead, tags) for tags in self._all):
             self.state = State.FAILED
         return []
 
-    def _may_begin(self, lead: str, mark: str) -> bool:
-        if len(lead) <= len(mark):
-            return mark.startswith(lead)
-        name = lead[len(mark) :] if mark else lead.rstrip()
-        return lead.startswith(mark) and len(lead) < _LONGEST_TAG and _NAME.match(name) is not None
+    def _other(self, calls: JsonCalls, text: str) -> list[Piece]:
+        made = calls.feed(text)
+        self.state, self.rest, self.pending = calls.state, calls.rest, calls.pending
+        self.raw = self._lead + calls.raw
+        return made
 
     def _parts(self) -> list[Piece]:
         made = ""
@@ -107,11 +117,15 @@ class TagsCall:
             return self._closed(lead.removeprefix(closing))
         found = next((match for tags in self._all if (match := tags.key.match(lead))), None)
         if found:
-            self._text = lead[found.end() :]
-            key, says_text = found["key"].strip(), found.groupdict().get("text")
+            opening, behind = self.tags.sections[0], lead[found.end() :]
+            if opening and opening != behind and opening.startswith(behind):
+                return ""  # the value may yet stand in a section
+            self._text = behind.removeprefix(opening)
+            key, says_text = self.tags.read_name(found["key"]), found.groupdict().get("text")
             schema = self._schema.get("properties", {}).get(key)
-            self._value = _Value(key, schema, None if says_text is None else says_text == "true")
-            return self._lead(key) + '"' if self._value.plain else ""
+            says = None if says_text is None else says_text in ("true", "string")
+            self._value = _Value(key, found["key"], schema, says, in_section=bool(opening) and behind.startswith(opening))
+            return self._member_lead(key) + '"' if self._value.plain else ""
         marks = [tags.parameter for tags in self._all]
         waits = any(mark.startswith(lead) for mark in (*marks, *self._closing)) or lead.startswith(tuple(marks))
         return "" if waits and len(lead) < _LONGEST_TAG else self._closed(self._text)
@@ -124,7 +138,7 @@ class TagsCall:
     def _schema(self) -> Mapping[str, Any]:
         return self.schemas.get(self._name, {})
 
-    def _lead(self, key: str) -> str:
+    def _member_lead(self, key: str) -> str:
         return f"{', ' if self._keys else '{'}{json.dumps(key, ensure_ascii=False)}: "
 
     def _within(self, value: _Value, at: int, mark: str) -> str:
@@ -164,13 +178,16 @@ class TagsCall:
             if isinstance(inner, dict) and inner and inner.keys() <= known.keys():
                 return "".join(self._member(key, json.dumps(item, ensure_ascii=False)) for key, item in inner.items())
         schema = {} if value.schema is None else value.schema
-        written = json_of(text, schema, self._schema, text_first=value.says_text is True)
+        if self.tags.nested:
+            written = nested_value(text, self.tags.nested, value.schema, self._schema)
+        else:
+            written = json_of(text, schema, self._schema, text_first=value.says_text is True)
         if not text.strip() and value.key not in self._schema.get("required", ()) and not is_of(written, schema, self._schema):
             return ""
         return self._member(value.key, written)
 
     def _member(self, key: str, written: str) -> str:
-        lead = self._lead(key)
+        lead = self._member_lead(key)
         self._keys.append(key)
         return lead + written
 
@@ -187,6 +204,8 @@ class TagsCall:
 
     def _own_end(self, value: _Value, mark: str) -> int:
         """The first of a mark that may be the value's: another one stands within it, and is not looked at again."""
+        if self.tags.nested and not value.plain:
+            return balanced_end(self._text, self.tags.nested, value.tag, 0)
         at = self._text.find(mark, value.passed.get(mark, 0))
         while at >= 0 and self._follows(self._text[at + len(mark) :], value, at) is False:
             if not value.plain:  # of a plain text it is told, and gone
@@ -206,16 +225,20 @@ class TagsCall:
         return None if any(mark.startswith(lead) for mark in marks) else False
 
     def _next(self) -> list[str]:
-        """Tags of the parameters that have not come yet."""
+        """Tags of the parameters that have not come yet; none where tags of those names may stand in the value."""
+        if self.tags.nested and self._value is not None and not self._value.plain:
+            return []
         known = self._schema.get("properties", {})
         lead = "\n" if self.tags.padded else ""
         written = {*self._keys, self._value.key if self._value else ""}
-        return [f"{lead}{self.tags.parameter}{key}{self.tags.keyed}" for key in known if key not in written]
+        return [
+            f"{lead}{self.tags.parameter}{self.tags.written_name(key)}{self.tags.keyed}" for key in known if key not in written
+        ]
 
     @property
     def _call_end(self) -> re.Pattern[str]:
         closing = self.tags.closing
-        return re.compile(rf"{re.escape(closing)}\s*{re.escape(self.end)}" if closing else r"(?!)")
+        return re.compile(rf"{re.escape(closing)}\s*{re.escape(self.end)}" if closing and self.end else r"(?!)")
 
     def _sure(self) -> int:
         """How much of a plain text is none of the marks that may end it."""
@@ -232,13 +255,31 @@ class TagsCall:
         return sure - 1 if self.tags.padded and text[:sure].endswith("\n") else sure
 
 
+def _may_begin(lead: str, tags: Tags) -> bool:
+    """Whether a function's tag may begin so."""
+    mark = tags.function
+    if len(lead) <= len(mark):
+        return mark.startswith(lead)
+    if not lead.startswith(mark) or len(lead) >= _LONGEST_TAG:
+        return False
+    name = NAME.match(written := lead[len(mark) :].lstrip())
+    behind = written[name.end() :] if name else written
+    if not name or not behind.strip() or (mark.endswith(('"', "=")) and behind[0] in "\"' "):
+        return name is not None or not written
+    return any(goes_on.startswith(behind.strip()) for goes_on in (tags.named, tags.parameter, tags.closing) if goes_on)
+
+
 @dataclass(slots=True, eq=False)
 class _Value:
-    """A parameter's value that is being read; `says_text`: what its tag says of it."""
+    """A parameter's value that is being read; `tag`: its name as its tag has it, `says_text`: what that says of it,
+    `in_section`: whether it stands between marks of its own.
+    """
 
     key: str
+    tag: str
     schema: object
     says_text: bool | None
+    in_section: bool = False
     begun: bool = False
     passed: dict[str, int] = field(default_factory=dict)
     """By mark: before this place none ends the value."""
