@@ -364,6 +364,9 @@ CHANNELS = Thinking("<|message|>", "<|end|>", channels=True)
         ("final", None, "final"),
         ("<|start|>" + "very " * 70, None, "very " * 70),
         ("<|channel|>commentary to=functions.now<|message|>{}", None, "{}"),
+        # https://github.com/ggml-org/llama.cpp/issues/27720
+        (f"<|channel|>commentary?commentary?<|end|><|start|>assistant<|channel|>analysis<|message|>a<|end|>{FINAL}c", "a", "c"),
+        (f"<|channel|>commentary to=assistant<|channel|>??<|end|><|start|>assistant{THOUGHT}a<|end|>{FINAL}c", "a", "c"),
     ],
 )
 def test_channels_are_told_apart(text: str, thought: str | None, content: str) -> None:
@@ -380,6 +383,17 @@ def test_thoughts_and_calls_are_told_apart_in_channels() -> None:
     assert (untold["content"], calls_of(untold)) == ("I call to=functions.now json\n\nLet me see.", TWO)
     other = message(f"<|channel|>analysis<|message|>Hm.<|end|>{FINAL}{ANSWERS['hermes']}", "hermes", thinking=CHANNELS)
     assert (other["reasoning_content"], calls_of(other), other["content"]) == ("Hm.", TWO, "Let me see.")
+
+
+@pytest.mark.parametrize("body", ["Let me see.", "<b>Hm</b>", "functions.now {}"])
+def test_thoughts_that_name_a_function_are_no_call_of_it(body: str) -> None:
+    """https://github.com/jundot/omlx/issues/2032"""
+    for size in (1, 3, 1000):
+        text = f"<|channel|>analysis to=functions.now<|message|>{body}<|end|><|start|>assistant"
+        found = message(text + ANSWERS["harmony"], "harmony", size, thinking=CHANNELS)
+        assert (found["reasoning_content"], calls_of(found)) == (body, TWO)
+        called = message("<|channel|>analysis to=functions.now code<|message|><|call|>", "harmony", size, thinking=CHANNELS)
+        assert calls_of(called) == [("now", {})]
 
 
 @pytest.mark.parametrize("to", ["assistant", "user", "all"])

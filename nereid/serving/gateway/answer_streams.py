@@ -98,7 +98,7 @@ class AnswerStream:
         assert self.calls is not None
         reader = _Calls(self.calls)
         said = [*reader.feed(text), *reader.finish()]
-        if not reader.told and not (self.calls.form.silent and text.startswith(self.calls.form.silent)):
+        if not reader.told and not text.startswith(self.calls.form.before):
             return []
         self._calls = reader
         return said
@@ -189,16 +189,25 @@ class _Calls:
         if form.bare and (line := self._line()) >= 0:
             found.append((line, ""))
         if found:
-            at, mark = min(found)
+            at, mark = min(found, key=lambda one: (one[0], -len(one[1])))
             head, after = self._text[:at], self._text[at:]
             text = self._without_end(head).rstrip()
             said: list[Said] = [Text(text)] if text else []
             lead = head[len(head.rstrip()) :]
             if mark in form.silent:
-                self._text = ""
-                return said, lead + after.removeprefix(mark)
+                waits = any(begin.startswith(after) for begin in form.begins)  # it may yet be the beginning of another one
+                self._text = lead + after if waits else ""
+                return said, "" if waits else lead + after.removeprefix(mark)
             # A call without a mark before it is read from its own beginning.
             opened = mark in ("", form.opening)
+            begins = tuple(begin for begin in (form.begin, *form.others) if begin)
+            behind = after.removeprefix(mark).lstrip()
+            if not opened and any(begin.startswith(behind) and begin != behind for begin in begins):
+                self._text = lead + after
+                return said, ""  # a mark that is written twice counts once
+            if not opened and behind.startswith(begins):
+                self._text = ""
+                return said, lead + behind
             return said, self._open(lead, after) if opened else self._open(lead + mark, after.removeprefix(mark))
         text = self._without_end(self._text)
         sure = len(text) - held_back(text, *form.begins, *form.silent, *(form.ends if self._after_call else ()))

@@ -43,11 +43,12 @@ class Extent:
         return -1
 
     def _outside(self, text: str, rest: str) -> int:
-        marks = (self.quotes, '"') if self.quotes else ('"""', "'''", '"', "'")
+        plainly = self._plainly(text)
+        marks = (self.quotes, '"', "`") if self.quotes else ('"""', "'''", '"', "'")
         if any(mark.startswith(rest) and mark != rest for mark in marks):
             return -1
         if mark := next((mark for mark in marks if rest.startswith(mark)), ""):
-            if mark != self.quotes or not self._plainly(text):
+            if not plainly or mark == '"':
                 self._quote = mark
             return len(mark)
         if self._depth == 0 and rest[0] in f",{_CLOSES}":

@@ -87,8 +87,11 @@ MINIMAX_M3 = replace(
     name="minimax_m3",
     begin=f"{NAMESPACED.nested}<tool_call>",
     end=f"{NAMESPACED.nested}</tool_call>",
+    others=("<tool_call>",),
+    other_ends=("</tool_call>",),
     opening=NAMESPACED.function,
     tags=NAMESPACED,
+    silent=(NAMESPACED.nested,),
 )
 STEP_3 = replace(
     MINIMAX_M2,
@@ -96,7 +99,7 @@ STEP_3 = replace(
     begin="<｜tool_calls_begin｜>",
     end="<｜tool_calls_end｜>",
     other_ends=("<｜tool_call_end｜>", "<｜tool_sep｜>"),
-    opening=f"{''.join(STEP3.before)}{STEP3.function}",
+    opening=STEP3.before[0],
     closing="<｜tool_call_end｜>",
     tags=STEP3,
 )

@@ -41,10 +41,10 @@ def parameters(name: str, schema: Schema) -> list[tuple[str, Schema, bool]]:
     return made
 
 
-def tagged(tags: Tags, tokens: Mapping[str, int], name: str, schema: Schema) -> str:
-    """A call behind its opening; parameters that are not required may be left out."""
+def tagged(tags: Tags, tokens: Mapping[str, int], name: str, schema: Schema, lead: str = "") -> str:
+    """A call behind its opening and `lead`; parameters that are not required may be left out."""
     pad = "\n" if tags.padded else ""
-    parts = [_numbered(f"{name}{tags.named}{tags.line}", tokens)]
+    parts = [_numbered(f"{lead}{name}{tags.named}{tags.line}", tokens)]
     defs = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     for key, inner, required in parameters(name, schema):
         if not key or any(letter in key for letter in ("<>\n" if tags.entities else "<>/\n" if tags.nested else '<>"\n')):

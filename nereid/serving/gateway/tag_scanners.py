@@ -13,9 +13,8 @@ from nereid.serving.gateway.call_scanners import JsonCalls
 from nereid.serving.gateway.nested_values import balanced_end, nested_value
 from nereid.serving.gateway.said import held_back
 from nereid.serving.gateway.tag_values import is_json, is_of, is_written_plainly, json_of, loaded
-from nereid.serving.gateway.tags import Tags
+from nereid.serving.gateway.tags import LONGEST_TAG, Tags
 
-_LONGEST_TAG = 300
 _WRAPPERS = ("arguments", "input", "parameters", "json", "properties")
 """What models call all of the parameters, where they write them as one."""
 
@@ -69,10 +68,9 @@ class TagsCall:
     @property
     def _ended(self) -> list[str]:
         """What may stand behind the value that is being read."""
-        if self._value is None:
-            return []
-        section = self.tags.sections[1] if self._value.in_section else ""
-        return [section + tags.ends(self._value.tag) for tags in self._all]
+        value = self._value
+        section = self.tags.sections[1] if value is not None and value.in_section else ""
+        return [] if value is None else [section + tags.ends(value.tag) for tags in self._all]
 
     @property
     def _closing(self) -> list[str]:
@@ -84,8 +82,7 @@ class TagsCall:
             lead = lead.removeprefix(mark).lstrip()
             if mark.startswith(lead):
                 return []
-        function = self.tags.function if lead.startswith(self.tags.function) else ""
-        if (behind := lead.removeprefix(function).lstrip())[:1] in ("{", "["):
+        if (behind := lead.removeprefix(self.tags.function).lstrip())[:1] in ("{", "["):
             self.raw, self._json = self.raw.removesuffix(behind), JsonCalls()
             self._lead = self.raw
             return self._other(self._json, behind)
@@ -93,7 +90,7 @@ class TagsCall:
         if found and NAME.fullmatch(found[1].strip()):
             self._name, self._text = found[1].strip(), lead[found.end() :]
             return [Name(self._name), *self._parts()]
-        if found or not any(_may_begin(lead, tags) for tags in self._all):
+        if found or not any(tags.may_begin(lead) for tags in self._all):
             self.state = State.FAILED
         return []
 
@@ -115,6 +112,8 @@ class TagsCall:
         lead = self._text.lstrip()
         if closing := next((mark for mark in self._closing if lead.startswith(mark)), ""):
             return self._closed(lead.removeprefix(closing))
+        if self.end and lead.startswith(self.end):
+            return self._closed(lead)
         found = next((match for tags in self._all if (match := tags.key.match(lead))), None)
         if found:
             opening, behind = self.tags.sections[0], lead[found.end() :]
@@ -124,11 +123,29 @@ class TagsCall:
             key, says_text = self.tags.read_name(found["key"]), found.groupdict().get("text")
             schema = self._schema.get("properties", {}).get(key)
             says = None if says_text is None else says_text in ("true", "string")
+            if schema is None and key in _WRAPPERS and not self._keys:
+                says = bool(says)
             self._value = _Value(key, found["key"], schema, says, in_section=bool(opening) and behind.startswith(opening))
             return self._member_lead(key) + '"' if self._value.plain else ""
+        if self.tags.nested and (begun := self._unopened(lead)) is not None:
+            return begun
         marks = [tags.parameter for tags in self._all]
         waits = any(mark.startswith(lead) for mark in (*marks, *self._closing)) or lead.startswith(tuple(marks))
-        return "" if waits and len(lead) < _LONGEST_TAG else self._closed(self._text)
+        return "" if waits and len(lead) < LONGEST_TAG else self._closed(self._text)
+
+    def _unopened(self, lead: str) -> str | None:
+        """A parameter whose tag was left out before its value; None: there is none."""
+        mark = self.tags.nested
+        value, found, behind = lead.removeprefix(mark).partition(f"{mark}</")
+        if not value or value.lstrip().startswith("<") or mark.startswith(lead):
+            return None
+        key, ended, rest = behind.partition(">")
+        if not ended:
+            return "" if found or len(lead) < LONGEST_TAG else None
+        if key not in self._schema.get("properties", {}) or key in self._keys:
+            return None
+        self._text = rest
+        return self._members(_Value(key, key, self._schema["properties"][key], None), value)
 
     def _closed(self, rest: str) -> str:
         self.state, self.rest = State.DONE, rest
@@ -174,7 +191,7 @@ class TagsCall:
         """A parameter; all, where a model has written an object of them for one; none, where it has left one empty."""
         known = self._schema.get("properties", {})
         if value.key in _WRAPPERS and value.schema is None and not self._keys:
-            inner = loaded(text)
+            inner = loaded(json_of(text, {}, {}))
             if isinstance(inner, dict) and inner and inner.keys() <= known.keys():
                 return "".join(self._member(key, json.dumps(item, ensure_ascii=False)) for key, item in inner.items())
         schema = {} if value.schema is None else value.schema
@@ -200,26 +217,34 @@ class TagsCall:
         if match := self._call_end.search(self._text):
             found.append((match.start(), ""))
         at, mark = min(found, default=(-1, ""))
-        return (-1, "") if mark and self._follows(self._text[at + len(mark) :], value, at) is None else (at, mark)
+        return (-1, "") if mark and self._follows(self._text[at + len(mark) :], value, at, mark) is None else (at, mark)
 
     def _own_end(self, value: _Value, mark: str) -> int:
         """The first of a mark that may be the value's: another one stands within it, and is not looked at again."""
-        if self.tags.nested and not value.plain:
-            return balanced_end(self._text, self.tags.nested, value.tag, 0)
+        nested = self.tags.nested
+        if nested and not value.plain and mark.startswith(nested):
+            return balanced_end(self._text, nested, value.tag, 0)
         at = self._text.find(mark, value.passed.get(mark, 0))
-        while at >= 0 and self._follows(self._text[at + len(mark) :], value, at) is False:
+        while at >= 0 and (
+            self._follows(self._text[at + len(mark) :], value, at, mark) is False
+            or (nested and not mark.startswith(nested) and self._text.endswith(nested, 0, at))
+        ):
             if not value.plain:  # of a plain text it is told, and gone
                 value.passed[mark] = at + 1
             at = self._text.find(mark, at + 1)
         return at
 
-    def _follows(self, behind: str, value: _Value, at: int) -> bool | None:
+    def _follows(self, behind: str, value: _Value, at: int, mark: str = "") -> bool | None:
         """Whether what stands behind a mark at `at` is what may follow a value; None: that cannot be said yet."""
+        bare = self.tags.nested and not mark.startswith(self.tags.nested)
         if not value.plain and self._text.lstrip()[:1] in ("{", "[", '"') and is_json(self._text[:at]):
             return True
         lead = behind.lstrip()
-        marks = [mark for tags in self._all for mark in (tags.parameter, tags.closing, tags.function) if mark]
-        marks += [self.end] if self.end else []
+        marks = [self.end, *(mark for tags in self._all for mark in (tags.parameter, tags.closing, tags.function))]
+        if bare:  # an end without the mark before it is one where nothing else can follow
+            known = self._schema.get("properties", {})
+            marks = [*self._closing, *(f"{self.tags.parameter}{key}{self.tags.keyed}" for key in known)]
+        marks = [mark for mark in marks if mark]
         if lead.startswith(tuple(marks)):
             return True
         return None if any(mark.startswith(lead) for mark in marks) else False
@@ -253,20 +278,6 @@ class TagsCall:
         if 0 <= at < sure and self.end.startswith(text[at + len(closing) :].lstrip()):
             sure = at
         return sure - 1 if self.tags.padded and text[:sure].endswith("\n") else sure
-
-
-def _may_begin(lead: str, tags: Tags) -> bool:
-    """Whether a function's tag may begin so."""
-    mark = tags.function
-    if len(lead) <= len(mark):
-        return mark.startswith(lead)
-    if not lead.startswith(mark) or len(lead) >= _LONGEST_TAG:
-        return False
-    name = NAME.match(written := lead[len(mark) :].lstrip())
-    behind = written[name.end() :] if name else written
-    if not name or not behind.strip() or (mark.endswith(('"', "=")) and behind[0] in "\"' "):
-        return name is not None or not written
-    return any(goes_on.startswith(behind.strip()) for goes_on in (tags.named, tags.parameter, tags.closing) if goes_on)
 
 
 @dataclass(slots=True, eq=False)

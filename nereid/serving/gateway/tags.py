@@ -5,6 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
+from nereid.serving.gateway.call_objects import NAME
+
+LONGEST_TAG = 300
+"""Of letters, what is longer is none."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tags:
@@ -46,6 +51,19 @@ class Tags:
     def read_name(self, written: str) -> str:
         written = written.strip()
         return written.replace("&quot;", '"').replace("&amp;", "&") if self.entities else written
+
+    def may_begin(self, lead: str) -> bool:
+        """Whether a function's tag may begin so."""
+        mark = self.function
+        if len(lead) <= len(mark):
+            return mark.startswith(lead)
+        if not lead.startswith(mark) or len(lead) >= LONGEST_TAG:
+            return False
+        name = NAME.match(written := lead[len(mark) :].lstrip())
+        behind = written[name.end() :] if name else written
+        if not name or not behind.strip() or (mark.endswith(('"', "=")) and behind[0] in "\"' "):
+            return name is not None or not written
+        return any(goes_on.startswith(behind.strip()) for goes_on in (self.named, self.parameter, self.closing) if goes_on)
 
 
 EQUALS = Tags(
@@ -158,7 +176,7 @@ XTML = replace(
             XTML,
             parameter="<|open|>json",
             ended="<|close|>json<|sep|>",
-            key=re.compile(r"<\|open\|>(?P<key>json)[^<\n]*<\|sep\|>"),
+            key=re.compile(r"<\|open\|>(?P<key>json)(?P<text>)[^<\n]*<\|sep\|>"),
         ),
     ),
 )
@@ -177,4 +195,5 @@ NAMESPACED = Tags(
     head=re.compile(rf'(?:{re.escape(_MINIMAX)})?\s*<invoke name="([^"\n]*)"[^>\n]*>'),
     key=re.compile(rf"{re.escape(_MINIMAX)}\s*<(?P<key>[^<>/\n][^<>\n]*)>"),
 )
-"""MiniMax M3's: parameters' tags have their names."""
+NAMESPACED = replace(NAMESPACED, others=(replace(NAMESPACED, function='<invoke name="', closing="</invoke>", ended="</%s>"),))
+"""MiniMax M3's: parameters' tags have their names; models leave out the mark before some."""

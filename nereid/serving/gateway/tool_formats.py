@@ -61,7 +61,15 @@ PHI4_MINI_JSON = replace(PHI4_MINI, name="phi4_mini_json", begin="functools", en
 NEMOTRON = ToolFormat(name="nemotron", shape=Shape.LIST, begin="<TOOLCALL>", end="</TOOLCALL>", between=", ")
 HUNYUAN = replace(NEMOTRON, name="hunyuan", begin="<tool_calls>", end="</tool_calls>")
 APERTUS = replace(NEMOTRON, name="apertus", begin="<|tools_prefix|>", end="<|tools_suffix|>", keyed=True)
-XLAM = ToolFormat(name="xlam", shape=Shape.LIST, begin="", others=("<tool_call>", "[TOOL_CALLS]"), bare="[{", between=", ")
+XLAM = ToolFormat(
+    name="xlam",
+    shape=Shape.LIST,
+    begin="",
+    others=("<tool_call>", "[TOOL_CALLS]"),
+    other_ends=("</tool_call>",),
+    bare="[{",
+    between=", ",
+)
 GRANITE_20B_FC = ToolFormat(
     name="granite_20b_fc", shape=Shape.OBJECT, begin="<function_call>", other_ends=("</function_call>",), between="\n", pad=" "
 )

@@ -146,7 +146,8 @@ class AnswerForm:
         match form.shape:
             case Shape.TAGS:
                 assert form.tags is not None
-                return tagged(form.tags, self.tokens, name, schema)
+                lead = "" if form.opening in ("", form.tags.function) else "".join((*form.tags.before, form.tags.function))
+                return tagged(form.tags, self.tokens, name, schema, lead.removeprefix(form.opening))
             case Shape.NAMED:
                 return f"{letters(name)} {self._mark(form.middle)} {as_json(schema, AS_TEMPLATES_WRITE)}"
             case Shape.SECTION if form.fenced:
