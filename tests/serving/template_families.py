@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from calling_families import CALLING_FAMILIES
+from newer_families import NEWER_FAMILIES
 
 
 def deepseek(text: str) -> str:
@@ -185,4 +186,5 @@ FAMILIES: dict[str, str] = {
     != 'user' %}{{- '[|endofturn|]' }}{%- endif %}{{- '\n' }}{%- endfor %}{%- if add_generation_prompt
     %}{{- '[|assistant|]' }}{%- endif %}""",
     **CALLING_FAMILIES,
+    **NEWER_FAMILIES,
 }

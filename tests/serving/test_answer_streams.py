@@ -14,7 +14,8 @@ from nereid.serving.gateway.said import Arguments, Call, Said, Text
 from nereid.serving.gateway.thoughts import Thinking
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS, format_of
 
-from template_families import FAMILIES, deepseek, dsml
+from calling_answers import ANSWERS, xtml
+from template_families import FAMILIES, deepseek
 
 SCHEMAS = {
     "warmth": {
@@ -31,73 +32,7 @@ SCHEMAS = {
     "now": {"type": "object", "properties": {}},
 }
 TWO = [("warmth", {"city": 'Łó"dź } ]', "days": 2}), ("now", {})]
-ANSWERS = {
-    "hermes": 'Let me see.\n<tool_call>\n{"name": "warmth", "arguments": {"city": "Łó\\"dź } ]", "days": 2}}\n</tool_call>\n'
-    '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>',
-    "llama3_json": '{"name": "warmth", "parameters": {"city": "Łó\\"dź } ]", "days": 2}}; {"name": "now", "parameters": {}}',
-    "mistral": 'Let me see.[TOOL_CALLS][{"name": "warmth", "arguments": {"city": "Łó\\"dź } ]", "days": 2}}, '
-    '{"name": "now", "arguments": {}}]',
-    "mistral_args": 'Let me see.[TOOL_CALLS]warmth[CALL_ID]123456789[ARGS]{"city": "Łó\\"dź } ]", "days": 2}'
-    "[TOOL_CALLS]now[ARGS]{}",
-    "granite": 'Let me see. <|tool_call|>[{"name": "warmth", "arguments": {"city": "Łó\\"dź } ]", "days": 2}}, '
-    '{"arguments": {}, "name": "now"}]',
-    "qwen3_coder": 'Let me see.\n<tool_call>\n<function=warmth>\n<parameter=city>\nŁó"dź } ]\n</parameter>\n'
-    "<parameter=days>\n2\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>",
-    "seed_oss": 'Let me see.\n<seed:tool_call>\n<function=warmth>\n<parameter=city>Łó"dź } ]</parameter>\n<parameter=days>2'
-    "</parameter>\n</function>\n</seed:tool_call>\n<seed:tool_call>\n<function=now>\n</function>\n</seed:tool_call>",
-    "harmony": "<|channel|>commentary<|message|>Let me see.<|end|><|start|>assistant<|channel|>commentary to=functions.warmth "
-    '<|constrain|>json<|message|>{"city": "Łó\\"dź } ]", "days": 2}<|call|><|start|>assistant to=functions.now'
-    "<|channel|>commentary json<|message|>{}",
-    "deepseek_v3": deepseek(
-        "Let me see.<|tool_calls_begin|><|tool_call_begin|>function<|tool_sep|>warmth\n```json\n"
-        '{"city": "Łó\\"dź } ]", "days": 2}'
-        "\n```<|tool_call_end|>\n<|tool_call_begin|>function<|tool_sep|>now\n```json\n{}\n```<|tool_call_end|><|tool_calls_end|>"
-    ),
-    "deepseek_v31": deepseek(
-        'Let me see.<|tool_calls_begin|><|tool_call_begin|>warmth<|tool_sep|>{"city": "Łó\\"dź } ]", "days": 2}<|tool_call_end|>'
-        "<|tool_call_begin|>now<|tool_sep|>{}<|tool_call_end|><|tool_calls_end|>"
-    ),
-    "longcat": 'Let me see.\n<longcat_tool_call>\n{"name": "warmth", "arguments": {"city": "Łó\\"dź } ]", "days": 2}}\n'
-    '</longcat_tool_call>\n<longcat_tool_call>\n{"name": "now", "arguments": {}}\n</longcat_tool_call>',
-    "internlm": 'Let me see.<|action_start|><|plugin|>\n{"name": "warmth", "parameters": {"city": "Łó\\"dź } ]", "days": 2}}'
-    '<|action_end|>\n<|action_start|><|plugin|>\n{"name": "now", "parameters": {}}<|action_end|>',
-    "phi4_mini": 'Let me see.<|tool_call|>[{"name": "warmth", "arguments": {"city": "Łó\\"dź } ]", "days": 2}}, '
-    '{"name": "now", "arguments": {}}]<|/tool_call|>',
-    "phi4_mini_json": 'Let me see. functools[{"name": "warmth", "arguments": {"city": "Łó\\"dź } ]", "days": 2}}, '
-    '{"name": "now", "arguments": {}}]',
-    "nemotron": 'Let me see.\n\n<TOOLCALL>[{"name": "warmth", "arguments": {"city": "Łó\\"dź } ]", "days": 2}}, '
-    '{"name": "now", "arguments": {}}]</TOOLCALL>',
-    "hunyuan": 'Let me see.\n<tool_calls>[{"name": "warmth", "arguments": {"city": "Łó\\"dź } ]", "days": 2}}, '
-    '{"name": "now", "arguments": {}}]</tool_calls>',
-    "cohere": 'Let me see.<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "warmth", "parameters": {"city": '
-    '"Łó\\"dź } ]", "days": 2}},\n    {"tool_call_id": "1", "tool_name": "now", "parameters": {}}\n]<|END_ACTION|>',
-    "glm45": 'Let me see.\n<tool_call>warmth\n<arg_key>city</arg_key>\n<arg_value>Łó"dź } ]</arg_value>\n<arg_key>days</arg_key>'
-    "\n<arg_value>2</arg_value>\n</tool_call>\n<tool_call>now\n</tool_call>",
-    "glm47": 'Let me see.<tool_call>warmth<arg_key>city</arg_key><arg_value>Łó"dź } ]</arg_value><arg_key>days</arg_key>'
-    "<arg_value>2</arg_value></tool_call><tool_call>now</tool_call>",
-    "minimax_m2": 'Let me see.\n<minimax:tool_call>\n<invoke name="warmth">\n<parameter name="city">Łó"dź } ]</parameter>\n'
-    '<parameter name="days">2</parameter>\n</invoke>\n<invoke name="now">\n</invoke>\n</minimax:tool_call>',
-    "deepseek_v32": dsml(
-        'Let me see.\n\n<%function_calls>\n<%invoke name="warmth">\n<%parameter name="city" string="true">Łó"dź } ]</%parameter>'
-        '\n<%parameter name="days" string="false">2</%parameter>\n</%invoke>\n<%invoke name="now">\n</%invoke>\n'
-        "</%function_calls>"
-    ),
-    "deepseek_v4": dsml(
-        'Let me see.\n\n<%tool_calls>\n<%invoke name="warmth">\n<%parameter name="city" string="true">Łó"dź } ]</%parameter>\n'
-        '<%parameter name="days" string="false">2</%parameter>\n</%invoke>\n<%invoke name="now">\n</%invoke>\n</%tool_calls>'
-    ),
-    "kimi_k2": "Let me see.<|tool_calls_section_begin|><|tool_call_begin|>functions.warmth:0<|tool_call_argument_begin|>"
-    '{"city": "Łó\\"dź } ]", "days": 2}<|tool_call_end|><|tool_call_begin|>functions.now:1<|tool_call_argument_begin|>{}'
-    "<|tool_call_end|><|tool_calls_section_end|>",
-    "pythonic": """[warmth(city='Łó"dź } ]', days=2), now()]""",
-    "lfm2": """Let me see.<|tool_call_start|>[warmth(city='Łó"dź } ]', days=2), now()]<|tool_call_end|>""",
-    "olmo3": """Let me see.\n<function_calls>warmth(city='Łó"dź } ]', days=2)\nnow()</function_calls>""",
-    "gemma4": """Let me see.<|tool_call>call:warmth{city:<|"|>Łó"dź } ]<|"|>,days:2}<tool_call|>"""
-    "<|tool_call>call:now{}<tool_call|>",
-    "functiongemma": """Let me see.<start_function_call>call:warmth{city:<escape>Łó"dź } ]<escape>,days:2}<end_function_call>"""
-    "<start_function_call>call:now{}<end_function_call>",
-}
-BARE = ("llama3_json", "pythonic")
+BARE = ("llama3_json", "pythonic", "xlam")
 
 
 THOUGHT = "<|channel|>analysis<|message|>"
@@ -369,9 +304,38 @@ def test_calls_of_a_model_that_does_not_end_its_thoughts_are_told(form: str) -> 
     for marks, begin in ((MARKS, "<think>"), (OPENED, "")):
         for size in (1, 1000):
             found = message(f"{begin}{ANSWERS[form]}", form, size, thinking=marks)
-            assert (found["reasoning_content"].rstrip(), calls_of(found), found["content"]) == ("Let me see.", TWO, None)
+            thought, text = (found.get("reasoning_content") or "").rstrip(), found["content"]
+            if form == "kimi_k3":  # what stands between the marks of a response is none of the thoughts
+                thought, text = text, thought or None
+            assert (thought, calls_of(found), text) == ("Let me see.", TWO, None)
             cut = message(f"{begin}I write {TOOL_FORMATS[form].begin} and", form, size, thinking=marks)
             assert (cut["reasoning_content"], cut["content"]) == (f"I write {TOOL_FORMATS[form].begin} and", "")
+
+
+def test_an_answer_whose_thoughts_do_not_end_before_its_own_marks_is_text() -> None:
+    text = xtml("Hm.[response]Warm.[/response][/message]")
+    for size in (1, 3, 1000):
+        found = message(text, "kimi_k3", size, thinking=Thinking("<t>", xtml("[/think]"), opened=True))
+        assert (found["reasoning_content"], found["content"]) == ("Hm.", "Warm.")
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("a<|close|>response<|sep|>b<|end_of_msg|>", "ab"),
+        ("a <|close|> b", "a <|close|> b"),
+        ("a<|close|>resp<|close|>response<|sep|>onse<|sep|>", "a<|close|>response<|sep|>"),
+        ("a<|close|>respon", "a"),
+        ("a<|close|>", "a"),
+        ("a<|clos", "a<|clos"),
+    ],
+)
+def test_marks_around_text_are_left_out_however_it_is_cut(text: str, content: str) -> None:
+    silent = TOOL_FORMATS["kimi_k3"].silent
+    for size in (1, 2, 5, 1000):
+        made = AnswerStream(silent=silent)
+        assert message_of(said(made, text, size))["content"] == content
+        assert message(text, "kimi_k3", size)["content"] == content
 
 
 # --- channels ---
@@ -400,6 +364,9 @@ CHANNELS = Thinking("<|message|>", "<|end|>", channels=True)
         ("final", None, "final"),
         ("<|start|>" + "very " * 70, None, "very " * 70),
         ("<|channel|>commentary to=functions.now<|message|>{}", None, "{}"),
+        # https://github.com/ggml-org/llama.cpp/issues/27720
+        (f"<|channel|>commentary?commentary?<|end|><|start|>assistant<|channel|>analysis<|message|>a<|end|>{FINAL}c", "a", "c"),
+        (f"<|channel|>commentary to=assistant<|channel|>??<|end|><|start|>assistant{THOUGHT}a<|end|>{FINAL}c", "a", "c"),
     ],
 )
 def test_channels_are_told_apart(text: str, thought: str | None, content: str) -> None:
@@ -416,6 +383,17 @@ def test_thoughts_and_calls_are_told_apart_in_channels() -> None:
     assert (untold["content"], calls_of(untold)) == ("I call to=functions.now json\n\nLet me see.", TWO)
     other = message(f"<|channel|>analysis<|message|>Hm.<|end|>{FINAL}{ANSWERS['hermes']}", "hermes", thinking=CHANNELS)
     assert (other["reasoning_content"], calls_of(other), other["content"]) == ("Hm.", TWO, "Let me see.")
+
+
+@pytest.mark.parametrize("body", ["Let me see.", "<b>Hm</b>", "functions.now {}"])
+def test_thoughts_that_name_a_function_are_no_call_of_it(body: str) -> None:
+    """https://github.com/jundot/omlx/issues/2032"""
+    for size in (1, 3, 1000):
+        text = f"<|channel|>analysis to=functions.now<|message|>{body}<|end|><|start|>assistant"
+        found = message(text + ANSWERS["harmony"], "harmony", size, thinking=CHANNELS)
+        assert (found["reasoning_content"], calls_of(found)) == (body, TWO)
+        called = message("<|channel|>analysis to=functions.now code<|message|><|call|>", "harmony", size, thinking=CHANNELS)
+        assert calls_of(called) == [("now", {})]
 
 
 @pytest.mark.parametrize("to", ["assistant", "user", "all"])
@@ -468,6 +446,12 @@ def test_tokens_of_thoughts_are_counted_in_channels() -> None:
         ("command r7b with tools", "cohere"),
         ("lfm2 with tools", "lfm2"),
         ("gemma 4 with tools", "gemma4"),
+        ("kimi k3 with tools", "kimi_k3"),
+        ("minimax m3 with tools", "minimax_m3"),
+        ("gigachat 3 with tools", "gigachat3"),
+        ("gigachat 3.5 with tools", "gigachat35"),
+        ("step 3 with tools", "step3"),
+        ("apertus with tools", "apertus"),
         ("chatml", None),
         ("gemma", None),
     ],
@@ -496,3 +480,13 @@ def test_forms_with_the_same_mark_are_told_apart() -> None:
     assert format_of("[func_name1(params_name1=params_value1)] ipython") is TOOL_FORMATS["pythonic"]
     assert format_of("[func_name1(param1=value1, param2=value2), func_name2(...)]") is TOOL_FORMATS["pythonic"]
     assert format_of("<start_function_call>{{ call }}<end_function_call>") is TOOL_FORMATS["functiongemma"]
+    assert format_of("<|role_sep|><|message_sep|><|function_call|>{{ call }}") is TOOL_FORMATS["gigachat31"]
+    assert format_of("<longcat_tool_call>{{ name }}<longcat_arg_key>") is TOOL_FORMATS["longcat_tags"]
+    assert format_of("<tool_calls><tool_call>{{ name }}<tool_sep><arg_key>") is TOOL_FORMATS["hy3"]
+    assert format_of("<tool_calls:opensource><tool_call:opensource>{{ name }}<arg_key:opensource>") is TOOL_FORMATS["hy4"]
+    assert format_of("<ifm|tool_calls><ifm|tool_call>{{ name }}<ifm|arg_key>") is TOOL_FORMATS["k2_horizon"]
+    assert format_of("<|tool_call:start|>{{ name }}<|tool_arg:start|>") is TOOL_FORMATS["solar_open2"]
+    assert format_of('<function name="{{ name }}"><param name="{{ key }}">') is TOOL_FORMATS["minicpm5"]
+    assert format_of('<dots_function_call>\n<invoke name="{{ name }}">') is TOOL_FORMATS["dots"]
+    assert format_of("<|function_call_library|> <function_call> {{ call }}") is TOOL_FORMATS["granite_20b_fc"]
+    assert format_of('make calls in a single JSON array: [{"name": "tool_call_name", "arguments": {}}]') is TOOL_FORMATS["xlam"]

@@ -13,6 +13,7 @@ from nereid.serving.gateway.chat_templates import Chat, ChatTemplates
 from nereid.serving.gateway.messages import Message
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS
 
+from calling_answers import minimax, step, xtml
 from template_families import FAMILIES, deepseek, dsml
 
 TEXT, SPACED = '{"city":"Łódź", "n": 1}', '{"city": "Łódź", "n": 1}'
@@ -81,6 +82,23 @@ SHOWN = {
     "command r7b with tools": f'<|START_ACTION|>[\n    {{"tool_call_id": "0", "tool_name": "now", "parameters": {SPACED}}},\n'
     '    {"tool_call_id": "1", "tool_name": "warmth"',
     "lfm2 with tools": "<|tool_call_start|>[now(city='Łódź', n=1), warmth(",
+    "kimi k3 with tools": xtml(
+        '[tools][call tool="now" index="1"][argument key="city" type="string"]Łódź[/argument]'
+        '[argument key="n" type="number"]1[/argument][/call][call tool="warmth" index="2"]'
+    ),
+    "minimax m3 with tools": minimax(
+        '%<tool_call>\n%<invoke name="now">%<city>Łódź%</city>%<n>1%</n>%</invoke>\n%<invoke name="warmth">'
+    ),
+    "gigachat 3.5 with tools": dsml(
+        '<%tool_calls>\n<%invoke name="now">\n<%parameter name="city" string="true">Łódź</%parameter>\n'
+        '<%parameter name="n" string="false">1</%parameter>\n</%invoke>\n<%invoke name="warmth">\n'
+    ).replace("DSML", "GCML"),
+    "step 3 with tools": step(
+        '<|tool_calls_begin|>\n<|tool_call_begin|>function<|tool_sep|><steptml:invoke name="now">\n<steptml:parameter '
+        'name="city">Łódź</steptml:parameter>\n<steptml:parameter name="n">1</steptml:parameter>\n</steptml:invoke>'
+        '<|tool_call_end|>\n<|tool_call_begin|>function<|tool_sep|><steptml:invoke name="warmth">\n'
+    ),
+    "apertus with tools": f'<|tools_prefix|>[{{"now": {TEXT}}}, {{"warmth": ',
     "gemma 4 with tools": '<|tool_call>call:now{city:<|"|>Łódź<|"|>,n:1}<tool_call|><|tool_call>call:warmth{',
 }
 
@@ -139,7 +157,7 @@ def test_a_template_that_needs_a_content_is_given_an_empty_one(family: str) -> N
     assert "of now" in prompt(FAMILIES[family], ASKED, called("now"), result("now"))
 
 
-@pytest.mark.parametrize("family", ["gpt-oss", "llama 3.1 with tools"])
+@pytest.mark.parametrize("family", ["gpt-oss", "llama 3.1 with tools", "gigachat 3 with tools"])
 def test_several_calls_are_shown_one_by_one_where_a_template_shows_one(family: str) -> None:
     shown = prompt(FAMILIES[family], ASKED, called("now", "warmth"), result("warmth"), result("now"), ASKED)
     places = [shown.index(words) for words in ("now", "of now", "warmth", "of warmth")]
@@ -207,6 +225,13 @@ def test_arguments_that_are_no_object_are_shown_as_they_were_written(text: str) 
         (
             "internlm",
             f'Well.<|action_start|><|plugin|>\n{{"name": "now", "parameters": {SPACED}}}\n<|action_end|>\n<|action_start|>',
+        ),
+        ("apertus", f'Well.<|tools_prefix|>[{{"now": {SPACED}}}, {{"warmth": {SPACED}}}]<|tools_suffix|>'),
+        ("xlam", f'Well.[{{"name": "now", "arguments": {SPACED}}}, {{"name": "warmth"'),
+        ("granite_20b_fc", f'Well.<function_call> {{"name": "now", "arguments": {SPACED}}}\n<function_call> {{"name": "warmth"'),
+        (
+            "gigachat3",
+            f'Well.function call<|role_sep|>\n{{"name": "now", "arguments": {SPACED}}}<|message_sep|>\n\nfunction call',
         ),
         ("qwen3_coder", "Well."),
     ],

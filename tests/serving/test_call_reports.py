@@ -14,6 +14,7 @@ from nereid.serving.gateway.said import Arguments
 from nereid.serving.gateway.tag_values import is_json
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS
 
+from calling_answers import minimax, step, xtml
 from template_families import dsml
 
 SCHEMA: dict[str, Any] = {
@@ -153,6 +154,94 @@ REPORTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ),
     ("hermes", "function", '<tool_call>{"function": "f", "arguments": {"days": 1}}</tool_call>', {"days": 1}),
     ("nemotron", "no list", '<TOOLCALL>{"name": "f", "arguments": {"days": 1}}</TOOLCALL>', {"days": 1}),
+    # A parameter's tag, or the mark before a tag, left out: https://github.com/vllm-project/vllm/pull/51075, MiniMax-M3 #31
+    (
+        "minimax_m3",
+        "no tag",
+        minimax('%<tool_call>\n%<invoke name="f">%x%</city>%<days>2%</days>%</invoke>\n%</tool_call>'),
+        {"city": "x", "days": 2},
+    ),
+    ("minimax_m3", "no tag", minimax('%<tool_call>\n%<invoke name="f">x%</city>%</invoke>\n%</tool_call>'), {"city": "x"}),
+    (
+        "minimax_m3",
+        "no mark",
+        minimax('%<tool_call>%<invoke name="f">%<city>x</city>%<days>2</days>%</invoke>%'),
+        {"city": "x", "days": 2},
+    ),
+    ("minimax_m3", "no mark", minimax('<tool_call>\n<invoke name="f">%<city>x%</city>%</invoke>%</tool_call>'), {"city": "x"}),
+    (
+        "minimax_m3",
+        "marks",
+        minimax('%<tool_call>%<invoke name="f">%<command>a </command> %</tool_call> b%</command>%</invoke>%</tool_call>'),
+        {"command": minimax("a </command> %</tool_call> b")},
+    ),
+    (
+        "minimax_m3",
+        "tags in tags",
+        minimax(
+            '%<tool_call>%<invoke name="f">%<place>%<city>x%</city>%<place>%<n>1%</n>%</place>%<l>%<item>1%</item>%<item>%</item>'
+            "%</l>%</place>%<tags>%<item>a%</item>%<item> 2%</item>%</tags>%</invoke>%</tool_call>"
+        ),
+        {"place": {"city": "x", "place": {"n": 1}, "l": [1, ""]}, "tags": ["a", " 2"]},
+    ),
+    # A mark written twice: https://github.com/sgl-project/sglang (dots), as others have seen it live
+    ("dots", "twice", '<dots_function_call><dots_function_call>\n<invoke name="f"> </invoke>\n</dots_function_call>', {}),
+    ("hermes", "twice", '<tool_call>\n<tool_call>{"name": "f", "arguments": {"days": 1}}</tool_call>', {"days": 1}),
+    ("glm45", "twice", f"<tool_call>{glm('days', '1')}", {"days": 1}),
+    # Texts in backquotes: https://github.com/ollama/ollama/issues/15315
+    (
+        "gemma4",
+        "backquotes",
+        "<|tool_call>call:f{command:`.a {\n  b: c, d;\n}`,days:1}<tool_call|>",
+        {"command": ".a {\n  b: c, d;\n}", "days": 1},
+    ),
+    # All parameters in one, as Python has them, and a section: vLLM, tests/tool_parsers/test_minicpm5xml_tool_parser.py
+    ("minicpm5", "all in one", "<function name=\"f\"><param name=\"properties\">{'city': '5'}</param></function>", {"city": "5"}),
+    (
+        "minicpm5",
+        "a section",
+        '<function name="f"><param name="city"><![CDATA[a\n</param> <b>]]></param><param name="days">2</param></function>',
+        {"city": "a\n</param> <b>", "days": 2},
+    ),
+    # Other dialects of one template: SGLang, python/sglang/srt/function_call/k2_v3_detector.py
+    (
+        "k2_horizon",
+        "JSON",
+        '<ifm|tool_calls>\n<ifm|tool_call>{"name": "f", "arguments": {"days": 1}}</ifm|tool_call>\n</ifm|tool_calls>',
+        {"days": 1},
+    ),
+    (
+        "k2_horizon",
+        "types",
+        "<ifm|tool_calls>\n<ifm|tool_call>f\n<ifm|arg_key>city</ifm|arg_key>\n<ifm|arg_type>string</ifm|arg_type>\n"
+        "<ifm|arg_value>3</ifm|arg_value>\n</ifm|tool_call>\n</ifm|tool_calls>",
+        {"city": "3"},
+    ),
+    (
+        "kimi_k3",
+        "all in one",
+        xtml('[tools][call tool="f" index="1"][json type="object"]{"days": 1}[/json][/call][/tools]'),
+        {"days": 1},
+    ),
+    (
+        "kimi_k3",
+        "escapes",
+        xtml('[tools][call tool="f" index="1"][argument key="a&quot;&amp;b" type="number"]1[/argument][/call][/tools]'),
+        {'a"&b': 1},
+    ),
+    ("apertus", "names", '<|tools_prefix|>[{"name": "f", "arguments": {"days": 1}}]<|tools_suffix|>', {"days": 1}),
+    ("longcat_tags", "JSON", '<longcat_tool_call>{"name": "f", "arguments": {"days": 1}}</longcat_tool_call>', {"days": 1}),
+    ("granite_20b_fc", "an end", '<function_call> {"name": "f", "arguments": {"days": 1}}</function_call>', {"days": 1}),
+    ("xlam", "marks", '<tool_call>[{"name": "f", "arguments": {"days": 1}}]</tool_call>', {"days": 1}),
+    ("internlm", "a blank", '<|action_start|> <|plugin|>\n{"name": "f", "parameters": {"days": 1}}<|action_end|>', {"days": 1}),
+    (
+        "step3",
+        "no word",
+        step(
+            '<|tool_calls_begin|><|tool_call_begin|><steptml:invoke name="f"></steptml:invoke><|tool_call_end|><|tool_calls_end|>'
+        ),
+        {},
+    ),
     # Calls without parameters: https://github.com/vllm-project/vllm/pull/41654, vllm #28806
     ("glm47", "none", "<tool_call>f</tool_call>", {}),
     ("minimax_m2", "none", '<minimax:tool_call><invoke name="f"></invoke></minimax:tool_call>', {}),
@@ -170,6 +259,30 @@ def test_what_models_were_seen_to_write_is_understood(form: str, text: str, argu
         (call,) = found["tool_calls"]
         assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("f", arguments)
         assert found["content"] == (None if form == "pythonic" else "Well.")
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        # https://github.com/vllm-project/vllm/issues/47901
+        ("hunyuan", '<tool_calls>[{"name": "f", "arguments": {}}, {"name": "f", "arguments": {"days": 1}}]</tool_calls>'),
+        ("xlam", '[{"name": "f", "arguments": {}}, {"name": "f", "arguments": {"days": 1}}]'),
+        ("apertus", '<|tools_prefix|>[{"f": {}, "f": {"days": 1}}]<|tools_suffix|>'),
+        (
+            "step3",
+            step(
+                '<|tool_calls_begin|><|tool_call_begin|><steptml:invoke name="f"></steptml:invoke><|tool_call_end|><|tool_sep|>'
+                '<|tool_call_begin|><steptml:invoke name="f"><steptml:parameter name="days">1</steptml:parameter>'
+                "</steptml:invoke><|tool_call_end|><|tool_calls_end|>"
+            ),
+        ),
+    ],
+)
+def test_a_call_behind_one_without_arguments_has_its_own(form: str, text: str) -> None:
+    for size in (1, 7, 1000):
+        found = message(form, text, size)
+        assert [json.loads(call["function"]["arguments"]) for call in found["tool_calls"]] == [{}, {"days": 1}]
+        assert found["content"] is None
 
 
 def message(form: str, text: str, size: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS
 
+from calling_answers import minimax, step, xtml
 from calling_model import ASK, CHAT, NOW, WARMTH, Model, chat, write
 from gateway_before import gateway
 from small_servers import grpc_server
@@ -104,6 +105,60 @@ FORMS = {
         answer="<|channel>thought\nHm.\n<channel|>Well.%s",
         kwargs=(("enable_thinking", True),),
     ),
+    "kimi_k3": Family(
+        template="kimi k3 with tools",
+        written=xtml('[tools][call tool="warmth" index="1"][argument key="city" type="string"]Łódź[/argument][/call][/tools]'),
+        bound='argument key=\\"city\\" type=\\"string\\"',
+        tokens=("<|open|>", "<|close|>", "<|sep|>", "<|end_of_msg|>"),
+        answer=xtml("Hm.[/think][response]Well.[/response]%s[/message]") + "<|end_of_msg|>",
+    ),
+    "minimax_m3": Family(
+        template="minimax m3 with tools",
+        written=minimax('%<tool_call>\n%<invoke name="warmth">%<city>Łódź%</city>%</invoke>\n%</tool_call>'),
+        bound="</city>",
+        tokens=("]<]minimax[>[", "<mm:think>", "</mm:think>"),
+        answer="Hm.</mm:think>Well.\n%s",
+    ),
+    "gigachat3": Family(
+        template="gigachat 3 with tools",
+        written='function call<|role_sep|>\n{"name": "warmth", "arguments": {"city": "Łódź"}}',
+        bound="function call",
+        tokens=("<|role_sep|>", "<|message_sep|>"),
+        answer="Well.<|message_sep|>\n\n%s<|message_sep|>\n\n",
+    ),
+    "gigachat35": Family(
+        template="gigachat 3.5 with tools",
+        written=dsml(
+            '<%tool_calls>\n<%invoke name="warmth">\n<%parameter name="city" string="true">Łódź</%parameter>\n'
+            "</%invoke>\n</%tool_calls>"
+        ).replace("DSML", "GCML"),
+        bound='"invoke name=\\""',
+        tokens=("｜GCML｜", "<|message_sep|>"),
+        answer="<think>Hm.</think>\n\nWell.\n\n%s<|message_sep|>",
+    ),
+    "step3": Family(
+        template="step 3 with tools",
+        written=step(
+            '<|tool_calls_begin|>\n<|tool_call_begin|>function<|tool_sep|><steptml:invoke name="warmth">\n'
+            '<steptml:parameter name="city">Łódź</steptml:parameter>\n</steptml:invoke><|tool_call_end|>\n<|tool_calls_end|>'
+        ),
+        bound="steptml:parameter",
+        tokens=(
+            "<｜tool_calls_begin｜>",
+            "<｜tool_call_begin｜>",
+            "<｜tool_sep｜>",
+            "<｜tool_call_end｜>",
+            "<｜tool_calls_end｜>",
+        ),
+        answer=OPENS,
+    ),
+    "apertus": Family(
+        template="apertus with tools",
+        written='<|tools_prefix|>[{"warmth": {"city": "Łódź"}}]<|tools_suffix|>',
+        bound="warmth",
+        tokens=("<|tools_prefix|>", "<|tools_suffix|>", "<|inner_prefix|>", "<|inner_suffix|>"),
+        answer="<|inner_prefix|>Hm.<|inner_suffix|>Well.%s",
+    ),
 }
 
 
@@ -190,6 +245,38 @@ def test_marks_around_an_answers_text_are_no_text(tmp_path: Path, triton: int, m
         httpx.Client(base_url=running.url, timeout=60) as client,
     ):
         assert chat(client)["choices"][0]["message"]["content"] == model.answer
+
+
+def test_marks_around_text_are_none_wherever_they_stand(tmp_path: Path, triton: int, model: Model) -> None:
+    tokens = FORMS["kimi_k3"].tokens
+    repository = write(tmp_path, FAMILIES["kimi k3 with tools"], *tokens)
+    with gateway(repository, triton) as running, httpx.Client(base_url=running.url, timeout=60) as client:
+        for thinks, answer in (
+            (True, "Hm.[/think][response]Warm.[/response][/message]"),
+            (False, "Warm.[/response][/message]"),
+            (False, "Warm.[/respon"),
+        ):
+            model.answer = xtml(answer).replace("[/respon", "<|close|>respon")
+            asked = {"chat_template_kwargs": {"thinking": thinks}}
+            for more in ({}, {"tools": [WARMTH]}):
+                message = chat(client, **asked, **more)["choices"][0]["message"]
+                assert (message["content"], message.get("reasoning_content")) == ("Warm.", "Hm." if thinks else None)
+                assert streamed(client, **asked, **more)[:2] == ("Warm.", "Hm." if thinks else "")
+                assert model.asked[-1]["skip_special_tokens"] is False
+    with (
+        gateway(repository, triton, rules=Rules(reasoning=False)) as running,
+        httpx.Client(base_url=running.url, timeout=60) as client,
+    ):
+        assert chat(client)["choices"][0]["message"]["content"] == model.answer
+
+
+def test_a_prompt_may_end_within_other_marks_of_thoughts(tmp_path: Path, triton: int, model: Model) -> None:
+    template = "{{ messages[0].content }}<ifm|think></ifm|think>{{ '<ifm|think_' + pace + '>' }}{#- </ifm|think_fast> #}"
+    with gateway(write(tmp_path, template), triton) as running, httpx.Client(base_url=running.url, timeout=60) as client:
+        for pace in ("fast", "faster"):
+            model.answer = f"Hm.</ifm|think_{pace}>\nWarm."
+            message = chat(client, chat_template_kwargs={"pace": pace})["choices"][0]["message"]
+            assert (message["content"], message["reasoning_content"]) == ("Warm.", "Hm.")
 
 
 def test_the_operator_may_say_each_form(tmp_path: Path, triton: int, model: Model) -> None:

@@ -20,6 +20,7 @@ from nereid.serving.gateway.thoughts import Thinking
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS
 from nereid.serving.gateway.tool_grammars import AnswerForm
 
+from calling_answers import REAL_MARKS, WRITTEN
 from template_families import deepseek, dsml
 
 END = "<eos>"
@@ -40,8 +41,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "now": {"type": "object", "properties": {}, "additionalProperties": False},
 }
 MARKS = ["<think>", "</think>", *dict.fromkeys(mark for form in TOOL_FORMATS.values() for mark in form.marks)]
-MARKS = [mark for mark in MARKS if "｜DSML｜" not in mark and "><" not in mark and mark not in ('<invoke name="', "functools")]
-MARKS += ["<|start|>", "<|constrain|>", "<|end|>", "｜DSML｜", "<|action_start|>", "<|plugin|>", "<arg_value>", "</arg_value>"]
+MARKS = [mark for mark in MARKS if not any(part in mark for part in (*REAL_MARKS, "><", 'name="', "functools"))]
+MARKS += ["<|start|>", "<|constrain|>", "<|end|>", "<|action_start|>", "<|plugin|>", "<arg_value>", "</arg_value>", *REAL_MARKS]
 
 
 def factory(kind: str) -> tuple[Tokenizer, StructureFactory, dict[str, int]]:
@@ -110,62 +111,12 @@ def test_whatever_is_drawn_its_calls_obey_their_schemas(parts: Any, form: str) -
 
 @pytest.mark.parametrize("form", TOOL_FORMATS)
 def test_a_template_s_own_way_of_writing_is_allowed(parts: Any, form: str) -> None:
-    written = {
-        "hermes": '<tool_call>\n{"name": "warmth", "arguments": {"city": "Łódź", "unit": {"c": true}}}\n</tool_call>',
-        "llama3_json": '{"name": "warmth", "parameters": {"city": "Łódź", "unit": {"c": true}}}',
-        "mistral": '[TOOL_CALLS][{"name": "warmth", "arguments": {"city": "Łódź", "unit": {"c": true}}}]',
-        "mistral_args": '[TOOL_CALLS]warmth[ARGS]{"city": "Łódź", "unit": {"c": true}}',
-        "granite": '<|tool_call|>[{"name": "warmth", "arguments": {"city": "Łódź", "unit": {"c": true}}}]',
-        "qwen3_coder": "<tool_call>\n<function=warmth>\n<parameter=city>\nŁódź\n</parameter>\n<parameter=unit>\n"
-        '{"c": true}\n</parameter>\n</function>\n</tool_call>',
-        "seed_oss": "<seed:tool_call>\n<function=warmth>\n<parameter=city>\nŁódź\n</parameter>\n<parameter=unit>\n"
-        '{"c": true}\n</parameter>\n</function>\n</seed:tool_call>',
-        "harmony": ' to=functions.warmth<|channel|>commentary json<|message|>{"city": "Łódź", "unit": {"c": true}}',
-        "deepseek_v3": deepseek(
-            "<|tool_calls_begin|><|tool_call_begin|>function<|tool_sep|>warmth\n```json\n"
-            '{"city": "Łódź", "unit": {"c": true}}\n```<|tool_call_end|><|tool_calls_end|>'
-        ),
-        "deepseek_v31": deepseek(
-            "<|tool_calls_begin|><|tool_call_begin|>warmth<|tool_sep|>"
-            '{"city": "Łódź", "unit": {"c": true}}<|tool_call_end|><|tool_calls_end|>'
-        ),
-        "longcat": '<longcat_tool_call>\n{"name": "warmth", "arguments": {"city": "Łódź", "unit": {"c": true}}}\n'
-        "</longcat_tool_call>",
-        "internlm": '<|action_start|><|plugin|>\n{"name": "warmth", "parameters": {"city": "Łódź", "unit": {"c": true}}}\n'
-        "<|action_end|>",
-        "phi4_mini": '<|tool_call|>[{"name": "warmth", "arguments": {"city": "Łódź", "unit": {"c": true}}}]<|/tool_call|>',
-        "phi4_mini_json": 'functools[{"name": "warmth", "arguments": {"city": "Łódź", "unit": {"c": true}}}]',
-        "nemotron": '<TOOLCALL>[{"name": "warmth", "arguments": {"city": "Łódź", "unit": {"c": true}}}]</TOOLCALL>',
-        "hunyuan": '<tool_calls>[{"name": "warmth", "arguments": {"city": "Łódź", "unit": {"c": true}}}]</tool_calls>',
-        "cohere": '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "warmth", "parameters": {"city": "Łódź", "unit": '
-        '{"c": true}}}\n]<|END_ACTION|>',
-        "glm45": "<tool_call>warmth\n<arg_key>city</arg_key>\n<arg_value>Łódź</arg_value>\n<arg_key>unit</arg_key>\n"
-        '<arg_value>{"c": true}</arg_value>\n</tool_call>',
-        "glm47": "<tool_call>warmth<arg_key>city</arg_key><arg_value>Łódź</arg_value><arg_key>unit</arg_key>"
-        '<arg_value>{"c": true}</arg_value></tool_call>',
-        "minimax_m2": '<minimax:tool_call>\n<invoke name="warmth">\n<parameter name="city">Łódź</parameter>\n'
-        '<parameter name="unit">{"c": true}</parameter>\n</invoke>\n</minimax:tool_call>',
-        "deepseek_v32": dsml(
-            '<%function_calls>\n<%invoke name="warmth">\n<%parameter name="city" string="true">Łódź</%parameter>\n'
-            '<%parameter name="unit" string="false">{"c": true}</%parameter>\n</%invoke>\n</%function_calls>'
-        ),
-        "deepseek_v4": dsml(
-            '<%tool_calls>\n<%invoke name="warmth">\n<%parameter name="city" string="true">Łódź</%parameter>\n'
-            '<%parameter name="unit" string="false">{"c": true}</%parameter>\n</%invoke>\n</%tool_calls>'
-        ),
-        "kimi_k2": "<|tool_calls_section_begin|><|tool_call_begin|>functions.warmth:0<|tool_call_argument_begin|>"
-        '{"city": "Łódź", "unit": {"c": true}}<|tool_call_end|><|tool_calls_section_end|>',
-        "pythonic": '[warmth(city="Łódź", unit={"c": true})]',
-        "lfm2": '<|tool_call_start|>[warmth(city="Łódź", unit={"c": true})]<|tool_call_end|>',
-        "olmo3": '<function_calls>\nwarmth(city="Łódź", unit={"c": true})\n</function_calls>',
-        "gemma4": '<|tool_call>call:warmth{city:<|"|>Łódź<|"|>,unit:{"c":true}}<tool_call|>',
-        "functiongemma": '<start_function_call>call:warmth{city:<escape>Łódź<escape>,unit:{"c":true}}<end_function_call>',
-    }[form]
+    written = WRITTEN[form]
     reading = CallReading(form=TOOL_FORMATS[form], schemas=SCHEMAS)
     for called in (True, False):
         assert takes(parts, AnswerForm(calls=reading, called=called, tokens=parts[2]), written)
     before, after = ("<|channel|>commentary<|message|>", "<|end|><|start|>assistant") if form == "harmony" else ("", "\n")
-    if form not in ("llama3_json", "pythonic"):
+    if form not in ("llama3_json", "pythonic", "xlam"):
         assert takes(parts, AnswerForm(calls=reading, tokens=parts[2]), f"{before}Let me see.{after}{written}")
         assert not takes(parts, AnswerForm(calls=reading, called=True, tokens=parts[2]), f"{before}Let me see.{after}{written}")
     text = "<|channel|>final<|message|>Nothing to call." if form == "harmony" else "Nothing to call."

@@ -9,11 +9,13 @@ from functools import partial
 from typing import Any
 
 from nereid.serving.gateway.call_forms import Shape, ToolFormat
-from nereid.serving.gateway.call_scanners import JsonCalls, Name, Piece, Scanner, State
+from nereid.serving.gateway.call_objects import Name, Piece, State
+from nereid.serving.gateway.call_scanners import JsonCalls, Scanner
 from nereid.serving.gateway.channel_streams import ChannelStream
 from nereid.serving.gateway.literal_scanners import BracesCall, PythonCalls
 from nereid.serving.gateway.marked_scanners import NamedCall, SectionCalls
-from nereid.serving.gateway.said import Arguments, Call, Reasoning, Said, Text, held_back
+from nereid.serving.gateway.said import Arguments, Call, Reasoning, Said, Text, held_back, merged
+from nereid.serving.gateway.silent_marks import Silence, without_begun
 from nereid.serving.gateway.tag_scanners import TagsCall
 from nereid.serving.gateway.thoughts import CallReader, Spoken, Thinking, Thoughts
 from nereid.serving.gateway.tool_formats import HARMONY
@@ -31,21 +33,24 @@ class CallReading:
 @dataclass(slots=True, eq=False)
 class AnswerStream:
     """One answer. `feed` gives what may be told, `finish` the rest. `thinking`, `calls`: None where none are looked for;
-    `spoken`: marks around what follows the thoughts.
+    `spoken`: marks around what follows the thoughts, `silent`: such as are no text wherever they stand.
     """
 
     thinking: Thinking | None = None
     calls: CallReading | None = None
     spoken: tuple[str, str] | None = None
+    silent: tuple[str, ...] = ()
     _channels: ChannelStream | None = field(init=False)
     _thoughts: Thoughts | None = field(init=False)
     _calls: CallReader | None = field(init=False)
     _spoken: Spoken | None = field(init=False)
+    _silence: Silence = field(init=False)
 
     def __post_init__(self) -> None:
         self._channels = _channels(self.thinking, self.calls)
         self._thoughts = None if self.thinking is None or self.thinking.channels else _thoughts(self.thinking, self.calls)
         self._spoken = None if self.spoken is None else Spoken(self.spoken)
+        self._silence = Silence(self.silent)
         self._calls = None if self.calls is None or self.calls.form.shape is Shape.CHANNELS else _Calls(self.calls)
 
     @property
@@ -64,12 +69,12 @@ class AnswerStream:
         made: list[Said] = []
         if self._channels is not None:
             self._channels.count(tokens)
-            return _merged(self._within(self._channels.feed(text)))
+            return merged(self._within(self._channels.feed(text)))
         if self._thoughts is not None:
             self._thoughts.count(tokens)
             thought, text = self._thoughts.feed(text)
             made += [Reasoning(thought)] if thought else []
-        return _merged([*made, *self._after(text)])
+        return merged([*made, *self._after(text)])
 
     def finish(self) -> list[Said]:
         made: list[Said] = []
@@ -84,7 +89,9 @@ class AnswerStream:
         made += self._after(text)
         if self._spoken is not None:
             made += self._told(self._spoken.finish())
-        return _merged([*made, *(self._calls.finish() if self._calls is not None else [])])
+        if self._calls is not None:
+            return merged([*made, *self._calls.finish()])
+        return merged([*made, Text(rest)] if (rest := self._silence.finish()) else made)
 
     def _within(self, said: list[Said]) -> list[Said]:
         """Calls in the text of channels, where they are not written as messages."""
@@ -96,7 +103,10 @@ class AnswerStream:
     def _told(self, text: str) -> list[Said]:
         if not text:
             return []
-        return [Text(text)] if self._calls is None else self._calls.feed(text)
+        if self._calls is not None:
+            return self._calls.feed(text)
+        told = self._silence.feed(text)
+        return [Text(told)] if told else []
 
 
 def _channels(thinking: Thinking | None, calls: CallReading | None) -> ChannelStream | None:
@@ -118,23 +128,8 @@ def _thoughts(thinking: Thinking, calls: CallReading | None) -> Thoughts:
     """With calls looked for at their end, too: models forget to end their thoughts before them."""
     if calls is None:
         return Thoughts(thinking)
-    return Thoughts(thinking, calls.form.begins, partial(_Calls, calls))
-
-
-def _merged(said: list[Said]) -> list[Said]:
-    """Neighbouring pieces of one thing as one."""
-    made: list[Said] = []
-    for item in said:
-        last = made[-1] if made else None
-        if isinstance(item, Text) and isinstance(last, Text):
-            made[-1] = Text(last.text + item.text)
-        elif isinstance(item, Reasoning) and isinstance(last, Reasoning):
-            made[-1] = Reasoning(last.text + item.text)
-        elif isinstance(item, Arguments) and isinstance(last, Arguments) and item.index == last.index:
-            made[-1] = Arguments(item.index, last.text + item.text)
-        else:
-            made.append(item)
-    return made
+    form = calls.form
+    return Thoughts(thinking, (*form.begins, *form.silent), form.before, partial(_Calls, calls))
 
 
 _LINES = {letters: re.compile(rf"(?:\A|\n)[ \t]*[{re.escape(letters)}]") for letters in ("{", "[{")}
@@ -180,7 +175,7 @@ class _Calls:
             rest = self._scanner.pending if self._scanner_told else self._lead + self._scanner.raw
             made += [Text(rest)] if rest.strip() or not self._scanner_told else []
             self._scanner = None
-        rest, self._text = self._text, ""
+        rest, self._text = without_begun(self._text, self.reading.form.silent), ""
         if rest and not (self._count and not rest.strip()):
             made.append(Text(rest))
         return made
@@ -188,20 +183,32 @@ class _Calls:
     def _outside(self) -> tuple[list[Said], str]:
         """Text up to the next call; and what is to be scanned."""
         form = self.reading.form
-        found = [(at, mark) for mark in form.begins if (at := self._text.find(mark)) >= 0]
+        found = [(at, mark) for mark in (*form.begins, *form.silent) if (at := self._text.find(mark)) >= 0]
         if form.bare and (line := self._line()) >= 0:
             found.append((line, ""))
         if found:
-            at, mark = min(found)
+            at, mark = min(found, key=lambda one: (one[0], -len(one[1])))
             head, after = self._text[:at], self._text[at:]
             text = self._without_end(head).rstrip()
             said: list[Said] = [Text(text)] if text else []
             lead = head[len(head.rstrip()) :]
+            if mark in form.silent:
+                waits = any(begin.startswith(after) for begin in form.begins)  # it may yet be the beginning of another one
+                self._text = lead + after if waits else ""
+                return said, "" if waits else lead + after.removeprefix(mark)
             # A call without a mark before it is read from its own beginning.
             opened = mark in ("", form.opening)
+            begins = tuple(begin for begin in (form.begin, *form.others) if begin)
+            behind = after.removeprefix(mark).lstrip()
+            if not opened and any(begin.startswith(behind) and begin != behind for begin in begins):
+                self._text = lead + after
+                return said, ""  # a mark that is written twice counts once
+            if not opened and behind.startswith(begins):
+                self._text = ""
+                return said, lead + behind
             return said, self._open(lead, after) if opened else self._open(lead + mark, after.removeprefix(mark))
         text = self._without_end(self._text)
-        sure = len(text) - held_back(text, *form.begins, *(form.ends if self._after_call else ()))
+        sure = len(text) - held_back(text, *form.begins, *form.silent, *(form.ends if self._after_call else ()))
         sure = len(text[:sure].rstrip())
         told, self._text = text[:sure], text[sure:]
         if told:
@@ -247,7 +254,8 @@ class _Calls:
                     opening=form.opening, closing=form.closing, middle=form.middle, numbered=form.numbered
                 )
             case _:
-                self._scanner = JsonCalls(names if form.bare else None, separators=form.between.strip() if form.bare else ",")
+                separators = form.between.strip() if form.bare else ","
+                self._scanner = JsonCalls(names if form.bare else None, separators=separators, keyed=form.keyed)
         return rest
 
     def _scan(self, text: str) -> tuple[list[Said], str]:

@@ -74,10 +74,11 @@ class ToolFormat:
     there are count then. `function` and `arguments` are an object's members that have them, `middle` is what stands between
     a name and its arguments, `between` what stands between calls. `opening` is a mark of each call's own behind `begin`, which a
     model may leave out, and `closing` is behind each call; `fenced`: the name comes after `middle`, and then the arguments in a
-    fence. `listed` stands around the calls
-    of a list, `pad` around a call within its marks. `numbered`: a name stands between `functions.` and a number, all three an id.
-    `tags`: those of a function and its parameters; `section`: all calls stand between one `begin` and one `end`. `quotes`: marks
-    around texts, where they are not JSON's. `ids`: those of earlier calls, where a template does not take all.
+    fence. `listed` stands around the calls of a list, `pad` around a call within its marks, or around all in their section.
+    `keyed`: an object's one member is named by the function. `numbered`: a name stands between `functions.` and a number, all
+    three an id. `tags`: those of a function and its parameters; `section`: all calls stand between one `begin` and one `end`.
+    `quotes`: marks around texts, where they are not JSON's. `ids`: those of earlier calls, where a template does not take all.
+    `silent`: marks around an answer's text, which are none; `before`: such as stand before calls where there is no text.
     """
 
     name: str
@@ -96,22 +97,26 @@ class ToolFormat:
     fenced: bool = False
     listed: tuple[str, str] = ("[", "]")
     pad: str = ""
+    keyed: bool = False
     numbered: bool = False
     tags: Tags | None = None
     section: bool = False
     quotes: str = ""
     new_id: Callable[[str, int], str] = long_id
     ids: Ids | None = None
+    silent: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
 
     def written(self, calls: Sequence[tuple[str, Mapping[str, Any] | str]]) -> str | None:
         """Calls as a model writes them, names and arguments, where they are objects or numbered; None in other shapes."""
         texts = [arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False) for _, arguments in calls]
-        objects = [json.dumps({self.function: name, self.arguments: given}, ensure_ascii=False) for name, given in calls]
+        members = [{name: given} if self.keyed else {self.function: name, self.arguments: given} for name, given in calls]
+        objects = [json.dumps(item, ensure_ascii=False) for item in members]
         match self.shape:
             case Shape.OBJECT if self.end:
                 return self.between.join(f"{self.begin}{self.pad}{item}{self.pad}{self.end}" for item in objects)
             case Shape.OBJECT:
-                return self.between.join(objects)
+                return self.between.join(item if self.bare else f"{self.begin}{self.pad}{item}" for item in objects)
             case Shape.LIST:
                 return f"{self.begin}{self.listed[0]}{self.between.join(objects)}{self.listed[1]}{self.end}"
             case Shape.SECTION if self.numbered:
@@ -139,4 +144,5 @@ class ToolFormat:
     def marks(self) -> tuple[str, ...]:
         """Texts that a tokenizer may have as tokens, without which no call is found."""
         tags = (self.tags.parameter, self.tags.ended, self.tags.closing) if self.tags is not None else ()
-        return tuple(mark for mark in (*self.begins, *self.ends, self.middle, self.closing, self.quotes, *tags) if mark)
+        marks = (*self.begins, *self.ends, self.middle, self.closing, self.quotes, *tags, *self.silent)
+        return tuple(dict.fromkeys(mark for mark in marks if mark))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from nereid.serving.gateway.call_scanners import NAME
+from nereid.serving.gateway.call_objects import NAME
 from nereid.serving.gateway.marked_scanners import JsonObject
 from nereid.serving.gateway.said import Arguments, Call, Reasoning, Said, Text, held_back
 
@@ -126,12 +126,17 @@ class ChannelStream:
             return self._open(header[:at], lead[at:])
         if not found:
             return []
+        if _recipient(header) and (channel := _CHANNEL_NAME.search(header)) and channel[0] == "analysis":
+            body = rest.lstrip()  # thoughts that name a function are no call of it
+            if any(end.startswith(body) and end != body for end in _ENDS):
+                return []
+            header = header if body.startswith(("{", *_ENDS)) else _RECIPIENT.sub("", header)
         made = self._open(header, rest)
         self._kinds += [self._kind] if self._kind else []
         return made
 
     def _open(self, header: str, rest: str) -> list[Said]:
-        header, self._prefix = f"{self._prefix} {header}", ""
+        header, self._prefix = f"{self._prefix} {header}".rpartition(START)[2], ""  # what was begun amiss before is none
         self._kind, self._text, self._fresh, self._arguments = self._kind_of(header), rest, True, None
         if self._kind is not _Kind.CALL:
             return []

@@ -42,9 +42,10 @@ class ChatAsked:
     calls: CallReading | None
     tells_reasoning: bool
     spoken: tuple[str, str] | None = None
+    silent: tuple[str, ...] = ()
 
     def new_stream(self) -> AnswerStream:
-        return AnswerStream(self.thinking, self.calls, self.spoken)
+        return AnswerStream(self.thinking, self.calls, self.spoken, self.silent)
 
 
 async def read_chat(body: ChatBody, model: Offered) -> ChatAsked:
@@ -71,7 +72,8 @@ def chat_asked(body: ChatBody, model: Offered) -> ChatAsked:
         sampling["structured_outputs"] = {"grammar": _grammar(form, body)}
     elif schema is not None:
         sampling["structured_outputs"] = {"json": schema}
-    marks = (*(calls.form.marks if calls else ()), *((thinking.begin, thinking.end) if thinking else ()))
+    silent = model.silent if body.structured_outputs is None else ()
+    marks = (*(calls.form.marks if calls else ()), *((thinking.begin, thinking.end) if thinking else ()), *silent)
     if any(token in mark for mark in marks for token in model.hidden):
         sampling.setdefault("skip_special_tokens", False)  # they are special tokens, without which nothing can be told apart
     return ChatAsked(
@@ -82,6 +84,7 @@ def chat_asked(body: ChatBody, model: Offered) -> ChatAsked:
         calls=calls,
         tells_reasoning=body.include_reasoning,
         spoken=None if body.structured_outputs is not None else model.spoken,
+        silent=silent,
     )
 
 
@@ -112,7 +115,10 @@ def _thinking(body: ChatBody, model: Offered, prompt: str) -> Thinking | None:
         begun, ended = last.rfind(marks.begin), last.rfind(marks.end)
         return replace(marks, opened=True) if begun > ended else marks if not last.strip() else None
     tail = prompt.rstrip()
-    return None if tail.endswith(marks.end) else replace(marks, opened=tail.endswith(marks.begin))
+    for other in marks.others:
+        if tail.endswith(other.begin):
+            return replace(other, opened=True)
+    return None if tail.endswith(marks.ends) else replace(marks, opened=tail.endswith(marks.begin))
 
 
 def _grammar(form: AnswerForm, body: ChatBody) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nereid.serving.gateway.call_scanners import NAME, JsonCalls, Name, Piece, State
+from nereid.serving.gateway.call_objects import NAME, Name, Piece, State
+from nereid.serving.gateway.call_scanners import JsonCalls
 from nereid.serving.gateway.literals import braced_value, python_value
 from nereid.serving.gateway.tag_values import loaded
 
@@ -42,11 +43,12 @@ class Extent:
         return -1
 
     def _outside(self, text: str, rest: str) -> int:
-        marks = (self.quotes, '"') if self.quotes else ('"""', "'''", '"', "'")
+        plainly = self._plainly(text)
+        marks = (self.quotes, '"', "`") if self.quotes else ('"""', "'''", '"', "'")
         if any(mark.startswith(rest) and mark != rest for mark in marks):
             return -1
         if mark := next((mark for mark in marks if rest.startswith(mark)), ""):
-            if mark != self.quotes or not self._plainly(text):
+            if not plainly or mark == '"':
                 self._quote = mark
             return len(mark)
         if self._depth == 0 and rest[0] in f",{_CLOSES}":

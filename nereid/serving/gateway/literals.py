@@ -32,6 +32,8 @@ def python_written(value: Any) -> str:
 def braced_value(text: str, quotes: str, schema: object, root: Mapping[str, Any]) -> str:
     """A value of Gemma's, by its schema; the mark before a text may have been left out."""
     text, known = text.strip(), {} if schema is None else schema
+    if len(text) > 1 and text[0] == text[-1] == "`":  # as JavaScript has it
+        return json_of(text[1:-1], known, root, text_first=True)
     if text.startswith(quotes):
         return json_of(text.removeprefix(quotes).removesuffix(quotes), known, root, text_first=True)
     if text[:1] in ("{", "["):

@@ -6,7 +6,8 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from nereid.serving.gateway.call_scanners import NAME, JsonCalls, Name, Piece, State
+from nereid.serving.gateway.call_objects import NAME, Name, Piece, State
+from nereid.serving.gateway.call_scanners import JsonCalls
 
 
 @dataclass(slots=True, eq=False)

@@ -25,7 +25,8 @@ class Offered:
 
     `fault`: why its chat templates cannot be used. `whole_templates`: whether they write all special tokens themselves, so that
     the tokenizer adds none; exports of before left out what it adds. `tool_format`: how its templates have it call tools, None:
-    in no known form. `thinking`: the marks of its thoughts, None: they are not told apart; `spoken`: those of what follows them.
+    in no known form. `thinking`: the marks of its thoughts, None: they are not told apart; `spoken`: those of what follows them,
+    `silent`: such as stand around an answer's text wherever it has some.
     `special_tokens`: those that have one of transformers' names, `eos_token` and others, by that name; `tokens`: the tokenizer's
     added tokens by text; `hidden` are those that an answer's text leaves out unless asked to keep them.
     """
@@ -42,6 +43,7 @@ class Offered:
     thinking: Thinking | None = None
     spoken: tuple[str, str] | None = None
     special_tokens: Mapping[str, str] = field(default_factory=dict)
+    silent: tuple[str, ...] = ()
     tokens: Mapping[str, int] = field(default_factory=dict)
     hidden: frozenset[str] = frozenset()
     own_tokenizer: ModelTokenizer | None = None

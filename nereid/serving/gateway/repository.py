@@ -199,6 +199,7 @@ def _language_model(folder: Path, facts: dict[str, Any], files: dict[str, Path],
         thinking=thinking_of(sources.values(), tokens_by_text, in_channels) if rules.reasoning else None,
         spoken=spoken_of(sources.values()) if rules.reasoning else None,
         special_tokens={name: text for name, text in tokens.items() if text},
+        silent=tool_format.silent if tool_format is not None and rules.reasoning else (),
         tokens=tokens_by_text,
         hidden=frozenset(token["content"] for token in added if token.get("special")),
     )

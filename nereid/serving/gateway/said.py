@@ -47,3 +47,19 @@ def held_back(text: str, *marks: str) -> int:
         if any(mark.startswith(tail) for mark in marks):
             return length
     return 0
+
+
+def merged(said: list[Said]) -> list[Said]:
+    """Neighbouring pieces of one thing as one."""
+    made: list[Said] = []
+    for item in said:
+        last = made[-1] if made else None
+        if isinstance(item, Text) and isinstance(last, Text):
+            made[-1] = Text(last.text + item.text)
+        elif isinstance(item, Reasoning) and isinstance(last, Reasoning):
+            made[-1] = Reasoning(last.text + item.text)
+        elif isinstance(item, Arguments) and isinstance(last, Arguments) and item.index == last.index:
+            made[-1] = Arguments(item.index, last.text + item.text)
+        else:
+            made.append(item)
+    return made

@@ -15,6 +15,7 @@ from nereid.serving.gateway.grammar_parts import (
     marked,
     pieces,
 )
+from nereid.serving.gateway.nested_grammars import nested_part
 from nereid.serving.gateway.tag_values import is_written_plainly
 from nereid.serving.gateway.tags import Tags
 
@@ -40,15 +41,22 @@ def parameters(name: str, schema: Schema) -> list[tuple[str, Schema, bool]]:
     return made
 
 
-def tagged(tags: Tags, tokens: Mapping[str, int], name: str, schema: Schema) -> str:
-    """A call behind its opening; parameters that are not required may be left out."""
+def tagged(tags: Tags, tokens: Mapping[str, int], name: str, schema: Schema, lead: str = "") -> str:
+    """A call behind its opening and `lead`; parameters that are not required may be left out."""
     pad = "\n" if tags.padded else ""
-    parts = [letters(f"{name}{tags.named}{tags.line}")]
+    parts = [_numbered(f"{lead}{name}{tags.named}{tags.line}", tokens)]
+    defs = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     for key, inner, required in parameters(name, schema):
-        if any(letter in key for letter in '<>"\n'):
+        if not key or any(letter in key for letter in ("<>\n" if tags.entities else "<>/\n" if tags.nested else '<>"\n')):
             raise NotBindableError(name, f"properties: {key!r} cannot be the name of a tag")
+        if tags.nested:
+            part = nested_part(tags, tokens, key, schema["properties"][key], defs)
+            parts.append(part if required else f"({part})?")
+            continue
         plain = is_written_plainly(inner)
-        opening = marked(f"{tags.parameter}{key}{tags.keyed}{tags.opened[0 if plain else 1]}{pad}", tokens)
+        opening = _typed(
+            f"{tags.parameter}{tags.written_name(key)}{tags.keyed}{tags.opened[0 if plain else 1]}{pad}", inner, tokens
+        )
         closing = marked(f"{pad}{tags.ended}{tags.line}", tokens)
         if not plain:
             value = f"{as_json(inner, AS_TEMPLATES_WRITE)} {closing}"
@@ -61,13 +69,36 @@ def tagged(tags: Tags, tokens: Mapping[str, int], name: str, schema: Schema) -> 
     return " ".join([*parts, *([marked(tags.closing, tokens)] if tags.closing else [])])
 
 
+def _numbered(text: str, tokens: Mapping[str, int]) -> str:
+    """Letters with the number of a call among them, whatever it is."""
+    first, numbered, last = text.partition("%d")
+    return f"{marked(first, tokens)} /[0-9]{{1,3}}/ {marked(last, tokens)}" if numbered else marked(text, tokens)
+
+
+def _typed(text: str, schema: Schema, tokens: Mapping[str, int]) -> str:
+    """Letters with the type of a value among them: its schema's, or, where that says none, or a text that it bounds, any other
+    one than that of plain texts.
+    """
+    first, typed, last = text.partition("%s")
+    if not typed:
+        return marked(text, tokens)
+    inner = schema.get("allOf", [schema])[0] if schema.keys() <= {"allOf", "$defs", "definitions"} else schema
+    kind = inner.get("type") if isinstance(inner, Mapping) else None
+    kinds = [_JSON_TYPES[kind]] if isinstance(kind, str) and kind in _JSON_TYPES else sorted(set(_JSON_TYPES.values()))
+    return f"{marked(first, tokens)} ({' | '.join(letters(item) for item in kinds)}) {marked(last, tokens)}"
+
+
+_JSON_TYPES = {kind: kind for kind in ("number", "boolean", "null", "object", "array")} | {"integer": "number"}
+
+
 def value_rules(tags: Tags, tokens: Mapping[str, int]) -> dict[str, str]:
     """The rule `value`: a text and its end, which is the first; a tag that would begin another parameter does not stand in it.
 
     Lexemes take as much as they can: one must have all of the end that is no token.
     """
-    ending = f"{chr(10) if tags.padded else ''}{tags.ended}{tags.line}"
-    none = "|".join(escaped(mark) for mark in (tags.ended, tags.parameter, tags.closing) if mark)
+    ending = tags.nested or f"{chr(10) if tags.padded else ''}{tags.ended}{tags.line}"
+    marks = (tags.nested,) if tags.nested else (tags.ended, tags.parameter, tags.closing, tags.sections[0])
+    none = "|".join(escaped(mark) for mark in marks if mark)
     rules = {
         "value": "VALUE_IN_LETTERS",
         "VALUE_IN_LETTERS": f"VALUE {letters(ending)}",

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nereid.serving.gateway.call_scanners import NAME, JsonCalls, Name, Piece, State
+from nereid.serving.gateway.call_objects import NAME, Name, Piece, State
+from nereid.serving.gateway.call_scanners import JsonCalls
+from nereid.serving.gateway.nested_values import balanced_end, nested_value
 from nereid.serving.gateway.said import held_back
 from nereid.serving.gateway.tag_values import is_json, is_of, is_written_plainly, json_of, loaded
-from nereid.serving.gateway.tags import Tags
+from nereid.serving.gateway.tags import LONGEST_TAG, Tags
 
-_LONGEST_TAG = 300
-_WRAPPERS = ("arguments", "input", "parameters")
+_WRAPPERS = ("arguments", "input", "parameters", "json", "properties")
 """What models call all of the parameters, where they write them as one."""
-_NAME = re.compile(rf"{NAME.pattern}($|[\"' ])")
 
 
 @dataclass(slots=True, eq=False)
@@ -40,16 +40,12 @@ class TagsCall:
     """Parameters so far."""
     _value: _Value | None = None
     _json: JsonCalls | None = None
+    _lead: str = ""
+    """What stands before calls that are JSON."""
 
     def feed(self, text: str) -> list[Piece]:
-        if self._json is None and not self._name and (self.raw + text).lstrip()[:1] in ("{", "["):
-            self._json = JsonCalls()
-            text, self.raw = self.raw + text, ""
         if self._json is not None:
-            made = self._json.feed(text)
-            self.state, self.rest = self._json.state, self._json.rest
-            self.raw, self.pending = self._json.raw, self._json.pending
-            return made
+            return self._other(self._json, text)
         self._text += text
         if not self._name:
             self.raw += text
@@ -71,7 +67,10 @@ class TagsCall:
 
     @property
     def _ended(self) -> list[str]:
-        return [tags.ended for tags in self._all]
+        """What may stand behind the value that is being read."""
+        value = self._value
+        section = self.tags.sections[1] if value is not None and value.in_section else ""
+        return [] if value is None else [section + tags.ends(value.tag) for tags in self._all]
 
     @property
     def _closing(self) -> list[str]:
@@ -79,19 +78,27 @@ class TagsCall:
 
     def _begin(self) -> list[Piece]:
         lead = self._text.lstrip()
+        for mark in self.tags.before:
+            lead = lead.removeprefix(mark).lstrip()
+            if mark.startswith(lead):
+                return []
+        if (behind := lead.removeprefix(self.tags.function).lstrip())[:1] in ("{", "["):
+            self.raw, self._json = self.raw.removesuffix(behind), JsonCalls()
+            self._lead = self.raw
+            return self._other(self._json, behind)
         found = next((match for tags in self._all if (match := tags.head.match(lead))), None)
         if found and NAME.fullmatch(found[1].strip()):
             self._name, self._text = found[1].strip(), lead[found.end() :]
             return [Name(self._name), *self._parts()]
-        if found or not any(self._may_begin(lead, tags.function) for tags in self._all):
+        if found or not any(tags.may_begin(lead) for tags in self._all):
             self.state = State.FAILED
         return []
 
-    def _may_begin(self, lead: str, mark: str) -> bool:
-        if len(lead) <= len(mark):
-            return mark.startswith(lead)
-        name = lead[len(mark) :] if mark else lead.rstrip()
-        return lead.startswith(mark) and len(lead) < _LONGEST_TAG and _NAME.match(name) is not None
+    def _other(self, calls: JsonCalls, text: str) -> list[Piece]:
+        made = calls.feed(text)
+        self.state, self.rest, self.pending = calls.state, calls.rest, calls.pending
+        self.raw = self._lead + calls.raw
+        return made
 
     def _parts(self) -> list[Piece]:
         made = ""
@@ -105,16 +112,40 @@ class TagsCall:
         lead = self._text.lstrip()
         if closing := next((mark for mark in self._closing if lead.startswith(mark)), ""):
             return self._closed(lead.removeprefix(closing))
+        if self.end and lead.startswith(self.end):
+            return self._closed(lead)
         found = next((match for tags in self._all if (match := tags.key.match(lead))), None)
         if found:
-            self._text = lead[found.end() :]
-            key, says_text = found["key"].strip(), found.groupdict().get("text")
+            opening, behind = self.tags.sections[0], lead[found.end() :]
+            if opening and opening != behind and opening.startswith(behind):
+                return ""  # the value may yet stand in a section
+            self._text = behind.removeprefix(opening)
+            key, says_text = self.tags.read_name(found["key"]), found.groupdict().get("text")
             schema = self._schema.get("properties", {}).get(key)
-            self._value = _Value(key, schema, None if says_text is None else says_text == "true")
-            return self._lead(key) + '"' if self._value.plain else ""
+            says = None if says_text is None else says_text in ("true", "string")
+            if schema is None and key in _WRAPPERS and not self._keys:
+                says = bool(says)
+            self._value = _Value(key, found["key"], schema, says, in_section=bool(opening) and behind.startswith(opening))
+            return self._member_lead(key) + '"' if self._value.plain else ""
+        if self.tags.nested and (begun := self._unopened(lead)) is not None:
+            return begun
         marks = [tags.parameter for tags in self._all]
         waits = any(mark.startswith(lead) for mark in (*marks, *self._closing)) or lead.startswith(tuple(marks))
-        return "" if waits and len(lead) < _LONGEST_TAG else self._closed(self._text)
+        return "" if waits and len(lead) < LONGEST_TAG else self._closed(self._text)
+
+    def _unopened(self, lead: str) -> str | None:
+        """A parameter whose tag was left out before its value; None: there is none."""
+        mark = self.tags.nested
+        value, found, behind = lead.removeprefix(mark).partition(f"{mark}</")
+        if not value or value.lstrip().startswith("<") or mark.startswith(lead):
+            return None
+        key, ended, rest = behind.partition(">")
+        if not ended:
+            return "" if found or len(lead) < LONGEST_TAG else None
+        if key not in self._schema.get("properties", {}) or key in self._keys:
+            return None
+        self._text = rest
+        return self._members(_Value(key, key, self._schema["properties"][key], None), value)
 
     def _closed(self, rest: str) -> str:
         self.state, self.rest = State.DONE, rest
@@ -124,7 +155,7 @@ class TagsCall:
     def _schema(self) -> Mapping[str, Any]:
         return self.schemas.get(self._name, {})
 
-    def _lead(self, key: str) -> str:
+    def _member_lead(self, key: str) -> str:
         return f"{', ' if self._keys else '{'}{json.dumps(key, ensure_ascii=False)}: "
 
     def _within(self, value: _Value, at: int, mark: str) -> str:
@@ -160,17 +191,20 @@ class TagsCall:
         """A parameter; all, where a model has written an object of them for one; none, where it has left one empty."""
         known = self._schema.get("properties", {})
         if value.key in _WRAPPERS and value.schema is None and not self._keys:
-            inner = loaded(text)
+            inner = loaded(json_of(text, {}, {}))
             if isinstance(inner, dict) and inner and inner.keys() <= known.keys():
                 return "".join(self._member(key, json.dumps(item, ensure_ascii=False)) for key, item in inner.items())
         schema = {} if value.schema is None else value.schema
-        written = json_of(text, schema, self._schema, text_first=value.says_text is True)
+        if self.tags.nested:
+            written = nested_value(text, self.tags.nested, value.schema, self._schema)
+        else:
+            written = json_of(text, schema, self._schema, text_first=value.says_text is True)
         if not text.strip() and value.key not in self._schema.get("required", ()) and not is_of(written, schema, self._schema):
             return ""
         return self._member(value.key, written)
 
     def _member(self, key: str, written: str) -> str:
-        lead = self._lead(key)
+        lead = self._member_lead(key)
         self._keys.append(key)
         return lead + written
 
@@ -183,39 +217,53 @@ class TagsCall:
         if match := self._call_end.search(self._text):
             found.append((match.start(), ""))
         at, mark = min(found, default=(-1, ""))
-        return (-1, "") if mark and self._follows(self._text[at + len(mark) :], value, at) is None else (at, mark)
+        return (-1, "") if mark and self._follows(self._text[at + len(mark) :], value, at, mark) is None else (at, mark)
 
     def _own_end(self, value: _Value, mark: str) -> int:
         """The first of a mark that may be the value's: another one stands within it, and is not looked at again."""
+        nested = self.tags.nested
+        if nested and not value.plain and mark.startswith(nested):
+            return balanced_end(self._text, nested, value.tag, 0)
         at = self._text.find(mark, value.passed.get(mark, 0))
-        while at >= 0 and self._follows(self._text[at + len(mark) :], value, at) is False:
+        while at >= 0 and (
+            self._follows(self._text[at + len(mark) :], value, at, mark) is False
+            or (nested and not mark.startswith(nested) and self._text.endswith(nested, 0, at))
+        ):
             if not value.plain:  # of a plain text it is told, and gone
                 value.passed[mark] = at + 1
             at = self._text.find(mark, at + 1)
         return at
 
-    def _follows(self, behind: str, value: _Value, at: int) -> bool | None:
+    def _follows(self, behind: str, value: _Value, at: int, mark: str = "") -> bool | None:
         """Whether what stands behind a mark at `at` is what may follow a value; None: that cannot be said yet."""
+        bare = self.tags.nested and not mark.startswith(self.tags.nested)
         if not value.plain and self._text.lstrip()[:1] in ("{", "[", '"') and is_json(self._text[:at]):
             return True
         lead = behind.lstrip()
-        marks = [mark for tags in self._all for mark in (tags.parameter, tags.closing, tags.function) if mark]
-        marks += [self.end] if self.end else []
+        marks = [self.end, *(mark for tags in self._all for mark in (tags.parameter, tags.closing, tags.function))]
+        if bare:  # an end without the mark before it is one where nothing else can follow
+            known = self._schema.get("properties", {})
+            marks = [*self._closing, *(f"{self.tags.parameter}{key}{self.tags.keyed}" for key in known)]
+        marks = [mark for mark in marks if mark]
         if lead.startswith(tuple(marks)):
             return True
         return None if any(mark.startswith(lead) for mark in marks) else False
 
     def _next(self) -> list[str]:
-        """Tags of the parameters that have not come yet."""
+        """Tags of the parameters that have not come yet; none where tags of those names may stand in the value."""
+        if self.tags.nested and self._value is not None and not self._value.plain:
+            return []
         known = self._schema.get("properties", {})
         lead = "\n" if self.tags.padded else ""
         written = {*self._keys, self._value.key if self._value else ""}
-        return [f"{lead}{self.tags.parameter}{key}{self.tags.keyed}" for key in known if key not in written]
+        return [
+            f"{lead}{self.tags.parameter}{self.tags.written_name(key)}{self.tags.keyed}" for key in known if key not in written
+        ]
 
     @property
     def _call_end(self) -> re.Pattern[str]:
         closing = self.tags.closing
-        return re.compile(rf"{re.escape(closing)}\s*{re.escape(self.end)}" if closing else r"(?!)")
+        return re.compile(rf"{re.escape(closing)}\s*{re.escape(self.end)}" if closing and self.end else r"(?!)")
 
     def _sure(self) -> int:
         """How much of a plain text is none of the marks that may end it."""
@@ -234,11 +282,15 @@ class TagsCall:
 
 @dataclass(slots=True, eq=False)
 class _Value:
-    """A parameter's value that is being read; `says_text`: what its tag says of it."""
+    """A parameter's value that is being read; `tag`: its name as its tag has it, `says_text`: what that says of it,
+    `in_section`: whether it stands between marks of its own.
+    """
 
     key: str
+    tag: str
     schema: object
     says_text: bool | None
+    in_section: bool = False
     begun: bool = False
     passed: dict[str, int] = field(default_factory=dict)
     """By mark: before this place none ends the value."""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from nereid.serving.gateway.call_scanners import no_json
+from nereid.serving.gateway.call_objects import no_json
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "object": (dict,),
@@ -100,7 +100,7 @@ def _is_of(value: Any, schema: Any, root: Mapping[str, Any], deep: int = 0) -> b
     """Whether a value is of a schema's types and choices. No expression of a caller's is tried: some take for ever."""
     if not isinstance(schema, dict) or deep > _DEEPEST:
         return schema is not False
-    if "$ref" in schema and not _is_of(value, _resolved(schema["$ref"], root), root, deep + 1):
+    if "$ref" in schema and not _is_of(value, resolved(schema["$ref"], root), root, deep + 1):
         return False
     if "const" in schema and not _same(value, schema["const"]):
         return False
@@ -127,7 +127,7 @@ def _same(value: Any, choice: Any) -> bool:
     return bool(value == choice) and isinstance(value, bool) is isinstance(choice, bool)
 
 
-def _resolved(reference: Any, root: Mapping[str, Any]) -> Any:
+def resolved(reference: Any, root: Mapping[str, Any]) -> Any:
     """What a reference within the schema leads to; True, which allows all, where it leads nowhere."""
     found: Any = root
     for part in str(reference).removeprefix("#").strip("/").split("/"):

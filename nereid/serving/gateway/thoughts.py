@@ -16,7 +16,8 @@ class Thinking:
 
     `tokens` are those of the two marks; None: they are not one token each, and thoughts are not counted. `channels`: the marks
     stand around what each message of an answer says, and thoughts are messages in a channel of their own; `before` is then what
-    the prompt has of the answer's first message, and `opened`: it has come to what that says.
+    the prompt has of the answer's first message, and `opened`: it has come to what that says. `others`: a prompt may end
+    within these instead. `shown`: letters by which a template shows them that does not write the second as it is.
     """
 
     begin: str
@@ -25,6 +26,16 @@ class Thinking:
     tokens: tuple[int, int] | None = None
     channels: bool = False
     before: str = ""
+    others: tuple[Thinking, ...] = ()
+    shown: tuple[str, ...] = ()
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        return (self.end, *(other.end for other in self.others))
+
+    def is_shown(self, template: str) -> bool:
+        """Whether a template thinks with them."""
+        return self.end in template or (bool(self.shown) and all(letters in template for letters in self.shown))
 
 
 _MARKS = (
@@ -35,6 +46,16 @@ _MARKS = (
     Thinking("<|START_THINKING|>", "<|END_THINKING|>"),
     Thinking("<|channel>thought", "<channel|>"),
     Thinking("◁think▷", "◁/think▷"),
+    Thinking("<|inner_prefix|>", "<|inner_suffix|>"),
+    Thinking("<mm:think>", "</mm:think>"),
+    Thinking("<|think:start|>", "<|think:end|>"),
+    Thinking("<think:opensource>", "</think:opensource>"),
+    Thinking(
+        "<ifm|think>",
+        "</ifm|think>",
+        others=tuple(Thinking(f"<ifm|think_{pace}>", f"</ifm|think_{pace}>") for pace in ("fast", "faster")),
+    ),
+    Thinking("<|open|>think<|sep|>", "<|close|>think<|sep|>", shown=("<|open|>", "<|close|>", "<|end_of_msg|>", "think")),
 )
 """Marks around thoughts, of which a template that thinks has the second."""
 _CHANNELS = Thinking(MESSAGE, END, channels=True)
@@ -50,7 +71,7 @@ _SPOKEN = (
 def thinking_of(templates: Iterable[str], tokens: Mapping[str, int], in_channels: bool) -> Thinking | None:
     """The marks of chat templates that think, with their tokens where each is one; `in_channels`: answers are written so."""
     text = "".join(templates)
-    marks = _CHANNELS if in_channels else next((marks for marks in _MARKS if marks.end in text), None)
+    marks = _CHANNELS if in_channels else next((marks for marks in _MARKS if marks.is_shown(text)), None)
     if marks is None or not {marks.begin, marks.end} <= tokens.keys():
         return marks
     return replace(marks, tokens=(tokens[marks.begin], tokens[marks.end]))
@@ -59,7 +80,7 @@ def thinking_of(templates: Iterable[str], tokens: Mapping[str, int], in_channels
 def spoken_of(templates: Iterable[str]) -> tuple[str, str] | None:
     """The marks around an answer's text in chat templates that think; None where there are none."""
     text = "".join(templates)
-    if not any(marks.end in text for marks in _MARKS):
+    if not any(marks.is_shown(text) for marks in _MARKS):
         return None
     return next(((begin.strip(), end.strip()) for begin, end in _SPOKEN if _shown(begin, text) and _shown(end, text)), None)
 
@@ -122,11 +143,12 @@ class Thoughts:
 
     Calls at the very end of the thoughts are calls, where nothing comes after them but the end of the thoughts: their model has
     forgotten to end these before. From the first of `calls` on, marks of calls, thoughts are held as long as they may be such, as
-    `new_reader` finds.
+    `new_reader` finds. What begins with one of `before` there is no thought, even without calls.
     """
 
     marks: Thinking
     calls: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
     new_reader: Callable[[], CallReader] | None = None
     tokens: int = 0
     """Between the marks."""
@@ -214,10 +236,11 @@ class Thoughts:
             piece, self._read = self._text[self._read : ready], max(self._read, ready)
             said = self.reader.feed(piece) if piece else []
             self._said += said
-            goes_on = any(isinstance(item, Text) and item.text.strip() for item in said)
+            is_text = self._text.startswith(self.before, begin)
+            goes_on = not is_text and any(isinstance(item, Text) and item.text.strip() for item in said)
             if last:
                 self._said += self.reader.finish()
-            if not goes_on and (self.reader.told or not last):
+            if not goes_on and (is_text or self.reader.told or not last):
                 sure = begin
                 break
             self.reader, self._passed = None, begin + 1

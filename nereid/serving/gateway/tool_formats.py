@@ -5,7 +5,9 @@ Forms are those of the families' own templates: Hermes and Qwen 2.5 (NousResearc
 (ByteDance), gpt-oss (OpenAI, "Harmony response format"), DeepSeek (V3 and R1, whose arguments stand in a fence, V3.1, where they
 do not, V3.2 and V4, "DSML"), Kimi K2 (Moonshot AI, "Tool calling guidance"), Nemotron (NVIDIA), GLM 4.5 (Z.ai), MiniMax M2,
 Command R7B and A (Cohere), Phi 4 mini (Microsoft), LFM2 (Liquid AI), Olmo 3 (Ai2), Llama 3.2 and 4 (Meta, "zero-shot function
-calling"), Gemma 4 and FunctionGemma (Google), Hunyuan A13B (Tencent), Jamba (AI21), LongCat Flash (Meituan) and InternLM 2.5.
+calling"), Gemma 4 and FunctionGemma (Google), Hunyuan A13B, Hy3 and Hy4 (Tencent), Jamba (AI21), LongCat Flash (Meituan),
+InternLM 2.5, Step 3 (StepFun, "StepTML"), Apertus (Swiss AI), GigaChat 3, 3.1 and 3.5 (Sber), MiniMax M3, Kimi K3 (Moonshot AI,
+"XTML"), Solar Open 2 (Upstage), MiniCPM 5 (OpenBMB), K2 Horizon (IFM), dots (RedNote), Granite 20B (IBM) and xLAM 2 (Salesforce).
 """
 
 from __future__ import annotations
@@ -13,7 +15,26 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nereid.serving.gateway.call_forms import NINE, NUMBERED, Shape, ToolFormat, numbered_id, short_id
-from nereid.serving.gateway.tags import EQUALS, PAIRS, TIGHT_PAIRS, named_tags
+from nereid.serving.gateway.tag_formats import (
+    DEEPSEEK_V4,
+    DEEPSEEK_V32,
+    DOTS,
+    GIGACHAT35,
+    GLM45,
+    GLM47,
+    HY3,
+    HY4,
+    K2_HORIZON,
+    KIMI_K3,
+    LONGCAT_TAGS,
+    MINICPM5,
+    MINIMAX_M2,
+    MINIMAX_M3,
+    QWEN3_CODER,
+    SEED_OSS,
+    SOLAR_OPEN2,
+    STEP_3,
+)
 
 HERMES = ToolFormat(name="hermes", shape=Shape.OBJECT, begin="<tool_call>", end="</tool_call>", between="\n", pad="\n")
 LONGCAT = replace(HERMES, name="longcat", begin="<longcat_tool_call>", end="</longcat_tool_call>")
@@ -21,6 +42,7 @@ INTERNLM = ToolFormat(
     name="internlm",
     shape=Shape.OBJECT,
     begin="<|action_start|><|plugin|>",
+    others=("<|action_start|> <|plugin|>",),
     end="<|action_end|>",
     arguments="parameters",
     between="\n",
@@ -38,6 +60,31 @@ PHI4_MINI = replace(GRANITE, name="phi4_mini", end="<|/tool_call|>", others=("fu
 PHI4_MINI_JSON = replace(PHI4_MINI, name="phi4_mini_json", begin="functools", end="", others=("<|tool_call|>",))
 NEMOTRON = ToolFormat(name="nemotron", shape=Shape.LIST, begin="<TOOLCALL>", end="</TOOLCALL>", between=", ")
 HUNYUAN = replace(NEMOTRON, name="hunyuan", begin="<tool_calls>", end="</tool_calls>")
+APERTUS = replace(NEMOTRON, name="apertus", begin="<|tools_prefix|>", end="<|tools_suffix|>", keyed=True)
+XLAM = ToolFormat(
+    name="xlam",
+    shape=Shape.LIST,
+    begin="",
+    others=("<tool_call>", "[TOOL_CALLS]"),
+    other_ends=("</tool_call>",),
+    bare="[{",
+    between=", ",
+)
+GRANITE_20B_FC = ToolFormat(
+    name="granite_20b_fc", shape=Shape.OBJECT, begin="<function_call>", other_ends=("</function_call>",), between="\n", pad=" "
+)
+GIGACHAT3 = ToolFormat(
+    name="gigachat3",
+    shape=Shape.OBJECT,
+    begin="function call<|role_sep|>\n",
+    others=("<|function_call|>",),
+    between="<|message_sep|>\n\n",
+    silent=("<|message_sep|>",),
+    before=("<|message_sep|>\n\n",),
+)
+GIGACHAT31 = replace(
+    GIGACHAT3, name="gigachat31", begin="<|function_call|>", others=("function call<|role_sep|>\n",), between="", before=()
+)
 COHERE = ToolFormat(
     name="cohere",
     shape=Shape.LIST,
@@ -47,48 +94,6 @@ COHERE = ToolFormat(
     arguments="parameters",
     between=",\n    ",
     listed=("[\n    ", "\n]"),
-)
-QWEN3_CODER = ToolFormat(
-    name="qwen3_coder",
-    shape=Shape.TAGS,
-    begin="<tool_call>",
-    end="</tool_call>",
-    between="\n",
-    opening=EQUALS.function,
-    tags=EQUALS,
-)
-SEED_OSS = replace(QWEN3_CODER, name="seed_oss", begin="<seed:tool_call>", end="</seed:tool_call>")
-GLM45 = ToolFormat(name="glm45", shape=Shape.TAGS, begin="<tool_call>", end="</tool_call>", between="\n", tags=PAIRS)
-GLM47 = replace(GLM45, name="glm47", between="", tags=TIGHT_PAIRS)
-_PLAIN, _DSML = named_tags("", says_text=False), named_tags("｜DSML｜", says_text=True)
-_DSML = replace(_DSML, others=(named_tags("", says_text=True),))
-MINIMAX_M2 = ToolFormat(
-    name="minimax_m2",
-    shape=Shape.TAGS,
-    begin="<minimax:tool_call>",
-    end="</minimax:tool_call>",
-    between="\n",
-    opening=_PLAIN.function,
-    tags=_PLAIN,
-    section=True,
-)
-DEEPSEEK_V32 = replace(
-    MINIMAX_M2,
-    name="deepseek_v32",
-    begin="<｜DSML｜function_calls>",
-    end="</｜DSML｜function_calls>",
-    others=("<｜DSML｜tool_calls>",),
-    other_ends=("</｜DSML｜tool_calls>",),
-    opening=_DSML.function,
-    tags=_DSML,
-)
-DEEPSEEK_V4 = replace(
-    DEEPSEEK_V32,
-    name="deepseek_v4",
-    begin="<｜DSML｜tool_calls>",
-    end="</｜DSML｜tool_calls>",
-    others=("<｜DSML｜function_calls>",),
-    other_ends=("</｜DSML｜function_calls>",),
 )
 HARMONY = ToolFormat(name="harmony", shape=Shape.CHANNELS, begin="<|channel|>", middle="<|message|>", end="<|call|>")
 DEEPSEEK_V31 = ToolFormat(
@@ -135,18 +140,34 @@ _ALL = (
     PHI4_MINI_JSON,
     NEMOTRON,
     HUNYUAN,
+    APERTUS,
+    XLAM,
+    GRANITE_20B_FC,
+    GIGACHAT3,
+    GIGACHAT31,
     COHERE,
     QWEN3_CODER,
     SEED_OSS,
     GLM45,
     GLM47,
+    LONGCAT_TAGS,
+    SOLAR_OPEN2,
+    MINICPM5,
+    HY3,
+    HY4,
+    K2_HORIZON,
     MINIMAX_M2,
+    MINIMAX_M3,
+    DOTS,
+    STEP_3,
     HARMONY,
     DEEPSEEK_V3,
     DEEPSEEK_V31,
     DEEPSEEK_V32,
     DEEPSEEK_V4,
+    GIGACHAT35,
     KIMI_K2,
+    KIMI_K3,
     PYTHONIC,
     LFM2,
     OLMO3,
@@ -172,6 +193,20 @@ def format_of(template: str) -> ToolFormat | None:
 
 
 _SHOWN: tuple[tuple[ToolFormat, tuple[str, ...]], ...] = (
+    (GIGACHAT35, ("｜GCML｜",)),
+    (GIGACHAT31, ("<|role_sep|>", "<|message_sep|>", "<|function_call|>")),
+    (GIGACHAT3, ("<|role_sep|>", "<|message_sep|>", "function call")),
+    (KIMI_K3, ("<|open|>", "<|close|>", "<|end_of_msg|>")),
+    (MINIMAX_M3, ("]<]minimax[>[", "<invoke name=")),
+    (STEP_3, ("<steptml:invoke",)),
+    (STEP_3, (STEP_3.begin,)),
+    (APERTUS, (APERTUS.begin,)),
+    (DOTS, (DOTS.begin,)),
+    (K2_HORIZON, (K2_HORIZON.opening,)),
+    (SOLAR_OPEN2, (SOLAR_OPEN2.begin,)),
+    (HY4, ("arg_key", ":opensource")),
+    (HY3, ("tool_sep", "arg_key")),
+    (MINICPM5, (MINICPM5.begin, "<param name=")),
     (DEEPSEEK_V32, ("｜DSML｜", "function_calls>")),
     (DEEPSEEK_V4, ("｜DSML｜",)),
     (DEEPSEEK_V3, (DEEPSEEK_V3.middle, "```json")),
@@ -183,6 +218,7 @@ _SHOWN: tuple[tuple[ToolFormat, tuple[str, ...]], ...] = (
     (COHERE, (COHERE.begin,)),
     (MINIMAX_M2, (MINIMAX_M2.begin,)),
     (NEMOTRON, (NEMOTRON.begin,)),
+    (LONGCAT_TAGS, ("<longcat_arg_key>",)),
     (LONGCAT, (LONGCAT.begin,)),
     (INTERNLM, (INTERNLM.begin,)),
     (HUNYUAN, (HUNYUAN.begin,)),
@@ -197,6 +233,8 @@ _SHOWN: tuple[tuple[ToolFormat, tuple[str, ...]], ...] = (
     (LFM2, (LFM2.begin,)),
     (LFM2, ("<|tool_list_start|>",)),
     (OLMO3, (OLMO3.begin,)),
+    (GRANITE_20B_FC, (GRANITE_20B_FC.begin,)),
+    (XLAM, ('[{"name": "tool_call_name"',)),
     (GEMMA4, (GEMMA4.begin, GEMMA4.quotes)),
     (FUNCTIONGEMMA, (FUNCTIONGEMMA.begin,)),
     (PYTHONIC, ("[func_name1(",)),

@@ -66,7 +66,8 @@ class AnswerForm:
         rules["calls"] = self._several(self.calls, form)
         rules |= self._call_rules(self.calls)
         if self.called:
-            return "calls"
+            silent = [f"({self._mark(mark)})?" for mark in form.before]
+            return " ".join([*silent, "calls"])
         if self.schema is not None:
             return "(json | calls)"
         if form.bare:
@@ -77,8 +78,8 @@ class AnswerForm:
         turns = []
         for place, mark in enumerate((form.begin, *form.others)):
             self._until(rules, f"head_{place}", mark)
-            turns.append(f"head_{place} {self._inside(form)}")
-        if form.opening:  # without the mark before it, which a model may leave out
+            turns.append(f"head_{place} {self._inside(form, opened=mark == form.opening)}")
+        if form.opening and form.opening != form.begin:  # without the mark before it, which a model may leave out
             self._until(rules, "lone", form.opening)
             turns.append(f"lone {self._inside(form, opened=True)}")
         rules["turn"] = " | ".join(turns)
@@ -89,7 +90,7 @@ class AnswerForm:
 
     def _several(self, calls: CallReading, form: ToolFormat) -> str:
         """Nothing but calls."""
-        whole = f"{self._mark(form.begin)} {self._inside(form)}"
+        whole = f"{self._mark(form.begin)} {self._inside(form, opened=form.begin == form.opening)}"
         if form.bare:
             whole = "call" if form.shape is Shape.OBJECT else self._listed(form)
         if form.shape in (Shape.LIST, Shape.SECTION, Shape.PYTHON) or form.section or not calls.several:
@@ -99,7 +100,7 @@ class AnswerForm:
     def _more(self, between: str, call: str) -> str:
         """Calls behind the first."""
         assert self.calls is not None
-        lead = f"{letters(between)} " if between else ""
+        lead = f"{self._mark(between)} " if between else ""
         return f" ({lead}{call}){{0,{MOST_CALLS - 1}}}" if self.calls.several else ""
 
     def _listed(self, form: ToolFormat) -> str:
@@ -109,6 +110,7 @@ class AnswerForm:
     def _inside(self, form: ToolFormat, *, opened: bool = False) -> str:
         """What follows the mark; `opened`: the first call's mark is there already."""
         end = self._mark(form.end) if form.end else ""
+        pad = f"{letters(form.pad)} " if form.pad else ""
         match form.shape:
             case Shape.SECTION:
                 call = f"{self._mark(form.opening)} call {self._mark(form.closing)}"
@@ -117,13 +119,12 @@ class AnswerForm:
             case Shape.LIST | Shape.PYTHON:
                 return f"{self._listed(form)} {end}"
             case Shape.TAGS if form.opening:
-                call = f"{self._mark(form.opening)} call"
-                first = "call" if opened else f'"\\n" {call}'
+                call = f"{self._mark(form.opening)} call {self._mark(form.closing) if form.closing else ''}"
+                first = call.removeprefix(self._mark(form.opening)) if opened else f"{pad}{call}"
                 more = self._more(form.between, call) if form.section else ""
-                return f'{first}{more} "\\n" {end}'
-            case Shape.OBJECT if form.end:
-                pad = f"{letters(form.pad)} " if form.pad else ""
-                return f"{pad}call {pad}{end}"
+                return f"{first}{more} {pad}{end}"
+            case Shape.OBJECT:
+                return f"{pad}call {pad if form.end else ''}{end}"
             case _:
                 return f"call {end}"
 
@@ -145,7 +146,8 @@ class AnswerForm:
         match form.shape:
             case Shape.TAGS:
                 assert form.tags is not None
-                return tagged(form.tags, self.tokens, name, schema)
+                lead = "" if form.opening in ("", form.tags.function) else "".join((*form.tags.before, form.tags.function))
+                return tagged(form.tags, self.tokens, name, schema, lead.removeprefix(form.opening))
             case Shape.NAMED:
                 return f"{letters(name)} {self._mark(form.middle)} {as_json(schema, AS_TEMPLATES_WRITE)}"
             case Shape.SECTION if form.fenced:
@@ -161,6 +163,8 @@ class AnswerForm:
             case Shape.PYTHON | Shape.BRACES:
                 return ""  # argument_rules' is
             case _:
+                if form.keyed:
+                    return f'"{{" {letters(f"{json.dumps(name)}: ")} {as_json(schema, AS_TEMPLATES_WRITE)} "}}"'
                 number = '"\\"tool_call_id\\": \\"" /[0-9]{1,3}/ "\\", " ' if form is COHERE else ""
                 lead = f'"{form.function}": {json.dumps(name)}, "{form.arguments}": '
                 return f'"{{" {number}{letters(lead)} {as_json(schema, AS_TEMPLATES_WRITE)} "}}"'

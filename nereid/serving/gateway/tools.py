@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema
 
-from nereid.serving.gateway.call_scanners import NAME
+from nereid.serving.gateway.call_objects import NAME
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.nesting import levels
 
