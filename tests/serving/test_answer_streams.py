@@ -14,7 +14,7 @@ from nereid.serving.gateway.said import Arguments, Call, Said, Text
 from nereid.serving.gateway.thoughts import Thinking
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS, format_of
 
-from calling_answers import ANSWERS, xtml
+from calling_answers import ANSWERS, minimax, xtml
 from template_families import FAMILIES, deepseek
 
 SCHEMAS = {
@@ -336,6 +336,14 @@ def test_marks_around_text_are_left_out_however_it_is_cut(text: str, content: st
         made = AnswerStream(silent=silent)
         assert message_of(said(made, text, size))["content"] == content
         assert message(text, "kimi_k3", size)["content"] == content
+
+
+def test_a_mark_that_nothing_follows_is_no_text() -> None:
+    """https://github.com/MiniMax-AI/MiniMax-M3/issues/31"""
+    for size in (1, 3, 1000):
+        assert message(minimax("Done%\nNow.%"), "minimax_m3", size) == {"role": "assistant", "content": "Done\nNow."}
+        found = message(ANSWERS["minimax_m3"] + minimax("%\nand on"), "minimax_m3", size)
+        assert (calls_of(found), found["content"]) == (TWO, "Let me see.\nand on")
 
 
 # --- channels ---

@@ -20,7 +20,7 @@ from nereid.serving.gateway.thoughts import Thinking
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS
 from nereid.serving.gateway.tool_grammars import AnswerForm
 
-from calling_answers import REAL_MARKS, WRITTEN
+from calling_answers import REAL_MARKS, WRITTEN, minimax, step, xtml
 from template_families import deepseek, dsml
 
 END = "<eos>"
@@ -148,6 +148,35 @@ TEXTS = {
         dsml("</%parameter>\n</%invoke>\n</%function_calls>"),
     ),
     "gemma4": ('<|tool_call>call:f{text:<|"|>', '<|"|>}<tool_call|>'),
+    "longcat_tags": (
+        "<longcat_tool_call>f\n<longcat_arg_key>text</longcat_arg_key>\n<longcat_arg_value>",
+        "</longcat_arg_value>\n</longcat_tool_call>",
+    ),
+    "solar_open2": (
+        "<|tool_call:start|>f\n<|tool_arg:start|>text<|tool_arg:value|>",
+        "<|tool_arg:end|>\n<|tool_call:end|>",
+    ),
+    "minicpm5": ('<function name="f"><param name="text">', "</param></function>"),
+    "hy3": (
+        "<tool_calls>\n<tool_call>f<tool_sep>\n<arg_key>text</arg_key>\n<arg_value>",
+        "</arg_value>\n</tool_call>\n</tool_calls>",
+    ),
+    "k2_horizon": (
+        "<ifm|tool_calls>\n<ifm|tool_call>f\n<ifm|arg_key>text</ifm|arg_key>\n<ifm|arg_value>",
+        "</ifm|arg_value>\n</ifm|tool_call>\n</ifm|tool_calls>",
+    ),
+    "minimax_m3": (minimax('%<tool_call>\n%<invoke name="f">%<text>'), minimax("%</text>%</invoke>\n%</tool_call>")),
+    "step3": (
+        step(
+            '<|tool_calls_begin|>\n<|tool_call_begin|>function<|tool_sep|><steptml:invoke name="f">\n'
+            '<steptml:parameter name="text">'
+        ),
+        step("</steptml:parameter>\n</steptml:invoke><|tool_call_end|>\n<|tool_calls_end|>"),
+    ),
+    "kimi_k3": (
+        xtml('[tools][call tool="f" index="1"][argument key="text" type="string"]'),
+        xtml("[/argument][/call][/tools]"),
+    ),
     "functiongemma": ("<start_function_call>call:f{text:<escape>", "<escape>}<end_function_call>"),
 }
 
@@ -164,6 +193,90 @@ def test_a_text_stands_as_it_is_and_comes_back_so(parts: Any, form: str, text: s
     (call,) = message(f"{begin}{text}{end}", reading)["tool_calls"]
     assert json.loads(call["function"]["arguments"]) == {"text": text}
     assert not takes(parts, AnswerForm(calls=reading, called=True, tokens=parts[2]), f"{begin}{text}{end}{end}")
+
+
+NESTED: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "place": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "enum": ["Łódź", "Rom"]},
+                "at": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "minItems": 1, "maxItems": 3},
+                "odd": {"type": ["boolean", "null"]},
+            },
+            "required": ["at"],
+            "additionalProperties": False,
+        },
+        "rows": {
+            "type": "array",
+            "items": {"type": "object", "properties": {"b": {"type": "boolean"}}, "additionalProperties": False},
+            "maxItems": 3,
+        },
+        "free": {"$ref": "#/$defs/free"},
+        "kept": {"type": "string", "pattern": "^[a-c]{1,3}$"},
+    },
+    "required": ["place", "rows"],
+    "additionalProperties": False,
+    "$defs": {"free": {"type": "object", "properties": {"n": {"type": "integer"}}, "additionalProperties": False}},
+}
+
+
+def test_objects_and_lists_are_bound_as_tags_in_tags(parts: Any) -> None:
+    reading = CallReading(form=TOOL_FORMATS["minimax_m3"], schemas={"f": NESTED})
+    form = AnswerForm(calls=reading, called=True, tokens=parts[2])
+    for inside, given in (
+        (
+            "%<place>%<city>Rom%</city>%<at>%<item>4%</item>%<item>5%</item>%</at>%</place>%<rows>%<item>%<b>true%</b>%</item>%</rows>"
+            '%<free>{"n": 2}%</free>',
+            {"place": {"city": "Rom", "at": [4, 5]}, "rows": [{"b": True}], "free": {"n": 2}},
+        ),
+        (
+            '%<place>%<at>%<item>0%</item>%</at>%<odd>null%</odd>%</place>%<rows>%</rows>%<kept>"ab"%</kept>',
+            {"place": {"at": [0], "odd": None}, "rows": [], "kept": "ab"},
+        ),
+        ("%<place>%<at>%</at>%</place>%<rows>%</rows>", None),
+        ("%<place>%<city>Bonn%</city>%<at>%<item>0%</item>%</at>%</place>%<rows>%</rows>", None),
+        ("%<place>%<at>%<item>0%</item>%</at>%</place>", None),
+    ):
+        text = minimax(f'%<tool_call>\n%<invoke name="f">{inside}%</invoke>\n%</tool_call>')
+        assert takes(parts, form, text) is (given is not None), inside
+        if given is not None:
+            (call,) = message(text, reading)["tool_calls"]
+            assert json.loads(call["function"]["arguments"]) == given
+
+
+@pytest.mark.parametrize("form", ["minimax_m3", "kimi_k3", "apertus"])
+def test_what_is_drawn_of_nested_schemas_obeys_them(parts: Any, form: str) -> None:
+    reading = CallReading(form=TOOL_FORMATS[form], schemas={"f": NESTED}, several=False)
+    grammar = AnswerForm(calls=reading, called=True, tokens=parts[2]).grammar()
+    for seed in range(4):
+        text = drawn(parts, grammar, seed)
+        assert text is not None
+        found = message(text, reading)
+        assert found["content"] is None, text
+        for call in found["tool_calls"]:
+            jsonschema.validate(json.loads(call["function"]["arguments"]), NESTED)
+
+
+def test_types_that_tags_tell_are_those_of_the_schema(parts: Any) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}, 'b"&c': {"type": ["string", "null"]}}}
+    reading = CallReading(form=TOOL_FORMATS["kimi_k3"], schemas={"f": schema})
+    form = AnswerForm(calls=reading, called=True, tokens=parts[2])
+    for inside, given in (
+        ('[argument key="a" type="number"]1[/argument]', {"a": 1}),
+        ('[argument key="a" type="object"]1[/argument]', None),
+        ('[argument key="a" type="number"]1.5[/argument]', None),
+        ('[argument key="b&quot;&amp;c" type="null"]null[/argument]', {'b"&c': None}),
+        ('[argument key="b&quot;&amp;c" type="object"]"x"[/argument]', {'b"&c': "x"}),
+    ):
+        for before in ("", "[response][/response]", "[/response]"):
+            text = xtml(f'{before}[tools][call tool="f" index="7"]{inside}[/call][/tools]')
+            assert takes(parts, form, text) is (given is not None), text
+            if given is not None:
+                found = message(text, reading)
+                assert json.loads(found["tool_calls"][0]["function"]["arguments"]) == given
+                assert found["content"] is None
 
 
 def test_a_call_in_the_midst_of_text_obeys_its_schema_where_that_is_strict(parts: Any) -> None:

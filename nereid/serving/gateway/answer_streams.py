@@ -15,7 +15,7 @@ from nereid.serving.gateway.channel_streams import ChannelStream
 from nereid.serving.gateway.literal_scanners import BracesCall, PythonCalls
 from nereid.serving.gateway.marked_scanners import NamedCall, SectionCalls
 from nereid.serving.gateway.said import Arguments, Call, Reasoning, Said, Text, held_back, merged
-from nereid.serving.gateway.silent_marks import Silence, without_begun
+from nereid.serving.gateway.silent_marks import Silence
 from nereid.serving.gateway.tag_scanners import TagsCall
 from nereid.serving.gateway.thoughts import CallReader, Spoken, Thinking, Thoughts
 from nereid.serving.gateway.tool_formats import HARMONY
@@ -175,7 +175,8 @@ class _Calls:
             rest = self._scanner.pending if self._scanner_told else self._lead + self._scanner.raw
             made += [Text(rest)] if rest.strip() or not self._scanner_told else []
             self._scanner = None
-        rest, self._text = without_begun(self._text, self.reading.form.silent), ""
+        silence = Silence(self.reading.form.silent)
+        rest, self._text = silence.feed(self._text) + silence.finish(), ""
         if rest and not (self._count and not rest.strip()):
             made.append(Text(rest))
         return made

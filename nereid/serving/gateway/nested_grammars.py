@@ -20,8 +20,8 @@ def nested_part(tags: Tags, tokens: Mapping[str, int], key: str, schema: Any, de
     """A tag, its value and its end. Objects and lists of which a schema says no more than what is in them are tags; any other
     value is JSON, and so are choices and references, which its reader takes, too.
     """
-    opening = marked(f"{tags.parameter}{key}{tags.keyed}", tokens)
-    closing = f"{marked(tags.nested, tokens)} {letters(tags.ends(key).removeprefix(tags.nested))}"
+    opening = apart(tags, tokens, f"{tags.parameter}{key}{tags.keyed}")
+    closing = apart(tags, tokens, tags.ends(key))
     if is_written_plainly(schema):
         if values := schema.get("enum"):
             return f"{opening} ({' | '.join(letters(item) for item in values)}) {closing}"
@@ -32,6 +32,11 @@ def nested_part(tags: Tags, tokens: Mapping[str, int], key: str, schema: Any, de
             {"allOf": [schema], **defs} if defs else schema if isinstance(schema, Mapping) else {}, AS_TEMPLATES_WRITE
         )
     return f"{opening} {inner} {closing}"
+
+
+def apart(tags: Tags, tokens: Mapping[str, int], text: str) -> str:
+    """A tag, the mark before it as a part of its own: with it a text has ended, whatever tag it is."""
+    return f"{marked(tags.nested, tokens)} {marked(text.removeprefix(tags.nested), tokens)}"
 
 
 def _inner(tags: Tags, tokens: Mapping[str, int], schema: Any, defs: Schema, deep: int) -> str | None:

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nereid.serving.gateway.said import held_back
-
-
-def without_begun(text: str, marks: Sequence[str]) -> str:
-    """An answer's text that ends, without a mark that it has cut: one of which at least the first token has come."""
-    begun = text[len(text) - held_back(text, *marks) :]
-    return text.removesuffix(begun) if ">" in begun else text
 
 
 @dataclass(slots=True, eq=False)
@@ -32,5 +25,6 @@ class Silence:
         return told
 
     def finish(self) -> str:
+        """What was held back, unless it is a mark that was cut: one of which at least the first token has come."""
         rest, self._text = self._text, ""
-        return without_begun(rest, self.marks)
+        return "" if ">" in rest else rest

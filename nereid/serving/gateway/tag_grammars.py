@@ -15,7 +15,7 @@ from nereid.serving.gateway.grammar_parts import (
     marked,
     pieces,
 )
-from nereid.serving.gateway.nested_grammars import nested_part
+from nereid.serving.gateway.nested_grammars import apart, nested_part
 from nereid.serving.gateway.tag_values import is_written_plainly
 from nereid.serving.gateway.tags import Tags
 
@@ -66,7 +66,8 @@ def tagged(tags: Tags, tokens: Mapping[str, int], name: str, schema: Schema, lea
             value = "value"
         part = f"{opening} {value}"
         parts.append(part if required else f"({part})?")
-    return " ".join([*parts, *([marked(tags.closing, tokens)] if tags.closing else [])])
+    closing = apart(tags, tokens, tags.closing) if tags.nested else marked(tags.closing, tokens)
+    return " ".join([*parts, *([closing] if tags.closing else [])])
 
 
 def _numbered(text: str, tokens: Mapping[str, int]) -> str:
