@@ -112,7 +112,7 @@ class Prefill:
     def _admit(self, sequence: GeneratedSequence, filling: Sequence[Holder], tick: Tick) -> bool:
         """Give a waiting sequence a place, if there is room for it and for the beginning of its answer.
 
-        Those that wait because they yield give theirs up for it, unless they have waited so long that they stand before it.
+        Those that wait because they yield give theirs up for it, the youngest first.
         """
         cached = not sequence.must_read_all
         if cached and self._is_being_read(sequence, filling):
@@ -120,10 +120,10 @@ class Prefill:
         ahead = min(sequence.remaining, EXPECTED_TOKENS)
         slots = min(len(sequence.tokens) + ahead, self.memory.longest) + 2
         while not self.memory.begin(sequence, slots, cached=cached):
-            behind = [one for one in self.memory.sequences if one.standing > sequence.standing and not self.yielding.may_move(one)]
-            if not behind:
+            set_aside = [one for one in self.memory.sequences if not self.yielding.may_move(one)]
+            if not set_aside or sequence.yields:
                 return False
-            self.take_back([self.memory.preempt(behind)])
+            self.take_back([self.memory.preempt(set_aside)])
             tick.preempted += 1
         self.waiting.remove(sequence)
         if not sequence.written:

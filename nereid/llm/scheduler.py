@@ -83,10 +83,6 @@ class LlmScheduler:
         chunks = self._prefill.plan(tick)
         rows, drafts = self._decode.plan()
         if not (rows or drafts or chunks):
-            self._yielding.release()  # who came last finds no place among those that have waited long: they go on
-            chunks = self._prefill.plan(tick)
-            rows, drafts = self._decode.plan()
-        if not (rows or drafts or chunks):
             return
         logits, read = self.memory.run(rows, [*drafts, *chunks])
         tick.decoded_rows = len(rows) + len(drafts)

@@ -47,10 +47,6 @@ class Yielding:
         if self._beside is not None:
             self._moved = now
 
-    def release(self) -> None:
-        """Nobody else can move on: until the next look, all may."""
-        self.held_up = False
-
     def may_move(self, holder: Holder) -> bool:
         """Whether it decodes, or its prompt is read, in this tick."""
         if not (self.held_up and isinstance(holder, GeneratedSequence) and holder.yields):

@@ -238,7 +238,8 @@ def test_what_yields_gives_its_place_up_first_and_waits_no_longer_than_for_ever(
 
 def test_what_yields_and_has_waited_long_keeps_the_place_that_it_was_given(make: Make) -> None:
     """Else it would be read again and again in front of others, and never come to its end."""
-    scheduler, ticks = make(tokens=1100 * 2, rows=8)
+    now = [0.0]
+    scheduler, ticks = make(tokens=1100 * 2, rows=8, clock=lambda: now[0])
     batch = of_a_batch([3] * 60, 400)
     batch.arrived -= 10 * AGING_SECONDS
     callers = [sequence([number + 4] * 60, 400) for number in range(5)]
@@ -246,6 +247,7 @@ def test_what_yields_and_has_waited_long_keeps_the_place_that_it_was_given(make:
         one.stop_ids = frozenset()
     while not batch.written:
         scheduler.advance([batch])
+    now[0] = AGING_SECONDS
     while not batch.finished:
         scheduler.advance([one for one in (batch, *callers) if not one.finished])
         assert batch.finished or batch.row >= 0

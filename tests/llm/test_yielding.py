@@ -114,17 +114,20 @@ def test_who_finds_no_place_gets_that_of_the_youngest_that_yields(make: Make) ->
     assert same_as_alone(*batch, caller)
 
 
-def test_those_that_have_waited_long_keep_their_places_and_go_on_where_nobody_else_can(make: Make) -> None:
-    scheduler, ticks = make(rows=2, clock=Clock())
+def test_however_long_they_have_waited_somebody_who_comes_finds_a_place_at_once(make: Make) -> None:
+    """Another's caller is inside: they would neither move on nor give way."""
+    scheduler, _ = make(rows=3, clock=Clock())
     batch = [of_a_batch([number + 1] * 20, 30) for number in range(2)]
     for one in batch:
         one.arrived -= 10 * AGING_SECONDS
+    first, second = long(sequence([8] * 20, 100)), sequence([9] * 20, 5)
     while not all(one.written for one in batch):
         scheduler.advance(batch)
-    caller = sequence([9] * 20, 5)
-    run(scheduler, [(0, one) for one in [*batch, caller]], 200)
-    assert sum(tick.preempted for tick in ticks) == 0
-    assert same_as_alone(*batch, caller)
+    scheduler.advance([*batch, first])
+    scheduler.advance([*batch, first, second])
+    assert second.written
+    run(scheduler, [(0, one) for one in [*batch, first, second]])
+    assert same_as_alone(*batch, first, second)
 
 
 @pytest.mark.parametrize("options", [{}, {"cache": 2**20}, {"tokens": 300 * 3}, {"rounds": True}], ids=str)
