@@ -184,7 +184,7 @@ class Tickets(Generic[T]):
         return rows + ticket.rows <= self.max_inflight and not (active and weight + ticket.weight > self.max_weight)
 
     def _displace_for(self, ticket: Ticket[T]) -> bool:
-        """Put as many of those that yield back among the waiting as this one needs, the newest first; False where it yields, too."""
+        """Put as many that yield back among the waiting as this one needs, the newest first; False where it yields, too."""
         if not self.displaces or ticket.yields:
             return False
         left = list(self.active)

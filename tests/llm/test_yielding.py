@@ -72,7 +72,7 @@ def test_a_prompt_that_yields_waits_where_it_is_and_is_read_on(make: Make) -> No
 
 
 def test_a_prompt_that_begins_like_one_that_waits_is_read_at_once(make: Make) -> None:
-    scheduler, ticks = make(cache=2**20, prefill_chunk=64)
+    scheduler, _ = make(cache=2**20, prefill_chunk=64)
     batch = of_a_batch([5] * 300)
     scheduler.advance([batch])
     caller = sequence([5] * 60, 10)

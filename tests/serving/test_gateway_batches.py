@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,29 @@ import pytest
 
 from nereid.serving.errors import ServingError
 from nereid.serving.gateway.batches import runner
-from nereid.serving.gateway.batches.asking import Answer
 from nereid.serving.gateway.batches.lines import checked, read_body
 from nereid.serving.gateway.batches.load import Load
-from nereid.serving.gateway.batches.runner import PRIORITY, BatchRunner, Pace
+from nereid.serving.gateway.batches.pace import Pace
+from nereid.serving.gateway.batches.runner import PRIORITY
 from nereid.serving.gateway.batches.store import BatchStore, State
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.forms import MOST_PARTS, Keep, boundary_of, read_form
 
-from batch_gateway import URL, Model, answers, begin, ended, line, serving, until
+from batch_gateway import (
+    URL,
+    Model,
+    Server,
+    answers,
+    begin,
+    ended,
+    line,
+    reach,
+    running,
+    serving,
+    state,
+    stored,
+    until,
+)
 from gateway_before import gateway, small_repository
 
 BEGIN = {"input_file_id": "f", "endpoint": URL, "completion_window": "24h"}
@@ -237,61 +250,6 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 
 # --- the runner ---
-
-
-class Server:
-    """Answers when it is told to; notes what it was asked, and what was called back."""
-
-    def __init__(self, *statuses: int) -> None:
-        self.statuses = list(statuses)
-        self.asked: list[str] = []
-        self.gone: list[str] = []
-        self.most = 0
-        self.inside = 0
-        self.hold = asyncio.Event()
-
-    async def __call__(self, path: str, body: dict[str, Any], owner: str) -> Answer:
-        self.asked.append(body["prompt"])
-        self.inside += 1
-        self.most = max(self.most, self.inside)
-        try:
-            await self.hold.wait()
-        except asyncio.CancelledError:
-            self.gone.append(body["prompt"])
-            raise
-        finally:
-            self.inside -= 1
-        return Answer(self.statuses.pop(0) if self.statuses else 200, "id", {"text": body["prompt"]})
-
-
-def stored(folder: Path, *lines: str, seconds: int = 60) -> tuple[BatchStore, str]:
-    store = BatchStore(folder)
-    draft = store.draft()
-    draft.write_text("\n".join(lines))
-    file = store.add_file(draft, "", "asked", "batch")
-    return store, store.add_batch("", URL, file.id, "24h", seconds, None).id
-
-
-def state(store: BatchStore, batch: str) -> tuple[str, int, int, int]:
-    found = store.batch(batch)
-    assert found is not None
-    return found.status, found.total, found.completed, found.failed
-
-
-async def reach(condition: Any, seconds: float = 20) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-@asynccontextmanager
-async def running(store: BatchStore, load: Load, server: Server, pace: Pace) -> AsyncIterator[None]:
-    task = asyncio.ensure_future(BatchRunner(store, load, server, pace).run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 def test_requests_run_together_in_a_gap_and_are_put_back_when_somebody_comes(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from nereid.serving.gateway.bodies import SURROGATE
 MOST_LINES = 50_000
 MOST_LINE_BYTES = 4 * 2**20
 """As much as a request's own body may have."""
+PART_BYTES = 2**20
+"""Of a file that are looked at together: others wait for no more."""
 MOST_PROBLEMS = 20
 """How many wrong lines are told."""
 
@@ -59,31 +61,62 @@ def read_body(file: Path, start: int) -> dict[str, Any]:
     return body
 
 
+@dataclass(slots=True, eq=False)
+class Checking:
+    """Looks at every line of a file for requests to `endpoint`, a part of the file at a time."""
+
+    file: Path
+    endpoint: str
+    found: CheckedLines = field(default_factory=CheckedLines)
+    _number: int = 0
+    _start: int = 0
+    _seen: set[str] = field(default_factory=set)
+
+    def go_on(self) -> bool:
+        """Look at the next part; whether that was the last. Raises OSError."""
+        end = self._start + PART_BYTES
+        for number, start, raw in _lines(self.file, self._number, self._start):
+            self._number, self._start = number - 1, start
+            if start >= end:
+                return False
+            if raw.strip() and not self._take(raw, number, start):
+                return True
+        found = self.found
+        if not found.lines and not found.problems:
+            found.problems.append(Problem(message="the file has no requests", param=None, line=None, code="empty_file"))
+        return True
+
+    def _take(self, raw: bytes, number: int, start: int) -> bool:
+        """Note a line; whether the next one is of interest."""
+        lines, problems = self.found.lines, self.found.problems
+        if len(lines) == MOST_LINES:
+            message = f"the file has more than {MOST_LINES} requests"
+            problems.append(Problem(message=message, param=None, line=None, code="too_many_requests"))
+            return False
+        found = _checked(raw, number, start, self.endpoint, self._seen)
+        if isinstance(found, Problem):
+            problems.append(found)
+            return len(problems) < MOST_PROBLEMS
+        self._seen.add(found.custom_id)
+        lines.append(found)
+        return True
+
+
 def checked(file: Path, endpoint: str) -> CheckedLines:
     """Every line of a file for requests to `endpoint`."""
-    made, seen = CheckedLines(), set[str]()
-    for number, start, raw in _lines(file):
-        if len(made.lines) == MOST_LINES:
-            message = f"the file has more than {MOST_LINES} requests"
-            made.problems.append(Problem(message=message, param=None, line=None, code="too_many_requests"))
-            break
-        found = _checked(raw, number, start, endpoint, seen)
-        if isinstance(found, Line):
-            seen.add(found.custom_id)
-            made.lines.append(found)
-        else:
-            made.problems.append(found)
-            if len(made.problems) == MOST_PROBLEMS:
-                break
-    if not made.lines and not made.problems:
-        made.problems.append(Problem(message="the file has no requests", param=None, line=None, code="empty_file"))
-    return made
+    checking = Checking(file, endpoint)
+    while not checking.go_on():
+        pass
+    return checking.found
 
 
-def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Number, place and bytes of every line that is not empty; of one that is too long as much as shows it."""
+def _lines(file: Path, number: int = 0, start: int = 0) -> Iterator[tuple[int, int, bytes]]:
+    """Number, place and bytes of every line; of one that is too long as much as shows it.
+
+    From `start` on, before which there are `number` lines.
+    """
     with file.open("rb") as opened:
-        number = start = 0
+        opened.seek(start)
         while raw := opened.readline(MOST_LINE_BYTES + 1):
             number += 1
             whole = len(raw)
@@ -91,8 +124,7 @@ def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
                 whole += len(rest)
                 if rest.endswith(b"\n"):
                     break
-            if raw.strip():
-                yield number, start, raw
+            yield number, start, raw
             start += whole
 
 
