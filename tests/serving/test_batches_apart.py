@@ -120,16 +120,16 @@ def test_an_end_that_fails_leaves_no_files(tmp_path: Path, monkeypatch: pytest.M
     store.answer(batch, 0, told, ok=True)
     store.answer(batch, 1, told, ok=False)
     before = sorted(path.name for path in store.contents.iterdir())
-    add_file = store.add_file
+    place = BatchStore._place
     calls: list[Any] = []
 
     def second_fails(self: BatchStore, *given: Any) -> Any:
         calls.append(given)
         if len(calls) == 2:
             raise OSError("no space is left")
-        return add_file(*given)
+        return place(self, *given)
 
-    monkeypatch.setattr(BatchStore, "add_file", second_fails)
+    monkeypatch.setattr(BatchStore, "_place", second_fails)
     with pytest.raises(OSError, match="no space"):
         store.finish(batch, State.COMPLETED, None)
     assert sorted(path.name for path in store.contents.iterdir()) == before

@@ -13,6 +13,9 @@ from nereid.serving.gateway.bodies import SURROGATE
 MOST_LINES = 50_000
 MOST_LINE_BYTES = 4 * 2**20
 """As much as a request's own body may have."""
+MOST_PICTURE_LINE_BYTES = 32 * 2**20
+"""The same of one with pictures in it."""
+_WITH_PICTURES = ("/v1/images/edits",)
 PART_BYTES = 2**20
 """Of a file that are looked at together: others wait for no more."""
 MOST_PROBLEMS = 20
@@ -72,10 +75,14 @@ class Checking:
     _start: int = 0
     _seen: set[str] = field(default_factory=set)
 
+    @property
+    def _most_bytes(self) -> int:
+        return MOST_PICTURE_LINE_BYTES if self.endpoint in _WITH_PICTURES else MOST_LINE_BYTES
+
     def go_on(self) -> bool:
         """Look at the next part; whether that was the last. Raises OSError."""
         end = self._start + PART_BYTES
-        for number, start, raw in _lines(self.file, self._number, self._start):
+        for number, start, raw in _lines(self.file, self._number, self._start, self._most_bytes):
             self._number, self._start = number - 1, start
             if start >= end:
                 return False
@@ -93,7 +100,7 @@ class Checking:
             message = f"the file has more than {MOST_LINES} requests"
             problems.append(Problem(message=message, param=None, line=None, code="too_many_requests"))
             return False
-        found = _checked(raw, number, start, self.endpoint, self._seen)
+        found = _checked(raw, number, start, self.endpoint, self._seen, self._most_bytes)
         if isinstance(found, Problem):
             problems.append(found)
             return len(problems) < MOST_PROBLEMS
@@ -110,17 +117,17 @@ def checked(file: Path, endpoint: str) -> CheckedLines:
     return checking.found
 
 
-def _lines(file: Path, number: int = 0, start: int = 0) -> Iterator[tuple[int, int, bytes]]:
+def _lines(file: Path, number: int, start: int, most: int) -> Iterator[tuple[int, int, bytes]]:
     """Number, place and bytes of every line; of one that is too long as much as shows it.
 
     From `start` on, before which there are `number` lines.
     """
     with file.open("rb") as opened:
         opened.seek(start)
-        while raw := opened.readline(MOST_LINE_BYTES + 1):
+        while raw := opened.readline(most + 1):
             number += 1
             whole = len(raw)
-            while raw[-1:] != b"\n" and (rest := opened.readline(MOST_LINE_BYTES)):
+            while raw[-1:] != b"\n" and (rest := opened.readline(most)):
                 whole += len(rest)
                 if rest.endswith(b"\n"):
                     break
@@ -128,12 +135,12 @@ def _lines(file: Path, number: int = 0, start: int = 0) -> Iterator[tuple[int, i
             start += whole
 
 
-def _checked(raw: bytes, number: int, start: int, endpoint: str, seen: Collection[str]) -> Line | Problem:
+def _checked(raw: bytes, number: int, start: int, endpoint: str, seen: Collection[str], most: int) -> Line | Problem:
     def wrong(message: str, param: str | None = None, code: str = "invalid_request") -> Problem:
         return Problem(message=message if param is None else f"{param}: {message}", param=param, line=number, code=code)
 
-    if len(raw) > MOST_LINE_BYTES:
-        return wrong(f"the line is larger than {MOST_LINE_BYTES} bytes")
+    if len(raw) > most:
+        return wrong(f"the line is larger than {most} bytes")
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError):

@@ -122,8 +122,8 @@ class BatchRunner:
             return True
         self._look_at = time.monotonic() + _LOOK_SECONDS
         if time.monotonic() >= self._sweep_at:
-            await asyncio.to_thread(self.store.sweep)
             self._sweep_at = time.monotonic() + _SWEEP_SECONDS
+            await self._forget()
         batches = await asyncio.to_thread(self.store.open_batches)
         self._forget_all_but({batch.id for batch in batches})
         checked = {batch.id for batch in await self._validating.choose([b for b in batches if b.status is State.VALIDATING])}
@@ -144,6 +144,14 @@ class BatchRunner:
                 log.exception("batch %s cannot be worked on now; it is tried again in %g s", batch.id, _REST_SECONDS)
                 self._resting[rest] = time.monotonic() + _REST_SECONDS
         return bool(batches)
+
+    async def _forget(self) -> None:
+        """Files and batches whose time is over."""
+        for forget in (self.store.sweep, self.store.forget_ended):
+            try:
+                await asyncio.to_thread(forget)
+            except Exception:  # it is tried again, and batches go on
+                log.exception("what is not needed any more could not be deleted")
 
     def _forget_all_but(self, opened: set[str]) -> None:
         """What is noted of batches that have ended, however that was."""

@@ -47,7 +47,12 @@ class Batches:
         if rules.batches is None:
             return None
         limits = StorageLimits(key_bytes=rules.files_megabytes * 2**20, total_bytes=rules.files_total_megabytes * 2**20)
-        return cls(BatchStore(Path(rules.batches), limits), rules.lenient, Pace(at_once=at_once), text_model=text_model)
+        return cls(
+            BatchStore(Path(rules.batches), limits, days=rules.batches_days),
+            rules.lenient,
+            Pace(at_once=at_once),
+            text_model=text_model,
+        )
 
     def routes(self) -> list[Route]:
         return BatchRoutes(self.store, self.lenient).routes()
