@@ -161,5 +161,5 @@ def _checked(raw: bytes, number: int, start: int, endpoint: str, seen: Collectio
     if not isinstance(body, dict):
         return wrong("it must be an object", "body")
     if body.get("stream"):
-        return wrong("true is not allowed; an answer in a batch cannot be streamed", "body.stream")
+        return wrong(f"{json.dumps(body['stream'])[:80]} is not allowed; an answer in a batch cannot be streamed", "body.stream")
     return Line(start=start, custom_id=custom_id)

@@ -128,18 +128,27 @@ class UnderWay:
             log.error("a request of batch %s has failed", one.request[0], exc_info=error)
             answer = Answer(500, "", {"error": {"message": "internal error", "type": "server_error"}})
         elif (answer := one.task.result()).status in _LATER:
-            self._pause = min(max(2 * self._pause, 0.5), _LAST_PAUSE)
-            self.resume_at = time.monotonic() + self._pause
+            self._pause_a_while()
             return
         elif answer.status == _TIMEOUT and self._times.get(one.request, 0) < MOST_PUT_BACK:
             self._times[one.request] = self._times.get(one.request, 0) + 1  # it has waited for callers, perhaps
             return
-        else:
-            self._pause = 0.0
-            if not one.stays:
-                self.gap = max(self.gap * _SHRINK, self.pace.gap_seconds)
-        await self.note(one.request, answer)
+        elif not one.stays:
+            self.gap = max(self.gap * _SHRINK, self.pace.gap_seconds)
+        try:
+            await self.note(one.request, answer)
+        except Exception:  # no space is left, say: it is asked again, and so would be all that is begun before there is some
+            log.exception("an answer of batch %s cannot be kept; its request is asked again later", one.request[0])
+            self._pause_a_while()
+            return
+        self._pause = 0.0
         self._times.pop(one.request, None)
+
+    def _pause_a_while(self) -> None:
+        """Longer than the last time; those that run together and fail together count once."""
+        if time.monotonic() >= self.resume_at:
+            self._pause = min(max(2 * self._pause, 0.5), _LAST_PAUSE)
+            self.resume_at = time.monotonic() + self._pause
 
     def forget_all_but(self, batches: set[str]) -> None:
         """What is noted of batches that have ended, however that was."""
