@@ -122,6 +122,13 @@ class OnnxCausalEngine:
         for view in self._views:
             view[target + 1, :, :length] = view[source + 1, :, :length]
 
+    def swap(self, first: int, second: int, length: int) -> None:
+        """Exchange the first `length` slots of two rows."""
+        for view in self._views:
+            kept = self.memory.copy(view[first + 1, :, :length])
+            view[first + 1, :, :length] = view[second + 1, :, :length]
+            view[second + 1, :, :length] = kept
+
     def read(self, row: int, start: int, end: int) -> NDArray:
         """The KV of slots start to end: (2 x layers) x heads x slots x head size, a copy."""
         return self.memory.read([view[row + 1, :, start:end] for view in self._views])

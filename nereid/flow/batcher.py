@@ -49,6 +49,7 @@ class InFlightBatcher(Generic[T]):
     Active tasks are asked in turn whether they were cancelled, each of them every `poll_seconds`, but no more than one every
     `question_seconds`: in Triton a question goes to another process and back, and a hundred of them keep a core busy. Of
     those in the queue a few are asked in each turn. Deadlines are looked at as often, and do not wait for a tick to end.
+    `displaces`: active tasks that yield give their places up to others, are missing from the next ticks, and come again.
     """
 
     advance: Callable[[Sequence[T]], None]
@@ -61,6 +62,7 @@ class InFlightBatcher(Generic[T]):
     name: str = "batcher"
     rows_name: str = "images in one request"
     rest: Callable[[], bool] = lambda: False
+    displaces: bool = False
     _resting: bool = field(default=False, init=False)
     _tickets: Tickets[T] = field(init=False)
     _changed: threading.Condition = field(default_factory=lambda: threading.Condition(threading.RLock()), init=False)
@@ -69,7 +71,7 @@ class InFlightBatcher(Generic[T]):
     _finisher: ThreadPoolExecutor = field(init=False)
 
     def __post_init__(self) -> None:
-        self._tickets = Tickets(self.max_inflight, self.max_queue, self.max_weight, self.rows_name)
+        self._tickets = Tickets(self.max_inflight, self.max_queue, self.max_weight, self.rows_name, self.displaces)
         self._finisher = ThreadPoolExecutor(max_workers=4, thread_name_prefix=f"{self.name}-finish")
         for work in (self._tick_forever, self._watch_forever):
             thread = threading.Thread(target=work, name=f"{self.name}-{work.__name__}", daemon=True)

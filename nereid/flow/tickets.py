@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -80,6 +80,8 @@ class Ticket(Generic[T]):
     finished: bool = False
     watched: bool = False
     alone: bool = False
+    displaced: bool = False
+    """Whether it ran, and gave its place up to who does not yield."""
     priority: int = USUAL_PRIORITY
     start_by: float = math.inf
     """When it must be admitted to meet a goal that it was given."""
@@ -91,6 +93,11 @@ class Ticket(Generic[T]):
     def turn(self, now: float) -> tuple[int, bool, bool]:
         """Its place among those that wait: the least goes first."""
         return aged(self.priority, now - self.submitted), now >= self.late_from, now < self.start_by
+
+    @property
+    def yields(self) -> bool:
+        """Whether it is meant to be in nobody's way."""
+        return self.priority > USUAL_PRIORITY
 
     def lost(self, now: float) -> RequestError | None:
         """Why it need not go on, if so."""
@@ -109,13 +116,15 @@ class Ticket(Generic[T]):
 class Tickets(Generic[T]):
     """Up to `max_inflight` rows run, up to `max_queue` requests wait; everything else is refused at once.
 
-    Not safe between threads: the batcher holds its lock around every call.
+    Not safe between threads: the batcher holds its lock around every call. `displaces`: those that yield give their places up to
+    others, wait for the next, and count for nobody who comes.
     """
 
     max_inflight: int
     max_queue: int
     max_weight: float = math.inf
     rows_name: str = "images in one request"
+    displaces: bool = False
     queue: deque[Ticket[T]] = field(default_factory=deque)
     active: list[Ticket[T]] = field(default_factory=list)
     runs: Runs = field(default_factory=Runs)
@@ -152,22 +161,44 @@ class Tickets(Generic[T]):
         The best priority first; of equal ones those whose goal is not lost, of these those whose goal is at stake, and then first
         come, first served.
         """
-        rows, weight = self._in_use(self.active)
         now = time.monotonic()
         turn = sorted(self.queue, key=lambda ticket: ticket.turn(now))
         for ticket in turn:
             if not ticket.ready:
                 continue
-            if rows + ticket.rows > self.max_inflight or (self.active and weight + ticket.weight > self.max_weight):
-                return
             if self.active and (ticket.alone or self.active[0].alone):
+                return
+            if not (self._fits_beside(self.active, ticket) or self._displace_for(ticket)):
+                if self.displaces and ticket.yields:
+                    continue  # however long it has waited, it holds nobody up
                 return
             self.queue.remove(ticket)
             ticket.admitted = time.monotonic()
             self.runs.started(ticket.run_id, ticket)
-            rows, weight = rows + ticket.rows, weight + ticket.weight
             self.active.append(ticket)
-            told(ticket.admitted - ticket.submitted)
+            if not ticket.displaced:
+                told(ticket.admitted - ticket.submitted)
+
+    def _fits_beside(self, active: Sequence[Ticket[T]], ticket: Ticket[T]) -> bool:
+        rows, weight = self._in_use(active)
+        return rows + ticket.rows <= self.max_inflight and not (active and weight + ticket.weight > self.max_weight)
+
+    def _displace_for(self, ticket: Ticket[T]) -> bool:
+        """Put as many that yield back among the waiting as this one needs, the newest first; False where it yields, too."""
+        if not self.displaces or ticket.yields:
+            return False
+        left = list(self.active)
+        for other in sorted((one for one in self.active if one.yields), key=lambda one: one.submitted, reverse=True):
+            left.remove(other)
+            if self._fits_beside(left, ticket):
+                break
+        else:
+            return False
+        for other in [one for one in self.active if one not in left]:
+            self.active.remove(other)
+            other.displaced = True
+            self.queue.append(other)
+        return True
 
     def drop_lost(self) -> Iterator[tuple[Ticket[T], RequestError]]:
         """Let go of cancelled, overdue and unused tickets, waiting or active."""
@@ -190,17 +221,21 @@ class Tickets(Generic[T]):
 
     def _waiting(self) -> int:
         """Those in the queue for whom there is no room now; the others join as soon as they are ready."""
-        rows, weight = self._in_use(self.active)
+        rows, weight = self._in_use(self._in_the_way(self.active))
         waiting = 0
-        for ticket in self.queue:
+        for ticket in self._in_the_way(self.queue):
             rows, weight = rows + ticket.rows, weight + ticket.weight
             waiting += rows > self.max_inflight or weight > self.max_weight
         return waiting
 
     def _fits(self, rows: int, weight: float) -> bool:
-        used, loaded = self._in_use([*self.active, *self.queue])
+        used, loaded = self._in_use(self._in_the_way([*self.active, *self.queue]))
         return used + rows <= self.max_inflight and loaded + weight <= self.max_weight
 
+    def _in_the_way(self, tickets: Iterable[Ticket[T]]) -> list[Ticket[T]]:
+        """Those that hold who comes up: not what gives its place up to him, or has."""
+        return [one for one in tickets if not (self.displaces and one.yields and (one.displaced or one.admitted is not None))]
+
     @staticmethod
-    def _in_use(tickets: list[Ticket[T]]) -> tuple[int, float]:
+    def _in_use(tickets: Sequence[Ticket[T]]) -> tuple[int, float]:
         return sum(ticket.rows for ticket in tickets), sum(ticket.weight for ticket in tickets)

@@ -125,6 +125,9 @@ class KvBlocks(Places):
         self.filling.remove(sequence)
         self.decoding.append(sequence)
 
+    def put_first(self, sequences: Sequence[GeneratedSequence]) -> None:
+        """Any of them can be left out of a call: blocks have no order."""
+
     def remember(self, holder: Holder) -> None:
         if self.caches:
             self._pool.remember(holder.prompt[: holder.computed], self.table(holder), holder.adapter)

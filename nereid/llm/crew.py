@@ -80,9 +80,9 @@ class Crew:
         self.worker.stop()
 
     def _call_back(self, alive: set[int]) -> None:
-        """Have the worker drop those that are not among `alive`."""
+        """Have the worker drop those that are not among `alive`; one that has only lost its place may come again."""
         for number in [number for number in self._inside if number not in alive]:
-            del self._inside[number]
+            self._inside.pop(number).called_back = True
             self.worker.send(drop(number))
 
     def _admitted(self, tasks: Sequence[LlmTask]) -> list[LlmTask]:
@@ -97,6 +97,8 @@ class Crew:
 
     def _send(self, task: LlmTask) -> None:
         task.entered()
+        if task.called_back:
+            task.begin_again()
         self._inside[task.number] = task
         self.worker.send(Order.of(task.request, task.request_id).message(task.number))
         if task.request.run_id is not None:

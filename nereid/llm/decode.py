@@ -12,6 +12,7 @@ from nereid.llm.drawing import draw
 from nereid.llm.engine import Chunk, KvMemory
 from nereid.llm.sequences import GeneratedSequence
 from nereid.llm.tick import Tick
+from nereid.llm.yielding import Yielding
 
 
 @dataclass(slots=True, eq=False)
@@ -20,10 +21,12 @@ class Decode:
 
     memory: KvMemory
     speculation_rows: int
+    yielding: Yielding
 
     def plan(self) -> tuple[list[GeneratedSequence], list[Chunk]]:
         """The sequences of which each decodes its next token, or else every sequence's draft to be checked."""
-        decoding = list(self.memory.decoding)
+        self.memory.put_first(self._moving())
+        decoding = self._moving()
         drafts = [self._draft(sequence) for sequence in decoding] if any(s.lookahead for s in decoding) else []
         if not any(drafts):
             return decoding, []
@@ -35,12 +38,17 @@ class Decode:
 
     def make_room(self) -> list[GeneratedSequence]:
         """A free slot for what the sequences will append; those that had to give up their places for want of memory."""
-        decoding = self.memory.decoding
-        speculating = self._may_speculate() and not any(sequence.behind for sequence in decoding)
-        for sequence in decoding:
+        moving = self._moving()
+        speculating = self._may_speculate(moving) and not any(sequence.behind for sequence in moving)
+        for sequence in self.memory.decoding:
+            sequence.lookahead = 0
+        for sequence in moving:
             # No more than may still be written: for a draft beyond that, there may never be room.
             sequence.lookahead = min(sequence.meter.most, sequence.remaining - 1) if speculating and sequence.meter else 0
         return self.memory.grow()
+
+    def _moving(self) -> list[GeneratedSequence]:
+        return [sequence for sequence in self.memory.decoding if self.yielding.may_move(sequence)]
 
     def commit(self, rows: Sequence[GeneratedSequence], logits: NDArray[np.float32], tick: Tick) -> None:
         """One token for every row: its next one, or, after a preemption, one it has written already.
@@ -58,15 +66,14 @@ class Decode:
 
     def measured(self, taken: dict[int, int], seconds: float) -> None:
         """How long a tick took, and how many tokens each speculating sequence, by identity, has got in it."""
-        for sequence in self.memory.decoding:
+        for sequence in self._moving():
             if sequence.meter is not None:
                 count = taken.get(id(sequence), 0)
                 sequence.meter.checked(count, seconds) if count else sequence.meter.plain(seconds)
 
     # --- speculative decoding ---
 
-    def _may_speculate(self) -> bool:
-        decoding = self.memory.decoding
+    def _may_speculate(self, decoding: Sequence[GeneratedSequence]) -> bool:
         meters = [sequence.meter for sequence in decoding if sequence.meter is not None]
         return len(meters) == len(decoding) <= self.speculation_rows and any(meter.allowed() for meter in meters)
 

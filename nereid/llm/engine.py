@@ -66,6 +66,10 @@ class KvMemory(Protocol):
     def held(self) -> list[Holder]: ...
 
     @property
+    def sequences(self) -> list[GeneratedSequence]:
+        """The answers among those that are held."""
+
+    @property
     def prefix_block(self) -> int:
         """Tokens in a block of the prefix cache; 0 where there is none."""
 
@@ -88,7 +92,7 @@ class KvMemory(Protocol):
     def run(
         self, decoding: Sequence[GeneratedSequence], chunks: Sequence[Chunk]
     ) -> tuple[NDArray[np.float32] | None, list[NDArray[np.float32]]]:
-        """The next token of each of `decoding`, which are all or none that decode, and the chunks.
+        """The next token of each of `decoding`, which are those that were put first, or none, and the chunks.
 
         Logits: one row a sequence, and `keep` rows a chunk, or a hidden state for each of its tokens; valid until the next call.
         Nobody's `computed` is changed.
@@ -96,6 +100,12 @@ class KvMemory(Protocol):
 
     def join(self, sequence: GeneratedSequence) -> None:
         """Its prompt is read: from now on the sequence decodes with the others."""
+
+    def put_first(self, sequences: Sequence[GeneratedSequence]) -> None:
+        """Of those that decode, only these do in the next call."""
+
+    def preempt(self, among: Sequence[GeneratedSequence] | None = None) -> GeneratedSequence:
+        """The one of the least standing, of all or of those, gives its place up, and what is computed there with it."""
 
     def remember(self, holder: Holder) -> None:
         """Put what is computed of its prompt into the prefix cache."""
@@ -124,6 +134,9 @@ class RowEngine(Protocol):
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a row's first `length` slots over another row's."""
+
+    def swap(self, first: int, second: int, length: int) -> None:
+        """Exchange the first `length` slots of two rows."""
 
     def read(self, row: int, start: int, end: int) -> NDArray:
         """The KV of slots start to end, a copy; the slots are its last axis but one."""

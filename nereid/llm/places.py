@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nereid.llm.engine import Holder
@@ -31,9 +32,9 @@ class Places(ABC):
         """The answers among those that are held."""
         return [holder for holder in self.held if isinstance(holder, GeneratedSequence)]
 
-    def preempt(self) -> GeneratedSequence:
-        """The one of the least standing gives its place up, and what is computed there with it."""
-        last = max(self.sequences, key=lambda sequence: sequence.standing)
+    def preempt(self, among: Sequence[GeneratedSequence] | None = None) -> GeneratedSequence:
+        """The one of the least standing, of all or of those, gives its place up, and what is computed there with it."""
+        last = max(self.sequences if among is None else among, key=lambda sequence: sequence.standing)
         self.release(last)
         last.computed = 0
         return last

@@ -1,7 +1,8 @@
 """Who waits for a place in the memory, and what is read of prompts in a tick; knows nothing of decoding.
 
 Prompts are read one after the other: the best priority first, one better for every AGING_SECONDS since it came, of equal ones
-first come, first served. A preempted sequence keeps its place among its equals. A prompt that has been begun is read to its end.
+first come, first served. A preempted sequence keeps its place among its equals. A prompt that has been begun is read to its end,
+but for one that yields (nereid.llm.yielding).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from nereid.llm.drawing import draw
 from nereid.llm.engine import Chunk, Holder, KvMemory
 from nereid.llm.sequences import GeneratedSequence
 from nereid.llm.tick import Tick
+from nereid.llm.yielding import Yielding
 
 EXPECTED_TOKENS = 128
 """Admission looks this far ahead; a longer answer asks for more memory while it is written."""
@@ -33,6 +35,7 @@ class Prefill:
     memory: KvMemory
     chunk: int
     idle_chunk: int
+    yielding: Yielding
     waiting: deque[GeneratedSequence] = field(default_factory=deque)
 
     def enqueue(self, sequences: Iterable[GeneratedSequence]) -> None:
@@ -48,17 +51,20 @@ class Prefill:
         """Forget those in the queue that are not among `alive` (by identity)."""
         self.waiting = deque(sequence for sequence in self.waiting if id(sequence) in alive)
 
-    def plan(self) -> list[Chunk]:
+    def plan(self, tick: Tick) -> list[Chunk]:
         """What is read in this tick: chunks of prompts, the last of which may go on in the next."""
         chunks: list[Chunk] = []
+        filling = [holder for holder in self.memory.filling if self.yielding.may_move(holder)]
         read = 0
         while True:
-            waiting = None if len(chunks) < len(self.memory.filling) else self._first_waiting()
-            ahead: Holder | None = self.memory.filling[len(chunks)] if len(chunks) < len(self.memory.filling) else waiting
+            waiting = None if len(chunks) < len(filling) else self._first_waiting()
+            ahead: Holder | None = filling[len(chunks)] if len(chunks) < len(filling) else waiting
             if ahead is None or (budget := self._most(ahead) - read) <= 0:
                 return chunks
-            if waiting is not None and not self._admit(waiting):
-                return chunks
+            if waiting is not None:
+                if not self._admit(waiting, filling, tick):
+                    return chunks
+                filling.append(waiting)
             chunks.append(_chunk(ahead, budget))
             read += len(chunks[-1].tokens)
             if ahead.computed + len(chunks[-1].tokens) < len(ahead.prompt):
@@ -67,11 +73,13 @@ class Prefill:
     def _most(self, holder: Holder) -> int:
         """Prompt tokens of a tick in which this one is read."""
         priority = holder.priority if isinstance(holder, GeneratedSequence) else USUAL_PRIORITY
-        held_up = any(sequence.priority <= priority for sequence in self.memory.decoding)
+        moving = (sequence for sequence in self.memory.decoding if self.yielding.may_move(sequence))
+        held_up = any(sequence.priority <= priority for sequence in moving)
         return self.chunk if held_up or priority > USUAL_PRIORITY else self.idle_chunk
 
     def _first_waiting(self) -> GeneratedSequence | None:
-        return min(self.waiting, key=lambda sequence: sequence.standing, default=None)
+        moving = (sequence for sequence in self.waiting if self.yielding.may_move(sequence))
+        return min(moving, key=lambda sequence: sequence.standing, default=None)
 
     def commit(self, chunks: Sequence[Chunk], logits: Sequence[NDArray[np.float32]], tick: Tick) -> None:
         """After a prompt's last chunk the answer's first token is drawn, and the sequence joins those that decode.
@@ -101,28 +109,35 @@ class Prefill:
             elif not sequence.written:
                 draw([sequence], values[-1:], tick)
 
-    def _admit(self, sequence: GeneratedSequence) -> bool:
-        """Give a waiting sequence a place, if there is room for it and for the beginning of its answer."""
+    def _admit(self, sequence: GeneratedSequence, filling: Sequence[Holder], tick: Tick) -> bool:
+        """Give a waiting sequence a place, if there is room for it and for the beginning of its answer.
+
+        Those that wait because they yield give theirs up for it, the youngest first.
+        """
         cached = not sequence.must_read_all
-        if cached and self._is_being_read(sequence):
+        if cached and self._is_being_read(sequence, filling):
             return False
         ahead = min(sequence.remaining, EXPECTED_TOKENS)
         slots = min(len(sequence.tokens) + ahead, self.memory.longest) + 2
-        if not self.memory.begin(sequence, slots, cached=cached):
-            return False
+        while not self.memory.begin(sequence, slots, cached=cached):
+            set_aside = [one for one in self.memory.sequences if not self.yielding.may_move(one)]
+            if not set_aside or sequence.yields:
+                return False
+            self.take_back([self.memory.preempt(set_aside)])
+            tick.preempted += 1
         self.waiting.remove(sequence)
         if not sequence.written:
             sequence.cached_tokens = sequence.computed
         return True
 
-    def _is_being_read(self, waiting: GeneratedSequence) -> bool:
-        """Whether another prompt that is being read begins as this one does: its blocks are worth waiting for."""
+    def _is_being_read(self, waiting: GeneratedSequence, filling: Sequence[Holder]) -> bool:
+        """Whether another prompt that is being read now begins as this one does: its blocks are worth waiting for."""
         block = self.memory.prefix_block
         if not block:
             return False
         # One token is left to compute logits from, as in the cache.
         prompt, adapter = waiting.prompt, waiting.adapter
-        read = [holder.prompt for holder in self.memory.filling if holder.adapter == adapter and not _is_embedded(holder)]
+        read = [holder.prompt for holder in filling if holder.adapter == adapter and not _is_embedded(holder)]
         common = max((_common(other, prompt[:-1]) // block * block for other in read), default=0)
         return common > 0 and common > self.memory.known(prompt, adapter)
 

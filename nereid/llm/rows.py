@@ -1,12 +1,14 @@
 """KV memory as rows of equal capacity: who holds which row, and how long the rows are; knows nothing of what is computed in them.
 
-Rows 0 to n-1 are decoded in one call, those behind them are being prefilled, each in calls of its own.
+Rows 0 to n-1 are decoded in one call, or the first of them where the others wait; those behind them are being prefilled, each in
+calls of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +82,7 @@ class KvRows(Places):
     def run(
         self, decoding: Sequence[GeneratedSequence], chunks: Sequence[Chunk]
     ) -> tuple[NDArray[np.float32] | None, list[NDArray[np.float32]]]:
-        """Every chunk is a call of its own, all that decode are one."""
+        """Every chunk is a call of its own, all that decode, from the first row on, are one."""
         read = [self._read(chunk) for chunk in chunks]
         if not decoding:
             return None, read
@@ -111,10 +113,20 @@ class KvRows(Places):
         return True
 
     def join(self, sequence: GeneratedSequence) -> None:
-        """The first of those that were being prefilled decodes: its row is the next one."""
+        """It decodes in the next row: the first of those that are being prefilled, which may wait, gives that up."""
         self.remember(sequence)
-        self.filling.remove(sequence)
+        place = self.filling.index(sequence)
+        self._swap(self.filling, 0, place)
+        self.filling.pop(0)
         self.decoding.append(sequence)
+
+    def put_first(self, sequences: Sequence[GeneratedSequence]) -> None:
+        """They get the first rows."""
+        wanted, count = {id(sequence) for sequence in sequences}, len(sequences)
+        others = [row for row in range(count) if id(self.decoding[row]) not in wanted]
+        behind = [row for row in range(count, len(self.decoding)) if id(self.decoding[row]) in wanted]
+        for first, second in zip(others, behind, strict=True):
+            self._swap(self.decoding, first, second)
 
     def remember(self, holder: Holder) -> None:
         known = holder.prompt[: holder.computed]
@@ -134,6 +146,15 @@ class KvRows(Places):
         for moved in self.filling[gap:]:
             self._move(moved, moved.row - 1)
         holder.row = -1
+
+    def _swap(self, holders: list[Any], first: int, second: int) -> None:
+        """Exchange the rows of two of these."""
+        if first == second:
+            return
+        one, other = holders[first], holders[second]
+        self.engine.swap(one.row, other.row, max(one.computed, other.computed))
+        one.row, other.row = other.row, one.row
+        holders[first], holders[second] = other, one
 
     def _move(self, holder: Holder, row: int) -> None:
         self.engine.move(holder.row, row, holder.computed)

@@ -16,6 +16,7 @@ from nereid.llm.engine import KvMemory
 from nereid.llm.prefill import Prefill
 from nereid.llm.sequences import GeneratedSequence
 from nereid.llm.tick import Tick
+from nereid.llm.yielding import Yielding
 
 
 @dataclass(slots=True, eq=False)
@@ -24,6 +25,7 @@ class LlmScheduler:
 
     `prefill_chunk` bounds the prompt tokens of a tick in which others decode. When memory runs out the sequence of the
     least standing, a batch's or the youngest, goes back to the queue and is computed again later, by the same calls as before.
+    What yields waits in its place while others are inside.
     """
 
     memory: KvMemory
@@ -31,13 +33,16 @@ class LlmScheduler:
     idle_prefill_chunk: int = 512
     speculation_rows: int = 2
     ticked: Callable[[Tick], None] = lambda tick: None
+    clock: Callable[[], float] = time.monotonic
+    _yielding: Yielding = field(init=False)
     _prefill: Prefill = field(init=False)
     _decode: Decode = field(init=False)
     _answer_prefill: AnswerPrefill = field(init=False)
 
     def __post_init__(self) -> None:
-        self._prefill = Prefill(self.memory, self.prefill_chunk, self.idle_prefill_chunk)
-        self._decode = Decode(self.memory, self.speculation_rows)
+        self._yielding = Yielding(self.memory, self.clock)
+        self._prefill = Prefill(self.memory, self.prefill_chunk, self.idle_prefill_chunk, self._yielding)
+        self._decode = Decode(self.memory, self.speculation_rows, self._yielding)
         self._answer_prefill = AnswerPrefill(self.memory)
 
     @property
@@ -55,6 +60,7 @@ class LlmScheduler:
         self._answer_prefill.stop()
         self._let_go({id(sequence) for sequence in sequences})
         self._prefill.enqueue(sequences)
+        self._yielding.look(self._prefill.waiting)
         preempted = self._decode.make_room()
         self._prefill.take_back(preempted)
         tick.preempted = len(preempted)
@@ -74,8 +80,8 @@ class LlmScheduler:
     def _step(self, tick: Tick) -> None:
         """Plan, call, commit: the tokens of answers and the chunks of prompts, as one call where the engine can."""
         start = time.perf_counter()
+        chunks = self._prefill.plan(tick)
         rows, drafts = self._decode.plan()
-        chunks = self._prefill.plan()
         if not (rows or drafts or chunks):
             return
         logits, read = self.memory.run(rows, [*drafts, *chunks])

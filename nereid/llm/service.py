@@ -159,6 +159,7 @@ class LlmService:
             max_inflight=limits.max_rows,
             max_queue=limits.max_queue,
             name="llm",
+            displaces=True,
             rest=self._crew.rest,
         )
 

@@ -61,6 +61,8 @@ class LlmTask:
     """Suspects of the same part run together; one of none runs alone."""
     request_id: str = field(default_factory=current)
     cancelled: bool = False
+    called_back: bool = False
+    """Whether it was inside the worker, and gave its place up."""
     arrived: float = field(default_factory=time.monotonic)
     _token_times: dict[int, tuple[float, float]] = field(default_factory=dict)
     _last_sent: float = -math.inf
@@ -94,6 +96,12 @@ class LlmTask:
         """Its tokens will arrive again from the first on."""
         for answer in self.answers:
             answer.rewind()
+
+    def begin_again(self) -> None:
+        """Go into the worker once more, under a number of its own: what is still on its way was the former one's."""
+        self.called_back = False
+        self.number = next(_numbers)
+        self.rewind()
 
     def receive(self, index: int, delta: Delta, cached_tokens: int) -> None:
         """Take a delta of the answer `index`; one that differs from what was sent before fails the task."""

@@ -76,6 +76,9 @@ def serve(
             help="Folder where the gateway keeps files and batches (/v1/files, /v1/batches), over restarts too; none without it.",
         ),
     ] = None,
+    openai_batches_days: Annotated[
+        int, typer.Option(help="How long a batch that has ended is known there; its files stay until they expire or are deleted.")
+    ] = 30,
     openai_files_megabytes: Annotated[
         int,
         typer.Option(
@@ -178,6 +181,7 @@ def serve(
             cors_origins=tuple(openai_cors or ()),
             lenient=openai_lenient,
             batches=batches,
+            batches_days=openai_batches_days,
             files_megabytes=openai_files_megabytes,
             files_total_megabytes=openai_files_total_megabytes,
             tool_formats=tool_formats_of(openai_tools or ()),

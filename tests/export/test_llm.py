@@ -275,6 +275,23 @@ def test_memory_in_torch_tensors_is_memory_in_arrays(exported: Callable[[str], P
     assert np.array_equal(made[0][1], made[1][1])
 
 
+@pytest.mark.parametrize("in_torch", [False, True])
+def test_rows_that_are_exchanged_go_on_as_where_they_were(exported: Callable[[str], Path], in_torch: bool) -> None:
+    engine = engine_of(exported("fp32"))
+    if in_torch:
+        engine.memory = DeviceMemory("cpu")
+        engine._flat = [engine.memory.zeros(len(flat), engine.dtype) for flat in engine._flat]
+        engine._views.clear()
+    engine.arrange(3, 128)
+    for row, length in enumerate((20, 31, 25)):
+        engine.extend(row, 0, range(5 + row, 5 + row + length))
+    before = engine.decode([7, 8, 9], [20, 31, 25]).copy()
+    engine.swap(0, 1, 31)
+    assert np.array_equal(engine.decode([8, 7, 9], [31, 20, 25]), before[[1, 0, 2]])
+    engine.swap(2, 0, 31)
+    assert np.array_equal(engine.decode([9], [25]), before[2:])
+
+
 def test_an_engine_for_a_graphics_card_is_placed_there(tmp_path: Path, tiny: Path) -> None:
     try:
         export_llm(tiny, tmp_path / "out", precision="fp16", device=Device.CUDA)

@@ -140,3 +140,74 @@ def test_one_whose_goal_is_lost_goes_behind_its_equals() -> None:
         ticket = tickets.take(1, 60.0, run_id=name, priority=priority)
         ticket.ready, ticket.start_by, ticket.late_from = True, start_by, late_from
     assert admitted(tickets) == ["at stake", "plain", "lost", "worse"]
+
+
+def displacing(max_inflight: int, max_queue: int = 9) -> Tickets:
+    return Tickets(max_inflight=max_inflight, max_queue=max_queue, displaces=True)
+
+
+def come(tickets: Tickets, name: str, priority: int, rows: int = 1) -> None:
+    """As a request does whose priority is read once it has its place in the queue."""
+    ticket = tickets.take(rows, 60.0, run_id=name)
+    ticket.priority, ticket.ready = priority, True
+
+
+def test_who_does_not_yield_gets_the_places_of_the_newest_that_do_and_they_come_again() -> None:
+    tickets, told = displacing(3), list[float]()
+    for name in ("a", "b", "c"):
+        come(tickets, name, 9)
+    tickets.admit(told.append)
+    come(tickets, "caller", 5, rows=2)
+    tickets.admit(told.append)
+    assert [ticket.run_id for ticket in tickets.active] == ["a", "caller"]
+    come(tickets, "late", 9)
+    tickets.remove(tickets.active[1], None)
+    tickets.admit(told.append)
+    assert sorted(ticket.run_id for ticket in tickets.active) == ["a", "b", "c"]
+    assert len(told) == 4  # of each request once: what was displaced has told how long it had waited
+
+
+def test_who_would_not_fit_even_so_displaces_nobody() -> None:
+    tickets = displacing(3)
+    come(tickets, "batch", 9)
+    come(tickets, "caller", 5, rows=2)
+    assert sorted(admitted(tickets)) == ["batch", "caller"]
+    come(tickets, "large", 5, rows=2)
+    assert sorted(admitted(tickets)) == ["batch", "caller"]
+
+
+def test_what_yields_holds_nobody_up_however_long_it_has_waited() -> None:
+    tickets = displacing(2)
+    for name in ("a", "b"):
+        come(tickets, name, 9)
+    admitted(tickets)
+    for ticket in tickets.active:
+        ticket.submitted -= 10 * AGING_SECONDS
+    for name in ("first", "second"):
+        come(tickets, name, 5)
+        admitted(tickets)
+    assert admitted(tickets) == ["first", "second"]
+    come(tickets, "third", 5)
+    tickets.remove(tickets.active[0], None)
+    admitted(tickets)
+    assert "third" in admitted(tickets)
+
+
+def test_what_yields_takes_nobodys_place_in_the_queue() -> None:
+    tickets = displacing(2, max_queue=0)
+    for name in ("a", "b"):
+        come(tickets, name, 9)
+    admitted(tickets)
+    for name in ("first", "second"):
+        come(tickets, name, 5)
+        assert name in admitted(tickets)
+    with pytest.raises(QueueFullError):
+        come(tickets, "third", 5)
+
+
+def test_without_displacing_who_runs_keeps_the_place() -> None:
+    tickets: Tickets = Tickets(max_inflight=1, max_queue=9)
+    come(tickets, "batch", 9)
+    admitted(tickets)
+    come(tickets, "caller", 5)
+    assert admitted(tickets) == ["batch"]

@@ -76,6 +76,12 @@ class ClosedFormEngine:
         self.memory[target, :, :length] = self.memory[source, :, :length]
         self.memory[source] = -1
 
+    def swap(self, first: int, second: int, length: int) -> None:
+        kept = self.memory[first, :, :length].copy()
+        self.memory[first], self.memory[second, :, length:] = -1, -1
+        self.memory[first, :, :length] = self.memory[second, :, :length]
+        self.memory[second, :, :length] = kept
+
     def read(self, row: int, start: int, end: int) -> NDArray:
         return self.memory[row, :, start:end].copy()
 

@@ -103,3 +103,45 @@ def test_newcomers_wait_until_the_suspects_are_answered(crew: Crew) -> None:
 def test_a_suspect_of_before_this_process_runs_alone(crew: Crew) -> None:
     tasks = [Inside(0, deaths=1), Inside(1, deaths=1), Inside(2)]
     assert run(crew, tasks, lambda _: False) == [[0], [1], [2]]
+
+
+def test_one_that_gave_its_place_up_comes_again_from_the_first_token_on_under_another_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What its first turn still sends is nobody's then."""
+    sent: list[tuple[str, int]] = []
+
+    class Worker(NoWorker):
+        def send(self, message: Any) -> None:
+            sent.append((message.kind, int(message.body["task"])))
+
+    class Began(Inside):
+        called_back = False
+        request = type("Request", (), {"run_id": None})()
+        rewound = 0
+
+        def entered(self) -> None: ...
+
+        def begin_again(self) -> None:
+            self.called_back, self.number, self.rewound = False, self.number + 100, self.rewound + 1
+
+    monkeypatch.setattr(module, "Worker", Worker)
+    monkeypatch.setattr(module.Order, "of", lambda *_: type("Order", (), {"message": lambda self, number: Sent(number)})())
+    made = Crew(type("Options", (), {"name": "llm"})(), LlmObserver(Recorder(lambda *_: None), Peak(1.0, 1.0)), Runs())  # type: ignore[arg-type]
+    batch, caller = Began(1), Began(2)
+    let_in(made, [batch])
+    let_in(made, [caller])
+    assert let_in(made, [batch, caller]) == [2, 101]
+    assert sent == [("start", 1), ("drop", 1), ("start", 2), ("start", 101)]
+    assert (batch.rewound, caller.rewound) == (1, 0)
+    assert let_in(made, [batch, caller]) == [2, 101]
+
+
+@dataclass
+class Sent:
+    task: int
+    kind: str = "start"
+
+    @property
+    def body(self) -> dict[str, int]:
+        return {"task": self.task}

@@ -291,3 +291,16 @@ def test_requests_that_are_not_read_yet_wait_in_the_queue_like_others(monkeypatc
 def test_a_bad_request_is_refused_and_the_next_one_served(ask: Ask) -> None:
     assert isinstance(ask(temperature=-1).wait().error, InvalidRequestError)
     assert ask(max_tokens=2).wait().error is None
+
+
+def test_callers_get_the_places_of_a_batchs_requests_which_lose_nothing() -> None:
+    with answering(LlmLimits(max_rows=2, max_queue=4, stream_interval_seconds=0.0)) as ask:
+        alone = [ask(prompt=f"w{number}", max_tokens=400, seed=number).wait().text for number in range(2)]
+        batch = [ask(prompt=f"w{number}", max_tokens=400, seed=number, stream=True, priority=9) for number in range(2)]
+        while not all(one.answers for one in batch):
+            time.sleep(0.001)
+        callers = [ask(prompt="w7", max_tokens=5, n=2).wait() for _ in range(3)]
+        assert not any(one.done.is_set() for one in batch)
+        assert [caller.error for caller in callers] == [None] * 3
+        assert [one.wait().text for one in batch] == alone
+        assert [one.error for one in batch] == [None, None]

@@ -6,16 +6,18 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openai
 
+from nereid.serving.gateway.batches.asking import Answer
 from nereid.serving.gateway.batches.load import Load
-from nereid.serving.gateway.batches.runner import BatchRunner, Pace
+from nereid.serving.gateway.batches.pace import Pace
+from nereid.serving.gateway.batches.runner import BatchRunner
 from nereid.serving.gateway.batches.store import BatchStore
 from nereid.serving.gateway.launch import Rules
 
@@ -105,3 +107,61 @@ def answers(client: openai.OpenAI, file: str | None) -> dict[str, Any]:
     if file is None:
         return {}
     return {item["custom_id"]: item for item in map(json.loads, client.files.content(file).text.splitlines())}
+
+
+class Server:
+    """Answers when it is told to; notes what it was asked, and what was called back."""
+
+    def __init__(self, *statuses: int) -> None:
+        self.statuses = list(statuses)
+        self.asked: list[str] = []
+        self.gone: list[str] = []
+        self.most = 0
+        self.inside = 0
+        self.hold = asyncio.Event()
+
+    async def __call__(self, path: str, body: dict[str, Any], owner: str) -> Answer:
+        self.asked.append(body["prompt"])
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        try:
+            await self.hold.wait()
+        except asyncio.CancelledError:
+            self.gone.append(body["prompt"])
+            raise
+        finally:
+            self.inside -= 1
+        return Answer(self.statuses.pop(0) if self.statuses else 200, "id", {"text": body["prompt"]})
+
+
+def stored(folder: Path, *lines: str, seconds: int = 60) -> tuple[BatchStore, str]:
+    store = BatchStore(folder)
+    draft = store.draft()
+    draft.write_text("\n".join(lines))
+    file = store.add_file(draft, "", "asked", "batch")
+    return store, store.add_batch("", URL, file.id, "24h", seconds, None).id
+
+
+def state(store: BatchStore, batch: str) -> tuple[str, int, int, int]:
+    found = store.batch(batch)
+    assert found is not None
+    return found.status, found.total, found.completed, found.failed
+
+
+async def reach(condition: Any, seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def running(
+    store: BatchStore, load: Load, server: Server, pace: Pace, text_model: Callable[[object], str | None] = lambda name: None
+) -> AsyncIterator[None]:
+    """A runner at work."""
+    task = asyncio.ensure_future(BatchRunner(store, load, server, pace, text_model).run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

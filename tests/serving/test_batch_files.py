@@ -20,7 +20,7 @@ from nereid.serving.errors import ServingError
 from nereid.serving.gateway.batches import runner
 from nereid.serving.gateway.batches.asking import Answer
 from nereid.serving.gateway.batches.files import SMALLEST_BYTES, StorageFullError, StorageLimits
-from nereid.serving.gateway.batches.runner import Pace
+from nereid.serving.gateway.batches.pace import Pace
 from nereid.serving.gateway.batches.states import State
 from nereid.serving.gateway.batches.store import BatchStore
 from nereid.serving.gateway.launch import Rules
@@ -370,7 +370,7 @@ def test_metrics_tell_of_batches_their_requests_and_files(tmp_path: Path, model:
         assert found["nereid_gateway_batch_requests_total", "failed"] == 1
         assert found["nereid_gateway_files", ""] == 5
         assert found["nereid_gateway_file_bytes", ""] >= 5 * SMALLEST_BYTES
-        client.completions.create(model="llm", prompt="hello")
+        client.images.generate(model="text_to_image", prompt="a box")
         while page(client)["nereid_gateway_batch_requests_put_back_total", ""] < 1:
             time.sleep(0.01)
         client.batches.cancel(slow.id)

@@ -12,7 +12,8 @@ import pytest
 from nereid.serving.gateway.batches import runner
 from nereid.serving.gateway.batches.asking import Answer
 from nereid.serving.gateway.batches.load import Load
-from nereid.serving.gateway.batches.runner import BatchRunner, Pace
+from nereid.serving.gateway.batches.pace import Pace
+from nereid.serving.gateway.batches.runner import BatchRunner
 from nereid.serving.gateway.batches.store import BatchStore, State
 
 from batch_gateway import work
@@ -96,13 +97,13 @@ def test_nothing_is_noted_of_a_batch_that_has_ended(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(BatchStore, "finish", fails_afterwards)
     worker = BatchRunner(store, Load(), answered, Pace(gap_seconds=0.0))
-    worker._put_back[lost, 0] = 2
+    worker.under_way._times[lost, 0] = 2
     store.move(lost, State.CANCELLING, State.VALIDATING)
 
     async def go() -> None:
         task = asyncio.ensure_future(worker.run())
         async with asyncio.timeout(20):
-            while status(store, other) != State.COMPLETED or worker._resting or worker._put_back:
+            while status(store, other) != State.COMPLETED or worker._resting or worker.under_way._times:
                 await asyncio.sleep(0.005)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -119,16 +120,16 @@ def test_an_end_that_fails_leaves_no_files(tmp_path: Path, monkeypatch: pytest.M
     store.answer(batch, 0, told, ok=True)
     store.answer(batch, 1, told, ok=False)
     before = sorted(path.name for path in store.contents.iterdir())
-    add_file = store.add_file
+    place = BatchStore._place
     calls: list[Any] = []
 
     def second_fails(self: BatchStore, *given: Any) -> Any:
         calls.append(given)
         if len(calls) == 2:
             raise OSError("no space is left")
-        return add_file(*given)
+        return place(self, *given)
 
-    monkeypatch.setattr(BatchStore, "add_file", second_fails)
+    monkeypatch.setattr(BatchStore, "_place", second_fails)
     with pytest.raises(OSError, match="no space"):
         store.finish(batch, State.COMPLETED, None)
     assert sorted(path.name for path in store.contents.iterdir()) == before

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,29 @@ import pytest
 
 from nereid.serving.errors import ServingError
 from nereid.serving.gateway.batches import runner
-from nereid.serving.gateway.batches.asking import Answer
 from nereid.serving.gateway.batches.lines import checked, read_body
 from nereid.serving.gateway.batches.load import Load
-from nereid.serving.gateway.batches.runner import PRIORITY, BatchRunner, Pace
+from nereid.serving.gateway.batches.pace import Pace
+from nereid.serving.gateway.batches.runner import PRIORITY
 from nereid.serving.gateway.batches.store import BatchStore, State
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.forms import MOST_PARTS, Keep, boundary_of, read_form
 
-from batch_gateway import URL, Model, answers, begin, ended, line, serving, until
+from batch_gateway import (
+    URL,
+    Model,
+    Server,
+    answers,
+    begin,
+    ended,
+    line,
+    reach,
+    running,
+    serving,
+    state,
+    stored,
+    until,
+)
 from gateway_before import gateway, small_repository
 
 BEGIN = {"input_file_id": "f", "endpoint": URL, "completion_window": "24h"}
@@ -144,9 +158,17 @@ def test_a_cancelled_batch_keeps_what_was_answered(tmp_path: Path, model: Model)
         assert done.status == "cancelled"
         assert list(answers(client, done.output_file_id)) == ["a"]
         assert [item["error"]["code"] for item in answers(client, done.error_file_id).values()] == ["batch_cancelled"] * 2
-        with pytest.raises(openai.ConflictError):
-            client.batches.cancel(made.id)
+        again = client.batches.cancel(made.id)  # as OpenAI's: who has not heard the answer asks again
+        assert (again.status, again.output_file_id) == ("cancelled", done.output_file_id)
         assert client.files.delete(made.input_file_id).deleted
+
+
+def test_a_batch_that_is_done_cannot_be_cancelled(tmp_path: Path, model: Model) -> None:
+    with serving(tmp_path, model) as client:
+        made = begin(client, line("a"))
+        ended(client, made)
+        with pytest.raises(openai.ConflictError, match="is completed and cannot be cancelled"):
+            client.batches.cancel(made.id)
 
 
 def test_a_restart_loses_nothing_and_answers_nothing_twice(tmp_path: Path, model: Model) -> None:
@@ -237,61 +259,6 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 
 
 # --- the runner ---
-
-
-class Server:
-    """Answers when it is told to; notes what it was asked, and what was called back."""
-
-    def __init__(self, *statuses: int) -> None:
-        self.statuses = list(statuses)
-        self.asked: list[str] = []
-        self.gone: list[str] = []
-        self.most = 0
-        self.inside = 0
-        self.hold = asyncio.Event()
-
-    async def __call__(self, path: str, body: dict[str, Any], owner: str) -> Answer:
-        self.asked.append(body["prompt"])
-        self.inside += 1
-        self.most = max(self.most, self.inside)
-        try:
-            await self.hold.wait()
-        except asyncio.CancelledError:
-            self.gone.append(body["prompt"])
-            raise
-        finally:
-            self.inside -= 1
-        return Answer(self.statuses.pop(0) if self.statuses else 200, "id", {"text": body["prompt"]})
-
-
-def stored(folder: Path, *lines: str, seconds: int = 60) -> tuple[BatchStore, str]:
-    store = BatchStore(folder)
-    draft = store.draft()
-    draft.write_text("\n".join(lines))
-    file = store.add_file(draft, "", "asked", "batch")
-    return store, store.add_batch("", URL, file.id, "24h", seconds, None).id
-
-
-def state(store: BatchStore, batch: str) -> tuple[str, int, int, int]:
-    found = store.batch(batch)
-    assert found is not None
-    return found.status, found.total, found.completed, found.failed
-
-
-async def reach(condition: Any, seconds: float = 20) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-@asynccontextmanager
-async def running(store: BatchStore, load: Load, server: Server, pace: Pace) -> AsyncIterator[None]:
-    task = asyncio.ensure_future(BatchRunner(store, load, server, pace).run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 def test_requests_run_together_in_a_gap_and_are_put_back_when_somebody_comes(tmp_path: Path) -> None:
@@ -451,9 +418,9 @@ def test_an_answer_is_noted_once_and_a_batch_that_was_nearly_done_is_finished(tm
     assert store.answer(batch, 0, told, ok=True)
     assert not store.answer(batch, 0, told, ok=False)
     assert store.move(batch, State.FINALIZING, State.IN_PROGRESS)
-    orphan = store.draft()
-    orphan.write_text("{}")
-    lost = store.add_file(orphan, "", "x", "batch_output")  # the process ended before its batch named it
+    lost = store.path("file-of-a-process-that-ended")  # before anybody knew of it
+    lost.write_text("{}")
+    os.utime(lost, (1.0, 1.0))
     store.close()
     again = BatchStore(tmp_path)
 
@@ -463,8 +430,7 @@ def test_an_answer_is_noted_once_and_a_batch_that_was_nearly_done_is_finished(tm
 
     asyncio.run(play())
     assert state(again, batch) == ("completed", 1, 1, 0)
-    assert again.file("", lost.id) is None
-    assert not again.path(lost.id).exists()
+    assert not lost.exists()
 
 
 def test_every_answer_of_a_long_batch_is_written_in_the_order_of_the_lines(tmp_path: Path) -> None:

@@ -100,6 +100,11 @@ class Catalogue:
             )
         return model, self._clients[model.prefix], self._places[model.holder]
 
+    def text_model(self, name: object) -> str | None:
+        """The Triton model by which a language model of this name is served; None: there is none."""
+        model = self.models.get(name) if isinstance(name, str) else None
+        return model.holder if model is not None and model.kind == "llm" else None
+
     def ids(self, kind: str) -> list[str]:
         """Names of a kind's models; that of a pipeline without a name of its own is the first."""
         return [model.id for model in sorted(self.models.values(), key=lambda model: bool(model.prefix)) if model.kind == kind]

@@ -29,6 +29,8 @@ class Rules:
     """Whether fields that nobody knows are ignored, and named in a header of the answer, not refused."""
     batches: str | None = None
     """The folder of files and batches; None: there are none."""
+    batches_days: int = 30
+    """How long a batch that has ended is known."""
     files_megabytes: int = 10_240
     """How much files, and requests and answers of batches that are not done, may take there for each key."""
     files_total_megabytes: int = 51_200

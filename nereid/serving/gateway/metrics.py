@@ -185,9 +185,17 @@ class _BatchCounts(Collector):
 
     def __init__(self, read: Callable[[], BatchNumbers]) -> None:
         self._read = read
+        self._told = False
 
     def collect(self) -> Iterable[Family]:
-        found = self._read()
+        try:
+            found = self._read()
+        except Exception as error:  # the others are told all the same
+            if not self._told:
+                log.warning("batches and files cannot be counted, and are left out of the metrics (%s)", error)
+            self._told = True
+            return
+        self._told = False
         states = GaugeMetricFamily(GATEWAY_BATCHES.name, GATEWAY_BATCHES.description, labels=GATEWAY_BATCHES.labels)
         for state, count in found.states.items():
             states.add_metric([state], count)

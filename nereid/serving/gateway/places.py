@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,6 +24,9 @@ from nereid_client.errors import QueueFullError
 
 T = TypeVar("T")
 
+ARRIVED: ContextVar[Callable[[str], None]] = ContextVar("ARRIVED", default=lambda model: None)
+"""Of a request: is told the model that it waits for, once that is known."""
+
 _ON_THEIR_WAY = 4
 """Requests that have left the model but are still under way here: their images are decoded, their answers sent."""
 
@@ -34,6 +38,7 @@ class Places:
     most: int
     taken: int = 0
     at_once: int = 1
+    name: str = ""
     """How many of them may run together."""
 
     @contextlib.asynccontextmanager
@@ -42,6 +47,7 @@ class Places:
         if self.taken >= self.most + _ON_THEIR_WAY:
             raise QueueFullError(f"queue: {self.taken} requests are under way already; at most {self.most} may run and wait")
         self.taken += requests
+        ARRIVED.get()(self.name)
         try:
             await asyncio.sleep(0)  # others that have come are refused before the work of this one begins
             yield
@@ -65,12 +71,14 @@ def places_of(repository: Path, model: str) -> Places:
     instances = max(1, sum(group.count for group in config.instance_group))
     if model.endswith("denoise"):
         images = Limits.from_parameters(parameters)
-        return Places(instances * (images.max_inflight + images.max_queue), at_once=instances * images.max_inflight)
+        return Places(instances * (images.max_inflight + images.max_queue), at_once=instances * images.max_inflight, name=model)
     if model.endswith("layout"):
         layouts = LayoutLimits.from_parameters(parameters)
-        return Places(instances * (layouts.max_inflight + layouts.max_queue), at_once=instances * layouts.max_inflight)
+        return Places(
+            instances * (layouts.max_inflight + layouts.max_queue), at_once=instances * layouts.max_inflight, name=model
+        )
     if model.endswith("page"):
         pages = PageLimits.from_parameters(parameters)
-        return Places(instances * pages.max_pages, at_once=instances * pages.max_pages)
+        return Places(instances * pages.max_pages, at_once=instances * pages.max_pages, name=model)
     texts = LlmLimits.from_parameters(parameters)
-    return Places(instances * (texts.max_rows + texts.max_queue), at_once=instances * texts.max_rows)
+    return Places(instances * (texts.max_rows + texts.max_queue), at_once=instances * texts.max_rows, name=model)

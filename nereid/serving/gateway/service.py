@@ -50,6 +50,8 @@ class GatewayOptions:
         for name in ("url_megabytes", "url_total_megabytes", "files_megabytes", "files_total_megabytes"):
             if (megabytes := getattr(self.rules, name)) < 1:
                 raise ServingError(f"--openai-{name.replace('_', '-')}: {megabytes} is not allowed; it must be at least 1")
+        if not 1 <= self.rules.batches_days <= 3650:
+            raise ServingError(f"--openai-batches-days: {self.rules.batches_days} is not allowed; it must be 1 to 3650")
         if not 1 <= self.rules.url_seconds <= 86_400:
             raise ServingError(f"--openai-url-seconds: {self.rules.url_seconds:g} is not allowed; it must be 1 to 86400")
         if self.rules.public_url and not _BASE.fullmatch(self.rules.public_url):

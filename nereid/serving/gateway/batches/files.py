@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -109,22 +110,33 @@ class FileStore:
         self, draft: Path, owner: str, filename: str, purpose: str, seconds: int | None = None, *, bounded: bool = False
     ) -> StoredFile:
         """It is there for `seconds`, or until it is dropped. Raises StorageFullError where it is bounded and finds no room."""
-        now, size = int(time.time()), draft.stat().st_size
-        expires = None if seconds is None else now + seconds
-        made = StoredFile(f"file-{uuid.uuid4().hex}", owner, filename, purpose, size, now, expires)
+        made = new_file(draft, owner, filename, purpose, seconds)
+        with self._adding(made) as connection:
+            if bounded:
+                self.require_room(owner, made.bytes)
+            self._place(connection, draft, made)
+        return made
+
+    @contextmanager
+    def _adding(self, *made: StoredFile) -> Iterator[sqlite3.Connection]:
+        """A transaction in which these are placed, all or none: a file that nobody knows of would count for nobody."""
         try:
             with self._transaction() as connection:
-                if bounded:
-                    self.require_room(owner, size)
-                draft.rename(self.path(made.id))
-                connection.execute(
-                    "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (made.id, owner, filename, purpose, made.bytes, made.created_at, made.expires_at),
-                )
-        except BaseException:  # a file that nobody knows of would count for nobody
-            self.path(made.id).unlink(missing_ok=True)
+                yield connection
+        except BaseException:
+            for file in made:
+                self.path(file.id).unlink(missing_ok=True)
             raise
-        return made
+
+    def _place(self, connection: sqlite3.Connection, draft: Path, made: StoredFile) -> None:
+        """On the disk first: what the database knows is there, whatever ends."""
+        _on_disk(draft)
+        draft.rename(self.path(made.id))
+        _on_disk(self.contents)
+        connection.execute(
+            "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (made.id, made.owner, made.filename, made.purpose, made.bytes, made.created_at, made.expires_at),
+        )
 
     def file(self, owner: str, file_id: str) -> StoredFile | None:
         """None too for one whose time is over."""
@@ -162,3 +174,18 @@ class FileStore:
         own, together = self.used(owner)
         size = max(more, SMALLEST_BYTES)
         self.limits.check(owner, own + size, together + size)
+
+
+def new_file(draft: Path, owner: str, filename: str, purpose: str, seconds: int | None) -> StoredFile:
+    now = int(time.time())
+    expires = None if seconds is None else now + seconds
+    return StoredFile(f"file-{uuid.uuid4().hex}", owner, filename, purpose, draft.stat().st_size, now, expires)
+
+
+def _on_disk(path: Path) -> None:
+    """Wait until a file's contents, or a folder's names, are there for good."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

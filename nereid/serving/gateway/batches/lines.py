@@ -13,6 +13,11 @@ from nereid.serving.gateway.bodies import SURROGATE
 MOST_LINES = 50_000
 MOST_LINE_BYTES = 4 * 2**20
 """As much as a request's own body may have."""
+MOST_PICTURE_LINE_BYTES = 32 * 2**20
+"""The same of one with pictures in it."""
+_WITH_PICTURES = ("/v1/images/edits",)
+PART_BYTES = 2**20
+"""Of a file that are looked at together: others wait for no more."""
 MOST_PROBLEMS = 20
 """How many wrong lines are told."""
 
@@ -59,49 +64,83 @@ def read_body(file: Path, start: int) -> dict[str, Any]:
     return body
 
 
+@dataclass(slots=True, eq=False)
+class Checking:
+    """Looks at every line of a file for requests to `endpoint`, a part of the file at a time."""
+
+    file: Path
+    endpoint: str
+    found: CheckedLines = field(default_factory=CheckedLines)
+    _number: int = 0
+    _start: int = 0
+    _seen: set[str] = field(default_factory=set)
+
+    @property
+    def _most_bytes(self) -> int:
+        return MOST_PICTURE_LINE_BYTES if self.endpoint in _WITH_PICTURES else MOST_LINE_BYTES
+
+    def go_on(self) -> bool:
+        """Look at the next part; whether that was the last. Raises OSError."""
+        end = self._start + PART_BYTES
+        for number, start, raw in _lines(self.file, self._number, self._start, self._most_bytes):
+            self._number, self._start = number - 1, start
+            if start >= end:
+                return False
+            if raw.strip() and not self._take(raw, number, start):
+                return True
+        found = self.found
+        if not found.lines and not found.problems:
+            found.problems.append(Problem(message="the file has no requests", param=None, line=None, code="empty_file"))
+        return True
+
+    def _take(self, raw: bytes, number: int, start: int) -> bool:
+        """Note a line; whether the next one is of interest."""
+        lines, problems = self.found.lines, self.found.problems
+        if len(lines) == MOST_LINES:
+            message = f"the file has more than {MOST_LINES} requests"
+            problems.append(Problem(message=message, param=None, line=None, code="too_many_requests"))
+            return False
+        found = _checked(raw, number, start, self.endpoint, self._seen, self._most_bytes)
+        if isinstance(found, Problem):
+            problems.append(found)
+            return len(problems) < MOST_PROBLEMS
+        self._seen.add(found.custom_id)
+        lines.append(found)
+        return True
+
+
 def checked(file: Path, endpoint: str) -> CheckedLines:
     """Every line of a file for requests to `endpoint`."""
-    made, seen = CheckedLines(), set[str]()
-    for number, start, raw in _lines(file):
-        if len(made.lines) == MOST_LINES:
-            message = f"the file has more than {MOST_LINES} requests"
-            made.problems.append(Problem(message=message, param=None, line=None, code="too_many_requests"))
-            break
-        found = _checked(raw, number, start, endpoint, seen)
-        if isinstance(found, Line):
-            seen.add(found.custom_id)
-            made.lines.append(found)
-        else:
-            made.problems.append(found)
-            if len(made.problems) == MOST_PROBLEMS:
-                break
-    if not made.lines and not made.problems:
-        made.problems.append(Problem(message="the file has no requests", param=None, line=None, code="empty_file"))
-    return made
+    checking = Checking(file, endpoint)
+    while not checking.go_on():
+        pass
+    return checking.found
 
 
-def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Number, place and bytes of every line that is not empty; of one that is too long as much as shows it."""
+def _lines(file: Path, number: int, start: int, most: int) -> Iterator[tuple[int, int, bytes]]:
+    """Number, place and bytes of every line; of one that is too long as much as shows it.
+
+    From `start` on, before which there are `number` lines.
+    """
     with file.open("rb") as opened:
-        number = start = 0
-        while raw := opened.readline(MOST_LINE_BYTES + 1):
+        opened.seek(start)
+        while raw := opened.readline(most + 1):
             number += 1
             whole = len(raw)
-            while raw[-1:] != b"\n" and (rest := opened.readline(MOST_LINE_BYTES)):
+            while raw[-1:] != b"\n" and (rest := opened.readline(most)):
                 whole += len(rest)
                 if rest.endswith(b"\n"):
                     break
-            if raw.strip():
-                yield number, start, raw
+            yield number, start, raw
             start += whole
 
 
-def _checked(raw: bytes, number: int, start: int, endpoint: str, seen: Collection[str]) -> Line | Problem:
+def _checked(raw: bytes, number: int, start: int, endpoint: str, seen: Collection[str], most: int) -> Line | Problem:
     def wrong(message: str, param: str | None = None, code: str = "invalid_request") -> Problem:
         return Problem(message=message if param is None else f"{param}: {message}", param=param, line=number, code=code)
 
-    if len(raw) > MOST_LINE_BYTES:
-        return wrong(f"the line is larger than {MOST_LINE_BYTES} bytes")
+    if len(raw) > most:
+        return wrong(f"the line is larger than {most} bytes")
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError):
@@ -122,5 +161,5 @@ def _checked(raw: bytes, number: int, start: int, endpoint: str, seen: Collectio
     if not isinstance(body, dict):
         return wrong("it must be an object", "body")
     if body.get("stream"):
-        return wrong("true is not allowed; an answer in a batch cannot be streamed", "body.stream")
+        return wrong(f"{json.dumps(body['stream'])[:80]} is not allowed; an answer in a batch cannot be streamed", "body.stream")
     return Line(start=start, custom_id=custom_id)

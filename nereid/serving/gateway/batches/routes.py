@@ -60,7 +60,14 @@ class BatchBody(Sent):
 
     input_file_id: str
     endpoint: Annotated[
-        Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings", "/v1/images/generations"],
+        Literal[
+            "/v1/chat/completions",
+            "/v1/completions",
+            "/v1/responses",
+            "/v1/embeddings",
+            "/v1/images/generations",
+            "/v1/images/edits",
+        ],
         BeforeValidator(whole_path),
     ]
     completion_window: Literal["24h"]
@@ -191,7 +198,7 @@ class BatchRoutes:
     @described("Ends a batch.")
     async def cancel(self, request: Request) -> Response:
         found = await self._found_batch(request)
-        if found.status not in OPEN_STATES:
+        if found.status not in (*OPEN_STATES, State.CANCELLED):  # a caller who has heard nothing asks again
             raise ApiError(409, f"batch_id: {found.id} is {found.status} and cannot be cancelled", param="batch_id")
         await asyncio.to_thread(self.store.move, found.id, State.CANCELLING, State.VALIDATING, State.IN_PROGRESS)
         return JSONResponse(batch_object(await self._found_batch(request)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 
+from nereid.serving.gateway.batches.retention import TOTALS
+
 _TABLES = """
 CREATE TABLE IF NOT EXISTS files (
   id TEXT PRIMARY KEY, owner TEXT NOT NULL, filename TEXT NOT NULL, purpose TEXT NOT NULL, bytes INTEGER NOT NULL,
@@ -31,6 +33,7 @@ def prepare(connection: sqlite3.Connection) -> None:
     """Make the tables, or bring those that are there up to date; raises sqlite3.Error."""
     connection.execute("PRAGMA journal_mode=WAL")
     connection.executescript(_TABLES)
+    connection.executescript(TOTALS)
     for table, column, kind in _LATER:
         if column not in {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}:
             connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")

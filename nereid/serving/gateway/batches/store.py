@@ -12,13 +12,14 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from nereid.serving.gateway.batches.answer_files import Answered, write_answers
-from nereid.serving.gateway.batches.files import OPEN, FileStore
+from nereid.serving.gateway.batches.files import OPEN, FileStore, StoredFile, new_file
 from nereid.serving.gateway.batches.lines import Line, Problem
 from nereid.serving.gateway.batches.numbers import BatchNumbers
+from nereid.serving.gateway.batches.retention import DAY_SECONDS, Forgotten, forget
 from nereid.serving.gateway.batches.states import OPEN_STATES, State
 from nereid_protocol.json_lines import json_line
 
@@ -65,7 +66,9 @@ class Batch:
 
 @dataclass(slots=True, eq=False)
 class BatchStore(FileStore):
-    """Files, and what is made of them."""
+    """Files, and what is made of them; a batch that has ended is known for so many `days`."""
+
+    days: int = 30
 
     def in_use(self, file_id: str) -> bool:
         """Whether a batch that is not done reads it."""
@@ -162,23 +165,19 @@ class BatchStore(FileStore):
         batch = self.batch(batch_id)
         assert batch is not None
         drafts = {True: self.draft(), False: self.draft()}
-        made: dict[bool, str | None] = {True: None, False: None}
         try:
             written = write_answers(self._answers(batch_id), drafts, unanswered)
+            made: dict[bool, StoredFile] = {}
             for ok in (ok for ok, count in written.items() if count):
                 name = f"{batch_id}_{'output' if ok else 'error'}.jsonl"
-                made[ok] = self.add_file(drafts[ok], batch.owner, name, "batch_output", batch.output_seconds).id
-            with self._transaction() as connection:
-                connection.execute(
-                    "UPDATE batches SET output_file = ?, error_file = ? WHERE id = ?", (made[True], made[False], batch_id)
-                )
+                made[ok] = new_file(drafts[ok], batch.owner, name, "batch_output", batch.output_seconds)
+            with self._adding(*made.values()) as connection:
+                for ok, file in made.items():
+                    self._place(connection, drafts[ok], file)
+                named = [made[ok].id if ok in made else None for ok in (True, False)]
+                connection.execute("UPDATE batches SET output_file = ?, error_file = ? WHERE id = ?", (*named, batch_id))
                 _move(connection, batch_id, state, OPEN_STATES)
                 connection.execute("DELETE FROM requests WHERE batch = ?", (batch_id,))
-        except BaseException:  # it is tried again: each time would leave files
-            for file_id in made.values():
-                if file_id is not None:
-                    self.drop_file(file_id)
-            raise
         finally:
             for draft in drafts.values():
                 draft.unlink(missing_ok=True)
@@ -194,7 +193,7 @@ class BatchStore(FileStore):
     def numbers(self) -> BatchNumbers:
         """Of all keys."""
         query = "SELECT status, count(*), sum(total), sum(completed), sum(failed) FROM batches GROUP BY status"
-        states, outcomes, waiting = dict.fromkeys(map(str, State), 0), {"completed": 0, "failed": 0, "unanswered": 0}, 0
+        states, outcomes, waiting = dict.fromkeys(map(str, State), 0), asdict(self._forgotten()), 0
         for status, batches, total, completed, failed in self._rows(query):
             states[status] = batches
             outcomes["completed"] += completed
@@ -207,12 +206,17 @@ class BatchStore(FileStore):
         ((files,),) = self._rows("SELECT count(*) FROM files")
         return BatchNumbers(states=states, outcomes=outcomes, waiting=waiting, files=files, bytes=self.used("")[1])
 
+    def _forgotten(self) -> Forgotten:
+        ((completed, failed, unanswered),) = self._rows("SELECT completed, failed, unanswered FROM forgotten")
+        return Forgotten(completed, failed, unanswered)
+
+    def forget_ended(self) -> int:
+        """Delete what is known of batches that have ended long ago, but for their files; how many they were."""
+        with self._transaction() as connection:
+            return forget(connection, int(time.time()) - self.days * DAY_SECONDS)
+
     def tidy(self) -> None:
-        """Forget what a process that ended midway has left: files half written, and those that no batch has come to name."""
-        named = {name for (name,) in self._rows("SELECT output_file FROM batches UNION SELECT error_file FROM batches")}
-        for file_id, purpose in self._rows("SELECT id, purpose FROM files"):
-            if purpose == "batch_output" and file_id not in named:
-                self.drop_file(file_id)
+        """Delete what a process that ended midway has left: files that are half written, or that nobody has come to know of."""
         known = {file_id for (file_id,) in self._rows("SELECT id FROM files")}
         for path in self.contents.iterdir():
             with contextlib.suppress(FileNotFoundError):  # one that was being sent may be whole by now, and elsewhere
