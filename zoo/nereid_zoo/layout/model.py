@@ -74,7 +74,7 @@ class Block(nn.Module):
         what both branches gave.
         """
         heads, channels = opened or (None, None)
-        shift1, scale1, gate1, shift2, scale2, gate2 = (condition + self.modulation).split(1, 1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = torch.split(condition + self.modulation, 1, 1)
         attention, mlp = kept
         if attention is None:
             assert bias is not None
@@ -226,7 +226,7 @@ class LayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
             own = [None if branch is None else branch[:, number] for branch in kept]
             x, branches = block(x, modulation, bias, (own[0], own[1]), None if opened is None else opened[number])
             given.append(branches)
-        shift, scale = self.last_condition(condition)[:, None].chunk(2, -1)
+        shift, scale = torch.split(self.last_condition(condition)[:, None], x.shape[-1], -1)
         return self.norm(x) * (1 + scale) + shift, given
 
     def bias(self, parents: Tensor, order: Tensor, valid: Tensor) -> Tensor:
