@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from nereid.serving.gateway.channel_streams import END, MESSAGE
-from nereid.serving.gateway.said import Said, Text, held_back
+from nereid.serving.gateway.said import Call, Said, Text, held_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +167,8 @@ class Thoughts:
     """Up to where it has read."""
     _passed: int = 0
     """From where marks of calls are looked for: those before are none."""
+    _called: bool = False
+    """Whether there were calls that thoughts went on after: what follows them is no text, either."""
     _counting: bool = False
     _counted: bool = False
     """Whether the last of them has been counted."""
@@ -235,14 +237,15 @@ class Thoughts:
                 self.reader, self._said, self._read = self.new_reader(), [], begin
             piece, self._read = self._text[self._read : ready], max(self._read, ready)
             said = self.reader.feed(piece) if piece else []
+            is_text = not self._called and self._text.startswith(self.before, begin)
+            goes_on = _goes_on(self._said, said, is_text)
             self._said += said
-            is_text = self._text.startswith(self.before, begin)
-            goes_on = not is_text and any(isinstance(item, Text) and item.text.strip() for item in said)
             if last:
                 self._said += self.reader.finish()
             if not goes_on and (is_text or self.reader.told or not last):
                 sure = begin
                 break
+            self._called = self._called or self.reader.told > 0
             self.reader, self._passed = None, begin + 1
         sure = len(self._text[:sure].rstrip("\n"))
         told, self._text = self._text[:sure], self._text[sure:]
@@ -262,3 +265,13 @@ class Thoughts:
         held = "" if self.reader is None else self._text.rstrip("\n")
         self._text, self._rest, self._place = "", "", "over"
         return held, rest
+
+
+def _goes_on(before: Sequence[Said], said: Sequence[Said], is_text: bool) -> bool:
+    """Whether thoughts go on in what is `said` now: as text beside calls, or behind them where it begins as text."""
+    called = any(isinstance(item, Call) for item in before)
+    for item in said:
+        if isinstance(item, Text) and item.text.strip() and (called or not is_text):
+            return True
+        called = called or isinstance(item, Call)
+    return False
