@@ -43,7 +43,8 @@ class _First(FailFast):
         return id(self)
 
 
-TokenIds, Texts = Annotated[list[TokenId], _First()], Annotated[list[str], _First()]
+TokenIds = Annotated[list[TokenId], _First()]
+Texts = Annotated[list[str], _First()]
 
 
 class _Body(Sent):
