@@ -210,6 +210,14 @@ def test_chunks_are_not_padded_whatever_is_asked_for(api: httpx.Client) -> None:
         assert "obfuscation" not in answer.text
 
 
+def test_a_models_long_name_is_told_in_part(bodies_only: httpx.Client) -> None:
+    asked = bodies_only.post(CHAT, json={**ASK, "model": "m" * 5000})
+    shown = bodies_only.get(f"/v1/models/{'m' * 5000}")
+    for answer in (asked, shown):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+        assert len(answer.json()["error"]["message"]) < 300
+
+
 # --- methods, origins ---
 
 

@@ -275,7 +275,7 @@ def test_a_failure_on_the_way_is_told_by_an_event(client: openai.OpenAI, model: 
         ({"input": ...}, "input", ""),
         ({"input": []}, "input", "at least one item"),
         ({"input": 3}, "input", "it must be a string or a list"),
-        ({"input": [{"type": "image"}]}, "input.0", "'message'"),
+        ({"input": [{"type": "image"}]}, "input.0.type", "'message'"),
         ({"input": [{"type": "item_reference", "id": "msg_x"}]}, "input.0.id", "'msg_x' is not kept here"),
         ({"input": [{"type": "item_reference"}]}, "input.0.id", "it is missing"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input.0.role", ""),

@@ -194,7 +194,7 @@ CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "c"}]}, "messages.0.tool_call_id", "before it"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages.0.tool_calls", "assistant"),
         ({"messages": [{"role": "user", "content": "x", "tool_call_id": "c"}]}, "messages.0.tool_call_id", "tool's message"),
-        ({"messages": [{"role": "assistant", "content": None}]}, "messages.0.content", "it is missing"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content", "it is missing"),
     ],
     ids=lambda value: str(value)[:60],
 )

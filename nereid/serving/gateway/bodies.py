@@ -19,6 +19,10 @@ B = TypeVar("B", bound=BaseModel)
 
 MOST_LEVELS = 128
 """Of a body's objects and arrays in each other: what reads them further on goes down by recursion, each to a depth of its own."""
+MOST_MEMBERS = 50_000
+"""Of all of a body's objects together, and the objects themselves: each may be wrong, and take time to be told so."""
+MOST_PROBLEMS = 1000
+"""That are looked at; a lenient gateway leaves out no more."""
 _MAY_OVERFLOW = re.compile(r"[0-9][eE]|(?<![0-9])[0-9]{309}")
 """Where a number may be larger than any that a float holds."""
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -69,11 +73,10 @@ def made_of(value: dict[str, Any], request: Request, schema: type[B], lenient: b
         try:
             return schema.model_validate(value)
         except ValidationError as error:
-            problems = error.errors(include_url=False)
-        unknown = unknown_fields(schema, problems) if lenient else []
-        dropped = [
-            path for path in reversed(unknown) if _drop(value, path)
-        ]  # of a list the last first: the others keep their places
+            count, problems = error.error_count(), error.errors(include_url=False)[:MOST_PROBLEMS]
+        unknown = unknown_fields(schema, problems) if lenient and count <= MOST_PROBLEMS else []
+        # Of a list the last first: the others keep their places.
+        dropped = [path for path in reversed(unknown) if _drop(value, path)]
         if not dropped:
             break
         ignored += [".".join(path) for path in reversed(dropped)]
@@ -112,6 +115,8 @@ def parse_json(raw: bytes) -> dict[str, Any]:
         raise ApiError(400, "the body must be a JSON object")
     if text.count("{") + text.count("[") > MOST_LEVELS:  # what follows takes time
         _check_levels(value)
+    if text.count("{") + text.count(":") > MOST_MEMBERS:
+        _check_members(value)
     if _SURROGATE_ESCAPE.search(text):
         for field, part in _texts(value):
             if SURROGATE.search(part):
@@ -126,6 +131,24 @@ def _check_levels(value: dict[str, Any]) -> None:
     for name, inner in value.items():
         if levels(inner) >= MOST_LEVELS:
             sentence = f"{name[:80]}: it is nested too deeply; it must have at most {MOST_LEVELS - 1} levels"
+            raise ApiError(400, sentence, param=name[:80])
+
+
+def _check_members(value: dict[str, Any]) -> None:
+    found = 1 + len(value)
+    if found > MOST_MEMBERS:
+        raise ApiError(400, f"a body of {len(value)} fields is not allowed; it must have fewer than {MOST_MEMBERS}")
+    for name, inner in value.items():
+        waiting = [inner]
+        while waiting and found <= MOST_MEMBERS:
+            item = waiting.pop()
+            if isinstance(item, dict):
+                found += 1 + len(item)
+                waiting += item.values()
+            elif isinstance(item, list):
+                waiting += [part for part in item if isinstance(part, (dict, list))]
+        if found > MOST_MEMBERS:
+            sentence = f"{name[:80]}: a body with so many objects and members is not allowed; it must have at most {MOST_MEMBERS}"
             raise ApiError(400, sentence, param=name[:80])
 
 

@@ -96,7 +96,7 @@ class Catalogue:
         if model is None or model.kind != kind:
             known = ", ".join(item.id for item in self.models.values() if item.kind == kind) or "none"
             raise ApiError(
-                404, f"model: {name!r} is not one of those served here: {known}", param="model", code="model_not_found"
+                404, f"model: {name[:80]!r} is not one of those served here: {known}", param="model", code="model_not_found"
             )
         return model, self._clients[model.prefix], self._places[model.holder]
 
@@ -126,7 +126,7 @@ class Catalogue:
     def shown(self, name: str) -> dict[str, Any]:
         """/v1/models/NAME; raises ApiError."""
         if name not in self.models:
-            raise ApiError(404, f"model: {name!r} is not served here", param="model", code="model_not_found")
+            raise ApiError(404, f"model: {name[:80]!r} is not served here", param="model", code="model_not_found")
         return _card(self.models[name])
 
     # --- what comes and goes ---

@@ -25,6 +25,8 @@ from nereid_client.errors import (
 
 RETRY_SECONDS = 1
 """What a caller that was refused for now is asked to wait."""
+_MOST_NAME, _MOST_SENTENCE = 200, 2000
+"""Characters that are told of a field's name, which its caller may have made up, and of a sentence."""
 WEBUI_FOLDER = "/sdapi/"
 """Where front ends of AUTOMATIC1111's API ask."""
 
@@ -41,12 +43,18 @@ class ApiError(Exception):
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def body(self) -> dict[str, Any]:
-        """All of it can be sent: what is no Unicode in a name that was sent is shown escaped."""
+        """All of it can be sent: what is no Unicode in a name that was sent is shown escaped, and a long one is cut."""
+        message, param = self.message, self.param
+        if param is not None and len(param) > _MOST_NAME:
+            param = f"{param[:_MOST_NAME]}..."
+            message = message.replace(str(self.param), param, 1)
+        if len(message) > _MOST_SENTENCE:
+            message = f"{message[:_MOST_SENTENCE]}..."
         return {
             "error": {
-                "message": _sendable(self.message),
+                "message": _sendable(message),
                 "type": self.type,
-                "param": None if self.param is None else _sendable(self.param),
+                "param": None if param is None else _sendable(param),
                 "code": self.code,
             }
         }

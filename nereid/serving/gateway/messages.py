@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from nereid.serving.gateway.call_messages import arguments_of
-from nereid.serving.gateway.sent import Sent
+from nereid.serving.gateway.sent import Sent, few
 from nereid.serving.gateway.tools import MOST_TOOLS
 from nereid.serving.gateway.unused import CALL, MESSAGE, PART, TOOL
 
@@ -123,7 +123,7 @@ class Message(Sent):
     place = MESSAGE
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
+    content: Annotated[str | list[ContentPart] | None, BeforeValidator(few)] = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = Field(default=None, max_length=MOST_TOOLS)
     tool_call_id: str | None = None

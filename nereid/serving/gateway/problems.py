@@ -162,7 +162,8 @@ def _without_none(kind: Any) -> Any:
 def _members(kind: Any) -> list[Any]:
     if get_origin(kind) not in (Union, types.UnionType):
         return []
-    return [member for member in get_args(kind) if member is not type(None)]
+    found = [member for member in get_args(kind) if member is not type(None)]
+    return [get_args(member)[0] if get_origin(member) is Annotated else member for member in found]
 
 
 def _member(members: Sequence[Any], label: str) -> Any:

@@ -10,10 +10,11 @@ from pydantic import BeforeValidator, Field, field_validator
 from nereid.serving.gateway.messages import FunctionCall, RefusalPart
 from nereid.serving.gateway.metadata import Metadata
 from nereid.serving.gateway.schemas import SamplingBody, TemplateVariables
-from nereid.serving.gateway.sent import Sent
+from nereid.serving.gateway.sent import MOST_PARTS, Sent, few
 from nereid.serving.gateway.tools import MOST_TOOLS
 from nereid.serving.gateway.unused import RESPONSES
 
+MOST_ITEMS = 10_000
 LOGPROBS = "message.output_text.logprobs"
 
 
@@ -41,7 +42,7 @@ class _Item(Sent):
 class MessageItem(_Item):
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[AnyPart]
+    content: Annotated[str | list[AnyPart], BeforeValidator(few)]
     phase: str | None = None
 
     @property
@@ -57,7 +58,7 @@ class CallItem(_Item, FunctionCall):
 class OutputItem(_Item):
     type: Literal["function_call_output"]
     call_id: str = Field(min_length=1, max_length=256)
-    output: str | list[Part]
+    output: Annotated[str | list[Part], BeforeValidator(few)]
 
     @property
     def text(self) -> str:
@@ -68,8 +69,8 @@ class ReasoningItem(_Item):
     """`encrypted_content` is another provider's: nobody here can read it."""
 
     type: Literal["reasoning"]
-    summary: list[Part] = Field(default_factory=list)
-    content: list[Part] | None = None
+    summary: list[Part] = Field(default_factory=list, max_length=MOST_PARTS)
+    content: list[Part] | None = Field(default=None, max_length=MOST_PARTS)
     encrypted_content: str | None = None
 
     @property
@@ -167,10 +168,17 @@ Included = Literal[
 """What may be told besides; all but the first is about what no answer here has."""
 
 
+def _not_too_many(value: Any) -> Any:
+    """Checked before the items are: each may be wrong, and take time to be told so."""
+    if isinstance(value, list) and len(value) > MOST_ITEMS:
+        raise ValueError(f"must have at most {MOST_ITEMS} items")
+    return value
+
+
 class ResponsesBody(SamplingBody):
     place = RESPONSES
 
-    input: str | list[Item] = Field(default_factory=list)
+    input: Annotated[str | list[Item], BeforeValidator(_not_too_many)] = Field(default_factory=list)
     instructions: str | None = None
     previous_response_id: str | None = None
     store: bool = True
@@ -181,7 +189,7 @@ class ResponsesBody(SamplingBody):
     text: TextOptions = Field(default_factory=TextOptions)
     reasoning: ReasoningOptions | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    include: list[Included] = Field(default_factory=list)
+    include: list[Included] = Field(default_factory=list, max_length=100)
     metadata: Metadata = Field(default_factory=dict)
     truncation: Literal["auto", "disabled"] = "disabled"
     chat_template_kwargs: TemplateVariables = Field(default_factory=dict)

@@ -9,6 +9,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     ConfigDict,
+    FailFast,
     Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
@@ -33,6 +34,17 @@ MOST_MESSAGES = 1000
 """Of a chat."""
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 """What `llm` takes as int32; whether the vocabulary has it, the model says."""
+
+
+class _First(FailFast):
+    """Of a list's entries the first wrong one is told, and no other is looked for: there may be millions."""
+
+    def __hash__(self) -> int:  # members of a union must have one
+        return id(self)
+
+
+TokenIds = Annotated[list[TokenId], _First()]
+Texts = Annotated[list[str], _First()]
 
 
 class _Body(Sent):
@@ -177,7 +189,7 @@ class ChatBody(SamplingBody):
 class CompletionBody(SamplingBody):
     place = COMPLETIONS
 
-    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
+    prompt: str | TokenIds | Texts | Annotated[list[TokenIds], _First()]
     max_tokens: int | None = 16
     logprobs: int | None = Field(default=None, ge=0, le=20)
     return_tokens_as_token_ids: bool = False
@@ -204,7 +216,7 @@ class EmbeddingBody(_EmbeddingFields):  # type: ignore[misc, valid-type]
 
     place = EMBEDDINGS
 
-    input: str | list[TokenId] | list[str] | list[list[TokenId]] | None = None
+    input: str | TokenIds | Texts | Annotated[list[TokenIds], _First()] | None = None
     messages: list[Message] | None = Field(default=None, min_length=1, max_length=MOST_MESSAGES)
     chat_template: str | None = None
     chat_template_kwargs: TemplateVariables = Field(default_factory=dict)
@@ -227,7 +239,7 @@ class _LayoutBody(Sent):
     model: str | None = None
     canvas: Annotated[int, Field(strict=True)] | dict[str, Any]
     html: str | None = None
-    elements: list[dict[str, Any]] | None = None
+    elements: list[dict[str, Any]] | None = Field(default=None, max_length=1000)
     stream: bool = False
 
     @property

@@ -10,6 +10,16 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_
 
 from nereid.serving.gateway.unused import UnusedField, taken_values, unused_field
 
+MOST_PARTS = 1000
+"""Of a list of objects within a message: each may be wrong, and take time to be told so."""
+
+
+def few(value: Any) -> Any:
+    """Checked before the parts are."""
+    if isinstance(value, list) and len(value) > MOST_PARTS:
+        raise ValueError(f"must have at most {MOST_PARTS} items")
+    return value
+
 
 class Sent(BaseModel):
     """An object that a caller sends: null is as absent, and so is a value that the table of unused fields allows."""

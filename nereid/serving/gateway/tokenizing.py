@@ -12,7 +12,7 @@ from nereid.serving.gateway.chat_templates import DEFAULT
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.messages import Message
 from nereid.serving.gateway.offered import Offered
-from nereid.serving.gateway.schemas import MOST_MESSAGES, ChatBody, TokenId
+from nereid.serving.gateway.schemas import MOST_MESSAGES, ChatBody, TokenIds
 from nereid.serving.gateway.sent import Sent
 
 
@@ -26,7 +26,7 @@ class TokenizeBody(ChatBody):
 
 class DetokenizeBody(Sent):
     model: str = ""
-    tokens: list[TokenId]
+    tokens: TokenIds
 
 
 def tokenize_names(body: TokenizeBody) -> dict[str, str]:
