@@ -1,8 +1,8 @@
 """Who moves on in a tick: sequences that yield (a batch's) keep their places and wait while somebody else is inside.
 
-They lose nothing by it, and who comes pays for the tick that is under way and for no more. For a while after others have gone only
-a few move on, so that this tick is short: who was there lately may come again. Where others are always inside, one of those that
-yield at a time moves on beside them: nobody waits for ever.
+They lose nothing by it, and who comes pays for the tick that is under way and for no more. For a while after others have gone
+only a few move on, so that this tick is short: who was there lately may come again. Where others are always inside, one of those
+that yield at a time moves on beside them: nobody waits for ever.
 """
 
 from __future__ import annotations
