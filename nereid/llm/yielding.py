@@ -1,11 +1,13 @@
 """Who moves on in a tick: sequences that yield (a batch's) keep their places and wait while somebody else is inside.
 
-They lose nothing by it, and who comes pays for the tick that is under way and for no more. Where others are always inside, one of
-those that yield at a time moves on beside them: nobody waits for ever.
+They lose nothing by it, and who comes pays for the tick that is under way and for no more. For a while after others have gone
+only a few move on, so that this tick is short: who was there lately may come again. Where others are always inside, one of those
+that yield at a time moves on beside them: nobody waits for ever.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,6 +15,9 @@ from dataclasses import dataclass, field
 from nereid.flow.tickets import AGING_SECONDS
 from nereid.llm.engine import Holder, KvMemory
 from nereid.llm.sequences import GeneratedSequence
+
+RAMP_SECONDS = 2.0
+"""After others have gone, until all that yield move on."""
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +32,10 @@ class Yielding:
     """The one that moves on beside others."""
     _moved: float = field(init=False)
     """When one that yields could move last."""
+    _others_at: float = -math.inf
+    """When others were inside last."""
+    _few: frozenset[int] | None = None
+    """Those that yield and move on a short while after that, by identity; None: all."""
 
     def __post_init__(self) -> None:
         self._moved = self.clock()
@@ -36,10 +45,17 @@ class Yielding:
         inside = [holder for holder in self.memory.held if isinstance(holder, GeneratedSequence)]
         outside = list(waiting)
         yielding = [one for one in inside if one.yields] or [one for one in outside if one.yields]
-        self.held_up = bool(yielding) and not all(one.yields for one in (*inside, *outside))
+        others = not all(one.yields for one in (*inside, *outside))
+        self.held_up = bool(yielding) and others
         now = self.clock()
+        if others:
+            self._others_at = now
+        self._few = None
         if not self.held_up:
             self._moved, self._beside = now, None
+            if (quiet := now - self._others_at) < RAMP_SECONDS:
+                most = 1 + int((len(yielding) - 1) * (quiet / RAMP_SECONDS) ** 2)
+                self._few = frozenset(map(id, sorted(yielding, key=lambda one: one.standing)[:most]))
             return
         if self._beside not in yielding:
             late = now - self._moved >= AGING_SECONDS
@@ -49,6 +65,8 @@ class Yielding:
 
     def may_move(self, holder: Holder) -> bool:
         """Whether it decodes, or its prompt is read, in this tick."""
-        if not (self.held_up and isinstance(holder, GeneratedSequence) and holder.yields):
+        if not (isinstance(holder, GeneratedSequence) and holder.yields):
             return True
-        return holder is self._beside
+        if self.held_up:
+            return holder is self._beside
+        return self._few is None or id(holder) in self._few

@@ -10,6 +10,7 @@ from test_scheduler import EOS, Make, alone, make, of_a_batch, prompts, run, seq
 
 from nereid.flow.tickets import AGING_SECONDS
 from nereid.llm.sequences import GeneratedSequence
+from nereid.llm.yielding import RAMP_SECONDS
 
 __all__ = ["make"]
 
@@ -98,6 +99,26 @@ def test_one_of_those_that_yield_goes_on_where_others_are_always_inside(make: Ma
             assert ticks[-1].decoded_rows == 2
         assert [len(one.written) for one in batch[first + 1 :]] == written[first + 1 :]
     assert not callers[0].finished
+
+
+def test_after_others_have_gone_few_move_on_at_first_and_all_a_little_later(make: Make) -> None:
+    clock = Clock()
+    scheduler, ticks = make(clock=clock)
+    batch = [long(of_a_batch([number + 1] * 20, 60)) for number in range(5)]
+    for _ in range(3):  # nobody was there before: all at once
+        scheduler.advance(batch)
+    assert ticks[-1].decoded_rows == 5
+    caller = sequence([9] * 20, 1)
+    scheduler.advance([*batch, caller])
+    assert caller.finished
+    for seconds, together in ((0.0, 1), (RAMP_SECONDS / 2, 2), (0.99 * RAMP_SECONDS, 4), (RAMP_SECONDS, 5)):
+        clock.now = seconds
+        scheduler.advance(batch)
+        assert ticks[-1].decoded_rows == together
+    assert len(batch[0].written) == max(len(one.written) for one in batch)  # the oldest is the first
+    clock.now = 2 * RAMP_SECONDS
+    run(scheduler, [(0, one) for one in batch])
+    assert same_as_alone(*batch)
 
 
 def test_who_finds_no_place_gets_that_of_the_youngest_that_yields(make: Make) -> None:
