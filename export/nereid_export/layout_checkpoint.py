@@ -11,7 +11,8 @@ from typing import Any
 
 from nereid.diffusion.branch_cache import BranchEngine
 from nereid.diffusion.dynamic_width import TokenEngine, WidthEngine, WidthTable
-from nereid.diffusion.solvers import ScheduleError, SchedulerConfig
+from nereid.diffusion.solvers import ScheduleError
+from nereid.layout.settings import layout_schedule
 from nereid_export.checkpoint import check_weights, file_digest, read_json, understood, weights_in
 from nereid_export.components import Component
 from nereid_export.errors import ExportError
@@ -46,12 +47,9 @@ class LayoutCheckpoint:
             check_weights(folder / part)
         scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
         try:
-            flow = SchedulerConfig.from_diffusers(scheduler).flow
+            layout_schedule(scheduler)
         except ScheduleError as error:
             raise ExportError(f"{folder / 'scheduler'}: {error}") from None
-        if not flow:
-            kind = scheduler.get("_class_name")
-            raise ExportError(f"{folder / 'scheduler'}: {kind} is not allowed; a layout transformer is a rectified flow's")
         return cls(folder, dict(scheduler))
 
     def digest(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from nereid.diffusion.branch_cache import BranchCalibration, BranchEngine
 from nereid.diffusion.dynamic_width import TokenEngine, WidthEngine, WidthTable
-from nereid.diffusion.solvers import SchedulerConfig, SchedulerName, default_scheduler
+from nereid.diffusion.solvers import ScheduleError, SchedulerConfig, SchedulerName, default_scheduler
 from nereid.engines.digests import digest_of_files
 from nereid.engines.engine_files import ENGINE_FILES
 from nereid.engines.worker import WorkerOptions
@@ -25,10 +25,25 @@ LAYOUT_FILE = "layout.json"
 """Where export leaves the model's facts, in its version folder beside the engine."""
 ENGINE_NAME = "layout_transformer"
 """What errors and measured costs call the network."""
+TRAIN_TIMESTEPS = 1000
+"""Timesteps of a noise level of 1."""
 SAMPLE, TIMESTEP, OUT = "sample", "timestep", "out_sample"
 """The engine's tensors beside those of Tokens: noisy boxes, rows x tokens x 4; 1000 x the noise level, rows x 1; the velocity."""
 KEPT = "kept_tokens"
 """Of engines whose MLPs pass over tokens, one more output: how many tokens each block's MLP was computed for, rows x blocks."""
+
+
+def layout_schedule(settings: Mapping[str, Any]) -> SchedulerConfig:
+    """Of a layout transformer's scheduler_config.json; raises ScheduleError for another than a rectified flow's."""
+    made = SchedulerConfig.from_diffusers(settings)
+    if not made.flow:
+        raise ScheduleError(f"{settings.get('_class_name')} is not allowed; a layout transformer is a rectified flow's")
+    if made.num_train_timesteps != TRAIN_TIMESTEPS:
+        raise ScheduleError(
+            f"scheduler setting num_train_timesteps: {made.num_train_timesteps} is not supported; of a layout transformer "
+            f"it must be {TRAIN_TIMESTEPS}"
+        )
+    return made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 from torch import Tensor
 
 from nereid.diffusion.solvers import noise_levels
+from nereid.layout.settings import TRAIN_TIMESTEPS
 from nereid_export.w4a8.products import layers_of, tables_of
 from nereid_zoo.layout.batches import Batches
 from nereid_zoo.layout.distil import (
@@ -22,7 +23,7 @@ from nereid_zoo.layout.distil import (
     settled,
     trainable,
 )
-from nereid_zoo.layout.draw import TRAIN_TIMESTEPS, Flow, draw
+from nereid_zoo.layout.draw import Flow, draw
 from nereid_zoo.layout.model import LayoutTransformer, load
 from nereid_zoo.layout.quantised import Observer, QuantisedTransformer, quantised_layers
 from nereid_zoo.layout.score import held_out_sections

@@ -10,9 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from nereid.diffusion.solvers import ScheduleError
 from nereid_zoo.layout import score as layout
 from nereid_zoo.layout.batches import Task
 from nereid_zoo.layout.draw import DYNAMIC, STEPS
+from nereid_zoo.layout.weights import WeightsError
 from nereid_zoo.page.cli import score_pictures, score_plans
 from nereid_zoo.sections import score as sections
 from nereid_zoo.shapes.score import (
@@ -158,12 +160,17 @@ def score_layout(
             f"{path} is not allowed; it must be a layout transformer, as `zoo train layout` writes it", param_hint="--path"
         )
     asked = layout.held_out_sections(count, task=task)
-    drawers = {"transformer": layout.transformer_drawer(path, asked, steps=steps)}
-    if (config := path / DYNAMIC / "config.json").is_file():
-        drawers["dynamic width"] = layout.transformer_drawer(path, asked, steps=steps, widths=True)
-        if json.loads(config.read_text(encoding="utf-8")).get("tokens"):
-            drawers["dynamic tokens"] = layout.transformer_drawer(path, asked, steps=steps, tokens=True)
-            drawers["dynamic width and tokens"] = layout.transformer_drawer(path, asked, steps=steps, widths=True, tokens=True)
+    try:
+        drawers = {"transformer": layout.transformer_drawer(path, asked, steps=steps)}
+        if (config := path / DYNAMIC / "config.json").is_file():
+            drawers["dynamic width"] = layout.transformer_drawer(path, asked, steps=steps, widths=True)
+            if json.loads(config.read_text(encoding="utf-8")).get("tokens"):
+                drawers["dynamic tokens"] = layout.transformer_drawer(path, asked, steps=steps, tokens=True)
+                drawers["dynamic width and tokens"] = layout.transformer_drawer(
+                    path, asked, steps=steps, widths=True, tokens=True
+                )
+    except (WeightsError, ScheduleError) as error:
+        raise typer.BadParameter(f"{path} is not allowed; {error}", param_hint="--path") from None
     drawers |= layout.baselines(asked, task)
     distance = layout.training_distance(features) if (features / "config.json").is_file() else None
     rows = {}

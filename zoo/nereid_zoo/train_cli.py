@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from nereid.diffusion.solvers import ScheduleError
 from nereid_zoo.layout import score as layout
+from nereid_zoo.layout.weights import WeightsError
 from nereid_zoo.page import score as pages
 from nereid_zoo.sections import score as sections
 from nereid_zoo.shapes.score import CHECKPOINT, scorer_for
@@ -231,7 +233,10 @@ def train_layout_dynamic(
     plan = training.DynamicPlan(
         source=source, work=work, flops=flops, device=device, minutes=minutes, tokens=tokens, token_minutes=token_minutes
     )
-    _trained(lambda: training.train_dynamic(plan, out))
+    try:
+        _trained(lambda: training.train_dynamic(plan, out))
+    except (WeightsError, ScheduleError) as error:
+        raise typer.BadParameter(f"{source} is not allowed; {error}", param_hint="--source") from None
     console.print(f"layout-dynamic: written to {out}")
 
 

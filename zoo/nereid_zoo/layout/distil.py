@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nereid.diffusion.solvers import noise_levels
+from nereid.layout.settings import TRAIN_TIMESTEPS
 from nereid_export.w4a8.products import LinearInEight, ProductInEight, halved
 from nereid_export.w4a8.tables import Table
 from nereid_export.w4a8.tuning import CODE_RATE, TunedProduct
 from nereid_zoo.layout.batches import Batches
-from nereid_zoo.layout.draw import TRAIN_TIMESTEPS, Flow
+from nereid_zoo.layout.draw import Flow
 from nereid_zoo.layout.model import MASKED, NUMBERED, LayoutTransformer
 from nereid_zoo.layout.quantised import IN_BLOCK, QuantisedBlock, QuantisedTransformer, weights_of
 from nereid_zoo.optimisation import cosine_rate

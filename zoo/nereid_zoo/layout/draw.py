@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nereid.diffusion.solvers import SchedulerConfig, SchedulerName, default_scheduler, noise_levels
+from nereid.diffusion.solvers import SchedulerName, default_scheduler, noise_levels
 from nereid.flow.noise import Purpose, normal
 from nereid.layout.elements import Box, Section
+from nereid.layout.settings import TRAIN_TIMESTEPS, layout_schedule
 from nereid.layout.tokens import Floats, Tokens, boxes_of, bucket_of, tokens_of
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 STEPS = 8
 """Of the flow, where nothing is said."""
-TRAIN_TIMESTEPS = 1000
 DYNAMIC = "dynamic_transformer"
 """The folder, in a checkpoint, of the transformer with dynamic width."""
 
@@ -54,7 +54,7 @@ class Flow:
 def flow_of(folder: Path) -> Flow:
     """The checkpoint's own, from its scheduler's settings, as the server reads them; raises ValueError as that refuses them."""
     settings = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    return Flow(SchedulerConfig.from_diffusers(settings).shift, default_scheduler(settings) is SchedulerName.LCM)
+    return Flow(layout_schedule(settings).shift, default_scheduler(settings) is SchedulerName.LCM)
 
 
 def noise_of(seeds: Sequence[int], count: int, purpose: Purpose = Purpose.INITIAL_LATENTS, step: int = 0) -> Floats:

@@ -23,10 +23,12 @@ from torch.nn import functional
 
 from nereid.diffusion.dynamic_width import WidthEngine, WidthTable
 from nereid.diffusion.solvers.schedule import shifted
-from nereid_zoo.layout.draw import DYNAMIC, TRAIN_TIMESTEPS
+from nereid.layout.settings import TRAIN_TIMESTEPS
+from nereid_zoo.layout.draw import DYNAMIC
 from nereid_zoo.layout.model import GRID_PERIODS, SETTINGS, LayoutTransformer, Opened, settings_before, time_waves
 from nereid_zoo.layout.skipping import GAIN, OPEN, RoutedBlock, Routing, SkippingBlock, counted
 from nereid_zoo.layout.slices import NarrowBlock
+from nereid_zoo.layout.weights import read_network
 
 MOST_WIDTHS = len(WidthEngine)
 GRID = 200
@@ -285,6 +287,6 @@ def _above(chances: Tensor, level: float) -> list[int]:
 
 
 def load_dynamic(folder: Path) -> DynamicLayoutTransformer:
-    """That of a checkpoint's folder, in float32."""
+    """That of a checkpoint's folder, in float32; raises WeightsError."""
     home = folder / DYNAMIC
-    return DynamicLayoutTransformer.from_pretrained(home, use_safetensors=True, **settings_before(home)).float().eval()
+    return read_network(DynamicLayoutTransformer, home, **settings_before(home))

@@ -22,6 +22,7 @@ from torch.nn import functional
 from nereid.layout.elements import MAX_ELEMENTS, ElementClass
 from nereid.layout.tokens import CANVAS, CONTENT, MOST_DEPTH, SCALE
 from nereid_zoo.layout.relations import RELATIONS, relations
+from nereid_zoo.layout.weights import read_network
 from nereid_zoo.stages import forget_places
 
 SCHEDULER_CONFIG = {"num_train_timesteps": 1000, "shift": 0.08, "stochastic_sampling": True}
@@ -288,9 +289,9 @@ def save(transformer: LayoutTransformer, destination: Path) -> None:
 
 
 def load(folder: Path) -> LayoutTransformer:
-    """The transformer of such a folder, in float32."""
+    """The transformer of such a folder, in float32; raises WeightsError."""
     home = folder / "transformer"
-    return LayoutTransformer.from_pretrained(home, use_safetensors=True, **settings_before(home)).float().eval()
+    return read_network(LayoutTransformer, home, **settings_before(home))
 
 
 def settings_before(home: Path) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from nereid.diffusion.solvers import noise_levels
-from nereid_zoo.layout.draw import TRAIN_TIMESTEPS, Flow
+from nereid.layout.settings import TRAIN_TIMESTEPS
+from nereid_zoo.layout.draw import Flow
 
 Bounds = tuple[float, ...]
 """Between neighbouring ranges, ascending; exact in float32."""

@@ -1,0 +1,58 @@
+"""Reads a network of layouts from a folder: all of its tensors and no others, or one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from safetensors import safe_open
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Network = TypeVar("Network", bound="nn.Module")
+_TYPES = ("F16", "BF16", "F32", "F64")
+
+
+class WeightsError(ValueError):
+    """Files whose tensors are not the network's."""
+
+
+def read_network(kind: type[Network], home: Path, **settings: Any) -> Network:
+    """A diffusers model (config.json, safetensors) in float32; `settings` go before what its file says.
+
+    Raises WeightsError where tensors are missing, of no use to it, of another shape or no float type: diffusers leaves the
+    first without a value and the second out.
+    """
+    import torch
+
+    made: Any = kind
+    held, config = _tensors_in(home), {**made.load_config(home), **settings}
+    layers, blocks = config.get("layers"), sum(name.endswith(".fc1.bias") for name in held)
+    if layers is not None and layers != blocks:  # before so many are made
+        raise WeightsError(f"layers: {layers!r} is not allowed; it must be {blocks}, as the weights in {home} have them")
+    with torch.device("meta"):
+        wanted = {name: tuple(value.shape) for name, value in made.from_config(config).state_dict().items()}
+    for what, names in (("lack", wanted.keys() - held.keys()), ("have", held.keys() - wanted.keys())):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            why = "" if what == "lack" else f", which a {kind.__name__} of these settings has not"
+            raise WeightsError(f"the weights in {home} {what} {min(names)}{more}{why}")
+    for name, (its, shape) in held.items():
+        if its not in _TYPES:
+            raise WeightsError(f"{name} in {home}: {its} is not allowed; it must be of one of {', '.join(_TYPES)}")
+        if shape != wanted[name]:
+            raise WeightsError(f"{name} in {home}: shape {shape} is not allowed; with these settings it must be {wanted[name]}")
+    network: Network = made.from_pretrained(home, use_safetensors=True, **settings).float().eval()
+    return network
+
+
+def _tensors_in(home: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of every tensor in the folder."""
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for file in sorted(home.glob("*.safetensors")):
+        with safe_open(file, framework="np") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                part = opened.get_slice(name)
+                found[name] = part.get_dtype(), tuple(part.get_shape())
+    return found
