@@ -18,6 +18,7 @@ client = Client("tritonclient", "tritonclient")
 
 def inputs(module: Any, values: dict[str, Any]) -> list[Any]:
     names = {np.dtype(object): "BYTES", np.dtype(np.int32): "INT32", np.dtype(bool): "BOOL", np.dtype(np.uint8): "UINT8"}
+    names[np.dtype(np.int64)] = "INT64"
     made = []
     for name, value in values.items():
         tensor = module.InferInput(name, list(value.shape), names[value.dtype])
@@ -26,10 +27,11 @@ def inputs(module: Any, values: dict[str, Any]) -> list[Any]:
     return made
 
 
-def picture(module: Any, url: str) -> Any:
+def picture(module: Any, url: str, prompt: bytes = b"a red circle") -> Any:
     with module.InferenceServerClient(url) as api:
         expect(api.is_server_ready() and api.is_model_ready(IMAGES), "it is not ready")
-        values = {"prompt": np.array([[b"a red circle"]], object), "num_inference_steps": np.array([[4]], np.int32)}
+        values = {"prompt": np.array([[prompt]], object), "num_inference_steps": np.array([[4]], np.int32)}
+        values["seed"] = np.array([[1]], np.int64)
         return api.infer(IMAGES, inputs(module, values)).as_numpy("generated_image")
 
 
@@ -45,10 +47,11 @@ def grpc() -> None:
 
 @client.capability("pictures with a mask")
 def masks() -> None:
-    before = picture(over_http, TRITON_HTTP)
+    before = picture(over_http, TRITON_HTTP, b"a red circle on a white background")
     before = before.reshape(before.shape[-3:])
     values: dict[str, Any] = {
         "prompt": np.array([[b"a blue square on a black background"]], object),
+        "seed": np.array([[2]], np.int64),
         "init_image": before[None],
         "mask_image": np.full((1, *before.shape[:2]), 255, np.uint8),
     }
