@@ -17,7 +17,8 @@ from gateway_before import gateway
 __all__ = ["Model"]
 
 RESPONSES, COMPLETIONS = "/v1/responses", "/v1/completions"
-TEMPLATE = """{% for m in messages %}<{{ m.role }}>{{ m.reasoning_content }}{{ m.content }}{% for call in m.tool_calls %}
+TEMPLATE = """{% for m in messages %}<{{ m.role }}>{{ m.reasoning_content }}
+{{- '' if m.tool_calls else m.content + '' }}{% for call in m.tool_calls %}
 {{- '<tool_call>' + call.function | tojson }}{% endfor %}{% endfor %}{% if tools %}<tool_call>{% endif %}"""
 USER: dict[str, Any] = {"role": "user", "content": "Hi."}
 CALLED: dict[str, Any] = {"id": "c", "type": "function", "function": {"name": "now", "arguments": "{}"}}
