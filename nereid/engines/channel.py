@@ -1,13 +1,14 @@
 """Messages between two processes over a socket pair: a JSON header and raw arrays; knows nothing of what they mean.
 
-No pickles cross: what is read can be numbers, text, lists, maps and numeric arrays, whoever wrote it. Whoever sends only puts a
-message in a queue; a thread of the channel's own writes, so that a full socket never holds up the sender.
+No pickles cross: what is read can be numbers, text, lists, maps and numeric arrays, whoever wrote it. Whoever sends writes as much
+as the socket takes at once, and a thread of the channel's own the rest, so that a full socket never holds up the sender.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import queue
 import socket
 import struct
@@ -24,6 +25,8 @@ _MARK = b"NRD1"
 """Begins every message: what does not begin with it was not written by a channel."""
 _MOST_BYTES = 2**30
 _ARRAYS = "arrays"
+_READ_BYTES = 2**16
+"""Asked for at once where less is missing: a step's message comes whole."""
 
 
 class BrokenChannelError(Exception):
@@ -58,7 +61,7 @@ class Message:
                 dtype = np.dtype(code)
                 if dtype.kind not in "biuf":
                     raise ValueError(code)
-                value = np.frombuffer(data, dtype, int(np.prod(shape, dtype=np.int64)), start).reshape(shape)
+                value = np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
                 arrays[name], start = value, start + value.nbytes
             return Message(str(raw["kind"]), raw["body"], arrays)
         except (ValueError, KeyError, TypeError) as error:
@@ -71,16 +74,34 @@ class Channel:
 
     end: socket.socket
     name: str = "channel"
-    _outgoing: queue.SimpleQueue[Message | None] = field(default_factory=queue.SimpleQueue, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _outgoing: queue.SimpleQueue[memoryview | None] = field(default_factory=queue.SimpleQueue, init=False)
+    _queued: int = field(default=0, init=False)
+    """Messages and parts of them that the writer has not written yet: others go behind them."""
     _writer: threading.Thread = field(init=False)
+    _read_ahead: bytearray = field(default_factory=bytearray, init=False)
 
     def __post_init__(self) -> None:
         self._writer = threading.Thread(target=self._write_forever, name=f"{self.name}-write", daemon=True)
         self._writer.start()
 
     def send(self, message: Message) -> None:
-        """Queue a message; one that can no longer be delivered is dropped."""
-        self._outgoing.put(message)
+        """Write a message, or queue what the socket does not take; one that can no longer be delivered is dropped.
+
+        Raises ValueError for one that is too large.
+        """
+        rest = memoryview(message.pack())
+        with self._lock:
+            if not self._queued:
+                try:
+                    rest = rest[self.end.send(rest, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :]
+                except BlockingIOError:
+                    pass
+                except OSError:  # the other end is gone, which its reader tells
+                    return
+            if rest:
+                self._queued += 1
+                self._outgoing.put(rest)
 
     def receive(self) -> Iterator[Message]:
         """Messages as they come, until the other end closes; raises BrokenChannelError for anything else."""
@@ -103,21 +124,24 @@ class Channel:
 
     def _read(self, size: int) -> bytes | None:
         """Exactly so many bytes; None where the other end has closed."""
-        parts, missing = [], size
-        while missing:
+        ahead = self._read_ahead
+        while len(ahead) < size:
             try:
-                part = self.end.recv(min(missing, 2**20))
+                part = self.end.recv(max(_READ_BYTES, min(size - len(ahead), 2**20)))
             except OSError:
                 return None
             if not part:
                 return None
-            parts.append(part)
-            missing -= len(part)
-        return b"".join(parts)
+            ahead += part
+        made = bytes(memoryview(ahead)[:size])
+        del ahead[:size]
+        return made
 
     def _write_forever(self) -> None:
-        while (message := self._outgoing.get()) is not None:
+        while (rest := self._outgoing.get()) is not None:
             try:
-                self.end.sendall(message.pack())
+                self.end.sendall(rest)
             except OSError:  # the other end is gone, which its reader tells
                 return
+            with self._lock:
+                self._queued -= 1

@@ -18,7 +18,7 @@ import numpy as np
 
 from nereid.engines.channel import Message
 from nereid.engines.worker import Worker, WorkerOptions
-from nereid.flow.errors import LostError, RequestError
+from nereid.flow.errors import EngineError, LostError, RequestError
 from nereid.flow.state_folder import set_worker_down
 from nereid_protocol.errors import WireError
 
@@ -71,7 +71,11 @@ class EngineProcess:
                 return future
             number = next(self._numbers)
             self._open[number] = future
-            self._worker.send(Message(CALL, {"number": number, "outputs": list(outputs), "graph": str(graph)}, inputs))
+            try:
+                self._worker.send(Message(CALL, {"number": number, "outputs": list(outputs), "graph": str(graph)}, inputs))
+            except ValueError as error:  # it is too large
+                del self._open[number]
+                future.set_exception(EngineError(f"{self.options.name}: {error}"))
         return future
 
     def stop(self) -> None:

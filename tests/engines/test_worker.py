@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,41 @@ def test_a_full_socket_never_holds_up_the_sender() -> None:
     other = Channel(theirs)
     arriving = other.receive()
     assert [next(arriving).body["n"] for _ in range(50)] == list(range(50))
+    channel.close()
+    other.close()
+
+
+def test_a_message_that_the_socket_takes_is_written_by_its_sender_and_others_never_overtake() -> None:
+    ours, theirs = socket.socketpair()
+    channel, other = Channel(ours), Channel(theirs)
+    channel.send(Message("small", {"n": -1}))
+    assert theirs.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)  # there already: no other thread had to wake
+    arriving = other.receive()
+    assert next(arriving).body["n"] == -1
+    with ThreadPoolExecutor(3) as pool:
+        for sender in range(3):
+            pool.submit(lambda sender=sender: [channel.send(mixed(sender, number)) for number in range(200)])
+        got = [next(arriving) for _ in range(600)]
+    for sender in range(3):
+        assert [message.body["n"] for message in got if message.body["sender"] == sender] == list(range(200))
+    assert all((message.arrays["x"] == message.body["n"]).all() for message in got)
+    channel.close()
+    other.close()
+
+
+def mixed(sender: int, number: int) -> Message:
+    """Every tenth is more than a socket takes at once."""
+    return Message("mixed", {"sender": sender, "n": number}, {"x": np.full(200_000 if number % 10 == 0 else 3, number)})
+
+
+def test_a_message_that_is_too_large_is_its_senders_error_and_no_other_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    channel, other = Channel(ours), Channel(theirs)
+    monkeypatch.setattr("nereid.engines.channel._MOST_BYTES", 10_000)
+    with pytest.raises(ValueError, match="too large"):
+        channel.send(Message("big", {}, {"x": np.zeros(10_000)}))
+    channel.send(Message("small", {"n": 1}))
+    assert next(other.receive()).body["n"] == 1
     channel.close()
     other.close()
 
