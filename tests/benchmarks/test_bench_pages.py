@@ -54,7 +54,7 @@ class Client:
 
 
 def progress(html: str) -> PageProgress:
-    return PageProgress(step=1, html=html, progress={}, seconds=0.0)
+    return PageProgress(step=1, html=html, progress={}, done={}, visible=(), seconds=0.0)
 
 
 def test_a_callers_time_is_until_the_first_section_and_until_the_page() -> None:
