@@ -382,6 +382,14 @@ def test_a_checkpoint_that_is_none_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_settings_that_engines_of_branches_need_are_missed_in_one_sentence(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(checkpoint, folder)
+    (folder / "transformer" / "config.json").write_text("{}")
+    with pytest.raises(ExportError, match="transformer cannot be used: KeyError: 'layers'"):
+        export_layout(folder, tmp_path / "out", cache=True)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
