@@ -18,6 +18,8 @@ from nereid_export.configs import prefixed
 Say = Callable[[str], None]
 
 BRIEF = "landing page for a bakery with a gallery and prices"
+FIRST = "s1"
+"""The first section's id."""
 STAGES = ("plan", "sections", "layouts", "pictures")
 AIMS = {"first section": 1.0, "page": 10.0}
 """Seconds until a caller sees the first section, and has a page of as many sections and pictures as were asked for."""
@@ -84,10 +86,10 @@ def _taken(client: Pages, plan: PagesPlan, seed: int) -> Taken:
     begun, first = time.perf_counter(), None
     for answer in client.stream_page(plan.brief, **asked):
         now = time.perf_counter() - begun
-        if first is None and ' id="s1">' in answer.html:
-            first = now
         if isinstance(answer, PageResult):
             return Taken(first=now if first is None else first, whole=now, made=answer)
+        if first is None and FIRST in answer.visible:
+            first = now
     raise ServingError("a stream has ended without a page")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,11 +112,12 @@ def from_layout_tensors(tensors: Tensors) -> LayoutProgress | LayoutResult:
 def layout_tensors(section: Section, canvas: Canvas, options: Mapping[str, Any], *, interval: int | None) -> Tensors:
     """Inputs of `layout`; raises InvalidRequestError for what cannot be sent, the server refuses the rest."""
     request = LayoutRequest.of(**options)
-    tensors: Tensors = {"canvas": _text("canvas", _json("canvas", canvas if isinstance(canvas, int) else dict(canvas)))}
+    tensors: Tensors = {"canvas": _text("canvas", _json("canvas", canvas))}
     if isinstance(section, str):
         tensors["html"] = _text("html", section)
     else:
-        tensors["elements"] = _text("elements", _json("elements", [dict(element) for element in section]))
+        elements = [*section] if isinstance(section, Iterable) else section
+        tensors["elements"] = _text("elements", _json("elements", elements))
     for field in LAYOUT_OPTIONS:
         if (value := getattr(request, field.name)) is not None:
             tensors[field.name] = tensor_of(field, value)
@@ -127,9 +128,15 @@ def layout_tensors(section: Section, canvas: Canvas, options: Mapping[str, Any],
 
 def _json(field: str, value: object) -> str:
     try:
-        return json.dumps(value)
-    except (TypeError, ValueError) as error:
+        return json.dumps(value, default=_plain)
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequestError(f"{field}: {error}", field) from None
+
+
+def _plain(value: object) -> dict[Any, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not allowed; it must be what JSON has")
 
 
 def _text(field: str, value: str) -> np.ndarray:

@@ -34,12 +34,15 @@ class PageProgress:
     """A page on its way, after `step` pieces of work.
 
     `html` is what is there of it, a whole file, empty where nothing can be seen yet; `progress` has for each stage (plan,
-    sections, layouts, pictures) how much is `done` `of` what is known of so far.
+    sections, layouts, pictures) how much is `done` `of` what is known of so far. `done` is what was done last: its `stage`, and
+    the number of its `section`, None where it is the page's. `visible` are the ids of the sections that can be seen.
     """
 
     step: int
     html: str
     progress: Mapping[str, Mapping[str, int]]
+    done: Mapping[str, Any]
+    visible: tuple[str, ...]
     seconds: float
 
 
@@ -69,7 +72,14 @@ def from_page_tensors(tensors: Tensors) -> PageProgress | PageResult:
     """One answer as a type: the last one says whether checks were passed."""
     answer, html = json.loads(tensors["page"].reshape(-1)[0]), tensors["html"].reshape(-1)[0].decode()
     if "passed" not in tensors:
-        return PageProgress(step=answer["step"], html=html, progress=answer["progress"], seconds=answer["seconds"])
+        return PageProgress(
+            step=answer["step"],
+            html=html,
+            progress=answer["progress"],
+            done=answer["done"],
+            visible=tuple(answer["visible"]),
+            seconds=answer["seconds"],
+        )
     return PageResult(
         html=html,
         title=answer["title"],

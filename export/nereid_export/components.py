@@ -64,7 +64,7 @@ class Component:
     derived: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None
     """Of random inputs, those that are no random numbers where it runs: they follow from the others."""
     opset: int | None = None
-    """Of the graph that ONNX Runtime has; None: that of all others."""
+    """Of the graph that ONNX Runtime has in float; None: that of all others."""
 
     @property
     def denoises(self) -> bool:

@@ -17,12 +17,13 @@ from nereid.layout.elements import Section
 from nereid_export.kept_figures import KeptFigures
 from nereid_export.layout_drawing import LayoutDrawer
 from nereid_export.layout_samples import Passed, passed_each, passed_shares
+from nereid_protocol.layout_fields import WIDTHS
 
 ADAPTIVE_BOUND = 1.0
 """Points of a class's layouts that pass, before or after repair, that a quicker way may cost it."""
 CLASSES = 4
 """Of sections, by their complexity."""
-FULL, DYNAMIC = "full", "dynamic"
+FULL, DYNAMIC = WIDTHS
 
 
 class Way(NamedTuple):

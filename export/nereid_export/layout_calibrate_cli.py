@@ -11,6 +11,7 @@ from rich.table import Table
 
 from nereid_export.bar import with_bar
 from nereid_export.calibrate_cli import numbers_of_steps
+from nereid_export.layout_adaptive import FULL
 from nereid_export.layout_calibrate import BRIEFS, CalibrateLayoutOptions
 from nereid_export.layout_calibrate import calibrate_layout as calibrate_model
 
@@ -101,7 +102,7 @@ def show_adaptive(found: dict[str, Any]) -> None:
     for its in found["classes"]:
         shares = (its[name] for name in ("passed_before", "passed_before_whole", "passed", "passed_whole"))
         most = "above" if its["up_to"] is None else f"up to {its['up_to']:.3g}"
-        width = its.get("width", "full")
-        steps = its["steps"] if width == "full" else its["dynamic_steps"]
+        width = its.get("width", FULL)
+        steps = its["steps"] if width == FULL else its["dynamic_steps"]
         table.add_row(most, str(its["briefs"]), str(steps), width, *(f"{share:.1f}%" for share in shares))
     Console().print(table)

@@ -75,7 +75,8 @@ class LayoutCheckpoint:
         """The engines that reuse branches of earlier steps; raises ExportError as `component` does."""
         with architecture("nereid export layout"):
             from nereid_zoo.layout.component import branch_components
-        return {engine: self._understood(part) for engine, part in branch_components(self.folder).items()}
+        parts = _understood(self.folder / "transformer", lambda: branch_components(self.folder))
+        return {engine: self._understood(part) for engine, part in parts.items()}
 
     def widths(self) -> tuple[dict[WidthEngine, Component], WidthTable]:
         """The slices, and which of them a timestep calls; raises ExportError as `component` does, and where there are none."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from nereid.diffusion.solvers import SchedulerName
 from nereid.layout.elements import Section
+from nereid_protocol.layout_fields import WIDTHS
 
 NESTING = 2.0
 """Elements that a level of nesting counts as."""
@@ -69,7 +70,7 @@ class AdaptiveSteps:
 def _dynamic(raw: Mapping[str, Any]) -> tuple[int | None, bool]:
     """Of a class: its steps with dynamic width, and whether that is what it takes."""
     steps = raw["dynamic_steps"]
-    return None if steps is None else int(steps), bool(raw["width"] == "dynamic")
+    return None if steps is None else int(steps), bool(WIDTHS.index(raw["width"]))
 
 
 def classes_of(sections: Sequence[Section], count: int) -> list[float]:

@@ -115,7 +115,7 @@ class LayoutFacts:
         file = folder / LAYOUT_FILE
         with exported_facts(file) as facts:
             raw = facts["scheduler"]
-            made = cls(schedule=SchedulerConfig.from_diffusers(raw), scheduler=default_scheduler(raw))
+            made = cls(schedule=layout_schedule(raw), scheduler=default_scheduler(raw))
         try:
             if "branches" in facts:
                 made = replace(made, branches=BranchFacts.parse(facts["branches"], folder))

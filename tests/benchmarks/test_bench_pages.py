@@ -20,14 +20,13 @@ from nereid_bench.pages import PagesPlan, Taken, measured, table, verdict
 from nereid_client import PageProgress, PageResult
 
 PLAN = PagesPlan(repository=Path("nowhere"), count=2)
-SEEN = '<section id="s1"></section>'
 
 
 def result(*, sections: int = 4, pictures: int = 3, degraded: tuple[str, ...] = (), **seconds: float) -> PageResult:
     drawn = [{"drawn": place < pictures} for place in range(5)]
     made = [{"pictures": drawn if number == 0 else []} for number in range(sections)]
     return PageResult(
-        html=SEEN,
+        html="<html>",
         title="Bakery",
         width=1280,
         height=900.0,
@@ -53,13 +52,12 @@ class Client:
             yield answer
 
 
-def progress(html: str) -> PageProgress:
-    return PageProgress(step=1, html=html, progress={}, seconds=0.0)
+def progress(*visible: str) -> PageProgress:
+    return PageProgress(step=1, html="", progress={}, done={}, visible=visible, seconds=0.0)
 
 
 def test_a_callers_time_is_until_the_first_section_and_until_the_page() -> None:
-    late = '<section id="s2"></section>'
-    client = Client((0.0, progress("")), (0.05, progress(late)), (0.05, progress(SEEN)), (0.1, result()))
+    client = Client((0.0, progress()), (0.05, progress("s2")), (0.05, progress("s1", "s2")), (0.1, result()))
     taken = measured(client, PLAN, lambda said: None)
     assert [its["seed"] for its in client.asked] == [0, 1, 2]  # the first does not count
     assert client.asked[0] == {"brief": benchmark.BRIEF, "seed": 0, "sections": 4, "pictures": 3, "width": 1280}
@@ -68,7 +66,7 @@ def test_a_callers_time_is_until_the_first_section_and_until_the_page() -> None:
     only = measured(Client((0.01, result())), PLAN, lambda said: None)
     assert all(one.first == one.whole for one in only)
     with pytest.raises(ServingError, match="a stream has ended without a page"):
-        measured(Client((0.0, progress(SEEN))), PLAN, lambda said: None)
+        measured(Client((0.0, progress("s1"))), PLAN, lambda said: None)
 
 
 def test_only_pages_that_are_what_the_aim_is_about_count_for_it() -> None:

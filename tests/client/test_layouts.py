@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,9 @@ def test_an_end_without_a_layout_is_an_error() -> None:
         ("<p>", 1280, {"n": "3"}, "n: '3' is not allowed"),
         ("\ud800", 1280, {}, "html: .* must be Unicode text"),
         ([{"id": object()}], 1280, {}, "elements: "),
-        ("<p>", {"width": {1}}, {}, "canvas: "),
+        ("<p>", {"width": {1}}, {}, "canvas: set is not allowed"),
+        ("<p>", object(), {}, "canvas: object is not allowed"),
+        (object(), 1280, {}, "elements: object is not allowed"),
     ],
 )
 def test_what_cannot_be_sent_is_refused_by_name(section: Any, canvas: Any, options: dict[str, Any], said: str) -> None:
@@ -120,6 +123,26 @@ def test_what_cannot_be_sent_is_refused_by_name(section: Any, canvas: Any, optio
     with pytest.raises(InvalidRequestError, match=said):
         ask(world, section, canvas, **options)
     assert not world.calls
+
+
+@pytest.mark.parametrize(
+    ("section", "canvas", "elements", "width"),
+    [
+        ([3], 1280.5, [3], 1280.5),
+        (None, None, None, None),
+        (
+            (MappingProxyType({"class": "list", "fixed": MappingProxyType({"x": 0})}),),
+            MappingProxyType({"width": 800}),
+            [{"class": "list", "fixed": {"x": 0}}],
+            {"width": 800},
+        ),
+    ],
+)
+def test_what_json_has_is_the_servers_to_refuse(section: Any, canvas: Any, elements: Any, width: Any) -> None:
+    world = World(answers(layout()))
+    ask(world, section, canvas)
+    sent = world.calls[0][1].tensors
+    assert (json.loads(sent["elements"].item()), json.loads(sent["canvas"].item())) == (elements, width)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,13 @@ def page(**changes: Any) -> dict[str, np.ndarray]:
 
 def shown(step: int, html: str = "<html>") -> dict[str, np.ndarray]:
     """The outputs of a stream on its way."""
-    made = {"step": step, "progress": {"plan": {"done": 1, "of": 1}}, "seconds": 0.1 * step}
+    made = {
+        "step": step,
+        "done": {"stage": "layouts", "section": 1},
+        "progress": {"plan": {"done": 1, "of": 1}},
+        "visible": ["s1"],
+        "seconds": 0.1 * step,
+    }
     return {"page": texts(json.dumps(made)), "html": texts(html)}
 
 
@@ -80,7 +86,9 @@ def test_a_brief_and_its_options_are_sent_as_the_server_reads_them() -> None:
 def test_a_seed_that_nobody_gave_is_the_same_after_a_death_and_no_step_is_shown_twice() -> None:
     world = World(fails(DEATH, shown(1), shown(2)), answers(shown(1), shown(2), shown(3), page()))
     made = list(stream(world))
-    assert [item.step for item in made if isinstance(item, PageProgress)] == [1, 2, 3]
+    progress = [item for item in made if isinstance(item, PageProgress)]
+    assert [item.step for item in progress] == [1, 2, 3]
+    assert (progress[0].done, progress[0].visible) == ({"stage": "layouts", "section": 1}, ("s1",))
     assert isinstance(made[-1], PageResult)
     first, second = (call.tensors for _, call in world.calls)
     assert first["seed"].item() == second["seed"].item()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -123,6 +125,13 @@ def test_the_repository_holds_the_engine_its_facts_and_a_signed_manifest(reposit
         assert said["batch_invariant_from_rows"] in (1, 2)
         assert said["memory"]["bytes_per_row"] > 0
         assert {f"layout/1/{file}", f"layout/1/{LAYOUT_FILE}", "layout/config.pbtxt"} <= manifest["files"].keys()
+
+
+def test_onnx_runtimes_graph_has_one_node_for_each_gelu(repositories: dict[str, Path]) -> None:
+    found = Counter(
+        node.op_type for node in onnx.load(str(repositories["onnxruntime"] / "layout" / "1" / "model.onnx")).graph.node
+    )
+    assert found["Gelu"] == 2  # of as many blocks
 
 
 def test_an_export_adds_to_a_repository_and_a_second_one_builds_nothing_again(checkpoint: Path, tmp_path: Path) -> None:
@@ -370,6 +379,14 @@ def test_a_checkpoint_that_is_none_is_refused(
     with pytest.raises(ExportError, match=said):
         export_layout(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_settings_that_engines_of_branches_need_are_missed_in_one_sentence(checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(checkpoint, folder)
+    (folder / "transformer" / "config.json").write_text("{}")
+    with pytest.raises(ExportError, match="transformer cannot be used: KeyError: 'layers'"):
+        export_layout(folder, tmp_path / "out", cache=True)
 
 
 @pytest.mark.parametrize(

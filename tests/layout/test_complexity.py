@@ -149,6 +149,7 @@ def test_classes_of_dynamic_width_are_read_for_these_slices(tmp_path: Path) -> N
         {"classes": [{"up_to": None, "steps": 4, "dynamic_steps": None, "width": "dynamic"}]},
         {"classes": [{"up_to": None, "steps": 4, "dynamic_steps": 0, "width": "full"}]},
         {"classes": [{"up_to": None, "steps": 4, "dynamic_steps": 4}]},
+        {"classes": [{"up_to": None, "steps": 4, "dynamic_steps": 4, "width": "wide"}]},
         {"classes": [{"up_to": 3.0, "steps": 4, "dynamic_steps": 4, "width": "full"}, {"up_to": None, "steps": 4}]},
         {"classes": []},
         {"classes": [{"up_to": 3.0, "steps": 4}]},

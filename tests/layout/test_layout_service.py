@@ -400,9 +400,10 @@ def test_a_model_says_what_does_not_fit(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").touch()
     with pytest.raises(ValueError, match=r"layout\.json cannot be read"):
         LayoutModel.read("layout", tmp_path, LayoutLimits(), "")
-    (tmp_path / "layout.json").write_text(json.dumps({"scheduler": {**FLOW, "use_dynamic_shifting": True}}))
-    with pytest.raises(ValueError, match="is not what export writes: scheduler setting use_dynamic_shifting: True"):
-        LayoutFacts.read(tmp_path)
+    for setting, value in (("use_dynamic_shifting", True), ("num_train_timesteps", 500)):
+        (tmp_path / "layout.json").write_text(json.dumps({"scheduler": {**FLOW, setting: value}}))
+        with pytest.raises(ValueError, match=f"is not what export writes: scheduler setting {setting}: {value}"):
+            LayoutFacts.read(tmp_path)
 
 
 @pytest.mark.parametrize(

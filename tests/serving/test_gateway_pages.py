@@ -72,6 +72,7 @@ def test_a_stream_is_events_without_an_end_of_its_own(caller: httpx.Client) -> N
     bodies = [json.loads(event[1].removeprefix("data: ")) for event in events]
     assert [body["type"] for body in bodies] == ["page.progress", "page.progress", "page.completed"]
     assert (bodies[1]["step"], bodies[1]["html"]) == (2, "<html>")
+    assert (bodies[1]["done"], bodies[1]["visible"]) == ({"stage": "layouts", "section": 1}, ["s1"])
     assert bodies[2]["page"]["title"] == "Bakery"
 
 

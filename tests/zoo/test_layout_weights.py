@@ -12,11 +12,14 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from nereid.diffusion.solvers import ScheduleError
 from nereid_export.errors import ExportError
 from nereid_export.layout_checkpoint import LayoutCheckpoint
 from nereid_zoo.cli import app
-from nereid_zoo.layout.draw import DYNAMIC
+from nereid_zoo.layout.draw import DYNAMIC, flow_of
 from nereid_zoo.layout.dynamic import load_dynamic
+from nereid_zoo.layout.features import features_of
+from nereid_zoo.layout.features_model import LayoutFeatures
 from nereid_zoo.layout.model import load
 from nereid_zoo.layout.weights import WeightsError
 
@@ -83,6 +86,44 @@ def test_a_dynamic_transformer_has_all_its_weights_too(tmp_path: Path) -> None:
     edited(tmp_path / DYNAMIC, lambda tensors: tensors.pop("router.bias"))
     with pytest.raises(WeightsError, match=r"dynamic_transformer lack router\.bias"):
         load_dynamic(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "held", "said"),
+    [
+        ("config.json", b"{", "config.json cannot be read: Expecting property name"),
+        ("config.json", b"[]", "config.json holds no JSON object"),
+        ("config.json", b'{"layers": 2, "width": "wide"}', "config.json makes no LayoutTransformer: "),
+        ("diffusion_pytorch_model.safetensors", b"weights", "diffusion_pytorch_model.safetensors cannot be read: "),
+        ("diffusion_pytorch_model.safetensors", None, r"transformer has no \*\.safetensors file with tensors"),
+    ],
+)
+def test_files_that_are_no_networks_are_named(name: str, held: bytes | None, said: str, tmp_path: Path) -> None:
+    file = make_layout(tmp_path) / "transformer" / name
+    assert file.is_file()
+    file.unlink() if held is None else file.write_bytes(held)
+    with pytest.raises(WeightsError, match=said):
+        load(tmp_path)
+
+
+def test_the_network_that_distances_are_measured_by_has_all_its_weights_too(tmp_path: Path) -> None:
+    LayoutFeatures(width=24, layers=1).save_pretrained(tmp_path / "features")
+    features_of(tmp_path / "features")
+    edited(tmp_path / "features", lambda tensors: tensors.pop("encoder.embed.bias"))
+    with pytest.raises(WeightsError, match=r"features lack encoder\.embed\.bias$"):
+        features_of(tmp_path / "features")
+    score = ["score", "layout", "--count", "1", "--path", str(make_layout(tmp_path / "layout"))]
+    made = CliRunner().invoke(app, [*score, "--features", str(tmp_path / "features")])
+    assert made.exit_code == 2
+    assert "Invalid value for --features" in " ".join(made.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("held", ["{", "[]", None])
+def test_a_scheduler_that_cannot_be_read_is_named(held: str | None, tmp_path: Path) -> None:
+    file = make_layout(tmp_path) / "scheduler" / "scheduler_config.json"
+    file.unlink() if held is None else file.write_text(held)
+    with pytest.raises(ScheduleError, match=r"scheduler_config\.json (cannot be read|holds no JSON object)"):
+        flow_of(tmp_path)
 
 
 def test_commands_say_so_in_one_sentence(tmp_path: Path) -> None:

@@ -172,7 +172,10 @@ def score_layout(
     except (WeightsError, ScheduleError) as error:
         raise typer.BadParameter(f"{path} is not allowed; {error}", param_hint="--path") from None
     drawers |= layout.baselines(asked, task)
-    distance = layout.training_distance(features) if (features / "config.json").is_file() else None
+    try:
+        distance = layout.training_distance(features) if (features / "config.json").is_file() else None
+    except WeightsError as error:
+        raise typer.BadParameter(f"{features} is not allowed; {error}", param_hint="--features") from None
     rows = {}
     for name, drawer in drawers.items():
         with bar(name, count) as done:

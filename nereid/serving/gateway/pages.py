@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import asdict
 from typing import Any
 
 from nereid.serving.gateway.waiting import Event
@@ -26,8 +27,7 @@ async def stream(
     try:
         async for answer in answers:
             if isinstance(answer, PageProgress):
-                said = {"step": answer.step, "progress": answer.progress, "seconds": answer.seconds, "html": answer.html}
-                yield "page.progress", {"type": "page.progress", "created": created, "model": model, **said}
+                yield "page.progress", {"type": "page.progress", "created": created, "model": model, **asdict(answer)}
             else:
                 yield "page.completed", {"type": "page.completed", **_page(answer, model, created)}
     finally:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nereid.diffusion.solvers import SchedulerName, default_scheduler, noise_levels
+from nereid.diffusion.solvers import ScheduleError, SchedulerName, default_scheduler, noise_levels
 from nereid.flow.noise import Purpose, normal
 from nereid.layout.elements import Box, Section
 from nereid.layout.settings import TRAIN_TIMESTEPS, layout_schedule
@@ -52,8 +52,14 @@ class Flow:
 
 
 def flow_of(folder: Path) -> Flow:
-    """The checkpoint's own, from its scheduler's settings, as the server reads them; raises ValueError as that refuses them."""
-    settings = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    """The checkpoint's own, from its scheduler's file, as the server reads it; raises ScheduleError where that refuses it."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ScheduleError(f"{file} cannot be read: {error}") from None
+    if not isinstance(settings, dict):
+        raise ScheduleError(f"{file} holds no JSON object")
     return Flow(layout_schedule(settings).shift, default_scheduler(settings) is SchedulerName.LCM)
 
 

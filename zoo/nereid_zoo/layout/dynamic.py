@@ -25,7 +25,7 @@ from nereid.diffusion.dynamic_width import WidthEngine, WidthTable
 from nereid.diffusion.solvers.schedule import shifted
 from nereid.layout.settings import TRAIN_TIMESTEPS
 from nereid_zoo.layout.draw import DYNAMIC
-from nereid_zoo.layout.model import GRID_PERIODS, SETTINGS, LayoutTransformer, Opened, settings_before, time_waves
+from nereid_zoo.layout.model import GRID_PERIODS, SETTINGS, SETTINGS_BEFORE, LayoutTransformer, Opened, time_waves
 from nereid_zoo.layout.skipping import GAIN, OPEN, RoutedBlock, Routing, SkippingBlock, counted
 from nereid_zoo.layout.slices import NarrowBlock
 from nereid_zoo.layout.weights import read_network
@@ -288,5 +288,4 @@ def _above(chances: Tensor, level: float) -> list[int]:
 
 def load_dynamic(folder: Path) -> DynamicLayoutTransformer:
     """That of a checkpoint's folder, in float32; raises WeightsError."""
-    home = folder / DYNAMIC
-    return read_network(DynamicLayoutTransformer, home, **settings_before(home))
+    return read_network(DynamicLayoutTransformer, folder / DYNAMIC, SETTINGS_BEFORE)

@@ -19,6 +19,7 @@ from nereid.layout.elements import Box, Section
 from nereid.layout.tokens import Tokens, to_units, tokens_of
 from nereid_zoo.layout.batches import DRAFTED
 from nereid_zoo.layout.layouts import sample_layout
+from nereid_zoo.layout.weights import read_network
 
 Measure = Callable[[Sequence[Section], Sequence[Sequence[Box]]], NDArray[np.float64]]
 """Features, layouts x width, of sections' layouts."""
@@ -77,12 +78,12 @@ def frechet_distance(first: NDArray[np.float64], second: NDArray[np.float64]) ->
 
 
 def features_of(folder: Path, rows: int = 64) -> Measure:
-    """By the network of a folder that `train_features` has written."""
+    """By the network of a folder that `train_features` has written; raises WeightsError."""
     import torch
 
     from nereid_zoo.layout.features_model import LayoutFeatures
 
-    network = LayoutFeatures.from_pretrained(folder, use_safetensors=True).eval()
+    network = read_network(LayoutFeatures, folder)
 
     def measure(sections: Sequence[Section], layouts: Sequence[Sequence[Box]]) -> NDArray[np.float64]:
         made = []

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nereid.layout.elements import MAX_ELEMENTS, ElementClass
+from nereid.layout.settings import TRAIN_TIMESTEPS
 from nereid.layout.tokens import CANVAS, CONTENT, MOST_DEPTH, SCALE
 from nereid_zoo.layout.relations import RELATIONS, relations
 from nereid_zoo.layout.weights import read_network
 from nereid_zoo.stages import forget_places
 
-SCHEDULER_CONFIG = {"num_train_timesteps": 1000, "shift": 0.08, "stochastic_sampling": True}
+SCHEDULER_CONFIG = {"num_train_timesteps": TRAIN_TIMESTEPS, "shift": 0.08, "stochastic_sampling": True}
 """Of the shifts 1, 0.3, 0.15, 0.08, 0.05 and 0.03, with fresh noise and without, what passes most checks on briefs trained on."""
 FREQUENCIES = (1.0, 2.0, 4.0, 8.0)
 """Of box coordinates, in half turns a unit: the highest turns once in 80 px."""
@@ -35,7 +36,7 @@ FARTHEST = 8
 """Elements further apart in reading order count as this far."""
 SETTINGS = ("width", "layers", "heads", "mlp_ratio", "grid_periods", "related")
 """What a transformer is made with."""
-_BEFORE: Mapping[str, Any] = {"grid_periods": (), "related": False}
+SETTINGS_BEFORE: Mapping[str, Any] = {"grid_periods": (), "related": False}
 """What one was made with whose file does not say it: it is older than these settings."""
 NUMBERED = ("known", "field_mask", "classes", "parents", "content", "canvas")
 """Inputs that `LayoutTransformer.numbers` takes, after the boxes."""
@@ -290,11 +291,4 @@ def save(transformer: LayoutTransformer, destination: Path) -> None:
 
 def load(folder: Path) -> LayoutTransformer:
     """The transformer of such a folder, in float32; raises WeightsError."""
-    home = folder / "transformer"
-    return read_network(LayoutTransformer, home, **settings_before(home))
-
-
-def settings_before(home: Path) -> dict[str, Any]:
-    """What the transformer in this folder was made with that its config.json does not say."""
-    config = json.loads((home / "config.json").read_text(encoding="utf-8"))
-    return {name: value for name, value in _BEFORE.items() if name not in config}
+    return read_network(LayoutTransformer, folder / "transformer", SETTINGS_BEFORE)

@@ -232,7 +232,7 @@ def baselines(asked: Asked, task: Task) -> dict[str, Drawer]:
 
 
 def training_distance(features: Path) -> Distance:
-    """FID from 4000 training layouts, by the network of this folder."""
+    """FID from 4000 training layouts, by the network of this folder; raises WeightsError."""
     measure = features_of(features)
     rng = Random(1)
     sections, boxes = zip(*(sample_row(rng) for _ in range(TRAINING_ROWS)), strict=True)

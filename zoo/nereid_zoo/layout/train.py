@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nereid.layout.settings import TRAIN_TIMESTEPS
 from nereid.layout.tokens import Tokens
 from nereid_zoo.layout.batches import Batch, Batches
 from nereid_zoo.layout.losses import Losses, losses
@@ -95,7 +96,7 @@ class Noisy:
 
     @property
     def timesteps(self) -> Tensor:
-        return self.levels * 1000
+        return self.levels * TRAIN_TIMESTEPS
 
     def losses(self, predicted: Tensor) -> Losses:
         return losses(predicted, self.boxes, self.clean, self.noise, self.levels, self.given)
