@@ -90,14 +90,19 @@ class Ticket(Generic[T]):
     request_id: str = field(default_factory=current)
     in_use: threading.Lock = field(default_factory=threading.Lock)
 
-    def turn(self, now: float) -> tuple[int, bool, bool]:
+    def turn(self, now: float) -> tuple[int, bool, bool, float]:
         """Its place among those that wait: the least goes first."""
-        return aged(self.priority, now - self.submitted), now >= self.late_from, now < self.start_by
+        return aged(self.priority, now - self.submitted), now >= self.late_from, now < self.start_by, self.submitted
 
     @property
     def yields(self) -> bool:
         """Whether it is meant to be in nobody's way."""
         return self.priority > USUAL_PRIORITY
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it gives its place back with the tick that is under way, and is answered."""
+        return self.task is not None and (self.task.done or self.task.error is not None)
 
     def lost(self, now: float) -> RequestError | None:
         """Why it need not go on, if so."""
@@ -188,7 +193,8 @@ class Tickets(Generic[T]):
         if not self.displaces or ticket.yields:
             return False
         left = list(self.active)
-        for other in sorted((one for one in self.active if one.yields), key=lambda one: one.submitted, reverse=True):
+        giving = [one for one in self.active if one.yields and not one.is_over]
+        for other in sorted(giving, key=lambda one: one.submitted, reverse=True):
             left.remove(other)
             if self._fits_beside(left, ticket):
                 break
