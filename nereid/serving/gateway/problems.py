@@ -65,14 +65,16 @@ def refusal(schema: type[BaseModel], problems: Sequence[Problem]) -> ApiError:
 
 def unknown_fields(schema: type[BaseModel], problems: Sequence[Problem]) -> list[list[str]]:
     """The paths of what a lenient server leaves out: fields that neither the schema nor the table of unused fields has, and tools
-    of another type, which a provider runs itself, or a client only with models that know them.
+    of another type, which a provider runs itself, or a client only with models that know them. These come first: taken out from
+    the last path to the first, they leave the places of all others as they are.
     """
     wrong = [written_path(schema, problem["loc"]) for problem in problems if problem["type"] == "literal_error"]
     tools = [path[:2] for path in wrong if len(path) == 3 and path[0] == "tools" and path[2] == "type"]
     extra = [written_path(schema, problem["loc"]) for problem in problems if problem["type"] == "extra_forbidden"]
     causes = [problem.get("ctx", {}).get("error") for problem in problems]
     members = [cause.field.split(".", 1) for cause in causes if isinstance(cause, SamplingError) and cause.unknown]
-    return [*(path for path in extra if path[:2] not in tools and _unused(schema, path) is None), *members, *tools]
+    fields = [path for path in extra if path[:2] not in tools and _unused(schema, path) is None]
+    return [*tools, *fields, *members]
 
 
 def _path(schema: type[BaseModel], problem: Problem) -> list[str]:
