@@ -104,6 +104,11 @@ class Ticket(Generic[T]):
         """Whether it gives its place back with the tick that is under way, and is answered."""
         return self.task is not None and (self.task.done or self.task.error is not None)
 
+    @property
+    def has_ended_outside(self) -> bool:
+        """Whether it ended while it gave its place up."""
+        return self.displaced and self.is_over
+
     def lost(self, now: float) -> RequestError | None:
         """Why it need not go on, if so."""
         if self.cancelled:
@@ -164,16 +169,16 @@ class Tickets(Generic[T]):
         """As rows and weight allow; who is not ready yet is passed over and keeps its place.
 
         The best priority first; of equal ones those whose goal is not lost, of these those whose goal is at stake, and then first
-        come, first served.
+        come, first served. Before all of them what was displaced in the moment in which it ended: it needs no room.
         """
         now = time.monotonic()
-        turn = sorted(self.queue, key=lambda ticket: ticket.turn(now))
+        turn = sorted(self.queue, key=lambda ticket: (not ticket.has_ended_outside, ticket.turn(now)))
         for ticket in turn:
             if not ticket.ready:
                 continue
             if self.active and (ticket.alone or self.active[0].alone):
                 return
-            if not (self._fits_beside(self.active, ticket) or self._displace_for(ticket)):
+            if not (ticket.has_ended_outside or self._fits_beside(self.active, ticket) or self._displace_for(ticket)):
                 if self.displaces and ticket.yields:
                     continue  # however long it has waited, it holds nobody up
                 return

@@ -195,6 +195,18 @@ def test_what_is_over_is_not_displaced(ended: dict[str, object]) -> None:
     assert admitted(tickets) == ["caller", "next"]
 
 
+def test_what_ends_in_the_moment_in_which_it_is_displaced_does_not_wait_with_its_answer() -> None:
+    tickets = displacing(1)
+    come(tickets, "batch", 9)
+    admitted(tickets)
+    come(tickets, "caller", 5)
+    come(tickets, "next", 5)
+    assert admitted(tickets) == ["caller"]
+    (batch,) = (ticket for ticket in tickets.queue if ticket.displaced)
+    batch.task = type("Task", (), {"done": True, "error": None})()
+    assert admitted(tickets) == ["caller", "batch"]
+
+
 def test_who_would_not_fit_even_so_displaces_nobody() -> None:
     tickets = displacing(3)
     come(tickets, "batch", 9)
