@@ -68,12 +68,15 @@ def unknown_fields(schema: type[BaseModel], problems: Sequence[Problem]) -> list
     of another type, which a provider runs itself, or a client only with models that know them. These come first: taken out from
     the last path to the first, they leave the places of all others as they are.
     """
-    wrong = [written_path(schema, problem["loc"]) for problem in problems if problem["type"] == "literal_error"]
-    tools = [path[:2] for path in wrong if len(path) == 3 and path[0] == "tools" and path[2] == "type"]
-    extra = [written_path(schema, problem["loc"]) for problem in problems if problem["type"] == "extra_forbidden"]
+    others = [problem["loc"] for problem in problems if problem["type"] == "literal_error" and problem["loc"][-1] == "type"]
+    tools = [path[:2] for location in others if (path := written_path(schema, location))[0] == "tools" and len(path) == 3]
+    # Of a union's members those that are of another type know nothing of the fields of the one that is meant.
+    unknown = [problem["loc"] for problem in problems if problem["type"] == "extra_forbidden"]
+    meant = [location for location in unknown if not any(location[: len(other) - 1] == other[:-1] for other in others)]
+    extra = [written_path(schema, location) for location in meant]
     causes = [problem.get("ctx", {}).get("error") for problem in problems]
     members = [cause.field.split(".", 1) for cause in causes if isinstance(cause, SamplingError) and cause.unknown]
-    fields = [path for path in extra if path[:2] not in tools and _unused(schema, path) is None]
+    fields = [path for path in extra if _unused(schema, path) is None]
     return [*tools, *fields, *members]
 
 
