@@ -1,4 +1,4 @@
-"""What a lenient gateway leaves out of an object that may be one of several: what its own kind does not know, and no more."""
+"""Objects of one of several kinds: what theirs does not know is refused, or left out by a lenient gateway, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]}
 FUNCTION = {"type": "function", "function": {"name": "f"}}
 
 
-def left_out(schema: type[Sent], body: dict[str, Any]) -> tuple[Any, set[str]]:
+def left_out(schema: type[Sent], body: dict[str, Any], *, lenient: bool = True) -> tuple[Any, set[str]]:
     """What is taken of a body, and the names of what is not."""
     request: Any = SimpleNamespace(scope={"state": {}})
-    made = made_of(body, request, schema, True)
+    made = made_of(body, request, schema, lenient)
     return made.model_dump(exclude_unset=True), set(request.scope["state"].get(IGNORED, ()))
 
 
@@ -56,3 +56,21 @@ def test_a_kind_that_nobody_knows_is_refused_by_its_name() -> None:
         ApiError, match=r"tool_choice\.type: 'web_search' is not allowed; it must be 'function' or 'allowed_tools'"
     ):
         left_out(ChatBody, {**CHAT, "tool_choice": {"type": "web_search", "q": 1}})
+
+
+@pytest.mark.parametrize("lenient", [False, True])
+@pytest.mark.parametrize(
+    ("schema", "body", "choice", "sentence"),
+    [
+        (ChatBody, CHAT, {"type": "allowed_tools"}, "tool_choice.allowed_tools: it is missing"),
+        (ResponsesBody, {"input": "x"}, {"type": "allowed_tools", "mode": "auto"}, "tool_choice.tools: it is missing"),
+        (ResponsesBody, {"input": "x"}, {"type": "function"}, "tool_choice.name: it is missing"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_said_of_the_kind_that_is_meant(
+    schema: type[Sent], body: dict[str, Any], choice: dict[str, Any], sentence: str, lenient: bool
+) -> None:
+    with pytest.raises(ApiError) as error:
+        left_out(schema, {**body, "tool_choice": choice}, lenient=lenient)
+    assert error.value.message == sentence
