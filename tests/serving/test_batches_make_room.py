@@ -86,6 +86,20 @@ def test_a_request_that_its_model_would_not_set_aside_is_put_back(tmp_path: Path
     asyncio.run(play())
 
 
+def test_a_picture_of_no_models_name_is_put_back_where_texts_of_none_are_set_aside(tmp_path: Path) -> None:
+    pictures = "/v1/images/generations"
+    store, _ = stored(tmp_path, line("a", url=pictures, model=None), endpoint=pictures)
+
+    async def play() -> None:
+        load, server = Load(), Server()
+        async with running(store, load, server, PACE, lambda name: None if name else "llm"):
+            await reach(lambda: server.inside == 1)
+            load.enter()
+            await reach(lambda: server.inside == 0)
+
+    asyncio.run(play())
+
+
 def test_who_stops_a_batch_waits_for_the_answer_that_is_being_noted() -> None:
     """Else it would end without it."""
     noted, going_on = list[str](), asyncio.Event()
