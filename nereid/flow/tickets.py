@@ -90,14 +90,24 @@ class Ticket(Generic[T]):
     request_id: str = field(default_factory=current)
     in_use: threading.Lock = field(default_factory=threading.Lock)
 
-    def turn(self, now: float) -> tuple[int, bool, bool]:
+    def turn(self, now: float) -> tuple[int, bool, bool, float]:
         """Its place among those that wait: the least goes first."""
-        return aged(self.priority, now - self.submitted), now >= self.late_from, now < self.start_by
+        return aged(self.priority, now - self.submitted), now >= self.late_from, now < self.start_by, self.submitted
 
     @property
     def yields(self) -> bool:
         """Whether it is meant to be in nobody's way."""
         return self.priority > USUAL_PRIORITY
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it gives its place back with the tick that is under way, and is answered."""
+        return self.task is not None and (self.task.done or self.task.error is not None)
+
+    @property
+    def has_ended_outside(self) -> bool:
+        """Whether it ended while it gave its place up."""
+        return self.displaced and self.is_over
 
     def lost(self, now: float) -> RequestError | None:
         """Why it need not go on, if so."""
@@ -159,16 +169,16 @@ class Tickets(Generic[T]):
         """As rows and weight allow; who is not ready yet is passed over and keeps its place.
 
         The best priority first; of equal ones those whose goal is not lost, of these those whose goal is at stake, and then first
-        come, first served.
+        come, first served. Before all of them what was displaced in the moment in which it ended: it needs no room.
         """
         now = time.monotonic()
-        turn = sorted(self.queue, key=lambda ticket: ticket.turn(now))
+        turn = sorted(self.queue, key=lambda ticket: (not ticket.has_ended_outside, ticket.turn(now)))
         for ticket in turn:
             if not ticket.ready:
                 continue
             if self.active and (ticket.alone or self.active[0].alone):
                 return
-            if not (self._fits_beside(self.active, ticket) or self._displace_for(ticket)):
+            if not (ticket.has_ended_outside or self._fits_beside(self.active, ticket) or self._displace_for(ticket)):
                 if self.displaces and ticket.yields:
                     continue  # however long it has waited, it holds nobody up
                 return
@@ -188,7 +198,8 @@ class Tickets(Generic[T]):
         if not self.displaces or ticket.yields:
             return False
         left = list(self.active)
-        for other in sorted((one for one in self.active if one.yields), key=lambda one: one.submitted, reverse=True):
+        giving = [one for one in self.active if one.yields and not one.is_over]
+        for other in sorted(giving, key=lambda one: one.submitted, reverse=True):
             left.remove(other)
             if self._fits_beside(left, ticket):
                 break

@@ -1,6 +1,7 @@
 """One answer as its reader sees it: tokens as they arrive, their text, their probabilities; knows not where they are drawn.
 
-When what draws them has died, they arrive again from the first on: what was received already is compared and passed over.
+When what draws them has died, or has given its place up, they arrive again from the first on: of a stream what was received
+already is compared and passed over, of another answer, of which nobody has seen anything, it is forgotten.
 """
 
 from __future__ import annotations
@@ -37,9 +38,13 @@ class Answer:
     def finished(self) -> bool:
         return self.finish_reason is not None
 
-    def rewind(self) -> None:
-        """The tokens will arrive again."""
+    def rewind(self, *, seen: bool = True) -> None:
+        """The tokens will arrive again; where nobody has `seen` any, others may come."""
         self._passed = 0
+        if not seen:
+            for known in (self.written, self.all_logprobs, self._texts):
+                known.clear()
+            self.finish_reason, self.cumulative_logprob = None, 0.0
 
     def receive(self, delta: Delta, cached_tokens: int) -> Delta | None:
         """Take what arrived; None where it had arrived before. Raises EngineError where it differs from what had."""
@@ -85,7 +90,7 @@ class Answer:
             same = same and delta.logprobs == tuple(self.all_logprobs[self._passed : end])
         if not same or delta.finish_reason is not (self.finish_reason if end == len(self.written) else None):
             raise EngineError(
-                f"token {self._passed} came out differently when the answer was computed again after its worker had died; "
-                "ask again (requests with speculation, or a model without batch_invariant, may see this)"
+                f"token {self._passed} came out differently when the answer was computed again, after its worker had died or "
+                "others had got its place; ask again (with speculation, or of a model without batch_invariant, this may be)"
             )
         self._passed = end

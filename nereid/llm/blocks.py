@@ -107,17 +107,18 @@ class KvBlocks(Places):
             self.prefix_hits = (queried + len(holder.prompt), hits + holder.computed)
         return True
 
-    def grow(self) -> list[GeneratedSequence]:
+    def grow(self, set_aside: Sequence[GeneratedSequence] = ()) -> list[GeneratedSequence]:
         """Those of the best standing get their blocks first; the last give theirs up where there are no more."""
         preempted: list[GeneratedSequence] = []
-        for sequence in sorted(self.decoding, key=lambda sequence: sequence.standing):
+        moving = [sequence for sequence in self.decoding if sequence not in set_aside]
+        for sequence in sorted(moving, key=lambda sequence: sequence.standing):
             while sequence in self.decoding:
                 table = self.table(sequence)
                 more = self._pool.take((), self._blocks_for(sequence.computed + 2 + sequence.lookahead) - len(table))
                 if more is not None:
                     table += more
                     break
-                preempted.append(self.preempt())
+                preempted.append(self._give_way(set_aside))
         return preempted
 
     def join(self, sequence: GeneratedSequence) -> None:

@@ -143,26 +143,23 @@ class Crew:
             if True in looked_at:
                 self.poke()
         elif message.kind == REFUSED:
-            task = self._inside.get(int(body["task"]))
             wire = WireError.parse(body["error"])
             self._blamed = self._blamed or bool(body["ends"])
-            if task is not None and wire is not None:
-                task.error = RequestError.of_wire(wire)
-                with self._changed:
-                    self._inside.pop(task.number, None)
-                self.poke()
+            with self._changed:
+                task = None if wire is None else self._inside.pop(int(body["task"]), None)
+                if task is not None and wire is not None:
+                    task.error = RequestError.of_wire(wire)
+                    self.poke()
         elif message.kind == METRIC:
             self.observer.recorder.record(_METRICS[body["name"]], body["value"], **body["labels"])
 
     def _take(self, number: int, index: int, cached_tokens: int, delta: Delta) -> bool:
         """Give a delta to its task; True where the batcher should look at the task."""
-        task = self._inside.get(number)
-        if task is None or task.error is not None:
-            return False
-        task.receive(index, delta, cached_tokens)
-        if not task.done and task.error is None:
-            return False
-        if task.done and task.error is None:
-            with self._changed:
+        with self._changed:  # else it may begin again between the look and the taking, and these be its former tokens
+            task = self._inside.get(number)
+            if task is None or task.error is not None:
+                return False
+            task.receive(index, delta, cached_tokens)
+            if task.done and task.error is None:
                 self._inside.pop(number, None)
-        return True
+            return task.done or task.error is not None

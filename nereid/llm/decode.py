@@ -45,7 +45,7 @@ class Decode:
         for sequence in moving:
             # No more than may still be written: for a draft beyond that, there may never be room.
             sequence.lookahead = min(sequence.meter.most, sequence.remaining - 1) if speculating and sequence.meter else 0
-        return self.memory.grow()
+        return self.memory.grow(self.yielding.set_aside)
 
     def _moving(self) -> list[GeneratedSequence]:
         return [sequence for sequence in self.memory.decoding if self.yielding.may_move(sequence)]

@@ -86,8 +86,11 @@ class KvMemory(Protocol):
         Where `cached` is false, the prefix cache is not asked.
         """
 
-    def grow(self) -> list[GeneratedSequence]:
-        """A free slot for every sequence that decodes, and for its draft; those that lost their place for it, youngest first."""
+    def grow(self, set_aside: Sequence[GeneratedSequence] = ()) -> list[GeneratedSequence]:
+        """A free slot for every sequence that decodes, and for its draft; those that lost their place for it, youngest first.
+
+        `set_aside` do not go on now: they need none, and lose theirs before all others.
+        """
 
     def run(
         self, decoding: Sequence[GeneratedSequence], chunks: Sequence[Chunk]

@@ -39,6 +39,10 @@ class Places(ABC):
         last.computed = 0
         return last
 
+    def _give_way(self, set_aside: Sequence[GeneratedSequence]) -> GeneratedSequence:
+        """One gives its place up to those that go on: while there are any, one of `set_aside`."""
+        return self.preempt([one for one in set_aside if one.row >= 0] or None)
+
     @abstractmethod
     def release(self, holder: Holder) -> None:
         """Take the place back."""

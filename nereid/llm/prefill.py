@@ -120,7 +120,7 @@ class Prefill:
         ahead = min(sequence.remaining, EXPECTED_TOKENS)
         slots = min(len(sequence.tokens) + ahead, self.memory.longest) + 2
         while not self.memory.begin(sequence, slots, cached=cached):
-            set_aside = [one for one in self.memory.sequences if not self.yielding.may_move(one)]
+            set_aside = self.yielding.set_aside
             if not set_aside or sequence.yields:
                 return False
             self.take_back([self.memory.preempt(set_aside)])

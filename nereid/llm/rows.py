@@ -66,15 +66,15 @@ class KvRows(Places):
             self.engine.arrange(fitting, capacity, [holder.computed for holder in self.held])
         return True
 
-    def grow(self) -> list[GeneratedSequence]:
+    def grow(self, set_aside: Sequence[GeneratedSequence] = ()) -> list[GeneratedSequence]:
         """Longer rows for all, where the longest needs one; those of the least standing give theirs up where they do not fit."""
         preempted: list[GeneratedSequence] = []
         while self.decoding:
             held = self.sequences
-            slots = max(s.computed + 2 + s.lookahead for s in held)
+            slots = max((s.computed + 2 + s.lookahead for s in held if s not in set_aside), default=0)
             if slots <= self.engine.capacity or self.make_room(slots, len(held)):
                 break
-            preempted.append(self.preempt())
+            preempted.append(self._give_way(set_aside))
         return preempted
 
     # --- calls ---

@@ -95,7 +95,7 @@ class LlmTask:
     def rewind(self) -> None:
         """Its tokens will arrive again from the first on."""
         for answer in self.answers:
-            answer.rewind()
+            answer.rewind(seen=self.request.stream)
 
     def begin_again(self) -> None:
         """Go into the worker once more, under a number of its own: what is still on its way was the former one's."""

@@ -42,7 +42,7 @@ class Yielding:
 
     def look(self, waiting: Iterable[GeneratedSequence]) -> None:
         """See who is inside; `waiting` have no place yet."""
-        inside = [holder for holder in self.memory.held if isinstance(holder, GeneratedSequence)]
+        inside = self.memory.sequences
         outside = list(waiting)
         yielding = [one for one in inside if one.yields] or [one for one in outside if one.yields]
         others = not all(one.yields for one in (*inside, *outside))
@@ -62,6 +62,11 @@ class Yielding:
             self._beside = min(yielding, key=lambda one: one.standing) if late else None
         if self._beside is not None:
             self._moved = now
+
+    @property
+    def set_aside(self) -> list[GeneratedSequence]:
+        """Those that have a place and do not move on in this tick."""
+        return [one for one in self.memory.sequences if not self.may_move(one)]
 
     def may_move(self, holder: Holder) -> bool:
         """Whether it decodes, or its prompt is read, in this tick."""

@@ -78,7 +78,7 @@ def serve(
     ] = None,
     openai_batches_days: Annotated[
         int, typer.Option(help="How long a batch that has ended is known there; its files stay until they expire or are deleted.")
-    ] = 30,
+    ] = _RULES.batches_days,
     openai_files_megabytes: Annotated[
         int,
         typer.Option(

@@ -167,6 +167,46 @@ def test_who_does_not_yield_gets_the_places_of_the_newest_that_do_and_they_come_
     assert len(told) == 4  # of each request once: what was displaced has told how long it had waited
 
 
+def test_what_was_displaced_comes_again_before_its_equals_that_came_later() -> None:
+    tickets = displacing(2)
+    for name in ("a", "b"):
+        come(tickets, name, 9)
+    admitted(tickets)
+    come(tickets, "caller", 5, rows=2)
+    come(tickets, "late", 9)
+    assert admitted(tickets) == ["caller"]
+    tickets.remove(tickets.active[0], None)
+    assert admitted(tickets) == ["a", "b"]
+
+
+@pytest.mark.parametrize("ended", [{"done": True, "error": None}, {"done": False, "error": CancelledError("gone")}], ids=str)
+def test_what_is_over_is_not_displaced(ended: dict[str, object]) -> None:
+    """It would wait in the queue with its answer."""
+    tickets = displacing(2)
+    for name in ("a", "b"):
+        come(tickets, name, 9)
+    admitted(tickets)
+    tickets.active[1].task = type("Task", (), ended)()
+    come(tickets, "caller", 5)
+    assert admitted(tickets) == ["b", "caller"]
+    come(tickets, "next", 5)
+    assert admitted(tickets) == ["b", "caller"]
+    tickets.remove(tickets.active[0], None)
+    assert admitted(tickets) == ["caller", "next"]
+
+
+def test_what_ends_in_the_moment_in_which_it_is_displaced_does_not_wait_with_its_answer() -> None:
+    tickets = displacing(1)
+    come(tickets, "batch", 9)
+    admitted(tickets)
+    come(tickets, "caller", 5)
+    come(tickets, "next", 5)
+    assert admitted(tickets) == ["caller"]
+    (batch,) = (ticket for ticket in tickets.queue if ticket.displaced)
+    batch.task = type("Task", (), {"done": True, "error": None})()
+    assert admitted(tickets) == ["caller", "batch"]
+
+
 def test_who_would_not_fit_even_so_displaces_nobody() -> None:
     tickets = displacing(3)
     come(tickets, "batch", 9)

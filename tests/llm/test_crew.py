@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from nereid.flow.runs import Runs
 from nereid.llm import crew as module
 from nereid.llm.crew import Crew
 from nereid.llm.observer import LlmObserver, Peak
+from nereid.llm.sequences import Delta
 
 
 class NoWorker:
@@ -145,3 +147,22 @@ class Sent:
     @property
     def body(self) -> dict[str, int]:
         return {"task": self.task}
+
+
+def test_tokens_are_taken_before_their_request_may_begin_again(crew: Crew) -> None:
+    """Else they would be compared with the first ones of its next turn."""
+    called_back = threading.Event()
+
+    class Receives(Inside):
+        def receive(self, *delta: object) -> None:
+            def call_back() -> None:
+                let_in(crew, [])
+                called_back.set()
+
+            threading.Thread(target=call_back, daemon=True).start()
+            assert not called_back.wait(0.2)
+
+    let_in(crew, [Receives(1)])
+    crew._take(1, 0, 0, Delta((5,)))
+    assert called_back.wait(5)
+    assert crew._inside == {}

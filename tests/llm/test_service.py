@@ -295,8 +295,9 @@ def test_a_bad_request_is_refused_and_the_next_one_served(ask: Ask) -> None:
 
 def test_callers_get_the_places_of_a_batchs_requests_which_lose_nothing() -> None:
     with answering(LlmLimits(max_rows=2, max_queue=4, stream_interval_seconds=0.0)) as ask:
-        alone = [ask(prompt=f"w{number}", max_tokens=400, seed=number).wait().text for number in range(2)]
-        batch = [ask(prompt=f"w{number}", max_tokens=400, seed=number, stream=True, priority=9) for number in range(2)]
+        before = [ask(prompt=f"w{number}", max_tokens=1200, seed=number) for number in range(2)]
+        alone = [one.wait().text for one in before]
+        batch = [ask(prompt=f"w{number}", max_tokens=1200, seed=number, stream=True, priority=9) for number in range(2)]
         while not all(one.answers for one in batch):
             time.sleep(0.001)
         callers = [ask(prompt="w7", max_tokens=5, n=2).wait() for _ in range(3)]

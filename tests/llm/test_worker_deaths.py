@@ -22,9 +22,10 @@ from nereid.flow.errors import CancelledError, EngineError, InvalidRequestError,
 from nereid.flow.flight_record import FlightRecord
 from nereid.flow.state_folder import STATE_FOLDER, models_with_worker_down
 from nereid.llm.answers import Answer
-from nereid.llm.sequences import Delta, FinishReason
+from nereid.llm.sequences import Delta, FinishReason, TokenLogprob
 from nereid.llm.service import _digest
 from nereid.llm.settings import LlmLimits
+from nereid.llm.tasks import LlmTask
 from nereid.llm.text import TextStream
 from nereid.llm.worker import run
 
@@ -191,6 +192,21 @@ def test_a_token_that_differs_after_a_death_is_an_error() -> None:
     with pytest.raises(EngineError):
         answer.receive(Delta((6,), finish_reason=FinishReason.STOP), 0)
     assert np.array(answer.written).tolist() == [5, 6]
+
+
+def test_of_an_answer_that_nobody_has_seen_other_tokens_may_come_the_next_time() -> None:
+    """Of a model that is not batch-invariant, or with speculation."""
+    score = [TokenLogprob(token, -float(token), ()) for token in range(9)]
+    answer = Answer(text=TextStream(None), stop_ids=frozenset())  # type: ignore[arg-type]
+    answer.receive(Delta((5,), (score[5],), text="a"), 3)
+    answer.receive(Delta((6,), (score[6],), FinishReason.STOP, "b"), 3)
+    request = SimpleNamespace(stream=False)
+    LlmTask(request, None, None, None, None, answers=[answer]).begin_again()  # type: ignore[arg-type]
+    assert not answer.finished
+    answer.receive(Delta((5,), (score[5],), text="c"), 4)
+    answer.receive(Delta((7,), (score[7],), FinishReason.LENGTH, "d"), 4)
+    assert (answer.written, answer.finish_reason, answer.cached_tokens) == ([5, 7], FinishReason.LENGTH, 4)
+    assert (answer.all_logprobs, answer.cumulative_logprob, answer.show_all()) == ([score[5], score[7]], -12.0, "cd")
 
 
 def test_requests_stand_in_the_flight_record_while_they_are_inside_and_no_longer(tmp_path: Path) -> None:

@@ -151,6 +151,25 @@ def test_however_long_they_have_waited_somebody_who_comes_finds_a_place_at_once(
     assert same_as_alone(*batch, first, second)
 
 
+def test_who_needs_more_memory_gets_that_of_what_yields_however_long_it_has_waited(make: Make) -> None:
+    scheduler, ticks = make(tokens=3100, clock=Clock())
+    batch = [long(of_a_batch([number + 1] * 480, 20)) for number in range(3)]
+    for one in batch:
+        one.arrived -= 10 * AGING_SECONDS
+    while not all(one.written for one in batch):
+        scheduler.advance(batch)
+    callers = [long(sequence([number + 8] * 60, 840)) for number in range(2)]
+    while not all(one.written for one in callers):
+        scheduler.advance([*batch, *callers])
+    assert sum(tick.preempted for tick in ticks) == 0
+    while not all(one.finished for one in callers):
+        scheduler.advance([*batch, *(one for one in callers if not one.finished)])
+        assert all(one.finished or one.row >= 0 for one in callers)
+    assert 0 < sum(tick.preempted for tick in ticks) <= 3
+    run(scheduler, [(0, one) for one in batch])
+    assert same_as_alone(*batch, *callers)
+
+
 @pytest.mark.parametrize("options", [{}, {"cache": 2**20}, {"tokens": 300 * 3}, {"rounds": True}], ids=str)
 def test_in_any_company_everybody_gets_the_tokens_that_he_gets_alone(make: Make, options: dict[str, Any]) -> None:
     made = []

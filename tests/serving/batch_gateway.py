@@ -134,12 +134,12 @@ class Server:
         return Answer(self.statuses.pop(0) if self.statuses else 200, "id", {"text": body["prompt"]})
 
 
-def stored(folder: Path, *lines: str, seconds: int = 60) -> tuple[BatchStore, str]:
+def stored(folder: Path, *lines: str, seconds: int = 60, endpoint: str = URL) -> tuple[BatchStore, str]:
     store = BatchStore(folder)
     draft = store.draft()
     draft.write_text("\n".join(lines))
     file = store.add_file(draft, "", "asked", "batch")
-    return store, store.add_batch("", URL, file.id, "24h", seconds, None).id
+    return store, store.add_batch("", endpoint, file.id, "24h", seconds, None).id
 
 
 def state(store: BatchStore, batch: str) -> tuple[str, int, int, int]:

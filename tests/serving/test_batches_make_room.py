@@ -13,10 +13,12 @@ import pytest
 
 from nereid.serving.gateway.batches import runner
 from nereid.serving.gateway.batches import store as stores
+from nereid.serving.gateway.batches.asking import Answer
 from nereid.serving.gateway.batches.load import Load
 from nereid.serving.gateway.batches.pace import Pace
 from nereid.serving.gateway.batches.states import State
 from nereid.serving.gateway.batches.store import BatchStore
+from nereid.serving.gateway.batches.under_way import Request, UnderWay
 
 from batch_gateway import Model, Server, begin, ended, line, reach, running, serving, state, stored, until
 
@@ -80,6 +82,48 @@ def test_a_request_that_its_model_would_not_set_aside_is_put_back(tmp_path: Path
             await reach(lambda: server.inside == 1)
             load.enter()
             await reach(lambda: server.inside == 0)
+
+    asyncio.run(play())
+
+
+def test_a_picture_of_no_models_name_is_put_back_where_texts_of_none_are_set_aside(tmp_path: Path) -> None:
+    pictures = "/v1/images/generations"
+    store, _ = stored(tmp_path, line("a", url=pictures, model=None), endpoint=pictures)
+
+    async def play() -> None:
+        load, server = Load(), Server()
+        async with running(store, load, server, PACE, lambda name: None if name else "llm"):
+            await reach(lambda: server.inside == 1)
+            load.enter()
+            await reach(lambda: server.inside == 0)
+
+    asyncio.run(play())
+
+
+def test_who_stops_a_batch_waits_for_the_answer_that_is_being_noted() -> None:
+    """Else it would end without it."""
+    noted, going_on = list[str](), asyncio.Event()
+
+    async def note(request: Request, answer: Answer) -> None:
+        await going_on.wait()
+        noted.append("noted")
+
+    async def answered() -> Answer:
+        return Answer(200, "id", {})
+
+    async def play() -> None:
+        under_way = UnderWay(Load(), PACE, note)
+        under_way.begin(("batch", 0), answered(), None, beside=False)
+        await asyncio.wait(under_way.tasks)
+        collecting = asyncio.ensure_future(under_way.collect())
+        await asyncio.sleep(0)
+        stopping = asyncio.ensure_future(under_way.stop("batch"))
+        await asyncio.sleep(0.05)
+        assert not stopping.done()
+        going_on.set()
+        await stopping
+        assert (noted, len(under_way)) == (["noted"], 0)
+        await collecting
 
     asyncio.run(play())
 

@@ -231,3 +231,15 @@ def test_a_model_that_comes_takes_no_name_of_an_adapter_or_alias(repository: Pat
     )
     back = offered_models(repository, rules, ["a_llm", "b_llm", "c_llm", "default_llm"], gone)
     assert (back["c_llm"].said, back["default_llm"].said) == ("a model", "a model")
+
+
+def test_a_batch_that_names_no_model_is_for_the_only_language_model(repository: Path, served: Served) -> None:
+    """As its requests are, whatever that has of adapters."""
+    (repository / "a_llm" / "1" / "llm.json").write_text(json.dumps({"adapters": ["verse"]}))
+
+    def change() -> None:
+        served.models = ["a_llm"]
+
+    two, one = looked(repository), looked(repository, change)
+    assert [two.text_model(name) for name in (None, "", "b_llm", "c_llm", 5)] == [None, None, "b_llm", None, None]
+    assert [one.text_model(name) for name in (None, "", "verse", "b_llm")] == ["a_llm", "a_llm", "a_llm", None]

@@ -141,6 +141,19 @@ def test_tools_of_other_types_are_refused_by_name_or_left_out_where_that_is_aske
     assert [tool["name"] for tool in made.json()["tools"]] == ["now"]
     told = lenient.post(CHAT, json=chat)
     assert (told.status_code, told.headers["x-nereid-ignored-fields"]) == (200, "tools.1")
+    beside = {
+        **ASK,
+        "tools": [
+            {"type": "custom", "x": 1},
+            {**NOW, "unheard_of": 1},
+            {"type": "custom"},
+            {"function": {"name": "then"}, "y": 2},
+        ],
+    }
+    left = lenient.post(CHAT, json=beside)
+    assert left.status_code == 200, left.text
+    names = sorted(left.headers["x-nereid-ignored-fields"].split(", "))
+    assert names == ["tools.0", "tools.1.unheard_of", "tools.2", "tools.3.y"]
     wrong = lenient.post(CHAT, json={**ASK, "tools": [{"type": "custom"}, {"type": "function", "function": {"name": "no name"}}]})
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "tools.0.function.name")
 

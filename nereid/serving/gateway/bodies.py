@@ -90,7 +90,7 @@ def _drop(value: Any, path: Sequence[str]) -> bool:
     An object that came as text stays as it is.
     """
     for part in path[:-1]:
-        value = value[int(part)] if isinstance(value, list) else value[part]
+        value = value[int(part)] if isinstance(value, list) else value.get(part) if isinstance(value, dict) else None
     if isinstance(value, list):
         del value[int(path[-1])]
         return True

@@ -101,7 +101,12 @@ class Catalogue:
         return model, self._clients[model.prefix], self._places[model.holder]
 
     def text_model(self, name: object) -> str | None:
-        """The Triton model by which a language model of this name is served; None: there is none."""
+        """The Triton model by which a language model of this name is served, or without one the only one; None: there is none."""
+        if not name:
+            try:
+                name = self.only("llm")
+            except ApiError:
+                return None
         model = self.models.get(name) if isinstance(name, str) else None
         return model.holder if model is not None and model.kind == "llm" else None
 

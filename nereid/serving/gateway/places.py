@@ -38,8 +38,9 @@ class Places:
     most: int
     taken: int = 0
     at_once: int = 1
-    name: str = ""
     """How many of them may run together."""
+    name: str = ""
+    """The Triton model's."""
 
     @contextlib.asynccontextmanager
     async def taking(self, requests: int = 1) -> AsyncIterator[None]:

@@ -54,6 +54,7 @@ _BOUNDS = {
 
 def refusal(schema: type[BaseModel], problems: Sequence[Problem]) -> ApiError:
     """One sentence for the first field that is wrong; of a union's members the one that got furthest is believed."""
+    problems = _of_what_is_meant(schema, problems)
     first = _path(schema, problems[0])
     paths = [(_path(schema, problem), problem) for problem in problems]
     same = [(path, problem) for path, problem in paths if path[:1] == first[:1]]
@@ -65,14 +66,41 @@ def refusal(schema: type[BaseModel], problems: Sequence[Problem]) -> ApiError:
 
 def unknown_fields(schema: type[BaseModel], problems: Sequence[Problem]) -> list[list[str]]:
     """The paths of what a lenient server leaves out: fields that neither the schema nor the table of unused fields has, and tools
-    of another type, which a provider runs itself, or a client only with models that know them.
+    of another type, which a provider runs itself, or a client only with models that know them. These come first: taken out from
+    the last path to the first, they leave the places of all others as they are.
     """
+    problems = _of_what_is_meant(schema, problems)
     wrong = [written_path(schema, problem["loc"]) for problem in problems if problem["type"] == "literal_error"]
     tools = [path[:2] for path in wrong if len(path) == 3 and path[0] == "tools" and path[2] == "type"]
     extra = [written_path(schema, problem["loc"]) for problem in problems if problem["type"] == "extra_forbidden"]
     causes = [problem.get("ctx", {}).get("error") for problem in problems]
     members = [cause.field.split(".", 1) for cause in causes if isinstance(cause, SamplingError) and cause.unknown]
-    return [*(path for path in extra if path[:2] not in tools and _unused(schema, path) is None), *members, *tools]
+    fields = [path for path in extra if path[:2] not in tools and _unused(schema, path) is None]
+    return [*tools, *fields, *members]
+
+
+def _of_what_is_meant(schema: type[BaseModel], problems: Sequence[Problem]) -> Sequence[Problem]:
+    """Without those of a union's members whose type is another one than what was sent has: they know nothing of its fields.
+
+    With them where all members are of another type.
+    """
+    places = [problem["loc"] for problem in problems]
+    typed = {place[:-1] for problem, place in zip(problems, places, strict=True) if _is_of_another_type(problem)}
+    members = {where for where in typed if where and written_path(schema, where) == written_path(schema, where[:-1])}
+    # The unions of which another member, whose type is the right one, has a problem within, too.
+    unions = {where[:-1] for where in members}
+    meant = {
+        place[:end]
+        for place in places
+        for end in range(len(place) - 1)
+        if place[:end] in unions and place[: end + 1] not in members
+    }
+    others = [where for where in members if where[:-1] in meant]
+    return [problem for problem, place in zip(problems, places, strict=True) if not any(place[: len(w)] == w for w in others)]
+
+
+def _is_of_another_type(problem: Problem) -> bool:
+    return problem["type"] == "literal_error" and problem["loc"][-1] == "type"
 
 
 def _path(schema: type[BaseModel], problem: Problem) -> list[str]:

@@ -12,7 +12,7 @@ import contextlib
 import fcntl
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,8 @@ PRIORITY = 9
 """Of a request that does not say: behind all others also within a model."""
 UNLESS_SAID: dict[str, dict[str, Any]] = {"/v1/responses": {"store": False}}
 """By endpoint: an answer is in the batch's file; kept besides, a batch's would drive out those of conversations."""
+_PICTURES = "/v1/images/"
+"""Endpoints of models that set nothing aside."""
 _POLL_SECONDS = 0.05
 _LOOK_SECONDS = 0.5
 """Between two looks at the store while somebody waits for a model: what is found can hardly be acted on."""
@@ -48,7 +50,7 @@ _CANCELLED = {"code": "batch_cancelled", "message": "the batch was cancelled bef
 class BatchRunner:
     """One folder's; run by one process at a time. `ask` sends a path, a body, and the name of the batch's key.
 
-    `text_model`: the Triton model of a language model's name, which sets requests aside that yield.
+    `text_model`: the Triton model of a language model's name, or of none where one is served; it sets requests aside that yield.
     """
 
     store: BatchStore
@@ -212,9 +214,14 @@ class BatchRunner:
                     body[name] = value
             if self.load.inside and not beside:
                 return  # somebody has come meanwhile
-            model = self.text_model(body.get("model")) if yields_of(body, USUAL_PRIORITY) else None
-            self.under_way.begin((batch.id, place), self.ask(batch.endpoint, body, batch.owner), model, beside=beside)
+            asked, model = self.ask(batch.endpoint, body, batch.owner), self._sets_aside(batch.endpoint, body)
+            self.under_way.begin((batch.id, place), asked, model, beside=beside)
             self._last_start = time.monotonic()
+
+    def _sets_aside(self, endpoint: str, body: Mapping[str, Any]) -> str | None:
+        """The model that does so with this request while callers are inside; None: it is put back."""
+        is_text = not endpoint.startswith(_PICTURES)
+        return self.text_model(body.get("model")) if is_text and yields_of(body, USUAL_PRIORITY) else None
 
     async def _note(self, request: Request, answer: Answer) -> None:
         response = {"status_code": answer.status, "request_id": answer.request_id, "body": answer.body}

@@ -66,6 +66,7 @@ class UnderWay:
     _times: dict[Request, int] = field(default_factory=dict)
     """How often a request was put back."""
     _pause: float = 0.0
+    _collecting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
         self.gap = self.pace.gap_seconds
@@ -112,14 +113,13 @@ class UnderWay:
 
     async def collect(self) -> None:
         """Take in what is done. What is being noted is under way until it has been."""
-        for one in [one for one in self._going if one.task.done() and not one.taken]:
-            if one.taken:  # by another who collects
-                continue
-            one.taken = True
-            try:
-                await self._collect(one)
-            finally:
-                self._going.remove(one)
+        async with self._collecting:  # who stops a batch waits for the answers that another notes just now
+            for one in [one for one in self._going if one.task.done()]:
+                one.taken = True
+                try:
+                    await self._collect(one)
+                finally:
+                    self._going.remove(one)
 
     async def _collect(self, one: _One) -> None:
         if one.task.cancelled():
