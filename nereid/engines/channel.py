@@ -1,7 +1,7 @@
 """Messages between two processes over a socket pair: a JSON header and raw arrays; knows nothing of what they mean.
 
-No pickles cross: what is read can be numbers, text, lists, maps and numeric arrays, whoever wrote it. Whoever sends writes as much
-as the socket takes at once, and a thread of the channel's own the rest, so that a full socket never holds up the sender.
+No pickles cross: what is read can be numbers, text, lists, maps and numeric arrays, whoever wrote it. Who sends writes as much as
+the socket takes at once, and a thread of the channel's own the rest, so that a full socket never holds up the sender.
 """
 
 from __future__ import annotations
