@@ -194,7 +194,8 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
         default=5,
         low=0,
         high=9,
-        help="0 goes first, 9 last; of equal ones who came first. Waiting raises it, one for every ten seconds.",
+        help="0 goes first, 9 last; of equal ones who came first. Waiting raises it, one for every ten seconds. "
+        "One behind 5 stands still while others are inside.",
     ),
     SamplingField(
         name="add_special_tokens",
