@@ -18,6 +18,7 @@ from nereid.serving.gateway.batches.asking import Answer
 from nereid.serving.gateway.batches.load import Load
 from nereid.serving.gateway.batches.pace import Pace
 from nereid.serving.gateway.batches.runner import BatchRunner
+from nereid.serving.gateway.batches.states import State
 from nereid.serving.gateway.batches.store import BatchStore
 from nereid.serving.gateway.launch import Rules
 
@@ -134,12 +135,22 @@ class Server:
         return Answer(self.statuses.pop(0) if self.statuses else 200, "id", {"text": body["prompt"]})
 
 
-def stored(folder: Path, *lines: str, seconds: int = 60, endpoint: str = URL) -> tuple[BatchStore, str]:
-    store = BatchStore(folder)
+def add(store: BatchStore, *lines: str, seconds: int = 60, endpoint: str = URL) -> str:
+    """A batch of these lines, which nobody has looked at yet."""
     draft = store.draft()
     draft.write_text("\n".join(lines))
-    file = store.add_file(draft, "", "asked", "batch")
-    return store, store.add_batch("", endpoint, file.id, "24h", seconds, None).id
+    return store.add_batch("", endpoint, store.add_file(draft, "", "asked", "batch").id, "24h", seconds, None).id
+
+
+def stored(folder: Path, *lines: str, seconds: int = 60, endpoint: str = URL) -> tuple[BatchStore, str]:
+    store = BatchStore(folder)
+    return store, add(store, *lines, seconds=seconds, endpoint=endpoint)
+
+
+def status(store: BatchStore, batch: str) -> State:
+    found = store.batch(batch)
+    assert found is not None
+    return found.status
 
 
 def state(store: BatchStore, batch: str) -> tuple[str, int, int, int]:

@@ -16,19 +16,7 @@ from nereid.serving.gateway.batches.states import State
 from nereid.serving.gateway.batches.store import Batch, BatchStore
 from nereid.serving.gateway.batches.validating import AT_ONCE, Validating
 
-from batch_gateway import URL, Server, line, reach, running
-
-
-def add(store: BatchStore, *lines: str) -> str:
-    draft = store.draft()
-    draft.write_text("\n".join(lines))
-    return store.add_batch("", URL, store.add_file(draft, "", "asked", "batch").id, "24h", 60, None).id
-
-
-def status(store: BatchStore, batch: str) -> State:
-    found = store.batch(batch)
-    assert found is not None
-    return found.status
+from batch_gateway import URL, Server, add, line, reach, running, status
 
 
 @pytest.mark.parametrize("part", [1, 100, 333, 2**20])

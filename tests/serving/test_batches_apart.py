@@ -16,25 +16,13 @@ from nereid.serving.gateway.batches.pace import Pace
 from nereid.serving.gateway.batches.runner import BatchRunner
 from nereid.serving.gateway.batches.store import BatchStore, State
 
-from batch_gateway import work
+from batch_gateway import add, status, work
 
 URL = "/v1/completions"
 
 
 def line(name: str) -> str:
     return json.dumps({"custom_id": name, "method": "POST", "url": URL, "body": {"prompt": "w"}})
-
-
-def add(store: BatchStore, *lines: str) -> str:
-    draft = store.draft()
-    draft.write_text("\n".join(lines))
-    return store.add_batch("", URL, store.add_file(draft, "", "asked", "batch").id, "24h", 60, None).id
-
-
-def status(store: BatchStore, batch: str) -> str:
-    found = store.batch(batch)
-    assert found is not None
-    return found.status
 
 
 def problems(store: BatchStore, batch: str) -> list[dict[str, Any]]:

@@ -36,6 +36,26 @@ Piece = Name | str
 
 
 @dataclass(slots=True, eq=False)
+class Nesting:
+    """How deep in JSON's objects and lists the next character is, and whether it is in a text."""
+
+    depth: int = 0
+    in_string: bool = False
+    _escaped: bool = False
+
+    def take(self, letter: str) -> None:
+        if self.in_string:
+            self.in_string = self._escaped or letter != '"'
+            self._escaped = letter == "\\" and not self._escaped
+        elif letter == '"':
+            self.in_string = True
+        elif letter in "{[":
+            self.depth += 1
+        elif letter in "}]":
+            self.depth -= 1
+
+
+@dataclass(slots=True, eq=False)
 class CallObject:
     """`{"name": ..., "arguments": {...}}`, members in any order, also within a member `function`, as OpenAI's objects have them;
     `names`: the only functions that count, None: all.
@@ -45,9 +65,7 @@ class CallObject:
     state: State = State.OPEN
     name: str | None = None
     _text: list[str] = field(default_factory=list)
-    _depth: int = 0
-    _in_string: bool = False
-    _escaped: bool = False
+    _nesting: Nesting = field(default_factory=Nesting)
     _expects: str = "object"
     _key: str = ""
     _streams: bool = False
@@ -57,11 +75,8 @@ class CallObject:
 
     def take(self, letter: str) -> list[Piece]:
         """One more character, and what is known by it."""
-        if self._in_string:
-            self._text.append(letter)
-            return self._in_text(letter)
-        if self._depth > 1:
-            return self._deeper(letter)
+        if self._nesting.in_string or self._nesting.depth > 1:
+            return self._within(letter)
         if letter in SPACE:
             return self._value_ends() if self._expects == "scalar" else []
         return self._outer(letter)
@@ -72,15 +87,18 @@ class CallObject:
         if self._expects == "scalar" and letter in ",}":
             made = self._value_ends()
         if self._expects == "object" and letter == "{":
-            self._depth, self._expects = 1, "key"
+            self._nesting.take(letter)
+            self._expects = "key"
         elif self._expects in ("key", "value") and letter == '"':
-            self._text, self._in_string = [letter], True
+            self._nesting.take(letter)
+            self._text = [letter]
         elif self._expects == "colon" and letter == ":":
             self._expects = "value"
         elif self._expects == "value" and letter == "{" and self._key == "function" and self.name is None:
             self._wrapped, self._expects = self._wrapped + 1, "key"
         elif self._expects == "value" and letter in "{[":
-            self._text, self._depth = [letter], 2
+            self._nesting.take(letter)
+            self._text = [letter]
             self._streams = letter == "{" and self._key in _ARGUMENTS and self.name is not None and self._arguments is None
             if self._streams:
                 made.append(letter)
@@ -98,29 +116,15 @@ class CallObject:
             self.state = State.FAILED
         return made
 
-    def _in_text(self, letter: str) -> list[Piece]:
-        if self._escaped:
-            self._escaped = False
-        elif letter == "\\":
-            self._escaped = True
-        elif letter == '"':
-            self._in_string = False
-            if self._depth == 1:
-                return self._text_ends()
-        return [letter] if self._streams else []
-
-    def _deeper(self, letter: str) -> list[Piece]:
-        """Within a value that is an object or a list."""
+    def _within(self, letter: str) -> list[Piece]:
+        """Within a text, or a value that is an object or a list."""
+        nesting = self._nesting
+        was_text = nesting.in_string
         self._text.append(letter)
+        nesting.take(letter)
         made: list[Piece] = [letter] if self._streams else []
-        if letter == '"':
-            self._in_string = True
-        elif letter in "{[":
-            self._depth += 1
-        elif letter in "}]":
-            self._depth -= 1
-            if self._depth == 1:
-                made += self._value_ends()
+        if nesting.depth == 1 and not nesting.in_string:
+            made += self._text_ends() if was_text else self._value_ends()
         return made
 
     def _text_ends(self) -> list[Piece]:
@@ -151,7 +155,7 @@ class CallObject:
         return [Name(name)] if self._arguments is None else [Name(name), self._arguments]
 
     def _close(self) -> list[Piece]:
-        self._depth, self.state = 0, State.DONE if self.name is not None else State.FAILED
+        self.state = State.DONE if self.name is not None else State.FAILED
         return ["{}"] if self.name is not None and self._arguments is None else []
 
 
@@ -185,28 +189,28 @@ class KeyedObject:
     _text: str = ""
     """Since the object's, or a member's, beginning, up to its value."""
     _expects: str = "object"
-    _depth: int = 0
-    _in_string: bool = False
-    _escaped: bool = False
+    _nesting: Nesting = field(default_factory=Nesting)
+    """Of the member's value, or of its key, which is outside of all."""
     _other: CallObject | None = None
 
     def take(self, letter: str) -> list[Piece]:
         """One more character, and what is known by it."""
         if self._other is not None:
             return self._others(self._other, letter)
-        if self._depth:
-            return self._value(letter)
+        if self._nesting.depth:
+            self._nesting.take(letter)
+            return [letter]
         self._text += letter
-        if self._in_string:
-            self._within(letter)
-            self._expects = "key" if self._in_string else "colon"
+        if self._nesting.in_string:
+            self._nesting.take(letter)
+            self._expects = "key" if self._nesting.in_string else "colon"
         elif letter in SPACE:
             pass
         elif self._expects == "value":
             return self._value_begins(letter)
         elif (self._expects, letter) in _KEYED_STEPS:
             self._expects = _KEYED_STEPS[self._expects, letter]
-            self._in_string = letter == '"'
+            self._nesting.in_string = letter == '"'
         elif self._expects == "comma" and letter == "}":
             self.state = State.DONE
         else:
@@ -222,23 +226,9 @@ class KeyedObject:
         if letter != "{" or not known:
             self.state = State.FAILED
             return []
-        self.name, self._text, self._depth, self._expects = str(key), "", 1, "comma"
+        self._nesting.take(letter)
+        self.name, self._text, self._expects = str(key), "", "comma"
         return [Name(self.name), "{"]
-
-    def _value(self, letter: str) -> list[Piece]:
-        if self._in_string:
-            self._within(letter)
-        elif letter == '"':
-            self._in_string = True
-        elif letter in "{[":
-            self._depth += 1
-        elif letter in "}]":
-            self._depth -= 1
-        return [letter]
-
-    def _within(self, letter: str) -> None:
-        self._in_string = self._escaped or letter != '"'
-        self._escaped = letter == "\\" and not self._escaped
 
     def _others(self, other: CallObject, letter: str) -> list[Piece]:
         made = other.take(letter)

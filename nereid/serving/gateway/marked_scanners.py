@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from nereid.serving.gateway.call_objects import NAME, Name, Piece, State
+from nereid.serving.gateway.call_objects import NAME, Name, Nesting, Piece, State
 from nereid.serving.gateway.call_scanners import JsonCalls
 
 
@@ -15,28 +15,19 @@ class JsonObject:
     """An object of JSON up to its last brace, or up to a mark where it is broken off: outside of texts JSON has no `<`."""
 
     ended: bool = False
-    _depth: int = 0
-    _in_string: bool = False
-    _escaped: bool = False
+    _nesting: Nesting = field(default_factory=Nesting)
 
     def feed(self, text: str) -> tuple[str, str]:
         """What belongs to it, and what does not."""
+        nesting = self._nesting
         for place, letter in enumerate(text):
-            if self._in_string:
-                self._in_string = self._escaped or letter != '"'
-                self._escaped = letter == "\\" and not self._escaped
-            elif letter == '"':
-                self._in_string = True
-            elif letter == "<":
+            if letter == "<" and not nesting.in_string:
                 self.ended = True
                 return text[:place], text[place:]
-            elif letter in "{[":
-                self._depth += 1
-            elif letter in "}]":
-                self._depth -= 1
-                if self._depth <= 0:
-                    self.ended = True
-                    return text[: place + 1], text[place + 1 :]
+            nesting.take(letter)
+            if letter in "}]" and not nesting.in_string and nesting.depth <= 0:
+                self.ended = True
+                return text[: place + 1], text[place + 1 :]
         return text, ""
 
 

@@ -21,6 +21,7 @@ from nereid.serving.gateway.batches.lines import Line, Problem
 from nereid.serving.gateway.batches.numbers import BatchNumbers
 from nereid.serving.gateway.batches.retention import DAY_SECONDS, Forgotten, forget
 from nereid.serving.gateway.batches.states import OPEN_STATES, State
+from nereid.serving.gateway.launch import Rules
 from nereid_protocol.json_lines import json_line
 
 ABANDONED_SECONDS = 3600.0
@@ -68,7 +69,7 @@ class Batch:
 class BatchStore(FileStore):
     """Files, and what is made of them; a batch that has ended is known for so many `days`."""
 
-    days: int = 30
+    days: int = Rules().batches_days
 
     def in_use(self, file_id: str) -> bool:
         """Whether a batch that is not done reads it."""
