@@ -198,8 +198,8 @@ def test_dashboard_asks_for_metrics_that_the_server_exports(served: Served, tmp_
         client.generate_page("a bakery", sections=1, pictures=0)
         # Goals that are missed, of which metrics tell only once there is one.
         section = "<section><h1>Bread</h1><p>Baked before noon</p></section>"
-        assert client.generate_layout(section, 1280, num_inference_steps=200, deadline_seconds=0.05).degraded
-        assert client.generate_page("a bakery", sections=2, pictures=2, deadline_seconds=0.3).degraded
+        assert client.generate_layout(section, 1280, num_inference_steps=200, deadline_seconds=0.02).degraded
+        assert client.generate_page("a bakery", sections=2, pictures=2, deadline_seconds=0.01).degraded
     with gateway(served, rules=Rules(batches=str(tmp_path / "batches"))) as url:
         body = {"model": "llm", "prompt": "a", "max_tokens": 1, "stream": True}
         assert httpx.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 200
