@@ -8,12 +8,14 @@ is refused when it was alone at its second death.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -24,7 +26,7 @@ from nereid.diffusion.choosing import Chooser
 from nereid.diffusion.loop_task import LoopTask
 from nereid.diffusion.phases import waits_for_phase
 from nereid.diffusion.plan import EngineCall, commit, pack
-from nereid.diffusion.run_lanes import Lane, Member, key_of, lane_of, priority_of, shape_of, with_priority
+from nereid.diffusion.run_lanes import Lane, Member, earliest_due, key_of, lane_of, priority_of, shape_of, with_priority
 from nereid.diffusion.state import ImageRun
 from nereid.engines.costs import StepCosts
 from nereid.engines.lanes import FairClock
@@ -74,7 +76,8 @@ class _Call:
 class DenoisingLoop:
     """`advance` is the batcher's tick. `calls` may be out at once; `waiting` tells who is queued, to know what presses.
 
-    A call of fewer than `min_batch_size` rows is filled up with copies of its last row.
+    A call of fewer than `min_batch_size` rows is filled up with copies of its last row. Lanes share the engine's time, or, with
+    `earliest_due_first`, the one with the run that is due first is called: where all runs are over soon.
     """
 
     predict: Predict
@@ -82,6 +85,7 @@ class DenoisingLoop:
     costs: StepCosts = field(default_factory=StepCosts)
     calls: int = 1
     min_batch_size: int = 1
+    earliest_due_first: bool = False
     waiting: Callable[[], Sequence[LoopTask]] = tuple
     caching_rows: Callable[[ImageRun], int] | None = None
     """Rows that a call may have where features go with it; as many as others where None."""
@@ -108,7 +112,7 @@ class DenoisingLoop:
         if not self._out:
             time.sleep(_RETRY_SECONDS / 2)  # the engine is down
             return
-        wait([part for call in self._out for part in call.parts if not part.done()], _WAIT_SECONDS, FIRST_COMPLETED)
+        _wait_for_one([part for call in self._out for part in call.parts if not part.done()])
         for call in [call for call in self._out if call.done]:
             self._out.remove(call)
             self._receive(call)
@@ -139,10 +143,7 @@ class DenoisingLoop:
         self._variants = {shape: clock for shape, clock in self._variants.items() if shape in shapes}
         self._chooser.forget(lane for shape in lanes.values() for lane in shape)
         best = min(priority_of(*member) for shape in lanes.values() for members in shape.values() for member in members)
-        chosen = with_priority(lanes, best)
-        shape = self._clock.next(chosen)
-        variants = self._variants.setdefault(shape, FairClock[Lane]())
-        lane = variants.next(chosen[shape])
+        shape, lane = self._next(with_priority(lanes, best))
         members = self._chooser.choose(lane, lanes[shape][lane], self.waiting())
         call = pack([run for _, run in members])
         probe = self.process_of(call.variant) in self._down
@@ -151,7 +152,7 @@ class DenoisingLoop:
         expected = self.costs.predict(key_of(lane), call.rows)
         seconds = 1e-3 if math.isnan(expected) else expected
         self._clock.charge(shape, seconds)
-        variants.charge(lane, seconds)
+        self._variants[shape].charge(lane, seconds)
         cuts = self._cuts(call.rows)
         parts = [self.predict(self._filled(call, first, last)) for first, last in cuts]
         counts = [last - first for first, last in cuts]
@@ -161,6 +162,12 @@ class DenoisingLoop:
             run.busy = True
             task.started = task.started if task.started is not None else now
         return True
+
+    def _next(self, lanes: Mapping[Lane, Mapping[Lane, list[Member]]]) -> tuple[Lane, Lane]:
+        """The shape whose turn it is, and its lane."""
+        shape, lane = earliest_due(lanes) if self.earliest_due_first else (self._clock.next(lanes), None)
+        variants = self._variants.setdefault(shape, FairClock[Lane]())
+        return shape, variants.next(lanes[shape]) if lane is None else lane
 
     def _held(self, going: list[Member]) -> set[ImageRun]:
         """Starts that are delayed: for mates of no worse priority, whose engines live, and not where a goal is at stake."""
@@ -239,6 +246,15 @@ class DenoisingLoop:
                 task.error = PoisonousRequestError(
                     "the request was alone in an engine that died, twice; it is not tried a third time"
                 )
+
+
+def _wait_for_one(parts: list[Future[Mapping[str, Array]]]) -> None:
+    """Until one of them is done, or a tick's time is over; of a single one that is asked itself, in half the time."""
+    if len(parts) == 1:
+        with contextlib.suppress(FutureTimeoutError):
+            parts[0].exception(_WAIT_SECONDS)
+    else:
+        wait(parts, _WAIT_SECONDS, FIRST_COMPLETED)
 
 
 def _fail(members: list[Member], error: RequestError) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from nereid.diffusion.families import Conditioning
 from nereid.diffusion.keeping import Kept
 from nereid.diffusion.solvers import advance, needs_noise, predict_clean
+from nereid.diffusion.stacked import stacked
 from nereid.diffusion.state import ImageRun
 from nereid.flow.errors import EngineError
 from nereid.flow.noise import Purpose, normal
@@ -59,14 +60,14 @@ def pack(runs: Sequence[ImageRun]) -> EngineCall:
     conditions += [run.row.negative for run in guided if run.row.negative is not None]
     members = [*runs, *guided]
     inputs: dict[str, NDArray[Any]] = {
-        "sample": np.stack([run.state.sample for run in members]),
+        "sample": stacked([run.state.sample for run in members]),
         "timestep": np.array([[run.row.table.timesteps[run.local_step]] for run in members], dtype=np.float32),
     }
     told = [condition.inputs for condition in conditions]
     for name in told[0]:
-        inputs[name] = np.stack([its[name] for its in told])
+        inputs[name] = stacked([its[name] for its in told])
     for name in runs[0].told:
-        inputs[name] = np.stack([run.told[name] for run in members])
+        inputs[name] = stacked([run.told[name] for run in members])
     variant = runs[0].variant
     outputs: tuple[str, ...] = (OUT,)
     halves = [(run.kept, 0) for run in runs] + [(run.kept, 1) for run in guided]
@@ -134,7 +135,7 @@ def _guide(runs: Sequence[ImageRun], call: EngineCall, outputs: Array) -> Array:
         return outputs
     made = outputs[: len(runs)].copy()
     scales = np.array([runs[index].row.guidance_scale for index in guided], dtype=np.float32)[:, None, None, None]
-    negative = np.stack([_negative(runs[index], outputs[index], call.negatives.get(index), outputs) for index in guided])
+    negative = stacked([_negative(runs[index], outputs[index], call.negatives.get(index), outputs) for index in guided])
     made[guided] = negative + scales * (made[guided] - negative)
     return made
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 
 from nereid.diffusion.loop_task import LoopTask
 from nereid.diffusion.state import ImageRun
@@ -29,6 +31,7 @@ def key_of(lane: Lane) -> str:
     return cost_key(variant, shape)
 
 
+@lru_cache(maxsize=4096)  # asked several times a step, and long to write
 def cost_key(variant: object, shape: object) -> str:
     """The same of an engine and a shape."""
     return f"{variant} {shape}"
@@ -47,3 +50,20 @@ def with_priority(lanes: Mapping[Lane, Mapping[Lane, list[Member]]], best: int) 
             if any(priority_of(*member) <= best for member in members):
                 found.setdefault(shape, {})[lane] = members
     return found
+
+
+def earliest_due(lanes: Mapping[Lane, Mapping[Lane, list[Member]]]) -> tuple[Lane, Lane]:
+    """Shape and lane of the run that is due first: at its goal, or once it has taken `latency_target` times as long as alone.
+
+    Where lanes take turns, all of them end late; so the one that came first ends first, a short run goes before a long one that
+    came shortly before it, and as what is due stays due, none starves (EDF; Liu and Layland, 1973).
+    """
+    return min(
+        ((shape, lane) for shape, its in lanes.items() for lane in its),
+        key=lambda place: min(_due(*member) for member in lanes[place[0]][place[1]]),
+    )
+
+
+def _due(task: LoopTask, run: ImageRun) -> float:
+    """Where nobody knows yet how long it takes alone, it goes by how long it has waited."""
+    return run.waits_since if math.isinf(task.due) else task.due

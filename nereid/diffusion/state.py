@@ -52,6 +52,11 @@ class ImageRun:
     """Inputs of its network beside sample, timestep and conditioning, the same at every step."""
     ready_since: float | None = None
     """When a run that caches features was first looked at, to know how long its start has been delayed."""
+    shape: tuple[object, ...] = field(init=False)
+    """What must be equal for two runs to be ever in the same call."""
+
+    def __post_init__(self) -> None:
+        self.shape = (self.row.latent_shape, *self.row.positive.shapes)
 
     @property
     def done(self) -> bool:
@@ -95,11 +100,6 @@ class ImageRun:
             return 1 + len(guided) / len(left)
         due = sum(step in (self.reused.plan.full or ()) for step in guided)
         return 1 + max(due, bool(guided) and self.reused.difference is None) / len(left)
-
-    @property
-    def shape(self) -> tuple[object, ...]:
-        """What must be equal for two runs to be ever in the same call."""
-        return (self.row.latent_shape, *self.row.positive.shapes)
 
     @property
     def steps_left(self) -> dict[StrEnum, int]:

@@ -98,6 +98,7 @@ class LayoutService:
             limits.engine_max_batch_size,
             self.costs,
             min_batch_size=limits.engine_min_batch_size,
+            earliest_due_first=True,
             stepped=self._stepped,
             process_of=lambda _: Variant.FULL,
             died=self._observer.engine_died,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -147,6 +149,44 @@ def test_small_pictures_wait_for_one_large_step_and_not_for_a_large_run() -> Non
         loop.advance([large, small])
     widths = [call["sample"][-1] for call in unet.calls[before:]]
     assert widths.count(32) <= 1
+
+
+def sized(width: int, due: float, **inputs: Array) -> ImageTask:
+    task = begun(request(width=whole(width), **inputs))
+    task.due = due
+    return task
+
+
+def test_where_all_are_over_soon_what_is_due_first_ends_first_and_its_mates_go_along() -> None:
+    first, mate, other = sized(256, 10.0), sized(256, 30.0), sized(128, 20.0)
+    loop = DenoisingLoop(Unet(), 16, earliest_due_first=True)
+    while not first.done:
+        loop.advance([other, mate, first])
+    assert mate.done
+    assert other.step == 0
+    shared = [sized(256, 10.0), sized(128, 20.0)]
+    loop = DenoisingLoop(Unet(), 16)
+    for _ in range(4):
+        loop.advance(shared)
+    assert [task.step for task in shared] == [2, 2]
+
+
+def test_one_of_which_nobody_knows_how_long_it_takes_is_not_passed_over_for_ever() -> None:
+    unknown = sized(128, math.inf)
+    loop, now = DenoisingLoop(Unet(), 16, earliest_due_first=True), time.monotonic()
+    unknown.runs[0].waits_since = now
+    early, late = sized(256, now - 1), sized(256, now + 1)
+    loop.advance([early, unknown])
+    assert unknown.step == 0
+    loop.advance([late, unknown])
+    assert (late.step, unknown.step) == (0, 1)
+
+
+def test_a_better_priority_goes_before_what_is_due_first() -> None:
+    first, better = sized(256, 10.0), sized(128, 20.0, priority=whole(1))
+    loop = DenoisingLoop(Unet(), 16, earliest_due_first=True)
+    loop.advance([first, better])
+    assert (first.step, better.step) == (0, 1)
 
 
 def test_a_lone_row_is_filled_up_for_an_engine_that_rounds_it_differently() -> None:

@@ -204,6 +204,21 @@ def test_sections_of_one_bucket_share_calls_and_others_do_not() -> None:
     assert max(shape[0] for shape in shapes if shape[1] == 16) == 1
 
 
+def test_what_is_due_first_ends_first_where_calls_cannot_be_shared() -> None:
+    """Where both took turns, both would end when the later one does."""
+    engine = Straight()
+    engine.hold.clear()
+    large = [{"id": f"{n}", "class": "button", "characters": 4} for n in range(12)]
+    with serving(engine, default_steps=4) as service:
+        first = ask(service, large, deadline_seconds=30.0)
+        wait_until(lambda: engine.calls)
+        second = ask(service, ELEMENTS, CANVAS, deadline_seconds=60.0)
+        engine.hold.set()
+        assert first.layout
+        assert second.layout
+    assert [call["sample"].shape[1] for call in engine.calls] == [16] * 4 + [8] * 4
+
+
 def test_too_few_rows_are_filled_up_and_never_answered() -> None:
     engine = leading_to(BOXES)
     with serving(engine, engine_min_batch_size=2) as service:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,12 +25,12 @@ class Conditioning:
 
     states: Array | None
     extra: Mapping[str, NDArray[Any]]
+    shapes: tuple[object, ...] = field(init=False)
+    """What two rows must share to share a call."""
 
-    @property
-    def shapes(self) -> tuple[object, ...]:
-        """What two rows must share to share a call."""
+    def __post_init__(self) -> None:
         states = () if self.states is None else (self.states.shape,)
-        return (*states, *((name, value.shape) for name, value in sorted(self.extra.items())))
+        object.__setattr__(self, "shapes", (*states, *((name, value.shape) for name, value in sorted(self.extra.items()))))
 
     @property
     def inputs(self) -> dict[str, NDArray[Any]]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from nereid.diffusion.solvers.table import SolverTable
 from nereid.diffusion.solvers.terms import HISTORY, Term
+from nereid.diffusion.stacked import stacked
 
 Latents = NDArray[np.float32]
 
@@ -35,7 +36,7 @@ class SolverState:
 
 def predict_clean(tables: Sequence[SolverTable], steps: Sequence[int], samples: Latents, outputs: Latents) -> Latents:
     """What each row's image is now predicted to be: float32 rows x C x H x W, from samples and model outputs of that shape."""
-    weights = np.stack([table.clean[step] for table, step in zip(tables, steps, strict=True)])
+    weights = stacked([table.clean[step] for table, step in zip(tables, steps, strict=True)])
     return _by_row(weights[:, 0], samples) * samples + _by_row(weights[:, 1], outputs) * outputs
 
 
@@ -47,14 +48,14 @@ def advance(
     noises: Sequence[Latents | None],
 ) -> None:
     """Move every row one step on, in place: `clean` is float32 rows x C x H x W, `noises` one array (or None) a row."""
-    to_sample = np.stack([table.next_sample[step] for table, step in zip(tables, steps, strict=True)])
-    to_base = np.stack([table.next_base[step] for table, step in zip(tables, steps, strict=True)])
-    samples = np.stack([state.sample for state in states])
-    memory = np.stack([state.memory for state in states])
+    to_sample = stacked([table.next_sample[step] for table, step in zip(tables, steps, strict=True)])
+    to_base = stacked([table.next_base[step] for table, step in zip(tables, steps, strict=True)])
+    samples = stacked([state.sample for state in states])
+    memory = stacked([state.memory for state in states])
     fresh = None
     if any(noise is not None for noise in noises):
         nothing = np.zeros_like(samples[0])
-        fresh = np.stack([nothing if noise is None else noise for noise in noises])
+        fresh = stacked([nothing if noise is None else noise for noise in noises])
     values: dict[Term, Latents | None] = {
         Term.SAMPLE: samples,
         Term.BASE: memory[:, 0],
@@ -85,5 +86,5 @@ def _combine(weights: NDArray[np.float32], values: dict[Term, Latents | None], l
         if value is not None and column.any():
             # A row whose weight is zero must stay exactly as it would be alone.
             weight = _by_row(column, like)
-            total += weight * np.where(weight != 0, value, np.float32(0))
+            total += weight * (value if column.all() else np.where(weight != 0, value, np.float32(0)))
     return total
