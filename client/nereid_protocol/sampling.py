@@ -69,7 +69,6 @@ UNREAD_SAMPLING = (
     UnreadField(name="early_stopping", value=False),
     UnreadField(name="detokenize", value=True),
     UnreadField(name="spaces_between_special_tokens", value=True),
-    UnreadField(name="bad_words", value=[]),
     UnreadField(name="logits_processors", value=[]),
     UnreadField(name="extra_args", value={}),
 )
@@ -130,6 +129,24 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
     ),
     SamplingField(
         name="logit_bias", kind=Kind.BIASES, low=-100, high=100, most=1024, help="Added to the logits of tokens, by id; none."
+    ),
+    SamplingField(
+        name="allowed_token_ids",
+        kind=Kind.TOKEN_IDS,
+        low=0,
+        high=_INT32_MAX,
+        least=1,
+        most=2**18,
+        help="The only tokens that may be drawn; all where it is not given. An answer ends by itself only by a token among them.",
+    ),
+    SamplingField(
+        name="bad_words",
+        kind=Kind.TEXTS,
+        default=(),
+        most=128,
+        length=256,
+        help="Texts that the answer may not have: the tokens of each, as it is and behind a space; the last of them is not drawn "
+        "where the others stand before it. Other tokens may spell the same text.",
     ),
     SamplingField(
         name="seed",

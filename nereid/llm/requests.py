@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from nereid.flow.errors import ContextLengthError, InvalidRequestError
 from nereid.flow.noise import derived_seed
 from nereid.flow.tickets import USUAL_PRIORITY
+from nereid.llm.bad_words import tokens_of_bad_words
 from nereid.llm.prompt_places import places_in_text, places_of_ids
 from nereid.llm.prompts import Kept, check_tokens, read_part, tokens_of_ids, tokens_of_text
 from nereid.llm.sampling import Sampling
@@ -41,7 +42,8 @@ class LlmRequest:
 
     `scored`: whether the drawn tokens' log probabilities are computed; `logprobs`: whether they are told, with `top_logprobs`
     of the likeliest tokens at each position; `prompt_logprobs` the same of the prompt, None where they are not. `prompt_places`
-    are then where the prompt's tokens begin in its text. `adapter` is one of the model's, counted from 1; 0: none of them.
+    are then where the prompt's tokens begin in its text. `allowed_token_ids` are all that may be drawn, where there are any, and
+    `bad_words` what may not be, as tokens. `adapter` is one of the model's, counted from 1; 0: none of them.
     `embeds`: nothing is written, and the mean of the prompt's last hidden states is told.
     """
 
@@ -53,6 +55,8 @@ class LlmRequest:
     max_tokens: int
     min_tokens: int
     stop_ids: frozenset[int]
+    allowed_token_ids: tuple[int, ...]
+    bad_words: tuple[tuple[int, ...], ...]
     stop: tuple[str, ...]
     include_stop: bool
     skip_special_tokens: bool
@@ -100,6 +104,8 @@ def parse_llm_request(
         max_tokens=max_tokens,
         min_tokens=sampling["min_tokens"],
         stop_ids=frozenset((*eos, *sampling["stop_token_ids"])),
+        allowed_token_ids=tuple(dict.fromkeys(sampling["allowed_token_ids"] or ())),
+        bad_words=tokens_of_bad_words(sampling["bad_words"], tokenizer, facts),
         stop=tuple(sampling["stop"]),
         include_stop=sampling["include_stop_str_in_output"],
         skip_special_tokens=sampling["skip_special_tokens"],
@@ -162,6 +168,7 @@ def _check_sampling(sent: SentSampling, facts: LlmFacts, limits: LlmLimits, has_
     if sent["n"] > limits.max_rows:
         raise InvalidRequestError.of("n", sent["n"], f"1 to {limits.max_rows}, the model's max_rows")
     check_tokens("stop_token_ids", sent["stop_token_ids"], facts)
+    check_tokens("allowed_token_ids", sent["allowed_token_ids"] or (), facts)
     for key in sent["logit_bias"] or ():
         if not (key.isdecimal() and key.isascii() and len(key) < 10 and int(key) < facts.vocabulary):
             raise InvalidRequestError.of("logit_bias", key, f"token ids 0 to {facts.vocabulary - 1}")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nereid.flow.errors import EngineError, InvalidRequestError, RequestError
 from nereid.flow.tickets import AGING_SECONDS, USUAL_PRIORITY
+from nereid.llm.bad_words import BadWords
 from nereid.llm.prompt_means import PromptMean
 from nereid.llm.prompt_scores import PromptLogprob, ScoredPrompt, likeliest
 from nereid.llm.sampling import NOT_FINITE, Row, Sampling, TokenCounts, log_softmax, log_total
@@ -60,6 +61,7 @@ class Delta(NamedTuple):
 class GeneratedSequence:
     """`stop_ids` end the answer and are no part of its text; `emit` gets every delta, on the tick thread.
 
+    `allowed` (bool, vocabulary), where given, are all the tokens that it may have, and `bad_words` those that may not follow.
     `scored`: every delta brings its tokens' log probabilities, with those of the `top_logprobs` likeliest. `scored_prompt`: so
     does the first one, for the prompt's. `mean`: the prompt is embedded, and nothing is written. Whatever goes wrong with this
     sequence alone is its `error`, by which it has finished.
@@ -72,6 +74,8 @@ class GeneratedSequence:
     text: TextStream
     emit: Callable[[Delta], None]
     min_tokens: int = 0
+    allowed: NDArray[np.bool_] | None = None
+    bad_words: BadWords | None = None
     scored: bool = False
     top_logprobs: int = 0
     scored_prompt: ScoredPrompt | None = None
@@ -141,14 +145,17 @@ class GeneratedSequence:
 
     def next_row(self) -> Row:
         """How the next token is to be drawn; a grammar that has failed leaves nothing that is allowed."""
-        allowed = None
+        allowed = self.allowed
         if self.structure is not None:
             try:
-                allowed = self.structure.allowed()
+                followed = self.structure.allowed()
+                allowed = followed if self.allowed is None else followed & self.allowed
             except ValueError as error:
                 self.error = _broken(self.structure, error)
                 allowed = np.zeros(self.structure.vocabulary, np.bool_)
         banned = tuple(self.stop_ids) if len(self.written) < self.min_tokens else ()
+        if self.bad_words is not None:
+            banned += self.bad_words.after(self.written)
         return Row(self.sampling, len(self.written), self._counts, banned, allowed)
 
     def end_unanswered(self) -> None:
@@ -206,11 +213,20 @@ class GeneratedSequence:
     def _undrawn(self, token: int) -> RequestError:
         if token == NOT_FINITE:
             return EngineError("the model's logits are not finite; the answer cannot go on")
-        field = "stop_token_ids" if self.structure is None else f"structured_outputs.{self.structure.kind}"
+        field = self._narrowed_by
         if len(self.written) < self.min_tokens:
             shown, allowed = self.min_tokens, f"at most {len(self.written)}: then the answer can only end"
             return InvalidRequestError.of("min_tokens", shown, f"{allowed} ({field})")
         return InvalidRequestError(f"{field}: no token is allowed after {len(self.written)} tokens of the answer", field)
+
+    @property
+    def _narrowed_by(self) -> str:
+        """The field that has left nothing to draw."""
+        if self.structure is not None:
+            return f"structured_outputs.{self.structure.kind}"
+        if self.allowed is not None:
+            return "allowed_token_ids"
+        return "stop_token_ids" if self.bad_words is None else "bad_words"
 
     def _logprob(self, token: int) -> TokenLogprob:
         assert self.raw_logits is not None

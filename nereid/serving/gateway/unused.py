@@ -87,8 +87,6 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("use_beam_search", (False,), "Beam search."),
         ("length_penalty", (1.0,), "Of beam search."),
         ("early_stopping", (False,), "Of beam search."),
-        ("allowed_token_ids", (), "The only tokens that may be drawn."),
-        ("bad_words", ([],), "Texts that may not be drawn."),
         ("logits_processors", ([],), "Code of the caller's."),
         ("spaces_between_special_tokens", (True,), "Of the text of special tokens."),
         ("detokenize", (True,), "Whether tokens become text."),
