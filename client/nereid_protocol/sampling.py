@@ -253,6 +253,13 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
         help="By which of the model's adapters the answer is written; by none of them where it is not given.",
     ),
     SamplingField(
+        name="cache_salt",
+        kind=Kind.TEXT,
+        least=1,
+        length=256,
+        help="What the prefix cache has of a prompt is found only by requests of the same salt; those without one share theirs.",
+    ),
+    SamplingField(
         name="speculation",
         kind=Kind.TEXT,
         choices=("none", "ngram", "draft"),

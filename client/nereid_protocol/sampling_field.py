@@ -46,7 +46,7 @@ class SamplingField:
         default: what an absent one, or null, stands for; None is explained by `help`.
         nullable: whether null stands for something of its own.
         low, high: bounds of a number, or of every number in a list; all of them are exact in float32.
-        least, most: the smallest and the largest number of entries of a list.
+        least, most: the smallest and the largest number of entries of a list; `least` of a text's characters, too.
         length: the largest number of characters of a text, or of each text of a list.
         choices: the only texts that are allowed.
         members, unread: of an object.
@@ -116,7 +116,8 @@ class SamplingField:
                 article = "a" if self.kind is Kind.NUMBER else "an"
                 return f"{article} {self.kind}" + (f", {self.bounds}" if self.bounds else "")
             case Kind.TEXT:
-                return f"a string of at most {self.length} characters" if self.length else "a string"
+                least = f"{self.least} to " if self.least else "at most "
+                return f"a string of {least}{self.length} characters" if self.length else "a string"
             case Kind.TEXTS:
                 each = f" of 1 to {self.length} characters" if self.length else ""
                 return f"a string{each}, or a list of 1 to {self.most} of them"
@@ -173,7 +174,7 @@ class SamplingField:
     def _text(self, value: Any, path: str) -> str:
         if not isinstance(value, str) or (self.choices and value not in self.choices):
             raise self._wrong(path, value)
-        if self.length is not None and len(value) > self.length:
+        if len(value) < self.least or (self.length is not None and len(value) > self.length):
             raise self._wrong(path, f"{len(value)} characters")
         return value
 

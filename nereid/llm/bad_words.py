@@ -19,6 +19,8 @@ def tokens_of_bad_words(words: Iterable[str], tokenizer: Tokenizer, facts: LlmFa
     """Both forms of each word; raises InvalidRequestError for one that is no text, or that has a token the model lacks."""
     found: dict[tuple[int, ...], None] = {}
     for place, word in enumerate(words):
+        if not _is_unicode(word):
+            raise InvalidRequestError.of(f"bad_words.{place}", word, "Unicode, without half of a surrogate pair")
         bare = word.lstrip()
         for form in (bare, f" {bare}") if bare else ("",):
             tokens = tuple(tokenizer.encode(form, add_special_tokens=False).ids)
@@ -28,6 +30,15 @@ def tokens_of_bad_words(words: Iterable[str], tokenizer: Tokenizer, facts: LlmFa
                 raise InvalidRequestError.of(f"bad_words.{place}", word, f"a text of token ids 0 to {facts.vocabulary - 1}")
             found[tokens] = None
     return tuple(found)
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON's escapes may write what is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True, eq=False)

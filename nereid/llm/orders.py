@@ -46,6 +46,7 @@ class Order:
     structure: StructureRequest | None
     speculation: str
     adapter: int = 0
+    cache_salt: str = ""
     priority: int = USUAL_PRIORITY
     request_id: str = ""
 
@@ -69,6 +70,7 @@ class Order:
             structure=request.structure,
             speculation=request.speculation,
             adapter=request.adapter,
+            cache_salt=request.cache_salt,
             priority=request.priority,
             request_id=request_id,
         )

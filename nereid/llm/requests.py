@@ -72,6 +72,7 @@ class LlmRequest:
     priority: int = USUAL_PRIORITY
     prompt_places: tuple[int, ...] = ()
     adapter: int = 0
+    cache_salt: str = ""
     embeds: bool = False
 
 
@@ -121,6 +122,7 @@ def parse_llm_request(
         priority=sampling["priority"],
         prompt_places=places,
         adapter=adapter,
+        cache_salt=sampling["cache_salt"] or "",
         embeds=sent.embeds,
     )
 

@@ -84,6 +84,7 @@ class GeneratedSequence:
     proposer: Proposer | None = None
     meter: SpeculationMeter | None = None
     adapter: int = 0
+    cache_salt: str = ""
     priority: int = USUAL_PRIORITY
 
     written: list[int] = field(default_factory=list)

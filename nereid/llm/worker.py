@@ -157,6 +157,7 @@ class LlmLoop:
             structure=structure,
             proposer=proposer,
             adapter=order.adapter,
+            cache_salt=order.cache_salt,
             priority=order.priority,
             meter=SpeculationMeter(self.limits.speculation_tokens) if proposer is not None else None,
         )

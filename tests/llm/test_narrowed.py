@@ -181,6 +181,7 @@ def test_a_request_says_what_its_answers_may_have() -> None:
         ({"allowed_token_ids": [0] * 262_145}, "allowed_token_ids: .*262145 entries"),
         ({"bad_words": [""]}, r"bad_words\.0: '' is not allowed; it must be a string of 1 to 256 characters"),
         ({"bad_words": ["x"] * 129}, "bad_words: .*129 strings"),
+        ({"bad_words": ["w1", "\ud800"]}, r"bad_words\.1: .* it must be Unicode, without half of a surrogate pair"),
         ({"bad_words": ["w1", " "]}, r"bad_words\.1: ' ' is not allowed; it must be a text of at least one token"),
     ],
 )

@@ -21,7 +21,10 @@ def _typed(field: SamplingField) -> dict[str, Any]:
         case Kind.FLAG:
             return {"type": "boolean"}
         case Kind.TEXT:
-            return {"type": "string", **_known(enum=list(field.choices) or None, maxLength=field.length)}
+            return {
+                "type": "string",
+                **_known(enum=list(field.choices) or None, minLength=field.least or None, maxLength=field.length),
+            }
         case Kind.TEXTS:
             one = {"type": "string", "minLength": 1, **_known(maxLength=field.length)}
             return {"anyOf": [one, {"type": "array", "items": one, **_known(maxItems=field.most)}]}
