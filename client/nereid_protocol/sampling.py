@@ -198,6 +198,16 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
         help="Log probabilities of the drawn tokens, and of so many of the likeliest; none where it is not given.",
     ),
     SamplingField(
+        name="logprob_token_ids",
+        kind=Kind.TOKEN_IDS,
+        default=(),
+        low=0,
+        high=_INT32_MAX,
+        most=128,
+        help="Tokens whose log probabilities are told at each place of the answer, in their order, in the place of the likeliest "
+        "ones. The gateway tells them where log probabilities are asked for.",
+    ),
+    SamplingField(
         name="prompt_logprobs",
         kind=Kind.INTEGER,
         low=0,

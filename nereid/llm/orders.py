@@ -38,6 +38,7 @@ class Order:
     bad_words: tuple[tuple[int, ...], ...]
     scored: bool
     top_logprobs: int
+    logprob_token_ids: tuple[int, ...]
     prompt_logprobs: int | None
     embeds: bool
     stop: tuple[str, ...]
@@ -62,6 +63,7 @@ class Order:
             bad_words=request.bad_words,
             scored=request.scored,
             top_logprobs=request.top_logprobs,
+            logprob_token_ids=request.logprob_token_ids,
             prompt_logprobs=request.prompt_logprobs,
             embeds=request.embeds,
             stop=request.stop,
@@ -88,7 +90,7 @@ class Order:
         body: dict[str, Any] = {name: message.body[name] for name in cls.__slots__ if name not in _TOKENS}
         body |= {name: tuple(message.arrays[name].tolist()) for name in _TOKENS}
         body["samplings"] = tuple(Sampling(**{**s, "logit_bias": dict(s["logit_bias"])}) for s in body["samplings"])
-        for name in ("stop_ids", "stop"):
+        for name in ("stop_ids", "stop", "logprob_token_ids"):
             body[name] = tuple(body[name])
         body["bad_words"] = tuple(tuple(word) for word in body["bad_words"])
         body["structure"] = None if body["structure"] is None else StructureRequest(**body["structure"])

@@ -34,7 +34,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A drawn token with its natural-log probability, and the likeliest tokens at its position."""
+    """A drawn token with its natural-log probability, and the likeliest tokens at its position, or those that were asked for."""
 
     token: int
     logprob: float
@@ -62,7 +62,8 @@ class GeneratedSequence:
     """`stop_ids` end the answer and are no part of its text; `emit` gets every delta, on the tick thread.
 
     `allowed` (bool, vocabulary), where given, are all the tokens that it may have, and `bad_words` those that may not follow.
-    `scored`: every delta brings its tokens' log probabilities, with those of the `top_logprobs` likeliest. `scored_prompt`: so
+    `scored`: every delta brings its tokens' log probabilities, with those of the `top_logprobs` likeliest, or of
+    `logprob_token_ids`. `scored_prompt`: so
     does the first one, for the prompt's. `mean`: the prompt is embedded, and nothing is written. Whatever goes wrong with this
     sequence alone is its `error`, by which it has finished.
     """
@@ -78,6 +79,7 @@ class GeneratedSequence:
     bad_words: BadWords | None = None
     scored: bool = False
     top_logprobs: int = 0
+    logprob_token_ids: tuple[int, ...] = ()
     scored_prompt: ScoredPrompt | None = None
     mean: PromptMean | None = None
     structure: Structure | None = None
@@ -232,8 +234,10 @@ class GeneratedSequence:
     def _logprob(self, token: int) -> TokenLogprob:
         assert self.raw_logits is not None
         raw, self.raw_logits = self.raw_logits, None
-        if not self.top_logprobs:
-            return TokenLogprob(token, float(np.float32(float(raw[token]) - log_total(raw))), ())
+        if self.logprob_token_ids or not self.top_logprobs:
+            total = log_total(raw)
+            told = ((wanted, float(np.float32(float(raw[wanted]) - total))) for wanted in self.logprob_token_ids)
+            return TokenLogprob(token, float(np.float32(float(raw[token]) - total)), tuple(told))
         values = log_softmax(raw)
         return TokenLogprob(token, float(values[token]), likeliest(values, self.top_logprobs))
 

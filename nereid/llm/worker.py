@@ -152,6 +152,7 @@ class LlmLoop:
             bad_words=BadWords.of(order.bad_words),
             scored=order.scored,
             top_logprobs=order.top_logprobs,
+            logprob_token_ids=order.logprob_token_ids,
             scored_prompt=self._scored_prompt(order) if index == 0 else None,
             mean=PromptMean() if order.embeds else None,
             structure=structure,

@@ -13,6 +13,7 @@ from nereid.serving.gateway.channel_streams import MESSAGE, START
 from nereid.serving.gateway.chat_templates import Chat
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.grammar_parts import NotBindableError
+from nereid.serving.gateway.logprobs import NO_LOGPROBS
 from nereid.serving.gateway.messages import Message
 from nereid.serving.gateway.offered import Offered
 from nereid.serving.gateway.response_formats import name_of_schema, names_of_answer, schema_of_answer
@@ -197,6 +198,8 @@ def _sampling(body: ChatBody, model: Offered) -> dict[str, Any]:
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs: needs logprobs to be true", param="top_logprobs")
+    if body.logprob_token_ids and not body.logprobs:
+        raise ApiError(400, NO_LOGPROBS, param="logprob_token_ids")
     if body.prompt_logprobs is not None and body.stream:
         raise ApiError(400, "prompt_logprobs: a chat's cannot be streamed; stream must be false", param="prompt_logprobs")
     if body.logprobs:

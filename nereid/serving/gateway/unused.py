@@ -94,7 +94,6 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("session_id", None, _WHO),
         ("stream_interval", None, "Tokens of a chunk; a stream has them as they come."),
         ("watermarking", (False,), "Answers that can be known for a model's."),
-        ("logprob_token_ids", (), "Tokens whose log probabilities are told."),
         ("ec_transfer_params", ({},), _WHERE),
         ("routed_experts_prompt_start", (0,), "Of which experts have computed a token."),
         ("return_token_offsets", (False,), "Of prompts that are only shown."),
