@@ -16,6 +16,7 @@ from nereid.serving.gateway.grammar_parts import NotBindableError
 from nereid.serving.gateway.logprobs import NO_LOGPROBS
 from nereid.serving.gateway.messages import Message
 from nereid.serving.gateway.offered import Offered
+from nereid.serving.gateway.older_calls import in_older_names, in_todays_form, renamed, with_tool_calls
 from nereid.serving.gateway.response_formats import name_of_schema, names_of_answer, schema_of_answer
 from nereid.serving.gateway.schemas import ChatBody, EmbeddingBody
 from nereid.serving.gateway.thoughts import Thinking
@@ -34,7 +35,10 @@ _LONGEST_GRAMMAR = next(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatAsked:
-    """A chat as `llm` is asked, and how its answer is taken apart; `names` are the caller's of `llm`'s inputs, for errors."""
+    """A chat as `llm` is asked, and how its answer is taken apart; `names` are the caller's of `llm`'s inputs, for errors.
+
+    `as_function_call`: its call is told in the form of OpenAI's older API.
+    """
 
     prompt: str
     sampling: dict[str, Any]
@@ -44,6 +48,7 @@ class ChatAsked:
     tells_reasoning: bool
     spoken: tuple[str, str] | None = None
     silent: tuple[str, ...] = ()
+    as_function_call: bool = False
 
     def new_stream(self) -> AnswerStream:
         return AnswerStream(self.thinking, self.calls, self.spoken, self.silent)
@@ -51,11 +56,22 @@ class ChatAsked:
 
 async def read_chat(body: ChatBody, model: Offered) -> ChatAsked:
     """`chat_asked`, beside the loop where schemas have to be checked, which takes time."""
-    return await asyncio.to_thread(chat_asked, body, model) if body.tools else chat_asked(body, model)
+    return await asyncio.to_thread(chat_asked, body, model) if body.tools or body.functions else chat_asked(body, model)
 
 
 def chat_asked(body: ChatBody, model: Offered) -> ChatAsked:
     """Raises ApiError for what cannot be asked of this model."""
+    todays = in_todays_form(body)
+    if not body.functions:
+        return _asked(todays, model)
+    try:
+        asked = _asked(todays, model)
+    except ApiError as error:
+        raise in_older_names(error) from None
+    return replace(asked, names={inner: renamed(name) for inner, name in asked.names.items()}, as_function_call=True)
+
+
+def _asked(body: ChatBody, model: Offered) -> ChatAsked:
     check_messages(body.messages)
     tools = tools_asked(body.tools, body.tool_choice, body.parallel_tool_calls)
     calls = _reading(tools, body, model)
@@ -161,6 +177,7 @@ def _effort(effort: str, model: Offered) -> dict[str, Any]:
 
 def embedded_prompt(body: EmbeddingBody, messages: Sequence[Message], model: Offered) -> str:
     """A chat that is read, and not answered; raises ApiError for one that cannot be."""
+    messages = with_tool_calls(messages)
     check_messages(messages)
     return model.prompt(_conversation(body, messages, model))
 

@@ -122,11 +122,12 @@ class ToolCall(Sent):
 class Message(Sent):
     place = MESSAGE
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Annotated[str | list[ContentPart] | None, BeforeValidator(few)] = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = Field(default=None, max_length=MOST_TOOLS)
     tool_call_id: str | None = None
+    function_call: FunctionCall | None = None
 
     reasoning_content: str | None = None
     reasoning: str | None = None

@@ -103,8 +103,6 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         (CHAT,),
         ("best_of", (1,), "Answers to choose from."),
         ("echo", (False,), "The last message before the answer."),
-        ("functions", ([],), "OpenAI's older form of tools."),
-        ("function_call", ("none", "auto"), "OpenAI's older form of tool_choice."),
         ("modalities", (["text"],), "What the answer is made of."),
         ("audio", (), "How an answer sounds."),
         ("prediction", None, "A guess at the answer, to be sooner done; the answer is the same without it."),
@@ -281,7 +279,6 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("refusal", ("",), "An answer that another model refused."),
         ("annotations", ([],), "Sources of another model's answer."),
         ("audio", (), "A spoken answer."),
-        ("function_call", (), "OpenAI's older form of tool_calls."),
     ),
 )
 
