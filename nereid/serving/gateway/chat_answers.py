@@ -8,7 +8,7 @@ from typing import Any
 
 from nereid.serving.gateway.answer_streams import AnswerStream
 from nereid.serving.gateway.logprobs import by_ids, prompt_logprobs, token_bytes
-from nereid.serving.gateway.said import Arguments, Call, Reasoning, Said, Text
+from nereid.serving.gateway.said import Arguments, Call, Input, Reasoning, Said, Text
 from nereid.serving.gateway.texts import Prompt, told_ids, usage_of
 from nereid_client.texts import TextChoice, TextDelta, TextResult
 
@@ -100,6 +100,11 @@ class ChatAnswer:
                 return {"function_call": {"name": name, "arguments": ""}}
             case Arguments(_, text) if self.as_function_call:
                 return {"function_call": {"arguments": text}}
+            case Call(index, identity, name, custom=True):
+                custom = {"name": name, "input": ""}
+                return {"tool_calls": [{"index": index, "id": identity, "type": "custom", "custom": custom}]}
+            case Input(index, text):
+                return {"tool_calls": [{"index": index, "custom": {"input": text}}]}
             case Call(index, identity, name):
                 function = {"name": name, "arguments": ""}
                 return {"tool_calls": [{"index": index, "id": identity, "type": "function", "function": function}]}
@@ -138,24 +143,20 @@ def message_of(said: Sequence[Said], *, tells_reasoning: bool = True, as_functio
     """A whole answer; its content is null where it is nothing but calls."""
     thoughts = "".join(item.text for item in said if isinstance(item, Reasoning))
     text = "".join(item.text for item in said if isinstance(item, Text))
-    calls = [
-        {
-            "id": call.id,
-            "type": "function",
-            "function": {
-                "name": call.name,
-                "arguments": "".join(item.text for item in said if isinstance(item, Arguments) and item.index == call.index),
-            },
-        }
-        for call in said
-        if isinstance(call, Call)
-    ]
+    calls = [_whole_call(call, said) for call in said if isinstance(call, Call)]
     return {
         "role": "assistant",
         "content": None if calls and not text else text,
         **(_reasoning(thoughts) if thoughts and tells_reasoning else {}),
         **({"function_call": calls[0]["function"]} if calls and as_function_call else {"tool_calls": calls} if calls else {}),
     }
+
+
+def _whole_call(call: Call, said: Sequence[Said]) -> dict[str, Any]:
+    written = "".join(item.text for item in said if isinstance(item, Arguments | Input) and item.index == call.index)
+    if call.custom:
+        return {"id": call.id, "type": "custom", "custom": {"name": call.name, "input": written}}
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": written}}
 
 
 def chat_logprobs(found: list[dict[str, Any]] | None) -> dict[str, Any] | None:

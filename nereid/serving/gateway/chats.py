@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nereid.serving.gateway.answer_streams import AnswerStream, CallReading
+from nereid.serving.gateway.answer_streams import AnswerStream
+from nereid.serving.gateway.call_forms import CallReading
 from nereid.serving.gateway.call_messages import with_ids
 from nereid.serving.gateway.channel_streams import MESSAGE, START
 from nereid.serving.gateway.chat_templates import Chat
@@ -116,7 +117,7 @@ def _reading(tools: ToolsAsked | None, body: ChatBody, model: Offered) -> CallRe
         raise ApiError(400, f"tools: the chat template of {model.id!r} {reason}", param="tools")
     if body.structured_outputs is not None:
         raise ApiError(400, "structured_outputs: not allowed with tools; send one of them", param="structured_outputs")
-    return CallReading(form=model.tool_format, schemas=tools.schemas, several=tools.several)
+    return CallReading(form=model.tool_format, schemas=tools.schemas, several=tools.several, custom=tools.custom)
 
 
 def _thinking(body: ChatBody, model: Offered, prompt: str) -> Thinking | None:
