@@ -132,7 +132,7 @@ def text_tensors(prompt: str | Sequence[int], sampling: Mapping[str, Any], *, st
         "sampling_parameters": np.array([parameters.encode()], np.object_),
         **{name: np.array([True]) for name in (_STREAM_FLAGS if stream else _FLAGS)},
     }
-    if sampling.get("logprobs") is not None:
+    if sampling.get("logprobs") is not None or sampling.get("logprob_token_ids"):
         tensors["return_logprobs"] = np.array([True])
     return {**tensors, **prompt_tensors(prompt)}
 

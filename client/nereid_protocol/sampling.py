@@ -69,7 +69,6 @@ UNREAD_SAMPLING = (
     UnreadField(name="early_stopping", value=False),
     UnreadField(name="detokenize", value=True),
     UnreadField(name="spaces_between_special_tokens", value=True),
-    UnreadField(name="bad_words", value=[]),
     UnreadField(name="logits_processors", value=[]),
     UnreadField(name="extra_args", value={}),
 )
@@ -132,6 +131,24 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
         name="logit_bias", kind=Kind.BIASES, low=-100, high=100, most=1024, help="Added to the logits of tokens, by id; none."
     ),
     SamplingField(
+        name="allowed_token_ids",
+        kind=Kind.TOKEN_IDS,
+        low=0,
+        high=_INT32_MAX,
+        least=1,
+        most=2**18,
+        help="The only tokens that may be drawn; all where it is not given. An answer ends by itself only by a token among them.",
+    ),
+    SamplingField(
+        name="bad_words",
+        kind=Kind.TEXTS,
+        default=(),
+        most=128,
+        length=256,
+        help="Texts that the answer may not have: the tokens of each, as it is and behind a space; the last of them is not drawn "
+        "where the others stand before it. Other tokens may spell the same text.",
+    ),
+    SamplingField(
         name="seed",
         kind=Kind.INTEGER,
         low=-1,
@@ -179,6 +196,16 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
         high=20,
         gateway=False,
         help="Log probabilities of the drawn tokens, and of so many of the likeliest; none where it is not given.",
+    ),
+    SamplingField(
+        name="logprob_token_ids",
+        kind=Kind.TOKEN_IDS,
+        default=(),
+        low=0,
+        high=_INT32_MAX,
+        most=128,
+        help="Tokens whose log probabilities are told at each place of the answer, in their order, in the place of the likeliest "
+        "ones. The gateway tells them where log probabilities are asked for.",
     ),
     SamplingField(
         name="prompt_logprobs",
@@ -234,6 +261,13 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
         kind=Kind.TEXT,
         length=64,
         help="By which of the model's adapters the answer is written; by none of them where it is not given.",
+    ),
+    SamplingField(
+        name="cache_salt",
+        kind=Kind.TEXT,
+        least=1,
+        length=256,
+        help="What the prefix cache has of a prompt is found only by requests of the same salt; those without one share theirs.",
     ),
     SamplingField(
         name="speculation",

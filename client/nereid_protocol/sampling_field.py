@@ -46,7 +46,7 @@ class SamplingField:
         default: what an absent one, or null, stands for; None is explained by `help`.
         nullable: whether null stands for something of its own.
         low, high: bounds of a number, or of every number in a list; all of them are exact in float32.
-        most: the largest number of entries.
+        least, most: the smallest and the largest number of entries of a list; `least` of a text's characters, too.
         length: the largest number of characters of a text, or of each text of a list.
         choices: the only texts that are allowed.
         members, unread: of an object.
@@ -61,6 +61,7 @@ class SamplingField:
     help: str
     low: float | None = None
     high: float | None = None
+    least: int = 0
     most: int | None = None
     length: int | None = None
     choices: tuple[str, ...] = ()
@@ -84,7 +85,7 @@ class SamplingField:
             case Kind.TEXTS:
                 return self._texts([value] if isinstance(value, str) else value, path)
             case Kind.TOKEN_IDS:
-                return [self._number(item, f"{path}.{place}") for place, item in enumerate(self._parsed(value, path, list))]
+                return self._token_ids(self._parsed(value, path, list), path)
             case Kind.BIASES:
                 found = self._parsed(value, path, dict)
                 return {str(key): self._number(bias, f"{path}.{key}") for key, bias in found.items()}
@@ -108,13 +109,15 @@ class SamplingField:
         """What is allowed, in words."""
         if self.choices:
             return ", ".join(self.choices[:-1]) + f" or {self.choices[-1]}"
-        count = f" of at most {self.most}" if self.most is not None else ""
+        least = f"{self.least} to " if self.least else "at most "
+        count = f" of {least}{self.most}" if self.most is not None else ""
         match self.kind:
             case Kind.NUMBER | Kind.INTEGER:
                 article = "a" if self.kind is Kind.NUMBER else "an"
                 return f"{article} {self.kind}" + (f", {self.bounds}" if self.bounds else "")
             case Kind.TEXT:
-                return f"a string of at most {self.length} characters" if self.length else "a string"
+                least = f"{self.least} to " if self.least else "at most "
+                return f"a string of {least}{self.length} characters" if self.length else "a string"
             case Kind.TEXTS:
                 each = f" of 1 to {self.length} characters" if self.length else ""
                 return f"a string{each}, or a list of 1 to {self.most} of them"
@@ -154,6 +157,12 @@ class SamplingField:
             raise self._wrong(path, value, allowed)
         return made
 
+    def _token_ids(self, found: list[Any], path: str) -> list[float | int]:
+        """There may be as many as a vocabulary has: what is plain is not looked at one by one."""
+        if found and set(map(type, found)) == {int} and (self.low or 0) <= min(found) and max(found) <= (self.high or max(found)):
+            return found
+        return [self._number(item, f"{path}.{place}") for place, item in enumerate(found)]
+
     def _flag(self, value: Any, path: str) -> bool:
         known = {"true": True, "false": False, "1": True, "0": False}
         if isinstance(value, bool):
@@ -165,7 +174,7 @@ class SamplingField:
     def _text(self, value: Any, path: str) -> str:
         if not isinstance(value, str) or (self.choices and value not in self.choices):
             raise self._wrong(path, value)
-        if self.length is not None and len(value) > self.length:
+        if len(value) < self.least or (self.length is not None and len(value) > self.length):
             raise self._wrong(path, f"{len(value)} characters")
         return value
 
@@ -193,7 +202,7 @@ class SamplingField:
                 raise self._wrong(path, value) from None
         if not isinstance(value, kind):
             raise self._wrong(path, value)
-        if self.most is not None and len(value) > self.most:
+        if len(value) < self.least or (self.most is not None and len(value) > self.most):
             raise self._wrong(path, f"{len(value)} entries")
         return value
 

@@ -24,6 +24,7 @@ class _Reading:
 
     prompt: list[int]
     adapter: int
+    cache_salt: str
     computed: int = 0
     row: int = -1
 
@@ -33,7 +34,7 @@ class AnswerPrefill:
     """The newest answer first: its conversation is the likeliest to go on."""
 
     memory: KvMemory
-    _answers: deque[tuple[list[int], int]] = field(default_factory=lambda: deque(maxlen=REMEMBERED_ANSWERS))
+    _answers: deque[tuple[list[int], int, str]] = field(default_factory=lambda: deque(maxlen=REMEMBERED_ANSWERS))
     _current: _Reading | None = None
 
     @property
@@ -45,7 +46,7 @@ class AnswerPrefill:
         """An answer has ended; it is worth a prefill where it fills a block that the prompt alone does not."""
         block = self.memory.prefix_block
         if block and len(sequence.tokens) // block > len(sequence.prompt) // block:
-            self._answers.append((list(sequence.tokens), sequence.adapter))
+            self._answers.append((list(sequence.tokens), sequence.adapter, sequence.cache_salt))
 
     def step(self) -> bool:
         """Compute a chunk, while no sequence holds a place; False if nothing is left."""
@@ -70,4 +71,4 @@ class AnswerPrefill:
             self.memory.remember(current)
             self.memory.release(current)
             if current.computed < len(current.prompt):
-                self._answers.append((current.prompt, current.adapter))
+                self._answers.append((current.prompt, current.adapter, current.cache_salt))

@@ -1,6 +1,6 @@
 """Who uses which block of a paged KV cache, and what is known to be in it; knows neither engines nor sequences.
 
-A block whose content is known (the whole prefix up to its end, and by which adapter it was computed, see
+A block whose content is known (the whole prefix up to its end, by which adapter it was computed, and for which salt, see
 nereid.llm.prefix_cache) is found by it and shared: nothing is copied. One that nobody uses keeps its content until its place is
 needed; the one unused for longest goes first, and of one prefix the last block.
 """
@@ -42,10 +42,10 @@ class BlockPool:
         """Blocks that nobody uses."""
         return len(self._free) + len(self._unused)
 
-    def match(self, tokens: Sequence[int], adapter: int = 0) -> list[int]:
+    def match(self, tokens: Sequence[int], adapter: int = 0, salt: str = "") -> list[int]:
         """The longest run of leading blocks that is known; never all of `tokens`: one must be left to compute logits from."""
         found = []
-        for key, own in block_keys(tokens[:-1], self.block_size, adapter):
+        for key, own in block_keys(tokens[:-1], self.block_size, adapter, salt):
             block = self._by_key.get(key)
             if block is None or self._known[block].tokens != own:
                 break
@@ -73,9 +73,9 @@ class BlockPool:
             else:
                 self._free.append(block)
 
-    def remember(self, tokens: Sequence[int], table: Sequence[int], adapter: int = 0) -> None:
+    def remember(self, tokens: Sequence[int], table: Sequence[int], adapter: int = 0, salt: str = "") -> None:
         """The blocks of `table` hold `tokens`; what is known in another block already stays known there."""
-        for (key, own), block in zip(block_keys(tokens, self.block_size, adapter), table, strict=False):
+        for (key, own), block in zip(block_keys(tokens, self.block_size, adapter, salt), table, strict=False):
             if key not in self._by_key and block not in self._known:
                 self._by_key[key] = block
                 self._known[block] = _Known(key, own)

@@ -88,14 +88,14 @@ class KvBlocks(Places):
 
     # --- holders ---
 
-    def known(self, prompt: Sequence[int], adapter: int = 0) -> int:
-        return len(self._pool.match(prompt, adapter)) * self.engine.block_size if self.caches else 0
+    def known(self, prompt: Sequence[int], adapter: int = 0, salt: str = "") -> int:
+        return len(self._pool.match(prompt, adapter, salt)) * self.engine.block_size if self.caches else 0
 
     def begin(self, holder: Holder, slots: int, *, counted: bool = True, cached: bool = True) -> bool:
         """Lend blocks for `slots` tokens; those of the prompt that are known are shared."""
         if len(self.held) >= self.max_rows:
             return False
-        shared = self._pool.match(holder.prompt, holder.adapter) if self.caches and cached else []
+        shared = self._pool.match(holder.prompt, holder.adapter, holder.cache_salt) if self.caches and cached else []
         table = self._pool.take(shared, self._blocks_for(slots) - len(shared))
         if table is None:
             return False
@@ -131,7 +131,7 @@ class KvBlocks(Places):
 
     def remember(self, holder: Holder) -> None:
         if self.caches:
-            self._pool.remember(holder.prompt[: holder.computed], self.table(holder), holder.adapter)
+            self._pool.remember(holder.prompt[: holder.computed], self.table(holder), holder.adapter, holder.cache_salt)
 
     def release(self, holder: Holder) -> None:
         for holders in (self.filling, self.decoding):

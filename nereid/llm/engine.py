@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 class Holder(Protocol):
     """What holds a place in the memory: an answer, or one that is read again. `computed` of its tokens have their KV there.
 
-    `adapter`: by which of the engine's adapters, see nereid.engines.adapters.
+    `adapter`: by which of the engine's adapters, see nereid.engines.adapters. `cache_salt`: with whom it shares the prefix cache,
+    see nereid.llm.prefix_cache.
     """
 
     prompt: list[int]
     computed: int
     row: int
     adapter: int
+    cache_salt: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,8 +79,8 @@ class KvMemory(Protocol):
     def prefix_hits(self) -> tuple[int, int]:
         """Prompt tokens looked for in the prefix cache, and found there, since the start."""
 
-    def known(self, prompt: Sequence[int], adapter: int = 0) -> int:
-        """Tokens of the prompt that the prefix cache has, computed by this adapter."""
+    def known(self, prompt: Sequence[int], adapter: int = 0, salt: str = "") -> int:
+        """Tokens of the prompt that the prefix cache has, computed by this adapter, for those of this salt."""
 
     def begin(self, holder: Holder, slots: int, *, counted: bool = True, cached: bool = True) -> bool:
         """Lend a place for `slots` tokens, with what the prefix cache has of the prompt; False where there is no room now.

@@ -18,6 +18,8 @@ from nereid.llm.sequences import Delta, FinishReason, TokenLogprob
 
 START, DROP = "start", "drop"
 TOKENS, REFUSED, METRIC = "tokens", "refused", "metric"
+_TOKENS = ("prompt", "allowed_token_ids")
+"""What of an order may be long, and goes as arrays."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +34,11 @@ class Order:
     max_tokens: int
     min_tokens: int
     stop_ids: tuple[int, ...]
+    allowed_token_ids: tuple[int, ...]
+    bad_words: tuple[tuple[int, ...], ...]
     scored: bool
     top_logprobs: int
+    logprob_token_ids: tuple[int, ...]
     prompt_logprobs: int | None
     embeds: bool
     stop: tuple[str, ...]
@@ -42,6 +47,7 @@ class Order:
     structure: StructureRequest | None
     speculation: str
     adapter: int = 0
+    cache_salt: str = ""
     priority: int = USUAL_PRIORITY
     request_id: str = ""
 
@@ -53,8 +59,11 @@ class Order:
             max_tokens=request.max_tokens,
             min_tokens=request.min_tokens,
             stop_ids=tuple(sorted(request.stop_ids)),
+            allowed_token_ids=request.allowed_token_ids,
+            bad_words=request.bad_words,
             scored=request.scored,
             top_logprobs=request.top_logprobs,
+            logprob_token_ids=request.logprob_token_ids,
             prompt_logprobs=request.prompt_logprobs,
             embeds=request.embeds,
             stop=request.stop,
@@ -63,25 +72,29 @@ class Order:
             structure=request.structure,
             speculation=request.speculation,
             adapter=request.adapter,
+            cache_salt=request.cache_salt,
             priority=request.priority,
             request_id=request_id,
         )
 
     def message(self, task: int) -> Message:
         """The order to begin, under a number that deltas will name."""
-        plain = {name: getattr(self, name) for name in self.__slots__ if name not in ("prompt", "samplings")}
+        plain = {name: getattr(self, name) for name in self.__slots__ if name not in (*_TOKENS, "samplings")}
         plain["structure"] = None if self.structure is None else asdict(self.structure)
         samplings = [{**asdict(s), "logit_bias": list(s.logit_bias.items())} for s in self.samplings]
-        return Message(START, {"task": task, "samplings": samplings, **plain}, {"prompt": np.array(self.prompt, np.int32)})
+        arrays = {name: np.array(getattr(self, name), np.int32) for name in _TOKENS}
+        return Message(START, {"task": task, "samplings": samplings, **plain}, arrays)
 
     @classmethod
     def read(cls, message: Message) -> Order:
-        body = {name: message.body[name] for name in cls.__slots__ if name != "prompt"}
+        body: dict[str, Any] = {name: message.body[name] for name in cls.__slots__ if name not in _TOKENS}
+        body |= {name: tuple(message.arrays[name].tolist()) for name in _TOKENS}
         body["samplings"] = tuple(Sampling(**{**s, "logit_bias": dict(s["logit_bias"])}) for s in body["samplings"])
-        for name in ("stop_ids", "stop"):
+        for name in ("stop_ids", "stop", "logprob_token_ids"):
             body[name] = tuple(body[name])
+        body["bad_words"] = tuple(tuple(word) for word in body["bad_words"])
         body["structure"] = None if body["structure"] is None else StructureRequest(**body["structure"])
-        return cls(prompt=tuple(message.arrays["prompt"].tolist()), **body)
+        return cls(**body)
 
 
 def deltas(entries: Sequence[tuple[int, int, int, Delta]]) -> Message:

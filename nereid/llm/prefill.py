@@ -136,10 +136,11 @@ class Prefill:
         if not block:
             return False
         # One token is left to compute logits from, as in the cache.
-        prompt, adapter = waiting.prompt, waiting.adapter
-        read = [holder.prompt for holder in filling if holder.adapter == adapter and not _is_embedded(holder)]
+        prompt, adapter, salt = waiting.prompt, waiting.adapter, waiting.cache_salt
+        shared = [holder for holder in filling if (holder.adapter, holder.cache_salt) == (adapter, salt)]
+        read = [holder.prompt for holder in shared if not _is_embedded(holder)]
         common = max((_common(other, prompt[:-1]) // block * block for other in read), default=0)
-        return common > 0 and common > self.memory.known(prompt, adapter)
+        return common > 0 and common > self.memory.known(prompt, adapter, salt)
 
 
 def _chunk(holder: Holder, budget: int) -> Chunk:

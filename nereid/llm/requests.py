@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from nereid.flow.errors import ContextLengthError, InvalidRequestError
 from nereid.flow.noise import derived_seed
 from nereid.flow.tickets import USUAL_PRIORITY
+from nereid.llm.bad_words import tokens_of_bad_words
 from nereid.llm.prompt_places import places_in_text, places_of_ids
 from nereid.llm.prompts import Kept, check_tokens, read_part, tokens_of_ids, tokens_of_text
 from nereid.llm.sampling import Sampling
@@ -40,9 +41,11 @@ class LlmRequest:
     """One request, every option concrete; `samplings` has one entry for each of `n` answers.
 
     `scored`: whether the drawn tokens' log probabilities are computed; `logprobs`: whether they are told, with `top_logprobs`
-    of the likeliest tokens at each position; `prompt_logprobs` the same of the prompt, None where they are not. `prompt_places`
-    are then where the prompt's tokens begin in its text. `adapter` is one of the model's, counted from 1; 0: none of them.
-    `embeds`: nothing is written, and the mean of the prompt's last hidden states is told.
+    of the likeliest tokens at each position, or those of `logprob_token_ids`; `prompt_logprobs`: with so many those of the
+    prompt, None where they are not told. `prompt_places` are then where the prompt's tokens begin in its text.
+    `allowed_token_ids` are all that may be drawn, where there are any, and `bad_words` what may not be, as tokens. `adapter` is
+    one of the model's, counted from 1; 0: none of them. `embeds`: nothing is written, and the mean of the prompt's last hidden
+    states is told.
     """
 
     prompt: tuple[int, ...]
@@ -53,12 +56,15 @@ class LlmRequest:
     max_tokens: int
     min_tokens: int
     stop_ids: frozenset[int]
+    allowed_token_ids: tuple[int, ...]
+    bad_words: tuple[tuple[int, ...], ...]
     stop: tuple[str, ...]
     include_stop: bool
     skip_special_tokens: bool
     scored: bool
     logprobs: bool
     top_logprobs: int
+    logprob_token_ids: tuple[int, ...]
     prompt_logprobs: int | None
     structure: StructureRequest | None
     speculation: str
@@ -68,6 +74,7 @@ class LlmRequest:
     priority: int = USUAL_PRIORITY
     prompt_places: tuple[int, ...] = ()
     adapter: int = 0
+    cache_salt: str = ""
     embeds: bool = False
 
 
@@ -90,6 +97,10 @@ def parse_llm_request(
     max_tokens = 0 if sent.embeds else _max_tokens(sent, len(prompt), longest)
     if sampling["min_tokens"] > max_tokens:
         raise InvalidRequestError.of("min_tokens", sampling["min_tokens"], f"at most max_tokens, {max_tokens}")
+    if not max_tokens and sampling["logprob_token_ids"]:
+        shown = f"{len(sampling['logprob_token_ids'])} tokens"
+        raise InvalidRequestError.of("logprob_token_ids", shown, "absent where max_tokens is 0: nothing is written")
+    logprobs = sampling["logprobs"] is not None or bool(sampling["logprob_token_ids"])
     eos = () if sampling["ignore_eos"] else facts.eos_token_ids
     return LlmRequest(
         prompt=prompt,
@@ -100,12 +111,15 @@ def parse_llm_request(
         max_tokens=max_tokens,
         min_tokens=sampling["min_tokens"],
         stop_ids=frozenset((*eos, *sampling["stop_token_ids"])),
+        allowed_token_ids=tuple(dict.fromkeys(sampling["allowed_token_ids"] or ())),
+        bad_words=tokens_of_bad_words(sampling["bad_words"], tokenizer, facts),
         stop=tuple(sampling["stop"]),
         include_stop=sampling["include_stop_str_in_output"],
         skip_special_tokens=sampling["skip_special_tokens"],
-        scored=sampling["logprobs"] is not None or "cumulative_logprob" in sent.asked,
-        logprobs=sampling["logprobs"] is not None,
+        scored=logprobs or "cumulative_logprob" in sent.asked,
+        logprobs=logprobs,
         top_logprobs=sampling["logprobs"] or 0,
+        logprob_token_ids=tuple(dict.fromkeys(sampling["logprob_token_ids"])),
         prompt_logprobs=sampling["prompt_logprobs"],
         structure=structure,
         speculation="none" if sent.embeds else sampling["speculation"] or limits.speculation,
@@ -115,6 +129,7 @@ def parse_llm_request(
         priority=sampling["priority"],
         prompt_places=places,
         adapter=adapter,
+        cache_salt=sampling["cache_salt"] or "",
         embeds=sent.embeds,
     )
 
@@ -162,6 +177,8 @@ def _check_sampling(sent: SentSampling, facts: LlmFacts, limits: LlmLimits, has_
     if sent["n"] > limits.max_rows:
         raise InvalidRequestError.of("n", sent["n"], f"1 to {limits.max_rows}, the model's max_rows")
     check_tokens("stop_token_ids", sent["stop_token_ids"], facts)
+    check_tokens("allowed_token_ids", sent["allowed_token_ids"] or (), facts)
+    check_tokens("logprob_token_ids", sent["logprob_token_ids"], facts)
     for key in sent["logit_bias"] or ():
         if not (key.isdecimal() and key.isascii() and len(key) < 10 and int(key) < facts.vocabulary):
             raise InvalidRequestError.of("logit_bias", key, f"token ids 0 to {facts.vocabulary - 1}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -97,15 +98,15 @@ class KvRows(Places):
 
     # --- holders ---
 
-    def known(self, prompt: Sequence[int], adapter: int = 0) -> int:
-        return len(self.cache.match(prompt, adapter, counted=False)) * BLOCK
+    def known(self, prompt: Sequence[int], adapter: int = 0, salt: str = "") -> int:
+        return len(self.cache.match(prompt, adapter, salt, counted=False)) * BLOCK
 
     def begin(self, holder: Holder, slots: int, *, counted: bool = True, cached: bool = True) -> bool:
         """Lend the row behind the others, with what the prefix cache has of the prompt copied in."""
         row = len(self.held)
         if not self.make_room(slots, row + 1):
             return False
-        blocks = self.cache.match(holder.prompt, holder.adapter, counted=counted) if cached else []
+        blocks = self.cache.match(holder.prompt, holder.adapter, holder.cache_salt, counted=counted) if cached else []
         for number, block in enumerate(blocks):
             self.engine.write(row, number * BLOCK, block.values)
         holder.row, holder.computed = row, len(blocks) * BLOCK
@@ -130,7 +131,8 @@ class KvRows(Places):
 
     def remember(self, holder: Holder) -> None:
         known = holder.prompt[: holder.computed]
-        self.cache.insert(known, lambda start, end: self.engine.read(holder.row, start, end), holder.adapter)
+        read = partial(self.engine.read, holder.row)
+        self.cache.insert(known, read, holder.adapter, holder.cache_salt)
 
     def release(self, holder: Holder) -> None:
         """Free a row; the last decoding row takes its place, and those being prefilled move up."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nereid.flow.errors import EngineError, InvalidRequestError, RequestError
 from nereid.flow.tickets import AGING_SECONDS, USUAL_PRIORITY
+from nereid.llm.bad_words import BadWords
 from nereid.llm.prompt_means import PromptMean
 from nereid.llm.prompt_scores import PromptLogprob, ScoredPrompt, likeliest
 from nereid.llm.sampling import NOT_FINITE, Row, Sampling, TokenCounts, log_softmax, log_total
@@ -33,7 +34,7 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A drawn token with its natural-log probability, and the likeliest tokens at its position."""
+    """A drawn token with its natural-log probability, and the likeliest tokens at its position, or those that were asked for."""
 
     token: int
     logprob: float
@@ -60,7 +61,9 @@ class Delta(NamedTuple):
 class GeneratedSequence:
     """`stop_ids` end the answer and are no part of its text; `emit` gets every delta, on the tick thread.
 
-    `scored`: every delta brings its tokens' log probabilities, with those of the `top_logprobs` likeliest. `scored_prompt`: so
+    `allowed` (bool, vocabulary), where given, are all the tokens that it may have, and `bad_words` those that may not follow.
+    `scored`: every delta brings its tokens' log probabilities, with those of the `top_logprobs` likeliest, or of
+    `logprob_token_ids`. `scored_prompt`: so
     does the first one, for the prompt's. `mean`: the prompt is embedded, and nothing is written. Whatever goes wrong with this
     sequence alone is its `error`, by which it has finished.
     """
@@ -72,14 +75,18 @@ class GeneratedSequence:
     text: TextStream
     emit: Callable[[Delta], None]
     min_tokens: int = 0
+    allowed: NDArray[np.bool_] | None = None
+    bad_words: BadWords | None = None
     scored: bool = False
     top_logprobs: int = 0
+    logprob_token_ids: tuple[int, ...] = ()
     scored_prompt: ScoredPrompt | None = None
     mean: PromptMean | None = None
     structure: Structure | None = None
     proposer: Proposer | None = None
     meter: SpeculationMeter | None = None
     adapter: int = 0
+    cache_salt: str = ""
     priority: int = USUAL_PRIORITY
 
     written: list[int] = field(default_factory=list)
@@ -141,14 +148,17 @@ class GeneratedSequence:
 
     def next_row(self) -> Row:
         """How the next token is to be drawn; a grammar that has failed leaves nothing that is allowed."""
-        allowed = None
+        allowed = self.allowed
         if self.structure is not None:
             try:
-                allowed = self.structure.allowed()
+                followed = self.structure.allowed()
+                allowed = followed if self.allowed is None else followed & self.allowed
             except ValueError as error:
                 self.error = _broken(self.structure, error)
                 allowed = np.zeros(self.structure.vocabulary, np.bool_)
         banned = tuple(self.stop_ids) if len(self.written) < self.min_tokens else ()
+        if self.bad_words is not None:
+            banned += self.bad_words.after(self.written)
         return Row(self.sampling, len(self.written), self._counts, banned, allowed)
 
     def end_unanswered(self) -> None:
@@ -206,17 +216,28 @@ class GeneratedSequence:
     def _undrawn(self, token: int) -> RequestError:
         if token == NOT_FINITE:
             return EngineError("the model's logits are not finite; the answer cannot go on")
-        field = "stop_token_ids" if self.structure is None else f"structured_outputs.{self.structure.kind}"
+        field = self._narrowed_by
         if len(self.written) < self.min_tokens:
             shown, allowed = self.min_tokens, f"at most {len(self.written)}: then the answer can only end"
             return InvalidRequestError.of("min_tokens", shown, f"{allowed} ({field})")
         return InvalidRequestError(f"{field}: no token is allowed after {len(self.written)} tokens of the answer", field)
 
+    @property
+    def _narrowed_by(self) -> str:
+        """The field that has left nothing to draw."""
+        if self.structure is not None:
+            return f"structured_outputs.{self.structure.kind}"
+        if self.allowed is not None:
+            return "allowed_token_ids"
+        return "stop_token_ids" if self.bad_words is None else "bad_words"
+
     def _logprob(self, token: int) -> TokenLogprob:
         assert self.raw_logits is not None
         raw, self.raw_logits = self.raw_logits, None
-        if not self.top_logprobs:
-            return TokenLogprob(token, float(np.float32(float(raw[token]) - log_total(raw))), ())
+        if self.logprob_token_ids or not self.top_logprobs:
+            total = log_total(raw)
+            told = ((wanted, float(np.float32(float(raw[wanted]) - total))) for wanted in self.logprob_token_ids)
+            return TokenLogprob(token, float(np.float32(float(raw[token]) - total)), tuple(told))
         values = log_softmax(raw)
         return TokenLogprob(token, float(values[token]), likeliest(values, self.top_logprobs))
 

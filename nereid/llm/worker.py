@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from nereid.engines.channel import Message
@@ -19,6 +21,7 @@ from nereid.engines.digests import verify_model
 from nereid.engines.worker_main import Seat
 from nereid.flow.errors import InvalidRequestError, RequestError
 from nereid.flow.metrics import Recorder
+from nereid.llm.bad_words import BadWords
 from nereid.llm.loading import LoadedModel, check_widths, load_model
 from nereid.llm.observer import LlmObserver
 from nereid.llm.orders import DROP, REFUSED, START, Order, deltas, metric
@@ -145,17 +148,29 @@ class LlmLoop:
             text=TextStream(self.tokenizer, order.stop, order.include_stop, order.skip_special_tokens, order.prompt),
             emit=lambda delta: self._note(task, index, made, delta),
             min_tokens=order.min_tokens,
+            allowed=self._allowed(order),
+            bad_words=BadWords.of(order.bad_words),
             scored=order.scored,
             top_logprobs=order.top_logprobs,
+            logprob_token_ids=order.logprob_token_ids,
             scored_prompt=self._scored_prompt(order) if index == 0 else None,
             mean=PromptMean() if order.embeds else None,
             structure=structure,
             proposer=proposer,
             adapter=order.adapter,
+            cache_salt=order.cache_salt,
             priority=order.priority,
             meter=SpeculationMeter(self.limits.speculation_tokens) if proposer is not None else None,
         )
         return made
+
+    def _allowed(self, order: Order) -> NDArray[np.bool_] | None:
+        """All that may be drawn; None: everything."""
+        if not order.allowed_token_ids:
+            return None
+        allowed = np.zeros(self.model.vocabulary, np.bool_)
+        allowed[list(order.allowed_token_ids)] = True
+        return allowed
 
     def _scored_prompt(self, order: Order) -> ScoredPrompt | None:
         """Of a request's answers the first has its prompt scored: it is the same for all."""

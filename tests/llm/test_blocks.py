@@ -30,6 +30,7 @@ class Reader:
     computed: int = 0
     row: int = -1
     adapter: int = 0
+    cache_salt: str = ""
 
 
 def memory_of(blocks: int = 17, *, rows: int = 4, caches: bool = True) -> KvBlocks:

@@ -17,13 +17,11 @@ from nereid.llm.worker import LlmLoop
 from closed_form import ClosedFormEngine
 
 
-def test_the_priority_of_a_request_is_that_of_its_sequences() -> None:
-    request = parse(sampling_parameters=text(json.dumps({"priority": 9, "n": 2, "seed": 1})))
-    order = Order.of(request, "id")
-    assert Order.read(order.message(7)) == order
+def loop_of() -> LlmLoop:
+    """A worker's loop that tells nobody."""
     engine = ClosedFormEngine(2048)
     seat: Any = SimpleNamespace(channel=SimpleNamespace(send=lambda message: None))
-    loop = LlmLoop(
+    return LlmLoop(
         seat=seat,
         facts=FACTS,
         limits=LIMITS,
@@ -31,4 +29,10 @@ def test_the_priority_of_a_request_is_that_of_its_sequences() -> None:
         tokenizer=WORDS,
         structures=None,
     )
-    assert [loop._sequence(7, order, index, None).priority for index in range(2)] == [9, 9]
+
+
+def test_the_priority_of_a_request_is_that_of_its_sequences() -> None:
+    request = parse(sampling_parameters=text(json.dumps({"priority": 9, "n": 2, "seed": 1})))
+    order = Order.of(request, "id")
+    assert Order.read(order.message(7)) == order
+    assert [loop_of()._sequence(7, order, index, None).priority for index in range(2)] == [9, 9]

@@ -184,7 +184,7 @@ def test_whole_numbers_may_have_a_point_and_truth_values_be_numbers() -> None:
 
 def test_members_of_vllms_sampling_parameters_that_change_nothing_are_taken() -> None:
     """A program that sends all members of vLLM's objects is understood: null is as absent, whatever its name."""
-    idle = {"best_of": "1", "use_beam_search": False, "length_penalty": 1, "detokenize": True, "bad_words": [], "foo": None}
+    idle = {"best_of": "1", "use_beam_search": False, "length_penalty": 1, "detokenize": True, "extra_args": {}, "foo": None}
     whole = dict.fromkeys(("json", "choice", "grammar", "whitespace_pattern", "structural_tag")) | {
         "regex": "a",
         "json_object": False,
@@ -194,7 +194,7 @@ def test_members_of_vllms_sampling_parameters_that_change_nothing_are_taken() ->
     }
     asked = parse(sampling_parameters=text(json.dumps({**idle, "structured_outputs": whole})))
     assert asked.structure == StructureRequest(kind="regex", value="a", whitespace=ANY_WHITESPACE)
-    for other in ({"use_beam_search": "true"}, {"length_penalty": 0.5}, {"detokenize": 1}, {"bad_words": ["x"]}):
+    for other in ({"use_beam_search": "true"}, {"length_penalty": 0.5}, {"detokenize": 1}, {"logits_processors": ["x"]}):
         (name,) = other
         with pytest.raises(InvalidRequestError, match=f"^{name}: .* is not allowed; it must be .* or absent"):
             parse(sampling_parameters=text(json.dumps(other)))

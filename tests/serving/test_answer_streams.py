@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from nereid.serving.gateway.answer_streams import AnswerStream, CallReading
+from nereid.serving.gateway.answer_streams import AnswerStream
+from nereid.serving.gateway.call_forms import CallReading
 from nereid.serving.gateway.chat_answers import message_of
 from nereid.serving.gateway.said import Arguments, Call, Said, Text
 from nereid.serving.gateway.thoughts import Thinking

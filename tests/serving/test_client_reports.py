@@ -130,11 +130,17 @@ def test_tools_of_other_types_are_refused_by_name_or_left_out_where_that_is_aske
     api: httpx.Client, lenient: httpx.Client, model: Model
 ) -> None:
     flat = {"model": "llm", "input": "Hi.", "tools": [OTHER_TOOLS[0], FLAT, *OTHER_TOOLS[1:]], "tool_choice": "auto"}
-    chat = {**ASK, "tools": [NOW, {"type": "custom", "custom": {"name": "patch"}}]}
-    for route, body, place in ((RESPONSES, flat, 0), (CHAT, chat, 1)):
+    chat = {**ASK, "tools": [NOW, {"type": "web_search", "filters": {"name": "patch"}}]}
+    searching = {**flat, "tools": [OTHER_TOOLS[0], FLAT]}
+    for route, body, place in ((RESPONSES, searching, 0), (CHAT, chat, 1)):
         error = api.post(route, json=body).json()["error"]
         assert error["param"] == f"tools.{place}.type"
-        assert error["message"].endswith("is not allowed; it must be 'function'")
+        assert error["message"].endswith("is not allowed; it must be 'function' or 'custom'")
+    error = api.post(RESPONSES, json=flat).json()["error"]
+    assert (error["param"], error["message"].partition(": ")[2]) == (
+        "tools.2.format.syntax",
+        "'lark' is not allowed; it must be 'regex'",
+    )
     made = lenient.post(RESPONSES, json={**flat, "unheard_of": 1})
     assert made.status_code == 200, made.text
     assert sorted(made.headers["x-nereid-ignored-fields"].split(", ")) == ["tools.0", "tools.2", "tools.3", "unheard_of"]
@@ -144,9 +150,9 @@ def test_tools_of_other_types_are_refused_by_name_or_left_out_where_that_is_aske
     beside = {
         **ASK,
         "tools": [
-            {"type": "custom", "x": 1},
+            {"type": "other", "x": 1},
             {**NOW, "unheard_of": 1},
-            {"type": "custom"},
+            {"type": "other"},
             {"function": {"name": "then"}, "y": 2},
         ],
     }
@@ -154,7 +160,7 @@ def test_tools_of_other_types_are_refused_by_name_or_left_out_where_that_is_aske
     assert left.status_code == 200, left.text
     names = sorted(left.headers["x-nereid-ignored-fields"].split(", "))
     assert names == ["tools.0", "tools.1.unheard_of", "tools.2", "tools.3.y"]
-    wrong = lenient.post(CHAT, json={**ASK, "tools": [{"type": "custom"}, {"type": "function", "function": {"name": "no name"}}]})
+    wrong = lenient.post(CHAT, json={**ASK, "tools": [{"type": "other"}, {"type": "function", "function": {"name": "no name"}}]})
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "tools.0.function.name")
 
 
@@ -191,7 +197,7 @@ def test_a_turn_of_codex_is_taken(api: httpx.Client, model: Model) -> None:
 @pytest.mark.parametrize(
     ("route", "body", "param", "allowed"),
     [
-        (RESPONSES, {"input": [USER, {"type": "custom_tool_call", "input": "x"}]}, "input.1.type", "'message', 'function_call'"),
+        (RESPONSES, {"input": [USER, {"type": "file_search_call", "queries": []}]}, "input.1.type", "'message', 'function_call'"),
         (RESPONSES, {"input": [USER, {"kind": "x"}]}, "input.1.type", "it is missing"),
         (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0.type", "'refusal'"),
         # https://github.com/ggml-org/llama.cpp/issues/23465

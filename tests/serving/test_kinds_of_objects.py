@@ -53,7 +53,7 @@ def test_so_do_those_within_them() -> None:
 
 def test_a_kind_that_nobody_knows_is_refused_by_its_name() -> None:
     with pytest.raises(
-        ApiError, match=r"tool_choice\.type: 'web_search' is not allowed; it must be 'function' or 'allowed_tools'"
+        ApiError, match=r"tool_choice\.type: 'web_search' is not allowed; it must be 'function' or 'custom' or 'allowed_tools'"
     ):
         left_out(ChatBody, {**CHAT, "tool_choice": {"type": "web_search", "q": 1}})
 

@@ -13,7 +13,8 @@ from llguidance import LLTokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from nereid.llm.structure import StructureFactory
-from nereid.serving.gateway.answer_streams import AnswerStream, CallReading
+from nereid.serving.gateway.answer_streams import AnswerStream
+from nereid.serving.gateway.call_forms import CallReading
 from nereid.serving.gateway.chat_answers import message_of
 from nereid.serving.gateway.grammar_parts import NotBindableError
 from nereid.serving.gateway.thoughts import Thinking

@@ -8,7 +8,8 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from nereid.serving.gateway.answer_streams import AnswerStream, CallReading
+from nereid.serving.gateway.answer_streams import AnswerStream
+from nereid.serving.gateway.call_forms import CallReading
 from nereid.serving.gateway.chat_templates import Chat, ChatTemplates
 from nereid.serving.gateway.said import Arguments, Call, Text
 from nereid.serving.gateway.tool_formats import format_of

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
-from nereid.serving.gateway.call_forms import Shape, ToolFormat
+from nereid.serving.gateway.call_forms import CallReading, Shape
 from nereid.serving.gateway.call_objects import Name, Piece, State
 from nereid.serving.gateway.call_scanners import JsonCalls, Scanner
 from nereid.serving.gateway.channel_streams import ChannelStream
+from nereid.serving.gateway.custom_inputs import CustomInputs
 from nereid.serving.gateway.literal_scanners import BracesCall, PythonCalls
 from nereid.serving.gateway.marked_scanners import NamedCall, SectionCalls
 from nereid.serving.gateway.said import Arguments, Call, Reasoning, Said, Text, held_back, merged
@@ -19,15 +19,6 @@ from nereid.serving.gateway.silent_marks import Silence
 from nereid.serving.gateway.tag_scanners import TagsCall
 from nereid.serving.gateway.thoughts import CallReader, Spoken, Thinking, Thoughts
 from nereid.serving.gateway.tool_formats import HARMONY
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallReading:
-    """How calls are found: the form, the functions' parameters by name, and whether more than the first call is told."""
-
-    form: ToolFormat
-    schemas: Mapping[str, Mapping[str, Any]]
-    several: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -45,12 +36,14 @@ class AnswerStream:
     _calls: CallReader | None = field(init=False)
     _spoken: Spoken | None = field(init=False)
     _silence: Silence = field(init=False)
+    _inputs: CustomInputs = field(init=False)
 
     def __post_init__(self) -> None:
         self._channels = _channels(self.thinking, self.calls)
         self._thoughts = None if self.thinking is None or self.thinking.channels else _thoughts(self.thinking, self.calls)
         self._spoken = None if self.spoken is None else Spoken(self.spoken)
         self._silence = Silence(self.silent)
+        self._inputs = CustomInputs() if self.calls is None else CustomInputs(self.calls.custom)
         self._calls = None if self.calls is None or self.calls.form.shape is Shape.CHANNELS else _Calls(self.calls)
 
     @property
@@ -66,17 +59,23 @@ class AnswerStream:
 
     def feed(self, text: str, tokens: Sequence[int] = ()) -> list[Said]:
         """`tokens` have come with the text; they are counted, where they are thoughts."""
+        return merged(self._inputs.told(self._fed(text, tokens)))
+
+    def finish(self) -> list[Said]:
+        return merged([*self._inputs.told(self._finished()), *self._inputs.finish()])
+
+    def _fed(self, text: str, tokens: Sequence[int]) -> list[Said]:
         made: list[Said] = []
         if self._channels is not None:
             self._channels.count(tokens)
-            return merged(self._within(self._channels.feed(text)))
+            return self._within(self._channels.feed(text))
         if self._thoughts is not None:
             self._thoughts.count(tokens)
             thought, text = self._thoughts.feed(text)
             made += [Reasoning(thought)] if thought else []
-        return merged([*made, *self._after(text)])
+        return [*made, *self._after(text)]
 
-    def finish(self) -> list[Said]:
+    def _finished(self) -> list[Said]:
         made: list[Said] = []
         text = ""
         if self._channels is not None:
@@ -90,8 +89,8 @@ class AnswerStream:
         if self._spoken is not None:
             made += self._told(self._spoken.finish())
         if self._calls is not None:
-            return merged([*made, *self._calls.finish()])
-        return merged([*made, Text(rest)] if (rest := self._silence.finish()) else made)
+            return [*made, *self._calls.finish()]
+        return [*made, Text(rest)] if (rest := self._silence.finish()) else made
 
     def _within(self, said: list[Said]) -> list[Said]:
         """Calls in the text of channels, where they are not written as messages."""

@@ -121,6 +121,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             new_stream=chat.new_stream,
             tells_reasoning=chat.tells_reasoning,
             counts_thoughts=model.counts_thoughts,
+            as_function_call=chat.as_function_call,
         )
         asked = {**chat.sampling, "request_id": request.state.request_id}
         if body.stream:

@@ -146,3 +146,16 @@ class ToolFormat:
         tags = (self.tags.parameter, self.tags.ended, self.tags.closing) if self.tags is not None else ()
         marks = (*self.begins, *self.ends, self.middle, self.closing, self.quotes, *tags, *self.silent)
         return tuple(dict.fromkeys(mark for mark in marks if mark))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallReading:
+    """How calls are found: the form, the functions' parameters by name, and whether more than the first call is told.
+
+    `custom`: the names of those that are custom tools.
+    """
+
+    form: ToolFormat
+    schemas: Mapping[str, Mapping[str, Any]]
+    several: bool = True
+    custom: frozenset[str] = frozenset()

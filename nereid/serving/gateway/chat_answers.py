@@ -8,11 +8,11 @@ from typing import Any
 
 from nereid.serving.gateway.answer_streams import AnswerStream
 from nereid.serving.gateway.logprobs import by_ids, prompt_logprobs, token_bytes
-from nereid.serving.gateway.said import Arguments, Call, Reasoning, Said, Text
+from nereid.serving.gateway.said import Arguments, Call, Input, Reasoning, Said, Text
 from nereid.serving.gateway.texts import Prompt, told_ids, usage_of
 from nereid_client.texts import TextChoice, TextDelta, TextResult
 
-STOP, TOOL_CALLS = "stop", "tool_calls"
+STOP, TOOL_CALLS, FUNCTION_CALL = "stop", "tool_calls", "function_call"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,7 @@ class ChatAnswer:
     """One request's answers; `new_stream` takes apart one of them. `tells_reasoning`: whether thoughts are told.
 
     `counts_thoughts`: whether usage tells how many tokens they have. `tokens_by_ids`: whether log probabilities name tokens so.
-    `prompt_ids` is told of the prompt beside the choices.
+    `prompt_ids` is told of the prompt beside the choices. `as_function_call`: a call is told as OpenAI's API did before tools.
     """
 
     id: str
@@ -33,6 +33,7 @@ class ChatAnswer:
     new_stream: Callable[[], AnswerStream] = AnswerStream
     tells_reasoning: bool = True
     counts_thoughts: bool = False
+    as_function_call: bool = False
     _streams: dict[int, AnswerStream] = field(default_factory=dict)
 
     def whole(self, result: TextResult) -> dict[str, Any]:
@@ -61,9 +62,9 @@ class ChatAnswer:
         said = [*stream.feed(choice.text, choice.token_ids), *stream.finish()]
         return {
             "index": choice.index,
-            "message": message_of(said, tells_reasoning=self.tells_reasoning),
+            "message": message_of(said, tells_reasoning=self.tells_reasoning, as_function_call=self.as_function_call),
             "logprobs": self._logprobs(choice.logprobs),
-            "finish_reason": _reason(choice.finish_reason, stream),
+            "finish_reason": self._reason(choice.finish_reason, stream),
             **told_ids(self.token_ids, choice),
         }
 
@@ -85,7 +86,7 @@ class ChatAnswer:
         if made:
             made[0]["choices"][0] |= told_ids(self.token_ids, delta)
         if delta.finish_reason:
-            made.append(self._chunk(delta.index, {}, None, _reason(delta.finish_reason, stream)))
+            made.append(self._chunk(delta.index, {}, None, self._reason(delta.finish_reason, stream)))
         return made
 
     def _part(self, said: Said) -> dict[str, Any] | None:
@@ -95,6 +96,15 @@ class ChatAnswer:
                 return _reasoning(text) if self.tells_reasoning else None
             case Text(text):
                 return {"content": text}
+            case Call(_, _, name) if self.as_function_call:
+                return {"function_call": {"name": name, "arguments": ""}}
+            case Arguments(_, text) if self.as_function_call:
+                return {"function_call": {"arguments": text}}
+            case Call(index, identity, name, custom=True):
+                custom = {"name": name, "input": ""}
+                return {"tool_calls": [{"index": index, "id": identity, "type": "custom", "custom": custom}]}
+            case Input(index, text):
+                return {"tool_calls": [{"index": index, "custom": {"input": text}}]}
             case Call(index, identity, name):
                 function = {"name": name, "arguments": ""}
                 return {"tool_calls": [{"index": index, "id": identity, "type": "function", "function": function}]}
@@ -114,13 +124,14 @@ class ChatAnswer:
     def _logprobs(self, found: list[dict[str, Any]] | None) -> dict[str, Any] | None:
         return chat_logprobs(by_ids(found) if self.tokens_by_ids and found is not None else found)
 
+    def _reason(self, reason: str | None, stream: AnswerStream) -> str | None:
+        """An answer that ended by itself after calls waits for their results."""
+        if reason != STOP or not stream.has_called:
+            return reason
+        return FUNCTION_CALL if self.as_function_call else TOOL_CALLS
+
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-
-
-def _reason(reason: str | None, stream: AnswerStream) -> str | None:
-    """An answer that ended by itself after calls waits for their results."""
-    return TOOL_CALLS if reason == STOP and stream.has_called else reason
 
 
 def _reasoning(text: str) -> dict[str, Any]:
@@ -128,28 +139,24 @@ def _reasoning(text: str) -> dict[str, Any]:
     return {"reasoning_content": text, "reasoning": text}
 
 
-def message_of(said: Sequence[Said], *, tells_reasoning: bool = True) -> dict[str, Any]:
+def message_of(said: Sequence[Said], *, tells_reasoning: bool = True, as_function_call: bool = False) -> dict[str, Any]:
     """A whole answer; its content is null where it is nothing but calls."""
     thoughts = "".join(item.text for item in said if isinstance(item, Reasoning))
     text = "".join(item.text for item in said if isinstance(item, Text))
-    calls = [
-        {
-            "id": call.id,
-            "type": "function",
-            "function": {
-                "name": call.name,
-                "arguments": "".join(item.text for item in said if isinstance(item, Arguments) and item.index == call.index),
-            },
-        }
-        for call in said
-        if isinstance(call, Call)
-    ]
+    calls = [_whole_call(call, said) for call in said if isinstance(call, Call)]
     return {
         "role": "assistant",
         "content": None if calls and not text else text,
         **(_reasoning(thoughts) if thoughts and tells_reasoning else {}),
-        **({"tool_calls": calls} if calls else {}),
+        **({"function_call": calls[0]["function"]} if calls and as_function_call else {"tool_calls": calls} if calls else {}),
     }
+
+
+def _whole_call(call: Call, said: Sequence[Said]) -> dict[str, Any]:
+    written = "".join(item.text for item in said if isinstance(item, Arguments | Input) and item.index == call.index)
+    if call.custom:
+        return {"id": call.id, "type": "custom", "custom": {"name": call.name, "input": written}}
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": written}}
 
 
 def chat_logprobs(found: list[dict[str, Any]] | None) -> dict[str, Any] | None:

@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nereid.serving.gateway.answer_streams import AnswerStream, CallReading
+from nereid.serving.gateway.answer_streams import AnswerStream
+from nereid.serving.gateway.call_forms import CallReading
 from nereid.serving.gateway.call_messages import with_ids
 from nereid.serving.gateway.channel_streams import MESSAGE, START
 from nereid.serving.gateway.chat_templates import Chat
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.grammar_parts import NotBindableError
+from nereid.serving.gateway.logprobs import NO_LOGPROBS
 from nereid.serving.gateway.messages import Message
 from nereid.serving.gateway.offered import Offered
+from nereid.serving.gateway.older_calls import in_older_names, in_todays_form, renamed, with_tool_calls
 from nereid.serving.gateway.response_formats import name_of_schema, names_of_answer, schema_of_answer
 from nereid.serving.gateway.schemas import ChatBody, EmbeddingBody
 from nereid.serving.gateway.thoughts import Thinking
@@ -33,7 +36,10 @@ _LONGEST_GRAMMAR = next(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatAsked:
-    """A chat as `llm` is asked, and how its answer is taken apart; `names` are the caller's of `llm`'s inputs, for errors."""
+    """A chat as `llm` is asked, and how its answer is taken apart; `names` are the caller's of `llm`'s inputs, for errors.
+
+    `as_function_call`: its call is told in the form of OpenAI's older API.
+    """
 
     prompt: str
     sampling: dict[str, Any]
@@ -43,6 +49,7 @@ class ChatAsked:
     tells_reasoning: bool
     spoken: tuple[str, str] | None = None
     silent: tuple[str, ...] = ()
+    as_function_call: bool = False
 
     def new_stream(self) -> AnswerStream:
         return AnswerStream(self.thinking, self.calls, self.spoken, self.silent)
@@ -50,11 +57,22 @@ class ChatAsked:
 
 async def read_chat(body: ChatBody, model: Offered) -> ChatAsked:
     """`chat_asked`, beside the loop where schemas have to be checked, which takes time."""
-    return await asyncio.to_thread(chat_asked, body, model) if body.tools else chat_asked(body, model)
+    return await asyncio.to_thread(chat_asked, body, model) if body.tools or body.functions else chat_asked(body, model)
 
 
 def chat_asked(body: ChatBody, model: Offered) -> ChatAsked:
     """Raises ApiError for what cannot be asked of this model."""
+    todays = in_todays_form(body)
+    if not body.functions:
+        return _asked(todays, model)
+    try:
+        asked = _asked(todays, model)
+    except ApiError as error:
+        raise in_older_names(error) from None
+    return replace(asked, names={inner: renamed(name) for inner, name in asked.names.items()}, as_function_call=True)
+
+
+def _asked(body: ChatBody, model: Offered) -> ChatAsked:
     check_messages(body.messages)
     tools = tools_asked(body.tools, body.tool_choice, body.parallel_tool_calls)
     calls = _reading(tools, body, model)
@@ -99,7 +117,7 @@ def _reading(tools: ToolsAsked | None, body: ChatBody, model: Offered) -> CallRe
         raise ApiError(400, f"tools: the chat template of {model.id!r} {reason}", param="tools")
     if body.structured_outputs is not None:
         raise ApiError(400, "structured_outputs: not allowed with tools; send one of them", param="structured_outputs")
-    return CallReading(form=model.tool_format, schemas=tools.schemas, several=tools.several)
+    return CallReading(form=model.tool_format, schemas=tools.schemas, several=tools.several, custom=tools.custom)
 
 
 def _thinking(body: ChatBody, model: Offered, prompt: str) -> Thinking | None:
@@ -160,6 +178,7 @@ def _effort(effort: str, model: Offered) -> dict[str, Any]:
 
 def embedded_prompt(body: EmbeddingBody, messages: Sequence[Message], model: Offered) -> str:
     """A chat that is read, and not answered; raises ApiError for one that cannot be."""
+    messages = with_tool_calls(messages)
     check_messages(messages)
     return model.prompt(_conversation(body, messages, model))
 
@@ -197,6 +216,8 @@ def _sampling(body: ChatBody, model: Offered) -> dict[str, Any]:
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs: needs logprobs to be true", param="top_logprobs")
+    if body.logprob_token_ids and not body.logprobs:
+        raise ApiError(400, NO_LOGPROBS, param="logprob_token_ids")
     if body.prompt_logprobs is not None and body.stream:
         raise ApiError(400, "prompt_logprobs: a chat's cannot be streamed; stream must be false", param="prompt_logprobs")
     if body.logprobs:

@@ -10,7 +10,7 @@ from typing import Any
 
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.infill import Infill
-from nereid.serving.gateway.logprobs import Offsets, by_ids, completion_logprobs, prompt_logprobs
+from nereid.serving.gateway.logprobs import NO_LOGPROBS, Offsets, by_ids, completion_logprobs, prompt_logprobs
 from nereid.serving.gateway.merging import merged
 from nereid.serving.gateway.offered import Offered
 from nereid.serving.gateway.response_formats import names_of_answer, schema_of_answer
@@ -52,6 +52,8 @@ def completion_sampling(body: CompletionBody, model: Offered) -> dict[str, Any]:
     if body.stream and body.drawn > body.n:
         raise ApiError(400, f"best_of: {body.drawn} answers cannot be streamed; it must be n, {body.n}", param="best_of")
     made = {**body.sampling(), "n": body.drawn, "max_tokens": body.max_tokens}
+    if body.logprob_token_ids and body.logprobs is None:
+        raise ApiError(400, NO_LOGPROBS, param="logprob_token_ids")
     if body.logprobs is not None:
         made["logprobs"] = body.logprobs
         if body.echo:

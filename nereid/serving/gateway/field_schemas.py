@@ -21,12 +21,16 @@ def _typed(field: SamplingField) -> dict[str, Any]:
         case Kind.FLAG:
             return {"type": "boolean"}
         case Kind.TEXT:
-            return {"type": "string", **_known(enum=list(field.choices) or None, maxLength=field.length)}
+            return {
+                "type": "string",
+                **_known(enum=list(field.choices) or None, minLength=field.least or None, maxLength=field.length),
+            }
         case Kind.TEXTS:
             one = {"type": "string", "minLength": 1, **_known(maxLength=field.length)}
             return {"anyOf": [one, {"type": "array", "items": one, **_known(maxItems=field.most)}]}
         case Kind.TOKEN_IDS:
-            return {"type": "array", "items": {"type": "integer", **_bounds(field)}, **_known(maxItems=field.most)}
+            entries = _known(minItems=field.least or None, maxItems=field.most)
+            return {"type": "array", "items": {"type": "integer", **_bounds(field)}, **entries}
         case Kind.BIASES:
             each = {"type": "number", **_bounds(field)}
             return {"type": "object", "additionalProperties": each, **_known(maxProperties=field.most)}

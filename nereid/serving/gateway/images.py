@@ -15,6 +15,7 @@ from nereid.serving.gateway.masks import fitted_mask
 from nereid.serving.gateway.pictures import Encoding, Fit, fitted, in_base64
 from nereid.serving.gateway.waiting import Event
 from nereid_client import AsyncClient, ImageProgress, ImageResult
+from nereid_client.errors import InvalidRequestError
 
 NAMES: Mapping[str, str] = {"num_images_per_prompt": "n", "width": "size", "height": "size"}
 """The caller's names of the request's fields, for errors."""
@@ -49,10 +50,17 @@ def begin_of(options: Mapping[str, Any], steps: int) -> int:
 
 
 def drawn_size(options: Mapping[str, Any], picture: Any, model: ImageModel) -> tuple[int, int]:
-    """Width and height that are asked for of a drawing from a picture, or that the model draws of its like."""
+    """Width and height that are asked for of a drawing from a picture, or that the model draws of its like.
+
+    Raises InvalidRequestError for more pixels than the model draws, and for none: the picture is brought to this size here.
+    """
     usual = model.fitting(*picture.size)
-    width, height = options["width"], options["height"]
-    return usual[0] if width is None else width, usual[1] if height is None else height
+    asked = options["width"], options["height"]
+    width, height = (of if side is None else side for side, of in zip(asked, usual, strict=True))
+    if not 1 <= width * height <= model.most_pixels:
+        sentence = f"{width} x {height} is not allowed; it must be 1 to {model.most_pixels} pixels"
+        raise InvalidRequestError(f"width: {sentence}", "width")
+    return width, height
 
 
 def from_picture(

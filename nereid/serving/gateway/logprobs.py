@@ -9,6 +9,7 @@ from typing import Any
 
 Entry = Mapping[str, Any]
 """A token as `llm` tells it."""
+NO_LOGPROBS = "logprob_token_ids: it is not allowed where no log probabilities are asked for"
 
 
 @dataclass(slots=True)

@@ -7,9 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from nereid.serving.gateway.call_messages import arguments_of
+from nereid.serving.gateway.custom_inputs import arguments_with, parameters_of
 from nereid.serving.gateway.sent import Sent, few
 from nereid.serving.gateway.tools import MOST_TOOLS
 from nereid.serving.gateway.unused import CALL, MESSAGE, PART, TOOL
+
+MOST_PATTERN = 10_000
+"""Characters of a regular expression."""
 
 
 class TextPart(Sent):
@@ -58,6 +62,69 @@ class Tool(Sent):
         return {"type": self.type, "function": function}
 
 
+class FreeText(Sent):
+    """Any input."""
+
+    type: Literal["text"]
+
+    pattern: ClassVar[None] = None
+
+
+class Grammar(Sent):
+    """The one form that an answer can be bound to within the text of a call: Lark's grammars have no such place."""
+
+    syntax: Literal["regex"]
+    definition: str = Field(max_length=MOST_PATTERN)
+
+
+class BoundText(Sent):
+    """Input that a grammar allows."""
+
+    type: Literal["grammar"]
+    grammar: Grammar
+
+    @property
+    def pattern(self) -> str:
+        return self.grammar.definition
+
+
+class Custom(Sent):
+    """What is called with a text."""
+
+    name: str
+    description: str | None = None
+    format: Annotated[FreeText | BoundText, Field(discriminator="type")] | None = None
+
+
+class CustomTool(Sent):
+    """To the model it is a function that takes one text; a grammar binds calls where text is allowed, too."""
+
+    place = TOOL
+
+    type: Literal["custom"]
+    custom: Custom
+
+    @property
+    def function(self) -> Function:
+        pattern = self.custom.format.pattern if self.custom.format is not None else None
+        about = {} if self.custom.description is None else {"description": self.custom.description}
+        return Function(
+            name=self.custom.name, **about, parameters=parameters_of(pattern), strict=True if pattern is not None else None
+        )
+
+    @property
+    def for_template(self) -> dict[str, Any]:
+        return Tool(function=self.function).for_template
+
+
+def with_type(value: Any) -> Any:
+    """Without a type it is a function, or a call of one."""
+    return {**value, "type": "function"} if isinstance(value, dict) and value.get("type") is None else value
+
+
+AnyTool = Annotated[Tool | CustomTool, BeforeValidator(with_type)]
+
+
 class FunctionName(Sent):
     name: str
 
@@ -76,9 +143,22 @@ class NamedTool(Sent):
         return "tool_choice.function.name", [self.function.name]
 
 
+class NamedCustom(Sent):
+    """The same of a custom tool."""
+
+    type: Literal["custom"]
+    custom: FunctionName
+
+    must: ClassVar[bool] = True
+
+    @property
+    def named(self) -> tuple[str, list[str]]:
+        return "tool_choice.custom.name", [self.custom.name]
+
+
 class Allowed(Sent):
     mode: Literal["auto", "required"]
-    tools: list[NamedTool] = Field(min_length=1, max_length=MOST_TOOLS)
+    tools: list[NamedTool | NamedCustom] = Field(min_length=1, max_length=MOST_TOOLS)
 
 
 class AllowedTools(Sent):
@@ -93,7 +173,7 @@ class AllowedTools(Sent):
 
     @property
     def named(self) -> tuple[str, list[str]]:
-        return "tool_choice.allowed_tools.tools", [tool.function.name for tool in self.allowed_tools.tools]
+        return "tool_choice.allowed_tools.tools", [name for tool in self.allowed_tools.tools for name in tool.named[1]]
 
 
 class FunctionCall(Sent):
@@ -119,14 +199,39 @@ class ToolCall(Sent):
         return {"id": self.id, "type": self.type, "function": function}
 
 
+class CustomCall(Sent):
+    name: str
+    input: str = ""
+
+
+class CustomToolCall(Sent):
+    """A call of a custom tool that the model has made before."""
+
+    place = CALL
+
+    id: str = Field(min_length=1, max_length=256)
+    type: Literal["custom"]
+    custom: CustomCall
+    index: int | None = None
+
+    @property
+    def for_template(self) -> dict[str, Any]:
+        call = FunctionCall(name=self.custom.name, arguments=arguments_with(self.custom.input))
+        return ToolCall(id=self.id, function=call).for_template
+
+
+AnyCall = Annotated[ToolCall | CustomToolCall, BeforeValidator(with_type)]
+
+
 class Message(Sent):
     place = MESSAGE
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Annotated[str | list[ContentPart] | None, BeforeValidator(few)] = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = Field(default=None, max_length=MOST_TOOLS)
+    tool_calls: list[AnyCall] | None = Field(default=None, max_length=MOST_TOOLS)
     tool_call_id: str | None = None
+    function_call: FunctionCall | None = None
 
     reasoning_content: str | None = None
     reasoning: str | None = None

@@ -66,12 +66,13 @@ def refusal(schema: type[BaseModel], problems: Sequence[Problem]) -> ApiError:
 
 def unknown_fields(schema: type[BaseModel], problems: Sequence[Problem]) -> list[list[str]]:
     """The paths of what a lenient server leaves out: fields that neither the schema nor the table of unused fields has, and tools
-    of another type, which a provider runs itself, or a client only with models that know them. These come first: taken out from
-    the last path to the first, they leave the places of all others as they are.
+    of another type, or bound by another syntax, which a provider runs itself, or a client only with models that know them. These
+    come first: taken out from the last path to the first, they leave the places of all others as they are.
     """
     problems = _of_what_is_meant(schema, problems)
     wrong = [written_path(schema, problem["loc"]) for problem in problems if problem["type"] == "literal_error"]
-    tools = [path[:2] for path in wrong if len(path) == 3 and path[0] == "tools" and path[2] == "type"]
+    typed = [path for path in wrong if path[0] == "tools" and (path[2:] == ["type"] or path[-1] == "syntax")]
+    tools = [list(path) for path in dict.fromkeys(tuple(path[:2]) for path in typed)]
     extra = [written_path(schema, problem["loc"]) for problem in problems if problem["type"] == "extra_forbidden"]
     causes = [problem.get("ctx", {}).get("error") for problem in problems]
     members = [cause.field.split(".", 1) for cause in causes if isinstance(cause, SamplingError) and cause.unknown]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from nereid.serving.gateway.messages import FunctionCall, RefusalPart
+from nereid.serving.gateway.messages import CustomCall, FreeText, FunctionCall, Grammar, RefusalPart, with_type
 from nereid.serving.gateway.metadata import Metadata
 from nereid.serving.gateway.schemas import SamplingBody, TemplateVariables
 from nereid.serving.gateway.sent import MOST_PARTS, Sent, few
@@ -65,6 +65,27 @@ class OutputItem(_Item):
         return _text(self.output)
 
 
+class CustomCallItem(_Item, CustomCall):
+    """A call of a custom tool."""
+
+    type: Literal["custom_tool_call"]
+    call_id: str = Field(min_length=1, max_length=256)
+
+
+class CustomOutputItem(_Item):
+    type: Literal["custom_tool_call_output"]
+    call_id: str = Field(min_length=1, max_length=256)
+    output: Annotated[str | list[Part], BeforeValidator(few)]
+
+    @property
+    def text(self) -> str:
+        return _text(self.output)
+
+
+CALLS, OUTPUTS = (CallItem, CustomCallItem), (OutputItem, CustomOutputItem)
+"""Items of either kind of tool."""
+
+
 class ReasoningItem(_Item):
     """`encrypted_content` is another provider's: nobody here can read it."""
 
@@ -93,7 +114,7 @@ def _with_type(value: Any) -> Any:
     return value if kind is None else {**value, "type": kind}
 
 
-Kept = MessageItem | CallItem | OutputItem | ReasoningItem
+Kept = MessageItem | CallItem | OutputItem | CustomCallItem | CustomOutputItem | ReasoningItem
 Item = Annotated[Annotated[Kept | ItemReference, Field(discriminator="type")], BeforeValidator(_with_type)]
 
 
@@ -111,9 +132,34 @@ class FlatTool(Sent):
         return {"type": "function", "function": self.model_dump(exclude={"type"}, exclude_unset=True)}
 
 
-class FlatName(Sent):
-    type: Literal["function"]
+class FlatGrammar(Grammar):
+    type: Literal["grammar"]
+
+
+class FlatCustom(Sent):
+    """A custom tool with its type beside its name."""
+
+    type: Literal["custom"]
     name: str
+    description: str | None = None
+    format: Annotated[FreeText | FlatGrammar, Field(discriminator="type")] | None = None
+
+    @property
+    def for_chat(self) -> dict[str, Any]:
+        custom = self.model_dump(exclude={"type", "format"}, exclude_unset=True)
+        if isinstance(self.format, FlatGrammar):
+            grammar = {"syntax": self.format.syntax, "definition": self.format.definition}
+            custom["format"] = {"type": "grammar", "grammar": grammar}
+        return {"type": "custom", "custom": custom}
+
+
+class FlatName(Sent):
+    type: Literal["function", "custom"]
+    name: str
+
+    @property
+    def for_chat(self) -> dict[str, Any]:
+        return {"type": self.type, self.type: {"name": self.name}}
 
 
 class FlatAllowed(Sent):
@@ -183,7 +229,7 @@ class ResponsesBody(SamplingBody):
     previous_response_id: str | None = None
     store: bool = True
     max_output_tokens: int | None = None
-    tools: list[FlatTool] | None = Field(default=None, max_length=MOST_TOOLS)
+    tools: list[Annotated[FlatTool | FlatCustom, BeforeValidator(with_type)]] | None = Field(default=None, max_length=MOST_TOOLS)
     tool_choice: Literal["none", "auto", "required"] | FlatName | FlatAllowed | None = None
     parallel_tool_calls: bool = True
     text: TextOptions = Field(default_factory=TextOptions)

@@ -12,7 +12,7 @@ from typing import Any
 
 from nereid.serving.gateway.answer_streams import AnswerStream
 from nereid.serving.gateway.chat_answers import chat_logprobs
-from nereid.serving.gateway.said import Arguments, Call, Reasoning, Said, Text
+from nereid.serving.gateway.said import Arguments, Call, Input, Reasoning, Said, Text
 from nereid_client.texts import TextDelta
 
 Event = dict[str, Any]
@@ -88,6 +88,12 @@ class ResponseAnswer:
                     yield from self._begin_message()
                 self._item["content"][0]["logprobs"] += logprobs
                 yield from self._grow("output_text", text, logprobs=logprobs)
+            case Call(_, identity, name, custom=True):
+                made = {"id": new_id("ctc"), "type": "custom_tool_call", "call_id": identity, "name": name, "input": ""}
+                yield from self._begin_item(made)
+            case Input(_, text):
+                self._item["input"] += text
+                yield self._of_item("response.custom_tool_call_input.delta", delta=text)
             case Call(_, identity, name):
                 made = {"id": new_id("fc"), "type": "function_call", "call_id": identity, "name": name, "arguments": ""}
                 yield from self._begin_item(made)
@@ -125,6 +131,8 @@ class ResponseAnswer:
         if item["type"] == "function_call":
             more = {"arguments": item["arguments"], "name": item["name"]}
             yield self._of_item("response.function_call_arguments.done", **more)
+        elif item["type"] == "custom_tool_call":
+            yield self._of_item("response.custom_tool_call_input.done", input=item["input"])
         else:
             (part,) = item["content"]
             more = {"logprobs": list(part["logprobs"])} if part["type"] == "output_text" else {}

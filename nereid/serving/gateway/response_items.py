@@ -10,15 +10,17 @@ from pydantic import TypeAdapter, ValidationError
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.problems import refusal
 from nereid.serving.gateway.response_bodies import (
+    CALLS,
     LOGPROBS,
+    OUTPUTS,
     CallItem,
+    CustomCallItem,
     FlatAllowed,
     FlatName,
     Item,
     ItemReference,
     Kept,
     MessageItem,
-    OutputItem,
     ReasoningItem,
     ResponsesBody,
 )
@@ -34,7 +36,9 @@ _NAMES = (
     ("response_format", "text.format"),
     ("reasoning_effort", "reasoning.effort"),
     (".allowed_tools.tools", ".tools"),
+    (".custom.format.grammar.", ".format."),
     (".function.", "."),
+    (".custom.", "."),
     ("messages", "input"),
 )
 """A chat's names, and what /v1/responses calls the same."""
@@ -106,24 +110,23 @@ def names_of(names: Mapping[str, str]) -> dict[str, str]:
 
 def _choice(choice: str | FlatName | FlatAllowed | None) -> Any:
     if isinstance(choice, FlatName):
-        return {"type": "function", "function": {"name": choice.name}}
+        return choice.for_chat
     if isinstance(choice, FlatAllowed):
-        tools = [{"type": "function", "function": {"name": tool.name}} for tool in choice.tools]
+        tools = [tool.for_chat for tool in choice.tools]
         return {"type": "allowed_tools", "allowed_tools": {"mode": choice.mode, "tools": tools}}
     return choice
 
 
 def check_calls(items: Items, before: Items) -> None:
     """That every output has its call, among the items or in the conversation `before` them; raises ApiError."""
-    known = {item.call_id for item in before if isinstance(item, CallItem)}
+    known = {(item.type, item.call_id) for item in before if isinstance(item, CALLS)}
     for place, item in enumerate(items):
-        if isinstance(item, CallItem):
-            known.add(item.call_id)
-        elif isinstance(item, OutputItem) and item.call_id not in known:
+        if isinstance(item, CALLS):
+            known.add((item.type, item.call_id))
+        elif isinstance(item, OUTPUTS) and (kind := item.type.removesuffix("_output"), item.call_id) not in known:
             field = f"input.{place}.call_id"
-            raise ApiError(
-                400, f"{field}: {item.call_id[:80]!r} is not allowed; it must be that of a function_call before it", param=field
-            )
+            sentence = f"{item.call_id[:80]!r} is not allowed; it must be that of a {kind} before it"
+            raise ApiError(400, f"{field}: {sentence}", param=field)
 
 
 def messages_of(items: Items, instructions: str | None) -> list[dict[str, Any]]:
@@ -133,7 +136,7 @@ def messages_of(items: Items, instructions: str | None) -> list[dict[str, Any]]:
         made.append({"role": "system", "content": instructions})
     turn: dict[str, Any] | None = None
     for item in items:
-        if isinstance(item, OutputItem):
+        if isinstance(item, OUTPUTS):
             made.append({"role": "tool", "tool_call_id": item.call_id, "content": item.text})
         elif isinstance(item, MessageItem) and item.role != "assistant":
             made.append({"role": item.role, "content": item.text})
@@ -150,7 +153,7 @@ def messages_of(items: Items, instructions: str | None) -> list[dict[str, Any]]:
     return made
 
 
-def _add(turn: dict[str, Any], item: MessageItem | CallItem | ReasoningItem) -> None:
+def _add(turn: dict[str, Any], item: Kept) -> None:
     match item:
         case ReasoningItem():
             turn["reasoning_content"] = turn.get("reasoning_content", "") + item.text
@@ -159,3 +162,6 @@ def _add(turn: dict[str, Any], item: MessageItem | CallItem | ReasoningItem) -> 
         case CallItem():
             function = {"name": item.name, "arguments": item.arguments}
             turn.setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": function})
+        case CustomCallItem():
+            custom = {"name": item.name, "input": item.input}
+            turn.setdefault("tool_calls", []).append({"id": item.call_id, "type": "custom", "custom": custom})

@@ -14,7 +14,7 @@ from itertools import pairwise
 from nereid.serving.gateway.chats import ChatAsked, chat_asked
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.offered import Offered
-from nereid.serving.gateway.response_bodies import CallItem, Kept, MessageItem, OutputItem, ResponsesBody
+from nereid.serving.gateway.response_bodies import CALLS, OUTPUTS, Kept, MessageItem, ResponsesBody
 from nereid.serving.gateway.response_items import Items, chat_body, messages_of
 from nereid.serving.gateway.schemas import MOST_MESSAGES
 from nereid_client.errors import ContextLengthError
@@ -80,7 +80,7 @@ def steps_of(conversation: Items) -> Iterator[list[int]]:
         item = conversation[place]
         if _stays(item):
             continue
-        if not turns or (isinstance(conversation[turns[-1][-1]], OutputItem) and not isinstance(item, OutputItem)):
+        if not turns or (isinstance(conversation[turns[-1][-1]], OUTPUTS) and not isinstance(item, OUTPUTS)):
             turns.append([])
         turns[-1].append(place)
     yield from turns[:-1]
@@ -91,9 +91,9 @@ def remaining(conversation: Items, gone: Collection[int]) -> list[Kept]:
     left: list[Kept] = []
     called: set[str] = set()
     for place, item in enumerate(conversation):
-        if place in gone or (isinstance(item, OutputItem) and item.call_id not in called):
+        if place in gone or (isinstance(item, OUTPUTS) and item.call_id not in called):
             continue
-        if isinstance(item, CallItem):
+        if isinstance(item, CALLS):
             called.add(item.call_id)
         left.append(item)
     return left

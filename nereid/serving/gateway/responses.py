@@ -164,7 +164,10 @@ def _usage(input_tokens: int, cached: int, output_tokens: int, reasoning: int) -
 
 def _head(body: ResponsesBody, model: Offered) -> dict[str, Any]:
     """What was asked for, as OpenAI repeats it."""
-    tools = [{"parameters": None, "strict": False, **tool.model_dump(exclude_none=True)} for tool in body.tools or ()]
+    tools = [
+        {**({"parameters": None, "strict": False} if tool.type == "function" else {}), **tool.model_dump(exclude_none=True)}
+        for tool in body.tools or ()
+    ]
     choice = body.tool_choice or "auto"
     reasoning = body.reasoning.model_dump(include={"effort", "summary"}) if body.reasoning else {"effort": None, "summary": None}
     return {

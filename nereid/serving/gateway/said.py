@@ -26,6 +26,8 @@ class Call:
     index: int
     id: str
     name: str
+    custom: bool = False
+    """Whether it is one of a custom tool: its input follows, and no arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,15 @@ class Arguments:
     text: str
 
 
-Said = Reasoning | Text | Call | Arguments
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A piece of the text that a custom tool is called with."""
+
+    index: int
+    text: str
+
+
+Said = Reasoning | Text | Call | Arguments | Input
 
 
 def held_back(text: str, *marks: str) -> int:
@@ -60,6 +70,8 @@ def merged(said: list[Said]) -> list[Said]:
             made[-1] = Reasoning(last.text + item.text)
         elif isinstance(item, Arguments) and isinstance(last, Arguments) and item.index == last.index:
             made[-1] = Arguments(item.index, last.text + item.text)
+        elif isinstance(item, Input) and isinstance(last, Input) and item.index == last.index:
+            made[-1] = Input(item.index, last.text + item.text)
         else:
             made.append(item)
     return made

@@ -20,7 +20,7 @@ from pydantic import (
 
 from nereid.serving.gateway.chat_templates import OWN_VARIABLES
 from nereid.serving.gateway.field_schemas import schema_of
-from nereid.serving.gateway.messages import AllowedTools, Message, NamedTool, Tool
+from nereid.serving.gateway.messages import AllowedTools, AnyTool, Function, FunctionName, Message, NamedCustom, NamedTool
 from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.tools import MOST_TOOLS
 from nereid.serving.gateway.unused import CHAT, COMPLETIONS, EMBEDDINGS
@@ -174,9 +174,11 @@ class ChatBody(SamplingBody):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     return_tokens_as_token_ids: bool = False
     response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = Field(default=None, max_length=MOST_TOOLS)
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
+    tools: list[AnyTool] | None = Field(default=None, max_length=MOST_TOOLS)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | NamedCustom | AllowedTools | None = None
     parallel_tool_calls: bool = True
+    functions: list[Function] | None = Field(default=None, max_length=MOST_TOOLS)
+    function_call: Literal["none", "auto"] | FunctionName | None = None
     include_reasoning: bool = True
     documents: list[dict[str, Any]] | None = Field(default=None, max_length=1000)
     chat_template: str | None = None

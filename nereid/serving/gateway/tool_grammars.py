@@ -10,8 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nereid.serving.gateway.answer_streams import CallReading
-from nereid.serving.gateway.call_forms import Shape, ToolFormat
+from nereid.serving.gateway.call_forms import CallReading, Shape, ToolFormat
 from nereid.serving.gateway.channel_streams import CHANNEL, CONSTRAIN, END, MESSAGE, START
 from nereid.serving.gateway.grammar_parts import AS_TEMPLATES_WRITE, Schema, as_json, escaped, letters, marked, pieces
 from nereid.serving.gateway.tag_grammars import argument_rules, quoted_rules, tagged, value_rules

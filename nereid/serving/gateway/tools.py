@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jsonschema
 
@@ -15,7 +15,9 @@ from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.nesting import levels
 
 if TYPE_CHECKING:
-    from nereid.serving.gateway.messages import AllowedTools, Message, NamedTool, Tool
+    from nereid.serving.gateway.messages import AllowedTools, AnyTool, Message, NamedCustom, NamedTool
+
+    Choice: TypeAlias = str | NamedTool | NamedCustom | AllowedTools | None
 
 MOST_TOOLS = 128
 """OpenAI's bound."""
@@ -38,9 +40,11 @@ class ToolsAsked:
     must: bool
     strict: bool
     several: bool
+    custom: frozenset[str] = frozenset()
+    """The names of those that are no functions, but custom tools."""
 
 
-def tools_asked(tools: Sequence[Tool] | None, choice: str | NamedTool | AllowedTools | None, several: bool) -> ToolsAsked | None:
+def tools_asked(tools: Sequence[AnyTool] | None, choice: Choice, several: bool) -> ToolsAsked | None:
     """None where nothing may be called; raises ApiError for tools that are none, and for a choice of what is not there."""
     known = _checked(tools or ())
     chosen, must = _chosen(known, choice)
@@ -52,14 +56,15 @@ def tools_asked(tools: Sequence[Tool] | None, choice: str | NamedTool | AllowedT
         must=must,
         strict=any(tool.function.strict for tool in chosen.values()),
         several=several,
+        custom=frozenset(name for name, tool in chosen.items() if tool.type == "custom"),
     )
 
 
-def _checked(tools: Sequence[Tool]) -> dict[str, Tool]:
-    found: dict[str, Tool] = {}
+def _checked(tools: Sequence[AnyTool]) -> dict[str, AnyTool]:
+    found: dict[str, AnyTool] = {}
     left = MOST_CHARACTERS
     for place, tool in enumerate(tools):
-        where, name = f"tools.{place}.function", tool.function.name
+        where, name = f"tools.{place}.{tool.type}", tool.function.name
         if not NAME.fullmatch(name):
             raise _wrong(f"{where}.name", name, "1 to 64 of A-Z a-z 0-9 . _ -")
         if name in found:
@@ -98,7 +103,7 @@ def _fault(text: str) -> tuple[tuple[str, ...], str] | None:
     return None
 
 
-def _chosen(known: Mapping[str, Tool], choice: str | NamedTool | AllowedTools | None) -> tuple[dict[str, Tool], bool]:
+def _chosen(known: Mapping[str, AnyTool], choice: Choice) -> tuple[dict[str, AnyTool], bool]:
     """Those that may be called, and whether one must be."""
     if choice is None or choice in ("auto", "none"):
         return ({} if choice == "none" else dict(known)), False

@@ -53,6 +53,23 @@ def test_a_picture_of_other_proportions_is_stretched_cut_or_filled_up(api: httpx
 
 
 @pytest.mark.parametrize(
+    "more",
+    [{}, {"mask": text(Image.new("L", (64, 48), 255))}, {"resize_mode": 2}, {"resize_mode": 3}],
+    ids=lambda more: "".join(more),
+)
+@pytest.mark.parametrize(("width", "height"), [(2048, 520), (10**30, 48), (8, 2**20)])
+def test_a_picture_is_not_made_larger_than_the_model_draws(
+    api: httpx.Client, drawers: Drawers, more: dict[str, Any], width: int, height: int
+) -> None:
+    """Before it is scaled: a small request would take all of the gateway's memory."""
+    body = {"init_images": [text(Image.new("RGB", (64, 48)))], **more}
+    message = refused(api.post(REDRAW, json={**body, "width": width, "height": height}), "width")
+    assert message == f"width: {width} x {height} is not allowed; it must be 1 to 1048576 pixels"
+    assert drawers.asked == []
+    assert api.post(REDRAW, json={**body, "width": 1024, "height": 1024}).status_code == 200
+
+
+@pytest.mark.parametrize(
     ("sent", "encoded"), [((32, 48), (32, 48)), ((61, 50), (64, 48)), ((3, 3), (8, 8)), ((64, 64), (64, 64))]
 )
 def test_a_picture_whose_latents_are_stretched_is_sent_as_large_as_it_is(

@@ -34,6 +34,19 @@ def test_lists_of_a_form_are_fields_of_a_request(api: httpx.Client, drawers: Dra
     assert "a list of 2 is not allowed" in refused(edit(api, seed=["1", "2"]), "seed")
 
 
+@pytest.mark.parametrize("size", ["99999x99999", "1032x1024", "0x64", "64x0"])
+def test_a_picture_is_not_made_larger_than_the_model_draws_or_empty(api: httpx.Client, drawers: Drawers, size: str) -> None:
+    """Before it is scaled: a small request would take all of the gateway's memory."""
+    shown_size = size.replace("x", " x ")
+    for answer in (
+        edit(api, size=size),
+        api.post(EDIT, data={"prompt": "a box", "size": size}, files={"image": png(), "mask": png(half_clear())}),
+        api.post(VARY, data={"size": size}, files={"image": png()}),
+    ):
+        assert refused(answer, "size") == f"size: {shown_size} is not allowed; it must be 1 to 1048576 pixels"
+    assert drawers.asked == []
+
+
 def test_a_variation_needs_no_prompt(api: httpx.Client, drawers: Drawers) -> None:
     made = api.post(VARY, data={"strength": "0.3"}, files={"image": png()}).json()
     assert shown(made["data"][0])[0, 0].tolist() == [255, 255, 0]
