@@ -13,6 +13,8 @@ from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from numpy.typing import NDArray
 
+from nereid.llm.json_schemas import readable
+
 
 @dataclass(slots=True, eq=False)
 class Structure:
@@ -48,6 +50,16 @@ def _first_line(text: str) -> str:
     return (text.splitlines() or ["no reason given"])[0]
 
 
+def _schema_text(value: Any) -> str:
+    """A schema, or its JSON, as llguidance reads it; raises ValueError for one that goes too deep."""
+    try:
+        return json.dumps(readable(json.loads(value) if isinstance(value, str) else value))
+    except json.JSONDecodeError:
+        return str(value)  # whose fault llguidance tells
+    except RecursionError:
+        raise ValueError("the schema is nested too deeply") from None
+
+
 def _as_lark(grammar: str) -> str:
     """A grammar in Lark's form, also one that was written in llama.cpp's, GBNF; raises ValueError with its fault."""
     if is_lark_syntax(grammar) or "::=" not in grammar:
@@ -80,7 +92,7 @@ class StructureFactory:
         """
         match kind:
             case "json":
-                text = value if isinstance(value, str) else json.dumps(value)
+                text = _schema_text(value)
                 spacing = {"whitespace_flexible": False} if whitespace is None else {"whitespace_pattern": whitespace}
                 grammar = LLMatcher.grammar_from_json_schema(text, overrides=spacing)
             case "regex":
