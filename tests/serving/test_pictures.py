@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
+import random
 import struct
 import zlib
 from typing import Any
@@ -17,7 +19,7 @@ from nereid.diffusion.settings import Limits
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.image_models import ImageModel
 from nereid.serving.gateway.picture_store import PictureStore
-from nereid.serving.gateway.pictures import Encoding, Fit, decoded, fitted, from_base64, on_white
+from nereid.serving.gateway.pictures import Encoding, Fit, decoded, fitted, from_base64, on_white, texts_of
 
 MOST = 10_000
 
@@ -156,6 +158,40 @@ def test_what_is_no_picture_is_refused_in_one_sentence(data: bytes, words: str) 
     message = refusal(data)
     assert message.startswith("image: ")
     assert words in message
+
+
+def test_a_picture_without_its_palette_is_read() -> None:
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 8, 3, 0, 0, 0))
+    sent = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0\1\2" * 2)) + chunk(b"IEND", b"")
+    assert read(sent).size == (2, 2)
+
+
+def with_sums(sent: bytes) -> bytes:
+    """A PNG's chunks with the check sums of what is in them."""
+    made, at = sent[:8], 8
+    while at + 12 <= len(sent) and at + 12 + (size := int.from_bytes(sent[at : at + 4])) <= len(sent):
+        made += chunk(sent[at + 4 : at + 8], sent[at + 8 : at + 8 + size])
+        at += 12 + size
+    return made + sent[at:]
+
+
+@pytest.mark.parametrize(("form", "mode"), [*FILES, ("PNG", "LA"), ("MPO", "RGB")])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_what_is_wrong_anywhere_is_a_picture_or_a_refusal(form: str, mode: str) -> None:
+    chance = random.Random(form + mode)
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (24, 24, 3), np.uint8)).convert(mode)
+    sent = file(noise, form)
+    for _ in range(150):
+        broken = bytearray(sent)
+        for _ in range(chance.randrange(1, 6)):
+            broken[chance.randrange(len(sent) if chance.random() < 0.5 else 80)] = chance.choice(
+                [0, 1, 255, chance.randrange(256)]
+            )
+        data = with_sums(bytes(broken)) if form == "PNG" else bytes(broken)
+        with contextlib.suppress(ApiError):
+            read(data)
+        with contextlib.suppress(ApiError):
+            texts_of(data, "image")
 
 
 def test_pictures_come_in_base64_and_as_data_urls() -> None:

@@ -132,6 +132,7 @@ def decoded(data: bytes, field: str, most_pixels: int) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             _check_size(opened, field, most_pixels)
+            opened.load()
             return _plain(_upright(opened))
     except UnidentifiedImageError:
         raise _refused(field, f"its {len(data)} bytes are no picture that can be read") from None
@@ -158,8 +159,8 @@ def _upright(picture: Image.Image) -> Image.Image:
     try:
         turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # Pillow's reader ends with errors of many kinds
-        return picture
-    return picture if turn is None else picture.transpose(turn)
+        return picture.copy()
+    return picture.copy() if turn is None else picture.transpose(turn)
 
 
 def _plain(picture: Image.Image) -> Image.Image:
