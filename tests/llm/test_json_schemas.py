@@ -23,7 +23,7 @@ def structures(tmp_path_factory: pytest.TempPathFactory) -> StructureFactory:
     made.add_special_tokens(["<eos>"])
     file = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     made.save(str(file))
-    return StructureFactory.of(file, made.get_vocab_size(), (made.token_to_id("<eos>"),))
+    return StructureFactory.of(file, made.get_vocab_size(), (made.get_vocab_size() - 1,))
 
 
 def takes(structures: StructureFactory, schema: Any, text: str) -> bool:
