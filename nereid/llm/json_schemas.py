@@ -8,7 +8,7 @@ tools of a request, though none changes what a schema allows. What does change t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -25,6 +25,17 @@ _OF_ONE = (
     *("unevaluatedItems", "unevaluatedProperties"),
 )
 _MAY_BE_NULL = frozenset({"const", "default", "example"})
+_UNBOUND = frozenset(
+    "uniqueItems not if then else contains minContains maxContains propertyNames dependencies dependentRequired dependentSchemas "
+    "unevaluatedItems unevaluatedProperties $dynamicRef $dynamicAnchor $recursiveRef $recursiveAnchor".split()
+)
+"""Words that llguidance refuses."""
+_SAYS_NOTHING: dict[str, tuple[Any, ...]] = {
+    "uniqueItems": (False,),
+    **dict.fromkeys(("unevaluatedItems", "unevaluatedProperties"), (True, {})),
+    **dict.fromkeys(("dependencies", "dependentRequired", "dependentSchemas"), ({},)),
+}
+"""Values with which some of them bind nothing."""
 _DESCRIBES = frozenset({"title", "description", "default", "examples", "$comment"})
 _DRAFT = re.compile(r"https?://json-schema\.org/(?:(draft-0[467])|(draft/2019-09|draft/2020-12))/schema#?")
 _IN_FRAGMENTS = "%/?:;,@&=+$!*'()~-._"
@@ -84,9 +95,34 @@ def readable(schema: Any) -> Any:
         made["$schema"] = draft
     if isinstance(made.get("format"), str) and made["format"] not in FORMATS:
         del made["format"]
-    if made.get("uniqueItems") is False:
-        del made["uniqueItems"]
+    for word, values in _SAYS_NOTHING.items():
+        if word in made and any(made[word] == value and type(made[word]) is type(value) for value in values):
+            del made[word]
     return _bounded(made)
+
+
+def unbindable(schema: Any) -> str | None:
+    """The first word that cannot be bound, with the path to it; None where there is none."""
+    return _unbindable(readable(schema))
+
+
+def _unbindable(schema: Any) -> str | None:
+    if not isinstance(schema, Mapping):
+        return None
+    if found := next((word for word in schema if word in _UNBOUND), None):
+        return found
+    return next((f"{path}.{fault}" for path, part in _parts(schema) if (fault := _unbindable(part))), None)
+
+
+def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The schemas that stand in one, with the paths to them."""
+    for key, value in schema.items():
+        if key in _OF_NAMES and isinstance(value, Mapping):
+            yield from ((f"{key}.{name}", part) for name, part in value.items())
+        elif key in (*_OF_SEVERAL, *_OF_ONE) and isinstance(value, list):
+            yield from ((f"{key}.{place}", part) for place, part in enumerate(value))
+        elif key in _OF_ONE:
+            yield key, value
 
 
 def _with_names(schema: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from nereid.llm.structure import StructureFactory
 from nereid.serving.gateway.answer_streams import AnswerStream, CallReading
 from nereid.serving.gateway.chat_answers import message_of
+from nereid.serving.gateway.grammar_parts import NotBindableError
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS
 from nereid.serving.gateway.tool_grammars import AnswerForm
 
@@ -169,3 +170,28 @@ def test_a_request_is_taken_whatever_its_tools_schemas_leave_null_or_have_of_old
     flat = {"type": "function", "name": "f", "parameters": parameters}
     answer = api.post(RESPONSES, json={"model": "llm", "input": "x", "tools": [flat], "tool_choice": choice})
     assert answer.status_code == 200, answer.text
+
+
+def test_a_schema_that_cannot_be_bound_is_refused_by_the_tool_and_the_word(api: httpx.Client) -> None:
+    """https://github.com/ggml-org/llama.cpp/issues/26596"""
+    tools = [
+        {"type": "function", "function": {"name": "now"}},
+        {"type": "function", "function": {"name": "f", "parameters": holding(type="array", items={"uniqueItems": True})}},
+    ]
+    said = "properties.x.items.uniqueItems cannot be bound"
+    assert api.post(CHAT, json={**ASK, "tools": tools}).status_code == 200
+    schema = {"type": "json_schema", "json_schema": {"schema": holding(type="array", items={"uniqueItems": True})}}
+    for more, where in (
+        ({"tools": tools, "tool_choice": "required"}, "tools.1.function.parameters"),
+        ({"tools": tools[:1], "response_format": schema}, "response_format.json_schema.schema"),
+    ):
+        answer = api.post(CHAT, json={**ASK, **more})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, where)
+        assert answer.json()["error"]["message"] == f"{where}: {said}"
+
+
+@pytest.mark.parametrize("form", TOOL_FORMATS)
+def test_no_form_of_calls_binds_what_cannot_be_bound(form: str) -> None:
+    reading = CallReading(form=TOOL_FORMATS[form], schemas={"f": holding(type="array", uniqueItems=True)})
+    with pytest.raises(NotBindableError, match=r"^properties\.x\.uniqueItems cannot be bound$"):
+        AnswerForm(calls=reading, called=True).grammar()
