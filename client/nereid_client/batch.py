@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from nereid_protocol.json_lines import json_line
+from nereid_protocol.json_lines import json_line, read_line, without_mark
 
 _LATER = {408, 429, 500, 502, 503, 504}
 """Statuses after which the same request may go well."""
@@ -107,7 +107,9 @@ def read_requests(file: Path) -> list[Request]:
     found: dict[str, Request] = {}
     for number, start, raw in _lines(file):
         try:
-            value = json.loads(raw)
+            value = read_line(raw)
+        except UnicodeDecodeError:
+            raise BatchError(f"{file}, line {number}: it is not UTF-8 text") from None
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
@@ -117,8 +119,8 @@ def read_requests(file: Path) -> list[Request]:
             raise BatchError(f"{file}, line {number}: custom_id: it must be a string")
         if custom_id in found:
             raise BatchError(f"{file}, line {number}: custom_id: {custom_id!r} is not allowed; another line has it already")
-        if value.get("method", "POST") != "POST":
-            raise BatchError(f"{file}, line {number}: method: {value['method']!r} is not allowed; it must be POST")
+        if (method := value.get("method")) is not None and str(method).upper() != "POST":
+            raise BatchError(f"{file}, line {number}: method: {method!r} is not allowed; it must be POST")
         if not isinstance(value.get("url"), str) or not _PATH.fullmatch(value["url"]):
             raise BatchError(f"{file}, line {number}: url: it must be a path such as /v1/chat/completions")
         if not isinstance(value.get("body"), dict) or value["body"].get("stream"):
@@ -133,7 +135,7 @@ def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
     with file.open("rb") as opened:
         start = 0
         for number, raw in enumerate(opened, 1):
-            if raw.strip():
+            if without_mark(raw).strip():
                 yield number, start, raw
             start += len(raw)
 
@@ -220,7 +222,7 @@ class BatchRun:
     def _answer(self, request: Request) -> dict[str, Any]:
         with self.source.open("rb") as opened:
             opened.seek(request.start)
-            line = json.loads(opened.readline())
+            line = read_line(opened.readline())
         pause, tried = _FIRST_PAUSE, 0
         while True:
             wait: float | None = None

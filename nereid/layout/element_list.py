@@ -10,6 +10,7 @@ from typing import Any
 from nereid.flow.errors import InvalidRequestError
 from nereid.layout.canvas import Canvas
 from nereid.layout.elements import FREE, MOST_CHARACTERS, MOST_ID, Box, Element, ElementClass, Fixed, Section
+from nereid.layout.words import length_of
 
 CANVAS_KEYS = ("width", "density", "columns", "style")
 ELEMENT_KEYS = (
@@ -87,7 +88,7 @@ def _characters(where: str, values: Mapping[str, Any]) -> int:
     if not isinstance(text, str) or "characters" in values:
         allowed = "a string" if not isinstance(text, str) else "absent where characters is given"
         raise InvalidRequestError.of(f"{where}.text", text, allowed)
-    return _whole(f"characters of {where}.text", len(" ".join(text.split())), MOST_CHARACTERS)
+    return _whole(f"characters of {where}.text", length_of(" ".join(text.split())), MOST_CHARACTERS)
 
 
 def read_color(field: str, value: object) -> str | None:

@@ -13,14 +13,17 @@ from nereid.layout.canvas import Canvas
 from nereid.layout.content import CHARACTER, text_style
 from nereid.layout.element_list import LARGEST_RATIO, MOST_ITEMS, SMALLEST_RATIO
 from nereid.layout.elements import CONTAINERS, MOST_CHARACTERS, MOST_ID, Element, ElementClass, Section
+from nereid.layout.words import length_of, longest_word
 
 MOST_HTML = 100_000
 """Characters of a section's HTML."""
 ROOTS = frozenset({"section", "footer", "header", "main", "article", "div"})
 """What the section itself may be."""
-VOID = frozenset({"img", "input", "br", "hr"})
-INLINE = frozenset("strong em b i u br code sub sup small".split())
+VOID = frozenset({"img", "input", "br", "wbr", "hr"})
+INLINE = frozenset("strong em b i u br wbr code sub sup small".split())
 """Tags that are part of the text around them."""
+_SPACE_WITHOUT_WIDTH = "\u200b"
+"""What `wbr` is: a place for a line's end."""
 _CLASSES = {
     **dict.fromkeys(("h1", "h2"), ElementClass.HEADING),
     **dict.fromkeys(("h3", "h4", "h5", "h6", "summary"), ElementClass.SUBHEADING),
@@ -95,7 +98,7 @@ def find_elements(html: str) -> list[Found]:
     if len(html) > MOST_HTML:
         raise InvalidRequestError.of("characters of html", len(html), f"at most {MOST_HTML}")
     reader = _Reader()
-    reader.feed(html)
+    reader.feed(html.removeprefix("\ufeff"))  # some editors write a mark of bytes' order before all
     return reader.finish()
 
 
@@ -116,14 +119,13 @@ def _names(found: list[Found]) -> list[str]:
 
 
 def _element(name: str, parent: str | None, item: Found, canvas: Canvas) -> Element:
-    words = "".join(item.text).split()
-    characters = len(" ".join(words))
+    text = " ".join("".join(item.text).split())
+    characters = length_of(text)
     if characters > MOST_CHARACTERS:
         raise InvalidRequestError.of(f"characters of {name}", characters, f"at most {MOST_CHARACTERS}")
     if (items := len(item.starts)) > MOST_ITEMS:
         raise InvalidRequestError.of(f"items of {name}", items, f"at most {MOST_ITEMS}")
     style = text_style(item.kind, canvas)
-    longest = max(map(len, words), default=0)
     return Element(
         id=name,
         kind=item.kind,
@@ -131,7 +133,7 @@ def _element(name: str, parent: str | None, item: Found, canvas: Canvas) -> Elem
         characters=0 if item.kind in CONTAINERS else characters,
         items=items,
         ratio=item.ratio,
-        min_width=0.0 if style is None or item.kind is ElementClass.FIELD else longest * CHARACTER * style.size,
+        min_width=0.0 if style is None or item.kind is ElementClass.FIELD else longest_word(text) * CHARACTER * style.size,
     )
 
 
@@ -152,7 +154,9 @@ class _Reader(HTMLParser):
             return
         if tag not in KNOWN:
             self._refuse(f"<{tag}>", f"one of {', '.join(KNOWN)}")
-        place = self._place(tag, dict(attrs))
+        if tag == "wbr" and (place := self._inner()) is not None:
+            self._found[place].text.append(_SPACE_WITHOUT_WIDTH)
+        place = self._place(tag, dict(reversed(attrs)))  # of one that is there twice, the first counts
         if tag not in VOID:
             self._open.append(_Tag(tag, place))
 

@@ -13,6 +13,10 @@ from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from numpy.typing import NDArray
 
+from nereid.llm.json_schemas import readable, unbindable
+
+_REASON = "error: "
+
 
 @dataclass(slots=True, eq=False)
 class Structure:
@@ -45,7 +49,23 @@ class Structure:
 
 
 def _first_line(text: str) -> str:
-    return (text.splitlines() or ["no reason given"])[0]
+    """Of a fault; a regular expression's goes on with the expression and, further down, its reason."""
+    first, *rest = text.splitlines() or ["no reason given"]
+    reason = next((line.removeprefix(_REASON) for line in rest if line.startswith(_REASON)), "")
+    return f"{first} {rest[0].strip()}: {reason}" if reason and first.endswith(":") else first
+
+
+def _schema_text(value: Any) -> str:
+    """A schema, or its JSON, as llguidance reads it; raises ValueError for one that goes too deep, or cannot be bound."""
+    try:
+        schema = json.loads(value) if isinstance(value, str) else value
+        if (fault := unbindable(schema)) is not None:
+            raise ValueError(f"{fault} cannot be bound")
+        return json.dumps(readable(schema))
+    except json.JSONDecodeError:
+        return str(value)  # whose fault llguidance tells
+    except RecursionError:
+        raise ValueError("the schema is nested too deeply") from None
 
 
 def _as_lark(grammar: str) -> str:
@@ -80,7 +100,7 @@ class StructureFactory:
         """
         match kind:
             case "json":
-                text = value if isinstance(value, str) else json.dumps(value)
+                text = _schema_text(value)
                 spacing = {"whitespace_flexible": False} if whitespace is None else {"whitespace_pattern": whitespace}
                 grammar = LLMatcher.grammar_from_json_schema(text, overrides=spacing)
             case "regex":

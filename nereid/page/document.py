@@ -19,7 +19,7 @@ from nereid.layout.content import ITEM_GAP
 from nereid.layout.elements import CONTAINERS, HEADINGS, TEXTS, Box, ElementClass
 from nereid.layout.picture import BOTTOM
 from nereid.page.content import BULLET, INDENT, INPUT, LABEL_SIDE, Content, Part, set_lines, style_of
-from nereid.page.text import shipped_font
+from nereid.page.text import shipped_font, turns
 from nereid.page.theme import Theme
 
 FAMILY = "page"
@@ -115,9 +115,9 @@ def _base(canvas: Canvas, theme: Theme) -> Iterable[str]:
         f"text-align: center; background: {theme.accent}; border-radius: 8px; cursor: pointer; }}"
     )
     yield ".link { display: flex; align-items: center; }"
-    yield f".list li {{ position: relative; margin: 0 0 {ITEM_GAP}px; padding: 0 0 0 {INDENT}px; }}"
+    yield f".list li {{ position: relative; margin: 0 0 {ITEM_GAP}px; padding: 0; padding-inline-start: {INDENT}px; }}"
     yield ".list li:last-child { margin: 0; }"
-    yield f'.list li::before {{ content: "{BULLET}"; position: absolute; left: 0; top: 0; }}'
+    yield f'.list li::before {{ content: "{BULLET}"; position: absolute; inset-inline-start: 0; top: 0; }}'
     yield (
         f".field input {{ position: absolute; left: 0; bottom: 0; box-sizing: border-box; width: 100%; height: {INPUT}px; "
         f"margin: 0; padding: 0 12px; border: 1px solid {theme.edge}; border-radius: 8px; background: {theme.card}; "
@@ -162,6 +162,8 @@ class _Writer:
     def _element(self, place: int) -> str:
         part = self.section.content.parts[place]
         opening = f'<{part.tag} id="{part.id}" class="{self._classes(part, place)}"'
+        if turns(part.lines):  # else a browser puts such a text's last full stop before it
+            opening += ' dir="auto"'
         inner = self._inner(part, place)
         match part.kind:
             case ElementClass.IMAGE:

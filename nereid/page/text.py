@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+
+from nereid.layout.words import words_of
 
 FOLDER = Path(__file__).parent / "fonts"
 UNKNOWN = 1.4
@@ -22,6 +25,13 @@ SPARE = 0.5
 """CSS pixels that a line leaves free: browsers round each glyph's place to 1/64 px."""
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode's categories of what is no text: controls, also those that turn the direction of writing, and what is unassigned."""
+
+
+_JOINERS = "\u200c\u200d"
+_LONE_JOINERS = re.compile(f"(?<![^\x00-\x7f])[{_JOINERS}]|[{_JOINERS}](?![^\x00-\x7f])")
+"""What joins letters of Persian and of India's scripts, and emoji, or keeps them apart; of no width, and no use elsewhere."""
+_SEEN_FORMATS = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u08e2")
+"""Signs of Arabic and Syriac around numbers, controls by their category (Unicode's Prepended_Concatenation_Mark)."""
 
 
 class Style(NamedTuple):
@@ -59,11 +69,13 @@ class Font:
     def width(self, text: str, style: Style) -> float:
         """Of one line, in CSS pixels."""
         known = self.advances[style.bold]
-        return style.size * sum(known.get(character, UNKNOWN) for character in text)
+        return style.size * sum(known.get(character, UNKNOWN) for character in text if character not in _JOINERS)
 
     def lacks(self, text: str) -> str:
         """The characters that it has not, each once."""
-        return "".join(dict.fromkeys(character for character in text if character not in self.advances[False]))
+        return "".join(
+            dict.fromkeys(character for character in text if character not in self.advances[False] and character not in _JOINERS)
+        )
 
     def pieces_for(self, texts: Iterable[tuple[str, bool]]) -> list[Piece]:
         """Those that texts of these weights (bold or not) need."""
@@ -97,19 +109,32 @@ def _characters(ranges: Iterable[tuple[int, int]]) -> frozenset[int]:
 
 def clean(text: str) -> str:
     """Text as it may stand in a page: single spaces, nothing that is unseen or turns the direction of writing."""
-    seen = "".join(character for character in text if unicodedata.category(character) not in _UNSEEN or character.isspace())
-    return " ".join(unicodedata.normalize("NFC", seen).split())
+    seen = "".join(
+        character
+        for character in text
+        if unicodedata.category(character) not in _UNSEEN
+        or character.isspace()
+        or character in _JOINERS
+        or character in _SEEN_FORMATS
+    )
+    return " ".join(unicodedata.normalize("NFC", _LONE_JOINERS.sub("", seen)).split())
+
+
+def turns(texts: Iterable[str]) -> bool:
+    """Whether some of it is written from right to left, as Hebrew and Arabic are."""
+    return any(unicodedata.bidirectional(character) in ("R", "AL") for text in texts for character in text)
 
 
 def break_lines(text: str, width: float, style: Style) -> list[str]:
-    """Lines of at most `width` CSS pixels, broken at spaces, and inside a word that alone is too wide; one of no text."""
+    """Lines of at most `width` CSS pixels, broken where words end, and inside one that alone is too wide; one of no text."""
     font, room = shipped_font(), width - SPARE
     space = font.width(" ", style)
     lines, line, used = [], "", 0.0
-    for word in text.split(" "):
+    for lead, word in words_of(text):
         wide = font.width(word, style)
-        if line and used + space + wide <= room:
-            line, used = f"{line} {word}", used + space + wide
+        before = space if lead else 0.0
+        if line and used + before + wide <= room:
+            line, used = f"{line}{lead}{word}", used + before + wide
             continue
         if line:
             lines.append(line)
@@ -135,7 +160,7 @@ def _cut(word: str, room: float, style: Style) -> list[str]:
 def longest_word(text: str, style: Style) -> float:
     """CSS pixels of the widest word."""
     font = shipped_font()
-    return max((font.width(word, style) for word in text.split(" ")), default=0.0)
+    return max((font.width(word, style) for _, word in words_of(text)), default=0.0)
 
 
 def runs(numbers: Iterable[int]) -> list[tuple[int, int]]:

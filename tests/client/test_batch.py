@@ -286,3 +286,13 @@ def test_a_page_that_is_no_answer_is_an_error_and_asked_for_again(tmp_path: Path
     assert error["code"] == "invalid_answer"
     assert error["message"].startswith("the answer is no JSON: ")
     assert keep_answered(tmp_path / "out") == set()
+
+
+def test_a_file_of_another_encoding_is_told_as_such(tmp_path: Path) -> None:
+    file = tmp_path / "asked"
+    text = '{"custom_id": "a", "url": "/v1/x", "method": null, "body": {}}\n'
+    file.write_text(text, encoding="utf-16")
+    with pytest.raises(BatchError, match="asked, line 1: it is not UTF-8 text"):
+        read_requests(file)
+    file.write_text(f"\n{text}", encoding="utf-8-sig")
+    assert [request.custom_id for request in read_requests(file)] == ["a"]

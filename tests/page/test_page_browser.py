@@ -12,7 +12,7 @@ from test_page_document import ATTACKS
 from nereid.layout.canvas import Canvas
 from nereid.layout.checks.finding import overlap
 from nereid.layout.elements import Box
-from nereid.page.content import style_of
+from nereid.page.content import INDENT, style_of
 from nereid.page.document import PlacedSection, tops, write_page
 from nereid.page.text import shipped_font
 from nereid_client.browser import screenshot
@@ -73,6 +73,25 @@ def test_what_is_drawn_is_what_was_answered_and_every_line_as_wide_as_it_was_mea
             boxes = [found["elements"][section.content.parts[place].id] for place in group]
             seen = [Box(*(box[name] for name in Box._fields)) for box in boxes]
             assert all(min(overlap(first, second)) <= 1 for first, second in itertools.combinations(seen, 2))
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_texts_of_other_scripts_stay_in_their_elements(width: int, tmp_path: Path) -> None:
+    """Whatever draws the characters that the font lacks; what is written from right to left begins there."""
+    canvas = Canvas.of(width)
+    chinese, thai = "我来自北京，今天天气不错。「你好」" * 6, "ยินดีต้อนรับสู่ร้านขนมปัง" * 6
+    arabic, hebrew, persian = "أهلا وسهلا (بكم)! " * 8, "שלום, עולם. " * 8, "می\u200cخواهم نان تازه. " * 8
+    emoji = "\U0001f469\u200d\U0001f373\U0001f468\u200d\U0001f469\u200d\U0001f467\U0001f44d\U0001f3fd" * 8
+    texts = "".join(f"<p>{text}</p>" for text in (chinese, thai, persian, "नमस्ते दुनिया " * 8, emoji))
+    lists = f"<ul><li>{arabic}</li><li>{hebrew}</li></ul><a class='button' href='#'>اطلب الآن</a>"
+    sections = [placed(f"<section><h1>{hebrew}</h1>{texts}{lists}</section>", 1, "features", canvas)]
+    found = drawn(write_page("مخبز", canvas, THEME, sections), width, tmp_path)
+    same_boxes(found, sections)
+    for name in ("s1-heading-1", "s1-list-1"):
+        element = found["elements"][name]
+        indent = 0 if name == "s1-heading-1" else INDENT
+        for line in element["lines"]:
+            assert line["x"] + line["width"] == pytest.approx(element["x"] + element["width"] - indent, abs=2), line
 
 
 def test_nothing_runs_and_nothing_breaks_out_whatever_the_texts_are(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ TAGS = set(
     "html head meta title style body main section footer h1 h2 h3 p ul ol li a button label input img div figure figcaption form "
     "nav blockquote cite article".split()
 )
-ATTRIBUTES = set("lang charset http-equiv content name id class href type autocomplete alt src role aria-label".split())
+ATTRIBUTES = set("lang charset http-equiv content name id class dir href type autocomplete alt src role aria-label".split())
 
 
 class Seen(HTMLParser):
@@ -128,6 +128,16 @@ def test_no_text_leaves_its_element(text: str) -> None:
         assert {name for _, attributes in found.tags for name in attributes} <= ATTRIBUTES
         assert all(str(attributes["href"]) == "#s1" for _, attributes in found.tags if "href" in attributes)
         assert page.count("<style>") == 1
+
+
+def test_texts_from_right_to_left_are_told_to_be_so() -> None:
+    """https://github.com/MoeraOrg/moera-issues/issues/246, https://github.com/tutao/tutanota/issues/2157"""
+    page = write_page(
+        "מאפייה", DESKTOP, THEME, [placed(FEATURES.replace("Sourdough", "שלום (אח).").replace("Butter", "خبز، زبدة!"))]
+    )
+    turned = [(tag, attributes["id"]) for tag, attributes in seen(page).tags if attributes.get("dir") == "auto"]
+    assert turned == [("h3", "s1-subheading-1"), ("ul", "s1-list-1")]
+    assert "dir=" not in write_page("Bakery", DESKTOP, THEME, [placed(FEATURES)])
 
 
 @pytest.mark.parametrize("html", [FEATURES, GALLERY, CONTACT])

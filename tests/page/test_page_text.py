@@ -69,3 +69,30 @@ def test_unseen_characters_and_turned_directions_do_not_reach_a_page() -> None:
     assert clean("safe\u202eevil\u200b\x00\x1b[31m\ufeff\ue000") == "safeevil[31m"
     assert clean("e\u0301") == "é"
     assert clean("\u2028x\u2029") == "x"
+
+
+def test_joiners_stay_where_they_mean_something() -> None:
+    # https://github.com/diegosouzapw/OmniRoute/issues/12186, https://github.com/guillaumemeyer/watermarks-remover/issues/27
+    for kept in (
+        "\u0645\u06cc\u200c\u0631\u0648\u0645",
+        "\u0915\u094d\u200d\u0937",
+        "\U0001f469\u200d\U0001f373",
+        "\u06dd\u0661",
+    ):
+        assert clean(kept) == kept
+    assert clean("by\u200dpass \u200cA\u200d \u0645\u200d") == "bypass A \u0645"
+    font = shipped_font()
+    assert font.width("\U0001f469\u200d\U0001f373", BODY) == 2 * UNKNOWN * 16
+    assert font.lacks("\U0001f469\u200d\U0001f373") == "\U0001f469\U0001f373"
+
+
+def test_lines_of_ideographs_are_filled() -> None:
+    # https://github.com/eigenpal/docx-editor/pull/540
+    text = "我来自北京，今天天气不错。" * 3 + " bread 「你好」"
+    lines = break_lines(text, 200, BODY)
+    font = shipped_font()
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert all(font.width(line, BODY) <= 200 - SPARE for line in lines)
+    assert all(font.width(line, BODY) > 200 - 3 * UNKNOWN * 16 for line in lines[:4])
+    assert not any(line.startswith(("，", "。", "」")) for line in lines)
+    assert longest_word(text, BODY) < 60

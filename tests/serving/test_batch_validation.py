@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,6 +33,37 @@ def test_whatever_the_parts_the_same_is_found(tmp_path: Path, monkeypatch: pytes
         (41, "invalid_json_line"),
         (43, "duplicate_custom_id"),
     ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "latin-1"])
+def test_what_is_not_utf_8_is_told_as_such(tmp_path: Path, encoding: str) -> None:
+    # https://github.com/mkht/PSOpenAI/issues/19, https://github.com/MicrosoftDocs/PowerShell-Docs/issues/7489
+    file = tmp_path / "asked"
+    mark = "" if encoding in ("utf-16", "latin-1") else "\ufeff"
+    text = "".join(f"{line(f'r{place}', 'é')}\r\n".replace("\\u00e9", "é") for place in range(3))
+    file.write_bytes(f"{mark}{text}".encode(encoding))
+    found = checked(file, URL)
+    assert found.lines == []
+    assert found.problems[0].message == "the line is not UTF-8 text"
+
+
+def test_a_mark_of_bytes_order_may_stand_before_all(tmp_path: Path) -> None:
+    file = tmp_path / "asked"
+    for before in ("", "\n", "\r\n\n"):
+        file.write_text(f"{before}{line('r1', 'é')}\r\n", encoding="utf-8-sig")
+        found = checked(file, URL)
+        assert found.problems == []
+        assert read_body(file, found.lines[0].start)["prompt"] == "é"
+
+
+@pytest.mark.parametrize(
+    ("method", "taken"), [(None, True), ("post", True), ("POST", True), ("GET", False), ("", False), (1, False)]
+)
+def test_a_method_is_post_or_absent(tmp_path: Path, method: object, taken: bool) -> None:
+    file = tmp_path / "asked"
+    file.write_text(line("r1").replace('"POST"', json.dumps(method)))
+    found = checked(file, URL)
+    assert (len(found.lines), [problem.param for problem in found.problems]) == ((1, []) if taken else (0, ["method"]))
 
 
 def test_a_file_of_empty_lines_is_looked_at_in_parts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,11 @@ def test_what_clients_send_back_of_earlier_answers_is_taken(
             {"response_format": {"type": "json_object", "schema": {"type": "array"}}},
             {"structured_outputs": {"json": {"type": "array"}}},
         ),
+        # https://github.com/ggml-org/llama.cpp/pull/28697: the form of its own documentation
+        (
+            {"response_format": {"type": "json_schema", "schema": {"type": "array"}, "json_schema": None}},
+            {"structured_outputs": {"json": {"type": "array"}}},
+        ),
         ({"tools": [{"function": {"name": "now"}}]}, {}),
     ],
     ids=str,
@@ -215,7 +220,19 @@ def test_a_turn_of_codex_is_taken(api: httpx.Client, model: Model) -> None:
             CHAT,
             {"messages": [USER], "response_format": {"type": "text", "schema": {}}},
             "response_format.schema",
-            "the type must be json_object",
+            "the type must be json_object or json_schema",
+        ),
+        (
+            CHAT,
+            {"messages": [USER], "response_format": {"type": "json_schema", "schema": {}, "json_schema": {"schema": {}}}},
+            "response_format.schema",
+            "with json_schema; send one of them",
+        ),
+        (
+            CHAT,
+            {"messages": [USER], "response_format": {"type": "json_object", "json_schema": {"schema": {}}}},
+            "response_format.json_schema",
+            "the type must be json_schema",
         ),
         (COMPLETIONS, {"prompt": "x", "seed": 1.5}, "seed", "an integer"),
     ],

@@ -152,6 +152,18 @@ def test_a_page_of_an_allowed_origin_may_ask_and_no_other(api: httpx.Client, tmp
     assert "access-control-allow-origin" not in plain.headers
 
 
+@pytest.mark.parametrize(("origins", "status"), [(("https://app.example",), 200), (("*",), 400)])
+def test_a_page_that_is_named_may_ask_a_gateway_of_its_readers_own_network(
+    tmp_path: Path, origins: tuple[str, ...], status: int
+) -> None:
+    # https://github.com/ollama/ollama/issues/7000, https://github.com/lmstudio-ai/lmstudio-bug-tracker/issues/392
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Private-Network": "true"}
+    with gateway(small_repository(tmp_path), 9, rules=Rules(cors_origins=origins)) as running:
+        answer = httpx.options(f"{running.url}{CHAT}", headers={"Origin": "https://app.example", **asks})
+    assert answer.status_code == status
+    assert answer.headers.get("access-control-allow-private-network") == ("true" if status == 200 else None)
+
+
 def test_rules_reach_the_gateways_process() -> None:
     launch = Launch(
         repository="r",

@@ -126,6 +126,11 @@ def test_two_thousand_callers_that_stop_midway_leave_others_served(tmp_path: Pat
         (b"GET / HTTP/1.1\r\nX: " + b"x" * 40_000, b"HTTP/1.1 400 "),
         (b"\x16\x03\x01 nonsense\r\n\r\n", b"HTTP/1.1 400 "),
         (post(100, b"").replace(b"Content-Length: 100", b"Transfer-Encoding: chunked") + b"x\r\n", b"HTTP/1.1 400 "),
+        # https://github.com/pgjones/hypercorn/issues/279, https://github.com/hyperium/hyper/issues/4123
+        (
+            b"GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            b"HTTP/1.1 400 ",
+        ),
     ],
 )
 def test_half_a_request_and_an_idle_connection_are_closed_in_time(hasty: SmallGateway, sent: bytes, answer: bytes) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
+import random
 import struct
 import zlib
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from nereid.diffusion.settings import Limits
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.image_models import ImageModel
 from nereid.serving.gateway.picture_store import PictureStore
-from nereid.serving.gateway.pictures import Encoding, Fit, decoded, fitted, from_base64, on_white
+from nereid.serving.gateway.pictures import Encoding, Fit, decoded, fitted, from_base64, on_white, texts_of
 
 MOST = 10_000
 
@@ -69,6 +72,45 @@ def test_a_picture_is_turned_as_its_exif_says() -> None:
     assert made.getpixel((7, 0)) == (0, 0, 255)
 
 
+@pytest.mark.parametrize(
+    "entries",
+    [
+        # https://github.com/python-pillow/Pillow/issues/7839, /8348, /5528, AUTOMATIC1111/stable-diffusion-webui #9078
+        struct.pack("<HHII", 0x8769, 5, 1, 8),
+        struct.pack("<HHII", 0x8769, 2, 2, 8),
+        struct.pack("<HHII", 0x14A, 12, 1, 8),
+        struct.pack("<HHII", 0x927C, 99, 2**31, 2**32 - 1),
+    ],
+    ids=["rational", "text", "double", "far"],
+)
+def test_what_else_stands_in_exif_keeps_no_picture_from_being_read(entries: bytes) -> None:
+    orientation = struct.pack("<HHIHH", 0x112, 3, 1, 6, 0)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + orientation + entries + b"\0" * 40
+    sent = file(RED, "JPEG")
+    made = read(sent[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif + sent[2:])
+    assert made.size == (8, 16)
+
+
+def test_exif_that_is_none_is_as_absent() -> None:
+    sent = file(RED)
+    assert read(sent[:33] + chunk(b"eXIf", b"Exif\0\0junk") + sent[33:]).size == (16, 8)
+
+
+def test_of_a_photograph_with_previews_behind_it_the_first_picture_is_read() -> None:
+    """https://github.com/open-webui/open-webui/issues/26249"""
+    photograph = file(RED.resize((64, 32)), "MPO", save_all=True, append_images=[Image.new("RGB", (16, 8))])
+    made = read(photograph)
+    assert made.size == (64, 32)
+    assert made.getpixel((5, 5))[0] > 200  # type: ignore[index]
+
+
+def test_a_clear_grey_of_16_bits_is_transparent() -> None:
+    rows = b"".join(b"\0" + struct.pack(">2H", 65535, 300) for _ in range(2))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 0, 0, 0, 0)) + chunk(b"tRNS", struct.pack(">H", 65535))
+    made = read(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    assert (made.mode, made.getpixel((0, 0)), made.getpixel((1, 1))) == ("RGBA", (255, 255, 255, 0), (1, 1, 1, 255))
+
+
 def test_transparency_is_kept_only_where_there_is_some() -> None:
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 255))
     assert read(file(clear)).mode == "RGB"
@@ -118,12 +160,64 @@ def test_what_is_no_picture_is_refused_in_one_sentence(data: bytes, words: str) 
     assert words in message
 
 
+def test_a_picture_without_its_palette_is_read() -> None:
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 8, 3, 0, 0, 0))
+    sent = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0\1\2" * 2)) + chunk(b"IEND", b"")
+    assert read(sent).size == (2, 2)
+
+
+def with_sums(sent: bytes) -> bytes:
+    """A PNG's chunks with the check sums of what is in them."""
+    made, at = sent[:8], 8
+    while at + 12 <= len(sent) and at + 12 + (size := int.from_bytes(sent[at : at + 4])) <= len(sent):
+        made += chunk(sent[at + 4 : at + 8], sent[at + 8 : at + 8 + size])
+        at += 12 + size
+    return made + sent[at:]
+
+
+@pytest.mark.parametrize(("form", "mode"), [*FILES, ("PNG", "LA"), ("MPO", "RGB")])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_what_is_wrong_anywhere_is_a_picture_or_a_refusal(form: str, mode: str) -> None:
+    chance = random.Random(form + mode)
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (24, 24, 3), np.uint8)).convert(mode)
+    sent = file(noise, form)
+    for _ in range(150):
+        broken = bytearray(sent)
+        for _ in range(chance.randrange(1, 6)):
+            broken[chance.randrange(len(sent) if chance.random() < 0.5 else 80)] = chance.choice(
+                [0, 1, 255, chance.randrange(256)]
+            )
+        data = with_sums(bytes(broken)) if form == "PNG" else bytes(broken)
+        with contextlib.suppress(ApiError):
+            read(data)
+        with contextlib.suppress(ApiError):
+            texts_of(data, "image")
+
+
 def test_pictures_come_in_base64_and_as_data_urls() -> None:
     data = file(RED)
     text = base64.b64encode(data).decode()
     for sent in (text, f"data:image/png;base64,{text}", f"{text[:20]}\n{text[20:]}"):
         assert from_base64(sent, "mask") == data
-    for wrong in ("https://example.org/a.png", "data:text/html;base64,YQ==", "not base64!", "file:///etc/passwd,YQ=="):
+    # https://github.com/antirez/ds4/pull/950, https://github.com/matatonic/openedai-vision/issues/4, and what browsers make of
+    # files whose type they do not know
+    data = file(RED.resize((17, 9))) + b"\xfb\xff?"
+    text = base64.b64encode(data).decode()
+    for_urls = base64.urlsafe_b64encode(data).decode()
+    assert text != for_urls
+    heads = ("DATA:Image/PNG;BASE64,", "data:image/png;charset=utf-8;base64,", "data:image/png; base64,", " data:;base64,")
+    for head in ("", *heads, "data:application/octet-stream;base64,"):
+        for sent in (text, text.rstrip("="), for_urls, for_urls.rstrip("=")):
+            assert from_base64(head + sent, "mask") == data
+    assert from_base64(f"data:image/png;base64,{quote(text, safe='')}", "mask") == data
+    for wrong in (
+        "https://example.org/a.png",
+        "data:text/html;base64,YQ==",
+        "not base64!",
+        "abcde",
+        "data:base64,YQ==",
+        "file:///etc/passwd,YQ==",
+    ):
         with pytest.raises(ApiError) as caught:
             from_base64(wrong, "mask")
         assert caught.value.param == "mask"

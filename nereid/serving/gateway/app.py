@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +17,6 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -32,6 +31,7 @@ from nereid.serving.gateway.batches.service import Batches
 from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.catalogue import Catalogue
 from nereid.serving.gateway.chat_answers import ChatAnswer
+from nereid.serving.gateway.cors import cors
 from nereid.serving.gateway.described import described
 from nereid.serving.gateway.draining import Drain, Drained
 from nereid.serving.gateway.errors import ApiError
@@ -41,7 +41,7 @@ from nereid.serving.gateway.keys import Keys
 from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.limits import Limits
 from nereid.serving.gateway.metrics import GatewayMetrics
-from nereid.serving.gateway.observing import IGNORED_HEADER, REQUEST_ID_HEADER, Observed
+from nereid.serving.gateway.observing import Observed
 from nereid.serving.gateway.openapi import openapi_of
 from nereid.serving.gateway.picture_store import PictureStore
 from nereid.serving.gateway.readiness import readiness
@@ -248,7 +248,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
             *(batches.routes() if batches is not None else ()),
         ],
         middleware=[
-            *_cors(settings.rules.cors_origins),  # the first is the outermost: a browser's page is to read every answer
+            *cors(settings.rules.cors_origins),  # the first is the outermost: a browser's page is to read every answer
             Middleware(Observed, metrics=metrics),
             Middleware(Drained, drain=drain or Drain()),
             Middleware(Guard, keys=keys, bodies=_bodies(settings)),
@@ -281,22 +281,6 @@ def _bodies(settings: GatewaySettings) -> Bodies:
         picture_paths=frozenset({*PICTURE_PATHS, *(WEBUI_PICTURE_PATHS if settings.rules.a1111 else ())}),
         pictures_together=settings.max_pictures_bytes,
     )
-
-
-def _cors(origins: Sequence[str]) -> list[Middleware]:
-    """For pages of other origins; before the guard, for a browser asks first, without a key. Cookies are not read."""
-    if not origins:
-        return []
-    told = [REQUEST_ID_HEADER, IGNORED_HEADER, "retry-after", "x-ratelimit-limit-requests", "x-ratelimit-remaining-requests"]
-    return [
-        Middleware(
-            CORSMiddleware,
-            allow_origins=origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["*"],
-            expose_headers=told,
-        )
-    ]
 
 
 def _stamp(kind: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nereid.llm.json_schemas import unbindable
 from nereid.serving.gateway.answer_streams import AnswerStream
 from nereid.serving.gateway.call_forms import CallReading
 from nereid.serving.gateway.call_messages import with_ids
@@ -140,6 +141,8 @@ def _thinking(body: ChatBody, model: Offered, prompt: str) -> Thinking | None:
 
 
 def _grammar(form: AnswerForm, body: ChatBody) -> str:
+    if fault := unbindable(form.schema):
+        raise ApiError(400, f"{name_of_schema(body)}: {fault} cannot be bound", param=name_of_schema(body))
     try:
         made = form.grammar()
     except NotBindableError as error:

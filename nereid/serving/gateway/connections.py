@@ -26,6 +26,7 @@ LINGER_SECONDS = 2.0
 FREE_CHUNKS = 1000
 CHUNK_BYTES = 64
 """What a chunk of a body must hold on average, after the first `FREE_CHUNKS`."""
+_LENGTHS = {b"content-length", b"transfer-encoding"}
 
 
 class Phase(Enum):
@@ -129,6 +130,9 @@ class _Parser(h11.Connection):
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._chunks = self._bytes = 0
+            if {name for name, _ in event.headers} >= _LENGTHS:
+                # A proxy may take the other one, and what follows for the next caller's request (RFC 9112, 6.3).
+                raise h11.RemoteProtocolError("the body has two lengths")
         elif isinstance(event, h11.Data):
             self._chunks += event.chunk_start
             self._bytes += len(event.data)

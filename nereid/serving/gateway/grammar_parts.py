@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from nereid.llm.json_schemas import readable
+
 Schema = Mapping[str, Any]
 
 AS_TEMPLATES_WRITE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -33,7 +35,9 @@ def escaped(text: str) -> str:
 
 
 def as_json(schema: Schema, spacing: Mapping[str, Any]) -> str:
-    return f"%json {json.dumps({**schema, 'x-guidance': spacing}, ensure_ascii=False)}"
+    read = readable(schema)
+    whole = read if isinstance(read, dict) else {"allOf": [read]}
+    return f"%json {json.dumps({**whole, 'x-guidance': spacing}, ensure_ascii=False)}"
 
 
 def pieces(text: str, tokens: Mapping[str, int]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
+from nereid.llm.json_schemas import without_nulls
 from nereid.serving.gateway.call_messages import arguments_of
 from nereid.serving.gateway.custom_inputs import arguments_with, parameters_of
 from nereid.serving.gateway.sent import Sent, few
@@ -40,12 +41,16 @@ ContentPart = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
 """Text only: the models here see no pictures."""
 
 
+Parameters = Annotated[dict[str, Any], BeforeValidator(without_nulls)]
+"""The schema of a function's arguments; what is null in it is as absent."""
+
+
 class Function(Sent):
     """What may be called; without `parameters` it takes none."""
 
     name: str
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Parameters | None = None
     strict: bool | None = None
 
 

@@ -24,7 +24,7 @@ _LIST = "[]"
 """What the name of a field ends with that has several values."""
 _PICTURE = re.compile(rf"({IMAGE}|{MASK}|{MARKUP})(?:\[[0-9]*\])?")
 """A picture's name; one of several may have its place behind it."""
-_URL = b"data:image/"
+_URL = b"data:"
 """What a picture begins with that is sent as a text."""
 
 
@@ -51,7 +51,7 @@ class PictureForm:
 
 
 def _picture(kept: bytearray, name: str) -> bytes:
-    return from_base64(kept.decode("latin-1"), name) if kept.startswith(_URL) else bytes(kept)
+    return from_base64(kept.decode("latin-1"), name) if kept[:5].lower() == _URL else bytes(kept)
 
 
 async def read_picture_form(request: Request, schema: type[B], lenient: bool) -> tuple[B, PictureForm]:

@@ -9,18 +9,22 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from nereid.serving.gateway.errors import ApiError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """What may be sent."""
+_WITH_PREVIEWS = ("MPO",)
+"""A JPEG with smaller pictures of the same behind it (CIPA DC-007), as phones and cameras write it: the first is meant."""
 _WORDS = "a picture in PNG, JPEG or WebP"
 WHITE = (255, 255, 255)
 PARAMETERS = "parameters"
@@ -28,6 +32,19 @@ PARAMETERS = "parameters"
 _MOST_TEXT = 2**20
 LARGEST_RATIO = 64
 """Of a picture's longer side to its shorter one."""
+_BEFORE_DATA = re.compile(r"data:\s*(?:image/[^;,]*|application/octet-stream|)(?:;[^,]*)?;\s*base64\s*", re.IGNORECASE)
+_OF_URLS = str.maketrans("-_", "+/")
+"""base64's alphabet for URLs (RFC 4648, 5) in its usual one."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF's orientation."""
 
 
 class Fit(StrEnum):
@@ -70,12 +87,17 @@ def in_base64(data: bytes) -> str:
 
 
 def from_base64(text: str, field: str) -> bytes:
-    """The bytes of a text in base64, or of a data URL (RFC 2397); raises ApiError that names the field."""
-    head, comma, rest = text.partition(",")
-    if comma and not (head.startswith("data:image/") and head.endswith(";base64")):
+    """The bytes of a text in base64, or of a data URL (RFC 2397), as clients write them; raises ApiError that names the field.
+
+    The alphabet may be the one for URLs, padding may be missing, and a URL may have its letters in either case, parameters, the
+    type of a file that a browser does not know, and escapes.
+    """
+    head, comma, rest = text.strip().partition(",")
+    if comma and not _BEFORE_DATA.fullmatch(head):
         raise _refused(field, f"{head[:40]!r} is not allowed before a comma")
+    sent = "".join((unquote(rest) if comma else head).split()).translate(_OF_URLS).rstrip("=")
     try:
-        return base64.b64decode("".join((rest if comma else text).split()), validate=True)
+        return base64.b64decode(sent + "=" * (-len(sent) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise _refused(field, f"{text[:40]!r} is not allowed", "its bytes in base64, or a data: URL of it") from None
 
@@ -110,7 +132,8 @@ def decoded(data: bytes, field: str, most_pixels: int) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             _check_size(opened, field, most_pixels)
-            return _plain(ImageOps.exif_transpose(opened))
+            opened.load()
+            return _plain(_upright(opened))
     except UnidentifiedImageError:
         raise _refused(field, f"its {len(data)} bytes are no picture that can be read") from None
     except Image.DecompressionBombError:
@@ -125,15 +148,30 @@ def _check_size(picture: Image.Image, field: str, most_pixels: int) -> None:
         raise _too_large(field, f"{width} x {height}", most_pixels)
     if max(width, height) > LARGEST_RATIO * min(width, height):
         raise _refused(field, f"{width} x {height} is not allowed", f"no more than {LARGEST_RATIO} times as long as it is wide")
-    if getattr(picture, "n_frames", 1) > 1:
+    if getattr(picture, "n_frames", 1) > 1 and picture.format not in _WITH_PREVIEWS:
         raise _refused(field, "moving pictures are not allowed", "a picture of one frame")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """As its EXIF has the camera held. Nothing else of that is read, and what cannot be read is as absent: editors write much
+    that is none.
+    """
+    try:
+        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow's reader ends with errors of many kinds
+        return picture.copy()
+    return picture.copy() if turn is None else picture.transpose(turn)
 
 
 def _plain(picture: Image.Image) -> Image.Image:
     """Colours of 8 bits, and transparency where there is any."""
     if picture.mode.startswith("I") or picture.mode == "F":  # greys of 16 bits
         values = np.asarray(picture).astype(np.float64)
-        return Image.fromarray((values / 257).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+        made = Image.fromarray((values / 257).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+        clear = values == picture.info.get("transparency")
+        if clear.any():
+            made.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
+        return made
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     made = picture.convert("RGBA")

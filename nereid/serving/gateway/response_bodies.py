@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
-from nereid.serving.gateway.messages import CustomCall, FreeText, FunctionCall, Grammar, RefusalPart, with_type
+from nereid.serving.gateway.messages import CustomCall, FreeText, FunctionCall, Grammar, Parameters, RefusalPart, with_type
 from nereid.serving.gateway.metadata import Metadata
 from nereid.serving.gateway.schemas import SamplingBody, TemplateVariables
 from nereid.serving.gateway.sent import MOST_PARTS, Sent, few
@@ -124,7 +124,7 @@ class FlatTool(Sent):
     type: Literal["function"] = "function"
     name: str
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Parameters | None = None
     strict: bool | None = None
 
     @property

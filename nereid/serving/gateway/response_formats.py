@@ -17,22 +17,33 @@ def names_of_answer(body: Body) -> dict[str, str]:
 
 def name_of_schema(body: Body) -> str:
     """Where a body has what binds the answer's text."""
-    plain = body.response_format is not None and body.response_format.type == "json_object"
+    plain = body.response_format is not None and body.response_format.json_schema is None
     return "response_format.schema" if plain else "response_format.json_schema.schema"
 
 
 def schema_of_answer(body: Body) -> dict[str, Any] | None:
     """The schema of the answer's text; None where it is free. Raises ApiError."""
     wanted = body.response_format
-    if wanted is not None and wanted.schema_ is not None and wanted.type != "json_object":
-        sentence = f"response_format.schema: it is not allowed with type {wanted.type}; the type must be json_object"
-        raise ApiError(400, sentence, param="response_format.schema")
-    if wanted is None or wanted.type == "text":
+    if wanted is None:
+        return None
+    if wanted.json_schema is not None and wanted.type != "json_schema":
+        raise _not_allowed("json_schema", f"type {wanted.type}; the type must be json_schema")
+    if wanted.json_schema is not None and wanted.schema_ is not None:
+        raise _not_allowed("schema", "json_schema; send one of them")
+    if wanted.type == "text":
+        if wanted.schema_ is not None:
+            raise _not_allowed("schema", "type text; the type must be json_object or json_schema")
         return None
     if body.structured_outputs is not None:
         raise ApiError(400, "response_format: structured_outputs is given, too; send one of them", param="response_format")
+    if wanted.schema_ is not None:
+        return wanted.schema_
     if wanted.type == "json_object":
-        return {"type": "object"} if wanted.schema_ is None else wanted.schema_
+        return {"type": "object"}
     if wanted.json_schema is None:
         raise ApiError(400, "response_format.json_schema: it is missing", param="response_format.json_schema")
     return wanted.json_schema.schema_
+
+
+def _not_allowed(name: str, beside: str) -> ApiError:
+    return ApiError(400, f"response_format.{name}: it is not allowed with {beside}", param=f"response_format.{name}")

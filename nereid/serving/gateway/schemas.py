@@ -79,7 +79,7 @@ class JsonSchema(Sent):
 
 
 class ResponseFormat(Sent):
-    """`schema` beside `json_object` is llama.cpp's and Together's form of a `json_schema`."""
+    """`schema` beside either type of JSON is llama.cpp's and Together's form of a `json_schema`."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nereid.llm.json_schemas import readable
 from nereid.serving.gateway.grammar_parts import (
     AS_TEMPLATES_WRITE,
     NotBindableError,
@@ -16,18 +17,21 @@ from nereid.serving.gateway.grammar_parts import (
     pieces,
 )
 from nereid.serving.gateway.nested_grammars import apart, nested_part
+from nereid.serving.gateway.schema_references import with_copy
 from nereid.serving.gateway.tag_values import is_written_plainly
 from nereid.serving.gateway.tags import Tags
 
-_BOUND = {"type", "properties", "required", "additionalProperties", "title", "description", "$defs", "definitions", "$schema"}
+_BOUND = {"type", "properties", "required", "additionalProperties", "$defs", "definitions"}
 """What a schema may say that is to be obeyed where parameters stand apart."""
+_SAYS_NOTHING = {"title", "description", "$schema", "$id", "$comment", "default", "examples", "deprecated"}
 
 
 def parameters(name: str, schema: Schema) -> list[tuple[str, Schema, bool]]:
     """Of a function: its parameters in their schema's order, each with a schema of its own, and whether it is required; raises
     NotBindableError where the schema says more.
     """
-    if unknown := sorted(schema.keys() - _BOUND):
+    schema = _apart(schema)
+    if unknown := sorted(key for key in schema.keys() - _BOUND - _SAYS_NOTHING if not key.startswith("x-")):
         raise NotBindableError(name, f"{unknown[0]} cannot be bound where a template writes parameters apart")
     properties: Mapping[str, Any] = schema.get("properties", {})
     required: Sequence[str] = schema.get("required", ())
@@ -41,9 +45,16 @@ def parameters(name: str, schema: Schema) -> list[tuple[str, Schema, bool]]:
     return made
 
 
+def _apart(schema: Schema) -> Schema:
+    """As it is bound, so that its properties can be bound each by itself."""
+    read = readable(schema)
+    return with_copy(read if isinstance(read, dict) else schema)
+
+
 def tagged(tags: Tags, tokens: Mapping[str, int], name: str, schema: Schema, lead: str = "") -> str:
     """A call behind its opening and `lead`; parameters that are not required may be left out."""
     pad = "\n" if tags.padded else ""
+    schema = _apart(schema)
     parts = [_numbered(f"{lead}{name}{tags.named}{tags.line}", tokens)]
     defs = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     for key, inner, required in parameters(name, schema):

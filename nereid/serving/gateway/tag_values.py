@@ -7,7 +7,9 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote
 
+from nereid.llm.json_schemas import readable
 from nereid.serving.gateway.call_objects import no_json
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
@@ -27,10 +29,10 @@ def is_written_plainly(schema: object) -> bool:
     """Whether a parameter of this schema stands in its tag as it is, and not as JSON: a text that nothing bounds."""
     if not isinstance(schema, dict) or schema.get("type") != "string":
         return False
-    values = schema.get("enum", ())
-    return not (schema.keys() - {"type", "title", "description", "default", "examples", "enum"}) and all(
-        isinstance(value, str) and value.strip() == value and "<" not in value and value for value in values
-    )
+    read = readable(schema)
+    if not isinstance(read, dict) or read.keys() - {"type", "title", "description", "default", "examples", "enum"}:
+        return False
+    return all(isinstance(value, str) and value.strip() == value and "<" not in value and value for value in read.get("enum", ()))
 
 
 def json_of(text: str, schema: object, root: Mapping[str, Any], *, text_first: bool = False) -> str:
@@ -130,6 +132,11 @@ def _same(value: Any, choice: Any) -> bool:
 def resolved(reference: Any, root: Mapping[str, Any]) -> Any:
     """What a reference within the schema leads to; True, which allows all, where it leads nowhere."""
     found: Any = root
-    for part in str(reference).removeprefix("#").strip("/").split("/"):
-        found = found.get(part, True) if isinstance(found, Mapping) else True
+    pointer = unquote(str(reference)).removeprefix("#").strip("/")
+    for part in pointer.split("/") if pointer else ():
+        name = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list):
+            found = found[int(name)] if name.isdecimal() and int(name) < len(found) else True
+        else:
+            found = found.get(name, True) if isinstance(found, Mapping) else True
     return found

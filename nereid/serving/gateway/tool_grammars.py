@@ -10,9 +10,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from nereid.llm.json_schemas import unbindable
 from nereid.serving.gateway.call_forms import CallReading, Shape, ToolFormat
 from nereid.serving.gateway.channel_streams import CHANNEL, CONSTRAIN, END, MESSAGE, START
-from nereid.serving.gateway.grammar_parts import AS_TEMPLATES_WRITE, Schema, as_json, escaped, letters, marked, pieces
+from nereid.serving.gateway.grammar_parts import (
+    AS_TEMPLATES_WRITE,
+    NotBindableError,
+    Schema,
+    as_json,
+    escaped,
+    letters,
+    marked,
+    pieces,
+)
 from nereid.serving.gateway.tag_grammars import argument_rules, quoted_rules, tagged, value_rules
 from nereid.serving.gateway.thoughts import Thinking
 from nereid.serving.gateway.tool_formats import COHERE
@@ -142,6 +152,8 @@ class AnswerForm:
         return made
 
     def _call(self, form: ToolFormat, name: str, schema: Schema) -> str:
+        if fault := unbindable(schema):
+            raise NotBindableError(name, f"{fault} cannot be bound")
         match form.shape:
             case Shape.TAGS:
                 assert form.tags is not None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jsonschema
 
+from nereid.llm.json_schemas import newest
 from nereid.serving.gateway.call_objects import NAME
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.nesting import levels
@@ -92,12 +93,15 @@ def _check_schema(where: str, text: str) -> None:
 
 @lru_cache(maxsize=128)
 def _fault(text: str) -> tuple[tuple[str, ...], str] | None:
-    """Where and why this is no JSON schema of an object: arguments have names. Agents send the same ones with every turn."""
+    """Where and why this is no JSON schema of an object, of whatever draft: arguments have names.
+
+    Agents send the same ones with every turn.
+    """
     schema = json.loads(text)
     if schema.get("type", "object") != "object":
         return ("type",), f"{str(schema['type'])[:80]!r} is not allowed; it must be object"
     try:
-        jsonschema.Draft202012Validator.check_schema(schema)
+        jsonschema.Draft202012Validator.check_schema(newest(schema))
     except jsonschema.SchemaError as error:
         return tuple(str(part) for part in error.absolute_path), f"this is no JSON schema: {error.message[:200]}"
     return None

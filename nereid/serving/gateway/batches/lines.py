@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nereid.serving.gateway.bodies import SURROGATE
+from nereid_protocol.json_lines import read_line, without_mark
 
 MOST_LINES = 50_000
 MOST_LINE_BYTES = 4 * 2**20
@@ -60,7 +61,7 @@ def read_body(file: Path, start: int) -> dict[str, Any]:
     """The body of the request whose line begins there; of a file that was checked."""
     with file.open("rb") as opened:
         opened.seek(start)
-        body: dict[str, Any] = json.loads(opened.readline())["body"]
+        body: dict[str, Any] = read_line(opened.readline())["body"]
     return body
 
 
@@ -86,7 +87,7 @@ class Checking:
             self._number, self._start = number - 1, start
             if start >= end:
                 return False
-            if raw.strip() and not self._take(raw, number, start):
+            if without_mark(raw).strip() and not self._take(raw, number, start):
                 return True
         found = self.found
         if not found.lines and not found.problems:
@@ -142,7 +143,9 @@ def _checked(raw: bytes, number: int, start: int, endpoint: str, seen: Collectio
     if len(raw) > most:
         return wrong(f"the line is larger than {most} bytes")
     try:
-        value = json.loads(raw)
+        value = read_line(raw)
+    except UnicodeDecodeError:
+        return wrong("the line is not UTF-8 text", code="invalid_json_line")
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
@@ -154,8 +157,8 @@ def _checked(raw: bytes, number: int, start: int, endpoint: str, seen: Collectio
         return wrong("a text with half of a surrogate pair is not allowed; it must be Unicode", "custom_id")
     if custom_id in seen:
         return wrong(f"{custom_id[:80]!r} is not allowed; another line has it already", "custom_id", "duplicate_custom_id")
-    if value.get("method", "POST") != "POST":
-        return wrong(f"{str(value['method'])[:80]!r} is not allowed; it must be POST", "method")
+    if (method := value.get("method")) is not None and str(method).upper() != "POST":
+        return wrong(f"{str(method)[:80]!r} is not allowed; it must be POST", "method")
     if whole_path(value.get("url")) != endpoint:
         return wrong(f"{str(value.get('url'))[:80]!r} is not allowed; it must be the batch's endpoint, {endpoint}", "url")
     if not isinstance(body, dict):
