@@ -35,6 +35,7 @@ def batches() -> None:
     expect(batch.status == "completed" and batch.output_file_id, f"the batch is {batch.status}")
     answer = json.loads(api.files.content(batch.output_file_id).text)
     expect(answer["response"]["status_code"] == 200, "the answer is not there")
+    expect(batch.model == LLM and batch.usage and batch.usage.output_tokens == 4, f"it tells {batch.model}, {batch.usage}")
 
 
 @client.capability("batch of embeddings")
