@@ -123,12 +123,12 @@ def _encode(text: str, tokenizer: Tokenizer, facts: LlmFacts, longest: int, spec
     """One that is too long is refused by its length, or by its beginning."""
     most = longest * facts.longest_token
     if len(text) > most:
-        raise ContextLengthError.of("text_input", f"{len(text)} characters", f"at most {most} characters: {_holds(longest)}")
+        raise ContextLengthError.of("text_input", f"{len(text)} characters", f"at most {most} characters: {context(longest)}")
     begins = _CHARACTERS * (longest + _PROBE_MARGIN)
     while len(text) > 2 * begins:
         found = len(tokenizer.encode(text[:begins], add_special_tokens=special).ids)
         if found > longest + _PROBE_MARGIN:
-            raise ContextLengthError.of("text_input", f"more than {longest - 1} tokens", f"shorter: {_holds(longest)}")
+            raise ContextLengthError.of("text_input", f"more than {longest - 1} tokens", f"shorter: {context(longest)}")
         begins *= 2
     return tokenizer.encode(text, add_special_tokens=special)
 
@@ -147,9 +147,9 @@ def _enough(text: str, tokenizer: Tokenizer, kept: Kept, special: bool) -> tuple
 
 def _check_length(name: str, tokens: int, longest: int) -> None:
     if tokens >= longest:
-        allowed = f"at most {longest - 1} tokens: the context holds {longest} with the answer"
-        raise ContextLengthError.of(name, f"{tokens} tokens", allowed)
+        raise ContextLengthError.of(name, f"{tokens} tokens", f"at most {longest - 1} tokens: {context(longest)}")
 
 
-def _holds(longest: int) -> str:
-    return f"the context holds {longest} tokens with the answer"
+def context(longest: int) -> str:
+    """What a model holds, in the words that OpenAI's API has for it: clients look for them in sentences."""
+    return f"this model's maximum context length is {longest} tokens, with the answer"

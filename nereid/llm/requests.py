@@ -13,7 +13,7 @@ from nereid.flow.noise import derived_seed
 from nereid.flow.tickets import USUAL_PRIORITY
 from nereid.llm.bad_words import tokens_of_bad_words
 from nereid.llm.prompt_places import places_in_text, places_of_ids
-from nereid.llm.prompts import Kept, check_tokens, read_part, tokens_of_ids, tokens_of_text
+from nereid.llm.prompts import Kept, check_tokens, context, read_part, tokens_of_ids, tokens_of_text
 from nereid.llm.sampling import Sampling
 from nereid.llm.sent import Inputs, SentRequest, SentSampling, read_request
 from nereid.llm.settings import LlmFacts, LlmLimits
@@ -168,7 +168,7 @@ def _max_tokens(sent: SentRequest, prompt: int, longest: int) -> int:
     if wanted is None:
         wanted = room if sent.sampling["max_tokens"] is None else int(sent.sampling["max_tokens"])
     if wanted > room:
-        raise ContextLengthError.of("max_tokens", wanted, f"0 to {room}: the prompt has {prompt} tokens of {longest}")
+        raise ContextLengthError.of("max_tokens", wanted, f"0 to {room}: the prompt has {prompt} tokens, and {context(longest)}")
     return wanted
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from nereid.flow.errors import InvalidRequestError
+from nereid.flow.errors import ContextLengthError, InvalidRequestError
 from nereid.llm.requests import ANY_WHITESPACE, LlmRequest, StructureRequest, parse_llm_request
 from nereid.llm.settings import LlmFacts, LlmLimits
 
@@ -143,6 +143,24 @@ def test_a_prompt_that_is_far_too_long_is_refused_by_its_beginning(long: str) ->
     with pytest.raises(InvalidRequestError, match="text_input"):
         parse_llm_request({"text_input": text(long)}, tokenizer, FACTS, LIMITS, FACTS.context_length)
     assert tokenizer.characters < 4000
+
+
+@pytest.mark.parametrize(
+    ("sent", "field"),
+    [
+        ({"text_input": text("w1 " * 99)}, "text_input"),
+        ({"text_input": text("w1 " * 60_000)}, "text_input"),
+        ({"text_input": text("w" * 190_000)}, "text_input"),
+        ({"input_ids": np.array([2] * 99, np.int32)}, "input_ids"),
+        ({"text_input": text("w1"), "max_tokens": np.array([99], np.int32)}, "max_tokens"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_words_that_clients_know(sent: dict[str, Any], field: str) -> None:
+    """litellm and pydantic-ai look for them."""
+    with pytest.raises(ContextLengthError) as caught:
+        parse_llm_request(sent, WORDS, FACTS, LIMITS, 50)
+    assert str(caught.value).startswith(f"{field}: ")
+    assert "this model's maximum context length is 50 tokens" in str(caught.value)
 
 
 def test_probabilities_are_computed_where_only_their_sum_is_asked_for() -> None:

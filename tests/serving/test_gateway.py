@@ -237,6 +237,7 @@ def test_a_context_too_long_has_openais_code_and_the_callers_field(
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", param)
     assert error["message"].startswith(f"{param}: 900 tokens")
+    assert error["message"].endswith("(context_length_exceeded)")  # openai-python's exceptions show the sentence alone
 
 
 def test_what_nobody_foresaw_is_a_json_500_with_its_request_id_logged_once(

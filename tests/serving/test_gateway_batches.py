@@ -60,6 +60,9 @@ def test_a_batch_is_answered_as_openais_package_expects_it(tmp_path: Path, model
         assert (made.status, made.metadata, made.object) == ("validating", {"a": "b"}, "batch")
         done = ended(client, made)
         assert (done.status, done.errors) == ("completed", None)
+        assert (made.usage, made.model, done.model) == (None, None, "llm")
+        assert done.usage is not None
+        assert (done.usage.input_tokens, done.usage.output_tokens, done.usage.total_tokens) == (90, 30, 120)
         assert (done.request_counts.total, done.request_counts.completed, done.request_counts.failed) == (32, 30, 2)
         found, wrong = answers(client, done.output_file_id), answers(client, done.error_file_id)
         assert [item["response"]["body"]["choices"][0]["text"] for item in found.values()] == [f"p{i}" for i in range(30)]
@@ -82,6 +85,7 @@ def test_chats_and_images_are_batches_too_and_a_lines_own_priority_stands(tmp_pa
             done = ended(client, begin(client, json.dumps(asked), endpoint=asked["url"]))
             assert (done.status, done.request_counts.completed) == ("completed", 1), answers(client, done.error_file_id)
         assert model.priorities == [2]
+        assert (done.usage, done.model) == (None, None)  # of pictures
 
 
 def test_responses_are_a_batch_of_their_key_and_are_kept_only_where_that_is_said(tmp_path: Path, model: Model) -> None:
@@ -104,6 +108,7 @@ def test_responses_are_a_batch_of_their_key_and_are_kept_only_where_that_is_said
             "b": "b",
             "c": "beforebeforec",  # the template writes the conversation one after the other
         }
+        assert (done.usage.input_tokens, done.usage.output_tokens) == (9, 3)
         assert {name: body["store"] for name, body in found.items()} == {"a": False, "b": True, "c": False}
         assert one.responses.retrieve(found["b"]["id"]).output_text == "b"
         for key, name in ((one, "a"), (two, "b")):

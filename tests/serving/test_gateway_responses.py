@@ -185,6 +185,18 @@ def test_what_is_kept_can_be_seen_and_removed(client: openai.OpenAI, api: httpx.
         client.responses.retrieve(other.id)
 
 
+def test_a_kept_answer_is_told_as_a_whole_and_whoever_wants_a_stream_of_it_hears_so(
+    client: openai.OpenAI, api: httpx.Client
+) -> None:
+    made = client.responses.create(**ASK)
+    assert client.responses.retrieve(made.id, stream=False, include=["message.output_text.logprobs"]) == made
+    for query, name in (({"stream": True}, "stream"), ({"starting_after": 3}, "starting_after")):
+        with pytest.raises(openai.BadRequestError, match=f"{name}: .* is not allowed; a kept answer is told") as caught:
+            client.responses.retrieve(made.id, **query)  # type: ignore[call-overload]
+        assert caught.value.param == name
+    assert api.get(f"{ROUTE}/{made.id}", params={"stream": "perhaps"}).status_code == 400
+
+
 def test_what_an_answer_answers_comes_in_pages_the_newest_first(client: openai.OpenAI, api: httpx.Client) -> None:
     given: Any = [{"role": "user", "content": str(place)} for place in range(25)]
     made = client.responses.create(model="llm", input=given)

@@ -75,6 +75,30 @@ def test_calls_are_streamed_as_openais_package_adds_them_up(api: httpx.Client, m
     assert kinds.count("tool_calls.function.arguments.delta") > 10
 
 
+@pytest.mark.parametrize(
+    ("answer", "content"),
+    [
+        (ANSWER.removeprefix("Well. "), None),
+        (THOUGHT + ANSWER.removeprefix("Well. "), None),
+        (ANSWER, "Well."),
+        ("Well.", "Well."),
+        (THOUGHT, ""),
+        (" ", " "),
+    ],
+)
+def test_a_stream_s_content_is_the_whole_answer_s(api: httpx.Client, model: Model, answer: str, content: str | None) -> None:
+    """Null where there are only calls: some clients would show an empty text before them."""
+    model.answer = answer
+    assert chat(api, tools=[WARMTH])["choices"][0]["message"]["content"] == content
+    lines = api.post(CHAT, json={**ASK, "tools": [WARMTH], "stream": True}).text.splitlines()
+    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines if line.startswith("data: {")]
+    told = [part["content"] for part in deltas if part.get("content") is not None]
+    assert ("".join(told) if told else None) == content
+    assert deltas[0] == {"role": "assistant", "content": None}
+    with client_of(api).chat.completions.stream(**ASK, tools=[WARMTH]) as stream:
+        assert stream.get_final_completion().choices[0].message.content == content
+
+
 def test_a_call_s_name_comes_before_its_arguments_and_only_once(api: httpx.Client) -> None:
     lines = api.post(CHAT, json={**ASK, "tools": [WARMTH], "stream": True, "n": 2}).text.splitlines()
     chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]

@@ -160,6 +160,26 @@ def test_truncation_is_one_of_two_and_stands_alone(api: httpx.Client) -> None:
     assert ask(api, "x", truncation=None)["truncation"] == "disabled"
 
 
+def test_the_tokens_of_an_input_are_counted_as_the_model_reads_it(api: httpx.Client, model: Model) -> None:
+    count = openai.OpenAI(base_url=f"{api.base_url}/v1", api_key="none", max_retries=0).responses.input_tokens.count
+    given: Any = [said("user", "abc"), said("assistant", "d"), said("user", "e")]
+    assert count(model="llm", input=given, instructions="fg").input_tokens == len("sfg;uabc;ad;ue;>")
+    assert not model.prompts
+    first = ask(api, given)
+    more: dict[str, Any] = {"model": "llm", "input": "h", "previous_response_id": first["id"]}
+    assert count(**more).input_tokens == len("uabc;ad;ue;az;uh;>")
+    long: Any = talk(30)
+    with pytest.raises(openai.BadRequestError) as caught:
+        count(model="llm", input=long)
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "input")
+    ask(api, long, truncation="auto")
+    assert count(model="llm", input=long, truncation="auto").input_tokens == len(model.prompts[-1])
+    for name, value in (("stream", True), ("truncate_prompt_tokens", 5)):
+        with pytest.raises(openai.BadRequestError, match=f"{name}: .* is not allowed where tokens are counted"):
+            count(model="llm", input="a", extra_body={name: value})
+    assert 'route="POST /v1/responses/input_tokens",status="200"' in api.get("/metrics").text
+
+
 def test_steps_are_exchanges_and_then_turns() -> None:
     thought = {"type": "reasoning", "summary": []}
     items = items_of(

@@ -35,6 +35,8 @@ class ChatAnswer:
     counts_thoughts: bool = False
     as_function_call: bool = False
     _streams: dict[int, AnswerStream] = field(default_factory=dict)
+    _wordless: set[int] = field(default_factory=set)
+    """Of the streamed answers those whose content is null so far."""
 
     def whole(self, result: TextResult) -> dict[str, Any]:
         choices = [self._choice(choice) for choice in result.choices]
@@ -69,8 +71,12 @@ class ChatAnswer:
         }
 
     def opening(self, index: int, prompt: Prompt) -> dict[str, Any] | None:
-        self._streams[index] = self.new_stream()
-        return {**self._chunk(index, {"role": "assistant", "content": ""}, None, None), **self.prompt_ids}
+        """Where calls may come its content is null, as it stays where nothing else does: some clients open a text at ""."""
+        stream = self._streams[index] = self.new_stream()
+        if stream.calls is not None:
+            self._wordless.add(index)
+        content = None if index in self._wordless else ""
+        return {**self._chunk(index, {"role": "assistant", "content": content}, None, None), **self.prompt_ids}
 
     def chunks(self, delta: TextDelta) -> list[dict[str, Any]]:
         """As OpenAI does it, the reason comes in a chunk of its own, whose delta is empty: some clients read no text there.
@@ -80,8 +86,12 @@ class ChatAnswer:
         stream = self._streams[delta.index]
         said = [*stream.feed(delta.text, delta.token_ids), *(stream.finish() if delta.finish_reason else [])]
         parts = [part for item in said if (part := self._part(item)) is not None]
+        if any(isinstance(item, Text) for item in said):
+            self._wordless.discard(delta.index)
+        if delta.finish_reason and delta.index in self._wordless and not stream.has_called:
+            parts.append({"content": ""})
         if not parts and (delta.logprobs or (self.token_ids and delta.token_ids)):
-            parts = [{"content": ""}]
+            parts = [{"content": None if delta.index in self._wordless else ""}]
         made = [self._chunk(delta.index, part, None if place else delta.logprobs, None) for place, part in enumerate(parts)]
         if made:
             made[0]["choices"][0] |= told_ids(self.token_ids, delta)

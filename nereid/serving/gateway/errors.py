@@ -106,11 +106,16 @@ _STATUS: tuple[tuple[type[NereidError], int, str, str | None], ...] = (
 
 
 def from_nereid(error: NereidError, names: Mapping[str, str] | None = None) -> ApiError:
-    """What the server refused, with the field it named as `param`; `names` are the caller's names of the server's fields."""
+    """What the server refused, with the field it named as `param`; `names` are the caller's names of the server's fields.
+
+    The code of a context that is too long stands in the sentence, too: openai-python shows callers the sentence alone, in which
+    LangChain looks for the code.
+    """
     message, param = renamed(str(error), error.field, names or {})
     for kind, status, name, code in _STATUS:
         if isinstance(error, kind):
             headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
+            message = f"{message} ({code})" if kind is ContextLengthError else message
             return ApiError(status, message, name, param if status == 400 else None, code, headers)
     return ApiError(500, message, "server_error")
 

@@ -56,6 +56,7 @@ ROUTES = (
     "POST /v1/layouts",
     "POST /v1/pages",
     "GET /v1/models",
+    "POST /v1/responses/input_tokens",
     "GET /v1/responses",
     "DELETE /v1/responses",
     "POST /tokenize",
@@ -122,7 +123,7 @@ class GatewayMetrics:
         """A request's route as a label; whatever is asked for that there is not, is one route."""
         route = f"{method} {path}"
         for several in _SEVERAL:
-            if path.startswith(f"{several}/"):
+            if route not in ROUTES and path.startswith(f"{several}/"):
                 route = f"{method} {several}"
         return route if route in ROUTES else OTHER
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from nereid.serving.gateway.errors import ApiError, from_nereid
 from nereid.serving.gateway.guard import owner_of
 from nereid.serving.gateway.offered import Offered
 from nereid.serving.gateway.paging import page, paged
-from nereid.serving.gateway.response_bodies import ResponsesBody
+from nereid.serving.gateway.response_bodies import Kept, ResponsesBody
 from nereid.serving.gateway.response_events import ResponseAnswer, new_id
 from nereid.serving.gateway.response_items import chat_body, check_calls, in_their_names, items_of, names_of, resolved
 from nereid.serving.gateway.response_store import ResponseStore, Stored
@@ -43,21 +44,8 @@ class Responses:
     async def create(self, request: Request) -> Response:
         body = await read_body(request, ResponsesBody, self.lenient)
         model, client, places = self.find(body.model, "llm")
-        key = owner_of(request)
-        before = self._before(key, body.previous_response_id)
-        request.state.names = names_of({"text_input": "messages"})
-        try:
-            sent = resolved(body.given, lambda identity: self.store.find_item(key, identity))
-            earlier = items_of(before)
-            check_calls(sent, earlier)
-            conversation = [*earlier, *sent]
-            if body.truncation == "auto":
-                chat = await fitted_chat(body, conversation, model)
-            else:
-                chat = await read_chat(chat_body(body, conversation), model)
-        except ApiError as error:
-            raise in_their_names(error) from None
-        request.state.names = names = names_of(chat.names)
+        before, sent, chat = await self._asked(request, body, model)
+        names = request.state.names
         answer = ResponseAnswer(_head(body, model), chat.new_stream())
         asked = {**chat.sampling, "request_id": request.state.request_id}
 
@@ -65,7 +53,7 @@ class Responses:
             if body.store:
                 given = [_with_id(item.model_dump(exclude_none=True)) for item in sent]
                 response = answer.response(answer.status)
-                self.store.keep(key, Stored(response, given, [*before, *given, *response["output"]]))
+                self.store.keep(owner_of(request), Stored(response, given, [*before, *given, *response["output"]]))
 
         if body.stream:
             items = _stream(client, chat, asked, answer, keep)
@@ -81,8 +69,27 @@ class Responses:
         keep()
         return JSONResponse(answer.response(answer.status))
 
-    @described("A kept answer.")
+    @described("How many tokens an answer's input has.", body=ResponsesBody)
+    async def count(self, request: Request) -> Response:
+        """With all that a template writes around it; nothing is answered or kept."""
+        body = await read_body(request, ResponsesBody, self.lenient)
+        for name, value in (("stream", body.stream), ("truncate_prompt_tokens", body.truncate_prompt_tokens)):
+            if value:
+                sentence = f"{name}: {value!r} is not allowed where tokens are counted; it must be absent"
+                raise ApiError(400, sentence, param=name, code="unsupported_parameter")
+        model, _, _ = self.find(body.model, "llm")
+        _, _, chat = await self._asked(request, body, model)
+        special = bool(chat.sampling.get("add_special_tokens", True))
+        tokens = await asyncio.to_thread(model.tokenizer.encode, chat.prompt, add_special_tokens=special)
+        return JSONResponse({"object": "response.input_tokens", "input_tokens": len(tokens)})
+
+    @described("A kept answer.", query={"stream": {"const": "false"}})
     async def show(self, request: Request) -> Response:
+        for name in ("stream", "starting_after"):
+            value = request.query_params.get(name, "")
+            if value not in (("", "false") if name == "stream" else ("",)):
+                sentence = f"{name}: {value[:80]!r} is not allowed; a kept answer is told as a whole, and it must be absent"
+                raise ApiError(400, sentence, param=name, code="unsupported_parameter")
         return JSONResponse(self._stored(request).response)
 
     @described("What a kept answer answers.", query=paged(_MOST_ITEMS))
@@ -95,6 +102,27 @@ class Responses:
         found = self._stored(request).response["id"]
         self.store.remove(owner_of(request), found)
         return JSONResponse({"id": found, "object": "response", "deleted": True})
+
+    async def _asked(
+        self, request: Request, body: ResponsesBody, model: Offered
+    ) -> tuple[list[dict[str, Any]], list[Kept], ChatAsked]:
+        """What is kept of the conversation, what was sent of it, and the chat that they make; raises ApiError."""
+        key = owner_of(request)
+        before = self._before(key, body.previous_response_id)
+        request.state.names = names_of({"text_input": "messages"})
+        try:
+            sent = resolved(body.given, lambda identity: self.store.find_item(key, identity))
+            earlier = items_of(before)
+            check_calls(sent, earlier)
+            conversation = [*earlier, *sent]
+            if body.truncation == "auto":
+                chat = await fitted_chat(body, conversation, model)
+            else:
+                chat = await read_chat(chat_body(body, conversation), model)
+        except ApiError as error:
+            raise in_their_names(error) from None
+        request.state.names = names_of(chat.names)
+        return before, sent, chat
 
     def _before(self, key: str, identity: str | None) -> list[dict[str, Any]]:
         if identity is None:

@@ -123,6 +123,7 @@ UNUSED_FIELDS: tuple[UnusedField, ...] = (
         ("service_tier", ("auto", "default"), _WHERE),
         ("client_metadata", None, _WHO),
         ("background", (False,), "Whether the caller asks for the answer later."),
+        ("background_options", None, "Of background."),
         ("max_tool_calls", None, "Of tools that a provider runs itself; there are none here."),
         ("conversation", (), "A provider's store of conversations."),
         ("prompt", (), "A provider's store of prompts."),

@@ -61,6 +61,28 @@ await main("Vercel AI SDK", "ai", [
     const text = await made.text;
     expect(String(cities) === CITY && text.includes(CITY), `it asked for ${cities} and said ${text}`);
   }],
+  ["tools' inputs streamed", async () => {
+    for (const model of [provider(TOOLS), openai.chat(TOOLS), openai(TOOLS)]) {
+      const kinds = new Set();
+      const made = ai.streamText({
+        ...asked, model, prompt: QUESTION, tools: { temperature: temperature([]) }, stopWhen: ai.stepCountIs(4),
+      });
+      for await (const part of made.fullStream) kinds.add(part.type);
+      expect(kinds.has("tool-input-delta") && kinds.has("tool-result") && !kinds.has("error"), `parts are ${[...kinds]}`);
+    }
+  }],
+  ["generateObject", async () => {
+    for (const model of [provider(LLM), openai.chat(LLM), openai(LLM)]) {
+      const made = await ai.generateObject({ ...asked, model, schema: Price });
+      expect(["EUR", "USD"].includes(made.object.currency), `it is ${JSON.stringify(made.object)}`);
+      const chosen = await ai.generateObject({ ...asked, model, output: "enum", enum: ["x", "y"] });
+      expect(["x", "y"].includes(chosen.object), `it chose ${chosen.object}`);
+      const stream = ai.streamObject({ ...asked, model, schema: Price });
+      let last;
+      for await (const part of stream.partialObjectStream) last = part;
+      expect(JSON.stringify(last) === JSON.stringify(await stream.object), "the parts are not the whole");
+    }
+  }],
   ["completion model", async () => {
     const made = await ai.generateText({ ...asked, model: provider.completionModel(LLM), prompt: "<section" });
     expect(made.text, "the answer is empty");

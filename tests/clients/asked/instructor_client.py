@@ -65,6 +65,13 @@ def parts() -> None:
     expect(made and made[-1].currency in ("EUR", "USD"), f"the last part is {made[-1:]}")
 
 
+@client.capability("lists streamed")
+def lists() -> None:
+    """Of as many as the model writes into the answer's length."""
+    made = list(by("RESPONSES_TOOLS").create_iterable(response_model=Price, max_output_tokens=150, **ASKED))
+    expect(made and all(isinstance(item, Price) for item in made), f"it is {made!r}")
+
+
 @client.capability("async")
 async def asynchronous() -> None:
     api = instructor.from_openai(openai.AsyncOpenAI(), mode=instructor.Mode.JSON_SCHEMA)

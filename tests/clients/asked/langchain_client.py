@@ -1,10 +1,11 @@
-"""LangChain: invoke, stream, structured output by all methods, tools, an agent, the responses API, embeddings."""
+"""LangChain: invoke, stream, structured output by all methods, tools, an agent and its events, the responses API, embeddings."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 from langchain.agents import create_agent
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
@@ -93,6 +94,31 @@ def agent() -> None:
     kinds = [message.type for message in made["messages"]]
     expect(kinds == ["human", "ai", "tool", "ai"], f"messages are {kinds}")
     expect(CITY in made["messages"][-1].text, f"the answer is {made['messages'][-1].text!r}")
+
+
+@client.capability("agent's events streamed")
+async def agent_events() -> None:
+    """Over chat completions and over responses. Connections of asyncio are kept by their options, and outlive their loop."""
+    for over in (False, True):
+        kinds, text = set(), ""
+        asked = {"messages": [{"role": "user", "content": QUESTION}]}
+        made = create_agent(model(TOOLS, use_responses_api=over, timeout=90), [temperature])
+        async for event in made.astream_events(asked, version="v2"):
+            kinds.add(event["event"])
+            if event["event"] == "on_chat_model_stream":
+                text += event["data"]["chunk"].text
+        expect({"on_tool_start", "on_tool_end"} <= kinds and CITY in text, f"events are {sorted(kinds)}, the answer {text!r}")
+
+
+@client.capability("a context that is too long")
+def overflow() -> None:
+    """It is told by a class of its own, after which a middleware summarises."""
+    for over in (False, True):
+        try:
+            model(use_responses_api=over).invoke(BRIEF * 500)
+        except ContextOverflowError:
+            continue
+        expect(False, "it is no error")
 
 
 @client.capability("responses API")

@@ -30,10 +30,12 @@ def done(batch: Any) -> Any:
 @client.capability("files and batches")
 def batches() -> None:
     sent = api.files.create(file=("requests.jsonl", line("a", "/v1/completions", prompt="<a", max_tokens=4)), purpose="batch")
+    expect(api.files.wait_for_processing(sent.id).status == "processed", "the file is not processed")
     batch = done(api.batches.create(input_file_id=sent.id, endpoint="/v1/completions", completion_window="24h"))
     expect(batch.status == "completed" and batch.output_file_id, f"the batch is {batch.status}")
     answer = json.loads(api.files.content(batch.output_file_id).text)
     expect(answer["response"]["status_code"] == 200, "the answer is not there")
+    expect(batch.model == LLM and batch.usage and batch.usage.output_tokens == 4, f"it tells {batch.model}, {batch.usage}")
 
 
 @client.capability("batch of embeddings")

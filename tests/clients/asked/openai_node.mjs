@@ -50,6 +50,19 @@ await main("openai-node", "openai", [
     const said = await runner.finalContent();
     expect(String(asked) === CITY && said.includes(CITY), `it asked for ${asked} and said ${said}`);
   }],
+  ["tools in a loop streamed", async () => {
+    const asked = [];
+    const runner = api.chat.completions.runTools({
+      model: TOOLS, messages: [{ role: "user", content: QUESTION }], temperature: 0, max_tokens: 100, stream: true,
+      tools: [{ type: "function", function: {
+        ...temperature, parse: JSON.parse, function: ({ city }) => { asked.push(city); return ANSWER; },
+      } }],
+    });
+    let parts = 0;
+    for await (const chunk of runner) parts += chunk.choices.length;
+    const said = await runner.finalContent();
+    expect(String(asked) === CITY && said.includes(CITY) && parts > 4, `it asked for ${asked} and said ${said}`);
+  }],
   ["completions", async () => {
     const made = await api.completions.create({ model: LLM, prompt: "<section", max_tokens: 8 });
     expect(made.choices[0].text, "the answer is empty");
@@ -107,6 +120,7 @@ await main("openai-node", "openai", [
   ["files and batches", async () => {
     const line = { custom_id: "a", method: "POST", url: "/v1/embeddings", body: { model: LLM, input: BRIEF } };
     const sent = await api.files.create({ file: await toFile(Buffer.from(JSON.stringify(line)), "a.jsonl"), purpose: "batch" });
+    expect((await api.files.waitForProcessing(sent.id)).status === "processed", "the file is not processed");
     let batch = await api.batches.create({ input_file_id: sent.id, endpoint: "/v1/embeddings", completion_window: "24h" });
     for (let waited = 0; !["completed", "failed"].includes(batch.status) && waited < 300; waited += 1) {
       await new Promise((resolve) => setTimeout(resolve, 200));

@@ -119,6 +119,23 @@ def tools_streamed() -> None:
     expect(calls and json.loads(calls[0].function.arguments) == {"city": CITY}, "the call is not whole")
 
 
+@client.capability("one of several tools streamed")
+def one_of_several() -> None:
+    """Bound to their schemas, with or without leave to call several at once; the stream says what the whole says."""
+    deep = {"type": "object", "properties": {"tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2}}}
+    strict = {"required": ["tags"], "additionalProperties": False}
+    other = {"type": "function", "function": {"name": "other", "parameters": {**deep, **strict}, "strict": True}}
+    tools = [TOOL, other, {"type": "function", "function": {"name": "nothing"}}]
+    for several in (True, False):
+        for choice in ("required", {"type": "function", "function": {"name": "other"}}):
+            asked: Any = {"messages": MESSAGES, "tools": tools, "tool_choice": choice, "parallel_tool_calls": several}
+            asked |= {"model": TOOLS, "temperature": 1.5, "seed": 1, "max_tokens": 300}
+            whole = api.chat.completions.create(**asked).choices[0].message.tool_calls or []
+            with api.chat.completions.stream(**asked) as stream:
+                done = [(event.name, event.arguments) for event in stream if event.type == "tool_calls.function.arguments.done"]
+            expect(done and done == [(call.function.name, call.function.arguments) for call in whole], f"{done}, {whole}")  # type: ignore[union-attr]
+
+
 @client.capability("completions")
 def completions() -> None:
     made = api.completions.create(model=LLM, prompt="<section", max_tokens=8, echo=True, logprobs=1)
@@ -135,6 +152,19 @@ def responses() -> None:
     expect(second.previous_response_id == first.id, "previous_response_id is not told")
     expect(api.responses.retrieve(first.id).output_text == first.output_text, "it is not kept")
     api.responses.delete(first.id)
+
+
+@client.capability("tokens of an input counted")
+def counted() -> None:
+    asked: Any = {
+        "model": TOOLS,
+        "input": QUESTION,
+        "tools": [{"type": "function", **TOOL["function"]}],
+        "instructions": "Be brief.",
+    }
+    made = api.responses.create(max_output_tokens=5, **asked)
+    told = api.responses.input_tokens.count(**asked).input_tokens
+    expect(made.usage and told == made.usage.input_tokens, f"it tells {told} tokens")
 
 
 @client.capability("responses streamed")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from pydantic_ai import Agent, Embedder, NativeOutput, PromptedOutput, ToolOutput
 from pydantic_ai.embeddings.openai import OpenAIEmbeddingModel
+from pydantic_ai.exceptions import ModelContextWindowExceededError
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
@@ -20,6 +21,10 @@ class Price(BaseModel):
     currency: Literal["EUR", "USD"]
     tiers: Literal[1, 2, 3]
     monthly: bool
+
+
+class Listed(BaseModel):
+    names: list[Literal["a", "b"]] = Field(min_length=1, max_length=2)
 
 
 class Loose(BaseModel):
@@ -62,6 +67,27 @@ def by_schema() -> None:
 def by_prompt() -> None:
     made = agent(TOOLS, output_type=PromptedOutput(Loose)).run_sync(BRIEF)
     expect(isinstance(made.output, Loose), f"it is {made.output!r}")
+
+
+@client.capability("output streamed by its types")
+async def streamed_types() -> None:
+    """By a tool, by one of two tools, and by schemas, over chat completions and over responses."""
+    for kind in (OpenAIChatModel, OpenAIResponsesModel):
+        for form in (Price, [Price, Listed], NativeOutput(Price), NativeOutput([Price, Listed]), bool):
+            async with agent(TOOLS, kind, output_type=form).run_stream(BRIEF) as result:
+                parts = [part async for part in result.stream_output(debounce_by=None)]
+                whole = await result.get_output()
+            expect(isinstance(whole, Price | Listed | bool) and parts[-1] == whole, f"{form}: it is {whole!r} after {parts}")
+
+
+@client.capability("a context that is too long")
+def overflow() -> None:
+    for kind in (OpenAIChatModel, OpenAIResponsesModel):
+        try:
+            agent(kind=kind).run_sync(BRIEF * 500)
+        except ModelContextWindowExceededError:
+            continue
+        expect(False, "it is no error")
 
 
 def loop(kind: Any) -> None:

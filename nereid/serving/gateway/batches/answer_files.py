@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nereid.serving.gateway.batches.usage import BatchUsage
 from nereid_protocol.json_lines import json_line
 
 Answered = tuple[str, int | None, str | None]
@@ -18,16 +19,18 @@ Answered = tuple[str, int | None, str | None]
 
 def write_answers(
     answers: Iterable[Answered], files: Mapping[bool, Path], unanswered: Mapping[str, str] | None
-) -> dict[bool, int]:
-    """How many lines each file has; `unanswered` is the error of requests without an answer."""
-    written = dict.fromkeys(files, 0)
+) -> tuple[dict[bool, int], BatchUsage]:
+    """How many lines each file has, and what they have used; `unanswered` is the error of requests without an answer."""
+    written, used = dict.fromkeys(files, 0), BatchUsage()
     with contextlib.ExitStack() as stack:
         opened = {ok: stack.enter_context(file.open("w", encoding="utf-8")) for ok, file in files.items()}
         for custom_id, ok, answer in answers:
             told: dict[str, Any] = {"response": None, "error": unanswered} if answer is None else json.loads(answer)
+            if ok:
+                used.add(told["response"].get("body"))
             opened[bool(ok)].write(json_line({"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": custom_id, **told}) + "\n")
             written[bool(ok)] += 1
         for stream in opened.values():
             stream.flush()
             os.fsync(stream.fileno())
-    return written
+    return written, used

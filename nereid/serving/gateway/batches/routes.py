@@ -261,4 +261,6 @@ def batch_object(batch: Batch) -> dict[str, Any]:
         **{f"{name}_at": times.get(name) for name in stamps},
         "request_counts": {"total": batch.total, "completed": batch.completed, "failed": batch.failed},
         "metadata": batch.metadata,
+        "model": batch.model,
+        "usage": batch.usage,
     }

@@ -25,6 +25,8 @@ _LATER = (
     ("files", "expires_at", "INTEGER"),
     ("batches", "output_seconds", "INTEGER"),
     ("batches", "answer_bytes", "INTEGER NOT NULL DEFAULT 0"),
+    ("batches", "usage", "TEXT"),
+    ("batches", "model", "TEXT"),
 )
 """Columns that the first tables did not have, in the order in which they came."""
 

@@ -63,6 +63,10 @@ class Batch:
     """How long its files of answers stay; None: until they are deleted."""
     answer_bytes: int = 0
     """What its answers and the rows of its requests take until it is done."""
+    usage: dict[str, Any] | None = None
+    """Tokens of all its answers, once it is done."""
+    model: str | None = None
+    """The one that has answered, where it is one."""
 
 
 @dataclass(slots=True, eq=False)
@@ -167,7 +171,7 @@ class BatchStore(FileStore):
         assert batch is not None
         drafts = {True: self.draft(), False: self.draft()}
         try:
-            written = write_answers(self._answers(batch_id), drafts, unanswered)
+            written, used = write_answers(self._answers(batch_id), drafts, unanswered)
             made: dict[bool, StoredFile] = {}
             for ok in (ok for ok, count in written.items() if count):
                 name = f"{batch_id}_{'output' if ok else 'error'}.jsonl"
@@ -176,7 +180,10 @@ class BatchStore(FileStore):
                 for ok, file in made.items():
                     self._place(connection, drafts[ok], file)
                 named = [made[ok].id if ok in made else None for ok in (True, False)]
-                connection.execute("UPDATE batches SET output_file = ?, error_file = ? WHERE id = ?", (*named, batch_id))
+                told = used.told()
+                more = None if told is None else json.dumps(told), used.model
+                query = "UPDATE batches SET output_file = ?, error_file = ?, usage = ?, model = ? WHERE id = ?"
+                connection.execute(query, (*named, *more, batch_id))
                 _move(connection, batch_id, state, OPEN_STATES)
                 connection.execute("DELETE FROM requests WHERE batch = ?", (batch_id,))
         finally:
@@ -239,4 +246,5 @@ def _batch(row: tuple[Any, ...]) -> Batch:
     made[4] = State(made[4])
     made[8] = None if made[8] is None else json.loads(made[8])
     made[11], made[12] = json.loads(made[11]), json.loads(made[12])
+    made[18] = None if made[18] is None else json.loads(made[18])
     return Batch(*made)
