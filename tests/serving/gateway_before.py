@@ -68,11 +68,12 @@ def gateway(
         thread.join()
 
 
-def hang_up(url: str, path: str, body: dict[str, Any], when: Callable[[], object]) -> None:
+def hang_up(url: str, path: str, body: dict[str, Any], when: Callable[[], object], key: str = "none") -> None:
     """Ask, and close the connection when something has happened."""
     host, _, port = url.removeprefix("http://").partition(":")
     sent = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n"
     deadline = time.monotonic() + 60
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + sent)
