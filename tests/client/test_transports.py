@@ -57,12 +57,21 @@ def url(port: int) -> str:
 @BOTH
 def test_a_deadline_ends_the_call_and_its_connection(protocol: str) -> None:
     """The server here never answers, and never ends anything itself."""
-    with SERVERS[protocol]({"text_to_image": hangs}) as (port, small), Client(url(port), protocol=protocol) as client:
-        start = time.monotonic()
-        with pytest.raises(DeadlineExceededError, match="timeout"):
-            client.generate_image("a box", timeout=0.3)
-        assert 0.3 <= time.monotonic() - start < 20
-        assert small.gone.wait(20)
+    asked = []
+
+    def notes(tensors: Tensors) -> Iterator[Tensors]:
+        asked.append(tensors)
+        yield from hangs(tensors)
+
+    with SERVERS[protocol]({"text_to_image": notes}) as (port, small), Client(url(port), protocol=protocol) as client:
+        for seconds in (0.3, 3.0, 15.0):  # a machine that stands still may have nothing sent in time
+            start = time.monotonic()
+            with pytest.raises(DeadlineExceededError, match="timeout"):
+                client.generate_image("a box", timeout=seconds)
+            assert seconds <= time.monotonic() - start < 60
+            if asked:
+                break
+        assert small.gone.wait(60)
 
 
 @BOTH
@@ -72,11 +81,14 @@ def test_a_deadline_ends_a_stream(protocol: str) -> None:
         raise HangError
 
     with SERVERS[protocol]({"llm": stops}) as (port, small), Client(url(port), protocol=protocol) as client:
-        stream = client.stream_text("a", timeout=0.3)
-        assert next(stream).text == "a"
-        with pytest.raises(DeadlineExceededError):
-            next(stream)
-        assert small.gone.wait(20)
+        read: list[str] = []
+        for seconds in (0.3, 3.0, 15.0):  # a machine that stands still may have nothing sent in time
+            with pytest.raises(DeadlineExceededError):
+                read.extend(delta.text for delta in client.stream_text("a", timeout=seconds))
+            if read:
+                break
+        assert read == ["a"]
+        assert small.gone.wait(60)
 
 
 @BOTH
@@ -174,14 +186,14 @@ def test_leaving_a_stream_ends_the_call_and_names_the_run(protocol: str) -> None
     with SERVERS[protocol]({"llm": goes_on}) as (port, small), Client(url(port), protocol=protocol) as client:
         for _ in client.stream_text("a", run_id="mine"):
             break
-        assert cancelled.wait(20)
-        assert small.gone.wait(20)
+        assert cancelled.wait(60)
+        assert small.gone.wait(60)
 
 
 async def leave_picture(address: str, started: threading.Event) -> None:
     async with AsyncClient(address) as client:
         drawing = asyncio.create_task(client.generate_image("a box"))
-        await asyncio.to_thread(started.wait, 20)
+        await asyncio.to_thread(started.wait, 60)
         drawing.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await drawing
@@ -190,10 +202,10 @@ async def leave_picture(address: str, started: threading.Event) -> None:
 def leave_picture_too(address: str, started: threading.Event) -> None:
     with Client(address) as client:
         drawing = client.submit_image("a box")
-        assert started.wait(20)
+        assert started.wait(60)
         drawing.cancel()
         with pytest.raises(CancelledError):
-            drawing.result(20)
+            drawing.result(60)
 
 
 async def leave_text(address: str, started: threading.Event) -> None:
@@ -219,7 +231,7 @@ def test_a_run_that_is_cancelled_by_its_id_is_left_to_end_by_itself(leave: Calla
             return
         started.set()
         yield delta([1], "a")
-        assert cancelled.wait(20)
+        assert cancelled.wait(60)
         time.sleep(0.2)  # a cancellation of the call itself would have come
         ended.set()
         raise RefusedError("a run was cancelled [nereid: CANCELLED cancelled]")
@@ -232,8 +244,8 @@ def test_a_run_that_is_cancelled_by_its_id_is_left_to_end_by_itself(leave: Calla
         made = leave(url(port), started)
         if made is not None:
             asyncio.run(made)
-        assert cancelled.wait(20)
-        assert ended.wait(20)
+        assert cancelled.wait(60)
+        assert ended.wait(60)
     assert small.cut == []
 
 
@@ -376,7 +388,7 @@ def test_control_c_ends_the_command_with_one_sentence_and_the_run_on_the_server(
             assert drawing.wait(60)
             os.kill(process.pid, signal.SIGINT)
             _, said = process.communicate(timeout=60)
-        assert cancelled.wait(20)
+        assert cancelled.wait(60)
     assert process.returncode == 130
     assert "Traceback" not in said
     assert "stopped" in said

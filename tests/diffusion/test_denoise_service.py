@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nereid.diffusion import watching
 from nereid.diffusion.feature_cache import FeatureCache
 from nereid.diffusion.service import DenoiseService
 from nereid.diffusion.settings import Limits
@@ -32,6 +33,11 @@ from nereid.flow.metrics import Recorder
 from image_forms import Array, SteppedUnet, Unet, features, pipeline, request, text, whole
 
 IMAGE = np.zeros((1, 64, 64, 3), np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def _watched_until_there_is_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "HOLD_SECONDS", 25.0)
 
 
 class Answer:
@@ -292,6 +298,11 @@ def test_what_features_may_take_of_shared_memory_is_looked_at_once_all_models_ha
 def test_one_that_waited_for_its_first_step_is_not_inside_when_answered(tmp_path: Path, cancelled: bool) -> None:
     """Another size has the engine meanwhile. Who stayed inside would be blamed for the next death, long after its end."""
     file = tmp_path / "denoise.flight"
+
+    def suspects_meanwhile() -> int:
+        (tmp_path / "meanwhile.flight").write_bytes(file.read_bytes())
+        return len(FlightRecord.at(tmp_path / "meanwhile.flight").suspects)
+
     unet = SteppedUnet()
     with serving(unet=unet, record=FlightRecord.at(file)) as service:
         first = draw(service)
@@ -300,9 +311,10 @@ def test_one_that_waited_for_its_first_step_is_not_inside_when_answered(tmp_path
         gone = threading.Event()
         behind = Answer()
         service.handle(request(seed=np.array([[4]]), height=whole(128), width=whole(128)), behind, gone.is_set)
-        time.sleep(0.7)  # ticks of a quarter of a second
-        (tmp_path / "meanwhile.flight").write_bytes(file.read_bytes())
-        assert len(FlightRecord.at(tmp_path / "meanwhile.flight").suspects) == 2
+        deadline = time.monotonic() + 30
+        while suspects_meanwhile() != 2:  # ticks of a quarter of a second
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         if cancelled:
             gone.set()
             assert behind.wait().error is not None

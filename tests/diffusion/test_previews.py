@@ -18,6 +18,13 @@ from nereid.flow.errors import LostError
 from image_forms import Array, SteppedUnet, pipeline, text, whole
 
 
+@pytest.fixture(autouse=True)
+def _in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the machine stands still, no limit passes that a test does not set."""
+    for limit in ("HOLD_SECONDS", "PREVIEW_SECONDS", "PAUSE_SECONDS"):
+        monkeypatch.setattr(watching, limit, 25.0)
+
+
 def decoded(latents: Array) -> Array:
     return latents[:, :3].repeat(8, axis=2).repeat(8, axis=3)
 
@@ -87,10 +94,10 @@ def test_a_decoder_that_failed_is_left_alone_for_a_while() -> None:
 
 
 def test_a_preview_that_waited_too_long_is_made_of_its_latents_and_nobody_else_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "PREVIEW_SECONDS", 0.05)
-    unet, busy = SteppedUnet(), threading.Event()
+    unet, begun, busy = SteppedUnet(), threading.Event(), threading.Event()
 
     def decode(latents: Array, seconds: float) -> Array:
+        begun.set()
         assert busy.wait(30)
         return decoded(latents)
 
@@ -99,11 +106,12 @@ def test_a_preview_that_waited_too_long_is_made_of_its_latents_and_nobody_else_w
         made = draw(service, ticket=text("t"), run_id=text("run"))
         unet.allow(2)
         first = watch(service, "run", 0)
+        assert begun.wait(30)
+        monkeypatch.setattr(watching, "PREVIEW_SECONDS", 0.0)  # any waiting is too long
         second = watch(service, "run", 1)
         unet.allow(3)
         assert made.wait().error is None  # the run goes on meanwhile
         assert watch(service, "run").state == "done"
-        time.sleep(0.1)
         busy.set()
         assert first.wait().outputs["preview_scale"].item() == 1  # type: ignore[index]
         assert second.wait().outputs["preview_scale"].item() == 8  # type: ignore[index]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -61,3 +63,20 @@ def metric(port: int, name: str, **labels: str) -> float:
         if all(known.get(key) == value for key, value in labels.items()):
             total += float(found.group(2))
     return total
+
+
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait for what is told late: metrics are gathered before they are written, some for seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def settled(read: Callable[[], Any]) -> Any:
+    """What is read once all that was counted before is told."""
+    while True:
+        found = read()
+        time.sleep(1.5)
+        if found == read():
+            return found

@@ -87,14 +87,15 @@ def begin(served: Served, submit: Callable[[], list[Future[Any]]], gauge: str, m
     raise AssertionError("they ended before they could be disturbed")
 
 
-def seconds_until_served(served: Served) -> float:
+def wait_until_served(served: Served) -> None:
+    """How soon is not asserted, beyond a bound that tells healing from not healing."""
     start = time.monotonic()
     while time.monotonic() - start < 60:
         try:
             with Client(served.grpc_url, retries=0, replays=0, timeout=20) as client:
                 client.generate_image("a box", num_inference_steps=2)
             if health(served)[0] == 200:
-                return time.monotonic() - start
+                return
         except NereidError:
             time.sleep(0.1)
     raise AssertionError("the server never came back")
@@ -102,8 +103,7 @@ def seconds_until_served(served: Served) -> float:
 
 @pytest.mark.parametrize("model", ["tokenizer", "text_encoder", "unet", "denoise", "vae_decoder", "image_output"])
 def test_killed_stub_ends_only_what_cannot_go_on_and_serves_again(own: Served, model: str) -> None:
-    """Without replays, so that it is seen what Triton itself keeps. How soon is measured, not asserted, beyond a bound that
-    tells healing from not healing."""
+    """Without replays, so that it is seen what Triton itself keeps."""
     wait_until_settled(own)
     with Client(own.grpc_url, retries=0, replays=0, timeout=60) as client, ThreadPoolExecutor(4) as pool:
         ask = partial(client.generate_image, "a box", num_inference_steps=850)
@@ -113,7 +113,7 @@ def test_killed_stub_ends_only_what_cannot_go_on_and_serves_again(own: Served, m
         while health(own)[0] == 200:
             assert time.monotonic() < deadline, "/ready stayed good with a dead model"
             time.sleep(0.02)
-        assert seconds_until_served(own) < 30
+        wait_until_served(own)
         errors = [job.exception(timeout=60) for job in jobs]
     if model == "denoise":
         assert all(isinstance(error, NereidError) for error in errors)
@@ -131,7 +131,7 @@ def test_killed_bystander_does_not_touch_other_requests(own: Served, model: str)
         dead = stub_of(own, model)
         dead.kill()
         assert all(job.result(timeout=60).pixels.size for job in jobs)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while replaced(own, model, dead) is None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -175,9 +175,11 @@ def test_killed_server_is_started_again(own: Served) -> None:
     wait_until_settled(own)
     pid = own.supervisor.triton_pid  # type: ignore[attr-defined]
     os.kill(pid, signal.SIGKILL)
-    time.sleep(0.5)
-    assert health(own)[0] == 503
-    seconds_until_served(own)
+    deadline = time.monotonic() + 60
+    while health(own)[0] != 503 and own.supervisor.triton_pid == pid:  # type: ignore[attr-defined]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    wait_until_served(own)
     assert own.supervisor.triton_pid != pid  # type: ignore[attr-defined]
     assert not psutil.pid_exists(pid)
 
@@ -193,7 +195,7 @@ def test_signal_lets_what_is_inside_finish_stops_everything_and_leaves_nothing(
         [*command, *map(str, ports), "--log-file", str(tmp_path / "log")], env=temporary.environment, stderr=subprocess.PIPE
     )
     with Client(f"127.0.0.1:{grpc}", retries=0) as client:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not client.is_ready():
             assert time.monotonic() < deadline
             time.sleep(0.1)

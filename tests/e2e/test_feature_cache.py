@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from nereid_client import Client, ImageResult, InvalidRequestError
 
 from conftest import Served, in_company
-from raw import metric
+from raw import metric, settled, until
 
 pytestmark = pytest.mark.triton
 
@@ -47,20 +46,9 @@ def test_steps_are_counted_by_engine(served: Served, cut: Client) -> None:
     def steps(engine: str) -> float:
         return metric(served.metrics, "nereid_image_steps_total", model="v_denoise", engine=engine)
 
-    def settled() -> tuple[float, float]:
-        """What was counted before is told within a second."""
-        while True:
-            found = steps("unet"), steps("unet_shallow")
-            time.sleep(1.5)
-            if found == (steps("unet"), steps("unet_shallow")):
-                return found
-
-    before = settled()
+    whole, shallow = settled(lambda: (steps("unet"), steps("unet_shallow")))
     cut.generate_image("a box", **ASKED, cache_interval=3)
-    until = time.monotonic() + 20  # metrics are gathered before they are told
-    while (made := (steps("unet") - before[0], steps("unet_shallow") - before[1])) != (3, 6) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert made == (3, 6)
+    until(lambda: (steps("unet") - whole, steps("unet_shallow") - shallow) == (3, 6))
 
 
 def test_a_cached_picture_is_what_pytorch_makes_of_the_same_plan(cut: Client, checkpoints: dict[str, Path]) -> None:

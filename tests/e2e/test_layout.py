@@ -22,7 +22,7 @@ from nereid_client import AsyncClient, Client, InvalidRequestError, LayoutProgre
 from nereid_client.main import app
 
 from conftest import Served, gateway, stub_of
-from raw import metric
+from raw import metric, until
 
 pytestmark = pytest.mark.triton
 
@@ -128,9 +128,9 @@ def test_what_cannot_be_laid_out_is_refused_in_one_sentence(
 def test_a_goal_that_cannot_be_met_is_met_with_fewer_steps(served: Served) -> None:
     with Client(served.grpc_url) as client:
         client.generate_layout(HTML, 1280)
-        made = client.generate_layout(HTML, 1280, num_inference_steps=200, deadline_seconds=0.05)
+        made = client.generate_layout(HTML, 1280, num_inference_steps=200, deadline_seconds=0.02)
     assert made.steps < 200
-    assert made.degraded == ("fewer than the 200 steps asked for were taken, to meet 0.05 s",)
+    assert made.degraded == ("fewer than the 200 steps asked for were taken, to meet 0.02 s",)
 
 
 def test_branches_are_reused_where_a_request_says_so_and_engines_can(served: Served) -> None:
@@ -142,9 +142,9 @@ def test_branches_are_reused_where_a_request_says_so_and_engines_can(served: Ser
         assert all(pending.result().answer == alone for pending in asked)
         with pytest.raises(InvalidRequestError, match="is not calibrated for lcm with 8 steps; nothing is"):
             client.generate_layout(HTML, 1280, cache="light")
-    time.sleep(0.5)  # metrics are gathered before they are told
+    told = {"model": "layout", "how": "computed"}
     for branch in ("attention", "mlp"):
-        assert metric(served.metrics, "nereid_layout_branches_total", model="layout", branch=branch, how="computed") >= 14
+        until(lambda branch=branch: metric(served.metrics, "nereid_layout_branches_total", branch=branch, **told) >= 14)  # type: ignore[misc]
     with Client(served.grpc_url, name="ov") as client, pytest.raises(InvalidRequestError, match="exported without --cache"):
         client.generate_layout(HTML, 1280, cache=0.9)
 
@@ -183,13 +183,16 @@ def drawn_again(client: Client, seed: int) -> LayoutResult:
 def test_an_engine_that_dies_is_answered_for_by_rules_and_comes_back(served: Served) -> None:
     with Client(served.grpc_url, name="ov", timeout=60) as client:
         before = client.generate_layout(HTML, 1280, seed=5)
-        os.kill(worker_of(served, "ov_layout").pid, signal.SIGKILL)
-        during = client.generate_layout(HTML, 1280, seed=5)
+        for _ in range(5):  # on a machine that stands still meanwhile the engine may be back already
+            os.kill(worker_of(served, "ov_layout").pid, signal.SIGKILL)
+            during = client.generate_layout(HTML, 1280, seed=5)
+            if during.drawn_by == "rules":
+                break
         assert during.drawn_by == "rules"
         assert during.degraded
         assert drawn_again(client, 5).answer == before.answer
-    assert metric(served.metrics, "nereid_layout_worker_deaths_total", model="ov_layout") >= 1
-    assert metric(served.metrics, "nereid_layout_degraded_total", model="ov_layout", reason="engine") >= 1
+    until(lambda: metric(served.metrics, "nereid_layout_worker_deaths_total", model="ov_layout") >= 1)
+    until(lambda: metric(served.metrics, "nereid_layout_degraded_total", model="ov_layout", reason="engine") >= 1)
 
 
 def test_a_request_whose_patience_outlasts_a_death_is_drawn(served: Served) -> None:

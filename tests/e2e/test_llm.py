@@ -18,7 +18,7 @@ from nereid_zoo.sections.score import CHECKPOINT, held_out_briefs
 
 from bad_texts import bad_parameters
 from conftest import Served
-from raw import metric
+from raw import metric, settled, until
 
 pytestmark = pytest.mark.triton
 
@@ -82,22 +82,25 @@ def test_greedy_tokens_are_transformers_own(exact: Client) -> None:
 
 @pytest.mark.parametrize("settings", [WHOLE, {"temperature": 0.8, "top_k": 40, "seed": 4, "max_tokens": 120}])
 def test_speculation_changes_nothing_but_the_number_of_calls(exact: Client, served: Served, settings: dict[str, float]) -> None:
-    labels = {"model": "exact_llm"}
+    def accepted() -> float:
+        return metric(served.metrics, "nereid_llm_accepted_draft_tokens_total", model="exact_llm")
+
     plain = [exact.generate_text(prompt, **settings).choices[0].token_ids for prompt in PROMPTS[:6]]
     for mode in ("ngram", "draft"):
-        time.sleep(1)  # metrics are written in strides
-        before = metric(served.metrics, "nereid_llm_accepted_draft_tokens_total", **labels)
+        before = settled(accepted)
         made = [exact.generate_text(prompt, speculation=mode, **settings).choices[0].token_ids for prompt in PROMPTS[:6]]
         assert made == plain
-        time.sleep(1)
-        assert metric(served.metrics, "nereid_llm_accepted_draft_tokens_total", **labels) > before
+        until(lambda before=before: accepted() > before)  # type: ignore[misc]
 
 
 def test_the_next_turn_finds_the_answer_of_the_last_in_the_prefix_cache(int4: Client) -> None:
-    first = int4.generate_text(PROMPTS[5], temperature=0, max_tokens=100, ignore_eos=True)
-    ids = [*prompt_ids(PROMPTS[5]), *first.choices[0].token_ids, *prompt_ids("and then")]
-    time.sleep(1)  # the answer is read again while the server has nothing else to do
-    warm = int4.generate_text(ids, temperature=0, max_tokens=30)
+    for prompt, seconds in zip(PROMPTS[5:], (1, 4, 16), strict=False):  # each time another, for the next turn is cached as well
+        first = int4.generate_text(prompt, temperature=0, max_tokens=100, ignore_eos=True)
+        ids = [*prompt_ids(prompt), *first.choices[0].token_ids, *prompt_ids("and then")]
+        time.sleep(seconds)  # the answer is read again while the server has nothing else to do
+        warm = int4.generate_text(ids, temperature=0, max_tokens=30)
+        if warm.num_cached_tokens >= len(ids) - 40:
+            break
     assert warm.num_cached_tokens >= len(ids) - 40
     assert warm.num_cached_tokens > first.num_input_tokens
 
@@ -112,12 +115,11 @@ def test_tokens_alone_and_in_a_batch_are_the_same(int4: Client, settings: dict[s
 
 def test_a_prefix_hit_gives_the_same_tokens(served: Served, int4: Client) -> None:
     prompt = conversation("Make a features section for a museum called Quiet Harbor, 4 cards")
-    before = metric(served.metrics, "nereid_llm_prefix_cache_hit_tokens_total", model="llm")
+    before = settled(lambda: metric(served.metrics, "nereid_llm_prefix_cache_hit_tokens_total", model="llm"))
     first, second = (int4.generate_text(prompt, **WHOLE) for _ in range(2))
     assert second.num_cached_tokens >= 16
     assert second.choices[0].token_ids == first.choices[0].token_ids
-    time.sleep(2.5)  # Triton's metrics are written every two seconds
-    assert metric(served.metrics, "nereid_llm_prefix_cache_hit_tokens_total", model="llm") > before
+    until(lambda: metric(served.metrics, "nereid_llm_prefix_cache_hit_tokens_total", model="llm") > before)
 
 
 def test_speculating_does_not_change_the_answer(exact: Client) -> None:
@@ -175,16 +177,15 @@ def test_answers_keep_to_a_schema_and_to_a_choice(int4: Client) -> None:
 
 
 def test_leaving_a_stream_frees_its_row(served: Served, int4: Client) -> None:
+    def cancelled() -> float:
+        return metric(served.metrics, "nereid_llm_requests_total", model="llm", outcome="cancelled")
+
+    before = cancelled()
     stream = int4.stream_text(PROMPTS[0], ignore_eos=True, temperature=0, max_tokens=1500)
     next(iter(stream))
     stream.close()  # type: ignore[attr-defined]
-    deadline = time.monotonic() + 10
-    while metric(served.metrics, "nereid_llm_requests_total", model="llm", outcome="cancelled") == 0:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    while metric(served.metrics, "nereid_llm_requests_running", model="llm") != 0:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    until(lambda: cancelled() > before)
+    until(lambda: metric(served.metrics, "nereid_llm_requests_running", model="llm") == 0)
 
 
 def test_bad_requests_are_sentences_and_the_server_keeps_serving(int4: Client) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,12 +18,12 @@ from nereid_zoo.sections.chat import conversation
 from nereid_zoo.sections.score import CHECKPOINT, held_out_briefs
 
 from conftest import Served, export_llm, serving, set_parameters
-from raw import metric
+from raw import metric, until
 
 pytestmark = pytest.mark.triton
 
 PROMPTS = [conversation(brief.text) for brief in held_out_briefs(4, seed=3)]
-SETTINGS = {"temperature": 0.8, "seed": 5, "max_tokens": 600, "ignore_eos": True, "logprobs": 1}
+SETTINGS = {"temperature": 0.8, "seed": 5, "max_tokens": 800, "ignore_eos": True, "logprobs": 1}
 
 
 @pytest.fixture(scope="module")
@@ -51,27 +51,32 @@ def workers(model: str) -> list[int]:
     return found
 
 
-def told(client: Client, prompt: str) -> tuple[str, list[int]]:
-    deltas = list(client.stream_text(prompt, **SETTINGS))
+def told(client: Client, prompt: str, begun: Callable[[], object] = lambda: None) -> tuple[str, list[int]]:
+    deltas = []
+    for delta in client.stream_text(prompt, **SETTINGS):
+        deltas.append(delta)
+        if len(deltas) == 1:
+            begun()
     return "".join(delta.text for delta in deltas), [token for delta in deltas for token in delta.token_ids]
 
 
 def test_a_killed_worker_costs_no_stream_a_token(small: Served) -> None:
     with Client(small.grpc_url, timeout=120) as client:
-        undisturbed = [told(client, prompt) for prompt in PROMPTS]
+        with ThreadPoolExecutor(4) as pool:
+            undisturbed = list(pool.map(told, [client] * 4, PROMPTS))
         before = workers("llm")
         assert len(before) == 1
+        begun = threading.Semaphore(0)
         with ThreadPoolExecutor(4) as pool:
-            running = [pool.submit(told, client, prompt) for prompt in PROMPTS]
-            time.sleep(0.5)
+            running = [pool.submit(told, client, prompt, begun.release) for prompt in PROMPTS]
+            assert all(begun.acquire(timeout=60) for _ in running)
             assert not any(future.done() for future in running)
             os.kill(before[0], signal.SIGKILL)
             assert [future.result() for future in running] == undisturbed
         assert len(after := workers("llm")) == 1
         assert after != before
-        time.sleep(2.5)  # Triton's metrics are written every two seconds
-        assert metric(small.metrics, "nereid_llm_worker_deaths_total", model="llm") == 1
-        assert metric(small.metrics, "nereid_llm_replayed_requests_total", model="llm") == 4
+        until(lambda: metric(small.metrics, "nereid_llm_worker_deaths_total", model="llm") == 1)
+        until(lambda: metric(small.metrics, "nereid_llm_replayed_requests_total", model="llm") == 4)
 
 
 def test_a_run_is_asked_about_and_answers_say_what_made_them(small: Served) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -11,8 +10,12 @@ import pytest
 from nereid_client import Client, InvalidRequestError
 
 from conftest import Served
+from raw import metric, until
 
 pytestmark = pytest.mark.triton
+
+SIZE = {"width": 64, "height": 64}
+"""Large enough to be long under way."""
 
 
 def test_a_request_of_better_priority_overtakes_those_that_came_before(served: Served) -> None:
@@ -20,13 +23,14 @@ def test_a_request_of_better_priority_overtakes_those_that_came_before(served: S
     lock = threading.Lock()
 
     def draw(client: Client, name: str, priority: int) -> None:
-        client.generate_image(name, seed=1, num_inference_steps=200, priority=priority, deadline_seconds=60)
+        client.generate_image(name, seed=1, num_inference_steps=200, priority=priority, deadline_seconds=60, **SIZE)
         with lock:
             ended.append(name)
 
+    until(lambda: metric(served.metrics, "nereid_image_active_requests", model="denoise") == 0)
     with Client(served.grpc_url, timeout=120) as client, ThreadPoolExecutor(13) as pool:
         jobs = [pool.submit(draw, client, f"box {number}", 9) for number in range(12)]
-        time.sleep(0.5)
+        until(lambda: metric(served.metrics, "nereid_image_active_requests", model="denoise") == 12)
         jobs.append(pool.submit(draw, client, "urgent", 0))
         for job in jobs:
             job.result()

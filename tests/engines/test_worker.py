@@ -127,10 +127,13 @@ def test_one_that_hangs_or_is_stopped_or_grows_is_killed() -> None:
 
 
 def test_an_idle_worker_is_left_alone() -> None:
-    worker, kept = start(watchdog_seconds=0.3)
+    worker, kept = start()
     assert kept.next()[0] == "ready"
-    time.sleep(1)
-    assert worker.deaths == 0
+    life = worker._life
+    assert life is not None
+    since = life.ticked
+    wait_until(lambda: life.ticked > since + 1)  # while it is idle every sign of life counts as a tick
+    assert (life.ticks, worker.deaths) == (0, 0)
     worker.stop()
 
 
@@ -140,7 +143,7 @@ def test_a_full_socket_never_holds_up_the_sender() -> None:
     before = time.monotonic()
     for number in range(50):
         channel.send(Message("big", {"n": number}, {"x": np.zeros(200_000)}))  # 80 MB, and nobody reads
-    assert time.monotonic() - before < 10
+    assert time.monotonic() - before < 60
     other = Channel(theirs)
     arriving = other.receive()
     assert [next(arriving).body["n"] for _ in range(50)] == list(range(50))

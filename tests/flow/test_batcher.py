@@ -79,7 +79,7 @@ class Gate:
         self.ticks: list[list[Count]] = []
 
     def __call__(self, tasks: Sequence[Count]) -> None:
-        assert self.permits.acquire(timeout=5)
+        assert self.permits.acquire(timeout=60)
         self.ticks.append(list(tasks))
         for task in tasks:
             task.seen += 1
@@ -232,8 +232,9 @@ def test_a_hundred_waiting_tasks_are_asked_no_more_often_than_a_few_and_yet_let_
 def test_deadline_ends_running_and_waiting_tasks_by_name() -> None:
     with batcher(step, inflight=1) as (made, _):
         running, waiting = Count(10**9), Count(1)
-        made.submit(running, timeout_seconds=0.1)
-        made.submit(waiting, timeout_seconds=0.05)
+        with made._changed:  # both are there before either is looked at
+            made.submit(running, timeout_seconds=0.1)
+            made.submit(waiting, timeout_seconds=0.001)
         assert "waiting" in str(waiting.wait())
         error = running.wait()
         assert isinstance(error, DeadlineError)
@@ -294,11 +295,12 @@ def test_every_task_is_answered_exactly_once_under_churn() -> None:
 
 
 def test_what_can_wait_is_done_between_requests_and_stops_for_them() -> None:
-    log, rests, gate = Log(), [], threading.Event()
+    log, rests, come = Log(), [], threading.Event()
 
     def rest() -> bool:
         rests.append(len(log.outcomes))
-        gate.wait(0.01)
+        if len(rests) == 3:
+            assert come.wait(60)  # a tick's worth: the second request comes within it
         return len(rests) < 20
 
     made = InFlightBatcher(step, log, max_inflight=1, max_queue=4, rest=rest)
@@ -306,9 +308,9 @@ def test_what_can_wait_is_done_between_requests_and_stops_for_them() -> None:
     made.submit(first)
     until(lambda: len(rests) >= 3)
     made.submit(second)
+    come.set()
     assert second.wait() is None
     until(lambda: len(rests) == 20)
-    gate.set()
     assert rests[0] == 1
     assert rests[-1] == 2
     assert rests.index(2) < 19  # the second did not wait for the rest of the rest

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -174,8 +174,8 @@ def test_an_engine_without_the_adapters_that_are_named_is_not_served() -> None:
 # --- the service ---
 
 
-@pytest.fixture(scope="module")
-def ask() -> Iterator[Ask]:
+@contextmanager
+def answering_with_adapters() -> Iterator[Ask]:
     limits = LlmLimits(max_rows=4, max_queue=4, stream_interval_seconds=0.0)
     model = LlmModel(
         name="llm",
@@ -187,6 +187,12 @@ def ask() -> Iterator[Ask]:
         function="closed_form_worker:run",
     )
     with answering(limits, model=model) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def ask() -> Iterator[Ask]:
+    with answering_with_adapters() as made:
         yield made
 
 
@@ -212,15 +218,14 @@ def test_an_answer_goes_on_by_its_adapter_after_its_worker_has_died(ask: Ask) ->
     assert tokens(caller) == expected
 
 
-def test_requests_and_tokens_are_counted_by_adapter(ask: Ask) -> None:
-    recorded: list[tuple[str, float, str]] = ask.recorded  # type: ignore[attr-defined]
-    time.sleep(0.5)  # what was told of others is written in strides
-    before = len(recorded)
-    assert asked(ask, None).wait().error is None
-    assert asked(ask, "poems").wait().error is None
-    assert isinstance(ask(prompt="w1", lora_name="prose").wait().error, InvalidRequestError)
+def test_requests_and_tokens_are_counted_by_adapter() -> None:
     told = ("nereid_llm_adapter_requests_total", "nereid_llm_adapter_generation_tokens_total")
-    until(lambda: [entry for entry in recorded[before:] if entry[0] in told] == [(told[0], 1, "success"), (told[1], 60, "")])
+    with answering_with_adapters() as ask:
+        assert asked(ask, None).wait().error is None
+        assert asked(ask, "poems").wait().error is None
+        assert isinstance(ask(prompt="w1", lora_name="prose").wait().error, InvalidRequestError)
+    recorded: list[tuple[str, float, str]] = ask.recorded  # type: ignore[attr-defined]
+    assert [entry for entry in recorded if entry[0] in told] == [(told[0], 1, "success"), (told[1], 60, "")]
     labels: list[dict[str, str]] = []
     observer = LlmObserver(Recorder(lambda metric, value, given: labels.append(dict(given))), Peak(1.0, 1.0))
     observer.start(FACTS_WITH)

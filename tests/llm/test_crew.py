@@ -164,5 +164,5 @@ def test_tokens_are_taken_before_their_request_may_begin_again(crew: Crew) -> No
 
     let_in(crew, [Receives(1)])
     crew._take(1, 0, 0, Delta((5,)))
-    assert called_back.wait(5)
+    assert called_back.wait(60)
     assert crew._inside == {}

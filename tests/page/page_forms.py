@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 
 from nereid.flow.call_threads import CallThreads
 from nereid.layout.canvas import Canvas
@@ -16,6 +17,7 @@ from nereid.layout.flow import flow_layout
 from nereid.page.content import Content, read_content
 from nereid.page.document import PlacedSection
 from nereid.page.pictures import PictureLanguage, png
+from nereid.page.pieces import Pieces
 from nereid.page.plan import style_for
 from nereid.page.requests import PageRequest
 from nereid.page.room import make_room
@@ -78,7 +80,7 @@ class ScriptedStages:
     lays_out: bool = True
     calls: list[tuple[Stage, Any, Terms]] = field(default_factory=list)
     cancelled: list[tuple[Stage, str]] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Condition = field(default_factory=threading.Condition)
 
     def _answer(self, stage: Stage, asked: Any, terms: Terms, script: Any, usual: Callable[[], Any]) -> Any:
         with self.lock:
@@ -110,6 +112,12 @@ class ScriptedStages:
     def cancel(self, stage: Stage, run_id: str) -> None:
         with self.lock:
             self.cancelled.append((stage, run_id))
+            self.lock.notify_all()
+
+    def stay_out(self, calls: int) -> None:
+        """Return once so many calls were cancelled."""
+        with self.lock:
+            self.lock.wait_for(lambda: len(self.cancelled) >= calls, 20)
 
     def asked(self, stage: Stage) -> list[Any]:
         with self.lock:
@@ -132,6 +140,13 @@ class Noted:
 
     def first_section(self, seconds: float) -> None:
         self.first.append(seconds)
+
+
+def standing_clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds since a page was asked for, which pass when a test says so."""
+    seconds = [0.0]
+    monkeypatch.setattr(Pieces, "now", lambda _: seconds[0])
+    return seconds
 
 
 def request(**changes: Any) -> PageRequest:
@@ -177,10 +192,11 @@ def make(
     *,
     is_cancelled: Callable[[], bool] = lambda: False,
     limits: Mapping[str, Any] | None = None,
+    noted: Noted | None = None,
     **changes: Any,
 ) -> Made:
     """A page by these stages."""
-    stages, noted, shown = stages or ScriptedStages(), Noted(), []  # type: ignore[var-annotated]
+    stages, noted, shown = stages or ScriptedStages(), noted or Noted(), []  # type: ignore[var-annotated]
     threads = CallThreads("page-call")
     run = PageRun(request=request(**changes), model=model(**(limits or {})), stages=stages, threads=threads, observer=noted)
     try:

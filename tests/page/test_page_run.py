@@ -9,9 +9,15 @@ from typing import Any
 import pytest
 
 from nereid.flow.errors import CancelledError, DeadlineError, EngineError, LostError, QueueFullError
+from nereid.page.pieces import _GRACE_SECONDS, Pieces
 from nereid.page.stages import Laid, Stage
 
-from page_forms import FEATURES, GALLERY, ScriptedStages, Together, make
+from page_forms import FEATURES, GALLERY, Noted, ScriptedStages, Together, make, standing_clock
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    return standing_clock(monkeypatch)
 
 
 def test_a_page_is_planned_written_laid_out_illustrated_and_put_together() -> None:
@@ -146,24 +152,18 @@ def test_what_has_died_or_is_full_is_asked_again(error: Exception) -> None:
     assert len(made.said) == 3
 
 
-def test_at_the_goal_rules_make_what_is_not_there_and_its_calls_are_cancelled() -> None:
-    over = threading.Event()
-    wait = lambda _: over.wait(10) and None  # noqa: E731
-    stages = ScriptedStages(written=lambda brief: wait(brief) if "footer" in brief else None, drawn=wait)
-    begun = time.monotonic()
-    try:
-        made_in: list[float] = []
+def test_at_the_goal_rules_make_what_is_not_there_and_its_calls_are_cancelled(clock: list[float]) -> None:
+    stages, noted = ScriptedStages(drawn=lambda _: stages.stay_out(3)), Noted()
+    stages.written = lambda brief: stages.stay_out(3) if "footer" in brief else None
 
-        def cancelled() -> bool:
-            made_in.append(time.monotonic() - begun)
-            return False
+    def passes() -> bool:
+        """The goal is reached once nothing is left but what stays out."""
+        if len(noted.ended) == 5 and (len(stages.asked(Stage.SECTIONS)), len(stages.asked(Stage.PICTURES))) == (3, 2):
+            clock[0] = 1.0
+        return False
 
-        timer = threading.Timer(2.0, over.set)
-        timer.start()
-        made = make(stages, is_cancelled=cancelled, deadline_seconds=1.0)
-        assert made_in[-1] < 1.0
-    finally:
-        over.set()
+    made = make(stages, is_cancelled=passes, noted=noted, deadline_seconds=1.0)
+    assert made.facts["seconds"]["page"] == 1.0
     assert sorted((one["stage"], one["section"]) for one in made.facts["degraded"]) == [
         ("layouts", 3),
         ("pictures", 2),
@@ -182,17 +182,25 @@ def test_a_goal_that_passes_before_the_plan_is_still_a_page() -> None:
     assert "<h1" in made.answer.html
 
 
-def test_what_has_come_when_the_goal_is_reached_is_not_made_again() -> None:
-    begun = time.monotonic()
+def test_what_has_come_when_the_goal_is_reached_is_not_made_again(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    came, work = threading.Semaphore(0), Pieces._work
+
+    def noted_work(self: Pieces, *given: Any) -> None:
+        work(self, *given)
+        came.release()
+
+    monkeypatch.setattr(Pieces, "_work", noted_work)
 
     def busy() -> bool:
-        """The page's own thread is held up until all calls have come back and the goal is past."""
-        if len(stages.asked(Stage.LAYOUTS)) == 3 and len(stages.asked(Stage.PICTURES)) == 2:
-            time.sleep(max(begun + 1.5 - time.monotonic(), 0))
+        """The page's own thread is held up until all nine calls have come back and the goal is past."""
+        if (len(stages.asked(Stage.LAYOUTS)), len(stages.asked(Stage.PICTURES)), clock[0]) == (3, 2, 0.0):
+            assert all(came.acquire(timeout=30) for _ in range(9))
+            clock[0] = 1.2
         return False
 
     stages = ScriptedStages()
     made = make(stages, is_cancelled=busy, deadline_seconds=1.2)
+    assert clock[0] == 1.2
     assert [picture["drawn"] for picture in made.facts["sections"][1]["pictures"]] == [True, True]
     assert made.said == []
 
@@ -207,34 +215,41 @@ def test_terms_go_down_to_every_call() -> None:
     assert (alone.goal, alone.seconds <= 20.0) == (None, True)
 
 
-def test_a_timeout_ends_the_page_with_an_error_and_its_calls() -> None:
-    over = threading.Event()
-    stages = ScriptedStages(written=lambda _: over.wait(2) and None)
-    threading.Timer(0.8, over.set).start()
+def test_a_timeout_ends_the_page_with_an_error_and_its_calls(clock: list[float]) -> None:
+    stages = ScriptedStages(written=lambda _: stages.stay_out(3))
+
+    def passes() -> bool:
+        if len(stages.asked(Stage.SECTIONS)) == 3:
+            clock[0] = 0.2
+        return False
+
     with pytest.raises(DeadlineError, match=r"timeout_seconds \(0.2\)"):
-        make(stages, timeout_seconds=0.2)
+        make(stages, is_cancelled=passes, timeout_seconds=0.2)
     assert [stage for stage, _ in stages.cancelled] == [Stage.SECTIONS] * 3
 
 
 def test_a_caller_that_leaves_cancels_what_is_out() -> None:
-    over, begun = threading.Event(), threading.Event()
+    begun = threading.Event()
 
     def written(_: Any) -> None:
         begun.set()
-        over.wait(2)
+        stages.stay_out(3)
 
     stages = ScriptedStages(written=written)
-    threading.Timer(0.8, over.set).start()
     with pytest.raises(CancelledError):
         make(stages, is_cancelled=begun.is_set)
     assert [stage for stage, _ in stages.cancelled] == [Stage.SECTIONS] * 3
 
 
-def test_a_call_that_is_never_answered_is_given_up() -> None:
-    over = threading.Event()
-    stages = ScriptedStages(drawn=lambda _: over.wait(5) and None)
-    threading.Timer(2.5, over.set).start()
-    made = make(stages, limits={"stage_seconds": 0.1})
+def test_a_call_that_is_never_answered_is_given_up(clock: list[float]) -> None:
+    stages, noted = ScriptedStages(drawn=lambda _: stages.stay_out(2)), Noted()
+
+    def passes() -> bool:
+        if (len(noted.ended), len(stages.asked(Stage.PICTURES))) == (7, 2):
+            clock[0] = 0.1 + _GRACE_SECONDS + 0.01
+        return False
+
+    made = make(stages, is_cancelled=passes, noted=noted, limits={"stage_seconds": 0.1})
     assert [said.rpartition(": ")[2] for said in made.said] == ["no answer within 0.1 s"] * 2
 
 

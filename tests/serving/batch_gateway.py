@@ -33,7 +33,7 @@ def line(name: str, prompt: str = "w", url: str = URL, **body: Any) -> str:
     return json.dumps({"custom_id": name, "method": "POST", "url": url, "body": {"model": "llm", "prompt": prompt, **body}})
 
 
-def until(condition: Any, seconds: float = 30) -> None:
+def until(condition: Any, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -46,7 +46,7 @@ def work(store: BatchStore, ask: Any, done: Callable[[], bool], pace: Pace | Non
     async def go() -> None:
         task = asyncio.ensure_future(BatchRunner(store, Load(), ask, pace or Pace(gap_seconds=0.0)).run())
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not done():
                     await asyncio.sleep(0.005)
         finally:
@@ -159,7 +159,7 @@ def state(store: BatchStore, batch: str) -> tuple[str, int, int, int]:
     return found.status, found.total, found.completed, found.failed
 
 
-async def reach(condition: Any, seconds: float = 20) -> None:
+async def reach(condition: Any, seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)

@@ -131,7 +131,8 @@ class _Server:
     def load(self, model_name: str, config: str) -> None:
         if self.behaviour.get("load_fails") in (True, model_name):
             raise RuntimeError("failed to load")
-        time.sleep(float(self.behaviour.get("load_seconds", 0)))
+        while "loads_once_there_is" in self.behaviour and not Path(self.behaviour["loads_once_there_is"]).exists():
+            time.sleep(0.01)
         with (self.home / "loads").open("a") as file:
             file.write(f"{model_name}\n")
         if model_name in self.stubs:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,3 +66,17 @@ def gateway(
     finally:
         server.should_exit = True
         thread.join()
+
+
+def hang_up(url: str, path: str, body: dict[str, Any], when: Callable[[], object], key: str = "none") -> None:
+    """Ask, and close the connection when something has happened."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    sent = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n"
+    deadline = time.monotonic() + 60
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + sent)
+        while not when():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -123,17 +124,28 @@ def test_of_many_the_oldest_and_the_smallest_are_looked_at_and_what_is_begun_goe
 def test_a_batch_that_is_cancelled_while_its_file_is_read_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PART_BYTES", 10)
     store = BatchStore(tmp_path)
-    batch = add(store, *(line(f"r{place}") for place in range(3000)))
+    batch = add(store, *(line(f"r{place}") for place in range(30)))
+    looks, cancelled, look = list[int](), threading.Event(), Checking.go_on
+
+    def held(self: Checking) -> bool:
+        looks.append(1)
+        if len(looks) == 3:
+            assert cancelled.wait(60)
+        return look(self)
+
+    monkeypatch.setattr(Checking, "go_on", held)
 
     async def play() -> None:
         server = Server()
         async with running(store, Load(), server, Pace(gap_seconds=0.0)):
-            await asyncio.sleep(0.1)
+            await reach(lambda: len(looks) == 3)
             assert store.move(batch, State.CANCELLING, State.VALIDATING)
+            cancelled.set()
             await reach(lambda: status(store, batch) == State.CANCELLED)
         assert server.asked == []
 
     asyncio.run(play())
+    assert len(looks) == 3
     found = store.batch(batch)
     assert found is not None
     assert (found.total, found.output_file, found.error_file) == (0, None, None)

@@ -90,7 +90,7 @@ def test_nothing_is_noted_of_a_batch_that_has_ended(tmp_path: Path, monkeypatch:
 
     async def go() -> None:
         task = asyncio.ensure_future(worker.run())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while status(store, other) != State.COMPLETED or worker._resting or worker.under_way._times:
                 await asyncio.sleep(0.005)
         task.cancel()

@@ -247,9 +247,9 @@ def test_a_process_that_dies_once_its_model_has_gone_is_not_brought_back(
     dying = stubs(supervisor)["second"]
     shutil.rmtree(repository / "second")
     os.kill(dying, signal.SIGKILL)
-    until(lambda: served(supervisor) == ["first"] and supervisor.readiness()[0], 15)
+    until(lambda: served(supervisor) == ["first"] and supervisor.readiness()[0])
     write_models(repository, "new")
-    until(lambda: served(supervisor) == ["first", "new"], 15)
+    until(lambda: served(supervisor) == ["first", "new"])
     assert fake_triton.starts(home) == 1
 
 

@@ -336,8 +336,8 @@ def test_more_requests_run_together_the_longer_a_gap_lasts(tmp_path: Path) -> No
         load.enter()
         async with running(store, load, server, Pace(at_once=5, gap_seconds=0.0, ramp_seconds=2.0, starved_seconds=60)):
             await asyncio.sleep(0.3)
-            load.leave()
             begun = time.monotonic()
+            load.leave()
             for together in (1, 2, 3, 4, 5):
                 await reach(lambda together=together: server.inside >= together)
                 assert time.monotonic() - begun >= 2.0 * ((server.inside - 1) / 4) ** 0.5
@@ -399,12 +399,13 @@ def test_what_the_server_cannot_take_now_is_asked_again(tmp_path: Path) -> None:
 
 
 def test_an_expired_batch_tells_which_requests_were_not_answered(tmp_path: Path) -> None:
-    store, batch = stored(tmp_path, line("a"), line("b"), seconds=3)  # its first request is inside by then
+    store, batch = stored(tmp_path, line("a"), line("b"))
 
     async def play() -> None:
         server = Server()
         async with running(store, Load(), server, Pace(at_once=1, gap_seconds=0.0)):
             await reach(lambda: server.inside == 1)
+            store._rows("UPDATE batches SET expires_at = ?", int(time.time()) - 1)
             await reach(lambda: state(store, batch)[0] == State.EXPIRED)
             assert server.gone == ["w"]
 

@@ -292,13 +292,13 @@ def test_sigterm_turns_readiness_at_once_and_lets_requests_in_flight_end(reposit
     server = _serve(options, tmp_path / "triton")
     until(lambda: _ready(options))
     with ThreadPoolExecutor() as pool, grpcclient.InferenceServerClient(options.grpc_url) as client:
-        inside = pool.submit(ask, client, "both", 2500)
+        inside = pool.submit(ask, client, "both", 6000)
         until(lambda: '_requests{model="late"} 1' in _metrics(options))
         server.send_signal(signal.SIGTERM)
         until(lambda: not _ready(options))
         assert not inside.done()
         until(lambda: not answers(options, "both"))
-        assert inside.result() == 2500
+        assert inside.result() == 6000
     assert server.wait(60) == 0
 
 

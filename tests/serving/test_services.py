@@ -27,8 +27,10 @@ import fake_triton
 from small_gateway import until
 
 BEATS = """
-import sys, time
+import pathlib, sys, time
 from nereid.serving.heartbeat import Heart
+while not pathlib.Path(sys.argv[2]).exists():
+    time.sleep(0.01)
 heart = Heart(int(sys.argv[1]))
 while True:
     heart.beat()
@@ -111,16 +113,20 @@ def test_service_whose_loop_hangs_is_replaced(kept: KeptServices, caplog: pytest
     assert "the gateway has sent no heartbeat for" in caplog.text
 
 
-def test_dead_service_is_down_until_it_beats_again(kept: KeptServices) -> None:
-    beats = service(BEATS)
+def test_dead_service_is_down_until_it_beats_again(kept: KeptServices, tmp_path: Path) -> None:
+    may_beat = tmp_path / "may-beat"
+    may_beat.touch()
+    beats = service(BEATS, str(may_beat))
     kept.add(beats)
     kept.start()
     assert kept.down() == []
     assert kept.deaths() == {"gateway": 0}
     assert beats.pid is not None
     dead = psutil.Process(beats.pid)
+    may_beat.unlink()
     dead.kill()
     until(lambda: kept.down() == ["the gateway"])
+    may_beat.touch()
     until(lambda: kept.down() == [])
     assert beats.pid != dead.pid
     assert kept.deaths() == {"gateway": 1}

@@ -86,12 +86,14 @@ def family(supervisor: Supervisor) -> list[psutil.Process]:
 
 
 def test_dead_stub_is_loaded_anew_and_readiness_tells(home: Path, options: ServeOptions) -> None:
-    fake_triton.behave(home, load_seconds=1)
+    may_load = home / "may-load"
+    fake_triton.behave(home, loads_once_there_is=str(may_load))
     with Supervisor(options) as supervisor:
         server = supervisor.triton_pid
         stub_of(supervisor, "second_0").kill()
         until(lambda: not is_ready(supervisor))
         assert supervisor.readiness()[1]["models_reloading"] == ["second_0"]
+        may_load.touch()
         until(lambda: is_ready(supervisor))
         assert (home / "loads").read_text() == "second_0\n"
         assert supervisor.triton_pid == server
