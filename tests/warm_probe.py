@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import importlib
 import json
 import os
@@ -13,15 +12,13 @@ import tempfile
 from functools import cache
 from threading import Lock
 
-ENGINES = ("nereid.engines.onnx_session", "nereid.engines.openvino_model")
-"""Not PyTorch's, which would count as loaded in all others."""
 _ONE_AT_A_TIME = Lock()
 
 
 def run_probe(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """As `nereid_export.memory.run_probe`, by a fork."""
     with _ONE_AT_A_TIME:
-        server = _server()
+        server = _server(arguments[0].partition(":")[0])
         assert server.stdin is not None
         assert server.stdout is not None
         server.stdin.write(json.dumps(arguments) + "\n")
@@ -31,17 +28,16 @@ def run_probe(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @cache
-def _server() -> subprocess.Popen[str]:
-    server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def _server(module: str) -> subprocess.Popen[str]:
+    """One for each engine, since what another needs would count as loaded."""
+    server = subprocess.Popen([sys.executable, __file__, module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     atexit.register(server.communicate)  # it ends with its input
     return server
 
 
-def _serve() -> None:
+def _serve(module: str) -> None:
     probe = importlib.import_module("nereid_export.memory_probe")
-    for engine in ENGINES:
-        with contextlib.suppress(ModuleNotFoundError):
-            importlib.import_module(engine)
+    importlib.import_module(module)
     for line in sys.stdin:
         with tempfile.TemporaryFile("w+") as out:
             if not (child := os.fork()):
@@ -60,4 +56,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(sys.argv[1])
