@@ -53,7 +53,10 @@ ZOO = Path(__file__).parents[1] / "zoo"
 TILE = 64
 """Pixels a side of the pipeline `v`'s tiles: beyond that, its pictures are decoded by several."""
 
-SHARED_SERVER = ("tests/e2e/", "tests/docker/", "tests/repository/", "tests/diffusion/test_prompts_and_images.py")
+SHARED_SERVER = (
+    *("tests/e2e/", "tests/docker/", "tests/repository/"),
+    *("tests/diffusion/test_prompts_and_images.py", "tests/zoo/test_sections.py"),
+)
 """Where tests use the shared repository, or would disturb those that do by a large server of their own."""
 SHARED_PACKAGE = ("tests/engines/test_torch.py", "tests/export/test_torch_aoti.py")
 """Where tests use the shared package, which takes long to compile."""
