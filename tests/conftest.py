@@ -53,23 +53,41 @@ ZOO = Path(__file__).parents[1] / "zoo"
 TILE = 64
 """Pixels a side of the pipeline `v`'s tiles: beyond that, its pictures are decoded by several."""
 
-SHARED_SERVER = ("tests/e2e/", "tests/docker/", "tests/repository/", "tests/diffusion/test_prompts_and_images.py")
+SHARED_SERVER = (
+    *("tests/e2e/", "tests/docker/", "tests/repository/"),
+    *("tests/diffusion/test_prompts_and_images.py", "tests/zoo/test_sections.py"),
+)
 """Where tests use the shared repository, or would disturb those that do by a large server of their own."""
 SHARED_PACKAGE = ("tests/engines/test_torch.py", "tests/export/test_torch_aoti.py")
 """Where tests use the shared package, which takes long to compile."""
 
 
+SLOW = ("tests/e2e/", "tests/export/", "tests/benchmarks/", "tests/zoo/", "tests/engines/")
+"""Folders whose files may take minutes, in the order in which they begin."""
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `--dist loadfile`: tests that share a server, or a package, run in one process, the others file by file."""
+    """With `--dist loadfile`: tests that share a server, or a package, run in one process, the others file by file.
+
+    What takes long begins first, so that no process is left with a minute's work that the others could have had.
+    """
     from xdist.scheduler import LoadFileScheduling
 
     class ByServer(LoadFileScheduling):
+        def _assign_work_unit(self, node: Any) -> None:
+            # Of the same folder, the file of the most tests is first, as the others are.
+            self.workqueue.move_to_end(min(self.workqueue, key=place), last=False)
+            super()._assign_work_unit(node)
+
         def _split_scope(self, nodeid: str) -> str:
             for shared in (SHARED_SERVER, SHARED_PACKAGE):
                 if nodeid.startswith(shared):
                     return shared[0]
             return super()._split_scope(nodeid)
+
+    def place(scope: str) -> int:
+        return next((number for number, folder in enumerate(SLOW) if scope.startswith(folder)), len(SLOW))
 
     return ByServer(config, log) if config.getvalue("dist") == "loadfile" else None
 
@@ -119,6 +137,16 @@ def logging_as_ever(request: pytest.FixtureRequest) -> Iterator[None]:
     put_back(f"before {request.node.nodeid}")  # fixtures of many tests come earlier
     yield
     put_back(f"after {request.node.nodeid}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_probes() -> Iterator[None]:
+    """Exports in the tests' process measure memory in forks of one process, and not in one each that begins with imports."""
+    import warm_probe
+
+    memory = sys.modules.get("nereid_export.memory")  # whoever exports has imported it by now
+    with patch.object(memory, "run_probe", warm_probe.run_probe) if memory else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture

@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from nereid_client.main import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -86,13 +89,8 @@ def _sentences_of_the_code() -> str:
     ),
 )
 def test_commands_of_the_readme_have_help_that_lists_their_options(command: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "nereid_client.main", *command.split(), "--help"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, [*command.split(), "--help"])
+    assert done.exit_code == 0, done.output
     shown = set(re.findall(r"--[a-z][a-z-]+", done.stdout))
     for line in "\n".join(DOCUMENTS.values()).splitlines():
         if re.search(rf"nereid {command}(?![\w-])", line) and "`" not in line:

@@ -41,13 +41,18 @@ def measure_memory(component: Component, file: Path, target: Target, probe: str 
     for rows, of in wanted:
         sizes = {"batch": rows, **sizes_at(component, of, target.scale)}
         runs.append([(spec.name, input_shape(spec, sizes), _DTYPES[spec.dtype]) for spec in component.inputs])
-    command = [sys.executable, "-m", "nereid_export.memory_probe", probe, str(file), json.dumps(runs)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_probe([probe, str(file), json.dumps(runs)])
     if done.returncode:
         return None
     found = json.loads(done.stdout.splitlines()[-1])
     measured = [MeasuredRun(rows, of * of, used) for (rows, of), used in zip(wanted, found["runs"], strict=True)]
     return {**asdict(fit(found["base"], measured)), "measured": [asdict(run) for run in measured]}
+
+
+def run_probe(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """`nereid_export.memory_probe` in a process of its own, whose memory is that engine's alone."""
+    command = [sys.executable, "-m", "nereid_export.memory_probe", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def run_memory(measured: dict[str, Any] | None) -> RunMemory | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +26,10 @@ from nereid_export.engines.base import Target
 from nereid_export.engines.plan_options import PlanOptions
 from nereid_export.engines.precision import Precision
 from nereid_export.frame import Device
-from nereid_export.memory import MeasuredRun, fit, measure_memory
+from nereid_export.memory import MeasuredRun, fit, measure_memory, run_probe
 from nereid_export.memory_probe import main as probe
+
+import warm_probe
 
 pytestmark = pytest.mark.torch
 
@@ -141,7 +144,20 @@ def test_no_measured_run_needs_more_than_is_told() -> None:
     assert fit(5, [MeasuredRun(1, 0, 7), MeasuredRun(4, 0, 40)]).run_bytes(8, 12345) == pytest.approx(80)
 
 
-def test_a_process_that_dies_measures_nothing(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_a_process_of_its_own_measures_what_a_fork_of_a_warm_one_does(exported: Path) -> None:
+    """The manifests of these tests are of forks, those of users of processes."""
+    inputs = [("latents", (1, 4, 64, 64), "float32")]
+    arguments = ["nereid.engines.onnx_session:runner", str(exported / "vae_decoder" / "1" / "model.onnx"), json.dumps([inputs])]
+    (own, warm) = (json.loads(run(arguments).stdout.splitlines()[-1]) for run in (run_probe, warm_probe.run_probe))
+    assert warm["runs"] == pytest.approx(own["runs"], rel=0.2)
+    assert 2**20 < warm["base"] < 2 * own["base"]
+
+
+@pytest.mark.parametrize("run", [run_probe, warm_probe.run_probe])
+def test_a_process_that_dies_measures_nothing(
+    run: Callable[[list[str]], object], checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nereid_export.memory.run_probe", run)
     component = components_of(Checkpoint.open(checkpoints["sd"]))[0]
     target = Target(precision=Precision.FP32, device=Device.CPU, max_batch_size=4, default_side=64, max_side=64, scale=4)
     assert measure_memory(component, tmp_path / "missing.onnx", target, "nereid.engines.onnx_session:runner") is None

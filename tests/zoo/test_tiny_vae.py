@@ -167,10 +167,16 @@ def test_it_is_written_in_halves_without_a_path_of_its_work_and_not_trained_agai
         (("--minutes", "0"), "'--minutes': Input should be greater than or equal to 0.01"),
     ],
 )
-def test_what_cannot_be_trained_is_refused_by_name(tmp_path: Path, words: tuple[str, str], said: str) -> None:
+def test_what_cannot_be_trained_is_refused_by_name(
+    tmp_path: Path, words: tuple[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is not looked for anywhere else: `nowhere` could be a name on a hub."""
+    asked: list[object] = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *place, **_: [asked.append(place)])
     done = CliRunner().invoke(app, ["train", "shapes-tiny-vae", "--out", str(tmp_path / "out"), *words], terminal_width=200)
     assert done.exit_code == 2
     assert said in " ".join(done.output.replace("│", " ").split())
+    assert not asked
 
 
 def test_the_shipped_one_decodes_a_students_latents_much_like_the_full_decoder(full: FullVae) -> None:

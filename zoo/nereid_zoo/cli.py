@@ -171,11 +171,11 @@ def score_layout(
                 )
     except (WeightsError, ScheduleError) as error:
         raise typer.BadParameter(f"{path} is not allowed; {error}", param_hint="--path") from None
-    drawers |= layout.baselines(asked, task)
     try:
         distance = layout.training_distance(features) if (features / "config.json").is_file() else None
     except WeightsError as error:
         raise typer.BadParameter(f"{features} is not allowed; {error}", param_hint="--features") from None
+    drawers |= layout.baselines(asked, task)
     rows = {}
     for name, drawer in drawers.items():
         with bar(name, count) as done:

@@ -220,6 +220,8 @@ def distil_vae(plan: TinyVaePlan, destination: Path) -> None:
 
 def read_tiny_vae(folder: Path) -> AutoencoderTiny:
     """Raises ValueError where it is none of the form that is trained here."""
+    if not (folder / "config.json").is_file():  # diffusers would look for its name on Hugging Face's hub
+        raise ValueError(f"{folder} is not allowed; it must be a tiny VAE of shapes (there is no config.json)")
     tiny = model.make_tiny_vae()  # not from_pretrained, which would have the config name that folder
     try:
         tiny.load_state_dict(
