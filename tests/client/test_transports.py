@@ -64,13 +64,14 @@ def test_a_deadline_ends_the_call_and_its_connection(protocol: str) -> None:
         yield from hangs(tensors)
 
     with SERVERS[protocol]({"text_to_image": notes}) as (port, small), Client(url(port), protocol=protocol) as client:
-        for seconds in (0.3, 3.0, 15.0):  # a machine that stands still may have nothing sent in time
+        for seconds in (0.3, 3.0, 15.0):  # where the machine stands still, gRPC may end the call itself
             start = time.monotonic()
-            with pytest.raises(DeadlineExceededError, match="timeout"):
+            with pytest.raises(DeadlineExceededError) as ended:
                 client.generate_image("a box", timeout=seconds)
             assert seconds <= time.monotonic() - start < 60
-            if asked:
+            if asked and "timeout" in str(ended.value):
                 break
+        assert "timeout" in str(ended.value)
         assert small.gone.wait(60)
 
 

@@ -50,7 +50,7 @@ def running(served: Served, jobs: list[Future[ImageResult]]) -> bool:
 def ended_in_time(tight: Client, where: str, **request: Any) -> str:
     """What is said of a request whose time is up while it is there; a machine that stands still may keep it from coming there."""
     for seconds in (0.3, 1.5, 5.0):
-        with pytest.raises(DeadlineExceededError, match="timeout") as ended:
+        with pytest.raises(DeadlineExceededError) as ended:
             tight.generate_image("a box", timeout=seconds, **request)
         if where in str(ended.value):
             break
