@@ -357,6 +357,14 @@ def write_repository(out: Path, checkpoints: dict[str, Path]) -> None:
     set_parameters(out, "tight_denoise", max_inflight=2, max_queue=1, max_pixels=64 * 64, max_steps=1000)
 
 
+def copy_pipeline(repository: Path, out: Path) -> None:
+    """The models of the pipeline '' alone, as an export of the same checkpoint would write them."""
+    from nereid_export.frame import models_of
+
+    for model in models_of(repository, "text_to_image"):
+        shutil.copytree(repository / model, out / model)
+
+
 def serving(repository: Path, folder: Path, checkpoints: dict[str, Path]) -> Iterator[Served]:
     from nereid.serving.options import ServeOptions
     from nereid.serving.supervisor import Supervisor

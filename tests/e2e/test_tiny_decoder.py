@@ -19,7 +19,7 @@ from nereid.diffusion.decoding import DECODING
 from nereid.diffusion.images import to_pixels
 from nereid_client import Client, ImageProgress, ImageResult, InvalidRequestError
 
-from conftest import Served, export, gateway, serving, stub_of, wait_until_whole
+from conftest import Served, copy_pipeline, export, gateway, serving, stub_of, wait_until_whole
 from raw import column, embeddings, infer
 
 pytest.importorskip("torch")
@@ -32,11 +32,13 @@ LARGE: dict[str, Any] = {**REQUEST, "height": 96, "width": 136, "tile_sample_min
 
 
 @pytest.fixture(scope="module")
-def tiny(checkpoints: dict[str, Path], tiny_vae: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def tiny(
+    checkpoints: dict[str, Path], repository: Path, tiny_vae: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
     """Pipelines 'p' with a tiny decoder, and '' without."""
     folder = tmp_path_factory.mktemp("tiny")
     export(checkpoints["sd"], folder / "repository", name="p", tiny_vae=TinyVae.open(tiny_vae))
-    export(checkpoints["sd"], folder / "repository")
+    copy_pipeline(repository, folder / "repository")
     yield from serving(folder / "repository", folder, checkpoints)
 
 

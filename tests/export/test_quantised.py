@@ -18,6 +18,7 @@ from nereid_export.engines import Engine
 from nereid_export.engines import openvino_quantised as by_openvino
 from nereid_export.engines.check import aggregate_error
 from nereid_export.engines.onnx_quantised import QdqGraph
+from nereid_export.engines.plan_options import PlanOptions
 from nereid_export.engines.precision import END_ERROR_BOUND, ERROR_BOUNDS, Precision, parse_precisions
 from nereid_export.errors import ExportError
 from nereid_export.options import ExportOptions
@@ -128,7 +129,9 @@ def test_openvino_engines_are_quantised_by_nncf(
     pytest.importorskip("nncf")
     monkeypatch.setattr("nereid_export.sensitivity.MOST_PARTS", 6)
     asked = parse_precisions("unet=int8,text_encoder=int8-weights,vae_decoder=int4-weights")
-    export(checkpoints["sd"], tmp_path / "out", engine=Engine.OPENVINO, precision=asked, calibration_prompts=prompts)
+    # One graph for all shapes, which is compiled once; graphs of shapes are test_engines'.
+    plan = PlanOptions(compiled_shapes_mib=0)
+    export(checkpoints["sd"], tmp_path / "out", engine=Engine.OPENVINO, precision=asked, calibration_prompts=prompts, plan=plan)
     manifest = manifest_of(tmp_path / "out")
     for name, precision in asked.by_component.items():
         engine = manifest["engines"][name]
