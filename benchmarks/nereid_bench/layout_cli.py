@@ -28,7 +28,7 @@ def layout_command(
     engine: Annotated[
         Engine, typer.Option(help="What runs the transformer: onnxruntime, openvino or auto.")
     ] = Engine.ONNXRUNTIME,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of one call; the library's own choice where 0.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of one call; the library's own choice where 0.")] = 2,
     steps: Annotated[int, typer.Option(min=3, help="Steps of all but the yardstick.")] = LayoutPlan().steps,
     fewer: Annotated[str, typer.Option(help="Step counts that are the yardstick.")] = ",".join(map(str, LayoutPlan().fewer)),
     briefs: Annotated[int, typer.Option(min=1, help="Held-out sections that pass rates are of.")] = LayoutPlan().briefs,

@@ -38,7 +38,7 @@ class LayoutPlan:
     checkpoint: Path = CHECKPOINT
     work: Path = Path("build/bench-layout")
     engine: Engine = Engine.ONNXRUNTIME
-    threads: int = 1
+    threads: int = 2
     steps: int = 16
     """Twice what is served by default: fewer steps are the yardstick of all that saves something else."""
     fewer: tuple[int, ...] = (12, 10, 8, 6, 4)

@@ -46,7 +46,7 @@ class LayoutExportOptions:
     out: Path
     engine: Engine = Engine.ONNXRUNTIME
     max_batch_size: int = 8
-    threads: int = 1
+    threads: int = 2
     """Of one call; the library's own choice where 0. Several are tried with engine auto."""
     cache: bool = False
     """Whether there are engines, too, that reuse branches of earlier steps."""

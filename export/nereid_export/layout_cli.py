@@ -25,7 +25,7 @@ def layout(
     ] = Engine.ONNXRUNTIME,
     threads: Annotated[
         int, typer.Option(min=0, help="Threads of one call; the library's own choice where 0. auto tries several.")
-    ] = 1,
+    ] = 2,
     max_batch_size: Annotated[int, typer.Option(help="Layouts in one call of the engine.")] = 8,
     cache: Annotated[
         bool,

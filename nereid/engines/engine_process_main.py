@@ -57,7 +57,8 @@ def _load_onnx(file: Path, threads: int) -> Run:
 
     from nereid.engines.onnx_options import session_options
 
-    options = session_options({}, {"intra_op_thread_count": str(threads)})
+    # Threads that spin between two calls keep the processor from who makes the next one.
+    options = session_options({}, {"intra_op_thread_count": str(threads), "session.intra_op.allow_spinning": "0"})
     session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
     def call(inputs: Arrays, outputs: Sequence[str]) -> dict[str, np.ndarray]:

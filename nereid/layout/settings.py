@@ -146,7 +146,7 @@ class LayoutLimits:
     engine: str = "onnxruntime"
     engine_max_batch_size: int = 8
     engine_min_batch_size: int = 1
-    threads: int = 1
+    threads: int = 2
     engine_patience_seconds: float = 0.25
     watchdog_seconds: float = 3.0
 

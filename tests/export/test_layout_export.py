@@ -23,6 +23,7 @@ from drawing import Answers, boxes_of, text
 from nereid.diffusion.branch_cache import Branch, BranchEngine
 from nereid.diffusion.dynamic_width import WidthEngine
 from nereid.engines.engine_process import EngineProcess
+from nereid.engines.engine_process_main import load_engine
 from nereid.flow.metrics import Recorder
 from nereid.layout.elements import Section
 from nereid.layout.repair import repair
@@ -110,6 +111,17 @@ def test_the_same_bytes_alone_and_in_company(service: LayoutService) -> None:
         assert all(one[name].tolist() == other[name].tolist() for name in one)
 
 
+def test_onnxruntime_gives_the_same_bits_with_any_number_of_threads(checkpoint: Path, repositories: dict[str, Path]) -> None:
+    file = repositories["onnxruntime"] / "layout" / "1" / "model.onnx"
+    random = [random_inputs(layout_component(checkpoint), rows, {"tokens": 16}, rows) for rows in (1, 3, 8)]
+    given = [{name: value.numpy() for name, value in inputs.items()} for inputs in random]
+    alone = load_engine(file, "onnxruntime", 1)
+    for threads in (2, 3):
+        several = load_engine(file, "onnxruntime", threads)
+        for inputs in given:
+            assert np.array_equal(several(inputs, ["out_sample"])["out_sample"], alone(inputs, ["out_sample"])["out_sample"])
+
+
 def test_the_repository_holds_the_engine_its_facts_and_a_signed_manifest(repositories: dict[str, Path]) -> None:
     for engine, file in (("onnxruntime", "model.onnx"), ("openvino", "model.xml")):
         folder = repositories[engine] / "layout"
@@ -117,7 +129,7 @@ def test_the_repository_holds_the_engine_its_facts_and_a_signed_manifest(reposit
         assert (folder / "1" / file).is_file()
         assert LayoutFacts.read(folder / "1").schedule.flow
         parameters = read_config(folder / "config.pbtxt").parameters
-        assert (parameters["engine"].string_value, parameters["threads"].string_value) == (engine, "1")
+        assert (parameters["engine"].string_value, parameters["threads"].string_value) == (engine, "2")
         manifest = json.loads((folder / "manifest.json").read_text())
         said = manifest["engines"]["layout"]
         assert said["engine"] == engine
