@@ -137,9 +137,10 @@ def test_a_value_is_of_the_type_that_a_reference_leads_to() -> None:
         assert json.loads(message_of(said)["tool_calls"][0]["function"]["arguments"]) == {"x": "12"}
 
 
-def test_a_text_whose_format_binds_nothing_stands_in_its_tag_as_it_is(structures: StructureFactory) -> None:
+@pytest.mark.parametrize("more", [{"format": "password"}, {"deprecated": True}, {"$comment": "-", "writeOnly": True}], ids=str)
+def test_a_text_that_nothing_binds_stands_in_its_tag_as_it_is(structures: StructureFactory, more: dict[str, Any]) -> None:
     """https://github.com/zaggino/z-schema/issues/121"""
-    reading = CallReading(form=TOOL_FORMATS["qwen3_coder"], schemas={"f": holding(type="string", format="password")})
+    reading = CallReading(form=TOOL_FORMATS["qwen3_coder"], schemas={"f": holding(type="string", **more)})
     text = "<tool_call>\n<function=f>\n<parameter=x>\na b\n</parameter>\n</function>\n</tool_call>"
     matcher = structures.compile("grammar", AnswerForm(calls=reading, called=True).grammar()).matcher
     tokens = structures.tokenizer.tokenize_str(text)
