@@ -21,7 +21,7 @@ from nereid.serving.gateway.offered import Offered
 from nereid.serving.gateway.paging import page, paged
 from nereid.serving.gateway.response_bodies import Kept, ResponsesBody
 from nereid.serving.gateway.response_events import ResponseAnswer, new_id
-from nereid.serving.gateway.response_items import chat_body, check_calls, in_their_names, items_of, names_of, resolved
+from nereid.serving.gateway.response_items import NAMES, chat_body, check_calls, items_of, resolved
 from nereid.serving.gateway.response_store import ResponseStore, Stored
 from nereid.serving.gateway.response_truncation import fitted_chat
 from nereid.serving.gateway.waiting import Event, begin_stream, until_gone
@@ -109,7 +109,7 @@ class Responses:
         """What is kept of the conversation, what was sent of it, and the chat that they make; raises ApiError."""
         key = owner_of(request)
         before = self._before(key, body.previous_response_id)
-        request.state.names = names_of({"text_input": "messages"})
+        request.state.names = NAMES.of_inputs({"text_input": "messages"})
         try:
             sent = resolved(body.given, lambda identity: self.store.find_item(key, identity))
             earlier = items_of(before)
@@ -120,8 +120,8 @@ class Responses:
             else:
                 chat = await read_chat(chat_body(body, conversation), model)
         except ApiError as error:
-            raise in_their_names(error) from None
-        request.state.names = names_of(chat.names)
+            raise NAMES.refusal(error) from None
+        request.state.names = NAMES.of_inputs(chat.names)
         return before, sent, chat
 
     def _before(self, key: str, identity: str | None) -> list[dict[str, Any]]:
@@ -173,7 +173,7 @@ async def _stream(
     except NereidError as error:
         if not begun:
             raise
-        for event in answer.fail(from_nereid(error, names_of(chat.names)).message):
+        for event in answer.fail(from_nereid(error, NAMES.of_inputs(chat.names)).message):
             yield event["type"], event
     finally:
         await deltas.aclose()
