@@ -75,8 +75,11 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 def settled(read: Callable[[], Any]) -> Any:
     """What is read once all that was counted before is told."""
-    while True:
-        found = read()
+    deadline = time.monotonic() + 60
+    found = read()
+    while time.monotonic() < deadline:
         time.sleep(1.5)
-        if found == read():
+        before, found = found, read()
+        if found == before:
             return found
+    raise AssertionError("it is counted on and on")
