@@ -55,6 +55,11 @@ class ChatAsked:
     def new_stream(self) -> AnswerStream:
         return AnswerStream(self.thinking, self.calls, self.spoken, self.silent)
 
+    def tokens(self, model: Offered) -> list[int]:
+        """The prompt's, as `llm` reads it; takes time. Raises ContextLengthError."""
+        special = bool(self.sampling.get("add_special_tokens", True))
+        return model.tokenizer.encode(self.prompt, add_special_tokens=special)
+
 
 async def read_chat(body: ChatBody, model: Offered) -> ChatAsked:
     """`chat_asked`, beside the loop where schemas have to be checked, which takes time."""

@@ -79,8 +79,7 @@ class Responses:
                 raise ApiError(400, sentence, param=name, code="unsupported_parameter")
         model, _, _ = self.find(body.model, "llm")
         _, _, chat = await self._asked(request, body, model)
-        special = bool(chat.sampling.get("add_special_tokens", True))
-        tokens = await asyncio.to_thread(model.tokenizer.encode, chat.prompt, add_special_tokens=special)
+        tokens = await asyncio.to_thread(chat.tokens, model)
         return JSONResponse({"object": "response.input_tokens", "input_tokens": len(tokens)})
 
     @described("A kept answer.", query={"stream": {"const": "false"}})
