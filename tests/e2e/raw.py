@@ -65,7 +65,7 @@ def metric(port: int, name: str, **labels: str) -> float:
     return total
 
 
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
+def until(condition: Callable[[], object], seconds: float = 90) -> None:
     """Wait for what is told late: metrics are gathered before they are written, some for seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
