@@ -15,7 +15,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -251,7 +250,7 @@ class DenoisingLoop:
 def _wait_for_one(parts: list[Future[Mapping[str, Array]]]) -> None:
     """Until one of them is done, or a tick's time is over; of a single one that is asked itself, in half the time."""
     if len(parts) == 1:
-        with contextlib.suppress(FutureTimeoutError):
+        with contextlib.suppress(TimeoutError):
             parts[0].exception(_WAIT_SECONDS)
     else:
         wait(parts, _WAIT_SECONDS, FIRST_COMPLETED)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
-FORMATS = frozenset("date-time date time duration email hostname ipv4 ipv6 uuid uri".split())
+_FORMATS = frozenset("date-time date time duration email hostname ipv4 ipv6 uuid uri".split())
 """Those that bind a text; of any other the JSON Schema specification (2020-12, validation, 7.2) has it that it describes one."""
-LARGEST = 9_200_000_000_000_000_000
+_LARGEST = 9_200_000_000_000_000_000
 """Bounds of numbers beyond it (the smallest of int64, the largest of a double) become this one: its digits can be counted."""
 _LONGEST = 2**31 - 1
 """Characters, items or members; nothing that is written has more."""
@@ -36,7 +36,8 @@ _SAYS_NOTHING: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("dependencies", "dependentRequired", "dependentSchemas"), ({},)),
 }
 """Values with which some of them bind nothing."""
-_DESCRIBES = frozenset({"title", "description", "default", "examples", "$comment"})
+ANNOTATIONS = frozenset("title description default deprecated readOnly writeOnly examples $comment".split())
+"""Words that bind nothing (JSON Schema 2020-12: validation, 9; core, 8.3)."""
 _DRAFT = re.compile(r"https?://json-schema\.org/(?:(draft-0[467])|(draft/2019-09|draft/2020-12))/schema#?")
 _IN_FRAGMENTS = "%/?:;,@&=+$!*'()~-._"
 """What may stand in a URI's fragment as it is (RFC 3986, 3.5)."""
@@ -93,7 +94,7 @@ def readable(schema: Any) -> Any:
             made[key] = _as_uri(made[key])
     if "$schema" in made and (draft := _draft(made.pop("$schema"))):
         made["$schema"] = draft
-    if isinstance(made.get("format"), str) and made["format"] not in FORMATS:
+    if isinstance(made.get("format"), str) and made["format"] not in _FORMATS:
         del made["format"]
     for word, values in _SAYS_NOTHING.items():
         if word in made and any(made[word] == value and type(made[word]) is type(value) for value in values):
@@ -132,7 +133,7 @@ def _with_names(schema: dict[str, Any]) -> dict[str, Any]:
         names = {}
     if not isinstance(names, Mapping) or names.get("type", "string") != "string" or "patternProperties" in schema:
         return schema
-    said = {key: value for key, value in names.items() if key not in _DESCRIBES and key != "type"}
+    said = {key: value for key, value in names.items() if key not in ANNOTATIONS and key != "type"}
     made = {key: value for key, value in schema.items() if key != "propertyNames"}
     known = schema.get("properties", {})
     if not said:
@@ -169,6 +170,6 @@ def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
             del schema[key]
     for key, sign in (("minimum", -1), ("exclusiveMinimum", -1), ("maximum", 1), ("exclusiveMaximum", 1)):
         value = schema.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool) and sign * value > LARGEST:
-            schema[key] = sign * LARGEST
+        if isinstance(value, int | float) and not isinstance(value, bool) and sign * value > _LARGEST:
+            schema[key] = sign * _LARGEST
     return schema

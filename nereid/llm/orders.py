@@ -18,7 +18,7 @@ from nereid.llm.sequences import Delta, FinishReason, TokenLogprob
 
 START, DROP = "start", "drop"
 TOKENS, REFUSED, METRIC = "tokens", "refused", "metric"
-_TOKENS = ("prompt", "allowed_token_ids")
+_ARRAYS = ("prompt", "allowed_token_ids")
 """What of an order may be long, and goes as arrays."""
 
 
@@ -79,16 +79,16 @@ class Order:
 
     def message(self, task: int) -> Message:
         """The order to begin, under a number that deltas will name."""
-        plain = {name: getattr(self, name) for name in self.__slots__ if name not in (*_TOKENS, "samplings")}
+        plain = {name: getattr(self, name) for name in self.__slots__ if name not in (*_ARRAYS, "samplings")}
         plain["structure"] = None if self.structure is None else asdict(self.structure)
         samplings = [{**asdict(s), "logit_bias": list(s.logit_bias.items())} for s in self.samplings]
-        arrays = {name: np.array(getattr(self, name), np.int32) for name in _TOKENS}
+        arrays = {name: np.array(getattr(self, name), np.int32) for name in _ARRAYS}
         return Message(START, {"task": task, "samplings": samplings, **plain}, arrays)
 
     @classmethod
     def read(cls, message: Message) -> Order:
-        body: dict[str, Any] = {name: message.body[name] for name in cls.__slots__ if name not in _TOKENS}
-        body |= {name: tuple(message.arrays[name].tolist()) for name in _TOKENS}
+        body: dict[str, Any] = {name: message.body[name] for name in cls.__slots__ if name not in _ARRAYS}
+        body |= {name: tuple(message.arrays[name].tolist()) for name in _ARRAYS}
         body["samplings"] = tuple(Sampling(**{**s, "logit_bias": dict(s["logit_bias"])}) for s in body["samplings"])
         for name in ("stop_ids", "stop", "logprob_token_ids"):
             body[name] = tuple(body[name])

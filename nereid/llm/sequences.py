@@ -63,9 +63,8 @@ class GeneratedSequence:
 
     `allowed` (bool, vocabulary), where given, are all the tokens that it may have, and `bad_words` those that may not follow.
     `scored`: every delta brings its tokens' log probabilities, with those of the `top_logprobs` likeliest, or of
-    `logprob_token_ids`. `scored_prompt`: so
-    does the first one, for the prompt's. `mean`: the prompt is embedded, and nothing is written. Whatever goes wrong with this
-    sequence alone is its `error`, by which it has finished.
+    `logprob_token_ids`. `scored_prompt`: so does the first one, for the prompt's. `mean`: the prompt is embedded, and nothing is
+    written. Whatever goes wrong with this sequence alone is its `error`, by which it has finished.
     """
 
     prompt: list[int]

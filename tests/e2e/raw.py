@@ -65,7 +65,7 @@ def metric(port: int, name: str, **labels: str) -> float:
     return total
 
 
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
+def until(condition: Callable[[], object], seconds: float = 90) -> None:
     """Wait for what is told late: metrics are gathered before they are written, some for seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -75,8 +75,11 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
 
 def settled(read: Callable[[], Any]) -> Any:
     """What is read once all that was counted before is told."""
-    while True:
-        found = read()
+    deadline = time.monotonic() + 60
+    found = read()
+    while time.monotonic() < deadline:
         time.sleep(1.5)
-        if found == read():
+        before, found = found, read()
+        if found == before:
             return found
+    raise AssertionError("it is counted on and on")

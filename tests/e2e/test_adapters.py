@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from nereid_client import Client
 from nereid_client.errors import InvalidRequestError
 
 from conftest import ZOO, Served, export_llm, gateway
-from raw import metric
+from raw import metric, until
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 
@@ -49,13 +48,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def api(served: Served) -> Iterator[openai.OpenAI]:
     with gateway(served, rules=Rules(aliases={"gpt-4o": "sql"})) as url:
         yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
-
-
-def until(condition: Callable[[], object], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def complete(api: openai.OpenAI, model: str, prompt: str = PROMPT, **more: Any) -> Any:

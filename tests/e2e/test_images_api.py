@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,7 +19,7 @@ from nereid.serving.gateway.launch import Rules
 from nereid_client import Client
 
 from conftest import Served, gateway
-from raw import metric
+from raw import metric, until
 
 pytestmark = pytest.mark.triton
 
@@ -59,13 +58,6 @@ def shown(picture: str | None) -> np.ndarray:
 def direct(served: Served, **options: Any) -> np.ndarray:
     with Client(served.grpc_url, timeout=60) as client:
         return client.generate_image("a red box", num_inference_steps=STEPS, seed=SEED, **options).pixels[0]
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_an_edit_is_the_run_from_its_picture(served: Served, api: openai.OpenAI) -> None:

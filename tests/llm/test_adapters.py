@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from test_requests import FACTS, LIMITS, WORDS, text
 from test_scheduler import Make, make_blocks, make_rows, run, sequence
-from test_service import Ask, Collected, answering
-from test_worker_deaths import tokens, until
+from test_service import Ask, Collected, answering, until
+from test_worker_deaths import tokens
 
 from nereid.flow.errors import InvalidRequestError
 from nereid.flow.metrics import Recorder

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import Any
-
 import pytest
-from test_service import Ask, answering
+from test_service import Ask, answering, until
 
 from nereid.flow.errors import CancelledError, EngineError
 from nereid.llm.settings import LlmLimits
@@ -20,13 +16,6 @@ LIMITS = LlmLimits(max_rows=1, max_queue=8, stream_interval_seconds=0.0)
 def values(ask: Ask, name: str, outcome: str = "") -> list[float]:
     recorded: list[tuple[str, float, str]] = ask.recorded  # type: ignore[attr-defined]
     return [value for found, value, labelled in list(recorded) if (found, labelled) == (f"nereid_llm_{name}", outcome)]
-
-
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_service import answering
-from test_worker_deaths import tokens, until
+from test_service import answering, until
+from test_worker_deaths import tokens
 from tokenizers import Tokenizer
 
 from nereid.llm.loading import LoadedModel, load_model

@@ -6,8 +6,7 @@ import json
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from test_requests import text
-from test_service import Ask, Collected, answering
+from test_service import Ask, Collected, answering, until
 
 from nereid.engines.digests import MANIFEST_VERSION, DigestError, sign
 from nereid.flow.errors import CancelledError, EngineError, InvalidRequestError, PoisonousRequestError
@@ -31,13 +30,6 @@ from nereid.llm.worker import run
 
 LIMITS = LlmLimits(max_rows=4, max_queue=16, stream_interval_seconds=0.0, watchdog_seconds=2.0)
 POISON, HANG = "w48 w1", "w47 w1"
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def tokens(caller: Collected) -> list[int]:

@@ -12,9 +12,15 @@ import openai
 import pytest
 from llguidance import LLMatcher, LLTokenizer
 
-from nereid.serving.gateway.custom_inputs import CustomInputs, InputText
+from nereid.serving.gateway.answer_streams import AnswerStream
+from nereid.serving.gateway.call_forms import CallReading
+from nereid.serving.gateway.chat_answers import message_of
+from nereid.serving.gateway.custom_inputs import CustomInputs, InputText, parameters_of
 from nereid.serving.gateway.said import Arguments, Call, Input, Text
+from nereid.serving.gateway.tool_formats import TOOL_FORMATS
+from nereid.serving.gateway.tool_grammars import AnswerForm
 
+from calling_answers import ANSWERS
 from calling_model import ASK, CHAT, WARMTH, Model, chat, write
 from gateway_before import gateway
 from template_families import FAMILIES
@@ -271,3 +277,20 @@ def test_what_is_held_of_an_input_is_told_before_what_comes_after_it() -> None:
     assert said == [Call(0, "a", "python", True), Input(0, "x"), Text("Well."), Call(1, "b", "now"), Arguments(1, "{}")]
     assert inputs.told([Call(2, "c", "python"), Arguments(2, "no JSON")]) == [Call(2, "c", "python", True)]
     assert inputs.finish() == [Input(2, "no JSON")]
+
+
+@pytest.mark.parametrize("form", TOOL_FORMATS)
+def test_every_form_of_calls_has_inputs_and_binds_them(form: str) -> None:
+    text = ANSWERS[form].replace("city", "input")
+    reading = CallReading(
+        form=TOOL_FORMATS[form], schemas={"warmth": parameters_of(None), "now": {}}, custom=frozenset({"warmth"})
+    )
+    for size in (1, 7, len(text)):
+        stream = AnswerStream(None, reading)
+        said = [item for at in range(0, len(text), size) for item in stream.feed(text[at : at + size])]
+        first, second = message_of([*said, *stream.finish()])["tool_calls"]
+        assert first["custom"] == {"name": "warmth", "input": 'Łó"dź } ]'}
+        assert second["type"] == "function"
+    bound = CallReading(form=TOOL_FORMATS[form], schemas={"date": parameters_of(r"\d{4}-\d\d")}, custom=frozenset({"date"}))
+    grammar = LLMatcher.grammar_from_lark(AnswerForm(calls=bound, called=True).grammar())
+    assert not LLMatcher(LLTokenizer("byte"), grammar).get_error()

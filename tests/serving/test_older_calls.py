@@ -112,6 +112,7 @@ def test_calls_and_results_of_functions_stand_in_the_prompt_as_those_of_tools(ap
         ({"functions": FUNCTIONS, "tools": [WARMTH]}, "tools", "not allowed with functions"),
         ({"functions": FUNCTIONS, "tool_choice": "required"}, "tool_choice", "not allowed with functions"),
         ({"function_call": {"name": "warmth"}}, "function_call", "not allowed without functions"),
+        ({"tools": [WARMTH], "function_call": "none"}, "function_call", "not allowed without functions"),
         ({"functions": FUNCTIONS, "function_call": {"name": "x"}}, "function_call.name", "one of functions: warmth, now"),
         ({"functions": FUNCTIONS, "function_call": "required"}, "function_call", "'none' or 'auto'"),
         ({"functions": [{"name": "a b"}]}, "functions.0.name", "'a b' is not allowed"),
@@ -139,7 +140,8 @@ def test_what_functions_cannot_say_is_refused_in_their_names(
 
 
 def test_a_schema_that_cannot_be_bound_is_named_by_its_place(api: httpx.Client, model: Model) -> None:
-    parameters = {"type": "object", "properties": {"x": {"$ref": "#/definitions/no"}}}
-    found, _ = refused(api, functions=[{"name": "a", "parameters": CITY}, {"name": "b", "parameters": {**parameters, "type": 3}}])
-    assert found.startswith("functions.1.parameters")
+    parameters = {"type": "object", "properties": {"x": {"type": "array", "uniqueItems": True}}}
+    functions = [{"name": "a", "parameters": CITY}, {"name": "b", "parameters": parameters}]
+    found, message = refused(api, functions=functions, function_call={"name": "b"})
+    assert (found, message) == ("functions.1.parameters", "functions.1.parameters: properties.x.uniqueItems cannot be bound")
     assert model.asked == []

@@ -13,7 +13,8 @@ from llguidance import LLTokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from nereid.llm.structure import StructureFactory
-from nereid.serving.gateway.answer_streams import AnswerStream, CallReading
+from nereid.serving.gateway.answer_streams import AnswerStream
+from nereid.serving.gateway.call_forms import CallReading
 from nereid.serving.gateway.chat_answers import message_of
 from nereid.serving.gateway.grammar_parts import NotBindableError
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS
@@ -137,9 +138,10 @@ def test_a_value_is_of_the_type_that_a_reference_leads_to() -> None:
         assert json.loads(message_of(said)["tool_calls"][0]["function"]["arguments"]) == {"x": "12"}
 
 
-def test_a_text_whose_format_binds_nothing_stands_in_its_tag_as_it_is(structures: StructureFactory) -> None:
+@pytest.mark.parametrize("more", [{"format": "password"}, {"deprecated": True}, {"$comment": "-", "writeOnly": True}], ids=str)
+def test_a_text_that_nothing_binds_stands_in_its_tag_as_it_is(structures: StructureFactory, more: dict[str, Any]) -> None:
     """https://github.com/zaggino/z-schema/issues/121"""
-    reading = CallReading(form=TOOL_FORMATS["qwen3_coder"], schemas={"f": holding(type="string", format="password")})
+    reading = CallReading(form=TOOL_FORMATS["qwen3_coder"], schemas={"f": holding(type="string", **more)})
     text = "<tool_call>\n<function=f>\n<parameter=x>\na b\n</parameter>\n</function>\n</tool_call>"
     matcher = structures.compile("grammar", AnswerForm(calls=reading, called=True).grammar()).matcher
     tokens = structures.tokenizer.tokenize_str(text)
@@ -195,3 +197,19 @@ def test_no_form_of_calls_binds_what_cannot_be_bound(form: str) -> None:
     reading = CallReading(form=TOOL_FORMATS[form], schemas={"f": holding(type="array", uniqueItems=True)})
     with pytest.raises(NotBindableError, match=r"^properties\.x\.uniqueItems cannot be bound$"):
         AnswerForm(calls=reading, called=True).grammar()
+
+
+def test_names_within_a_schema_stay_its_authors(api: httpx.Client) -> None:
+    """Whatever a form of requests calls its own fields: `tools` are `functions` in one, `messages` are `input` in another."""
+    wrong: dict[str, Any] = {"type": "object"}
+    function = {"name": "f", "parameters": wrong}
+    for route, body, where in (
+        (CHAT, {**ASK, "functions": [function]}, "functions.0.parameters"),
+        (CHAT, {**ASK, "tools": [{"type": "function", "function": function}]}, "tools.0.function.parameters"),
+        (RESPONSES, {"model": "llm", "input": "x", "tools": [{"type": "function", **function}]}, "tools.0.parameters"),
+    ):
+        for name in ("messages", "tools", "custom"):
+            wrong["properties"] = {name: {"type": "no"}}
+            error = api.post(route, json=body).json()["error"]
+            assert error["param"] == f"{where}.properties.{name}.type"
+            assert error["message"].startswith(f"{error['param']}: this is no JSON schema")

@@ -18,7 +18,7 @@ from nereid.serving.gateway.grammar_parts import NotBindableError
 from nereid.serving.gateway.logprobs import NO_LOGPROBS
 from nereid.serving.gateway.messages import Message
 from nereid.serving.gateway.offered import Offered
-from nereid.serving.gateway.older_calls import in_older_names, in_todays_form, renamed, with_tool_calls
+from nereid.serving.gateway.older_calls import OLDER_NAMES, in_todays_form, with_tool_calls
 from nereid.serving.gateway.response_formats import name_of_schema, names_of_answer, schema_of_answer
 from nereid.serving.gateway.schemas import ChatBody, EmbeddingBody
 from nereid.serving.gateway.thoughts import Thinking
@@ -55,6 +55,11 @@ class ChatAsked:
     def new_stream(self) -> AnswerStream:
         return AnswerStream(self.thinking, self.calls, self.spoken, self.silent)
 
+    def tokens(self, model: Offered) -> list[int]:
+        """The prompt's, as `llm` reads it; takes time. Raises ContextLengthError."""
+        special = bool(self.sampling.get("add_special_tokens", True))
+        return model.tokenizer.encode(self.prompt, add_special_tokens=special)
+
 
 async def read_chat(body: ChatBody, model: Offered) -> ChatAsked:
     """`chat_asked`, beside the loop where schemas have to be checked, which takes time."""
@@ -69,8 +74,8 @@ def chat_asked(body: ChatBody, model: Offered) -> ChatAsked:
     try:
         asked = _asked(todays, model)
     except ApiError as error:
-        raise in_older_names(error) from None
-    return replace(asked, names={inner: renamed(name) for inner, name in asked.names.items()}, as_function_call=True)
+        raise OLDER_NAMES.refusal(error) from None
+    return replace(asked, names=OLDER_NAMES.of_inputs(asked.names), as_function_call=True)
 
 
 def _asked(body: ChatBody, model: Offered) -> ChatAsked:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.messages import FunctionName, Message, NamedTool, Tool, ToolCall
+from nereid.serving.gateway.other_names import OtherNames
 from nereid.serving.gateway.schemas import ChatBody
 
-_NAMES = (("tools", "functions"), ("tool_choice", "function_call"), (".function.", "."))
+OLDER_NAMES = OtherNames((("tools", "functions"), ("tool_choice", "function_call"), (".function.", ".")), kept=("messages",))
 """Of tools, and what the older form calls the same."""
 
 
@@ -20,7 +21,7 @@ def in_todays_form(body: ChatBody) -> ChatBody:
     """The chat with tools and their calls; raises ApiError for what the older form cannot say."""
     messages = with_tool_calls(body.messages)
     if not body.functions:
-        if isinstance(body.function_call, FunctionName):
+        if isinstance(body.function_call, FunctionName) or (body.function_call == "none" and body.tools):
             sentence = "it is not allowed without functions; send functions, or leave it out"
             raise ApiError(400, f"function_call: {sentence}", param="function_call")
         return body.model_copy(update={"messages": messages})
@@ -63,20 +64,3 @@ def with_tool_calls(messages: Sequence[Message]) -> list[Message]:
             message = message.model_copy(update={"tool_calls": todays, "function_call": None})
         made.append(message)
     return made
-
-
-def in_older_names(error: ApiError) -> ApiError:
-    """A refusal of tools as one of functions."""
-    head, colon, rest = error.message.partition(":")
-    if error.param is not None:
-        error.param, error.message = renamed(error.param), renamed(head) + colon + rest
-    return error
-
-
-def renamed(name: str) -> str:
-    """A field of tools by its older name; others keep theirs."""
-    if name.startswith("messages"):
-        return name
-    for todays, older in _NAMES:
-        name = name.replace(todays, older)
-    return name

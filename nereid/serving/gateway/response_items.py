@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.other_names import OtherNames
 from nereid.serving.gateway.problems import refusal
 from nereid.serving.gateway.response_bodies import (
     CALLS,
@@ -29,17 +30,19 @@ from nereid.serving.gateway.schemas import GATEWAY_FIELDS, ChatBody
 Items = Sequence[Kept]
 _ITEMS: TypeAdapter[list[Any]] = TypeAdapter(list[Item])
 
-_NAMES = (
-    ("max_completion_tokens", "max_output_tokens"),
-    ("max_tokens", "max_output_tokens"),
-    ("response_format.json_schema", "text.format"),
-    ("response_format", "text.format"),
-    ("reasoning_effort", "reasoning.effort"),
-    (".allowed_tools.tools", ".tools"),
-    (".custom.format.grammar.", ".format."),
-    (".function.", "."),
-    (".custom.", "."),
-    ("messages", "input"),
+NAMES = OtherNames(
+    (
+        ("max_completion_tokens", "max_output_tokens"),
+        ("max_tokens", "max_output_tokens"),
+        ("response_format.json_schema", "text.format"),
+        ("response_format", "text.format"),
+        ("reasoning_effort", "reasoning.effort"),
+        (".allowed_tools.tools", ".tools"),
+        (".custom.format.grammar.", ".format."),
+        (".function.", "."),
+        (".custom.", "."),
+        ("messages", "input"),
+    )
 )
 """A chat's names, and what /v1/responses calls the same."""
 
@@ -85,27 +88,7 @@ def chat_body(body: ResponsesBody, conversation: Items) -> ChatBody:
     try:
         return ChatBody.model_validate(sent)
     except ValidationError as error:
-        raise in_their_names(refusal(ChatBody, error.errors(include_url=False))) from None
-
-
-def in_their_names(error: ApiError) -> ApiError:
-    """A chat's refusal as one of a response."""
-    head, colon, rest = error.message.partition(":")
-    if error.param is not None:
-        error.param = renamed(error.param)
-        error.message = renamed(head) + colon + rest
-    return error
-
-
-def renamed(name: str) -> str:
-    for chats, theirs in _NAMES:
-        name = name.replace(chats, theirs)
-    return name
-
-
-def names_of(names: Mapping[str, str]) -> dict[str, str]:
-    """The caller's names of `llm`'s inputs."""
-    return {inner: renamed(name) for inner, name in names.items()}
+        raise NAMES.refusal(refusal(ChatBody, error.errors(include_url=False))) from None
 
 
 def _choice(choice: str | FlatName | FlatAllowed | None) -> Any:

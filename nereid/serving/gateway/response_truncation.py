@@ -60,9 +60,8 @@ def _fitted(body: ResponsesBody, conversation: Items, model: Offered) -> ChatAsk
 
 def _fits(chat: ChatAsked, model: Offered) -> bool:
     """Whether the prompt has room in the context, beside as many tokens of an answer as are asked for, or one."""
-    special = bool(chat.sampling.get("add_special_tokens", True))
     try:
-        tokens = len(model.tokenizer.encode(chat.prompt, add_special_tokens=special))
+        tokens = len(chat.tokens(model))
     except ContextLengthError:
         return False
     return tokens + max(1, chat.sampling.get("max_tokens") or 1) <= model.tokenizer.longest

@@ -21,7 +21,7 @@ from nereid.serving.gateway.offered import Offered
 from nereid.serving.gateway.paging import page, paged
 from nereid.serving.gateway.response_bodies import Kept, ResponsesBody
 from nereid.serving.gateway.response_events import ResponseAnswer, new_id
-from nereid.serving.gateway.response_items import chat_body, check_calls, in_their_names, items_of, names_of, resolved
+from nereid.serving.gateway.response_items import NAMES, chat_body, check_calls, items_of, resolved
 from nereid.serving.gateway.response_store import ResponseStore, Stored
 from nereid.serving.gateway.response_truncation import fitted_chat
 from nereid.serving.gateway.waiting import Event, begin_stream, until_gone
@@ -79,8 +79,7 @@ class Responses:
                 raise ApiError(400, sentence, param=name, code="unsupported_parameter")
         model, _, _ = self.find(body.model, "llm")
         _, _, chat = await self._asked(request, body, model)
-        special = bool(chat.sampling.get("add_special_tokens", True))
-        tokens = await asyncio.to_thread(model.tokenizer.encode, chat.prompt, add_special_tokens=special)
+        tokens = await asyncio.to_thread(chat.tokens, model)
         return JSONResponse({"object": "response.input_tokens", "input_tokens": len(tokens)})
 
     @described("A kept answer.", query={"stream": {"const": "false"}})
@@ -109,7 +108,7 @@ class Responses:
         """What is kept of the conversation, what was sent of it, and the chat that they make; raises ApiError."""
         key = owner_of(request)
         before = self._before(key, body.previous_response_id)
-        request.state.names = names_of({"text_input": "messages"})
+        request.state.names = NAMES.of_inputs({"text_input": "messages"})
         try:
             sent = resolved(body.given, lambda identity: self.store.find_item(key, identity))
             earlier = items_of(before)
@@ -120,8 +119,8 @@ class Responses:
             else:
                 chat = await read_chat(chat_body(body, conversation), model)
         except ApiError as error:
-            raise in_their_names(error) from None
-        request.state.names = names_of(chat.names)
+            raise NAMES.refusal(error) from None
+        request.state.names = NAMES.of_inputs(chat.names)
         return before, sent, chat
 
     def _before(self, key: str, identity: str | None) -> list[dict[str, Any]]:
@@ -173,7 +172,7 @@ async def _stream(
     except NereidError as error:
         if not begun:
             raise
-        for event in answer.fail(from_nereid(error, names_of(chat.names)).message):
+        for event in answer.fail(from_nereid(error, NAMES.of_inputs(chat.names)).message):
             yield event["type"], event
     finally:
         await deltas.aclose()

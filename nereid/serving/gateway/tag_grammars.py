@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nereid.llm.json_schemas import readable
+from nereid.llm.json_schemas import ANNOTATIONS, readable
 from nereid.serving.gateway.grammar_parts import (
     AS_TEMPLATES_WRITE,
     NotBindableError,
@@ -23,7 +23,7 @@ from nereid.serving.gateway.tags import Tags
 
 _BOUND = {"type", "properties", "required", "additionalProperties", "$defs", "definitions"}
 """What a schema may say that is to be obeyed where parameters stand apart."""
-_SAYS_NOTHING = {"title", "description", "$schema", "$id", "$comment", "default", "examples", "deprecated"}
+_SAYS_NOTHING = ANNOTATIONS | {"$schema", "$id"}
 
 
 def parameters(name: str, schema: Schema) -> list[tuple[str, Schema, bool]]:

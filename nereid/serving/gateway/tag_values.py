@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from nereid.llm.json_schemas import readable
+from nereid.llm.json_schemas import ANNOTATIONS, readable
 from nereid.serving.gateway.call_objects import no_json
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
@@ -30,7 +30,7 @@ def is_written_plainly(schema: object) -> bool:
     if not isinstance(schema, dict) or schema.get("type") != "string":
         return False
     read = readable(schema)
-    if not isinstance(read, dict) or read.keys() - {"type", "title", "description", "default", "examples", "enum"}:
+    if not isinstance(read, dict) or read.keys() - ANNOTATIONS - {"type", "enum"}:
         return False
     return all(isinstance(value, str) and value.strip() == value and "<" not in value and value for value in read.get("enum", ()))
 

@@ -42,12 +42,12 @@ async def tokenize(body: TokenizeBody, model: Offered) -> dict[str, Any]:
         sentence = "truncate_prompt_tokens: this field is not supported: all tokens are told"
         raise ApiError(400, sentence, param="truncate_prompt_tokens", code="unsupported_parameter")
     if body.prompt is not None:
-        text, special = body.prompt, body.add_special_tokens is not False
+        special = body.add_special_tokens is not False
+        tokens = await asyncio.to_thread(model.tokenizer.encode, body.prompt, add_special_tokens=special)
     else:
         chat = await chats.read_chat(body, model)
-        text, special = chat.prompt, bool(chat.sampling.get("add_special_tokens", True))
+        tokens = await asyncio.to_thread(chat.tokens, model)
     tokenizer = model.tokenizer
-    tokens = await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=special)
     words = await asyncio.to_thread(tokenizer.words, tokens) if body.return_token_strs else None
     return {"count": len(tokens), "max_model_len": tokenizer.longest, "tokens": tokens, "token_strs": words}
 
