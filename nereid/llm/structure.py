@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from nereid.llm.json_schemas import readable, unbindable
 
 _REASON = "error: "
+_REASONS = {"NoExtensionBias": "a schema leads back to itself, and says nothing else"}
+"""What llguidance says in words of its own code."""
 
 
 @dataclass(slots=True, eq=False)
@@ -52,7 +54,7 @@ def _first_line(text: str) -> str:
     """Of a fault; a regular expression's goes on with the expression and, further down, its reason."""
     first, *rest = text.splitlines() or ["no reason given"]
     reason = next((line.removeprefix(_REASON) for line in rest if line.startswith(_REASON)), "")
-    return f"{first} {rest[0].strip()}: {reason}" if reason and first.endswith(":") else first
+    return f"{first} {rest[0].strip()}: {reason}" if reason and first.endswith(":") else _REASONS.get(first, first)
 
 
 def _schema_text(value: Any) -> str:
