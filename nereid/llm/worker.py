@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from nereid.engines.worker_main import Seat
 from nereid.flow.errors import InvalidRequestError, RequestError
 from nereid.flow.metrics import Recorder
 from nereid.llm.bad_words import BadWords
+from nereid.llm.deep_stack import run_deep
 from nereid.llm.loading import LoadedModel, check_widths, load_model
 from nereid.llm.observer import LlmObserver
 from nereid.llm.orders import DROP, REFUSED, START, Order, deltas, metric
@@ -126,7 +128,7 @@ class LlmLoop:
                         self._begin(task, order, None)
                     else:
                         self._compiling.add(task)
-                        self._compiler.submit(self._compile, task, order)
+                        self._compiler.submit(run_deep, partial(self._compile, task, order))
                 case kind if kind == DROP:
                     self._compiling.discard(task)
                     dropped = self._tasks.pop(task, None) is not None or dropped
