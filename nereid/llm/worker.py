@@ -138,9 +138,12 @@ class LlmLoop:
 
     def _begin(self, task: int, order: Order, structure: Structure | None) -> None:
         copies = [None if structure is None else structure.copy() for _ in order.samplings]
-        self._tasks[task] = [self._sequence(task, order, index, copies[index]) for index in range(len(order.samplings))]
+        allowed = self._allowed(order)  # once for all answers: there may be as many as the vocabulary has
+        self._tasks[task] = [self._sequence(task, order, index, copy, allowed) for index, copy in enumerate(copies)]
 
-    def _sequence(self, task: int, order: Order, index: int, structure: Structure | None) -> GeneratedSequence:
+    def _sequence(
+        self, task: int, order: Order, index: int, structure: Structure | None, allowed: NDArray[np.bool_] | None = None
+    ) -> GeneratedSequence:
         proposer = self._proposer(order.speculation) if structure is None else None
         made = GeneratedSequence(
             prompt=list(order.prompt),
@@ -150,7 +153,7 @@ class LlmLoop:
             text=TextStream(self.tokenizer, order.stop, order.include_stop, order.skip_special_tokens, order.prompt),
             emit=lambda delta: self._note(task, index, made, delta),
             min_tokens=order.min_tokens,
-            allowed=self._allowed(order),
+            allowed=allowed,
             bad_words=BadWords.of(order.bad_words),
             scored=order.scored,
             top_logprobs=order.top_logprobs,
