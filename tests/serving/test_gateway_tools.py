@@ -236,6 +236,23 @@ def test_tools_and_messages_that_mean_nothing_are_refused_by_name(
     assert len(message) < 400
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [r"^\p{L}+$", r"^(?<year>[0-9]{4})$", r"^\u{1F600}$", r"^[^]$", "a{99999999999}", "(" * 4900 + "a" + ")" * 4900],
+    ids=lambda value: value[:30],
+)
+def test_an_expression_that_python_does_not_read_is_no_fault_of_a_schema(
+    api: httpx.Client, model: Model, expression: str
+) -> None:
+    """ECMA-262 has others (JSON Schema 2020-12, core, 6.4); whether an answer can be bound to one, the model says."""
+    model.answer = "Well."
+    parameters = {"properties": {"a": {"pattern": expression}}, "patternProperties": {expression: {}}}
+    custom = {"name": "c", "format": {"type": "grammar", "grammar": {"syntax": "regex", "definition": expression}}}
+    told = chat(api, tools=[tool(parameters=parameters), {"type": "custom", "custom": custom}])
+    assert told["choices"][0]["message"]["content"] == "Well."
+    assert '"pattern"' in model.asked[-1]["structured_outputs"]["grammar"]
+
+
 def test_a_schema_of_64_levels_is_taken(api: httpx.Client, model: Model) -> None:
     model.answer = "Well."
     assert chat(api, tools=[tool(parameters=DEEPEST)])["choices"][0]["message"]["content"] == "Well."

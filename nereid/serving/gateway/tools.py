@@ -28,6 +28,8 @@ MOST_LEVELS = 64
 """Of one schema: its check goes down by recursion, to a depth that differs between interpreters."""
 _MOST_TYPES = 7
 """Those that JSON has."""
+_NO_FORMATS = jsonschema.FormatChecker(())
+"""Python's reader of regular expressions is none of JSON Schema's: it lacks `\\p{L}`, and some it only fails over."""
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -105,7 +107,7 @@ def _fault(text: str) -> tuple[tuple[str, ...], str] | None:
     if (path := _long_type(schema)) is not None:
         return (path,), f"so many types are not allowed; it must have at most {_MOST_TYPES}"
     try:
-        jsonschema.Draft202012Validator.check_schema(newest(schema))
+        jsonschema.Draft202012Validator.check_schema(newest(schema), _NO_FORMATS)
     except jsonschema.SchemaError as error:
         return tuple(str(part) for part in error.absolute_path), f"this is no JSON schema: {error.message[:200]}"
     return None
