@@ -166,6 +166,14 @@ def test_a_schema_that_only_leads_back_to_itself_is_a_value_error_that_says_so(
         structures.compile("json", schema).allowed()
 
 
+@pytest.mark.parametrize("expression", ["(" * 4000 + "a" + ")" * 4000, "a{9}" * 1000 + "(", "a" * 4000 + "$b"])
+def test_a_long_expression_is_not_told_as_a_whole(structures: StructureFactory, expression: str) -> None:
+    for kind, value in (("json", {"type": "string", "pattern": expression}), ("regex", expression)):
+        with pytest.raises(ValueError, match="regex") as caught:
+            structures.compile(kind, value).allowed()
+        assert len(str(caught.value)) < 800
+
+
 def test_words_that_say_nothing_are_none() -> None:
     schema = {
         "uniqueItems": False,
