@@ -39,9 +39,14 @@ def structures(tmp_path_factory: pytest.TempPathFactory) -> StructureFactory:
 
 def outcome(task: Callable[[], object]) -> int:
     """How a process of its own ends that does this."""
+
+    def run() -> None:
+        if task():
+            os._exit(3)
+
     pid = os.fork()
     if not pid:
-        run_deep(lambda: task() and os._exit(3))
+        run_deep(run)
         os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
@@ -61,8 +66,9 @@ def test_the_worker_compiles_so() -> None:
             found.append(threading.current_thread().name)
             raise ValueError
 
-    loop, stand_in = loop_of(), Structures()
-    loop.structures = stand_in  # type: ignore[assignment]
+    loop = loop_of()
+    stand_in: Any = Structures()
+    loop.structures = stand_in
     order = Order.of(parse(sampling_parameters=text(json.dumps({"structured_outputs": {"regex": "a"}}))))
     loop._inbox.put(order.message(7))
     loop._take_orders(wait=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 from nereid.serving.gateway.batches.schema import prepare
 from nereid.serving.gateway.batches.states import State
@@ -84,7 +85,7 @@ def test_a_folder_that_a_later_gateway_has_changed_is_still_read(tmp_path: Path)
 class Hurried(sqlite3.Connection):
     """Before it adds a column, another process tries to."""
 
-    def execute(self, query: str, *values: object) -> sqlite3.Cursor:  # type: ignore[override]
+    def execute(self, query: str, *values: Any) -> sqlite3.Cursor:
         if query.startswith("ALTER"):
             other = sqlite3.connect(self.execute("PRAGMA database_list").fetchone()[2], timeout=0)
             with contextlib.suppress(sqlite3.OperationalError):
