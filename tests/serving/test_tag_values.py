@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -42,3 +44,16 @@ def test_a_reference_to_no_place_of_a_list_leads_nowhere(place: str) -> None:
     root = {"prefixItems": [{"type": "null"}, {"type": "string"}]}
     assert resolved(f"#/prefixItems/{place}/a", root) is True
     assert resolved("#/prefixItems/1", root) == {"type": "string"}
+
+
+@pytest.mark.parametrize(
+    ("text", "written"), [("007", "7"), (" -007 ", "-7"), ("000", "0"), ("1.5.2", '"1.5.2"')]
+)
+def test_a_number_may_have_zeros_before_it(text: str, written: str) -> None:
+    assert json_of(text, {"type": "number"}, {}) == written
+
+
+def test_zeros_before_what_is_no_number_are_looked_at_once() -> None:
+    begun = time.process_time()
+    assert json_of("0" * 20_000 + "x", {"type": "number"}, {}) == json.dumps("0" * 20_000 + "x")
+    assert time.process_time() - begun < 3

@@ -23,6 +23,8 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 }
 _DEEPEST = 16
 """Schemas in each other, and references, that are looked at."""
+_NUMBER = re.compile(r"\s*+([+-]?)(?:0(?=[0-9]))*+([0-9]++(?:\.[0-9]++)?)\s*+", re.ASCII)
+"""With zeros before it. Nothing is tried twice: models write thousands of them."""
 _PLACE = re.compile("0|[1-9][0-9]{0,8}")
 """In a list, as pointers have it (RFC 6901, 4)."""
 
@@ -69,7 +71,7 @@ def _as_json_twice(text: str) -> str | None:
 
 
 def _as_number(text: str) -> str | None:
-    found = re.fullmatch(r"\s*([+-]?)0*(\d+(?:\.\d+)?)\s*", text, re.ASCII)
+    found = _NUMBER.fullmatch(text)
     return f"{found[1].strip('+')}{found[2]}" if found else None
 
 
