@@ -46,9 +46,7 @@ def test_a_reference_to_no_place_of_a_list_leads_nowhere(place: str) -> None:
     assert resolved("#/prefixItems/1", root) == {"type": "string"}
 
 
-@pytest.mark.parametrize(
-    ("text", "written"), [("007", "7"), (" -007 ", "-7"), ("000", "0"), ("1.5.2", '"1.5.2"')]
-)
+@pytest.mark.parametrize(("text", "written"), [("007", "7"), (" -007 ", "-7"), ("000", "0"), ("1.5.2", '"1.5.2"')])
 def test_a_number_may_have_zeros_before_it(text: str, written: str) -> None:
     assert json_of(text, {"type": "number"}, {}) == written
 
