@@ -142,7 +142,7 @@ class DenoisingLoop:
         self._variants = {shape: clock for shape, clock in self._variants.items() if shape in shapes}
         self._chooser.forget(lane for shape in lanes.values() for lane in shape)
         best = min(priority_of(*member) for shape in lanes.values() for members in shape.values() for member in members)
-        shape, lane = self._next(with_priority(lanes, best))
+        shape, lane = self._next(with_priority(lanes, best), best)
         members = self._chooser.choose(lane, lanes[shape][lane], self.waiting())
         call = pack([run for _, run in members])
         probe = self.process_of(call.variant) in self._down
@@ -162,9 +162,9 @@ class DenoisingLoop:
             task.started = task.started if task.started is not None else now
         return True
 
-    def _next(self, lanes: Mapping[Lane, Mapping[Lane, list[Member]]]) -> tuple[Lane, Lane]:
-        """The shape whose turn it is, and its lane."""
-        shape, lane = earliest_due(lanes) if self.earliest_due_first else (self._clock.next(lanes), None)
+    def _next(self, lanes: Mapping[Lane, Mapping[Lane, list[Member]]], best: int) -> tuple[Lane, Lane]:
+        """The shape whose turn it is, and its lane; `best` is the best priority in them."""
+        shape, lane = earliest_due(lanes, best) if self.earliest_due_first else (self._clock.next(lanes), None)
         variants = self._variants.setdefault(shape, FairClock[Lane]())
         return shape, variants.next(lanes[shape]) if lane is None else lane
 

@@ -52,15 +52,17 @@ def with_priority(lanes: Mapping[Lane, Mapping[Lane, list[Member]]], best: int) 
     return found
 
 
-def earliest_due(lanes: Mapping[Lane, Mapping[Lane, list[Member]]]) -> tuple[Lane, Lane]:
+def earliest_due(lanes: Mapping[Lane, Mapping[Lane, list[Member]]], best: int) -> tuple[Lane, Lane]:
     """Shape and lane of the run that is due first: at its goal, or once it has taken `latency_target` times as long as alone.
+
+    Only those of priority `best` count: another one would lend its place to mates that are due later than others of theirs.
 
     Where lanes take turns, all of them end late; so the one that came first ends first, a short run goes before a long one that
     came shortly before it, and as what is due stays due, none starves (EDF; Liu and Layland, 1973).
     """
     return min(
         ((shape, lane) for shape, its in lanes.items() for lane in its),
-        key=lambda place: min(_due(*member) for member in lanes[place[0]][place[1]]),
+        key=lambda place: min(_due(*member) for member in lanes[place[0]][place[1]] if priority_of(*member) <= best),
     )
 
 

@@ -7,6 +7,7 @@ tools of a request, though none changes what a schema allows. What does change t
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -24,6 +25,8 @@ _OF_ONE = (
     *("items", "additionalItems", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames"),
     *("unevaluatedItems", "unevaluatedProperties"),
 )
+_MOST_COPIED = 20_000
+"""Characters of a schema for all the names that it is for: such schemas may stand in each other."""
 _MAY_BE_NULL = frozenset({"const", "default", "example"})
 _UNBOUND = frozenset(
     "uniqueItems not if then else contains minContains maxContains propertyNames dependencies dependentRequired dependentSchemas "
@@ -88,7 +91,7 @@ def readable(schema: Any) -> Any:
     made = {key: value for key, value in schema.items() if value is not None or key in _MAY_BE_NULL}
     if made.get("not") is True or made.get("not") == {}:
         return False
-    made = within(_with_names(made), readable)
+    made = _with_names(within(made, readable))
     for key in ("$ref", "$id"):
         if isinstance(made.get(key), str):
             made[key] = _as_uri(made[key])
@@ -112,10 +115,10 @@ def _unbindable(schema: Any) -> str | None:
         return None
     if found := next((word for word in schema if word in _UNBOUND), None):
         return found
-    return next((f"{path}.{fault}" for path, part in _parts(schema) if (fault := _unbindable(part))), None)
+    return next((f"{path}.{fault}" for path, part in parts(schema) if (fault := _unbindable(part))), None)
 
 
-def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The schemas that stand in one, with the paths to them."""
     for key, value in schema.items():
         if key in _OF_NAMES and isinstance(value, Mapping):
@@ -139,9 +142,12 @@ def _with_names(schema: dict[str, Any]) -> dict[str, Any]:
     if not said:
         return made
     if said.keys() == {"enum"} and isinstance(said["enum"], list) and isinstance(known, Mapping):
-        allowed = {name: known.get(name, others) for name in said["enum"] if isinstance(name, str)}
+        wanted = dict.fromkeys(name for name in said["enum"] if isinstance(name, str))
+        if sum(name not in known for name in wanted) * len(json.dumps(others)) > _MOST_COPIED:
+            return schema
+        allowed = {name: known.get(name, others) for name in wanted}
         return {**made, "properties": {**dict.fromkeys(known, False), **allowed}, "additionalProperties": False}
-    if said.keys() == {"pattern"} and not known:
+    if said.keys() == {"pattern"} and isinstance(said["pattern"], str) and not known:
         return {**made, "patternProperties": {said["pattern"]: others}, "additionalProperties": False}
     return schema
 

@@ -149,16 +149,20 @@ class GeneratedSequence:
         """How the next token is to be drawn; a grammar that has failed leaves nothing that is allowed."""
         allowed = self.allowed
         if self.structure is not None:
-            try:
-                followed = self.structure.allowed()
-                allowed = followed if self.allowed is None else followed & self.allowed
-            except ValueError as error:
-                self.error = _broken(self.structure, error)
-                allowed = np.zeros(self.structure.vocabulary, np.bool_)
+            followed = self._followed(self.structure)
+            allowed = followed if self.allowed is None else followed & self.allowed
         banned = tuple(self.stop_ids) if len(self.written) < self.min_tokens else ()
         if self.bad_words is not None:
             banned += self.bad_words.after(self.written)
         return Row(self.sampling, len(self.written), self._counts, banned, allowed)
+
+    def _followed(self, structure: Structure) -> NDArray[np.bool_]:
+        """What the grammar allows."""
+        try:
+            return structure.allowed()
+        except ValueError as error:
+            self.error = _broken(structure, error)
+            return np.zeros(structure.vocabulary, np.bool_)
 
     def end_unanswered(self) -> None:
         """The prompt is read, and nothing is to be written."""
@@ -215,20 +219,23 @@ class GeneratedSequence:
     def _undrawn(self, token: int) -> RequestError:
         if token == NOT_FINITE:
             return EngineError("the model's logits are not finite; the answer cannot go on")
-        field = self._narrowed_by
-        if len(self.written) < self.min_tokens:
+        formed = None if self.structure is None else self._followed(self.structure)
+        field = self._narrowed_by(formed)
+        bounds = [bound for bound in (formed, self.allowed) if bound is not None]
+        bad = () if self.bad_words is None else self.bad_words.after(self.written)
+        may_end = any(token not in bad and all(bound[token] for bound in bounds) for token in self.stop_ids)
+        if len(self.written) < self.min_tokens and may_end:
             shown, allowed = self.min_tokens, f"at most {len(self.written)}: then the answer can only end"
             return InvalidRequestError.of("min_tokens", shown, f"{allowed} ({field})")
         return InvalidRequestError(f"{field}: no token is allowed after {len(self.written)} tokens of the answer", field)
 
-    @property
-    def _narrowed_by(self) -> str:
-        """The field that has left nothing to draw."""
-        if self.structure is not None:
+    def _narrowed_by(self, formed: NDArray[np.bool_] | None) -> str:
+        """The field that has left nothing to draw; `formed` is what the grammar allows."""
+        narrowing = {"allowed_token_ids": self.allowed, "bad_words": self.bad_words}
+        field = next((name for name, bound in narrowing.items() if bound is not None), None)
+        if self.structure is not None and (field is None or formed is None or not formed.any()):
             return f"structured_outputs.{self.structure.kind}"
-        if self.allowed is not None:
-            return "allowed_token_ids"
-        return "stop_token_ids" if self.bad_words is None else "bad_words"
+        return field or "stop_token_ids"
 
     def _logprob(self, token: int) -> TokenLogprob:
         assert self.raw_logits is not None

@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 from nereid.llm.json_schemas import readable, unbindable
 
 _REASON = "error: "
+_LONGEST_PART = 300
+"""Characters of a part of a fault."""
+_REASONS = {"NoExtensionBias": "a schema leads back to itself, and says nothing else"}
+"""What llguidance says in words of its own code."""
 
 
 @dataclass(slots=True, eq=False)
@@ -52,7 +56,14 @@ def _first_line(text: str) -> str:
     """Of a fault; a regular expression's goes on with the expression and, further down, its reason."""
     first, *rest = text.splitlines() or ["no reason given"]
     reason = next((line.removeprefix(_REASON) for line in rest if line.startswith(_REASON)), "")
-    return f"{first} {rest[0].strip()}: {reason}" if reason and first.endswith(":") else first
+    if reason and first.endswith(":"):
+        return f"{_short(first)} {_short(rest[0].strip())}: {_short(reason)}"
+    return _REASONS.get(first, _short(first))
+
+
+def _short(text: str) -> str:
+    """An expression may have thousands of characters, and stands in most faults of it."""
+    return text if len(text) <= _LONGEST_PART else f"{text[: _LONGEST_PART // 2]} ... {text[-_LONGEST_PART // 2 :]}"
 
 
 def _schema_text(value: Any) -> str:

@@ -28,6 +28,9 @@ from nereid.llm.text import TokenTexts
 
 log = logging.getLogger(__name__)
 
+LEAST_LOGPROB = -9999.0
+"""Of tokens that a model gives no weight at all: JSON has no minus infinity, and OpenAI's API says this of unlikely ones."""
+
 _numbers = itertools.count(1)
 
 _LONGEST_PAUSE = 86_400.0
@@ -269,7 +272,8 @@ class LlmTask:
         text = self.texts.of(token)
         raw = self.texts.bytes_of(token, text)
         more = {} if raw == text.encode() else {"bytes": list(raw)}
-        return {"token_id": token, "token": text, "logprob": logprob if logprob is None else round(logprob, 6), **more}
+        told = logprob if logprob is None else round(max(logprob, LEAST_LOGPROB), 6)
+        return {"token_id": token, "token": text, "logprob": told, **more}
 
 
 def _merge(deltas: list[Delta]) -> Delta:

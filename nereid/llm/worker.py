@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from nereid.engines.worker_main import Seat
 from nereid.flow.errors import InvalidRequestError, RequestError
 from nereid.flow.metrics import Recorder
 from nereid.llm.bad_words import BadWords
+from nereid.llm.deep_stack import run_deep
 from nereid.llm.loading import LoadedModel, check_widths, load_model
 from nereid.llm.observer import LlmObserver
 from nereid.llm.orders import DROP, REFUSED, START, Order, deltas, metric
@@ -126,7 +128,7 @@ class LlmLoop:
                         self._begin(task, order, None)
                     else:
                         self._compiling.add(task)
-                        self._compiler.submit(self._compile, task, order)
+                        self._compiler.submit(run_deep, partial(self._compile, task, order))
                 case kind if kind == DROP:
                     self._compiling.discard(task)
                     dropped = self._tasks.pop(task, None) is not None or dropped
@@ -136,9 +138,12 @@ class LlmLoop:
 
     def _begin(self, task: int, order: Order, structure: Structure | None) -> None:
         copies = [None if structure is None else structure.copy() for _ in order.samplings]
-        self._tasks[task] = [self._sequence(task, order, index, copies[index]) for index in range(len(order.samplings))]
+        allowed = self._allowed(order)  # once for all answers: there may be as many as the vocabulary has
+        self._tasks[task] = [self._sequence(task, order, index, copy, allowed) for index, copy in enumerate(copies)]
 
-    def _sequence(self, task: int, order: Order, index: int, structure: Structure | None) -> GeneratedSequence:
+    def _sequence(
+        self, task: int, order: Order, index: int, structure: Structure | None, allowed: NDArray[np.bool_] | None = None
+    ) -> GeneratedSequence:
         proposer = self._proposer(order.speculation) if structure is None else None
         made = GeneratedSequence(
             prompt=list(order.prompt),
@@ -148,7 +153,7 @@ class LlmLoop:
             text=TextStream(self.tokenizer, order.stop, order.include_stop, order.skip_special_tokens, order.prompt),
             emit=lambda delta: self._note(task, index, made, delta),
             min_tokens=order.min_tokens,
-            allowed=self._allowed(order),
+            allowed=allowed,
             bad_words=BadWords.of(order.bad_words),
             scored=order.scored,
             top_logprobs=order.top_logprobs,

@@ -28,7 +28,8 @@ _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 _JOINERS = "\u200c\u200d"
-_LONE_JOINERS = re.compile(f"(?<![^\x00-\x7f])[{_JOINERS}]|[{_JOINERS}](?![^\x00-\x7f])")
+_RUN_OF_JOINERS = re.compile(f"[{_JOINERS}]{{3,}}")
+_LONE_JOINERS = re.compile(f"(?<![^\x00-\x7f])[{_JOINERS}]+|[{_JOINERS}]+(?![^\x00-\x7f])")
 """What joins letters of Persian and of India's scripts, and emoji, or keeps them apart; of no width, and no use elsewhere."""
 _SEEN_FORMATS = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u08e2")
 """Signs of Arabic and Syriac around numbers, controls by their category (Unicode's Prepended_Concatenation_Mark)."""
@@ -117,7 +118,7 @@ def clean(text: str) -> str:
         or character in _JOINERS
         or character in _SEEN_FORMATS
     )
-    return " ".join(unicodedata.normalize("NFC", _LONE_JOINERS.sub("", seen)).split())
+    return " ".join(unicodedata.normalize("NFC", _LONE_JOINERS.sub("", _RUN_OF_JOINERS.sub("", seen))).split())
 
 
 def turns(texts: Iterable[str]) -> bool:

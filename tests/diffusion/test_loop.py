@@ -189,6 +189,13 @@ def test_a_better_priority_goes_before_what_is_due_first() -> None:
     assert (first.step, better.step) == (0, 1)
 
 
+def test_one_of_a_worse_priority_lends_its_place_to_no_mate() -> None:
+    waits, mate, other = sized(256, 10.0), sized(256, 30.0, priority=whole(1)), sized(128, 20.0, priority=whole(1))
+    loop = DenoisingLoop(Unet(), 16, earliest_due_first=True)
+    loop.advance([waits, mate, other])
+    assert (mate.step, other.step) == (0, 1)
+
+
 def test_a_lone_row_is_filled_up_for_an_engine_that_rounds_it_differently() -> None:
     """The engine here adds to a call of one row what a batch does not have."""
 

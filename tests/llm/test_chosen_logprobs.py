@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from test_orders import loop_of
-from test_requests import parse, text
+from test_requests import WORDS, parse, text
 from test_scheduler import make_rows, run, sequence
 
 from nereid.flow.errors import InvalidRequestError
@@ -16,6 +16,8 @@ from nereid.llm.orders import Order
 from nereid.llm.requests import LlmRequest
 from nereid.llm.sampling import log_softmax
 from nereid.llm.sequences import Delta
+from nereid.llm.tasks import LlmTask
+from nereid.llm.text import TokenTexts
 
 from closed_form import logits_after
 
@@ -69,3 +71,17 @@ def test_the_worker_is_told_which_tokens() -> None:
     order = Order.of(asked(logprob_token_ids=[9, 3]), "id")
     assert Order.read(order.message(7)) == order
     assert loop_of()._sequence(7, order, 0, None).logprob_token_ids == (9, 3)
+
+
+def test_a_token_of_no_weight_at_all_is_told_as_json_can() -> None:
+    """A model may give one minus infinity: those that pad its vocabulary."""
+    deltas: list[Delta] = []
+    one = sequence([5], 3, temperature=0.0)
+    one.scored, one.logprob_token_ids, one.emit = True, (40, 3), deltas.append
+    one.raw_logits = logits_after([5], 50)
+    one.raw_logits[40] = -np.inf
+    one.take(3)
+    nobody: Any = None
+    told = LlmTask(nobody, nobody, nobody, nobody, TokenTexts(WORDS), answers=[])._logprobs(deltas[0].logprobs)
+    (entry,) = json.loads(told, parse_constant=pytest.fail)
+    assert [(other["token_id"], other["logprob"]) for other in entry["top"]] == [(40, -9999.0), (3, entry["logprob"])]

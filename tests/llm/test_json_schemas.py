@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from nereid.llm.json_schemas import newest, readable, without_nulls
+from nereid.llm.json_schemas import newest, readable, unbindable, without_nulls
 from nereid.llm.structure import StructureFactory
 
 BIGGEST = 2**63 - 1
@@ -54,6 +54,11 @@ SCHEMAS: list[tuple[Any, tuple[str, ...], tuple[str, ...]]] = [
         {"type": "object", "propertyNames": {"pattern": "^[a-z]+$"}, "additionalProperties": {"type": "integer"}},
         ("{}", '{"ab":1}'),
         ('{"A":1}', '{"ab":"c"}'),
+    ),
+    (
+        {"type": "object", "propertyNames": {"format": "own"}, "additionalProperties": {"type": "null"}},
+        ('{"a":null}',),
+        ('{"a":1}',),
     ),
     ({**holding(type="integer"), "propertyNames": {"enum": ["y", "x"]}}, ('{"x":1}',), ('{"x":1,"y":1}',)),
     # https://github.com/cloudflare/mcp-server-cloudflare/issues/391: what zod writes of what may be left out
@@ -135,6 +140,7 @@ def test_a_schema_binds_what_it_says(
         (holding(**{"not": {"type": "null"}}), "properties.x.not cannot be bound"),
         ({"type": "object", "propertyNames": {"minLength": 2}}, "propertyNames cannot be bound"),
         ({"type": "object", "propertyNames": {"type": "integer"}}, "propertyNames cannot be bound"),
+        ({"type": "object", "propertyNames": {"pattern": ["a"]}}, "propertyNames cannot be bound"),
         ({"type": "object", "unevaluatedProperties": False}, "unevaluatedProperties cannot be bound"),
         (holding(type="number", minimum=1e300), "float range"),
         # https://github.com/codefuturist/email-mcp/issues/58: zod's own expression of an address
@@ -149,6 +155,23 @@ def test_what_cannot_be_bound_is_refused_by_its_word(structures: StructureFactor
     with pytest.raises(ValueError, match=re.escape(words)) as caught:
         structures.compile("json", schema)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}]}}}])
+def test_a_schema_that_only_leads_back_to_itself_is_a_value_error_that_says_so(
+    structures: StructureFactory, schema: dict[str, Any]
+) -> None:
+    """Once its first tokens are looked for."""
+    with pytest.raises(ValueError, match="leads back to itself, and says nothing else"):
+        structures.compile("json", schema).allowed()
+
+
+@pytest.mark.parametrize("expression", ["(" * 4000 + "a" + ")" * 4000, "a{9}" * 1000 + "(", "a" * 4000 + "$b"])
+def test_a_long_expression_is_not_told_as_a_whole(structures: StructureFactory, expression: str) -> None:
+    for kind, value in (("json", {"type": "string", "pattern": expression}), ("regex", expression)):
+        with pytest.raises(ValueError, match="regex") as caught:
+            structures.compile(kind, value).allowed()
+        assert len(str(caught.value)) < 800
 
 
 def test_words_that_say_nothing_are_none() -> None:
@@ -169,6 +192,15 @@ def test_a_schema_that_goes_too_deep_is_a_value_error(structures: StructureFacto
         deep = {"items": deep}
     with pytest.raises(ValueError, match="nested too deeply"):
         structures.compile("json", deep)
+
+
+def test_records_in_each_other_are_not_written_out_for_every_name() -> None:
+    """Each has the next for both of its names: all together would be 2^17 of them."""
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(17):
+        schema = {"type": "object", "propertyNames": {"enum": ["a", "b"]}, "additionalProperties": schema}
+    assert len(json.dumps(readable(schema))) < 100_000
+    assert str(unbindable(schema)).endswith("propertyNames")
 
 
 def test_data_and_names_of_properties_stay_as_they_are() -> None:

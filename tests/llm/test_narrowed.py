@@ -108,7 +108,29 @@ def test_a_grammar_and_allowed_tokens_bind_together() -> None:
     assert int(sample(logits_after([5], 50)[None], [one.next_row()])[0]) == 9
     other = bound(30)
     other.take(int(sample(logits_after([5], 50)[None], [other.next_row()])[0]))
-    assert str(other.error) == "structured_outputs.choice: no token is allowed after 0 tokens of the answer"
+    assert str(other.error) == "allowed_token_ids: no token is allowed after 0 tokens of the answer"
+
+
+def refused(*formed: int, **bounds: Any) -> str:
+    """What is said where nothing can be drawn, by a grammar that allows these."""
+    one, structure = sequence([5], 8, temperature=0.0), _Bound(*formed)
+    one.structure, one.min_tokens = structure, bounds.pop("min_tokens", 0)
+    for name, value in bounds.items():
+        setattr(one, name, value)
+    one.take(int(sample(logits_after([5], 50)[None], [one.next_row()])[0]))
+    return str(one.error)
+
+
+def test_what_leaves_nothing_is_named_and_min_tokens_only_where_the_answer_could_end() -> None:
+    nothing = "no token is allowed after 0 tokens of the answer"
+    assert refused(3, EOS, allowed=only(30), min_tokens=2) == f"allowed_token_ids: {nothing}"
+    assert refused(3, bad_words=BadWords.of([(3,)]), min_tokens=2) == f"bad_words: {nothing}"
+    assert refused(allowed=only(30)) == f"structured_outputs.choice: {nothing}"
+    ends = "min_tokens: 2 is not allowed; it must be at most 0: then the answer can only end"
+    assert refused(EOS, min_tokens=2) == f"{ends} (structured_outputs.choice)"
+    assert refused(3, EOS, allowed=only(EOS), min_tokens=2) == f"{ends} (allowed_token_ids)"
+    assert refused(3, EOS, bad_words=BadWords.of([(3,)]), min_tokens=2) == f"{ends} (bad_words)"
+    assert refused(3, EOS, bad_words=BadWords.of([(3,), (EOS,)]), min_tokens=2) == f"bad_words: {nothing}"
 
 
 # --- bad_words ---
@@ -194,11 +216,15 @@ def test_what_says_nothing_of_this_models_tokens_is_refused_by_name(wrong: dict[
 def test_what_an_answer_may_have_crosses_to_the_worker() -> None:
     order = Order.of(asked(allowed_token_ids=[7, 3], bad_words=["w7 w8"], n=2), "id")
     assert Order.read(order.message(7)) == order
-    for index in range(2):
-        made = loop_of()._sequence(7, order, index, None)
+    loop = loop_of()
+    loop._begin(7, order, None)
+    one, other = loop._tasks[7]
+    assert one.allowed is other.allowed
+    for made in (one, other):
         assert made.allowed is not None
         assert np.flatnonzero(made.allowed).tolist() == [3, 7]
         assert made.bad_words is not None
         assert made.bad_words.after([1, 7]) == (8,)
-    plain = loop_of()._sequence(7, Order.of(asked()), 0, None)
+    loop._begin(8, Order.of(asked()), None)
+    (plain,) = loop._tasks[8]
     assert (plain.allowed, plain.bad_words) == (None, None)

@@ -80,6 +80,7 @@ def test_joiners_stay_where_they_mean_something() -> None:
         "\u06dd\u0661",
     ):
         assert clean(kept) == kept
+    assert clean("a" + 4000 * "\u200d" + "b " + 60_000 * "\u200c\u200d") == "ab"
     assert clean("by\u200dpass \u200cA\u200d \u0645\u200d") == "bypass A \u0645"
     font = shipped_font()
     assert font.width("\U0001f469\u200d\U0001f373", BODY) == 2 * UNKNOWN * 16

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 from nereid.serving.gateway.batches.schema import prepare
 from nereid.serving.gateway.batches.states import State
@@ -65,3 +67,36 @@ def test_a_batch_that_ended_before_tokens_were_told_is_still_read(tmp_path: Path
     again = sqlite3.connect(tmp_path / "batches.sqlite")
     prepare(again)  # once more changes nothing
     again.close()
+
+
+def test_a_folder_that_a_later_gateway_has_changed_is_still_read(tmp_path: Path) -> None:
+    """Two releases share it while one replaces the other."""
+    store, batch = stored(tmp_path, line("a"))
+    later = sqlite3.connect(tmp_path / "batches.sqlite")
+    for table in ("batches", "files"):
+        later.execute(f"ALTER TABLE {table} ADD COLUMN unknown TEXT")
+    later.close()
+    found = store.batch(batch)
+    assert found is not None
+    assert store.file(found.owner, found.input_file) is not None
+    assert store.batches(found.owner) == [found]
+
+
+class Hurried(sqlite3.Connection):
+    """Before it adds a column, another process tries to."""
+
+    def execute(self, query: str, *values: Any) -> sqlite3.Cursor:
+        if query.startswith("ALTER"):
+            other = sqlite3.connect(self.execute("PRAGMA database_list").fetchone()[2], timeout=0)
+            with contextlib.suppress(sqlite3.OperationalError):
+                other.execute(query)
+            other.close()
+        return super().execute(query, *values)
+
+
+def test_gateways_that_begin_together_add_a_column_once(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "batches.sqlite", isolation_level=None, factory=Hurried)
+    prepare(connection)
+    prepare(connection)
+    assert not connection.in_transaction
+    connection.close()

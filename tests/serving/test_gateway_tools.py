@@ -204,10 +204,15 @@ CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{
             "tools.0.function.parameters.properties.a.type",
             "",
         ),
+        (
+            {"tools": [tool(parameters={"properties": {"a": {"type": [{"a": i} for i in range(8)]}}})]},
+            "tools.0.function.parameters.properties.a.type",
+            "at most 7",
+        ),
         ({"tools": [tool(parameters={"properties": 3})]}, "tools.0.function.parameters.properties", "no JSON schema"),
         ({"tools": [tool(parameter={})]}, "tools.0.function.parameter", "not supported"),
         ({"tools": [tool(name=f"f{i}") for i in range(129)]}, "tools", "it must be at most 128 items"),
-        ({"tools": [tool(parameters=MANY)], "tool_choice": "required"}, "tools", "they must be at most 100000"),
+        ({"tools": [tool(parameters=MANY)], "tool_choice": "required"}, "tools", "it must have at most 100000 characters"),
         ({"tools": [tool(parameters=MANY), tool(name="g", parameters={"title": "x"})]}, "tools", "too long"),
         ({"tools": [tool(parameters=DEEP)]}, "tools.0.function.parameters", "nested too deeply"),
         ({"tools": [tool()], "tool_choice": "always"}, "tool_choice", ""),
@@ -229,6 +234,23 @@ def test_tools_and_messages_that_mean_nothing_are_refused_by_name(
     assert found == param
     assert words in message
     assert len(message) < 400
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [r"^\p{L}+$", r"^(?<year>[0-9]{4})$", r"^\u{1F600}$", r"^[^]$", "a{99999999999}", "(" * 4900 + "a" + ")" * 4900],
+    ids=lambda value: value[:30],
+)
+def test_an_expression_that_python_does_not_read_is_no_fault_of_a_schema(
+    api: httpx.Client, model: Model, expression: str
+) -> None:
+    """ECMA-262 has others (JSON Schema 2020-12, core, 6.4); whether an answer can be bound to one, the model says."""
+    model.answer = "Well."
+    parameters = {"properties": {"a": {"pattern": expression}}, "patternProperties": {expression: {}}}
+    custom = {"name": "c", "format": {"type": "grammar", "grammar": {"syntax": "regex", "definition": expression}}}
+    told = chat(api, tools=[tool(parameters=parameters), {"type": "custom", "custom": custom}])
+    assert told["choices"][0]["message"]["content"] == "Well."
+    assert '"pattern"' in model.asked[-1]["structured_outputs"]["grammar"]
 
 
 def test_a_schema_of_64_levels_is_taken(api: httpx.Client, model: Model) -> None:

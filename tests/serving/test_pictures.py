@@ -7,6 +7,7 @@ import contextlib
 import io
 import random
 import struct
+import tracemalloc
 import zlib
 from typing import Any
 from urllib.parse import quote
@@ -109,6 +110,17 @@ def test_a_clear_grey_of_16_bits_is_transparent() -> None:
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, 0, 0, 0, 0)) + chunk(b"tRNS", struct.pack(">H", 65535))
     made = read(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
     assert (made.mode, made.getpixel((0, 0)), made.getpixel((1, 1))) == ("RGBA", (255, 255, 255, 0), (1, 1, 1, 255))
+
+
+def test_a_small_file_of_greys_of_16_bits_becomes_no_large_memory() -> None:
+    data = file(Image.fromarray(np.zeros((1024, 1024), np.uint16)), transparency=0)
+    assert len(data) < 10_000
+    tracemalloc.start()
+    try:
+        assert read(data, 2**20).mode == "RGBA"
+        assert tracemalloc.get_traced_memory()[1] < 8 * 2**20  # of numpy's arrays; Pillow's own are not counted
+    finally:
+        tracemalloc.stop()
 
 
 def test_transparency_is_kept_only_where_there_is_some() -> None:
@@ -221,6 +233,16 @@ def test_pictures_come_in_base64_and_as_data_urls() -> None:
         with pytest.raises(ApiError) as caught:
             from_base64(wrong, "mask")
         assert caught.value.param == "mask"
+
+
+def test_a_url_of_nothing_but_escapes_takes_little_memory() -> None:
+    sent = "data:image/png;base64," + "%41" * 400_000
+    tracemalloc.start()
+    try:
+        assert from_base64(sent, "image") == bytes(300_000)
+        assert tracemalloc.get_traced_memory()[1] < 10 * len(sent)
+    finally:
+        tracemalloc.stop()
 
 
 def test_other_proportions_are_stretched_or_cut() -> None:

@@ -16,7 +16,7 @@ from nereid.llm.structure import StructureFactory
 from nereid.serving.gateway.answer_streams import AnswerStream
 from nereid.serving.gateway.call_forms import CallReading
 from nereid.serving.gateway.chat_answers import message_of
-from nereid.serving.gateway.grammar_parts import NotBindableError
+from nereid.serving.gateway.grammar_parts import LONGEST_GRAMMAR, NotBindableError, TooLongError
 from nereid.serving.gateway.thoughts import Thinking
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS
 from nereid.serving.gateway.tool_grammars import AnswerForm
@@ -390,6 +390,21 @@ def test_what_arguments_of_a_call_cannot_be_bound_to_is_refused() -> None:
             bound = AnswerForm(calls=CallReading(form=TOOL_FORMATS[form], schemas={"f": schema}), called=True)
             with pytest.raises(NotBindableError, match=words):
                 bound.grammar()
+
+
+@pytest.mark.parametrize("form", ["qwen3_coder", "minimax_m3", "lfm2", "gemma4"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_definitions_that_go_along_with_too_many_parameters_are_not_written_out(form: str, apart: bool) -> None:
+    """All together would be two megabytes."""
+    many = {f"a{i}": {"$ref": "#/$defs/x"} for i in range(200)}
+    properties = {"all": {"type": "object", "properties": many}} if apart else many
+    schema = {"type": "object", "properties": properties, "$defs": {"x": {"enum": [str(i) for i in range(1000)]}}}
+    bound = AnswerForm(calls=CallReading(form=TOOL_FORMATS[form], schemas={"f": schema}), called=True)
+    if apart and form != "minimax_m3":  # the object is one value
+        assert len(bound.grammar()) < LONGEST_GRAMMAR
+        return
+    with pytest.raises(TooLongError):
+        bound.grammar()
 
 
 def test_arguments_that_are_not_required_may_be_left_out(parts: Any) -> None:

@@ -14,7 +14,7 @@ from nereid.serving.gateway.call_messages import with_ids
 from nereid.serving.gateway.channel_streams import MESSAGE, START
 from nereid.serving.gateway.chat_templates import Chat
 from nereid.serving.gateway.errors import ApiError
-from nereid.serving.gateway.grammar_parts import NotBindableError
+from nereid.serving.gateway.grammar_parts import LONGEST_GRAMMAR, NotBindableError, TooLongError
 from nereid.serving.gateway.logprobs import NO_LOGPROBS
 from nereid.serving.gateway.messages import Message
 from nereid.serving.gateway.offered import Offered
@@ -24,15 +24,6 @@ from nereid.serving.gateway.schemas import ChatBody, EmbeddingBody
 from nereid.serving.gateway.thoughts import Thinking
 from nereid.serving.gateway.tool_grammars import AnswerForm
 from nereid.serving.gateway.tools import ToolsAsked, check_messages, tools_asked
-from nereid_protocol.sampling import SAMPLING_FIELDS
-
-_LONGEST_GRAMMAR = next(
-    member.length or 0
-    for field in SAMPLING_FIELDS
-    if field.name == "structured_outputs"
-    for member in field.members
-    if member.name == "grammar"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +54,9 @@ class ChatAsked:
 
 async def read_chat(body: ChatBody, model: Offered) -> ChatAsked:
     """`chat_asked`, beside the loop where schemas have to be checked, which takes time."""
-    return await asyncio.to_thread(chat_asked, body, model) if body.tools or body.functions else chat_asked(body, model)
+    if body.tools or body.functions or body.response_format:
+        return await asyncio.to_thread(chat_asked, body, model)
+    return chat_asked(body, model)
 
 
 def chat_asked(body: ChatBody, model: Offered) -> ChatAsked:
@@ -150,14 +143,16 @@ def _grammar(form: AnswerForm, body: ChatBody) -> str:
         raise ApiError(400, f"{name_of_schema(body)}: {fault} cannot be bound", param=name_of_schema(body))
     try:
         made = form.grammar()
+        if len(made) > LONGEST_GRAMMAR:
+            raise TooLongError
+    except TooLongError:
+        field = "tools" if form.calls else name_of_schema(body)
+        sentence = f"the grammar of its schemas is too long; it must have at most {LONGEST_GRAMMAR} characters"
+        raise ApiError(400, f"{field}: {sentence}", param=field) from None
     except NotBindableError as error:
         place = next(i for i, tool in enumerate(body.tools or ()) if tool.function.name == error.name)
         field = f"tools.{place}.function.parameters"
         raise ApiError(400, f"{field}: {error}", param=field) from None
-    if len(made) > _LONGEST_GRAMMAR:
-        field = "tools" if form.calls else name_of_schema(body)
-        sentence = f"{field}: schemas of {len(made)} characters are not allowed; they must be at most {_LONGEST_GRAMMAR}"
-        raise ApiError(400, sentence, param=field)
     return made
 
 

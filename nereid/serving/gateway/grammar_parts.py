@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from nereid.llm.json_schemas import readable
+from nereid_protocol.sampling import SAMPLING_FIELDS
 
 Schema = Mapping[str, Any]
 
@@ -16,6 +18,19 @@ AS_TEMPLATES_WRITE = {"whitespace_flexible": False, "item_separator": ", ", "key
 _SHORTEST_MARK = 4
 """Tokens of fewer letters are no marks: the tokenizer writes them as it likes."""
 
+LONGEST_GRAMMAR = next(
+    member.length or 0
+    for field in SAMPLING_FIELDS
+    if field.name == "structured_outputs"
+    for member in field.members
+    if member.name == "grammar"
+)
+"""Characters that `llm` takes."""
+
+
+class TooLongError(ValueError):
+    """The schemas are more than a grammar may hold."""
+
 
 class NotBindableError(ValueError):
     """A function's schema cannot be written in the template's form: the sentence says why."""
@@ -23,6 +38,20 @@ class NotBindableError(ValueError):
     def __init__(self, name: str, sentence: str) -> None:
         super().__init__(sentence)
         self.name = name
+
+
+@dataclass(slots=True)
+class Length:
+    """Of parts of a grammar so far: definitions go along with each parameter, and what is too long is not written on."""
+
+    left: int = LONGEST_GRAMMAR
+
+    def taken(self, part: str) -> str:
+        """The same part; raises TooLongError."""
+        self.left -= len(part)
+        if self.left < 0:
+            raise TooLongError
+        return part
 
 
 def letters(text: str) -> str:

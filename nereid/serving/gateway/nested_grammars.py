@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nereid.serving.gateway.grammar_parts import AS_TEMPLATES_WRITE, Schema, as_json, letters, marked
+from nereid.serving.gateway.grammar_parts import AS_TEMPLATES_WRITE, Length, Schema, as_json, letters, marked
 from nereid.serving.gateway.tag_values import is_written_plainly
 from nereid.serving.gateway.tags import Tags
 
@@ -50,7 +50,8 @@ def _inner(tags: Tags, tokens: Mapping[str, int], schema: Any, defs: Schema, dee
         names_fit = all(key and not any(letter in key for letter in "<>/\n") for key in properties)
         if not names_fit or any(key not in properties for key in required) or set(properties) == {"item"}:
             return None
-        parts = [(key, nested_part(tags, tokens, key, inner, defs, deep + 1)) for key, inner in properties.items()]
+        length = Length()
+        parts = [(key, length.taken(nested_part(tags, tokens, key, inner, defs, deep + 1))) for key, inner in properties.items()]
         return " ".join(part if key in required else f"({part})?" for key, part in parts)
     if schema.get("type") == "array" and said <= _OF_LIST and isinstance(items, Mapping):
         least, most = schema.get("minItems", 0), schema.get("maxItems", "")

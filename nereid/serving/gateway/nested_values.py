@@ -67,16 +67,21 @@ def balanced_end(text: str, mark: str, key: str, begin: int) -> int:
     return -1
 
 
-def _branches(schema: object, root: Mapping[str, Any], deep: int = 0) -> Iterator[Mapping[str, Any]]:
-    """A schema and what it refers to or chooses from."""
+def _branches(schema: object, root: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A schema and what it refers to or chooses from; each reference is followed once."""
+    return _followed(schema, root, set())
+
+
+def _followed(schema: object, root: Mapping[str, Any], references: set[str], deep: int = 0) -> Iterator[Mapping[str, Any]]:
     if not isinstance(schema, Mapping) or deep > _DEEPEST:
         return
     yield schema
-    if "$ref" in schema:
-        yield from _branches(resolved(schema["$ref"], root), root, deep + 1)
+    if "$ref" in schema and (reference := str(schema["$ref"])) not in references:
+        references.add(reference)
+        yield from _followed(resolved(reference, root), root, references, deep + 1)
     for name in ("anyOf", "oneOf", "allOf"):
         for inner in schema.get(name) or ():
-            yield from _branches(inner, root, deep + 1)
+            yield from _followed(inner, root, references, deep + 1)
 
 
 def _kinds(schema: object, root: Mapping[str, Any]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from nereid.llm.json_schemas import ANNOTATIONS, readable
 from nereid.serving.gateway.grammar_parts import (
     AS_TEMPLATES_WRITE,
+    Length,
     NotBindableError,
     Schema,
     as_json,
@@ -55,13 +56,13 @@ def tagged(tags: Tags, tokens: Mapping[str, int], name: str, schema: Schema, lea
     """A call behind its opening and `lead`; parameters that are not required may be left out."""
     pad = "\n" if tags.padded else ""
     schema = _apart(schema)
-    parts = [_numbered(f"{lead}{name}{tags.named}{tags.line}", tokens)]
+    parts, length = [_numbered(f"{lead}{name}{tags.named}{tags.line}", tokens)], Length()
     defs = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
     for key, inner, required in parameters(name, schema):
         if not key or any(letter in key for letter in ("<>\n" if tags.entities else "<>/\n" if tags.nested else '<>"\n')):
             raise NotBindableError(name, f"properties: {key!r} cannot be the name of a tag")
         if tags.nested:
-            part = nested_part(tags, tokens, key, schema["properties"][key], defs)
+            part = length.taken(nested_part(tags, tokens, key, schema["properties"][key], defs))
             parts.append(part if required else f"({part})?")
             continue
         plain = is_written_plainly(inner)
@@ -75,7 +76,7 @@ def tagged(tags: Tags, tokens: Mapping[str, int], name: str, schema: Schema, lea
             value = f"({' | '.join(letters(item) for item in values)}) {closing}"
         else:
             value = "value"
-        part = f"{opening} {value}"
+        part = length.taken(f"{opening} {value}")
         parts.append(part if required else f"({part})?")
     closing = apart(tags, tokens, tags.closing) if tags.nested else marked(tags.closing, tokens)
     return " ".join([*parts, *([closing] if tags.closing else [])])
@@ -129,7 +130,7 @@ def argument_rules(rule: str, name: str, schema: Schema, quotes: str, tokens: Ma
     """`rule`, a call as Python has it, or with `quotes`, as Gemma: arguments by name, whose values are JSON, which Python's and
     Gemma's readers take, too; Gemma's plain texts stand between marks.
     """
-    given = parameters(name, schema)
+    given, length = parameters(name, schema), Length()
     equals, comma, first, last = (":", ",", f"call:{name}{{", "}") if quotes else ("=", ", ", f"{name}(", ")")
     rules = {rule: f"{letters(first)} {rule}_first_0 {letters(last)}"}
     for place, (key, inner, required) in enumerate(given):
@@ -141,7 +142,7 @@ def argument_rules(rule: str, name: str, schema: Schema, quotes: str, tokens: Ma
             value = f"{marked(quotes, tokens)} ({' | '.join(letters(item) for item in values)}) {marked(quotes, tokens)}"
         else:
             value = f"{marked(quotes, tokens)} quoted"
-        written, after = f"{letters(f'{key}{equals}')} {value}", f"{rule}_more_{place + 1}"
+        written, after = length.taken(f"{letters(f'{key}{equals}')} {value}"), f"{rule}_more_{place + 1}"
         skipped = "" if required else f" | {rule}_first_{place + 1}"
         rules[f"{rule}_first_{place}"] = f"{written} {after}{skipped}"
         more = f"{letters(comma)} {written}"

@@ -22,7 +22,11 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
     "integer": (int, float),
 }
 _DEEPEST = 16
-"""References that are followed."""
+"""Schemas in each other, and references, that are looked at."""
+_NUMBER = re.compile(r"\s*+([+-]?)(?:0(?=[0-9]))*+([0-9]++(?:\.[0-9]++)?)\s*+", re.ASCII)
+"""With zeros before it. Nothing is tried twice: models write thousands of them."""
+_PLACE = re.compile("0|[1-9][0-9]{0,8}")
+"""In a list, as pointers have it (RFC 6901, 4)."""
 
 
 def is_written_plainly(schema: object) -> bool:
@@ -49,7 +53,7 @@ def json_of(text: str, schema: object, root: Mapping[str, Any], *, text_first: b
 
 def is_of(written: str, schema: object, root: Mapping[str, Any]) -> bool:
     """Whether some JSON is of a schema's types and choices."""
-    return _is_of(json.loads(written), schema, root)
+    return _is_of(json.loads(written), schema, root, {})
 
 
 def loaded(text: str) -> Any:
@@ -67,7 +71,7 @@ def _as_json_twice(text: str) -> str | None:
 
 
 def _as_number(text: str) -> str | None:
-    found = re.fullmatch(r"\s*([+-]?)0*(\d+(?:\.\d+)?)\s*", text, re.ASCII)
+    found = _NUMBER.fullmatch(text)
     return f"{found[1].strip('+')}{found[2]}" if found else None
 
 
@@ -98,12 +102,20 @@ def _as_python(text: str) -> str | None:
         return None
 
 
-def _is_of(value: Any, schema: Any, root: Mapping[str, Any], deep: int = 0) -> bool:
-    """Whether a value is of a schema's types and choices. No expression of a caller's is tried: some take for ever."""
+def _is_of(value: Any, schema: Any, root: Mapping[str, Any], followed: dict[str, bool], deep: int = 0) -> bool:
+    """Whether a value is of a schema's types and choices. No expression of a caller's is tried: some take for ever.
+
+    `followed` has what references allow it: each is followed once, and where it comes back to itself, that forbids nothing.
+    """
     if not isinstance(schema, dict) or deep > _DEEPEST:
         return schema is not False
-    if "$ref" in schema and not _is_of(value, resolved(schema["$ref"], root), root, deep + 1):
-        return False
+    if "$ref" in schema:
+        reference = str(schema["$ref"])
+        if reference not in followed:
+            followed[reference] = True
+            followed[reference] = _is_of(value, resolved(reference, root), root, followed, deep + 1)
+        if not followed[reference]:
+            return False
     if "const" in schema and not _same(value, schema["const"]):
         return False
     if isinstance(choices := schema.get("enum"), list) and not any(_same(value, choice) for choice in choices):
@@ -112,7 +124,9 @@ def _is_of(value: Any, schema: Any, root: Mapping[str, Any], deep: int = 0) -> b
     if isinstance(types, list) and not any(_is_typed(value, kind) for kind in types):
         return False
     for name, enough in (("anyOf", any), ("oneOf", any), ("allOf", all)):
-        if isinstance(inner := schema.get(name), list) and not enough(_is_of(value, one, root, deep + 1) for one in inner):
+        if isinstance(inner := schema.get(name), list) and not enough(
+            _is_of(value, one, root, followed, deep + 1) for one in inner
+        ):
             return False
     return True
 
@@ -136,7 +150,8 @@ def resolved(reference: Any, root: Mapping[str, Any]) -> Any:
     for part in pointer.split("/") if pointer else ():
         name = part.replace("~1", "/").replace("~0", "~")
         if isinstance(found, list):
-            found = found[int(name)] if name.isdecimal() and int(name) < len(found) else True
+            place = int(name) if _PLACE.fullmatch(name) else len(found)
+            found = found[place] if place < len(found) else True
         else:
             found = found.get(name, True) if isinstance(found, Mapping) else True
     return found

@@ -15,6 +15,7 @@ from nereid.serving.gateway.call_forms import CallReading, Shape, ToolFormat
 from nereid.serving.gateway.channel_streams import CHANNEL, CONSTRAIN, END, MESSAGE, START
 from nereid.serving.gateway.grammar_parts import (
     AS_TEMPLATES_WRITE,
+    Length,
     NotBindableError,
     Schema,
     as_json,
@@ -50,7 +51,7 @@ class AnswerForm:
     tokens: Mapping[str, int] = field(default_factory=dict)
 
     def grammar(self) -> str:
-        """Raises NotBindableError."""
+        """Raises NotBindableError, TooLongError."""
         rules: dict[str, str] = {}
         parts = [self._channels(rules)] if self._in_channels else [self._thoughts(rules), self._body(rules)]
         rules = {"start": " ".join(part for part in parts if part), **rules}
@@ -139,16 +140,18 @@ class AnswerForm:
 
     def _call_rules(self, calls: CallReading) -> dict[str, str]:
         made = {"call": " | ".join(f"call_{place}" for place in range(len(calls.schemas)))}
+        form, length = calls.form, Length()
         for place, (name, schema) in enumerate(calls.schemas.items()):
-            made[f"call_{place}"] = self._call(calls.form, name, schema)
-        form = calls.form
+            made[f"call_{place}"] = length.taken(self._call(form, name, schema))
         if form.tags is not None:
             made |= value_rules(form.tags, self.tokens)
         if form.quotes:
             made |= quoted_rules(form.quotes, self.tokens)
         if form.shape in (Shape.PYTHON, Shape.BRACES):
             for place, (name, schema) in enumerate(calls.schemas.items()):
-                made |= argument_rules(f"call_{place}", name, schema, form.quotes, self.tokens)
+                rules = argument_rules(f"call_{place}", name, schema, form.quotes, self.tokens)
+                length.taken("".join(rules.values()))
+                made |= rules
         return made
 
     def _call(self, form: ToolFormat, name: str, schema: Schema) -> str:

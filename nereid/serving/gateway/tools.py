@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jsonschema
 
-from nereid.llm.json_schemas import newest
+from nereid.llm.json_schemas import newest, parts
 from nereid.serving.gateway.call_objects import NAME
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.nesting import levels
@@ -26,6 +26,10 @@ MOST_CHARACTERS = 100_000
 """Of all schemas together: to check one takes time by its length."""
 MOST_LEVELS = 64
 """Of one schema: its check goes down by recursion, to a depth that differs between interpreters."""
+_MOST_TYPES = 7
+"""Those that JSON has."""
+_NO_FORMATS = jsonschema.FormatChecker(())
+"""Python's reader of regular expressions is none of JSON Schema's: it lacks `\\p{L}`, and some it only fails over."""
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -100,11 +104,22 @@ def _fault(text: str) -> tuple[tuple[str, ...], str] | None:
     schema = json.loads(text)
     if schema.get("type", "object") != "object":
         return ("type",), f"{str(schema['type'])[:80]!r} is not allowed; it must be object"
+    if (path := _long_type(schema)) is not None:
+        return (path,), f"so many types are not allowed; it must have at most {_MOST_TYPES}"
     try:
-        jsonschema.Draft202012Validator.check_schema(newest(schema))
+        jsonschema.Draft202012Validator.check_schema(newest(schema), _NO_FORMATS)
     except jsonschema.SchemaError as error:
         return tuple(str(part) for part in error.absolute_path), f"this is no JSON schema: {error.message[:200]}"
     return None
+
+
+def _long_type(schema: Any) -> str | None:
+    """The path to a list of more types than there are, which would be compared with each other; None where there is none."""
+    if not isinstance(schema, Mapping):
+        return None
+    if isinstance(schema.get("type"), list) and len(schema["type"]) > _MOST_TYPES:
+        return "type"
+    return next((f"{path}.{inner}" for path, part in parts(schema) if (inner := _long_type(part)) is not None), None)
 
 
 def _chosen(known: Mapping[str, AnyTool], choice: Choice) -> tuple[dict[str, AnyTool], bool]:

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,10 @@ class StoredFile:
     bytes: int
     created_at: int
     expires_at: int | None = None
+
+
+_COLUMNS = ", ".join(column.name for column in fields(StoredFile))
+"""By name: a later gateway that shares the folder may have added others."""
 
 
 @dataclass(slots=True, eq=False)
@@ -140,13 +144,13 @@ class FileStore:
 
     def file(self, owner: str, file_id: str) -> StoredFile | None:
         """None too for one whose time is over."""
-        query = f"SELECT * FROM files WHERE id = ? AND owner = ? AND {_PRESENT}"
+        query = f"SELECT {_COLUMNS} FROM files WHERE id = ? AND owner = ? AND {_PRESENT}"
         rows = self._rows(query, file_id, owner, int(time.time()))
         return StoredFile(*rows[0]) if rows else None
 
     def files(self, owner: str) -> list[StoredFile]:
         """The newest first."""
-        query = f"SELECT * FROM files WHERE owner = ? AND {_PRESENT} ORDER BY rowid DESC"
+        query = f"SELECT {_COLUMNS} FROM files WHERE owner = ? AND {_PRESENT} ORDER BY rowid DESC"
         return [StoredFile(*row) for row in self._rows(query, owner, int(time.time()))]
 
     def drop_file(self, file_id: str) -> None:

@@ -36,6 +36,8 @@ def prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.executescript(_TABLES)
     connection.executescript(TOTALS)
+    connection.execute("BEGIN IMMEDIATE")  # of gateways that begin together one looks and adds at a time
     for table, column, kind in _LATER:
         if column not in {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}:
             connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+    connection.execute("COMMIT")

@@ -12,7 +12,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from nereid.serving.gateway.batches.answer_files import Answered, write_answers
@@ -69,6 +69,10 @@ class Batch:
     """The one that has answered, where it is one."""
 
 
+_COLUMNS = ", ".join(column.name for column in fields(Batch))
+"""By name: a later gateway that shares the folder may have added others."""
+
+
 @dataclass(slots=True, eq=False)
 class BatchStore(FileStore):
     """Files, and what is made of them; a batch that has ended is known for so many `days`."""
@@ -109,16 +113,16 @@ class BatchStore(FileStore):
         return found
 
     def batch(self, batch_id: str, owner: str | None = None) -> Batch | None:
-        rows = self._rows("SELECT * FROM batches WHERE id = ? AND owner = coalesce(?, owner)", batch_id, owner)
+        rows = self._rows(f"SELECT {_COLUMNS} FROM batches WHERE id = ? AND owner = coalesce(?, owner)", batch_id, owner)
         return _batch(rows[0]) if rows else None
 
     def batches(self, owner: str) -> list[Batch]:
         """The newest first."""
-        return [_batch(row) for row in self._rows("SELECT * FROM batches WHERE owner = ? ORDER BY rowid DESC", owner)]
+        return [_batch(row) for row in self._rows(f"SELECT {_COLUMNS} FROM batches WHERE owner = ? ORDER BY rowid DESC", owner)]
 
     def open_batches(self) -> list[Batch]:
         """The oldest first."""
-        return [_batch(row) for row in self._rows(f"SELECT * FROM batches WHERE {OPEN} ORDER BY rowid")]
+        return [_batch(row) for row in self._rows(f"SELECT {_COLUMNS} FROM batches WHERE {OPEN} ORDER BY rowid")]
 
     def move(self, batch_id: str, state: State, *since: State) -> bool:
         """Into another state, noting when; False where it is in none of `since` any more."""
