@@ -113,6 +113,11 @@ def pytest_configure() -> None:
     logging.root.setLevel = LastSet()  # type: ignore[method-assign]
 
 
+OURS = ("nereid", "nereid_client", "nereid_export", "nereid_zoo", "nereid_bench")
+"""Loggers of this project. In tests they have a level of their own: OpenVINO's conversion sets the root's to ERROR, for a while,
+or for good where two convert at once, and whoever imports it first decides what a process finds."""
+
+
 def logging_state() -> tuple[int, int, bool, list[Any]]:
     return logging.root.level, logging.root.manager.disable, logging.root.disabled, list(logging.root.filters)
 
@@ -129,6 +134,8 @@ def put_back(where: str) -> None:
     logging.root.filters = list(filters)
     logging.disable(disabled)
     logging.root.setLevel(level)  # also forgets what loggers have kept of levels
+    for name in OURS:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @pytest.fixture(autouse=True)

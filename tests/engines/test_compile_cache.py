@@ -107,7 +107,7 @@ def test_a_folder_that_others_can_write_to_is_refused_by_name(
     assert choose_folder(wanted, other) == wanted
     assert wanted.stat().st_mode & 0o777 == 0o700
     (tmp_path / place).chmod(0o770)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, "nereid"):
         assert choose_folder(wanted, other) == other
     assert f"--cache-dir: {tmp_path / place} is not used: it must be a folder of this user that others cannot" in caplog.text
 

@@ -247,7 +247,7 @@ def test_what_nobody_foresaw_is_a_json_500_with_its_request_id_logged_once(
         raise RuntimeError("nobody foresaw this")
 
     monkeypatch.setattr("nereid.serving.gateway.chats.read_chat", fails)
-    with caplog.at_level(logging.INFO), gateway(repository, small[0]) as running:
+    with caplog.at_level(logging.INFO, "nereid"), gateway(repository, small[0]) as running:
         answer = httpx.post(f"{running.url}{CHAT}", json=BODIES[CHAT], headers={"x-request-id": "mine-1"})
     assert answer.status_code == 500
     assert answer.json()["error"]["type"] == "server_error"

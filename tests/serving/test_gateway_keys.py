@@ -52,7 +52,7 @@ def test_a_key_that_has_had_its_requests_is_told_when_to_ask_again(api: httpx.Cl
         return api.post(CHAT, json={}, headers=bearer(key))
 
     assert [ask("key-of-bob").headers["x-ratelimit-remaining-requests"] for _ in range(2)] == ["1", "0"]
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "nereid"):
         refused = ask("key-of-bob")
     error = refused.json()["error"]
     assert (refused.status_code, error["code"], error["type"]) == (429, "rate_limit_exceeded", "rate_limit_error")

@@ -83,7 +83,7 @@ def kept() -> Iterator[KeptServices]:
 
 
 def test_service_comes_back_and_waits_longer_each_time(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "nereid")
     fails = service(FAILS)
     until(lambda: fails.tend() or "death 3 in a row" in caplog.text)  # type: ignore[func-returns-value]
     assert not fails.is_well()
@@ -104,7 +104,7 @@ def test_service_that_cannot_be_started_says_why_in_one_sentence() -> None:
 
 
 def test_service_whose_loop_hangs_is_replaced(kept: KeptServices, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "nereid")
     hangs = service(BEATS_ONCE, silent_seconds=1)
     kept.add(hangs)
     kept.start()
