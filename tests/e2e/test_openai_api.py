@@ -197,6 +197,25 @@ def test_completions_take_several_prompts_and_echo(api: openai.OpenAI) -> None:
         assert "".join(piece.text for chunk in streamed for piece in chunk.choices if piece.index == index) == whole.text
 
 
+def test_vllms_fields_bind_tokens_and_keep_prefixes_apart(api: openai.OpenAI, url: str) -> None:
+    def ask(prompt: str = "<section", **fields: Any) -> Any:
+        return api.completions.create(model="llm", prompt=prompt, max_tokens=6, temperature=0, logprobs=1, extra_body=fields)
+
+    words = ask().choices[0].logprobs.tokens
+    assert words[0] not in ask(bad_words=[words[0]]).choices[0].text
+    headers = {"Authorization": f"Bearer {KEY}"}
+    told = httpx.post(f"{url}/tokenize", json={"model": "llm", "prompt": "ab", "add_special_tokens": False}, headers=headers)
+    assert set(ask(allowed_token_ids=told.json()["tokens"]).choices[0].text) <= set("ab")
+    long = BRIEF * 4
+
+    def cached(salt: str) -> int:
+        return int(ask(long, cache_salt=salt).usage.prompt_tokens_details.cached_tokens)
+
+    assert cached("one") == 0
+    assert cached("one") > 0
+    assert cached("two") == 0
+
+
 def test_an_evaluators_probabilities_are_those_of_the_checkpoint(served: Served, api: openai.OpenAI) -> None:
     """As lm-evaluation-harness asks: token ids with echo, and no answer."""
     torch = pytest.importorskip("torch")
