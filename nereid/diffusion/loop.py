@@ -8,7 +8,6 @@ is refused when it was alone at its second death.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import time
@@ -111,7 +110,7 @@ class DenoisingLoop:
         if not self._out:
             time.sleep(_RETRY_SECONDS / 2)  # the engine is down
             return
-        _wait_for_one([part for call in self._out for part in call.parts if not part.done()])
+        wait([part for call in self._out for part in call.parts if not part.done()], _WAIT_SECONDS, FIRST_COMPLETED)
         for call in [call for call in self._out if call.done]:
             self._out.remove(call)
             self._receive(call)
@@ -245,15 +244,6 @@ class DenoisingLoop:
                 task.error = PoisonousRequestError(
                     "the request was alone in an engine that died, twice; it is not tried a third time"
                 )
-
-
-def _wait_for_one(parts: list[Future[Mapping[str, Array]]]) -> None:
-    """Until one of them is done, or a tick's time is over; of a single one that is asked itself, in half the time."""
-    if len(parts) == 1:
-        with contextlib.suppress(TimeoutError):
-            parts[0].exception(_WAIT_SECONDS)
-    else:
-        wait(parts, _WAIT_SECONDS, FIRST_COMPLETED)
 
 
 def _fail(members: list[Member], error: RequestError) -> None:

@@ -32,7 +32,7 @@ def run(seat: Seat) -> None:
         for shapes in its["warm_up"]:
             _warm_up(seat.name, engines[name], shapes, list(its["outputs"]))
     seat.ready()
-    # Read by this very thread: to hand a step's call on to another takes as long as a tenth of the step.
+    # Read by this very thread: each call that is handed on to another waits for that one to wake.
     for message in seat.channel.receive():
         if message.kind != CALL:
             continue

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 
-from gateway_before import small_repository
+from gateway_before import gateway, small_repository
 from scripted import delta, texts
 from small_servers import Tensors
+from template_families import FAMILIES
 
 CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {"model": "llm", "messages": [{"role": "user", "content": "How warm?"}]}
@@ -65,6 +67,16 @@ def write(folder: Path, template: str, *special: str) -> Path:
     tokens = [{"id": 10 + place, "content": token, "special": True} for place, token in enumerate(special)]
     (repository / "llm" / "1" / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
     return repository
+
+
+@contextmanager
+def hermes(folder: Path, triton: int) -> Iterator[httpx.Client]:
+    """A client of a gateway whose model has Hermes' template."""
+    with (
+        gateway(write(folder, FAMILIES["hermes"]), triton) as running,
+        httpx.Client(base_url=running.url, timeout=60) as client,
+    ):
+        yield client
 
 
 def chat(api: httpx.Client, **more: Any) -> dict[str, Any]:

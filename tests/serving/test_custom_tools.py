@@ -21,9 +21,7 @@ from nereid.serving.gateway.tool_formats import TOOL_FORMATS
 from nereid.serving.gateway.tool_grammars import AnswerForm
 
 from calling_answers import ANSWERS
-from calling_model import ASK, CHAT, WARMTH, Model, chat, write
-from gateway_before import gateway
-from template_families import FAMILIES
+from calling_model import ASK, CHAT, WARMTH, Model, chat, hermes
 
 SCRIPT = 'print("Łódź")\n'
 ANSWER = f"Well. <tool_call>\n{json.dumps({'name': 'python', 'arguments': {'input': SCRIPT}})}\n</tool_call>"
@@ -45,10 +43,7 @@ def model() -> Model:
 
 @pytest.fixture
 def api(tmp_path: Path, triton: int) -> Iterator[httpx.Client]:
-    with (
-        gateway(write(tmp_path, FAMILIES["hermes"]), triton) as running,
-        httpx.Client(base_url=running.url, timeout=60) as client,
-    ):
+    with hermes(tmp_path, triton) as client:
         yield client
 
 

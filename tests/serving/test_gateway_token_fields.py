@@ -9,9 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from calling_model import ASK, CHAT, Model, write
-from gateway_before import gateway
-from template_families import FAMILIES
+from calling_model import ASK, CHAT, Model, hermes
 
 COMPLETIONS, RESPONSES, EMBEDDINGS = "/v1/completions", "/v1/responses", "/v1/embeddings"
 BODIES: dict[str, dict[str, Any]] = {
@@ -29,10 +27,7 @@ def model() -> Model:
 
 @pytest.fixture
 def api(tmp_path: Path, triton: int) -> Iterator[httpx.Client]:
-    with (
-        gateway(write(tmp_path, FAMILIES["hermes"]), triton) as running,
-        httpx.Client(base_url=running.url, timeout=60) as client,
-    ):
+    with hermes(tmp_path, triton) as client:
         yield client
 
 

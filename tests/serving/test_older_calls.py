@@ -11,9 +11,7 @@ import httpx
 import openai
 import pytest
 
-from calling_model import ASK, CHAT, CITY, NOW, WARMTH, Model, chat, write
-from gateway_before import gateway
-from template_families import FAMILIES
+from calling_model import ASK, CHAT, CITY, NOW, WARMTH, Model, chat, hermes
 
 ANSWER = 'Well. <tool_call>\n{"name": "warmth", "arguments": {"city": "Łódź"}}\n</tool_call>'
 ARGUMENTS = '{"city": "Łódź"}'
@@ -29,10 +27,7 @@ def model() -> Model:
 
 @pytest.fixture
 def api(tmp_path: Path, triton: int) -> Iterator[httpx.Client]:
-    with (
-        gateway(write(tmp_path, FAMILIES["hermes"]), triton) as running,
-        httpx.Client(base_url=running.url, timeout=60) as client,
-    ):
+    with hermes(tmp_path, triton) as client:
         yield client
 
 

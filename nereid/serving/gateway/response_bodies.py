@@ -55,14 +55,19 @@ class CallItem(_Item, FunctionCall):
     call_id: str = Field(min_length=1, max_length=256)
 
 
-class OutputItem(_Item):
-    type: Literal["function_call_output"]
+class _Output(_Item):
+    """What a tool has answered."""
+
     call_id: str = Field(min_length=1, max_length=256)
     output: Annotated[str | list[Part], BeforeValidator(few)]
 
     @property
     def text(self) -> str:
         return _text(self.output)
+
+
+class OutputItem(_Output):
+    type: Literal["function_call_output"]
 
 
 class CustomCallItem(_Item, CustomCall):
@@ -72,14 +77,8 @@ class CustomCallItem(_Item, CustomCall):
     call_id: str = Field(min_length=1, max_length=256)
 
 
-class CustomOutputItem(_Item):
+class CustomOutputItem(_Output):
     type: Literal["custom_tool_call_output"]
-    call_id: str = Field(min_length=1, max_length=256)
-    output: Annotated[str | list[Part], BeforeValidator(few)]
-
-    @property
-    def text(self) -> str:
-        return _text(self.output)
 
 
 CALLS, OUTPUTS = (CallItem, CustomCallItem), (OutputItem, CustomOutputItem)
