@@ -10,10 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
-import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -92,58 +89,45 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByServer(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
-class LastSet:
-    """Who has set the root's level last: tests that hear less than they should then say by whose doing."""
-
-    def __init__(self) -> None:
-        self._set = logging.root.setLevel
-        self.by = "nobody"
-
-    def __call__(self, level: int | str) -> None:
-        stack = traceback.extract_stack(limit=6)[:-1]
-        places = " < ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(stack))
-        self.by = f"{threading.current_thread().name}: {places}"
-        self._set(level)
-
-
 def pytest_configure() -> None:
-    """Tests interrupt themselves and their children, also where a shell has started them in the background (SIGINT ignored), and
-    know who sets what is logged."""
+    """Tests interrupt themselves and their children, also where a shell has started them in the background (SIGINT ignored)."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    logging.root.setLevel = LastSet()  # type: ignore[method-assign]
-
-
-OURS = ("nereid", "nereid_client", "nereid_export", "nereid_zoo", "nereid_bench")
-"""Loggers of this project. In tests they have a level of their own: OpenVINO's conversion sets the root's to ERROR, for a while,
-or for good where two convert at once, and whoever imports it first decides what a process finds."""
-
-
-def logging_state() -> tuple[int, int, bool, list[Any]]:
-    return logging.root.level, logging.root.manager.disable, logging.root.disabled, list(logging.root.filters)
-
-
-LOGGING = logging_state()
-"""As every test finds it."""
-
-
-def put_back(where: str) -> None:
-    if (found := logging_state()) != LOGGING:
-        by = getattr(logging.root.setLevel, "by", "unknown")
-        warnings.warn(f"{where}: logging was {found}, not {LOGGING}, level set by {by}", RuntimeWarning, stacklevel=1)
-    level, disabled, logging.root.disabled, filters = LOGGING
-    logging.root.filters = list(filters)
-    logging.disable(disabled)
-    logging.root.setLevel(level)  # also forgets what loggers have kept of levels
-    for name in OURS:
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @pytest.fixture(autouse=True)
 def logging_as_ever(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No test hears less than those before it: what a library has changed of logging is put back, and where is told."""
-    put_back(f"before {request.node.nodeid}")  # fixtures of many tests come earlier
+    """A test that leaves later ones to hear less fails; what fixtures of many tests have changed is put back before.
+
+    pytest's two handlers live as long as it does, and it hands them to loggers that do not propagate: a library that sets
+    its own handlers' levels sets theirs as well, for all later tests.
+    """
+    plugin = request.config.pluginmanager.get_plugin("logging-plugin")
+    handlers = [plugin.caplog_handler, plugin.report_handler]
+    if plugin.log_level is not None:  # `--log-level` sets them for each test
+        yield
+        return
+
+    def state() -> tuple[int, int, bool, list[Any], list[int]]:
+        root = logging.root
+        return root.level, root.manager.disable, root.disabled, list(root.filters), [handler.level for handler in handlers]
+
+    def put_back() -> None:
+        level, disabled, logging.root.disabled, filters, levels = AS_EVER
+        logging.root.filters = list(filters)
+        logging.disable(disabled)
+        logging.root.setLevel(level)
+        for handler, its_level in zip(handlers, levels, strict=True):
+            handler.setLevel(its_level)
+
+    put_back()
     yield
-    put_back(f"after {request.node.nodeid}")
+    found = state()
+    put_back()
+    assert found == AS_EVER, f"{request.node.nodeid} left logging as {found}, not {AS_EVER}"
+
+
+AS_EVER: tuple[int, int, bool, list[Any], list[int]] = (logging.WARNING, logging.NOTSET, False, [], [logging.NOTSET] * 2)
+"""Of logging: the root's level, what is disabled, whether the root is, its filters, and the levels of pytest's handlers."""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,9 +16,12 @@ _CHATTY = (
     "torch.onnx",
     "onnxscript",
     "onnx_ir",
+    "nncf",
     "onnxruntime.quantization.matmul_nbits_quantizer",
 )
-"""Loggers that tell of every step. The first two set their own level when they are first imported."""
+"""Loggers that tell of every step. The first two and NNCF's set their own level when they are first imported.
+
+Levels of loggers alone: NNCF's own `set_log_level` also sets those of its handlers, for good, which may be another's."""
 
 
 class _Shared:

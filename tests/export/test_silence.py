@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from nereid_export.engines.openvino_quantised import import_nncf
 from nereid_export.silence import quiet
 
 pytestmark = pytest.mark.torch
@@ -58,6 +59,21 @@ def test_printing_is_silenced_only_where_asked_and_failures_raise(capsys: pytest
         with pytest.raises(ValueError, match="wrong"):
             fail()
     assert capsys.readouterr().out == "heard\n"
+
+
+def test_handlers_that_others_have_added_to_a_silenced_logger_keep_their_levels() -> None:
+    """NNCF's own way of silencing it sets those of all its logger's handlers: pytest lends it its own, for one."""
+    pytest.importorskip("nncf")
+    import_nncf()
+    logger, lent = logging.getLogger("nncf"), logging.NullHandler()
+    logger.addHandler(lent)
+    try:
+        import_nncf()
+        with quiet():
+            assert not logger.isEnabledFor(logging.WARNING)
+    finally:
+        logger.removeHandler(lent)
+    assert lent.level == logging.NOTSET
 
 
 HEARD = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,6 @@ def import_nncf() -> Any:
             "--precision: int8 and weights in int8 or int4 with --engine openvino need NNCF; "
             "install it with `pip install -e './export[nncf]'`"
         ) from None
-    nncf.set_log_level(logging.ERROR)
     return nncf
 
 
