@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+INT32_MAX = 2**31 - 1
 MAX_SEED = 2**63 - 1
 """Seeds are 0 to this, the non-negative part of Triton's INT64."""
 

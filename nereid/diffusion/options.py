@@ -27,7 +27,8 @@ from nereid.diffusion.vae_tiles import PARTS, VaeTiling
 from nereid.flow.errors import InvalidRequestError
 from nereid.flow.fields import FieldReader, Inputs
 from nereid.flow.tickets import USUAL_PRIORITY
-from nereid_protocol.fields import BY_NAME, RUN_ID_FORM
+from nereid_protocol.image_fields import BY_NAME
+from nereid_protocol.run_fields import RUN_ID_FORM
 
 T = TypeVar("T")
 

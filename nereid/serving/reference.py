@@ -17,8 +17,8 @@ from nereid.serving.gateway.limits import Limits as ConnectionLimits
 from nereid.serving.gateway.unused import UNUSED_FIELDS
 from nereid_client.errors import typed
 from nereid_protocol.errors import ErrorKind, Status, WireError
-from nereid_protocol.field import Field, Model
-from nereid_protocol.fields import IMAGE_FIELDS
+from nereid_protocol.field import INT32_MAX, Field, Model
+from nereid_protocol.image_fields import IMAGE_FIELDS
 from nereid_protocol.layout_fields import LAYOUT_FIELDS
 from nereid_protocol.page_fields import PAGE_FIELDS
 from nereid_protocol.sampling import SAMPLING_FIELDS, UNREAD_SAMPLING
@@ -43,7 +43,7 @@ _WHEN = {
 _HEAD = """# Reference
 
 Made from the tables in the code by `make reference`; do not edit it by hand. Sources:
-[fields](../client/nereid_protocol/fields.py), [fields of layouts](../client/nereid_protocol/layout_fields.py),
+[fields of images](../client/nereid_protocol/image_fields.py), [fields of layouts](../client/nereid_protocol/layout_fields.py),
 [fields of pages](../client/nereid_protocol/page_fields.py),
 [sampling parameters](../client/nereid_protocol/sampling.py),
 [errors](../client/nereid_protocol/errors.py), [`denoise`](../model_repository/denoise/config.pbtxt),
@@ -260,7 +260,7 @@ def _allowed(field: Field) -> str:
     low, high = _number(field.low), field.high
     if field.limit:
         return f"{low} to `{field.limit}`"
-    return f"at least {low}" if high in (None, 2**31 - 1) else f"{low} to {_number(high or 0)}"
+    return f"at least {low}" if high in (None, INT32_MAX) else f"{low} to {_number(high or 0)}"
 
 
 def _number(value: float) -> str:

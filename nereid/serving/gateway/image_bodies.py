@@ -15,7 +15,7 @@ from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.unused import EDITS, IMAGES, VARIATIONS
 from nereid_client.images import OPTIONS, annotation
 from nereid_protocol.field import Field as RequestField
-from nereid_protocol.fields import BY_NAME
+from nereid_protocol.image_fields import BY_NAME
 
 IMAGE_EXTENSIONS = tuple(field for field in OPTIONS if field.gateway)
 """Request fields that are taken beside OpenAI's own, under their own names."""
