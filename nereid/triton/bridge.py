@@ -28,7 +28,7 @@ from nereid.flow.request_parameters import REQUEST_PARAMETERS
 from nereid.flow.state_folder import set_loaded
 from nereid.flow.unanswered import Unanswered
 from nereid_protocol.errors import ErrorKind
-from nereid_protocol.metrics import Kind, Metric
+from nereid_protocol.metric import Kind, Metric
 from nereid_protocol.request_ids import request_id_of
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from test_service import Ask, answering, until
 from nereid.flow.errors import CancelledError, EngineError
 from nereid.llm.settings import LlmLimits
 from nereid.llm.text import TextStream
-from nereid_protocol.metrics import IMAGE_METRICS, LLM_METRICS, Kind
+from nereid_protocol.metric import Kind
+from nereid_protocol.metrics import IMAGE_METRICS, LLM_METRICS
 
 LIMITS = LlmLimits(max_rows=1, max_queue=8, stream_interval_seconds=0.0)
 

@@ -22,7 +22,7 @@ from nereid.llm.prompts import tokens_of_text
 from nereid.llm.service import LlmModel, LlmService
 from nereid.llm.settings import LlmFacts, LlmLimits
 from nereid.llm.text import TextStream
-from nereid_protocol.metrics import Metric
+from nereid_protocol.metric import Metric
 
 
 @dataclass
