@@ -25,22 +25,18 @@ from nereid.diffusion.state import ImageRun
 from nereid_export.calibration import PROMPTS, drawn_prompts, read_prompts
 from nereid_export.checkpoint import Checkpoint, understood
 from nereid_export.clip_tokenizers import read_tokenizers
-from nereid_export.components import Component, components_of
+from nereid_export.components import components_of
 from nereid_export.configs import prefixed
 from nereid_export.drawing import Drawer, psnr, refusals_told
 from nereid_export.edited import Manifest, damage_named, edited, rewrite_facts
-from nereid_export.engines import BUILDERS, Engine
-from nereid_export.engines.base import Target
-from nereid_export.engines.check import Run
-from nereid_export.engines.plan_options import PlanOptions
-from nereid_export.engines.precision import Precision
 from nereid_export.errors import ExportError
-from nereid_export.frame import Device, Progress
+from nereid_export.frame import Progress
 from nereid_export.gate import score
 from nereid_export.kept_figures import KeptFigures
 from nereid_export.kept_kinds import KEPT_FEATURES, KEPT_GUIDANCE, Kind
 from nereid_export.kept_plans import Curves, plans_of, quickest
 from nereid_export.lora import Lora
+from nereid_export.published import load_published
 from nereid_export.scorers import Scorer, scorer_for
 from nereid_export.tiny_vae import TinyVae
 
@@ -132,7 +128,7 @@ class _Calibrating:
         settings = list(dict.fromkeys(settings))
         for name, steps in settings:
             _require(pipeline, name, steps)
-        runs = {part.name: _load(part, repository, manifest, options.name) for part in parts}
+        runs = {part.name: load_published(part, repository, manifest, options.name) for part in parts}
         things = {
             "files": manifest["files"],
             "scorer": scorer and scorer.name,
@@ -282,24 +278,3 @@ def _require(pipeline: Pipeline, name: str, steps: int) -> None:
         build_table(SchedulerName(name), pipeline.scheduler, steps)
     except ScheduleError as error:
         raise ExportError(f"--steps: {steps} is not allowed with {name}: {error}") from None
-
-
-def _load(component: Component, repository: Path, manifest: Manifest, prefix: str) -> Run:
-    """The published engine, with the settings that it is served with."""
-    model = prefixed(component.name, prefix)
-    figures, asked = manifest["engines"][model], manifest["arguments"]
-    engine = Engine(figures["engine"])
-    target = Target(
-        precision=Precision(figures["precision"]),
-        device=Device(asked["device"]),
-        max_batch_size=int(asked["max_batch_size"]),
-        default_side=0,
-        max_side=int(asked["max_side"]),
-        scale=1,
-        plan=PlanOptions(
-            threads=figures.get("threads", 0),
-            compiled_shapes_mib=int(asked.get("compiled_shapes_mib", PlanOptions().compiled_shapes_mib)),
-        ),
-    )
-    BUILDERS[engine].require_run(target)
-    return BUILDERS[engine].load(component, repository / model / "1", target)
