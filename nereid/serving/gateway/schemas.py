@@ -23,7 +23,7 @@ from nereid.serving.gateway.field_schemas import schema_of
 from nereid.serving.gateway.messages import AllowedTools, AnyTool, Function, FunctionName, Message, NamedCustom, NamedTool
 from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.tools import MOST_TOOLS
-from nereid.serving.gateway.unused import CHAT, COMPLETIONS, EMBEDDINGS
+from nereid.serving.gateway.unused_field import CHAT, COMPLETIONS, EMBEDDINGS
 from nereid_client.images import annotation
 from nereid_client.layouts import LAYOUT_OPTIONS
 from nereid_client.pages import PAGE_OPTIONS
