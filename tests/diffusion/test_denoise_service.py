@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +30,7 @@ from nereid.flow.flight_record import FlightRecord
 from nereid.flow.metrics import Recorder
 
 from image_forms import Array, SteppedUnet, Unet, features, pipeline, request, text, whole
+from waiting import until
 
 IMAGE = np.zeros((1, 64, 64, 3), np.uint8)
 
@@ -311,10 +311,7 @@ def test_one_that_waited_for_its_first_step_is_not_inside_when_answered(tmp_path
         gone = threading.Event()
         behind = Answer()
         service.handle(request(seed=np.array([[4]]), height=whole(128), width=whole(128)), behind, gone.is_set)
-        deadline = time.monotonic() + 30
-        while suspects_meanwhile() != 2:  # ticks of a quarter of a second
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: suspects_meanwhile() == 2)  # ticks of a quarter of a second
         if cancelled:
             gone.set()
             assert behind.wait().error is not None

@@ -24,6 +24,8 @@ from nereid.llm.settings import LlmFacts, LlmLimits
 from nereid.llm.text import TextStream
 from nereid_protocol.metric import Metric
 
+from waiting import until
+
 
 @dataclass
 class Collected:
@@ -58,13 +60,6 @@ class Collected:
 
 
 Ask = Callable[..., Collected]
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 @pytest.fixture(scope="module")

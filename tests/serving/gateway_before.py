@@ -17,6 +17,8 @@ import uvicorn
 from nereid.serving.gateway.app import GatewaySettings, create_app
 from nereid.serving.options import free_ports
 
+from waiting import until
+
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 
@@ -74,9 +76,6 @@ def hang_up(url: str, path: str, body: dict[str, Any], when: Callable[[], object
     sent = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n"
-    deadline = time.monotonic() + 60
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + sent)
-        while not when():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(when)

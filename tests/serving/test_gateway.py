@@ -8,7 +8,6 @@ import logging
 import re
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -26,6 +25,7 @@ from nereid_protocol.metrics import ALL_METRICS, GATEWAY_METRICS
 from gateway_before import Running, gateway, small_repository
 from scripted import delta, image, progress, texts
 from small_servers import HangError, RefusedError, Small, Tensors, grpc_server
+from waiting import until
 
 CHAT, COMPLETIONS, IMAGES = "/v1/chat/completions", "/v1/completions", "/v1/images/generations"
 BODIES: dict[str, dict[str, Any]] = {
@@ -377,10 +377,10 @@ def test_a_caller_that_hangs_up_before_anything_came_cancels_its_run(
     head = f"POST {route} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection((str(api.base_url.host), int(api.base_url.port or 0))) as connection:
         connection.sendall(head.encode() + body)
-        _until(lambda: len(models.asked) == 1)
+        until(lambda: len(models.asked) == 1)
         assert not models.cancelled.is_set()
     assert models.cancelled.wait(60)
-    _until(lambda: f'route="POST {route}",status="499"' in api.get("/metrics").text)
+    until(lambda: f'route="POST {route}",status="499"' in api.get("/metrics").text)
 
 
 def test_a_caller_that_leaves_a_stream_between_two_events_cancels_its_run(repository: Path, models: Models) -> None:
@@ -394,13 +394,6 @@ def test_a_caller_that_leaves_a_stream_between_two_events_cancels_its_run(reposi
         with httpx.stream("POST", f"{running.url}{CHAT}", json=changed(CHAT, {"stream": True}), timeout=60) as answer:
             next(answer.iter_lines())
         assert models.cancelled.wait(60)
-
-
-def _until(condition: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # --- what answers tell besides ---

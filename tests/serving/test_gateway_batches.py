@@ -24,22 +24,9 @@ from nereid.serving.gateway.batches.store import BatchStore, State
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.forms import MOST_PARTS, Keep, boundary_of, read_form
 
-from batch_gateway import (
-    URL,
-    Model,
-    Server,
-    answers,
-    begin,
-    ended,
-    line,
-    reach,
-    running,
-    serving,
-    state,
-    stored,
-    until,
-)
+from batch_gateway import URL, Model, Server, answers, begin, ended, line, running, serving, state, stored
 from gateway_before import gateway, small_repository
+from waiting import reach, until
 
 BEGIN = {"input_file_id": "f", "endpoint": URL, "completion_window": "24h"}
 
