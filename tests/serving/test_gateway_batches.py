@@ -20,8 +20,6 @@ from batch_gateway import URL, Model, answers, begin, ended, line, serving
 from gateway_before import gateway, small_repository
 from waiting import until
 
-BEGIN = {"input_file_id": "f", "endpoint": URL, "completion_window": "24h"}
-
 
 @pytest.fixture
 def model() -> Iterator[Model]:
