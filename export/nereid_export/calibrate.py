@@ -208,7 +208,7 @@ class _Calibrating:
             if whole is None:
                 return 0.0
             drawer = self._with(kind, scheduler, steps, curves, threshold)
-            scored = partial(self._score, drawer, steps, said(threshold), told)
+            scored = partial(self._score, drawer, said(threshold), told)
             return whole - self.figures.get(f"{kind.field}, {scheduler}, {said(threshold)}: score", scored)
 
         levels, rising = {}, list(plans)
@@ -238,7 +238,7 @@ class _Calibrating:
         """Of runs that keep nothing; None where nothing scores them."""
         if self.scorer is None:
             return None
-        measure = partial(self._score, self._asked(scheduler, steps), steps, "keeping nothing", told)
+        measure = partial(self._score, self._asked(scheduler, steps), "keeping nothing", told)
         return self.figures.get(f"{scheduler}, {steps} steps: score", measure)
 
     def _asked(self, scheduler: str, steps: int, **more: Any) -> Drawer:
@@ -254,7 +254,7 @@ class _Calibrating:
     def _pictures(self, drawer: Drawer, steps: int) -> list[NDArray[np.uint8]]:
         return [drawer.draw([prompt], [seed], steps=steps)[0] for seed, prompt in enumerate(self.prompts)]
 
-    def _score(self, drawer: Drawer, steps: int, said: str, told: Callable[[str], None]) -> float:
+    def _score(self, drawer: Drawer, said: str, told: Callable[[str], None]) -> float:
         assert self.scorer is not None
         return round(score(drawer, self.scorer, said, told), 1)
 

@@ -151,18 +151,6 @@ def error_response(error: Exception) -> Any:
     return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(error.wire(), code))
 
 
-def answer_each(requests: Sequence[Any], answer: Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]) -> list[Any]:
-    """One answer a request; a bad request never fails its neighbours."""
-    responses = []
-    for request in requests:
-        with handling(request):
-            try:
-                responses.append(response(answer(read_inputs(request)), request.requested_output_names()))
-            except Exception as error:
-                responses.append(error_response(error))
-    return responses
-
-
 def answer_of(request: Any, result: Mapping[str, np.ndarray] | Exception) -> Any:
     """One request's answer, where several were worked on together."""
     with handling(request):
