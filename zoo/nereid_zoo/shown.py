@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nereid_client import Client
-
-console = Console(stderr=True)
+from nereid_client.terminal import console
 
 
 @contextmanager
