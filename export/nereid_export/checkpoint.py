@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 
+from nereid.engines.digests import file_digest
 from nereid_export.errors import ExportError
 from nereid_export.families import PIPELINES, export_family
 
@@ -264,9 +265,3 @@ def check_safetensors(file: Path) -> None:
                 raise ExportError(f"{file} holds no tensors")
     except SafetensorError as error:
         raise ExportError(f"{file} is truncated or corrupt ({error})") from None
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 of a file in hex."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nereid.engines.digests import file_digest
 from nereid_export.chat_templates import templates_of
-from nereid_export.checkpoint import PICKLE_SUFFIXES, check_safetensors, file_digest, read_json, understood
+from nereid_export.checkpoint import PICKLE_SUFFIXES, check_safetensors, read_json, understood
 from nereid_export.errors import ExportError
 
 ARCHITECTURES = (

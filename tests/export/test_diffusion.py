@@ -26,7 +26,7 @@ from waiting import until
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file
 
-from nereid_export.checkpoint import file_digest
+from nereid.engines.digests import file_digest
 from nereid_export.configs import read_config
 from nereid_export.diffusion import export_diffusion
 from nereid_export.engines import Engine, onnx_graph
