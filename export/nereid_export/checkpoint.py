@@ -43,7 +43,7 @@ class Tiny(Protocol):
         """The module in float32; raises ExportError where its weights do not fit its config."""
 
 
-PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,15 +193,19 @@ def variant_in(folder: Path) -> str | None:
 def check_weights(folder: Path) -> None:
     """Raises ExportError for a folder without safetensors files, or with one that cannot be read."""
     if not weights_in(folder):
-        pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLE_SUFFIXES]
-        if pickles:
-            raise ExportError(
-                f"{folder / pickles[0]} is a pickle, which can run code when read, and is refused; "
-                "convert it to safetensors first"
-            )
-        raise ExportError(f"{folder} has no *.safetensors file")
+        raise no_weights(folder)
     for file in weights_in(folder):
         check_safetensors(file)
+
+
+def no_weights(folder: Path) -> ExportError:
+    """What a folder is refused with that has no safetensors files."""
+    pickles = [file for file in sorted(folder.iterdir()) if file.suffix in _PICKLE_SUFFIXES]
+    if pickles:
+        return ExportError(
+            f"{pickles[0]} is a pickle, which can run code when read, and is refused; convert it to safetensors first"
+        )
+    return ExportError(f"{folder} has no *.safetensors file")
 
 
 def is_fp16(file: Path) -> bool:
