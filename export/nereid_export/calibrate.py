@@ -37,6 +37,7 @@ from nereid_export.kept_kinds import KEPT_FEATURES, KEPT_GUIDANCE, Kind
 from nereid_export.kept_plans import Curves, plans_of, quickest
 from nereid_export.lora import Lora
 from nereid_export.published import load_published
+from nereid_export.scheduler_option import scheduler_named
 from nereid_export.scorers import Scorer, scorer_for
 from nereid_export.tiny_vae import TinyVae
 
@@ -121,7 +122,7 @@ class _Calibrating:
         else:
             prompts = tuple(scorer.prompts(PROMPTS)) if scorer else drawn_prompts(next(iter(tokenizers.values())))
         settings = [
-            (str(_scheduler(name)), steps)
+            (str(scheduler_named(name)), steps)
             for name in options.schedulers or (str(pipeline.default_scheduler),)
             for steps in options.steps or (pipeline.default_steps,)
         ]
@@ -262,13 +263,6 @@ class _Calibrating:
 def _guided(pipeline: Pipeline) -> bool:
     """Whether a request that names nothing has an unconditional half."""
     return pipeline.default_guidance > 1 and pipeline.time_cond_proj_dim is None
-
-
-def _scheduler(name: str) -> SchedulerName:
-    try:
-        return SchedulerName(name)
-    except ValueError:
-        raise ExportError(f"--scheduler: {name!r} is not allowed; it must be one of {', '.join(SchedulerName)}") from None
 
 
 def _require(pipeline: Pipeline, name: str, steps: int) -> None:

@@ -121,7 +121,7 @@ def resolve(fields: FieldReader, prompt: int, pipeline: Pipeline) -> Options:
         value = fields.values(name, nothing)[prompt]
         if why_not and (value.strip() if isinstance(value, str) else value) != nothing:
             raise InvalidRequestError(f"{name}: it has no meaning {why_not}", name)
-    scheduler = _scheduler(fields.values("scheduler", pipeline.default_scheduler)[prompt])
+    scheduler = scheduler_named(fields.values("scheduler", pipeline.default_scheduler)[prompt])
     schedule = _schedule(fields, prompt, pipeline, scheduler)
     steps = steps_of(fields, pipeline, prompt)
     guided = scheduler.calls_of(guided_steps(interval, steps), steps)
@@ -264,7 +264,8 @@ def _require_shared(pipeline: Pipeline, limits: Limits, size: tuple[int, int], n
         )
 
 
-def _scheduler(text: str) -> SchedulerName:
+def scheduler_named(text: str) -> SchedulerName:
+    """Raises InvalidRequestError where there is none of this name."""
     try:
         return SchedulerName(text)
     except ValueError:
