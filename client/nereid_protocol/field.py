@@ -47,7 +47,7 @@ class Field:
         per_request: one value for all prompts of a request; otherwise each prompt has its own.
         models: who takes it as an input.
         or_number: a text that may be given as a number.
-        option: its name on the command line of `nereid generate`, where it has one.
+        option: its name on the command line of its verb (of images: `nereid generate`), where it has one.
         gateway: whether its route of the gateway (of images: /v1/images/generations) takes it under this name.
     """
 
