@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+import openai
 import uvicorn
 
 from nereid.serving.gateway.app import GatewaySettings, create_app
@@ -68,6 +70,11 @@ def gateway(
     finally:
         server.should_exit = True
         thread.join()
+
+
+def client_of(api: httpx.Client) -> openai.OpenAI:
+    """OpenAI's package on the same gateway."""
+    return openai.OpenAI(base_url=f"{api.base_url}/v1", api_key="none", max_retries=0)
 
 
 def hang_up(url: str, path: str, body: dict[str, Any], when: Callable[[], object], key: str = "none") -> None:

@@ -18,7 +18,7 @@ from test_gateway_adapters import add_model
 
 from nereid.serving.gateway.launch import Rules
 
-from gateway_before import gateway, hang_up, small_repository
+from gateway_before import client_of, gateway, hang_up, small_repository
 from scripted import texts
 from small_servers import RefusedError, Tensors, grpc_server
 from template_families import FAMILIES
@@ -144,7 +144,7 @@ def test_base64_holds_the_same_numbers(api: httpx.Client) -> None:
 
 
 def test_openais_package_reads_both(api: httpx.Client) -> None:
-    client = openai.OpenAI(base_url=f"{api.base_url}/v1", api_key="none", max_retries=0)
+    client = client_of(api)
     made = client.embeddings.create(model="llm", input=["a", "bc"], user="me", dimensions=WIDTH)
     np.testing.assert_allclose(made.data[1].embedding, vector("bc"))
     assert made.usage.prompt_tokens == 3
@@ -260,7 +260,7 @@ def test_a_caller_that_goes_away_cancels_what_is_under_way(api: httpx.Client, mo
 
 
 def test_a_batch_of_embeddings(api: httpx.Client, model: Model) -> None:
-    client = openai.OpenAI(base_url=f"{api.base_url}/v1", api_key="none", max_retries=0)
+    client = client_of(api)
     bodies = [{"model": "llm", "input": "a"}, {"model": "llm", "input": ["a", "wrong"]}, {"model": "plain_llm", "input": "a"}]
     lines = [json.dumps({"custom_id": f"{i}", "method": "POST", "url": URL, "body": body}) for i, body in enumerate(bodies)]
     file = client.files.create(file=("asked.jsonl", "\n".join(lines).encode()), purpose="batch")
