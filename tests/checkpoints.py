@@ -292,3 +292,14 @@ def make_dynamic_layout(folder: Path, *, tokens: bool = False, **settings: Any) 
                 block.router.bias.fill_(0.3)
     save_dynamic(network, folder, folder)
     return folder
+
+
+EVERY_OTHER = {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True, "max_window_layers": 1}
+"""Settings of a model whose layers look at a window and at all, in turn."""
+
+
+def with_settings(checkpoint: Path, settings: dict[str, object]) -> Path:
+    """The checkpoint with other settings in its config.json."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, **settings}))
+    return checkpoint

@@ -11,7 +11,7 @@ from nereid.serving.errors import ServingError
 from nereid_bench.arguments import numbers
 from nereid_bench.batches import BatchesPlan, batches, verdict
 from nereid_bench.tables import report_rows
-from nereid_client.terminal import console, fail
+from nereid_client.terminal import fail, say
 
 _DEFAULTS = BatchesPlan(repository=Path("build/repository"))
 
@@ -50,8 +50,8 @@ def batches_command(
         repository=repository, rates=chosen, seconds=seconds, rounds=rounds, requests=requests, answers=lengths, seed=seed
     )
     try:
-        rows = batches(plan, lambda text: console.print(text, highlight=False))
+        rows = batches(plan, say)
     except (ServingError, OSError, ValueError) as error:
         fail(error)
-    console.print(verdict(rows), highlight=False)
+    say(verdict(rows))
     report_rows("a batch beside callers who wait: seconds, and the batch's requests and tokens a second", rows, out, as_json)

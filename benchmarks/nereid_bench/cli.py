@@ -29,7 +29,7 @@ from nereid_bench.refusals import RefusalsPlan, refusals
 from nereid_bench.schedulers_cli import schedulers_command
 from nereid_bench.tables import print_rows, report_rows, rows_of
 from nereid_bench.vae_tiles import VaeTilesPlan, vae_tiles
-from nereid_client.terminal import console, fail
+from nereid_client.terminal import fail, say
 from nereid_export.engines import BUILDERS
 from nereid_export.engines.precision import OF_PIPELINES
 from nereid_export.errors import ExportError
@@ -84,7 +84,7 @@ def sd15_command(
     from nereid_export.diffusion import export_diffusion
     from nereid_export.options import ExportOptions
 
-    checkpoint, repository = sd15_at(work / "checkpoint", _say), work / "repository"
+    checkpoint, repository = sd15_at(work / "checkpoint", say), work / "repository"
     if not repository.is_dir():
         with progress_bar() as bar:
             try:
@@ -125,7 +125,7 @@ def engines_command(
         optimum_cli=optimum_cli,
     )
     try:
-        rows_found = engines(plan, _say)
+        rows_found = engines(plan, say)
     except ExportError as error:
         _fail(error)
     if not rows_found:
@@ -145,7 +145,7 @@ def vae_tiles_command(
     """The VAE's decode, whole and by tiles, beside diffusers' tiling: time, memory, difference from the whole in 1/255."""
     if tile % 8:
         raise typer.BadParameter(f"{tile} is not allowed; it must be a multiple of 8", param_hint="--tile")
-    rows = vae_tiles(VaeTilesPlan(work=work, sides=numbers(sides, int), tile=tile, overlap=overlap), _say)
+    rows = vae_tiles(VaeTilesPlan(work=work, sides=numbers(sides, int), tile=tile, overlap=overlap), say)
     if not rows:
         _fail(ServingError("no decode ran to its end on this machine"))
     report_rows("decode of the VAE", rows, out, as_json)
@@ -180,7 +180,7 @@ def llm_command(
         vllm=vllm,
     )
     try:
-        report = measure(plan, _say)
+        report = measure(plan, say)
     except (ExportError, ServingError) as error:
         _fail(error)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -203,7 +203,7 @@ def beside_command(
     """Small pictures beside a large one: latency alone, beside it, and against 1.5 x alone plus one large step."""
     plan = BesidePlan(repository=repository, small=small, large=large, count=count)
     try:
-        row = beside(plan, _say)
+        row = beside(plan, say)
     except ServingError as error:
         _fail(error)
     report_rows(f"{small} x {small} beside {large} x {large}, seconds", [row], out, as_json)
@@ -219,7 +219,7 @@ def refusals_command(
 ) -> None:
     """Many image requests at once, through the SDK and through the gateway: how soon those beyond the queue are refused."""
     try:
-        rows = refusals(RefusalsPlan(repository=repository, requests=requests, rounds=rounds), _say)
+        rows = refusals(RefusalsPlan(repository=repository, requests=requests, rounds=rounds), say)
     except ServingError as error:
         _fail(error)
     report_rows("refusals, seconds", rows, out, as_json)
@@ -244,7 +244,7 @@ def deaths_command(
     if signal_name not in SIGNALS:
         raise typer.BadParameter(f"{signal_name!r} must be one of {', '.join(SIGNALS)}", param_hint="--signal")
     try:
-        rows = deaths(DeathsPlan(repository=repository, victims=chosen, signal_name=signal_name), _say)
+        rows = deaths(DeathsPlan(repository=repository, victims=chosen, signal_name=signal_name), say)
     except ServingError as error:
         _fail(error)
     report_rows(f"SIG{signal_name} to", rows, out, as_json)
@@ -264,7 +264,7 @@ def perf_command(
 ) -> None:
     """perf_analyzer against `text_to_image`, `unet` and `llm` (32 tokens an answer) over a range of concurrencies."""
     try:
-        report = perf(repository, out, numbers(concurrencies, int), steps, seconds, _say)
+        report = perf(repository, out, numbers(concurrencies, int), steps, seconds, say)
     except ServingError as error:
         _fail(error)
     if not as_json:
@@ -275,7 +275,7 @@ def perf_command(
 
 def _compare(plan: Plan, out: Path, as_json: bool) -> None:
     try:
-        report = compare(plan, _say)
+        report = compare(plan, say)
     except ServingError as error:
         _fail(error)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -290,10 +290,6 @@ def _compare(plan: Plan, out: Path, as_json: bool) -> None:
             f"everything else {100 * lone['overhead']:.1f}%"
         )
     print(json.dumps(report))
-
-
-def _say(text: str) -> None:
-    console.print(text, highlight=False)
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -16,7 +16,7 @@ from nereid.serving.supervisor import Supervisor
 from nereid_bench.pages import BRIEF as PAGE_BRIEF
 from nereid_client import Client, ImageProgress, ImageResult, NereidError
 from nereid_client.browser import BrowserError, find_browser, screenshot
-from nereid_client.terminal import console, fail
+from nereid_client.terminal import console, fail, say
 from nereid_export.bar import progress_bar
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.configs import prefixed
@@ -77,33 +77,29 @@ def demo(
     if as_json:
         print(json.dumps({"contact_sheet": str(sheet), "pictures": rows, "section": section, "page": page}))
         return
-    console.print(
+    say(
         f"\n\n{section['file']}  {section['tokens']} tokens, the first after {section['milliseconds_to_first_token']} ms, "
-        f"{section['tokens_per_second']} a second",
-        highlight=False,
+        f"{section['tokens_per_second']} a second"
     )
     for row in rows:
-        console.print(f"{row['file']}  {row['milliseconds_a_step']} ms a step  {row['prompt']}", highlight=False)
-    console.print(f"all of them: {sheet}", highlight=False)
+        say(f"{row['file']}  {row['milliseconds_a_step']} ms a step  {row['prompt']}")
+    say(f"all of them: {sheet}")
     for said in page["degraded"]:
-        console.print(f"{PAGE_BRIEF}: {said}", highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"{' '.join(page['files'])}  the first section after {page['first_section']} s, all after {page['page']} s",
-        highlight=False,
-    )
+        say(f"{PAGE_BRIEF}: {said}")
+    say(f"{' '.join(page['files'])}  the first section after {page['first_section']} s, all after {page['page']} s")
 
 
 def _export(repository: Path) -> None:
     """The shipped checkpoints, unless they stand there already; the image pipeline's engines are the fastest ones here."""
     if _is_exported(repository / "text_to_image", Checkpoint.open(CHECKPOINT).digest()):
-        console.print(f"{repository} has the image pipeline already", highlight=False)
+        say(f"{repository} has the image pipeline already")
     else:
         with progress_bar() as bar:
             export_diffusion(ExportOptions(checkpoint=CHECKPOINT, out=repository, engine=Engine.AUTO), bar)
     for name, checkpoint in (("", sections.CHECKPOINT), (PLANNER, pages.CHECKPOINT)):
         model = prefixed("llm", name)
         if _is_exported(repository / model, LlmCheckpoint.open(checkpoint).digest()):
-            console.print(f"{repository} has the language model {model} already", highlight=False)
+            say(f"{repository} has the language model {model} already")
         else:
             with progress_bar() as bar:
                 export_llm(LlmExportOptions(checkpoint=checkpoint, out=repository, name=name), bar)

@@ -14,7 +14,7 @@ from nereid_bench.arguments import MAX_AT_ONCE, numbers
 from nereid_bench.kept import KeptPlan, kept, parse_modes
 from nereid_bench.tables import report_rows
 from nereid_client import NereidError
-from nereid_client.terminal import console, fail
+from nereid_client.terminal import fail, say
 from nereid_zoo.shapes.analyse import analyse, mistakes
 from nereid_zoo.shapes.scenes import IMAGE_SIZE
 from nereid_zoo.shapes.score import held_out_captions
@@ -71,7 +71,7 @@ def cache_command(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     try:
-        rows = kept(plan, lambda text: console.print(text, highlight=False))
+        rows = kept(plan, say)
     except (ServingError, NereidError) as error:
         fail(error)
     report_rows(f"{repository}: {steps} steps", rows, out, as_json)

@@ -19,7 +19,7 @@ from nereid_bench.ladder_rungs import FEW_SOLVER, MODELS, LadderPlan, PeerName, 
 from nereid_bench.tables import print_rows
 from nereid_bench.workload import GUIDANCE, SCHEDULERS
 from nereid_client import NereidError
-from nereid_client.terminal import INTERRUPTED, console, fail, say_error
+from nereid_client.terminal import INTERRUPTED, fail, say, say_error
 from nereid_export.engines import Engine
 from nereid_export.engines.precision import parse_precisions
 from nereid_export.errors import ExportError
@@ -109,7 +109,7 @@ def ladder_command(
         beside.replace(out)
 
     try:
-        report = Ladder(plan, _say).measure(keep)
+        report = Ladder(plan, say).measure(keep)
     except (ExportError, ServingError, NereidError) as error:
         fail(error)
     except KeyboardInterrupt:
@@ -133,7 +133,3 @@ def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
     peers = ", ".join(f"{name} {ms:.3g} ms{quality.get(name, '')}" for name, ms in row["peers"].items())
     shown = {**row, "uses_student": student, "peers": peers}
     return {name: value for name, value in shown.items() if name != "peers_psnr"}
-
-
-def _say(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

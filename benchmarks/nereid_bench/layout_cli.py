@@ -14,7 +14,7 @@ from nereid_bench.layout_ways import LayoutPlan
 from nereid_bench.random_dit import DitSizes
 from nereid_bench.tables import report_rows
 from nereid_client import NereidError
-from nereid_client.terminal import console, fail
+from nereid_client.terminal import fail, say
 from nereid_export.engines import Engine
 from nereid_export.errors import ExportError
 from nereid_zoo.layout.score import CHECKPOINT
@@ -90,7 +90,7 @@ def layout_command(
     if served_ways and not served:
         raise typer.BadParameter(f"{served_ways} is not allowed with --no-served", param_hint="--served-ways")
     try:
-        rows = layout(plan, lambda text: console.print(text, highlight=False))
+        rows = layout(plan, say)
     except (ExportError, ServingError, NereidError) as error:
         fail(error)
     report_rows(title_of(plan), rows, out, as_json)

@@ -4,49 +4,30 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from nereid.llm.sampling import Row, Sampling, sample
-from nereid.llm.settings import LlmFacts
-from nereid_bench.gguf_file import write_gguf
 from nereid_bench.llm_adapters import adapter_speeds
 from nereid_bench.llm_batching import in_flight_against_static
-from nereid_bench.llm_peers import Engine, Weights, bare_speed, has_llama_cpp, installed, loaded
-from nereid_bench.optimum_cli import LLM, converted, has_openvino_genai
+from nereid_bench.llm_peers import Engine, Weights, bare_speed, installed, loaded
+from nereid_bench.llm_speculation import draft_speculation, speculation
+from nereid_bench.llm_weights import prepare, random_llama
 from nereid_bench.servers import serving, serving_with
 from nereid_bench.vllm_peer import require_vllm
 from nereid_client import Client
 from nereid_zoo.sections.chat import conversation
 from nereid_zoo.sections.score import held_out_briefs
 
-if TYPE_CHECKING:
-    from nereid_export.llm import LlmExportOptions
-
 Say = Callable[[str], None]
-
-LLAMA_200M = {
-    "vocab_size": 32_000,
-    "hidden_size": 1024,
-    "intermediate_size": 2816,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 2048,
-}
-"""200 million parameters, random: what weights do not change can be measured on them."""
-
 
 PARTS = ("decode", "sampler", "served", "batching", "prefix", "speculation", "draft", "adapters")
 
@@ -84,9 +65,9 @@ def measure(plan: LlmPlan, say: Say) -> dict[str, Any]:
         "batching": lambda: in_flight_against_static(zoo, plan.requests * 3, plan.threads, say, plan.vllm),
         "prefix": lambda: prefix_cache(repository, plan),
         "speculation": lambda: speculation(repository),
-        "draft": lambda: draft_speculation(plan, say),
+        "draft": lambda: draft_speculation(plan.checkpoint, plan.work / "deep", say),
         "adapters": lambda: adapter_speeds(
-            large.checkpoint, plan.work / "adapters", plan.batches, plan.tokens, plan.threads, _export, say
+            large.checkpoint, plan.work / "adapters", plan.batches, plan.tokens, plan.threads, say
         ),
     }
     for part in plan.parts:
@@ -119,57 +100,6 @@ def decode_speeds(models: Mapping[str, Weights], plan: LlmPlan, say: Say, rounds
                     rows_of[engine][f"batch {rows}"] = statistics.median(taken[engine][1:])
             found += [rows_of[engine] for engine in engines]
     return found
-
-
-def prepare(checkpoint: Path, work: Path, say: Say, optimum_cli: Path | None = None) -> Weights:
-    """Our int4 exports and the peers' own, all without 8-bit matrices, unless they are there."""
-    from nereid_export.llm import LlmEngine, LlmExportOptions
-
-    repository, openvino, genai = work / "repository", work / "openvino", work / "genai"
-    for engine, out in ((LlmEngine.ONNXRUNTIME, repository), (LlmEngine.OPENVINO, openvino)):
-        if not (out / "llm").is_dir():
-            say(f"exporting {checkpoint} for {engine}")
-            _export(LlmExportOptions(checkpoint=checkpoint, out=out, engine=engine, eight_bit_share=0.0))
-    if not (genai / "genai_config.json").is_file():
-        say(f"building {checkpoint} for onnxruntime-genai")
-        command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(checkpoint), "-o", str(genai)]
-        command += ["-p", "int4", "-e", "cpu", "-c", str(work / "cache"), "--extra_options", "block_size=32", "accuracy_level=4"]
-        subprocess.run(command, check=True, capture_output=True)
-    if has_openvino_genai():
-        converted(checkpoint, work / "openvino-genai", optimum_cli, *LLM)
-    gguf = work / "model-q4_0.gguf"
-    if has_llama_cpp() and not gguf.is_file():
-        write_gguf(checkpoint, gguf)
-    facts = LlmFacts.read(repository / "llm" / "1")
-    return Weights(
-        engine=repository / "llm" / "1",
-        openvino=openvino / "llm" / "1",
-        genai=genai,
-        openvino_genai=work / "openvino-genai",
-        gguf=gguf,
-        checkpoint=checkpoint,
-        vocabulary=facts.vocabulary,
-    )
-
-
-def _export(options: LlmExportOptions) -> None:
-    from nereid_export.bar import progress_bar
-    from nereid_export.llm import export_llm
-
-    with progress_bar() as bar:
-        export_llm(options, bar)
-
-
-def random_llama(folder: Path, tokenizer_from: Path) -> Path:
-    """Write the 200 M Llama with random weights; its tokenizer is borrowed and never used."""
-    if not (folder / "config.json").is_file():
-        import torch
-        from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-        torch.manual_seed(0)
-        LlamaForCausalLM(LlamaConfig(**LLAMA_200M, bos_token_id=None, eos_token_id=2, pad_token_id=0)).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(tokenizer_from).save_pretrained(folder)
-    return folder
 
 
 def sampler_cost(rows: int, vocabulary: int = 32_000, repeats: int = 200) -> float:
@@ -231,82 +161,3 @@ def prefix_cache(repository: Path, plan: LlmPlan) -> dict[str, float]:
             list(stream)
     cold, warm = firsts[0], statistics.median(firsts[1:])
     return {"hit_rate": cached / total, "ttft_cold": cold, "ttft_warm": warm, "ratio": cold / warm}
-
-
-def speculation(repository: Path) -> dict[str, Any]:
-    """Tokens a second with and without prompt lookup: repetitive sections, and noise at a high temperature."""
-    return _speculating(repository, "ngram", _PROMPTS, {**_REPETITIVE, **_HOSTILE})
-
-
-_PROMPTS = tuple(conversation(f"features section for a {topic}, six cards") for topic in ("gym", "museum", "hotel", "bakery"))
-_REPETITIVE = {"repetitive": {"temperature": 0, "max_tokens": 400}}
-_HOSTILE = {"hostile": {"temperature": 3.0, "max_tokens": 200, "ignore_eos": True, "seed": 4}}
-_SAMPLED = {"sampled": {"temperature": 0.8, "max_tokens": 400, "seed": 4}}
-
-
-def draft_speculation(plan: LlmPlan, say: Say) -> dict[str, Any]:
-    """Speculative decoding: the zoo's model is the draft of one ten times as deep that mostly agrees with it (see deepened)."""
-    from nereid_export.llm import LlmExportOptions
-
-    work = plan.work / "deep"
-    repository = work / "repository"
-    if not (repository / "llm").is_dir():
-        say("exporting the deep model with its draft")
-        checkpoint = deepened(plan.checkpoint, work / "checkpoint")
-        _export(LlmExportOptions(checkpoint=checkpoint, out=repository, draft=plan.checkpoint, eight_bit_share=0.0))
-    return _speculating(repository, "draft", _PROMPTS, {**_REPETITIVE, **_SAMPLED, **_HOSTILE})
-
-
-def deepened(checkpoint: Path, folder: Path, layers: int = 60, noise: float = 0.1) -> Path:
-    """Write the model with random layers behind its own, whose share of the residual stream is small: as slow as a large
-    model, and mostly of the small one's opinion."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if not (folder / "config.json").is_file():
-        torch.manual_seed(0)
-        small = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-        config = type(small.config)(**{**small.config.to_dict(), "num_hidden_layers": layers})
-        large = type(small)(config)
-        large.load_state_dict(small.state_dict(), strict=False)
-        with torch.no_grad():
-            for layer in large.model.layers[small.config.num_hidden_layers :]:
-                for matrix in (layer.self_attn.o_proj, layer.mlp.down_proj):
-                    matrix.weight *= noise
-        large.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(checkpoint).save_pretrained(folder)
-    return folder
-
-
-def _speculating(
-    repository: Path, mode: str, prompts: Sequence[str], workloads: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, float]]:
-    """Tokens a second of one request at a time, with and without speculation in turn, and the share of accepted drafts."""
-    found: dict[str, dict[str, float]] = {}
-    with serving(repository) as (client, options):
-        for name, settings in workloads.items():
-            speeds: dict[str, list[float]] = {"none": [], mode: []}
-            before = _draft_counts(options.metrics_port)
-            for _ in range(4):
-                for prompt in prompts:
-                    for kind, kept in speeds.items():
-                        start = time.perf_counter()
-                        result = client.generate_text(prompt, speculation=kind, **settings)
-                        kept.append(result.num_output_tokens / (time.perf_counter() - start))
-            time.sleep(1)  # metrics are written in strides
-            drafted, accepted = (after - old for after, old in zip(_draft_counts(options.metrics_port), before, strict=True))
-            plain, quick = (statistics.median(speeds[kind]) for kind in ("none", mode))
-            accepted_share = accepted / drafted if drafted else 0.0
-            found[name] = {"plain": plain, "speculating": quick, "ratio": quick / plain, "accepted": accepted_share}
-    return found
-
-
-def _draft_counts(port: int) -> tuple[float, float]:
-    """Draft tokens proposed, and of these accepted, since the server's start."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-
-    def value(name: str) -> float:
-        return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
-
-    return value("nereid_llm_draft_tokens_total"), value("nereid_llm_accepted_draft_tokens_total")

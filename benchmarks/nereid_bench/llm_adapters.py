@@ -1,4 +1,4 @@
-"""What adapters cost: tokens a second of engines that were exported with none, one and several, by rows with and without them."""
+"""What adapters cost: tokens a second of engines that were export with none, one and several, by rows with and without them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -20,9 +20,7 @@ from nereid.llm.sampling import Sampling
 from nereid.llm.sequences import GeneratedSequence
 from nereid.llm.settings import LlmFacts, LlmLimits
 from nereid.llm.text import TextStream
-
-if TYPE_CHECKING:
-    from nereid_export.llm import LlmExportOptions
+from nereid_bench.llm_weights import export
 
 COUNTS = (0, 1, 4, 16)
 RANK = 16
@@ -36,7 +34,6 @@ def adapter_speeds(
     batches: Sequence[int],
     tokens: int,
     threads: int,
-    export: Callable[[LlmExportOptions], None],
     say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """For both engines in int4, and each number of adapters of rank 16 on every linear layer but the head: medians of rounds.
@@ -49,7 +46,7 @@ def adapter_speeds(
     for engine in (LlmEngine.ONNXRUNTIME, LlmEngine.OPENVINO):
         for count in COUNTS:
             say(f"{engine} with {count} adapters")
-            version = _exported(checkpoint, work, engine, count, export) / "llm" / "1"
+            version = _repository(checkpoint, work, engine, count) / "llm" / "1"
             facts = LlmFacts.read(version)
             most = max(batches)
             limits = LlmLimits(
@@ -85,7 +82,7 @@ def random_adapter(checkpoint: Path, folder: Path, seed: int) -> Path:
     return folder
 
 
-def _exported(checkpoint: Path, work: Path, engine: Any, count: int, export: Callable[[LlmExportOptions], None]) -> Path:
+def _repository(checkpoint: Path, work: Path, engine: Any, count: int) -> Path:
     from nereid_export.llm import LlmExportOptions
     from nereid_export.llm_adapters import Adapter
 

@@ -11,7 +11,7 @@ from nereid.serving.errors import ServingError
 from nereid_bench.pages import PagesPlan, pages, table, verdict
 from nereid_bench.tables import report_rows
 from nereid_client import NereidError
-from nereid_client.terminal import console, fail
+from nereid_client.terminal import fail, say
 
 _DEFAULTS = PagesPlan(repository=Path("build/repository"))
 
@@ -38,8 +38,8 @@ def page_command(
         repository=repository, name=name, brief=brief, count=count, sections=sections, pictures=pictures, width=width
     )
     try:
-        taken = pages(plan, lambda text: console.print(text, highlight=False))
+        taken = pages(plan, say)
     except (ServingError, NereidError) as error:
         fail(error)
-    console.print(verdict(plan, taken), highlight=False)
+    say(verdict(plan, taken))
     report_rows("pages from a brief: seconds", table(plan, taken), out, as_json)

@@ -12,7 +12,7 @@ import numpy as np
 from nereid.diffusion.solvers import ScheduleError, SchedulerConfig, SchedulerName, SolverTable, Spacing, build_table, needs_noise
 from nereid.diffusion.solvers.choices import ETA, SIGMAS, SPACING
 from nereid.diffusion.solvers.schedule import alphas_cumprod, sigmas_of
-from nereid_protocol.fields import BY_NAME
+from nereid_protocol.image_fields import BY_NAME
 
 OWN, EXPONENTIAL, OTHER_ETA = "own", "exponential", "eta"
 VARIATIONS = (OWN, *Spacing, EXPONENTIAL, OTHER_ETA)

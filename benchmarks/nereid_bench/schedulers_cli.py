@@ -20,7 +20,7 @@ from nereid_bench.scheduler_settings import VARIATIONS
 from nereid_bench.schedulers import Say, Schedulers, SchedulersPlan
 from nereid_bench.tables import print_rows
 from nereid_client import NereidError
-from nereid_client.terminal import INTERRUPTED, console, fail, say_error
+from nereid_client.terminal import INTERRUPTED, fail, say, say_error
 from nereid_export.bar import progress_bar
 from nereid_export.checkpoint import Checkpoint
 from nereid_export.configs import prefixed
@@ -74,9 +74,9 @@ def schedulers_command(
     chosen_variations = names("--variations", variations, VARIATIONS, "is not a variation; it ")
     chosen_steps = numbers(steps, int)
     try:
-        scorer = _scorer(repository, name, checkpoint, _say)
+        scorer = _scorer(repository, name, checkpoint, say)
         if prompts is not None and scorer is not None:
-            _say("nothing is scored: the scorer knows its own captions, and not the prompts of --prompts")
+            say("nothing is scored: the scorer knows its own captions, and not the prompts of --prompts")
             scorer = None
         if recommend is not None and scorer is None:
             raise ServingError("--recommend: it has no meaning where nothing is scored; --recommend-psnr asks for a PSNR")
@@ -94,7 +94,7 @@ def schedulers_command(
             work=out.with_suffix(""),
             fresh=fresh,
         )
-        work = Schedulers(plan, _say)
+        work = Schedulers(plan, say)
         report, measured = work.report(_draw(work))
         told = {"scored_by": report["scored_by"], **work.reference.fields, "steps": work.reference.steps}
         plot(report["rows"], measured, told, picture)
@@ -135,18 +135,18 @@ def _print(report: Mapping[str, Any], kinds: list[str], picture: Path) -> None:
         front = [{key: value for key, value in row.items() if key != "front"} for row in rows if kind in row["front"].split(", ")]
         print_rows(f"Pareto front of time and {kind} ({picture})", sorted(front, key=lambda row: row["seconds"]))
     nearness = reference["psnr_of_half_the_steps"]
-    _say(
+    say(
         f"with half its steps the reference's own solver is {nearness:.1f} dB from it: a higher PSNR does not tell settings apart"
     )
     if report["kept_of_earlier_runs"]:
-        _say(f"{report['kept_of_earlier_runs']} of {report['pictures']} pictures were kept of earlier runs, with their times")
+        say(f"{report['kept_of_earlier_runs']} of {report['pictures']} pictures were kept of earlier runs, with their times")
 
 
 def _print_recommended(found: Mapping[str, Any]) -> None:
     score = f", score {found['score']:.1f}%" if "score" in found else ""
-    _say(f"\ncheapest with {found['wanted']}: {found['setting']}, {found['seconds']:.3f} s{score}, PSNR {found['psnr']:.1f} dB")
-    _say(f"  {found['sdk']}")
-    _say(f"  {found['command']}")
+    say(f"\ncheapest with {found['wanted']}: {found['setting']}, {found['seconds']:.3f} s{score}, PSNR {found['psnr']:.1f} dB")
+    say(f"  {found['sdk']}")
+    say(f"  {found['command']}")
 
 
 def _scorer(repository: Path, name: str, checkpoint: Path | None, say: Say) -> Scorer | None:
@@ -187,7 +187,3 @@ def _read_prompts(file: Path) -> tuple[str, ...]:
             f"it must be at most {MAX_PROMPT_CHARACTERS}"
         )
     return lines
-
-
-def _say(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

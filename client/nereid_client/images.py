@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, Vali
 from nereid_client.errors import InvalidRequestError
 from nereid_protocol.field import DType
 from nereid_protocol.field import Field as RequestField
-from nereid_protocol.fields import IMAGE_FIELDS
+from nereid_protocol.image_fields import IMAGE_FIELDS
 
 Tensors = dict[str, np.ndarray]
 T = TypeVar("T", bound=BaseModel)

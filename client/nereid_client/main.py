@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nereid_client.batch_cli import app as batch_app
 from nereid_client.chat import Chat
@@ -21,7 +20,7 @@ from nereid_client.image_options import with_image_options, with_layout_options
 from nereid_client.images import ImageProgress, ImageResult
 from nereid_client.options import Protocol
 from nereid_client.page_cli import page
-from nereid_client.terminal import INTERRUPTED, console, fail, say, say_error, say_warning
+from nereid_client.terminal import INTERRUPTED, counting, fail, say, say_error, say_warning
 from nereid_client.top import top
 
 # Verbs of other distributions: imported when used, because they need packages that a client does without.
@@ -229,13 +228,7 @@ def _open_picture(file: Path) -> Any:
 
 
 def _draw(client: Client, prompt: str, options: dict[str, Any]) -> ImageResult:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with counting() as bar:
         task = bar.add_task("drawing", total=None)
         with closing(client.stream_image(prompt, **options)) as answers:  # whatever ends the loop, the server hears of it
             for answer in answers:

@@ -11,7 +11,6 @@ import random
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -23,15 +22,14 @@ from nereid_client.errors import (
     InvalidRequestError,
     LostError,
     NereidError,
-    NotReadyError,
     QueueFullError,
     ServerError,
-    UnavailableError,
     UnhealthyError,
 )
 from nereid_client.server import Server, Work
 from nereid_client.steps import CANCEL, Item, Reader, Show, Steps, Wait
 from nereid_client.transport import Answered, Call, Cancel, Event, Failed, Tensors
+from nereid_client.verdicts import Verdict, verdict
 from nereid_client.watching import ANSWER_SECONDS, Finding, Watch
 
 GRACE_SECONDS = 1.0
@@ -39,26 +37,6 @@ GRACE_SECONDS = 1.0
 _LONGEST_PAUSE, _SHORTEST_ATTEMPT = 1.0, 0.01
 
 T = TypeVar("T")
-
-
-class Verdict(Enum):
-    """What an error means for the next attempt."""
-
-    REFUSAL = auto()
-    AWAY = auto()
-    DEATH = auto()
-    FINAL = auto()
-
-
-def verdict(error: NereidError) -> Verdict:
-    """AWAY: there is no server, or not all of it, that could have begun. DEATH: what had begun is gone."""
-    if isinstance(error, ConnectionLostError):
-        return Verdict.DEATH if error.sent else Verdict.AWAY
-    if isinstance(error, LostError):
-        return Verdict.DEATH
-    if isinstance(error, NotReadyError):
-        return Verdict.AWAY
-    return Verdict.REFUSAL if isinstance(error, UnavailableError) else Verdict.FINAL
 
 
 @dataclass(slots=True, kw_only=True)

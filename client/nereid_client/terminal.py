@@ -7,6 +7,7 @@ from typing import NoReturn
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 INTERRUPTED = 130
 """The status of a command that Ctrl-C ended, as shells have it."""
@@ -27,6 +28,12 @@ def say_warning(warning: object) -> None:
 def say(line: str) -> None:
     """One line, as it is."""
     console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def counting() -> Progress:
+    """A bar that tells how many of a task's parts are done, and is gone when it ends."""
+    done = TextColumn("{task.completed}/{task.total}")
+    return Progress(TextColumn("{task.description}"), BarColumn(), done, TimeElapsedColumn(), console=console, transient=True)
 
 
 def fail(error: object) -> NoReturn:

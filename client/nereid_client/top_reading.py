@@ -23,7 +23,7 @@ from nereid_client.top_state import (
     Supervisor,
 )
 from nereid_protocol import metrics as names
-from nereid_protocol.metrics import Metric
+from nereid_protocol.metric import Metric
 
 _WHOLE, _SHALLOW = "unet", "unet_shallow"
 _SUCCESS, _FAILURE = "nv_inference_request_success", "nv_inference_request_failure"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+INT32_MAX = 2**31 - 1
 MAX_SEED = 2**63 - 1
 """Seeds are 0 to this, the non-negative part of Triton's INT64."""
 
@@ -46,7 +47,7 @@ class Field:
         per_request: one value for all prompts of a request; otherwise each prompt has its own.
         models: who takes it as an input.
         or_number: a text that may be given as a number.
-        option: its name on the command line of `nereid generate`, where it has one.
+        option: its name on the command line of its verb (of images: `nereid generate`), where it has one.
         gateway: whether its route of the gateway (of images: /v1/images/generations) takes it under this name.
     """
 

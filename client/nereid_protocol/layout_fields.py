@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nereid_protocol.field import MAX_SEED, DType, Field, Model
+from nereid_protocol.field import INT32_MAX, MAX_SEED, DType, Field, Model
 from nereid_protocol.run_fields import CANCEL, PRIORITY, RUN_ID, TIMEOUT_SECONDS, WATCH
 
 _LAYOUT = frozenset({Model.LAYOUT})
-_INT32_MAX = 2**31 - 1
 
 FORMATS = ("json", "css", "figma", "svg")
 EFFORTS = ("full", "adaptive")
@@ -74,7 +73,7 @@ LAYOUT_FIELDS: tuple[Field, ...] = (
         help="Steps of the flow from noise to boxes.",
         default="the server's default_steps",
         low=1,
-        high=_INT32_MAX,
+        high=INT32_MAX,
         limit="max_steps",
         models=_LAYOUT,
         option="--steps",

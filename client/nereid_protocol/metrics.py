@@ -6,47 +6,9 @@ stand on Triton's metrics port, `nereid_gateway_*` on the gateway's, `nereid_ser
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from enum import StrEnum
+from dataclasses import fields
 
-
-class Kind(StrEnum):
-    COUNTER = "counter"
-    GAUGE = "gauge"
-    HISTOGRAM = "histogram"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Metric:
-    """One metric family, itself and no copy; histograms have bucket bounds. Triton's carry a label `model` besides `labels`."""
-
-    name: str
-    kind: Kind
-    description: str
-    buckets: tuple[float, ...] = ()
-    labels: tuple[str, ...] = ()
-
-    @property
-    def labelled(self) -> bool:
-        """A family with labels has no series without them."""
-        return bool(self.labels)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoopMetrics:
-    """What a denoising loop tells, whatever it makes."""
-
-    requests: Metric
-    request_seconds: Metric
-    queue_seconds: Metric
-    step_seconds: Metric
-    rows_per_tick: Metric
-    steps: Metric
-    active_requests: Metric
-    queued_requests: Metric
-    made: Metric
-    engine_deaths: Metric
-
+from nereid_protocol.metric import Kind, LoopMetrics, Metric
 
 _SECONDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),

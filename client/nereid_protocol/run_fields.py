@@ -30,6 +30,8 @@ PRIORITY = Field(
     gateway=True,
 )
 
+RUN_ID_FORM = r"[A-Za-z0-9_-]{1,64}"
+
 RUN_ID = Field(
     name="run_id",
     dtype=DType.STRING,

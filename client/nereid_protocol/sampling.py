@@ -6,10 +6,7 @@ the reference of request fields.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from nereid_protocol.sampling_field import MAX_SEED, Kind, SamplingError, SamplingField, UnreadField
+from nereid_protocol.sampling_field import MAX_SEED, Kind, SamplingField, UnreadField
 
 _INT32_MAX = 2**31 - 1
 
@@ -279,35 +276,3 @@ SAMPLING_FIELDS: tuple[SamplingField, ...] = (
 
 EMBEDDING_FIELDS = ("priority", "add_special_tokens", "truncate_prompt_tokens", "truncation_side", "lora_name")
 """Those that mean something where a prompt is embedded, and nothing is written."""
-
-_ALIASES = {member.alias: (field, member) for field in SAMPLING_FIELDS for member in field.members if member.alias}
-_OLDER = {field.alias: field for field in SAMPLING_FIELDS if field.alias}
-GUIDED = {alias: f"{field.name}.{member.name}" for alias, (field, member) in _ALIASES.items()}
-"""vLLM's older names of members, and where they stand now."""
-OLDER = {**GUIDED, **{alias: field.name for alias, field in _OLDER.items()}}
-"""All of its older names."""
-
-
-def without_aliases(sent: Mapping[str, Any]) -> dict[str, Any]:
-    """What was sent, under the names of now, and what are members now in their objects.
-
-    Raises SamplingError where one was sent under both.
-    """
-    made = dict(sent)
-    for alias, whole in _OLDER.items():
-        value = made.pop(alias, None)
-        if value is None:
-            continue
-        if sent.get(whole.name) is not None:
-            raise SamplingError(alias, value, f"absent where {whole.name} is given")
-        whole.check(value, alias)
-        made[whole.name] = value
-    given = dict(made)
-    for alias, (field, member) in _ALIASES.items():
-        value = made.pop(alias, None)
-        if value is None:
-            continue
-        if given.get(field.name) is not None:
-            raise SamplingError(alias, value, f"absent where {field.name} is given")
-        made[field.name] = {**(made.get(field.name) or {}), member.name: member.check(value, alias)}
-    return made

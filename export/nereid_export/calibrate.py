@@ -25,22 +25,19 @@ from nereid.diffusion.state import ImageRun
 from nereid_export.calibration import PROMPTS, drawn_prompts, read_prompts
 from nereid_export.checkpoint import Checkpoint, understood
 from nereid_export.clip_tokenizers import read_tokenizers
-from nereid_export.components import Component, components_of
+from nereid_export.components import components_of
 from nereid_export.configs import prefixed
 from nereid_export.drawing import Drawer, psnr, refusals_told
 from nereid_export.edited import Manifest, damage_named, edited, rewrite_facts
-from nereid_export.engines import BUILDERS, Engine
-from nereid_export.engines.base import Target
-from nereid_export.engines.check import Run
-from nereid_export.engines.plan_options import PlanOptions
-from nereid_export.engines.precision import Precision
 from nereid_export.errors import ExportError
-from nereid_export.frame import Device, Progress
+from nereid_export.frame import Progress
 from nereid_export.gate import score
 from nereid_export.kept_figures import KeptFigures
 from nereid_export.kept_kinds import KEPT_FEATURES, KEPT_GUIDANCE, Kind
 from nereid_export.kept_plans import Curves, plans_of, quickest
 from nereid_export.lora import Lora
+from nereid_export.published import load_published
+from nereid_export.scheduler_option import scheduler_named
 from nereid_export.scorers import Scorer, scorer_for
 from nereid_export.tiny_vae import TinyVae
 
@@ -125,14 +122,14 @@ class _Calibrating:
         else:
             prompts = tuple(scorer.prompts(PROMPTS)) if scorer else drawn_prompts(next(iter(tokenizers.values())))
         settings = [
-            (str(_scheduler(name)), steps)
+            (str(scheduler_named(name)), steps)
             for name in options.schedulers or (str(pipeline.default_scheduler),)
             for steps in options.steps or (pipeline.default_steps,)
         ]
         settings = list(dict.fromkeys(settings))
         for name, steps in settings:
             _require(pipeline, name, steps)
-        runs = {part.name: _load(part, repository, manifest, options.name) for part in parts}
+        runs = {part.name: load_published(part, repository, manifest, options.name) for part in parts}
         things = {
             "files": manifest["files"],
             "scorer": scorer and scorer.name,
@@ -212,7 +209,7 @@ class _Calibrating:
             if whole is None:
                 return 0.0
             drawer = self._with(kind, scheduler, steps, curves, threshold)
-            scored = partial(self._score, drawer, steps, said(threshold), told)
+            scored = partial(self._score, drawer, said(threshold), told)
             return whole - self.figures.get(f"{kind.field}, {scheduler}, {said(threshold)}: score", scored)
 
         levels, rising = {}, list(plans)
@@ -242,7 +239,7 @@ class _Calibrating:
         """Of runs that keep nothing; None where nothing scores them."""
         if self.scorer is None:
             return None
-        measure = partial(self._score, self._asked(scheduler, steps), steps, "keeping nothing", told)
+        measure = partial(self._score, self._asked(scheduler, steps), "keeping nothing", told)
         return self.figures.get(f"{scheduler}, {steps} steps: score", measure)
 
     def _asked(self, scheduler: str, steps: int, **more: Any) -> Drawer:
@@ -258,7 +255,7 @@ class _Calibrating:
     def _pictures(self, drawer: Drawer, steps: int) -> list[NDArray[np.uint8]]:
         return [drawer.draw([prompt], [seed], steps=steps)[0] for seed, prompt in enumerate(self.prompts)]
 
-    def _score(self, drawer: Drawer, steps: int, said: str, told: Callable[[str], None]) -> float:
+    def _score(self, drawer: Drawer, said: str, told: Callable[[str], None]) -> float:
         assert self.scorer is not None
         return round(score(drawer, self.scorer, said, told), 1)
 
@@ -268,13 +265,6 @@ def _guided(pipeline: Pipeline) -> bool:
     return pipeline.default_guidance > 1 and pipeline.time_cond_proj_dim is None
 
 
-def _scheduler(name: str) -> SchedulerName:
-    try:
-        return SchedulerName(name)
-    except ValueError:
-        raise ExportError(f"--scheduler: {name!r} is not allowed; it must be one of {', '.join(SchedulerName)}") from None
-
-
 def _require(pipeline: Pipeline, name: str, steps: int) -> None:
     if steps < 3:
         raise ExportError(f"--steps: {steps} is not allowed; it must be 3 at least, since the first and the last step are whole")
@@ -282,24 +272,3 @@ def _require(pipeline: Pipeline, name: str, steps: int) -> None:
         build_table(SchedulerName(name), pipeline.scheduler, steps)
     except ScheduleError as error:
         raise ExportError(f"--steps: {steps} is not allowed with {name}: {error}") from None
-
-
-def _load(component: Component, repository: Path, manifest: Manifest, prefix: str) -> Run:
-    """The published engine, with the settings that it is served with."""
-    model = prefixed(component.name, prefix)
-    figures, asked = manifest["engines"][model], manifest["arguments"]
-    engine = Engine(figures["engine"])
-    target = Target(
-        precision=Precision(figures["precision"]),
-        device=Device(asked["device"]),
-        max_batch_size=int(asked["max_batch_size"]),
-        default_side=0,
-        max_side=int(asked["max_side"]),
-        scale=1,
-        plan=PlanOptions(
-            threads=figures.get("threads", 0),
-            compiled_shapes_mib=int(asked.get("compiled_shapes_mib", PlanOptions().compiled_shapes_mib)),
-        ),
-    )
-    BUILDERS[engine].require_run(target)
-    return BUILDERS[engine].load(component, repository / model / "1", target)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 
+from nereid.engines.digests import file_digest
 from nereid_export.errors import ExportError
 from nereid_export.families import PIPELINES, export_family
 
@@ -42,7 +43,7 @@ class Tiny(Protocol):
         """The module in float32; raises ExportError where its weights do not fit its config."""
 
 
-PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,15 +193,19 @@ def variant_in(folder: Path) -> str | None:
 def check_weights(folder: Path) -> None:
     """Raises ExportError for a folder without safetensors files, or with one that cannot be read."""
     if not weights_in(folder):
-        pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLE_SUFFIXES]
-        if pickles:
-            raise ExportError(
-                f"{folder / pickles[0]} is a pickle, which can run code when read, and is refused; "
-                "convert it to safetensors first"
-            )
-        raise ExportError(f"{folder} has no *.safetensors file")
+        raise no_weights(folder)
     for file in weights_in(folder):
         check_safetensors(file)
+
+
+def no_weights(folder: Path) -> ExportError:
+    """What a folder is refused with that has no safetensors files."""
+    pickles = [file for file in sorted(folder.iterdir()) if file.suffix in _PICKLE_SUFFIXES]
+    if pickles:
+        return ExportError(
+            f"{pickles[0]} is a pickle, which can run code when read, and is refused; convert it to safetensors first"
+        )
+    return ExportError(f"{folder} has no *.safetensors file")
 
 
 def is_fp16(file: Path) -> bool:
@@ -264,9 +269,3 @@ def check_safetensors(file: Path) -> None:
                 raise ExportError(f"{file} holds no tensors")
     except SafetensorError as error:
         raise ExportError(f"{file} is truncated or corrupt ({error})") from None
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 of a file in hex."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

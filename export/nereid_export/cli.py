@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from nereid.engines import digests
-from nereid_client.terminal import console, fail
+from nereid_client.terminal import fail, say
 from nereid_export.bar import with_bar
 from nereid_export.candidates import AutoOptions, parse_candidates, parse_step_rows
 from nereid_export.diffusion import export_diffusion
@@ -250,4 +250,4 @@ def sign(
         changed = digests.sign(repository)
     except (digests.DigestError, OSError) as error:
         fail(error)
-    console.print(f"signed: {', '.join(changed)}" if changed else "nothing was changed", highlight=False)
+    say(f"signed: {', '.join(changed)}" if changed else "nothing was changed")

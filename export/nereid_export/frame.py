@@ -12,7 +12,7 @@ from typing import Protocol
 
 from nereid.engines.digests import MANIFEST as MANIFEST
 from nereid.engines.digests import MANIFEST_VERSION as MANIFEST_VERSION
-from nereid_export.checkpoint import file_digest
+from nereid.engines.digests import file_digest
 from nereid_export.errors import ExportError
 
 

@@ -36,6 +36,7 @@ from nereid_export.layout_adaptive import adaptive_steps
 from nereid_export.layout_checkpoint import architecture
 from nereid_export.layout_drawing import LayoutDrawer
 from nereid_export.layout_samples import off_pixels, passed_each, passed_shares, sample_sections
+from nereid_export.scheduler_option import scheduler_named
 
 OFF_BOUNDS: Mapping[Level, float] = {Level.LIGHT: 1.0, Level.BALANCED: 2.0, Level.AGGRESSIVE: 4.0}
 """CSS pixels that boxes may be off from those without: of a section the mean over its boxes' four numbers, of all the median."""
@@ -100,7 +101,7 @@ class _Calibrating:
         if facts.branches is None and not options.adaptive:
             raise ExportError(f"{options.repository}: there is nothing to calibrate; {home} was exported without --cache")
         settings = [
-            (_scheduler(name), steps)
+            (scheduler_named(name), steps)
             for name in options.schedulers or (str(facts.scheduler),)
             for steps in (options.steps or (limits.default_steps,) if facts.branches is not None else ())
         ]
@@ -233,13 +234,6 @@ def plans_by_threshold(curves: Mapping[Branch, Curves], steps: int) -> dict[floa
         if (computed := count(plans)) < fewest:
             found[threshold], fewest = plans, computed
     return found
-
-
-def _scheduler(name: str) -> SchedulerName:
-    try:
-        return SchedulerName(name)
-    except ValueError:
-        raise ExportError(f"--scheduler: {name!r} is not allowed; it must be one of {', '.join(SchedulerName)}") from None
 
 
 def _require(drawer: LayoutDrawer, scheduler: SchedulerName, steps: int, option: str = "--steps", fewest: int = 3) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 from nereid.diffusion.branch_cache import BranchEngine
 from nereid.diffusion.dynamic_width import TokenEngine, WidthEngine, WidthTable
 from nereid.diffusion.solvers import ScheduleError
+from nereid.engines.digests import file_digest
 from nereid.layout.settings import layout_schedule
-from nereid_export.checkpoint import check_weights, file_digest, read_json, understood, weights_in
+from nereid_export.checkpoint import check_weights, read_json, understood, weights_in
 from nereid_export.components import Component
 from nereid_export.errors import ExportError
 

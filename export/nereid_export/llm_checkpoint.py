@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nereid.engines.digests import file_digest
 from nereid_export.chat_templates import templates_of
-from nereid_export.checkpoint import PICKLE_SUFFIXES, check_safetensors, file_digest, read_json, understood
+from nereid_export.checkpoint import check_safetensors, no_weights, read_json, understood
 from nereid_export.errors import ExportError
 
 ARCHITECTURES = (
@@ -59,13 +60,7 @@ class LlmCheckpoint:
             )
         checkpoint = cls(folder, config)
         if not checkpoint.weights:
-            pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLE_SUFFIXES]
-            if pickles:
-                raise ExportError(
-                    f"{folder / pickles[0]} is a pickle, which can run code when read, and is refused; "
-                    "convert it to safetensors first"
-                )
-            raise ExportError(f"{folder} has no *.safetensors file")
+            raise no_weights(folder)
         for file in checkpoint.weights:
             check_safetensors(file)
         index = folder / "model.safetensors.index.json"

@@ -17,7 +17,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from nereid_export.checkpoint import check_safetensors, file_digest, read_json
+from nereid.engines.digests import file_digest
+from nereid_export.checkpoint import check_safetensors, read_json
 from nereid_export.errors import ExportError
 
 PEFT_FILE, PEFT_CONFIG, PEFT_PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."

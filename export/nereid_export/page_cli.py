@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nereid_client.terminal import console
+from nereid_client.terminal import say
 from nereid_export.bar import with_bar
 from nereid_export.page import PageExportOptions, export_page
 
@@ -40,6 +40,6 @@ def page(
     asked = PageExportOptions(out=out, planner=planner, layout=layout, picture_prompts=picture_prompts, name=name)
 
     def show(manifest: dict[str, Any]) -> None:
-        console.print(f"{manifest['models'][0]} -> {out}; plans by {planner or 'rules'}", highlight=False)
+        say(f"{manifest['models'][0]} -> {out}; plans by {planner or 'rules'}")
 
     with_bar(lambda bar: export_page(asked, bar), show, as_json)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nereid_export.checkpoint import file_digest
+from nereid.engines.digests import file_digest
 from nereid_export.frame import versions
 
 RECORD = "done.json"

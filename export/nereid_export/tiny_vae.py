@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nereid_export.checkpoint import check_weights, file_digest, read_json, understood, variant_in, weights_in
+from nereid.engines.digests import file_digest
+from nereid_export.checkpoint import check_weights, read_json, understood, variant_in, weights_in
 from nereid_export.components import finite
 from nereid_export.errors import ExportError
 from nereid_export.silence import quiet

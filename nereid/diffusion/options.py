@@ -27,7 +27,8 @@ from nereid.diffusion.vae_tiles import PARTS, VaeTiling
 from nereid.flow.errors import InvalidRequestError
 from nereid.flow.fields import FieldReader, Inputs
 from nereid.flow.tickets import USUAL_PRIORITY
-from nereid_protocol.fields import BY_NAME, RUN_ID_FORM
+from nereid_protocol.image_fields import BY_NAME
+from nereid_protocol.run_fields import RUN_ID_FORM
 
 T = TypeVar("T")
 
@@ -120,7 +121,7 @@ def resolve(fields: FieldReader, prompt: int, pipeline: Pipeline) -> Options:
         value = fields.values(name, nothing)[prompt]
         if why_not and (value.strip() if isinstance(value, str) else value) != nothing:
             raise InvalidRequestError(f"{name}: it has no meaning {why_not}", name)
-    scheduler = _scheduler(fields.values("scheduler", pipeline.default_scheduler)[prompt])
+    scheduler = scheduler_named(fields.values("scheduler", pipeline.default_scheduler)[prompt])
     schedule = _schedule(fields, prompt, pipeline, scheduler)
     steps = steps_of(fields, pipeline, prompt)
     guided = scheduler.calls_of(guided_steps(interval, steps), steps)
@@ -263,7 +264,8 @@ def _require_shared(pipeline: Pipeline, limits: Limits, size: tuple[int, int], n
         )
 
 
-def _scheduler(text: str) -> SchedulerName:
+def scheduler_named(text: str) -> SchedulerName:
+    """Raises InvalidRequestError where there is none of this name."""
     try:
         return SchedulerName(text)
     except ValueError:

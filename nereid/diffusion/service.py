@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from nereid.diffusion.answers import outputs_of, with_time_left
 from nereid.diffusion.goals import Goal, goal_of
 from nereid.diffusion.kept import KeptResults
 from nereid.diffusion.lane_report import LaneReport
@@ -184,7 +185,7 @@ class DenoiseService:
             if (taken := self._reserved.pop(request.ticket, None)) is not None:
                 self._batcher.give_back(taken)  # nothing will be drawn in its place
             self._decoded.begin(request.run_id)
-            reply({**known, "seconds_left": _each(request.timeout_seconds, len(request.rows))}, None)
+            reply(with_time_left(known, request.timeout_seconds, len(request.rows)), None)
             return
         task = ImageTask(request, self._answer_with(reply), is_cancelled, flight, shows_clean=self._watchers.decodes)
         ticket = self._ticket(task)
@@ -260,7 +261,7 @@ class DenoiseService:
             task.flight.leave()
             outputs = None
             if error is None:
-                outputs = _outputs(task, self.fingerprint)
+                outputs = outputs_of(task, self.fingerprint)
                 self._decoded.begin(task.request.run_id)
                 self._kept.keep(task.request.run_id, task.flight.digest, outputs)
                 self._observer.made(sum(run.row.end == run.row.origin + len(run.row.table) for run in task.runs))
@@ -278,25 +279,3 @@ def _shared_for_features() -> int:
     """What features may take in shared memory, so that pictures still fit, and a process that is started again."""
     free = shared_bytes()
     return max(min(int(0.8 * free), free - _KEPT_FREE_BYTES), 1)
-
-
-def _outputs(task: ImageTask, fingerprint: str) -> dict[str, np.ndarray]:
-    count = len(task.runs)
-    warnings = "\n".join(task.request.warnings).encode()
-    return {
-        "latents": np.stack([run.state.sample for run in task.runs]),
-        "solver_memory": np.stack([run.state.memory for run in task.runs]),
-        "image_seed": np.array([[run.row.seed] for run in task.runs], dtype=np.int64),
-        "warnings": np.array([[warnings]] * count, dtype=np.object_),
-        "timings": np.array([task.timings] * count, dtype=np.float32),
-        "system_fingerprint": np.array([[fingerprint.encode()]] * count, dtype=np.object_),
-        "seconds_left": _each(task.submitted + task.request.timeout_seconds - time.monotonic(), count),
-        "run_id": np.array([[task.request.run_id.encode()]] * count, dtype=np.object_),
-        "tile_sample_min_size": _each(task.request.tiling.tile_sample_min_size, count, np.int32),
-        "tile_overlap_factor": _each(task.request.tiling.tile_overlap_factor, count),
-        "decoder": np.array([[task.request.decoder.encode()]] * count, dtype=np.object_),
-    }
-
-
-def _each(value: float, rows: int, dtype: type = np.float32) -> np.ndarray:
-    return np.full((rows, 1), value, dtype)

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nereid.engines.digests import file_digest
+
 log = logging.getLogger(__name__)
 
 CACHE_FOLDER = "NEREID_CACHE_DIR"
@@ -135,6 +137,5 @@ def _digests(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.iterdir()):
         if path.name != _DIGESTS:
-            with path.open("rb") as file:
-                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[path.name] = file_digest(path)
     return found

@@ -131,9 +131,14 @@ def digest_of_files(folder: Path, files: Iterable[Path]) -> str:
     """SHA-256 over files in `folder`, their places in it included."""
     total = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
-            total.update(f"{path.relative_to(folder).as_posix()}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        total.update(f"{path.relative_to(folder).as_posix()}\0{file_digest(path)}\n".encode())
     return total.hexdigest()
+
+
+def file_digest(file: Path) -> str:
+    """SHA-256 of a file in hex."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def own_version() -> str:

@@ -13,7 +13,7 @@ from nereid.engines.channel import Message
 from nereid.engines.digests import verify_model
 from nereid.engines.engine_process import CALL, FAILED, MADE, Arrays
 from nereid.engines.worker_main import Seat
-from nereid.flow.errors import EngineError
+from nereid.flow.errors import EngineError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def load_engine(file: Path, engine: str, threads: int) -> Run:
     except ValueError:
         raise
     except Exception as error:  # the libraries' have no class in common
-        raise ValueError(f"{file} cannot be loaded: {_first_line(error)}") from None
+        raise ValueError(f"{file} cannot be loaded: {first_line(error)}") from None
 
 
 def _load_onnx(file: Path, threads: int) -> Run:
@@ -83,7 +83,7 @@ def _warm_up(name: str, engine: Run, shapes: Mapping[str, Any], outputs: Sequenc
     try:
         engine({key: np.zeros(shape, dtype) for key, (dtype, shape) in shapes.items()}, outputs)
     except Exception as error:
-        raise ValueError(f"{name}: the engine does not run: {_first_line(error)}") from None
+        raise ValueError(f"{name}: the engine does not run: {first_line(error)}") from None
 
 
 def _answer(name: str, engine: Run, message: Message) -> Message:
@@ -92,8 +92,4 @@ def _answer(name: str, engine: Run, message: Message) -> Message:
         return Message(MADE, number, engine(message.arrays, message.body["outputs"]))
     except Exception as error:
         log.exception("a call has failed")
-        return Message(FAILED, {**number, "error": EngineError(f"{name}: {_first_line(error)}").wire()})
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        return Message(FAILED, {**number, "error": EngineError(f"{name}: {first_line(error)}").wire()})

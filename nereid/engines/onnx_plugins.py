@@ -6,6 +6,8 @@ from typing import Any
 
 import onnxruntime as ort
 
+from nereid.flow.errors import first_line
+
 NV_TENSORRT_RTX = "nv_tensorrt_rtx"
 """Its name as an execution accelerator in a config."""
 
@@ -25,7 +27,7 @@ def add_tensorrt_rtx(options: ort.SessionOptions, device_id: int) -> None:
         try:
             ort.register_execution_provider_library(name, plugin.get_library_path())
         except Exception as error:  # the library's own error type, which it does not export
-            raise ValueError(f"{_ASKED} cannot be loaded: {str(error).splitlines()[0]}") from None
+            raise ValueError(f"{_ASKED} cannot be loaded: {first_line(error)}") from None
     cards = _cards(name)
     if device_id >= len(cards):
         raise ValueError(f"{_ASKED} has no card {device_id} here; it finds {len(cards)}")

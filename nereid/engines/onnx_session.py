@@ -14,7 +14,7 @@ from nereid.engines.arena import Arena
 from nereid.engines.onnx_options import SHRINKAGE, session_options
 from nereid.engines.onnx_plugins import NV_TENSORRT_RTX, add_tensorrt_rtx
 from nereid.engines.served_model import Arguments, Port, Tensors, check_signature, run_as_one
-from nereid.flow.errors import EngineError, InvalidRequestError
+from nereid.flow.errors import EngineError, InvalidRequestError, first_line
 
 _TYPES = {
     "tensor(float)": "TYPE_FP32",
@@ -99,7 +99,7 @@ def runner(file: str) -> Callable[[Tensors], object]:
 
 def _as_request_error(name: str, error: Exception) -> Exception:
     """The session refuses bad shapes as InvalidArgument; anything else is the engine's own failure."""
-    first = str(error).splitlines()[0]
+    first = first_line(error)
     if type(error).__name__ in ("InvalidArgument", "ValueError"):
         return InvalidRequestError(f"{name}: {first}")
     return EngineError(f"{name}: {first}")

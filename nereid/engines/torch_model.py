@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nereid.engines.served_model import Arguments, Port, Tensors, check_signature
 from nereid.engines.torch_options import TorchOptions
 from nereid.engines.torch_package import PackageFacts, PackageTensor
-from nereid.flow.errors import EngineError, InvalidRequestError
+from nereid.flow.errors import EngineError, InvalidRequestError, first_line
 
 PLATFORM = "torch_aoti"
 """What Triton's `pytorch` backend calls these packages."""
@@ -54,7 +54,7 @@ class Program:
             try:
                 loader = torch._C._aoti.AOTIModelPackageLoader(str(root), "model", False, 1, -1)
             except RuntimeError as error:
-                raise ValueError(f"{file.name}: PyTorch {torch.__version__} cannot load it: {_first_line(error)}") from None
+                raise ValueError(f"{file.name}: PyTorch {torch.__version__} cannot load it: {first_line(error)}") from None
         return cls(facts, loader)
 
     def run(self, tensors: Sequence[NDArray], shown: Sequence[str], *, inference_mode: bool = True) -> list[NDArray]:
@@ -113,7 +113,7 @@ class TorchModel:
         except ValueError as error:
             return InvalidRequestError(f"{self.name}: {error}")
         except RuntimeError as error:
-            return EngineError(f"{self.name}: {_first_line(error)}")
+            return EngineError(f"{self.name}: {first_line(error)}")
         found = {OUTPUT.format(index): value for index, value in enumerate(made)}
         return {name: found[name] for name in self.outputs}
 
@@ -137,8 +137,3 @@ def _set_threads(options: TorchOptions) -> None:
         torch.set_num_threads(options.intra_op_threads)
     if options.inter_op_threads:
         torch.set_num_interop_threads(options.inter_op_threads)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

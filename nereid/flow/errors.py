@@ -120,3 +120,8 @@ _BY_KIND: dict[ErrorKind, type[RequestError]] = {
     ErrorKind.STOPPING: StoppingError,
     ErrorKind.ENGINE: EngineError,
 }
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says first, where it goes on for pages; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -10,7 +10,7 @@ import numpy as np
 
 from nereid.flow.errors import InvalidRequestError
 from nereid_protocol.field import DType, Field
-from nereid_protocol.fields import BY_NAME
+from nereid_protocol.image_fields import BY_NAME
 
 Inputs = Mapping[str, np.ndarray]
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from nereid_protocol.metrics import Kind, LoopMetrics, Metric
+from nereid_protocol.metric import Kind, LoopMetrics, Metric
 
 log = logging.getLogger(__name__)
 

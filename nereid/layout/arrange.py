@@ -168,7 +168,7 @@ class _Arranger:
             return self.rows(block, self.split(span, self.how.item_columns, self.how.item_gap), y, self.how.item_gap)
         for number, place in enumerate(block):
             y += self.how.inner_gap if number else 0
-            y = self.single(place, span, y, centered)
+            y = self.single(place, span, y)
         return y
 
     def split(self, span: _Span, count: int, gap: int) -> list[_Span]:
@@ -209,7 +209,7 @@ class _Arranger:
 
     # --- single elements ---
 
-    def single(self, place: int, span: _Span, y: int, centered: bool) -> int:
+    def single(self, place: int, span: _Span, y: int) -> int:
         element = self.section.elements[place]
         if element.kind in CONTAINERS:
             return self.container(place, span, y)

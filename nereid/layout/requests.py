@@ -10,8 +10,8 @@ from typing import Any
 from nereid.diffusion.branch_cache import Plans
 from nereid.diffusion.cache_options import OFF, branch_plans
 from nereid.diffusion.dynamic_width import WHOLE_WITH_TOKENS, WidthTable
-from nereid.diffusion.options import solver_table
-from nereid.diffusion.solvers import SCHEDULERS, SchedulerName, SolverTable
+from nereid.diffusion.options import scheduler_named, solver_table
+from nereid.diffusion.solvers import SolverTable
 from nereid.flow.errors import InvalidRequestError
 from nereid.flow.fields import FieldReader, Inputs
 from nereid.flow.noise import derived_seed
@@ -58,7 +58,7 @@ def parse_layout_request(inputs: Inputs, facts: LayoutFacts, limits: LayoutLimit
     refuse_parameters(inputs, tuple(LAYOUT_BY_NAME))
     fields = FieldReader({name: value[None] for name, value in inputs.items()}, 1, limits, LAYOUT_BY_NAME)
     section = _section(fields)
-    scheduler = _scheduler(fields.value("scheduler", facts.scheduler))
+    scheduler = scheduler_named(fields.value("scheduler", facts.scheduler))
     adaptive = _adaptive(fields, str(scheduler), facts)
     widths = _widths(fields, section, facts, adaptive)
     steps = _steps(fields, section, limits, adaptive, widths)
@@ -167,10 +167,3 @@ def _json(field: str, text: str) -> Any:
         raise InvalidRequestError.of(field, text, "JSON that is nested less deeply") from None
     except ValueError as error:
         raise InvalidRequestError.of(field, text, f"JSON ({error})") from None
-
-
-def _scheduler(text: str) -> SchedulerName:
-    try:
-        return SchedulerName(text)
-    except ValueError:
-        raise InvalidRequestError.of("scheduler", text, f"one of {', '.join(SCHEDULERS)}") from None

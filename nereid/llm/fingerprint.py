@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from nereid.engines.digests import own_version
+from nereid.engines.digests import file_digest, own_version
 from nereid.llm.settings import LlmLimits
 
 _MANIFEST = "manifest.json"
@@ -30,13 +30,8 @@ def _digests(folder: Path) -> dict[str, str]:
         found = {name.partition(version)[2]: digest for name, digest in noted.items() if version in name}
         if found:
             return dict(sorted(found.items()))
-    return {str(file.relative_to(folder)): _digest(file) for file in sorted(folder.rglob("*")) if _counts(file)}
+    return {str(file.relative_to(folder)): file_digest(file) for file in sorted(folder.rglob("*")) if _counts(file)}
 
 
 def _counts(file: Path) -> bool:
     return file.is_file() and "__pycache__" not in file.parts
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

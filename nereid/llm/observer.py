@@ -11,6 +11,7 @@ import numpy as np
 
 from nereid.flow.metrics import Recorder
 from nereid.llm.settings import LlmFacts
+from nereid_protocol.metric import Metric
 from nereid_protocol.metrics import (
     LLM_ACCEPTED_TOKENS,
     LLM_ADAPTER_REQUESTS,
@@ -36,7 +37,6 @@ from nereid_protocol.metrics import (
     LLM_TIME_PER_OUTPUT_TOKEN,
     LLM_TIME_TO_FIRST_TOKEN,
     LLM_WAITING,
-    Metric,
 )
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from nereid.flow.errors import InvalidRequestError
 from nereid.flow.fields import decode_text
 from nereid.flow.request_parameters import REQUEST_PARAMETERS
 from nereid.flow.runs import read_id
-from nereid_protocol.sampling import EMBEDDING_FIELDS, SAMPLING_FIELDS, UNREAD_SAMPLING, without_aliases
+from nereid_protocol.older_names import without_older_names
+from nereid_protocol.sampling import EMBEDDING_FIELDS, SAMPLING_FIELDS, UNREAD_SAMPLING
 from nereid_protocol.sampling_field import SamplingError, read_fields
 
 Inputs = Mapping[str, np.ndarray]
@@ -114,7 +115,7 @@ def read_sampling(inputs: Inputs, max_input_bytes: int, *, embeds: bool = False)
         if name not in EMBEDDING_FIELDS and value is not None:
             raise InvalidRequestError.of(name, value, "absent where the task is embed: nothing is written")
     try:
-        return SentSampling(read_fields(SAMPLING_FIELDS, without_aliases({**given, **beside}), unread=UNREAD_SAMPLING))
+        return SentSampling(read_fields(SAMPLING_FIELDS, without_older_names({**given, **beside}), unread=UNREAD_SAMPLING))
     except SamplingError as error:
         raise InvalidRequestError.of(error.field, error.value, error.allowed) from None
 

@@ -35,7 +35,7 @@ from nereid.llm.settings import TOKENIZER_FILE, LlmFacts, LlmLimits, read_tokeni
 from nereid.llm.speculation import DraftModel, DraftProposer, PromptLookup, Proposer, SpeculationMeter
 from nereid.llm.structure import Structure, StructureFactory
 from nereid.llm.text import TextStream
-from nereid_protocol.metrics import Metric
+from nereid_protocol.metric import Metric
 
 log = logging.getLogger(__name__)
 

@@ -60,7 +60,7 @@ def tops(sections: Sequence[PlacedSection]) -> list[float]:
 
 def write_page(title: str, canvas: Canvas, theme: Theme, sections: Sequence[PlacedSection]) -> str:
     """The whole file; `canvas` is the page's, of the width of all its sections."""
-    style = "\n".join((*_font_faces(sections), *_base(canvas, theme), *_rules(canvas, theme, sections)))
+    style = "\n".join((*_font_faces(sections), *_base(canvas, theme), *_rules(theme, sections)))
     allowed = base64.b64encode(hashlib.sha256(f"\n{style}\n".encode()).digest()).decode()
     policy = f"{_NOTHING}; style-src 'sha256-{allowed}'; img-src data:; font-src data:"
     body = "\n".join(_Writer(sections, section).written() for section in sections)
@@ -128,7 +128,7 @@ def _base(canvas: Canvas, theme: Theme) -> Iterable[str]:
     yield ".mid { text-align: center; }"
 
 
-def _rules(canvas: Canvas, theme: Theme, sections: Sequence[PlacedSection]) -> Iterable[str]:
+def _rules(theme: Theme, sections: Sequence[PlacedSection]) -> Iterable[str]:
     """A rule for each box, placed in what holds it."""
     last = 0.0
     for top, section in zip(tops(sections), sections, strict=True):

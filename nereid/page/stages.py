@@ -142,13 +142,8 @@ class SiblingStages:
         inputs = {
             "elements": _text(json.dumps(list(elements))),
             "canvas": _text(json.dumps(asked)),
-            "seed": np.array([terms.seed], np.int64),
-            "priority": np.array([terms.priority], np.int32),
-            "timeout_seconds": _seconds(terms.seconds),
-            "run_id": _text(terms.run_id),
+            **_inputs_of(terms),
         }
-        if terms.goal is not None:
-            inputs["deadline_seconds"] = _seconds(terms.goal)
         made = json.loads(self.call(self.model.limits.layout_model, inputs, ("layout",), decoupled=True)["layout"].item())
         boxes = {element["id"]: Box(*(float(element[name]) for name in Box._fields)) for element in made["elements"]}
         if not all(math.isfinite(value) for box in boxes.values() for value in box):
@@ -157,15 +152,7 @@ class SiblingStages:
         return Laid(tuple(boxes[element["id"]] for element in elements), made["drawn_by"], said)
 
     def draw(self, prompt: str, terms: Terms) -> np.ndarray:
-        inputs = {
-            "prompt": _text(prompt),
-            "seed": np.array([terms.seed], np.int64),
-            "priority": np.array([terms.priority], np.int32),
-            "timeout_seconds": _seconds(terms.seconds),
-            "run_id": _text(terms.run_id),
-        }
-        if terms.goal is not None:
-            inputs["deadline_seconds"] = _seconds(terms.goal)
+        inputs = {"prompt": _text(prompt), **_inputs_of(terms)}
         if self.model.limits.picture_steps:
             inputs["num_inference_steps"] = np.array([self.model.limits.picture_steps], np.int32)
         batched = {name: value[None] for name, value in inputs.items()}
@@ -183,6 +170,18 @@ class SiblingStages:
         model, decoupled = holders[stage]
         asked = _text(run_id)
         self.call(model, {"cancel": asked if decoupled else asked[None]}, ("run_state",), decoupled=decoupled)
+
+
+def _inputs_of(terms: Terms) -> dict[str, np.ndarray]:
+    """As fields that layouts and images have alike."""
+    goal = {} if terms.goal is None else {"deadline_seconds": _seconds(terms.goal)}
+    return {
+        "seed": np.array([terms.seed], np.int64),
+        "priority": np.array([terms.priority], np.int32),
+        "timeout_seconds": _seconds(terms.seconds),
+        "run_id": _text(terms.run_id),
+        **goal,
+    }
 
 
 def _text(value: str) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Any
 
 from nereid.serving.models import ServedModels
 from nereid.serving.process import STUB
+from nereid_protocol.metric import Metric
 from nereid_protocol.metrics import (
     SERVE_MEMORY,
     SERVE_METRICS,
@@ -23,7 +24,6 @@ from nereid_protocol.metrics import (
     SERVE_READY,
     SERVE_SERVICE_DEATHS,
     SERVE_TRITON_RESTARTS,
-    Metric,
 )
 
 _PROC = Path("/proc")

@@ -6,19 +6,19 @@ what this writes.
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
+from nereid.serving.config_lines import inputs, parameters
 from nereid.serving.gateway.errors import from_nereid
 from nereid.serving.gateway.limits import Limits as ConnectionLimits
 from nereid.serving.gateway.unused import UNUSED_FIELDS
 from nereid_client.errors import typed
 from nereid_protocol.errors import ErrorKind, Status, WireError
-from nereid_protocol.field import Field, Model
-from nereid_protocol.fields import IMAGE_FIELDS
+from nereid_protocol.field import INT32_MAX, Field, Model
+from nereid_protocol.image_fields import IMAGE_FIELDS
 from nereid_protocol.layout_fields import LAYOUT_FIELDS
 from nereid_protocol.page_fields import PAGE_FIELDS
 from nereid_protocol.sampling import SAMPLING_FIELDS, UNREAD_SAMPLING
@@ -26,6 +26,7 @@ from nereid_protocol.sampling_field import SamplingField, UnreadField
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "reference.md"
+REPOSITORY = ROOT / "model_repository"
 
 _TRITON_HTTP = {Status.INVALID_ARG: 400, Status.UNAVAILABLE: 503, Status.CANCELLED: 400, Status.INTERNAL: 500}
 """What Triton's HTTP server makes of its error codes."""
@@ -43,7 +44,7 @@ _WHEN = {
 _HEAD = """# Reference
 
 Made from the tables in the code by `make reference`; do not edit it by hand. Sources:
-[fields](../client/nereid_protocol/fields.py), [fields of layouts](../client/nereid_protocol/layout_fields.py),
+[fields of images](../client/nereid_protocol/image_fields.py), [fields of layouts](../client/nereid_protocol/layout_fields.py),
 [fields of pages](../client/nereid_protocol/page_fields.py),
 [sampling parameters](../client/nereid_protocol/sampling.py),
 [errors](../client/nereid_protocol/errors.py), [`denoise`](../model_repository/denoise/config.pbtxt),
@@ -88,17 +89,6 @@ a key has had what it may have, 503 where it drains or has no connection left.
 _LIMITS = """Parameters of the models. Change them in the exported repository, then accept the change with `nereid export sign`.
 An unknown parameter is refused when the model loads. A request beyond a limit is refused at once, by name.
 """
-_PARAMETER = re.compile(r'^parameters \{ key: "(\w+)" value: \{ string_value: "([^"]*)" \} \}')
-_TENSOR = re.compile(r'^  \{ name: "(\w+)" data_type: TYPE_(\w+) dims: \[ ([-\d, ]+) \]')
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A line of a config.pbtxt with the comment above it."""
-
-    name: str
-    value: str
-    comment: str
 
 
 def page() -> str:
@@ -139,7 +129,7 @@ def _images() -> Iterator[str]:
 def _texts() -> Iterator[str]:
     yield "## Text requests"
     yield "Inputs of `llm`; exactly one of `text_input` and `input_ids`, all others are optional.\n"
-    tensors = (entry for entry in _tensors("llm"))
+    tensors = (entry for entry in inputs(REPOSITORY / "llm"))
     yield _table(("input", "type", "meaning"), ((f"`{entry.name}`", entry.value, entry.comment) for entry in tensors))
     yield "### Sampling parameters"
     yield _SAMPLING
@@ -168,28 +158,19 @@ def _texts() -> Iterator[str]:
 def _layouts() -> Iterator[str]:
     yield "## Layout requests"
     yield _LAYOUTS
-    yield _table(
-        ("field", "type", "allowed", "default", "`nereid layout`", "gateway", "meaning"),
-        (
-            (
-                f"`{field.name}`",
-                _type(field),
-                _allowed(field),
-                field.default or "required",
-                f"`{field.option}`" if field.option else "",
-                "yes" if field.gateway else "",
-                field.help,
-            )
-            for field in LAYOUT_FIELDS
-        ),
-    )
+    yield _lone(LAYOUT_FIELDS, "`nereid layout`")
 
 
 def _pages() -> Iterator[str]:
     yield "## Page requests"
     yield _PAGES
-    yield _table(
-        ("field", "type", "allowed", "default", "`nereid page`", "gateway", "meaning"),
+    yield _lone(PAGE_FIELDS, "`nereid page`")
+
+
+def _lone(fields: Sequence[Field], verb: str) -> str:
+    """Fields of a model that takes one value of each."""
+    return _table(
+        ("field", "type", "allowed", "default", verb, "gateway", "meaning"),
         (
             (
                 f"`{field.name}`",
@@ -200,7 +181,7 @@ def _pages() -> Iterator[str]:
                 "yes" if field.gateway else "",
                 field.help,
             )
-            for field in PAGE_FIELDS
+            for field in fields
         ),
     )
 
@@ -242,7 +223,7 @@ def _limits() -> Iterator[str]:
     yield _LIMITS
     for model in ("denoise", "image_output", "llm", "layout", "page"):
         yield f"### `{model}`"
-        rows = ((f"`{entry.name}`", entry.value, entry.comment) for entry in _parameters(model))
+        rows = ((f"`{entry.name}`", entry.value, entry.comment) for entry in parameters(REPOSITORY / model))
         yield _table(("parameter", "value", "meaning"), rows)
     yield "### Connections of the gateway"
     yield "Each one ends or refuses a connection, and nothing else. They are not options.\n"
@@ -260,7 +241,7 @@ def _allowed(field: Field) -> str:
     low, high = _number(field.low), field.high
     if field.limit:
         return f"{low} to `{field.limit}`"
-    return f"at least {low}" if high in (None, 2**31 - 1) else f"{low} to {_number(high or 0)}"
+    return f"at least {low}" if high in (None, INT32_MAX) else f"{low} to {_number(high or 0)}"
 
 
 def _number(value: float) -> str:
@@ -276,31 +257,6 @@ def _default(field: SamplingField) -> str:
     if field.default is None or field.default == ():
         return "none"
     return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
-
-
-def _parameters(model: str) -> Iterator[_Entry]:
-    return _entries(model, _PARAMETER)
-
-
-def _tensors(model: str) -> Iterator[_Entry]:
-    """The inputs alone."""
-    for entry in _entries(model, _TENSOR, until="output ["):
-        kind, _, dims = entry.value.partition(" ")
-        yield _Entry(entry.name, kind if dims == "1" else f"{kind} [{dims}]", entry.comment)
-
-
-def _entries(model: str, form: re.Pattern[str], until: str = "") -> Iterator[_Entry]:
-    comment: list[str] = []
-    for line in (ROOT / "model_repository" / model / "config.pbtxt").read_text().splitlines():
-        if until and line.startswith(until):
-            return
-        found = form.match(line)
-        if line.lstrip().startswith("#"):
-            comment.append(line.strip().lstrip("# "))
-            continue
-        if found:
-            yield _Entry(found[1], " ".join(found.groups()[1:]), " ".join(comment))
-        comment = []
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

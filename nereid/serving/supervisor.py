@@ -1,4 +1,4 @@
-"""Keeps one Triton up: reloads models whose Python stub died, restarts a server that died, answers /ready honestly."""
+"""Keeps one Triton up: has models healed whose Python process died, restarts a server that died, answers /ready honestly."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from nereid.flow.flight_record import forgive_all
 from nereid.flow.state_folder import models_with_worker_down
 from nereid.flow.unanswered import take_unanswered
 from nereid.serving.child import Backoff
-from nereid.serving.control import CONTROL_MODEL, ControlError
+from nereid.serving.control import ControlError
 from nereid.serving.draining import drain
 from nereid.serving.errors import ServingError
 from nereid.serving.following import Following
+from nereid.serving.healing import Healing
 from nereid.serving.health import HealthServer
 from nereid.serving.installation import find_triton
 from nereid.serving.load_times import load_seconds, load_table
@@ -29,7 +30,6 @@ from nereid.serving.numbers import Numbers
 from nereid.serving.options import ServeOptions
 from nereid.serving.pending_restart import PendingRestart
 from nereid.serving.process import TritonProcess
-from nereid.serving.reloadable import Reloadable
 from nereid.serving.remains import ServeFolder, reclaim
 from nereid.serving.services import KeptServices
 
@@ -63,15 +63,14 @@ class Supervisor:
     _verifier: Verifier = field(init=False)
     _expected: dict[str, int] = field(default_factory=dict, init=False)
     _load_seconds: dict[str, float] = field(default_factory=dict, init=False)
-    _unwell: set[str] = field(default_factory=set, init=False)
     _unready: list[str] = field(default_factory=list, init=False)
     _ready: bool = field(default=False, init=False)
     _draining: bool = field(default=False, init=False)
     _backoff: Backoff = field(default_factory=Backoff, init=False)
     _next_start: float | None = field(default=None, init=False)
     _next_probe: float = field(default=0.0, init=False)
-    _reloadable: Reloadable = field(init=False)
     _pending: PendingRestart = field(default_factory=PendingRestart, init=False)
+    _healing: Healing = field(init=False)
     _stopping: threading.Event = field(default_factory=threading.Event, init=False)
     _hurried: threading.Event = field(default_factory=threading.Event, init=False)
     _watcher: threading.Thread | None = field(default=None, init=False)
@@ -84,9 +83,9 @@ class Supervisor:
         self.options.check(installation)
         self._models = ServedModels.read(self.options.repository)
         self._verifier = Verifier(self.options.repository)
-        self._reloadable = Reloadable(self._verifier)
         self.folder = ServeFolder.create()
         self._triton = TritonProcess(installation, self.options, self.folder, self._models, self._stopping)
+        self._healing = Healing(self._triton, self._verifier, self._pending, self.folder.state, self._has_gone)
         self._numbers = Numbers(self._models, self.readiness, self.services.deaths)
         self._health = HealthServer(self.options.host, self.options.health_port, self.readiness, self._numbers.page)
 
@@ -122,7 +121,7 @@ class Supervisor:
         self._triton.wait_until_ready(self._while_starting)
         self._expected = dict(self._triton.count_stubs())
         self._load_seconds = load_seconds(self.folder.state, self._triton.stubs())
-        self._unwell.clear()
+        self._healing.unwell.clear()
         self._unready = []
         self._pending.forget()
         self._ready = True
@@ -148,13 +147,13 @@ class Supervisor:
         running = self._triton.is_running()
         down = self.services.down()
         workers = models_with_worker_down(self.folder.state)
-        ready = running and self._ready and not (self._draining or self._unwell or self._unready or workers or down)
+        ready = running and self._ready and not (self._draining or self._healing.unwell or self._unready or workers or down)
         return ready, {
             "ready": ready,
             "server_running": running,
             "models": sorted(self._models.configs),
             "models_loaded": self._ready,
-            "models_reloading": sorted(self._unwell),
+            "models_reloading": sorted(self._healing.unwell),
             "models_not_ready": sorted(self._unready) if self._ready else [],
             "workers_down": workers,
             "services_down": down,
@@ -197,7 +196,7 @@ class Supervisor:
 
     @property
     def is_settled(self) -> bool:
-        return self._ready and self._pending.by is None and not self._unwell and self._triton.is_running()
+        return self._ready and self._pending.by is None and not self._healing.unwell and self._triton.is_running()
 
     def take_in(self, model: str, config: Any) -> None:
         self._verifier.share(self.folder.state)
@@ -239,7 +238,7 @@ class Supervisor:
             alive = self._triton.count_stubs()
             dead = [model for model, count in self._expected.items() if alive[model] < count]
             if dead and self._triton.is_running():
-                self._heal(self._allowed(dead))
+                self._heal(dead)
             if self._triton.is_running():  # a restart that healing came to may have failed
                 self._probe()
                 self._restart_if_due()
@@ -276,46 +275,19 @@ class Supervisor:
                 log.error("%s", error)
                 self._triton.stop(0)
 
-    def _allowed(self, dead: Sequence[str]) -> list[str]:
-        """Those whose files are what was exported.
-
-        One whose folder has gone from a repository that is followed is about to be let go: the follower need not wait for it.
-        """
-        gone = {model for model in dead if self._has_gone(model)}
-        dead = [model for model in dead if model not in gone]
-        allowed = self._reloadable.among(dead)
-        self._unwell = (self._unwell - gone) | (set(dead) - set(allowed))
-        return allowed
-
-    def _heal(self, models: Sequence[str]) -> None:
-        """Bring models whose Python process died back beside those that serve on.
-
-        Requests that such a process had taken on to answer later are never answered by Triton: where there were any (or the
-        model's config says `restart_on_death`) the server is restarted too, once no other pipeline has requests inside, or after
-        a minute.
-        """
+    def _heal(self, dead: Sequence[str]) -> None:
+        models = self._healing.allowed(dead)
         if not models:
             return
-        self._unwell |= set(models)
         self._numbers.deaths.update(models)
-        log.warning("the Python process of %s died; reloading the model", ", ".join(models))
         try:
-            if CONTROL_MODEL in models:
-                raise ControlError("the control model's own process died")
-            self._verifier.share(self.folder.state)
-            held = take_unanswered(self.folder.state, models)
-            for model in models:
-                self._triton.control.swap(model, self._models.configs[model])
+            self._healing.load(models)
         except ControlError as error:
             if not self._stopping.is_set():
                 log.error("%s; restarting Triton", error)
                 self._restart()
             return
         self._load_seconds = load_seconds(self.folder.state, self._triton.stubs())
-        late = [model for model in models if model in held or self._models.answers_late(model)]
-        if late:
-            self._pending.ask(late, self._models)
-        self._unwell -= set(models)
         self._next_probe = 0.0
 
     def _restart_if_due(self) -> None:

@@ -28,7 +28,7 @@ from nereid.flow.request_parameters import REQUEST_PARAMETERS
 from nereid.flow.state_folder import set_loaded
 from nereid.flow.unanswered import Unanswered
 from nereid_protocol.errors import ErrorKind
-from nereid_protocol.metrics import Kind, Metric
+from nereid_protocol.metric import Kind, Metric
 from nereid_protocol.request_ids import request_id_of
 
 log = logging.getLogger(__name__)
@@ -149,18 +149,6 @@ def error_response(error: Exception) -> Any:
         error = EngineError(f"{error} (request {own})", error.field)
     code = getattr(pb_utils.TritonError, error.status.value)
     return pb_utils.InferenceResponse(output_tensors=[], error=pb_utils.TritonError(error.wire(), code))
-
-
-def answer_each(requests: Sequence[Any], answer: Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]]) -> list[Any]:
-    """One answer a request; a bad request never fails its neighbours."""
-    responses = []
-    for request in requests:
-        with handling(request):
-            try:
-                responses.append(response(answer(read_inputs(request)), request.requested_output_names()))
-            except Exception as error:
-                responses.append(error_response(error))
-    return responses
 
 
 def answer_of(request: Any, result: Mapping[str, np.ndarray] | Exception) -> Any:

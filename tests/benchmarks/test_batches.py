@@ -20,6 +20,7 @@ from nereid_bench.llm_batching import TextOutcome
 from gateway_before import gateway, small_repository
 from scripted import delta
 from small_servers import Tensors, grpc_server
+from waiting import until
 
 
 def test_turns_of_a_round_have_the_same_arrivals_and_lengths_and_prompts_of_their_own() -> None:
@@ -81,8 +82,7 @@ def test_a_batch_is_begun_and_ended_at_a_gateway(tmp_path: Path) -> None:
         assert done.tokens == 3 * done.requests
         assert list((tmp_path / "batches" / "files").iterdir()) == []  # a measurement leaves none of its files
         refused = api.begin([{"model": "llm", "prompt": "a", "n": 0}] * 20)
-        while api._asked("GET", f"/v1/batches/{refused}")["status"] == "in_progress":
-            pass
+        until(lambda: api._asked("GET", f"/v1/batches/{refused}")["status"] != "in_progress")
         with pytest.raises(ServingError, match="20 requests of the batch failed"):
             api.end(refused, 1.0)
 

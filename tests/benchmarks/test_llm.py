@@ -99,7 +99,7 @@ def test_sampler_cost_is_a_time() -> None:
 def test_adapters_are_measured_on_both_engines_with_and_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llm_adapters, "COUNTS", (0, 2))
     checkpoint = make.make_llm(tmp_path / "checkpoint", "llama", max_position_embeddings=1024)
-    found = llm_adapters.adapter_speeds(checkpoint, tmp_path / "work", (1, 3), 2, 1, llm._export, [].append)
+    found = llm_adapters.adapter_speeds(checkpoint, tmp_path / "work", (1, 3), 2, 1, [].append)
     assert [(row["engine"], row["adapters"]) for row in found] == [
         ("onnxruntime", 0),
         ("onnxruntime", 2),

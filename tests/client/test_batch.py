@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 from nereid_client.batch import BatchError, BatchRun, Target, keep_answered, read_requests
 from nereid_client.main import app
 
+from waiting import until
+
 
 class Server:
     """Answers with the prompt; of a prompt in `first` the first answers have these statuses; "held" waits for `release`."""
@@ -138,11 +140,8 @@ def test_a_run_that_is_interrupted_keeps_its_answers(server: Server, tmp_path: P
     source, output = write(tmp_path, "one", "held", "two"), tmp_path / "out"
     command = [sys.executable, "-m", "nereid_client.main", "batch", "run", str(source), "-o", str(output), "--url", server.url]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
-    deadline = time.monotonic() + 60
-    while not output.exists() or len(output.read_text().splitlines()) < 2:
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.02)
+    until(lambda: process.poll() is not None or (output.exists() and len(output.read_text().splitlines()) == 2))
+    assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130

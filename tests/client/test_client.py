@@ -32,6 +32,7 @@ from nereid_client.errors import typed
 from nereid_client.transport import Answered, Call, Cancel, Tell
 
 from scripted import HANGS, Instant, answers, delta, fails, image, progress, state
+from waiting import reach
 
 
 def test_a_stream_that_nobody_takes_says_who_did_not_answer() -> None:
@@ -129,8 +130,7 @@ def test_cancelling_a_task_names_the_run_to_the_server() -> None:
     async def ask() -> None:
         async with AsyncClient(transport=transport) as client:
             task = asyncio.create_task(client.generate_image("a box", run_id="mine"))
-            while not transport.calls:
-                await asyncio.sleep(0)
+            await reach(lambda: transport.calls)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task

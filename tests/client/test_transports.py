@@ -36,6 +36,7 @@ from nereid_client import (
 
 from scripted import delta, image, texts
 from small_servers import SERVERS, DieError, HangError, RefusedError, Tensors, grpc_server, http_server
+from waiting import until
 
 BOTH = pytest.mark.parametrize("protocol", ["grpc", "http"])
 
@@ -160,9 +161,7 @@ def test_a_stream_goes_on_at_the_server_that_was_started_again(protocol: str, ki
     with serve({"llm": breaks}) as (port, _):
         asking = threading.Thread(target=ask, args=(port,))
         asking.start()
-        deadline = time.monotonic() + 30
-        while not attempts and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: attempts)
     with serve({"llm": whole}, port):
         asking.join(60)
     assert failed == []
@@ -335,8 +334,7 @@ def test_closing_a_client_ends_its_requests(protocol: str) -> None:
     with SERVERS[protocol]({"text_to_image": notes}) as (port, _):
         client = Client(url(port), protocol=protocol)
         pending = client.submit_image("a box")
-        while not asked:
-            time.sleep(0.01)
+        until(lambda: asked)
         client.close()
         with pytest.raises(NereidError):
             pending.result(timeout=60)

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from client_list import CLIENTS, HERE, Listed
 from client_runs import ENDS, Kept, run, said_in
 from client_server import Server, alone, ended_by_signals, export_zoo, perf_analyzer_program
 from client_table import BEGIN, END, Row, read_rows
+from waiting import until
 
 SAY = """import json
 def say(capability, works=True, why=""):
@@ -117,10 +117,8 @@ time.sleep({0 if seconds > 1 else 100})
         script(start, replace(ONE, seconds=seconds * longer))
         if (tmp_path / "pid").exists():
             break
-    pid, deadline = int((tmp_path / "pid").read_text()), time.monotonic() + 60
-    while is_alive(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    pid = int((tmp_path / "pid").read_text())
+    until(lambda: not is_alive(pid))
 
 
 def test_a_row_is_written_as_soon_as_its_client_is_done(kept: Kept) -> None:

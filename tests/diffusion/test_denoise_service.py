@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from nereid.flow.flight_record import FlightRecord
 from nereid.flow.metrics import Recorder
 
 from image_forms import Array, SteppedUnet, Unet, features, pipeline, request, text, whole
+from waiting import until
 
 IMAGE = np.zeros((1, 64, 64, 3), np.uint8)
 
@@ -180,8 +181,7 @@ def test_a_watched_run_tells_every_step_and_its_end() -> None:
 def test_a_run_is_cancelled_by_its_id() -> None:
     with serving(unet=SteppedUnet()) as service:
         made = draw(service, run_id=text("run"))
-        while watch(service, "run").state != "running":
-            pass
+        until(lambda: watch(service, "run").state == "running")
         assert ask(service, cancel=text("run")).state == "running"
         assert isinstance(made.wait().error, CancelledError)
         assert watch(service, "run").state == "failed"
@@ -252,8 +252,7 @@ def test_one_that_was_alone_inside_at_two_deaths_of_this_process_is_refused(tmp_
         unet = SteppedUnet()
         with serving(unet=unet, record=FlightRecord.at(file)) as service:
             draw(service)
-            while not unet.calls:
-                pass
+            until(partial(len, unet.calls))
             (tmp_path / "as it stood").write_bytes(file.read_bytes())  # what a kill -9 in this moment leaves
         file.write_bytes((tmp_path / "as it stood").read_bytes())
     with serving(record=FlightRecord.at(file)) as service:
@@ -306,15 +305,11 @@ def test_one_that_waited_for_its_first_step_is_not_inside_when_answered(tmp_path
     unet = SteppedUnet()
     with serving(unet=unet, record=FlightRecord.at(file)) as service:
         first = draw(service)
-        while not unet.calls:
-            pass
+        until(lambda: unet.calls)
         gone = threading.Event()
         behind = Answer()
         service.handle(request(seed=np.array([[4]]), height=whole(128), width=whole(128)), behind, gone.is_set)
-        deadline = time.monotonic() + 30
-        while suspects_meanwhile() != 2:  # ticks of a quarter of a second
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: suspects_meanwhile() == 2)  # ticks of a quarter of a second
         if cancelled:
             gone.set()
             assert behind.wait().error is not None
@@ -437,8 +432,7 @@ def test_an_image_needs_what_its_own_decoder_does_and_a_watched_one_its_previews
     with serving(facts=facts, memory_budget_bytes=6144, unet=(unet := SteppedUnet())) as service:
         ask(service, ticket=text("t"), run_id=text("run"), after_step=whole(-1), **by_tiny).wait()
         draw(service, ticket=text("t"), run_id=text("run"), **by_tiny)
-        while watch(service, "run").state != "running":
-            pass
+        until(lambda: watch(service, "run").state == "running")
         assert service._batcher.find("run").weight == 6144
         unet.allow(100)
 

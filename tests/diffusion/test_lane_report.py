@@ -11,7 +11,8 @@ from nereid.diffusion.feature_cache import Variant
 from nereid.diffusion.lane_report import SIZES, LaneReport
 from nereid.diffusion.run_lanes import cost_key
 from nereid.engines.costs import StepCosts
-from nereid_protocol.metrics import IMAGE_LANE_IMAGES, IMAGE_MEMORY_BUDGET, IMAGE_MEMORY_USED, IMAGE_STEP_COST, Metric
+from nereid_protocol.metric import Metric
+from nereid_protocol.metrics import IMAGE_LANE_IMAGES, IMAGE_MEMORY_BUDGET, IMAGE_MEMORY_USED, IMAGE_STEP_COST
 
 
 @dataclass

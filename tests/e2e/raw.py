@@ -65,14 +65,6 @@ def metric(port: int, name: str, **labels: str) -> float:
     return total
 
 
-def until(condition: Callable[[], object], seconds: float = 90) -> None:
-    """Wait for what is told late: metrics are gathered before they are written, some for seconds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def settled(read: Callable[[], Any]) -> Any:
     """What is read once all that was counted before is told."""
     deadline = time.monotonic() + 60

@@ -24,7 +24,8 @@ from nereid_client import Client
 from nereid_client.errors import InvalidRequestError
 
 from conftest import ZOO, Served, export_llm, gateway
-from raw import metric, until
+from raw import metric
+from waiting import until
 
 pytestmark = [pytest.mark.triton, pytest.mark.torch]
 

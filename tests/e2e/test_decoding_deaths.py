@@ -20,6 +20,7 @@ from nereid_client import CancelledError, Client, ImageResult
 
 from conftest import Served, export, gateway, serving, set_parameters, stub_of, wait_until_whole
 from raw import column, infer, metric, text
+from waiting import until
 
 pytestmark = pytest.mark.triton
 
@@ -137,8 +138,7 @@ def test_others_go_on_when_image_output_dies_and_its_pictures_come_before_the_se
     with Client(own.grpc_url, timeout=TIMEOUT) as client, ThreadPoolExecutor(2) as pool:
         pid = own.supervisor.triton_pid  # type: ignore[attr-defined]
         busy = client.submit_image("a box", num_inference_steps=900, num_images_per_prompt=8, height=128, width=128)
-        while metric(own.metrics, "nereid_image_active_requests", model="denoise") < 1:
-            time.sleep(0.01)
+        until(lambda: metric(own.metrics, "nereid_image_active_requests", model="denoise") >= 1)
         jobs = [pool.submit(request, client) for request in (picture, streamed)]
         kill_while_decoding(own, "image_output", jobs)
         assert [job.result(TIMEOUT) == undisturbed for job in jobs] == [True] * 2
@@ -155,10 +155,7 @@ def test_raw_callers_inside_a_killed_image_output_are_ended_by_a_restart(own: Se
         job = pool.submit(infer, own.grpc_url, "image_output", latents(0), ["generated_image"])
         kill_while_decoding(own, "image_output", [job])
         assert job.exception(90) is not None
-    deadline = time.monotonic() + 60
-    while own.supervisor.triton_pid == pid:  # type: ignore[attr-defined]
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: own.supervisor.triton_pid != pid)  # type: ignore[attr-defined]
 
 
 def test_a_cancelled_picture_is_not_decoded_to_its_end(own: Served) -> None:
@@ -166,8 +163,7 @@ def test_a_cancelled_picture_is_not_decoded_to_its_end(own: Served) -> None:
     with Client(own.grpc_url, timeout=TIMEOUT) as client:
         run = client.submit_image("a box", run_id="leaving", **larger)
         start = decoded(own)
-        while decoded(own) < start + 5:
-            time.sleep(0.005)
+        until(lambda: decoded(own) >= start + 5, interval=0.005)
         asked = infer(own.grpc_url, "denoise", {"cancel": text("leaving")}, ["run_state"])
         assert asked["run_state"].item() == b"running"
         with pytest.raises(CancelledError):

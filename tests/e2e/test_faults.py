@@ -27,6 +27,7 @@ from nereid_client import Client, NereidError
 
 from conftest import OwnTemporary, Served, export, serving, set_parameters, shared_memory, stub_of
 from raw import metric
+from waiting import until
 
 pytestmark = pytest.mark.triton
 
@@ -60,10 +61,7 @@ def health(served: Served) -> tuple[int, dict[str, object]]:
 
 def wait_until_settled(served: Served) -> None:
     """Ready, nothing in flight any more, and no restart to come that ends requests inside a dead process."""
-    deadline = time.monotonic() + 120
-    while not (health(served)[0] == 200 and not health(served)[1]["restart_pending"] and _idle(served)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: health(served)[0] == 200 and not health(served)[1]["restart_pending"] and _idle(served), seconds=120)
 
 
 def _idle(served: Served) -> bool:
@@ -109,10 +107,7 @@ def test_killed_stub_ends_only_what_cannot_go_on_and_serves_again(own: Served, m
         ask = partial(client.generate_image, "a box", num_inference_steps=850)
         jobs = begin(own, lambda: [pool.submit(ask) for _ in range(4)], "image_active_requests", "denoise")
         stub_of(own, model).kill()
-        deadline = time.monotonic() + 60
-        while health(own)[0] == 200:
-            assert time.monotonic() < deadline, "/ready stayed good with a dead model"
-            time.sleep(0.02)
+        until(lambda: health(own)[0] != 200)
         wait_until_served(own)
         errors = [job.exception(timeout=60) for job in jobs]
     if model == "denoise":
@@ -131,10 +126,7 @@ def test_killed_bystander_does_not_touch_other_requests(own: Served, model: str)
         dead = stub_of(own, model)
         dead.kill()
         assert all(job.result(timeout=60).pixels.size for job in jobs)
-        deadline = time.monotonic() + 60
-        while replaced(own, model, dead) is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: replaced(own, model, dead) is not None)
         wait_until_settled(own)
         if model == "text_to_image_stream":
             assert list(client.stream_image("a box", num_inference_steps=2))
@@ -175,10 +167,7 @@ def test_killed_server_is_started_again(own: Served) -> None:
     wait_until_settled(own)
     pid = own.supervisor.triton_pid  # type: ignore[attr-defined]
     os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while health(own)[0] != 503 and own.supervisor.triton_pid == pid:  # type: ignore[attr-defined]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    until(lambda: health(own)[0] == 503 or own.supervisor.triton_pid != pid)  # type: ignore[attr-defined]
     wait_until_served(own)
     assert own.supervisor.triton_pid != pid  # type: ignore[attr-defined]
     assert not psutil.pid_exists(pid)
@@ -195,10 +184,7 @@ def test_signal_lets_what_is_inside_finish_stops_everything_and_leaves_nothing(
         [*command, *map(str, ports), "--log-file", str(tmp_path / "log")], env=temporary.environment, stderr=subprocess.PIPE
     )
     with Client(f"127.0.0.1:{grpc}", retries=0) as client:
-        deadline = time.monotonic() + 120
-        while not client.is_ready():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until(client.is_ready, seconds=120)
     family = psutil.Process(server.pid).children(recursive=True)
     assert len(family) >= 12
     regions = temporary.regions()

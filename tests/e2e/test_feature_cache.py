@@ -11,7 +11,8 @@ import pytest
 from nereid_client import Client, ImageResult, InvalidRequestError
 
 from conftest import Served, in_company
-from raw import metric, settled, until
+from raw import metric, settled
+from waiting import until
 
 pytestmark = pytest.mark.triton
 

@@ -19,7 +19,8 @@ from nereid.serving.gateway.launch import Rules
 from nereid_client import Client
 
 from conftest import Served, gateway
-from raw import metric, until
+from raw import metric
+from waiting import until
 
 pytestmark = pytest.mark.triton
 

@@ -22,7 +22,8 @@ from nereid_client import AsyncClient, Client, InvalidRequestError, LayoutProgre
 from nereid_client.main import app
 
 from conftest import Served, gateway, stub_of
-from raw import metric, until
+from raw import metric
+from waiting import until
 
 pytestmark = pytest.mark.triton
 

@@ -28,7 +28,8 @@ from nereid_client import (
 from nereid_protocol.metrics import IMAGE_METRICS
 
 from conftest import Served
-from raw import column, embeddings, infer, make_input, metric, settled, text, until
+from raw import column, embeddings, infer, make_input, metric, settled, text
+from waiting import until
 
 pytestmark = pytest.mark.triton
 

@@ -18,7 +18,8 @@ from nereid_zoo.sections.score import CHECKPOINT, held_out_briefs
 
 from bad_texts import bad_parameters
 from conftest import Served
-from raw import metric, settled, until
+from raw import metric, settled
+from waiting import until
 
 pytestmark = pytest.mark.triton
 

@@ -18,7 +18,8 @@ from nereid_zoo.sections.chat import conversation
 from nereid_zoo.sections.score import CHECKPOINT, held_out_briefs
 
 from conftest import Served, export_llm, serving, set_parameters
-from raw import metric, until
+from raw import metric
+from waiting import until
 
 pytestmark = pytest.mark.triton
 

@@ -8,8 +8,7 @@ import io
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,9 @@ from nereid_zoo.sections.chat import conversation
 
 from conftest import ZOO, Served, gateway
 from gateway_before import hang_up
-from raw import metric, until
+from raw import metric
 from template_families import FAMILIES
+from waiting import until
 
 pytestmark = pytest.mark.triton
 
@@ -246,22 +246,15 @@ def test_a_batch_goes_on_in_the_next_gateway(served: Served, tmp_path: Path) -> 
         client = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=5, timeout=60)
         file = client.files.create(file=("asked.jsonl", "\n".join(map(json.dumps, lines)).encode()), purpose="batch")
         made = client.batches.create(input_file_id=file.id, endpoint="/v1/completions", completion_window="24h")
-        _reach(lambda: client.batches.retrieve(made.id).request_counts.completed > 0)  # type: ignore[union-attr]
+        until(lambda: client.batches.retrieve(made.id).request_counts.completed > 0)  # type: ignore[union-attr]
     with gateway(served, KEY, rules=Rules(batches=str(tmp_path))) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=5, timeout=60)
-        _reach(lambda: client.batches.retrieve(made.id).status == "completed")
+        until(lambda: client.batches.retrieve(made.id).status == "completed", seconds=120)
         output = client.batches.retrieve(made.id).output_file_id
         assert output is not None
         found = [json.loads(line) for line in client.files.content(output).text.splitlines()]
         assert [item["custom_id"] for item in found] == [item["custom_id"] for item in lines]
         assert {item["response"]["status_code"] for item in found} == {200}
-
-
-def _reach(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_the_async_client_of_openai(url: str) -> None:

@@ -21,7 +21,8 @@ from nereid_client.main import app
 
 from browser_page import drawn
 from conftest import Served, gateway
-from raw import metric, until
+from raw import metric
+from waiting import until
 
 pytestmark = pytest.mark.triton
 

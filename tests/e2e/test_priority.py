@@ -10,7 +10,8 @@ import pytest
 from nereid_client import Client, InvalidRequestError
 
 from conftest import Served
-from raw import metric, until
+from raw import metric
+from waiting import until
 
 pytestmark = pytest.mark.triton
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,8 @@ from nereid.engines.digests import MANIFEST, MANIFEST_VERSION
 from nereid.engines.engine_process import EngineProcess
 from nereid.engines.worker import WorkerOptions
 from nereid.flow.errors import EngineError, LostError
+
+from waiting import until
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper
@@ -87,10 +88,7 @@ def test_a_death_fails_what_is_inside_and_the_next_process_answers(tmp_path: Pat
         assert process.down_since is not None
         with pytest.raises(LostError, match="is being replaced"):
             process.call({"value": np.zeros((1, 3), np.float32)}, ["twice"]).result(0)
-        deadline = time.monotonic() + 60
-        while process.down_since is not None:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: process.down_since is None)
         assert twice(process, 3)[0, 0] == 6
         assert process.pid != pid
         assert deaths == [1]

@@ -20,6 +20,8 @@ import pytest
 from nereid.engines.channel import BrokenChannelError, Channel, Message
 from nereid.engines.worker import Worker, WorkerOptions
 
+from waiting import until
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 
@@ -65,13 +67,6 @@ def gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"Z", b"X")
     except OSError:
         return True
-
-
-def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_what_is_sent_comes_back_whole(pair: Pair) -> None:
@@ -132,7 +127,7 @@ def test_an_idle_worker_is_left_alone() -> None:
     life = worker._life
     assert life is not None
     since = life.ticked
-    wait_until(lambda: life.ticked > since + 1)  # while it is idle every sign of life counts as a tick
+    until(lambda: life.ticked > since + 1)  # while it is idle every sign of life counts as a tick
     assert (life.ticks, worker.deaths) == (0, 0)
     worker.stop()
 
@@ -244,4 +239,4 @@ def test_it_ends_with_its_parent_even_while_it_hangs(harm: str) -> None:
         pid = int(parent.stdout.readline())
         assert parent.stdout.readline() == b"harmed\n"
         parent.kill()
-    wait_until(lambda: gone(pid))
+    until(lambda: gone(pid))

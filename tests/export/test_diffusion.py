@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +21,12 @@ from typer.testing import CliRunner
 from nereid_client.main import app
 
 from conftest import Silent, export
+from waiting import until
 
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file
 
-from nereid_export.checkpoint import file_digest
+from nereid.engines.digests import file_digest
 from nereid_export.configs import read_config
 from nereid_export.diffusion import export_diffusion
 from nereid_export.engines import Engine, onnx_graph
@@ -325,11 +325,8 @@ def test_export_killed_on_the_way_resumes_and_leaves_nothing_half_made(checkpoin
     command = [sys.executable, "-m", "nereid_client.main", "export", "diffusion", str(checkpoint), "--out", str(out)]
     first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     record = staging_folder(out) / "engines" / "text_encoder" / "done.json"
-    deadline = time.monotonic() + 60
-    while not record.is_file():
-        assert time.monotonic() < deadline
-        assert first.poll() is None
-        time.sleep(0.02)
+    until(lambda: record.is_file() or first.poll() is not None)
+    assert first.poll() is None
     first.send_signal(signal.SIGKILL)
     first.wait()
     assert not out.exists()

@@ -54,21 +54,14 @@ def engine_of(repository: Path, name: str = "llm") -> OnnxCausalEngine:
     return made
 
 
-def with_settings(checkpoint: Path, settings: dict[str, object]) -> Path:
-    config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps({**config, **settings}))
-    return checkpoint
-
-
 WINDOW = {"sliding_window": 16}
-EVERY_OTHER = {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True, "max_window_layers": 1}
 
 
 @pytest.mark.parametrize(
     ("family", "settings"),
     [
         ("qwen2", {}),
-        ("qwen2", {**WINDOW, **EVERY_OTHER}),
+        ("qwen2", {**WINDOW, **make.EVERY_OTHER}),
         ("qwen3", {}),
         ("mistral", {}),
         ("mistral", WINDOW),
@@ -81,7 +74,7 @@ def test_each_family_computes_what_transformers_does(tmp_path: Path, family: str
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
 
-    checkpoint = with_settings(make.make_llm(tmp_path / family, family), settings)
+    checkpoint = make.with_settings(make.make_llm(tmp_path / family, family), settings)
     manifest = export_llm(checkpoint, tmp_path / "out", precision="fp32")
     assert manifest["engine"]["unquantised_error"] <= 1e-4  # type: ignore[index]
     ids = np.random.default_rng(0).integers(3, 250, 60).tolist()
@@ -187,7 +180,7 @@ def test_measured_rounding_is_the_kernels(bits: int, symmetric: bool) -> None:
 
 
 def test_a_graph_that_is_not_pytorchs_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = with_settings(make.make_llm(tmp_path / "mistral", "mistral"), WINDOW)
+    checkpoint = make.with_settings(make.make_llm(tmp_path / "mistral", "mistral"), WINDOW)
     monkeypatch.setattr("nereid_export.llm_genai.set_window", lambda model, window: None)
     with pytest.raises(ExportError, match=r"relative error .* nothing was published"):
         export_llm(checkpoint, tmp_path / "out", precision="fp32")
@@ -220,7 +213,7 @@ def test_a_draft_model_may_be_padded_to_another_width_but_must_know_every_token(
     assert OnnxCausalEngine.load(tmp_path / "out" / "llm" / "1" / "draft" / "model.onnx", tokens=64).vocabulary == 300
     blind = make.make_llm(tmp_path / "blind", "llama", vocab_size=258)
     tokens = max(json.loads((blind / "tokenizer.json").read_text())["model"]["vocab"].values())
-    with_settings(blind, {"vocab_size": tokens})
+    make.with_settings(blind, {"vocab_size": tokens})
     with pytest.raises(ExportError, match=rf"--draft: .* has logits for {tokens} tokens, and its tokenizer has"):
         export_llm(tiny, tmp_path / "refused", draft=blind)
     assert not (tmp_path / "refused").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,6 @@ import checkpoints as make
 pytestmark = pytest.mark.torch
 
 
-def with_settings(checkpoint: Path, settings: dict[str, object]) -> Path:
-    config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps({**config, **settings}))
-    return checkpoint
-
-
-EVERY_OTHER = {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": True, "max_window_layers": 1}
 ROPE = {"rope_theta": 10_000.0, "original_max_position_embeddings": 64, "factor": 4.0}
 LLAMA3 = {**ROPE, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
@@ -45,7 +37,7 @@ LLAMA3 = {**ROPE, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_fact
         ("llama", {"rope_parameters": LLAMA3}),
         ("llama", {"rope_parameters": {**ROPE, "rope_type": "yarn"}}),
         ("qwen2", {}),
-        ("qwen2", {"sliding_window": 16, **EVERY_OTHER}),
+        ("qwen2", {"sliding_window": 16, **make.EVERY_OTHER}),
         ("qwen3", {}),
         ("mistral", {"sliding_window": 16}),
         ("phi3", {"sliding_window": 16}),
@@ -70,7 +62,7 @@ def test_what_the_graph_cannot_hold_is_refused_by_its_name(tmp_path: Path) -> No
         ExportError, match=r"config\.json: attn_logit_softcapping 50\.0 is not allowed .* use --engine onnxruntime"
     ):
         export(checkpoint, tmp_path / "out")
-    with_settings(checkpoint, {"attn_logit_softcapping": None, "hidden_activation": "quick_gelu"})
+    make.with_settings(checkpoint, {"attn_logit_softcapping": None, "hidden_activation": "quick_gelu"})
     with pytest.raises(
         ExportError, match=r"config\.json: hidden_act 'quick_gelu' is not supported; it must be one of silu, gelu"
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nereid_export.engines.onnx_graph import run_file
 from nereid_export.errors import ExportError
-from nereid_export.w4a8.codes import GROUP, codes_of, planes_of, round_carrying, round_to_nearest
+from nereid_export.w4a8.codes import GROUP, planes_of, round_carrying, round_to_nearest
 from nereid_export.w4a8.graph import PRODUCT, executed, pack_weights, shorten
 from nereid_export.w4a8.layers import (
     ALPHAS,
@@ -64,6 +65,12 @@ def error_of(made: NDArray, wanted: NDArray, statistics: Statistics) -> float:
 
 
 # --- storage ---
+
+
+def codes_of(planes: NDArray, shape: tuple[int, ...]) -> NDArray:
+    """The way back."""
+    raised = sum(np.unpackbits(plane, count=math.prod(shape)).astype(np.int16) << bit for bit, plane in enumerate(planes))
+    return (np.asarray(raised) - 2 ** (len(planes) - 1)).astype(np.int8).reshape(shape)
 
 
 @pytest.mark.parametrize("bits", [1, 3, 4, 5, 8])

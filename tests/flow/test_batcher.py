@@ -21,6 +21,8 @@ from nereid.flow.errors import (
     StoppingError,
 )
 
+from waiting import until
+
 
 @dataclass(eq=False)
 class Count:
@@ -99,13 +101,6 @@ def step(tasks: Sequence[Count]) -> None:
     for task in tasks:
         task.seen += 1
     time.sleep(0.001)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def test_request_joins_at_the_next_tick_and_leaves_when_done() -> None:

@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from nereid.flow.state_folder import STATE_FOLDER
 from nereid.flow.unanswered import Unanswered, processes_of, take_unanswered
+
+from waiting import until
 
 _HOLDS = """
 import sys, time
@@ -38,8 +39,7 @@ def test_who_held_requests_is_known_after_a_kill_and_told_once(tmp_path: Path, m
         assert processes_of("left-one") == {process.pid}
         assert processes_of("another") == frozenset()
         process.send_signal(signal.SIGKILL)
-        while processes_of("left-one"):  # not waited for yet, it is a zombie
-            time.sleep(0.001)
+        until(lambda: not processes_of("left-one"))  # not waited for yet, it is a zombie
     assert take_unanswered(tmp_path, ["another"]) == []
     assert take_unanswered(tmp_path, ["left-one", "answered-all", "another"]) == ["left-one"]
     assert take_unanswered(tmp_path, ["left-one"]) == []

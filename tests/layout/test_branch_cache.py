@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import FACTS, FLOW, Arrays, Straight, ask, serving, wait_until
+from drawing import FACTS, FLOW, Arrays, Straight, ask, serving
 
 from nereid.diffusion.branch_cache import (
     Branch,
@@ -28,6 +28,8 @@ from nereid.diffusion.feature_cache import Level
 from nereid.flow.errors import InvalidRequestError
 from nereid.layout.service import LayoutService
 from nereid.layout.settings import LAYOUT_FILE, BranchFacts, LayoutFacts, LayoutLimits, LayoutModel, engines_digest
+
+from waiting import until
 
 STEPS = 6
 CURVES = {
@@ -126,7 +128,7 @@ def test_a_level_calls_the_engines_of_its_plan_and_off_calls_none_of_them() -> N
         assert engine.graphs == [C, R, A, M, A, C]
         both, none = ("attention", "mlp"), ()
         assert engine.wanted == [both, none, ("mlp",), ("attention",), none, none]  # what a step reuses, and no more
-        wait_until(lambda: any(name == "nereid_layouts_total" for name, _, _ in told))
+        until(lambda: any(name == "nereid_layouts_total" for name, _, _ in told))
         counted = {(labels["branch"], labels["how"]): 0.0 for name, _, labels in told if name == "nereid_layout_branches_total"}
         for name, value, labels in told:
             if name == "nereid_layout_branches_total":
@@ -212,7 +214,7 @@ def test_engines_of_one_process_die_once() -> None:
         expected = [last(service, CARDS, seed=n, cache="light") for n in range(3)]
         asked = [ask(service, CARDS, seed=0, cache="balanced")]
         asked += [ask(service, CARDS, seed=n, cache="light") for n in range(3)]
-        wait_until(lambda: not first)
+        until(lambda: not first)
         time.sleep(0.3)
         engine.down_since = None
         answers = [{name: value.tolist() for name, value in one.wait().sent[-1].items()} for one in asked]

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import FACTS, FLOW, Arrays, Straight, ask, serving, wait_until
+from drawing import FACTS, FLOW, Arrays, Straight, ask, serving
 
 from nereid.diffusion.dynamic_width import WHOLE_WITH_TOKENS, TokenEngine, WidthEngine, WidthTable
 from nereid.flow.errors import InvalidRequestError
 from nereid.layout.service import LayoutService
 from nereid.layout.settings import KEPT, LAYOUT_FILE, LayoutFacts, LayoutLimits, LayoutModel
+
+from waiting import until
 
 TABLE = WidthTable(ranges=((250.0, WidthEngine.WIDE), (600.0, WidthEngine.MEDIUM), (math.inf, WidthEngine.NARROW)))
 FACTS_WITH = replace(FACTS, widths=TABLE, tokens=True)
@@ -92,7 +94,7 @@ def test_rows_of_one_engine_share_calls_and_everybody_has_the_same_bytes_as_alon
     engine.hold.clear()
     with serving(engine, facts=FACTS_WITH, told=told) as service:
         first = ask(service, CARDS)
-        wait_until(lambda: engine.calls)
+        until(lambda: engine.calls)
         inside = [ask(service, CARDS, **its) for its in options]
         engine.hold.set()
         together = [{name: value.tolist() for name, value in answers.wait().sent[-1].items()} for answers in inside]

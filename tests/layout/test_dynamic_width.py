@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import FACTS, FLOW, Arrays, Straight, ask, serving, wait_until
+from drawing import FACTS, FLOW, Arrays, Straight, ask, serving
 
 from nereid.diffusion.dynamic_width import WidthEngine, WidthTable
 from nereid.diffusion.feature_cache import Variant
@@ -24,6 +24,7 @@ from nereid.layout.service import LayoutService
 from nereid.layout.settings import LAYOUT_FILE, LayoutFacts, LayoutLimits, LayoutModel
 
 from sections import two_cards
+from waiting import until
 
 NARROW, MEDIUM, WIDE = WidthEngine
 TABLE = WidthTable(ranges=((250.0, WIDE), (600.0, MEDIUM), (math.inf, NARROW)))
@@ -147,7 +148,7 @@ def test_rows_of_one_slice_share_calls_and_everybody_has_the_same_bytes_as_alone
     engine.hold.clear()
     with serving(engine, facts=FACTS_WITH) as service:
         first = ask(service, CARDS)
-        wait_until(lambda: engine.calls)
+        until(lambda: engine.calls)
         inside = [ask(service, CARDS, **its) for its in options]
         engine.hold.set()
         together = [{name: value.tolist() for name, value in answers.wait().sent[-1].items()} for answers in inside]

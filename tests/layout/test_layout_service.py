@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from drawing import FLOW, HTML, Answers, Straight, ask, asked, boxes_of, serving, text, wait_until
+from drawing import FLOW, HTML, Answers, Straight, ask, asked, boxes_of, serving, text
 
 from nereid.flow.errors import CancelledError, InvalidRequestError, QueueFullError
 from nereid.layout.elements import Box
@@ -22,6 +22,7 @@ from nereid.layout.picture import picture
 from nereid.layout.settings import LayoutFacts, LayoutLimits, LayoutModel
 
 from sections import DESKTOP, section, two_cards
+from waiting import until
 
 CARDS, BOXES = two_cards()
 CANVAS = {"width": 1280, "density": "normal", "columns": 12, "style": "grid"}
@@ -195,7 +196,7 @@ def test_sections_of_one_bucket_share_calls_and_others_do_not() -> None:
     large = [{"id": f"{n}", "class": "button", "characters": 4} for n in range(12)]
     with serving(engine, default_steps=4) as service:
         first = ask(service, HTML)
-        wait_until(lambda: engine.calls)
+        until(lambda: engine.calls)
         others = [ask(service, ELEMENTS, CANVAS, seed=n) for n in range(3)] + [ask(service, large)]
         engine.hold.set()
         assert all(answers.layout for answers in (first, *others))
@@ -212,7 +213,7 @@ def test_what_is_due_first_ends_first_where_calls_cannot_be_shared() -> None:
     large = [{"id": f"{n}", "class": "button", "characters": 4} for n in range(12)]
     with serving(engine, default_steps=4) as service:
         first = ask(service, large, deadline_seconds=30.0)
-        wait_until(lambda: engine.calls)
+        until(lambda: engine.calls)
         second = ask(service, ELEMENTS, CANVAS, deadline_seconds=60.0)
         engine.hold.set()
         assert first.layout
@@ -374,7 +375,7 @@ def test_one_more_than_may_wait_is_refused_at_once() -> None:
     engine.hold.clear()
     with serving(engine, max_inflight=1, max_queue=1, max_candidates=1) as service:
         first = ask(service)
-        wait_until(lambda: engine.calls)
+        until(lambda: engine.calls)
         ask(service)
         assert isinstance(ask(service).refused, QueueFullError)
         engine.hold.set()
@@ -392,7 +393,7 @@ def test_a_run_is_watched_and_cancelled_by_its_id() -> None:
             return str(answers.wait().sent[0]["run_state"].item().decode())
 
         answers = ask(service, run_id="secret")
-        wait_until(lambda: engine.calls)
+        until(lambda: engine.calls)
         assert ask_of("watch", "secret") == "running"
         assert ask_of("watch", "other") == "unknown"
         assert ask_of("cancel", "secret") == "running"

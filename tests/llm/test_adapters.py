@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from test_requests import FACTS, LIMITS, WORDS, text
 from test_scheduler import Make, make_blocks, make_rows, run, sequence
-from test_service import Ask, Collected, answering, until
+from test_service import Ask, Collected, answering
 from test_worker_deaths import tokens
 
 from nereid.flow.errors import InvalidRequestError
@@ -30,6 +30,7 @@ from nereid.llm.settings import LlmFacts, LlmLimits
 from nereid.llm.speculation import DraftModel, DraftProposer
 
 from closed_form import ADAPTED, ClosedFormEngine, logits_after
+from waiting import until
 
 PROMPT = [3, 1, 4, 1, 5] * 12
 ADAPTERS = ("sql", "poems")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict
 from typing import Any
 
@@ -23,6 +22,7 @@ from nereid.llm.service import LlmModel
 from nereid.llm.settings import LlmFacts, LlmLimits
 
 from closed_form import WIDTH, mean_of
+from waiting import until
 
 PROMPT = [(7 * i) % 43 for i in range(300)]
 KEEPS = LlmFacts(**{**asdict(FACTS), "context_length": 2000, "embedding_width": WIDTH})
@@ -201,10 +201,7 @@ def test_an_embedding_is_one_answer_beside_others(ask: Ask) -> None:
     def told(name: str) -> float:
         return sum(value for found, value, _ in list(ask.recorded) if found == name)  # type: ignore[attr-defined]
 
-    deadline = time.monotonic() + 60
-    while told("nereid_llm_embedded_tokens_total") < 93:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: told("nereid_llm_embedded_tokens_total") >= 93)
     assert told("nereid_llm_embeddings_total") == 2
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from test_service import Ask, answering, until
+from test_service import Ask, answering
 
 from nereid.flow.errors import CancelledError, EngineError
 from nereid.llm.settings import LlmLimits
 from nereid.llm.text import TextStream
-from nereid_protocol.metrics import IMAGE_METRICS, LLM_METRICS, Kind
+from nereid_protocol.metric import Kind
+from nereid_protocol.metrics import IMAGE_METRICS, LLM_METRICS
+
+from waiting import until
 
 LIMITS = LlmLimits(max_rows=1, max_queue=8, stream_interval_seconds=0.0)
 

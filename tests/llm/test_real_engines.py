@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_service import answering, until
+from test_service import answering
 from test_worker_deaths import tokens
 from tokenizers import Tokenizer
 
@@ -28,6 +28,7 @@ from nereid_export.llm import LlmEngine
 
 import checkpoints as make
 from conftest import export_llm
+from waiting import until
 
 pytestmark = pytest.mark.torch
 

@@ -22,7 +22,9 @@ from nereid.llm.prompts import tokens_of_text
 from nereid.llm.service import LlmModel, LlmService
 from nereid.llm.settings import LlmFacts, LlmLimits
 from nereid.llm.text import TextStream
-from nereid_protocol.metrics import Metric
+from nereid_protocol.metric import Metric
+
+from waiting import until
 
 
 @dataclass
@@ -58,13 +60,6 @@ class Collected:
 
 
 Ask = Callable[..., Collected]
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 @pytest.fixture(scope="module")

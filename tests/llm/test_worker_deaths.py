@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from test_requests import text
-from test_service import Ask, Collected, answering, until
+from test_service import Ask, Collected, answering
 
 from nereid.engines.digests import MANIFEST_VERSION, DigestError, sign
 from nereid.flow.errors import CancelledError, EngineError, InvalidRequestError, PoisonousRequestError
@@ -27,6 +27,8 @@ from nereid.llm.settings import LlmLimits
 from nereid.llm.tasks import LlmTask
 from nereid.llm.text import TextStream
 from nereid.llm.worker import run
+
+from waiting import until
 
 LIMITS = LlmLimits(max_rows=4, max_queue=16, stream_interval_seconds=0.0, watchdog_seconds=2.0)
 POISON, HANG = "w48 w1", "w47 w1"

@@ -26,6 +26,7 @@ from nereid.page.stages import SiblingStages, Stage, Terms
 from nereid_protocol.metrics import PAGE_REQUESTS
 
 from page_forms import FACTS, ScriptedStages, Together, model, standing_clock
+from waiting import until
 
 
 def text(value: str) -> np.ndarray:
@@ -159,10 +160,7 @@ def test_a_run_can_be_watched_and_cancelled_by_its_id(served: Served) -> None:
         served.service.handle({question: text("mine")}, told)
         return str(told.sent[0]["run_state"].decode())
 
-    deadline = time.monotonic() + 60
-    while not served.stages.asked(Stage.SECTIONS):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: served.stages.asked(Stage.SECTIONS))
     assert state("watch") == "running"
     assert state("cancel") == "running"
     assert reply.closed.wait(60)
@@ -218,10 +216,7 @@ def test_calls_that_are_never_answered_hold_up_neither_the_next_page_nor_the_end
     limits = {"max_pages": 1, "calls_per_page": 2, "stage_seconds": 0.1}
     served = Served(PageService(model(**limits), stages, Recorder(lambda metric, value, labels: None)), stages, [])
     waits = served.ask(wait=False)
-    deadline = time.monotonic() + 60
-    while len(stages.asked(Stage.PICTURES)) < 2:  # no other calls are out any more
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: len(stages.asked(Stage.PICTURES)) == 2)  # no other calls are out any more
     clock[0] = 10.0
     assert waits.closed.wait(60)
     (lame,) = waits.sent
@@ -273,10 +268,7 @@ def test_a_page_that_waits_to_be_alone_can_be_given_up(tmp_path: Path) -> None:
     )
     other, waiting = Reply(), Reply()
     service.handle(inputs("page for a museum"), other)
-    deadline = time.monotonic() + 60
-    while not stages.asked(Stage.SECTIONS):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: stages.asked(Stage.SECTIONS))
     service.handle(inputs(timeout_seconds=0.2), waiting)
     assert waiting.closed.wait(60)
     assert isinstance(waiting.error, DeadlineError)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from nereid.serving.gateway.launch import Rules
 from gateway_before import gateway, small_repository
 from scripted import delta, image, texts
 from small_servers import RefusedError, Tensors, grpc_server
+from waiting import reach, until
 
 URL = "/v1/completions"
 
@@ -33,22 +33,13 @@ def line(name: str, prompt: str = "w", url: str = URL, **body: Any) -> str:
     return json.dumps({"custom_id": name, "method": "POST", "url": url, "body": {"model": "llm", "prompt": prompt, **body}})
 
 
-def until(condition: Any, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def work(store: BatchStore, ask: Any, done: Callable[[], bool], pace: Pace | None = None) -> None:
     """Work off what there is by a runner's own rounds, until this is so."""
 
     async def go() -> None:
         task = asyncio.ensure_future(BatchRunner(store, Load(), ask, pace or Pace(gap_seconds=0.0)).run())
         try:
-            async with asyncio.timeout(60):
-                while not done():
-                    await asyncio.sleep(0.005)
+            await reach(done)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -157,12 +148,6 @@ def state(store: BatchStore, batch: str) -> tuple[str, int, int, int]:
     found = store.batch(batch)
     assert found is not None
     return found.status, found.total, found.completed, found.failed
-
-
-async def reach(condition: Any, seconds: float = 60) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @asynccontextmanager

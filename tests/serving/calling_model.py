@@ -23,6 +23,13 @@ WARMTH = {"type": "function", "function": {"name": "warmth", "description": "of 
 NOW = {"type": "function", "function": {"name": "now"}}
 
 
+def refused(api: httpx.Client, **more: Any) -> tuple[str, str]:
+    """The field that a chat is refused for, and the sentence."""
+    answer = api.post(CHAT, json={**ASK, **more})
+    assert answer.status_code == 400, answer.text
+    return answer.json()["error"]["param"], answer.json()["error"]["message"]
+
+
 class Model:
     """Writes `answer`, a letter at a time where it streams; number i of several with i `x` before it.
 

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+import openai
 import uvicorn
 
 from nereid.serving.gateway.app import GatewaySettings, create_app
 from nereid.serving.options import free_ports
+
+from waiting import until
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
@@ -68,15 +72,17 @@ def gateway(
         thread.join()
 
 
+def client_of(api: httpx.Client) -> openai.OpenAI:
+    """OpenAI's package on the same gateway."""
+    return openai.OpenAI(base_url=f"{api.base_url}/v1", api_key="none", max_retries=0)
+
+
 def hang_up(url: str, path: str, body: dict[str, Any], when: Callable[[], object], key: str = "none") -> None:
     """Ask, and close the connection when something has happened."""
     host, _, port = url.removeprefix("http://").partition(":")
     sent = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n"
-    deadline = time.monotonic() + 60
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + sent)
-        while not when():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(when)

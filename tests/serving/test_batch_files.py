@@ -30,6 +30,7 @@ from nereid_client.main import app
 from nereid_protocol.metrics import GATEWAY_BATCH_METRICS
 
 from batch_gateway import URL, Model, answers, begin, ended, line, serving, work
+from waiting import until
 
 HOUR = 3600
 CHAT = "/v1/chat/completions"
@@ -360,8 +361,8 @@ def test_metrics_tell_of_batches_their_requests_and_files(tmp_path: Path, model:
         ended(client, begin(client, line("a"), line("b", "wrong"), line("c")))
         ended(client, begin(client, "{"))
         slow = begin(client, line("s", "slow"), line("t", "slow"), line("u", "slow"))
-        while (found := page(client))["nereid_gateway_batch_requests_running", ""] < 1:
-            time.sleep(0.01)
+        until(lambda: page(client)["nereid_gateway_batch_requests_running", ""] >= 1)
+        found = page(client)
         assert {metric.name for metric in GATEWAY_BATCH_METRICS} <= {name for name, _ in found}
         states = {state: found["nereid_gateway_batches", state] for state in map(str, State)}
         assert {state: count for state, count in states.items() if count} == {"completed": 1, "failed": 1, "in_progress": 1}
@@ -371,8 +372,7 @@ def test_metrics_tell_of_batches_their_requests_and_files(tmp_path: Path, model:
         assert found["nereid_gateway_files", ""] == 5
         assert found["nereid_gateway_file_bytes", ""] >= 5 * SMALLEST_BYTES
         client.images.generate(model="text_to_image", prompt="a box")
-        while page(client)["nereid_gateway_batch_requests_put_back_total", ""] < 1:
-            time.sleep(0.01)
+        until(lambda: page(client)["nereid_gateway_batch_requests_put_back_total", ""] >= 1)
         client.batches.cancel(slow.id)
         ended(client, slow)
         assert page(client)["nereid_gateway_batch_requests_total", "unanswered"] == 3

@@ -18,7 +18,8 @@ from nereid.serving.gateway.batches.states import State
 from nereid.serving.gateway.batches.store import Batch, BatchStore
 from nereid.serving.gateway.batches.validating import AT_ONCE, Validating
 
-from batch_gateway import URL, Server, add, line, reach, running, status
+from batch_gateway import URL, Server, add, line, running, status
+from waiting import reach
 
 
 @pytest.mark.parametrize("part", [1, 100, 333, 2**20])

@@ -17,6 +17,7 @@ from nereid.serving.gateway.batches.runner import BatchRunner
 from nereid.serving.gateway.batches.store import BatchStore, State
 
 from batch_gateway import add, status, work
+from waiting import reach
 
 URL = "/v1/completions"
 
@@ -90,9 +91,7 @@ def test_nothing_is_noted_of_a_batch_that_has_ended(tmp_path: Path, monkeypatch:
 
     async def go() -> None:
         task = asyncio.ensure_future(worker.run())
-        async with asyncio.timeout(60):
-            while status(store, other) != State.COMPLETED or worker._resting or worker.under_way._times:
-                await asyncio.sleep(0.005)
+        await reach(lambda: status(store, other) == State.COMPLETED and not (worker._resting or worker.under_way._times))
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 

@@ -28,11 +28,12 @@ from nereid.serving.gateway.service import GatewayOptions
 from nereid.serving.options import ServeOptions
 from nereid_client.main import app
 
-from batch_gateway import URL, Model, answers, begin, ended, line, serving, until, work
+from batch_gateway import URL, Model, answers, begin, ended, line, serving, work
 from drawing_models import Drawers, drawing_repository
 from gateway_before import gateway
 from picture_calls import BLUE, EDIT, pixels, png
 from small_servers import grpc_server
+from waiting import until
 
 
 def later(monkeypatch: pytest.MonkeyPatch, days: float) -> None:

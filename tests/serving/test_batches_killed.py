@@ -20,7 +20,8 @@ from nereid.serving.gateway.batches.pace import Pace
 from nereid.serving.gateway.batches.states import State
 from nereid.serving.gateway.batches.store import BatchStore
 
-from batch_gateway import URL, Server, line, reach, running, state, stored, work
+from batch_gateway import URL, Server, line, running, state, stored, work
+from waiting import reach
 
 END = """
 import os, signal, sys

@@ -20,7 +20,8 @@ from nereid.serving.gateway.batches.states import State
 from nereid.serving.gateway.batches.store import BatchStore
 from nereid.serving.gateway.batches.under_way import Request, UnderWay
 
-from batch_gateway import Model, Server, begin, ended, line, reach, running, serving, state, stored, until
+from batch_gateway import Model, Server, begin, ended, line, running, serving, state, stored
+from waiting import reach, until
 
 PACE = Pace(at_once=4, gap_seconds=0.0, ramp_seconds=0.0, starved_seconds=60)
 

@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
 from nereid.serving.child import Backoff, Child, said_of_exit
+
+from waiting import until
 
 # Starts a grandchild in a session of its own, which ignores SIGTERM, and writes both pids.
 PARENT = """
@@ -31,13 +31,6 @@ child = Child([sys.executable, "-c", sys.argv[1], sys.argv[2]], os.environ, fold
 child.start()
 time.sleep(600)
 """
-
-
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def pids(file: Path) -> list[int]:

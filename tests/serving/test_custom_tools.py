@@ -22,6 +22,7 @@ from nereid.serving.gateway.tool_grammars import AnswerForm
 
 from calling_answers import ANSWERS
 from calling_model import ASK, CHAT, WARMTH, Model, chat, hermes
+from gateway_before import client_of
 
 SCRIPT = 'print("Łódź")\n'
 ANSWER = f"Well. <tool_call>\n{json.dumps({'name': 'python', 'arguments': {'input': SCRIPT}})}\n</tool_call>"
@@ -49,7 +50,7 @@ def api(tmp_path: Path, triton: int) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def client(api: httpx.Client) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{api.base_url}/v1", api_key="none", max_retries=0)
+    return client_of(api)
 
 
 def chunks_of(api: httpx.Client, **more: Any) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Headers of forms: what clients write, and what is written to keep the gateway busy."""
+"""Forms: pieces, parts and headers; what clients write, and what is written to keep the gateway busy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from starlette.requests import Request
 
 from nereid.serving.gateway.errors import ApiError
-from nereid.serving.gateway.forms import MOST_HEAD, boundary_of, read_form
+from nereid.serving.gateway.forms import MOST_HEAD, MOST_PARTS, Keep, boundary_of, read_form
 from nereid.serving.gateway.image_bodies import EditBody
 from nereid.serving.gateway.picture_forms import read_picture_form
 
@@ -102,3 +102,38 @@ def test_a_field_that_nothing_reads_is_refused_by_name_whatever_it_holds(value: 
         asyncio.run(read_picture_form(request, EditBody, lenient=False))
     assert (refused.value.status, refused.value.param) == (400, "background")
     assert refused.value.response().body
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_a_form_is_read_in_any_pieces(size: int) -> None:
+    content = b"one\r\n--x\r\n--boundar\r\ntwo\r\n"
+    head = b'Content-Disposition: form-data; name="%s"'
+    sent = (
+        b"--boundary\r\n" + head % b"purpose" + b"\r\n\r\nbatch\r\n"
+        b"--boundary\r\n" + head % b"empty" + b"\r\n\r\n\r\n"
+        b"--boundary\r\n"
+        + head % b"file"
+        + b'; filename="a b.jsonl"\r\nContent-Type: x/y\r\n\r\n'
+        + content
+        + b"\r\n--boundary--\r\n"
+    )
+    kept = bytearray()
+
+    async def pieces(whole: bytes) -> AsyncIterator[bytes]:
+        for start in range(0, len(whole), size):
+            yield whole[start : start + size]
+
+    names: list[str | None] = []
+
+    def file_of(name: str, filename: str | None) -> Keep | None:
+        names.append(filename)
+        return kept.extend if name == "file" else None
+
+    fields = asyncio.run(read_form(pieces(sent), boundary_of("multipart/form-data; boundary=boundary"), file_of))
+    assert bytes(kept) == content
+    assert (names, fields) == ([None, None, "a b.jsonl"], [("purpose", "batch"), ("empty", "")])
+    with pytest.raises(ApiError, match="ends before its last boundary"):
+        asyncio.run(read_form(pieces(sent[:-20]), b"boundary", file_of))
+    many = b"--boundary\r\n" + (head % b"x" + b"\r\n\r\n\r\n--boundary\r\n") * (MOST_PARTS + 1)
+    with pytest.raises(ApiError, match=f"more than {MOST_PARTS} parts"):
+        asyncio.run(read_form(pieces(many), b"boundary", file_of))

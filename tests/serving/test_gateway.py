@@ -8,7 +8,6 @@ import logging
 import re
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -26,6 +25,7 @@ from nereid_protocol.metrics import ALL_METRICS, GATEWAY_METRICS
 from gateway_before import Running, gateway, small_repository
 from scripted import delta, image, progress, texts
 from small_servers import HangError, RefusedError, Small, Tensors, grpc_server
+from waiting import until
 
 CHAT, COMPLETIONS, IMAGES = "/v1/chat/completions", "/v1/completions", "/v1/images/generations"
 BODIES: dict[str, dict[str, Any]] = {
@@ -281,61 +281,6 @@ def test_a_streamed_chat_ends_with_the_reason_in_a_chunk_without_text(api: httpx
     ]
 
 
-LOGPROBS = [
-    {"token": "é", "logprob": -0.1, "top": [{"token": "\ufffd", "logprob": -1.0, "bytes": [226]}]},
-    {"token": "\ufffd", "logprob": -0.2, "bytes": [240, 159], "top": [{"token": "\ufffd", "logprob": -1.0, "bytes": [226]}]},
-    {"token": "\ufffd", "logprob": -0.3, "bytes": [166, 138], "top": []},
-    {"token": "!", "logprob": -0.4, "top": []},
-]
-
-
-class Scored:
-    """Says two letters and a fox, whose bytes are two tokens, in chunks where it is asked to stream."""
-
-    def __call__(self, inputs: Tensors) -> Iterator[Tensors]:
-        if not bool(inputs["stream"][0]):
-            whole = delta([1, 2, 3, 4], "é🦊!", "stop", logprobs=json.dumps(LOGPROBS))
-            yield {**whole, "num_output_tokens": np.array([4]), "cumulative_logprob": np.array([-1.0], np.float32)}
-            return
-        for place, text in enumerate(("é", "", "🦊", "!")):
-            yield delta([place], text, "stop" if place == 3 else "", logprobs=json.dumps(LOGPROBS[place : place + 1]))
-
-
-@pytest.fixture
-def scored(repository: Path) -> Iterator[httpx.Client]:
-    with (
-        grpc_server({"llm": Scored()}) as (port, _),
-        gateway(repository, port) as running,
-        httpx.Client(base_url=running.url, timeout=60) as client,
-    ):
-        yield client
-
-
-def streamed(client: httpx.Client, route: str, change: dict[str, Any]) -> list[dict[str, Any]]:
-    lines = client.post(route, json=changed(route, {"stream": True, **change})).text.splitlines()
-    return [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
-
-
-@pytest.mark.parametrize(("echo", "first"), [(False, 0), (True, len("hello"))])
-def test_log_probabilities_of_a_completion_say_where_each_token_begins(scored: httpx.Client, echo: bool, first: int) -> None:
-    asked = {"logprobs": 1, "echo": echo}
-    choice = scored.post(COMPLETIONS, json=changed(COMPLETIONS, asked)).json()["choices"][0]
-    found = choice["logprobs"]
-    assert found["text_offset"] == [first, first + 1, first + 1, first + 2]
-    assert choice["text"][found["text_offset"][3] :] == "!"
-    assert found["tokens"] == ["é", "bytes:\\xf0\\x9f", "bytes:\\xa6\\x8a", "!"]
-    chunks = [chunk["choices"][0]["logprobs"] for chunk in streamed(scored, COMPLETIONS, asked)]
-    pieces = [chunk for chunk in chunks if chunk is not None]
-    assert [at for piece in pieces for at in piece["text_offset"]] == found["text_offset"]
-
-
-def test_log_probabilities_of_a_chat_have_the_bytes_of_a_part_of_a_character(scored: httpx.Client) -> None:
-    asked = {"logprobs": True, "top_logprobs": 1}
-    found = scored.post(CHAT, json=changed(CHAT, asked)).json()["choices"][0]["logprobs"]["content"]
-    assert bytes(byte for item in found for byte in item["bytes"]).decode() == "é🦊!"
-    assert found[0]["top_logprobs"][0]["bytes"] == [226]
-
-
 @pytest.mark.parametrize("path", [f"{CHAT}/", f"{COMPLETIONS}/", "/v1/models/", "/health/"])
 def test_nobody_is_sent_elsewhere(bodies_only: httpx.Client, path: str) -> None:
     answer = bodies_only.get(path, headers={"Host": "elsewhere.example"})
@@ -354,7 +299,8 @@ def test_a_packed_body_is_refused_by_its_name(bodies_only: httpx.Client) -> None
 
 @pytest.mark.parametrize("route", [CHAT, COMPLETIONS])
 def test_usage_that_was_asked_for_is_null_in_every_chunk_but_the_last(api: httpx.Client, route: str) -> None:
-    *chunks, last = streamed(api, route, {"stream_options": {"include_usage": True}})
+    lines = api.post(route, json=changed(route, {"stream": True, "stream_options": {"include_usage": True}})).text.splitlines()
+    *chunks, last = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     assert chunks
     assert [chunk["usage"] for chunk in chunks] == [None] * len(chunks)
     assert last["choices"] == []
@@ -377,10 +323,10 @@ def test_a_caller_that_hangs_up_before_anything_came_cancels_its_run(
     head = f"POST {route} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     with socket.create_connection((str(api.base_url.host), int(api.base_url.port or 0))) as connection:
         connection.sendall(head.encode() + body)
-        _until(lambda: len(models.asked) == 1)
+        until(lambda: len(models.asked) == 1)
         assert not models.cancelled.is_set()
     assert models.cancelled.wait(60)
-    _until(lambda: f'route="POST {route}",status="499"' in api.get("/metrics").text)
+    until(lambda: f'route="POST {route}",status="499"' in api.get("/metrics").text)
 
 
 def test_a_caller_that_leaves_a_stream_between_two_events_cancels_its_run(repository: Path, models: Models) -> None:
@@ -394,13 +340,6 @@ def test_a_caller_that_leaves_a_stream_between_two_events_cancels_its_run(reposi
         with httpx.stream("POST", f"{running.url}{CHAT}", json=changed(CHAT, {"stream": True}), timeout=60) as answer:
             next(answer.iter_lines())
         assert models.cancelled.wait(60)
-
-
-def _until(condition: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # --- what answers tell besides ---

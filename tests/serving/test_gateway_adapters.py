@@ -28,6 +28,7 @@ from gateway_before import TEMPLATE, gateway, small_repository
 from scripted import delta, texts
 from small_gateway import run_serve
 from small_servers import RefusedError, Tensors, grpc_server
+from waiting import until
 
 RULES = Rules(aliases={"gpt-4o": "sql", "default": "llm", "dall-e": "text_to_image"})
 ADAPTERS = ["sql", "poems"]
@@ -290,13 +291,6 @@ def test_aliases_reach_the_gateways_process() -> None:
 
 
 # --- what comes and goes ---
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 class Supervisor:

@@ -18,10 +18,11 @@ from test_gateway_adapters import add_model
 
 from nereid.serving.gateway.launch import Rules
 
-from gateway_before import gateway, hang_up, small_repository
+from gateway_before import client_of, gateway, hang_up, small_repository
 from scripted import texts
 from small_servers import RefusedError, Tensors, grpc_server
 from template_families import FAMILIES
+from waiting import until
 
 URL = "/v1/embeddings"
 TEMPLATE = FAMILIES["chatml"] + "{{ topic }}"
@@ -143,7 +144,7 @@ def test_base64_holds_the_same_numbers(api: httpx.Client) -> None:
 
 
 def test_openais_package_reads_both(api: httpx.Client) -> None:
-    client = openai.OpenAI(base_url=f"{api.base_url}/v1", api_key="none", max_retries=0)
+    client = client_of(api)
     made = client.embeddings.create(model="llm", input=["a", "bc"], user="me", dimensions=WIDTH)
     np.testing.assert_allclose(made.data[1].embedding, vector("bc"))
     assert made.usage.prompt_tokens == 3
@@ -254,23 +255,18 @@ def test_no_more_inputs_are_under_way_than_the_model_reads_together(api: httpx.C
 
 def test_a_caller_that_goes_away_cancels_what_is_under_way(api: httpx.Client, model: Model) -> None:
     hang_up(str(api.base_url), URL, {"model": "llm", "input": ["slow"] * 9}, lambda: len(model.asked) == 4)
-    deadline = time.monotonic() + 60
-    while model.cancelled < 4:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: model.cancelled == 4)
     assert len(model.asked) == 4  # the others never begin
 
 
 def test_a_batch_of_embeddings(api: httpx.Client, model: Model) -> None:
-    client = openai.OpenAI(base_url=f"{api.base_url}/v1", api_key="none", max_retries=0)
+    client = client_of(api)
     bodies = [{"model": "llm", "input": "a"}, {"model": "llm", "input": ["a", "wrong"]}, {"model": "plain_llm", "input": "a"}]
     lines = [json.dumps({"custom_id": f"{i}", "method": "POST", "url": URL, "body": body}) for i, body in enumerate(bodies)]
     file = client.files.create(file=("asked.jsonl", "\n".join(lines).encode()), purpose="batch")
-    batch = client.batches.create(input_file_id=file.id, endpoint=URL, completion_window="24h")
-    deadline = time.monotonic() + 60
-    while (batch := client.batches.retrieve(batch.id)).status != "completed":
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    made = client.batches.create(input_file_id=file.id, endpoint=URL, completion_window="24h")
+    until(lambda: client.batches.retrieve(made.id).status == "completed")
+    batch = client.batches.retrieve(made.id)
     assert batch.request_counts is not None
     assert (batch.request_counts.completed, batch.request_counts.failed) == (1, 2)
     (line,) = client.files.content(str(batch.output_file_id)).text.splitlines()

@@ -21,7 +21,8 @@ from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.messages import Message, TextPart, Tool, ToolCall
 from nereid.serving.gateway.response_bodies import ResponsesBody
 from nereid.serving.gateway.schemas import ChatBody, CompletionBody, EmbeddingBody
-from nereid.serving.gateway.unused import (
+from nereid.serving.gateway.unused import UNUSED_FIELDS
+from nereid.serving.gateway.unused_field import (
     CALL,
     EDITS,
     EMBEDDINGS,
@@ -32,13 +33,12 @@ from nereid.serving.gateway.unused import (
     SETTINGS,
     TOOL,
     TXT2IMG,
-    UNUSED_FIELDS,
     VARIATIONS,
 )
-from nereid.serving.gateway.unused import CHAT as IN_CHAT
-from nereid.serving.gateway.unused import COMPLETIONS as IN_COMPLETIONS
-from nereid.serving.gateway.unused import IMAGES as IN_IMAGES
-from nereid.serving.gateway.unused import RESPONSES as IN_RESPONSES
+from nereid.serving.gateway.unused_field import CHAT as IN_CHAT
+from nereid.serving.gateway.unused_field import COMPLETIONS as IN_COMPLETIONS
+from nereid.serving.gateway.unused_field import IMAGES as IN_IMAGES
+from nereid.serving.gateway.unused_field import RESPONSES as IN_RESPONSES
 
 from gateway_before import gateway, small_repository
 from scripted import delta, image, texts

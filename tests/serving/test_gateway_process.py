@@ -26,7 +26,8 @@ from nereid.serving.listening import listen
 from nereid.serving.options import ServeOptions, free_ports
 from nereid.serving.services import KeptServices
 
-from small_gateway import KEY, SmallGateway, small_gateway, until, words, write_repository
+from small_gateway import KEY, SmallGateway, small_gateway, words, write_repository
+from waiting import until
 
 
 @pytest.fixture(scope="module")

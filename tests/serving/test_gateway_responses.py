@@ -17,7 +17,7 @@ import pytest
 from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.response_store import ResponseStore, Stored
 
-from gateway_before import gateway, small_repository
+from gateway_before import client_of, gateway, small_repository
 from scripted import delta, texts
 from small_servers import RefusedError, Tensors, grpc_server
 from template_families import FAMILIES
@@ -73,7 +73,7 @@ def api(tmp_path: Path, triton: int) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def client(api: httpx.Client) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{api.base_url}/v1", api_key="none", max_retries=0)
+    return client_of(api)
 
 
 def refused(api: httpx.Client, **more: Any) -> tuple[int, str, str]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import pytest
 
 from nereid.serving.errors import ServingError
@@ -17,8 +16,8 @@ from nereid.serving.gateway.repository import offered_models
 from nereid.serving.gateway.thoughts import Thinking
 from nereid.serving.gateway.tool_formats import TOOL_FORMATS
 
-from calling_model import ASK, CHAT, CITY, NOW, WARMTH, Model, chat, write
-from gateway_before import gateway
+from calling_model import ASK, CHAT, CITY, NOW, WARMTH, Model, chat, refused, write
+from gateway_before import client_of, gateway
 from small_servers import Tensors, grpc_server
 from template_families import FAMILIES, deepseek
 
@@ -36,16 +35,6 @@ def model() -> Model:
 def api(tmp_path: Path, triton: int) -> Iterator[httpx.Client]:
     with gateway(write(tmp_path, THINKS), triton) as running, httpx.Client(base_url=running.url, timeout=60) as client:
         yield client
-
-
-def client_of(api: httpx.Client) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{api.base_url}/v1", api_key="none", max_retries=0)
-
-
-def refused(api: httpx.Client, **more: Any) -> tuple[str, str]:
-    answer = api.post(CHAT, json={**ASK, **more})
-    assert answer.status_code == 400, answer.text
-    return answer.json()["error"]["param"], answer.json()["error"]["message"]
 
 
 # --- calls ---

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -28,15 +27,9 @@ from nereid.serving.supervisor import Supervisor
 
 from conftest import OwnTemporary, shared_memory
 from tiny_models import ask, write_repository
+from waiting import until
 
 pytestmark = pytest.mark.triton
-
-
-def until(condition: Callable[[], object], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,13 +31,7 @@ from nereid_protocol.metrics import (
 )
 
 import fake_triton
-
-
-def until(condition: Callable[[], object], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+from waiting import until
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import openai
 import pytest
 
-from calling_model import ASK, CHAT, CITY, NOW, WARMTH, Model, chat, hermes
+from calling_model import ASK, CHAT, CITY, NOW, WARMTH, Model, chat, hermes, refused
+from gateway_before import client_of
 
 ANSWER = 'Well. <tool_call>\n{"name": "warmth", "arguments": {"city": "Łódź"}}\n</tool_call>'
 ARGUMENTS = '{"city": "Łódź"}'
@@ -31,14 +31,8 @@ def api(tmp_path: Path, triton: int) -> Iterator[httpx.Client]:
         yield client
 
 
-def refused(api: httpx.Client, **more: Any) -> tuple[str, str]:
-    answer = api.post(CHAT, json={**ASK, **more})
-    assert answer.status_code == 400, answer.text
-    return answer.json()["error"]["param"], answer.json()["error"]["message"]
-
-
 def test_functions_are_tools_to_the_model_and_its_call_is_told_in_their_form(api: httpx.Client, model: Model) -> None:
-    client = openai.OpenAI(base_url=f"{api.base_url}/v1", api_key="none", max_retries=0)
+    client = client_of(api)
     made = client.chat.completions.create(**ASK, functions=FUNCTIONS)
     (choice,) = made.choices
     assert choice.finish_reason == "function_call"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nereid.serving.reference import PAGE, page
 from nereid_protocol.errors import ErrorKind
-from nereid_protocol.fields import IMAGE_FIELDS
+from nereid_protocol.image_fields import IMAGE_FIELDS
 from nereid_protocol.sampling import SAMPLING_FIELDS
 
 

@@ -17,7 +17,7 @@ from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.response_items import items_of
 from nereid.serving.gateway.response_truncation import remaining, steps_of
 
-from gateway_before import gateway, small_repository
+from gateway_before import client_of, gateway, small_repository
 from scripted import delta, texts
 from small_servers import RefusedError, Tensors
 
@@ -132,7 +132,7 @@ def test_a_conversation_that_is_gone_on_with_is_kept_whole(api: httpx.Client, mo
     before = ask(api, talk(4))
     after = ask(api, "n" * 20, previous_response_id=before["id"])
     assert model.prompts[-1] == "".join(f"u{i:08};a{i:08};" for i in range(1, 4)) + f"ulast;az;u{'n' * 20};>"
-    client = openai.OpenAI(base_url=f"{api.base_url}/v1", api_key="none", max_retries=0)
+    client = client_of(api)
     made = client.responses.create(model="llm", input="n", previous_response_id=after["id"], truncation="auto")
     assert made.truncation == "auto"
     kept = api.get(f"{ROUTE}/{after['id']}/input_items").json()["data"]
@@ -161,7 +161,7 @@ def test_truncation_is_one_of_two_and_stands_alone(api: httpx.Client) -> None:
 
 
 def test_the_tokens_of_an_input_are_counted_as_the_model_reads_it(api: httpx.Client, model: Model) -> None:
-    count = openai.OpenAI(base_url=f"{api.base_url}/v1", api_key="none", max_retries=0).responses.input_tokens.count
+    count = client_of(api).responses.input_tokens.count
     given: Any = [said("user", "abc"), said("assistant", "d"), said("user", "e")]
     assert count(model="llm", input=given, instructions="fg").input_tokens == len("sfg;uabc;ad;ue;>")
     assert not model.prompts

@@ -22,7 +22,8 @@ from nereid.serving.installation import Source
 from nereid.serving.options import ServeOptions, free_ports
 
 import fake_triton
-from small_gateway import run_serve, serve_command, until, write_repository
+from small_gateway import run_serve, serve_command, write_repository
+from waiting import until
 
 
 @pytest.fixture

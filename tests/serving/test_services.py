@@ -24,7 +24,7 @@ from nereid.serving.services import KeptService, KeptServices
 from nereid.serving.supervisor import Supervisor
 
 import fake_triton
-from small_gateway import until
+from waiting import until
 
 BEATS = """
 import pathlib, sys, time

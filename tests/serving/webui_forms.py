@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -205,13 +203,6 @@ def text(picture: Image.Image) -> str:
 
 def shown(picture: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(picture)))
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def refused(answer: httpx.Response, param: str, status: int = 400) -> str:

@@ -29,7 +29,6 @@ from nereid_zoo.stages import StageError
 
 pytestmark = pytest.mark.torch
 
-Weights = dict[str, Any]
 RANK = 4
 SAMPLE, TIMESTEPS, STATES = torch.ones(2, 4, 16, 16), torch.tensor([19, 999]), torch.ones(2, 32, 128)
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nereid.diffusion.solvers import ScheduleError
+from nereid_client.terminal import say
 from nereid_zoo.layout import score as layout
 from nereid_zoo.layout.batches import Task
 from nereid_zoo.layout.draw import DYNAMIC, STEPS
@@ -26,7 +27,7 @@ from nereid_zoo.shapes.score import (
     served_drawer,
     torch_drawer,
 )
-from nereid_zoo.shown import bar, console, maybe_serving
+from nereid_zoo.shown import bar, maybe_serving
 from nereid_zoo.train_cli import train as train_app
 
 app = typer.Typer(
@@ -65,7 +66,7 @@ def score_sections(
             rows.append({"engine": engine, "written": made.written, "percent": made.percent})
             if show_wrong:
                 for text, found in made.wrong:
-                    console.print(f"  {text}: {'; '.join(found)}", highlight=False)
+                    say(f"  {text}: {'; '.join(found)}")
     if as_json:
         print(json.dumps({"checkpoint": "sections", "scores": rows}))
         return
@@ -117,7 +118,7 @@ def score_shapes(
                 rows.append({"engine": name, "guidance": scale, "drawn": made.drawn, "percent": made.percent})
                 if show_wrong:
                     for text, found in made.wrong:
-                        console.print(f"  {text}: {'; '.join(found)}", highlight=False)
+                        say(f"  {text}: {'; '.join(found)}")
     if as_json:
         print(json.dumps({"checkpoint": "shapes", "scheduler": usual.scheduler, "steps": steps, "scores": rows}))
         return

@@ -7,24 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
 from nereid_client import Client
-
-console = Console(stderr=True)
+from nereid_client.terminal import counting
 
 
 @contextmanager
 def bar(name: str, count: int) -> Iterator[Callable[[int], None]]:
     """Told how many are done."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with counting() as bar:
         task = bar.add_task(name, total=count)
         yield lambda done: bar.update(task, completed=done)
 

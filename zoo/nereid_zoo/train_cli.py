@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from nereid.diffusion.solvers import ScheduleError
+from nereid_client.terminal import say
 from nereid_zoo.layout import score as layout
 from nereid_zoo.layout.weights import WeightsError
 from nereid_zoo.page import score as pages
@@ -19,7 +19,6 @@ from nereid_zoo.shapes.score import CHECKPOINT, scorer_for
 from nereid_zoo.stages import StageError
 
 train = typer.Typer(help="Train a checkpoint from nothing; its data is made on the way.", no_args_is_help=True)
-console = Console(stderr=True)
 
 
 @train.command("shapes")
@@ -35,7 +34,7 @@ def train_shapes(
     share = minutes / 123
     plan = shapes.TrainingPlan(work=work, device=device, text_minutes=6 * share, vae_minutes=21 * share, unet_minutes=96 * share)
     _trained(lambda: shapes.train(plan, out))
-    console.print(f"shapes: written to {out}")
+    say(f"shapes: written to {out}")
 
 
 MOST_STEPS = 8
@@ -97,7 +96,7 @@ def train_shapes_student(
         lora_rank=lora_rank,
     )
     _trained(lambda: distil(plan, out))
-    console.print(f"shapes-student: written to {out}")
+    say(f"shapes-student: written to {out}")
 
 
 @train.command("shapes-tiny-vae")
@@ -128,7 +127,7 @@ def train_shapes_tiny_vae(
             raise typer.BadParameter(str(error), param_hint="--tiny-vae") from None
     plan = TinyVaePlan(work=work, teacher=teacher, device=device, minutes=minutes, student=student, tiny_vae=tiny_vae)
     _trained(lambda: distil_vae(plan, out))
-    console.print(f"shapes-tiny-vae: written to {out}")
+    say(f"shapes-tiny-vae: written to {out}")
 
 
 @train.command("tools")
@@ -143,7 +142,7 @@ def train_tools(
 
     _require_peft("LoRA weights cannot be trained without", "tools")
     _trained(lambda: training.train(training.ToolsPlan(steps=steps, peak=rate, start=start), out))
-    console.print(f"tools: written to {out}")
+    say(f"tools: written to {out}")
 
 
 @train.command("sections")
@@ -161,7 +160,7 @@ def train_sections(
     from nereid_zoo.sections import train as training
 
     _trained(lambda: training.train(training.TrainingPlan(work=work, device=device, minutes=minutes), out))
-    console.print(f"sections: written to {out}")
+    say(f"sections: written to {out}")
 
 
 @train.command("planner")
@@ -180,7 +179,7 @@ def train_planner(
             f"{source} is not allowed; it must be a transformers folder, as `zoo train sections` writes it", param_hint="--source"
         )
     _trained(lambda: training.train(training.PlannerPlan(source=source, work=work, device=device, minutes=minutes), out))
-    console.print(f"planner: written to {out}")
+    say(f"planner: written to {out}")
 
 
 @train.command("layout")
@@ -194,7 +193,7 @@ def train_layout(
     from nereid_zoo.layout import train as training
 
     _trained(lambda: training.train(training.TrainingPlan(work=work, device=device, minutes=minutes), out))
-    console.print(f"layout: written to {out}")
+    say(f"layout: written to {out}")
 
 
 @train.command("layout-dynamic")
@@ -237,7 +236,7 @@ def train_layout_dynamic(
         _trained(lambda: training.train_dynamic(plan, out))
     except (WeightsError, ScheduleError) as error:
         raise typer.BadParameter(f"{source} is not allowed; {error}", param_hint="--source") from None
-    console.print(f"layout-dynamic: written to {out}")
+    say(f"layout-dynamic: written to {out}")
 
 
 @train.command("layout-features")
@@ -250,7 +249,7 @@ def train_layout_features(
     from nereid_zoo.layout import features_model
 
     _trained(lambda: features_model.train_features(work, minutes, out))
-    console.print(f"layout-features: written to {out}")
+    say(f"layout-features: written to {out}")
 
 
 def _require_painter(folder: Path, what: str, option: str) -> None:

@@ -7,7 +7,6 @@ lowest code, which uses them all.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -145,12 +144,6 @@ def planes_of(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
         raise ValueError(f"codes from {codes.min()} to {codes.max()} are not of {bits} bits")
     raised = (codes.reshape(-1).astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
     return np.stack([np.packbits((raised >> bit) & 1) for bit in range(bits)])
-
-
-def codes_of(planes: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.int8]:
-    """The way back."""
-    raised = sum(np.unpackbits(plane, count=math.prod(shape)).astype(np.int16) << bit for bit, plane in enumerate(planes))
-    return (np.asarray(raised) - 2 ** (len(planes) - 1)).astype(np.int8).reshape(shape)
 
 
 def by_bits(bits: NDArray[np.int64]) -> Sequence[tuple[int, NDArray[np.int64]]]:

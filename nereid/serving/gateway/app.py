@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,14 +21,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from nereid.engines.digests import own_version
-from nereid.serving.gateway import chats, completions, embeddings, layouts, pages, texts, tokenizing
+from nereid.serving.gateway import layouts, pages, tokenizing
 from nereid.serving.gateway.a1111.routes import WEBUI_PICTURE_PATHS, WebUiRoutes
 from nereid.serving.gateway.batches.load import Watched
 from nereid.serving.gateway.batches.routes import FILES_PATH
 from nereid.serving.gateway.batches.service import Batches
 from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.catalogue import Catalogue
-from nereid.serving.gateway.chat_answers import ChatAnswer
 from nereid.serving.gateway.cors import cors
 from nereid.serving.gateway.described import described
 from nereid.serving.gateway.draining import Drain, Drained
@@ -48,8 +45,9 @@ from nereid.serving.gateway.readiness import readiness
 from nereid.serving.gateway.refusals import refuse
 from nereid.serving.gateway.response_store import ResponseStore
 from nereid.serving.gateway.responses import Responses
-from nereid.serving.gateway.schemas import ChatBody, CompletionBody, EmbeddingBody, LayoutBody, PageBody
-from nereid.serving.gateway.waiting import all_of, begin_stream, until_gone
+from nereid.serving.gateway.schemas import LayoutBody, PageBody
+from nereid.serving.gateway.text_routes import TextRoutes
+from nereid.serving.gateway.waiting import begin_stream, until_gone
 from nereid_client.errors import NereidError
 
 log = logging.getLogger("nereid.gateway")
@@ -103,60 +101,6 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
     async def show_model(request: Request) -> Response:
         return JSONResponse(catalogue.shown(request.path_params["name"]))
 
-    @described("A chat's answer.", body=ChatBody, streams=True)
-    async def chat(request: Request) -> Response:
-        body = await read_body(request, ChatBody, lenient)
-        model, client, places = catalogue.find(body.model, "llm")
-        chat = await chats.read_chat(body, model)
-        request.state.names = chat.names
-        prompt_ids = await texts.told_prompt_ids(body.return_token_ids, chat.prompt, chat.sampling, model)
-        answer = ChatAnswer(
-            id=_stamp("chatcmpl"),
-            created=int(time.time()),
-            model=model.id,
-            token_ids=body.return_token_ids,
-            tokens_by_ids=body.return_tokens_as_token_ids,
-            prompt_ids=prompt_ids,
-            prompt_logprobs=body.prompt_logprobs,
-            new_stream=chat.new_stream,
-            tells_reasoning=chat.tells_reasoning,
-            counts_thoughts=model.counts_thoughts,
-            as_function_call=chat.as_function_call,
-        )
-        asked = {**chat.sampling, "request_id": request.state.request_id}
-        if body.stream:
-            items = texts.stream(client, chat.prompt, asked, answer, body.usage_wanted)
-            return await begin_stream(request, places.during(items), chat.names)
-        async with places.taking():
-            return JSONResponse(answer.whole(await until_gone(request, client.generate_text(chat.prompt, **asked))))
-
-    @described("Completions of prompts.", body=CompletionBody, streams=True)
-    async def complete(request: Request) -> Response:
-        body = await read_body(request, CompletionBody, lenient)
-        request.state.names = names = completions.completion_names(body)
-        model, client, places = catalogue.find(body.model, "llm")
-        sampling = {**completions.completion_sampling(body, model), "request_id": request.state.request_id}
-        asked = await completions.asked_of(body, model, sampling)
-        answer = completions.CompletionAnswer(_stamp("cmpl"), int(time.time()), model.id, body)
-        if body.stream:
-            items = answer.stream(client, asked, sampling)
-            return await begin_stream(request, places.during(items, len(asked)), names)
-        async with places.taking(len(asked)):
-            made = all_of([client.generate_text(item.prompt, **sampling) for item in asked])
-            return JSONResponse(answer.whole(asked, await until_gone(request, made)))
-
-    @described("Embeddings of texts.", body=EmbeddingBody)
-    async def embed(request: Request) -> Response:
-        body = await read_body(request, EmbeddingBody, lenient)
-        model, client, places = catalogue.find(body.model, "llm")
-        asked = embeddings.embedding_asked(body, model)
-        at_once = min(len(asked.prompts), places.at_once)
-        async with places.taking(at_once):
-            made = embeddings.embed(client, asked, request.state.request_id, at_once)
-            results = await until_gone(request, made)
-        answer = await asyncio.to_thread(embeddings.embeddings_answer, body, model.id, results)
-        return Response(answer, media_type="application/json")
-
     @described("Boxes for the elements of a page section.", body=LayoutBody, streams=True)
     async def lay_out(request: Request) -> Response:
         body = await read_body(request, LayoutBody, lenient)
@@ -197,6 +141,8 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
     async def version(request: Request) -> Response:
         return JSONResponse({"version": own_version()})
 
+    text_routes = TextRoutes(catalogue.find, lenient)
+
     def image(name: str | None) -> ServedImages:
         model, client, places = catalogue.find(name, "image")
         return ServedImages(model.id, model.image, client, places)
@@ -228,9 +174,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
         routes=[
             Route("/v1/models", list_models),
             Route("/v1/models/{name:path}", show_model),
-            Route("/v1/chat/completions", chat, methods=["POST"]),
-            Route("/v1/completions", complete, methods=["POST"]),
-            Route("/v1/embeddings", embed, methods=["POST"]),
+            *text_routes.routes(),
             Route("/v1/responses", responses.create, methods=["POST"]),
             Route("/v1/responses/input_tokens", responses.count, methods=["POST"]),
             Route("/v1/responses/{id}", responses.show, methods=["GET"]),
@@ -282,7 +226,3 @@ def _bodies(settings: GatewaySettings) -> Bodies:
         picture_paths=frozenset({*PICTURE_PATHS, *(WEBUI_PICTURE_PATHS if settings.rules.a1111 else ())}),
         pictures_together=settings.max_pictures_bytes,
     )
-
-
-def _stamp(kind: str) -> str:
-    return f"{kind}-{uuid.uuid4().hex}"

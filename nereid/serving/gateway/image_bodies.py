@@ -12,10 +12,10 @@ from nereid.serving.gateway.image_models import ImageModel
 from nereid.serving.gateway.picture_forms import IMAGE, MASK
 from nereid.serving.gateway.pictures import Encoding, from_base64
 from nereid.serving.gateway.sent import Sent
-from nereid.serving.gateway.unused import EDITS, IMAGES, VARIATIONS
+from nereid.serving.gateway.unused_field import EDITS, IMAGES, VARIATIONS
 from nereid_client.images import OPTIONS, annotation
 from nereid_protocol.field import Field as RequestField
-from nereid_protocol.fields import BY_NAME
+from nereid_protocol.image_fields import BY_NAME
 
 IMAGE_EXTENSIONS = tuple(field for field in OPTIONS if field.gateway)
 """Request fields that are taken beside OpenAI's own, under their own names."""

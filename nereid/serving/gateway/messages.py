@@ -11,7 +11,7 @@ from nereid.serving.gateway.call_messages import arguments_of
 from nereid.serving.gateway.custom_inputs import arguments_with, parameters_of
 from nereid.serving.gateway.sent import Sent, few
 from nereid.serving.gateway.tools import MOST_TOOLS
-from nereid.serving.gateway.unused import CALL, MESSAGE, PART, TOOL
+from nereid.serving.gateway.unused_field import CALL, MESSAGE, PART, TOOL
 
 MOST_PATTERN = 10_000
 """Characters of a regular expression."""

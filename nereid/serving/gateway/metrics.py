@@ -22,6 +22,7 @@ from nereid.serving.gateway.picture_store import PictureStore
 from nereid.serving.pages import fetch
 from nereid_client.scraping import families
 from nereid_client.server import Statistics
+from nereid_protocol.metric import Metric
 from nereid_protocol.metrics import (
     GATEWAY_BATCH_PUT_BACK,
     GATEWAY_BATCH_REQUESTS,
@@ -40,7 +41,6 @@ from nereid_protocol.metrics import (
     GATEWAY_REQUEST_SECONDS,
     GATEWAY_REQUESTS,
     GATEWAY_RETRIES,
-    Metric,
 )
 
 log = logging.getLogger("nereid.gateway")

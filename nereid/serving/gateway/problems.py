@@ -14,7 +14,8 @@ from pydantic import BaseModel
 
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.sent import Sent
-from nereid.serving.gateway.unused import MESSAGE, PART, SETTINGS, TOOL, UnusedField, unused_field
+from nereid.serving.gateway.unused import unused_field
+from nereid.serving.gateway.unused_field import MESSAGE, PART, SETTINGS, TOOL, UnusedField
 from nereid_protocol.sampling_field import SamplingError
 
 Problem = Mapping[str, Any]

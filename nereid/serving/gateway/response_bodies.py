@@ -12,7 +12,7 @@ from nereid.serving.gateway.metadata import Metadata
 from nereid.serving.gateway.schemas import SamplingBody, TemplateVariables
 from nereid.serving.gateway.sent import MOST_PARTS, Sent, few
 from nereid.serving.gateway.tools import MOST_TOOLS
-from nereid.serving.gateway.unused import RESPONSES
+from nereid.serving.gateway.unused_field import RESPONSES
 
 MOST_ITEMS = 10_000
 LOGPROBS = "message.output_text.logprobs"

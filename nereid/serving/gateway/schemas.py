@@ -23,11 +23,12 @@ from nereid.serving.gateway.field_schemas import schema_of
 from nereid.serving.gateway.messages import AllowedTools, AnyTool, Function, FunctionName, Message, NamedCustom, NamedTool
 from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.tools import MOST_TOOLS
-from nereid.serving.gateway.unused import CHAT, COMPLETIONS, EMBEDDINGS
+from nereid.serving.gateway.unused_field import CHAT, COMPLETIONS, EMBEDDINGS
 from nereid_client.images import annotation
 from nereid_client.layouts import LAYOUT_OPTIONS
 from nereid_client.pages import PAGE_OPTIONS
-from nereid_protocol.sampling import EMBEDDING_FIELDS, OLDER, SAMPLING_FIELDS, without_aliases
+from nereid_protocol.older_names import OLDER, without_older_names
+from nereid_protocol.sampling import EMBEDDING_FIELDS, SAMPLING_FIELDS
 from nereid_protocol.sampling_field import Kind, SamplingField
 
 MOST_MESSAGES = 1000
@@ -137,7 +138,7 @@ class SamplingBody(_SamplingFields):  # type: ignore[misc, valid-type]
         """vLLM's older names of what binds an answer's form."""
         if not isinstance(value, dict):
             return handler(value)
-        made = handler(without_aliases(value))
+        made = handler(without_older_names(value))
         made._older = {now: older for older, now in OLDER.items() if value.get(older) is not None}
         return made
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
-from nereid.serving.gateway.unused import UnusedField, taken_values, unused_field
+from nereid.serving.gateway.unused import taken_values, unused_field
+from nereid.serving.gateway.unused_field import UnusedField
 
 MOST_PARTS = 1000
 """Of a list of objects within a message: each may be wrong, and take time to be told so."""

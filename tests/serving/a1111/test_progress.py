@@ -19,7 +19,8 @@ from nereid.serving.gateway.launch import Rules
 
 from drawing_models import Drawers
 from gateway_before import gateway, hang_up
-from webui_forms import DRAW, INTERRUPT, PROGRESS, REDRAW, SKIP, shown, text, until
+from waiting import until
+from webui_forms import DRAW, INTERRUPT, PROGRESS, REDRAW, SKIP, shown, text
 
 IDLE = {"progress": 0.0, "eta_relative": 0.0, "current_image": None}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import httpx
@@ -18,6 +17,7 @@ from nereid_client.main import app
 from drawing_models import FACTS, STEPS, Drawers, drawing_repository
 from gateway_before import gateway
 from picture_calls import BODY, GENERATE, edit, events, pixels, refused, shown
+from waiting import until
 
 # --- quality ---
 
@@ -84,10 +84,7 @@ def test_a_picture_is_gone_once_its_time_is_over_and_its_memory_free(repository:
             if (fetched := httpx.get(url).status_code) == 200:
                 break
         assert fetched == 200
-        deadline = time.monotonic() + 30
-        while "nereid_gateway_picture_bytes 0.0" not in httpx.get(f"{running.url}/metrics").text:  # nobody has asked for it
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        until(lambda: "nereid_gateway_picture_bytes 0.0" in httpx.get(f"{running.url}/metrics").text)  # nobody has asked for it
         assert httpx.get(url).status_code == 404
 
 

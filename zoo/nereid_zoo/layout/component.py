@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nereid.diffusion.branch_cache import Branch, BranchEngine
 from nereid.diffusion.dynamic_width import TokenEngine, WidthEngine, WidthTable
 from nereid.layout.elements import MAX_ELEMENTS, ElementClass
 from nereid.layout.settings import ENGINE_NAME, KEPT, OUT, SAMPLE, TIMESTEP
-from nereid.layout.tokens import BUCKETS, CANVAS, CONTENT, MOST_DEPTH, Floats
+from nereid.layout.tokens import BUCKETS, CANVAS, CONTENT, MOST_DEPTH
 from nereid_export.components import Component, TensorSpec, finite
 from nereid_export.engines.check import random_inputs
-from nereid_export.engines.onnx_graph import run_file
-from nereid_zoo.layout.draw import DYNAMIC, Predict
+from nereid_zoo.layout.draw import DYNAMIC
 from nereid_zoo.layout.dynamic import DynamicLayoutTransformer, Width, load_dynamic
 from nereid_zoo.layout.model import NUMBERED, LayoutTransformer, load
 from nereid_zoo.layout.skipping import Routing, above, counted
@@ -241,15 +239,3 @@ def _with_canvas(sizes: dict[str, int]) -> dict[str, int]:
 def _transformer(folder: Path) -> LayoutTransformer:
     made: LayoutTransformer = finite(folder / "transformer", load(folder))
     return made
-
-
-def onnx_predict(file: Path, threads: int = 1) -> Predict:
-    """The exported graph in ONNX Runtime on the processor."""
-    run = run_file(file, threads=threads)
-
-    def predict(inputs: Mapping[str, NDArray]) -> Floats:
-        told = {name: value for name, value in inputs.items() if name not in ("boxes", TIMESTEP)}
-        velocity: Floats = run({**told, SAMPLE: inputs["boxes"], TIMESTEP: inputs[TIMESTEP][:, None]}, [OUT])[OUT]
-        return velocity
-
-    return predict

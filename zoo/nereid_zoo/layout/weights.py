@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 
+from nereid.flow.errors import first_line
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -38,7 +40,7 @@ def read_network(kind: type[Network], home: Path, before: Mapping[str, Any] | No
         with torch.device("meta"):
             wanted = {name: tuple(value.shape) for name, value in made.from_config(config | settings).state_dict().items()}
     except Exception as error:  # whatever arithmetic makes of odd settings
-        raise WeightsError(f"{home / 'config.json'} makes no {kind.__name__}: {_first_line(error)}") from None
+        raise WeightsError(f"{home / 'config.json'} makes no {kind.__name__}: {first_line(error)}") from None
     for what, names in (("lack", wanted.keys() - held.keys()), ("have", held.keys() - wanted.keys())):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -58,7 +60,7 @@ def _config_in(home: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{file} cannot be read: {_first_line(error)}") from None
+        raise WeightsError(f"{file} cannot be read: {first_line(error)}") from None
     if not isinstance(config, dict):
         raise WeightsError(f"{file} holds no JSON object")
     return config
@@ -74,11 +76,7 @@ def _tensors_in(home: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
                     part = opened.get_slice(name)
                     found[name] = part.get_dtype(), tuple(part.get_shape())
         except (OSError, SafetensorError) as error:
-            raise WeightsError(f"{file} cannot be read: {_first_line(error)}") from None
+            raise WeightsError(f"{file} cannot be read: {first_line(error)}") from None
     if not found:
         raise WeightsError(f"{home} has no *.safetensors file with tensors")
     return found
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -10,10 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from nereid_client.terminal import say
 from nereid_zoo.page import score as pages
 from nereid_zoo.sections.score import torch_writer
 from nereid_zoo.shapes.score import CHECKPOINT, DrawingSettings, score, scorer_for, torch_drawer
-from nereid_zoo.shown import bar, console
+from nereid_zoo.shown import bar
 
 
 def score_plans(
@@ -31,7 +32,7 @@ def score_plans(
             f"{path} is not allowed; it must be a planner, as `zoo train planner` writes it", param_hint="--path"
         )
     else:
-        console.print(f"no planner is scored: there is none in {path} (`nereid zoo train planner`)", highlight=False)
+        say(f"no planner is scored: there is none in {path} (`nereid zoo train planner`)")
     rows = []
     for planner, write in writers.items():
         with bar(planner, count) as done:
@@ -65,7 +66,7 @@ def score_pictures(
 
 def _show_wrong(wrong: tuple[tuple[str, list[str]], ...]) -> None:
     for text, found in wrong:
-        console.print(f"  {text}: {'; '.join(found)}", highlight=False, markup=False)
+        say(f"  {text}: {'; '.join(found)}")
 
 
 def _show(title: str, first: str, counted: str, rows: list[dict[str, Any]], as_json: bool) -> None:

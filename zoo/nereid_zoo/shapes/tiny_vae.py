@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline
 from torch import Tensor
 from torch.nn import functional
 
+from nereid.flow.errors import first_line
 from nereid_zoo.optimisation import optimizer_of, optimizer_step, report, schedule, update_ema
 from nereid_zoo.shapes import model
 from nereid_zoo.shapes.captions import write_caption
@@ -228,7 +229,7 @@ def read_tiny_vae(folder: Path) -> AutoencoderTiny:
             AutoencoderTiny.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True).state_dict()
         )
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{folder} is not allowed; it must be a tiny VAE of shapes ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{folder} is not allowed; it must be a tiny VAE of shapes ({first_line(error)})") from None
     return tiny
 
 

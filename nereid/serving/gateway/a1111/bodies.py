@@ -15,7 +15,8 @@ from nereid.serving.gateway.image_models import ImageModel
 from nereid.serving.gateway.picture_forms import MASK
 from nereid.serving.gateway.pictures import Fit
 from nereid.serving.gateway.sent import Sent
-from nereid.serving.gateway.unused import IMG2IMG, MASKED, SETTINGS, TXT2IMG, UnusedField, unused_field
+from nereid.serving.gateway.unused import unused_field
+from nereid.serving.gateway.unused_field import IMG2IMG, MASKED, SETTINGS, TXT2IMG, UnusedField
 from nereid_protocol.field import MAX_SEED
 
 NAMES: Mapping[str, str] = {

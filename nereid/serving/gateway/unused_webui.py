@@ -1,0 +1,117 @@
+"""The table of fields of AUTOMATIC1111's /sdapi/v1, and of what front ends send beside, that nothing here reads."""
+
+from __future__ import annotations
+
+from nereid.serving.gateway.unused_field import IMG2IMG, MASKED, SETTINGS, TXT2IMG, WHERE, WHO, UnusedField, rows
+
+_WEBUI = (TXT2IMG, IMG2IMG)
+_VARIED = "Of subseed_strength."
+_CHURN = "Of s_churn."
+_SCRIPT = "Of script_name."
+_OWN = "A front end's own."
+_KEPT = "Nothing is kept on the server."
+_SECOND = "Of enable_hr."
+_INPAINTING = "Of masks."
+
+WEBUI_FIELDS: tuple[UnusedField, ...] = (
+    *rows(
+        _WEBUI,
+        ("styles", ([], [""]), "Texts that are kept on the server."),
+        ("restore_faces", (False,), "Another model, for faces."),
+        ("tiling", (False,), "Pictures whose edges meet."),
+        ("subseed", None, _VARIED),
+        ("subseed_strength", (0,), "Noise between those of two seeds."),
+        ("seed_resize_from_w", (-1, 0), "Noise of another size."),
+        ("seed_resize_from_h", (-1, 0), "Noise of another size."),
+        ("s_min_uncond", (0,), "Guidance left out; here guidance_interval of the other APIs."),
+        ("s_churn", (0,), "Fresh noise in steps of Euler."),
+        ("s_tmin", (0,), _CHURN),
+        ("s_tmax", None, _CHURN),
+        ("refiner_checkpoint", ("", "None"), "A second model for the last steps."),
+        ("refiner_switch_at", None, "Of a refiner."),
+        ("script_name", ("", "None"), "A program on the server."),
+        ("script_args", None, _SCRIPT),
+        ("alwayson_scripts", ({},), "Programs on the server."),
+        ("infotext", ("",), "Fields as one text."),
+        ("clip_skip", (0, 1), "Text features of an earlier layer."),
+        ("distilled_cfg_scale", None, "Forge's, of Flux, which is not served; other models there do not read it."),
+        ("do_not_save_samples", None, _KEPT),
+        ("do_not_save_grid", None, _KEPT),
+        ("save_images", None, _KEPT),
+        ("disable_extra_networks", None, "There are none."),
+        ("comments", None, WHO),
+        ("force_task_id", None, WHO),
+        ("url", None, "Where a front end finds this server."),
+        ("auth", None, "How a front end finds this server."),
+        ("mode", None, "Said by the path, too."),
+        ("original_prompt", None, _OWN),
+        ("original_negative_prompt", None, _OWN),
+        ("use_prompt_shortcut", None, _OWN),
+        ("prompt_shortcut_ui_dict", None, _OWN),
+        ("uniqueDocumentId", None, _OWN),
+        ("init_image_name", None, _OWN),
+    ),
+    *rows((TXT2IMG,), ("denoising_strength", None, _SECOND)),
+    *rows(
+        _WEBUI,
+        ("enable_hr", (False,), "A second run at a larger size."),
+        ("firstphase_width", None, _SECOND),
+        ("firstphase_height", None, _SECOND),
+        ("firstpass_image", ("",), _SECOND),
+        ("hr_scale", None, _SECOND),
+        ("hr_upscaler", None, _SECOND),
+        ("hr_second_pass_steps", None, _SECOND),
+        ("hr_resize_x", None, _SECOND),
+        ("hr_resize_y", None, _SECOND),
+        ("hr_checkpoint_name", None, _SECOND),
+        ("hr_sampler_name", None, _SECOND),
+        ("hr_scheduler", None, _SECOND),
+        ("hr_cfg", None, _SECOND),
+        ("hr_distilled_cfg", None, _SECOND),
+        ("hr_force", None, _SECOND),
+        ("hr_prompt", None, _SECOND),
+        ("hr_negative_prompt", None, _SECOND),
+        ("hr_additional_modules", None, _SECOND),
+    ),
+    *rows(
+        (IMG2IMG,),
+        ("image_cfg_scale", None, "Of models for instructions."),
+        ("initial_noise_multiplier", (1,), "More noise at the start."),
+        ("latent_mask", ("",), _INPAINTING),
+        ("mask_round", None, _INPAINTING),
+        ("use_sharp_mask", None, _INPAINTING),
+        ("image_similarity", None, "Said by denoising_strength, too."),
+    ),
+    *rows(
+        (MASKED,),
+        ("mask_round", (True,), "Whether a point is drawn anew or not, or a little."),
+        ("use_sharp_mask", (False,), "A mask without mask_blur."),
+    ),
+    *rows(
+        (SETTINGS,),
+        ("CLIP_stop_at_last_layers", (1,), "Text features of an earlier layer."),
+        ("sd_vae", ("Automatic", "None", ""), "Another VAE than the checkpoint's."),
+        ("samples_format", ("png",), "Pictures are PNG."),
+        ("eta_noise_seed_delta", (0,), "Other noise within a run."),
+        ("samples_save", None, _KEPT),
+        ("grid_save", None, _KEPT),
+        ("return_grid", (False,), "One picture of all."),
+        ("show_progress_every_n_steps", None, "Every step is shown."),
+        ("img2img_background_color", ("#ffffff",), "What transparent pixels become."),
+        ("img2img_color_correction", (False,), "The colours of the picture that was sent."),
+        ("img2img_fix_steps", (False,), "As many steps from a picture as without one."),
+        ("initial_noise_multiplier", (1,), "More noise at the start."),
+        ("inpainting_mask_weight", None, _INPAINTING),
+        ("ddim_discretize", ("uniform",), "Which timesteps DDIM visits; here a schedule says it."),
+        ("comma_padding_backtrack", None, "Of prompts that are read in parts."),
+        ("sd_hypernetwork", ("None", ""), "Weights beside the checkpoint's."),
+        ("sd_model_refiner", ("None", ""), "A second model for the last steps."),
+        ("face_restoration_model", None, "Of restore_faces."),
+        ("forge_additional_modules", ([],), "Weights beside the checkpoint's."),
+        ("forge_preset", None, "Which fields a front end shows."),
+        ("forge_unet_storage_dtype", ("Automatic",), "Of the weights; here export says it."),
+        ("forge_inference_memory", None, WHERE),
+        ("forge_async_loading", None, WHERE),
+        ("forge_pin_shared_memory", None, WHERE),
+    ),
+)
