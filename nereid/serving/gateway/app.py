@@ -83,7 +83,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
     lenient = settings.rules.lenient
     metrics = GatewayMetrics()
     handlers: dict[Any, Any] = dict.fromkeys((ApiError, NereidError, HTTPException), refuse)
-    batches = Batches.of(settings.rules, catalogue.at_once, catalogue.text_model)
+    batches = Batches.of(settings.rules, catalogue.at_once, catalogue.text_model, patient=not settings.first)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
