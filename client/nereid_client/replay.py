@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from nereid_client.deadlines import ended_by_another, out_of_time, with_advice
 from nereid_client.errors import (
     CancelledError,
     ConnectionLostError,
@@ -279,23 +280,13 @@ class Run(Generic[T]):
         """The error of a call that has lasted so long; of one that ended by a deadline, with what there is to raise."""
         if not isinstance(error, DeadlineExceededError):
             return error
-        if not error.bare:  # the model's own sentence, which says where the time went
-            if error.field == "timeout_seconds" and self.work.timeout is not None:
-                error.args = (f"{error} ({self.work.model} was given {self.work.timeout:g} s); raise timeout",)
-            return error
-        if self._deadline is not None and self.clock() >= self._deadline:
-            return self._out_of_time()
-        return DeadlineExceededError(
-            f"{self.work.model}: the server, or a proxy before it, has ended the call after {seconds:.3g} s ({error}); "
-            "raise that limit, it is not timeout",
-            bare=True,
-        )
+        if not error.bare:
+            return with_advice(error, self.work)
+        late = self._deadline is not None and self.clock() >= self._deadline
+        return self._out_of_time() if late else ended_by_another(error, self.work, seconds)
 
     def _out_of_time(self) -> NereidError:
-        """In one sentence: which call, how long, and what to do."""
-        done = "has not ended its answer" if self._shown else "has not answered"
-        why = "" if self._failure is None else f" (the attempt before: {self._failure})"
-        return DeadlineExceededError(f"timeout: {self.work.model} {done} within {self.work.timeout or 0:g} s{why}; raise timeout")
+        return out_of_time(self.work, self._failure, shown=self._shown)
 
     def _compare_fingerprint(self, outputs: Tensors) -> None:
         found = _text(outputs.get("system_fingerprint"))

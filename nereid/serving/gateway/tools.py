@@ -13,7 +13,7 @@ import jsonschema
 from nereid.llm.json_schemas import newest, parts
 from nereid.llm.patterns import fault_of_pattern, patterns
 from nereid.serving.gateway.call_objects import NAME
-from nereid.serving.gateway.custom_inputs import INPUT
+from nereid.serving.gateway.custom_inputs import of_all
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.nesting import levels
 
@@ -87,8 +87,8 @@ def _checked(tools: Sequence[AnyTool]) -> dict[str, AnyTool]:
                 raise ApiError(400, sentence, param="tools")
             _check_schema(f"{where}.parameters", text)
         if tool.type == "custom" and tool.pattern is not None:
-            whole = tool.function.parameters["properties"][INPUT]["pattern"]  # in which it may mean something else
-            _check_pattern(f"{where}.format.grammar.definition", tool.pattern, whole)
+            # As it is sent, and as it is bound: there it may mean something else.
+            _check_pattern(f"{where}.format.grammar.definition", tool.pattern, of_all(tool.pattern))
         found[name] = tool
     return found
 
