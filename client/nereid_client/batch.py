@@ -230,6 +230,10 @@ class BatchRun:
             try:
                 status, request_id, wait, body = self.target.post(line["url"], line["body"])
                 told["response"] = {"status_code": status, "request_id": request_id, "body": body}
+            except TimeoutError:
+                status = 503
+                sentence = f"timeout: {self.target.address} has not answered within {self.target.timeout:g} s; raise --timeout"
+                told["error"] = {"code": "timeout_error", "message": sentence}
             except (OSError, http.client.HTTPException) as error:
                 status = 503
                 sentence = f"{self.target.address} does not answer ({str(error) or type(error).__name__})"

@@ -74,6 +74,13 @@ class Chat:
         except NereidError as error:
             error.request_id = request_id
             raise
+        except TimeoutError:
+            if not sent:
+                raise ConnectionLostError(f"no gateway answers at {self.url} within {self.timeout:g} s", sent=False) from None
+            done = "has not gone on with its answer" if written else "has not answered"
+            raise DeadlineExceededError(
+                f"timeout: {self.model} at {self.url} {done} within {self.timeout:g} s; raise timeout", bare=True
+            ) from None
         except (OSError, http.client.HTTPException) as error:
             sentence = "the connection to {} broke ({})" if sent else "no gateway answers at {} ({})"
             raise ConnectionLostError(sentence.format(self.url, str(error) or type(error).__name__), sent=sent) from None

@@ -70,7 +70,11 @@ class UnhealthyError(LostError):
 
 
 class DeadlineExceededError(NereidError):
-    pass
+    """`bare`: what carried the call has ended it, and the model has said nothing of it."""
+
+    def __init__(self, message: str, field: str | None = None, *, bare: bool = False) -> None:
+        super().__init__(message, field)
+        self.bare = bare
 
 
 class CancelledError(NereidError):
@@ -154,4 +158,4 @@ def typed(message: str, status: str = "") -> NereidError:
     lowered = message.lower()
     if kind is UnavailableError and any(words in lowered for words in _CONNECTION_WORDS):
         return ConnectionLostError(message, sent=not any(words in lowered for words in _NEVER_SENT_WORDS))
-    return kind(message)
+    return DeadlineExceededError(message, bare=True) if kind is DeadlineExceededError else kind(message)

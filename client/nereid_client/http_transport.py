@@ -183,7 +183,7 @@ def _lines(response: http.client.HTTPResponse) -> Iterator[bytes]:
 
 def _out_of_time(exchange: Exchange) -> NereidError:
     if exchange.sent:
-        return DeadlineExceededError(f"timeout: no answer within {exchange.timeout or 0:g} s")
+        return DeadlineExceededError(f"timeout: no answer within {exchange.timeout or 0:g} s", bare=True)
     return ConnectionLostError(f"nobody answers at {exchange.connection.host} within {CONNECT_SECONDS:g} s")
 
 

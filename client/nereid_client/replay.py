@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from nereid_client.deadlines import ended_by_another, out_of_time, with_advice
 from nereid_client.errors import (
     CancelledError,
     ConnectionLostError,
@@ -57,6 +58,9 @@ class Run(Generic[T]):
     _healing_until: float | None = None
     _pauses: int = 0
     _fingerprint: str | None = None
+    _shown: bool = False
+    _failure: NereidError | None = None
+    """What the attempt before has failed of."""
 
     def steps(self) -> Steps[T]:
         """The whole request; closing the generator cancels what is under way, here and on the server."""
@@ -65,6 +69,7 @@ class Run(Generic[T]):
         self.server.statistics.count("requests")
         try:
             while (failure := (yield from self._attempt())) is not None:
+                self._failure = failure
                 yield from self._recover(failure)
                 self.reader.again()
         except NereidError as error:
@@ -75,8 +80,8 @@ class Run(Generic[T]):
 
     def _attempt(self) -> Generator[Wait | Show[T], Item | None, NereidError | None]:
         """Send the request and give out its answers; how it failed, None where it did not."""
-        source, question = self._send(), 0
-        watch = Watch(sent=self.clock(), streamed=self.work.decoupled, patience=2.0**self._deaths)
+        source, question, begun = self._send(), 0, self.clock()
+        watch = Watch(sent=begun, streamed=self.work.decoupled, patience=2.0**self._deaths)
         while True:
             item = yield from self._next(self._until(watch, question), (source, question))
             if item is None:
@@ -94,9 +99,10 @@ class Run(Generic[T]):
                 self._compare_fingerprint(item[1].outputs)
                 value = self._read(item[1].outputs)
                 if value is not None:
+                    self._shown = True
                     yield Show(value)
             else:
-                return self._end(item[1])
+                return self._told(self._end(item[1]), self.clock() - begun)
 
     def _read(self, outputs: Tensors) -> T | None:
         try:
@@ -248,8 +254,17 @@ class Run(Generic[T]):
             elif item[0] in sources:
                 return item
 
+    def _told(self, error: NereidError | None, seconds: float) -> NereidError | None:
+        """The error of a call that has lasted so long; of one that ended by a deadline, with what there is to raise."""
+        if not isinstance(error, DeadlineExceededError):
+            return error
+        if not error.bare:
+            return with_advice(error, self.work)
+        late = self._deadline is not None and self.clock() >= self._deadline
+        return self._out_of_time() if late else ended_by_another(error, self.work, seconds)
+
     def _out_of_time(self) -> NereidError:
-        return DeadlineExceededError(f"timeout: no answer within {self.work.timeout or 0:g} s")
+        return out_of_time(self.work, self._failure, shown=self._shown)
 
     def _compare_fingerprint(self, outputs: Tensors) -> None:
         found = _text(outputs.get("system_fingerprint"))

@@ -2,7 +2,8 @@
 
 One thread, the keeper, starts the process and stays as long as the Worker does, for the kernel ends a process that asked for it
 (PDEATHSIG) when the *thread* that started it ends. It also reads the messages, so that a dead worker's last words come before
-its death is told. The old process is reaped before the next one starts: their memory never adds up.
+its death is told. The old process is reaped before the next one starts: their memory never adds up. Another thread, the watchdog,
+judges by what has been read; while it stood still itself, or nothing was read, it judges nobody.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from nereid.engines.channel import BrokenChannelError, Channel, Message
+from nereid.flow.awake_time import LATE_SECONDS, AwakeTime
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class WorkerOptions:
 
 @dataclass(slots=True, eq=False)
 class _Life:
-    """One process: what the watchdog knows of it."""
+    """One process: what the watchdog knows of it, in its own time (`AwakeTime`)."""
 
     process: subprocess.Popen[bytes]
     channel: Channel
@@ -73,6 +74,8 @@ class _Life:
     ticked: float = 0.0
     size_when_ready: int = 0
     killed_for: str | None = None
+    is_telling: bool = False
+    """Whether the owner is being told, who may take his time: nothing more is read meanwhile."""
 
 
 @dataclass(slots=True, eq=False)
@@ -86,11 +89,13 @@ class Worker:
     _stopping: threading.Event = field(default_factory=threading.Event)
     _settled: threading.Event = field(default_factory=threading.Event)
     _fault: str | None = None
+    _time: AwakeTime = field(init=False)
     _keeper: threading.Thread = field(init=False)
     _watchdog: threading.Thread = field(init=False)
 
     def __post_init__(self) -> None:
-        name = self.options.name
+        name, limit = self.options.name, min(self.options.silent_seconds, self.options.watchdog_seconds)
+        self._time = AwakeTime(min(LATE_SECONDS, limit / 2))
         self._keeper = threading.Thread(target=self._keep_forever, name=f"{name}-keeper", daemon=True)
         self._watchdog = threading.Thread(target=self._watch_forever, name=f"{name}-watchdog", daemon=True)
         self._keeper.start()
@@ -149,7 +154,9 @@ class Worker:
         broken: str | None = None
         try:
             for message in life.channel.receive():
+                life.is_telling = True
                 broken = self._take(life, message) or broken
+                life.is_telling = False
         except BrokenChannelError as error:
             broken = f"sent {error}"
         finally:
@@ -157,11 +164,11 @@ class Worker:
             life.process.kill()
             code = life.process.wait()
             life.channel.close()
-        lived = time.monotonic() - life.started if life.is_ready else 0.0
+        lived = self._time.now() - life.started if life.is_ready else 0.0
         return life.killed_for or broken or f"ended ({_ending(code)})", lived
 
     def _take(self, life: _Life, message: Message) -> str | None:
-        life.heard = time.monotonic()
+        life.heard = self._time.now()
         match message.kind:
             case "beat":
                 if message.body["ticks"] != life.ticks or not message.body["busy"]:
@@ -192,7 +199,7 @@ class Worker:
             process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=2, env=environment)
         channel = Channel(ours, options.name)
         channel.send(Message("settings", options.settings))
-        now = time.monotonic()
+        now = self._time.now()
         return _Life(process, channel, now, heard=now)
 
     # --- the watchdog ---
@@ -200,17 +207,20 @@ class Worker:
     def _watch_forever(self) -> None:
         while not self._stopping.wait(_LOOK_SECONDS):
             life = self._life
+            if life is not None and life.is_telling:
+                continue  # no round: should this last, the next one comes late
+            self._time.look()
             if life is not None and life.killed_for is None and (reason := self._fault_of(life)):
                 self._kill(reason)
 
     def _fault_of(self, life: _Life) -> str | None:
-        now, limit, silent = time.monotonic(), self.options.watchdog_seconds, self.options.silent_seconds
+        limit, silent = self.options.watchdog_seconds, self.options.silent_seconds
         if not life.is_ready:
-            late = now - life.started > self.options.start_seconds
+            late = self._time.now() - life.started > self.options.start_seconds
             return f"was not ready after {self.options.start_seconds:g} s" if late else None
-        if now - life.heard > silent:
+        if self._time.silent_since(life.heard) > silent:
             return f"gave no sign of life for {silent:g} s"
-        if now - life.ticked > limit:
+        if self._time.silent_since(life.ticked) > limit:
             return f"was busy and did not tick for {limit:g} s"
         if self.options.grows_bytes and _resident_bytes(life.process.pid) - life.size_when_ready > self.options.grows_bytes:
             return f"took {self.options.grows_bytes >> 20} MB more memory than it started with"

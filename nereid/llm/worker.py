@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from tokenizers import Tokenizer
 from nereid.engines.channel import Message
 from nereid.engines.digests import verify_model
 from nereid.engines.worker_main import Seat
+from nereid.flow.awake_time import AwakeTimer
 from nereid.flow.errors import InvalidRequestError, RequestError
 from nereid.flow.metrics import Recorder
 from nereid.llm.bad_words import BadWords
@@ -221,8 +221,7 @@ class LlmLoop:
         wanted = order.structure
         field, value = wanted.field, wanted.value
         allowed = f"a grammar that is compiled, and its first tokens found, within {self.grammar_seconds:g} s"
-        timer = threading.Timer(self.grammar_seconds, self._run_away, (task, field, value, allowed))
-        timer.daemon = True
+        timer = AwakeTimer(self.grammar_seconds, partial(self._run_away, task, field, value, allowed))
         timer.start()
         try:
             structure = self.structures.compile(wanted.kind, value, wanted.whitespace)

@@ -14,6 +14,8 @@ from typing import Any
 from google.protobuf import json_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from nereid.flow.awake_time import AwakeTime
+
 CONTROL_MODEL = "nereid_control"
 CONTROL_SOCKET = "NEREID_CONTROL_SOCKET"
 """Environment variable of Triton's processes: where the control model listens."""
@@ -78,10 +80,11 @@ class ModelControl:
     def _receive(self, connection: socket.socket) -> bytes:
         """One line; the wait ends early when the supervisor is to stop."""
         connection.settimeout(0.1)
-        deadline = time.monotonic() + self.timeout
+        awake = AwakeTime()
+        deadline = awake.now() + self.timeout
         received = b""
         while not received.endswith(b"\n"):
-            if self.stopping.is_set() or time.monotonic() > deadline:
+            if self.stopping.is_set() or awake.look() > deadline:
                 raise TimeoutError("given up")
             try:
                 part = connection.recv(65536)

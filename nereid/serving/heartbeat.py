@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from dataclasses import dataclass, field
+
+from nereid.flow.awake_time import AwakeTime
 
 BEAT_SECONDS = 0.5
 
@@ -35,15 +36,19 @@ class Heart:
 
 @dataclass(slots=True)
 class Pulse:
-    """The supervisor's end. `listen` takes in what has come and never waits; `sender` is passed on to the service."""
+    """The supervisor's end. `listen`, several times a second, takes in what has come and never waits; `sender` is passed on to
+    the service."""
 
     receiver: int
     sender: int
-    began: float = field(default_factory=time.monotonic)
     has_beaten: bool = field(default=False, init=False)
     failure: str = field(default="", init=False)
-    _last: float = field(default=0.0, init=False)
+    _time: AwakeTime = field(default_factory=AwakeTime, init=False)
+    _last: float = field(init=False)
     _rest: bytes = field(default=b"", init=False)
+
+    def __post_init__(self) -> None:
+        self._last = self._time.now()
 
     @classmethod
     def create(cls) -> Pulse:
@@ -58,18 +63,19 @@ class Pulse:
             self.sender = -1
 
     def listen(self) -> None:
+        self._time.look()
         with contextlib.suppress(OSError):
             while part := os.read(self.receiver, 65536):
                 *lines, self._rest = (self._rest + part).split(b"\n")
                 if b"" in lines:
                     self.has_beaten = True
-                    self._last = time.monotonic()
+                    self._last = self._time.now()
                 self.failure = next((line.decode(errors="replace") for line in lines if line), self.failure)
 
     @property
     def silence(self) -> float:
-        """Seconds since the last beat, or since the start."""
-        return time.monotonic() - (self._last or self.began)
+        """Seconds since the last beat, or since the start; none of those in which nobody listened."""
+        return self._time.silent_since(self._last)
 
     def close(self) -> None:
         self.close_sender()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from nereid.flow.awake_time import AwakeTime
 from nereid.serving.activity import is_idle
 from nereid.serving.models import ServedModels
 
@@ -14,6 +14,8 @@ log = logging.getLogger("nereid.serve")
 
 WITHIN_SECONDS = 60.0
 """How long it waits for other pipelines to be idle."""
+_ROUND_SECONDS = 10.0
+"""What a round of supervision may last, in which Triton is asked this and that."""
 
 
 @dataclass(slots=True)
@@ -21,24 +23,25 @@ class PendingRestart:
     """Once no pipeline but those that it is for has requests inside, or after a minute."""
 
     by: float | None = None
-    """When it is due in any case, on the monotonic clock; None where there is none."""
+    """When it is due in any case, in the time of who asks whether it is; None where there is none."""
     _models: set[str] = field(default_factory=set)
+    _time: AwakeTime = field(default_factory=lambda: AwakeTime(_ROUND_SECONDS))
 
     def ask(self, models: Collection[str], served: ServedModels) -> None:
         """Have one for these, too."""
         if self.by is None:
-            self.by, self._models = time.monotonic() + WITHIN_SECONDS, set()
+            self.by, self._models = self._time.look() + WITHIN_SECONDS, set()
         # Whatever is inside a pipeline passes through its loop; what is beside a dead stream goes on to its end first.
         self._models |= set(models) | served.pipeline_of([name for name in models if served.answers_late(name)])
         log.warning(
             "requests inside %s will never be answered: Triton is restarted when other pipelines are idle, or in %g s",
             ", ".join(models),
-            self.by - time.monotonic(),
+            self.by - self._time.now(),
         )
 
     @property
     def is_overdue(self) -> bool:
-        return self.by is not None and time.monotonic() >= self.by
+        return self.by is not None and self._time.look() >= self.by
 
     def is_due(self, metrics_url: str) -> bool:
         return self.is_overdue or (self.by is not None and is_idle(metrics_url, besides=self._models))

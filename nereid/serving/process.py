@@ -17,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from nereid.engines.compile_cache import CACHE_FOLDER, choose_folder
 from nereid.engines.served_model import STAND_IN_CONFIG
+from nereid.flow.awake_time import LATE_SECONDS, AwakeTime
 from nereid.serving.child import Child, said_of_exit
 from nereid.serving.control import CONTROL_MODEL, CONTROL_SOCKET, ModelControl, write_control_repository
 from nereid.serving.errors import ServingError
@@ -31,6 +32,8 @@ UNSENDABLE = "nereid\n\x01"
 RESTRICTED = f"model-repository,shared-memory,trace,logging:{UNSENDABLE}={UNSENDABLE}"
 EXIT_SECONDS = 2
 """How long Triton may finish what is in flight when it is asked to stop."""
+_ANSWER_SECONDS = 5
+"""How long Triton may take to say whether a model is ready."""
 DEAD_SECONDS = 10.0
 """How long Triton has to say by itself why a Python process ended while it loaded; for one that was killed it waits minutes."""
 
@@ -156,7 +159,7 @@ class TritonProcess:
         unready = []
         for model in self.models.configs:
             try:
-                if not self._client.is_model_ready(model, client_timeout=5):
+                if not self._client.is_model_ready(model, client_timeout=_ANSWER_SECONDS):
                     unready.append(model)
             except InferenceServerException:
                 return list(self.models.configs)
@@ -220,9 +223,10 @@ class TritonProcess:
 
         `on_wait` is called again and again with the number of Python processes that run already.
         """
-        deadline = time.monotonic() + self.options.start_timeout
-        all_live = time.monotonic()
-        while time.monotonic() < deadline:
+        awake = AwakeTime(_ANSWER_SECONDS + LATE_SECONDS)
+        all_live = awake.now()
+        deadline = all_live + self.options.start_timeout
+        while awake.look() < deadline:
             if self.stopping.is_set():
                 raise ServingError("stopped while Triton was starting")
             if not self.is_running():
@@ -231,8 +235,8 @@ class TritonProcess:
             if not self.unready_models():
                 return
             if not self._has_dead_child():
-                all_live = time.monotonic()
-            elif time.monotonic() - all_live > DEAD_SECONDS:
+                all_live = awake.now()
+            elif awake.silent_since(all_live) > DEAD_SECONDS:
                 raise ServingError(f"a model's Python process died while Triton loaded it{self._last_error()}")
             time.sleep(0.1)
         raise ServingError(f"Triton was not ready within {self.options.start_timeout:g} s{self._last_error()}")

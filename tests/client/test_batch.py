@@ -220,6 +220,15 @@ def test_a_server_that_is_gone_is_an_error_in_each_answer(tmp_path: Path, monkey
     assert keep_answered(tmp_path / "out") == set()
 
 
+def test_a_server_that_takes_too_long_is_told_with_the_seconds_and_what_to_raise(server: Server, tmp_path: Path) -> None:
+    work = BatchRun(write(tmp_path, "held"), tmp_path / "out", Target.of(server.url, timeout=0.3), retries=0)
+    assert [ok for _, ok in work] == [False]
+    server.release.set()
+    (answer,) = answers(tmp_path / "out").values()
+    sentence = f"timeout: {server.url} has not answered within 0.3 s; raise --timeout"
+    assert answer["error"] == {"code": "timeout_error", "message": sentence}
+
+
 @pytest.mark.parametrize("key", ["secret of mine", "secret-of-mine\n", "secret-caf\u00e9"])
 def test_a_key_that_no_header_could_bring_is_refused_and_not_shown(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str

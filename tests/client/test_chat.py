@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,6 +65,26 @@ def test_an_answer_that_is_cut_is_no_answer() -> None:
         with pytest.raises(ConnectionLostError, match="broke"):
             list(talk.say("hello"))
     assert talk.messages == []
+
+
+@pytest.mark.parametrize(("told", "done"), [((), "has not answered"), ((piece("a"),), "has not gone on with its answer")])
+def test_a_gateway_that_is_silent_for_too_long_is_a_deadline(told: tuple[str, ...], done: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"127.0.0.1:{listener.getsockname()[1]}"
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+                connection.sendall("".join([head, *(f"{line}\n\n" for line in told)]).encode() if told else b"")
+                ended.wait(60)
+
+        ended = threading.Event()
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(DeadlineExceededError) as raised:
+            list(Chat(url, timeout=0.5).say("hello"))
+        ended.set()
+    assert str(raised.value) == f"timeout: llm at {url} {done} within 0.5 s; raise timeout"
 
 
 def test_nobody_there_is_said_so() -> None:

@@ -202,6 +202,42 @@ def test_the_deadline_ends_the_wait_for_a_server() -> None:
     assert world.now == pytest.approx(4.0)
 
 
+@pytest.mark.parametrize("ends", [HANGS, fails(DeadlineExceededError("Deadline Exceeded", bare=True), after=3.0 + GRACE_SECONDS)])
+def test_whoever_notices_first_a_deadline_is_told_with_the_call_the_seconds_and_what_to_raise(ends: Script) -> None:
+    with pytest.raises(DeadlineExceededError) as ended:
+        draw(World(ends), timeout=3.0)
+    assert str(ended.value) == "timeout: text_to_image has not answered within 3 s; raise timeout"
+    assert ended.value.request_id
+    read: list[str] = []
+    stream = write_stream(World([*answers(delta([1], "a"), after=1.0)[:1], *ends]), timeout=3.0)
+    with pytest.raises(DeadlineExceededError) as ended:
+        read.extend(made.text for made in stream)
+    assert read == ["a"]
+    assert str(ended.value) == "timeout: llm has not ended its answer within 3 s; raise timeout"
+
+
+def test_what_kept_a_request_waiting_is_told_at_its_deadline() -> None:
+    with pytest.raises(DeadlineExceededError, match=r"within 4 s \(the attempt before: reset\); raise timeout$"):
+        draw(World(fails(ConnectionLostError("reset", sent=True)), back_at=1e9), timeout=4.0)
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])
+def test_a_call_that_a_proxy_has_ended_is_not_told_as_the_callers_own_deadline(timeout: float | None) -> None:
+    script = fails(DeadlineExceededError("upstream request timeout", bare=True), after=15.0)
+    with pytest.raises(DeadlineExceededError, match=r"^text_to_image: the server, or a proxy .* after 15 s \(upstream "):
+        draw(World(script), timeout=timeout)
+
+
+def test_the_servers_own_sentence_stands() -> None:
+    said = "timeout_seconds: the request was still waiting after 3 s"
+    for timeout, more in ((3.0, " (text_to_image was given 3 s); raise timeout"), (None, "")):
+        with pytest.raises(DeadlineExceededError) as ended:
+            draw(World(fails(DeadlineExceededError(said, "timeout_seconds"), after=3.5)), timeout=timeout)
+        assert (str(ended.value), ended.value.field) == (said + more, "timeout_seconds")
+    with pytest.raises(DeadlineExceededError, match=r"^ticket: it was not used in time$"):
+        draw(World(fails(DeadlineExceededError("ticket: it was not used in time"))), timeout=3.0)
+
+
 def test_a_call_past_its_deadline_is_ended_here_and_on_the_server() -> None:
     world = World(HANGS)
     with pytest.raises(DeadlineExceededError):

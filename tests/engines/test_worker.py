@@ -240,3 +240,57 @@ def test_it_ends_with_its_parent_even_while_it_hangs(harm: str) -> None:
         assert parent.stdout.readline() == b"harmed\n"
         parent.kill()
     until(lambda: gone(pid))
+
+
+WATCHES = """
+import sys, time
+from nereid.engines.worker import Worker, WorkerOptions
+
+class Owner:
+    def ready(self, facts):
+        print(facts["pid"], flush=True)
+
+    def message(self, message):
+        pass
+
+    def died(self, reason):
+        print(reason, flush=True)
+
+worker = Worker(WorkerOptions(function="toy_worker:run", name="toy", silent_seconds=1.0, watchdog_seconds=1.0), Owner())
+sys.stdin.read()
+worker.stop()
+"""
+
+
+def test_a_worker_is_left_alone_when_all_have_stood_still() -> None:
+    path = os.pathsep.join([str(Path(__file__).parent), *(folder for folder in sys.path if folder)])
+    command = [sys.executable, "-c", WATCHES]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env={**os.environ, "PYTHONPATH": path}) as watcher:
+        assert watcher.stdout is not None
+        pid = int(watcher.stdout.readline())
+        for stopped in (watcher.pid, pid):
+            os.kill(stopped, signal.SIGSTOP)
+        time.sleep(1.5)
+        os.kill(watcher.pid, signal.SIGCONT)  # it wakes first
+        time.sleep(0.4)
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(1.0)
+        said, _ = watcher.communicate(timeout=60)
+    assert said == ""
+
+
+def test_a_worker_is_left_alone_while_its_owner_takes_his_time() -> None:
+    class Slow(Kept):
+        def message(self, message: Message) -> None:
+            time.sleep(2.0)
+            super().message(message)
+
+    kept = Slow()
+    worker = Worker(WorkerOptions(function="toy_worker:run", name="toy", silent_seconds=1.0, watchdog_seconds=1.0), kept)
+    assert kept.next()[0] == "ready"
+    worker.send(Message("say", {"text": "hello"}))
+    assert kept.next()[0] == "message"
+    time.sleep(0.5)
+    assert worker.deaths == 0
+    worker.stop()

@@ -74,13 +74,15 @@ class Model:
 
 
 @contextmanager
-def serving(tmp_path: Path, model: Model, **rules: Any) -> Iterator[openai.OpenAI]:
+def serving(tmp_path: Path, model: Model, *, first: bool = True, **rules: Any) -> Iterator[openai.OpenAI]:
     repository = tmp_path / "repository"
     if not repository.exists():
         small_repository(repository)
     with (
         grpc_server({"llm": model.llm, "text_to_image": model.image}) as (port, _),
-        gateway(repository, port, rules=Rules(batches=str(tmp_path / "batches"), **rules), max_file_bytes=300_000) as running,
+        gateway(
+            repository, port, rules=Rules(batches=str(tmp_path / "batches"), **rules), max_file_bytes=300_000, first=first
+        ) as running,
     ):
         yield openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
 

@@ -18,6 +18,7 @@ from nereid.serving.gateway.batches.load import Load
 from nereid.serving.gateway.batches.pace import Pace
 from nereid.serving.gateway.batches.states import State
 from nereid.serving.gateway.batches.store import BatchStore
+from nereid.serving.gateway.batches.trouble import TroubleLog
 from nereid.serving.gateway.batches.under_way import Request, UnderWay
 
 from batch_gateway import Model, Server, begin, ended, line, running, serving, state, stored
@@ -113,7 +114,7 @@ def test_who_stops_a_batch_waits_for_the_answer_that_is_being_noted() -> None:
         return Answer(200, "id", {})
 
     async def play() -> None:
-        under_way = UnderWay(Load(), PACE, note)
+        under_way = UnderWay(Load(), PACE, note, TroubleLog(Path()))
         under_way.begin(("batch", 0), answered(), None, beside=False)
         await asyncio.wait(under_way.tasks)
         collecting = asyncio.ensure_future(under_way.collect())

@@ -33,13 +33,28 @@ DATE: dict[str, Any] = {
 }
 TOOLS: list[Any] = [{"type": "custom", "custom": PYTHON}, WARMTH]
 FLAT: list[Any] = [{"type": "custom", **PYTHON}, {"type": "function", **WARMTH["function"]}]  # type: ignore[dict-item]
+BAD_PATTERNS = [
+    ("[", "not allowed; it must be a regular expression that text can be bound to: unclosed character class"),
+    ("(?=a)b", "not allowed; it must be a regular expression that text can be bound to: look-around"),
+    ("a)(b", "not allowed; it must be a regular expression that text can be bound to: unopened group"),
+    ("(?x) a # c", "not allowed; it must be a regular expression that text can be bound to: unclosed group"),
+]
 LARK = {"syntax": "lark", "definition": "start: /a/"}
 RESPONSES = "/v1/responses"
+
+
+def bound(pattern: str) -> dict[str, Any]:
+    grammar = {"syntax": "regex", "definition": pattern}
+    return {"type": "custom", "custom": {"name": "date", "format": {"type": "grammar", "grammar": grammar}}}
 
 
 @pytest.fixture
 def model() -> Model:
     return Model(ANSWER)
+
+
+def flat_bound(pattern: str) -> dict[str, Any]:
+    return {"type": "custom", "name": "a", "format": {"type": "grammar", "syntax": "regex", "definition": pattern}}
 
 
 @pytest.fixture
@@ -156,6 +171,14 @@ def obeys(grammar: str, text: str) -> bool:
             "tools.0.custom.format.grammar.syntax",
             "'lark' is not allowed; it must be 'regex'",
         ),
+        *(
+            (
+                {"tools": [WARMTH, bound(pattern)]},
+                "tools.1.custom.format.grammar.definition",
+                f"{pattern!r} is {why}",
+            )
+            for pattern, why in BAD_PATTERNS
+        ),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type", "must be 'function' or 'custom'"),
         ({"tools": TOOLS, "tool_choice": {"type": "custom", "custom": {"name": "x"}}}, "tool_choice.custom.name", "one of tools"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "c", "type": "x"}]}]}, "messages.0.tool_calls.0.type", "'x'"),
@@ -169,6 +192,53 @@ def test_what_a_custom_tool_cannot_be_is_refused_by_name(
     assert (answer.status_code, error["param"]) == (400, param), error
     assert words in error["message"]
     assert model.asked == []
+
+
+STRICT_PATHS = [
+    ({"properties": {"city": {"type": "string", "pattern": "["}}}, "properties.city.pattern"),
+    ({"patternProperties": {"[": {}}}, "patternProperties"),
+    ({"properties": {"all": {"type": "array", "items": {"anyOf": [{"type": "null"}, {"pattern": "["}]}}}},
+     "properties.all.items.anyOf.1.pattern"),
+    ({"properties": {"city": {"$ref": "#/$defs/city"}}, "$defs": {"city": {"type": "string", "pattern": "["}}},
+     "$defs.city.pattern"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "path"), STRICT_PATHS)
+def test_a_functions_regular_expression_that_binds_nothing_is_named_where_it_is_bound(
+    api: httpx.Client, model: Model, schema: dict[str, Any], path: str
+) -> None:
+    tool = {"type": "function", "function": {"name": "look", "strict": True, "parameters": {"type": "object", **schema}}}
+    for url, sent, param in (
+        (CHAT, {**ASK, "tools": [TOOLS[0], tool]}, f"tools.1.function.parameters.{path}"),
+        (CHAT, {**ASK, "tools": [tool | {"function": tool["function"] | {"strict": False}}], "tool_choice": "required"},
+         f"tools.0.function.parameters.{path}"),
+        (RESPONSES, {"model": "llm", "input": "x", "tools": [{"type": "function", **tool["function"]}]},
+         f"tools.0.parameters.{path}"),
+        (CHAT, {**ASK, "functions": [tool["function"] | {"strict": None}], "function_call": {"name": "look"}},
+         f"functions.0.parameters.{path}"),
+    ):  # fmt: skip
+        answer = api.post(url, json=sent)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, param), error
+        assert error["message"] == f"{param}: '[' is not allowed; it must be a regular expression that text can be bound to: " + (
+            "unclosed character class"
+        )
+    assert model.asked == []
+
+
+def test_regular_expressions_that_bind_nothing_here_are_nobodys_business(api: httpx.Client, model: Model) -> None:
+    schemas = (
+        {"properties": {"city": {"type": "string"}}, "$defs": {"other": {"pattern": "["}}},
+        {"properties": {"city": {"type": "integer", "pattern": "["}}},
+        {"properties": {"city": {"default": {"pattern": "["}}}},
+    )
+    for schema in schemas:
+        tool = {"type": "function", "function": {"name": "look", "strict": True, "parameters": {"type": "object", **schema}}}
+        chat(api, tools=[tool])
+    free = {"type": "function", "function": {"name": "look", "parameters": {"properties": {"city": {"pattern": "["}}}}}
+    chat(api, tools=[free])
+    assert "structured_outputs" not in model.asked[-1]
 
 
 # --- responses ---
@@ -217,6 +287,7 @@ def test_responses_name_what_is_wrong_of_custom_tools_as_it_was_sent(api: httpx.
     for more, param, words in (
         ({"tools": [lark]}, "tools.0.format.syntax", "'lark' is not allowed; it must be 'regex'"),
         ({"tools": [{"type": "custom", "name": "a b"}]}, "tools.0.name", "'a b' is not allowed"),
+        ({"tools": [flat_bound("[")]}, "tools.0.format.definition", "'[' is not allowed; it must be a regular expression"),
         ({"tools": FLAT, "tool_choice": {"type": "custom", "name": "x"}}, "tool_choice.name", "one of tools"),
         ({"input": [call, stray]}, "input.1.call_id", "'c' is not allowed; it must be that of a custom_tool_call before it"),
     ):

@@ -11,7 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
+from test_gateway_completions import write_tokenizer
 
+from nereid.serving.gateway.catalogue import Catalogue
+from nereid.serving.gateway.launch import Rules
 from nereid.serving.gateway.places import Places, places_of
 from nereid_client.errors import QueueFullError
 
@@ -121,3 +124,45 @@ def test_what_cannot_have_a_place_is_refused_unasked_and_the_next_is_served(tmp_
         go.set()
         assert [job.result().status_code for job in inside] == [200] * 6
         assert api.post("/v1/images/generations", json=body).status_code == 200
+
+
+COUNTS: dict[str, dict[str, Any]] = {
+    "/tokenize": {"prompt": "wxy"},
+    "/detokenize": {"tokens": [2, 3]},
+    "/v1/responses/input_tokens": {"input": "wxy"},
+}
+
+
+@pytest.mark.parametrize("path", COUNTS)
+def test_what_counts_tokens_has_places_of_its_own_as_many_as_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    repository = small_repository(tmp_path)
+    write_tokenizer(repository / "llm" / "1")
+    write_config(repository, "llm", max_rows=1, max_queue=1)
+    found: list[Places] = []
+    find = Catalogue.find
+    monkeypatch.setattr(Catalogue, "find", lambda *asked: (made := find(*asked), found.append(made[2]))[0])
+    with grpc_server({}) as (port, _), gateway(repository, port) as running, httpx.Client(base_url=running.url) as api:
+        assert api.post(path, json=COUNTS[path]).status_code == 200
+        (places,) = found
+        assert (places.counting, places.taken) == (0, 0)
+        places.counting = 6  # two, with those that are on their way back
+        refused = api.post(path, json=COUNTS[path])
+        assert (refused.status_code, refused.json()["error"]["code"], refused.headers["retry-after"]) == (503, "queue_full", "1")
+        places.counting, places.taken = 5, 6
+        assert api.post(path, json=COUNTS[path]).status_code == 200
+
+
+def test_what_counts_tokens_is_bounded_for_each_key_as_all_else(tmp_path: Path) -> None:
+    repository = small_repository(tmp_path / "repository")
+    write_tokenizer(repository / "llm" / "1")
+    keys = tmp_path / "keys.toml"
+    keys.write_text('[team]\nkey = "team-secret"\nrequests_per_minute = 1\n')
+    with grpc_server({}) as (port, _):
+        for path, body in COUNTS.items():
+            with (
+                gateway(repository, port, rules=Rules(keys=str(keys))) as running,
+                httpx.Client(base_url=running.url, headers={"Authorization": "Bearer team-secret"}) as api,
+            ):
+                assert [api.post(path, json=body).status_code for _ in range(2)] == [200, 429]

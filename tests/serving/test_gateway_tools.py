@@ -225,21 +225,24 @@ def test_tools_and_messages_that_mean_nothing_are_refused_by_name(
     assert len(message) < 400
 
 
+UNBOUND = [r"^[^]$", "a{99999999999}", "(" * 4900 + "a" + ")" * 4900]
+
+
 @pytest.mark.parametrize(
-    "expression",
-    [r"^\p{L}+$", r"^(?<year>[0-9]{4})$", r"^\u{1F600}$", r"^[^]$", "a{99999999999}", "(" * 4900 + "a" + ")" * 4900],
-    ids=lambda value: value[:30],
+    "expression", [r"^\p{L}+$", r"^(?<year>[0-9]{4})$", r"^\u{1F600}$", *UNBOUND], ids=lambda value: value[:30]
 )
 def test_an_expression_that_python_does_not_read_is_no_fault_of_a_schema(
     api: httpx.Client, model: Model, expression: str
 ) -> None:
-    """ECMA-262 has others (JSON Schema 2020-12, core, 6.4); whether an answer can be bound to one, the model says."""
+    """ECMA-262 has others (JSON Schema 2020-12, core, 6.4); whether an answer can be bound to one, what binds it says."""
     model.answer = "Well."
     parameters = {"properties": {"a": {"pattern": expression}}, "patternProperties": {expression: {}}}
-    custom = {"name": "c", "format": {"type": "grammar", "grammar": {"syntax": "regex", "definition": expression}}}
-    told = chat(api, tools=[tool(parameters=parameters), {"type": "custom", "custom": custom}])
-    assert told["choices"][0]["message"]["content"] == "Well."
-    assert '"pattern"' in model.asked[-1]["structured_outputs"]["grammar"]
+    assert chat(api, tools=[tool(parameters=parameters)])["choices"][0]["message"]["content"] == "Well."
+    assert "structured_outputs" not in model.asked[-1]
+    if expression not in UNBOUND:
+        custom = {"name": "c", "format": {"type": "grammar", "grammar": {"syntax": "regex", "definition": expression}}}
+        chat(api, tools=[tool(parameters=parameters), {"type": "custom", "custom": custom}])
+        assert '"pattern"' in model.asked[-1]["structured_outputs"]["grammar"]
 
 
 def test_a_schema_of_64_levels_is_taken(api: httpx.Client, model: Model) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -34,6 +36,15 @@ while not pathlib.Path(sys.argv[2]).exists():
 heart = Heart(int(sys.argv[1]))
 while True:
     heart.beat()
+    time.sleep(0.1)
+"""
+BEATS_WHILE = """
+import pathlib, sys, time
+from nereid.serving.heartbeat import Heart
+heart = Heart(int(sys.argv[1]))
+while True:
+    if pathlib.Path(sys.argv[2]).exists():
+        heart.beat()
     time.sleep(0.1)
 """
 BEATS_ONCE = "import os, sys, time; os.write(int(sys.argv[1]), b'\\n'); time.sleep(600)"
@@ -111,6 +122,40 @@ def test_service_whose_loop_hangs_is_replaced(kept: KeptServices, caplog: pytest
     first = hangs.pid
     until(lambda: hangs.pid not in (None, first))
     assert "the gateway has sent no heartbeat for" in caplog.text
+
+
+KEEPS = """
+import os, sys, time
+from nereid.serving.child import Child
+from nereid.serving.services import KeptService, KeptServices
+kept = KeptServices()
+make = lambda heart: Child([sys.executable, "-c", sys.argv[1], str(heart), sys.argv[2]], os.environ, pass_fds=[heart])
+service = KeptService("the gateway", make, silent_seconds=1.5)
+kept.add(service)
+kept.start()
+print("up", flush=True)
+sys.stdin.read()
+print(*kept.deaths().values(), flush=True)
+service.stop()
+"""
+
+
+def test_service_is_left_alone_when_all_have_stood_still(tmp_path: Path) -> None:
+    path, pipe = os.pathsep.join(folder for folder in sys.path if folder), subprocess.PIPE
+    (may_beat := tmp_path / "may-beat").touch()
+    command = [sys.executable, "-c", KEEPS, BEATS_WHILE, str(may_beat)]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env={**os.environ, "PYTHONPATH": path}) as keeper:
+        assert keeper.stdout is not None
+        keeper.stdout.readline()
+        os.kill(keeper.pid, signal.SIGSTOP)
+        may_beat.unlink()  # the service stands still as well, and wakes a little later
+        time.sleep(2.0)
+        os.kill(keeper.pid, signal.SIGCONT)
+        time.sleep(0.5)
+        may_beat.touch()
+        time.sleep(1.5)
+        said, _ = keeper.communicate(timeout=60)
+    assert said == "0\n"
 
 
 def test_dead_service_is_down_until_it_beats_again(kept: KeptServices, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
     lenient = settings.rules.lenient
     metrics = GatewayMetrics()
     handlers: dict[Any, Any] = dict.fromkeys((ApiError, NereidError, HTTPException), refuse)
-    batches = Batches.of(settings.rules, catalogue.at_once, catalogue.text_model)
+    batches = Batches.of(settings.rules, catalogue.at_once, catalogue.text_model, patient=not settings.first)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -126,12 +126,16 @@ def create_app(settings: GatewaySettings, drain: Drain | None = None) -> Starlet
     async def tokenize(request: Request) -> Response:
         body = await read_body(request, tokenizing.TokenizeBody, lenient)
         request.state.names = tokenizing.tokenize_names(body)
-        return JSONResponse(await tokenizing.tokenize(body, catalogue.find(body.model, "llm")[0]))
+        model, _, places = catalogue.find(body.model, "llm")
+        async with places.taking_to_count():
+            return JSONResponse(await tokenizing.tokenize(body, model))
 
     @described("The text of tokens.", body=tokenizing.DetokenizeBody)
     async def detokenize(request: Request) -> Response:
         body = await read_body(request, tokenizing.DetokenizeBody, lenient)
-        return JSONResponse(await tokenizing.detokenize(body, catalogue.find(body.model, "llm")[0]))
+        model, _, places = catalogue.find(body.model, "llm")
+        async with places.taking_to_count():
+            return JSONResponse(await tokenizing.detokenize(body, model))
 
     @described("A model's special tokens and chat template.", query={"model": {"type": "string"}})
     async def tokenizer_info(request: Request) -> Response:

@@ -23,7 +23,7 @@ from nereid.serving.gateway.response_formats import name_of_schema, names_of_ans
 from nereid.serving.gateway.schemas import ChatBody, EmbeddingBody
 from nereid.serving.gateway.thoughts import Thinking
 from nereid.serving.gateway.tool_grammars import AnswerForm
-from nereid.serving.gateway.tools import ToolsAsked, check_messages, tools_asked
+from nereid.serving.gateway.tools import ToolsAsked, check_bindable, check_messages, tools_asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +81,7 @@ def _asked(body: ChatBody, model: Offered) -> ChatAsked:
     schema = schema_of_answer(body)
     if tools is not None and (tools.must or tools.strict or schema is not None):
         names["structured_outputs.grammar"] = names["structured_outputs"] = "tools"
+        check_bindable(body.tools or (), tools)
         form = AnswerForm(thinking=thinking, calls=calls, called=tools.must, schema=schema, tokens=model.tokens)
         sampling["structured_outputs"] = {"grammar": _grammar(form, body)}
     elif schema is not None and thinking is not None:

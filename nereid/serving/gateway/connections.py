@@ -9,7 +9,6 @@ ASKED makes room: so however many say nothing, one that asks at once is served.
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from nereid.flow.awake_time import AwakeTime
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.limits import Limits
 
@@ -54,6 +54,8 @@ class Connections:
     """All connections of one server, and what each is given."""
 
     limits: Limits
+    awake: AwakeTime = field(default_factory=AwakeTime, init=False)
+    """Deadlines are in its time: while the gateway stands still nobody is late."""
     _all: set[Connection] = field(default_factory=set, init=False)
     _asking: dict[Connection, float] = field(default_factory=dict, init=False)
     """Deadlines of those that are not ASKED, oldest first."""
@@ -72,7 +74,7 @@ class Connections:
             self.leave(oldest)
             oldest.drop()
         self._all.add(connection)
-        self._asking[connection] = time.monotonic() + self.limits.head_seconds
+        self._asking[connection] = self.awake.now() + self.limits.head_seconds
         return True
 
     def leave(self, connection: Connection) -> None:
@@ -92,16 +94,16 @@ class Connections:
             Phase.IDLE: self.limits.idle_seconds,
         }.get(phase)
         if seconds is not None:
-            self._asking[connection] = time.monotonic() + seconds
+            self._asking[connection] = self.awake.now() + seconds
 
     def linger(self, connection: Connection) -> None:
         """It was answered before its body had come."""
         if connection in self._asking:
-            self._asking[connection] = time.monotonic() + LINGER_SECONDS
+            self._asking[connection] = self.awake.now() + LINGER_SECONDS
 
     def stall(self, connection: Connection) -> None:
         if connection in self._all:
-            self._stalled[connection] = (time.monotonic() + self.limits.send_seconds, connection.unsent())
+            self._stalled[connection] = (self.awake.now() + self.limits.send_seconds, connection.unsent())
 
     def flow(self, connection: Connection) -> None:
         self._stalled.pop(connection, None)

@@ -23,8 +23,13 @@ _HELD = re.compile(rf"({_HALF})?{_BEGUN.pattern}")
 
 def parameters_of(pattern: str | None) -> dict[str, Any]:
     """The schema of a function that takes a custom tool's input; `pattern` is a regular expression of the whole of it."""
-    text = {"type": "string"} if pattern is None else {"type": "string", "pattern": f"^(?:{pattern})$"}
+    text = {"type": "string"} if pattern is None else {"type": "string", "pattern": of_all(pattern)}
     return {"type": "object", "properties": {INPUT: text}, "required": [INPUT], "additionalProperties": False}
+
+
+def of_all(pattern: str) -> str:
+    """A regular expression of a whole text."""
+    return f"^(?:{pattern})$"
 
 
 def arguments_with(text: str) -> str:

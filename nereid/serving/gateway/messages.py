@@ -110,8 +110,13 @@ class CustomTool(Sent):
     custom: Custom
 
     @property
+    def pattern(self) -> str | None:
+        """A regular expression of the whole input."""
+        return self.custom.format.pattern if self.custom.format is not None else None
+
+    @property
     def function(self) -> Function:
-        pattern = self.custom.format.pattern if self.custom.format is not None else None
+        pattern = self.pattern
         about = {} if self.custom.description is None else {"description": self.custom.description}
         return Function(
             name=self.custom.name, **about, parameters=parameters_of(pattern), strict=True if pattern is not None else None

@@ -41,12 +41,13 @@ class Places:
     """How many of them may run together."""
     name: str = ""
     """The Triton model's."""
+    counting: int = 0
+    """Requests that only count or write its tokens: as many may be under way, and they take no places of those that run."""
 
     @contextlib.asynccontextmanager
     async def taking(self, requests: int = 1) -> AsyncIterator[None]:
         """Take places for as long as this lasts; raises QueueFullError where the model cannot have any left."""
-        if self.taken >= self.most + _ON_THEIR_WAY:
-            raise QueueFullError(f"queue: {self.taken} requests are under way already; at most {self.most} may run and wait")
+        self._require_room(self.taken)
         self.taken += requests
         ARRIVED.get()(self.name)
         try:
@@ -54,6 +55,21 @@ class Places:
             yield
         finally:
             self.taken -= requests
+
+    @contextlib.asynccontextmanager
+    async def taking_to_count(self) -> AsyncIterator[None]:
+        """The same for one that its tokenizer alone works for, here: its model is not waited for."""
+        self._require_room(self.counting)
+        self.counting += 1
+        try:
+            await asyncio.sleep(0)
+            yield
+        finally:
+            self.counting -= 1
+
+    def _require_room(self, under_way: int) -> None:
+        if under_way >= self.most + _ON_THEIR_WAY:
+            raise QueueFullError(f"queue: {under_way} requests are under way already; at most {self.most} may run and wait")
 
     async def during(self, items: AsyncGenerator[T, None], requests: int = 1) -> AsyncGenerator[T, None]:
         """The same items; places are taken from the first on until there are no more."""

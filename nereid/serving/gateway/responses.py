@@ -77,9 +77,10 @@ class Responses:
             if value:
                 sentence = f"{name}: {value!r} is not allowed where tokens are counted; it must be absent"
                 raise ApiError(400, sentence, param=name, code="unsupported_parameter")
-        model, _, _ = self.find(body.model, "llm")
-        _, _, chat = await self._asked(request, body, model)
-        tokens = await asyncio.to_thread(chat.tokens, model)
+        model, _, places = self.find(body.model, "llm")
+        async with places.taking_to_count():
+            _, _, chat = await self._asked(request, body, model)
+            tokens = await asyncio.to_thread(chat.tokens, model)
         return JSONResponse({"object": "response.input_tokens", "input_tokens": len(tokens)})
 
     @described("A kept answer.", query={"stream": {"const": "false"}})

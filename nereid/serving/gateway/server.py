@@ -56,7 +56,7 @@ class GatewayServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if counter % TICKS == 0:
             self._heart.beat()
-            self._connections.sweep(time.monotonic())
+            self._connections.sweep(self._connections.awake.look())
         if self._drain.is_over(time.monotonic()):
             self.should_exit = True
         return await super().on_tick(counter)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import jsonschema
 
 from nereid.llm.json_schemas import newest, parts
+from nereid.llm.patterns import fault_of_pattern, patterns
 from nereid.serving.gateway.call_objects import NAME
+from nereid.serving.gateway.custom_inputs import of_all
 from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.nesting import levels
 
@@ -84,8 +86,26 @@ def _checked(tools: Sequence[AnyTool]) -> dict[str, AnyTool]:
                 sentence = f"tools: the schemas are too long; they must have at most {MOST_CHARACTERS} characters together"
                 raise ApiError(400, sentence, param="tools")
             _check_schema(f"{where}.parameters", text)
+        if tool.type == "custom" and tool.pattern is not None:
+            # As it is sent, and as it is bound: there it may mean something else.
+            _check_pattern(f"{where}.format.grammar.definition", tool.pattern, of_all(tool.pattern))
         found[name] = tool
     return found
+
+
+def check_bindable(tools: Sequence[AnyTool], asked: ToolsAsked) -> None:
+    """That the regular expressions in the schemas of functions can bind their arguments; raises ApiError."""
+    for place, tool in enumerate(tools):
+        schema = asked.schemas.get(tool.function.name)
+        if tool.type == "function" and schema is not None:
+            for path, pattern in patterns(schema):
+                _check_pattern(f"tools.{place}.function.parameters.{path}", pattern)
+
+
+def _check_pattern(where: str, pattern: str, *as_well: str) -> None:
+    for text in (pattern, *as_well):
+        if (fault := fault_of_pattern(text)) is not None:
+            raise _wrong(where, pattern, f"a regular expression that text can be bound to: {fault}")
 
 
 def _check_schema(where: str, text: str) -> None:

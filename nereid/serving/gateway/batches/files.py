@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
@@ -16,6 +17,9 @@ from typing import Any
 from nereid.serving.errors import ServingError
 from nereid.serving.gateway.batches.schema import prepare
 from nereid.serving.gateway.batches.states import OPEN_STATES
+from nereid.serving.gateway.batches.trouble import FOLDER_ERRORS, trouble_of
+
+log = logging.getLogger("nereid.gateway")
 
 SMALLEST_BYTES = 4096
 """What a file, or a batch that is not done, counts for at least: a disk gives no less."""
@@ -67,41 +71,75 @@ class FileStore:
 
     folder: Path
     limits: StorageLimits = field(default_factory=StorageLimits)
-    _connection: sqlite3.Connection = field(init=False)
+    patient: bool = False
+    """Whether a folder that cannot be used is waited for: until it can, what is asked of it raises what it did."""
+    _connection: sqlite3.Connection | None = field(default=None, init=False)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
-        """Raises ServingError for a folder that cannot be used."""
+        """Raises ServingError for a folder that cannot be used, where it is not waited for."""
         try:
-            self.contents.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(self.folder / "batches.sqlite", check_same_thread=False, isolation_level=None)
-            prepare(self._connection)
-        except (OSError, sqlite3.Error) as error:
-            raise ServingError(f"--openai-batches: {self.folder} cannot be used ({error})") from None
+            self._connected()
+        except FOLDER_ERRORS as error:
+            trouble = trouble_of(error, self.folder)
+            sentence = f"--openai-batches: {self.folder} cannot be used: {error if trouble is None else trouble.reason}"
+            if not self.patient:
+                raise ServingError(sentence) from None
+            log.error("%s; all else is served, and it is tried again", sentence)
+
+    def _connected(self) -> sqlite3.Connection:
+        with self._lock:
+            if self._connection is None:
+                self._connection = self._open()
+            return self._connection
+
+    def _open(self) -> sqlite3.Connection:
+        """Whatever will be written later is written now, so that a folder which does not take it is known."""
+        self.contents.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe = self.draft()
+        try:
+            probe.write_bytes(b"probe")
+        finally:
+            probe.unlink(missing_ok=True)
+        self.lock_file.open("a").close()
+        connection = sqlite3.connect(self.folder / "batches.sqlite", check_same_thread=False, isolation_level=None)
+        try:
+            prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     @property
     def contents(self) -> Path:
         return self.folder / "files"
 
+    @property
+    def lock_file(self) -> Path:
+        """Held by the process that works batches off."""
+        return self.folder / "lock"
+
     def close(self) -> None:
         with self._lock:
-            self._connection.close()
+            if self._connection is not None:
+                self._connection.close()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
+            connection = self._connected()
+            connection.execute("BEGIN IMMEDIATE")
             try:
-                yield self._connection
-                self._connection.execute("COMMIT")
+                yield connection
+                connection.execute("COMMIT")
             except BaseException:
-                if self._connection.in_transaction:  # SQLite ends some that fail itself
-                    self._connection.execute("ROLLBACK")
+                if connection.in_transaction:  # SQLite ends some that fail itself
+                    connection.execute("ROLLBACK")
                 raise
 
     def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         with self._lock:
-            return self._connection.execute(query, values).fetchall()
+            return self._connected().execute(query, values).fetchall()
 
     def path(self, file_id: str) -> Path:
         return self.contents / file_id
@@ -138,7 +176,7 @@ class FileStore:
         draft.rename(self.path(made.id))
         _on_disk(self.contents)
         connection.execute(
-            "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO files ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (made.id, made.owner, made.filename, made.purpose, made.bytes, made.created_at, made.expires_at),
         )
 

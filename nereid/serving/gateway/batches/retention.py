@@ -11,7 +11,7 @@ DAY_SECONDS = 86_400
 TOTALS = """
 CREATE TABLE IF NOT EXISTS forgotten (
   one INTEGER PRIMARY KEY CHECK (one = 1), completed INTEGER NOT NULL, failed INTEGER NOT NULL, unanswered INTEGER NOT NULL);
-INSERT OR IGNORE INTO forgotten VALUES (1, 0, 0, 0);
+INSERT OR IGNORE INTO forgotten (one, completed, failed, unanswered) VALUES (1, 0, 0, 0);
 """
 """What requests of batches that are not known any more have come to: counters over restarts never go back."""
 _OPEN = ", ".join(repr(str(state)) for state in OPEN_STATES)

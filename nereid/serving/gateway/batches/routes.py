@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from nereid.serving.gateway.batches.files import StorageFullError, StoredFile
 from nereid.serving.gateway.batches.lines import whole_path
+from nereid.serving.gateway.batches.over_folder import Handler, over_folder
 from nereid.serving.gateway.batches.states import OPEN_STATES, State
 from nereid.serving.gateway.batches.store import Batch, BatchStore, TooManyBatchesError
 from nereid.serving.gateway.batches.uploads import (
@@ -87,17 +88,19 @@ class BatchRoutes:
         self.uploads = Uploads(self.store)
 
     def routes(self) -> list[Route]:
-        return [
-            Route(FILES_PATH, self.upload, methods=["POST"]),
-            Route(FILES_PATH, self.list_files),
-            Route("/v1/files/{id}", self.show_file),
-            Route("/v1/files/{id}", self.delete_file, methods=["DELETE"]),
-            Route("/v1/files/{id}/content", self.content),
-            Route("/v1/batches", self.create, methods=["POST"]),
-            Route("/v1/batches", self.list_batches),
-            Route("/v1/batches/{id}", self.show_batch),
-            Route("/v1/batches/{id}/cancel", self.cancel, methods=["POST"]),
-        ]
+        handlers: tuple[tuple[str, str, Handler], ...] = (
+            ("POST", FILES_PATH, self.upload),
+            ("GET", FILES_PATH, self.list_files),
+            ("GET", "/v1/files/{id}", self.show_file),
+            ("DELETE", "/v1/files/{id}", self.delete_file),
+            ("GET", "/v1/files/{id}/content", self.content),
+            ("POST", "/v1/batches", self.create),
+            ("GET", "/v1/batches", self.list_batches),
+            ("GET", "/v1/batches/{id}", self.show_batch),
+            ("POST", "/v1/batches/{id}/cancel", self.cancel),
+        )
+        folder = self.store.folder
+        return [Route(path, over_folder(folder, handler), methods=[method]) for method, path, handler in handlers]
 
     # --- files ---
 
@@ -146,7 +149,14 @@ class BatchRoutes:
     @described("What a file holds.", answers="application/jsonl")
     async def content(self, request: Request) -> Response:
         found = await self._found_file(request)
-        return FileResponse(self.store.path(found.id), media_type="application/jsonl", filename=Path(found.filename).name)
+        path = self.store.path(found.id)
+        try:
+            await asyncio.to_thread(_look_into, path)
+        except FileNotFoundError:
+            raise ApiError(
+                404, f"file_id: the contents of {found.id} are not in the gateway's folder any more", param="file_id"
+            ) from None
+        return FileResponse(path, media_type="application/jsonl", filename=Path(found.filename).name)
 
     @described("Forgets a file.")
     async def delete_file(self, request: Request) -> Response:
@@ -240,6 +250,12 @@ def _file(item: StoredFile) -> dict[str, Any]:
         "status": "processed",
         "status_details": None,
     }
+
+
+def _look_into(path: Path) -> None:
+    """Raises OSError for a file that cannot be read."""
+    with path.open("rb"):
+        pass
 
 
 def batch_object(batch: Batch) -> dict[str, Any]:

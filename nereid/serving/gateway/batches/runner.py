@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 from nereid.flow.tickets import USUAL_PRIORITY
 from nereid.serving.gateway.batches.asking import Answer
@@ -24,6 +24,7 @@ from nereid.serving.gateway.batches.load import Load
 from nereid.serving.gateway.batches.pace import Pace
 from nereid.serving.gateway.batches.states import State
 from nereid.serving.gateway.batches.store import Batch, BatchStore
+from nereid.serving.gateway.batches.trouble import TroubleLog
 from nereid.serving.gateway.batches.under_way import Request, UnderWay, yields_of
 from nereid.serving.gateway.batches.validating import Validating
 
@@ -40,6 +41,8 @@ _LOOK_SECONDS = 0.5
 """Between two looks at the store while somebody waits for a model: what is found can hardly be acted on."""
 _REST_SECONDS = 10.0
 """Before a batch is tried again that failed as a whole."""
+_AGAIN_SECONDS = 1.0
+"""Before the folder is looked at again where that failed."""
 _SWEEP_SECONDS = 60.0
 """Between two looks for files whose time is over."""
 _EXPIRED = {"code": "batch_expired", "message": "the completion window has passed before this request could be answered"}
@@ -60,6 +63,7 @@ class BatchRunner:
     text_model: Callable[[object], str | None] = lambda name: None
     under_way: UnderWay = field(init=False)
     _validating: Validating = field(init=False)
+    _trouble: TroubleLog = field(init=False)
     _last_start: float = field(default_factory=time.monotonic)
     _resting: dict[tuple[str, State], float] = field(default_factory=dict)
     """Until when a batch is left alone, by its id and the state in which it could not be worked on."""
@@ -68,32 +72,42 @@ class BatchRunner:
     _sweep_at: float = 0.0
 
     def __post_init__(self) -> None:
-        self.under_way = UnderWay(self.load, self.pace, self._note)
+        self._trouble = TroubleLog(self.store.folder)
+        self.under_way = UnderWay(self.load, self.pace, self._note, self._trouble)
         self._validating = Validating(self.store)
 
     async def run(self) -> None:
         """Until it is cancelled; what is under way then is asked again by the next."""
-        with (self.store.folder / "lock").open("w") as lock:
+        with await self._lock() as lock:
             while not _locked(lock.fileno()):  # the process before this one is still ending
                 await asyncio.sleep(_POLL_SECONDS)
             try:
                 await asyncio.to_thread(self.store.tidy)
-            except Exception:  # what is left over harms nobody
-                log.exception("what a process before this one has left could not be put in order")
+            except Exception as error:  # what is left over harms nobody
+                self._trouble.failed("what a process before this one has left could not be put in order", error)
             attending = asyncio.ensure_future(self._attend())
             try:
                 while True:
                     try:
                         busy = await self._round()
-                    except Exception:
-                        log.exception("a round of the batches has failed")
+                    except Exception as error:
+                        self._trouble.failed("batches are not worked on", error)
                         busy = False
-                        await asyncio.sleep(1.0)
+                        await asyncio.sleep(_AGAIN_SECONDS)
                     await self._wait(_POLL_SECONDS if busy else 5 * _POLL_SECONDS)
             finally:
                 attending.cancel()
                 await asyncio.gather(attending, return_exceptions=True)
                 await self.under_way.stop()
+
+    async def _lock(self) -> IO[str]:
+        """The file that is locked, once the folder has one."""
+        while True:
+            try:
+                return self.store.lock_file.open("a")
+            except OSError as error:
+                self._trouble.failed("batches are not worked on", error)
+                await asyncio.sleep(_AGAIN_SECONDS)
 
     async def _attend(self) -> None:
         """Make room as soon as somebody comes, whatever a round is about."""
@@ -142,9 +156,11 @@ class BatchRunner:
             except StorageFullError as error:
                 log.warning("batch %s waits for room: %s", batch.id, error)
                 self._resting[rest] = time.monotonic() + _REST_SECONDS
-            except Exception:  # it is this batch's own: the others go on
-                log.exception("batch %s cannot be worked on now; it is tried again in %g s", batch.id, _REST_SECONDS)
+            except Exception as error:  # it is this batch's own: the others go on
+                self._trouble.failed(f"batch {batch.id} cannot be worked on now", error)
                 self._resting[rest] = time.monotonic() + _REST_SECONDS
+        if not self._resting:
+            self._trouble.well()
         return bool(batches)
 
     async def _forget(self) -> None:
@@ -152,8 +168,8 @@ class BatchRunner:
         for forget in (self.store.sweep, self.store.forget_ended):
             try:
                 await asyncio.to_thread(forget)
-            except Exception:  # it is tried again, and batches go on
-                log.exception("what is not needed any more could not be deleted")
+            except Exception as error:  # it is tried again, and batches go on
+                self._trouble.failed("what is not needed any more could not be deleted", error)
 
     def _forget_all_but(self, opened: set[str]) -> None:
         """What is noted of batches that have ended, however that was."""

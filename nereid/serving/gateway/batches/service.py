@@ -42,13 +42,15 @@ class Batches:
         self._runner = BatchRunner(self.store, self.load, self._ask, self.pace, self.text_model)
 
     @classmethod
-    def of(cls, rules: Rules, at_once: int, text_model: Callable[[object], str | None]) -> Batches | None:
-        """None where the rules have no folder for them. Raises ServingError."""
+    def of(
+        cls, rules: Rules, at_once: int, text_model: Callable[[object], str | None], *, patient: bool = False
+    ) -> Batches | None:
+        """None where the rules have no folder for them. `patient` waits for one that cannot be used; else raises ServingError."""
         if rules.batches is None:
             return None
         limits = StorageLimits(key_bytes=rules.files_megabytes * 2**20, total_bytes=rules.files_total_megabytes * 2**20)
         return cls(
-            BatchStore(Path(rules.batches), limits, days=rules.batches_days),
+            BatchStore(Path(rules.batches), limits, patient, days=rules.batches_days),
             rules.lenient,
             Pace(at_once=at_once),
             text_model=text_model,

@@ -17,6 +17,7 @@ from typing import Any
 from nereid.serving.gateway.batches.asking import Answer
 from nereid.serving.gateway.batches.load import Load
 from nereid.serving.gateway.batches.pace import Pace
+from nereid.serving.gateway.batches.trouble import TroubleLog
 
 log = logging.getLogger("nereid.gateway")
 
@@ -56,6 +57,7 @@ class UnderWay:
     load: Load
     pace: Pace
     note: Callable[[Request, Answer], Awaitable[None]]
+    trouble: TroubleLog
     put_back: int = 0
     """Requests, all in all."""
     gap: float = field(init=False)
@@ -137,8 +139,8 @@ class UnderWay:
             self.gap = max(self.gap * _SHRINK, self.pace.gap_seconds)
         try:
             await self.note(one.request, answer)
-        except Exception:  # no space is left, say: it is asked again, and so would be all that is begun before there is some
-            log.exception("an answer of batch %s cannot be kept; its request is asked again later", one.request[0])
+        except Exception as error:  # no space is left, say: it is asked again, and so would be all begun before there is some
+            self.trouble.failed(f"an answer of batch {one.request[0]} cannot be kept, its request is asked again later", error)
             self._pause_a_while()
             return
         self._pause = 0.0

@@ -56,7 +56,7 @@ class Validating:
                 return None
             found = check.found
         except OSError as error:
-            log.error("batch %s: its file cannot be read", batch.id, exc_info=error)
+            log.error("batch %s: its file cannot be read (%s)", batch.id, error)
             found = CheckedLines(problems=[Problem(message="the file cannot be read", param=None, line=None)])
         return found
 
