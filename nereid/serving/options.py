@@ -114,7 +114,7 @@ def require_free(option: str, host: str, port: int) -> None:
 
 _HELD_PORTS = 64
 _held: deque[socket.socket] = deque()
-"""What `free_ports` gave last. A server that sets SO_REUSEADDR, as all of ours do, binds such a port; nobody gets it by chance."""
+"""What `free_ports` gave last. A server that sets SO_REUSEADDR, as all of ours do, binds them; nobody gets them by chance."""
 
 
 def free_ports(count: int) -> list[int]:
