@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import random
 import shutil
 import signal
 import sys
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import psutil
 import pytest
 
@@ -45,6 +43,7 @@ for folder in (
 ):
     sys.path.insert(0, str(folder))
 
+from as_ever import process_as_ever, pytest_fixture_setup, random_as_ever  # noqa: F401
 
 ZOO = Path(__file__).parents[1] / "zoo"
 
@@ -130,26 +129,6 @@ def logging_as_ever(request: pytest.FixtureRequest) -> Iterator[None]:
 
 AS_EVER: tuple[int, int, bool, list[Any], list[int]] = (logging.WARNING, logging.NOTSET, False, [], [logging.NOTSET] * 2)
 """Of logging: the root's level, what is disabled, whether the root is, its filters, and the levels of pytest's handlers."""
-
-
-def seed_as_ever() -> None:
-    """Whoever draws without a seed of its own draws what it would alone, whatever drew before."""
-    random.seed(0)
-    np.random.seed(0)
-    if generator := getattr(sys.modules.get("torch"), "default_generator", None):
-        generator.manual_seed(67280421310721)  # as a process begins (c10::detail::default_rng_seed_val)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> None:
-    if fixturedef.scope != "function":
-        seed_as_ever()
-
-
-@pytest.fixture(autouse=True)
-def random_as_ever() -> None:
-    """After fixtures of many tests, which only the first of them sets up."""
-    seed_as_ever()
 
 
 @pytest.fixture(scope="session", autouse=True)
