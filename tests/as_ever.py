@@ -44,7 +44,6 @@ def kept() -> dict[str, tuple[object, Callable[[Any], object]]]:
     """Of the process, by name: what there is, and how it is put back."""
     found: dict[str, tuple[object, Callable[[Any], object]]] = {
         "the working folder": (Path.cwd(), os.chdir),
-        "recursion limit": (sys.getrecursionlimit(), sys.setrecursionlimit),
         "sockets' timeout": (socket.getdefaulttimeout(), socket.setdefaulttimeout),
         "garbage collection": (gc.isenabled(), lambda on: gc.enable() if on else gc.disable()),
         "tracemalloc": (tracemalloc.is_tracing(), lambda on: tracemalloc.start() if on else tracemalloc.stop()),
@@ -64,15 +63,17 @@ def kept() -> dict[str, tuple[object, Callable[[Any], object]]]:
 def left_as_found(where: str) -> Iterator[None]:
     """Fails where something of the process is another afterwards; for those that follow it is put back.
 
-    The environment is put back in silence: libraries set variables of their own when they are first used.
+    The environment and the recursion limit are put back in silence: libraries change them for good when they are first used
+    (torch's compiler both).
     """
-    environment, before = dict(os.environ), kept()
+    environment, recursion, before = dict(os.environ), sys.getrecursionlimit(), kept()
     yield
     after, changed = kept(), []
     for name, (value, put_back) in before.items():
         if after[name][0] != value:
             changed.append(f"{name}: {after[name][0]}, not {value}")
             put_back(value)
+    sys.setrecursionlimit(recursion)
     for name in {*environment, *os.environ} - {"PYTEST_CURRENT_TEST"}:
         if name not in environment:
             del os.environ[name]

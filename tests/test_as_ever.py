@@ -40,7 +40,6 @@ def test_what_draws_without_a_seed_draws_the_same_whatever_drew_before(drawn: tu
         (lambda: os.chdir("/"), "the working folder: /, not "),
         (lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN), "SIGTERM: 1, not 0"),
         (lambda: setattr(sys, "stdout", sys.stderr), "sys.stdout: "),
-        (lambda: sys.setrecursionlimit(5_000), "recursion limit: 5000, not "),
         (lambda: socket.setdefaulttimeout(1), "sockets' timeout: 1.0, not None"),
         (gc.disable, "garbage collection: False, not True"),
         (lambda: torch.set_grad_enabled(False), "torch's gradients: False, not True"),
@@ -53,11 +52,13 @@ def test_what_a_test_leaves_changed_of_the_process_is_named_and_put_back(change:
         change()
 
 
-def test_the_environment_is_put_back() -> None:
-    os.environ["NEREID_KEPT"] = "a"
+def test_the_environment_and_the_recursion_limit_are_put_back() -> None:
+    os.environ["NEREID_KEPT"], recursion = "a", sys.getrecursionlimit()
     try:
         with left_as_found("a test"):
             os.environ["NEREID_KEPT"], os.environ["NEREID_NEW"] = "b", "c"
+            sys.setrecursionlimit(recursion + 1000)
         assert (os.environ["NEREID_KEPT"], "NEREID_NEW" in os.environ) == ("a", False)
+        assert sys.getrecursionlimit() == recursion
     finally:
         del os.environ["NEREID_KEPT"]
