@@ -43,6 +43,7 @@ for folder in (
 ):
     sys.path.insert(0, str(folder))
 
+from as_ever import process_as_ever, pytest_fixture_setup, random_as_ever  # noqa: F401
 
 ZOO = Path(__file__).parents[1] / "zoo"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,12 +112,20 @@ def require_free(option: str, host: str, port: int) -> None:
             raise ServingError(f"{option}: port {port} on {host} cannot be used ({error.strerror})") from None
 
 
+_HELD_PORTS = 64
+_held: deque[socket.socket] = deque()
+"""What `free_ports` gave last. A server that sets SO_REUSEADDR, as all of ours do, binds them; nobody gets them by chance."""
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on just now, for tests and demos."""
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
+    """Ports that nothing listens on, for tests and demos; the system gives them to nobody else before they are bound."""
+    ports: list[int] = []
+    for _ in range(count):
+        holder = socket.socket()
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        _held.append(holder)
+        ports.append(int(holder.getsockname()[1]))
+    while len(_held) > _HELD_PORTS:
+        _held.popleft().close()
     return ports

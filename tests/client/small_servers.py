@@ -117,10 +117,8 @@ class _Grpc(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 @contextmanager
 def grpc_server(models: dict[str, Model], port: int = 0) -> Iterator[tuple[int, Small]]:
-    small = Small(models)
-    server = grpc.server(
-        ThreadPoolExecutor(8), options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    )
+    small, pool = Small(models), ThreadPoolExecutor(8)
+    server = grpc.server(pool, options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)])
     service = _Grpc(small, lambda: server.stop(None))
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
     bound = server.add_insecure_port(f"127.0.0.1:{port}")
@@ -130,6 +128,7 @@ def grpc_server(models: dict[str, Model], port: int = 0) -> Iterator[tuple[int, 
     finally:
         small.stopping.set()
         server.stop(None).wait()
+        pool.shutdown(wait=False)
 
 
 def _handler(small: Small) -> type[BaseHTTPRequestHandler]:

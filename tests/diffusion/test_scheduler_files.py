@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import logging
 from typing import Any
 
 import numpy as np
@@ -103,8 +104,8 @@ def assert_honoured_or_refused(kind: Any, settings: dict[str, Any], steps: int) 
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_settings_alone_and_in_pairs_are_honoured_or_refused_by_name(name: str) -> None:
-    diffusers.logging.set_verbosity_error()
+def test_settings_alone_and_in_pairs_are_honoured_or_refused_by_name(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, "diffusers")  # which warns of each
     kind = scheduler_class(name)
     honoured = [
         assert_honoured_or_refused(kind, settings, steps)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 
 from nereid.flow.errors import InvalidRequestError
-from nereid.layout.html import find_elements, read_html
+from nereid.layout.html import Found, find_elements, read_html
 
+from own_time import own_seconds
 from sections import DESKTOP
 
 SECTION = """
@@ -104,6 +104,8 @@ def test_given_ids_and_numbered_ones_do_not_meet() -> None:
 
 
 def test_texts_in_very_many_divs_are_read_in_one_pass() -> None:
-    began = time.process_time()
-    assert len(find_elements("<section>" + "<div>a</div>" * 8_000 + "</section>")) == 8_000
-    assert time.process_time() - began < 1  # each against all others takes twice that on a fast machine
+    found: list[Found] = []
+    many = "<section>" + "<div>a</div>" * 8_000 + "</section>"
+    # Each against all others takes twice that on a fast machine.
+    assert own_seconds(lambda: found.extend(find_elements(many))) < 1
+    assert len(found) == 8_000

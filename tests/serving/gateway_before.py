@@ -56,9 +56,7 @@ def gateway(
         max_body_bytes=100_000,
         **settings_besides,
     )
-    config = uvicorn.Config(
-        create_app(settings), port=port, log_level="warning", timeout_graceful_shutdown=1, proxy_headers=False
-    )
+    config = uvicorn.Config(create_app(settings), port=port, log_config=None, timeout_graceful_shutdown=1, proxy_headers=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -16,6 +16,7 @@ from nereid.serving.cli import serve
 from nereid.serving.errors import ServingError
 from nereid.serving.gateway.service import GatewayOptions
 from nereid.serving.installation import Installation, Source, find_triton
+from nereid.serving.listening import listen
 from nereid.serving.options import ServeOptions, free_ports
 
 PIP = Installation(Path("/x"), Path("/x"), None, None, loopback_only=True)
@@ -62,6 +63,17 @@ def test_busy_port_is_named(models: Path) -> None:
         busy.listen()
         with pytest.raises(ServingError, match=f"--grpc-port: port {busy.getsockname()[1]}"):
             options(models, grpc_port=busy.getsockname()[1]).check(PIP)
+
+
+def test_a_free_port_is_given_to_nobody_else_before_its_server_has_it() -> None:
+    """Others ask for any port all the time: the other process of the tests, and each connection."""
+    (port,) = free_ports(1)
+    with socket.socket() as by_chance, pytest.raises(OSError, match="in use"):
+        by_chance.bind(("127.0.0.1", port))
+    with socket.socket() as asking, pytest.raises(ConnectionRefusedError):
+        asking.connect(("127.0.0.1", port))
+    with listen("--openai-port", "127.0.0.1", port, 1) as server:
+        assert server.getsockname()[1] == port
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536])

@@ -113,6 +113,7 @@ def test_mistakes_are_one_sentence_and_nothing_is_left(options: ServeOptions, po
     assert "llm/1/llm.json cannot be read" in unreadable.stderr.replace("\n", "")
     assert "export the model again" in unreadable.stderr
     with socket.socket() as busy:
+        busy.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         busy.bind(("127.0.0.1", port))
         busy.listen()
         taken = run_serve(options, "--openai-port", str(port))

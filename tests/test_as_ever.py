@@ -1,0 +1,64 @@
+"""No test depends on those that ran before it in its process (`conftest`): each finds the same, alone or among thousands."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from as_ever import left_as_found
+
+torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.torch
+
+
+def draw() -> tuple[float, ...]:
+    return random.random(), np.random.random(), torch.rand(()).item()
+
+
+@pytest.fixture(scope="module")
+def drawn() -> tuple[float, ...]:
+    return draw()
+
+
+@pytest.mark.parametrize("time", ["once", "again"])
+def test_what_draws_without_a_seed_draws_the_same_whatever_drew_before(drawn: tuple[float, ...], time: str) -> None:
+    assert draw() == drawn
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda: os.chdir("/"), "the working folder: /, not "),
+        (lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN), "SIGTERM: 1, not 0"),
+        (lambda: setattr(sys, "stdout", sys.stderr), "sys.stdout: "),
+        (lambda: socket.setdefaulttimeout(1), "sockets' timeout: 1.0, not None"),
+        (gc.disable, "garbage collection: False, not True"),
+        (lambda: torch.set_grad_enabled(False), "torch's gradients: False, not True"),
+        (lambda: torch.set_num_threads(torch.get_num_threads() + 1), "torch's threads: "),
+    ],
+)
+def test_what_a_test_leaves_changed_of_the_process_is_named_and_put_back(change: Callable[[], object], said: str) -> None:
+    """As this one is, which would fail otherwise."""
+    with pytest.raises(AssertionError, match=f"^a test left {said}"), left_as_found("a test"):
+        change()
+
+
+def test_the_environment_and_the_recursion_limit_are_put_back() -> None:
+    os.environ["NEREID_KEPT"], recursion = "a", sys.getrecursionlimit()
+    try:
+        with left_as_found("a test"):
+            os.environ["NEREID_KEPT"], os.environ["NEREID_NEW"] = "b", "c"
+            sys.setrecursionlimit(recursion + 1000)
+        assert (os.environ["NEREID_KEPT"], "NEREID_NEW" in os.environ) == ("a", False)
+        assert sys.getrecursionlimit() == recursion
+    finally:
+        del os.environ["NEREID_KEPT"]
