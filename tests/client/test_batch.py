@@ -346,7 +346,7 @@ def test_one_run_at_a_time_writes_to_a_file(server: Server, tmp_path: Path) -> N
 
 
 def test_a_link_and_who_may_read_the_answers_stay_as_they_are(server: Server, tmp_path: Path) -> None:
-    """As for whoever appends to a file (https://github.com/NVIDIA/k8s-device-plugin/issues/791 lost a file's mode by a rename)."""
+    """As for whoever appends to a file: a rename can lose its mode (https://github.com/NVIDIA/k8s-device-plugin/pull/792)."""
     source, target, link = write(tmp_path, "one", "two"), tmp_path / "private", tmp_path / "out"
     target.touch(0o600)
     link.symlink_to(target)

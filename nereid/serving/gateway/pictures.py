@@ -31,6 +31,8 @@ PARAMETERS = "parameters"
 _MOST_TEXT = 2**20
 LARGEST_RATIO = 64
 """Of a picture's longer side to its shorter one."""
+_LONGEST_SIDES = {"jpeg": 65_500, "webp": 16_383}
+"""By format, as libjpeg and libwebp write it."""
 _BEFORE_DATA = re.compile(r"data:\s*(?:image/[^;,]*|application/octet-stream|)(?:;[^,]*)?;\s*base64\s*", re.IGNORECASE)
 _OF_URLS = str.maketrans("-_", "+/")
 """base64's alphabet for URLs (RFC 4648, 5) in its usual one."""
@@ -62,6 +64,11 @@ class Encoding:
 
     format: str = "png"
     compression: int | None = None
+
+    @property
+    def longest_side(self) -> int | None:
+        """Pixels that a picture of this format may be wide or high; None: its other bounds are reached before."""
+        return _LONGEST_SIDES.get(self.format)
 
     @property
     def media_type(self) -> str:
