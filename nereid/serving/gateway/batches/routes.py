@@ -32,7 +32,7 @@ from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.forms import Keep, boundary_of, chunks_of, read_form
 from nereid.serving.gateway.guard import owner_of
 from nereid.serving.gateway.metadata import Metadata
-from nereid.serving.gateway.paging import page, paged
+from nereid.serving.gateway.paging import Part, paged
 from nereid.serving.gateway.sent import Sent
 
 FILES_PATH = "/v1/files"
@@ -134,10 +134,10 @@ class BatchRoutes:
 
     @described("The files that are kept.", query={"purpose": {"type": "string"}, **paged(_MOST_FILES)})
     async def list_files(self, request: Request) -> Response:
-        found = await asyncio.to_thread(self.store.files, owner_of(request))
+        part = Part.of(request.query_params, _MOST_FILES, usual=_MOST_FILES)
         purpose = request.query_params.get("purpose")
-        wanted = [item for item in found if purpose in (None, item.purpose)]
-        return JSONResponse(page(request.query_params, wanted, lambda item: item.id, _file, _MOST_FILES, usual=_MOST_FILES))
+        found = await asyncio.to_thread(self.store.files, owner_of(request), part, purpose)
+        return JSONResponse(part.told(found, lambda item: item.id, _file))
 
     @described("One file.")
     async def show_file(self, request: Request) -> Response:
@@ -188,8 +188,9 @@ class BatchRoutes:
 
     @described("The batches.", query=paged(_MOST_BATCHES))
     async def list_batches(self, request: Request) -> Response:
-        found = await asyncio.to_thread(self.store.batches, owner_of(request))
-        return JSONResponse(page(request.query_params, found, lambda item: item.id, batch_object, _MOST_BATCHES))
+        part = Part.of(request.query_params, _MOST_BATCHES)
+        found = await asyncio.to_thread(self.store.batches, owner_of(request), part)
+        return JSONResponse(part.told(found, lambda item: item.id, batch_object))
 
     @described("One batch.")
     async def show_batch(self, request: Request) -> Response:
