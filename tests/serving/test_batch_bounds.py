@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from test_batches_apart import add, answered, problems, status
 from test_batches_apart import line as asked
 
+from nereid.serving.gateway.batches import runner
 from nereid.serving.gateway.batches import store as stores
 from nereid.serving.gateway.batches.files import SMALLEST_BYTES, StorageLimits
 from nereid.serving.gateway.batches.store import ROW_BYTES, BatchStore, State, TooManyBatchesError
@@ -126,6 +128,30 @@ def test_a_file_that_goes_while_leftovers_are_looked_at_ends_nothing(tmp_path: P
     monkeypatch.setattr(BatchStore, "tidy", lambda self: 1 / 0)
     batch = add(store, asked("a"))
     work(store, answered, lambda: status(store, batch) == State.COMPLETED)
+
+
+def test_what_a_process_that_was_killed_has_left_goes_once_it_is_old_without_another_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that comes soon finds it too new, and it stayed (https://github.com/OctopusDeploy/Issues/issues/4457)."""
+    for name in ("_SWEEP_SECONDS", "_TIDY_SECONDS"):
+        monkeypatch.setattr(runner, name, 0.0)
+    store = BatchStore(tmp_path)
+    left, sent = store.draft(), store.draft()
+    left.write_text("half of it")
+    sent.write_text("coming")
+    looks = 0
+
+    def gone() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 20:
+            assert left.exists()
+            os.utime(left, (0, 0))
+        return not left.exists()
+
+    work(store, answered, gone)
+    assert sent.exists()
 
 
 def _pages(store: BatchStore) -> int:

@@ -42,6 +42,8 @@ _REST_SECONDS = 10.0
 """Before a batch is tried again that failed as a whole."""
 _SWEEP_SECONDS = 60.0
 """Between two looks for files whose time is over."""
+_TIDY_SECONDS = 3600.0
+"""Between two looks for what a process that was killed has left: the next one begins while it is still new."""
 _EXPIRED = {"code": "batch_expired", "message": "the completion window has passed before this request could be answered"}
 _CANCELLED = {"code": "batch_cancelled", "message": "the batch was cancelled before this request was answered"}
 
@@ -66,6 +68,7 @@ class BatchRunner:
     _open: set[str] = field(default_factory=set)
     _look_at: float = 0.0
     _sweep_at: float = 0.0
+    _tidy_at: float = 0.0
 
     def __post_init__(self) -> None:
         self.under_way = UnderWay(self.load, self.pace, self._note)
@@ -76,10 +79,6 @@ class BatchRunner:
         with (self.store.folder / "lock").open("w") as lock:
             while not _locked(lock.fileno()):  # the process before this one is still ending
                 await asyncio.sleep(_POLL_SECONDS)
-            try:
-                await asyncio.to_thread(self.store.tidy)
-            except Exception:  # what is left over harms nobody
-                log.exception("what a process before this one has left could not be put in order")
             attending = asyncio.ensure_future(self._attend())
             try:
                 while True:
@@ -148,8 +147,11 @@ class BatchRunner:
         return bool(batches)
 
     async def _forget(self) -> None:
-        """Files and batches whose time is over."""
-        for forget in (self.store.sweep, self.store.forget_ended):
+        """Files and batches whose time is over, and now and then what a process that was killed has left."""
+        tidies = time.monotonic() >= self._tidy_at
+        if tidies:
+            self._tidy_at = time.monotonic() + _TIDY_SECONDS
+        for forget in (self.store.sweep, self.store.forget_ended, *((self.store.tidy,) if tidies else ())):
             try:
                 await asyncio.to_thread(forget)
             except Exception:  # it is tried again, and batches go on
