@@ -146,7 +146,12 @@ class BatchRoutes:
     @described("What a file holds.", answers="application/jsonl")
     async def content(self, request: Request) -> Response:
         found = await self._found_file(request)
-        return FileResponse(self.store.path(found.id), media_type="application/jsonl", filename=Path(found.filename).name)
+        path = self.store.path(found.id)
+        try:
+            stat = await asyncio.to_thread(path.stat)
+        except FileNotFoundError:  # it was deleted just now, or the folder has lost it
+            raise _no_file(found.id, "file_id", 404) from None
+        return FileResponse(path, media_type="application/jsonl", filename=Path(found.filename).name, stat_result=stat)
 
     @described("Forgets a file.")
     async def delete_file(self, request: Request) -> Response:
@@ -162,7 +167,7 @@ class BatchRoutes:
     async def _file_of(self, owner: str, file_id: str, param: str, status: int) -> StoredFile:
         found = await asyncio.to_thread(self.store.file, owner, file_id)
         if found is None:
-            raise ApiError(status, f"{param}: there is no file {file_id[:80]!r}", param=param)
+            raise _no_file(file_id, param, status)
         return found
 
     # --- batches ---
@@ -227,6 +232,10 @@ class _OneFile:
             raise ApiError(400, "file: two files are not allowed in one form; send one", param="file")
         self.name = filename or "file"
         return self.keep
+
+
+def _no_file(file_id: str, param: str, status: int) -> ApiError:
+    return ApiError(status, f"{param}: there is no file {file_id[:80]!r}", param=param)
 
 
 def _file(item: StoredFile) -> dict[str, Any]:
