@@ -18,6 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from nereid.serving.gateway.colours import in_srgb
 from nereid.serving.gateway.errors import ApiError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -139,8 +140,9 @@ def texts_of(data: bytes, field: str) -> dict[str, str]:
     return texts
 
 
-def decoded(data: bytes, field: str, most_pixels: int) -> Image.Image:
-    """A picture as RGB, or as RGBA where some of it is transparent, upright (its EXIF orientation is heeded).
+def decoded(data: bytes, field: str, most_pixels: int, *, is_mask: bool = False) -> Image.Image:
+    """A picture as RGB, or as RGBA where some of it is transparent, upright (its EXIF orientation is heeded), in the colours of
+    sRGB; of a mask the values are what they are.
 
     Raises ApiError that names the field, for another format, for one of several frames or too many pixels, or what is none.
     """
@@ -150,7 +152,8 @@ def decoded(data: bytes, field: str, most_pixels: int) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             _check_size(opened, field, most_pixels)
             opened.load()
-            return _plain(_upright(opened))
+            upright = _upright(opened)
+            return _plain(upright if is_mask else in_srgb(upright))
     except UnidentifiedImageError:
         raise _refused(field, f"its {len(data)} bytes are no picture that can be read") from None
     except Image.DecompressionBombError:
