@@ -15,11 +15,11 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from nereid.serving.gateway.colours import in_srgb
 from nereid.serving.gateway.errors import ApiError
+from nereid_client.picture_files import in_srgb, upright
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """What may be sent."""
@@ -39,16 +39,6 @@ _OF_URLS = str.maketrans("-_", "+/")
 """base64's alphabet for URLs (RFC 4648, 5) in its usual one."""
 _BAND = 64
 """Rows that are computed with at once."""
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""By EXIF's orientation."""
 
 
 class Fit(StrEnum):
@@ -152,8 +142,8 @@ def decoded(data: bytes, field: str, most_pixels: int, *, is_mask: bool = False)
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             _check_size(opened, field, most_pixels)
             opened.load()
-            upright = _upright(opened)
-            return _plain(upright if is_mask else in_srgb(upright))
+            picture = upright(opened)
+            return _plain(picture if is_mask else in_srgb(picture))
     except UnidentifiedImageError:
         raise _refused(field, f"its {len(data)} bytes are no picture that can be read") from None
     except Image.DecompressionBombError:
@@ -170,17 +160,6 @@ def _check_size(picture: Image.Image, field: str, most_pixels: int) -> None:
         raise _refused(field, f"{width} x {height} is not allowed", f"no more than {LARGEST_RATIO} times as long as it is wide")
     if getattr(picture, "n_frames", 1) > 1 and picture.format not in _WITH_PREVIEWS:
         raise _refused(field, "moving pictures are not allowed", "a picture of one frame")
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    """As its EXIF has the camera held. Nothing else of that is read, and what cannot be read is as absent: editors write much
-    that is none.
-    """
-    try:
-        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Pillow's reader ends with errors of many kinds
-        return picture.copy()
-    return picture.copy() if turn is None else picture.transpose(turn)
 
 
 def _plain(picture: Image.Image) -> Image.Image:

@@ -1,15 +1,38 @@
-"""Colours of pictures that are sent: by their profile they become sRGB's, as models were trained with; knows no request."""
+"""Pictures in files as a viewer shows them: upright, in the colours of sRGB, as models were trained with; knows no request."""
 
 from __future__ import annotations
 
 import io
 
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 
 _MOST_BYTES = 4 * 2**20
 """Of a profile (ISO 15076-1): those of printers have up to three megabytes."""
 _SPACES = {"RGB": "RGB", "RGBA": "RGB", "L": "GRAY", "LA": "GRAY", "CMYK": "CMYK"}
 """What a profile's header calls the space of a picture of this mode."""
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF's orientation."""
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """As its EXIF has the camera held. Nothing else of that is read, and what cannot be read is as absent: editors write much
+    that is none.
+    """
+    try:
+        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow's reader ends with errors of many kinds
+        return picture.copy()
+    return picture.copy() if turn is None else picture.transpose(turn)
 
 
 def in_srgb(picture: Image.Image) -> Image.Image:
