@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from nereid.serving.gateway.errors import ApiError
@@ -30,6 +30,10 @@ WHITE = (255, 255, 255)
 PARAMETERS = "parameters"
 """The name of the text that a PNG has of its own making."""
 _MOST_TEXT = 2**20
+_AS_UNICODE = b"UNICODE\0"
+"""What a comment of EXIF begins with (CIPA DC-008, 4.6.6): the rest is UTF-16 then, of AUTOMATIC1111's pictures big-endian."""
+_LONGEST_COMMENT = 65_000
+"""All of EXIF is one segment of a JPEG, whose length is told in 16 bits."""
 LARGEST_RATIO = 64
 """Of a picture's longer side to its shorter one."""
 _LONGEST_SIDES = {"jpeg": 65_500, "webp": 16_383}
@@ -55,6 +59,7 @@ class Encoding:
 
     format: str = "png"
     compression: int | None = None
+    lossless: bool = False
 
     @property
     def longest_side(self) -> int | None:
@@ -66,16 +71,24 @@ class Encoding:
         return f"image/{self.format}"
 
     def encoded(self, pixels: Any, *, enlarge: int = 1, text: str = "") -> bytes:
-        """uint8 height x width x 3 as a file; `enlarge` times as large, for a preview; `text` goes along in a PNG."""
+        """uint8 height x width x 3 as a file; `enlarge` times as large, for a preview.
+
+        `text` goes along, in a PNG as a text of its own, else in EXIF's comment, where that can hold it.
+        """
         picture = Image.fromarray(pixels)
         if enlarge > 1:
             picture = picture.resize((enlarge * picture.width, enlarge * picture.height), Image.Resampling.BICUBIC)
         options: dict[str, Any] = {}
         if self.format != "png" and self.compression is not None:
             options["quality"] = self.compression
-        if text:
+        if self.lossless:
+            options["lossless"] = True
+        if text and self.format == "png":
             options["pnginfo"] = PngInfo()
             options["pnginfo"].add_itxt(PARAMETERS, text)
+        elif text and len(comment := _AS_UNICODE + text.encode("utf-16-be")) < _LONGEST_COMMENT:
+            options["exif"] = Image.Exif()
+            options["exif"].get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
         buffer = io.BytesIO()
         picture.save(buffer, self.format.upper(), **options)
         return buffer.getvalue()
@@ -111,13 +124,13 @@ def _unescaped(text: str) -> str:
 
 
 def texts_of(data: bytes, field: str) -> dict[str, str]:
-    """The texts that stand before a PNG's pixels, which are not decoded; none of another format.
+    """The texts that stand before a PNG's pixels, which are not decoded; of another format EXIF's comment.
 
     Raises ApiError that names the field, also for longer ones than anybody writes: they may be small as long as they are packed.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            found = dict(opened.info) if opened.format == "PNG" else {}
+            found = dict(opened.info) if opened.format == "PNG" else _comment_of(opened)
     except UnidentifiedImageError:
         raise _refused(field, f"its {len(data)} bytes are no picture that can be read") from None
     except Image.DecompressionBombError:
@@ -128,6 +141,16 @@ def texts_of(data: bytes, field: str) -> dict[str, str]:
     if sum(map(len, texts.values())) > _MOST_TEXT:
         raise _refused(field, f"texts of more than {_MOST_TEXT} characters are not allowed", "a picture with shorter ones")
     return texts
+
+
+def _comment_of(picture: Image.Image) -> dict[str, str]:
+    try:
+        comment = picture.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+        if isinstance(comment, bytes) and comment.startswith(_AS_UNICODE):
+            return {PARAMETERS: comment.removeprefix(_AS_UNICODE).decode("utf-16-be")}
+    except Exception:  # Pillow's reader ends with errors of many kinds; what cannot be read is as absent
+        pass
+    return {}
 
 
 def decoded(data: bytes, field: str, most_pixels: int, *, is_mask: bool = False) -> Image.Image:
