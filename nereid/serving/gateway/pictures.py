@@ -34,6 +34,10 @@ _AS_UNICODE = b"UNICODE\0"
 """What a comment of EXIF begins with (CIPA DC-008, 4.6.6): the rest is UTF-16 then, of AUTOMATIC1111's pictures big-endian."""
 _LONGEST_COMMENT = 65_000
 """All of EXIF is one segment of a JPEG, whose length is told in 16 bits."""
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+"""What a part of a JPEG begins with, behind which stands its length (ITU-T T.81, B.1.1); within coded data none does."""
+_MOST_SCANS, _MOST_PARTS = 100, 10_000
+"""Of a JPEG; encoders write about ten scans."""
 LARGEST_RATIO = 64
 """Of a picture's longer side to its shorter one."""
 _LONGEST_SIDES = {"jpeg": 65_500, "webp": 16_383}
@@ -164,6 +168,7 @@ def decoded(data: bytes, field: str, most_pixels: int, *, is_mask: bool = False)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             _check_size(opened, field, most_pixels)
+            _check_scans(opened, data, field)
             opened.load()
             picture = upright(opened)
             return _plain(picture if is_mask else in_srgb(picture))
@@ -183,6 +188,21 @@ def _check_size(picture: Image.Image, field: str, most_pixels: int) -> None:
         raise _refused(field, f"{width} x {height} is not allowed", f"no more than {LARGEST_RATIO} times as long as it is wide")
     if getattr(picture, "n_frames", 1) > 1 and picture.format not in _WITH_PREVIEWS:
         raise _refused(field, "moving pictures are not allowed", "a picture of one frame")
+
+
+def _check_scans(picture: Image.Image, data: bytes, field: str) -> None:
+    """A scan of a progressive JPEG goes over all of the picture, and may have a few bytes: a body has room for so many that they
+    are never done.
+    """
+    if picture.format not in ("JPEG", *_WITH_PREVIEWS):
+        return
+    at, scans, parts = 0, 0, 0
+    while (found := _JPEG_MARKER.search(data, at)) and found[1] != b"\xd9":  # what stands behind the picture is not decoded
+        parts += 1
+        scans += found[1] == b"\xda"
+        if scans > _MOST_SCANS or parts > _MOST_PARTS:
+            raise _refused(field, "a JPEG of so many scans or parts is not allowed", f"one of {_MOST_SCANS} scans at most")
+        at = found.end() if found[1] == b"\xd8" else found.end() + int.from_bytes(data[found.end() : found.end() + 2])
 
 
 def _plain(picture: Image.Image) -> Image.Image:
