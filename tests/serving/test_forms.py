@@ -11,7 +11,7 @@ import pytest
 from starlette.requests import Request
 
 from nereid.serving.gateway.errors import ApiError
-from nereid.serving.gateway.forms import MOST_HEAD, boundary_of, read_form
+from nereid.serving.gateway.forms import MOST_FIELDS, MOST_HEAD, boundary_of, read_form
 from nereid.serving.gateway.image_bodies import EditBody
 from nereid.serving.gateway.picture_forms import read_picture_form
 
@@ -102,3 +102,20 @@ def test_a_field_that_nothing_reads_is_refused_by_name_whatever_it_holds(value: 
         asyncio.run(read_picture_form(request, EditBody, lenient=False))
     assert (refused.value.status, refused.value.param) == (400, "background")
     assert refused.value.response().body
+
+
+def test_fields_are_bounded_together_while_they_come() -> None:
+    """They are in memory, and a body that brings a file may be large
+    (https://github.com/Kludex/starlette/security/advisories/GHSA-f96h-pmfr-66vw).
+    """
+    sent = 0
+
+    async def many() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for number in range(1000):
+            sent += 1
+            yield b'--b\r\nContent-Disposition: form-data; name="f%d"\r\n\r\n' % number + b"x" * 100_000 + b"\r\n"
+
+    with pytest.raises(ApiError, match=f"its fields have more than {MOST_FIELDS} bytes together"):
+        asyncio.run(read_form(many(), b"b", lambda name, filename: None))
+    assert sent < 20

@@ -15,6 +15,8 @@ MOST_HEAD = 16 * 1024
 """Bytes of a part's headers."""
 MOST_FIELD = 128 * 1024
 """Bytes of a part that is no file: a prompt may be one."""
+MOST_FIELDS = 2**20
+"""Bytes of all such parts together: they are in memory until the form's end."""
 MOST_PARTS = 1000
 _AS_IT_IS = ("", "7bit", "8bit", "binary")
 """Ways of writing a part's bytes (RFC 2045, 6) that leave them alone; others are deprecated in forms (RFC 7578, 4.7)."""
@@ -42,7 +44,7 @@ async def read_form(chunks: AsyncIterator[bytes], boundary: bytes, file_of: File
     fields: list[tuple[str, str]] = []
     reader = _Reader(chunks, b"\r\n--" + boundary)
     await reader.until_mark(_nowhere)  # what stands before the first part is nobody's
-    parts = 0
+    parts, held = 0, 0
     while not await reader.is_last():
         if (parts := parts + 1) > MOST_PARTS:
             raise ApiError(400, f"the form is not valid: it has more than {MOST_PARTS} parts")
@@ -53,6 +55,8 @@ async def read_form(chunks: AsyncIterator[bytes], boundary: bytes, file_of: File
             value = _Small(part.name[:80], part.charset)
             await reader.until_mark(value.take)
             fields.append((part.name, value.text()))
+            if (held := held + len(part.name) + len(value.value)) > MOST_FIELDS:
+                raise ApiError(400, f"the form is not valid: its fields have more than {MOST_FIELDS} bytes together")
     return fields
 
 
