@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def sent(picture: Image.Image, data: bytes, form: str = "PNG", **options: object
     return decoded(buffer.getvalue(), "image", 10_000)
 
 
-def near(picture: Image.Image, colour: Sequence[int], most: int = 1) -> bool:
+def near(picture: Image.Image, colour: Any, most: int = 1) -> bool:
     return bool(np.abs(np.asarray(picture).astype(int) - np.array(colour)).max() <= most)
 
 
@@ -55,7 +55,7 @@ def test_what_is_srgb_already_or_cannot_be_read_is_as_it_was() -> None:
     plain = Image.fromarray(np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8))
     own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for data in (own, profile(name="sRGB IEC61966-2.1"), b"x", profile()[:200], profile(b"GRAY"), b"\0" * 5000):
-        assert np.array_equal(sent(plain, data), plain)
+        assert np.array_equal(np.asarray(sent(plain, data)), np.asarray(plain))
 
 
 def test_whatever_stands_in_a_profile_the_picture_is_read() -> None:
