@@ -34,10 +34,13 @@ _AS_UNICODE = b"UNICODE\0"
 """What a comment of EXIF begins with (CIPA DC-008, 4.6.6): the rest is UTF-16 then, of AUTOMATIC1111's pictures big-endian."""
 _LONGEST_COMMENT = 65_000
 """All of EXIF is one segment of a JPEG, whose length is told in 16 bits."""
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
 """What a part of a JPEG begins with, behind which stands its length (ITU-T T.81, B.1.1); within coded data none does."""
-_MOST_SCANS, _MOST_PARTS = 100, 10_000
-"""Of a JPEG; encoders write about ten scans."""
+_PNG_BEGINS, _JPEG_BEGINS = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_MOST_SCANS = 100
+"""Of a JPEG; encoders write about ten."""
+_MOST_PARTS = 50_000
+"""Of a file; a PNG's pixels may be cut into small ones."""
 LARGEST_RATIO = 64
 """Of a picture's longer side to its shorter one."""
 _LONGEST_SIDES = {"jpeg": 65_500, "webp": 16_383}
@@ -132,6 +135,7 @@ def texts_of(data: bytes, field: str) -> dict[str, str]:
 
     Raises ApiError that names the field, also for longer ones than anybody writes: they may be small as long as they are packed.
     """
+    _check_parts(data, field)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             found = dict(opened.info) if opened.format == "PNG" else _comment_of(opened)
@@ -165,10 +169,10 @@ def decoded(data: bytes, field: str, most_pixels: int, *, is_mask: bool = False)
     """
     if not data:
         raise _refused(field, "an empty file is not allowed")
+    _check_parts(data, field)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             _check_size(opened, field, most_pixels)
-            _check_scans(opened, data, field)
             opened.load()
             picture = upright(opened)
             return _plain(picture if is_mask else in_srgb(picture))
@@ -190,19 +194,29 @@ def _check_size(picture: Image.Image, field: str, most_pixels: int) -> None:
         raise _refused(field, "moving pictures are not allowed", "a picture of one frame")
 
 
-def _check_scans(picture: Image.Image, data: bytes, field: str) -> None:
-    """A scan of a progressive JPEG goes over all of the picture, and may have a few bytes: a body has room for so many that they
-    are never done.
+def _check_parts(data: bytes, field: str) -> None:
+    """Before Pillow looks at a file, which takes its time for every part of it, and may keep it.
+
+    A scan of a progressive JPEG goes over all of the picture, and may have a few bytes: a body has room for so many that they are
+    never done.
     """
-    if picture.format not in ("JPEG", *_WITH_PREVIEWS):
-        return
-    at, scans, parts = 0, 0, 0
-    while (found := _JPEG_MARKER.search(data, at)) and found[1] != b"\xd9":  # what stands behind the picture is not decoded
-        parts += 1
-        scans += found[1] == b"\xda"
-        if scans > _MOST_SCANS or parts > _MOST_PARTS:
-            raise _refused(field, "a JPEG of so many scans or parts is not allowed", f"one of {_MOST_SCANS} scans at most")
-        at = found.end() if found[1] == b"\xd8" else found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+    at, scans, parts = len(_PNG_BEGINS), 0, 0
+    if data.startswith(_PNG_BEGINS):
+        while parts <= _MOST_PARTS and at < len(data):
+            parts += 1
+            at += int.from_bytes(data[at : at + 4]) + 12  # the length of what it holds, its name, and a sum of both
+    elif data.startswith(_JPEG_BEGINS):
+        at = 0
+        while (found := _JPEG_MARKER.search(data, at)) and found[1] != b"\xd9":  # what stands behind the picture is not decoded
+            parts += 1
+            scans += found[1] == b"\xda"
+            if scans > _MOST_SCANS or parts > _MOST_PARTS:
+                break
+            at = found.end() if found[1] == b"\xd8" else found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+    if scans > _MOST_SCANS:
+        raise _refused(field, "a JPEG of so many scans is not allowed", f"one of {_MOST_SCANS} at most")
+    if parts > _MOST_PARTS:
+        raise _refused(field, "a file of so many parts is not allowed", f"one of {_MOST_PARTS} at most")
 
 
 def _plain(picture: Image.Image) -> Image.Image:
