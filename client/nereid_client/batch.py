@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import queue
 import re
 import threading
@@ -18,7 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from nereid_protocol.json_lines import json_line, read_line, without_mark
+from nereid_client.answer_file import AnswerFile
+from nereid_client.batch_errors import BatchError
+from nereid_protocol.json_lines import read_line, without_mark
 
 _LATER = {408, 429, 500, 502, 503, 504}
 """Statuses after which the same request may go well."""
@@ -26,10 +27,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _KEY = re.compile(r"[!-~]*")
 _PATH = re.compile(r"/v1/[!-~]*")
 """What a request's line can hold."""
-
-
-class BatchError(ValueError):
-    """A file or an option is not what it must be; one sentence."""
 
 
 class NoJsonError(ValueError):
@@ -103,7 +100,9 @@ class Request:
 
 
 def read_requests(file: Path) -> list[Request]:
-    """Raises BatchError for the first line that is wrong."""
+    """Raises BatchError for the first line that is wrong, and for what cannot be read again where a request is sent."""
+    if not file.is_file():
+        raise BatchError(f"{file}: it is no regular file; requests must be in one, which is read again as each is sent")
     found: dict[str, Request] = {}
     for number, start, raw in _lines(file):
         try:
@@ -140,26 +139,6 @@ def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
             start += len(raw)
 
 
-def keep_answered(output: Path) -> set[str]:
-    """The requests that a run before has answered; a line that was cut, and answers that were errors, leave the file."""
-    if not output.exists():
-        return set()
-    kept: dict[str, bytes] = {}
-    for _, _, raw in _lines(output):
-        try:
-            value = json.loads(raw)
-            ok = raw.endswith(b"\n") and value["response"]["status_code"] == 200
-            custom_id = value["custom_id"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
-        if ok:
-            kept[str(custom_id)] = raw
-    fresh = output.with_name(output.name + ".part")
-    fresh.write_bytes(b"".join(kept.values()))
-    fresh.replace(output)
-    return set(kept)
-
-
 @dataclass(slots=True, eq=False)
 class BatchRun:
     """Sends what is not answered, `at_once` requests together. Iterating runs it: each that is done, and whether it went well.
@@ -176,17 +155,17 @@ class BatchRun:
     _done: queue.SimpleQueue[dict[str, Any]] = field(default_factory=queue.SimpleQueue)
     _stopped: threading.Event = field(default_factory=threading.Event)
     requests: list[Request] = field(init=False)
-    answered: set[str] = field(init=False)
+    _answers: AnswerFile = field(init=False)
 
     def __post_init__(self) -> None:
         if self.output.exists() and self.output.samefile(self.source):
             raise BatchError(f"{self.output}: it is the file of the requests; answers must have another one")
         self.requests = read_requests(self.source)
-        self.answered = keep_answered(self.output)
+        self._answers = AnswerFile.at(self.output)
 
     @property
     def left(self) -> list[Request]:
-        return [request for request in self.requests if request.custom_id not in self.answered]
+        return [request for request in self.requests if request.custom_id not in self._answers.answered]
 
     def __iter__(self) -> Iterator[tuple[str, bool]]:
         left = self.left
@@ -195,16 +174,14 @@ class BatchRun:
         for _ in range(min(self.at_once, len(left))):
             threading.Thread(target=self._work_off, daemon=True).start()
         try:
-            with self.output.open("a", encoding="utf-8") as opened:
-                for _ in left:
-                    line = self._done.get()
-                    opened.write(json_line(line) + "\n")
-                    opened.flush()
-                    response = line["response"]
-                    yield line["custom_id"], response is not None and response["status_code"] == 200
-                os.fsync(opened.fileno())
+            for _ in left:
+                line = self._done.get()
+                self._answers.write(line)
+                response = line["response"]
+                yield line["custom_id"], response is not None and response["status_code"] == 200
         finally:
             self._stopped.set()
+            self._answers.close()
 
     def _work_off(self) -> None:
         while not self._stopped.is_set():

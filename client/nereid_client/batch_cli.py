@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from nereid_client.batch import BatchError, BatchRun, Target
+from nereid_client.batch import BatchRun, Target
+from nereid_client.batch_errors import BatchError
 from nereid_client.terminal import INTERRUPTED, console, fail, say, say_error
 
 app = typer.Typer(help="Work a file of requests off.", no_args_is_help=True)

@@ -19,11 +19,12 @@ from nereid_protocol.image_fields import IMAGE_FIELDS
 Tensors = dict[str, np.ndarray]
 T = TypeVar("T", bound=BaseModel)
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _TYPES: dict[DType, Any] = {
     DType.STRING: str,
     DType.INT32: Annotated[int, Field(ge=-(2**31), lt=2**31)],
     DType.INT64: Annotated[int, Field(ge=-(2**63), lt=2**63)],
-    DType.FP32: float,
+    DType.FP32: Annotated[float, Field(ge=-_FLOAT32_MAX, le=_FLOAT32_MAX)],
 }
 _NUMPY = {DType.INT32: np.int32, DType.INT64: np.int64, DType.FP32: np.float32, DType.UINT8: np.uint8}
 _SAID_ELSEWHERE = ("prompt", "timeout_seconds", "run_id")

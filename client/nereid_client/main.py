@@ -77,7 +77,7 @@ def generate(
     try:
         for field, file in (("init_image", init_image), ("mask_image", mask_image)):
             if file is not None:
-                fields[field] = _open_picture(file)
+                fields[field] = _open_picture(file, is_mask=field == "mask_image")
         with Client(url, protocol=protocol, name=name, timeout=timeout) as client:
             result = _draw(client, prompt, fields)
         result.image.save(output)
@@ -221,10 +221,15 @@ def _answer(talk: Chat, said: str) -> bool:
     return True
 
 
-def _open_picture(file: Path) -> Any:
+def _open_picture(file: Path, *, is_mask: bool) -> Any:
+    """Upright, and in the colours of sRGB, as a viewer shows it; of a mask the values are what they are."""
     from PIL import Image
 
-    return Image.open(file).convert("RGB")
+    from nereid_client.picture_files import in_srgb, upright
+
+    with Image.open(file) as opened:
+        picture = upright(opened)
+    return (picture if is_mask else in_srgb(picture)).convert("RGB")
 
 
 def _draw(client: Client, prompt: str, options: dict[str, Any]) -> ImageResult:

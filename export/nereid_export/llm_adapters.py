@@ -131,6 +131,8 @@ class Adapter:
                     raise ExportError(f"{self.file}: {name} is not supported; names of PEFT's begin with {PEFT_PREFIX}")
             found, config = without_peft_prefix(self.file, tensors)
             for setting, nothing, meaning in _NOT_DONE:
+                if setting == "bias" and not checkpoint.has_biases():
+                    continue  # trained was what there is none of
                 if config.get(setting) and config[setting] != nothing:
                     sentence = f"{setting} {config[setting]!r} is not supported, {meaning}"
                     raise ExportError(f"{self.file}: {sentence}; it must be LoRA of linear layers alone")
@@ -146,8 +148,9 @@ class Adapter:
             if not name.endswith(".weight") or path not in (_HEAD, _TABLE):
                 kept[name] = value
                 continue
-            own = f"{_TABLE}.weight" if checkpoint.config.get("tie_word_embeddings") else f"{path}.weight"
-            if not torch.equal(checkpoint.tensor(own).to(value.dtype), value):
+            tied = path == _HEAD and (checkpoint.config.get("tie_word_embeddings") or not checkpoint.has(f"{_HEAD}.weight"))
+            own = checkpoint.tensor(f"{_TABLE if tied else path}.weight")
+            if not torch.equal(own.to(value.dtype), value):
                 raise ExportError(f"{self.file}: {name} is not the checkpoint's; embeddings of its own are not supported")
         return kept
 

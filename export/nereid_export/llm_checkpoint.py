@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,20 @@ class LlmCheckpoint:
                 if name in opened.keys():  # noqa: SIM118
                     return opened.get_tensor(name)
         raise KeyError(name)
+
+    def names(self) -> Iterator[str]:
+        """Of all weights."""
+        from safetensors import safe_open
+
+        for file in self.weights:
+            with safe_open(file, framework="np") as opened:
+                yield from opened.keys()
+
+    def has(self, name: str) -> bool:
+        return name in self.names()
+
+    def has_biases(self) -> bool:
+        return any(name.endswith(".bias") for name in self.names())
 
     def linear_layers(self) -> dict[str, tuple[int, int]]:
         """Outputs and inputs of every linear layer, by its path in transformers' model; a tied head is one of them."""

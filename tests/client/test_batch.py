@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from nereid_client.batch import BatchError, BatchRun, Target, keep_answered, read_requests
+from nereid_client.answer_file import AnswerFile
+from nereid_client.batch import BatchRun, Target, read_requests
+from nereid_client.batch_errors import BatchError
 from nereid_client.main import app
 
 from waiting import until
@@ -92,6 +94,13 @@ def answers(file: Path) -> dict[str, Any]:
     found = {item["custom_id"]: item for item in lines}
     assert len(found) == len(lines), "a request has two answers"
     return found
+
+
+def kept(file: Path) -> set[str]:
+    """What another run would not ask again."""
+    found = AnswerFile.at(file)
+    found.close()
+    return found.answered
 
 
 def run(server: Server, source: Path, output: Path, *more: str) -> Any:
@@ -217,7 +226,7 @@ def test_a_server_that_is_gone_is_an_error_in_each_answer(tmp_path: Path, monkey
     work = BatchRun(write(tmp_path, "a"), tmp_path / "out", Target.of("127.0.0.1:9"), retries=1)
     assert list(work) == [("ra", False)]
     assert answers(tmp_path / "out")["ra"]["error"]["code"] == "connection_error"
-    assert keep_answered(tmp_path / "out") == set()
+    assert kept(tmp_path / "out") == set()
 
 
 def test_a_server_that_takes_too_long_is_told_with_the_seconds_and_what_to_raise(server: Server, tmp_path: Path) -> None:
@@ -261,7 +270,7 @@ def test_a_request_that_cannot_be_sent_keeps_nobody_waiting(tmp_path: Path, monk
     work = BatchRun(write(tmp_path, "a", "b"), tmp_path / "out", Target.of("127.0.0.1:9"), at_once=1)
     assert sorted(work) == [("ra", False), ("rb", False)]
     assert answers(tmp_path / "out")["rb"]["error"] == {"code": "client_error", "message": "RuntimeError: nobody foresaw b"}
-    assert keep_answered(tmp_path / "out") == set()
+    assert kept(tmp_path / "out") == set()
 
 
 @pytest.mark.parametrize("text", ["half \ud83d", "one\u2028two\x85three"])
@@ -270,7 +279,7 @@ def test_whatever_a_server_writes_is_one_line(tmp_path: Path, monkeypatch: pytes
     source, output = write(tmp_path, text, "other"), tmp_path / "out"
     assert sorted(BatchRun(source, output, Target.of("127.0.0.1:9"))) == sorted([(f"r{text}", True), ("rother", True)])
     assert answers(output)[f"r{text}"]["response"]["body"] == {"text": text}
-    assert keep_answered(output) == {f"r{text}", "rother"}
+    assert kept(output) == {f"r{text}", "rother"}
 
 
 @pytest.mark.parametrize("content", [b"<html>Please log in</html>", b"[" * 100_000], ids=["page", "nested"])
@@ -293,7 +302,7 @@ def test_a_page_that_is_no_answer_is_an_error_and_asked_for_again(tmp_path: Path
     error = answers(tmp_path / "out")["ra"]["error"]
     assert error["code"] == "invalid_answer"
     assert error["message"].startswith("the answer is no JSON: ")
-    assert keep_answered(tmp_path / "out") == set()
+    assert kept(tmp_path / "out") == set()
 
 
 def test_a_file_of_another_encoding_is_told_as_such(tmp_path: Path) -> None:
@@ -304,3 +313,62 @@ def test_a_file_of_another_encoding_is_told_as_such(tmp_path: Path) -> None:
         read_requests(file)
     file.write_text(f"\n{text}", encoding="utf-8-sig")
     assert [request.custom_id for request in read_requests(file)] == ["a"]
+
+
+def test_what_is_no_file_is_never_replaced(server: Server, tmp_path: Path) -> None:
+    """A command that puts a new file in the place of its output destroys a device where it may, as curl did with /dev/null
+    (https://github.com/curl/curl/issues/6882) and others since (https://github.com/sahib/rmlint/issues/763).
+    """
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "linked").symlink_to(pipe)
+    for output in (pipe, tmp_path / "linked", Path("/dev/null"), tmp_path):
+        made = run(server, write(tmp_path, "a"), output)
+        assert made.exit_code == 1, made.output
+        assert "it is no regular file; answers must have one" in " ".join(made.output.split())
+    assert pipe.is_fifo()
+    assert Path("/dev/null").is_char_device()
+    assert not list(tmp_path.glob("*.part"))
+    made = run(server, pipe, tmp_path / "out")
+    assert "it is no regular file; requests must be in one" in " ".join(made.output.split())
+    assert server.asked == []
+
+
+def test_one_run_at_a_time_writes_to_a_file(server: Server, tmp_path: Path) -> None:
+    """Two runs of the same command: the second took the file away from below the first, whose answers were lost."""
+    source, output = write(tmp_path, "one", "two"), tmp_path / "out"
+    server.first = {"two": [400]}
+    first = BatchRun(source, output, Target.of(server.url), at_once=1)
+    going = iter(first)
+    next(going)
+    made = run(server, source, output)
+    assert made.exit_code == 1
+    assert "another run writes its answers to it" in " ".join(made.output.split())
+    assert list(going) == [("rtwo", False)]
+    assert sorted(answers(output)) == ["rone", "rtwo"]
+    second = BatchRun(source, output, Target.of(server.url))  # has put a file of its own there
+    made = run(server, source, output)
+    assert "another run writes its answers to it" in " ".join(made.output.split())
+    assert list(second) == [("rtwo", True)]
+    assert run(server, source, output).exit_code == 0
+
+
+def test_a_link_and_who_may_read_the_answers_stay_as_they_are(server: Server, tmp_path: Path) -> None:
+    """As for whoever appends to a file: a rename can lose its mode (https://github.com/NVIDIA/k8s-device-plugin/pull/792)."""
+    source, target, link = write(tmp_path, "one", "two"), tmp_path / "private", tmp_path / "out"
+    target.touch(0o600)
+    link.symlink_to(target)
+    server.first = {"two": [400]}
+    run(server, source, link)
+    assert run(server, source, link).exit_code == 0
+    assert link.is_symlink()
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert sorted(answers(target)) == ["rone", "rtwo"]
+
+
+def test_a_file_in_which_all_is_good_is_not_written_again(server: Server, tmp_path: Path) -> None:
+    source, output = write(tmp_path, "one", "two"), tmp_path / "out"
+    run(server, source, output)
+    before = output.stat()
+    assert run(server, source, output).exit_code == 0
+    assert (output.stat().st_ino, output.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from typer.testing import CliRunner
 
 from nereid_client import Client
-from nereid_client.main import app
+from nereid_client.main import _open_picture, app
 
+from colour_profiles import COLOUR, WIDER, profile
 from scripted import Instant, answers, image
 from small_servers import Tensors, grpc_server
 
@@ -55,3 +56,15 @@ def test_the_command_sends_picture_and_mask_from_files(tmp_path: Path) -> None:
     assert np.array_equal(asked[0]["mask_image"], WHITE)
     assert asked[0]["init_image"][0, 0].tolist() == [0, 0, 255]
     assert (asked[0]["inpainting_fill"].item(), asked[0]["latent_upscale"].item()) == (b"latent_noise", b"bilinear")
+
+
+def test_the_command_sends_a_photograph_as_a_viewer_shows_it(tmp_path: Path) -> None:
+    """It was sent as its camera's chip saw it, as others have done (https://github.com/Comfy-Org/ComfyUI/pull/11241)."""
+    held = Image.Exif()
+    held[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (48, 32), COLOUR).save(tmp_path / "photo.png", exif=held, icc_profile=profile())
+    mask = Image.new("L", (48, 32), 128)
+    mask.save(tmp_path / "mask.png", exif=held, icc_profile=profile(b"GRAY", 1.0))
+    made, kept = (_open_picture(tmp_path / name, is_mask=name == "mask.png") for name in ("photo.png", "mask.png"))
+    assert (made.size, kept.size, kept.getpixel((0, 0))) == ((32, 48), (32, 48), (128, 128, 128))
+    assert np.abs(np.asarray(made).astype(int) - WIDER).max() <= 1

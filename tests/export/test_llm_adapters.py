@@ -267,7 +267,6 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
 @pytest.mark.parametrize(
     ("tensors", "settings", "words"),
     [
-        (None, {"bias": "all"}, "bias 'all' is not supported, whose training changes biases; it must be LoRA of linear layers"),
         (None, {"modules_to_save": ["lm_head"]}, r"modules_to_save \['lm_head'\] is not supported, which are layers trained"),
         (None, {"use_dora": True}, "use_dora is not supported; it must be plain LoRA"),
         (None, {"trainable_token_indices": [3]}, r"trainable_token_indices \[3\] is not supported"),
@@ -326,6 +325,41 @@ def test_what_does_not_fit_is_refused_by_name(
         export_llm(llama, tmp_path / "out", "fp32", adapters=named(odd=folder))
     assert str(folder / "adapter_model.safetensors") in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_are_trained_only_where_there_are_some(llama: Path, tmp_path: Path, bias: str) -> None:
+    """PEFT's maintainer has people write "none" into the settings of such an adapter
+    (https://github.com/huggingface/peft/issues/2112); where there are biases, PEFT may have lost what was trained
+    (https://github.com/huggingface/peft/issues/3306).
+    """
+    folder = make_adapter(llama, tmp_path / "adapter", bias=bias)
+    (made,) = named(a=folder)
+    plain = Adapter.parse(f"b={make_adapter(llama, tmp_path / 'plain')}")
+    checkpoint = LlmCheckpoint.open(llama)
+    found, expected = made.layers(checkpoint), plain.layers(checkpoint)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[path].up, expected[path].up) for path in found)
+    qwen = make.make_llm(tmp_path / "qwen", "qwen2")
+    (made,) = named(a=make_adapter(qwen, tmp_path / "biased", bias=bias))
+    with pytest.raises(ExportError, match=f"bias '{bias}' is not supported, whose training changes biases; it must be LoRA of"):
+        made.layers(LlmCheckpoint.open(qwen))
+
+
+def test_a_head_that_is_saved_beside_is_the_table_where_the_checkpoint_says_nothing_of_it(llama: Path, tmp_path: Path) -> None:
+    """PEFT saves the embeddings of an adapter of the head, too (https://github.com/vllm-project/vllm/issues/3404); of families
+    whose head is tied by default config.json does not say so.
+    """
+    folder = make_adapter(llama, tmp_path / "adapter", target_modules=["q_proj", "lm_head"])
+    copied = tmp_path / "llama"
+    shutil.copytree(llama, copied)
+    settings = json.loads((copied / "config.json").read_text())
+    del settings["tie_word_embeddings"]
+    (copied / "config.json").write_text(json.dumps(settings))
+    checkpoint = LlmCheckpoint.open(copied)
+    table = checkpoint.tensor("model.embed_tokens.weight")
+    beside = changed(folder, tmp_path / "beside", lambda all: {**all, "base_model.model.lm_head.base_layer.weight": table}, {})
+    assert named(a=beside)[0].layers(checkpoint).keys() == named(a=folder)[0].layers(checkpoint).keys()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ import pytest
 from test_batches_apart import add, answered, problems, status
 from test_batches_apart import line as asked
 
+from nereid.serving.gateway.batches import runner
 from nereid.serving.gateway.batches import store as stores
 from nereid.serving.gateway.batches.files import SMALLEST_BYTES, StorageLimits
 from nereid.serving.gateway.batches.store import ROW_BYTES, BatchStore, State, TooManyBatchesError
+from nereid.serving.gateway.errors import ApiError
+from nereid.serving.gateway.paging import Part
 
 from batch_gateway import URL, Model, begin, ended, line, serving, work
 
@@ -126,7 +130,54 @@ def test_a_file_that_goes_while_leftovers_are_looked_at_ends_nothing(tmp_path: P
     work(store, answered, lambda: status(store, batch) == State.COMPLETED)
 
 
+def test_what_a_process_that_was_killed_has_left_goes_once_it_is_old_without_another_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that comes soon finds it too new, and it stayed (https://github.com/OctopusDeploy/Issues/issues/4457)."""
+    for name in ("_SWEEP_SECONDS", "_TIDY_SECONDS"):
+        monkeypatch.setattr(runner, name, 0.0)
+    store = BatchStore(tmp_path)
+    left, sent = store.draft(), store.draft()
+    left.write_text("half of it")
+    sent.write_text("coming")
+    looks = 0
+
+    def gone() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 20:
+            assert left.exists()
+            os.utime(left, (0, 0))
+        return not left.exists()
+
+    work(store, answered, gone)
+    assert sent.exists()
+
+
 def _pages(store: BatchStore) -> int:
     """Bytes of the database."""
     (pages,), (size,) = store._rows("PRAGMA page_count")[0], store._rows("PRAGMA page_size")[0]
     return int(pages) * int(size)
+
+
+def test_of_very_many_files_and_batches_no_more_are_read_than_a_page_has(tmp_path: Path) -> None:
+    """Lists without a bound hold up everybody (https://github.com/mozilla-ai/otari/issues/786)."""
+    store = BatchStore(tmp_path)
+    rows = [(f"file-{i}", "one" if i % 2 else "two", "a", "batch", 1, 1, None) for i in range(3000)]
+    with store._transaction() as connection:
+        connection.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+    made = [add(store, line("a")) for _ in range(5)]
+    asked: list[str] = []
+    store._connection.set_trace_callback(asked.append)
+    assert [file.id for file in store.files("one", Part(2))] == ["file-2999", "file-2997", "file-2995"]
+    assert [file.id for file in store.files("one", Part(1, ascending=True, after="file-7"), "batch")] == ["file-9", "file-11"]
+    assert store.files("one", Part(1), "batch_output") == []
+    assert [batch.id for batch in store.batches("", Part(1, after=made[3]))] == [made[2], made[1]]
+    store._connection.set_trace_callback(None)
+    for part in (Part(1, after="file-8"), Part(1, after="file-none")):  # one of another key is none
+        with pytest.raises(ApiError, match="it must be the id of one in the list"):
+            store.files("one", part)
+    for query in asked:
+        plan = " ".join(row[3] for row in store._connection.execute(f"EXPLAIN QUERY PLAN {query}"))
+        assert "SEARCH" in plan, (query, plan)
+        assert "TEMP B-TREE" not in plan, (query, plan)

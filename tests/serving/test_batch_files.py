@@ -379,3 +379,14 @@ def test_metrics_tell_of_batches_their_requests_and_files(tmp_path: Path, model:
     with serving(tmp_path, model) as client:  # a restart forgets none of it
         assert page(client)["nereid_gateway_batch_requests_total", "completed"] == 2
         assert json.loads((tmp_path / "batches" / "files" / client.files.list().data[-1].id).read_text().splitlines()[0])
+
+
+def test_a_file_whose_contents_have_gone_is_not_there(tmp_path: Path, model: Model) -> None:
+    """Deleted between its look-up and its first byte: Starlette makes a 500 of it (https://github.com/Kludex/starlette/issues/979)."""
+    with serving(tmp_path, model) as client:
+        file = client.files.create(file=("a.jsonl", b"{}"), purpose="batch")
+        assert client.files.content(file.id).text == "{}"
+        (tmp_path / "batches" / "files" / file.id).unlink()
+        with pytest.raises(openai.NotFoundError, match="there is no file"):
+            client.files.content(file.id)
+        assert client.files.delete(file.id).deleted

@@ -10,7 +10,7 @@ import pytest
 from starlette.requests import Request
 
 from nereid.serving.gateway.errors import ApiError
-from nereid.serving.gateway.forms import MOST_HEAD, MOST_PARTS, Keep, boundary_of, read_form
+from nereid.serving.gateway.forms import MOST_FIELDS, MOST_HEAD, MOST_PARTS, Keep, boundary_of, read_form
 from nereid.serving.gateway.image_bodies import EditBody
 from nereid.serving.gateway.picture_forms import read_picture_form
 
@@ -140,3 +140,20 @@ def test_a_form_is_read_in_any_pieces(size: int) -> None:
     many = b"--boundary\r\n" + (head % b"x" + b"\r\n\r\n\r\n--boundary\r\n") * (MOST_PARTS + 1)
     with pytest.raises(ApiError, match=f"more than {MOST_PARTS} parts"):
         asyncio.run(read_form(pieces(many), b"boundary", file_of))
+
+
+def test_fields_are_bounded_together_while_they_come() -> None:
+    """They are in memory, and a body that brings a file may be large
+    (https://github.com/Kludex/starlette/security/advisories/GHSA-f96h-pmfr-66vw).
+    """
+    sent = 0
+
+    async def many() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for number in range(1000):
+            sent += 1
+            yield b'--b\r\nContent-Disposition: form-data; name="f%d"\r\n\r\n' % number + b"x" * 100_000 + b"\r\n"
+
+    with pytest.raises(ApiError, match=f"its fields have more than {MOST_FIELDS} bytes together"):
+        asyncio.run(read_form(many(), b"b", lambda name, filename: None))
+    assert sent < 20

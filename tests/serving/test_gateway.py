@@ -451,3 +451,16 @@ def test_the_page_is_there_while_triton_is_not(bodies_only: httpx.Client) -> Non
     answer = bodies_only.get("/metrics")
     assert answer.status_code == 200
     assert "nereid_gateway_requests_total" in answer.text
+
+
+@pytest.mark.parametrize(
+    "accept", ["application/openmetrics-text; version=abc", "Application/OpenMetrics-Text;version=;q=x", "text/plain;version=x"]
+)
+def test_what_stands_in_accept_is_never_an_error(bodies_only: httpx.Client, accept: str) -> None:
+    """Anybody may ask for this page: prometheus_client's own choice fails at a version that is none."""
+    answer = bodies_only.get("/metrics", headers={"accept": accept})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith(
+        "text/plain" if accept.startswith("text") else "application/openmetrics-text"
+    )
+    assert "abc" not in answer.headers["content-type"]

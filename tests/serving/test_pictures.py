@@ -7,6 +7,7 @@ import contextlib
 import io
 import random
 import struct
+import time
 import tracemalloc
 import zlib
 from typing import Any
@@ -15,6 +16,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
 from nereid.diffusion.settings import Limits
 from nereid.serving.gateway.errors import ApiError
@@ -147,6 +149,52 @@ def test_a_bomb_is_refused_by_its_size_before_it_is_decoded(monkeypatch: pytest.
         head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
         bomb = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
         assert words in refusal(bomb)
+
+
+def test_a_small_file_of_very_many_scans_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each goes over the whole picture (https://github.com/libjpeg-turbo/libjpeg-turbo/issues/284,
+    https://github.com/NVIDIA/DALI/pull/5316).
+    """
+    whole = file(Image.new("RGB", (64, 48), (9, 9, 9)), "JPEG", progressive=True)
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    behind = b"\xff\xda" * 5000  # a phone's film behind its photograph
+    held = b"\xff\xe5" + (60_000).to_bytes(2) + behind + bytes(50_000 - 2)  # a part that another program has written
+    for data in (whole[:-2] + 80 * scan + whole[-2:] + behind, whole[:2] + held + whole[2:]):
+        assert read(data).getpixel((0, 0)) == (9, 9, 9)
+    monkeypatch.setattr(JpegImageFile, "load", lambda self: 1 / 0)
+    assert refusal(whole[:-2] + 200 * scan + whole[-2:]).endswith("so many scans is not allowed; it must be one of 100 at most")
+
+
+@pytest.mark.parametrize(
+    ("form", "at", "part"),
+    [("JPEG", 2, b"\xff\xfe\0\2"), ("PNG", 33, b"\0\0\0\0aaAa" + struct.pack(">I", zlib.crc32(b"aaAa")))],
+)
+def test_a_file_of_very_many_parts_is_refused_before_it_is_looked_at(form: str, at: int, part: bytes) -> None:
+    """Each takes its time, and some are kept."""
+    whole = file(RED, form)
+    for times in (1000, 400_000):
+        data, begun = whole[:at] + times * part + whole[at:], time.process_time()
+        if times < 100_000:
+            assert read(data).size == RED.size
+        else:
+            assert refusal(data) == "image: a file of so many parts is not allowed; it must be one of 50000 at most"
+            with pytest.raises(ApiError, match="so many parts"):
+                texts_of(data, "image")
+        assert time.process_time() - begun < 0.5
+
+
+@pytest.mark.parametrize(
+    "coded",
+    [b"\xff\0", b"\xff", b"\xff" * 2**20 + b"\0", b"\xff\xd0", b"\xff\xfe\0\0", b"\xff\xd8", b"\xff\x01"],
+    ids=["stuffed", "filled", "filled and stuffed", "restarts", "parts", "beginnings", "alone"],
+)
+def test_whatever_stands_in_a_jpeg_its_scans_are_counted_at_once(coded: bytes) -> None:
+    whole = file(Image.new("RGB", (64, 48)), "JPEG")
+    data = whole[:-2] + coded * (4 * 2**20 // len(coded)) + whole[-2:]
+    begun = time.process_time()
+    with contextlib.suppress(ApiError):
+        read(data)
+    assert time.process_time() - begun < 2
 
 
 def test_a_picture_may_have_so_many_pixels_and_no_more() -> None:

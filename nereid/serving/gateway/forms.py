@@ -15,7 +15,13 @@ MOST_HEAD = 16 * 1024
 """Bytes of a part's headers."""
 MOST_FIELD = 128 * 1024
 """Bytes of a part that is no file: a prompt may be one."""
+MOST_FIELDS = 2**20
+"""Bytes of all such parts together: they are in memory until the form's end."""
 MOST_PARTS = 1000
+_AS_IT_IS = ("", "7bit", "8bit", "binary")
+"""Ways of writing a part's bytes (RFC 2045, 6) that leave them alone; others are deprecated in forms (RFC 7578, 4.7)."""
+_CHARSETS = {"utf-8": "utf-8", "utf8": "utf-8", "us-ascii": "utf-8", "iso-8859-1": "latin-1"}
+"""Of fields, by the names that parts have for them; Java's clients write the last where they are told nothing."""
 Keep = Callable[[bytes], object]
 FileOf = Callable[[str, str | None], Keep | None]
 """Where the bytes of the part of this name and file name go; None: it is a field. It may raise ApiError."""
@@ -38,17 +44,19 @@ async def read_form(chunks: AsyncIterator[bytes], boundary: bytes, file_of: File
     fields: list[tuple[str, str]] = []
     reader = _Reader(chunks, b"\r\n--" + boundary)
     await reader.until_mark(_nowhere)  # what stands before the first part is nobody's
-    parts = 0
+    parts, held = 0, 0
     while not await reader.is_last():
         if (parts := parts + 1) > MOST_PARTS:
             raise ApiError(400, f"the form is not valid: it has more than {MOST_PARTS} parts")
-        name, filename = _disposition(await reader.head())
-        if (keep := file_of(name, filename)) is not None:
+        part = _Part.of(await reader.head())
+        if (keep := file_of(part.name, part.filename)) is not None:
             await reader.until_mark(keep)
         else:
-            value = _Small(name[:80])
+            value = _Small(part.name[:80], part.charset)
             await reader.until_mark(value.take)
-            fields.append((name, value.text()))
+            fields.append((part.name, value.text()))
+            if (held := held + len(part.name) + len(value.value)) > MOST_FIELDS:
+                raise ApiError(400, f"the form is not valid: its fields have more than {MOST_FIELDS} bytes together")
     return fields
 
 
@@ -67,6 +75,7 @@ def _nowhere(piece: bytes) -> None: ...
 @dataclass(slots=True)
 class _Small:
     name: str
+    charset: str
     value: bytearray = field(default_factory=bytearray)
 
     def take(self, piece: bytes) -> None:
@@ -75,8 +84,12 @@ class _Small:
             raise ApiError(400, f"{self.name}: the field is larger than {MOST_FIELD} bytes", param=self.name)
 
     def text(self) -> str:
+        codec = _CHARSETS.get(self.charset.lower())
+        if codec is None:
+            sentence = f"{self.name}: charset {self.charset[:80]!r} is not allowed; it must be one of {', '.join(_CHARSETS)}"
+            raise ApiError(400, sentence, param=self.name)
         try:
-            return self.value.decode()
+            return self.value.decode(codec)
         except UnicodeDecodeError:
             raise ApiError(400, f"{self.name}: the field is not UTF-8 text", param=self.name) from None
 
@@ -122,16 +135,31 @@ class _Reader:
         raise ApiError(400, "the form is not valid: it ends before its last boundary")
 
 
-def _disposition(head: bytes) -> tuple[str, str | None]:
-    """A part's name and its file's; raises ApiError where it has none."""
-    for line in head.split(b"\r\n"):
-        name, _, value = line.partition(b":")
-        if name.strip().lower() == b"content-disposition":
-            _, parameters = _header(value.decode(errors="replace"))
-            if "name" in parameters:
-                filename = _extended(parameters.get("filename*", "")) or parameters.get("filename")
-                return parameters["name"], None if filename is None else filename[:255]
-    raise ApiError(400, "the form is not valid: a part has no name")
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a part's headers say of it."""
+
+    name: str
+    filename: str | None
+    charset: str
+
+    @classmethod
+    def of(cls, head: bytes) -> _Part:
+        """Raises ApiError where it has no name, and where its bytes are not those that are meant."""
+        headers: dict[bytes, str] = {}
+        for line in head.split(b"\r\n"):
+            name, _, value = line.partition(b":")
+            headers.setdefault(name.strip().lower(), value.decode(errors="replace").strip())
+        _, parameters = _header(headers.get(b"content-disposition", ""))
+        if "name" not in parameters:
+            raise ApiError(400, "the form is not valid: a part has no name")
+        name_of, coding = parameters["name"], headers.get(b"content-transfer-encoding", "binary")
+        if coding.lower() not in _AS_IT_IS:
+            sentence = f"content-transfer-encoding {coding[:80]!r} is not allowed in a form; it must be binary, or absent"
+            raise ApiError(400, f"{name_of[:80]}: {sentence}", param=name_of[:80])
+        filename = _extended(parameters.get("filename*", "")) or parameters.get("filename")
+        _, kind = _header(headers.get(b"content-type", ""))
+        return cls(name_of, None if filename is None else filename[:255], kind.get("charset", "utf-8"))
 
 
 def _header(value: str) -> tuple[str, dict[str, str]]:

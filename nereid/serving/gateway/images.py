@@ -95,6 +95,14 @@ def from_picture(
     return Drawing(prompt=prompt, options=chosen, kind=kind, warnings=warnings)
 
 
+def check_sides(drawing: Drawing, encoding: Encoding) -> None:
+    """Before it is drawn; raises InvalidRequestError for a picture that could not be written in its format."""
+    longest = max(drawing.options.get("width") or 0, drawing.options.get("height") or 0)
+    if encoding.longest_side is not None and longest > encoding.longest_side:
+        allowed = f"of {encoding.format} no side may have more than {encoding.longest_side} pixels"
+        raise InvalidRequestError(f"width: a side of {longest} pixels is not allowed; {allowed}", "width")
+
+
 MakeDrawing = Callable[[], Awaitable[Drawing]]
 
 
@@ -123,6 +131,7 @@ async def whole(
 ) -> dict[str, Any]:
     """All `n` images in one answer; by address where there is a `link`."""
     told = _Told(body)
+    check_sides(drawing, body.encoding)
     result = await client.generate_image(drawing.prompt, num_images_per_prompt=body.n, request_id=request_id, **drawing.options)
     files = [await _encoded(pixels, body.encoding) for pixels in result.pixels]
     if link is None:
@@ -139,6 +148,7 @@ async def stream(
 ) -> AsyncGenerator[Event, None]:
     """`partial_images` previews on the way, spread evenly, then the image, as (event name, body)."""
     told, shown = _Told(body), 0
+    check_sides(drawing, body.encoding)
     answers = client.stream_image(drawing.prompt, request_id=request_id, **drawing.options)
 
     def event(name: str, file: bytes, width: int, height: int, **more: Any) -> Event:

@@ -17,7 +17,7 @@ def mask_of_edit(picture: Image.Image, sent: bytes | None, most_pixels: int) -> 
     """
     if sent is None:
         return _clear_part(picture)
-    mask = decoded(sent, MASK, most_pixels)
+    mask = decoded(sent, MASK, most_pixels, is_mask=True)
     if mask.size != picture.size:
         shown, allowed = (f"{width} x {height}" for width, height in (mask.size, picture.size))
         raise ApiError(400, f"{MASK}: {shown} is not allowed; it must be {allowed}, as image is", param=MASK)

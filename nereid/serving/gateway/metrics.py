@@ -86,6 +86,7 @@ ROUTES = (
 _SEVERAL = ("/v1/models", "/v1/responses", "/v1/files", "/v1/batches", "/pictures")
 """Paths with one thing's own behind them."""
 OTHER = "other"
+_OPENMETRICS = "application/openmetrics-text"
 TRITON_SECONDS = 3.0
 """What Triton's page may take; without it the gateway's own is given."""
 
@@ -144,7 +145,7 @@ class GatewayMetrics:
 
     def page(self, accept: str, triton_url: str) -> tuple[bytes, str]:
         """The page and its content type; may wait for Triton's a little."""
-        encode, content_type = choose_encoder(accept)
+        encode, content_type = choose_encoder(_OPENMETRICS if _takes_openmetrics(accept) else "")
         triton = _fetch(triton_url)
         if "openmetrics" not in content_type:
             return encode(self.registry) + triton.encode(), content_type
@@ -152,6 +153,11 @@ class GatewayMetrics:
         whole.register(_Families(self.registry.collect()))
         whole.register(_Families(families(triton)))
         return encode(whole), content_type
+
+
+def _takes_openmetrics(accept: str) -> bool:
+    """Nothing else of a header that anybody can write is read: prometheus_client's own reader fails at versions that are none."""
+    return any(part.partition(";")[0].strip().lower() == _OPENMETRICS for part in accept.split(","))
 
 
 def _arguments(metric: Metric) -> tuple[str, str, tuple[str, ...]]:

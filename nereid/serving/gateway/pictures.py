@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from nereid.serving.gateway.errors import ApiError
+from nereid_client.picture_files import in_srgb, upright
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 """What may be sent."""
@@ -29,23 +30,26 @@ WHITE = (255, 255, 255)
 PARAMETERS = "parameters"
 """The name of the text that a PNG has of its own making."""
 _MOST_TEXT = 2**20
+_AS_UNICODE = b"UNICODE\0"
+"""What a comment of EXIF begins with (CIPA DC-008, 4.6.6): the rest is UTF-16 then, of AUTOMATIC1111's pictures big-endian."""
+_LONGEST_COMMENT = 65_000
+"""All of EXIF is one segment of a JPEG, whose length is told in 16 bits."""
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+"""What a part of a JPEG begins with, behind which stands its length (ITU-T T.81, B.1.1); within coded data none does."""
+_PNG_BEGINS, _JPEG_BEGINS = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+_MOST_SCANS = 100
+"""Of a JPEG; encoders write about ten."""
+_MOST_PARTS = 50_000
+"""Of a file; a PNG's pixels may be cut into small ones."""
 LARGEST_RATIO = 64
 """Of a picture's longer side to its shorter one."""
+_LONGEST_SIDES = {"jpeg": 65_500, "webp": 16_383}
+"""By format, as libjpeg and libwebp write it."""
 _BEFORE_DATA = re.compile(r"data:\s*(?:image/[^;,]*|application/octet-stream|)(?:;[^,]*)?;\s*base64\s*", re.IGNORECASE)
 _OF_URLS = str.maketrans("-_", "+/")
 """base64's alphabet for URLs (RFC 4648, 5) in its usual one."""
 _BAND = 64
 """Rows that are computed with at once."""
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""By EXIF's orientation."""
 
 
 class Fit(StrEnum):
@@ -62,22 +66,36 @@ class Encoding:
 
     format: str = "png"
     compression: int | None = None
+    lossless: bool = False
+
+    @property
+    def longest_side(self) -> int | None:
+        """Pixels that a picture of this format may be wide or high; None: its other bounds are reached before."""
+        return _LONGEST_SIDES.get(self.format)
 
     @property
     def media_type(self) -> str:
         return f"image/{self.format}"
 
     def encoded(self, pixels: Any, *, enlarge: int = 1, text: str = "") -> bytes:
-        """uint8 height x width x 3 as a file; `enlarge` times as large, for a preview; `text` goes along in a PNG."""
+        """uint8 height x width x 3 as a file; `enlarge` times as large, for a preview.
+
+        `text` goes along, in a PNG as a text of its own, else in EXIF's comment, where that can hold it.
+        """
         picture = Image.fromarray(pixels)
         if enlarge > 1:
             picture = picture.resize((enlarge * picture.width, enlarge * picture.height), Image.Resampling.BICUBIC)
         options: dict[str, Any] = {}
         if self.format != "png" and self.compression is not None:
             options["quality"] = self.compression
-        if text:
+        if self.lossless:
+            options["lossless"] = True
+        if text and self.format == "png":
             options["pnginfo"] = PngInfo()
             options["pnginfo"].add_itxt(PARAMETERS, text)
+        elif text and len(comment := _AS_UNICODE + text.encode("utf-16-be")) < _LONGEST_COMMENT:
+            options["exif"] = Image.Exif()
+            options["exif"].get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
         buffer = io.BytesIO()
         picture.save(buffer, self.format.upper(), **options)
         return buffer.getvalue()
@@ -113,13 +131,14 @@ def _unescaped(text: str) -> str:
 
 
 def texts_of(data: bytes, field: str) -> dict[str, str]:
-    """The texts that stand before a PNG's pixels, which are not decoded; none of another format.
+    """The texts that stand before a PNG's pixels, which are not decoded; of another format EXIF's comment.
 
     Raises ApiError that names the field, also for longer ones than anybody writes: they may be small as long as they are packed.
     """
+    _check_parts(data, field)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            found = dict(opened.info) if opened.format == "PNG" else {}
+            found = dict(opened.info) if opened.format == "PNG" else _comment_of(opened)
     except UnidentifiedImageError:
         raise _refused(field, f"its {len(data)} bytes are no picture that can be read") from None
     except Image.DecompressionBombError:
@@ -132,18 +151,31 @@ def texts_of(data: bytes, field: str) -> dict[str, str]:
     return texts
 
 
-def decoded(data: bytes, field: str, most_pixels: int) -> Image.Image:
-    """A picture as RGB, or as RGBA where some of it is transparent, upright (its EXIF orientation is heeded).
+def _comment_of(picture: Image.Image) -> dict[str, str]:
+    try:
+        comment = picture.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+        if isinstance(comment, bytes) and comment.startswith(_AS_UNICODE):
+            return {PARAMETERS: comment.removeprefix(_AS_UNICODE).decode("utf-16-be")}
+    except Exception:  # Pillow's reader ends with errors of many kinds; what cannot be read is as absent
+        pass
+    return {}
+
+
+def decoded(data: bytes, field: str, most_pixels: int, *, is_mask: bool = False) -> Image.Image:
+    """A picture as RGB, or as RGBA where some of it is transparent, upright (its EXIF orientation is heeded), in the colours of
+    sRGB; of a mask the values are what they are.
 
     Raises ApiError that names the field, for another format, for one of several frames or too many pixels, or what is none.
     """
     if not data:
         raise _refused(field, "an empty file is not allowed")
+    _check_parts(data, field)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             _check_size(opened, field, most_pixels)
             opened.load()
-            return _plain(_upright(opened))
+            picture = upright(opened)
+            return _plain(picture if is_mask else in_srgb(picture))
     except UnidentifiedImageError:
         raise _refused(field, f"its {len(data)} bytes are no picture that can be read") from None
     except Image.DecompressionBombError:
@@ -162,15 +194,29 @@ def _check_size(picture: Image.Image, field: str, most_pixels: int) -> None:
         raise _refused(field, "moving pictures are not allowed", "a picture of one frame")
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """As its EXIF has the camera held. Nothing else of that is read, and what cannot be read is as absent: editors write much
-    that is none.
+def _check_parts(data: bytes, field: str) -> None:
+    """Before Pillow looks at a file, which takes its time for every part of it, and may keep it.
+
+    A scan of a progressive JPEG goes over all of the picture, and may have a few bytes: a body has room for so many that they are
+    never done.
     """
-    try:
-        turn = _TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # Pillow's reader ends with errors of many kinds
-        return picture.copy()
-    return picture.copy() if turn is None else picture.transpose(turn)
+    at, scans, parts = len(_PNG_BEGINS), 0, 0
+    if data.startswith(_PNG_BEGINS):
+        while parts <= _MOST_PARTS and at < len(data):
+            parts += 1
+            at += int.from_bytes(data[at : at + 4]) + 12  # the length of what it holds, its name, and a sum of both
+    elif data.startswith(_JPEG_BEGINS):
+        at = 0
+        while (found := _JPEG_MARKER.search(data, at)) and found[1] != b"\xd9":  # what stands behind the picture is not decoded
+            parts += 1
+            scans += found[1] == b"\xda"
+            if scans > _MOST_SCANS or parts > _MOST_PARTS:
+                break
+            at = found.end() if found[1] == b"\xd8" else found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+    if scans > _MOST_SCANS:
+        raise _refused(field, "a JPEG of so many scans is not allowed", f"one of {_MOST_SCANS} at most")
+    if parts > _MOST_PARTS:
+        raise _refused(field, "a file of so many parts is not allowed", f"one of {_MOST_PARTS} at most")
 
 
 def _plain(picture: Image.Image) -> Image.Image:

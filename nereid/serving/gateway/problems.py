@@ -26,6 +26,7 @@ _ALLOWED = {
     "int_parsing": "an integer",
     "int_type": "an integer",
     "int_from_float": "an integer",
+    "int_parsing_size": "an integer of fewer digits",
     "float_parsing": "a number",
     "float_type": "a number",
     "string_type": "a string",

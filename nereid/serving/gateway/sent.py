@@ -25,7 +25,8 @@ def few(value: Any) -> Any:
 class Sent(BaseModel):
     """An object that a caller sends: null is as absent, and so is a value that the table of unused fields allows."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    """JSON has no NaN and no infinity; a form's fields, and texts that stand for numbers, may say them."""
 
     place: ClassVar[str] = ""
     """Its name in the table of unused fields."""

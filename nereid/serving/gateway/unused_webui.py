@@ -91,7 +91,6 @@ WEBUI_FIELDS: tuple[UnusedField, ...] = (
         (SETTINGS,),
         ("CLIP_stop_at_last_layers", (1,), "Text features of an earlier layer."),
         ("sd_vae", ("Automatic", "None", ""), "Another VAE than the checkpoint's."),
-        ("samples_format", ("png",), "Pictures are PNG."),
         ("eta_noise_seed_delta", (0,), "Other noise within a run."),
         ("samples_save", None, _KEPT),
         ("grid_save", None, _KEPT),

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 
 import httpx
+import numpy as np
+import pytest
+from PIL import Image
 
-from webui_forms import DRAW, OPTIONS, refused
+from drawing_models import Drawers
+from webui_forms import DRAW, OF_A_CHAT, OPTIONS, PNG_INFO, REDRAW, refused, shown, text
 
 
 def test_a_front_end_chooses_the_model(api: httpx.Client) -> None:
@@ -62,3 +66,54 @@ def test_what_front_ends_ask_for_at_their_start_is_answered(api: httpx.Client) -
     for name in (*nothing, "realesrgan-models", "extensions", "script-info"):
         assert api.get(f"/sdapi/v1/{name}").json() == []
     assert api.get("/sdapi/v1/scripts").json() == {"txt2img": [], "img2img": []}
+
+
+@pytest.mark.parametrize(("sent", "form"), [("jpg", "JPEG"), ("jpeg", "JPEG"), ("webp", "WEBP"), ("png", "PNG")])
+@pytest.mark.parametrize("once", [True, False], ids=["of a request", "for good"])
+def test_pictures_are_written_as_it_was_set(api: httpx.Client, sent: str, form: str, once: bool) -> None:
+    """PNG came whatever had been set (https://github.com/AUTOMATIC1111/stable-diffusion-webui/issues/7051), or set for a request
+    (https://github.com/AUTOMATIC1111/stable-diffusion-webui/issues/11762).
+    """
+    body = {**OF_A_CHAT, "prompt": "a café \U0001f431"}
+    if once:
+        body["override_settings"] = {"samples_format": sent}
+    else:
+        assert api.post(OPTIONS, json={"samples_format": sent}).json() is None
+        assert api.get(OPTIONS).json()["samples_format"] == sent
+    answer = api.post(DRAW, json=body).json()
+    assert shown(answer["images"][0]).format == form
+    told = api.post(PNG_INFO, json={"image": answer["images"][0]}).json()
+    assert told["info"] == json.loads(answer["info"])["infotexts"][0]
+    assert told["parameters"]["Prompt"] == "a café \U0001f431"
+    assert api.get(OPTIONS).json()["samples_format"] == ("png" if once else sent)
+
+
+def test_a_pictures_quality_is_set_too(api: httpx.Client) -> None:
+    def size(**settings: object) -> int:
+        return len(api.post(REDRAW, json={**body, "override_settings": settings}).json()["images"][0])
+
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8))
+    body = {"prompt": "a box", "seed": 1, "init_images": [text(noise)]}
+    assert (
+        size(samples_format="jpg", jpeg_quality=10) < size(samples_format="jpg") < size(samples_format="jpg", jpeg_quality="100")
+    )
+    assert size(samples_format="webp") < size(samples_format="webp", webp_lossless=True)
+    api.post(DRAW, json={"override_settings": {"jpeg_quality": 7}, "override_settings_restore_afterwards": False})
+    settings = api.get(OPTIONS).json()
+    assert (settings["jpeg_quality"], settings["samples_format"]) == (7, "png")
+    assert "it must be 'png', 'jpg'" in refused(api.post(OPTIONS, json={"samples_format": "avif"}), "samples_format")
+    refused(api.post(OPTIONS, json={"jpeg_quality": 0}), "jpeg_quality")
+
+
+def test_a_text_that_exif_cannot_hold_is_left_out(api: httpx.Client) -> None:
+    answer = api.post(DRAW, json={"prompt": "x" * 40_000, "override_settings": {"samples_format": "jpg"}})
+    assert answer.status_code == 200, answer.text
+    assert api.post(PNG_INFO, json={"image": answer.json()["images"][0]}).json()["info"] == ""
+    assert json.loads(answer.json()["info"])["infotexts"][0].startswith("x" * 40_000)
+
+
+def test_a_picture_that_its_format_cannot_hold_is_refused_before_it_is_drawn(api: httpx.Client, drawers: Drawers) -> None:
+    """https://github.com/AUTOMATIC1111/stable-diffusion-webui/issues/11439"""
+    body = {"width": 8, "height": 16_384, "override_settings": {"samples_format": "webp"}}
+    assert "no side may have more than 16383" in refused(api.post(DRAW, json=body), "width")
+    assert drawers.asked == []

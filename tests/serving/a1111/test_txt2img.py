@@ -215,3 +215,13 @@ def test_a_picture_has_as_many_whole_latents_as_its_size_has(api: httpx.Client, 
         assert warnings[:2] == ["width: 71 is read as 64, a multiple of 8", "height: 85 is read as 80, a multiple of 8"]
     assert api.post(DRAW, json={"width": 7}).status_code == 200  # left to the model to refuse
     assert drawers.asked[-1]["width"] == 7
+
+
+@pytest.mark.parametrize("value", ["nan", "Infinity", "-inf"])
+@pytest.mark.parametrize("field", ["cfg_scale", "eta", "s_noise"])
+def test_a_text_that_stands_for_no_finite_number_is_refused(api: httpx.Client, drawers: Drawers, field: str, value: str) -> None:
+    """It was drawn, and then the answer could not be written (https://github.com/pydantic/pydantic/pull/3994)."""
+    answer = api.post(DRAW, json={"prompt": "a box", field: value})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["detail"] == f"{field}: {value!r} is not allowed; it must be a finite number"
+    assert drawers.asked == []

@@ -6,14 +6,15 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from nereid.engines.digests import own_version
-from nereid.serving.gateway.a1111.bodies import MODEL, DrawBody, ImageToImageBody
+from nereid.serving.gateway.a1111.bodies import DrawBody, ImageToImageBody
 from nereid.serving.gateway.a1111.jobs import Job, Preview
 from nereid.serving.gateway.a1111.masks import Overlay
 from nereid.serving.gateway.a1111.samplers import SAMPLERS, SCHEDULES, Chosen
+from nereid.serving.gateway.a1111.settings import Kept
 from nereid.serving.gateway.picture_forms import MASK
 from nereid.serving.gateway.pictures import PARAMETERS, Encoding, in_base64
 from nereid_client import ImageResult
@@ -35,6 +36,7 @@ class Drawn:
     """Of both, None: neither the request nor the model says it."""
     job: Job
     results: Sequence[ImageResult]
+    encoding: Encoding = _PNG
     warnings: Sequence[str] = ()
 
     def answer(self, overlay: Overlay | None = None) -> dict[str, Any]:
@@ -43,7 +45,7 @@ class Drawn:
         if self.body.send_images:
             for result in self.results:
                 pixels = result.pixels[0] if overlay is None else overlay.over(result.pixels[0])
-                pictures.append(in_base64(_PNG.encoded(pixels, text=self.text(result))))
+                pictures.append(in_base64(self.encoding.encoded(pixels, text=self.text(result))))
         return {"images": pictures, "parameters": _sent(self.body), "info": json.dumps(self.info(), ensure_ascii=False)}
 
     def info(self) -> dict[str, Any]:
@@ -171,14 +173,13 @@ def models(names: Sequence[str]) -> list[dict[str, Any]]:
     return [{"title": name, "model_name": name, "filename": name, **nothing} for name in names]
 
 
-def options(model: str) -> Mapping[str, Any]:
+def options(kept: Kept) -> Mapping[str, Any]:
     """The settings that front ends read, as they are here."""
     return {
-        MODEL: model,
+        **asdict(kept),
         "sd_checkpoint_hash": None,
         "sd_vae": "Automatic",
         "CLIP_stop_at_last_layers": 1,
-        "samples_format": "png",
         "eta_noise_seed_delta": 0,
         "return_grid": False,
         "img2img_background_color": "#ffffff",

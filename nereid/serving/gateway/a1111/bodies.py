@@ -46,12 +46,15 @@ USUAL_BLUR, MOST_BLUR = 4.0, 256.0
 
 
 class Settings(Sent):
-    """What a front end may set: the model, and of other settings the value that they have."""
+    """What a front end may set: the model, how pictures are written, and of other settings the value that they have."""
 
     place = SETTINGS
     casts = True
 
     sd_model_checkpoint: str | None = None
+    samples_format: Literal["png", "jpg", "jpeg", "webp"] | None = None
+    jpeg_quality: int | None = Field(default=None, ge=1, le=100)
+    webp_lossless: bool | None = None
 
 
 class DrawBody(Sent):

@@ -66,7 +66,7 @@ def _mask_of(body: ImageToImageBody, most_pixels: int) -> Image.Image | None:
     """The request's mask in greys, inverted and softened as it says; None where it has none. Raises ApiError."""
     if not body.mask:
         return None
-    sent = decoded(from_base64(body.mask, MASK), MASK, most_pixels)
+    sent = decoded(from_base64(body.mask, MASK), MASK, most_pixels, is_mask=True)
     is_layer = sent.mode == "RGBA"  # a painter's
     mask = sent.getchannel("A").point([0] * _OPAQUE + [255] * (256 - _OPAQUE)) if is_layer else sent.convert("L")
     if body.inpainting_mask_invert:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -24,12 +24,13 @@ from nereid.serving.gateway.a1111.bodies import (
 )
 from nereid.serving.gateway.a1111.jobs import Job, Jobs
 from nereid.serving.gateway.a1111.masks import drawing_of
+from nereid.serving.gateway.a1111.settings import Kept
 from nereid.serving.gateway.bodies import read_body
 from nereid.serving.gateway.described import described
 from nereid.serving.gateway.errors import WEBUI_FOLDER, ApiError
 from nereid.serving.gateway.guard import REFRESH_PATHS, WEBUI_QUEUE, owner_of
 from nereid.serving.gateway.image_routes import Decoding, FindImages, ServedImages
-from nereid.serving.gateway.images import Drawing
+from nereid.serving.gateway.images import Drawing, check_sides
 from nereid.serving.gateway.pictures import from_base64, texts_of
 from nereid.serving.gateway.sent import Sent
 from nereid.serving.gateway.waiting import until_gone
@@ -44,14 +45,14 @@ S = TypeVar("S", bound=Sent)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebUiRoutes:
-    """The handlers; `models` tells the names of those served. Which one a front end has set is kept for its key."""
+    """The handlers; `models` tells the names of those served. What a front end has set is kept for its key."""
 
     find: FindImages
     models: Callable[[], Sequence[str]]
     decoding: Decoding
     lenient: bool = False
     jobs: Jobs = field(default_factory=Jobs)
-    set_by: dict[str, str] = field(default_factory=dict)
+    set_by: dict[str, Kept] = field(default_factory=dict)
 
     def routes(self) -> list[Route]:
         return [
@@ -89,6 +90,7 @@ class WebUiRoutes:
         request.state.names = NAMES
         owner, asked = owner_of(request), body.override_settings.sd_model_checkpoint
         served = self._served(f"override_settings.{MODEL}", asked) if asked else self.find(self._model(owner))
+        kept = self._kept(owner).changed(body.override_settings)
         body.check()
         sampler = body.solver(served.model)
         options = body.options(sampler, served.model)
@@ -96,6 +98,7 @@ class WebUiRoutes:
         async def drawn() -> Response:
             with self.jobs.running(owner, job := Job(body.n_iter)):
                 drawing = await self._drawing(body, served, options)
+                check_sides(drawing, kept.encoding)
                 results = await job.draw(served.client, _batches(body, drawing), request.state.request_id)
             made = answers.Drawn(
                 body=body,
@@ -105,14 +108,15 @@ class WebUiRoutes:
                 cfg_scale=served.model.guidance if body.cfg_scale is None else body.cfg_scale,
                 job=job,
                 results=results,
+                encoding=kept.encoding,
                 warnings=[*body.warnings(served.model), *drawing.warnings],
             )
             return JSONResponse(await self._answer(made, body, served, options))
 
         async with served.places.taking(body.batch_size):
             answer = await until_gone(request, drawn())
-        if asked and not body.override_settings_restore_afterwards:
-            self.set_by[owner] = served.id
+        if not body.override_settings_restore_afterwards:
+            self._keep(owner, body.override_settings)
         return answer
 
     async def _drawing(self, body: DrawBody, served: ServedImages, options: dict[str, Any]) -> Drawing:
@@ -135,8 +139,14 @@ class WebUiRoutes:
         """The one that a front end has set, where it is still served, else the first."""
         if not (models := self.models()):
             raise ApiError(404, "model: no image model is served here", param="model", code="model_not_found")
-        wanted = self.set_by.get(owner, models[0])
+        wanted = self._kept(owner).sd_model_checkpoint
         return wanted if wanted in models else models[0]
+
+    def _kept(self, owner: str) -> Kept:
+        return self.set_by.get(owner, Kept())
+
+    def _keep(self, owner: str, sent: Settings) -> None:
+        self.set_by[owner] = self._kept(owner).changed(sent)
 
     def _served(self, field: str, name: str) -> ServedImages:
         if name not in (models := self.models()):
@@ -177,13 +187,15 @@ class WebUiRoutes:
 
     @described("The settings of a front end.")
     async def show_options(self, request: Request) -> Response:
-        return JSONResponse(answers.options(self._model(owner_of(request))))
+        owner = owner_of(request)
+        return JSONResponse(answers.options(replace(self._kept(owner), sd_model_checkpoint=self._model(owner))))
 
-    @described("Sets the model.", body=Settings)
+    @described("Sets the model, and how pictures are written.", body=Settings)
     async def set_options(self, request: Request) -> Response:
         body = await self._read(request, Settings)
         if body.sd_model_checkpoint:
-            self.set_by[owner_of(request)] = self._served(MODEL, body.sd_model_checkpoint).id
+            self._served(MODEL, body.sd_model_checkpoint)
+        self._keep(owner_of(request), body)
         return JSONResponse(None)
 
     @described("The image models.")

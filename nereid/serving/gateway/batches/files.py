@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,6 +18,7 @@ from nereid.serving.errors import ServingError
 from nereid.serving.gateway.batches.schema import prepare
 from nereid.serving.gateway.batches.states import OPEN_STATES
 from nereid.serving.gateway.batches.trouble import FOLDER_ERRORS, trouble_of
+from nereid.serving.gateway.paging import Part
 
 log = logging.getLogger("nereid.gateway")
 
@@ -186,10 +187,24 @@ class FileStore:
         rows = self._rows(query, file_id, owner, int(time.time()))
         return StoredFile(*rows[0]) if rows else None
 
-    def files(self, owner: str) -> list[StoredFile]:
-        """The newest first."""
-        query = f"SELECT {_COLUMNS} FROM files WHERE owner = ? AND {_PRESENT} ORDER BY rowid DESC"
-        return [StoredFile(*row) for row in self._rows(query, owner, int(time.time()))]
+    def files(self, owner: str, part: Part | None = None, purpose: str | None = None) -> list[StoredFile]:
+        """The newest first, or of a part one more than it has; raises ApiError where none has the id that it begins behind."""
+        where, values = f"owner = ? AND {_PRESENT}", [owner, int(time.time())]
+        if purpose is not None:
+            where, values = f"{where} AND purpose = ?", [*values, purpose]
+        return [StoredFile(*row) for row in self._part("files", _COLUMNS, where, values, part)]
+
+    def _part(self, table: str, columns: str, where: str, values: Sequence[object], part: Part | None) -> list[tuple[Any, ...]]:
+        """Of a key with very many rows no more are read than are told: all of them take long, and keep others waiting."""
+        if part is None:
+            return self._rows(f"SELECT {columns} FROM {table} WHERE {where} ORDER BY rowid DESC", *values)
+        if part.after is not None:
+            rows = self._rows(f"SELECT rowid FROM {table} WHERE id = ? AND {where}", part.after, *values)
+            if not rows:
+                raise part.not_there()
+            where, values = f"{where} AND rowid {'>' if part.ascending else '<'} ?", [*values, rows[0][0]]
+        order = f"ORDER BY rowid {'ASC' if part.ascending else 'DESC'} LIMIT ?"
+        return self._rows(f"SELECT {columns} FROM {table} WHERE {where} {order}", *values, part.limit + 1)
 
     def drop_file(self, file_id: str) -> None:
         with self._transaction() as connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from nereid.serving.gateway.errors import ApiError
 from nereid.serving.gateway.forms import Keep, boundary_of, chunks_of, read_form
 from nereid.serving.gateway.guard import owner_of
 from nereid.serving.gateway.metadata import Metadata
-from nereid.serving.gateway.paging import page, paged
+from nereid.serving.gateway.paging import Part, paged
 from nereid.serving.gateway.sent import Sent
 
 FILES_PATH = "/v1/files"
@@ -137,10 +138,10 @@ class BatchRoutes:
 
     @described("The files that are kept.", query={"purpose": {"type": "string"}, **paged(_MOST_FILES)})
     async def list_files(self, request: Request) -> Response:
-        found = await asyncio.to_thread(self.store.files, owner_of(request))
+        part = Part.of(request.query_params, _MOST_FILES, usual=_MOST_FILES)
         purpose = request.query_params.get("purpose")
-        wanted = [item for item in found if purpose in (None, item.purpose)]
-        return JSONResponse(page(request.query_params, wanted, lambda item: item.id, _file, _MOST_FILES, usual=_MOST_FILES))
+        found = await asyncio.to_thread(self.store.files, owner_of(request), part, purpose)
+        return JSONResponse(part.told(found, lambda item: item.id, _file))
 
     @described("One file.")
     async def show_file(self, request: Request) -> Response:
@@ -151,12 +152,12 @@ class BatchRoutes:
         found = await self._found_file(request)
         path = self.store.path(found.id)
         try:
-            await asyncio.to_thread(_look_into, path)
-        except FileNotFoundError:
+            stat = await asyncio.to_thread(_look_into, path)
+        except FileNotFoundError:  # it was deleted just now, or the folder has lost it
             raise ApiError(
                 404, f"file_id: the contents of {found.id} are not in the gateway's folder any more", param="file_id"
             ) from None
-        return FileResponse(path, media_type="application/jsonl", filename=Path(found.filename).name)
+        return FileResponse(path, media_type="application/jsonl", filename=Path(found.filename).name, stat_result=stat)
 
     @described("Forgets a file.")
     async def delete_file(self, request: Request) -> Response:
@@ -172,7 +173,7 @@ class BatchRoutes:
     async def _file_of(self, owner: str, file_id: str, param: str, status: int) -> StoredFile:
         found = await asyncio.to_thread(self.store.file, owner, file_id)
         if found is None:
-            raise ApiError(status, f"{param}: there is no file {file_id[:80]!r}", param=param)
+            raise _no_file(file_id, param, status)
         return found
 
     # --- batches ---
@@ -198,8 +199,9 @@ class BatchRoutes:
 
     @described("The batches.", query=paged(_MOST_BATCHES))
     async def list_batches(self, request: Request) -> Response:
-        found = await asyncio.to_thread(self.store.batches, owner_of(request))
-        return JSONResponse(page(request.query_params, found, lambda item: item.id, batch_object, _MOST_BATCHES))
+        part = Part.of(request.query_params, _MOST_BATCHES)
+        found = await asyncio.to_thread(self.store.batches, owner_of(request), part)
+        return JSONResponse(part.told(found, lambda item: item.id, batch_object))
 
     @described("One batch.")
     async def show_batch(self, request: Request) -> Response:
@@ -238,6 +240,10 @@ class _OneFile:
         return self.keep
 
 
+def _no_file(file_id: str, param: str, status: int) -> ApiError:
+    return ApiError(status, f"{param}: there is no file {file_id[:80]!r}", param=param)
+
+
 def _file(item: StoredFile) -> dict[str, Any]:
     return {
         "id": item.id,
@@ -252,10 +258,10 @@ def _file(item: StoredFile) -> dict[str, Any]:
     }
 
 
-def _look_into(path: Path) -> None:
+def _look_into(path: Path) -> os.stat_result:
     """Raises OSError for a file that cannot be read."""
-    with path.open("rb"):
-        pass
+    with path.open("rb") as file:
+        return os.fstat(file.fileno())
 
 
 def batch_object(batch: Batch) -> dict[str, Any]:

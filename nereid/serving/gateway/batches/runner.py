@@ -45,6 +45,8 @@ _AGAIN_SECONDS = 1.0
 """Before the folder is looked at again where that failed."""
 _SWEEP_SECONDS = 60.0
 """Between two looks for files whose time is over."""
+_TIDY_SECONDS = 3600.0
+"""Between two looks for what a process that was killed has left: the next one begins while it is still new."""
 _EXPIRED = {"code": "batch_expired", "message": "the completion window has passed before this request could be answered"}
 _CANCELLED = {"code": "batch_cancelled", "message": "the batch was cancelled before this request was answered"}
 
@@ -70,6 +72,7 @@ class BatchRunner:
     _open: set[str] = field(default_factory=set)
     _look_at: float = 0.0
     _sweep_at: float = 0.0
+    _tidy_at: float = 0.0
 
     def __post_init__(self) -> None:
         self._trouble = TroubleLog(self.store.folder)
@@ -81,10 +84,6 @@ class BatchRunner:
         with await self._lock() as lock:
             while not _locked(lock.fileno()):  # the process before this one is still ending
                 await asyncio.sleep(_POLL_SECONDS)
-            try:
-                await asyncio.to_thread(self.store.tidy)
-            except Exception as error:  # what is left over harms nobody
-                self._trouble.failed("what a process before this one has left could not be put in order", error)
             attending = asyncio.ensure_future(self._attend())
             try:
                 while True:
@@ -164,8 +163,11 @@ class BatchRunner:
         return bool(batches)
 
     async def _forget(self) -> None:
-        """Files and batches whose time is over."""
-        for forget in (self.store.sweep, self.store.forget_ended):
+        """Files and batches whose time is over, and now and then what a process that was killed has left."""
+        tidies = time.monotonic() >= self._tidy_at
+        if tidies:
+            self._tidy_at = time.monotonic() + _TIDY_SECONDS
+        for forget in (self.store.sweep, self.store.forget_ended, *((self.store.tidy,) if tidies else ())):
             try:
                 await asyncio.to_thread(forget)
             except Exception as error:  # it is tried again, and batches go on

@@ -25,6 +25,8 @@ CREATE TABLE IF NOT EXISTS requests (
   batch TEXT NOT NULL, place INTEGER NOT NULL, start INTEGER NOT NULL, custom_id TEXT NOT NULL, ok INTEGER, answer TEXT,
   PRIMARY KEY (batch, place)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS waiting ON requests (batch, place) WHERE ok IS NULL;
+CREATE INDEX IF NOT EXISTS files_of ON files (owner);
+CREATE INDEX IF NOT EXISTS batches_of ON batches (owner);
 """
 
 _LATER = (

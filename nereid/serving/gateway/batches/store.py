@@ -22,6 +22,7 @@ from nereid.serving.gateway.batches.numbers import BatchNumbers
 from nereid.serving.gateway.batches.retention import DAY_SECONDS, Forgotten, forget
 from nereid.serving.gateway.batches.states import OPEN_STATES, State
 from nereid.serving.gateway.launch import Rules
+from nereid.serving.gateway.paging import Part
 from nereid_protocol.json_lines import json_line
 
 ABANDONED_SECONDS = 3600.0
@@ -116,9 +117,9 @@ class BatchStore(FileStore):
         rows = self._rows(f"SELECT {_COLUMNS} FROM batches WHERE id = ? AND owner = coalesce(?, owner)", batch_id, owner)
         return _batch(rows[0]) if rows else None
 
-    def batches(self, owner: str) -> list[Batch]:
-        """The newest first."""
-        return [_batch(row) for row in self._rows(f"SELECT {_COLUMNS} FROM batches WHERE owner = ? ORDER BY rowid DESC", owner)]
+    def batches(self, owner: str, part: Part | None = None) -> list[Batch]:
+        """As `files` does."""
+        return [_batch(row) for row in self._part("batches", _COLUMNS, "owner = ?", [owner], part)]
 
     def open_batches(self) -> list[Batch]:
         """The oldest first."""
