@@ -25,7 +25,7 @@ def run(
     requests: Annotated[Path, typer.Argument(help="JSONL, a request a line: custom_id, url, body.", exists=True, dir_okay=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where answers go, one a line; what is there already is kept.")],
     url: Annotated[
-        str, typer.Option(help="Any server with OpenAI's API: host:port, or http(s)://host[:port][/v1].")
+        str, typer.Option(help="Any server with OpenAI's API: host:port, or an address with http or https, like https://host/v1.")
     ] = "127.0.0.1:8080",
     at_once: Annotated[int, typer.Option(help="Requests under way together.", min=1, max=1024)] = 8,
     retries: Annotated[int, typer.Option(help="Times that a request is tried again which cannot be taken now.", min=0)] = 8,
