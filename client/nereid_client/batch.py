@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from nereid_client.addresses import AddressError, HttpAddress, why
 from nereid_protocol.json_lines import json_line, read_line, without_mark
 
 _LATER = {408, 429, 500, 502, 503, 504}
@@ -38,11 +38,9 @@ class NoJsonError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where requests go. `prefix` stands before their own paths, which begin with /v1."""
+    """Where requests go, and how."""
 
-    secure: bool
-    address: str
-    prefix: str
+    server: HttpAddress
     api_key: str = field(default="", repr=False)
     timeout: float = 600.0
 
@@ -51,30 +49,22 @@ class Target:
         """`host:port`, or an address with http or https, which may end in /v1; raises BatchError."""
         if not _KEY.fullmatch(api_key):
             raise BatchError("the API key is not allowed: it must be of ASCII characters that are seen, without spaces")
-        refused = BatchError(f"--url: {url!r} is not allowed; it must be host:port, or http(s)://host[:port][/v1]")
         try:
-            parts = urlsplit(url if "://" in url else f"http://{url}")
-            (parts.hostname or "").encode("idna")
-            found = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and "@" not in parts.netloc
-        except ValueError:  # a host or a port that is none
-            raise refused from None
-        if not found or not parts.path.isascii() or parts.query or parts.fragment:
-            raise refused
-        prefix = parts.path.rstrip("/").removesuffix("/v1")
-        return cls(secure=parts.scheme == "https", address=parts.netloc, prefix=prefix, api_key=api_key, timeout=timeout)
+            return cls(server=HttpAddress.of(url), api_key=api_key, timeout=timeout)
+        except AddressError as error:
+            raise BatchError(f"--url: {error}") from None
 
     def post(self, path: str, body: Any) -> tuple[int, str | None, float | None, Any]:
         """Status, request id, seconds to wait before the next try, and body.
 
         Raises OSError, http.client.HTTPException, and NoJsonError where an answer that went well is none.
         """
-        make = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
-        connection = make(self.address, timeout=self.timeout)
+        connection = self.server.connection(self.timeout)
         try:
-            connection.request("POST", self.prefix + path, json.dumps(body), headers)
+            connection.request("POST", self.server.prefix + path, json.dumps(body), headers)
             response = connection.getresponse()
             raw = response.read()
             after = response.getheader("retry-after") or ""
@@ -232,7 +222,7 @@ class BatchRun:
                 told["response"] = {"status_code": status, "request_id": request_id, "body": body}
             except (OSError, http.client.HTTPException) as error:
                 status = 503
-                sentence = f"{self.target.address} does not answer ({str(error) or type(error).__name__})"
+                sentence = f"{self.target.server.host} does not answer ({why(error)})"
                 told["error"] = {"code": "connection_error", "message": sentence}
             except NoJsonError as error:
                 status = 200

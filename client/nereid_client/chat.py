@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nereid_client.addresses import AddressError, HttpAddress, why
 from nereid_client.errors import (
     CancelledError,
     ConnectionLostError,
@@ -55,13 +56,17 @@ class Chat:
         headers = {"Content-Type": "application/json"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
-        connection = http.client.HTTPConnection(self.url, timeout=self.timeout)
+        try:
+            server = HttpAddress.of(self.url)
+        except AddressError as error:
+            raise InvalidRequestError(f"url: {error}", "url") from None
+        connection = server.connection(self.timeout)
         written, sent = [], False
         request_id: str | None = None
         try:
             connection.connect()
             sent = True
-            connection.request("POST", "/v1/chat/completions", body, headers)
+            connection.request("POST", f"{server.prefix}/v1/chat/completions", body, headers)
             response = connection.getresponse()
             request_id = response.getheader("x-request-id")
             if response.status != 200:
@@ -76,7 +81,7 @@ class Chat:
             raise
         except (OSError, http.client.HTTPException) as error:
             sentence = "the connection to {} broke ({})" if sent else "no gateway answers at {} ({})"
-            raise ConnectionLostError(sentence.format(self.url, str(error) or type(error).__name__), sent=sent) from None
+            raise ConnectionLostError(sentence.format(self.url, why(error)), sent=sent) from None
         finally:
             connection.close()
         self.messages = [*messages, {"role": "assistant", "content": "".join(written)}]

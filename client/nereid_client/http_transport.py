@@ -16,6 +16,7 @@ import numpy as np
 import tritonclient.http as httpclient
 from tritonclient.utils import np_to_triton_dtype
 
+from nereid_client.addresses import why
 from nereid_client.errors import (
     CancelledError,
     ConnectionLostError,
@@ -90,9 +91,7 @@ class HttpTransport:
                 tell(Failed(_out_of_time(exchange)))
             except (OSError, http.client.HTTPException) as error:
                 what = "the connection to {} broke ({})" if exchange.sent else "no server answers at {} ({})"
-                tell(
-                    Failed(ConnectionLostError(what.format(self._options.url, error or type(error).__name__), sent=exchange.sent))
-                )
+                tell(Failed(ConnectionLostError(what.format(self._options.url, why(error)), sent=exchange.sent)))
             except Exception as error:  # an answer that cannot be read: its caller must not wait for ever
                 tell(Failed(typed(f"the answer could not be read ({error})")))
             else:

@@ -209,8 +209,8 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
     ],
 )
 def test_addresses_are_taken_as_people_write_them(url: str, secure: bool, address: str, prefix: str) -> None:
-    made = Target.of(url)
-    assert (made.secure, made.address, made.prefix) == (secure, address, prefix)
+    made = Target.of(url).server
+    assert (made.secure, made.host, made.prefix) == (secure, address, prefix)
 
 
 def test_a_server_that_is_gone_is_an_error_in_each_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
