@@ -10,6 +10,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from nereid_client.batch import BatchError, BatchRun, Target
+from nereid_client.cli_options import may_be_written
 from nereid_client.terminal import INTERRUPTED, console, fail, say, say_error
 
 app = typer.Typer(help="Work a file of requests off.", no_args_is_help=True)
@@ -23,7 +24,12 @@ def batch() -> None:
 @app.command()
 def run(
     requests: Annotated[Path, typer.Argument(help="JSONL, a request a line: custom_id, url, body.", exists=True, dir_okay=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where answers go, one a line; what is there already is kept.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="Where answers go, one a line; what is there already is kept.", callback=may_be_written
+        ),
+    ],
     url: Annotated[
         str, typer.Option(help="Any server with OpenAI's API: host:port, or an address with http or https, like https://host/v1.")
     ] = "127.0.0.1:8080",
