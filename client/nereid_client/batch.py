@@ -154,7 +154,8 @@ def keep_answered(output: Path) -> set[str]:
 class BatchRun:
     """Sends what is not answered, `at_once` requests together. Iterating runs it: each that is done, and whether it went well.
 
-    Requests that a server cannot take now are tried again, `retries` times, after the time that it says.
+    Requests that a server cannot take now are tried again, `retries` times, after the time that it says. `trouble` is what was
+    said of the last one that had no good answer, empty once one has; `failure` that of the last one that is done.
     """
 
     source: Path
@@ -167,6 +168,8 @@ class BatchRun:
     _stopped: threading.Event = field(default_factory=threading.Event)
     requests: list[Request] = field(init=False)
     answered: set[str] = field(init=False)
+    trouble: str = field(init=False, default="")
+    failure: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         if self.output.exists() and self.output.samefile(self.source):
@@ -190,8 +193,9 @@ class BatchRun:
                     line = self._done.get()
                     opened.write(json_line(line) + "\n")
                     opened.flush()
-                    response = line["response"]
-                    yield line["custom_id"], response is not None and response["status_code"] == 200
+                    said = _trouble(line)
+                    self.failure = said or self.failure
+                    yield line["custom_id"], not said
                 os.fsync(opened.fileno())
         finally:
             self._stopped.set()
@@ -228,10 +232,23 @@ class BatchRun:
                 status = 200
                 told["error"] = {"code": "invalid_answer", "message": str(error)}
             tried += 1
+            self.trouble = _trouble(told)
             if status not in _LATER or tried > self.retries or self._stopped.is_set():
                 return _line(request, told)
             self._stopped.wait(min(max(pause, wait or 0.0), _LONGEST_PAUSE))
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _trouble(told: dict[str, Any]) -> str:
+    """The sentence of an error; empty where there is none."""
+    if told["error"] is not None:
+        return str(told["error"]["message"])
+    if told["response"]["status_code"] == 200:
+        return ""
+    body = told["response"]["body"]
+    error = body.get("error") if isinstance(body, dict) else None
+    said = error.get("message") if isinstance(error, dict) else None
+    return str(said) if said else f"status {told['response']['status_code']}"
 
 
 def _line(request: Request, told: dict[str, Any]) -> dict[str, Any]:

@@ -256,7 +256,7 @@ def _draw(client: Client, prompt: str, options: dict[str, Any]) -> ImageResult:
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("drawing", total=None)
         with closing(client.stream_image(prompt, **options)) as answers:  # whatever ends the loop, the server hears of it
             for answer in answers:
