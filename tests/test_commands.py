@@ -143,3 +143,9 @@ def test_help_of_every_command_is_shown_and_explains_every_option(name: str, mon
 def _plain(text: str) -> str:
     """Without what a table adds: frames, breaks, spaces."""
     return re.sub(r"[\s│]+", "", text)
+
+
+def test_version_is_told() -> None:
+    made = CliRunner().invoke(app, ["--version"])
+    assert made.exit_code == 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", made.output)

@@ -23,12 +23,12 @@ from nereid_client.batch import BatchError, BatchRun, Target
 from nereid_client.cli_options import may_be_written
 from nereid_client.terminal import INTERRUPTED, console, fail, say, say_error
 
-app = typer.Typer(help="Work a file of requests off.", no_args_is_help=True)
+app = typer.Typer(help="Send a file of requests to a server with OpenAI's API, and keep the answers.", no_args_is_help=True)
 
 
 @app.callback()
 def batch() -> None:
-    """Work a file of requests off."""
+    """Send a file of requests to a server with OpenAI's API, and keep the answers."""
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import json
 import os
 from collections.abc import Mapping
@@ -43,7 +44,12 @@ OTHER_ROOMS = {
     "serve": ("nereid.serving.cli", "serve", "Serve a model repository with Triton.", "nereid[serve,gateway]"),
     "zoo": ("nereid_zoo.cli", "app", "Train and score this project's own small checkpoints.", "nereid-zoo"),
     "bench": ("nereid_bench.cli", "app", "Measure, peers side by side.", "nereid-bench"),
-    "demo": ("nereid_bench.demo", "demo", "Export, serve and draw a handful of images.", "nereid-bench nereid[serve]"),
+    "demo": (
+        "nereid_bench.demo",
+        "demo",
+        "Export the shipped models, serve them, draw pictures, write a section, make a page.",
+        "nereid-bench nereid[serve]",
+    ),
 }
 
 app = typer.Typer(
@@ -54,8 +60,18 @@ app = typer.Typer(
 )
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(importlib.metadata.version("nereid-client"))
+        raise typer.Exit
+
+
 @app.callback()
-def nereid() -> None:
+def nereid(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_tell_version, is_eager=True)
+    ] = False,
+) -> None:
     """Generative models on Triton: export, serve, generate, chat, watch, measure."""
 
 
@@ -288,8 +304,8 @@ def _forward(verb: str) -> None:
 
 
 app.command()(page)
-app.command()(top)
 app.add_typer(batch_app, name="batch")
+app.command()(top)
 for _verb in OTHER_ROOMS:
     _forward(_verb)
 

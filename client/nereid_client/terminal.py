@@ -16,7 +16,14 @@ console = Console(stderr=True)
 
 def say_error(error: object) -> None:
     """One line that begins with `error:`."""
-    console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+    console.print(f"[red]error:[/red] {escape(_sentence(error))}", highlight=False, soft_wrap=True)
+
+
+def _sentence(error: object) -> str:
+    """Of the operating system's errors the file and the reason, without their number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def say_warning(warning: object) -> None:

@@ -145,9 +145,15 @@ def own_version() -> str:
 
 
 def sign(repository: Path) -> list[str]:
-    """Write the digests of the files as they now are into the manifests; returns the models whose files had changed."""
+    """Write the digests of the files as they now are into the manifests; returns the models whose files had changed.
+
+    Raises DigestError where there is no manifest, or one cannot be read.
+    """
     changed = []
-    for file, manifest in _manifests(repository):
+    manifests = _manifests(repository)
+    if not manifests:
+        raise DigestError(f"{repository} is no exported repository; it must have models with a {MANIFEST}")
+    for file, manifest in manifests:
         before = manifest["files"]
         after = {
             f"{model}/{name}": Verifier(repository)._digest(path)

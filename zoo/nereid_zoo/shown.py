@@ -24,7 +24,7 @@ def bar(name: str, count: int) -> Iterator[Callable[[int], None]]:
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=count)
         yield lambda done: bar.update(task, completed=done)
 
