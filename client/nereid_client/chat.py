@@ -70,7 +70,7 @@ class Chat:
             response = connection.getresponse()
             request_id = response.getheader("x-request-id")
             if response.status != 200:
-                raise _refusal(response.status, response.read())
+                raise _refusal(self.url, response.status, response.read())
             for event in _events(response):
                 for choice in event["choices"]:
                     piece = choice["delta"].get("content") or ""
@@ -100,9 +100,11 @@ def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
     raise http.client.IncompleteRead(b"")
 
 
-def _refusal(status: int, body: bytes) -> NereidError:
+def _refusal(url: str, status: int, body: bytes) -> NereidError:
     try:
         message = json.loads(body)["error"]["message"]
     except (ValueError, KeyError, TypeError):
-        message = f"HTTP status {status}"
+        message = (
+            f"{url} answers with HTTP status {status}, and not as OpenAI's API does; is that the gateway's port (--openai-port)?"
+        )
     return _STATUS.get(status, ServerError)(message)

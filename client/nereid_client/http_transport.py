@@ -188,7 +188,8 @@ def _out_of_time(exchange: Exchange) -> NereidError:
 
 def _refusal(response: http.client.HTTPResponse, content: bytes) -> NereidError:
     try:  # a stream's refusal comes as its only event
-        message = str(json.loads(content.strip().removeprefix(b"data:"))["error"])
+        error = json.loads(content.strip().removeprefix(b"data:"))["error"]
+        message = str(error["message"] if isinstance(error, dict) else error)  # the latter is Triton's form, the former OpenAI's
     except (ValueError, KeyError, TypeError):
         message = f"HTTP status {response.status} {response.reason}"
     return typed(message, str(response.status))

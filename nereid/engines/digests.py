@@ -204,7 +204,7 @@ def _manifest(file: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DigestError(f"{file} cannot be read: {error}") from None
+        raise DigestError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     version = manifest.get("version") if isinstance(manifest, dict) else None
     if version != MANIFEST_VERSION:
         raise DigestError(

@@ -77,7 +77,9 @@ class FileStore:
             self._connection = sqlite3.connect(self.folder / "batches.sqlite", check_same_thread=False, isolation_level=None)
             prepare(self._connection)
         except (OSError, sqlite3.Error) as error:
-            raise ServingError(f"--openai-batches: {self.folder} cannot be used ({error})") from None
+            raise ServingError(
+                f"--openai-batches: {self.folder} cannot be used ({getattr(error, 'strerror', None) or error})"
+            ) from None
 
     @property
     def contents(self) -> Path:
