@@ -230,7 +230,7 @@ def deaths_command(
     repository: Annotated[Path, typer.Option(help="The exported repository, with `llm`.")] = REPOSITORY,
     victims: Annotated[
         str | None,
-        typer.Option(help=f"Processes to kill, of {','.join(VICTIMS)}. [default: all that are there]", show_default=False),
+        typer.Option(help=f"Processes to kill, of {','.join(VICTIMS)}; all that are there where absent."),
     ] = None,
     signal_name: Annotated[str, typer.Option("--signal", help="KILL, or STOP: what hangs counts as dead.")] = "KILL",
     out: Annotated[Path, typer.Option(help="Where the report goes as JSON.")] = Path("build/bench/deaths.json"),

@@ -53,7 +53,7 @@ ZOOM = 2
 def demo(
     out: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("build/demo"),
     repository: Annotated[Path, typer.Option(help="Where the exported repository goes.")] = Path("build/repository"),
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
+    steps: Annotated[int, typer.Option(help="Denoising steps of a picture.", min=1, max=200)] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was drawn as JSON.")] = False,
 ) -> None:
     """Export the shipped checkpoints (unless done before), serve them, draw six pictures, write a section, make a page."""

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from nereid_client.addresses import AddressError, HttpAddress, why
 from nereid_client.answer_file import AnswerFile
 from nereid_client.batch_errors import BatchError
 from nereid_protocol.json_lines import read_line, without_mark
@@ -35,11 +35,9 @@ class NoJsonError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where requests go. `prefix` stands before their own paths, which begin with /v1."""
+    """Where requests go, and how."""
 
-    secure: bool
-    address: str
-    prefix: str
+    server: HttpAddress
     api_key: str = field(default="", repr=False)
     timeout: float = 600.0
 
@@ -48,30 +46,22 @@ class Target:
         """`host:port`, or an address with http or https, which may end in /v1; raises BatchError."""
         if not _KEY.fullmatch(api_key):
             raise BatchError("the API key is not allowed: it must be of ASCII characters that are seen, without spaces")
-        refused = BatchError(f"--url: {url!r} is not allowed; it must be host:port, or http(s)://host[:port][/v1]")
         try:
-            parts = urlsplit(url if "://" in url else f"http://{url}")
-            (parts.hostname or "").encode("idna")
-            found = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and "@" not in parts.netloc
-        except ValueError:  # a host or a port that is none
-            raise refused from None
-        if not found or not parts.path.isascii() or parts.query or parts.fragment:
-            raise refused
-        prefix = parts.path.rstrip("/").removesuffix("/v1")
-        return cls(secure=parts.scheme == "https", address=parts.netloc, prefix=prefix, api_key=api_key, timeout=timeout)
+            return cls(server=HttpAddress.of(url), api_key=api_key, timeout=timeout)
+        except AddressError as error:
+            raise BatchError(f"--url: {error}") from None
 
     def post(self, path: str, body: Any) -> tuple[int, str | None, float | None, Any]:
         """Status, request id, seconds to wait before the next try, and body.
 
         Raises OSError, http.client.HTTPException, and NoJsonError where an answer that went well is none.
         """
-        make = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
-        connection = make(self.address, timeout=self.timeout)
+        connection = self.server.connection(self.timeout)
         try:
-            connection.request("POST", self.prefix + path, json.dumps(body), headers)
+            connection.request("POST", self.server.prefix + path, json.dumps(body), headers)
             response = connection.getresponse()
             raw = response.read()
             after = response.getheader("retry-after") or ""
@@ -143,7 +133,8 @@ def _lines(file: Path) -> Iterator[tuple[int, int, bytes]]:
 class BatchRun:
     """Sends what is not answered, `at_once` requests together. Iterating runs it: each that is done, and whether it went well.
 
-    Requests that a server cannot take now are tried again, `retries` times, after the time that it says.
+    Requests that a server cannot take now are tried again, `retries` times, after the time that it says. `trouble` is what was
+    said of the last one that had no good answer, empty once one has; `failure` that of the last one that is done.
     """
 
     source: Path
@@ -155,6 +146,8 @@ class BatchRun:
     _done: queue.SimpleQueue[dict[str, Any]] = field(default_factory=queue.SimpleQueue)
     _stopped: threading.Event = field(default_factory=threading.Event)
     requests: list[Request] = field(init=False)
+    trouble: str = field(init=False, default="")
+    failure: str = field(init=False, default="")
     _answers: AnswerFile = field(init=False)
 
     def __post_init__(self) -> None:
@@ -177,8 +170,9 @@ class BatchRun:
             for _ in left:
                 line = self._done.get()
                 self._answers.write(line)
-                response = line["response"]
-                yield line["custom_id"], response is not None and response["status_code"] == 200
+                said = _trouble(line)
+                self.failure = said or self.failure
+                yield line["custom_id"], not said
         finally:
             self._stopped.set()
             self._answers.close()
@@ -209,20 +203,35 @@ class BatchRun:
                 told["response"] = {"status_code": status, "request_id": request_id, "body": body}
             except TimeoutError:
                 status = 503
-                sentence = f"timeout: {self.target.address} has not answered within {self.target.timeout:g} s; raise --timeout"
+                sentence = (
+                    f"timeout: {self.target.server.host} has not answered within {self.target.timeout:g} s; raise --timeout"
+                )
                 told["error"] = {"code": "timeout_error", "message": sentence}
             except (OSError, http.client.HTTPException) as error:
                 status = 503
-                sentence = f"{self.target.address} does not answer ({str(error) or type(error).__name__})"
+                sentence = f"{self.target.server.host} does not answer ({why(error)})"
                 told["error"] = {"code": "connection_error", "message": sentence}
             except NoJsonError as error:
                 status = 200
                 told["error"] = {"code": "invalid_answer", "message": str(error)}
             tried += 1
+            self.trouble = _trouble(told)
             if status not in _LATER or tried > self.retries or self._stopped.is_set():
                 return _line(request, told)
             self._stopped.wait(min(max(pause, wait or 0.0), _LONGEST_PAUSE))
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _trouble(told: dict[str, Any]) -> str:
+    """The sentence of an error; empty where there is none."""
+    if told["error"] is not None:
+        return str(told["error"]["message"])
+    if told["response"]["status_code"] == 200:
+        return ""
+    body = told["response"]["body"]
+    error = body.get("error") if isinstance(body, dict) else None
+    said = error.get("message") if isinstance(error, dict) else None
+    return str(said) if said else f"status {told['response']['status_code']}"
 
 
 def _line(request: Request, told: dict[str, Any]) -> dict[str, Any]:

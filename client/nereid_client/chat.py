@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nereid_client.addresses import AddressError, HttpAddress, why
 from nereid_client.errors import (
     CancelledError,
     ConnectionLostError,
@@ -55,17 +56,21 @@ class Chat:
         headers = {"Content-Type": "application/json"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}"
-        connection = http.client.HTTPConnection(self.url, timeout=self.timeout)
+        try:
+            server = HttpAddress.of(self.url)
+        except AddressError as error:
+            raise InvalidRequestError(f"url: {error}", "url") from None
+        connection = server.connection(self.timeout)
         written, sent = [], False
         request_id: str | None = None
         try:
             connection.connect()
             sent = True
-            connection.request("POST", "/v1/chat/completions", body, headers)
+            connection.request("POST", f"{server.prefix}/v1/chat/completions", body, headers)
             response = connection.getresponse()
             request_id = response.getheader("x-request-id")
             if response.status != 200:
-                raise _refusal(response.status, response.read())
+                raise _refusal(self.url, response.status, response.read())
             for event in _events(response):
                 for choice in event["choices"]:
                     piece = choice["delta"].get("content") or ""
@@ -83,7 +88,7 @@ class Chat:
             ) from None
         except (OSError, http.client.HTTPException) as error:
             sentence = "the connection to {} broke ({})" if sent else "no gateway answers at {} ({})"
-            raise ConnectionLostError(sentence.format(self.url, str(error) or type(error).__name__), sent=sent) from None
+            raise ConnectionLostError(sentence.format(self.url, why(error)), sent=sent) from None
         finally:
             connection.close()
         self.messages = [*messages, {"role": "assistant", "content": "".join(written)}]
@@ -102,9 +107,11 @@ def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
     raise http.client.IncompleteRead(b"")
 
 
-def _refusal(status: int, body: bytes) -> NereidError:
+def _refusal(url: str, status: int, body: bytes) -> NereidError:
     try:
         message = json.loads(body)["error"]["message"]
     except (ValueError, KeyError, TypeError):
-        message = f"HTTP status {status}"
+        message = (
+            f"{url} answers with HTTP status {status}, and not as OpenAI's API does; is that the gateway's port (--openai-port)?"
+        )
     return _STATUS.get(status, ServerError)(message)

@@ -121,6 +121,7 @@ _CONNECTION_WORDS = (
         "rst_stream",
         "transport",
         "endpoint",
+        "resolving",
         "ping timeout",
         "too_many_pings",
         "keepalive",
@@ -129,7 +130,7 @@ _CONNECTION_WORDS = (
     ),
 )
 """gRPC's sentences about a connection; their status is the one of servers that are busy."""
-_NEVER_SENT_WORDS = ("failed to connect", "connection refused", "name resolution", "dns")
+_NEVER_SENT_WORDS = ("failed to connect", "connection refused", "name resolution", "errors resolving", "dns")
 _TRITONS_OWN: tuple[tuple[str, type[NereidError]], ...] = (
     ("is not healthy", UnhealthyError),
     ("xceeds maximum queue size", QueueFullError),

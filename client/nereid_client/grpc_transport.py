@@ -76,6 +76,7 @@ class GrpcTransport:
     """One channel; calls may come from any thread."""
 
     def __init__(self, options: ConnectionOptions) -> None:
+        self._url = options.url
         self._channel = _channel(grpc, options)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._metadata = _metadata(options)
@@ -89,10 +90,10 @@ class GrpcTransport:
         if call.decoupled:
             # The end of the requests' iterator tells the server to end the stream after the last answer.
             answers = self._stub.ModelStreamInfer(iter((request,)), timeout=call.timeout, metadata=self._metadata)
-            threading.Thread(target=_read, args=(answers, tell, self._left), name="nereid-stream", daemon=True).start()
+            threading.Thread(target=_read, args=(answers, tell, self._left, self._url), name="nereid-stream", daemon=True).start()
             return self._cancel_of(call, answers)
         future = self._stub.ModelInfer.future(request, timeout=call.timeout, metadata=self._metadata)
-        future.add_done_callback(lambda done: _finish(done, tell))
+        future.add_done_callback(lambda done: _finish(done, tell, self._url))
         return self._cancel_of(call, future)
 
     def _cancel_of(self, call: Call, made: Any) -> Cancel:
@@ -105,7 +106,7 @@ class GrpcTransport:
         future = method.future(request, timeout=timeout, metadata=self._metadata)
 
         def finish(done: Any) -> None:
-            error = _error(done)
+            error = _error(done, self._url)
             tell(_readiness(model, done.result()) if error is None else Failed(error))
 
         future.add_done_callback(finish)
@@ -155,7 +156,7 @@ class AsyncGrpcTransport:
             try:
                 await work
             except grpc.RpcError as error:
-                tell(Failed(_typed(error)))
+                tell(Failed(_typed(error, self._options.url)))
             except Exception as error:  # an answer that cannot be read: its caller must not wait for ever
                 tell(Failed(typed(f"an answer could not be read ({error})")))
 
@@ -191,7 +192,7 @@ def _check_open(closed: bool) -> None:
         raise CancelledError("the client is closed")
 
 
-def _read(answers: Any, tell: Tell, left: LeftCalls) -> None:
+def _read(answers: Any, tell: Tell, left: LeftCalls, url: str) -> None:
     """Tell a stream's answers until its end, which comes by itself after an error."""
     failed = False
     try:
@@ -209,15 +210,15 @@ def _read(answers: Any, tell: Tell, left: LeftCalls) -> None:
             tell(Ended())
     except grpc.RpcError as error:
         if not failed:
-            tell(Failed(_typed(error)))
+            tell(Failed(_typed(error, url)))
     except Exception as error:  # an answer that cannot be read: its caller must not wait for ever
         answers.cancel()
         tell(Failed(typed(f"an answer could not be read ({error})")))
 
 
-def _finish(done: Any, tell: Tell) -> None:
+def _finish(done: Any, tell: Tell, url: str) -> None:
     """Tell the one answer of a call."""
-    error = _error(done)
+    error = _error(done, url)
     if error is not None:
         return tell(Failed(error))
     try:
@@ -240,18 +241,24 @@ def _readiness(model: str | None, answer: Any) -> Event:
     return Ended() if ready else Failed(NotReadyError(f"{model or 'the server'} is not ready"))
 
 
-def _error(done: Any) -> NereidError | None:
+def _error(done: Any, url: str) -> NereidError | None:
     if done.cancelled():
         return CancelledError("the request was cancelled from here")
     error = done.exception()
-    return None if error is None else _typed(error)
+    return None if error is None else _typed(error, url)
 
 
-def _typed(error: Any) -> NereidError:
+def _typed(error: Any, url: str) -> NereidError:
     own = WireError.parse(error.details() or "")
     if error.code() is grpc.StatusCode.CANCELLED and own is None:  # not from here: those calls have nobody who reads this
         return ConnectionLostError("the server ended the call before its answer", sent=True)
-    return typed(error.details() or str(error.code()), str(error.code()))
+    made = typed(error.details() or str(error.code()), str(error.code()))
+    if (
+        isinstance(made, ConnectionLostError) and not made.sent
+    ):  # gRPC says it at length, and names what the address was resolved to
+        why = str(made).rstrip("]").rpartition(": ")[2]
+        return ConnectionLostError(f"no server answers at {url} ({why})")
+    return made
 
 
 def _request(call: Call) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 import tritonclient.http as httpclient
 from tritonclient.utils import np_to_triton_dtype
 
+from nereid_client.addresses import why
 from nereid_client.errors import (
     CancelledError,
     ConnectionLostError,
@@ -90,9 +91,7 @@ class HttpTransport:
                 tell(Failed(_out_of_time(exchange)))
             except (OSError, http.client.HTTPException) as error:
                 what = "the connection to {} broke ({})" if exchange.sent else "no server answers at {} ({})"
-                tell(
-                    Failed(ConnectionLostError(what.format(self._options.url, error or type(error).__name__), sent=exchange.sent))
-                )
+                tell(Failed(ConnectionLostError(what.format(self._options.url, why(error)), sent=exchange.sent)))
             except Exception as error:  # an answer that cannot be read: its caller must not wait for ever
                 tell(Failed(typed(f"the answer could not be read ({error})")))
             else:
@@ -189,7 +188,8 @@ def _out_of_time(exchange: Exchange) -> NereidError:
 
 def _refusal(response: http.client.HTTPResponse, content: bytes) -> NereidError:
     try:  # a stream's refusal comes as its only event
-        message = str(json.loads(content.strip().removeprefix(b"data:"))["error"])
+        error = json.loads(content.strip().removeprefix(b"data:"))["error"]
+        message = str(error["message"] if isinstance(error, dict) else error)  # the latter is Triton's form, the former OpenAI's
     except (ValueError, KeyError, TypeError):
         message = f"HTTP status {response.status} {response.reason}"
     return typed(message, str(response.status))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
@@ -23,8 +24,8 @@ def with_image_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def with_layout_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The same of a layout."""
-    return _with_options(command, LAYOUT_OPTIONS)
+    """The same of a layout, of which a person wants to see a picture."""
+    return _with_options(command, LAYOUT_OPTIONS, {"format": "svg"})
 
 
 def with_page_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -32,11 +33,13 @@ def with_page_options(command: Callable[..., None]) -> Callable[..., None]:
     return _with_options(command, PAGE_OPTIONS)
 
 
-def _with_options(command: Callable[..., None], fields: Sequence[Field]) -> Callable[..., None]:
-    """Absent ones are not passed on."""
+def _with_options(
+    command: Callable[..., None], fields: Sequence[Field], defaults: Mapping[str, Any] = MappingProxyType({})
+) -> Callable[..., None]:
+    """Absent ones are not passed on, but for those that have a default of the command's own."""
     own = inspect.signature(command, eval_str=True)
     kept = [parameter for parameter in own.parameters.values() if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
-    made = {field.name: _parameter(field) for field in fields if field.option}
+    made = {field.name: _parameter(field, defaults.get(field.name)) for field in fields if field.option}
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
@@ -49,17 +52,28 @@ def _with_options(command: Callable[..., None], fields: Sequence[Field]) -> Call
     return run
 
 
-def _parameter(field: Field) -> inspect.Parameter:
+def _parameter(field: Field, default: Any) -> inspect.Parameter:
     kind: Any = _TYPES[field.dtype]
     assert field.option is not None
+    said = {"help": field.help, "show_default": True if default is not None else field.default or False}
     if field.listed:
-        option = typer.Option(field.option, help=field.help, metavar="N[,N...]", parser=functools.partial(_numbers, kind))
+        option = typer.Option(field.option, metavar="N[,N...]", parser=functools.partial(_numbers, kind), **said)
         kind = str
+    elif field.scalar:
+        option = typer.Option(field.option, **said, **_bounds(field, kind))
     else:
-        option = typer.Option(field.option, help=field.help)
-        kind = kind if field.scalar else tuple.__class_getitem__((kind,) * field.shape[0])
+        option = typer.Option(field.option, **said)
+        kind = tuple.__class_getitem__((kind,) * field.shape[0])
     annotation = Annotated[kind | None, option]
-    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _bounds(field: Field, kind: type) -> dict[str, Any]:
+    """Those that say more than the type; a server may have narrower ones."""
+    if kind is str:
+        return {}
+    high = field.high if field.high is not None and field.high < 2**31 - 1 else None
+    return {name: kind(bound) for name, bound in (("min", field.low), ("max", high)) if bound is not None}
 
 
 def _numbers(kind: type, text: str) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import json
 import os
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import typer
 
 from nereid_client.batch_cli import app as batch_app
 from nereid_client.chat import Chat
+from nereid_client.cli_options import Timeout, Url, may_be_drawn, may_be_written
 from nereid_client.client import Client
 from nereid_client.errors import NereidError
 from nereid_client.image_options import with_image_options, with_layout_options
@@ -41,7 +43,12 @@ OTHER_ROOMS = {
     "serve": ("nereid.serving.cli", "serve", "Serve a model repository with Triton.", "nereid[serve,gateway]"),
     "zoo": ("nereid_zoo.cli", "app", "Train and score this project's own small checkpoints.", "nereid-zoo"),
     "bench": ("nereid_bench.cli", "app", "Measure, peers side by side.", "nereid-bench"),
-    "demo": ("nereid_bench.demo", "demo", "Export, serve and draw a handful of images.", "nereid-bench nereid[serve]"),
+    "demo": (
+        "nereid_bench.demo",
+        "demo",
+        "Export the shipped models, serve them, draw pictures, write a section, make a page.",
+        "nereid-bench nereid[serve]",
+    ),
 }
 
 app = typer.Typer(
@@ -52,8 +59,18 @@ app = typer.Typer(
 )
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(importlib.metadata.version("nereid-client"))
+        raise typer.Exit
+
+
 @app.callback()
-def nereid() -> None:
+def nereid(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_tell_version, is_eager=True)
+    ] = False,
+) -> None:
     """Generative models on Triton: export, serve, generate, chat, watch, measure."""
 
 
@@ -61,15 +78,22 @@ def nereid() -> None:
 @with_image_options
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes (.png, .jpg, ...).")] = Path("out.png"),
-    url: Annotated[str | None, typer.Option(help="host:port of the server.")] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where the picture goes (.png, .jpg, ...).", callback=may_be_drawn)
+    ] = Path("out.png"),
+    url: Url = None,
     protocol: Annotated[Protocol, typer.Option(help="How to reach it.")] = Protocol.GRPC,
-    name: Annotated[str, typer.Option(help="Prefix of the pipeline's models.")] = "",
-    init_image: Annotated[Path | None, typer.Option(help="Start from this picture.", exists=True, dir_okay=False)] = None,
-    mask_image: Annotated[
-        Path | None, typer.Option(help="Draw that picture anew only where this one is white.", exists=True, dir_okay=False)
+    name: Annotated[str, typer.Option(help="Prefix of the pipeline's models.", show_default="none")] = "",
+    init_image: Annotated[
+        Path | None, typer.Option(help="Start from this picture.", exists=True, dir_okay=False, show_default="none")
     ] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds until the request is given up.")] = None,
+    mask_image: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw that picture anew only where this one is white.", exists=True, dir_okay=False, show_default="all of it"
+        ),
+    ] = None,
+    timeout: Timeout = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print seed, timings and warnings as JSON.")] = False,
     **fields: Any,
 ) -> None:
@@ -108,22 +132,33 @@ def layout(
         Path, typer.Argument(help="The section: HTML, or (.json) a list of elements.", exists=True, dir_okay=False)
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where a picture of the boxes goes, or what --format asks for.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where a picture of the boxes goes, or what --format asks for.",
+            show_default="none is written",
+            callback=may_be_written,
+        ),
     ] = None,
-    url: Annotated[str | None, typer.Option(help="host:port of the server.")] = None,
+    url: Url = None,
     protocol: Annotated[Protocol, typer.Option(help="How to reach it.")] = Protocol.GRPC,
-    name: Annotated[str, typer.Option(help="Prefix of the model's name.")] = "",
-    width: Annotated[int, typer.Option(help="Of the canvas, in CSS pixels.")] = 1280,
-    density: Annotated[str | None, typer.Option(help="compact, normal or spacious.")] = None,
-    columns: Annotated[int | None, typer.Option(help="Of the canvas' grid; 4, 8 or 12 by width where absent.")] = None,
-    style: Annotated[str | None, typer.Option(help="stacked, centered, grid, cards, split or sidebar.")] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds until the request is given up.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the answer.")] = False,
+    name: Annotated[str, typer.Option(help="Prefix of the model's name.", show_default="none")] = "",
+    width: Annotated[int, typer.Option(help="Of the canvas, in CSS pixels, 240 to 2560.")] = 1280,
+    density: Annotated[
+        str | None, typer.Option(help="Of the canvas: compact, normal or spacious.", show_default="normal")
+    ] = None,
+    columns: Annotated[int | None, typer.Option(help="Of the canvas' grid, 1 to 24.", show_default="4, 8 or 12 by width")] = None,
+    style: Annotated[
+        str | None, typer.Option(help="Of the canvas: stacked, centered, grid, cards, split or sidebar.", show_default="stacked")
+    ] = None,
+    timeout: Timeout = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
     **fields: Any,
 ) -> None:
     """Lay out a section of a web page on a running server, and look at the boxes."""
     given = {"width": width, "density": density, "columns": columns, "style": style}
-    form = fields.setdefault("format", "svg")
+    form = fields["format"]
     try:
         with Client(url, protocol=protocol, name=name, timeout=timeout) as client:
             result = client.generate_layout(
@@ -179,10 +214,12 @@ def chat(
     message: Annotated[str | None, typer.Argument(help="One message; without it, a conversation until Ctrl-D.")] = None,
     url: Annotated[str, typer.Option(help="host:port of `nereid serve --openai-port`.")] = "127.0.0.1:8080",
     model: Annotated[str, typer.Option(help="The model's name, as `/v1/models` lists it.")] = "llm",
-    system: Annotated[str | None, typer.Option(help="A system message before the first turn.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of one answer.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer again.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system message before the first turn.", show_default="none")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.", show_default="1")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of one answer.", show_default="what the context holds")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer again.", show_default="random")] = None,
 ) -> None:
     """Talk with a served language model; answers appear as they are written, Ctrl-C stops one. The key is NEREID_API_KEY."""
     options = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
@@ -265,8 +302,8 @@ def _forward(verb: str) -> None:
 
 
 app.command()(page)
-app.command()(top)
 app.add_typer(batch_app, name="batch")
+app.command()(top)
 for _verb in OTHER_ROOMS:
     _forward(_verb)
 

@@ -11,6 +11,7 @@ import typer
 from rich.status import Status
 
 from nereid_client.browser import BrowserError, find_browser, screenshot
+from nereid_client.cli_options import Timeout, Url, may_be_written
 from nereid_client.client import Client
 from nereid_client.errors import NereidError
 from nereid_client.image_options import with_page_options
@@ -23,16 +24,17 @@ from nereid_client.terminal import INTERRUPTED, console, fail, say, say_error, s
 def page(
     brief: Annotated[str, typer.Argument(help="What the page is for, like `landing page for a bakery`.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where the page goes; its picture goes beside it, as .png.")
+        Path,
+        typer.Option("--output", "-o", help="Where the page goes; its picture goes beside it, as .png.", callback=may_be_written),
     ] = Path("page.html"),
-    url: Annotated[str | None, typer.Option(help="host:port of the server.")] = None,
+    url: Url = None,
     protocol: Annotated[Protocol, typer.Option(help="How to reach it; over http there is no progress.")] = Protocol.GRPC,
-    name: Annotated[str, typer.Option(help="Prefix of the model's name.")] = "",
-    timeout: Annotated[float | None, typer.Option(help="Seconds until the request is given up.")] = None,
+    name: Annotated[str, typer.Option(help="Prefix of the model's name.", show_default="none")] = "",
+    timeout: Timeout = None,
     picture: Annotated[
         bool, typer.Option("--png/--no-png", help="Draw a picture by headless Chromium, where it is installed.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the answer.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")] = False,
     **fields: Any,
 ) -> None:
     """Make a web page from a brief on a running server: one HTML file, written as it comes."""

@@ -46,8 +46,9 @@ class Page:
 
     @classmethod
     def fetch(cls, address: str, timeout: float) -> Page | None:
-        """The page at host:port; None where none answers there."""
-        url = f"{address if '://' in address else f'http://{address}'}/metrics"
+        """The page at host:port, or at an address with http, /metrics behind it or not; None where none answers there."""
+        base = address if "://" in address else f"http://{address}"
+        url = f"{base.removesuffix('/').removesuffix('/metrics')}/metrics"
         try:
             with urllib.request.urlopen(url, timeout=timeout) as answer:
                 return cls.parse(answer.read().decode(errors="replace"))

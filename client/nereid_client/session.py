@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
+from nereid_client.addresses import AddressError, triton_address
 from nereid_client.embeddings import EmbeddingResult, embedding_tensors
 from nereid_client.errors import InvalidRequestError, ServerError
 from nereid_client.http_transport import HttpTransport
@@ -58,11 +59,22 @@ def _answer(kind: type[A], read: Callable[[Tensors], object], run_id: str, outpu
     return replace(made, run_id=run_id)
 
 
+def _address(url: str | None, protocol: Protocol, tls: Tls | None) -> str:
+    """Of a host alone, its usual port; behind TLS that is the library's."""
+    if url is None:
+        return f"127.0.0.1:{DEFAULT_PORTS[protocol]}"
+    try:
+        known = triton_address(url, DEFAULT_PORTS[protocol], path=protocol is Protocol.HTTP)
+    except AddressError as error:
+        raise InvalidRequestError(f"url: {error}", "url") from None
+    return known if tls is None else url
+
+
 class Session:
     """Base of Client and AsyncClient.
 
     Args:
-        url: host:port; 127.0.0.1 and the protocol's usual port where absent.
+        url: host:port; 127.0.0.1 and the protocol's usual port (gRPC 8001, HTTP 8000) where absent.
         protocol: `grpc` or `http`.
         name: prefix of the pipeline's models, as given to `nereid export --name`.
         tls, headers: for servers behind TLS or a proxy that wants a token.
@@ -96,7 +108,7 @@ class Session:
     ) -> None:
         chosen = Protocol(protocol)
         options = ConnectionOptions(
-            url=url if url is not None else f"127.0.0.1:{DEFAULT_PORTS[chosen]}",
+            url=_address(url, chosen, tls),
             protocol=chosen,
             tls=tls,
             headers=dict(headers or {}),

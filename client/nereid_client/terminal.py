@@ -17,7 +17,14 @@ console = Console(stderr=True)
 
 def say_error(error: object) -> None:
     """One line that begins with `error:`."""
-    console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+    console.print(f"[red]error:[/red] {escape(_sentence(error))}", highlight=False, soft_wrap=True)
+
+
+def _sentence(error: object) -> str:
+    """Of the operating system's errors the file and the reason, without their number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def say_warning(warning: object) -> None:
@@ -31,9 +38,9 @@ def say(line: str) -> None:
 
 
 def counting() -> Progress:
-    """A bar that tells how many of a task's parts are done, and is gone when it ends."""
-    done = TextColumn("{task.completed}/{task.total}")
-    return Progress(TextColumn("{task.description}"), BarColumn(), done, TimeElapsedColumn(), console=console, transient=True)
+    """A bar that tells how many of a task's parts are done, on terminals alone, and is gone when it ends."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def fail(error: object) -> NoReturn:

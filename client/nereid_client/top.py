@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +36,8 @@ from nereid_client.top_state import (
 from nereid_client.top_state import Supervisor as SupervisorState
 
 FETCH_SECONDS = 5.0
+WIDTH = 140
+"""Characters that a page takes where it goes to no terminal."""
 UNKNOWN = "-"
 
 Addresses = dict[str, str]
@@ -59,7 +63,8 @@ def top(
             _print_json(addresses, before, interval, once=once)
         elif once:
             time.sleep(interval)
-            Console().print(render(state_between(before, fetch(addresses)), addresses))
+            known = sys.stdout.isatty() or "COLUMNS" in os.environ  # else rich takes 80
+            Console(width=None if known else WIDTH).print(render(state_between(before, fetch(addresses)), addresses))
         else:
             _live(addresses, before, interval)
     except KeyboardInterrupt:
@@ -133,7 +138,7 @@ def _table(title: str, first: str, columns: Iterable[str]) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim", title_style="bold")
     table.add_column(first, no_wrap=True)
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")  # headings that are cut cannot be told apart
     return table
 
 

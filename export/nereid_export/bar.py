@@ -43,7 +43,7 @@ class Bar:
 def progress_bar() -> Iterator[Bar]:
     """A bar for one export, gone after it."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield Bar(progress)
 
 

@@ -29,7 +29,7 @@ def edited(
     the repository is then as it was before.
     """
     if not repository.is_dir():
-        raise ExportError(f"{repository}: no such folder; it must be a repository {otherwise}")
+        raise ExportError(f"{repository} is no folder; it must be an exported repository")
     repository = destination(repository)
     beside = repository.parent / f".{repository.name}.{verb}"
     with (

@@ -20,13 +20,14 @@ def layout(
     engine: Annotated[
         Engine,
         typer.Option(
-            help="What runs the transformer: onnxruntime, openvino, or auto, which measures both here and takes the faster one."
+            metavar="onnxruntime|openvino|auto",
+            help="What runs the transformer: onnxruntime, openvino, or auto, which measures both here and takes the faster one.",
         ),
     ] = Engine.ONNXRUNTIME,
     threads: Annotated[
         int, typer.Option(min=0, help="Threads of one call; the library's own choice where 0. auto tries several.")
     ] = 2,
-    max_batch_size: Annotated[int, typer.Option(help="Layouts in one call of the engine.")] = 8,
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Layouts in one call of the engine.")] = 8,
     cache: Annotated[
         bool,
         typer.Option(
@@ -54,6 +55,7 @@ def layout(
     precision: Annotated[
         Precision,
         typer.Option(
+            metavar="fp32|w4a8",
             help="fp32, or w4a8: weights stored in about 4 bits and products of 8-bit numbers, calibrated on sections such as "
             "the transformer was trained on; with onnxruntime, without --cache, --widths and --tokens.",
         ),

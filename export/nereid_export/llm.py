@@ -116,7 +116,7 @@ def _sample_ids(checkpoint: LlmCheckpoint, file: Path | None) -> list[int]:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(f"--sample-text: {file} cannot be read ({error.__class__.__name__})") from None
+        raise ExportError(f"--sample-text: {file} cannot be read ({getattr(error, 'strerror', None) or error})") from None
     ids = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json")).encode(text).ids
     if len(ids) < 32:
         raise ExportError(f"--sample-text: {file} has {len(ids)} tokens; it must have at least 32")

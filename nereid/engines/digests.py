@@ -150,9 +150,15 @@ def own_version() -> str:
 
 
 def sign(repository: Path) -> list[str]:
-    """Write the digests of the files as they now are into the manifests; returns the models whose files had changed."""
+    """Write the digests of the files as they now are into the manifests; returns the models whose files had changed.
+
+    Raises DigestError where there is no manifest, or one cannot be read.
+    """
     changed = []
-    for file, manifest in _manifests(repository):
+    manifests = _manifests(repository)
+    if not manifests:
+        raise DigestError(f"{repository} is no exported repository; it must have models with a {MANIFEST}")
+    for file, manifest in manifests:
         before = manifest["files"]
         after = {
             f"{model}/{name}": Verifier(repository)._digest(path)
@@ -203,7 +209,7 @@ def _manifest(file: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DigestError(f"{file} cannot be read: {error}") from None
+        raise DigestError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     version = manifest.get("version") if isinstance(manifest, dict) else None
     if version != MANIFEST_VERSION:
         raise DigestError(

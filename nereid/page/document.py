@@ -120,7 +120,7 @@ def _base(canvas: Canvas, theme: Theme) -> Iterable[str]:
     yield f'.list li::before {{ content: "{BULLET}"; position: absolute; inset-inline-start: 0; top: 0; }}'
     yield (
         f".field input {{ position: absolute; left: 0; bottom: 0; box-sizing: border-box; width: 100%; height: {INPUT}px; "
-        f"margin: 0; padding: 0 12px; border: 1px solid {theme.edge}; border-radius: 8px; background: {theme.card}; "
+        f"margin: 0; padding: 0 12px; border: 1px solid {theme.soft}; border-radius: 8px; background: {theme.card}; "
         f"color: {theme.ink}; font-size: 16px; line-height: 24px; font-weight: 400; }}"
     )
     yield f".image {{ display: block; object-fit: contain; border-radius: 8px; background: {theme.band}; }}"
@@ -200,9 +200,18 @@ class _Writer:
         return f"e {part.kind}{middle}"
 
     def _target(self, part: Part) -> str:
-        """The section that a link's words name; the first one where they name none."""
-        words = set(re.findall(r"[a-z]{4,}", " ".join(part.lines).lower()))
-        for other in self.page:
-            if words & set(re.findall(r"[a-z]{4,}", f"{other.kind} {other.brief}".lower())):
-                return other.name
+        """The section whose heading, kind or brief a link's words name, headings first; the first one where they name none."""
+        words = _words(" ".join(part.lines))
+        for named in (_heading, lambda other: f"{other.kind} {other.brief}"):
+            for other in self.page:
+                if words & _words(named(other)):
+                    return other.name
         return self.page[0].name
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z]{4,}", text.lower()))
+
+
+def _heading(section: PlacedSection) -> str:
+    return " ".join(line for part in section.content.parts if part.kind is ElementClass.HEADING for line in part.lines)

@@ -69,6 +69,8 @@ class ServeOptions:
             )
         if len(set(self.ports.values())) < len(self.ports):
             raise ServingError(f"ports: {', '.join(map(str, self.ports.values()))} are not allowed; all must differ")
+        if not 0 < self.start_timeout <= 86_400:
+            raise ServingError(f"--start-timeout: {self.start_timeout:g} is not allowed; it must be above 0, 86400 at most")
         if not 0 <= self.drain_seconds <= 3600:
             raise ServingError(f"--drain-seconds: {self.drain_seconds:g} is not allowed; it must be 0 to 3600")
         for option, port in self.ports.items():

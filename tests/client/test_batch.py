@@ -119,6 +119,22 @@ def test_every_request_is_answered_a_few_at_a_time(server: Server, tmp_path: Pat
     assert 1 < server.most <= 3
 
 
+def test_why_requests_have_failed_is_said_and_while_they_are_tried_again(tmp_path: Path) -> None:
+    source = write(tmp_path, "a")
+    made = CliRunner().invoke(
+        app, ["batch", "run", str(source), "-o", str(tmp_path / "out"), "--url", "127.0.0.1:1", "--retries", "0"]
+    )
+    assert made.exit_code == 1
+    assert "0 answers, 1 error\n" in made.output
+    assert "error: the last that failed: 127.0.0.1:1 does not answer (Connection refused)" in made.output
+    work = BatchRun(source, tmp_path / "out", Target.of("127.0.0.1:1"), retries=1)
+    threading.Thread(target=lambda: list(work), daemon=True).start()
+    until = time.monotonic() + 10
+    while not work.trouble and time.monotonic() < until:
+        time.sleep(0.01)
+    assert (work.trouble, work.failure) == ("127.0.0.1:1 does not answer (Connection refused)", "")
+
+
 def test_what_cannot_be_taken_now_is_tried_again_and_what_is_wrong_is_not(server: Server, tmp_path: Path) -> None:
     server.first = {"busy": [503, 429], "cut": [0], "wrong": [400], "never": [500] * 9}
     made = run(server, write(tmp_path, "busy", "cut", "wrong", "never"), tmp_path / "out", "--retries", "3")
@@ -217,8 +233,8 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
     ],
 )
 def test_addresses_are_taken_as_people_write_them(url: str, secure: bool, address: str, prefix: str) -> None:
-    made = Target.of(url)
-    assert (made.secure, made.address, made.prefix) == (secure, address, prefix)
+    made = Target.of(url).server
+    assert (made.secure, made.host, made.prefix) == (secure, address, prefix)
 
 
 def test_a_server_that_is_gone_is_an_error_in_each_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,11 @@ def test_errors_inside_a_stream_are_typed(name: str, kind: type[NereidError]) ->
         list(Chat(url).say("hello"))
 
 
+def test_a_server_of_another_api_is_said_to_be_one() -> None:
+    with gateway(404, "<h1>404 Not Found</h1>") as url, pytest.raises(InvalidRequestError, match=r"is that the gateway's port"):
+        list(Chat(url).say("hello"))
+
+
 @pytest.mark.parametrize(("status", "kind"), [(400, InvalidRequestError), (503, UnavailableError), (504, DeadlineExceededError)])
 def test_errors_before_a_stream_are_typed(status: int, kind: type[NereidError]) -> None:
     with gateway(status, failure(message="a sentence")) as url, pytest.raises(kind, match="a sentence") as raised:

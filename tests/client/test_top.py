@@ -173,6 +173,12 @@ def test_what_no_page_tells_is_not_taken_for_zero() -> None:
     assert state.models[0].requests_per_second is None  # there is nothing to compare with
 
 
+def test_on_a_narrow_terminal_nothing_is_cut(state: State) -> None:
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(render(state, ADDRESSES))
+    assert "…" not in console.export_text()
+
+
 def test_the_page_shows_all_of_it_and_reads_no_name_as_markup(state: State) -> None:
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
     console.print(render(state, ADDRESSES))
@@ -225,7 +231,8 @@ def test_the_command_prints_one_page_as_json_or_as_tables(served: str) -> None:
     state = json.loads(done.stdout)
     assert state["answering"] == {"triton": True, "gateway": False, "supervisor": False}
     assert state["texts"][0]["tokens_per_second"] > 0
-    done = CliRunner().invoke(app, options)
+    done = CliRunner().invoke(app, options, env={"COLUMNS": None})
+    assert "prompt tokens/s  rows/call  first token" in done.output  # a file has no width
     assert done.exit_code == 0
     assert "denoise" in done.stdout
 

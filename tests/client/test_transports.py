@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
@@ -386,6 +387,25 @@ def test_readiness_is_told(protocol: str) -> None:
         assert client.is_ready()
     with Client("127.0.0.1:1", protocol=protocol) as client:
         assert not client.is_live()
+
+
+@pytest.mark.parametrize("error", ['"a sentence"', '{"message": "a sentence", "code": null}'])
+def test_over_http_a_refusal_in_tritons_form_and_in_openais_is_its_sentence(error: str) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(404)
+            self.end_headers()
+            self.wfile.write(f'{{"error": {error}}}'.encode())
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        address, said = f"127.0.0.1:{server.server_address[1]}", r"^a sentence$"
+        with Client(address, protocol="http", retries=0) as client, pytest.raises(InvalidRequestError, match=said):
+            client.generate_text("hello")
+        server.shutdown()
 
 
 def test_a_truncated_answer_over_http_is_a_broken_connection() -> None:

@@ -66,11 +66,21 @@ def test_a_picture_has_a_box_for_each_element_and_outlines_what_is_wrong() -> No
     assert set(groups) == {element.id for element in made.elements}
     lead = groups["lead"].find("{*}rect")
     assert lead is not None
-    assert (lead.get("y"), lead.get("stroke")) == ("80", "#dc2626")
+    assert (lead.get("y"), lead.get("stroke"), lead.get("stroke-dasharray")) == ("80", "#dc2626", None)
     assert "disjoint: 24, limit 0" in (groups["lead"][0].text or "")
     card = groups["one"].find("{*}rect")
     assert card is not None
     assert card.get("stroke") == "#6b7280"
+
+
+def test_a_picture_has_a_title_and_tells_warnings_from_errors_without_their_colour() -> None:
+    made, boxes = two_cards()
+    boxes[1] = boxes[1]._replace(x=boxes[1].x + 3)
+    tree = ElementTree.fromstring(picture(made, boxes, check_layout(made, boxes)))
+    assert (tree[0].text or "").startswith(f"Layout of {len(boxes)} elements, 1280 x ")
+    drawn = [box for box in tree.iterfind("{*}g/{*}rect") if box.get("stroke") == "#d97706"]
+    assert drawn
+    assert {box.get("stroke-dasharray") for box in drawn} == {"6 3"}
 
 
 def test_an_id_cannot_write_into_the_picture() -> None:

@@ -10,9 +10,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from nereid.layout.checks.content import luminance
 from nereid.page.checks import check_page, passed
 from nereid.page.document import tops, write_page
-from nereid.page.theme import THEMES
+from nereid.page.theme import THEMES, Theme
 
 from page_forms import CONTACT, DESKTOP, FEATURES, GALLERY, THEME, picture, placed
 
@@ -152,6 +153,28 @@ def test_a_page_by_rules_passes_its_checks_in_every_colour(html: str, theme: obj
         own = read_content(html, number, made.content.section.canvas, theme, 1.0)  # type: ignore[arg-type]
         findings = check_page([replace(made, content=own)])
         assert passed(findings), findings
+
+
+def test_a_link_goes_to_the_section_that_has_its_words_in_the_heading_or_is_of_that_kind() -> None:
+    prices = placed(FEATURES.replace("Why guests choose us", "Prices"), 2, "pricing")
+    gallery = placed(GALLERY, 3, "gallery")
+    for words, target in (("Prices", "s2"), ("Gallery", "s3"), ("Careers", "s1")):
+        page = write_page(
+            "B", DESKTOP, THEME, [placed(FEATURES), prices, gallery, placed(CONTACT.replace("Prices", words), 4, "footer")]
+        )
+        (link,) = [attributes for tag, attributes in seen(page).tags if tag == "a" and "link" in (attributes["class"] or "")]
+        assert link["href"] == f"#{target}", words
+
+
+@pytest.mark.parametrize("theme", THEMES, ids=lambda theme: theme.accent)
+def test_the_edge_of_an_input_stands_out_from_what_it_is_drawn_on(theme: Theme) -> None:
+    """By 3 to 1, WCAG 1.4.11."""
+    page = write_page("B", DESKTOP, theme, [placed(CONTACT)])
+    edge = re.search(r"\.field input \{[^}]*border: 1px solid (#[0-9a-f]{6})", page)
+    assert edge
+    for ground in (theme.card, theme.ground, theme.band):
+        dark, light = sorted((luminance(edge[1]), luminance(ground)))
+        assert (light + 0.05) / (dark + 0.05) >= 3.0
 
 
 def test_what_is_wrong_with_a_page_is_told_by_element() -> None:

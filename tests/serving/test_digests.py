@@ -154,6 +154,13 @@ def test_sign_of_the_command_line_says_what_changed(repository: Path) -> None:
         assert said in done.output
 
 
+@pytest.mark.parametrize("name", ["", "nowhere"])
+def test_sign_of_what_is_no_repository_is_an_error_that_names_it(tmp_path: Path, name: str) -> None:
+    done = CliRunner().invoke(app, ["export", "sign", str(tmp_path / name)])
+    assert done.exit_code == 1
+    assert f"error: {tmp_path / name} is no exported repository" in done.output.replace("\n", "")
+
+
 @pytest.mark.triton
 def test_serve_refuses_a_changed_file_before_anything_starts(repository: Path, tmp_path: Path) -> None:
     _flip(repository)

@@ -46,6 +46,14 @@ def test_container_may_bind_anywhere(models: Path) -> None:
     options(models, host="0.0.0.0").check(CONTAINER)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("start_timeout", -1.0), ("start_timeout", 0.0), ("drain_seconds", -1.0), ("drain_seconds", 1e9)]
+)
+def test_seconds_that_mean_nothing_are_refused_by_name(models: Path, name: str, value: float) -> None:
+    with pytest.raises(ServingError, match=rf"^--{name.replace('_', '-')}: .* is not allowed; it must be"):
+        options(models, **{name: value}).check(PIP)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_loopback_is_fine(models: Path, host: str) -> None:
     options(models, host=host).check(PIP)

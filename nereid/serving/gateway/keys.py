@@ -135,7 +135,7 @@ def _entries(file: Path) -> dict[str, dict[str, Any]]:
     try:
         found = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ServingError(f"--openai-keys: {file} cannot be read ({error})") from None
+        raise ServingError(f"--openai-keys: {file} cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if not found:
         raise ServingError(f"--openai-keys: {file} has no keys; it must have a table for each, [NAME] with key = ...")
     for name, entry in found.items():

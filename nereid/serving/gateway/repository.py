@@ -160,7 +160,9 @@ def _facts(file: Path) -> dict[str, Any]:
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ServingError(f"{file} cannot be read ({error}); export the model again") from None
+        raise ServingError(
+            f"{file} cannot be read ({getattr(error, 'strerror', None) or error}); export the model again"
+        ) from None
     if not isinstance(facts, dict):
         raise ServingError(f"{file} is no JSON object; export the model again")
     return facts
