@@ -338,10 +338,12 @@ def test_what_is_no_file_is_never_replaced(server: Server, tmp_path: Path) -> No
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     (tmp_path / "linked").symlink_to(pipe)
-    for output in (pipe, tmp_path / "linked", Path("/dev/null"), tmp_path):
+    for output in (pipe, tmp_path / "linked", Path("/dev/null")):
         made = run(server, write(tmp_path, "a"), output)
         assert made.exit_code == 1, made.output
         assert "it is no regular file; answers must have one" in " ".join(made.output.split())
+    made = run(server, write(tmp_path, "a"), tmp_path)
+    assert (made.exit_code, "is a folder; it must be a file" in " ".join(made.output.replace("│", "").split())) == (2, True)
     assert pipe.is_fifo()
     assert Path("/dev/null").is_char_device()
     assert not list(tmp_path.glob("*.part"))
