@@ -55,7 +55,7 @@ def _with_options(
 def _parameter(field: Field, default: Any) -> inspect.Parameter:
     kind: Any = _TYPES[field.dtype]
     assert field.option is not None
-    said = {"help": field.help, "show_default": True if default is not None else field.default or False}
+    said: dict[str, Any] = {"help": field.help, "show_default": True if default is not None else field.default or False}
     if field.listed:
         option = typer.Option(field.option, metavar="N[,N...]", parser=functools.partial(_numbers, kind), **said)
         kind = str
