@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+RECURSION = sys.getrecursionlimit()
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE)
 
 
@@ -66,14 +67,15 @@ def left_as_found(where: str) -> Iterator[None]:
     The environment and the recursion limit are put back in silence: libraries change them for good when they are first used
     (torch's compiler both).
     """
-    environment, recursion, before = dict(os.environ), sys.getrecursionlimit(), kept()
+    environment, before = dict(os.environ), kept()
+    sys.setrecursionlimit(RECURSION)  # whatever a fixture of many tests has compiled
     yield
     after, changed = kept(), []
     for name, (value, put_back) in before.items():
         if after[name][0] != value:
             changed.append(f"{name}: {after[name][0]}, not {value}")
             put_back(value)
-    sys.setrecursionlimit(recursion)
+    sys.setrecursionlimit(RECURSION)
     for name in {*environment, *os.environ} - {"PYTEST_CURRENT_TEST"}:
         if name not in environment:
             del os.environ[name]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from as_ever import left_as_found
+from as_ever import RECURSION, left_as_found
 
 torch = pytest.importorskip("torch")
 
@@ -53,12 +53,14 @@ def test_what_a_test_leaves_changed_of_the_process_is_named_and_put_back(change:
 
 
 def test_the_environment_and_the_recursion_limit_are_put_back() -> None:
-    os.environ["NEREID_KEPT"], recursion = "a", sys.getrecursionlimit()
+    os.environ["NEREID_KEPT"] = "a"
+    sys.setrecursionlimit(RECURSION + 1000)  # as by a fixture of many tests
     try:
         with left_as_found("a test"):
+            assert sys.getrecursionlimit() == RECURSION
             os.environ["NEREID_KEPT"], os.environ["NEREID_NEW"] = "b", "c"
-            sys.setrecursionlimit(recursion + 1000)
+            sys.setrecursionlimit(RECURSION + 1000)
         assert (os.environ["NEREID_KEPT"], "NEREID_NEW" in os.environ) == ("a", False)
-        assert sys.getrecursionlimit() == recursion
+        assert sys.getrecursionlimit() == RECURSION
     finally:
         del os.environ["NEREID_KEPT"]
