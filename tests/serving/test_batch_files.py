@@ -77,7 +77,7 @@ def test_a_file_and_the_answers_of_a_batch_expire_as_asked(tmp_path: Path, model
         for gone in (client.files.retrieve, client.files.content, client.files.delete):
             with pytest.raises(openai.NotFoundError):
                 gone(file.id)
-        with pytest.raises(openai.BadRequestError, match="are not in the gateway.s folder any more"):
+        with pytest.raises(openai.BadRequestError, match="there is no file"):
             client.batches.create(input_file_id=file.id, endpoint=URL, completion_window="24h")
         later(monkeypatch, 2 * HOUR + 1)
         assert [item.id for item in client.files.list()] == [kept.id]
