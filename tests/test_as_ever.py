@@ -12,6 +12,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
+
+from nereid_zoo.cli import app
 
 from as_ever import RECURSION, left_as_found
 
@@ -64,3 +67,10 @@ def test_the_environment_and_the_recursion_limit_are_put_back() -> None:
         assert sys.getrecursionlimit() == RECURSION
     finally:
         del os.environ["NEREID_KEPT"]
+
+
+def test_what_a_command_says_of_a_long_path_is_in_one_piece() -> None:
+    """pytest's folders have a number, and the lines of a box an end."""
+    path = "/".join(["nowhere"] * 20)
+    done = CliRunner().invoke(app, ["train", "shapes-tiny-vae", "--out", "out", "--teacher", path])
+    assert f"{path} is not allowed; it must be a painter of shapes" in done.output
