@@ -432,7 +432,7 @@ def test_zoo_score_layout_has_a_row_of_an_exported_engine(
     done = CliRunner().invoke(zoo, command)
     assert done.exit_code == 0, done.output
     rows = {row["layouts"]: row for row in json.loads(done.stdout)["scores"]}
-    assert (list(rows)[0], list(rows)[-1]) == ("transformer", "exported")
+    assert (next(iter(rows)), list(rows)[-1]) == ("transformer", "exported")
     assert rows["exported"]["score"] == pytest.approx(rows["transformer"]["score"], abs=0.1)
     refused = CliRunner().invoke(zoo, [*command, "--name", "other"])
     assert refused.exit_code == 2
