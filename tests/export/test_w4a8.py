@@ -221,6 +221,7 @@ def test_a_layer_is_better_than_plain_rounding_and_its_8_bits_are_what_is_stored
     statistics, weights = inputs_like(96, outlying=10.0), matrix(64, 96)
     made, without = quantise(weights, statistics), quantise(weights, statistics, rank=0)
     assert made.error < without.error < made.plain_error
+    assert made.codes is not None
     assert made.codes.bits.mean() == 4
     assert np.abs(made.multiplied).max() == 127
     off = np.abs(made.multiplied * made.scales[:, None] - made.stored)
