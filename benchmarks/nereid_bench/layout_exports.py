@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from nereid_bench.compare import Say
 from nereid_bench.layout_ways import LayoutPlan
@@ -15,6 +16,7 @@ from nereid_export.layout import LayoutExportOptions, export_layout
 from nereid_export.layout_calibrate import CalibrateLayoutOptions, calibrate_layout
 from nereid_export.layout_checkpoint import LayoutCheckpoint
 from nereid_export.layout_drawing import LayoutDrawer
+from nereid_export.layout_w4a8 import STORED
 from nereid_export.resume import VERSIONED, Record, resume_key
 
 
@@ -39,15 +41,22 @@ def exported_w4a8(plan: LayoutPlan, say: Say) -> Path:
     options = LayoutExportOptions(
         checkpoint=plan.checkpoint, out=plan.work / "w4a8", threads=plan.threads, precision=Precision.W4A8
     )
-    return _once(plan, options, plan.work / "w4a8.json", ["onnxruntime"], say)
+    return _once(plan, options, plan.work / "w4a8.json", ["onnxruntime"], say, {"stored": list(STORED)})
 
 
-def _once(plan: LayoutPlan, options: LayoutExportOptions, file: Path, engines: Sequence[str], say: Say) -> Path:
+def _once(
+    plan: LayoutPlan,
+    options: LayoutExportOptions,
+    file: Path,
+    engines: Sequence[str],
+    say: Say,
+    further: Mapping[str, object] = MappingProxyType({}),
+) -> Path:
     """Export and calibrate, unless `file` says that it was done with the same checkpoint, options, packages and numbers."""
     source = LayoutCheckpoint.open(options.checkpoint).digest()
     key = resume_key(options, source, (*VERSIONED, *engines), without_effect=("checkpoint", "out"))
     numbers = {"steps": plan.steps, "adaptive": list(plan.fewer), "briefs": plan.calibration_briefs}
-    record = Record(file, key | numbers)
+    record = Record(file, key | numbers | dict(further))
     if record.read() is not None and options.out.is_dir():
         return options.out
     record.file.unlink(missing_ok=True)

@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from torch import nn
@@ -24,14 +23,15 @@ from nereid_export.engines.onnx_graph import export_onnx
 from nereid_export.engines.precision import Precision
 from nereid_export.errors import ExportError
 from nereid_export.frame import Progress
-from nereid_export.layout_w4a8_drawing import LOSS_BOUND, Drawing, LayoutQuality
+from nereid_export.layout_w4a8_drawing import LOSS_BOUND, TIMESTEPS, Drawing, LayoutQuality
 from nereid_export.memory import measure_memory
 from nereid_export.options import ExportOptions
 from nereid_export.resume import RECORD, Record, resume_key
 from nereid_export.speed import milliseconds, usual_rows
+from nereid_export.w4a8.bytes import bytes_of
 from nereid_export.w4a8.codes import GROUP, STEP_BITS
 from nereid_export.w4a8.graph import PRODUCT, executed, pack_weights
-from nereid_export.w4a8.layers import BITS, FACTOR_BITS, RANK, QuantisedLayer
+from nereid_export.w4a8.layers import ALONE_BITS, BITS, FACTOR_BITS, FEWEST, MEAN_BITS, MOST, RANK, QuantisedLayer
 from nereid_export.w4a8.products import layers_of, tables_of
 
 CALIBRATION_BRIEFS = 128
@@ -45,6 +45,8 @@ BRIEFS = 400
 STEPS = 16
 MOST_MINUTES = 24 * 60.0
 """Of fine-tuning."""
+STORED = (BITS, FEWEST, MOST, MEAN_BITS, GROUP, STEP_BITS, RANK, FACTOR_BITS, ALONE_BITS, "functions")
+"""How weights are stored: an engine that was built with others is built anew."""
 SAME = 1e-2
 """Relative error between the engine and its simulation in PyTorch: at most a few inputs are rounded the other way."""
 
@@ -84,8 +86,8 @@ def build_w4a8(
     Raises ExportError for one that is too far from PyTorch, or costs too much of the pass rate.
     """
     builder, precision = BUILDERS[Engine.ONNXRUNTIME], Precision.W4A8
-    weights, calibration = [BITS, GROUP, STEP_BITS, RANK, FACTOR_BITS], [CALIBRATION_BRIEFS, CALIBRATION_STEPS, RANGES]
-    numbers = [*weights, *calibration, BRIEFS, STEPS, fine_tune_minutes]
+    calibration = [CALIBRATION_BRIEFS, CALIBRATION_STEPS, RANGES, TIMESTEPS]
+    numbers = [*STORED, *calibration, BRIEFS, STEPS, fine_tune_minutes]
     key = resume_key(
         options,
         [source, str(precision), numbers],
@@ -140,6 +142,7 @@ def build_w4a8(
             "products_in_8_bits": products,
             "off_from_simulation": difference,
             "compression": round(4 * drawing.parameters / engine_bytes(folder), 2),
+            "bytes": bytes_of(file, layers, tables_of(module)),
             "share_of_halves": round(engine_bytes(folder) / (2 * drawing.parameters), 3),
         },
     }
@@ -221,9 +224,11 @@ def _said_of_tuning(engine: Mapping[str, Any]) -> str:
 
 
 def _said(layers: Mapping[str, QuantisedLayer]) -> dict[str, Any]:
-    counts = [float(layer.codes.bits.mean()) for layer in layers.values()]
     each = {
         name: {
+            "bits": None if layer.codes is None else round(float(layer.codes.bits.mean()), 3),
+            "rank": 0 if layer.factors is None else len(layer.factors.worths),
+            "bytes": layer.stored_bytes,
             "alpha": layer.alpha,
             "share_of_channels_with_a_bit_more": layer.share,
             "error": round(layer.error, 5),
@@ -231,4 +236,7 @@ def _said(layers: Mapping[str, QuantisedLayer]) -> dict[str, Any]:
         }
         for name, layer in layers.items()
     }
-    return {"bits": mean(counts), "group": GROUP, "rank": RANK, "layers": each}
+    weights, stored = (
+        sum(sizes) for sizes in zip(*((its.stored.size, its.stored_bytes) for its in layers.values()), strict=True)
+    )
+    return {"bits": round(8 * stored / weights, 3), "group": GROUP, "rank": RANK, "layers": each}

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from nereid.diffusion.solvers import noise_levels
 from nereid.layout.elements import Box, Section
-from nereid.layout.settings import OUT, SAMPLE, TIMESTEP
+from nereid.layout.settings import OUT, SAMPLE, TIMESTEP, TRAIN_TIMESTEPS
 from nereid_export.components import Component
 from nereid_export.engines.check import Check, Inputs, Run, compare_together, references_of, torch_run
 from nereid_export.layout_samples import off_pixels, passed_each, passed_shares, sample_sections
@@ -25,6 +26,8 @@ LOSS_BOUND = 1.0
 """Points of layouts that pass all error checks that 8-bit products may cost.
 
 After repair, above it nothing is published; before repair, the manifest tells."""
+TIMESTEPS = 1000
+"""That the layers of time and canvas are calibrated with: those of a run of so many steps."""
 _EVERY = 16
 """Calls of which one is kept for the check against PyTorch."""
 
@@ -100,19 +103,22 @@ class Drawing:
         """
         from nereid_zoo.layout.component import Velocity
         from nereid_zoo.layout.draw import draw
-        from nereid_zoo.layout.quantised import Observer, QuantisedTransformer, quantised_layers
+        from nereid_zoo.layout.observed import Observer
+        from nereid_zoo.layout.quantised import QuantisedTransformer
+        from nereid_zoo.layout.rounding import quantised_layers
         from nereid_zoo.layout.timestep_ranges import bounds_of
 
         assert isinstance(self.module, Velocity)
         transformer = self.module.transformer
         sections, bounds = sample_sections(briefs, 17), bounds_of(self.flow, numbers_of_steps, ranges)
-        observer, turns = Observer(transformer, bounds), len(numbers_of_steps)
+        levels = noise_levels(TIMESTEPS, self.flow.shift)[:-1] * TRAIN_TIMESTEPS
+        observer, turns = Observer(transformer, bounds, levels.tolist()), len(numbers_of_steps)
         with observer.watching() as predict:
             for turn, steps in enumerate(numbers_of_steps):
                 told(f"drawing layouts of {briefs} briefs: {steps} steps, {turn + 1} of {turns}")
                 chosen = range(turn, len(sections), turns)
                 draw(predict, [sections[place] for place in chosen], chosen, steps=steps, flow=self.flow)
-        layers = quantised_layers(transformer, observer.statistics(), told)
+        layers = quantised_layers(transformer, observer.statistics(), observer.calls, told)
         return Velocity(QuantisedTransformer.of(transformer, layers, bounds)).eval(), layers, bounds
 
     def fine_tuned(self, module: nn.Module, minutes: float, told: Callable[[str], None]) -> tuple[nn.Module, int]:

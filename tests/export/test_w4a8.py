@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +18,20 @@ from onnx import TensorProto, helper, numpy_helper
 from nereid_export.engines.onnx_graph import run_file
 from nereid_export.errors import ExportError
 from nereid_export.w4a8.codes import GROUP, planes_of, round_carrying, round_to_nearest
+from nereid_export.w4a8.factors import best_error, factored
 from nereid_export.w4a8.graph import PRODUCT, executed, pack_weights, shorten
+from nereid_export.w4a8.inputs import Rounding, Statistics
 from nereid_export.w4a8.layers import (
     ALPHAS,
+    FACTOR_BITS,
+    FEWEST,
+    MOST,
     RANK,
-    Rounding,
-    Statistics,
+    SmoothedLayer,
     best_alpha,
-    corrected,
+    bits_each,
+    in_codes,
+    in_fewest_bytes,
     kurtosis,
     mixed_bits,
     output_error,
@@ -174,16 +181,54 @@ def test_mixed_bits_keep_their_average_and_go_by_kurtosis() -> None:
 def test_the_correction_lessens_the_error_with_its_rank() -> None:
     statistics, weights = inputs_like(96), matrix(64, 96).astype(np.float64)
     rounded = round_to_nearest(weights, np.full(64, 4), np.diag(statistics.gram)).matrix()
-    errors = [error_of(rounded, weights, statistics)]
+    errors, lost = [error_of(rounded, weights, statistics)], weights - rounded
     for rank in (4, 16):
-        errors.append(error_of(rounded + corrected(weights - rounded, statistics.gram, rank).matrix(), weights, statistics))
+        errors.append(error_of(rounded + next(factored(lost, statistics.gram, FACTOR_BITS, rank)).matrix(), weights, statistics))
     assert errors[2] < 0.8 * errors[1] < 0.8 * 0.95 * errors[0]
+
+
+def test_more_components_make_good_what_rounding_has_taken_from_the_first() -> None:
+    """Beyond the rank of the matrix itself, where the best matrix has no error and its factors have that of their bits."""
+    statistics = inputs_like(96)
+    rng = np.random.default_rng(4)
+    weights = rng.standard_normal((64, 8)) @ rng.standard_normal((8, 96))
+    made = list(itertools.islice(factored(weights, statistics.gram, 6, 4), 4))
+    assert [len(its.worths) for its in made] == [4, 8, 12, 16]
+    first, whole, _, last = (error_of(its.matrix(), weights, statistics) for its in made)
+    assert best_error(weights, statistics.gram, 8) < 1e-6 < best_error(weights, statistics.gram, 4) <= first
+    assert last < 0.5 * whole < 0.5 * 0.1 * first
+
+
+def test_weights_of_low_rank_are_stored_as_factors_alone() -> None:
+    """Others are not; either way what is stored is what an engine multiplies."""
+    statistics, rng = inputs_like(96), np.random.default_rng(4)
+    low = (0.05 * rng.standard_normal((192, 8)) @ rng.standard_normal((8, 96))).astype(np.float32)
+    for weights, alone in ((low, True), (matrix(192, 96), False)):
+        layer = SmoothedLayer.of(weights, statistics)
+        coded = in_codes(layer)
+        made = in_fewest_bytes(layer, coded)
+        assert (made.codes is None) is alone
+        assert (made.stored_bytes < coded.stored_bytes) is alone
+        assert made.error <= coded.error
+        assert np.abs(made.multiplied).max() == 127
+
+
+def test_layers_have_the_more_bits_the_more_their_rounding_costs() -> None:
+    """A bit more is a quarter of the cost: layers of sixteen times the cost for each weight have two more."""
+    losses, sizes = {"a": 16.0, "b": 1.0, "c": 2.0, "d": 1.0}, {"a": 100, "b": 100, "c": 200, "d": 100}
+    assert bits_each(losses, sizes, 4.4) == {"a": 6, "b": 4, "c": 4, "d": 4}
+    for mean in (3.2, 3.7, 4.5):
+        made = bits_each(losses, sizes, mean)
+        assert sum(made[name] * sizes[name] for name in made) <= mean * sum(sizes.values())
+    assert set(bits_each(losses, sizes, 1).values()) == {FEWEST}
+    assert set(bits_each(losses, sizes, 9).values()) == {MOST}
 
 
 def test_a_layer_is_better_than_plain_rounding_and_its_8_bits_are_what_is_stored() -> None:
     statistics, weights = inputs_like(96, outlying=10.0), matrix(64, 96)
     made, without = quantise(weights, statistics), quantise(weights, statistics, rank=0)
     assert made.error < without.error < made.plain_error
+    assert made.codes is not None
     assert made.codes.bits.mean() == 4
     assert np.abs(made.multiplied).max() == 127
     off = np.abs(made.multiplied * made.scales[:, None] - made.stored)
@@ -232,9 +277,38 @@ def test_a_packed_graph_is_small_computes_the_same_bits_and_executes_in_8_bits(w
     stored = [numpy_helper.to_array(tensor) for tensor in onnx.load(str(file)).graph.initializer]
     assert any(np.array_equal(its, bias.astype(np.float16)) for its in stored if its.dtype == np.float16)
     planes = (128 * 96 + 128 * 3 + RANK * (128 + width)) // 2  # codes, groups' scales, correction
-    halves = 2 * (128 + 128)  # channels' steps, bias
-    assert planes + halves <= sum(its.nbytes for its in stored) < planes + halves + 1000
+    others = 128 + 2 * 128  # channels' steps, bias
+    assert layer.stored_bytes == planes + 128 + 4 + 2 * RANK
+    assert planes + others <= sum(its.nbytes for its in stored) < planes + others + 400
     assert file.stat().st_size < size
+
+
+def test_factors_alone_are_unpacked_to_the_same_bits(tmp_path: Path) -> None:
+    statistics, rng = inputs_like(96), np.random.default_rng(4)
+    weights = (0.05 * rng.standard_normal((192, 8)) @ rng.standard_normal((8, 96))).astype(np.float32)
+    layer, file = quantise(weights, statistics), tmp_path / "model.onnx"
+    assert layer.codes is None
+    graph_file(file, layer.multiplied.T.copy(), layer.scales, np.zeros(192, np.float32))
+    given = {"x": rng.standard_normal((1, 5, 96)).astype(np.float32)}
+    before = run_file(file)(given, ["y"])["y"]
+    pack_weights(file, {"weight": layer})
+    assert run_file(file)(given, ["y"])["y"].tobytes() == before.tobytes()
+    assert executed(file)[PRODUCT] == 1
+
+
+def test_what_unpacks_is_in_a_file_once_and_equal_rows_of_halves_are(tmp_path: Path) -> None:
+    file, rows = tmp_path / "model.onnx", np.random.default_rng(5).standard_normal((2, 64)).astype(np.float16).astype(np.float32)
+    used = rows[[0, 1, 1, 0, 1, 0]]
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [6, 64]) for name in ("x", "y")]
+    nodes = [helper.make_node("Add", ["x", "t"], ["y"])]
+    graph = helper.make_graph(nodes, "graph", value[:1], value[1:], [numpy_helper.from_array(used, "t")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(file))
+    pack_weights(file, {})
+    model = onnx.load(str(file))
+    assert sorted(its.name for its in model.functions) == ["codes", "eighths", "grouped", "table", "thin"]
+    (stored,) = [its for its in model.graph.initializer if its.data_type == TensorProto.FLOAT16]
+    assert list(stored.dims) == [2, 64]
+    assert run_file(file)({"x": np.zeros_like(used)}, ["y"])["y"].tobytes() == used.tobytes()
 
 
 def test_names_and_equal_constants_take_next_to_no_bytes(tmp_path: Path) -> None:

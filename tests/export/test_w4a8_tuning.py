@@ -50,7 +50,7 @@ def test_before_a_training_it_is_the_layer_itself(rank: int, smoothed: Tensor) -
 def test_codes_begin_on_the_side_of_the_exact_weights(layer: QuantisedLayer) -> None:
     exact = matrix(48, 96) / layer.smooth
     tuned = TunedProduct(layer, exact)
-    off = tuned.codes.detach().numpy() - layer.codes.codes
+    off = tuned.codes.whole.detach().numpy() - layer.codes.codes
     rest = (exact - layer.stored) / np.repeat(layer.codes.scales, 32, 1)
     assert 0 < np.abs(off).max() < 0.5
     assert (np.sign(off) == np.sign(rest))[np.abs(rest) > 1e-3].all()

@@ -25,7 +25,9 @@ from nereid_zoo.layout.distil import (
 )
 from nereid_zoo.layout.draw import Flow, draw
 from nereid_zoo.layout.model import LayoutTransformer, load
-from nereid_zoo.layout.quantised import Observer, QuantisedTransformer, quantised_layers
+from nereid_zoo.layout.observed import Observer
+from nereid_zoo.layout.quantised import QuantisedTransformer
+from nereid_zoo.layout.rounding import quantised_layers
 from nereid_zoo.layout.score import held_out_sections
 
 pytestmark = pytest.mark.torch
@@ -42,7 +44,7 @@ def student(teacher: LayoutTransformer) -> QuantisedTransformer:
     observer = Observer(teacher, BOUNDS)
     with observer.watching() as predict:
         draw(predict, held_out_sections(8).sections, range(8), steps=6)
-    return QuantisedTransformer.of(teacher, quantised_layers(teacher, observer.statistics()), BOUNDS)
+    return QuantisedTransformer.of(teacher, quantised_layers(teacher, observer.statistics(), observer.calls), BOUNDS)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,9 @@ from nereid_zoo.layout.batches import sample_row
 from nereid_zoo.layout.draw import draw, noise_of
 from nereid_zoo.layout.dynamic import load_dynamic
 from nereid_zoo.layout.model import LayoutTransformer, load
-from nereid_zoo.layout.quantised import Observer, QuantisedTransformer, quantised_layers
+from nereid_zoo.layout.observed import Observer
+from nereid_zoo.layout.quantised import QuantisedTransformer
+from nereid_zoo.layout.rounding import quantised_layers
 from nereid_zoo.layout.train import tensors
 
 import checkpoints
@@ -56,7 +58,7 @@ def test_products_of_8_bits_have_the_architecture_that_they_are_of(settings: dic
     observer = Observer(transformer, BOUNDS)
     with observer.watching() as predict:
         draw(predict, [sample_row(rng)[0] for _ in range(4)], range(4), steps=3)
-    made = QuantisedTransformer.of(transformer, quantised_layers(transformer, observer.statistics()), BOUNDS)
+    made = QuantisedTransformer.of(transformer, quantised_layers(transformer, observer.statistics(), observer.calls), BOUNDS)
     with torch.inference_mode():
         off = (made(**inputs()) - transformer(**inputs())) * inputs()["valid"][..., None]
         assert 0 < off.abs().mean() < 0.2 * transformer(**inputs()).abs().mean()

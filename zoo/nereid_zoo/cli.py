@@ -12,9 +12,10 @@ from rich.table import Table
 
 from nereid.diffusion.solvers import ScheduleError
 from nereid_client.terminal import say
+from nereid_export.errors import ExportError
 from nereid_zoo.layout import score as layout
 from nereid_zoo.layout.batches import Task
-from nereid_zoo.layout.draw import DYNAMIC, STEPS
+from nereid_zoo.layout.draw import DYNAMIC, STEPS, flow_of
 from nereid_zoo.layout.weights import WeightsError
 from nereid_zoo.page.cli import score_pictures, score_plans
 from nereid_zoo.sections import score as sections
@@ -149,6 +150,10 @@ def score_layout(
     features: Annotated[
         Path, typer.Option(help="The network that distances (FID) are measured by; none are where it is not there.")
     ] = layout.FEATURES,
+    repository: Annotated[
+        Path | None, typer.Option(help="An exported repository whose engine is scored as well, called in this process.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Of the layout model in REPOSITORY.")] = "layout",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Share of held-out briefs whose layout passes all error checks, before and after repair; beside three baselines.
@@ -172,6 +177,11 @@ def score_layout(
                 )
     except (WeightsError, ScheduleError) as error:
         raise typer.BadParameter(f"{path} is not allowed; {error}", param_hint="--path") from None
+    if repository is not None:
+        try:
+            drawers["exported"] = layout.exported_drawer(repository / name, flow_of(path), asked, steps=steps)
+        except ExportError as error:
+            raise typer.BadParameter(f"{repository} is not allowed; {error}", param_hint="--repository") from None
     try:
         distance = layout.training_distance(features) if (features / "config.json").is_file() else None
     except WeightsError as error:

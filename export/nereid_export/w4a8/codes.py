@@ -1,8 +1,8 @@
 """Whole numbers of a few bits and their scales: choosing them for a matrix, and storing them as planes of bits.
 
-A group of `GROUP` weights of one output channel shares a scale, a whole number of the channel's own small steps, so that it takes
-few bits. Codes of b bits are -2^(b-1) to 2^(b-1) - 1; the scale's sign is that with which the group's largest weight gets the
-lowest code, which uses them all.
+A group of `GROUP` weights of one output channel shares a scale, a whole number of the channel's own small steps, so that it
+takes few bits; the steps are whole numbers of one unit. Codes of b bits are -2^(b-1) to 2^(b-1) - 1; the scale's sign is that
+with which the group's largest weight gets the lowest code, which uses them all.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ STEP_BITS = 4
 _SHRUNK = np.array([1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65])
 """Shares of a group's range that are tried: cutting its largest weight may serve the others."""
 _MOST_STEPS = 2 ** (STEP_BITS - 1) - 1
+_MOST_UNITS = 255
+_LEAST_UNIT = 1e-12
 _DAMPING = 0.01
 """Of the mean of a Gram matrix's diagonal, added to it: calibration has not seen everything."""
 
@@ -32,17 +34,27 @@ class Codes:
     codes: NDArray[np.int8]
     steps: NDArray[np.int8]
     """Of each group's scale, of `STEP_BITS` bits."""
-    rows: NDArray[np.float16]
-    """What a step is in each of the N output channels."""
+    rows: NDArray[np.uint8]
+    """What a step is in each of the N output channels, in units."""
+    unit: np.float32
     bits: NDArray[np.int64]
     """Of each of the N output channels."""
     inputs: int
     """K."""
 
     @property
+    def code_bytes(self) -> int:
+        return int(self.bits.sum()) * self.codes.shape[1] // 8
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of codes and scales."""
+        return self.code_bytes + self.steps.size * STEP_BITS // 8 + self.rows.nbytes + self.unit.nbytes
+
+    @property
     def scales(self) -> NDArray[np.float32]:
         """Of each group, exactly."""
-        made: NDArray[np.float32] = self.steps.astype(np.float32) * self.rows.astype(np.float32)[:, None]
+        made: NDArray[np.float32] = self.steps.astype(np.float32) * (self.rows.astype(np.float32) * self.unit)[:, None]
         return made
 
     def matrix(self) -> NDArray[np.float32]:
@@ -56,18 +68,17 @@ def filled(matrix: NDArray) -> NDArray:
     return np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % GROUP)))
 
 
-def row_steps(weights: Floats, bits: NDArray[np.int64]) -> NDArray[np.float16]:
-    """Of each output channel: the largest of its groups' scales takes all of `STEP_BITS` bits."""
-    largest = np.abs(weights).max(1) / 2.0 ** (bits - 1)
-    steps = (largest / _MOST_STEPS).astype(np.float16)
-    steps[steps == 0] = 1  # nothing but zeros, or all but
-    return steps
+def row_steps(weights: Floats, bits: NDArray[np.int64]) -> tuple[NDArray[np.uint8], np.float32]:
+    """Of each output channel, and their unit: the largest of its groups' scales takes all of `STEP_BITS` bits."""
+    steps = np.abs(weights).max(1) / 2.0 ** (bits - 1) / _MOST_STEPS
+    unit = np.float32(max(float(steps.max(initial=0.0)) / _MOST_UNITS, _LEAST_UNIT))
+    return np.rint(steps / float(unit)).clip(1, _MOST_UNITS).astype(np.uint8), unit
 
 
 def group_steps(
-    weights: Floats, bits: NDArray[np.int64], importance: Floats, rows: NDArray[np.float16]
+    weights: Floats, bits: NDArray[np.int64], importance: Floats, rows: NDArray[np.float32]
 ) -> tuple[NDArray[np.int8], Floats]:
-    """The scale of each row of N x GROUP weights, in steps of `rows`, and itself (N x 1).
+    """The scale of each row of N x GROUP weights, in steps (of the sizes `rows`), and itself (N x 1).
 
     Of those tried, that of the least squared error, by importance of columns.
     """
@@ -93,13 +104,13 @@ def nearest(weights: Floats, scales: Floats, bits: NDArray[np.int64]) -> Floats:
 
 def round_to_nearest(weights: Floats, bits: NDArray[np.int64], importance: Floats) -> Codes:
     """Each weight on its own; `importance` is of the K columns."""
-    whole, columns, rows = filled(weights), filled(importance[None])[0], row_steps(weights, bits)
+    whole, columns, (rows, unit) = filled(weights), filled(importance[None])[0], row_steps(weights, bits)
     made, steps = np.empty(whole.shape, np.int8), np.empty((len(whole), whole.shape[1] // GROUP), np.int8)
     for group in range(steps.shape[1]):
         own = slice(group * GROUP, (group + 1) * GROUP)
-        steps[:, group], scale = group_steps(whole[:, own], bits, columns[own], rows)
+        steps[:, group], scale = group_steps(whole[:, own], bits, columns[own], rows * unit)
         made[:, own] = nearest(whole[:, own], scale, bits)
-    return Codes(made, steps, rows, bits, weights.shape[1])
+    return Codes(made, steps, rows, unit, bits, weights.shape[1])
 
 
 def damped(gram: Floats) -> Floats:
@@ -119,11 +130,11 @@ def round_carrying(weights: Floats, bits: NDArray[np.int64], gram: Floats) -> Co
     own[:inputs, :inputs] = damped(gram)
     factor = np.linalg.cholesky(np.linalg.inv(own)).T
     importance = 1 / np.diag(factor) ** 2
-    rows = row_steps(weights, bits)
+    rows, unit = row_steps(weights, bits)
     made, steps = np.empty(left.shape, np.int8), np.empty((len(left), left.shape[1] // GROUP), np.int8)
     for group in range(steps.shape[1]):
         start, stop = group * GROUP, (group + 1) * GROUP
-        steps[:, group], scale = group_steps(left[:, start:stop], bits, importance[start:stop], rows)
+        steps[:, group], scale = group_steps(left[:, start:stop], bits, importance[start:stop], rows * unit)
         errors = np.empty((len(left), GROUP))
         for column in range(start, stop):
             code = nearest(left[:, column : column + 1], scale, bits)
@@ -132,7 +143,7 @@ def round_carrying(weights: Floats, bits: NDArray[np.int64], gram: Floats) -> Co
             left[:, column:stop] -= error[:, None] * factor[column, column:stop]
             errors[:, column - start] = error
         left[:, stop:] -= errors @ factor[start:stop, stop:]
-    return Codes(made, steps, rows, bits, inputs)
+    return Codes(made, steps, rows, unit, bits, inputs)
 
 
 # --- storage ---

@@ -1,7 +1,7 @@
 """An ONNX graph of 8-bit products whose weights are stored in about 4 bits; ONNX Runtime unpacks them when it loads the file.
 
-What unpacks is made of ordinary operators on constants, which are folded before 8-bit products are looked for: nothing of it is
-left in a run.
+What unpacks is made of ordinary operators on constants (`functions`), which are folded before 8-bit products are looked for:
+nothing of it is left in a run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from nereid_export.errors import ExportError
 from nereid_export.w4a8.codes import GROUP, STEP_BITS, Codes, by_bits, planes_of
-from nereid_export.w4a8.layers import FACTOR_BITS, SMALLEST_SCALE, Correction, QuantisedLayer
+from nereid_export.w4a8.factors import Factors
+from nereid_export.w4a8.functions import DOMAIN, add_functions
+from nereid_export.w4a8.layers import QuantisedLayer
 from nereid_export.w4a8.tables import Table
 
 PRODUCT = "MatMulIntegerToFloat"
@@ -46,85 +48,63 @@ class _Unpacking:
         self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
 
+    def call(self, function: str, inputs: list[str], *outputs: str) -> str:
+        """Of one in `functions`."""
+        self.nodes.append(helper.make_node(function, inputs, list(outputs), domain=DOMAIN))
+        return outputs[0]
+
     def layer(self, name: str, layer: QuantisedLayer) -> None:
         """The 8-bit weights, K x N, and their scales as tensors of these names: `QuantisedLayer.multiplied`, transposed."""
-        stored = self._codes(name, layer.codes)
-        if layer.correction is not None:
-            stored = self.node("Add", [stored, self._correction(name, layer.correction)], f"{name}/stored")
-        across = self.constant("w4a8/across", np.array([1], np.int64))
-        largest = self.node("ReduceMax", [self.node("Abs", [stored], f"{name}/sizes"), across], f"{name}/largest")
-        most = self.constant("w4a8/high", np.array(127, np.float32))
-        smallest = self.constant("w4a8/smallest", np.asarray(SMALLEST_SCALE))
-        scales = self.node("Max", [self.node("Div", [largest, most], f"{name}/share"), smallest], f"{name}/scales")
-        self.node("Squeeze", [scales, across], scale_name(name))
-        rounded = self.node("Round", [self.node("Div", [stored, scales], f"{name}/eighths")], f"{name}/rounded")
-        low = self.constant("w4a8/low", np.array(-127, np.float32))
-        kept = self.node("Clip", [rounded, low, most], f"{name}/kept")
-        whole = self.node("Cast", [kept], f"{name}/whole", to=TensorProto.INT8)
-        self.node("Transpose", [whole], name, perm=[1, 0])
+        parts = []
+        if layer.codes is not None:
+            parts.append(self._codes(name, layer.codes))
+        if layer.factors is not None:
+            parts.append(self._thin(name, layer.factors))
+        stored = parts[0] if len(parts) == 1 else self.node("Add", parts, f"{name}/stored")
+        self.call("eighths", [stored], name, scale_name(name))
 
     def _codes(self, name: str, codes: Codes) -> str:
         groups = codes.steps.shape[1]
         parts = by_bits(codes.bits)
-        made = [
-            self._plane(f"{name}/{bits}", codes.codes[channels], bits, (len(channels), groups, GROUP)) for bits, channels in parts
-        ]
+        made = []
+        for bits, channels in parts:
+            planes = self._planes(f"{name}/{bits}", codes.codes[channels], bits, (len(channels), groups, GROUP))
+            made.append(self.call("codes", planes, f"{name}/{bits}"))
         whole = made[0]
         if len(parts) > 1:
             joined = self.node("Concat", made, f"{name}/joined", axis=0)
             order = np.argsort(np.concatenate([channels for _, channels in parts]))
-            places = self.constant(f"{name}/order", order.astype(np.int32))
+            places = self.node(
+                "Cast", [self.constant(f"{name}/order", order.astype(np.int16))], f"{name}/places", to=TensorProto.INT32
+            )
             whole = self.node("Gather", [joined, places], f"{name}/codes", axis=0)
-        steps = self._plane(f"{name}/steps", codes.steps, STEP_BITS, (len(codes.bits), groups, 1))
-        scales = self.node("Mul", [steps, self.halves(f"{name}/rows", codes.rows[:, None, None])], f"{name}/group_scales")
-        scaled = self.node("Mul", [whole, scales], f"{name}/scaled")
-        matrix = self.node("Reshape", [scaled, self._shape(len(codes.bits), groups * GROUP)], f"{name}/filled")
-        return matrix if codes.inputs == groups * GROUP else self._cut(matrix, 1, codes.inputs, f"{name}/matrix")
+        steps = self._planes(f"{name}/steps", codes.steps, STEP_BITS, (*codes.steps.shape, 1))
+        rows = self.constant(f"{name}/rows", codes.rows[:, None, None])
+        unit = self.constant(f"{name}/unit", np.asarray(codes.unit))
+        return self.call("grouped", [whole, *steps, rows, unit, self._shape(codes.inputs)], f"{name}/matrix")
 
-    def _plane(self, name: str, codes: NDArray[np.int8], bits: int, shape: tuple[int, ...]) -> str:
-        """Codes as float32 of this shape."""
-        planes = self.constant(f"{name}/planes", planes_of(codes, bits))
-        last = self.constant("w4a8/last", np.array([-1], np.int64))
-        shifts = self.constant("w4a8/shifts", np.arange(7, -1, -1, dtype=np.uint8))
-        one = self.constant("w4a8/one", np.array(1, np.uint8))
-        spread = self.node("Unsqueeze", [planes, last], f"{name}/spread")
-        shifted = self.node("BitShift", [spread, shifts], f"{name}/shifted", direction="RIGHT")
-        single = self.node("BitwiseAnd", [shifted, one], f"{name}/bits")
-        numbers = self.node("Cast", [single], f"{name}/numbers", to=TensorProto.FLOAT)
-        row = self.node("Reshape", [numbers, self._shape(bits, -1)], f"{name}/row")
-        if codes.size % 8:
-            row = self._cut(row, 1, codes.size, f"{name}/whole_row")
-        worth = self.constant(f"w4a8/worth{bits}", (2.0 ** np.arange(bits)).astype(np.float32)[:, None])
-        first = self.constant("w4a8/first", np.array([0], np.int64))
-        weighed = self.node("Mul", [row, worth], f"{name}/weighed")
-        raised = self.node("ReduceSum", [weighed, first], f"{name}/raised", keepdims=0)
+    def _planes(self, name: str, codes: NDArray[np.int8], bits: int, shape: tuple[int, ...]) -> list[str]:
+        """What `codes` of `functions` is given, to make these of this shape."""
+        worths = self.constant(f"w4a8/worths{bits}", (2.0 ** np.arange(bits)).astype(np.float32)[None])
         middle = self.constant(f"w4a8/middle{bits}", np.array(2.0 ** (bits - 1), np.float32))
-        signed = self.node("Sub", [raised, middle], f"{name}/signed")
-        return self.node("Reshape", [signed, self._shape(*shape)], f"{name}/codes")
+        return [self.constant(f"{name}/planes", planes_of(codes, bits)), worths, middle, self._shape(*shape)]
 
-    def _correction(self, name: str, correction: Correction) -> str:
-        factors = [
-            self._plane(f"{name}/{what}", value, FACTOR_BITS, value.shape)
-            for what, value in (("left", correction.left), ("right", correction.right))
-        ]
-        product = self.node("MatMul", factors, f"{name}/product")
-        return self.node("Mul", [product, self.constant(f"{name}/worth", np.asarray(correction.scale))], f"{name}/correction")
+    def _thin(self, name: str, factors: Factors) -> str:
+        left, worths, middle, left_shape = self._planes(f"{name}/left", factors.left, factors.bits, factors.left.shape)
+        right, *_, right_shape = self._planes(f"{name}/right", factors.right, factors.bits, factors.right.shape)
+        components = self.constant(f"{name}/components", factors.worths)
+        scale = self.constant(f"{name}/worth", np.asarray(factors.scale))
+        return self.call("thin", [left, left_shape, right, right_shape, worths, middle, components, scale], f"{name}/correction")
 
     def table(self, name: str, table: Table, *, transposed: bool) -> None:
         """Of this name."""
-        scales = self.halves(f"{name}/rows", table.rows[:, None])
-        numbers = self.node("Cast", [self.constant(f"{name}/whole", table.whole)], f"{name}/numbers", to=TensorProto.FLOAT)
-        made = self.node("Mul", [numbers, scales], f"{name}/table" if transposed else name)
+        given = [self.constant(f"{name}/whole", table.whole), self.constant(f"{name}/rows", table.rows[:, None])]
+        made = self.call("table", given, f"{name}/table" if transposed else name)
         if transposed:
             self.node("Transpose", [made], name, perm=[1, 0])
 
     def _shape(self, *sizes: int) -> str:
         return self.constant(f"w4a8/shape{'x'.join(map(str, sizes))}", np.array(sizes, np.int64))
-
-    def _cut(self, value: str, axis: int, size: int, output: str) -> str:
-        """The first `size` along an axis."""
-        bounds = [self.constant(f"w4a8/at{its}", np.array([its], np.int64)) for its in (0, size, axis)]
-        return self.node("Slice", [value, *bounds], output)
 
     def packed(self, name: str, value: NDArray, tables: Sequence[Table]) -> bool:
         """Whether a constant that is no layer's can be stored in fewer bits, as it is then."""
@@ -139,11 +119,13 @@ class _Unpacking:
         halved = value.astype(np.float16)
         if not np.array_equal(halved.astype(np.float32), value):
             return False
-        self.halves(f"{name}/half", halved, name)
+        rows, places = np.unique(halved, axis=0, return_inverse=True)
+        if halved.ndim == 1 or len(rows) == len(halved):
+            self.node("Cast", [self.constant(f"{name}/half", halved)], name, to=TensorProto.FLOAT)
+            return True
+        own = self.node("Cast", [self.constant(f"{name}/half", rows)], f"{name}/rows", to=TensorProto.FLOAT)
+        self.node("Gather", [own, self.constant(f"{name}/places", places.reshape(-1).astype(np.int32))], name, axis=0)
         return True
-
-    def halves(self, name: str, value: NDArray[np.float16], output: str | None = None) -> str:
-        return self.node("Cast", [self.constant(name, value)], output or f"{name}_numbers", to=TensorProto.FLOAT)
 
 
 def scale_name(weights: str) -> str:
@@ -155,7 +137,8 @@ def pack_weights(file: Path, layers: Mapping[str, QuantisedLayer], tables: Seque
     """Store the 8-bit weights of a graph (int8 constants K x N, by name) as their layers have them, in place.
 
     Their scales (`scale_name`) are computed from them. Constants that have the very values of a table, or of its transpose, are
-    stored as that has them; others in halves where halves have their values. Raises ExportError for a graph that lacks a layer's.
+    stored as that has them; others in halves where halves have their values, and rows that are equal once. Raises ExportError for
+    a graph that lacks a layer's.
     """
     model = onnx.load(str(file))
     found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -172,6 +155,7 @@ def pack_weights(file: Path, layers: Mapping[str, QuantisedLayer], tables: Seque
     model.graph.node.extend(nodes)
     model.graph.initializer.extend([*(originals[name] for name in kept), *made.constants.values()])
     shorten(model)
+    add_functions(model)
     onnx.save(model, str(file))
 
 

@@ -1,23 +1,30 @@
-"""One linear layer to 4-bit weights and 8-bit inputs: smoothing, bits a channel, rounding, and a low-rank correction.
+"""One linear layer to weights of about 4 bits and 8-bit inputs: smoothing, bits a channel, rounding, and a low-rank correction.
 
 DiTAS (Dong and Zhang, 2024): inputs are divided, and weights multiplied, by a scale for each input channel, s = max|x|^alpha /
 max|w|^(1 - alpha) with the maxima of all steps of calibration, alpha being what leaves the layer the least error of its output;
 and what rounding has taken from the weights comes back in part as a product of two thin matrices. MPQ-DM (Feng et al., 2025):
-output channels whose weights have the highest kurtosis get one bit more, as many of the lowest one bit less. Inputs have static
-scales for each range of timesteps, so that a row does not depend on its company.
+output channels whose weights have the highest kurtosis get one bit more, as many of the lowest one bit less. How many bits a
+layer has in the mean is found by what its rounding costs; where its inputs have few dimensions, the thin matrices do alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nereid_export.w4a8.codes import Codes, Floats, damped, round_carrying, round_to_nearest
+from nereid_export.w4a8.codes import Codes, Floats, round_carrying, round_to_nearest
+from nereid_export.w4a8.factors import Factors, best_error, factored
+from nereid_export.w4a8.inputs import SMALLEST, Rounding, Statistics
 
 BITS = 4
+FEWEST, MOST = 3, 6
+"""Bits of a layer's weights, in the mean of its output channels."""
+MEAN_BITS = 3.63
+"""Of all layers' weights, before any are stored as factors alone: with scales and all else, a quarter of what halves take."""
 RANK = 4
 """Of the correction."""
 FACTOR_BITS = 4
@@ -27,79 +34,42 @@ SHARES = (0.0, 1 / 16, 1 / 8, 1 / 4)
 """Of a layer's output channels that get one bit more; as many get one bit less."""
 SMALLEST_SCALE = np.float32(1e-12)
 """Of the 8-bit weights of an output channel."""
-_SMALLEST = 1e-5
-_CUT = tuple(1.0 - 0.05 * step for step in range(14))
-"""Shares of a factor's range that are tried."""
+ALONE_BITS = 6
+"""Of factors that stand for all of a layer's weights."""
+_RANK_STEP = 4
+"""Between the ranks that are tried of such."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Statistics:
-    """What a layer's K inputs were in runs of calibration, over R ranges of timesteps."""
+class SmoothedLayer:
+    """Exact weights N x K of smoothed inputs, which are to be rounded."""
 
-    low: Floats
-    """R x K; where a range was never met, that of the nearest that was."""
-    high: Floats
-    gram: Floats
-    """K x K: the sum of outer products of all inputs."""
-    rows: NDArray[np.float32]
-    """Some of them, S x K."""
-    places: NDArray[np.int64]
-    """Their ranges, S."""
-
-    @property
-    def largest(self) -> Floats:
-        """Absolute, of all ranges, K."""
-        made: Floats = np.maximum(np.abs(self.low), np.abs(self.high)).max(0)
-        return made
-
-    def times(self, factor: Floats) -> Statistics:
-        """The same of inputs that are multiplied by this."""
-        return Statistics(
-            low=self.low * factor,
-            high=self.high * factor,
-            gram=self.gram * np.outer(factor, factor),
-            rows=(self.rows * factor).astype(np.float32),
-            places=self.places,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Rounding:
-    """Of inputs to 0..255: x / (gain x scale) + zero, the gain being that of the row's range; the largest gain is 1."""
-
-    scale: np.float32
-    zero: int
-    gains: NDArray[np.float32]
+    weights: Floats
+    inputs: Statistics
+    """After smoothing."""
+    smooth: NDArray[np.float32]
+    """What its K inputs are multiplied by; halves hold it."""
+    alpha: float | None
+    """None where smoothing does not lessen the error."""
+    plain_error: float
+    """Of the layer's output by weights that are not smoothed, but rounded to the nearest of `BITS` bits; relative."""
 
     @classmethod
-    def of(cls, statistics: Statistics) -> Rounding:
-        low, high = np.minimum(statistics.low.min(1), 0), np.maximum(statistics.high.max(1), 0)
-        span = float(high.max() - low.min())
-        if span < _SMALLEST:
-            return cls(np.float32(1), 0, np.ones(len(low), np.float32))
-        zero = round(-255 * float(low.min()) / span)
-        steps = np.maximum(high / max(255 - zero, 1), -low / max(zero, 1))
-        scale = float(steps.max())
-        return cls(np.float32(scale), zero, np.maximum(steps / scale, _SMALLEST).astype(np.float32))
+    def of(cls, weights: NDArray[np.float32], statistics: Statistics) -> SmoothedLayer:
+        """A layer's weights (N x K), by what its inputs are."""
+        exact = weights.astype(np.float64)
+        alpha, smooth = best_alpha(exact, statistics)
+        return cls(
+            weights=exact / smooth,
+            inputs=statistics.times(smooth.astype(np.float64)),
+            smooth=smooth,
+            alpha=alpha,
+            plain_error=output_error(exact, statistics),
+        )
 
-    def rounded(self, rows: NDArray[np.float32], places: NDArray[np.int64]) -> NDArray[np.float32]:
-        """What is left of these inputs."""
-        steps = (self.scale * self.gains[places])[:, None]
-        codes = np.clip(np.rint(rows / steps) + self.zero, 0, 255)
-        return np.asarray((codes - self.zero) * steps, np.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class Correction:
-    """A matrix N x K of low rank: the product of factors of `FACTOR_BITS` bits (exact in float32), times a scale."""
-
-    left: NDArray[np.int8]
-    right: NDArray[np.int8]
-    scale: np.float32
-
-    def matrix(self) -> NDArray[np.float32]:
-        """In the very arithmetic in which an engine unpacks it."""
-        return np.asarray((self.left.astype(np.float32) @ self.right.astype(np.float32)) * self.scale, np.float32)
+    def error(self, stored: NDArray) -> float:
+        """Relative, of its output over calibration's inputs, of weights that are stored so."""
+        return _error(self.weights, stored, self.inputs)
 
 
 @dataclass(frozen=True)
@@ -109,8 +79,9 @@ class QuantisedLayer:
     smooth: NDArray[np.float32]
     """What its K inputs are multiplied by before they are rounded; halves hold it."""
     rounding: Rounding
-    codes: Codes
-    correction: Correction | None
+    codes: Codes | None
+    factors: Factors | None
+    """Whose product is added to what codes stand for; the weights themselves where there are no codes."""
     alpha: float | None
     """None where smoothing does not lessen the error."""
     share: float
@@ -123,8 +94,15 @@ class QuantisedLayer:
     @cached_property
     def stored(self) -> NDArray[np.float32]:
         """The weights that storage stands for, N x K."""
-        matrix = self.codes.matrix()
-        return matrix if self.correction is None else matrix + self.correction.matrix()
+        if self.codes is None:
+            assert self.factors is not None
+            return self.factors.matrix()
+        return self.codes.matrix() if self.factors is None else self.codes.matrix() + self.factors.matrix()
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of its weights."""
+        return sum(part.stored_bytes for part in (self.codes, self.factors) if part is not None)
 
     @cached_property
     def scales(self) -> NDArray[np.float32]:
@@ -138,24 +116,64 @@ class QuantisedLayer:
         return made
 
 
-def quantise(weights: NDArray[np.float32], statistics: Statistics, *, rank: int = RANK) -> QuantisedLayer:
+def quantise(weights: NDArray[np.float32], statistics: Statistics, *, rank: int = RANK, bits: int = BITS) -> QuantisedLayer:
     """A layer's weights (N x K), by what its inputs are."""
-    exact = weights.astype(np.float64)
-    alpha, smooth = best_alpha(exact, statistics)
-    scaled, inputs = exact / smooth, statistics.times(smooth.astype(np.float64))
-    bits, share = mixed_bits(scaled, inputs.gram)
-    codes = round_carrying(scaled, bits, inputs.gram)
+    layer = SmoothedLayer.of(weights, statistics)
+    return in_fewest_bytes(layer, in_codes(layer, rank=rank, bits=bits))
+
+
+def in_codes(layer: SmoothedLayer, *, rank: int = RANK, bits: int = BITS) -> QuantisedLayer:
+    """In codes of so many bits in the mean, and a correction of this rank."""
+    each, share = mixed_bits(layer.weights, layer.inputs.gram, bits)
+    codes = round_carrying(layer.weights, each, layer.inputs.gram)
+    lost = layer.weights - codes.matrix()
+    correction = next(factored(lost, layer.inputs.gram, FACTOR_BITS, rank)) if rank else None
+    return _made(layer, codes, correction, share)
+
+
+def in_fewest_bytes(layer: SmoothedLayer, coded: QuantisedLayer) -> QuantisedLayer:
+    """In factors alone of the least rank with which the layer's error is no greater than that of codes, where they take less."""
+    most = 8 * coded.stored_bytes // (ALONE_BITS * sum(layer.weights.shape))
+    if best_error(layer.weights, layer.inputs.gram, most) > coded.error:  # nothing is rounded in that
+        return coded
+    for factors in factored(layer.weights, layer.inputs.gram, ALONE_BITS, _RANK_STEP):
+        if factors.stored_bytes >= coded.stored_bytes:
+            break
+        made = _made(layer, None, factors, 0.0)
+        if made.error <= coded.error:
+            return made
+    return coded
+
+
+def _made(layer: SmoothedLayer, codes: Codes | None, factors: Factors | None, share: float) -> QuantisedLayer:
     made = QuantisedLayer(
-        smooth=smooth,
-        rounding=Rounding.of(inputs),
+        smooth=layer.smooth,
+        rounding=Rounding.of(layer.inputs),
         codes=codes,
-        correction=corrected(scaled - codes.matrix(), inputs.gram, rank) if rank else None,
-        alpha=alpha,
+        factors=factors,
+        alpha=layer.alpha,
         share=share,
         error=0.0,
-        plain_error=output_error(exact, statistics),
+        plain_error=layer.plain_error,
     )
-    object.__setattr__(made, "error", _error(scaled, made.multiplied * made.scales[:, None].astype(np.float64), inputs))
+    return replace(made, error=layer.error(made.multiplied * made.scales[:, None].astype(np.float64)))
+
+
+def bits_each(losses: Mapping[str, float], sizes: Mapping[str, int], mean: float) -> dict[str, int]:
+    """Bits of the weights of each layer, of `FEWEST` to `MOST`, the mean over all weights being `mean` or less.
+
+    `losses` are what layers cost by the square with `BITS` bits, each more or less being a quarter of that or four times as much;
+    `sizes` their numbers of weights. A bit is taken where it costs least for each weight, until the mean is reached.
+    """
+    made = dict.fromkeys(losses, MOST)
+    over = (MOST - mean) * sum(sizes.values())
+
+    def cost(name: str) -> float:
+        return losses[name] * 4.0 ** (BITS - made[name]) / sizes[name]
+
+    while over > 0 and (left := [name for name in made if made[name] > FEWEST]):
+        name = min(left, key=cost)
+        made[name], over = made[name] - 1, over - sizes[name]
     return made
 
 
@@ -174,7 +192,7 @@ def best_alpha(weights: Floats, statistics: Statistics) -> tuple[float | None, N
 
 def smoothing(weights: Floats, statistics: Statistics, alpha: float) -> NDArray[np.float32]:
     """One over max|x|^alpha / max|w|^(1 - alpha) of each input channel, of geometric mean 1; rounded to halves."""
-    scale = np.maximum(statistics.largest, _SMALLEST) ** alpha / np.maximum(np.abs(weights).max(0), _SMALLEST) ** (1 - alpha)
+    scale = np.maximum(statistics.largest, SMALLEST) ** alpha / np.maximum(np.abs(weights).max(0), SMALLEST) ** (1 - alpha)
     relative = np.exp(np.log(scale).mean()) / scale
     return np.clip(relative, 1e-2, 1e2).astype(np.float16).astype(np.float32)
 
@@ -217,36 +235,4 @@ def kurtosis(weights: Floats) -> Floats:
     """Of each row: the fourth central moment over the square of the second."""
     centred = weights - weights.mean(1, keepdims=True)
     made: Floats = (centred**4).mean(1) / np.maximum((centred**2).mean(1), 1e-24) ** 2
-    return made
-
-
-def corrected(error: Floats, gram: Floats, rank: int) -> Correction:
-    """The product of rank `rank` that takes most of this error out of the layer's outputs, in `FACTOR_BITS` bits.
-
-    With the symmetric root S of the Gram matrix, ||(E - LR) S|| is least where LR S is the best approximation of E S.
-    """
-    values, vectors = np.linalg.eigh(damped(gram / (float(np.diag(gram).mean()) or 1.0)))
-    roots = np.sqrt(np.maximum(values, 1e-12 * values.max()))
-    left, sizes, right = np.linalg.svd(error @ (vectors * roots) @ vectors.T, full_matrices=False)
-    halves = np.sqrt(sizes[:rank])
-    thin = right[:rank] @ (vectors / roots) @ vectors.T
-    return factored(left[:, :rank] * halves, halves[:, None] * thin)
-
-
-def factored(left: Floats, right: Floats) -> Correction:
-    """A product of these factors."""
-    (first, one), (second, other) = _whole(left), _whole(right)
-    return Correction(first, second, np.float32(one * other))
-
-
-def _whole(factor: Floats) -> tuple[NDArray[np.int8], float]:
-    """Whole numbers, and the scale with which they are nearest to this, of those tried."""
-    most = 2 ** (FACTOR_BITS - 1) - 1
-    largest = float(np.abs(factor).max(initial=0.0)) or 1.0
-    best, made = np.inf, (np.zeros(factor.shape, np.int8), 1.0)
-    for share in _CUT:
-        scale = share * largest / most
-        codes = np.clip(np.rint(factor / scale), -most, most)
-        if (error := float(((codes * scale - factor) ** 2).sum())) < best:
-            best, made = error, (codes.astype(np.int8), scale)
     return made

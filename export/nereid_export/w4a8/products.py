@@ -15,18 +15,16 @@ class _Product(torch.autograd.Function):
     """Inputs rounded to 0..255, times int8 weights K x N; exact whole numbers, then scaled."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, weight_scale: Tensor, weight_zero: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, zero: Tensor, weight_scale: Tensor) -> Tensor:
         codes = torch.clamp(torch.round(x / scale) + zero, 0, 255) - zero
         whole = codes.double() @ weight.double()  # float32 has too few bits for the longest sums
         return whole.float() * (scale * weight_scale)
 
     @staticmethod
-    def symbolic(g: Any, x: Any, weight: Any, scale: Any, zero: Any, weight_scale: Any, weight_zero: Any) -> Any:
+    def symbolic(g: Any, x: Any, weight: Any, scale: Any, zero: Any, weight_scale: Any) -> Any:
         codes = g.op("QuantizeLinear", x, scale, zero)
         inputs = g.op("DequantizeLinear", codes, scale, zero)
-        matrix = g.op("DequantizeLinear", weight, weight_scale, weight_zero, axis_i=1)
+        matrix = g.op("DequantizeLinear", weight, weight_scale, axis_i=1)
         return g.op("MatMul", inputs, matrix)
 
 
@@ -37,7 +35,6 @@ class ProductInEight(nn.Module):
     scale: Tensor
     zero: Tensor
     weight_scale: Tensor
-    weight_zero: Tensor
 
     def __init__(self, layer: QuantisedLayer) -> None:
         super().__init__()
@@ -47,13 +44,12 @@ class ProductInEight(nn.Module):
             "scale": torch.tensor(float(layer.rounding.scale)),
             "zero": torch.tensor(layer.rounding.zero, dtype=torch.uint8),
             "weight_scale": torch.from_numpy(layer.scales),
-            "weight_zero": torch.zeros(len(layer.scales), dtype=torch.int8),
         }.items():
             self.register_buffer(name, value)
 
     def forward(self, x: Tensor) -> Tensor:
         apply: Any = _Product.apply
-        made: Tensor = apply(x, self.weight, self.scale, self.zero, self.weight_scale, self.weight_zero)
+        made: Tensor = apply(x, self.weight, self.scale, self.zero, self.weight_scale)
         return made
 
 

@@ -13,15 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nereid_export.w4a8.codes import GROUP
-from nereid_export.w4a8.layers import FACTOR_BITS, SMALLEST_SCALE, Correction, QuantisedLayer
-from nereid_export.w4a8.products import halved
+from nereid_export.w4a8.codes import GROUP, Codes
+from nereid_export.w4a8.factors import Factors
+from nereid_export.w4a8.layers import FACTOR_BITS, SMALLEST_SCALE, QuantisedLayer
 
 CODE_RATE = 0.005
 """The highest learning rate of codes, which are whole numbers a step apart; others' in shares of it."""
 _BETWEEN = 0.45
 """How far a code is from its whole number at most when training begins: it stays, until it is drawn to the other."""
-_FACTORS, _OTHERS = 0.5, 0.02
+_FACTORS, _OTHERS = 0.5, 0.1
 
 
 class _Rounded(torch.autograd.Function):
@@ -44,33 +44,17 @@ def rounded(x: Tensor) -> Tensor:
 
 
 class TunedProduct(nn.Module):
-    """As `ProductInEight` of a layer: the codes, the channels' steps and the correction's factors are trained.
+    """As `ProductInEight` of a layer: the codes, the channels' steps and the factors are trained.
 
-    Groups' steps, bits and how inputs are rounded stay as they are. Where `exact` says what the smoothed weights were before they
-    were rounded, each code begins on their side of its whole number.
+    Groups' steps, bits, components' worths and how inputs are rounded stay as they are. Where `exact` says what the smoothed
+    weights were before they were rounded, each code begins on their side of its whole number.
     """
-
-    steps: Tensor
-    rows: Tensor
-    low: Tensor
 
     def __init__(self, layer: QuantisedLayer, exact: NDArray[np.float32] | None = None) -> None:
         super().__init__()
-        codes, correction = layer.codes, layer.correction
         self.given = layer
-        beginning = codes.codes.astype(np.float32)
-        if exact is not None:
-            rest = codes.matrix() if correction is None else codes.matrix() + correction.matrix()
-            off = (exact - rest) / np.repeat(codes.scales, GROUP, 1)[:, : codes.inputs]
-            beginning[:, : codes.inputs] += np.clip(off, -_BETWEEN, _BETWEEN)
-        self.codes = nn.Parameter(torch.from_numpy(beginning))
-        self.gain = nn.Parameter(torch.ones(len(codes.bits), 1))
-        self.register_buffer("steps", torch.from_numpy(codes.steps.astype(np.float32)))
-        self.register_buffer("rows", torch.from_numpy(codes.rows.astype(np.float32))[:, None])
-        self.register_buffer("low", torch.from_numpy(-(2.0 ** (codes.bits - 1))).float()[:, None])
-        if correction is not None:
-            self.left = nn.Parameter(torch.from_numpy(correction.left.astype(np.float32)))
-            self.right = nn.Parameter(torch.from_numpy(correction.right.astype(np.float32)))
+        self.codes = None if layer.codes is None else _TunedCodes(layer.codes, None if exact is None else exact - layer.stored)
+        self.factors = None if layer.factors is None else _TunedFactors(layer.factors)
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs are smoothed and divided by their range's gain already."""
@@ -81,39 +65,82 @@ class TunedProduct(nn.Module):
 
     def layer(self) -> QuantisedLayer:
         """What is stored of it now."""
-        codes, correction = self.given.codes, self.given.correction
         with torch.no_grad():
-            rows = self._steps().numpy()[:, 0].astype(np.float16)
-            made = replace(codes, codes=_int8(self._codes()), rows=rows)
-            if correction is not None:
-                correction = Correction(_int8(_factor(self.left)), _int8(_factor(self.right)), correction.scale)
-        return replace(self.given, codes=made, correction=correction)
+            codes = None if self.codes is None else self.codes.stored()
+            factors = None if self.factors is None else self.factors.stored()
+        return replace(self.given, codes=codes, factors=factors)
 
     def rated(self) -> list[tuple[nn.Parameter, float]]:
         """Each parameter, and the share of `CODE_RATE` at which it is trained."""
-        factors = [] if self.given.correction is None else [(self.left, _FACTORS), (self.right, _FACTORS)]
-        return [(self.codes, 1.0), (self.gain, _OTHERS), *factors]
-
-    def _codes(self) -> Tensor:
-        return rounded(torch.maximum(torch.minimum(self.codes, -self.low - 1), self.low))
-
-    def _steps(self) -> Tensor:
-        steps = self.rows * self.gain
-        return steps + (halved(steps) - steps).detach()
+        return [pair for part in (self.codes, self.factors) if part is not None for pair in part.rated()]
 
     def _weights(self) -> Tensor:
         """N x K, of 8 bits."""
-        scales = (self.steps * self._steps()).repeat_interleave(GROUP, 1)
-        stored = (self._codes() * scales)[:, : self.given.codes.inputs]
-        if (correction := self.given.correction) is not None:
-            stored = stored + _factor(self.left) @ _factor(self.right) * float(correction.scale)
+        stored = sum(part.matrix() for part in (self.codes, self.factors) if part is not None)
+        assert isinstance(stored, Tensor)
         eighths = (stored.detach().abs().amax(1, keepdim=True) / 127).clamp(min=float(SMALLEST_SCALE))
         return rounded(stored / eighths) * eighths
 
 
-def _factor(values: Tensor) -> Tensor:
-    most = 2 ** (FACTOR_BITS - 1) - 1
-    return rounded(values.clamp(-most, most))
+class _TunedCodes(nn.Module):
+    steps: Tensor
+    rows: Tensor
+    low: Tensor
+
+    def __init__(self, codes: Codes, off: NDArray[np.float32] | None) -> None:
+        """`off` is what the exact weights have more than those that are stored."""
+        super().__init__()
+        self.given = codes
+        beginning = codes.codes.astype(np.float32)
+        if off is not None:
+            scales = np.repeat(codes.scales, GROUP, 1)[:, : codes.inputs]
+            beginning[:, : codes.inputs] += np.clip(off / scales, -_BETWEEN, _BETWEEN)
+        self.whole = nn.Parameter(torch.from_numpy(beginning))
+        self.gain = nn.Parameter(torch.ones(len(codes.bits), 1))
+        self.register_buffer("steps", torch.from_numpy(codes.steps.astype(np.float32)))
+        self.register_buffer("rows", torch.from_numpy(codes.rows.astype(np.float32))[:, None])
+        self.register_buffer("low", torch.from_numpy(-(2.0 ** (codes.bits - 1))).float()[:, None])
+
+    def matrix(self) -> Tensor:
+        scales = (self.steps * (self._rows() * float(self.given.unit))).repeat_interleave(GROUP, 1)
+        return (self._codes() * scales)[:, : self.given.inputs]
+
+    def stored(self) -> Codes:
+        return replace(self.given, codes=_int8(self._codes()), rows=self._rows().numpy()[:, 0].astype(np.uint8))
+
+    def rated(self) -> list[tuple[nn.Parameter, float]]:
+        return [(self.whole, 1.0), (self.gain, _OTHERS)]
+
+    def _codes(self) -> Tensor:
+        return rounded(torch.maximum(torch.minimum(self.whole, -self.low - 1), self.low))
+
+    def _rows(self) -> Tensor:
+        return rounded((self.rows * self.gain).clamp(1, 255))
+
+
+class _TunedFactors(nn.Module):
+    worths: Tensor
+
+    def __init__(self, factors: Factors) -> None:
+        super().__init__()
+        self.given = factors
+        self.left = nn.Parameter(torch.from_numpy(factors.left.astype(np.float32)))
+        self.right = nn.Parameter(torch.from_numpy(factors.right.astype(np.float32)))
+        self.register_buffer("worths", torch.from_numpy(factors.worths.astype(np.float32) * factors.scale))
+
+    def matrix(self) -> Tensor:
+        return (self._whole(self.left) * self.worths) @ self._whole(self.right)
+
+    def stored(self) -> Factors:
+        return replace(self.given, left=_int8(self._whole(self.left)), right=_int8(self._whole(self.right)))
+
+    def rated(self) -> list[tuple[nn.Parameter, float]]:
+        share = _FACTORS * 2.0 ** (self.given.bits - FACTOR_BITS)  # their steps are so much smaller
+        return [(self.left, share), (self.right, share)]
+
+    def _whole(self, values: Tensor) -> Tensor:
+        most = 2 ** (self.given.bits - 1) - 1
+        return rounded(values.clamp(-most, most))
 
 
 def _int8(values: Tensor) -> np.ndarray:

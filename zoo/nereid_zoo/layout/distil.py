@@ -29,7 +29,9 @@ from nereid_export.w4a8.tuning import CODE_RATE, TunedProduct
 from nereid_zoo.layout.batches import Batches
 from nereid_zoo.layout.draw import Flow
 from nereid_zoo.layout.model import MASKED, NUMBERED, LayoutTransformer
-from nereid_zoo.layout.quantised import IN_BLOCK, QuantisedBlock, QuantisedTransformer, weights_of
+from nereid_zoo.layout.observed import IN_BLOCK
+from nereid_zoo.layout.quantised import QuantisedBlock, QuantisedTransformer
+from nereid_zoo.layout.rounding import weights_of
 from nereid_zoo.optimisation import cosine_rate
 
 NEIGHBOURS = 2

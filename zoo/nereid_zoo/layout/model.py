@@ -220,7 +220,7 @@ class LayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
         x = self.embed(numbers) + self.class_embed(classes) + self.order_embed(order)
         x = x + self.parent_embed(parents) + self.depth_embed(depths)
         x = torch.cat([self.canvas_token(canvas)[:, None] + self.order_embed(torch.zeros_like(order[:, :1])), x], 1)
-        condition = functional.silu(self.time_embed(time_waves(timestep, x.shape[-1])) + self.canvas_embed(canvas))
+        condition = self.conditioned(timestep, canvas)
         modulation = self.condition(condition).unflatten(1, (6, x.shape[-1]))
         bias = None if valid is None else self.bias(parents, order, valid)
         given: list[Branches] = []
@@ -230,6 +230,11 @@ class LayoutTransformer(ModelMixin, ConfigMixin):  # type: ignore[misc]
             given.append(branches)
         shift, scale = torch.split(self.last_condition(condition)[:, None], x.shape[-1], -1)
         return self.norm(x) * (1 + scale) + shift, given
+
+    def conditioned(self, timestep: Tensor, canvas: Tensor) -> Tensor:
+        """What modulations are made of, B x D."""
+        (width,) = self.norm.normalized_shape
+        return functional.silu(self.time_embed(time_waves(timestep, width)) + self.canvas_embed(canvas))
 
     def bias(self, parents: Tensor, order: Tensor, valid: Tensor) -> Tensor:
         """B x heads x T x T over the canvas' token and the elements': what the key is to the query; padded keys are masked."""

@@ -1,4 +1,4 @@
-"""The layout transformer with linear layers of 4-bit weights and 8-bit products: what their inputs are, and the module itself.
+"""The layout transformer with linear layers of 4-bit weights and 8-bit products.
 
 Smoothing costs nothing where something per channel stands before a layer: of qkv and fc1 it is in the modulation of the norm, of
 proj in the rows of qkv that make values. Timesteps are divided into ranges (`timestep_ranges`); what inputs of a block's layers
@@ -9,157 +9,23 @@ last, embeddings and norms compute in float32, of values of 8 bits (embeddings, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from nereid_export.w4a8.layers import RANK, QuantisedLayer, Statistics, quantise
+from nereid_export.w4a8.layers import QuantisedLayer
 from nereid_export.w4a8.products import LinearInEight, ProductInEight, halved
 from nereid_export.w4a8.tables import Table
-from nereid_zoo.layout.draw import Predict
 from nereid_zoo.layout.model import Block, Branches, LayoutTransformer
+from nereid_zoo.layout.observed import IN_BLOCK, OF_CONDITION
 from nereid_zoo.layout.timestep_ranges import Bounds, places_of
 
-IN_BLOCK = ("qkv", "proj", "fc1", "fc2")
-OF_CONDITION = ("time_embed.0", "time_embed.2", "canvas_embed.2", "condition", "last_condition")
-"""Layers outside of blocks that are quantised."""
 EMBEDDINGS = ("class_embed", "order_embed", "parent_embed", "depth_embed")
 FIRST = ("embed", "canvas_token", "canvas_embed.0")
 """Layers of inputs of many kinds. Their weights are stored in 8 bits, a scale for each input, and multiplied in float32."""
-_ROWS = 8
-"""Inputs of a layer that are kept of a call."""
-MOST_ROWS = 1024
-
-
-def layer_names(transformer: LayoutTransformer) -> list[str]:
-    """Those that are quantised."""
-    return [*OF_CONDITION, *(f"blocks.{place}.{name}" for place in range(len(transformer.blocks)) for name in IN_BLOCK)]
-
-
-# --- what layers are given ---
-
-
-@dataclass
-class _Met:
-    """Of one layer, over all calls so far."""
-
-    low: Tensor
-    high: Tensor
-    gram: Tensor
-    rows: list[Tensor] = field(default_factory=list)
-    places: list[Tensor] = field(default_factory=list)
-
-    @classmethod
-    def none(cls, ranges: int, width: int) -> _Met:
-        empty = torch.full((ranges, width), torch.inf)
-        return cls(empty, -empty, torch.zeros(width, width, dtype=torch.float64))
-
-    def add(self, rows: Tensor, places: Tensor, generator: torch.Generator) -> None:
-        for place in torch.unique(places).tolist():
-            own = rows[places == place]
-            self.low[place] = torch.minimum(self.low[place], own.amin(0))
-            self.high[place] = torch.maximum(self.high[place], own.amax(0))
-        self.gram += rows.T @ rows
-        chosen = torch.randperm(len(rows), generator=generator)[:_ROWS]
-        self.rows.append(rows[chosen])
-        self.places.append(places[chosen])
-
-    def statistics(self) -> Statistics:
-        seen = torch.isfinite(self.low[:, 0]).nonzero()[:, 0].numpy()
-        nearest = [seen[np.abs(seen - place).argmin()] for place in range(len(self.low))]
-        rows, places = torch.cat(self.rows), torch.cat(self.places)
-        chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:MOST_ROWS]
-        return Statistics(
-            low=self.low.numpy()[nearest].astype(np.float64),
-            high=self.high.numpy()[nearest].astype(np.float64),
-            gram=self.gram.numpy(),
-            rows=rows[chosen].numpy(),
-            places=places[chosen].numpy(),
-        )
-
-
-@dataclass(slots=True)
-class Observer:
-    """A transformer in float32 whose layers' inputs are noted while it draws; padded tokens are not."""
-
-    transformer: LayoutTransformer
-    bounds: Bounds
-    """Of the ranges of timesteps by which they are noted."""
-    _met: dict[str, _Met] = field(default_factory=dict)
-    _places: Tensor = field(default_factory=lambda: torch.zeros(0))
-    _valid: Tensor = field(default_factory=lambda: torch.zeros(0))
-    _generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
-
-    @contextmanager
-    def watching(self) -> Iterator[Predict]:
-        """Within: what draws and is watched."""
-        hooks = [
-            self.transformer.get_submodule(name).register_forward_pre_hook(self._hook(name))
-            for name in layer_names(self.transformer)
-        ]
-        try:
-            yield self._predict
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def statistics(self) -> dict[str, Statistics]:
-        return {name: met.statistics() for name, met in self._met.items()}
-
-    def _predict(self, inputs: Mapping[str, Any]) -> Any:
-        given = {name: torch.from_numpy(value) for name, value in inputs.items()}
-        self._places = places_of(given["timestep"], torch.tensor(self.bounds))
-        self._valid = functional.pad(given["valid"], (1, 0), value=1.0) > 0
-        with torch.inference_mode():
-            return self.transformer(**given).numpy()
-
-    def _hook(self, name: str) -> Callable[..., None]:
-        ranged = name not in OF_CONDITION
-
-        def met(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            rows = inputs[0]
-            places = self._places
-            if rows.ndim == 3:
-                places, rows = places[:, None].expand(rows.shape[:2])[self._valid], rows[self._valid]
-            places = places if ranged else torch.zeros_like(places)
-            if name not in self._met:
-                self._met[name] = _Met.none(1 + ranged * len(self.bounds), rows.shape[-1])
-            self._met[name].add(rows, places, self._generator)
-
-        return met
-
-
-# --- the layers ---
-
-
-def quantised_layers(
-    transformer: LayoutTransformer,
-    statistics: Mapping[str, Statistics],
-    told: Callable[[str], None] = lambda text: None,
-    *,
-    rank: int = RANK,
-) -> dict[str, QuantisedLayer]:
-    """Of every layer that is quantised; where a block's proj is smoothed, its qkv is so, too."""
-    names = layer_names(transformer)
-    made: dict[str, QuantisedLayer] = {}
-    for name in sorted(names, key=lambda its: not its.endswith("proj")):  # before qkv, whose values it scales
-        told(f"{name}: layer {len(made) + 1} of {len(names)}")
-        made[name] = quantise(weights_of(transformer, name, made), statistics[name], rank=rank)
-    return {name: made[name] for name in names}
-
-
-def weights_of(transformer: LayoutTransformer, name: str, layers: Mapping[str, QuantisedLayer]) -> np.ndarray:
-    """A layer's exact weights, before its own inputs are smoothed; a qkv's make the values that its proj takes."""
-    weights: np.ndarray = transformer.get_submodule(name).get_parameter("weight").detach().numpy().copy()
-    if name.endswith("qkv"):
-        weights[-transformer.config.width :] *= layers[name.replace("qkv", "proj")].smooth[:, None]
-    return weights
 
 
 class _Rows:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from statistics import mean, median
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nereid.flow.noise import derived_seed
 from nereid.layout.checks import Check, Finding, Severity, check_layout, has_errors, score
@@ -16,8 +19,10 @@ from nereid.layout.checks.reading import kendall_tau
 from nereid.layout.elements import FREE, Box, Fixed, Section
 from nereid.layout.flow import flow_layout
 from nereid.layout.repair import repair
+from nereid.layout.settings import OUT
+from nereid_export.errors import ExportError
 from nereid_zoo.layout.batches import DRAFTED, Task, sample_row
-from nereid_zoo.layout.draw import STEPS, draw, flow_of, torch_predict
+from nereid_zoo.layout.draw import STEPS, Flow, Predict, draw, flow_of, torch_predict
 from nereid_zoo.layout.features import features_of, frechet_distance
 from nereid_zoo.layout.layouts import sample_layout
 from nereid_zoo.layout.likeness import diversity
@@ -181,13 +186,32 @@ def transformer_drawer(
     checkpoint: Path, asked: Asked, *, steps: int = STEPS, widths: bool = False, tokens: bool = False
 ) -> Drawer:
     """By PyTorch in float32, with the checkpoint's own schedule; with dynamic `widths` and `tokens` where that is wanted."""
-    predict, flow = torch_predict(checkpoint, widths=widths, tokens=tokens), flow_of(checkpoint)
+    return _drawer(torch_predict(checkpoint, widths=widths, tokens=tokens), flow_of(checkpoint), asked, steps)
 
+
+def exported_drawer(model: Path, flow: Flow, asked: Asked, *, steps: int = STEPS) -> Drawer:
+    """By the engine of a layout model's folder in an exported repository; raises ExportError where there is none."""
+    from nereid_export.layout_drawing import LayoutDrawer
+    from nereid_export.layout_w4a8_drawing import as_called
+
+    if not (model / "config.pbtxt").is_file():
+        raise ExportError(f"{model.parent} has no layout model {model.name}")
+    exported = LayoutDrawer.of(model)
+    run = exported.engines[""]
+
+    def predict(inputs: Mapping[str, NDArray]) -> NDArray[np.float32]:
+        made: NDArray[np.float32] = run(as_called(inputs), [OUT])[OUT]
+        return made
+
+    return _drawer(predict, flow, asked, steps, exported.model.limits.engine_max_batch_size)
+
+
+def _drawer(predict: Predict, flow: Flow, asked: Asked, steps: int, rows: int = 64) -> Drawer:
     def drawn(places: Sequence[int], seed: int) -> list[list[Box]]:
         sections = [asked.sections[place] for place in places]
         drafts = None if asked.drafts is None else [asked.drafts[place] for place in places]
         seeds = [derived_seed(place, seed) for place in places]
-        return draw(predict, sections, seeds, drafts=drafts, steps=steps, flow=flow)
+        return draw(predict, sections, seeds, drafts=drafts, steps=steps, flow=flow, rows=rows)
 
     return drawn
 
