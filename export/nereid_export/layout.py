@@ -174,6 +174,8 @@ def _assemble(
     folder = configs.write_model(config, HOME, repository)
     link_engine(built, folder / "1")
     facts: dict[str, Any] = {"scheduler": checkpoint.scheduler}
+    if checkpoint.canvas_widths is not None:
+        facts["canvas_widths"] = checkpoint.canvas_widths.written()
     for engine, its in further.items():
         link_engine(its, folder / "1" / engine)
         if not isinstance(engine, BranchEngine):

@@ -13,6 +13,7 @@ from nereid.diffusion.branch_cache import BranchEngine
 from nereid.diffusion.dynamic_width import TokenEngine, WidthEngine, WidthTable
 from nereid.diffusion.solvers import ScheduleError
 from nereid.engines.digests import file_digest
+from nereid.layout.known_widths import KnownWidths
 from nereid.layout.settings import layout_schedule
 from nereid_export.checkpoint import check_weights, read_json, understood, weights_in
 from nereid_export.components import Component
@@ -30,6 +31,7 @@ class LayoutCheckpoint:
 
     folder: Path
     scheduler: dict[str, Any]
+    canvas_widths: KnownWidths | None = None
 
     @classmethod
     def open(cls, folder: Path) -> LayoutCheckpoint:
@@ -51,7 +53,11 @@ class LayoutCheckpoint:
             layout_schedule(scheduler)
         except ScheduleError as error:
             raise ExportError(f"{folder / 'scheduler'}: {error}") from None
-        return cls(folder, dict(scheduler))
+        try:
+            known = KnownWidths.parse(index["canvas_widths"]) if "canvas_widths" in index else None
+        except ValueError as error:
+            raise ExportError(f"{folder / 'model_index.json'}: {error}") from None
+        return cls(folder, dict(scheduler), known)
 
     def digest(self) -> str:
         """SHA-256 over all files that are read, names included."""

@@ -34,12 +34,14 @@ MOST_JSON = 200_000
 class LayoutRequest:
     """One request, every option concrete; `seeds` has one for each candidate.
 
-    `drafts` are the boxes to refine, in the section's order. `cache` says which steps compute the transformer's branches, None
+    `drawn` is the section to draw: the same, or on a canvas whose width the transformer knows. `drafts` are the boxes to refine
+    on it, in the section's order. `cache` says which steps compute the transformer's branches, None
     where all do; `widths` which slices of it do, or engines that pass over tokens, None where the whole transformer does.
     `stream_interval` is None where there is to be one answer.
     """
 
     section: Section
+    drawn: Section
     drafts: list[Box] | None
     seeds: tuple[int, ...]
     table: SolverTable
@@ -68,10 +70,12 @@ def parse_layout_request(inputs: Inputs, facts: LayoutFacts, limits: LayoutLimit
     if form not in FORMATS:
         raise InvalidRequestError.of("format", form, f"one of {', '.join(FORMATS)}")
     table = solver_table(scheduler, facts.schedule, steps, 0)
+    drawn = section if facts.canvas_widths is None else facts.canvas_widths.section(section)
     calibrations = None if facts.branches is None else facts.branches.calibrations
     return LayoutRequest(
         section=section,
-        drafts=section.drafts,
+        drawn=drawn,
+        drafts=drawn.drafts,
         seeds=tuple(derived_seed(first, index) for index in range(count)),
         table=table,
         cache=branch_plans(fields, calibrations, scheduler=str(scheduler), steps=steps),

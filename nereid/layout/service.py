@@ -137,7 +137,7 @@ class LayoutService:
             request,
             reply,
             self._senders,
-            layout_runs(request.section, request.drafts, request.seeds, request.table, request.cache, request.widths),
+            layout_runs(request.drawn, request.drafts, request.seeds, request.table, request.cache, request.widths),
             flight,
             self.model.fingerprint,
             self._told,

@@ -19,6 +19,7 @@ from nereid.flow.parameters import read_parameters, require_at_most, require_one
 from nereid.layout.canvas import Canvas
 from nereid.layout.complexity import AdaptiveSteps
 from nereid.layout.elements import Element, ElementClass, Section
+from nereid.layout.known_widths import KnownWidths
 from nereid.layout.tokens import BUCKETS, tokens_of
 
 LAYOUT_FILE = "layout.json"
@@ -99,6 +100,8 @@ class LayoutFacts:
     """Steps by complexity, where they were measured with this very engine."""
     widths: WidthTable | None = None
     tokens: bool = False
+    canvas_widths: KnownWidths | None = None
+    """Those that it was trained on, where the checkpoint tells; without them every canvas is drawn as it is."""
 
     @property
     def slices(self) -> tuple[StrEnum, ...]:
@@ -125,6 +128,8 @@ class LayoutFacts:
                 made = replace(made, widths=WidthTable.parse(facts["widths"]))
             if facts.get("tokens") is True:
                 made = replace(made, tokens=True)
+            if "canvas_widths" in facts:
+                made = replace(made, canvas_widths=KnownWidths.parse(facts["canvas_widths"]))
             return made
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is not what export writes: {error!r}; export the model again") from None

@@ -22,6 +22,7 @@ from nereid.flow.replies import Outputs, Reply
 from nereid.flow.request_ids import current
 from nereid.layout.answers import Degraded, DrawnBy, Layout, Reason, answered, best_of, by_rules, placed
 from nereid.layout.elements import Box
+from nereid.layout.known_widths import stretched
 from nereid.layout.requests import LayoutRequest
 from nereid.layout.rows import boxes_drawn, boxes_predicted
 from nereid_protocol.layout_fields import WIDTHS
@@ -91,7 +92,8 @@ class LayoutTask:
         if interval is None or step < self._shown + interval or step >= self.end:
             return
         self._shown = step
-        boxes, end = boxes_predicted(self.request.section, self.runs[0]), self.end
+        request, end = self.request, self.end
+        boxes = stretched(request.drawn, boxes_predicted(request.drawn, self.runs[0]), request.section)
         self._put(lambda: self.reply.send(self._progress(boxes, step, end)))
 
     def finish(self, error: RequestError | None) -> None:
@@ -108,10 +110,10 @@ class LayoutTask:
         self._put(lambda: self._close(outputs, error))
 
     def _layout(self) -> Layout:
-        section = self.request.section
+        section, drawn = self.request.section, self.request.drawn
         if self._by_rules:
             return by_rules(section, self.request.seeds[0])
-        return best_of(section, [(run.row.seed, boxes_drawn(section, run)) for run in self.runs])
+        return best_of(section, [(run.row.seed, stretched(drawn, boxes_drawn(drawn, run), section)) for run in self.runs])
 
     def _close(self, outputs: Outputs | None, error: RequestError | None) -> None:
         try:

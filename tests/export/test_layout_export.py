@@ -376,6 +376,7 @@ def make_pickle(folder: Path) -> None:
         (lambda folder: (folder / "model_index.json").unlink(), "has no model_index.json"),
         (edit("model_index.json", _class_name="StableDiffusionPipeline"), "architecture 'StableDiffusionPipeline' with"),
         (edit("model_index.json", transformer=["os", "system"]), r"with transformer \['os', 'system'\] is not supported"),
+        (edit("model_index.json", canvas_widths={"mobile": [360]}), "model_index.json: canvas_widths: .* is not allowed"),
         (make_pickle, "is a pickle"),
         (edit("scheduler/scheduler_config.json", use_dynamic_shifting=True), "use_dynamic_shifting: True is not supported"),
         (edit("scheduler/scheduler_config.json", _class_name="EulerDiscreteScheduler"), "is not"),

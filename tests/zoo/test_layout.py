@@ -19,7 +19,7 @@ from nereid_zoo.layout.features import Spoiled, frechet_distance, spoil
 from nereid_zoo.layout.layouts import sample_layout
 from nereid_zoo.layout.likeness import diversity, iou, max_iou
 from nereid_zoo.layout.neighbours import Neighbours
-from nereid_zoo.layout.score import data_drawer, flow_drawer, held_out_sections, score_layouts
+from nereid_zoo.layout.score import CHECKPOINT, data_drawer, flow_drawer, held_out_sections, score_layouts, transformer_drawer
 
 from own_time import own_seconds
 
@@ -158,6 +158,18 @@ def test_the_datas_own_layouts_score_perfect_and_rules_have_no_diversity() -> No
     assert (data.passed_before, data.passed_after, data.spotless, data.median_move, data.inversions) == (100, 100, 100, 0, 0)
     assert data.diversity > 0.15
     assert (flow.passed_before, flow.diversity, flow.kendall_tau) == (100, 0, 1)
+
+
+@pytest.mark.torch
+def test_the_shipped_transformer_keeps_to_the_grid_at_widths_that_it_has_not_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    asked = held_out_sections(8, width=1920)
+    assert {section.canvas.width for section in asked.sections} == {1920}
+    on_known = score_layouts(transformer_drawer(CHECKPOINT, asked), asked.sections, seeds=1)
+    monkeypatch.setattr("nereid_zoo.layout.score.canvas_widths_of", lambda folder: None)
+    as_asked = score_layouts(transformer_drawer(CHECKPOINT, asked), asked.sections, seeds=1)
+    assert as_asked.spotless == 0 < 25 <= on_known.spotless
+    assert as_asked.score < 0.97 < on_known.score
 
 
 def test_progress_is_told_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nereid.diffusion.solvers import ScheduleError
+from nereid.layout.canvas import MAX_WIDTH, MIN_WIDTH
 from nereid_client.terminal import say
 from nereid_export.errors import ExportError
 from nereid_zoo.layout import score as layout
@@ -146,6 +147,9 @@ def score_layout(
     steps: Annotated[int, typer.Option(min=1, help="Of the flow.")] = STEPS,
     seeds: Annotated[int, typer.Option(min=1, help="Layouts of each brief, for their diversity.")] = layout.SEEDS,
     task: Annotated[Task, typer.Option(help="What is given of each layout.")] = Task.ALL,
+    canvas_width: Annotated[
+        int | None, typer.Option(min=MIN_WIDTH, max=MAX_WIDTH, help="CSS pixels of all canvases; those of training without it.")
+    ] = None,
     path: Annotated[Path, typer.Option(help="The diffusers folder.")] = layout.CHECKPOINT,
     features: Annotated[
         Path, typer.Option(help="The network that distances (FID) are measured by; none are where it is not there.")
@@ -165,7 +169,9 @@ def score_layout(
         raise typer.BadParameter(
             f"{path} is not allowed; it must be a layout transformer, as `zoo train layout` writes it", param_hint="--path"
         )
-    asked = layout.held_out_sections(count, task=task)
+    if canvas_width is not None and task is Task.REFINE:
+        raise typer.BadParameter(f"{canvas_width} is not allowed beside --task {task}", param_hint="--canvas-width")
+    asked = layout.held_out_sections(count, task=task, width=canvas_width)
     try:
         drawers = {"transformer": layout.transformer_drawer(path, asked, steps=steps)}
         if (config := path / DYNAMIC / "config.json").is_file():
@@ -193,13 +199,25 @@ def score_layout(
             rows[name] = layout.score_layouts(drawer, asked.sections, done, seeds=seeds, distance=distance)
     if as_json:
         scores = [{"layouts": name, **row.as_json()} for name, row in rows.items()]
-        print(json.dumps({"checkpoint": "layout", "task": task, "steps": steps, "seeds": seeds, "scores": scores}))
+        print(
+            json.dumps(
+                {
+                    "checkpoint": "layout",
+                    "task": task,
+                    "steps": steps,
+                    "seeds": seeds,
+                    "canvas_width": canvas_width,
+                    "scores": scores,
+                }
+            )
+        )
         return
     table = Table(title=f"layout: {count} held-out briefs, task {task}, {steps} steps")
-    for column in ("layouts", "pass", "repaired", "median move", "inversions", "diversity", "FID", "score"):
-        table.add_column(column, justify="left" if column == "layouts" else "right")
+    table.add_column("layouts", no_wrap=True)
+    for column in ("pass", "repaired", "clean", "move", "inversions", "diversity", "FID", "score"):
+        table.add_column(column, justify="right")
     for name, row in rows.items():
-        passed = f"{row.passed_before:.1f}%", f"{row.passed_after:.1f}%"
+        passed = f"{row.passed_before:.1f}%", f"{row.passed_after:.1f}%", f"{row.spotless:.1f}%"
         fid = "-" if row.fid is None else f"{row.fid:.2f}"
         rest = f"{row.median_move:.1f} px", str(row.inversions), f"{row.diversity:.3f}", fid, f"{row.score:.3f}"
         table.add_row(name, *passed, *rest)

@@ -44,10 +44,10 @@ class Batch:
     tokens: Tokens
 
 
-def sample_row(rng: Random, *, held_out: bool = False) -> tuple[Section, list[Box]]:
+def sample_row(rng: Random, *, held_out: bool = False, width: int | None = None) -> tuple[Section, list[Box]]:
     """A section and a layout of it that passes every check."""
     while True:
-        section = sample_layout_brief(rng, held_out=held_out).section
+        section = sample_layout_brief(rng, held_out=held_out, width=width).section
         boxes = sample_layout(section, rng)
         if boxes is not None:
             return section, boxes

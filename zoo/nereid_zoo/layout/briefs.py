@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from random import Random
 
-from nereid.layout.canvas import Breakpoint, Canvas, Density, Style
+from nereid.layout.canvas import Breakpoint, Canvas, Density, Style, breakpoint_of
 from nereid.layout.elements import MAX_ELEMENTS, Element, ElementClass, Section
 from nereid.layout.html import read_html
 from nereid_zoo.sections.briefs import Kind, sample_brief
@@ -45,11 +45,11 @@ def is_held_out(combination: tuple[str, str, str, str]) -> bool:
     return hashlib.sha256("/".join(combination).encode()).digest()[0] % 8 == 0
 
 
-def sample_layout_brief(rng: Random, *, held_out: bool = False) -> LayoutBrief:
+def sample_layout_brief(rng: Random, *, held_out: bool = False, width: int | None = None) -> LayoutBrief:
     """A random section on a random canvas whose combination is held out, or is not; so is its pair of kind and business."""
     while True:
         brief = sample_brief(rng, held_out=held_out)
-        canvas = sample_canvas(rng)
+        canvas = sample_canvas(rng, width)
         section = _section(write_section(brief.demand, rng), canvas, rng)
         if section is None:
             continue
@@ -58,13 +58,13 @@ def sample_layout_brief(rng: Random, *, held_out: bool = False) -> LayoutBrief:
             return made
 
 
-def sample_canvas(rng: Random) -> Canvas:
-    """Any of three screens, densities, and styles; now and then another number of columns than is usual."""
-    breakpoint = rng.choice(tuple(Breakpoint))
+def sample_canvas(rng: Random, width: int | None = None) -> Canvas:
+    """Any of three screens, or of this width, of densities, and styles; now and then another number of columns than is usual."""
+    breakpoint = rng.choice(tuple(Breakpoint)) if width is None else breakpoint_of(width)
     usual = {Breakpoint.MOBILE: 4, Breakpoint.TABLET: 8, Breakpoint.DESKTOP: 12}[breakpoint]
     other = {Breakpoint.MOBILE: 2, Breakpoint.TABLET: 12, Breakpoint.DESKTOP: 16}[breakpoint]
     columns = usual if rng.random() < 0.8 else other
-    return Canvas.of(rng.choice(WIDTHS[breakpoint]), rng.choice(tuple(Density)), columns, rng.choice(tuple(Style)))
+    return Canvas.of(width or rng.choice(WIDTHS[breakpoint]), rng.choice(tuple(Density)), columns, rng.choice(tuple(Style)))
 
 
 def _section(html: str, canvas: Canvas, rng: Random) -> Section | None:

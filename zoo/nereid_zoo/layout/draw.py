@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from nereid.diffusion.solvers import ScheduleError, SchedulerName, default_scheduler, noise_levels
 from nereid.flow.noise import Purpose, normal
 from nereid.layout.elements import Box, Section
+from nereid.layout.known_widths import KnownWidths
 from nereid.layout.settings import TRAIN_TIMESTEPS, layout_schedule
 from nereid.layout.tokens import Floats, Tokens, boxes_of, bucket_of, tokens_of
 
@@ -61,6 +62,12 @@ def flow_of(folder: Path) -> Flow:
     if not isinstance(settings, dict):
         raise ScheduleError(f"{file} holds no JSON object")
     return Flow(layout_schedule(settings).shift, default_scheduler(settings) is SchedulerName.LCM)
+
+
+def canvas_widths_of(folder: Path) -> KnownWidths | None:
+    """Those that the checkpoint was trained on, where it tells."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return KnownWidths.parse(index["canvas_widths"]) if "canvas_widths" in index else None
 
 
 def noise_of(seeds: Sequence[int], count: int, purpose: Purpose = Purpose.INITIAL_LATENTS, step: int = 0) -> Floats:

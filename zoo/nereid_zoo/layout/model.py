@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nereid.layout.elements import MAX_ELEMENTS, ElementClass
+from nereid.layout.known_widths import KnownWidths
 from nereid.layout.settings import TRAIN_TIMESTEPS
 from nereid.layout.tokens import CANVAS, CONTENT, MOST_DEPTH, SCALE
+from nereid_zoo.layout.briefs import WIDTHS
 from nereid_zoo.layout.relations import RELATIONS, relations
 from nereid_zoo.layout.weights import read_network
 from nereid_zoo.stages import forget_places
@@ -287,6 +289,7 @@ def save(transformer: LayoutTransformer, destination: Path) -> None:
     index = {
         "_class_name": "LayoutPipeline",
         "_diffusers_version": __version__,
+        "canvas_widths": KnownWidths.of(WIDTHS).written(),
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
         "transformer": ["nereid_zoo.layout.model", "LayoutTransformer"],
     }

@@ -18,11 +18,12 @@ from nereid.layout.checks import Check, Finding, Severity, check_layout, has_err
 from nereid.layout.checks.reading import kendall_tau
 from nereid.layout.elements import FREE, Box, Fixed, Section
 from nereid.layout.flow import flow_layout
+from nereid.layout.known_widths import KnownWidths, stretched
 from nereid.layout.repair import repair
 from nereid.layout.settings import OUT
 from nereid_export.errors import ExportError
 from nereid_zoo.layout.batches import DRAFTED, Task, sample_row
-from nereid_zoo.layout.draw import STEPS, Flow, Predict, draw, flow_of, torch_predict
+from nereid_zoo.layout.draw import STEPS, Flow, Predict, canvas_widths_of, draw, flow_of, torch_predict
 from nereid_zoo.layout.features import features_of, frechet_distance
 from nereid_zoo.layout.layouts import sample_layout
 from nereid_zoo.layout.likeness import diversity
@@ -84,13 +85,14 @@ class Asked:
     drafts: list[list[Box]] | None = None
 
 
-def held_out_sections(count: int, seed: int = 0, task: Task = Task.ALL) -> Asked:
+def held_out_sections(count: int, seed: int = 0, task: Task = Task.ALL, width: int | None = None) -> Asked:
     """Sections whose combination of kind, number of elements, style and screen, and whose business, training never sees.
 
-    Only such as the solver finds a layout for: others cannot be laid out on their canvas. What a task gives is that layout's.
+    Only such as the solver finds a layout for: others cannot be laid out on their canvas. What a task gives is that layout's. All
+    canvases are as wide as `width` (CSS pixels), where that is given.
     """
     rng = Random(seed)
-    rows = [sample_row(rng, held_out=True) for _ in range(count)]
+    rows = [sample_row(rng, held_out=True, width=width) for _ in range(count)]
     if task is Task.REFINE:
         return Asked([section for section, _ in rows], [_shaken(boxes, rng) for _, boxes in rows])
     return Asked([_fixed(section, boxes, task, rng) for section, boxes in rows])
@@ -186,32 +188,38 @@ def transformer_drawer(
     checkpoint: Path, asked: Asked, *, steps: int = STEPS, widths: bool = False, tokens: bool = False
 ) -> Drawer:
     """By PyTorch in float32, with the checkpoint's own schedule; with dynamic `widths` and `tokens` where that is wanted."""
-    return _drawer(torch_predict(checkpoint, widths=widths, tokens=tokens), flow_of(checkpoint), asked, steps)
+    predict, known = torch_predict(checkpoint, widths=widths, tokens=tokens), canvas_widths_of(checkpoint)
+    return _drawer(predict, flow_of(checkpoint), asked, steps, known)
 
 
-def exported_drawer(model: Path, flow: Flow, asked: Asked, *, steps: int = STEPS) -> Drawer:
+def exported_drawer(folder: Path, flow: Flow, asked: Asked, *, steps: int = STEPS) -> Drawer:
     """By the engine of a layout model's folder in an exported repository; raises ExportError where there is none."""
     from nereid_export.layout_drawing import LayoutDrawer
     from nereid_export.layout_w4a8_drawing import as_called
 
-    if not (model / "config.pbtxt").is_file():
-        raise ExportError(f"{model.parent} has no layout model {model.name}")
-    exported = LayoutDrawer.of(model)
+    if not (folder / "config.pbtxt").is_file():
+        raise ExportError(f"{folder.parent} has no layout model {folder.name}")
+    exported = LayoutDrawer.of(folder)
     run = exported.engines[""]
 
     def predict(inputs: Mapping[str, NDArray]) -> NDArray[np.float32]:
         made: NDArray[np.float32] = run(as_called(inputs), [OUT])[OUT]
         return made
 
-    return _drawer(predict, flow, asked, steps, exported.model.limits.engine_max_batch_size)
+    model = exported.model
+    return _drawer(predict, flow, asked, steps, model.facts.canvas_widths, model.limits.engine_max_batch_size)
 
 
-def _drawer(predict: Predict, flow: Flow, asked: Asked, steps: int, rows: int = 64) -> Drawer:
+def _drawer(predict: Predict, flow: Flow, asked: Asked, steps: int, known: KnownWidths | None, rows: int = 64) -> Drawer:
+    """As a server draws: on canvases of widths that are `known`. Drafts are on such canvases already."""
+    own = asked.sections if known is None else [known.section(section) for section in asked.sections]
+
     def drawn(places: Sequence[int], seed: int) -> list[list[Box]]:
-        sections = [asked.sections[place] for place in places]
+        sections = [own[place] for place in places]
         drafts = None if asked.drafts is None else [asked.drafts[place] for place in places]
         seeds = [derived_seed(place, seed) for place in places]
-        return draw(predict, sections, seeds, drafts=drafts, steps=steps, flow=flow, rows=rows)
+        made = draw(predict, sections, seeds, drafts=drafts, steps=steps, flow=flow, rows=rows)
+        return [stretched(own[place], boxes, asked.sections[place]) for place, boxes in zip(places, made, strict=True)]
 
     return drawn
 

@@ -1,0 +1,149 @@
+"""Canvases of widths that a transformer has not learnt: drawn on the nearest that it has, and stretched to their own.
+
+What the same grid holds on another width keeps its columns; heights follow what images and texts need there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nereid.layout.canvas import Breakpoint, Canvas
+from nereid.layout.content import needed_height, needed_width
+from nereid.layout.elements import Box, Element, Fixed, Section
+
+Knots = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class KnownWidths:
+    """Least and greatest width in CSS pixels of each kind of screen; between them, others are drawn as they are."""
+
+    ranges: Mapping[Breakpoint, tuple[int, int]]
+
+    @classmethod
+    def of(cls, widths: Mapping[Breakpoint, Iterable[int]]) -> KnownWidths:
+        """Of those that were trained on."""
+        return cls({screen: (min(its), max(its)) for screen, its in widths.items()})
+
+    @classmethod
+    def parse(cls, raw: Any) -> KnownWidths:
+        """As `written` has it; raises ValueError."""
+        try:
+            ranges = {Breakpoint(name): (int(least), int(most)) for name, (least, most) in raw.items()}
+        except (AttributeError, TypeError, ValueError):
+            ranges = {}
+        if set(ranges) != set(Breakpoint) or not all(1 <= least <= most for least, most in ranges.values()):
+            raise ValueError(f"canvas_widths: {raw!r} is not allowed; it must have least and greatest width of {_SCREENS}")
+        return cls(ranges)
+
+    def written(self) -> dict[str, list[int]]:
+        return {str(screen): list(its) for screen, its in self.ranges.items()}
+
+    def section(self, section: Section) -> Section:
+        """The one to draw instead, with the same elements; the very same where its width is known.
+
+        Fields that are fixed, drafts and measured widths are as wide in columns as they were.
+        """
+        canvas = section.canvas
+        least, most = self.ranges[canvas.breakpoint]
+        if least <= canvas.width <= most:
+            return section
+        drawn = replace(canvas, width=min(max(canvas.width, least), most))
+        stretch = _Stretch(_knots(canvas), _knots(drawn))
+        # Not checked again: roundings may leave what is fixed beyond the canvas, by less than a pixel.
+        return replace(section, canvas=drawn, elements=tuple(map(stretch.element, section.elements)))
+
+
+_SCREENS = ", ".join(Breakpoint)
+
+
+def stretched(drawn: Section, boxes: Sequence[Box], section: Section) -> list[Box]:
+    """Boxes on the canvas of `drawn` as those of `section`, whose elements are the same, in whole CSS pixels."""
+    if drawn.canvas == section.canvas:
+        return list(boxes)
+    stretch = _Stretch(_knots(drawn.canvas), _knots(section.canvas))
+    elements = section.elements
+    across = [_wide(stretch.box(box), element, section.canvas) for element, box in zip(elements, boxes, strict=True)]
+    edges, moved = _heights(drawn, boxes, section, across)
+    tops, bottoms = (np.interp(places, edges, moved) for places in ([box.y for box in boxes], [box.bottom for box in boxes]))
+    placed = (Box(box.x, top, box.width, bottom - top) for box, top, bottom in zip(across, tops, bottoms, strict=True))
+    return [element.fixed.put(_whole(box)) for element, box in zip(elements, placed, strict=True)]
+
+
+def _wide(box: Box, element: Element, canvas: Canvas) -> Box:
+    """As wide as a label or a word needs, to the right where there is room."""
+    width = max(box.width, needed_width(element, canvas))
+    return box._replace(x=min(box.x, max(0.0, canvas.width - canvas.grid.margin - width)), width=width)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """From one canvas' places to another's, both given by edges of columns and canvas."""
+
+    source: Knots
+    target: Knots
+
+    @property
+    def factor(self) -> float:
+        return float(self.target[-1] / self.source[-1])
+
+    def place(self, x: float) -> float:
+        """Beyond the canvas, as far beyond."""
+        inside = min(max(x, 0.0), float(self.source[-1]))
+        return float(np.interp(inside, self.source, self.target)) + x - inside
+
+    def box(self, box: Box) -> Box:
+        left = self.place(box.x)
+        return box._replace(x=left, width=self.place(box.right) - left)
+
+    def element(self, element: Element) -> Element:
+        x, y, width, height = element.fixed
+        if x is not None and width is not None:
+            x, _, width, _ = self.box(Box(x, 0, width, 0))
+        else:
+            x = None if x is None else self.place(x)
+            width = None if width is None else width * self.factor
+        draft = None if element.draft is None else self.box(element.draft)
+        fixed, least = Fixed(x, y, width, height), element.min_width * self.factor
+        return replace(element, fixed=fixed, draft=draft, min_width=least)
+
+
+def _knots(canvas: Canvas) -> Knots:
+    grid = canvas.grid
+    columns = (place for column in range(grid.count) for place in (grid.start(column), grid.start(column) + grid.column))
+    return np.array([0, *columns, canvas.width], np.float64)
+
+
+def _heights(drawn: Section, boxes: Sequence[Box], section: Section, across: Sequence[Box]) -> tuple[Knots, Knots]:
+    """Edges from top to bottom as they were drawn, and where they are when everything has the height that its new width needs.
+
+    What lies side by side grows by what grows most; what only shrinks shrinks.
+    """
+    edges = sorted({edge for box in boxes for edge in (0.0, box.y, box.bottom)})
+    growth = [
+        (box, _height(element, box.width, box.height, drawn.canvas, now.width, section.canvas) / box.height)
+        for element, box, now, held in zip(section.elements, boxes, across, section.children, strict=False)
+        if box.height > 0 and not held
+    ]
+    lengths = (
+        (bottom - top) * max((factor for box, factor in growth if box.y <= top and bottom <= box.bottom), default=1.0)
+        for top, bottom in itertools.pairwise(edges)
+    )
+    return np.array(edges), np.array([edges[0], *(edges[0] + length for length in itertools.accumulate(lengths))])
+
+
+def _height(element: Element, before: float, height: float, drawn: Canvas, width: float, canvas: Canvas) -> float:
+    """As much above what it needs as it was."""
+    if element.ratio is not None:
+        return width / element.ratio
+    return needed_height(element, width, canvas) + max(0.0, height - needed_height(element, before, drawn))
+
+
+def _whole(box: Box) -> Box:
+    return Box(*(float(round(value)) for value in box))

@@ -1,0 +1,143 @@
+"""Canvases of widths that a transformer has not learnt are drawn on one that it has, and stretched to their own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drawing import FACTS, FLOW, HTML, Straight, ask, boxes_of, serving
+
+from nereid.layout.canvas import Breakpoint, Canvas
+from nereid.layout.elements import Box, Fixed
+from nereid.layout.known_widths import KnownWidths, stretched
+from nereid.layout.settings import LAYOUT_FILE, LayoutFacts
+
+from sections import DESKTOP, section, two_cards
+
+KNOWN = KnownWidths({Breakpoint.MOBILE: (360, 430), Breakpoint.TABLET: (744, 834), Breakpoint.DESKTOP: (1200, 1280)})
+CARDS, BOXES = two_cards()
+ELEMENTS: list[dict[str, Any]] = [
+    {"id": element.id, "class": str(element.kind), "parent": element.parent, "characters": element.characters}
+    for element in CARDS.elements
+]
+WIDE = Canvas.of(1920, "normal", 12, "grid")
+
+
+@pytest.mark.parametrize(
+    ("width", "drawn"),
+    [(240, 360), (360, 360), (400, 400), (639, 430), (640, 744), (1023, 834), (1024, 1200), (1250, 1250), (2560, 1280)],
+)
+def test_the_nearest_known_width_of_the_same_screen_is_drawn_on(width: int, drawn: int) -> None:
+    asked = section({"id": "title", "class": "heading", "characters": 12}, canvas=Canvas.of(width, "compact"))
+    found = KNOWN.section(asked)
+    assert (found.canvas.width, found.canvas.breakpoint) == (drawn, asked.canvas.breakpoint)
+    assert (found is asked) == (width == drawn)
+
+
+def test_what_was_written_is_read_and_else_refused() -> None:
+    assert KnownWidths.parse(json.loads(json.dumps(KNOWN.written()))) == KNOWN
+    half: Any = {"mobile": [1, 2], "tablet": [3, 4]}
+    for wrong in (half, {**half, "desktop": [6, 5]}, {**half, "desktop": [5]}, {**half, "desktop": ["a", 5]}, [], None):
+        with pytest.raises(
+            ValueError, match=r"canvas_widths: .* is not allowed; it must have least and greatest width of mobile"
+        ):
+            KnownWidths.parse(wrong)
+
+
+def test_facts_have_the_widths_that_export_wrote(tmp_path: Path) -> None:
+    (tmp_path / LAYOUT_FILE).write_text(json.dumps({"scheduler": FLOW, "canvas_widths": KNOWN.written()}))
+    assert LayoutFacts.read(tmp_path).canvas_widths == KNOWN
+    (tmp_path / LAYOUT_FILE).write_text(json.dumps({"scheduler": FLOW, "canvas_widths": {}}))
+    with pytest.raises(ValueError, match=f"{LAYOUT_FILE}: canvas_widths"):
+        LayoutFacts.read(tmp_path)
+
+
+def test_boxes_keep_their_columns() -> None:
+    asked = replace(CARDS, canvas=WIDE)
+    made = dict(zip((element.id for element in CARDS.elements), stretched(KNOWN.section(asked), BOXES, asked), strict=True))
+    grid = WIDE.grid
+    assert (made["title"].x, made["title"].width) == (grid.start(0), grid.span(12))
+    assert (made["one"].x, made["one"].width) == (grid.start(0), grid.span(6))
+    assert (made["two"].x, made["two"].width) == (grid.start(6), grid.span(6))
+    assert [box.y for box in made.values()] == [box.y for box in BOXES]  # nothing here needs another height
+
+
+def test_heights_are_what_the_new_width_needs_and_what_is_below_makes_room() -> None:
+    asked = section(
+        {"id": "text", "class": "paragraph", "characters": 900},
+        {"id": "picture", "class": "image", "ratio": 2.0},
+        {"id": "more", "class": "button", "characters": 6},
+        canvas=Canvas.of(1024),
+    )
+    drawn = KNOWN.section(asked)
+    left, full = drawn.canvas.grid.margin, drawn.canvas.grid.span(12)
+    boxes = [Box(left, 48, full, 168), Box(left, 232, full, full / 2), Box(left, 248 + full / 2, 128, 40)]
+    text, picture, more = stretched(drawn, boxes, asked)
+    assert text.width == picture.width == asked.canvas.grid.span(12)
+    assert text.height > 168
+    assert picture.height == pytest.approx(picture.width / 2, abs=1)
+    assert picture.y - text.bottom == pytest.approx(16, abs=1)
+    assert (more.y - picture.bottom, more.height) == (pytest.approx(16, abs=1), 40)
+
+
+def test_a_label_has_room_on_a_narrower_canvas() -> None:
+    asked = section({"id": "order", "class": "button", "characters": 60}, canvas=Canvas.of(1024))
+    drawn = KNOWN.section(asked)
+    (box,) = stretched(drawn, [Box(1200 - 64 - 560, 48, 560, 40)], asked)
+    assert box.width > 560 * 1024 / 1200
+    assert box.right <= 1024 - asked.canvas.grid.margin
+
+
+def test_what_is_fixed_is_drawn_where_its_columns_are_and_answered_as_it_was_given() -> None:
+    given = [{**ELEMENTS[0], "fixed": {"x": 60, "y": 48, "width": 1800, "height": 56}}, {**ELEMENTS[1], "fixed": {"width": 960}}]
+    asked = section(*given, canvas=WIDE)
+    drawn = KNOWN.section(asked)
+    title, lead = (element.fixed for element in drawn.elements)
+    assert title == Fixed(pytest.approx(40, abs=25), 48, pytest.approx(1200, abs=50), 56)
+    assert lead == Fixed(width=640)
+    engine = Straight(lambda tokens: [Box(0, 0, 8, 8), Box(64, 120, 8, 32)], width=1280)
+    with serving(engine, facts=replace(FACTS, canvas_widths=KNOWN)) as service:
+        boxes = boxes_of(ask(service, given, {"width": 1920, "columns": 12, "style": "grid"}).layout)
+    assert boxes["title"] == Box(60, 48, 1800, 56)
+    assert boxes["lead"].width == 960
+
+
+def test_a_service_asks_its_engine_for_a_known_width_and_answers_the_one_that_was_asked_for() -> None:
+    engine = Straight(lambda tokens: BOXES, width=1280)
+    with serving(engine, facts=replace(FACTS, canvas_widths=KNOWN)) as service:
+        told = ask(service, ELEMENTS, {"width": 1920, "columns": 12, "style": "grid"}, stream_interval=1)
+        answer = told.layout
+        shown = json.loads(told.sent[3]["layout"].item())
+        known = ask(service, ELEMENTS, {"width": 1280, "columns": 12, "style": "grid"}).layout
+    assert {float(width) for call in engine.calls for width in call["canvas"][:, 0]} == {1280 / 320}
+    grid, boxes = WIDE.grid, boxes_of(answer)
+    assert answer["canvas"]["width"] == shown["canvas"]["width"] == 1920
+    assert (boxes["two"].x, boxes["two"].width) == (grid.start(6), grid.span(6))
+    assert boxes_of(shown)["title"].width == grid.span(12)
+    assert answer["checks"] == []
+    assert list(boxes_of(known).values()) == BOXES
+
+
+def test_drafts_are_refined_in_the_same_columns() -> None:
+    engine = Straight(lambda tokens: BOXES, width=1280)
+    drafts = [
+        {**element, "draft": {"x": WIDE.grid.start(0), "y": 48, "width": WIDE.grid.span(12), "height": 56}}
+        for element in ELEMENTS[:1]
+    ]
+    with serving(engine, facts=replace(FACTS, canvas_widths=KNOWN)) as service:
+        ask(service, drafts, {"width": 1920, "columns": 12}).wait()
+    (x, _, width, _) = engine.calls[0]["known"][0, 0]
+    assert (x * 320 + 640, width * 320 + 320) == (
+        pytest.approx(DESKTOP.grid.start(0), abs=8),
+        pytest.approx(DESKTOP.grid.span(12), abs=16),
+    )
+
+
+def test_a_checkpoint_that_tells_no_widths_is_drawn_as_it_is_asked_for() -> None:
+    engine = Straight(width=1920)
+    with serving(engine) as service:
+        ask(service, HTML, 1920).wait()
+    assert engine.calls[0]["canvas"][0, 0] == 1920 / 320
