@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from nereid.layout.canvas import Breakpoint, Canvas
 from nereid.layout.content import needed_height, needed_width
 from nereid.layout.elements import Box, Element, Fixed, Section
+from nereid.layout.repair import repair
 
 Knots = NDArray[np.float64]
 
@@ -64,16 +65,36 @@ _SCREENS = ", ".join(Breakpoint)
 
 
 def stretched(drawn: Section, boxes: Sequence[Box], section: Section) -> list[Box]:
-    """Boxes on the canvas of `drawn` as those of `section`, whose elements are the same, in whole CSS pixels."""
+    """Boxes on the canvas of `drawn` as those of `section`, whose elements are the same, in whole CSS pixels.
+
+    They are repaired there before: what is nearly on a line there would be further from it after.
+    """
     if drawn.canvas == section.canvas:
         return list(boxes)
-    stretch = _Stretch(_knots(drawn.canvas), _knots(section.canvas))
+    boxes = repair(drawn, boxes).boxes
     elements = section.elements
-    across = [_wide(stretch.box(box), element, section.canvas) for element, box in zip(elements, boxes, strict=True)]
+    across = _across(drawn, boxes, section)
     edges, moved = _heights(drawn, boxes, section, across)
     tops, bottoms = (np.interp(places, edges, moved) for places in ([box.y for box in boxes], [box.bottom for box in boxes]))
     placed = (Box(box.x, top, box.width, bottom - top) for box, top, bottom in zip(across, tops, bottoms, strict=True))
     return [element.fixed.put(_whole(box)) for element, box in zip(elements, placed, strict=True)]
+
+
+def _across(drawn: Section, boxes: Sequence[Box], section: Section) -> list[Box]:
+    """Places and widths: columns keep to the grid, and what a container holds to the distance from its edges."""
+    grid = _Stretch(_knots(drawn.canvas), _knots(section.canvas))
+    made: list[Box] = []
+    for element, parent, box in zip(section.elements, section.parents, boxes, strict=True):
+        stretch = grid if parent < 0 else _inside(boxes[parent], made[parent], [boxes[its] for its in section.children[parent]])
+        made.append(_wide(stretch.box(box), element, section.canvas))
+    return made
+
+
+def _inside(before: Box, after: Box, held: Sequence[Box]) -> _Stretch:
+    left = max(0.0, min(box.x for box in held) - before.x)
+    right = max(0.0, before.right - max(box.right for box in held))
+    source, target = ([box.x, box.x + left, max(box.x + left, box.right - right)] for box in (before, after))
+    return _Stretch(np.array([*source, max(source[-1], before.right)]), np.array([*target, max(target[-1], after.right)]))
 
 
 def _wide(box: Box, element: Element, canvas: Canvas) -> Box:
@@ -84,7 +105,7 @@ def _wide(box: Box, element: Element, canvas: Canvas) -> Box:
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
-    """From one canvas' places to another's, both given by edges of columns and canvas."""
+    """From places to others, both given by edges that belong together; beyond the first and the last, as far beyond."""
 
     source: Knots
     target: Knots
@@ -94,8 +115,7 @@ class _Stretch:
         return float(self.target[-1] / self.source[-1])
 
     def place(self, x: float) -> float:
-        """Beyond the canvas, as far beyond."""
-        inside = min(max(x, 0.0), float(self.source[-1]))
+        inside = min(max(x, float(self.source[0])), float(self.source[-1]))
         return float(np.interp(inside, self.source, self.target)) + x - inside
 
     def box(self, box: Box) -> Box:
