@@ -36,11 +36,16 @@ _LONGEST_COMMENT = 65_000
 """All of EXIF is one segment of a JPEG, whose length is told in 16 bits."""
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
 """What a part of a JPEG begins with, behind which stands its length (ITU-T T.81, B.1.1); within coded data none does."""
+_JPEG_SCAN, _JPEG_ENDS = b"\xda", b"\xd9"
+_JPEG_BARE = frozenset(bytes([marker]) for marker in (0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)))
+"""Of these markers those behind which Pillow reads no length."""
 _PNG_BEGINS, _JPEG_BEGINS = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _MOST_SCANS = 100
 """Of a JPEG; encoders write about ten."""
 _MOST_PARTS = 50_000
 """Of a file; a PNG's pixels may be cut into small ones."""
+_MOST_BETWEEN = 2**20
+"""Bytes of a JPEG before its first scan that are none of its parts'; padding has a few."""
 LARGEST_RATIO = 64
 """Of a picture's longer side to its shorter one."""
 _LONGEST_SIDES = {"jpeg": 65_500, "webp": 16_383}
@@ -195,28 +200,40 @@ def _check_size(picture: Image.Image, field: str, most_pixels: int) -> None:
 
 
 def _check_parts(data: bytes, field: str) -> None:
-    """Before Pillow looks at a file, which takes its time for every part of it, and may keep it.
-
-    A scan of a progressive JPEG goes over all of the picture, and may have a few bytes: a body has room for so many that they are
-    never done.
-    """
-    at, scans, parts = len(_PNG_BEGINS), 0, 0
+    """Before Pillow looks at a file, which takes its time for every part of it, and may keep it."""
+    parts = 0
     if data.startswith(_PNG_BEGINS):
+        at = len(_PNG_BEGINS)
         while parts <= _MOST_PARTS and at < len(data):
             parts += 1
             at += int.from_bytes(data[at : at + 4]) + 12  # the length of what it holds, its name, and a sum of both
     elif data.startswith(_JPEG_BEGINS):
-        at = 0
-        while (found := _JPEG_MARKER.search(data, at)) and found[1] != b"\xd9":  # what stands behind the picture is not decoded
-            parts += 1
-            scans += found[1] == b"\xda"
-            if scans > _MOST_SCANS or parts > _MOST_PARTS:
-                break
-            at = found.end() if found[1] == b"\xd8" else found.end() + int.from_bytes(data[found.end() : found.end() + 2])
-    if scans > _MOST_SCANS:
-        raise _refused(field, "a JPEG of so many scans is not allowed", f"one of {_MOST_SCANS} at most")
+        parts = _parts_of_jpeg(data, field)
     if parts > _MOST_PARTS:
         raise _refused(field, "a file of so many parts is not allowed", f"one of {_MOST_PARTS} at most")
+
+
+def _parts_of_jpeg(data: bytes, field: str) -> int:
+    """How many there are, no more than one too many; raises ApiError for too many scans, and too much between the parts.
+
+    A scan of a progressive JPEG goes over all of the picture, and may have a few bytes: a body has room for so many that they are
+    never done. Before the first one Pillow reads by itself, byte by byte what stands between parts, and beyond an end.
+    """
+    at = parts = scans = between = 0
+    while parts <= _MOST_PARTS and scans <= _MOST_SCANS and between <= _MOST_BETWEEN:
+        found = _JPEG_MARKER.search(data, at)
+        if not scans:
+            between += (len(data) if found is None else found.start()) - min(at, len(data))
+        if found is None or (scans and found[1] == _JPEG_ENDS):  # what stands behind the picture is not decoded
+            break
+        parts += 1
+        scans += found[1] == _JPEG_SCAN
+        at = found.end() if found[1] in _JPEG_BARE else found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+    if scans > _MOST_SCANS:
+        raise _refused(field, "a JPEG of so many scans is not allowed", f"one of {_MOST_SCANS} at most")
+    if between > _MOST_BETWEEN:
+        raise _refused(field, "a JPEG of so much between its parts is not allowed", f"one of {_MOST_BETWEEN} bytes at most")
+    return parts
 
 
 def _plain(picture: Image.Image) -> Image.Image:
