@@ -17,7 +17,7 @@ from typing import Any
 from nereid.serving.errors import ServingError
 from nereid.serving.gateway.batches.schema import prepare
 from nereid.serving.gateway.batches.states import OPEN_STATES
-from nereid.serving.gateway.batches.trouble import FOLDER_ERRORS, trouble_of
+from nereid.serving.gateway.batches.trouble import FOLDER_ERRORS, ExchangedDatabaseError, trouble_of
 from nereid.serving.gateway.paging import Part
 
 log = logging.getLogger("nereid.gateway")
@@ -29,6 +29,8 @@ STORAGE_FULL = "storage_limit_exceeded"
 OPEN = f"status IN ({', '.join(repr(str(state)) for state in OPEN_STATES)})"
 """In SQL, of a batch that is not done."""
 _PRESENT = "(expires_at IS NULL OR expires_at > ?)"
+ALL = Part(2**31)
+"""Of a list, the newest first."""
 
 
 class StorageFullError(Exception):
@@ -75,6 +77,8 @@ class FileStore:
     patient: bool = False
     """Whether a folder that cannot be used is waited for: until it can, what is asked of it raises what it did."""
     _connection: sqlite3.Connection | None = field(default=None, init=False)
+    _opened: tuple[int, int] | None = field(default=None, init=False)
+    """Which file the database was when it was opened."""
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
@@ -89,10 +93,22 @@ class FileStore:
             log.error("%s; all else is served, and it is tried again", sentence)
 
     def _connected(self) -> sqlite3.Connection:
+        """What is written to a database that has gone, or that another one stands in the place of, would be lost: raises OSError,
+        ExchangedDatabaseError. It may come back.
+        """
         with self._lock:
             if self._connection is None:
                 self._connection = self._open()
+                self._opened = self._database_there()
+            elif not self._connection.in_transaction and self._database_there() != self._opened:
+                sentence = "another database stands in the place of its own; put that back, or start the gateway again"
+                raise ExchangedDatabaseError(sentence)
             return self._connection
+
+    def _database_there(self) -> tuple[int, int]:
+        """Which file it is."""
+        found = self.database.stat()
+        return found.st_dev, found.st_ino
 
     def _open(self) -> sqlite3.Connection:
         """Whatever will be written later is written now, so that a folder which does not take it is known."""
@@ -103,7 +119,7 @@ class FileStore:
         finally:
             probe.unlink(missing_ok=True)
         self.lock_file.open("a").close()
-        connection = sqlite3.connect(self.folder / "batches.sqlite", check_same_thread=False, isolation_level=None)
+        connection = sqlite3.connect(self.database, check_same_thread=False, isolation_level=None)
         try:
             prepare(connection)
         except BaseException:
@@ -114,6 +130,10 @@ class FileStore:
     @property
     def contents(self) -> Path:
         return self.folder / "files"
+
+    @property
+    def database(self) -> Path:
+        return self.folder / "batches.sqlite"
 
     @property
     def lock_file(self) -> Path:
@@ -187,17 +207,15 @@ class FileStore:
         rows = self._rows(query, file_id, owner, int(time.time()))
         return StoredFile(*rows[0]) if rows else None
 
-    def files(self, owner: str, part: Part | None = None, purpose: str | None = None) -> list[StoredFile]:
-        """The newest first, or of a part one more than it has; raises ApiError where none has the id that it begins behind."""
+    def files(self, owner: str, part: Part = ALL, purpose: str | None = None) -> list[StoredFile]:
+        """Of a part one more than it has, where there are more; raises ApiError where none has the id that it begins behind."""
         where, values = f"owner = ? AND {_PRESENT}", [owner, int(time.time())]
         if purpose is not None:
             where, values = f"{where} AND purpose = ?", [*values, purpose]
         return [StoredFile(*row) for row in self._part("files", _COLUMNS, where, values, part)]
 
-    def _part(self, table: str, columns: str, where: str, values: Sequence[object], part: Part | None) -> list[tuple[Any, ...]]:
+    def _part(self, table: str, columns: str, where: str, values: Sequence[object], part: Part) -> list[tuple[Any, ...]]:
         """Of a key with very many rows no more are read than are told: all of them take long, and keep others waiting."""
-        if part is None:
-            return self._rows(f"SELECT {columns} FROM {table} WHERE {where} ORDER BY rowid DESC", *values)
         if part.after is not None:
             rows = self._rows(f"SELECT rowid FROM {table} WHERE id = ? AND {where}", part.after, *values)
             if not rows:

@@ -73,6 +73,8 @@ class BatchRunner:
     _look_at: float = 0.0
     _sweep_at: float = 0.0
     _tidy_at: float = 0.0
+    _has_forgotten: bool = True
+    """Whether the last look for what is not needed any more could delete it."""
 
     def __post_init__(self) -> None:
         self._trouble = TroubleLog(self.store.folder)
@@ -158,7 +160,7 @@ class BatchRunner:
             except Exception as error:  # it is this batch's own: the others go on
                 self._trouble.failed(f"batch {batch.id} cannot be worked on now", error)
                 self._resting[rest] = time.monotonic() + _REST_SECONDS
-        if not self._resting:
+        if self._has_forgotten and not self._resting and self.under_way.keeps_all:
             self._trouble.well()
         return bool(batches)
 
@@ -167,10 +169,12 @@ class BatchRunner:
         tidies = time.monotonic() >= self._tidy_at
         if tidies:
             self._tidy_at = time.monotonic() + _TIDY_SECONDS
+        self._has_forgotten = True
         for forget in (self.store.sweep, self.store.forget_ended, *((self.store.tidy,) if tidies else ())):
             try:
                 await asyncio.to_thread(forget)
             except Exception as error:  # it is tried again, and batches go on
+                self._has_forgotten = False
                 self._trouble.failed("what is not needed any more could not be deleted", error)
 
     def _forget_all_but(self, opened: set[str]) -> None:

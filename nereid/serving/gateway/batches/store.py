@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from nereid.serving.gateway.batches.answer_files import Answered, write_answers
-from nereid.serving.gateway.batches.files import OPEN, FileStore, StoredFile, new_file
+from nereid.serving.gateway.batches.files import ALL, OPEN, FileStore, StoredFile, new_file
 from nereid.serving.gateway.batches.lines import Line, Problem
 from nereid.serving.gateway.batches.numbers import BatchNumbers
 from nereid.serving.gateway.batches.retention import DAY_SECONDS, Forgotten, forget
@@ -117,7 +117,7 @@ class BatchStore(FileStore):
         rows = self._rows(f"SELECT {_COLUMNS} FROM batches WHERE id = ? AND owner = coalesce(?, owner)", batch_id, owner)
         return _batch(rows[0]) if rows else None
 
-    def batches(self, owner: str, part: Part | None = None) -> list[Batch]:
+    def batches(self, owner: str, part: Part = ALL) -> list[Batch]:
         """As `files` does."""
         return [_batch(row) for row in self._part("batches", _COLUMNS, "owner = ?", [owner], part)]
 

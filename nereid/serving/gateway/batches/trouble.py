@@ -22,6 +22,10 @@ class NewerDatabaseError(sqlite3.DatabaseError):
     """The database is of a later release; the sentence says so."""
 
 
+class ExchangedDatabaseError(sqlite3.DatabaseError):
+    """The database is not the one that was opened; the sentence says so."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trouble:
     """`reason` goes on after "the folder cannot be used:", and names no path."""
@@ -34,11 +38,12 @@ _FULL = Trouble("no space is left on its disk", is_full=True)
 _QUOTA = Trouble("the disk quota of its user is used up", is_full=True)
 _READ_ONLY = Trouble("its file system is read-only")
 _HELD = Trouble("its database is held by another process")
+_GONE = Trouble("it is not there, or not all of it")
 
 
 def trouble_of(error: Exception, folder: Path) -> Trouble | None:
     """What an error says of the folder; None where it says something else, of this program."""
-    if isinstance(error, NewerDatabaseError):
+    if isinstance(error, NewerDatabaseError | ExchangedDatabaseError):
         return Trouble(str(error))
     if isinstance(error, sqlite3.Error):
         return _of_database(error, folder)
@@ -53,6 +58,8 @@ def _of_system(error: OSError, folder: Path) -> Trouble:
             return _FULL
         case errno.EDQUOT:
             return _QUOTA
+        case errno.ENOENT:
+            return _GONE
         case errno.EROFS:
             return _READ_ONLY
         case errno.EACCES | errno.EPERM:

@@ -67,6 +67,8 @@ class UnderWay:
     _going: list[_One] = field(default_factory=list)
     _times: dict[Request, int] = field(default_factory=dict)
     """How often a request was put back."""
+    _unkept: set[Request] = field(default_factory=set)
+    """Those whose last answer the folder has not taken."""
     _pause: float = 0.0
     _collecting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -75,6 +77,11 @@ class UnderWay:
 
     def __len__(self) -> int:
         return len(self._going)
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether no answer waits for a folder that takes it."""
+        return not self._unkept
 
     @property
     def tasks(self) -> list[asyncio.Task[Answer]]:
@@ -140,10 +147,12 @@ class UnderWay:
         try:
             await self.note(one.request, answer)
         except Exception as error:  # no space is left, say: it is asked again, and so would be all begun before there is some
+            self._unkept.add(one.request)
             self.trouble.failed(f"an answer of batch {one.request[0]} cannot be kept, its request is asked again later", error)
             self._pause_a_while()
             return
         self._pause = 0.0
+        self._unkept.discard(one.request)
         self._times.pop(one.request, None)
 
     def _pause_a_while(self) -> None:
@@ -155,6 +164,7 @@ class UnderWay:
     def forget_all_but(self, batches: set[str]) -> None:
         """What is noted of batches that have ended, however that was."""
         self._times = {request: times for request, times in self._times.items() if request[0] in batches}
+        self._unkept = {request for request in self._unkept if request[0] in batches}
 
 
 def yields_of(body: Mapping[str, Any], usual: int) -> bool:
