@@ -14,11 +14,21 @@ from nereid.llm.json_schemas import parts
 _REASON = "error: "
 _LONGEST_REASON = 300
 _DEFINITIONS = ("$defs", "definitions")
+_SHORT = 1000
+"""Characters of an expression that is kept: agents send the same ones with every turn, and few are longer."""
+
+
+def fault_of_pattern(pattern: str) -> str | None:
+    """Why no text can be bound to it; None where one can. It is read, and nothing is made of it: that is quick for any."""
+    return _fault_kept(pattern) if len(pattern) <= _SHORT else _fault(pattern)
 
 
 @lru_cache(maxsize=4096)
-def fault_of_pattern(pattern: str) -> str | None:
-    """Why no text can be bound to it; None where one can. It is read, and nothing is made of it: that is quick for any."""
+def _fault_kept(pattern: str) -> str | None:
+    return _fault(pattern)
+
+
+def _fault(pattern: str) -> str | None:
     grammar = LLMatcher.grammar_from_json_schema(json.dumps({"type": "string", "pattern": pattern}))
     fault: str = LLMatcher.validate_grammar(grammar, None)
     if not fault:
