@@ -97,10 +97,11 @@ def from_picture(
 
 def check_sides(drawing: Drawing, encoding: Encoding) -> None:
     """Before it is drawn; raises InvalidRequestError for a picture that could not be written in its format."""
-    longest = max(drawing.options.get("width") or 0, drawing.options.get("height") or 0)
-    if encoding.longest_side is not None and longest > encoding.longest_side:
-        allowed = f"of {encoding.format} no side may have more than {encoding.longest_side} pixels"
-        raise InvalidRequestError(f"width: a side of {longest} pixels is not allowed; {allowed}", "width")
+    for side in ("width", "height"):
+        pixels = drawing.options.get(side) or 0
+        if encoding.longest_side is not None and pixels > encoding.longest_side:
+            allowed = f"of {encoding.format} no side may have more than {encoding.longest_side} pixels"
+            raise InvalidRequestError(f"{side}: a side of {pixels} pixels is not allowed; {allowed}", side)
 
 
 MakeDrawing = Callable[[], Awaitable[Drawing]]

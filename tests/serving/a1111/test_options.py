@@ -115,5 +115,5 @@ def test_a_text_that_exif_cannot_hold_is_left_out(api: httpx.Client) -> None:
 def test_a_picture_that_its_format_cannot_hold_is_refused_before_it_is_drawn(api: httpx.Client, drawers: Drawers) -> None:
     """https://github.com/AUTOMATIC1111/stable-diffusion-webui/issues/11439"""
     body = {"width": 8, "height": 16_384, "override_settings": {"samples_format": "webp"}}
-    assert "no side may have more than 16383" in refused(api.post(DRAW, json=body), "width")
+    assert "no side may have more than 16383" in refused(api.post(DRAW, json=body), "height")
     assert drawers.asked == []

@@ -176,7 +176,7 @@ class WebUiRoutes:
             job.skip()
         return JSONResponse({})
 
-    @described("The texts of a PNG: what it was drawn with.", body=PictureInfoBody)
+    @described("The texts of a picture: what it was drawn with.", body=PictureInfoBody)
     async def show_texts(self, request: Request) -> Response:
         body = await self._read(request, PictureInfoBody)
 
