@@ -174,13 +174,6 @@ def test_a_gateway_that_comes_back_without_its_folder_serves_all_else_until_it_c
     assert "Traceback" not in caplog.text
 
 
-def test_contents_that_are_gone_are_not_found(tmp_path: Path, model: Model) -> None:
-    with serving(tmp_path, model) as client:
-        file = client.files.create(file=("a.jsonl", b"{}"), purpose="batch")
-        (tmp_path / "batches" / "files" / file.id).unlink()
-        assert "are not in the gateway's folder any more" in refused(lambda: client.files.content(file.id), 404)["message"]
-
-
 def test_batches_wait_for_space_and_say_so_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -59,18 +59,20 @@ def test_a_stream_has_its_place_until_it_ends_or_is_left() -> None:
     asyncio.run(run())
 
 
-def test_a_place_comes_back_from_a_request_that_fails() -> None:
+@pytest.mark.parametrize(("taking", "inside"), [(Places.taking, (1, 0)), (Places.taking_to_count, (0, 1))])
+def test_a_place_comes_back_from_a_request_that_fails(taking: Any, inside: tuple[int, int]) -> None:
     places = Places(-3)  # one, with those that are on their way back
 
     async def fail() -> None:
-        async with places.taking():
+        async with taking(places):
+            assert (places.taken, places.counting) == inside
             with pytest.raises(QueueFullError, match="1 requests are under way"):
-                await places.taking().__aenter__()
+                await taking(places).__aenter__()
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         asyncio.run(fail())
-    assert places.taken == 0
+    assert (places.taken, places.counting) == (0, 0)
 
 
 def test_a_burst_is_refused_before_the_work_of_those_who_came_first_begins() -> None:

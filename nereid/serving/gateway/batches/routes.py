@@ -173,7 +173,7 @@ class BatchRoutes:
     async def _file_of(self, owner: str, file_id: str, param: str, status: int) -> StoredFile:
         found = await asyncio.to_thread(self.store.file, owner, file_id)
         if found is None:
-            raise _no_file(file_id, param, status)
+            raise ApiError(status, f"{param}: there is no file {file_id[:80]!r}", param=param)
         return found
 
     # --- batches ---
@@ -238,10 +238,6 @@ class _OneFile:
             raise ApiError(400, "file: two files are not allowed in one form; send one", param="file")
         self.name = filename or "file"
         return self.keep
-
-
-def _no_file(file_id: str, param: str, status: int) -> ApiError:
-    return ApiError(status, f"{param}: there is no file {file_id[:80]!r}", param=param)
 
 
 def _file(item: StoredFile) -> dict[str, Any]:
