@@ -112,6 +112,21 @@ def test_a_fixed_height_moves_nothing_below() -> None:
     assert (text.height, more.y) == (168, 232)
 
 
+def test_what_hangs_from_a_fixed_top_is_as_high_as_itself_needs_whatever_grows_beside_it() -> None:
+    asked = section(
+        {"id": "card", "class": "card", "fixed": {"y": 48}},
+        {"id": "text", "class": "paragraph", "characters": 20, "parent": "card", "fixed": {"y": 64}},
+        {"id": "picture", "class": "image", "ratio": 1.5},
+        canvas=WIDE,
+    )
+    grid = KNOWN.section(asked).canvas.grid
+    left, right, width = grid.start(0), grid.start(6), grid.span(6)
+    boxes = [Box(left, 48, width, 64), Box(left + 16, 64, width - 32, 32), Box(right, 48, width, width / 1.5)]
+    card, text, picture = stretched(KNOWN.section(asked), boxes, asked)
+    assert picture.height > 1.4 * boxes[2].height
+    assert (card.y, card.height, text.y, text.height) == (48, 64, 64, 32)
+
+
 def test_what_is_below_a_fixed_place_keeps_its_distance_whatever_grows_above() -> None:
     asked = section(
         {"id": "text", "class": "paragraph", "characters": 900},
