@@ -164,12 +164,6 @@ def test_what_a_container_of_fixed_width_holds_keeps_its_distance_from_its_edges
     assert (card.width, title.x - card.x, card.right - title.right) == (760, 8, 8)
 
 
-def test_a_box_that_is_wide_enough_keeps_its_place_in_the_margin() -> None:
-    asked = section({"id": "picture", "class": "image"}, canvas=WIDE)
-    (box,) = stretched(KNOWN.section(asked), [Box(640, 48, 640, 400)], asked)
-    assert (box.x, box.right) == (960, 1920)
-
-
 def test_a_label_has_room_on_a_narrower_canvas() -> None:
     asked = section({"id": "order", "class": "button", "characters": 60}, canvas=Canvas.of(1024))
     drawn = KNOWN.section(asked)
