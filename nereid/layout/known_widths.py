@@ -109,7 +109,9 @@ def _inside(before: Box, after: Box, held: Sequence[Box]) -> _Stretch:
 
 
 def _wide(box: Box, element: Element, canvas: Canvas) -> Box:
-    """As wide as a label or a word needs, to the right where there is room."""
+    """As wide as a label or a word needs, to the right where there is room; what has a fixed width stays where it is."""
+    if element.fixed.width is not None:
+        return box
     width = max(box.width, needed_width(element, canvas))
     return box._replace(x=min(box.x, max(0.0, canvas.width - canvas.grid.margin - width)), width=width)
 

@@ -164,6 +164,13 @@ def test_what_a_container_of_fixed_width_holds_keeps_its_distance_from_its_edges
     assert (card.width, title.x - card.x, card.right - title.right) == (760, 8, 8)
 
 
+def test_what_has_a_fixed_width_begins_where_its_column_does() -> None:
+    asked = section({"id": "picture", "class": "image", "fixed": {"width": WIDE.grid.span(6)}}, canvas=WIDE)
+    drawn = KNOWN.section(asked)
+    (box,) = stretched(drawn, [Box(drawn.canvas.grid.start(6), 48, 560, 400)], asked)
+    assert (box.x, box.width) == (WIDE.grid.start(6), WIDE.grid.span(6))
+
+
 def test_a_label_has_room_on_a_narrower_canvas() -> None:
     asked = section({"id": "order", "class": "button", "characters": 60}, canvas=Canvas.of(1024))
     drawn = KNOWN.section(asked)
