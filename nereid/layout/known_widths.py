@@ -83,9 +83,10 @@ def stretched(drawn: Section, boxes: Sequence[Box], section: Section) -> list[Bo
     across = _across(drawn, boxes, section)
     edges, moved = _heights(drawn, boxes, section, across)
     tops, bottoms = (np.interp(places, edges, moved) for places in ([box.y for box in boxes], [box.bottom for box in boxes]))
-    placed = [Box(box.x, top, box.width, bottom - top) for box, top, bottom in zip(across, tops, bottoms, strict=True)]
+    parts = zip(elements, across, tops, bottoms, strict=True)
+    placed = [element.fixed.put(Box(box.x, top, box.width, bottom - top)) for element, box, top, bottom in parts]
     for place in reversed(range(len(elements))):  # what is held before what holds it
-        if elements[place].fixed.y is not None:
+        if elements[place].fixed.y is not None and elements[place].fixed.height is None:
             placed[place] = _hung(place, drawn, boxes, section, placed)
     return [element.fixed.put(_whole(box)) for element, box in zip(elements, placed, strict=True)]
 
@@ -176,9 +177,7 @@ def _heights(drawn: Section, boxes: Sequence[Box], section: Section, across: Seq
 def _hung(place: int, drawn: Section, boxes: Sequence[Box], section: Section, placed: Sequence[Box]) -> Box:
     """One whose top is fixed: as high as itself needs, or what it holds, whatever is beside it."""
     element, before, held = section.elements[place], boxes[place], section.children[place]
-    box = element.fixed.put(placed[place])
-    if element.fixed.height is not None:
-        return box
+    box = placed[place]
     if not held:
         return box._replace(height=_height(element, before.width, before.height, drawn.canvas, box.width, section.canvas))
     padding = before.bottom - max(boxes[its].bottom for its in held)
