@@ -13,12 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nereid.layout.canvas import Breakpoint, Canvas
+from nereid.layout.canvas import DESKTOP, MAX_WIDTH, MIN_WIDTH, TABLET, UNIT, Breakpoint, Canvas
 from nereid.layout.content import needed_height, needed_width
 from nereid.layout.elements import Box, Element, Fixed, Section
 from nereid.layout.repair import repair
 
 Knots = NDArray[np.float64]
+
+_SCREENS = {
+    Breakpoint.MOBILE: (MIN_WIDTH, TABLET - 1),
+    Breakpoint.TABLET: (TABLET, DESKTOP - 1),
+    Breakpoint.DESKTOP: (DESKTOP, MAX_WIDTH),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +45,10 @@ class KnownWidths:
             ranges = {Breakpoint(name): (int(least), int(most)) for name, (least, most) in raw.items()}
         except (AttributeError, TypeError, ValueError):
             ranges = {}
-        if set(ranges) != set(Breakpoint) or not all(1 <= least <= most for least, most in ranges.values()):
-            raise ValueError(f"canvas_widths: {raw!r} is not allowed; it must have least and greatest width of {_SCREENS}")
+        bounds = [(*ranges.get(screen, (0, 0)), *allowed) for screen, allowed in _SCREENS.items()]
+        if len(ranges) != len(_SCREENS) or not all(low <= least <= most <= high for least, most, low, high in bounds):
+            allowed = ", ".join(f"{screen} ({low} to {high})" for screen, (low, high) in _SCREENS.items())
+            raise ValueError(f"canvas_widths: {raw!r} is not allowed; it must have least and greatest width of {allowed}")
         return cls(ranges)
 
     def written(self) -> dict[str, list[int]]:
@@ -56,12 +64,11 @@ class KnownWidths:
         if least <= canvas.width <= most:
             return section
         drawn = replace(canvas, width=min(max(canvas.width, least), most))
+        while drawn.grid.column < UNIT:  # it has no room for so many columns: the next that has
+            drawn = replace(drawn, width=drawn.width + 1)
         stretch = _Stretch(_knots(canvas), _knots(drawn))
         # Not checked again: roundings may leave what is fixed beyond the canvas, by less than a pixel.
         return replace(section, canvas=drawn, elements=tuple(map(stretch.element, section.elements)))
-
-
-_SCREENS = ", ".join(Breakpoint)
 
 
 def stretched(drawn: Section, boxes: Sequence[Box], section: Section) -> list[Box]:
@@ -76,17 +83,22 @@ def stretched(drawn: Section, boxes: Sequence[Box], section: Section) -> list[Bo
     across = _across(drawn, boxes, section)
     edges, moved = _heights(drawn, boxes, section, across)
     tops, bottoms = (np.interp(places, edges, moved) for places in ([box.y for box in boxes], [box.bottom for box in boxes]))
-    placed = (Box(box.x, top, box.width, bottom - top) for box, top, bottom in zip(across, tops, bottoms, strict=True))
+    parts = zip(elements, across, tops, bottoms, strict=True)
+    placed = [element.fixed.put(Box(box.x, top, box.width, bottom - top)) for element, box, top, bottom in parts]
+    for place in reversed(range(len(elements))):  # what is held before what holds it
+        if elements[place].fixed.y is not None and elements[place].fixed.height is None:
+            placed[place] = _hung(place, drawn, boxes, section, placed)
     return [element.fixed.put(_whole(box)) for element, box in zip(elements, placed, strict=True)]
 
 
 def _across(drawn: Section, boxes: Sequence[Box], section: Section) -> list[Box]:
     """Places and widths: columns keep to the grid, and what a container holds to the distance from its edges."""
     grid = _Stretch(_knots(drawn.canvas), _knots(section.canvas))
-    made: list[Box] = []
+    stretches, made = {-1: grid}, list[Box]()
     for element, parent, box in zip(section.elements, section.parents, boxes, strict=True):
-        stretch = grid if parent < 0 else _inside(boxes[parent], made[parent], [boxes[its] for its in section.children[parent]])
-        made.append(_wide(stretch.box(box), element, section.canvas))
+        if parent not in stretches:
+            stretches[parent] = _inside(boxes[parent], made[parent], [boxes[its] for its in section.children[parent]])
+        made.append(element.fixed.put(_wide(stretches[parent].box(box), element, section.canvas)))
     return made
 
 
@@ -98,7 +110,9 @@ def _inside(before: Box, after: Box, held: Sequence[Box]) -> _Stretch:
 
 
 def _wide(box: Box, element: Element, canvas: Canvas) -> Box:
-    """As wide as a label or a word needs, to the right where there is room."""
+    """As wide as a label or a word needs, to the right where there is room; what has a fixed width stays where it is."""
+    if element.fixed.width is not None:
+        return box
     width = max(box.width, needed_width(element, canvas))
     return box._replace(x=min(box.x, max(0.0, canvas.width - canvas.grid.margin - width)), width=width)
 
@@ -143,19 +157,31 @@ def _knots(canvas: Canvas) -> Knots:
 def _heights(drawn: Section, boxes: Sequence[Box], section: Section, across: Sequence[Box]) -> tuple[Knots, Knots]:
     """Edges from top to bottom as they were drawn, and where they are when everything has the height that its new width needs.
 
-    What lies side by side grows by what grows most; what only shrinks shrinks.
+    What lies side by side grows by what grows most; what only shrinks shrinks. Edges that are fixed stay.
     """
     edges = sorted({edge for box in boxes for edge in (0.0, box.y, box.bottom)})
     growth = [
         (box, _height(element, box.width, box.height, drawn.canvas, now.width, section.canvas) / box.height)
         for element, box, now, held in zip(section.elements, boxes, across, section.children, strict=False)
-        if box.height > 0 and not held
+        if box.height > 0 and not held and element.fixed.height is None
     ]
-    lengths = (
-        (bottom - top) * max((factor for box, factor in growth if box.y <= top and bottom <= box.bottom), default=1.0)
-        for top, bottom in itertools.pairwise(edges)
-    )
-    return np.array(edges), np.array([edges[0], *(edges[0] + length for length in itertools.accumulate(lengths))])
+    given = [(element.fixed, box) for element, box in zip(section.elements, boxes, strict=True) if element.fixed.y is not None]
+    kept = {edge for fixed, box in given for edge in (box.y, box.y if fixed.height is None else box.bottom)}
+    moved = [edges[0]]
+    for top, bottom in itertools.pairwise(edges):
+        factor = max((factor for box, factor in growth if box.y <= top and bottom <= box.bottom), default=1.0)
+        moved.append(max(bottom, moved[-1]) if bottom in kept else moved[-1] + (bottom - top) * factor)
+    return np.array(edges), np.array(moved)
+
+
+def _hung(place: int, drawn: Section, boxes: Sequence[Box], section: Section, placed: Sequence[Box]) -> Box:
+    """One whose top is fixed: as high as itself needs, or what it holds, whatever is beside it."""
+    element, before, held = section.elements[place], boxes[place], section.children[place]
+    box = placed[place]
+    if not held:
+        return box._replace(height=_height(element, before.width, before.height, drawn.canvas, box.width, section.canvas))
+    padding = before.bottom - max(boxes[its].bottom for its in held)
+    return box._replace(height=max(placed[its].bottom for its in held) + padding - box.y)
 
 
 def _height(element: Element, before: float, height: float, drawn: Canvas, width: float, canvas: Canvas) -> float:

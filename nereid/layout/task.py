@@ -92,8 +92,7 @@ class LayoutTask:
         if interval is None or step < self._shown + interval or step >= self.end:
             return
         self._shown = step
-        request, end = self.request, self.end
-        boxes = stretched(request.drawn, boxes_predicted(request.drawn, self.runs[0]), request.section)
+        boxes, end = boxes_predicted(self.request.drawn, self.runs[0]), self.end
         self._put(lambda: self.reply.send(self._progress(boxes, step, end)))
 
     def finish(self, error: RequestError | None) -> None:
@@ -122,7 +121,8 @@ class LayoutTask:
         finally:
             self.reply.close(error)  # also for a caller that has gone: what is not closed counts as owed
 
-    def _progress(self, boxes: list[Box], step: int, end: int) -> Outputs:
+    def _progress(self, drawn: list[Box], step: int, end: int) -> Outputs:
+        boxes = stretched(self.request.drawn, drawn, self.request.section)
         answer = {"step": step, "num_inference_steps": end, **placed(self.request.section, boxes)}
         return {**_written(answer, boxes), "step": _int32(step), "num_inference_steps": _int32(end)}
 

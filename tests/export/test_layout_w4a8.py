@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -424,7 +425,7 @@ def test_the_command_says_what_it_costs(checkpoints: dict[str, Path], tmp_path: 
 
 
 def test_zoo_score_layout_has_a_row_of_an_exported_engine(
-    repository: Path, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    repository: Path, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nereid_zoo.layout.score.baselines", lambda asked, task: {})
     command = ["score", "layout", "--count", "3", "--steps", "2", "--seeds", "1", "--path", str(checkpoints["layout"]), "--json"]
@@ -434,6 +435,14 @@ def test_zoo_score_layout_has_a_row_of_an_exported_engine(
     rows = {row["layouts"]: row for row in json.loads(done.stdout)["scores"]}
     assert (next(iter(rows)), list(rows)[-1]) == ("transformer", "exported")
     assert rows["exported"]["score"] == pytest.approx(rows["transformer"]["score"], abs=0.1)
+    slow = tmp_path / "slow"
+    shutil.copytree(checkpoints["layout"], slow)
+    settings = slow / "scheduler" / "scheduler_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"shift": 0.5}))
+    slower = CliRunner().invoke(zoo, [str(slow) if word == str(checkpoints["layout"]) else word for word in command])
+    others = {row["layouts"]: row for row in json.loads(slower.stdout)["scores"]}
+    assert others["transformer"] != rows["transformer"]
+    assert others["exported"] == rows["exported"]  # whatever schedule the checkpoint beside it has
     refused = CliRunner().invoke(zoo, [*command, "--name", "other"])
     assert refused.exit_code == 2
     assert "has no layout model other" in " ".join(refused.output.replace("│", " ").split())

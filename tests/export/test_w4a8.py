@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nereid_export.engines.onnx_graph import run_file
 from nereid_export.errors import ExportError
+from nereid_export.w4a8.bytes import bytes_of
 from nereid_export.w4a8.codes import GROUP, planes_of, round_carrying, round_to_nearest
 from nereid_export.w4a8.factors import best_error, factored
 from nereid_export.w4a8.graph import PRODUCT, executed, pack_weights, shorten
@@ -349,6 +350,21 @@ def test_tables_are_stored_in_8_bits_and_have_their_bits(transposed: bool, tmp_p
     stored = {its.data_type: its for its in onnx.load(str(file)).graph.initializer}
     assert set(stored) == {TensorProto.INT8, TensorProto.FLOAT16}
     assert run_file(file)({"x": np.zeros_like(used)}, ["y"])["y"].tobytes() == used.tobytes()
+
+
+def test_equal_tables_are_in_a_file_once_and_counted_once(tmp_path: Path) -> None:
+    table, other, file = Table.of(matrix(40, 24)), Table.of(matrix(9, 24)), tmp_path / "model.onnx"
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [40, 24]) for name in ("x", "y")]
+    nodes = [helper.make_node("Add", ["x", "t"], ["z"]), helper.make_node("Add", ["z", "u"], ["y"])]
+    constants = [numpy_helper.from_array(table.matrix(), name) for name in ("t", "u")]
+    nodes += [helper.make_node("Identity", ["o"], ["unused"])]
+    graph = helper.make_graph(nodes, "graph", value[:1], value[1:], [*constants, numpy_helper.from_array(other.matrix(), "o")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(file))
+    tables = [table, Table.of(matrix(40, 24)), other]
+    pack_weights(file, {}, tables)
+    made = bytes_of(file, {}, tables)
+    assert made["tables"] == 40 * 24 + 9 * 24 + 2 * (40 + 9)
+    assert (made["constants"], made["halves"], sum(made.values())) == (0, 0, file.stat().st_size)
 
 
 def test_weights_that_are_not_in_the_graph_are_an_error(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from drawing import FACTS, FLOW, HTML, Straight, ask, boxes_of, serving
 
 from nereid.layout.canvas import Breakpoint, Canvas
-from nereid.layout.elements import Box, Fixed
+from nereid.layout.elements import Box, Fixed, Section
 from nereid.layout.known_widths import KnownWidths, stretched
 from nereid.layout.settings import LAYOUT_FILE, LayoutFacts
 
@@ -42,8 +44,24 @@ def test_what_was_written_is_read_and_else_refused() -> None:
     assert KnownWidths.parse(json.loads(json.dumps(KNOWN.written()))) == KNOWN
     half: Any = {"mobile": [1, 2], "tablet": [3, 4]}
     for wrong in (half, {**half, "desktop": [6, 5]}, {**half, "desktop": [5]}, {**half, "desktop": ["a", 5]}, [], None):
-        with pytest.raises(ValueError, match=r"canvas_widths: .* must have least and greatest width of mobile"):
+        with pytest.raises(
+            ValueError, match=r"canvas_widths: .* must have least and greatest width of mobile \(240 to 639\), tablet"
+        ):
             KnownWidths.parse(wrong)
+
+
+@pytest.mark.parametrize(("screen", "its"), [("mobile", [360, 640]), ("tablet", [639, 834]), ("desktop", [1200, 2561])])
+def test_widths_of_another_screen_are_refused(screen: str, its: list[int]) -> None:
+    with pytest.raises(ValueError, match=rf"canvas_widths: .*{screen} \("):
+        KnownWidths.parse({**KNOWN.written(), screen: its})
+
+
+def test_a_known_width_without_room_for_the_columns_gives_way_to_the_next_that_has_it() -> None:
+    asked = section({"id": "title", "class": "heading", "fixed": {"x": 40, "width": 8}}, canvas=Canvas.of(1023, "spacious", 24))
+    drawn = KnownWidths({**KNOWN.ranges, Breakpoint.TABLET: (744, 744)}).section(asked)
+    assert (drawn.canvas.width, drawn.canvas.grid.column) == (64 + 24 * 8 + 23 * 32, 8)
+    assert drawn.elements[0].fixed.width is not None
+    assert drawn.elements[0].fixed.width > 0
 
 
 def test_facts_have_the_widths_that_export_wrote(tmp_path: Path) -> None:
@@ -82,6 +100,47 @@ def test_heights_are_what_the_new_width_needs_and_what_is_below_makes_room() -> 
     assert (more.y >= picture.bottom + 8, more.height) == (True, 40)
 
 
+def test_a_fixed_height_moves_nothing_below() -> None:
+    asked = section(
+        {"id": "text", "class": "paragraph", "characters": 900, "fixed": {"height": 168}},
+        {"id": "more", "class": "button", "characters": 6},
+        canvas=Canvas.of(1024),
+    )
+    drawn = KNOWN.section(asked)
+    left, full = drawn.canvas.grid.margin, drawn.canvas.grid.span(12)
+    text, more = stretched(drawn, [Box(left, 48, full, 168), Box(left, 232, 128, 40)], asked)
+    assert (text.height, more.y) == (168, 232)
+
+
+def test_what_hangs_from_a_fixed_top_is_as_high_as_itself_needs_whatever_grows_beside_it() -> None:
+    asked = section(
+        {"id": "card", "class": "card", "fixed": {"y": 48}},
+        {"id": "text", "class": "paragraph", "characters": 20, "parent": "card", "fixed": {"y": 64}},
+        {"id": "picture", "class": "image", "ratio": 1.5},
+        canvas=WIDE,
+    )
+    grid = KNOWN.section(asked).canvas.grid
+    left, right, width = grid.start(0), grid.start(6), grid.span(6)
+    boxes = [Box(left, 48, width, 64), Box(left + 16, 64, width - 32, 32), Box(right, 48, width, width / 1.5)]
+    card, text, picture = stretched(KNOWN.section(asked), boxes, asked)
+    assert picture.height > 1.4 * boxes[2].height
+    assert (card.y, card.height, text.y, text.height) == (48, 64, 64, 32)
+
+
+def test_what_is_below_a_fixed_place_keeps_its_distance_whatever_grows_above() -> None:
+    asked = section(
+        {"id": "text", "class": "paragraph", "characters": 900},
+        {"id": "picture", "class": "image", "fixed": {"y": 400, "height": 200}},
+        {"id": "more", "class": "button", "characters": 6},
+        canvas=Canvas.of(1024),
+    )
+    drawn = KNOWN.section(asked)
+    left, full = drawn.canvas.grid.margin, drawn.canvas.grid.span(12)
+    text, picture, more = stretched(drawn, [Box(left, 48, full, 168), Box(left, 400, full, 200), Box(left, 616, 128, 40)], asked)
+    assert text.height > 168
+    assert (picture.y, picture.height, more.y) == (400, 200, 616)
+
+
 def test_a_box_that_is_none_is_placed_anew() -> None:
     asked = section({"id": "title", "class": "heading", "characters": 12}, canvas=WIDE)
     (box,) = stretched(KNOWN.section(asked), [Box(math.nan, 48, math.inf, 56)], asked)
@@ -94,6 +153,22 @@ def test_what_a_container_holds_keeps_its_distance_from_the_edges() -> None:
     for card in ("one", "two"):
         title = made[f"{card}-title"]
         assert (title.x - made[card].x, made[card].right - title.right) == (16, 16)
+
+
+def test_what_a_container_of_fixed_width_holds_keeps_its_distance_from_its_edges() -> None:
+    cards, boxes = two_cards(fixed={"width": 760})
+    asked = replace(cards, canvas=WIDE)
+    drawn = KNOWN.section(asked)
+    made = dict(zip((element.id for element in cards.elements), stretched(drawn, boxes, asked), strict=True))
+    title, card = made["one-title"], made["one"]
+    assert (card.width, title.x - card.x, card.right - title.right) == (760, 8, 8)
+
+
+def test_what_has_a_fixed_width_begins_where_its_column_does() -> None:
+    asked = section({"id": "picture", "class": "image", "fixed": {"width": WIDE.grid.span(6)}}, canvas=WIDE)
+    drawn = KNOWN.section(asked)
+    (box,) = stretched(drawn, [Box(drawn.canvas.grid.start(6), 48, 560, 400)], asked)
+    assert (box.x, box.width) == (WIDE.grid.start(6), WIDE.grid.span(6))
 
 
 def test_a_label_has_room_on_a_narrower_canvas() -> None:
@@ -132,6 +207,19 @@ def test_a_service_asks_its_engine_for_a_known_width_and_answers_the_one_that_wa
     assert boxes_of(shown)["title"].width == grid.span(12)
     assert answer["checks"] == []
     assert list(boxes_of(known).values()) == BOXES
+
+
+def test_previews_are_stretched_where_they_are_sent_and_not_in_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def noted(drawn: Section, boxes: Sequence[Box], section: Section) -> list[Box]:
+        threads.append(threading.current_thread().name)
+        return stretched(drawn, boxes, section)
+
+    monkeypatch.setattr("nereid.layout.task.stretched", noted)
+    with serving(Straight(lambda tokens: BOXES, width=1280), facts=replace(FACTS, canvas_widths=KNOWN)) as service:
+        sent = ask(service, ELEMENTS, 1920, stream_interval=1).wait().sent
+    assert sum(name.startswith("layout-send") for name in threads) == len(sent) - 1 == 7
 
 
 def test_drafts_are_refined_in_the_same_columns() -> None:

@@ -341,6 +341,30 @@ def test_zoo_score_layout_of_drafts_has_the_draft_as_a_baseline(tmp_path: Path) 
     assert "task refine" in CliRunner().invoke(app, command).output
 
 
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (None, "model_index.json cannot be read: [Errno 2]"),
+        ("[]", "model_index.json holds no JSON object"),
+        ('{"canvas_widths": {}}', "model_index.json: canvas_widths: {} is not allowed; it must have least and greatest width"),
+    ],
+)
+def test_zoo_score_layout_refuses_widths_that_cannot_be_read(tmp_path: Path, told: str | None, said: str) -> None:
+    save(awake(), tmp_path)
+    index = tmp_path / "model_index.json"
+    index.unlink() if told is None else index.write_text(told)
+    done = CliRunner().invoke(app, ["score", "layout", "--count", "1", "--path", str(tmp_path)])
+    assert done.exit_code == 2
+    assert said.replace(" ", "") in "".join(done.output.replace("│", "").split())
+
+
+def test_zoo_score_layouts_table_has_the_names_of_its_json(tmp_path: Path) -> None:
+    save(awake(), tmp_path)
+    command = ["score", "layout", "--count", "1", "--steps", "1", "--seeds", "1", "--path", str(tmp_path), "--task", "size"]
+    table = CliRunner().invoke(app, command, env={"COLUMNS": "160"}).output
+    assert "spotless" in table
+
+
 def score_neighbours(count: int) -> object:
     from nereid_zoo.layout.neighbours import Neighbours
 

@@ -16,7 +16,7 @@ from nereid_client.terminal import say
 from nereid_export.errors import ExportError
 from nereid_zoo.layout import score as layout
 from nereid_zoo.layout.batches import Task
-from nereid_zoo.layout.draw import DYNAMIC, STEPS, flow_of
+from nereid_zoo.layout.draw import DYNAMIC, STEPS
 from nereid_zoo.layout.weights import WeightsError
 from nereid_zoo.page.cli import score_pictures, score_plans
 from nereid_zoo.sections import score as sections
@@ -185,7 +185,7 @@ def score_layout(
         raise typer.BadParameter(f"{path} is not allowed; {error}", param_hint="--path") from None
     if repository is not None:
         try:
-            drawers["exported"] = layout.exported_drawer(repository / name, flow_of(path), asked, steps=steps)
+            drawers["exported"] = layout.exported_drawer(repository / name, asked, steps=steps)
         except ExportError as error:
             raise typer.BadParameter(f"{repository} is not allowed; {error}", param_hint="--repository") from None
     try:
@@ -214,7 +214,7 @@ def score_layout(
         return
     table = Table(title=f"layout: {count} held-out briefs, task {task}, {steps} steps")
     table.add_column("layouts", no_wrap=True)
-    for column in ("pass", "repaired", "clean", "move", "inversions", "diversity", "FID", "score"):
+    for column in ("pass", "repaired", "spotless", "move", "inversions", "diversity", "FID", "score"):
         table.add_column(column, justify="right")
     for name, row in rows.items():
         passed = f"{row.passed_before:.1f}%", f"{row.passed_after:.1f}%", f"{row.spotless:.1f}%"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from nereid_export.w4a8.layers import QuantisedLayer
@@ -25,7 +26,7 @@ def bytes_of(file: Path, layers: Mapping[str, QuantisedLayer], tables: Sequence[
     codes = sum(its.code_bytes for its in coded)
     scales = sum(its.stored_bytes for its in coded) - codes
     factors = sum(layer.factors.stored_bytes for layer in layers.values() if layer.factors is not None)
-    whole, rows = (sum(part.nbytes for part in parts) for parts in zip(*((its.whole, its.rows) for its in tables), strict=True))
+    whole, rows = _once(its.whole for its in tables), _once(its.rows for its in tables)
     halves = sum(its.nbytes for its in stored if its.dtype == np.float16) - rows
     constants = sum(its.nbytes for its in stored)
     return {
@@ -37,3 +38,8 @@ def bytes_of(file: Path, layers: Mapping[str, QuantisedLayer], tables: Sequence[
         "constants": constants - codes - scales - factors - whole - rows - halves,
         "graph": file.stat().st_size - constants,
     }
+
+
+def _once(parts: Iterable[NDArray]) -> int:
+    """Bytes of constants of which a file has equal ones once."""
+    return sum(map(len, {part.tobytes() for part in parts}))

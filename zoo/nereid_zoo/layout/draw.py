@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nereid.diffusion.solvers import ScheduleError, SchedulerName, default_scheduler, noise_levels
+from nereid.flow.errors import first_line
 from nereid.flow.noise import Purpose, normal
 from nereid.layout.elements import Box, Section
 from nereid.layout.known_widths import KnownWidths
 from nereid.layout.settings import TRAIN_TIMESTEPS, layout_schedule
 from nereid.layout.tokens import Floats, Tokens, boxes_of, bucket_of, tokens_of
+from nereid_zoo.layout.weights import WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,9 +67,18 @@ def flow_of(folder: Path) -> Flow:
 
 
 def canvas_widths_of(folder: Path) -> KnownWidths | None:
-    """Those that the checkpoint was trained on, where it tells."""
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    return KnownWidths.parse(index["canvas_widths"]) if "canvas_widths" in index else None
+    """Those that the checkpoint was trained on, where it tells; raises WeightsError where it tells what no widths are."""
+    file = folder / "model_index.json"
+    try:
+        index = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{file} cannot be read: {first_line(error)}") from None
+    if not isinstance(index, dict):
+        raise WeightsError(f"{file} holds no JSON object")
+    try:
+        return KnownWidths.parse(index["canvas_widths"]) if "canvas_widths" in index else None
+    except ValueError as error:
+        raise WeightsError(f"{file}: {error}") from None
 
 
 def noise_of(seeds: Sequence[int], count: int, purpose: Purpose = Purpose.INITIAL_LATENTS, step: int = 0) -> Floats:

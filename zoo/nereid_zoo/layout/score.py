@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nereid.diffusion.solvers import SchedulerName
 from nereid.flow.noise import derived_seed
 from nereid.layout.checks import Check, Finding, Severity, check_layout, has_errors, score
 from nereid.layout.checks.reading import kendall_tau
@@ -192,8 +193,11 @@ def transformer_drawer(
     return _drawer(predict, flow_of(checkpoint), asked, steps, known)
 
 
-def exported_drawer(folder: Path, flow: Flow, asked: Asked, *, steps: int = STEPS) -> Drawer:
-    """By the engine of a layout model's folder in an exported repository; raises ExportError where there is none."""
+def exported_drawer(folder: Path, asked: Asked, *, steps: int = STEPS) -> Drawer:
+    """By the engine of a layout model's folder in an exported repository, with the schedule that it was exported with.
+
+    Raises ExportError where there is none.
+    """
     from nereid_export.layout_drawing import LayoutDrawer
     from nereid_export.layout_w4a8_drawing import as_called
 
@@ -206,8 +210,9 @@ def exported_drawer(folder: Path, flow: Flow, asked: Asked, *, steps: int = STEP
         made: NDArray[np.float32] = run(as_called(inputs), [OUT])[OUT]
         return made
 
-    model = exported.model
-    return _drawer(predict, flow, asked, steps, model.facts.canvas_widths, model.limits.engine_max_batch_size)
+    facts = exported.model.facts
+    flow = Flow(facts.schedule.shift, facts.scheduler is SchedulerName.LCM)
+    return _drawer(predict, flow, asked, steps, facts.canvas_widths, exported.model.limits.engine_max_batch_size)
 
 
 def _drawer(predict: Predict, flow: Flow, asked: Asked, steps: int, known: KnownWidths | None, rows: int = 64) -> Drawer:
