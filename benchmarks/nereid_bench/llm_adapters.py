@@ -1,4 +1,4 @@
-"""What adapters cost: tokens a second of engines that were export with none, one and several, by rows with and without them."""
+"""What adapters cost: tokens a second of engines that were exported with none, one and several, by rows with and without them."""
 
 from __future__ import annotations
 
