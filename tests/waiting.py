@@ -30,7 +30,10 @@ def _said(condition: Callable[[], object]) -> str:
     if not inspect.isfunction(condition):
         return repr(condition)
     line = linecache.getline(condition.__code__.co_filename, condition.__code__.co_firstlineno).strip()
-    known = inspect.getclosurevars(condition)
+    try:
+        known = inspect.getclosurevars(condition)
+    except ValueError:  # a name that has no value yet
+        return line
     seen = {**known.globals, **known.nonlocals}
     told = {name: value for name, value in seen.items() if not (callable(value) or inspect.ismodule(value))}
     shown = ", ".join(f"{name} = {reprlib.repr(value)}" for name, value in told.items())

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 _HOST = re.compile(r"[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]")
+_NAMES = re.compile(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds|google-c2p):")
+"""How gRPC's own names begin (its documentation, "Name Resolution")."""
 
 
 class AddressError(ValueError):
@@ -42,6 +44,11 @@ class HttpAddress:
         return make(self.host, timeout=timeout)
 
 
+def is_own_time(error: TimeoutError) -> bool:
+    """Whether the caller's own seconds have passed; the system gives a connection up with the same type, and a number."""
+    return error.errno is None
+
+
 def why(error: Exception) -> str:
     """What the operating system, or the library, says of a connection that failed, without its number."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -52,7 +59,7 @@ def triton_address(url: str, usual_port: int, *, path: bool) -> str:
 
     gRPC's names (dns:///..., unix:...) stay as they are. Raises AddressError.
     """
-    if re.match(r"(https?|grpcs?):", url) or not url.strip() or (not path and "/" in url and not re.match(r"[a-z0-9-]+:", url)):
+    if re.match(r"(https?|grpcs?)://", url) or not url.strip() or (not path and "/" in url and not _NAMES.match(url)):
         raise AddressError(f"{url!r} is not allowed; it must be host:port")
     host, slash, rest = url.partition("/")
     return f"{host}:{usual_port}{slash}{rest}" if _HOST.fullmatch(host) else url

@@ -119,6 +119,11 @@ def _rewritten(path: Path, opened: IO[bytes], good: list[tuple[str, Place]]) -> 
         fresh.flush()
         os.fsync(fresh.fileno())
         shutil.copymode(path, part)
+        if fcntl is None:  # a file that is open is not replaced there
+            opened.close()
+            fresh.close()
+            part.replace(path)
+            return path.open("ab")
         part.replace(path)
     except BaseException:
         fresh.close()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nereid_client.addresses import AddressError, HttpAddress, why
+from nereid_client.addresses import AddressError, HttpAddress, is_own_time, why
 from nereid_client.answer_file import AnswerFile
 from nereid_client.batch_errors import BatchError
 from nereid_protocol.json_lines import read_line, without_mark
@@ -201,16 +201,8 @@ class BatchRun:
             try:
                 status, request_id, wait, body = self.target.post(line["url"], line["body"])
                 told["response"] = {"status_code": status, "request_id": request_id, "body": body}
-            except TimeoutError:
-                status = 503
-                sentence = (
-                    f"timeout: {self.target.server.host} has not answered within {self.target.timeout:g} s; raise --timeout"
-                )
-                told["error"] = {"code": "timeout_error", "message": sentence}
             except (OSError, http.client.HTTPException) as error:
-                status = 503
-                sentence = f"{self.target.server.host} does not answer ({why(error)})"
-                told["error"] = {"code": "connection_error", "message": sentence}
+                status, told["error"] = 503, _failure(error, self.target)
             except NoJsonError as error:
                 status = 200
                 told["error"] = {"code": "invalid_answer", "message": str(error)}
@@ -220,6 +212,15 @@ class BatchRun:
                 return _line(request, told)
             self._stopped.wait(min(max(pause, wait or 0.0), _LONGEST_PAUSE))
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _failure(error: Exception, target: Target) -> dict[str, str]:
+    """Why there is no answer."""
+    host = target.server.host
+    if isinstance(error, TimeoutError) and is_own_time(error):
+        said = f"timeout: {host} has not answered within {target.timeout:g} s; raise --timeout"
+        return {"code": "timeout_error", "message": said}
+    return {"code": "connection_error", "message": f"{host} does not answer ({why(error)})"}
 
 
 def _trouble(told: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nereid_client.addresses import AddressError, HttpAddress, why
+from nereid_client.addresses import AddressError, HttpAddress, is_own_time, why
 from nereid_client.errors import (
     CancelledError,
     ConnectionLostError,
@@ -79,19 +79,22 @@ class Chat:
         except NereidError as error:
             error.request_id = request_id
             raise
-        except TimeoutError:
-            if not sent:
-                raise ConnectionLostError(f"no gateway answers at {self.url} within {self.timeout:g} s", sent=False) from None
-            done = "has not gone on with its answer" if written else "has not answered"
-            raise DeadlineExceededError(
-                f"timeout: {self.model} at {self.url} {done} within {self.timeout:g} s; raise timeout", bare=True
-            ) from None
         except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, TimeoutError) and is_own_time(error):
+                raise self._out_of_time(sent=sent, written=bool(written)) from None
             sentence = "the connection to {} broke ({})" if sent else "no gateway answers at {} ({})"
             raise ConnectionLostError(sentence.format(self.url, why(error)), sent=sent) from None
         finally:
             connection.close()
         self.messages = [*messages, {"role": "assistant", "content": "".join(written)}]
+
+    def _out_of_time(self, *, sent: bool, written: bool) -> NereidError:
+        if not sent:
+            return ConnectionLostError(f"no gateway answers at {self.url} within {self.timeout:g} s", sent=False)
+        done = "has not gone on with its answer" if written else "has not answered"
+        return DeadlineExceededError(
+            f"timeout: {self.model} at {self.url} {done} within {self.timeout:g} s; raise timeout", bare=True
+        )
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:

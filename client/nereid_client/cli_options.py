@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from nereid_client.addresses import why
+
 Url = Annotated[
     str | None, typer.Option(help="host:port of the server.", show_default="127.0.0.1, and 8001 over grpc, 8000 over http")
 ]
@@ -21,14 +23,21 @@ def may_be_written(value: Path | None) -> Path | None:
     """As a callback of an option: whether the file can be written is known before it is made."""
     if value is None:
         return None
-    folder = value.parent
-    if value.is_dir():
-        raise typer.BadParameter(f"{value} is a folder; it must be a file")
-    if not folder.is_dir():
-        raise typer.BadParameter(f"{value} is not allowed; there is no folder {folder}")
-    if not os.access(value if value.exists() else folder, os.W_OK):
-        raise typer.BadParameter(f"{value} cannot be written; it is closed to this user")
+    try:
+        _require_room(value)
+    except OSError as error:  # its name is too long, or its folder cannot be looked into
+        raise typer.BadParameter(f"{value} cannot be written; {why(error)}") from None
     return value
+
+
+def _require_room(file: Path) -> None:
+    folder = file.parent
+    if file.is_dir():
+        raise typer.BadParameter(f"{file} is a folder; it must be a file")
+    if not folder.is_dir():
+        raise typer.BadParameter(f"{file} is not allowed; there is no folder {folder}")
+    if not os.access(file if file.exists() else folder, os.W_OK):
+        raise typer.BadParameter(f"{file} cannot be written; it is closed to this user")
 
 
 def may_be_drawn(value: Path) -> Path:

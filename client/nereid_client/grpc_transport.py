@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import re
 import threading
 import time
 from collections.abc import Coroutine, Sequence
@@ -253,10 +254,9 @@ def _typed(error: Any, url: str) -> NereidError:
     if error.code() is grpc.StatusCode.CANCELLED and own is None:  # not from here: those calls have nobody who reads this
         return ConnectionLostError("the server ended the call before its answer", sent=True)
     made = typed(error.details() or str(error.code()), str(error.code()))
-    if (
-        isinstance(made, ConnectionLostError) and not made.sent
-    ):  # gRPC says it at length, and names what the address was resolved to
-        why = str(made).rstrip("]").rpartition(": ")[2]
+    if isinstance(made, ConnectionLostError) and not made.sent:
+        # gRPC says it at length, and names what the address was resolved to; the system's number stands behind it.
+        why = re.sub(r" \(\d+\)$", "", str(made).rstrip("]").rpartition(": ")[2])
         return ConnectionLostError(f"no server answers at {url} ({why})")
     return made
 

@@ -16,7 +16,7 @@ import numpy as np
 import tritonclient.http as httpclient
 from tritonclient.utils import np_to_triton_dtype
 
-from nereid_client.addresses import why
+from nereid_client.addresses import is_own_time, why
 from nereid_client.errors import (
     CancelledError,
     ConnectionLostError,
@@ -87,9 +87,9 @@ class HttpTransport:
                 work(exchange)
             except NereidError as error:
                 tell(Failed(error))
-            except TimeoutError:
-                tell(Failed(_out_of_time(exchange)))
             except (OSError, http.client.HTTPException) as error:
+                if isinstance(error, TimeoutError) and is_own_time(error):
+                    return tell(Failed(_out_of_time(exchange)))
                 what = "the connection to {} broke ({})" if exchange.sent else "no server answers at {} ({})"
                 tell(Failed(ConnectionLostError(what.format(self._options.url, why(error)), sent=exchange.sent)))
             except Exception as error:  # an answer that cannot be read: its caller must not wait for ever

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import json
-import os
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from nereid_client.batch_cli import app as batch_app
-from nereid_client.chat import Chat
+from nereid_client.chat_cli import chat
 from nereid_client.cli_options import Timeout, Url, may_be_drawn, may_be_written
 from nereid_client.client import Client
 from nereid_client.errors import NereidError
@@ -209,55 +208,6 @@ def _written(answer: Mapping[str, Any], form: str) -> str:
     return found if isinstance(found, str) else json.dumps(found, indent=1) + "\n"
 
 
-@app.command()
-def chat(
-    message: Annotated[str | None, typer.Argument(help="One message; without it, a conversation until Ctrl-D.")] = None,
-    url: Annotated[str, typer.Option(help="host:port of `nereid serve --openai-port`.")] = "127.0.0.1:8080",
-    model: Annotated[str, typer.Option(help="The model's name, as `/v1/models` lists it.")] = "llm",
-    system: Annotated[str | None, typer.Option(help="A system message before the first turn.", show_default="none")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.", show_default="1")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens of one answer.", show_default="what the context holds")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer again.", show_default="random")] = None,
-) -> None:
-    """Talk with a served language model; answers appear as they are written, Ctrl-C stops one. The key is NEREID_API_KEY."""
-    options = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-    talk = Chat(
-        url,
-        model,
-        os.environ.get("NEREID_API_KEY", ""),
-        {name: value for name, value in options.items() if value is not None},
-        messages=[{"role": "system", "content": system}] if system else [],
-    )
-    if message is not None:
-        if not _answer(talk, message):
-            raise typer.Exit(1)
-        return
-    while True:
-        try:
-            said = input("> ")
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-        if said.strip():
-            _answer(talk, said)
-
-
-def _answer(talk: Chat, said: str) -> bool:
-    """Print one answer; False where it failed."""
-    try:
-        for piece in talk.say(said):
-            print(piece, end="", flush=True)
-        print()
-    except KeyboardInterrupt:
-        print(" (stopped)")
-    except NereidError as error:
-        say_error(error)
-        return False
-    return True
-
-
 def _open_picture(file: Path, *, is_mask: bool) -> Any:
     """Upright, and in the colours of sRGB, as a viewer shows it; of a mask the values are what they are."""
     from PIL import Image
@@ -301,6 +251,7 @@ def _forward(verb: str) -> None:
     app.command(verb, help=summary, context_settings=settings)(forward)
 
 
+app.command()(chat)
 app.command()(page)
 app.add_typer(batch_app, name="batch")
 app.command()(top)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 
 import pytest
 from typer.testing import CliRunner
 
+from nereid.serving.options import free_ports
 from nereid_client import AsyncClient, Client, ConnectionLostError, InvalidRequestError
 from nereid_client.addresses import AddressError, HttpAddress, triton_address
 from nereid_client.main import app
 
 
 def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    """One that nobody gets meanwhile."""
+    (port,) = free_ports(1)
+    return port
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,7 @@ def free_port() -> int:
         ("host.example:9000", "host.example:9000"),
         ("dns:///host.example:9000", "dns:///host.example:9000"),
         ("unix:/run/triton.sock", "unix:/run/triton.sock"),
+        ("grpc:8001", "grpc:8001"),  # a service's name in compose files
     ],
 )
 def test_a_host_alone_has_tritons_usual_port_and_names_of_grpc_stay(given: str, known: str) -> None:
@@ -38,7 +39,9 @@ def test_over_http_a_path_may_stand_behind_the_host() -> None:
     assert triton_address("host.example/triton", 8000, path=True) == "host.example:8000/triton"
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:8001", "https://host", "grpc://host:8001", "127.0.0.1:8001/v1", "", " "])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8001", "https://host", "grpc://host:8001", "127.0.0.1:8001/v1", "localhost:8001/v1", "", " "]
+)
 def test_what_is_no_address_of_a_triton_is_refused_in_a_sentence(url: str) -> None:
     with pytest.raises(InvalidRequestError, match=r"^url: '.*' is not allowed; it must be host:port$"):
         Client(url)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
+from nereid_client import answer_file
 from nereid_client.answer_file import AnswerFile
 from nereid_client.batch import BatchRun, Target, read_requests
 from nereid_client.batch_errors import BatchError
@@ -119,7 +124,7 @@ def test_every_request_is_answered_a_few_at_a_time(server: Server, tmp_path: Pat
     assert 1 < server.most <= 3
 
 
-def test_why_requests_have_failed_is_said_and_while_they_are_tried_again(tmp_path: Path) -> None:
+def test_why_requests_have_failed_is_said_and_while_they_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path, "a")
     made = CliRunner().invoke(
         app, ["batch", "run", str(source), "-o", str(tmp_path / "out"), "--url", "127.0.0.1:1", "--retries", "0"]
@@ -127,12 +132,15 @@ def test_why_requests_have_failed_is_said_and_while_they_are_tried_again(tmp_pat
     assert made.exit_code == 1
     assert "0 answers, 1 error\n" in made.output
     assert "error: the last that failed: 127.0.0.1:1 does not answer (Connection refused)" in made.output
+    monkeypatch.setattr("nereid_client.batch._FIRST_PAUSE", 60.0)
     work = BatchRun(source, tmp_path / "out", Target.of("127.0.0.1:1"), retries=1)
-    threading.Thread(target=lambda: list(work), daemon=True).start()
-    until = time.monotonic() + 10
-    while not work.trouble and time.monotonic() < until:
-        time.sleep(0.01)
+    going = threading.Thread(target=lambda: list(work), daemon=True)
+    going.start()
+    until(lambda: work.trouble)
     assert (work.trouble, work.failure) == ("127.0.0.1:1 does not answer (Connection refused)", "")
+    work._stopped.set()
+    going.join(60)
+    assert work.failure == work.trouble
 
 
 def test_what_cannot_be_taken_now_is_tried_again_and_what_is_wrong_is_not(server: Server, tmp_path: Path) -> None:
@@ -254,6 +262,19 @@ def test_a_server_that_takes_too_long_is_told_with_the_seconds_and_what_to_raise
     assert answer["error"] == {"code": "timeout_error", "message": sentence}
 
 
+def test_a_connection_that_the_system_gives_up_is_no_deadline_of_the_callers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: Any) -> Any:
+        raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+    monkeypatch.setattr(Target, "post", lost)
+    work = BatchRun(write(tmp_path, "a"), tmp_path / "out", Target.of("127.0.0.1:9"), retries=0)
+    assert list(work) == [("ra", False)]
+    sentence = "127.0.0.1:9 does not answer (Connection timed out)"
+    assert answers(tmp_path / "out")["ra"]["error"] == {"code": "connection_error", "message": sentence}
+
+
 @pytest.mark.parametrize("key", ["secret of mine", "secret-of-mine\n", "secret-caf\u00e9"])
 def test_a_key_that_no_header_could_bring_is_refused_and_not_shown(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
@@ -338,14 +359,17 @@ def test_what_is_no_file_is_never_replaced(server: Server, tmp_path: Path) -> No
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     (tmp_path / "linked").symlink_to(pipe)
-    for output in (pipe, tmp_path / "linked", Path("/dev/null")):
+    with suppress(PermissionError):
+        os.mknod(tmp_path / "device", stat.S_IFCHR | 0o666, os.makedev(1, 3))  # not the machine's own: it could be lost here
+    outputs = [file for file in (pipe, tmp_path / "linked", tmp_path / "device") if file.exists()]
+    for output in outputs:
         made = run(server, write(tmp_path, "a"), output)
         assert made.exit_code == 1, made.output
         assert "it is no regular file; answers must have one" in " ".join(made.output.split())
     made = run(server, write(tmp_path, "a"), tmp_path)
     assert (made.exit_code, "is a folder; it must be a file" in " ".join(made.output.replace("│", "").split())) == (2, True)
     assert pipe.is_fifo()
-    assert Path("/dev/null").is_char_device()
+    assert all(not output.is_file() for output in outputs)
     assert not list(tmp_path.glob("*.part"))
     made = run(server, pipe, tmp_path / "out")
     assert "it is no regular file; requests must be in one" in " ".join(made.output.split())
@@ -382,6 +406,26 @@ def test_a_link_and_who_may_read_the_answers_stay_as_they_are(server: Server, tm
     assert link.is_symlink()
     assert target.stat().st_mode & 0o777 == 0o600
     assert sorted(answers(target)) == ["rone", "rtwo"]
+
+
+def test_where_there_are_no_locks_nothing_that_is_replaced_is_open(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows replaces no file that is open, and by none that is."""
+    monkeypatch.setattr(answer_file, "fcntl", None)
+    replace, inside = Path.replace, list[str]()
+
+    def noted(self: Path, target: Path) -> Path:
+        inside.extend(file.path for file in psutil.Process().open_files() if Path(file.path).parent == tmp_path)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", noted)
+    source, output = write(tmp_path, "one", "two"), tmp_path / "out"
+    server.first = {"two": [400]}
+    assert run(server, source, output).exit_code == 1
+    assert run(server, source, output).exit_code == 0
+    assert sorted(answers(output)) == ["rone", "rtwo"]
+    assert inside == []
 
 
 def test_a_file_in_which_all_is_good_is_not_written_again(server: Server, tmp_path: Path) -> None:

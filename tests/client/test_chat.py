@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import threading
@@ -11,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from nereid_client import (
     ConnectionLostError,
@@ -21,6 +23,7 @@ from nereid_client import (
     UnavailableError,
 )
 from nereid_client.chat import Chat
+from nereid_client.main import app
 
 
 @contextmanager
@@ -85,6 +88,25 @@ def test_a_gateway_that_is_silent_for_too_long_is_a_deadline(told: tuple[str, ..
             list(Chat(url, timeout=0.5).say("hello"))
         ended.set()
     assert str(raised.value) == f"timeout: llm at {url} {done} within 0.5 s; raise timeout"
+
+
+def test_a_connection_that_the_system_gives_up_is_no_deadline_of_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object) -> None:
+        raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+    with gateway(200, piece("a")) as url:
+        monkeypatch.setattr("http.client.HTTPConnection.getresponse", lost)
+        with pytest.raises(ConnectionLostError, match=rf"^the connection to {url} broke \(Connection timed out\)$") as raised:
+            list(Chat(url).say("hello"))
+    assert raised.value.sent
+
+
+def test_the_command_waits_as_long_as_it_is_told_and_takes_an_address_of_openais_api() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        made = CliRunner().invoke(app, ["chat", "hello", "--url", url, "--timeout", "0.3"])
+    assert made.exit_code == 1
+    assert f"timeout: llm at {url} has not answered within 0.3 s; raise timeout" in made.output
 
 
 def test_nobody_there_is_said_so() -> None:

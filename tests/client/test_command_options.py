@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from nereid_client.main import app
@@ -34,6 +35,7 @@ def section(tmp_path: Path) -> Path:
         ("nowhere/made.png", "is not allowed; there is no folder"),
         ("section.html/made.png", "is not allowed; there is no folder"),
         ("folder.png", "is a folder; it must be a file"),
+        (f"{'a' * 300}.png", ".png cannot be written; File name too long"),
     ],
 )
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_made(section: Path, target: str, said: str) -> None:
@@ -78,5 +80,8 @@ def test_what_is_outside_a_fields_bounds_is_refused_before_a_server_is_asked(wor
 def test_help_tells_what_every_option_is_where_it_is_absent(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 400)
     lines = [line for line in CliRunner().invoke(app, [command, "--help"]).output.splitlines() if re.search(r"│ +-", line)]
-    assert len(lines) > 5
-    assert [line.strip("│ ") for line in lines if "[default: " not in line and "<bool>" not in line] == []
+    parameters = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    switches = {"--help", *(name for one in parameters if getattr(one, "is_flag", False) for name in one.opts)}
+    valued = [line.strip("│ ") for line in lines if not switches & set(re.split(r"[\s│]+", line))]
+    assert len(valued) > 5
+    assert [line for line in valued if "[default: " not in line] == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -406,6 +407,21 @@ def test_over_http_a_refusal_in_tritons_form_and_in_openais_is_its_sentence(erro
         with Client(address, protocol="http", retries=0) as client, pytest.raises(InvalidRequestError, match=said):
             client.generate_text("hello")
         server.shutdown()
+
+
+def test_over_http_a_connection_that_the_system_gives_up_is_no_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: object) -> None:
+        raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+    monkeypatch.setattr("http.client.HTTPConnection.getresponse", lost)
+    with http_server({"llm": lambda tensors: iter(())}) as (port, _):
+        said = rf"^the connection to {url(port)} broke \(Connection timed out\)$"
+        with (
+            Client(url(port), protocol="http", retries=0, replays=0) as client,
+            pytest.raises(ConnectionLostError, match=said) as end,
+        ):
+            client.generate_text("hello")
+    assert end.value.sent
 
 
 def test_a_truncated_answer_over_http_is_a_broken_connection() -> None:

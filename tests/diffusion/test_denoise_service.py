@@ -465,8 +465,7 @@ def test_an_answer_tells_the_decoder_whose_it_is_and_what_time_is_left() -> None
 def test_a_run_whose_picture_is_being_decoded_is_running_and_can_be_cancelled() -> None:
     with serving() as service:
         draw(service, run_id=text("run")).wait()
-        while watch(service, "run").state != "done":
-            pass
+        until(lambda: watch(service, "run").state == "done")
         assert ask(service, decoding=text("run")).state == "running"
         assert watch(service, "run").state == "running"
         assert ask(service, cancel=text("run")).state == "running"

@@ -256,7 +256,7 @@ class Owner:
     def died(self, reason):
         print(reason, flush=True)
 
-worker = Worker(WorkerOptions(function="toy_worker:run", name="toy", silent_seconds=1.0, watchdog_seconds=1.0), Owner())
+worker = Worker(WorkerOptions(function="toy_worker:run", name="toy", silent_seconds=3.0, watchdog_seconds=3.0), Owner())
 sys.stdin.read()
 worker.stop()
 """
@@ -271,7 +271,7 @@ def test_a_worker_is_left_alone_when_all_have_stood_still() -> None:
         pid = int(watcher.stdout.readline())
         for stopped in (watcher.pid, pid):
             os.kill(stopped, signal.SIGSTOP)
-        time.sleep(1.5)
+        time.sleep(3.5)
         os.kill(watcher.pid, signal.SIGCONT)  # it wakes first
         time.sleep(0.4)
         os.kill(pid, signal.SIGCONT)

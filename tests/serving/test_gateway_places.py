@@ -21,6 +21,7 @@ from nereid_client.errors import QueueFullError
 from gateway_before import gateway, small_repository
 from scripted import image
 from small_servers import Tensors, grpc_server
+from waiting import until
 
 
 def write_config(repository: Path, model: str, instances: int = 1, **parameters: int) -> None:
@@ -118,8 +119,8 @@ def test_what_cannot_have_a_place_is_refused_unasked_and_the_next_is_served(tmp_
         ThreadPoolExecutor(6) as pool,
     ):
         inside = [pool.submit(api.post, "/v1/images/generations", json=body) for _ in range(6)]
-        while len(asked) < 6:
-            assert not any(job.done() for job in inside)
+        until(lambda: len(asked) == 6 or any(job.done() for job in inside))
+        assert not any(job.done() for job in inside)
         refused = api.post("/v1/images/generations", json=body)
         assert (refused.status_code, refused.json()["error"]["code"], refused.headers["retry-after"]) == (503, "queue_full", "1")
         assert len(asked) == 6

@@ -11,7 +11,8 @@ import httpx
 import openai
 import pytest
 
-from batch_gateway import Model, answers, begin, ended, line, serving, until
+from batch_gateway import Model, answers, begin, ended, line, serving
+from waiting import until
 
 
 def test_every_request_of_a_cancelled_batch_is_in_one_of_its_files(tmp_path: Path, model: Model) -> None:
@@ -92,9 +93,13 @@ def test_very_many_small_files_have_a_bound_too(tmp_path: Path, model: Model) ->
         sent = [plain.post("files", files={"file": b""}, data={"purpose": "batch"}) for _ in range(258)]
         assert [answer.status_code for answer in sent] == [200] * 256 + [400] * 2
         assert sent[-1].json()["error"]["code"] == "storage_limit_exceeded"
-        begun = time.monotonic()
-        assert len(client.files.list(limit=3).data) == 3
-        assert time.monotonic() - begun < 1
+
+        def listing() -> float:
+            begun = time.monotonic()
+            assert len(client.files.list(limit=3).data) == 3
+            return time.monotonic() - begun
+
+        assert min(listing() for _ in range(5)) < 1  # a machine that stands still for a while makes one late, and not all
 
 
 @pytest.mark.parametrize(

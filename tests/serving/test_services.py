@@ -130,7 +130,7 @@ from nereid.serving.child import Child
 from nereid.serving.services import KeptService, KeptServices
 kept = KeptServices()
 make = lambda heart: Child([sys.executable, "-c", sys.argv[1], str(heart), sys.argv[2]], os.environ, pass_fds=[heart])
-service = KeptService("the gateway", make, silent_seconds=1.5)
+service = KeptService("the gateway", make, silent_seconds=3.0)
 kept.add(service)
 kept.start()
 print("up", flush=True)
@@ -149,7 +149,7 @@ def test_service_is_left_alone_when_all_have_stood_still(tmp_path: Path) -> None
         keeper.stdout.readline()
         os.kill(keeper.pid, signal.SIGSTOP)
         may_beat.unlink()  # the service stands still as well, and wakes a little later
-        time.sleep(2.0)
+        time.sleep(3.5)
         os.kill(keeper.pid, signal.SIGCONT)
         time.sleep(0.5)
         may_beat.touch()
