@@ -281,7 +281,7 @@ def test_a_choice_that_fails_leaves_the_repository_as_it_was(repository: Path, m
 def test_a_repository_without_a_choice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="nothing here was exported with --engine auto"):
         remeasure(tmp_path, Silent())
-    with pytest.raises(ExportError, match="no such folder"):
+    with pytest.raises(ExportError, match="is no folder; it must be an exported repository"):
         remeasure(tmp_path / "none", Silent())
 
 

@@ -221,7 +221,7 @@ def test_what_cannot_be_calibrated_is_refused_in_one_sentence(
         (options(copied, checkpoints["sd"], name="other"), "nothing here was exported as the pipeline other_text_to_image"),
         (options(copied, checkpoints["sd"], schedulers=("fast",)), "--scheduler: 'fast' is not allowed"),
         (options(copied, checkpoints["sd"], steps=(2,)), "--steps: 2 is not allowed"),
-        (options(tmp_path / "none", checkpoints["sd"]), "no such folder"),
+        (options(tmp_path / "none", checkpoints["sd"]), "is no folder; it must be an exported repository"),
     ):
         with pytest.raises(ExportError, match=said):
             calibrate(chosen, Silent())
