@@ -360,9 +360,10 @@ def test_zoo_score_layout_refuses_widths_that_cannot_be_read(tmp_path: Path, tol
 
 def test_zoo_score_layouts_table_has_the_names_of_its_json(tmp_path: Path) -> None:
     save(awake(), tmp_path)
-    command = ["score", "layout", "--count", "1", "--steps", "1", "--seeds", "1", "--path", str(tmp_path), "--task", "size"]
-    table = CliRunner().invoke(app, command, env={"COLUMNS": "160"}).output
-    assert "spotless" in table
+    command = ["score", "layout", "--count", "2", "--steps", "1", "--seeds", "1", "--path", str(tmp_path), "--task", "size"]
+    done = CliRunner().invoke(app, [*command, "--features", str(tmp_path)], env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output
+    assert "spotless" in done.output
 
 
 def score_neighbours(count: int) -> object:
