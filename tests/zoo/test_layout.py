@@ -179,6 +179,19 @@ def test_progress_is_told_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told == [2, 4, 5]
 
 
+def test_one_brief_has_no_distance() -> None:
+    asked = held_out_sections(2)
+    told: list[int] = []
+    for count in (1, 2):
+        score_layouts(
+            flow_drawer(asked),
+            asked.sections[:count],
+            seeds=1,
+            distance=lambda sections, boxes: told.append(len(sections)) or 0.0,
+        )
+    assert told == [2]
+
+
 def test_spoiled_layouts_are_other_layouts_of_the_same_section() -> None:
     rng = Random(8)
     for section, boxes in (sample_row(rng) for _ in range(10)):

@@ -56,7 +56,7 @@ class LayoutScore:
     elements' greatest ways of an edge in repair, CSS pixels. `inversions_before` and `inversions`: pairs of siblings in the wrong
     order, in all layouts together; `kendall_tau` before repair. `spotless`: no warning after repair either. `score` is the mean
     after repair. `diversity`: mean 1 - MaxIoU of four seeds after repair. `fid`: from training layouts, after repair; None
-    without a network that measures it. `broken_before`, `broken`: briefs by check.
+    without a network that measures it, and of one brief, which has no covariance. `broken_before`, `broken`: briefs by check.
     """
 
     briefs: int
@@ -161,7 +161,7 @@ def score_layouts(
         kendall_tau=mean(taus),
         score=mean(scores),
         diversity=mean(differences) if differences else 0.0,
-        fid=distance(sections, repaired) if distance else None,
+        fid=distance(sections, repaired) if distance and len(sections) > 1 else None,
         broken_before=_broken(before),
         broken=_broken(after),
     )
