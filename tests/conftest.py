@@ -90,9 +90,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByServer(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
+TERMINALS = ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "TERMINAL_WIDTH", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+"""Variables by which Typer, when it is imported, and rich take a file for a terminal of colours, or of another width."""
+
+
 def pytest_configure() -> None:
-    """Tests interrupt themselves and their children, also where a shell has started them in the background (SIGINT ignored)."""
+    """Tests interrupt themselves and their children, also where a shell has started them in the background (SIGINT ignored).
+
+    What commands say is the same wherever tests run.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in TERMINALS:
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(autouse=True)

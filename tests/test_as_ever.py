@@ -7,8 +7,10 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,7 +43,7 @@ def test_what_draws_without_a_seed_draws_the_same_whatever_drew_before(drawn: tu
     ("change", "said"),
     [
         (lambda: os.chdir("/"), "the working folder: /, not "),
-        (lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN), "SIGTERM: 1, not 0"),
+        (lambda: signal.signal(signal.SIGTERM, lambda *_: None), "SIGTERM: <function "),
         (lambda: setattr(sys, "stdout", sys.stderr), "sys.stdout: "),
         (lambda: socket.setdefaulttimeout(1), "sockets' timeout: 1.0, not None"),
         (gc.disable, "garbage collection: False, not True"),
@@ -74,3 +76,20 @@ def test_what_a_command_says_of_a_long_path_is_in_one_piece() -> None:
     path = "/".join(["nowhere"] * 20)
     done = CliRunner().invoke(app, ["train", "shapes-tiny-vae", "--out", "out", "--teacher", path])
     assert f"{path} is not allowed; it must be a painter of shapes" in done.output
+
+
+HELP = """
+import conftest
+conftest.pytest_configure()
+from typer.testing import CliRunner
+from nereid_client.main import app
+print(CliRunner().invoke(app, ["top", "--help"]).output)
+"""
+
+
+def test_what_a_command_says_has_no_colours_where_a_runner_of_tests_wants_some() -> None:
+    path = os.pathsep.join([str(Path(__file__).parent), *(folder for folder in sys.path if folder)])
+    wants = {"FORCE_COLOR": "1", "GITHUB_ACTIONS": "true", "PYTHONPATH": path}
+    said = subprocess.run([sys.executable, "-c", HELP], env={**os.environ, **wants}, capture_output=True, text=True, check=True)
+    assert "--interval" in said.stdout
+    assert "\x1b" not in said.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -237,6 +238,25 @@ def test_settled_training_leaves_the_routers_and_the_widths(checkpoint: Path, tm
     assert torch.equal(fitted.router.weight, before)
     assert fitted.widths == network.widths
     assert not torch.equal(fitted.transformer.last.weight, load(checkpoint).last.weight)
+
+
+def test_how_much_of_a_training_is_done_is_by_the_same_clock_as_its_steps(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of so few steps as tests take, too, the last aim at what was asked for."""
+    targets: list[float] = []
+
+    def noted(*given: Any) -> Any:
+        targets.append(given[6])
+        return step_losses(*given)
+
+    monkeypatch.setattr("nereid_zoo.layout.dynamic_train.step_losses", noted)
+    plan = DynamicPlan(source=checkpoint, work=tmp_path, minutes=0.05, batch_size=4, groups=GROUPS, flops=0.3)
+    teacher = load(checkpoint)
+    fit(plan, teacher, DynamicLayoutTransformer.of(teacher, GROUPS), routing=True)
+    assert 8 <= len(targets) <= 10
+    assert 0.8 < targets[0] < 1
+    assert targets[-1] == pytest.approx(0.3)
 
 
 def test_the_command_trains_and_refuses(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
