@@ -73,7 +73,7 @@ def annotation(field: RequestField) -> Any:
     """A field's type in Python: numbers and texts are checked here, ranges by the server against its own limits."""
     if -1 in field.shape and not field.listed:
         return Any
-    kind = Annotated[str, BeforeValidator(_as_text)] if field.or_number else _TYPES[field.dtype]
+    kind: Any = Annotated[str, BeforeValidator(_as_text)] if field.or_number else _TYPES[field.dtype]
     if field.scalar:
         return kind | None
     several: Any = tuple.__class_getitem__((kind, ...) if field.listed else (kind,) * field.shape[0])

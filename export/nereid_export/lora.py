@@ -144,7 +144,7 @@ def _of_diffusers(
     from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
     from diffusers.utils import convert_state_dict_to_diffusers, convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 
-    state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(tensors, unet_config=SimpleNamespace(**unet_config))
+    state, alphas, *_ = StableDiffusionLoraLoaderMixin.lora_state_dict(tensors, unet_config=SimpleNamespace(**unet_config))
     converted: dict[str, Callable[[Any], Any]] = {
         "unet": convert_unet_state_dict_to_peft,
         "text_encoder": lambda found: convert_state_dict_to_peft(convert_state_dict_to_diffusers(found)),

@@ -82,6 +82,7 @@ class Unet(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         dtype: torch.dtype = self.unet.dtype
         seen: list[Tensor] = []
+        watching: Any = None
         if self.branch is not None:
             entered = self.unet.up_blocks[-1].resnets[-1 - self.branch]
             watching = entered.register_forward_pre_hook(lambda module, given: seen.append(given[0]))

@@ -179,7 +179,8 @@ class _Arranger:
 
     def flow(self, block: tuple[int, ...], span: _Span, y: int, centered: bool) -> int:
         """Labels side by side as long as there is room, then in the next row; 48 px high."""
-        gap, rows = self.how.gap, [[]]  # type: tuple[int, list[list[tuple[int, int]]]]
+        gap = self.how.gap
+        rows: list[list[tuple[int, int]]] = [[]]
         used = 0
         for place in block:
             width = min(round_up(needed_width(self.section.elements[place], self.section.canvas) + 2 * UNIT), span.width)

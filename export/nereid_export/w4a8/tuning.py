@@ -32,8 +32,8 @@ class _Rounded(torch.autograd.Function):
         return torch.round(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return grad_outputs[0]
 
 
 def rounded(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 
 from nereid.serving.gateway.errors import ApiError, caller_gone
@@ -69,6 +70,7 @@ async def read_body(request: Request, schema: type[B], lenient: bool = False, *,
 def made_of(value: dict[str, Any], request: Request, schema: type[B], lenient: bool) -> B:
     """What was sent as `schema`; raises ApiError with one sentence that names the field."""
     ignored: list[str] = []
+    problems: list[ErrorDetails] = []
     for _ in range(_MOST_LOOKS):
         try:
             return schema.model_validate(value)

@@ -91,6 +91,7 @@ def fine_tune(
     optimizer = torch.optim.Adam([{"params": [parameter], "share": share} for parameter, share in parameters], betas=(0.9, 0.99))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
+        step = 0
         for step, taught in enumerate(_lessons(teacher, flow, rows)):
             done = (monotonic() - begun) / (60 * minutes)
             if done >= 1:

@@ -220,6 +220,7 @@ def distil_matching(plan: DistillationPlan, teacher: Teacher, student: UNet2DCon
         return torch.randint(least, most, (plan.batch_size,), generator=generator, device=plan.device)
 
     for step, rate in schedule("matching", plan.matching_minutes, peak=1e-4):
+        wrong = torch.tensor(torch.nan)
         for _ in range(plan.fake_updates):
             states = captions(plan, teacher, rng)
             with torch.no_grad():
