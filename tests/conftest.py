@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import logging
 import os
 import shutil
 import signal
@@ -102,42 +101,6 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in TERMINALS:
         os.environ.pop(name, None)
-
-
-@pytest.fixture(autouse=True)
-def logging_as_ever(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test that leaves later ones to hear less fails; what fixtures of many tests have changed is put back before.
-
-    pytest's two handlers live as long as it does, and it hands them to loggers that do not propagate: a library that sets
-    its own handlers' levels sets theirs as well, for all later tests.
-    """
-    plugin = request.config.pluginmanager.get_plugin("logging-plugin")
-    handlers = [plugin.caplog_handler, plugin.report_handler]
-    if plugin.log_level is not None:  # `--log-level` sets them for each test
-        yield
-        return
-
-    def state() -> tuple[int, int, bool, list[Any], list[int]]:
-        root = logging.root
-        return root.level, root.manager.disable, root.disabled, list(root.filters), [handler.level for handler in handlers]
-
-    def put_back() -> None:
-        level, disabled, logging.root.disabled, filters, levels = AS_EVER
-        logging.root.filters = list(filters)
-        logging.disable(disabled)
-        logging.root.setLevel(level)
-        for handler, its_level in zip(handlers, levels, strict=True):
-            handler.setLevel(its_level)
-
-    put_back()
-    yield
-    found = state()
-    put_back()
-    assert found == AS_EVER, f"{request.node.nodeid} left logging as {found}, not {AS_EVER}"
-
-
-AS_EVER: tuple[int, int, bool, list[Any], list[int]] = (logging.WARNING, logging.NOTSET, False, [], [logging.NOTSET] * 2)
-"""Of logging: the root's level, what is disabled, whether the root is, its filters, and the levels of pytest's handlers."""
 
 
 @pytest.fixture(scope="session", autouse=True)

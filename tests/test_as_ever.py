@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import random
 import signal
@@ -55,6 +56,27 @@ def test_what_a_test_leaves_changed_of_the_process_is_named_and_put_back(change:
     """As this one is, which would fail otherwise."""
     with pytest.raises(AssertionError, match=f"^a test left {said}"), left_as_found("a test"):
         change()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda handler: handler.setLevel(logging.ERROR),
+        lambda handler: logging.root.setLevel(logging.ERROR),
+        lambda handler: logging.disable(logging.ERROR),
+        lambda handler: logging.root.addFilter(lambda record: False),
+    ],
+)
+def test_a_test_that_leaves_later_ones_to_hear_less_is_named_and_what_fixtures_changed_is_put_back_before(
+    change: Callable[[logging.Handler], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    handlers = (caplog.handler, logging.NullHandler())
+    with pytest.raises(AssertionError, match=r"^a test left logging: \("), left_as_found("a test", handlers):
+        change(caplog.handler)
+    change(caplog.handler)
+    with left_as_found("a test", handlers):
+        logging.getLogger("nereid.here").warning("heard")
+    assert [record.message for record in caplog.records] == ["heard"]
 
 
 def test_the_environment_and_the_recursion_limit_are_put_back() -> None:
