@@ -252,7 +252,8 @@ def make_smallest_sdxl(folder: Path) -> Path:
 
 def make_layout(folder: Path, **settings: Any) -> Path:
     """A layout transformer whose zeros are replaced: as training starts with it, it answers nothing."""
-    from nereid_zoo.layout.model import LayoutTransformer, save
+    from nereid_zoo.layout.folders import save
+    from nereid_zoo.layout.model import LayoutTransformer
 
     torch.manual_seed(0)
     transformer = LayoutTransformer(**(settings or {"width": 48, "layers": 2, "heads": 3, "mlp_ratio": 2}))
@@ -271,7 +272,7 @@ def make_dynamic_layout(folder: Path, *, tokens: bool = False, **settings: Any) 
     """
     from nereid_zoo.layout.dynamic import DynamicLayoutTransformer
     from nereid_zoo.layout.dynamic_train import save_dynamic
-    from nereid_zoo.layout.model import load
+    from nereid_zoo.layout.folders import load
 
     make_layout(folder, **settings)
     network = DynamicLayoutTransformer.of(load(folder), groups=6)

@@ -41,7 +41,8 @@ from nereid_zoo.cli import app as zoo
 from nereid_zoo.layout.batches import sample_row
 from nereid_zoo.layout.component import TOKENS, Velocity, layout_component
 from nereid_zoo.layout.draw import draw, draw_tokens, flow_of
-from nereid_zoo.layout.model import LayoutTransformer, load, time_waves
+from nereid_zoo.layout.folders import load
+from nereid_zoo.layout.model import LayoutTransformer, time_waves
 from nereid_zoo.layout.observed import OF_CONDITION, Observer, layer_names
 from nereid_zoo.layout.quantised import QuantisedTransformer
 from nereid_zoo.layout.rounding import quantised_layers

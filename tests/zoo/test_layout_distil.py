@@ -24,7 +24,8 @@ from nereid_zoo.layout.distil import (
     trainable,
 )
 from nereid_zoo.layout.draw import Flow, draw
-from nereid_zoo.layout.model import LayoutTransformer, load
+from nereid_zoo.layout.folders import load
+from nereid_zoo.layout.model import LayoutTransformer
 from nereid_zoo.layout.observed import Observer
 from nereid_zoo.layout.quantised import QuantisedTransformer
 from nereid_zoo.layout.rounding import quantised_layers

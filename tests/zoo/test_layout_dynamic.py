@@ -21,7 +21,8 @@ from nereid_zoo.layout.batches import Batches
 from nereid_zoo.layout.draw import torch_predict
 from nereid_zoo.layout.dynamic import DynamicLayoutTransformer, Width, load_dynamic, ranges, straight_through
 from nereid_zoo.layout.dynamic_train import DynamicPlan, fit, step_losses, train_dynamic
-from nereid_zoo.layout.model import LayoutTransformer, load
+from nereid_zoo.layout.folders import load
+from nereid_zoo.layout.model import LayoutTransformer
 from nereid_zoo.layout.slices import NarrowBlock
 from nereid_zoo.optimisation import optimizer_of, optimizer_step
 

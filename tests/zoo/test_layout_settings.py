@@ -16,7 +16,8 @@ from nereid.layout.tokens import tokens_of
 from nereid_zoo.layout.batches import sample_row
 from nereid_zoo.layout.draw import draw, noise_of
 from nereid_zoo.layout.dynamic import load_dynamic
-from nereid_zoo.layout.model import LayoutTransformer, load
+from nereid_zoo.layout.folders import load
+from nereid_zoo.layout.model import LayoutTransformer
 from nereid_zoo.layout.observed import Observer
 from nereid_zoo.layout.quantised import QuantisedTransformer
 from nereid_zoo.layout.rounding import quantised_layers

@@ -17,7 +17,7 @@ from nereid_zoo.layout.batches import Batches
 from nereid_zoo.layout.draw import torch_predict
 from nereid_zoo.layout.dynamic import DynamicLayoutTransformer, load_dynamic
 from nereid_zoo.layout.dynamic_train import DynamicPlan, train_dynamic
-from nereid_zoo.layout.model import load
+from nereid_zoo.layout.folders import load
 from nereid_zoo.layout.skipping import Routing, SkippingBlock, counted
 from nereid_zoo.layout.token_train import BOTH, MODES, TOKENS, WIDTHS, as_runs, step_losses
 from nereid_zoo.layout.train import LEVEL_POWER

@@ -31,8 +31,9 @@ from nereid_zoo.layout.component import layout_component
 from nereid_zoo.layout.draw import Flow, draw, draw_tokens, flow_of, noise_of, torch_predict
 from nereid_zoo.layout.features import Spoiled, features_of, frechet_distance, spoil
 from nereid_zoo.layout.features_model import train_features
+from nereid_zoo.layout.folders import load, save
 from nereid_zoo.layout.losses import losses, sibling_overlap, unaligned
-from nereid_zoo.layout.model import LayoutTransformer, load, save
+from nereid_zoo.layout.model import LayoutTransformer
 from nereid_zoo.layout.train import PHASES, TrainingPlan, fit, step_losses, tensors, train
 from nereid_zoo.optimisation import optimizer_of, optimizer_step
 from nereid_zoo.stages import StageError
@@ -329,6 +330,31 @@ def test_zoo_score_layout_prints_the_transformer_beside_its_baselines(tmp_path: 
     assert list(rows) == ["transformer", "training data", "flow", "nearest neighbour"]
     assert rows["transformer"]["passed_after"] == 100
     assert rows["transformer"]["passed_before"] < 100 == rows["training data"]["passed_before"]
+
+
+def test_zoo_score_layout_has_canvases_of_one_width_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nereid_zoo.layout import score
+
+    save(awake(), tmp_path)
+    seen: list[int] = []
+
+    def baselines(asked: score.Asked, task: score.Task) -> dict[str, score.Drawer]:
+        seen.extend(section.canvas.width for section in asked.sections)
+        return {}
+
+    monkeypatch.setattr(score, "baselines", baselines)
+    command = ["score", "layout", "--count", "3", "--steps", "1", "--seeds", "1", "--path", str(tmp_path)]
+    done = CliRunner().invoke(app, [*command, "--canvas-width", "1024", "--json"])
+    assert done.exit_code == 0, done.output
+    assert (json.loads(done.stdout)["canvas_width"], seen) == (1024, [1024] * 3)
+    for wrong, said in (
+        ("100", "'--canvas-width': Input should be greater than or equal to 240"),
+        ("1024 --task refine", "1024 is not allowed beside --task"),
+    ):
+        refused = CliRunner().invoke(app, [*command, "--canvas-width", *wrong.split()])
+        assert (refused.exit_code, said in refused.output) == (2, True), refused.output
 
 
 def test_zoo_score_layout_of_drafts_has_the_draft_as_a_baseline(tmp_path: Path) -> None:

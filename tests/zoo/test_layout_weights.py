@@ -20,7 +20,7 @@ from nereid_zoo.layout.draw import DYNAMIC, flow_of
 from nereid_zoo.layout.dynamic import load_dynamic
 from nereid_zoo.layout.features import features_of
 from nereid_zoo.layout.features_model import LayoutFeatures
-from nereid_zoo.layout.model import load
+from nereid_zoo.layout.folders import load
 from nereid_zoo.layout.weights import WeightsError
 
 from checkpoints import make_dynamic_layout, make_layout

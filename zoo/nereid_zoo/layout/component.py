@@ -19,7 +19,8 @@ from nereid_export.components import Component, TensorSpec, finite
 from nereid_export.engines.check import random_inputs
 from nereid_zoo.layout.draw import DYNAMIC
 from nereid_zoo.layout.dynamic import DynamicLayoutTransformer, Width, load_dynamic
-from nereid_zoo.layout.model import NUMBERED, LayoutTransformer, load
+from nereid_zoo.layout.folders import load
+from nereid_zoo.layout.model import NUMBERED, LayoutTransformer
 from nereid_zoo.layout.skipping import Routing, above, counted
 
 NEARLY = 1e-3

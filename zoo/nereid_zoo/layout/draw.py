@@ -135,7 +135,7 @@ def torch_predict(folder: Path, *, widths: bool = False, tokens: bool = False) -
     import torch
 
     from nereid_zoo.layout.dynamic import load_dynamic
-    from nereid_zoo.layout.model import load
+    from nereid_zoo.layout.folders import load
 
     transformer: Callable[..., torch.Tensor] = load(folder)
     if widths or tokens:

@@ -22,7 +22,8 @@ from nereid.engines.digests import digest_of_files
 from nereid_zoo.layout.batches import Batch, Batches
 from nereid_zoo.layout.draw import DYNAMIC, flow_of
 from nereid_zoo.layout.dynamic import DynamicLayoutTransformer, run_timesteps, straight_through
-from nereid_zoo.layout.model import LayoutTransformer, load
+from nereid_zoo.layout.folders import load
+from nereid_zoo.layout.model import LayoutTransformer
 from nereid_zoo.layout.teaching import PEAK, RAMP, Step, taught_by
 from nereid_zoo.layout.token_train import TokenPlan, fit_tokens
 from nereid_zoo.layout.train import noisy

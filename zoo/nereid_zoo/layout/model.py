@@ -7,29 +7,20 @@ child, sibling, how far apart in reading order) is a learned bias of the attenti
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, FlowMatchEulerDiscreteScheduler, ModelMixin, __version__
+from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional
 
 from nereid.layout.elements import MAX_ELEMENTS, ElementClass
-from nereid.layout.known_widths import KnownWidths
-from nereid.layout.settings import TRAIN_TIMESTEPS
 from nereid.layout.tokens import CANVAS, CONTENT, MOST_DEPTH, SCALE
-from nereid_zoo.layout.briefs import WIDTHS
 from nereid_zoo.layout.relations import RELATIONS, relations
-from nereid_zoo.layout.weights import read_network
-from nereid_zoo.stages import forget_places
 
-SCHEDULER_CONFIG = {"num_train_timesteps": TRAIN_TIMESTEPS, "shift": 0.08, "stochastic_sampling": True}
-"""Of the shifts 1, 0.3, 0.15, 0.08, 0.05 and 0.03, with fresh noise and without, what passes most checks on briefs trained on."""
 FREQUENCIES = (1.0, 2.0, 4.0, 8.0)
 """Of box coordinates, in half turns a unit: the highest turns once in 80 px."""
 GRID_PERIODS = (8, 16, 32)
@@ -280,23 +271,3 @@ def time_waves(timestep: Tensor, width: int) -> Tensor:
     rates = torch.exp(torch.arange(half, device=timestep.device) * (-math.log(10_000) / half))
     turned = timestep[:, None] * rates
     return torch.cat([turned.sin(), turned.cos()], -1)
-
-
-def save(transformer: LayoutTransformer, destination: Path) -> None:
-    """An ordinary diffusers folder: `transformer` (safetensors), `scheduler`, `model_index.json`."""
-    transformer.save_pretrained(destination / "transformer", safe_serialization=True)
-    FlowMatchEulerDiscreteScheduler(**SCHEDULER_CONFIG).save_pretrained(destination / "scheduler")
-    index = {
-        "_class_name": "LayoutPipeline",
-        "_diffusers_version": __version__,
-        "canvas_widths": KnownWidths.of(WIDTHS).written(),
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "transformer": ["nereid_zoo.layout.model", "LayoutTransformer"],
-    }
-    (destination / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    forget_places(destination)
-
-
-def load(folder: Path) -> LayoutTransformer:
-    """The transformer of such a folder, in float32; raises WeightsError."""
-    return read_network(LayoutTransformer, folder / "transformer", SETTINGS_BEFORE)

@@ -13,8 +13,9 @@ from torch import Tensor
 from nereid.layout.settings import TRAIN_TIMESTEPS
 from nereid.layout.tokens import Tokens
 from nereid_zoo.layout.batches import Batch, Batches
+from nereid_zoo.layout.folders import save
 from nereid_zoo.layout.losses import Losses, losses
-from nereid_zoo.layout.model import LayoutTransformer, save
+from nereid_zoo.layout.model import LayoutTransformer
 from nereid_zoo.optimisation import in_bf16, optimizer_of, optimizer_step, report, schedule, update_ema
 from nereid_zoo.stages import finished_stage
 
